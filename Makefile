@@ -1,0 +1,92 @@
+# Everything starts from a Python >= 3.11 with venv, and from nothing else. `make help` lists the targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?= smollm2-135m
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+RUNTIME := $(VENV)/.runtime
+DEVELOPMENT := $(VENV)/.development
+
+# The first interpreter that is new enough; asked for only when the environment has to be made.
+PYTHON ?= $(shell for p in python3 python python3.11 python3.12 python3.13 python3.14; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+
+EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
+	$(wildcard examples/adapters/*/adapter_config.json)))
+
+.PHONY: help install dev pull serve test check format docs bench lock clean
+
+help: ## This list.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+install: $(RUNTIME) ## Make .venv with what serving needs.
+
+dev: $(DEVELOPMENT) ## Add what tests, checks and benchmarks need.
+
+$(RUNTIME): pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; set PYTHON=/path/to/python" >&2; exit 2; }
+	@echo "Installing what requirements.lock lists into $(VENV) with $$($(PYTHON) --version); a minute or two"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(PIP) install --quiet -r requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEVELOPMENT): $(RUNTIME) requirements-dev.lock
+	@echo "Adding what requirements-dev.lock lists"
+	@$(PIP) install --quiet -r requirements.lock -r requirements-dev.lock
+	@touch $@
+
+pull: $(RUNTIME) ## Fetch MODEL into the data directory.
+	$(BIN)/manylora pull $(MODEL)
+
+serve: $(RUNTIME) ## Serve MODEL with the example adapters on HOST:PORT.
+	@exec $(BIN)/manylora serve --model $(MODEL) --host $(HOST) --port $(PORT) --adapter-root examples/adapters \
+		$(foreach name,$(EXAMPLES),--adapter $(name)=examples/adapters/$(name))
+
+test: $(DEVELOPMENT) ## Run all tests; fetches the real model they need.
+	$(BIN)/manylora pull smollm2-135m
+	$(BIN)/python -m pytest
+
+check: $(DEVELOPMENT) ## Lint, formatting, types, and the import rules.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_imports.py
+
+format: $(DEVELOPMENT) ## Format the code and fix what the linter can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(RUNTIME) ## Rewrite the pages that are generated from the code.
+	$(BIN)/python -m server.config_reference > docs/configuration.md
+
+bench: $(DEVELOPMENT) ## Measure throughput; prints one JSON line last.
+	$(BIN)/python -m bench
+
+# Resolves the open ranges of pyproject.toml afresh in an environment of its own; torch moves only when
+# asked to: make lock TORCH=2.14.0. Local versions (torch's +cpu) and the CUDA libraries that one
+# platform's torch pulls in are left to pip.
+TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
+LOCK := $(VENV)/lock
+FREEZE = $(LOCK)/bin/python -m pip freeze --all --exclude-editable --exclude pip \
+	| sed 's/+[a-z0-9.]*$$//' | grep -Ev '^(nvidia-|cuda-|triton==)'
+
+lock: $(RUNTIME) ## Rewrite the lock files with the newest versions that pyproject.toml allows.
+	$(BIN)/python -m venv --clear $(LOCK)
+	$(LOCK)/bin/python -m pip install --quiet torch==$(TORCH) -e .
+	{ echo "# What the server runs with. Written by: make lock"; $(FREEZE); } > $(LOCK)/requirements.lock
+	$(LOCK)/bin/python -m pip install --quiet -c $(LOCK)/requirements.lock -e '.[dev,bench]'
+	{ echo "# What tests, checks and benchmarks need besides requirements.lock. Written by: make lock"; \
+		$(FREEZE) | grep -vxFf $(LOCK)/requirements.lock; } > $(LOCK)/requirements-dev.lock
+	mv $(LOCK)/requirements.lock $(LOCK)/requirements-dev.lock .
+	rm -rf $(LOCK)
+
+clean: ## Remove the environment, build output and caches; pulled models stay.
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
