@@ -1,0 +1,1 @@
+"""What an adapter is: artifacts, revisions, mixes. Never imports ``server``."""

@@ -1,0 +1,153 @@
+"""A PEFT directory read, validated against a base model, and ready to be loaded: all faults in one error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from adapters.base import BaseModel
+from adapters.errors import SourceMissing
+from adapters.faults import Faults, shown
+from adapters.files import CONFIG_NAME, WEIGHTS_NAME, FileFault, artifact_digest, read_config
+from adapters.lora_config import LoraConfig, parse_config
+from adapters.matching import check_tensors, tensor_keys
+from adapters.targets import ModuleLora, lay_over
+from adapters.tensors import TensorFile, read_tensors
+
+MAX_ENTRIES = 1000  # of a directory that are looked at
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an operator allows an adapter to be."""
+
+    max_rank: int  # of any one module
+    max_bytes: int  # of all tensors, as stored
+
+
+@dataclass(frozen=True, slots=True)
+class LoraWeights:
+    """One module's adapter: ``y += scaling · B (A x)``. Tensors are as stored, views of one buffer."""
+
+    a: torch.Tensor  # [r, in] float32, float16 or bfloat16
+    b: torch.Tensor  # [out, r]
+    scaling: float  # alpha / r, or alpha / √r under rsLoRA, with the patterns applied
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A validated adapter in memory."""
+
+    directory: Path
+    digest: str  # hex SHA-256 of exactly the bytes that ``weights`` was made from
+    weights: Mapping[str, LoraWeights]  # module name -> weights, in the base's forward order
+    nbytes: int  # of all tensors, as stored
+    rank: int  # the largest of any module
+    base_model_name: str | None  # what the config says it was trained on: only a hint
+    peft_version: str | None  # that wrote it, where recorded
+
+
+def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
+    """Read ``directory`` and check that ``base`` can serve it. Blocks on the disk; touches no device.
+
+    Each file is read exactly once, so what was checked is what is returned and what the digest names.
+
+    Raises:
+        SourceMissing: there is no such directory, or nothing of an adapter in it.
+        ArtifactError: with every fault found.
+    """
+    names = _names(directory)
+    faults = Faults()
+    config, parsed = _read_config(directory, faults)
+    targets = lay_over(parsed, base, faults) if parsed is not None else None
+    digest = artifact_digest(config)
+    file = None
+    if WEIGHTS_NAME not in names and names != {CONFIG_NAME}:
+        faults.add(_pickle_fault(min(names - {CONFIG_NAME})))
+    else:
+        path, bound = directory / WEIGHTS_NAME, _header_bound(base)
+        file = read_tensors(path, digest, faults, max_header=bound, max_bytes=limits.max_bytes)
+    if file is not None and _may_be_lora(config):
+        check_tensors(file, targets, base, limits.max_rank, faults)
+    faults.raise_any()
+    assert parsed is not None, "a fault was not recorded"
+    assert targets is not None, "a fault was not recorded"
+    assert file is not None, "a fault was not recorded"
+    return _artifact(directory, digest.hexdigest(), parsed, targets, file)
+
+
+def _read_config(directory: Path, faults: Faults) -> tuple[dict[str, Any], LoraConfig | None]:
+    """The config as written ({} if it can't be read) and as parsed (None if that can't be done)."""
+    try:
+        config = read_config(directory / CONFIG_NAME)
+    except FileFault as fault:
+        faults.add(str(fault))
+        return {}, None
+    return config, parse_config(config, faults)
+
+
+def _names(directory: Path) -> frozenset[str]:
+    """The files of an adapter, and pickles, that ``directory`` holds.
+
+    Raises:
+        SourceMissing: it is not a directory that can be read, or holds neither.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            names = {entry.name for entry in islice(entries, MAX_ENTRIES)}
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not a path"
+        raise SourceMissing(f"no adapter at {shown(str(directory))}: {reason.lower()}") from None
+    files = {name for name in (CONFIG_NAME, WEIGHTS_NAME) if os.path.lexists(directory / name)}
+    pickles = {name for name in names if name.endswith(PICKLES)}
+    if not files and not pickles:
+        missing = f"it holds neither {CONFIG_NAME} nor {WEIGHTS_NAME}"
+        raise SourceMissing(f"no adapter at {shown(str(directory))}: {missing}")
+    return frozenset(files | pickles)
+
+
+def _pickle_fault(name: str) -> str:
+    return (
+        f"{shown(name)} is a pickle, which can run code when it is read: only safetensors are served (where "
+        f"you trust it, load it with PEFT and save_pretrained it again, which writes {WEIGHTS_NAME})"
+    )
+
+
+def _may_be_lora(config: Mapping[str, object]) -> bool:
+    """Other kinds name their tensors otherwise: comparing those would only repeat the one fault."""
+    return config.get("peft_type", "LORA") == "LORA"
+
+
+def _header_bound(base: BaseModel) -> int:
+    """Bytes of safetensors header that no adapter of ``base`` needs: four times one on every module."""
+    return 65536 + 4 * sum(2 * (len(name) + 160) for name in base.modules)
+
+
+def _artifact(
+    directory: Path, digest: str, config: LoraConfig, targets: Mapping[str, ModuleLora], file: TensorFile
+) -> Artifact:
+    weights = {}
+    for name, target in targets.items():
+        a, b = tensor_keys(name)
+        weights[name] = LoraWeights(file.tensor(a), file.tensor(b), target.scaling)
+    return Artifact(
+        directory=directory,
+        digest=digest,
+        weights=MappingProxyType(weights),
+        nbytes=file.nbytes,
+        rank=max(target.rank for target in targets.values()),
+        base_model_name=config.base_model_name,
+        peft_version=config.peft_version,
+    )

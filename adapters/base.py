@@ -1,0 +1,32 @@
+"""What an adapter needs to know about the base model it rides on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TargetModule:
+    """A linear layer of the base that an adapter may change: ``y = W x`` with ``W`` [out, in]."""
+
+    name: str  # dotted path in the Hugging Face module tree, e.g. "model.layers.0.self_attn.q_proj"
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Identity and adaptable modules of the base model.
+
+    ``modules`` holds every linear layer inside the decoder blocks, keyed by name, in forward order;
+    ``others`` names the modules that exist but can't be adapted (embeddings, norms, ``lm_head``),
+    so that a refusal can tell "not served" from "no such module".
+    """
+
+    name: str
+    architecture: str  # "LlamaForCausalLM"
+    model_type: str  # "llama"
+    fingerprint: str  # hex digest over config and weights; equal only for the same base
+    modules: Mapping[str, TargetModule]
+    others: frozenset[str]

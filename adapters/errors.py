@@ -1,0 +1,61 @@
+"""Everything that can be wrong with an adapter, as one tree.
+
+AdapterError
+├── ArtifactError       the files are not an adapter this base can serve; carries every fault found
+├── AdapterNameError    the name is malformed
+├── MixError            the mix expression is malformed; names the entry
+├── AdapterNotFound     no adapter or revision of that name
+├── AdapterExists       the name is taken and replacing was not asked for
+├── SourceForbidden     the source lies outside what this server may read
+├── SourceMissing       nothing is at the source
+├── AdapterTooLarge     the mix can never fit the memory given to adapters
+└── StoreError          the revision store can't be used: in use by another process, or the disk refused
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class AdapterError(Exception):
+    """Base of every error about adapters. ``str()`` is a sentence for the caller."""
+
+
+class ArtifactError(AdapterError):
+    """The files are not an adapter that can be served; ``faults`` lists every reason found."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(self.faults))
+
+
+class AdapterNameError(AdapterError):
+    """The name does not match the grammar of names."""
+
+
+class MixError(AdapterError):
+    """The mix is malformed; the message names the entry that is wrong."""
+
+
+class AdapterNotFound(AdapterError):
+    """No adapter (or revision) is registered under that name."""
+
+
+class AdapterExists(AdapterError):
+    """The name is in use and the caller did not ask to replace it."""
+
+
+class SourceForbidden(AdapterError):
+    """The path lies outside the configured adapter roots."""
+
+
+class SourceMissing(AdapterError):
+    """There is no adapter at the path."""
+
+
+class AdapterTooLarge(AdapterError):
+    """The mix needs more adapter memory than the server has in total."""
+
+
+class StoreError(AdapterError):
+    """The revision store can't be opened or written; the message says what refused."""

@@ -1,0 +1,122 @@
+"""The mix: what one request runs with, as (thing, weight) pairs, and its textual grammar.
+
+    expression := term ("+" term)*
+    term       := name ["@" revision] ["*" weight]
+    weight     := ["-"] (digits ["." [digits]] | "." digits) [("e" | "E") ["-"] digits]
+
+``support``, ``support@3f9a1c2e``, ``support*0.5`` and ``support*0.7+legal*-0.3`` are all mixes; the
+base model is the empty one. "+" always separates terms, so neither a weight nor its exponent has a
+plus sign: ``a*1e+0`` is refused, ``a*1e0`` and ``a*1e-3`` are weights.
+
+The algebra is exact: the model a mix stands for has the weights ``W + Σ wₖ·sₖ·Bₖ·Aₖ``, so equal
+members add up, order does not matter and weight 0 is absence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from adapters.errors import AdapterNameError, MixError
+
+MAX_ENTRIES = 8
+MAX_WEIGHT = 8.0
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_REVISION = re.compile(r"[0-9a-f]{4,64}|merged")
+_WEIGHT = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]-?[0-9]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class MixTerm:
+    """One term as the client wrote it: names not yet resolved to revisions."""
+
+    name: str
+    revision: str | None = None  # digest prefix, or "merged" for the variant
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class MixEntry:
+    """One resolved term: a revision by its digest, and its weight."""
+
+    digest: str
+    weight: float
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if it is a valid adapter name.
+
+    Raises:
+        AdapterNameError: saying what a name looks like.
+    """
+    if not _NAME.fullmatch(name):
+        raise AdapterNameError(
+            f"{name[:140]!r} is not an adapter name: use 1 to 128 letters, digits, '.', '_', ':' or '-', "
+            "starting with a letter or digit"
+        )
+    return name
+
+
+def check_weight(weight: float, where: str) -> float:
+    """Return ``weight`` if it is finite and within ±8, else raise :class:`MixError` naming ``where``."""
+    if not abs(weight) <= MAX_WEIGHT:  # written so that NaN fails as well
+        raise MixError(f"weight of {where} must be a number between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}")
+    return weight
+
+
+def parse_mix(expression: str) -> tuple[MixTerm, ...]:
+    """Parse a model string into its terms.
+
+    Raises:
+        MixError: malformed expression, naming the term.
+        AdapterNameError: a name that breaks the grammar.
+    """
+    parts = expression.split("+", MAX_ENTRIES)  # a hostile megabyte of "+" makes nine parts, not a million
+    if len(parts) > MAX_ENTRIES:
+        raise MixError(f"a mix has at most {MAX_ENTRIES} entries")
+    return tuple(_parse_term(part) for part in parts)
+
+
+def _parse_term(text: str) -> MixTerm:
+    head, star, weight_text = text.partition("*")
+    name, at, revision = head.partition("@")
+    if at and not _REVISION.fullmatch(revision):
+        raise MixError(f"{text[:200]!r}: after '@' comes a revision (4 to 64 hex digits) or 'merged'")
+    if star and not _WEIGHT.fullmatch(weight_text):
+        raise MixError(f"{text[:200]!r}: after '*' comes a weight such as 0.5, without a plus sign")
+    weight = check_weight(float(weight_text), repr(name[:200])) if star else 1.0
+    return MixTerm(check_name(name), revision if at else None, weight)
+
+
+def format_mix(terms: Iterable[MixTerm]) -> str:
+    """The expression that :func:`parse_mix` reads back as ``terms``; "" for the base."""
+    return "+".join(_format_term(term) for term in terms)
+
+
+def _format_term(term: MixTerm) -> str:
+    revision = "" if term.revision is None else f"@{term.revision}"
+    weight = "" if term.weight == 1.0 else f"*{float(term.weight)!r}"
+    return f"{term.name}{revision}{weight}"
+
+
+def normalize(entries: Iterable[MixEntry]) -> tuple[MixEntry, ...]:
+    """Canonical form of a resolved mix: equal digests added up, zero weights dropped, sorted by digest."""
+    weights: dict[str, list[float]] = {}
+    for entry in entries:
+        weights.setdefault(entry.digest, []).append(entry.weight)
+    # fsum rounds once, so the total does not depend on the order in which equal members were written.
+    total = {digest: math.fsum(parts) for digest, parts in weights.items()}
+    return tuple(MixEntry(digest, weight) for digest, weight in sorted(total.items()) if weight != 0.0)
+
+
+def mix_digest(entries: Iterable[MixEntry]) -> bytes:
+    """Digest of the canonical form; equal exactly for mixes that compute the same model. b"" for the base."""
+    canonical = normalize(entries)
+    if not canonical:
+        return b""
+    text = "+".join(f"{entry.digest}*{entry.weight!r}" for entry in canonical)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

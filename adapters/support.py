@@ -1,0 +1,244 @@
+"""What of PEFT is served: one table that the config parser enforces and the documentation prints.
+
+Every ``PeftType`` and every field of ``LoraConfig`` has a row; a test compares with the installed PEFT,
+so a new release can't add an option that is then silently ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+OFF: tuple[object, ...] = (None, False)  # the values that switch most options off
+EMPTY: tuple[object, ...] = (None, [], {})  # the values that leave most lists and mappings unused
+
+
+class Treatment(StrEnum):
+    """What the server does with an option that is set."""
+
+    SERVED = "served"
+    NO_EFFECT = "no effect"  # accepted: it changes training or bookkeeping, never what the model computes
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One key of ``adapter_config.json``."""
+
+    key: str
+    treatment: Treatment
+    note: str  # served: how; no effect: why; refused: the reason
+    remedy: str = ""  # what to do instead, where there is something
+    off: tuple[object, ...] = OFF  # for refused ones: the values with which the option is not in use
+
+    def is_off(self, value: object) -> bool:
+        """Whether ``value`` leaves the option unused (``0`` is not ``False`` here)."""
+        return any(type(value) is type(off) and value == off for off in self.off)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One ``peft_type``."""
+
+    peft_type: str
+    note: str
+    remedy: str = ""
+
+    @property
+    def treatment(self) -> Treatment:
+        return Treatment.SERVED if self.peft_type == "LORA" else Treatment.REFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """One value of ``init_lora_weights``; ``prefix`` where PEFT accepts longer strings (pissa_niter_16)."""
+
+    value: str
+    treatment: Treatment
+    note: str
+    remedy: str = ""
+    prefix: bool = False
+
+    def matches(self, value: str) -> bool:
+        """Whether PEFT would read ``value`` as this initialization."""
+        return value.startswith(self.value) if self.prefix else value == self.value
+
+
+_SERVED, _NO_EFFECT, _REFUSED = Treatment.SERVED, Treatment.NO_EFFECT, Treatment.REFUSED
+_TO_LORA = "convert it to LoRA with peft.save_as_lora"
+_MERGE = "merge it into the base with PEFT and serve the merged model"
+_CONVERT_INIT = "save it with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+_PLAIN = "retrain with plain LoRA"
+_ROUTING = "routing among adapters is not served"
+_MIX = "name a mix of the members, with fixed weights"
+
+OPTIONS: tuple[Option, ...] = (
+    # PeftConfig
+    Option("peft_type", _SERVED, "must be LORA; the other kinds are in the table below"),
+    Option("task_type", _SERVED, "CAUSAL_LM or null; the others have another head"),
+    Option("base_model_name_or_path", _NO_EFFECT, "a hint: the base is matched by modules and shapes"),
+    Option("revision", _NO_EFFECT, "of the base model, a hint like its name"),
+    Option("peft_version", _NO_EFFECT, "recorded with the adapter"),
+    Option("inference_mode", _NO_EFFECT, "training only"),
+    Option(
+        "auto_mapping",
+        _NO_EFFECT,
+        "PEFT writes it when task_type is missing; refused unless it names a class of transformers, "
+        "and never imported",
+    ),
+    # LoraConfig: what the adapter computes
+    Option("r", _SERVED, "1 up to the server's --max-lora-rank"),
+    Option("lora_alpha", _SERVED, "any positive number; the scaling is alpha / r"),
+    Option("use_rslora", _SERVED, "the scaling is alpha / √r"),
+    Option("rank_pattern", _SERVED, "per module, with PEFT's matching: the first pattern that fits wins"),
+    Option("alpha_pattern", _SERVED, "as rank_pattern"),
+    Option(
+        "target_modules",
+        _SERVED,
+        'a list, a regular expression or "all-linear", of the linear layers in the blocks',
+    ),
+    Option("exclude_modules", _SERVED, "a list or a regular expression"),
+    Option("layers_to_transform", _SERVED, "a layer index or a list of them"),
+    Option("layers_pattern", _SERVED, "names of lists of blocks, with layers_to_transform only, as in PEFT"),
+    Option("init_lora_weights", _SERVED, "those that leave the base as it was; see the table below"),
+    Option("fan_in_fan_out", _NO_EFFECT, "A is [r, in] and B is [out, r] on nn.Linear and Conv1D alike"),
+    Option("lora_dropout", _NO_EFFECT, "training only"),
+    Option("qalora_group_size", _NO_EFFECT, "read only with use_qalora"),
+    Option("megatron_core", _NO_EFFECT, "read only with megatron_config"),
+    Option("loftq_config", _NO_EFFECT, "read only when the adapter is initialized"),
+    Option("eva_config", _NO_EFFECT, "read only when the adapter is initialized"),
+    Option("corda_config", _NO_EFFECT, "read only when the adapter is initialized"),
+    Option("lora_ga_config", _NO_EFFECT, "read only when the adapter is initialized"),
+    Option("runtime_config", _NO_EFFECT, "never saved by PEFT, and dropped by it on loading"),
+    Option("ensure_weight_tying", _NO_EFFECT, "concerns embeddings only, which are refused when targeted"),
+    Option(
+        "bias",
+        _REFUSED,
+        "trained biases belong to the base, not to the adapter",
+        "retrain with bias='none'",
+        ("none",),
+    ),
+    Option("lora_bias", _REFUSED, "a bias on B is not served", "retrain with lora_bias=False"),
+    Option(
+        "use_dora",
+        _REFUSED,
+        "DoRA's magnitudes are not served yet",
+        f"{_MERGE}, or retrain with use_dora=False",
+    ),
+    Option(
+        "modules_to_save",
+        _REFUSED,
+        "whole replaced modules are not served",
+        f"{_MERGE}, or retrain without it",
+        EMPTY,
+    ),
+    Option(
+        "trainable_token_indices",
+        _REFUSED,
+        "trained token embeddings are not served",
+        f"{_MERGE}, or retrain without it",
+        EMPTY,
+    ),
+    Option(
+        "target_parameters",
+        _REFUSED,
+        "adapters on bare parameters (experts) are not served",
+        "target linear layers",
+        EMPTY,
+    ),
+    Option(
+        "layer_replication",
+        _REFUSED,
+        "it changes the depth of the base",
+        "serve the expanded model as the base",
+        EMPTY,
+    ),
+    Option(
+        "alora_invocation_tokens",
+        _REFUSED,
+        "activation from a token on (aLoRA) is not served",
+        _PLAIN,
+        (None,),
+    ),
+    Option("arrow_config", _REFUSED, _ROUTING, _MIX, (None,)),
+    Option("use_bdlora", _REFUSED, "block-diagonal factors are not served", _PLAIN, (None,)),
+    Option("use_qalora", _REFUSED, "pooled inputs (QALoRA) are not served", _PLAIN),
+    Option("kasa_config", _REFUSED, "KaSA changes the base's weights and has no conversion", _PLAIN, (None,)),
+    Option("velora_config", _REFUSED, "VeLoRA's extra tensors are not served", _PLAIN, (None,)),
+    Option(
+        "monteclora_config", _REFUSED, "Monte Carlo sampling over the weights is not served", _PLAIN, (None,)
+    ),
+    Option(
+        "megatron_config",
+        _REFUSED,
+        "Megatron's parallel layers are not served",
+        "export to a Hugging Face model",
+        EMPTY,
+    ),
+)
+
+INITS: tuple[Init, ...] = (
+    Init("true", _SERVED, "the default, and what PEFT writes for a converted adapter"),
+    Init("false", _SERVED, "random A and B, base unchanged"),
+    Init("gaussian", _SERVED, "base unchanged"),
+    Init("eva", _SERVED, "base unchanged; its ranks arrive as rank_pattern"),
+    Init("orthogonal", _SERVED, "base unchanged"),
+    Init("mica", _SERVED, "base unchanged"),
+    Init("pissa", _REFUSED, "PiSSA subtracts its start from the base", _CONVERT_INIT, prefix=True),
+    Init("corda", _REFUSED, "CorDA subtracts its start from the base", _CONVERT_INIT, prefix=True),
+    Init("olora", _REFUSED, "OLoRA subtracts its start from the base", _CONVERT_INIT),
+    Init("lora_ga", _REFUSED, "LoRA-GA subtracts its start from the base", _CONVERT_INIT),
+    Init("loftq", _REFUSED, "LoftQ fits the adapter to its own quantized base and has no conversion", _PLAIN),
+)
+
+_PROMPT = "learned prompts and prefixes are not served"
+_OTHER_DELTA = "this kind of weight update is not served"
+_ACTIVATIONS = "changes to activations are not served"
+
+KINDS: tuple[Kind, ...] = (
+    Kind("LORA", "plain LoRA and rsLoRA, as in the table above"),
+    Kind("ADALORA", "its E factor is not served", _MERGE),
+    *(
+        Kind(name, _OTHER_DELTA, _TO_LORA)
+        for name in (
+            "C3A", "DELORA", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA",
+            "TINYLORA", "UNILORA", "VBLORA", "VERA", "WAVEFT",
+        )
+    ),
+    *(
+        Kind(name, _OTHER_DELTA, _MERGE)
+        for name in (
+            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "HRA", "IA3", "LN_TUNING", "OFT",
+            "OSF", "PEANUT", "PVERA", "ROAD", "SHIRA", "SUPERTUNING",
+        )
+    ),
+    Kind("LILY", _OTHER_DELTA),
+    *(Kind(name, _ACTIVATIONS) for name in ("ADAPTION_PROMPT", "SHADOW")),
+    *(Kind(name, _ROUTING, _MIX) for name in ("POLY", "XLORA")),
+    *(
+        Kind(name, _PROMPT)
+        for name in (
+            "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING",
+        )
+    ),
+    Kind("TRAINABLE_TOKENS", "trained token embeddings are not served", _MERGE),
+)  # fmt: skip
+
+
+def support_tables() -> str:
+    """The tables of docs/adapters.md, as Markdown."""
+    options = [(f"`{o.key}`", o.treatment, o.note, o.remedy) for o in OPTIONS]
+    inits = [(f"`{i.value}{'*' if i.prefix else ''}`", i.treatment, i.note, i.remedy) for i in INITS]
+    kinds = [(f"`{k.peft_type}`", k.treatment, k.note, k.remedy) for k in KINDS]
+    sections = (
+        ("Options of a LoRA config", "option", options),
+        ("Initializations (`init_lora_weights`)", "value", inits),
+        ("Kinds (`peft_type`)", "kind", kinds),
+    )
+    return "\n\n".join(_table(title, head, rows) for title, head, rows in sections) + "\n"
+
+
+def _table(title: str, head: str, rows: list[tuple[str, Treatment, str, str]]) -> str:
+    lines = [f"### {title}", "", f"| {head} | | how, or why not | instead |", "|---|---|---|---|"]
+    lines += [f"| {name} | {treatment.value} | {note} | {remedy} |" for name, treatment, note, remedy in rows]
+    return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""Which modules of a base model a LoRA config means, and the rank and scaling each one gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.base import BaseModel
+from adapters.faults import Faults, shown, some
+from adapters.lora_config import LoraConfig, Selector
+from adapters.patterns import Deadline, PatternFault, assign, block_index, select
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleLora:
+    """What the config says about one target module."""
+
+    rank: int
+    scaling: float  # alpha / rank, or alpha / √rank under rsLoRA
+
+
+def lay_over(config: LoraConfig, base: BaseModel, faults: Faults) -> dict[str, ModuleLora] | None:
+    """Rank and scaling of every module of ``base`` that the config selects, in forward order.
+
+    None (and a fault) if that can't be said: a bad pattern, or a module that can't be adapted.
+    """
+    deadline = Deadline()
+    before = len(faults)
+    chosen = _selected(config, base, deadline, faults)
+    names = [name for name in base.modules if name in chosen]
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, faults)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, faults)
+    if len(faults) == before and not names:
+        said = _said(config.target_modules)
+        faults.add(f"target modules {said} are not found in the base model ({base.architecture})")
+    if len(faults) != before:
+        return None
+    result = {}
+    for name in names:
+        rank, alpha = ranks.get(name, config.r), alphas.get(name, config.alpha)
+        result[name] = ModuleLora(rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank)
+    return result
+
+
+def _selected(config: LoraConfig, base: BaseModel, deadline: Deadline, faults: Faults) -> frozenset[str]:
+    """The modules of the base that the config selects, by PEFT's rules."""
+    everything = [*base.modules, *base.others]
+    try:
+        targets = _targets(config, base, everything, deadline)
+        excluded = _matching(config.exclude_modules, everything, deadline)
+    except PatternFault as fault:
+        faults.add(f"target_modules, exclude_modules or layers_pattern: {fault}")
+        return frozenset()
+    chosen = targets - excluded
+    unserved = sorted(chosen & base.others)
+    if unserved:
+        faults.add(
+            f"target_modules selects {some(unserved, len(unserved))}: only linear layers inside the decoder "
+            "blocks are served, embeddings, norms and the output head are not yet"
+        )
+    return chosen
+
+
+def _targets(
+    config: LoraConfig, base: BaseModel, everything: list[str], deadline: Deadline
+) -> frozenset[str]:
+    if isinstance(config.target_modules, str):
+        if config.target_modules.lower() == ALL_LINEAR:
+            return frozenset(base.modules)
+        return select(config.target_modules, everything, deadline)
+    found = _matching(config.target_modules, everything, deadline)
+    if not config.layers_to_transform:
+        return found
+    return frozenset(
+        name
+        for name in found
+        if name in config.target_modules  # PEFT's rule: a full name is taken whatever its block
+        or block_index(name, config.layers_patterns) in config.layers_to_transform
+    )
+
+
+def _matching(selector: Selector, names: list[str], deadline: Deadline) -> frozenset[str]:
+    if isinstance(selector, str):
+        return select(selector, names, deadline) if selector else frozenset()
+    suffixes = tuple(f".{suffix}" for suffix in selector)
+    found = set()
+    for name in names:
+        deadline.check()
+        if name in selector or name.endswith(suffixes):
+            found.add(name)
+    return frozenset(found)
+
+
+def _by_pattern(
+    key: str, patterns: Mapping[str, Any], names: list[str], deadline: Deadline, faults: Faults
+) -> dict[str, Any]:
+    try:
+        return {name: patterns[fit] for name, fit in assign(patterns, names, deadline).items()}
+    except PatternFault as fault:
+        faults.add(f"{key}: {fault}")
+        return {}
+
+
+def _said(selector: Selector) -> str:
+    return shown(selector) if isinstance(selector, str) else some(sorted(selector), len(selector))

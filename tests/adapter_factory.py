@@ -1,0 +1,147 @@
+"""Adapters for tests: PEFT directories that PEFT itself loads, with random A and B."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from adapters.base import BaseModel, TargetModule
+from adapters.faults import Faults
+from adapters.files import CONFIG_NAME, WEIGHTS_NAME
+from adapters.lora_config import parse_config
+from adapters.matching import tensor_keys
+from adapters.targets import lay_over
+
+
+def base_model_of(model: nn.Module, name: str = "base") -> BaseModel:
+    """What adapters need to know about a Hugging Face causal LM; a model on the meta device will do."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    modules: dict[str, TargetModule] = {}
+    others = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            modules[path] = TargetModule(path, module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            modules[path] = TargetModule(path, module.weight.shape[0], module.weight.shape[1])
+        elif path:
+            others.append(path)
+    config: Any = model.config
+    return BaseModel(
+        name=name,
+        architecture=type(model).__name__,
+        model_type=config.model_type,
+        fingerprint=f"{zlib.crc32(repr(sorted(modules)).encode()):08x}",
+        modules=modules,
+        others=frozenset(others),
+    )
+
+
+def base_of_directory(directory: Path) -> BaseModel:
+    """The same for a model on disk; its weights are not read."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+    return base_model_of(model, str(directory))
+
+
+def lora_config(
+    *,
+    rank: int = 8,
+    alpha: float = 16,
+    targets: Sequence[str] | str = ("q_proj", "v_proj"),
+    rslora: bool = False,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """An ``adapter_config.json`` as PEFT writes it, with ``options`` over it."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "base",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "use_rslora": rslora,
+        "rank_pattern": dict(rank_pattern or {}),
+        "alpha_pattern": dict(alpha_pattern or {}),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        **options,
+    }
+
+
+def lora_tensors(
+    base: BaseModel,
+    config: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    scale: float = 0.1,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, torch.Tensor]:
+    """Random A [r, in] and B [out, r] for every module that ``config`` selects, drawn from ±``scale``."""
+    faults = Faults()
+    parsed = parse_config(config, faults)
+    targets = lay_over(parsed, base, faults) if parsed is not None else None
+    if targets is None:  # options that are refused do not matter here: tests need such adapters too
+        faults.raise_any()
+    assert targets is not None
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, target in targets.items():
+        module = base.modules[name]
+        shapes = (target.rank, module.in_features), (module.out_features, target.rank)
+        for key, shape in zip(tensor_keys(name), shapes, strict=True):
+            values = torch.rand(shape, generator=generator) * 2 - 1
+            tensors[key] = (values * scale).to(dtype)
+    return tensors
+
+
+def write_artifact(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
+    """Write both files of an artifact, valid or not."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG_NAME).write_text(json.dumps(config))
+    save_file(dict(tensors), directory / WEIGHTS_NAME, metadata={"format": "pt"})
+    return directory
+
+
+def write_adapter(
+    directory: Path,
+    base: Path | BaseModel,
+    *,
+    rank: int = 8,
+    alpha: float = 16,
+    targets: Sequence[str] | str = ("q_proj", "v_proj"),
+    rslora: bool = False,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    seed: int = 0,
+    scale: float = 0.1,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> Path:
+    """Write a PEFT adapter for ``base`` (or the model in that directory) to ``directory``, and return it.
+
+    B is random as well, so the adapter changes the logits. ``targets`` may be "all-linear", a regular
+    expression or module names; ``options`` are further keys of the config.
+    """
+    model = base_of_directory(base) if isinstance(base, Path) else base
+    config = lora_config(
+        rank=rank,
+        alpha=alpha,
+        targets=targets,
+        rslora=rslora,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        **options,
+    )
+    return write_artifact(directory, config, lora_tensors(model, config, seed=seed, scale=scale, dtype=dtype))

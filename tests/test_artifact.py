@@ -1,0 +1,397 @@
+"""Validation: every fault alone, and several at once; what a valid artifact says."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.artifact import Limits, read_artifact
+from adapters.faults import MAX_FAULTS
+from adapters.files import CONFIG_NAME, WEIGHTS_NAME
+from adapters.support import KINDS, OPTIONS, Treatment
+from tests.adapter_factory import lora_config, lora_tensors, write_adapter, write_artifact
+from tests.artifact_cases import (
+    BASE,
+    HOSTILE,
+    LIMITS,
+    PREFIX,
+    Q_A,
+    Q_B,
+    Change,
+    Tensors,
+    faults_of,
+    valid,
+    write_raw,
+)
+
+
+def set_key(key: str, value: object) -> Change:
+    def change(config: dict[str, Any], tensors: Tensors) -> None:
+        config[key] = value
+
+    return change
+
+
+def set_keys(**values: object) -> Change:
+    def change(config: dict[str, Any], tensors: Tensors) -> None:
+        config.update(values)
+
+    return change
+
+
+def put(key: str, tensor: torch.Tensor) -> Change:
+    def change(config: dict[str, Any], tensors: Tensors) -> None:
+        tensors[key] = tensor
+
+    return change
+
+
+def drop(pattern: str) -> Change:
+    def change(config: dict[str, Any], tensors: Tensors) -> None:
+        for key in [key for key in tensors if re.search(pattern, key)]:
+            del tensors[key]
+
+    return change
+
+
+def rename(old: str, new: str) -> Change:
+    def change(config: dict[str, Any], tensors: Tensors) -> None:
+        for key in [key for key in tensors if re.search(old, key)]:
+            tensors[re.sub(old, new, key)] = tensors.pop(key)
+
+    return change
+
+
+def zeros(pattern: str) -> Change:
+    def change(config: dict[str, Any], tensors: Tensors) -> None:
+        for key in tensors:
+            if re.search(pattern, key):
+                tensors[key] = torch.zeros_like(tensors[key])
+
+    return change
+
+
+def poison(value: float) -> Change:
+    def change(config: dict[str, Any], tensors: Tensors) -> None:
+        tensors[Q_B][2, 1] = value
+
+    return change
+
+
+def both(*changes: Change) -> Change:
+    def change(config: dict[str, Any], tensors: Tensors) -> None:
+        for each in changes:
+            each(config, tensors)
+
+    return change
+
+
+CONFIG_FAULTS: list[tuple[Change, str]] = [
+    (set_key("peft_type", None), "peft_type is missing"),
+    (set_key("peft_type", "LOHA"), "peft_type LOHA is not served.*save_as_lora"),
+    (set_key("peft_type", "NEWLORA"), "peft_type 'NEWLORA' is not a kind"),
+    (set_key("peft_type", ["LORA"]), "not a kind"),
+    (set_key("task_type", "SEQ_CLS"), "task_type 'SEQ_CLS' is not served"),
+    (set_key("auto_mapping", {"base_model_class": "X"}), "auto_mapping=.*set it to null"),
+    (set_key("use_dora", True), "use_dora=True is not served.*DoRA"),
+    (set_key("use_dora", 0), "use_dora=0 is not served"),
+    (set_key("lora_bias", True), "lora_bias=True is not served"),
+    (set_key("bias", "all"), "bias='all' is not served"),
+    (set_key("bias", "lora_only"), "bias='lora_only' is not served"),
+    (set_key("modules_to_save", ["lm_head"]), "modules_to_save=.*not served"),
+    (set_key("trainable_token_indices", [1, 2]), "trainable_token_indices=.*not served"),
+    (set_key("target_parameters", ["experts.w"]), "target_parameters=.*not served"),
+    (set_key("layer_replication", [[0, 2], [1, 2]]), "layer_replication=.*not served"),
+    (set_key("alora_invocation_tokens", [5]), "alora_invocation_tokens=.*not served"),
+    (set_key("arrow_config", {}), "arrow_config=.*not served"),
+    (set_key("use_qalora", True), "use_qalora=True is not served"),
+    (set_key("use_bdlora", {"nblocks": 2}), "use_bdlora=.*not served"),
+    (set_key("megatron_config", {"tp": 2}), "megatron_config=.*not served"),
+    (set_key("kasa_config", {"beta": 1}), "kasa_config=.*not served"),
+    (set_key("velora_config", {}), "velora_config=.*not served"),
+    (set_key("monteclora_config", {}), "monteclora_config=.*not served"),
+    (set_key("init_lora_weights", "pissa"), "init_lora_weights='pissa' is not served.*path_initial_model"),
+    (set_key("init_lora_weights", "pissa_niter_16"), "'pissa_niter_16' is not served"),
+    (set_key("init_lora_weights", "olora"), "'olora' is not served.*path_initial_model"),
+    (set_key("init_lora_weights", "OLoRA"), "'OLoRA' is not served"),
+    (set_key("init_lora_weights", "corda"), "'corda' is not served"),
+    (set_key("init_lora_weights", "lora_ga"), "'lora_ga' is not served"),
+    (set_key("init_lora_weights", "loftq"), "'loftq' is not served.*no conversion"),
+    (set_key("init_lora_weights", "magic"), "'magic' is not an initialization"),
+    (set_key("init_lora_weights", 1), "init_lora_weights=1 is not an initialization"),
+    (set_key("r", 0), "r should be a positive integer"),
+    (set_key("r", -4), "r should be a positive integer"),
+    (set_key("r", True), "r should be a positive integer.*True"),
+    (set_key("r", 4.0), "r should be a positive integer"),
+    (set_key("r", "4"), "r should be a positive integer"),
+    (set_key("r", None), "r should be a positive integer"),
+    (set_key("r", 10**400), "r should be a positive integer"),
+    (set_key("lora_alpha", 0), "lora_alpha should be a number above 0"),
+    (set_key("lora_alpha", -16), "lora_alpha should be.*negative weight in a mix"),
+    (set_key("lora_alpha", True), "lora_alpha should be"),
+    (set_key("lora_alpha", 10**400), "lora_alpha should be"),
+    (set_key("lora_alpha", "16"), "lora_alpha should be"),
+    (set_key("use_rslora", 1), "use_rslora should be true or false"),
+    (set_key("rank_pattern", []), "rank_pattern should be an object"),
+    (set_key("rank_pattern", {"q_proj": 0}), r"rank_pattern\['q_proj'\] should be a positive integer"),
+    (set_key("rank_pattern", {"(": 4}), r"rank_pattern: '\(' is not a regular expression"),
+    (set_key("alpha_pattern", {"q_proj": -1}), r"alpha_pattern\['q_proj'\] should be a number above 0"),
+    (set_key("alpha_pattern", {r"q(?=_)": 4}), "alpha_pattern: .*look-around"),
+    (set_key("target_modules", None), "target_modules is missing or empty"),
+    (set_key("target_modules", []), "target_modules is missing or empty"),
+    (set_key("target_modules", 5), "target_modules should be a string or a list"),
+    (set_key("target_modules", ["q_proj", 5]), "target_modules should be a string or a list"),
+    (set_key("target_modules", ["c_attn"]), "target modules 'c_attn' are not found in the base model"),
+    (set_key("target_modules", "dummy-target-modules"), "are not found in the base model"),
+    (set_key("target_modules", "("), "target_modules.*is not a regular expression"),
+    (set_key("target_modules", ["q_proj", "v_proj", "lm_head"]), "target_modules selects 'lm_head'"),
+    (set_key("target_modules", ["q_proj", "v_proj", "embed_tokens"]), "selects 'model.embed_tokens'"),
+    (set_key("target_modules", ".*(_proj|_head)"), "target_modules selects 'lm_head'"),
+    (set_key("exclude_modules", {}), "exclude_modules should be"),
+    (set_key("exclude_modules", ["q_proj", "v_proj"]), "are not found in the base model"),
+    (set_key("layers_to_transform", "1"), "layers_to_transform should be"),
+    (set_key("layers_to_transform", [9]), "are not found in the base model"),
+    (set_keys(layers_to_transform=[0], layers_pattern=["(a|b)"]), "not the name of a list of blocks"),
+    (set_key("layers_pattern", "layers"), "layers_to_transform must also be specified"),
+    (set_keys(target_modules="all-linear", layers_to_transform=[0]), "cannot be used when"),
+    (set_key("base_model_name_or_path", 5), "base_model_name_or_path should be a string or null"),
+    (set_key("new_option", "on"), "'new_option' is not an option this server knows"),
+    (set_key("new_option", 0), "'new_option' is not an option"),
+    (set_key(HOSTILE, 1), "is not an option this server knows"),
+    (set_key("new_option", [[[HOSTILE]]]), "is not an option this server knows"),
+]  # fmt: skip
+
+TENSOR_FAULTS: list[tuple[Change, str]] = [
+    (drop(r"0\.q_proj"), "selects modules that have no tensors: 'model.layers.0.q_proj'"),
+    (drop(r"0\.q_proj\.lora_B"), "missing tensors: .*0.q_proj.lora_B.weight"),
+    (put(Q_A.replace("q_", "up_"), torch.ones(4, 8)), "unexpected tensors .*target_modules does not select"),
+    (put("base_model.model.lm_head.lora_A.weight", torch.ones(4, 8)), "unexpected.*lm_head.*output head"),
+    (put(f"{PREFIX}.0.x.lora_embedding_A", torch.ones(4, 8)), "unexpected.*lora_embedding_A"),
+    (put(f"{PREFIX}.0.q_proj.lora_magnitude_vector", torch.ones(8)), "unexpected.*DoRA's magnitudes"),
+    (put(f"{PREFIX}.0.q_proj.lora_B.bias", torch.ones(8)), "unexpected.*a bias on B"),
+    (put(f"{PREFIX}.7.q_proj.lora_A.weight", torch.ones(4, 8)), "unexpected.*no such linear layers"),
+    (put("base_model.model.lm_head.weight", torch.ones(4, 8)), "unexpected.*not named base_model.model"),
+    (put(HOSTILE, torch.ones(1)), "header|not named"),
+    (put(Q_A, torch.ones(4, 9)), r"size mismatch for .*lora_A.*\[4, 9\], \[4, 8\] is needed"),
+    (put(Q_B, torch.ones(8, 5)), r"size mismatch for .*lora_B.*\[8, 5\], \[8, 4\] is needed"),
+    (put(Q_A, torch.ones(4)), r"size mismatch for .*lora_A.*\[4\]"),
+    (put(Q_A, torch.ones(8, 4)), "size mismatch for .*lora_A"),
+    (both(put(Q_A, torch.ones(2, 8)), put(Q_B, torch.ones(8, 2))), "rank of .*0.q_proj' is 2 in its tensors"),
+    (poison(math.nan), "NaN or infinite values in .*q_proj.lora_B"),
+    (poison(math.inf), "NaN or infinite values in .*q_proj.lora_B"),
+    (poison(-math.inf), "NaN or infinite values in .*q_proj.lora_B"),
+    (zeros("lora_B"), "would do nothing"),
+    (zeros("lora_A"), "would do nothing"),
+    (zeros(r"(0\..*lora_A|1\..*lora_B)"), "would do nothing"),
+    (put(Q_A, torch.ones(4, 8, dtype=torch.float64)), "tensors of F64: served are F32, F16, BF16"),
+    (put(Q_A, torch.ones(4, 8, dtype=torch.int8)), "tensors of I8: served are"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "expected"), CONFIG_FAULTS + TENSOR_FAULTS)
+def test_every_fault_is_told(tmp_path: Path, change: Change, expected: str) -> None:
+    config, tensors = valid()
+    change(config, tensors)
+    faults = faults_of(write_artifact(tmp_path, config, tensors))
+    assert len(faults) == 1, faults
+    assert re.search(expected, faults[0]), faults
+
+
+def test_a_renamed_tensor_is_named(tmp_path: Path) -> None:
+    config, tensors = valid()
+    rename(r"0\.q_proj\.lora_A", "0.query.lora_A")(config, tensors)
+    faults = faults_of(write_artifact(tmp_path, config, tensors))
+    assert len(faults) == 2, faults
+    assert "0.query.lora_A.weight': no such linear layers" in faults[0]
+    assert "missing tensors" in faults[1]
+    assert Q_A in faults[1]
+
+
+def test_names_with_an_adapter_in_them(tmp_path: Path) -> None:
+    config, tensors = valid()
+    rename(r"\.weight$", ".default.weight")(config, tensors)
+    faults = faults_of(write_artifact(tmp_path, config, tensors))
+    assert "save the adapter with PEFT's save_pretrained" in faults[0]
+    assert len(faults) == 2
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_faults_are_reported_together(tmp_path: Path, number: int) -> None:
+    """Three from different places of the file, each of which is found without the others."""
+    pick = [
+        [CONFIG_FAULTS[index] for index in (4, 5, 6, 8, 10, 11, 12, 13, 14, 15, 16, 17)][number],
+        [CONFIG_FAULTS[index] for index in range(23, 29)][number % 6],
+        [TENSOR_FAULTS[index] for index in (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 15, 18)][number],
+    ]
+    config, tensors = valid()
+    for change, _ in pick:
+        change(config, tensors)
+    faults = faults_of(write_artifact(tmp_path, config, tensors))
+    for _, expected in pick:
+        assert any(re.search(expected, fault) for fault in faults), (expected, faults)
+    assert len(faults) == 3, faults
+
+
+def test_config_and_weights_are_judged_even_when_one_cannot_be_read(tmp_path: Path) -> None:
+    config, tensors = valid()
+    poison(math.nan)(config, tensors)
+    tensors[Q_A] = torch.ones(4, 9)
+    write_artifact(tmp_path, config, tensors)
+    (tmp_path / CONFIG_NAME).write_text("{")
+    faults = faults_of(tmp_path)
+    assert len(faults) == 3
+    assert "not valid JSON" in faults[0]
+    assert "size mismatch" in faults[1]
+    assert "NaN" in faults[2]
+
+
+def test_many_faults_are_cut(tmp_path: Path) -> None:
+    config, tensors = valid()
+    config.update({f"option_{index}": index for index in range(1000)})
+    faults = faults_of(write_artifact(tmp_path, config, tensors))
+    assert len(faults) == MAX_FAULTS + 1
+    assert faults[-1] == f"and {1000 - MAX_FAULTS} more faults"
+
+
+def test_a_wholly_different_base_is_short_to_say(tmp_path: Path) -> None:
+    config, tensors = valid()
+    rename("lora_", "x.lora_")(config, tensors)
+    tensors.update({f"{key}.{index}": torch.ones(1) for key in list(tensors) for index in range(30)})
+    faults = faults_of(write_artifact(tmp_path, config, tensors))
+    assert len(faults) == 3, faults
+    assert "and 4 more" in faults[0]
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.treatment is Treatment.REFUSED])
+def test_refused_options_load_when_off(tmp_path: Path, option: Any) -> None:
+    for value in option.off:
+        config, tensors = valid()
+        config[option.key] = value
+        read_artifact(write_artifact(tmp_path, config, tensors), BASE, LIMITS)
+
+
+@pytest.mark.parametrize("kind", [kind.peft_type for kind in KINDS if kind.peft_type != "LORA"])
+def test_every_other_kind_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    config = {"peft_type": kind, "task_type": "CAUSAL_LM", "num_virtual_tokens": 8, "alpha": 3}
+    faults = faults_of(write_artifact(tmp_path, config, {"base_model.model.x.hada_w1_a": torch.ones(2)}))
+    assert len(faults) == 1
+    assert faults[0].startswith(f"peft_type {kind} is not served")
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"new": None}, {"new": False}, {"new": []}, {"new": {}}, {"new": ""},
+        {"task_type": None}, {"lora_dropout": 0.1}, {"fan_in_fan_out": True}, {"inference_mode": False},
+        {"base_model_name_or_path": "another/base"}, {"revision": "main"}, {"peft_version": "9.9.9"},
+        {"init_lora_weights": False}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": "eva"},
+        {"init_lora_weights": "orthogonal"}, {"init_lora_weights": "mica"}, {"eva_config": {"rho": 2.0}},
+        {"corda_config": {"corda_method": "kpm"}}, {"loftq_config": {"loftq_bits": 4}},
+        {"megatron_core": "megatron.core"}, {"qalora_group_size": 32}, {"ensure_weight_tying": True},
+        {"rank_pattern": None, "alpha_pattern": None}, {"target_modules": ["q_proj", "v_proj", "c_attn"]},
+        {"rank_pattern": {"up_proj": 8}}, {"layers_to_transform": [0, 1, 5]}, {"layers_to_transform": []},
+        {"exclude_modules": ["up_proj"]}, {"exclude_modules": ".*up_proj"}, {"exclude_modules": ""},
+    ],
+)  # fmt: skip
+def test_harmless_settings(tmp_path: Path, harmless: dict[str, Any]) -> None:
+    config, tensors = valid()
+    artifact = read_artifact(write_artifact(tmp_path, config | harmless, tensors), BASE, LIMITS)
+    assert len(artifact.weights) == 4
+
+
+def test_what_a_valid_artifact_says(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"base_model_name_or_path": "org/base", "peft_version": "0.21.2"}
+    write_adapter(
+        tmp_path,
+        BASE,
+        rank=4,
+        alpha=8,
+        targets="all-linear",
+        rank_pattern={"up_proj": 9},
+        dtype=torch.bfloat16,
+        **options,
+    )
+    artifact = read_artifact(tmp_path, BASE, LIMITS)
+    assert list(artifact.weights) == list(BASE.modules), "forward order"
+    up = artifact.weights["model.layers.1.up_proj"]
+    assert (up.a.shape, up.b.shape, up.rank, up.scaling) == ((9, 8), (12, 9), 9, 8 / 9)
+    assert up.a.dtype == torch.bfloat16
+    assert artifact.rank == 9
+    assert artifact.nbytes == sum(w.a.nbytes + w.b.nbytes for w in artifact.weights.values())
+    assert (artifact.base_model_name, artifact.peft_version) == ("org/base", "0.21.2")
+    assert re.fullmatch(r"[0-9a-f]{64}", artifact.digest)
+
+
+def test_the_values_are_those_of_the_file(tmp_path: Path) -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        config = lora_config(rank=4, rslora=True)
+        tensors = lora_tensors(BASE, config, dtype=dtype)
+        artifact = read_artifact(write_artifact(tmp_path, config, tensors), BASE, LIMITS)
+        q = artifact.weights["model.layers.0.q_proj"]
+        assert torch.equal(q.a, tensors[Q_A])
+        assert torch.equal(q.b, tensors[Q_B])
+        assert q.scaling == 16 / math.sqrt(4)
+
+
+def test_mixed_dtypes_at_odd_offsets(tmp_path: Path) -> None:
+    """The format does not ask for alignment: half-precision tensors of odd size may come first."""
+    config, tensors = valid()
+    order = sorted(tensors)
+    tensors = {
+        key: tensors[key].to(torch.bfloat16 if i % 2 else torch.float32) for i, key in enumerate(order)
+    }
+    header: dict[str, Any] = {}
+    data = b""
+    for key, tensor in tensors.items():
+        raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        dtype = "BF16" if tensor.dtype == torch.bfloat16 else "F32"
+        header[key] = {
+            "dtype": dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    header["pad"] = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+    write_artifact(tmp_path, config, {})
+    for entry in header.values():
+        if entry["dtype"] != "U8":
+            entry["data_offsets"] = [offset + 1 for offset in entry["data_offsets"]]
+    write_raw(tmp_path, header, b"\0" + data)
+    assert any("tensors of U8" in fault for fault in faults_of(tmp_path))  # and no crash on odd addresses
+
+
+def test_the_digest_depends_on_every_byte_and_not_on_the_layout(tmp_path: Path) -> None:
+    config, tensors = valid()
+    first = read_artifact(write_artifact(tmp_path, config, tensors), BASE, LIMITS).digest
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(dict(reversed(config.items())), indent=3))
+    assert read_artifact(tmp_path, BASE, LIMITS).digest == first
+    raw = bytearray((tmp_path / WEIGHTS_NAME).read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / WEIGHTS_NAME).write_bytes(raw)
+    second = read_artifact(tmp_path, BASE, LIMITS).digest
+    config["lora_alpha"] = 17
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(config))
+    assert len({first, second, read_artifact(tmp_path, BASE, LIMITS).digest}) == 3
+
+
+def test_rank_above_the_limit(tmp_path: Path) -> None:
+    write_adapter(tmp_path, BASE, rank=4, rank_pattern={"1.v_proj": 9})
+    faults = faults_of(tmp_path, Limits(max_rank=8, max_bytes=1 << 20))
+    assert faults == ("rank 9 of 'model.layers.1.v_proj' is above the limit of 8 (--max-lora-rank)",)
+    read_artifact(tmp_path, BASE, Limits(max_rank=9, max_bytes=1 << 20))
+
+
+def test_bytes_above_the_limit(tmp_path: Path) -> None:
+    write_adapter(tmp_path, BASE, rank=4)
+    nbytes = read_artifact(tmp_path, BASE, LIMITS).nbytes
+    read_artifact(tmp_path, BASE, Limits(64, nbytes))
+    faults = faults_of(tmp_path, Limits(2, nbytes - 1))
+    assert len(faults) == 2
+    assert f"the limit is {nbytes - 1:,}" in faults[0]
+    assert "rank 4" in faults[1], "the header is judged although the values are not read"

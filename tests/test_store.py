@@ -1,0 +1,167 @@
+"""Revisions on disk: atomic, content-addressed, owned by one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.artifact import Limits, read_artifact
+from adapters.base import BaseModel, TargetModule
+from adapters.errors import AdapterNotFound, ArtifactError, StoreError
+from adapters.files import CONFIG_NAME, WEIGHTS_NAME
+from adapters.store import RevisionStore
+from tests.adapter_factory import write_adapter
+
+BASE = BaseModel(
+    name="base",
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    fingerprint="0",
+    modules={n: TargetModule(n, 8, 12) for n in ("model.layers.0.q_proj", "model.layers.0.v_proj")},
+    others=frozenset({"lm_head"}),
+)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "adapter", BASE)
+
+
+def test_publish_and_read_back(tmp_path: Path, adapter: Path) -> None:
+    source = read_artifact(adapter, BASE, Limits(64, 1 << 20))
+    (adapter / "README.md").write_text("not part of the artifact")
+    with RevisionStore(tmp_path / "store") as store:
+        digest, path = store.publish(adapter)
+        assert digest == source.digest
+        assert store.path(digest) == path
+        assert store.digests() == [digest]
+        assert sorted(file.name for file in path.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
+        copy = read_artifact(path, BASE, Limits(64, 1 << 20))
+    assert copy.digest == digest
+    for name, weights in source.weights.items():
+        assert torch.equal(weights.a, copy.weights[name].a)
+
+
+def test_publishing_twice_changes_nothing(tmp_path: Path, adapter: Path) -> None:
+    with RevisionStore(tmp_path / "store") as store:
+        first = store.publish(adapter)
+        inode = (first[1] / WEIGHTS_NAME).stat().st_ino
+        assert store.publish(adapter) == first
+        assert (first[1] / WEIGHTS_NAME).stat().st_ino == inode
+        assert no_temporaries(store)
+
+
+def test_publishing_at_the_same_time(tmp_path: Path, adapter: Path) -> None:
+    with RevisionStore(tmp_path / "store") as store, ThreadPoolExecutor(8) as pool:
+        published = set(pool.map(lambda _: store.publish(adapter), range(16)))
+        assert len(published) == 1
+        assert no_temporaries(store)
+
+
+def test_the_digest_is_of_the_content(tmp_path: Path, adapter: Path) -> None:
+    config = json.loads((adapter / CONFIG_NAME).read_text())
+    with RevisionStore(tmp_path / "store") as store:
+        digest, _ = store.publish(adapter)
+        (adapter / CONFIG_NAME).write_text(json.dumps(dict(reversed(config.items())), indent=4))
+        assert store.publish(adapter)[0] == digest  # the same config, written otherwise
+        (adapter / CONFIG_NAME).write_text(json.dumps(config | {"lora_alpha": 17}))
+        assert store.publish(adapter)[0] != digest
+        assert len(store.digests()) == 2
+
+
+def test_remove_says_what_it_freed(tmp_path: Path, adapter: Path) -> None:
+    with RevisionStore(tmp_path / "store") as store:
+        digest, path = store.publish(adapter)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        assert store.remove(digest) == size
+        assert store.digests() == []
+        assert no_temporaries(store)
+        with pytest.raises(AdapterNotFound):
+            store.remove(digest)
+
+
+@pytest.mark.parametrize("digest", ["", "..", "../x", "a" * 63, "A" * 64, "/etc", "0" * 64, "\0"])
+def test_unknown_and_hostile_digests(tmp_path: Path, digest: str) -> None:
+    with RevisionStore(tmp_path / "store") as store:
+        with pytest.raises(AdapterNotFound):
+            store.path(digest)
+        with pytest.raises(AdapterNotFound):
+            store.remove(digest)
+
+
+def test_a_second_opener_is_told(tmp_path: Path) -> None:
+    with RevisionStore(tmp_path / "store") as store, pytest.raises(StoreError, match="in use"):
+        RevisionStore(store.root)
+    RevisionStore(tmp_path / "store").close()
+
+
+def test_another_process_is_told_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from adapters.store import RevisionStore\n"
+        "store = RevisionStore(Path(sys.argv[1])); print('open', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "store")],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        with pytest.raises(StoreError, match="in use"):
+            RevisionStore(tmp_path / "store")
+        process.send_signal(signal.SIGKILL)
+    RevisionStore(tmp_path / "store").close()
+
+
+def test_half_published_revisions_are_swept(tmp_path: Path, adapter: Path) -> None:
+    with RevisionStore(tmp_path / "store") as store:
+        digest, _ = store.publish(adapter)
+    half = tmp_path / "store" / ".tmp-dead"
+    half.mkdir()
+    (half / WEIGHTS_NAME).write_bytes(b"half")
+    with RevisionStore(tmp_path / "store") as store:
+        assert not half.exists()
+        assert store.digests() == [digest]
+
+
+def test_a_failed_copy_leaves_nothing(tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with RevisionStore(tmp_path / "store") as store:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match="No space left"):
+            store.publish(adapter)
+        assert store.digests() == []
+        assert no_temporaries(store)
+
+
+@pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
+def test_a_missing_or_odd_file_is_a_fault(tmp_path: Path, adapter: Path, name: str) -> None:
+    (adapter / name).unlink()
+    with RevisionStore(tmp_path / "store") as store:
+        with pytest.raises(ArtifactError, match=f"no {name}"):
+            store.publish(adapter)
+        os.mkfifo(adapter / name)
+        with pytest.raises(ArtifactError, match="not a regular file"):
+            store.publish(adapter)
+        assert no_temporaries(store)
+
+
+def test_the_root_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("")
+    with pytest.raises(StoreError, match="can't be opened"):
+        RevisionStore(tmp_path / "store")
+
+
+def no_temporaries(store: RevisionStore) -> bool:
+    return not [entry for entry in store.root.iterdir() if entry.name.startswith(".tmp-")]
