@@ -1,0 +1,57 @@
+"""Everything that can go wrong in serving, as one tree. The API maps each to a status in one table.
+
+ServerError
+├── ModelRefused        the base model can't be loaded or can't be served correctly
+├── RequestError        the request is invalid; names the parameter
+│   └── ContextTooLong  prompt and answer do not fit the context window
+├── ModelNotFound       the model string names nothing that is registered
+├── QueueFull           too many requests are waiting; says when to retry
+├── EngineDead          the engine thread has stopped
+└── ConfigError         the server's own configuration is invalid
+"""
+
+from __future__ import annotations
+
+
+class ServerError(Exception):
+    """Base of every serving error. ``str()`` is a sentence for the caller."""
+
+
+class ModelRefused(ServerError):
+    """The base model can't be loaded, or the decoders disagree with the original model."""
+
+
+class ConfigError(ServerError):
+    """The configuration is invalid; the message names the option."""
+
+
+class RequestError(ServerError):
+    """The request is invalid. ``param`` is the name of the offending field, if one is."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextTooLong(RequestError):
+    """Prompt (and answer) exceed the context window."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message, param, "context_length_exceeded")
+
+
+class ModelNotFound(ServerError):
+    """The model string names neither the base model nor a registered adapter."""
+
+
+class QueueFull(ServerError):
+    """The bound on waiting requests is reached. ``retry_after`` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineDead(ServerError):
+    """The engine thread has stopped; nothing can be generated until the process restarts."""

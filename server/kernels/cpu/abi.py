@@ -1,0 +1,133 @@
+"""The C interface of the native library (``src/abi.h``), field by field."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+_P = ctypes.c_void_p
+_I64 = ctypes.c_int64
+_F32 = ctypes.c_float
+
+
+class Layer(ctypes.Structure):
+    """Pointers of one decoder block."""
+
+    _fields_ = (
+        ("input_norm", _P),
+        ("qkv", _P),
+        ("qkv_bias", _P),
+        ("q_norm", _P),
+        ("k_norm", _P),
+        ("o", _P),
+        ("o_bias", _P),
+        ("post_norm", _P),
+        ("gate_up", _P),
+        ("gate_up_bias", _P),
+        ("down", _P),
+        ("down_bias", _P),
+        ("window", _I64),
+    )
+
+
+class Decoder(ctypes.Structure):
+    """A whole decoder."""
+
+    _fields_ = (
+        ("layer", ctypes.POINTER(Layer)),
+        ("embedding", _P),
+        ("final_norm", _P),
+        ("lm_head", _P),
+        ("cos", _P),
+        ("sin", _P),
+        ("pool", _P),
+        ("pool_elements", _I64),
+        ("layers", _I64),
+        ("hidden", _I64),
+        ("intermediate", _I64),
+        ("vocab", _I64),
+        ("heads", _I64),
+        ("kv_heads", _I64),
+        ("head_dim", _I64),
+        ("positions", _I64),
+        ("num_blocks", _I64),
+        ("max_rows", _I64),
+        ("threads", _I64),
+        ("eps", _F32),
+        ("scale", _F32),
+    )
+
+
+class Lora(ctypes.Structure):
+    """The mixes of one step."""
+
+    _fields_ = (
+        ("adapters", _I64),
+        ("offset", _P),
+        ("rank", _P),
+        ("max_rank", _P),
+        ("start", _P),
+        ("adapter", _P),
+        ("weight", _P),
+    )
+
+
+class Step(ctypes.Structure):
+    """One step."""
+
+    _fields_ = (
+        ("rows", _I64),
+        ("sequences", _I64),
+        ("table_width", _I64),
+        ("logits_count", _I64),
+        ("token_ids", _P),
+        ("positions", _P),
+        ("slots", _P),
+        ("query_start", _P),
+        ("context", _P),
+        ("block_tables", _P),
+        ("logits_rows", _P),
+        ("lora", ctypes.POINTER(Lora)),
+        ("logits", _P),
+    )
+
+
+FAULTS = {
+    1: "a token id lies outside the vocabulary",
+    2: "a position lies outside the rotary table",
+    3: "a slot lies outside the KV cache",
+    4: "a block table names a block outside the KV cache",
+    5: "rows, contexts and block tables of a sequence disagree",
+    6: "a logits row lies outside the step",
+    7: "a mix names an adapter that is not in the step",
+    8: "out of memory",
+}
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """Load the library and declare its functions. torch must have been imported before: its OpenMP
+    runtime is then the one the kernels use, and both share one pool of threads.
+
+    Raises:
+        ImportError: the library was made for other struct layouts.
+    """
+    native = ctypes.CDLL(str(path))
+    native.manylora_struct_size.argtypes = (ctypes.c_int,)
+    native.manylora_struct_size.restype = _I64
+    for which, struct in enumerate((Layer, Decoder, Lora, Step)):
+        if native.manylora_struct_size(which) != ctypes.sizeof(struct):
+            raise ImportError(f"{path}: the layout of {struct.__name__} differs from the binding's")
+    native.manylora_open.argtypes = (ctypes.POINTER(Decoder),)
+    native.manylora_open.restype = _P
+    native.manylora_close.argtypes = (_P,)
+    native.manylora_close.restype = None
+    native.manylora_step.argtypes = (_P, ctypes.POINTER(Step))
+    native.manylora_step.restype = ctypes.c_int
+    for name in ("manylora_pack", "manylora_pack_gate_up"):
+        getattr(native, name).argtypes = (_P, _P, _I64, _I64)
+        getattr(native, name).restype = None
+    native.manylora_gemm.argtypes = (_P, _P, _P, _I64, _I64, _I64, _I64)
+    native.manylora_gemm.restype = None
+    native.manylora_exp.argtypes = (_P, _P, _I64)
+    native.manylora_exp.restype = None
+    return native

@@ -1,0 +1,138 @@
+"""The native step: the same arithmetic as ``reference.ReferenceStep``, in one call with the GIL released."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+
+import numpy as np
+import torch
+
+from server.kernels.cpu import abi
+from server.kernels.cpu.build import KernelBuildError, Variant, best_variant, library
+from server.kernels.cpu.pack import PackedWeights
+from server.kernels.inputs import BLOCK_SIZE, AdapterPages, DecoderWeights, LoraInputs, StepInputs
+
+_MAX_HEAD_DIM = 256
+
+
+class NativeStep:
+    """Runs steps on the CPU in bf16 with fp32 accumulation. Owns the KV cache.
+
+    A row's logits have the same bits alone, in any batch and however its prompt was cut into chunks.
+    Not for use by two threads at once.
+    """
+
+    name = "cpu-avx512-bf16"
+
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        pool: torch.Tensor,  # flat bf16 rank pages
+        num_blocks: int,
+        max_rows: int,
+        threads: int,
+        variant: Variant | None = None,
+    ) -> None:
+        chosen = best_variant() if variant is None else variant
+        self.name = f"cpu-{chosen.name}"
+        self._native = abi.load(library(chosen))
+        self._packed = PackedWeights(self._native, weights)
+        self._pool = pool
+        self._vocab = weights.lm_head.shape[0]
+        self._logits = torch.empty(0, self._vocab + -self._vocab % 32)
+        self._lora = _LoraTables()
+        decoder = self._packed.decoder
+        decoder.pool, decoder.pool_elements = pool.data_ptr(), pool.numel()
+        decoder.num_blocks, decoder.max_rows, decoder.threads = num_blocks, max_rows, threads
+        self._engine = self._native.manylora_open(decoder)
+        if not self._engine:
+            raise MemoryError(f"no room for a KV cache of {num_blocks} blocks")
+        self._finalizer = weakref.finalize(self, self._native.manylora_close, self._engine)
+
+    @staticmethod
+    def unsupported(weights: DecoderWeights) -> str | None:
+        """Why these weights can't run here, in one phrase; None if they can. Builds the kernels."""
+        if reason := _unsupported_weights(weights):
+            return reason
+        try:
+            abi.load(library(best_variant()))
+        except (KernelBuildError, ImportError, OSError) as error:
+            return str(error)
+        return None
+
+    @staticmethod
+    def kv_bytes_per_block(weights: DecoderWeights) -> int:
+        """Bytes of K and V that one block takes over all layers."""
+        return BLOCK_SIZE * 2 * 2 * weights.n_kv_heads * weights.head_dim * len(weights.layers)
+
+    def step(self, inputs: StepInputs) -> torch.Tensor:
+        """Run one step. Returns fp32 logits [R, V] of ``inputs.logits_rows``, valid until the next step.
+
+        Raises:
+            ValueError: an index of the inputs lies outside what this step owns; nothing was run.
+        """
+        count = len(inputs.logits_rows)
+        if count > self._logits.shape[0]:
+            self._logits = torch.empty(count, self._logits.shape[1])
+        lora = None if inputs.lora is None else ctypes.pointer(self._lora.struct(inputs.lora))
+        arguments = abi.Step(
+            rows=len(inputs.token_ids),
+            sequences=len(inputs.context),
+            table_width=inputs.block_tables.shape[1],
+            logits_count=count,
+            token_ids=inputs.token_ids.ctypes.data,
+            positions=inputs.positions.ctypes.data,
+            slots=inputs.slots.ctypes.data,
+            query_start=inputs.query_start.ctypes.data,
+            context=inputs.context.ctypes.data,
+            block_tables=inputs.block_tables.ctypes.data,
+            logits_rows=inputs.logits_rows.ctypes.data,
+            lora=lora,
+            logits=self._logits.data_ptr(),
+        )
+        fault = self._native.manylora_step(self._engine, arguments)
+        if fault != 0:
+            raise ValueError(abi.FAULTS[fault])
+        return self._logits[:count, : self._vocab]
+
+
+class _LoraTables:
+    """Pointers to the page tables of a step's adapters; made anew only when the adapters change."""
+
+    def __init__(self) -> None:
+        self._adapters: tuple[AdapterPages, ...] = ()
+        self._offset = np.empty(0, np.uintp)
+        self._rank = np.empty(0, np.uintp)
+        self._max_rank = np.empty(0, np.int32)
+
+    def struct(self, inputs: LoraInputs) -> abi.Lora:
+        if inputs.adapters != self._adapters:
+            self._adapters = inputs.adapters
+            self._offset = np.array([pages.offset.ctypes.data for pages in inputs.adapters], np.uintp)
+            self._rank = np.array([pages.rank.ctypes.data for pages in inputs.adapters], np.uintp)
+            self._max_rank = np.array([pages.rank.max() for pages in inputs.adapters], np.int32)
+        return abi.Lora(
+            adapters=len(inputs.adapters),
+            offset=self._offset.ctypes.data,
+            rank=self._rank.ctypes.data,
+            max_rank=self._max_rank.ctypes.data,
+            start=inputs.start.ctypes.data,
+            adapter=inputs.adapter.ctypes.data,
+            weight=inputs.weight.ctypes.data,
+        )
+
+
+def _unsupported_weights(weights: DecoderWeights) -> str | None:
+    hidden = weights.embedding.shape[1]
+    if weights.embedding.device.type != "cpu":
+        return f"the weights are on {weights.embedding.device.type}"
+    if weights.embedding.dtype != torch.bfloat16:
+        return f"the weights are {str(weights.embedding.dtype).removeprefix('torch.')}, the kernels need bfloat16"
+    if weights.head_dim % 16 or weights.head_dim > _MAX_HEAD_DIM:
+        return f"head size {weights.head_dim} is not a multiple of 16 up to {_MAX_HEAD_DIM}"
+    if hidden % 16 or weights.intermediate % 16:
+        return f"layer widths {hidden} and {weights.intermediate} are not multiples of 16"
+    if weights.n_heads % weights.n_kv_heads:
+        return f"{weights.n_heads} heads do not divide into {weights.n_kv_heads} groups"
+    return None

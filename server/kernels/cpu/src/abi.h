@@ -1,0 +1,110 @@
+// The C interface of the library. abi.py mirrors every struct here field by field; manylora_struct_size
+// lets it check that both sides agree.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// Pointers of one decoder block. Matrices are packed (pack.h); norm weights and biases are fp32, biases
+// padded with zeros to a multiple of 32 outputs. Null where the model has none.
+struct Layer {
+  const float* input_norm;   // [hidden]
+  const bf16* qkv;           // packed [(heads + 2 kv_heads) head_dim, hidden]
+  const float* qkv_bias;
+  const float* q_norm;       // [head_dim]
+  const float* k_norm;       // [head_dim]
+  const bf16* o;             // packed [hidden, heads head_dim]
+  const float* o_bias;
+  const float* post_norm;    // [hidden]
+  const bf16* gate_up;       // packed [2 intermediate, hidden], 16 gate and 16 up outputs a block
+  const float* gate_up_bias; // in the packed order
+  const bf16* down;          // packed [hidden, intermediate]
+  const float* down_bias;
+  int64_t window;            // keys a row attends to, itself included; 0: all
+};
+
+struct Decoder {
+  const Layer* layer;        // [layers]
+  const bf16* embedding;     // [vocab, hidden]
+  const float* final_norm;   // [hidden]
+  const bf16* lm_head;       // packed [vocab, hidden]
+  const float* cos;          // [positions, head_dim / 2]
+  const float* sin;
+  const bf16* pool;          // rank pages of every resident adapter
+  int64_t pool_elements;
+  int64_t layers;
+  int64_t hidden;
+  int64_t intermediate;
+  int64_t vocab;
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t head_dim;
+  int64_t positions;
+  int64_t num_blocks;        // KV blocks to reserve
+  int64_t max_rows;          // rows the workspace starts with; it grows when a step needs more
+  int64_t threads;
+  float eps;
+  float scale;               // of the attention scores
+};
+
+// The mixes of one step, a CSR list over its sequences.
+struct Lora {
+  int64_t adapters;
+  const int64_t* const* offset;  // [adapters][7 layers] first element of a module's pages in the pool
+  const int32_t* const* rank;    // [adapters][7 layers]
+  const int32_t* max_rank;       // [adapters] largest of an adapter's ranks
+  const int32_t* start;          // [sequences + 1]
+  const int32_t* adapter;        // [entries] index into the adapters
+  const float* weight;           // [entries]
+};
+
+struct Step {
+  int64_t rows;
+  int64_t sequences;
+  int64_t table_width;
+  int64_t logits_count;
+  const int64_t* token_ids;      // [rows]
+  const int64_t* positions;      // [rows]
+  const int64_t* slots;          // [rows]
+  const int32_t* query_start;    // [sequences + 1]
+  const int32_t* context;        // [sequences]
+  const int32_t* block_tables;   // [sequences][table_width]
+  const int64_t* logits_rows;    // [logits_count]
+  const Lora* lora;              // null when every sequence runs the base
+  float* logits;                 // [logits_count][vocab rounded up to 32]
+};
+
+// What manylora_step found wrong with its arguments; 0 is success.
+enum StepFault {
+  kStepDone = 0,
+  kBadToken = 1,
+  kBadPosition = 2,
+  kBadSlot = 3,
+  kBadBlock = 4,
+  kBadSequence = 5,
+  kBadLogitsRow = 6,
+  kBadAdapter = 7,
+  kOutOfMemory = 8,
+};
+
+struct Engine;
+
+int64_t manylora_struct_size(int which);  // 0 Layer, 1 Decoder, 2 Lora, 3 Step
+Engine* manylora_open(const Decoder* decoder);  // null when memory is short; copies the struct and its layers
+void manylora_close(Engine* engine);
+int manylora_step(Engine* engine, const Step* step);
+
+// Row-major [outputs, inputs] to the packed form; see pack.h.
+void manylora_pack(const bf16* matrix, bf16* packed, int64_t outputs, int64_t inputs);
+void manylora_pack_gate_up(const bf16* matrix, bf16* packed, int64_t intermediate, int64_t inputs);
+
+// Single kernels, for their parity tests.
+void manylora_gemm(const bf16* x, const bf16* packed, float* y, int64_t rows, int64_t outputs, int64_t inputs,
+                   int64_t threads);
+void manylora_exp(const float* x, float* y, int64_t count);  // count a multiple of 16
+}
+#pragma GCC visibility pop

@@ -1,0 +1,172 @@
+// Attention of single rows: each reads its whole context once, so the kernel lives on memory bandwidth and
+// prefetches units in the order they lie in memory, about a chunk ahead.
+#include <algorithm>
+
+#include "attention.h"
+
+namespace {
+
+constexpr int64_t kAheadUnits = 24;
+constexpr int64_t kTile = simd::kQueryVectors;
+
+const bf16* unit_of(const Attention& job, const DecodePiece& piece, int64_t block, int64_t head) {
+  return job.cache.unit(job.step->block_tables[piece.sequence * job.step->table_width + block], head);
+}
+
+// Hands out the units of a list of pieces: blocks in order, the heads of a block together.
+class UnitCursor {
+ public:
+  UnitCursor(const Attention& job, const std::vector<DecodePiece>& pieces)
+      : job_(job), piece_(pieces.data()), end_(pieces.data() + pieces.size()), last_(job.qkv) {
+    enter();
+  }
+
+  const bf16* take() {
+    if (piece_ == end_) return last_;
+    last_ = unit_of(job_, *piece_, block_, head_);
+    if (++head_ == piece_->head_end) {
+      head_ = piece_->head;
+      if (++block_ == end_block_) {
+        ++piece_;
+        enter();
+      }
+    }
+    return last_;
+  }
+
+ private:
+  void enter() {
+    if (piece_ == end_) return;
+    head_ = piece_->head;
+    block_ = std::max(piece_->chunk * kChunkBlocks, piece_->span.first_block());
+    end_block_ = std::min(piece_->chunk_end * kChunkBlocks, piece_->span.end_block());
+  }
+
+  const Attention& job_;
+  const DecodePiece* piece_;
+  const DecodePiece* end_;
+  const bf16* last_;
+  int64_t head_ = 0;
+  int64_t block_ = 0;
+  int64_t end_block_ = 0;
+};
+
+// The queries of one kv head, tile by tile as [head_dim / 2][count][2].
+void pack_queries(const Attention& job, const bf16* q, bf16* packed) {
+  for (int64_t v = 0; v < job.groups; v += kTile) {
+    const int64_t count = std::min(kTile, job.groups - v);
+    for (int64_t i = 0; i < job.head_dim(); i += 2) {
+      for (int64_t j = 0; j < count; j++, packed += 2) memcpy(packed, q + (v + j) * job.head_dim() + i, 4);
+    }
+  }
+}
+
+KeyChunk read_chunk(const Attention& job, const DecodePiece& piece, int64_t c, int64_t head, UnitCursor& ahead) {
+  KeyChunk chunk;
+  const int64_t first = std::max(c * kChunkBlocks, piece.span.first_block());
+  chunk.first_position = first * kBlockTokens;
+  chunk.blocks = std::min((c + 1) * kChunkBlocks, piece.span.end_block()) - first;
+  for (int64_t b = 0; b < chunk.blocks; b++) {
+    chunk.unit[b] = unit_of(job, piece, first + b, head);
+    chunk.ahead[b] = ahead.take();
+  }
+  return chunk;
+}
+
+QueryTile tile_of(const Attention& job, const Span& span, int64_t vector, const bf16* queries) {
+  QueryTile tile;
+  tile.count = static_cast<int>(std::min(kTile, job.groups - vector));
+  tile.head_dim = job.head_dim();
+  tile.query = queries + vector * job.head_dim();
+  tile.scale = job.scale;
+  std::fill_n(tile.low, tile.count, static_cast<int>(span.begin));
+  std::fill_n(tile.high, tile.count, static_cast<int>(span.end));
+  return tile;
+}
+
+void write(const Attention& job, int64_t row, int64_t head, const SoftmaxState& state) {
+  bf16* out = job.out + row * job.out_stride + head * job.groups * job.head_dim();
+  for (int64_t v = 0; v < job.groups; v++) finish(state, v, job.head_dim(), out + v * job.head_dim());
+}
+
+class PieceRunner {
+ public:
+  PieceRunner(const Attention& job, AttentionScratch& scratch, UnitCursor& ahead)
+      : job_(job), scratch_(scratch), ahead_(ahead) {}
+
+  void run(const DecodePiece& piece) {
+    const bool whole = piece.split < 0;
+    const bf16* q = job_.qkv + piece.row * job_.qkv_stride;
+    for (int64_t h = piece.head; h < piece.head_end; h++) {
+      pack_queries(job_, q + h * job_.groups * job_.head_dim(), queries(piece, h));
+      if (whole) clear(state(piece, h), job_.groups, job_.head_dim());
+    }
+    for (int64_t c = piece.chunk; c < piece.chunk_end; c++) {
+      for (int64_t h = piece.head; h < piece.head_end; h++) whole ? add_chunk(piece, c, h) : keep_chunk(piece, c, h);
+    }
+    for (int64_t h = piece.head; whole && h < piece.head_end; h++) write(job_, piece.row, h, state(piece, h));
+  }
+
+ private:
+  bf16* queries(const DecodePiece& piece, int64_t head) const {
+    return scratch_.query.data() + (head - piece.head) * job_.groups * job_.head_dim();
+  }
+
+  SoftmaxState state(const DecodePiece& piece, int64_t head) const {
+    const int64_t at = (head - piece.head) * state_floats(job_.groups, job_.head_dim());
+    return state_at(scratch_.state.data() + at, job_.groups, job_.head_dim());
+  }
+
+  void add_chunk(const DecodePiece& piece, int64_t c, int64_t head) {
+    const KeyChunk chunk = read_chunk(job_, piece, c, head, ahead_);
+    const SoftmaxState part = state_at(scratch_.part.data(), kTile, job_.head_dim());
+    for (int64_t v = 0; v < job_.groups; v += kTile) {
+      const QueryTile tile = tile_of(job_, piece.span, v, queries(piece, head));
+      attend(tile, chunk, part);
+      fold(from_vector(state(piece, head), v, job_.head_dim()), part, tile.count, job_.head_dim());
+    }
+  }
+
+  void keep_chunk(const DecodePiece& piece, int64_t c, int64_t head) {
+    const KeyChunk chunk = read_chunk(job_, piece, c, head, ahead_);
+    const int64_t number = piece.split * job_.plan->max_chunks() + c - piece.span.first_chunk();
+    float* memory = job_.shared->parts.data() + number * state_floats(job_.groups, job_.head_dim());
+    const SoftmaxState part = state_at(memory, job_.groups, job_.head_dim());
+    for (int64_t v = 0; v < job_.groups; v += kTile) {
+      attend(tile_of(job_, piece.span, v, queries(piece, head)), chunk, from_vector(part, v, job_.head_dim()));
+    }
+  }
+
+  const Attention& job_;
+  AttentionScratch& scratch_;
+  UnitCursor& ahead_;
+};
+
+}  // namespace
+
+void decode_attention(const Attention& job, AttentionScratch& scratch, const Worker& worker) {
+  const std::vector<DecodePiece>& pieces = job.plan->pieces(worker.index);
+  UnitCursor ahead(job, pieces);
+  for (int64_t i = 0; i < kAheadUnits; i++) ahead.take();
+  PieceRunner runner(job, scratch, ahead);
+  for (const DecodePiece& piece : pieces) runner.run(piece);
+}
+
+void join_split_heads(const Attention& job, AttentionScratch& scratch, const Worker& worker) {
+  const int64_t floats = state_floats(job.groups, job.head_dim());
+  const int64_t count = static_cast<int64_t>(job.plan->splits().size());
+  for (int64_t i = worker.index; i < count; i += worker.count) {
+    const SplitHead& split = job.plan->splits()[static_cast<size_t>(i)];
+    const SoftmaxState state = state_at(scratch.state.data(), job.groups, job.head_dim());
+    clear(state, job.groups, job.head_dim());
+    for (int64_t c = 0; c < split.span.end_chunk() - split.span.first_chunk(); c++) {
+      float* memory = job.shared->parts.data() + (i * job.plan->max_chunks() + c) * floats;
+      const SoftmaxState part = state_at(memory, job.groups, job.head_dim());
+      for (int64_t v = 0; v < job.groups; v += kTile) {
+        const int tile = static_cast<int>(std::min(kTile, job.groups - v));
+        fold(from_vector(state, v, job.head_dim()), from_vector(part, v, job.head_dim()), tile, job.head_dim());
+      }
+    }
+    write(job, split.row, split.head, state);
+  }
+}

@@ -1,0 +1,106 @@
+// Attention of chunks of rows: tiles of query vectors share K and V, which stay in cache from tile to tile.
+#include <algorithm>
+
+#include "attention.h"
+
+namespace {
+
+constexpr int64_t kTile = simd::kQueryVectors;
+
+// One task: query vector v is row v / groups, head v % groups of the kv head's group.
+class TaskRunner {
+ public:
+  TaskRunner(const Attention& job, const PrefillTask& task, AttentionScratch& scratch)
+      : job_(job),
+        task_(task),
+        scratch_(scratch),
+        vectors_(task.rows * job.groups),
+        start_(job.step->query_start[task.sequence]),
+        rows_(job.step->query_start[task.sequence + 1] - start_),
+        state_(state_at(scratch.state.data(), vectors_, job.head_dim())) {}
+
+  void run() {
+    clear(state_, vectors_, job_.head_dim());
+    pack_queries();
+    const int64_t first = visible(0).first_chunk();
+    const int64_t end = visible(vectors_ - 1).end_chunk();
+    for (int64_t c = first; c < end; c++) {
+      for (int64_t v = 0; v < vectors_; v += kTile) run_tile(c, v, std::min(kTile, vectors_ - v));
+    }
+    for (int64_t v = 0; v < vectors_; v++) finish(state_, v, job_.head_dim(), job_.out + out_of(v));
+  }
+
+ private:
+  Span visible(int64_t vector) const {
+    return job_.plan->visible(job_.step->context[task_.sequence], rows_, task_.first_row + vector / job_.groups);
+  }
+
+  int64_t row_of(int64_t vector) const { return start_ + task_.first_row + vector / job_.groups; }
+
+  int64_t column_of(int64_t vector) const {
+    return (task_.head * job_.groups + vector % job_.groups) * job_.head_dim();
+  }
+
+  int64_t out_of(int64_t vector) const { return row_of(vector) * job_.out_stride + column_of(vector); }
+
+  void pack_queries() const {
+    bf16* packed = scratch_.query.data();
+    for (int64_t v = 0; v < vectors_; v += kTile) {
+      const int64_t count = std::min(kTile, vectors_ - v);
+      const bf16* query[kTile];
+      for (int64_t j = 0; j < count; j++) query[j] = job_.qkv + row_of(v + j) * job_.qkv_stride + column_of(v + j);
+      for (int64_t i = 0; i < job_.head_dim(); i += 2) {
+        for (int64_t j = 0; j < count; j++, packed += 2) memcpy(packed, query[j] + i, 4);
+      }
+    }
+  }
+
+  void run_tile(int64_t c, int64_t v, int64_t count) const {
+    const Span low = visible(v);
+    const Span high = visible(v + count - 1);
+    const int64_t first = std::max(c * kChunkBlocks, low.first_block());
+    const int64_t end = std::min((c + 1) * kChunkBlocks, high.end_block());
+    if (first >= end) return;
+
+    KeyChunk chunk;
+    chunk.first_position = first * kBlockTokens;
+    chunk.blocks = end - first;
+    const int32_t* table = job_.step->block_tables + task_.sequence * job_.step->table_width;
+    for (int64_t b = 0; b < chunk.blocks; b++) {
+      chunk.unit[b] = job_.cache.unit(table[first + b], task_.head);
+      chunk.ahead[b] = chunk.unit[b];
+    }
+    QueryTile tile;
+    tile.count = static_cast<int>(count);
+    tile.head_dim = job_.head_dim();
+    tile.query = scratch_.query.data() + v * job_.head_dim();
+    tile.scale = job_.scale;
+    for (int64_t j = 0; j < count; j++) {
+      const Span span = visible(v + j);
+      tile.low[j] = static_cast<int>(span.begin);
+      tile.high[j] = static_cast<int>(span.end);
+    }
+    const SoftmaxState part = state_at(scratch_.part.data(), kTile, job_.head_dim());
+    attend(tile, chunk, part);
+    fold(from_vector(state_, v, job_.head_dim()), part, tile.count, job_.head_dim());
+  }
+
+  const Attention& job_;
+  const PrefillTask& task_;
+  AttentionScratch& scratch_;
+  const int64_t vectors_;
+  const int64_t start_;  // first row of the sequence
+  const int64_t rows_;   // its number of rows
+  const SoftmaxState state_;
+};
+
+}  // namespace
+
+void prefill_attention(const Attention& job, AttentionScratch& scratch) {
+  const std::vector<PrefillTask>& tasks = job.plan->prefill();
+  const int64_t count = static_cast<int64_t>(tasks.size());
+  if (count == 0) return;
+  for (int64_t i = job.shared->next_task++; i < count; i = job.shared->next_task++) {
+    TaskRunner(job, tasks[static_cast<size_t>(i)], scratch).run();
+  }
+}

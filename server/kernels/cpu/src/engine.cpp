@@ -1,0 +1,272 @@
+#include "engine.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "norm.h"
+#include "rope.h"
+
+namespace {
+
+int64_t padded(int64_t columns) { return round_up(columns, kBlockOutputs); }
+
+int64_t kv_layer_elements(const Decoder& d) { return d.num_blocks * d.kv_heads * 2 * kBlockTokens * d.head_dim; }
+
+int64_t qkv_columns(const Decoder& d) { return (d.heads + 2 * d.kv_heads) * d.head_dim; }
+
+constexpr int64_t kModulesPerLayer = 7;  // q, k, v, o, gate, up, down
+
+// How far rank pages are prefetched ahead of their use.
+constexpr int64_t kPagesAhead = 8192;
+
+}  // namespace
+
+Engine::Engine(const Decoder& decoder)
+    : decoder_(decoder),
+      layers_(decoder.layer, decoder.layer + decoder.layers),
+      kv_(kv_layer_elements(decoder) * decoder.layers),
+      states_(static_cast<size_t>(decoder.threads)),
+      queues_{StealQueue(static_cast<int>(decoder.threads)), StealQueue(static_cast<int>(decoder.threads))} {
+  decoder_.layer = layers_.data();
+  std::vector<int64_t> windows;
+  for (const Layer& layer : layers_) {
+    const auto known = std::find(windows.begin(), windows.end(), layer.window);
+    layer_plan_.push_back(static_cast<size_t>(known - windows.begin()));
+    if (known == windows.end()) windows.push_back(layer.window);
+  }
+  for (const int64_t window : windows) plans_.emplace_back(window);
+}
+
+const AttentionPlan& Engine::plan_of(int64_t layer) const { return plans_[layer_plan_[static_cast<size_t>(layer)]]; }
+
+KvCache Engine::cache_of(int64_t layer) const {
+  return {kv_.data() + layer * kv_layer_elements(decoder_), decoder_.kv_heads, decoder_.head_dim};
+}
+
+// Everything that may allocate happens here, before the threads start.
+void Engine::prepare(const Step& step) {
+  const Decoder& d = decoder_;
+  if (step.rows > space_.rows) {
+    const int64_t rows = std::max(step.rows, d.max_rows);
+    space_.residual.reserve(rows * padded(d.hidden));
+    space_.normed.reserve(rows * padded(d.hidden));
+    space_.qkv.reserve(rows * padded(qkv_columns(d)));
+    space_.attended.reserve(rows * padded(d.heads * d.head_dim));
+    space_.product.reserve(rows * padded(d.intermediate));
+    space_.rows = rows;
+  }
+  queues_[0].reset();
+  lora_.build(step.lora, d.pool, step, padded(std::max({qkv_columns(d), d.hidden, 2 * d.intermediate})));
+  for (AttentionPlan& plan : plans_) {
+    plan.build(step, d.heads, d.kv_heads, d.head_dim, static_cast<int>(d.threads));
+    shared_.reserve(plan, d.heads / d.kv_heads, d.head_dim);
+    for (ThreadState& state : states_) state.attention.reserve(plan, d.heads, d.kv_heads, d.head_dim);
+  }
+  for (ThreadState& state : states_) {
+    for (LoraShare& share : state.lora) share.reserve(lora_);
+    state.delta_terms.reserve(simd::kGemmRows * 2 * lora_.max_entries);
+  }
+}
+
+void Engine::run(const Step& step) {
+  prepare(step);
+#pragma omp parallel num_threads(static_cast<int>(decoder_.threads))
+  {
+    const int count = omp_get_num_threads();
+    if (count == decoder_.threads) {
+      work(step, {omp_get_thread_num(), count, &barrier_});
+    } else if (omp_get_thread_num() == 0) {
+      // OpenMP gave fewer threads than the plans were made for: one does everything.
+      for (AttentionPlan& plan : plans_) plan.build(step, decoder_.heads, decoder_.kv_heads, decoder_.head_dim, 1);
+      work(step, {0, 1, &barrier_});
+    }
+  }
+}
+
+void Engine::work(const Step& step, const Worker& worker) {
+  const Decoder& d = decoder_;
+  const int64_t hidden = padded(d.hidden);
+  ThreadState& mine = states_[static_cast<size_t>(worker.index)];
+  const auto norm = [&](const float* weight) {
+    rms_norm({space_.residual.data(), hidden, nullptr, weight, d.eps, step.rows, d.hidden, space_.normed.data(), hidden}, worker);
+    worker.sync();
+  };
+  embed(d.embedding, step.token_ids, space_.residual.data(), hidden, step.rows, d.hidden, worker);
+  if (lora_.active()) mine.lora[0].build(lora_, site_of(0), {}, worker);
+  mine.cache = ByteStream(plan_of(0).reads(worker.index), cache_of(0).data);
+  for (int64_t layer = 0; layer < d.layers; layer++) {
+    const Layer& weights = layers_[static_cast<size_t>(layer)];
+    if (worker.index == 0) shared_.next_task.store(0, std::memory_order_relaxed);
+    norm(weights.input_norm);
+    project(step, 4 * layer + kQkv, mine, worker);
+    attend(step, layer, mine, worker);
+    project(step, 4 * layer + kO, mine, worker);
+    norm(weights.post_norm);
+    if (layer + 1 < d.layers) mine.cache = ByteStream(plan_of(layer + 1).reads(worker.index), cache_of(layer + 1).data);
+    project(step, 4 * layer + kGateUp, mine, worker);
+    project(step, 4 * layer + kDown, mine, worker);
+  }
+  logits(step, worker);
+}
+
+void Engine::attend(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker) {
+  const Decoder& d = decoder_;
+  const Layer& weights = layers_[static_cast<size_t>(layer)];
+  const int64_t stride = padded(qkv_columns(d));
+  rope({space_.qkv.data(), stride, step.rows, d.heads, cache_of(layer), d.cos, d.sin, step.positions, step.slots,
+        weights.q_norm, weights.k_norm, d.eps},
+       worker);
+  worker.sync();
+  attention({&step, &plan_of(layer), space_.qkv.data(), stride, space_.attended.data(), padded(d.heads * d.head_dim),
+             d.heads / d.kv_heads, cache_of(layer), d.scale, &shared_},
+            mine.attention, worker);
+  worker.sync();
+}
+
+// One matrix product with the adapters' delta to it. Ends with a barrier.
+void Engine::project(const Step& step, int64_t number, ThreadState& mine, const Worker& worker) {
+  Gemm job = product_of(number, step.rows);
+  job.next = own_weights_of(number + 1, worker);
+  Later later{ByteStream(), &mine.cache};
+  job.later = &later;
+  if (!lora_.active()) {
+    multiply(job, number, worker);
+    worker.sync();
+    return;
+  }
+  const LoraSite site = site_of(number);
+  lora_prepare(lora_, site, mine.lora[number % 2]);
+  LoraShare& next = mine.lora[(number + 1) % 2];
+  if (number + 1 < 4 * decoder_.layers) {
+    const ByteRange weights{static_cast<const char*>(job.next), kPagesAhead};
+    next.build(lora_, site_of(number + 1), weights, worker);
+    next.stream.skip(kPagesAhead);  // which this product prefetches as what follows it
+    job.next = next.ranges.front().data;
+    later.soon = ByteStream(next.ranges);
+  }
+  worker.sync();
+  LoraDelta delta(lora_, site, mine.delta_terms.data(), own_first_block(job.outputs, worker));
+  job.delta = &delta;
+  multiply(job, number, worker);
+  worker.sync();
+}
+
+void Engine::multiply(Gemm job, int64_t number, const Worker& worker) {
+  if (worker.index == 0) queues_[(number + 1) % 2].reset();
+  job.queue = &queues_[number % 2];
+  gemm(job, worker);
+}
+
+void Engine::logits(const Step& step, const Worker& worker) {
+  const Decoder& d = decoder_;
+  const int64_t hidden = padded(d.hidden);
+  rms_norm({space_.residual.data(), hidden, step.logits_rows, d.final_norm, d.eps, step.logits_count, d.hidden,
+            space_.normed.data(), hidden},
+           worker);
+  worker.sync();
+  Gemm job = product_of(4 * d.layers, step.logits_count);
+  job.data = step.logits;
+  multiply(job, 4 * d.layers, worker);
+}
+
+// The product of that number; the language model's head comes after the last layer's.
+Gemm Engine::product_of(int64_t number, int64_t rows) const {
+  const Decoder& d = decoder_;
+  const int64_t hidden = padded(d.hidden);
+  const int64_t attended = padded(d.heads * d.head_dim);
+  const int64_t product = padded(d.intermediate);
+  Gemm job{};
+  job.rows = rows;
+  job.x = space_.normed.data();
+  job.x_stride = hidden;
+  job.inputs = d.hidden;
+  if (number == 4 * d.layers) {
+    job.weight = d.lm_head;
+    job.outputs = d.vocab;
+    job.sink = Sink::kFloat;
+    job.stride = padded(d.vocab);
+    return job;
+  }
+  const Layer& weights = layers_[static_cast<size_t>(number / 4)];
+  switch (number % 4) {
+    case kQkv:
+      job.weight = weights.qkv;
+      job.bias = weights.qkv_bias;
+      job.outputs = qkv_columns(d);
+      job.sink = Sink::kBf16;
+      job.data = space_.qkv.data();
+      job.stride = padded(job.outputs);
+      break;
+    case kGateUp:
+      job.weight = weights.gate_up;
+      job.bias = weights.gate_up_bias;
+      job.outputs = 2 * d.intermediate;
+      job.sink = Sink::kSiluMul;
+      job.data = space_.product.data();
+      job.stride = product;
+      break;
+    default:  // o and down add to the residual stream
+      const bool is_o = number % 4 == kO;
+      job.x = is_o ? space_.attended.data() : space_.product.data();
+      job.x_stride = is_o ? attended : product;
+      job.inputs = is_o ? d.heads * d.head_dim : d.intermediate;
+      job.weight = is_o ? weights.o : weights.down;
+      job.bias = is_o ? weights.o_bias : weights.down_bias;
+      job.outputs = d.hidden;
+      job.sink = Sink::kAddFloat;
+      job.data = space_.residual.data();
+      job.stride = hidden;
+  }
+  return job;
+}
+
+LoraSite Engine::site_of(int64_t number) const {
+  const Decoder& d = decoder_;
+  const Gemm job = product_of(number, 0);
+  const int64_t first = number / 4 * kModulesPerLayer;
+  const int64_t q = d.heads * d.head_dim;
+  const int64_t kv = d.kv_heads * d.head_dim;
+  switch (number % 4) {
+    case kQkv: return {first, 3, job.inputs, {q, kv, kv}, job.x, job.x_stride, false};
+    case kO: return {first + 3, 1, job.inputs, {d.hidden, 0, 0}, job.x, job.x_stride, false};
+    case kGateUp: return {first + 4, 2, job.inputs, {d.intermediate, d.intermediate, 0}, job.x, job.x_stride, true};
+    default: return {first + 6, 1, job.inputs, {d.hidden, 0, 0}, job.x, job.x_stride, false};
+  }
+}
+
+const bf16* Engine::own_weights_of(int64_t number, const Worker& worker) const {
+  const Gemm job = product_of(number, 0);
+  return own_weights(job.weight, job.outputs, job.inputs, worker);
+}
+
+// Arguments that would make a kernel read or write outside its memory are faults of the caller's
+// bookkeeping. Finding them costs microseconds.
+StepFault Engine::check(const Step& step) const {
+  const Decoder& d = decoder_;
+  for (int64_t r = 0; r < step.rows; r++) {
+    if (step.token_ids[r] < 0 || step.token_ids[r] >= d.vocab) return kBadToken;
+    if (step.positions[r] < 0 || step.positions[r] >= d.positions) return kBadPosition;
+    if (step.slots[r] < 0 || step.slots[r] >= d.num_blocks * kBlockTokens) return kBadSlot;
+  }
+  if (step.query_start[0] != 0 || step.query_start[step.sequences] != step.rows) return kBadSequence;
+  for (int64_t s = 0; s < step.sequences; s++) {
+    const int64_t rows = step.query_start[s + 1] - step.query_start[s];
+    const int64_t blocks = (step.context[s] + kBlockTokens - 1) / kBlockTokens;
+    if (rows < 0 || step.context[s] < rows || blocks > step.table_width) return kBadSequence;
+    for (int64_t b = 0; b < blocks; b++) {
+      const int32_t block = step.block_tables[s * step.table_width + b];
+      if (block < 0 || block >= d.num_blocks) return kBadBlock;
+    }
+  }
+  for (int64_t i = 0; i < step.logits_count; i++) {
+    if (step.logits_rows[i] < 0 || step.logits_rows[i] >= step.rows) return kBadLogitsRow;
+  }
+  if (step.lora == nullptr) return kStepDone;
+  for (int64_t s = 0; s < step.sequences; s++) {
+    for (int64_t e = step.lora->start[s]; e < step.lora->start[s + 1]; e++) {
+      if (step.lora->adapter[e] < 0 || step.lora->adapter[e] >= step.lora->adapters) return kBadAdapter;
+    }
+  }
+  return kStepDone;
+}

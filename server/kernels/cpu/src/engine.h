@@ -1,0 +1,66 @@
+// A decoder with its KV cache and working memory, and the step that runs it.
+#pragma once
+
+#include <vector>
+
+#include "abi.h"
+#include "attention.h"
+#include "gemm.h"
+#include "lora.h"
+#include "memory.h"
+#include "queue.h"
+#include "worker.h"
+
+// Activations, row-major. Columns behind the used ones up to a multiple of 32 are zero and stay so.
+struct Workspace {
+  int64_t rows = 0;
+  Buffer<float> residual;  // [rows][hidden]
+  Buffer<bf16> normed;     // [rows][hidden]
+  Buffer<bf16> qkv;        // [rows][(heads + 2 kv_heads) head_dim]
+  Buffer<bf16> attended;   // [rows][heads head_dim]
+  Buffer<bf16> product;    // [rows][intermediate]
+};
+
+// What belongs to one thread.
+struct ThreadState {
+  LoraShare lora[2];             // of this product and the next
+  Buffer<DeltaTerm> delta_terms;
+  AttentionScratch attention;
+  ByteStream cache;              // prefetches what the next attention will read
+};
+
+struct Engine {
+  explicit Engine(const Decoder& decoder);
+
+  StepFault check(const Step& step) const;
+  void run(const Step& step);
+
+ private:
+  // The four matrix products of a layer, numbered layer * 4 + kind through the step.
+  enum Kind { kQkv, kO, kGateUp, kDown };
+
+  void prepare(const Step& step);
+  void work(const Step& step, const Worker& worker);
+  void attend(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker);
+  void project(const Step& step, int64_t number, ThreadState& mine, const Worker& worker);
+  void multiply(Gemm job, int64_t number, const Worker& worker);
+  void logits(const Step& step, const Worker& worker);
+
+  Gemm product_of(int64_t number, int64_t rows) const;
+  LoraSite site_of(int64_t number) const;
+  const bf16* own_weights_of(int64_t number, const Worker& worker) const;
+  const AttentionPlan& plan_of(int64_t layer) const;
+  KvCache cache_of(int64_t layer) const;
+
+  Decoder decoder_;
+  std::vector<Layer> layers_;
+  Reservation<bf16> kv_;
+  Workspace space_;
+  LoraStep lora_;
+  std::vector<ThreadState> states_;    // one a thread
+  std::vector<AttentionPlan> plans_;   // one for each window that occurs
+  std::vector<size_t> layer_plan_;
+  AttentionShared shared_;
+  StealQueue queues_[2];               // of this product and the next
+  Barrier barrier_;
+};

@@ -1,0 +1,21 @@
+// Layout of the paged KV cache of one layer: [block][kv head] units, each K as [head_dim / 2][16 tokens][2]
+// followed by V as [8 token pairs][head_dim][2]. Both halves are what the bf16 dot product reads: scores
+// reduce over pairs of dimensions with tokens in the lanes, outputs over pairs of tokens with dimensions
+// in the lanes.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+constexpr int64_t kBlockTokens = 16;
+
+struct KvCache {
+  bf16* data;         // of one layer
+  int64_t kv_heads;
+  int64_t head_dim;
+
+  int64_t unit_elements() const { return 2 * kBlockTokens * head_dim; }
+  bf16* unit(int64_t block, int64_t head) const { return data + (block * kv_heads + head) * unit_elements(); }
+  int64_t values_at() const { return kBlockTokens * head_dim; }  // of V inside a unit
+};

@@ -1,0 +1,128 @@
+#include "lora_delta.h"
+
+#include <algorithm>
+
+namespace {
+
+using simd::Float;
+using simd::kLanes;
+
+constexpr int kVectors = 16 / kLanes;
+
+template <int Rows>
+void add_term(const DeltaTerm& term, int64_t t_stride, float (*tile)[kBlockOutputs]) {
+  Float acc[Rows][kVectors];
+  ML_UNROLL
+  for (int m = 0; m < Rows; m++) {
+    ML_UNROLL
+    for (int j = 0; j < kVectors; j++) acc[m][j] = simd::load(tile[term.row + m] + term.column + j * kLanes);
+  }
+  const bf16* b = term.b;
+  for (int64_t r = 0; r < term.rank; r++, b += term.length) {
+    Float column[kVectors];
+    ML_UNROLL
+    for (int j = 0; j < kVectors; j++) column[j] = simd::load_bf16(b + j * kLanes);
+    ML_UNROLL
+    for (int m = 0; m < Rows; m++) {
+      const Float factor = simd::splat(term.t[m * t_stride + r]);
+      ML_UNROLL
+      for (int j = 0; j < kVectors; j++) acc[m][j] = simd::fma(column[j], factor, acc[m][j]);
+    }
+  }
+  ML_UNROLL
+  for (int m = 0; m < Rows; m++) {
+    ML_UNROLL
+    for (int j = 0; j < kVectors; j++) simd::store(tile[term.row + m] + term.column + j * kLanes, acc[m][j]);
+  }
+}
+
+void add_term(const DeltaTerm& term, int64_t t_stride, float (*tile)[kBlockOutputs]) {
+  switch (term.rows) {
+    case 1: return add_term<1>(term, t_stride, tile);
+    case 2: return add_term<2>(term, t_stride, tile);
+    case 3: return add_term<3>(term, t_stride, tile);
+    case 4: return add_term<4>(term, t_stride, tile);
+#if !defined(ML_SHORT_TILES)
+    case 5: return add_term<5>(term, t_stride, tile);
+    case 6: return add_term<6>(term, t_stride, tile);
+    case 7: return add_term<7>(term, t_stride, tile);
+    case 8: return add_term<8>(term, t_stride, tile);
+    case 9: return add_term<9>(term, t_stride, tile);
+    case 10: return add_term<10>(term, t_stride, tile);
+    case 11: return add_term<11>(term, t_stride, tile);
+    case 12: return add_term<12>(term, t_stride, tile);
+#endif
+    default: __builtin_unreachable();
+  }
+}
+
+}  // namespace
+
+void LoraDelta::begin_tile(int64_t row, int rows, int64_t block) {
+  row_ = row;
+  rows_ = rows;
+  block_ = block;
+  count_ = lines_ = fetched_ = next_term_ = next_rank_ = 0;
+  for (int first = 0; first < rows;) {
+    const LoraSegment& segment = step_.segments[static_cast<size_t>(step_.segment_of[static_cast<size_t>(row + first)])];
+    const int count = static_cast<int>(std::min<int64_t>(rows - first, segment.row + segment.rows - row - first));
+    if (segment.direct()) {
+      const float* delta = step_.delta.data() + (segment.delta_row + row + first - segment.row) * step_.delta_stride;
+      for (int m = 0; m < count; m++) simd::prefetch(delta + m * step_.delta_stride + block * kBlockOutputs);
+    } else {
+      add_terms(segment, row + first, first, count, block);
+    }
+    first += count;
+  }
+}
+
+void LoraDelta::add_terms(const LoraSegment& segment, int64_t row, int first, int rows, int64_t block) {
+  const float* t = step_.t.data() + row * step_.t_stride;
+  for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+    int64_t module_begin = 0;
+    for (int64_t m = 0; m < site_.modules; m++) {
+      const LoraPages pages = pages_of(step_, site_, e, m);
+      for (int half = 0; half < 2; half++) {
+        if (site_.interleaved && half != m) continue;
+        const int64_t column = site_.interleaved ? block * 16 : block * kBlockOutputs + half * 16 - module_begin;
+        if (pages.rank == 0 || column < 0 || column >= site_.out[m]) continue;
+        // Lines are fetched in pairs, as far as the memory's rows are concerned: at every 64th output.
+        const bool opens = column % 64 == 0 || (block == first_block_ && half == 0) || (column == 0);
+        const int lines = opens ? (column % 64 < 32 ? 2 : 1) : 0;
+        terms_[count_++] = {first, rows, half * 16, pages.b + column, round_up(site_.out[m], kPageAlign), pages.rank, t, lines};
+        lines_ += lines * pages.rank;
+      }
+      t += pages.rank;
+      module_begin += site_.out[m];
+    }
+  }
+}
+
+void LoraDelta::prefetch(int64_t done, int64_t steps) {
+  const int64_t due = lines_ * done / steps;
+  while (fetched_ < due) {
+    const DeltaTerm& term = terms_[next_term_];
+    if (next_rank_ == term.rank || term.lines == 0) {
+      next_term_++;
+      next_rank_ = 0;
+      continue;
+    }
+    const bf16* line = term.b + next_rank_++ * term.length;
+    simd::prefetch(line);
+    if (term.lines == 2) simd::prefetch(line + 32);
+    fetched_ += term.lines;
+  }
+}
+
+void LoraDelta::add(float (*tile)[kBlockOutputs]) const {
+  alignas(64) float sum[simd::kGemmRows][kBlockOutputs];  // the delta alone, as it is for direct rows
+  if (count_ > 0) memset(sum, 0, sizeof sum);
+  for (int64_t i = 0; i < count_; i++) add_term(terms_[i], step_.t_stride, sum);
+  for (int m = 0; m < rows_; m++) {
+    const LoraSegment& segment = step_.segments[static_cast<size_t>(step_.segment_of[static_cast<size_t>(row_ + m)])];
+    if (segment.entry == segment.entry_end) continue;
+    const int64_t direct_row = segment.delta_row + row_ + m - segment.row;
+    const float* delta = segment.direct() ? step_.delta.data() + direct_row * step_.delta_stride + block_ * kBlockOutputs : sum[m];
+    for (int c = 0; c < kBlockOutputs; c += kLanes) simd::store(tile[m] + c, simd::add(simd::load(tile[m] + c), simd::load(delta + c)));
+  }
+}

@@ -1,0 +1,169 @@
+#include <algorithm>
+
+#include "lora.h"
+
+namespace {
+
+constexpr int64_t kSegmentRows = 48;   // longer ones are cut, so that a thread's share is never a single row of A
+constexpr int64_t kRowsPerFetch = 12;  // reading a page from memory costs about as much as using it for so many rows
+
+bool same_mix(const Lora& lora, int64_t one, int64_t other) {
+  const int64_t a = lora.start[one];
+  const int64_t b = lora.start[other];
+  const int64_t count = lora.start[one + 1] - a;
+  if (lora.start[other + 1] - b != count) return false;
+  for (int64_t i = 0; i < count; i++) {
+    if (lora.adapter[a + i] != lora.adapter[b + i] || lora.weight[a + i] != lora.weight[b + i]) return false;
+  }
+  return true;
+}
+
+// How many of `count` units, each costing `unit`, lie before place `at`.
+int64_t units_before(int64_t at, int64_t unit, int64_t count) {
+  return std::clamp<int64_t>((at + unit / 2) / unit, 0, count);
+}
+
+int64_t cost_of_rank(const LoraSegment& segment) { return kRowsPerFetch + segment.rows; }
+
+}  // namespace
+
+void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int64_t columns) {
+  lora = mixes;
+  pool = pages;
+  delta_stride = columns;
+  segments.clear();
+  segment_of.clear();
+  t_stride = 0;
+  max_entries = 0;
+  if (mixes == nullptr) return;
+  int64_t direct_rows = 0;
+  for (int64_t s = 0; s < step.sequences;) {
+    int64_t last = s + 1;
+    while (last < step.sequences && same_mix(*mixes, s, last)) last++;
+    const int64_t end = step.query_start[last];
+    for (int64_t row = step.query_start[s]; row < end; row += kSegmentRows) {
+      const int64_t rows = std::min(kSegmentRows, end - row);
+      segment_of.insert(segment_of.end(), static_cast<size_t>(rows), static_cast<int32_t>(segments.size()));
+      const bool direct = rows <= kDirectRows && mixes->start[s] < mixes->start[s + 1];
+      segments.push_back({row, rows, mixes->start[s], mixes->start[s + 1], direct ? direct_rows : -1});
+      if (direct) direct_rows += rows;
+    }
+    int64_t ranks = 0;
+    for (int64_t e = mixes->start[s]; e < mixes->start[s + 1]; e++) ranks += mixes->max_rank[mixes->adapter[e]];
+    t_stride = std::max(t_stride, round_up(kMaxSiteModules * ranks, 16));
+    max_entries = std::max<int64_t>(max_entries, mixes->start[s + 1] - mixes->start[s]);
+    s = last;
+  }
+  t.reserve(step.rows * t_stride);
+  delta.reserve(direct_rows * delta_stride);
+}
+
+LoraPages pages_of(const LoraStep& step, const LoraSite& site, int64_t entry, int64_t module) {
+  const int64_t adapter = step.lora->adapter[entry];
+  const int64_t rank = step.lora->rank[adapter][site.module + module];
+  const bf16* a = step.pool + step.lora->offset[adapter][site.module + module];
+  return {a, a + rank * round_up(site.in, kPageAlign), rank};
+}
+
+void LoraShare::reserve(const LoraStep& step) {
+  const size_t pages = step.segments.size() * static_cast<size_t>(kMaxSiteModules * step.max_entries);
+  shrink.reserve(pages);
+  direct.reserve(step.segments.size() * kMaxSiteModules);
+  ranges.reserve(pages + 1);
+  panel.reserve(kDirectRows * step.delta_stride);
+  factors.reserve(kDirectRows * step.t_stride);
+}
+
+namespace {
+
+// Walks over all work of a site in one order, with costs, and hands the units that fall to [begin, end) of
+// the line to the share.
+class Splitter {
+ public:
+  Splitter(const LoraStep& step, const LoraSite& site, LoraShare& share) : step_(step), site_(site), share_(share) {}
+
+  int64_t total() {
+    begin_ = end_ = 0;
+    walk();
+    return at_;
+  }
+
+  void fill(const Range& range) {
+    begin_ = range.begin;
+    end_ = range.end;
+    walk();
+  }
+
+ private:
+  void walk() {
+    at_ = 0;
+    for (const LoraSegment& segment : step_.segments) {
+      if (segment.direct()) {
+        for (int64_t m = 0; m < site_.modules; m++) place_direct(segment, m);
+      } else {
+        place_shrink(segment);
+      }
+    }
+  }
+
+  // Units [first, last) of `count`, each costing `unit`, belong to the range.
+  Range mine(int64_t unit, int64_t count) {
+    const Range units{units_before(begin_ - at_, unit, count), units_before(end_ - at_, unit, count)};
+    at_ += unit * count;
+    return units;
+  }
+
+  void place_direct(const LoraSegment& segment, int64_t m) {
+    int64_t rank = 0;
+    for (int64_t e = segment.entry; e < segment.entry_end; e++) rank += pages_of(step_, site_, e, m).rank;
+    const int64_t cost = (rank + 1) * (site_.in + site_.out[m]) * cost_of_rank(segment);
+    const Range units = mine(cost, 1);
+    if (units.begin == units.end) return;
+    share_.direct.push_back({&segment, m});
+    for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+      const LoraPages pages = pages_of(step_, site_, e, m);
+      const int64_t length = round_up(site_.in, kPageAlign) + round_up(site_.out[m], kPageAlign);
+      if (pages.rank > 0) add_range(pages.a, pages.rank * length);
+    }
+  }
+
+  void place_shrink(const LoraSegment& segment) {
+    const int64_t length = round_up(site_.in, kPageAlign);
+    int64_t t_column = 0;
+    for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+      for (int64_t m = 0; m < site_.modules; m++) {
+        const LoraPages pages = pages_of(step_, site_, e, m);
+        const Range ranks = mine(length * cost_of_rank(segment), pages.rank);
+        const bf16* a = pages.a + ranks.begin * length;
+        if (ranks.begin < ranks.end) {
+          share_.shrink.push_back({&segment, a, ranks.end - ranks.begin, t_column + ranks.begin, step_.lora->weight[e]});
+          add_range(a, (ranks.end - ranks.begin) * length);
+        }
+        t_column += pages.rank;
+      }
+    }
+  }
+
+  void add_range(const bf16* data, int64_t elements) {
+    share_.ranges.push_back({reinterpret_cast<const char*>(data), elements * static_cast<int64_t>(sizeof(bf16))});
+  }
+
+  const LoraStep& step_;
+  const LoraSite& site_;
+  LoraShare& share_;
+  int64_t at_ = 0;
+  int64_t begin_ = 0;
+  int64_t end_ = 0;
+};
+
+}  // namespace
+
+void LoraShare::build(const LoraStep& step, const LoraSite& site, const ByteRange& following, const Worker& worker) {
+  shrink.clear();
+  direct.clear();
+  ranges.clear();
+  Splitter splitter(step, site, *this);
+  splitter.fill(worker.share(splitter.total()));
+  ranges.push_back(following);
+  stream = ByteStream(ranges);
+}

@@ -1,0 +1,47 @@
+#include "norm.h"
+
+#include <cmath>
+
+namespace {
+
+using simd::Float;
+using simd::kLanes;
+
+Float inverse_rms(const float* x, int64_t count, float eps) {
+  Float squares = simd::zero();
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Float v = simd::load(x + i);
+    squares = simd::fma(v, v, squares);
+  }
+  return simd::splat(1.0f / std::sqrt(simd::sum(squares) / static_cast<float>(count) + eps));
+}
+
+}  // namespace
+
+void embed(const bf16* embedding, const int64_t* ids, float* x, int64_t stride, int64_t rows, int64_t hidden,
+           const Worker& worker) {
+  const Range mine = worker.share(rows);
+  for (int64_t r = mine.begin; r < mine.end; r++) {
+    const bf16* source = embedding + ids[r] * hidden;
+    for (int64_t i = 0; i < hidden; i += kLanes) simd::store(x + r * stride + i, simd::load_bf16(source + i));
+  }
+}
+
+void rms_norm(const RmsNorm& job, const Worker& worker) {
+  const Range mine = worker.share(job.rows);
+  for (int64_t r = mine.begin; r < mine.end; r++) {
+    const float* x = job.x + (job.gather != nullptr ? job.gather[r] : r) * job.x_stride;
+    const Float scale = inverse_rms(x, job.hidden, job.eps);
+    for (int64_t i = 0; i < job.hidden; i += kLanes) {
+      const Float normal = simd::mul(simd::load(x + i), scale);
+      simd::store_bf16(job.out + r * job.out_stride + i, simd::mul(normal, simd::load(job.weight + i)));
+    }
+  }
+}
+
+void rms_norm_vector(float* x, const float* weight, float eps, int64_t count) {
+  const Float scale = inverse_rms(x, count, eps);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    simd::store(x + i, simd::mul(simd::mul(simd::load(x + i), scale), simd::load(weight + i)));
+  }
+}

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+#include "worker.h"
+
+// x[r] = embedding[ids[r]] in fp32, for this thread's share of the rows.
+void embed(const bf16* embedding, const int64_t* ids, float* x, int64_t stride, int64_t rows, int64_t hidden,
+           const Worker& worker);
+
+struct RmsNorm {
+  const float* x;          // [*][x_stride]
+  int64_t x_stride;
+  const int64_t* gather;   // output row r is made from row gather[r] of x; null: from row r
+  const float* weight;     // [hidden]
+  float eps;
+  int64_t rows;
+  int64_t hidden;
+  bf16* out;               // [rows][out_stride]
+  int64_t out_stride;
+};
+
+// out = x / rms(x) * weight, for this thread's share of the rows.
+void rms_norm(const RmsNorm& job, const Worker& worker);
+
+// In place on one vector of fp32; count a multiple of 16.
+void rms_norm_vector(float* x, const float* weight, float eps, int64_t count);

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kv_cache.h"
+#include "worker.h"
+
+struct Rope {
+  bf16* qkv;                // [rows][stride]: heads of q, then of k, then of v
+  int64_t stride;
+  int64_t rows;
+  int64_t heads;
+  KvCache cache;
+  const float* cos;         // [positions][head_dim / 2]
+  const float* sin;
+  const int64_t* positions; // [rows]
+  const int64_t* slots;     // [rows] block * 16 + offset
+  const float* q_norm;      // [head_dim] or null
+  const float* k_norm;
+  float eps;
+};
+
+// Normalizes (if the model does) and rotates q in place, and writes rotated k and v to the cache, for
+// this thread's share of the heads.
+void rope(const Rope& job, const Worker& worker);

@@ -1,0 +1,64 @@
+// One vocabulary of vector operations for all kernels, chosen at compile time.
+//
+// Every instruction set defines the same names: Float (kLanes fp32 lanes), Pairs (kLanes lanes of two
+// adjacent bf16) and the operations on them. Multiply and add are fused only where the code says fma:
+// the build turns automatic contraction off, so that a kernel's instances for different tile heights
+// compute bit-identical rows.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define ML_INLINE inline __attribute__((always_inline))
+#define ML_UNROLL _Pragma("GCC unroll 16")
+
+using bf16 = uint16_t;
+
+ML_INLINE float to_float(bf16 value) {
+  uint32_t bits = static_cast<uint32_t>(value) << 16;
+  float result;
+  memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+ML_INLINE bf16 to_bf16(float value) {  // nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  if (value != value) return static_cast<bf16>((bits >> 16) | 0x40);
+  return static_cast<bf16>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#include "simd_avx512.h"
+#else
+#include "simd_generic.h"
+#endif
+
+namespace simd {
+
+constexpr float kLowest = -1e30f;  // below every score, yet finite: differences of it stay defined
+
+// exp(x) to 1.5 ulp; exactly 0 below -87, so that a masked score (-inf) weighs nothing.
+ML_INLINE Float exp(Float x) {
+  const Float bounded = max(splat(-87.0f), min(splat(88.0f), x));  // this order lets NaN through
+  const Float power = mul(bounded, splat(1.44269504f));
+  const Float whole = round_even(power);
+  const Float rest = sub(power, whole);
+  Float value = splat(1.326472721e-03f);  // minimax fit of 2^rest on [-0.5, 0.5], exact at 0
+  value = fma(value, rest, splat(9.671512813e-03f));
+  value = fma(value, rest, splat(5.550733745e-02f));
+  value = fma(value, rest, splat(2.402224208e-01f));
+  value = fma(value, rest, splat(6.931469776e-01f));
+  value = fma(value, rest, splat(1.0f));
+  return zero_where_less(scale_by_power(value, whole), x, -87.0f);
+}
+
+ML_INLINE Float silu_mul(Float gate, Float up) {
+  const Float denominator = add(splat(1.0f), exp(sub(zero(), gate)));
+  return mul(div(gate, denominator), up);
+}
+
+ML_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
+
+}  // namespace simd

@@ -1,0 +1,98 @@
+// AVX-512 with the bf16 dot product: 16 lanes, 32 registers.
+#pragma once
+
+#include <immintrin.h>
+
+namespace simd {
+
+constexpr int kLanes = 16;
+constexpr int kGemmRows = 12;     // rows of a GEMM tile: 12 x 2 accumulators, 2 weights, 1 input
+constexpr int kQueryVectors = 12; // query vectors of an attention tile, the same budget
+constexpr int kShrinkRows = 6;    // rows of a shrink tile: 6 x 4 accumulators, 4 weights, 1 input
+
+using Float = __m512;
+using Pairs = __m512i;
+
+ML_INLINE Float zero() { return _mm512_setzero_ps(); }
+ML_INLINE Float splat(float x) { return _mm512_set1_ps(x); }
+ML_INLINE Float load(const float* p) { return _mm512_loadu_ps(p); }
+ML_INLINE void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
+ML_INLINE Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+ML_INLINE Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
+ML_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+ML_INLINE Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+ML_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+ML_INLINE Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+ML_INLINE Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+ML_INLINE Float round_even(Float v) { return _mm512_roundscale_ps(v, 0); }
+ML_INLINE Float scale_by_power(Float v, Float n) { return _mm512_scalef_ps(v, n); }  // v * 2^n
+ML_INLINE float sum(Float v) { return _mm512_reduce_add_ps(v); }
+ML_INLINE float max_lane(Float v) { return _mm512_reduce_max_ps(v); }
+
+ML_INLINE Float zero_where_less(Float v, Float x, float bound) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, splat(bound), _CMP_NLT_UQ), v);
+}
+
+// Lane i holds item first + i; items outside [low, high) become -inf.
+ML_INLINE Float keep_range(Float v, int first, int low, int high) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i item = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
+  const __mmask16 inside = _mm512_cmpge_epi32_mask(item, _mm512_set1_epi32(low)) &
+                           _mm512_cmplt_epi32_mask(item, _mm512_set1_epi32(high));
+  return _mm512_mask_mov_ps(splat(-INFINITY), inside, v);
+}
+
+ML_INLINE Float load_bf16(const bf16* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+
+ML_INLINE void store_bf16(bf16* p, Float v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+}
+
+ML_INLINE Float round_bf16(Float v) {
+  const __m256i raw = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+
+ML_INLINE Pairs load_pairs(const bf16* p) { return _mm512_loadu_si512(p); }
+
+ML_INLINE Float low_half(Pairs w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
+ML_INLINE Float high_half(Pairs w) { return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(-65536))); }
+
+// Items 0 .. 31 in a and b, to the even and the odd ones, and back.
+ML_INLINE void split_even_odd(Float a, Float b, Float* even, Float* odd) {
+  const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  *even = _mm512_permutex2var_ps(a, evens, b);
+  *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), b);
+}
+
+ML_INLINE void join_even_odd(Float even, Float odd, Float* a, Float* b) {
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  *a = _mm512_permutex2var_ps(even, first, odd);
+  *b = _mm512_permutex2var_ps(even, _mm512_add_epi32(first, _mm512_set1_epi32(8)), odd);
+}
+
+ML_INLINE Pairs splat_pair(const bf16* p) {
+  int32_t pair;
+  memcpy(&pair, p, sizeof pair);
+  return _mm512_set1_epi32(pair);
+}
+
+// acc + w[0] x[0] + w[1] x[1] in every lane
+ML_INLINE Float dot2(Float acc, Pairs w, Pairs x) {
+  return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
+}
+
+// The four vectors' sums, each by the same tree whatever the other three hold.
+ML_INLINE void sum4(Float a, Float b, Float c, Float d, float* out) {
+  const Float ab = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const Float cd = add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const Float quad = add(_mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(quad), _mm512_extractf32x8_ps(quad, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
+}  // namespace simd

@@ -1,0 +1,150 @@
+// Eight lanes in the compiler's own vector types: AVX2 + FMA where the build allows it, and whatever the
+// compiler makes of it elsewhere. bf16 is widened to fp32 by shifting.
+#pragma once
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define ML_SHORT_TILES  // no tile is higher than 4
+
+namespace simd {
+
+constexpr int kLanes = 8;
+constexpr int kGemmRows = 4;     // 4 x 2 accumulators, 2 x 2 widened weights, 2 widened inputs
+constexpr int kQueryVectors = 4;
+constexpr int kShrinkRows = 2;   // 2 x 4 accumulators, 2 widened weights, 2 x 2 widened inputs
+
+typedef float Float __attribute__((vector_size(32)));
+typedef uint32_t Pairs __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
+
+ML_INLINE Float zero() { return Float{}; }
+ML_INLINE Float splat(float x) { return Float{x, x, x, x, x, x, x, x}; }
+
+ML_INLINE Float load(const float* p) {
+  Float v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+ML_INLINE void store(float* p, Float v) { memcpy(p, &v, sizeof v); }
+ML_INLINE Float add(Float a, Float b) { return a + b; }
+ML_INLINE Float sub(Float a, Float b) { return a - b; }
+ML_INLINE Float mul(Float a, Float b) { return a * b; }
+ML_INLINE Float div(Float a, Float b) { return a / b; }
+ML_INLINE Float select(Ints mask, Float yes, Float no) {
+  return reinterpret_cast<Float>((mask & reinterpret_cast<Ints>(yes)) | (~mask & reinterpret_cast<Ints>(no)));
+}
+ML_INLINE Float max(Float a, Float b) { return select(a > b, a, b); }
+ML_INLINE Float min(Float a, Float b) { return select(a < b, a, b); }
+
+ML_INLINE Float fma(Float a, Float b, Float c) {
+#if defined(__FMA__)
+  return reinterpret_cast<Float>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#else
+  return a * b + c;  // the build turns contraction off, so this is the same everywhere in one library
+#endif
+}
+
+// Valid for |v| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
+ML_INLINE Float round_even(Float v) {
+  const Float magic = splat(12582912.0f);
+  return (v + magic) - magic;
+}
+
+ML_INLINE Float scale_by_power(Float v, Float n) {  // n an integer in [-126, 127]
+  const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return v * reinterpret_cast<Float>(exponent);
+}
+
+ML_INLINE float sum(Float v) {
+  return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+}
+
+ML_INLINE float max_lane(Float v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; i++) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+ML_INLINE Float zero_where_less(Float v, Float x, float bound) {
+  return select(x < splat(bound), zero(), v);
+}
+
+ML_INLINE Float keep_range(Float v, int first, int low, int high) {
+  const Ints item = Ints{0, 1, 2, 3, 4, 5, 6, 7} + first;
+  return select((item >= low) & (item < high), v, splat(-INFINITY));
+}
+
+ML_INLINE Float low_half(Pairs w) { return reinterpret_cast<Float>(w << 16); }
+ML_INLINE Float high_half(Pairs w) { return reinterpret_cast<Float>(w & 0xffff0000u); }
+
+ML_INLINE Float load_bf16(const bf16* p) {
+#if defined(__AVX2__)
+  const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return reinterpret_cast<Float>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+#else
+  typedef uint16_t Halves __attribute__((vector_size(16)));
+  Halves raw;
+  memcpy(&raw, p, sizeof raw);
+  return reinterpret_cast<Float>(__builtin_convertvector(raw, Pairs) << 16);
+#endif
+}
+
+ML_INLINE void store_bf16(bf16* p, Float v) {
+  const Pairs bits = reinterpret_cast<Pairs>(v);
+  const Pairs rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Pairs quiet = (bits >> 16) | 0x40;
+  const Pairs is_nan = reinterpret_cast<Pairs>(v != v);
+  const Pairs result = (is_nan & quiet) | (~is_nan & rounded);
+#if defined(__AVX2__)
+  const __m256i wide = reinterpret_cast<__m256i>(result);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(wide, wide), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+#else
+  for (int i = 0; i < kLanes; i++) p[i] = static_cast<bf16>(result[i]);
+#endif
+}
+
+ML_INLINE Float round_bf16(Float v) {
+  const Pairs bits = reinterpret_cast<Pairs>(v);
+  const Pairs rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
+  return select(v != v, v, reinterpret_cast<Float>(rounded));
+}
+
+ML_INLINE Pairs load_pairs(const bf16* p) {
+  Pairs v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+ML_INLINE Pairs splat_pair(const bf16* p) {
+  uint32_t pair;
+  memcpy(&pair, p, sizeof pair);
+  return Pairs{pair, pair, pair, pair, pair, pair, pair, pair};
+}
+
+ML_INLINE void split_even_odd(Float a, Float b, Float* even, Float* odd) {
+  *even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+  *odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+
+ML_INLINE void join_even_odd(Float even, Float odd, Float* a, Float* b) {
+  *a = __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
+  *b = __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+
+ML_INLINE Float dot2(Float acc, Pairs w, Pairs x) {
+  return fma(high_half(w), high_half(x), fma(low_half(w), low_half(x), acc));
+}
+
+ML_INLINE void sum4(Float a, Float b, Float c, Float d, float* out) {
+  out[0] = sum(a);
+  out[1] = sum(b);
+  out[2] = sum(c);
+  out[3] = sum(d);
+}
+
+}  // namespace simd

@@ -1,0 +1,107 @@
+"""The arguments of one step, shared by every kernel backend.
+
+Nothing here knows requests, schedulers or Hugging Face: rows, blocks and offsets only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+
+BLOCK_SIZE = 16  # tokens per KV block
+PAGE_ALIGN = 32  # a page's length is rounded up to a multiple of this many elements (64 bytes of bf16)
+
+
+def page_length(features: int) -> int:
+    """Elements one rank page's row of A (or column of B) takes in the pool."""
+    return -(-features // PAGE_ALIGN) * PAGE_ALIGN
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterPages:
+    """Where a resident adapter's rank pages lie in the pool. Immutable while any sequence holds it.
+
+    For target module ``m`` the pages are one run starting at element ``offset[m]``: first the
+    ``rank[m]`` rows of A, each ``page_length(in)`` elements, then the ``rank[m]`` columns of B, each
+    ``page_length(out)`` elements, with the LoRA scaling folded into B. Padding elements are zero.
+    """
+
+    digest: str
+    offset: Int64  # [M] element offset into the pool; 0 where rank is 0
+    rank: Int32  # [M] 0 where the adapter leaves the module alone
+    start: int = 0  # first element of the whole adapter in the pool
+
+
+@dataclass(frozen=True)
+class LoraInputs:
+    """Which pages each sequence of the step runs with, as a CSR list over sequences."""
+
+    adapters: tuple[AdapterPages, ...]  # the distinct adapters of this step
+    start: Int32  # [S + 1] sequence s has the entries start[s] : start[s + 1]
+    adapter: Int32  # [E] index into ``adapters``
+    weight: Float32  # [E] mix weight
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """One step over T rows (tokens) of S sequences; each sequence owns a contiguous range of rows.
+
+    Sequences with equal mixes are adjacent. Row t's K and V are written to ``slots[t]`` before
+    attention; a row attends to every earlier position of its own sequence and to itself.
+    """
+
+    token_ids: Int64  # [T]
+    positions: Int64  # [T] position in its sequence, from 0
+    slots: Int64  # [T] block * BLOCK_SIZE + offset
+    query_start: Int32  # [S + 1] sequence s owns rows query_start[s] : query_start[s + 1]
+    context: Int32  # [S] tokens of the sequence in the KV cache once this step has run
+    block_tables: Int32  # [S, B] block ids, padded with 0
+    logits_rows: Int64  # [R] rows whose logits are wanted, ascending
+    lora: LoraInputs | None  # None when every sequence runs the base
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder block of the Llama family. Matrices are [out, in]; fused ones are stacked along out."""
+
+    input_norm: torch.Tensor  # [D]
+    qkv: torch.Tensor  # [(nh + 2 nkv) hd, D]
+    qkv_bias: torch.Tensor | None
+    q_norm: torch.Tensor | None  # [hd], RMSNorm per head before rope (Qwen3)
+    k_norm: torch.Tensor | None  # [hd]
+    o: torch.Tensor  # [D, nh hd]
+    o_bias: torch.Tensor | None
+    post_norm: torch.Tensor  # [D]
+    gate_up: torch.Tensor  # [2 I, D]
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor  # [D, I]
+    down_bias: torch.Tensor | None
+    window: int | None  # sliding attention window in tokens, the row itself included
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A whole Llama-family decoder, in the shape the step kernels read.
+
+    LoRA target modules are numbered ``layer * 7 + (q, k, v, o, gate, up, down)``.
+    """
+
+    embedding: torch.Tensor  # [V, D]
+    layers: tuple[LayerWeights, ...]
+    final_norm: torch.Tensor  # [D]
+    lm_head: torch.Tensor  # [V, D], the embedding itself when tied
+    cos: torch.Tensor  # [max_len, hd / 2] float32
+    sin: torch.Tensor  # [max_len, hd / 2] float32
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    intermediate: int
+    eps: float
+    scale: float  # of the attention scores

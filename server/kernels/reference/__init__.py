@@ -1,0 +1,1 @@
+"""Plain-PyTorch kernels: the definition every fast path is tested against."""

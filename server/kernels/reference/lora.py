@@ -1,0 +1,223 @@
+"""The multi-adapter delta ``y += Σ_k w_k · B_k (A_k x)`` over rank pages.
+
+A row's mix is a list of rank pages with coefficients. Rows that share a mix and come in numbers
+(prefill chunks, popular adapters) are a plain matrix product; the rest gather their pages and go
+through one batched product. Rows without a mix are not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from server.kernels.inputs import (
+    PAGE_ALIGN,
+    AdapterPages,
+    Float32,
+    Int32,
+    Int64,
+    LoraInputs,
+    StepInputs,
+    page_length,
+)
+
+_SEGMENT_ROWS = 8  # from this many rows on, a matrix product beats gathering the pages row by row
+_BUCKETS = (
+    8,
+    16,
+    32,
+    64,
+    128,
+    256,
+)  # gathered rows are grouped by rank so that small ones don't pay for large
+
+
+@dataclass(frozen=True)
+class ModuleShape:
+    """Sizes of one target module."""
+
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Rows ``start : stop`` share the mix ``members``."""
+
+    start: int
+    stop: int
+    members: tuple[tuple[AdapterPages, float], ...]
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """Single rows, each with its own pages: for module m, row i runs pages ``a[m, i]`` and ``b[m, i]``.
+
+    Page indices count units of PAGE_ALIGN elements; absent pages point at the pool's zero page.
+    """
+
+    rows: torch.Tensor  # [R]
+    a: torch.Tensor  # [M, R, P]
+    b: torch.Tensor  # [M, R, P]
+    coefficient: torch.Tensor  # [M, R, P] float32, 0 for absent pages
+    used: tuple[bool, ...]  # [M] whether any row has a page there
+
+
+class LoraPlan:
+    """The adapter work of one step, prepared once and applied by every target module.
+
+    ``pool`` is the flat page pool; its first ``page_length(widest module)`` elements are zero.
+    """
+
+    def __init__(
+        self, pool: torch.Tensor, shapes: Sequence[ModuleShape], inputs: LoraInputs, rows: Int32
+    ) -> None:
+        self._pool = pool
+        self._shapes = shapes
+        self._segments, loose = _split(inputs, rows)
+        self._gathered = [_gather_plan(shapes, inputs, g, pool.device) for g in _by_rank(inputs, loose)]
+
+    def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add the delta of ``module`` for input ``x`` [T, in] to ``y`` [T, out] in place."""
+        shape = self._shapes[module]
+        for segment in self._segments:
+            self._add_segment(module, shape, segment, x, y)
+        for group in self._gathered:
+            if group.used[module]:
+                self._add_gathered(module, shape, group, x, y)
+
+    def _add_segment(
+        self, module: int, shape: ModuleShape, segment: _Segment, x: torch.Tensor, y: torch.Tensor
+    ) -> None:
+        parts = [self._pages(module, shape, pages, w) for pages, w in segment.members if pages.rank[module]]
+        if not parts:
+            return
+        a = torch.cat([p[0] for p in parts]) if len(parts) > 1 else parts[0][0]
+        b = torch.cat([p[1] for p in parts]) if len(parts) > 1 else parts[0][1]
+        coefficient = torch.cat([p[2] for p in parts])
+        reduced = (x[segment.start : segment.stop] @ a.T).float() * coefficient
+        y[segment.start : segment.stop] += reduced.to(y.dtype) @ b
+
+    def _pages(
+        self, module: int, shape: ModuleShape, pages: AdapterPages, weight: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Views of A [r, in] and B transposed [r, out], and the coefficient of each page [r]."""
+        rank, offset = int(pages.rank[module]), int(pages.offset[module])
+        a_len, b_len = page_length(shape.in_features), page_length(shape.out_features)
+        a = self._pool[offset : offset + rank * a_len].view(rank, a_len)[:, : shape.in_features]
+        offset += rank * a_len
+        b = self._pool[offset : offset + rank * b_len].view(rank, b_len)[:, : shape.out_features]
+        return a, b, torch.full((rank,), weight, dtype=torch.float32, device=self._pool.device)
+
+    def _add_gathered(
+        self, module: int, shape: ModuleShape, group: _Gathered, x: torch.Tensor, y: torch.Tensor
+    ) -> None:
+        a = self._select(group.a[module], shape.in_features)
+        b = self._select(group.b[module], shape.out_features)
+        reduced = torch.bmm(a, x.index_select(0, group.rows).unsqueeze(2)).squeeze(2).float()
+        scaled = (reduced * group.coefficient[module]).to(y.dtype)
+        y.index_add_(0, group.rows, torch.bmm(scaled.unsqueeze(1), b).squeeze(1))
+
+    def _select(self, index: torch.Tensor, features: int) -> torch.Tensor:
+        """The pages at ``index`` [R, P] as [R, P, features]."""
+        length = page_length(features)
+        units = (self._pool.numel() - length) // PAGE_ALIGN + 1
+        view = self._pool.as_strided((units, length), (PAGE_ALIGN, 1))
+        return view.index_select(0, index.flatten()).view(*index.shape, length)[..., :features]
+
+
+def plan_lora(pool: torch.Tensor, shapes: Sequence[ModuleShape], inputs: StepInputs) -> LoraPlan | None:
+    """The adapter work of a step, or None when every sequence runs the base."""
+    return None if inputs.lora is None else LoraPlan(pool, shapes, inputs.lora, inputs.query_start)
+
+
+def _split(inputs: LoraInputs, query_start: Int32) -> tuple[list[_Segment], list[tuple[int, int]]]:
+    """Join adjacent sequences of equal mixes; return segments, and (row, sequence) of the loose rows."""
+    segments: list[_Segment] = []
+    loose: list[tuple[int, int]] = []
+    count = len(inputs.start) - 1
+    sequence = 0
+    while sequence < count:
+        last = sequence + 1
+        while last < count and _same_mix(inputs, sequence, last):
+            last += 1
+        start, stop = int(query_start[sequence]), int(query_start[last])
+        if inputs.start[sequence] < inputs.start[sequence + 1]:
+            if stop - start >= _SEGMENT_ROWS:
+                segments.append(_Segment(start, stop, _members(inputs, sequence)))
+            else:
+                loose += [(row, sequence) for row in range(start, stop)]
+        sequence = last
+    return segments, loose
+
+
+def _same_mix(inputs: LoraInputs, one: int, other: int) -> bool:
+    a = slice(inputs.start[one], inputs.start[one + 1])
+    b = slice(inputs.start[other], inputs.start[other + 1])
+    return np.array_equal(inputs.adapter[a], inputs.adapter[b]) and np.array_equal(
+        inputs.weight[a], inputs.weight[b]
+    )
+
+
+def _members(inputs: LoraInputs, sequence: int) -> tuple[tuple[AdapterPages, float], ...]:
+    entries = range(inputs.start[sequence], inputs.start[sequence + 1])
+    return tuple((inputs.adapters[inputs.adapter[e]], float(inputs.weight[e])) for e in entries)
+
+
+def _by_rank(inputs: LoraInputs, loose: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Group loose rows by the bucket their widest adapter falls into."""
+    widest = [int(pages.rank.max()) for pages in inputs.adapters]
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for row, sequence in loose:
+        entries = inputs.adapter[inputs.start[sequence] : inputs.start[sequence + 1]]
+        rank = max(widest[a] for a in entries)
+        bucket = next((b for b in _BUCKETS if rank <= b), rank)
+        groups.setdefault(bucket, []).append((row, sequence))
+    return list(groups.values())
+
+
+def _gather_plan(
+    shapes: Sequence[ModuleShape], inputs: LoraInputs, loose: list[tuple[int, int]], device: torch.device
+) -> _Gathered:
+    """Page indices and coefficients of every module for the ``loose`` rows, computed at once."""
+    entries = [range(inputs.start[s], inputs.start[s + 1]) for _, s in loose]
+    width = max(len(e) for e in entries)
+    adapter = np.zeros((len(loose), width), np.int64)
+    weight = np.zeros((len(loose), width), np.float32)
+    for i, e in enumerate(entries):
+        adapter[i, : len(e)] = inputs.adapter[e.start : e.stop]
+        weight[i, : len(e)] = inputs.weight[e.start : e.stop]
+    present = np.arange(width) < np.array([len(e) for e in entries])[:, None]
+    a, b, coefficient = _page_grid(shapes, inputs.adapters, adapter, weight, present)
+    return _Gathered(
+        rows=torch.tensor([row for row, _ in loose], device=device),
+        a=torch.from_numpy(a).to(device),
+        b=torch.from_numpy(b).to(device),
+        coefficient=torch.from_numpy(coefficient).to(device),
+        used=tuple(bool(u) for u in (coefficient != 0).any(axis=(1, 2))),
+    )
+
+
+def _page_grid(
+    shapes: Sequence[ModuleShape],
+    adapters: tuple[AdapterPages, ...],
+    adapter: Int64,  # [R, E]
+    weight: Float32,  # [R, E]
+    present: np.ndarray,  # [R, E] bool
+) -> tuple[Int64, Int64, Float32]:
+    """Unit indices of A and B pages and their coefficients, each [M, R, E * max rank]."""
+    a_len = np.array([page_length(s.in_features) for s in shapes], np.int64)
+    b_len = np.array([page_length(s.out_features) for s in shapes], np.int64)
+    rank = np.stack([p.rank for p in adapters]).astype(np.int64)[adapter]  # [R, E, M]
+    offset = np.stack([p.offset for p in adapters])[adapter]
+    page = np.arange(max(int(rank.max()), 1))
+    valid = (page < rank[..., None]) & present[:, :, None, None]  # [R, E, M, r]
+    a = np.where(valid, offset[..., None] + page * a_len[:, None], 0) // PAGE_ALIGN
+    b = np.where(valid, (offset + rank * a_len)[..., None] + page * b_len[:, None], 0) // PAGE_ALIGN
+    coefficient = np.where(valid, weight[:, :, None, None], np.float32(0))
+    shape = (len(shapes), adapter.shape[0], -1)
+    grids = (np.ascontiguousarray(g.transpose(2, 0, 1, 3)).reshape(shape) for g in (a, b, coefficient))
+    return tuple(grids)  # type: ignore[return-value]

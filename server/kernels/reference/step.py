@@ -1,0 +1,128 @@
+"""One step of a Llama-family decoder in plain PyTorch: the definition of the native step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from server.kernels.inputs import BLOCK_SIZE, DecoderWeights, LayerWeights, StepInputs
+from server.kernels.reference.attention import AttentionPlan, PagedKV
+from server.kernels.reference.linear import PackedLinear
+from server.kernels.reference.lora import LoraPlan, ModuleShape, plan_lora
+
+MODULES_PER_LAYER = 7
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm over the last dimension, in fp32, rounded before the gain as Hugging Face does."""
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * scaled.to(x.dtype)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of ``x`` [T, h, hd], halves rotated against each other; cos, sin [T, 1, hd / 2]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def target_shapes(weights: DecoderWeights) -> list[ModuleShape]:
+    """Shapes of the LoRA target modules in the numbering of :class:`DecoderWeights`."""
+    width, inner = weights.embedding.shape[1], weights.intermediate
+    q, kv = weights.n_heads * weights.head_dim, weights.n_kv_heads * weights.head_dim
+    sizes = [(width, q), (width, kv), (width, kv), (q, width), (width, inner), (width, inner), (inner, width)]
+    return [ModuleShape(*size) for size in sizes] * len(weights.layers)
+
+
+class ReferenceStep:
+    """Runs steps on any device and dtype. Owns the KV cache."""
+
+    name = "pytorch"
+
+    def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:
+        self._weights = weights
+        self._pool = pool
+        self._shapes = target_shapes(weights)
+        heads, dim = weights.n_kv_heads, weights.head_dim
+        self._kv = [PagedKV(num_blocks, heads, dim, dim, weights.embedding) for _ in weights.layers]
+        self._layers = [_Layer(layer, weights) for layer in weights.layers]
+        self._lm_head = PackedLinear(weights.lm_head, None)
+
+    @staticmethod
+    def kv_bytes_per_block(weights: DecoderWeights) -> int:
+        """Bytes of K and V that one block takes over all layers."""
+        per_token = 2 * weights.n_kv_heads * weights.head_dim * weights.embedding.element_size()
+        return BLOCK_SIZE * per_token * len(weights.layers)
+
+    @torch.inference_mode()
+    def step(self, inputs: StepInputs) -> torch.Tensor:
+        """Run one step and return the logits [R, V] of ``inputs.logits_rows``."""
+        weights = self._weights
+        device = weights.embedding.device
+        plan = AttentionPlan(inputs, device)
+        lora = plan_lora(self._pool, self._shapes, inputs)
+        positions = torch.from_numpy(inputs.positions).to(device)
+        cos, sin = (t[positions].unsqueeze(1).to(weights.embedding.dtype) for t in (weights.cos, weights.sin))
+        x = F.embedding(torch.from_numpy(inputs.token_ids).to(device), weights.embedding)
+        work = _Work(cos, sin, plan, lora)
+        for index, (layer, kv) in enumerate(zip(self._layers, self._kv, strict=True)):
+            x = layer.forward(x, work, kv, index * MODULES_PER_LAYER)
+        rows = x[torch.from_numpy(inputs.logits_rows).to(device)]
+        return self._lm_head(rms_norm(rows, weights.final_norm, weights.eps))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every layer of one step shares."""
+
+    cos: torch.Tensor  # [T, 1, hd / 2]
+    sin: torch.Tensor  # [T, 1, hd / 2]
+    plan: AttentionPlan
+    lora: LoraPlan | None
+
+
+class _Layer:
+    def __init__(self, layer: LayerWeights, weights: DecoderWeights) -> None:
+        self._layer = layer
+        self._weights = weights
+        self._qkv = PackedLinear(layer.qkv, layer.qkv_bias)
+        self._o = PackedLinear(layer.o, layer.o_bias)
+        self._gate_up = PackedLinear(layer.gate_up, layer.gate_up_bias)
+        self._down = PackedLinear(layer.down, layer.down_bias)
+
+    def forward(self, x: torch.Tensor, work: _Work, kv: PagedKV, module: int) -> torch.Tensor:
+        """``x`` [T, D] -> [T, D]; ``module`` is the number of this layer's q projection."""
+        eps = self._weights.eps
+        x = x + self._attention(rms_norm(x, self._layer.input_norm, eps), work, kv, module)
+        return x + self._mlp(rms_norm(x, self._layer.post_norm, eps), work.lora, module + 4)
+
+    def _attention(self, h: torch.Tensor, work: _Work, kv: PagedKV, module: int) -> torch.Tensor:
+        w = self._weights
+        widths = [w.n_heads * w.head_dim, w.n_kv_heads * w.head_dim, w.n_kv_heads * w.head_dim]
+        q, k, v = self._qkv(h).split(widths, dim=-1)
+        if work.lora is not None:
+            for i, y in enumerate((q, k, v)):
+                work.lora.add(module + i, h, y)
+        q, k, v = (t.unflatten(-1, (-1, w.head_dim)) for t in (q, k, v))
+        if self._layer.q_norm is not None and self._layer.k_norm is not None:
+            q, k = rms_norm(q, self._layer.q_norm, w.eps), rms_norm(k, self._layer.k_norm, w.eps)
+        kv.write(work.plan.slots, rotate(k, work.cos, work.sin), v)
+        q = rotate(q, work.cos, work.sin)
+        out = work.plan.attend(kv, q, scale=w.scale, window=self._layer.window).flatten(1)
+        y = self._o(out)
+        if work.lora is not None:
+            work.lora.add(module + 3, out, y)
+        return y
+
+    def _mlp(self, h: torch.Tensor, lora: LoraPlan | None, module: int) -> torch.Tensor:
+        gate, up = self._gate_up(h).chunk(2, dim=-1)
+        if lora is not None:
+            lora.add(module, h, gate)
+            lora.add(module + 1, h, up)
+        inner = F.silu(gate) * up
+        y = self._down(inner)
+        if lora is not None:
+            lora.add(module + 2, inner, y)
+        return y

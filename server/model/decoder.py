@@ -1,0 +1,40 @@
+"""The one interface behind which every base model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from adapters.base import TargetModule
+from server.kernels.inputs import StepInputs
+
+
+class Decoder(Protocol):
+    """A causal language model over a paged KV cache, with adapters applied row by row."""
+
+    @property
+    def name(self) -> str:
+        """ "fused" or "generic"."""
+
+    @property
+    def kernels(self) -> str:
+        """Which arithmetic runs: "pytorch", "cpu-avx512-bf16", ..."""
+
+    @property
+    def modules(self) -> Sequence[TargetModule]:
+        """The adaptable linear layers; an adapter's page table is in this order."""
+
+    @property
+    def kv_bytes_per_block(self) -> int:
+        """Bytes of K and V one block takes over all layers."""
+
+    def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:
+        """Allocate the KV cache and bind the flat page pool. Called once, before the first step.
+
+        ``max_rows`` bounds the rows T of a step.
+        """
+
+    def step(self, inputs: StepInputs) -> torch.Tensor:
+        """Run one step; the logits [R, V] of ``inputs.logits_rows``, valid until the next step."""

@@ -1,0 +1,177 @@
+"""The fused decoder: Llama-family weights taken from a Hugging Face model, run as one step call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapters.base import TargetModule
+from server.errors import ConfigError
+from server.kernels.cpu import NativeStep
+from server.kernels.inputs import DecoderWeights, LayerWeights, StepInputs
+from server.kernels.reference.step import ReferenceStep
+
+logger = logging.getLogger(__name__)
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+
+_PROJECTIONS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+
+
+class FusedDecoder:
+    """The lean decoder of the Llama family."""
+
+    name = "fused"
+
+    def __init__(self, model: Any, max_len: int, kernels: str = "auto") -> None:
+        """Take the weights of ``model``, a Hugging Face causal LM of one of :data:`FAMILIES`.
+
+        ``kernels`` is "auto" (native where it runs, else PyTorch), "native" or "pytorch".
+
+        Raises:
+            ConfigError: native kernels were asked for and can't run here.
+        """
+        self.weights = extract_weights(model, max_len)
+        self.modules = _target_modules(model)
+        self._backend: type[NativeStep | ReferenceStep] = _choose_backend(self.weights, kernels)
+        self._step: NativeStep | ReferenceStep | None = None
+
+    @staticmethod
+    def unsupported(model: Any) -> str | None:
+        """Why this decoder can't run ``model``, or None if it can."""
+        config = model.config
+        if config.model_type not in FAMILIES:
+            return f"model type {config.model_type!r} is not of the Llama family"
+        if config.hidden_act != "silu":
+            return f"activation {config.hidden_act!r}"
+        linear = all(
+            type(layer.get_submodule(name)) is nn.Linear
+            for layer in model.model.layers
+            for name in _PROJECTIONS
+        )
+        return None if linear else "its linear layers are not plain ones"
+
+    @property
+    def kernels(self) -> str:
+        return self._backend.name if self._step is None else self._step.name
+
+    @property
+    def kv_bytes_per_block(self) -> int:
+        return self._backend.kv_bytes_per_block(self.weights)
+
+    def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:
+        if self._backend is NativeStep:
+            self._step = NativeStep(self.weights, pool, num_blocks, max_rows, torch.get_num_threads())
+        else:
+            self._step = ReferenceStep(self.weights, pool, num_blocks)
+
+    def step(self, inputs: StepInputs) -> torch.Tensor:
+        assert self._step is not None, "allocate() comes before step()"
+        return self._step.step(inputs)
+
+
+def _choose_backend(weights: DecoderWeights, kernels: str) -> type[NativeStep | ReferenceStep]:
+    if kernels == "pytorch":
+        return ReferenceStep
+    reason = NativeStep.unsupported(weights)
+    if reason is None:
+        return NativeStep
+    if kernels == "native":
+        raise ConfigError(f"--kernels native: {reason}")
+    logger.info("PyTorch kernels: %s", reason)
+    return ReferenceStep
+
+
+def extract_weights(model: Any, max_len: int) -> DecoderWeights:
+    """Fused weights of a Llama-family model; rotary tables cover ``max_len`` positions."""
+    config, inner = model.config, model.model
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    positions = torch.arange(max_len, device=inner.embed_tokens.weight.device)[None]
+    cos, sin = inner.rotary_emb(torch.zeros(1, dtype=torch.float32, device=positions.device), positions)
+    return DecoderWeights(
+        embedding=inner.embed_tokens.weight.detach(),
+        layers=tuple(_layer_weights(layer) for layer in inner.layers),
+        final_norm=inner.norm.weight.detach(),
+        lm_head=model.lm_head.weight.detach(),
+        cos=cos[0, :, : head_dim // 2].contiguous(),
+        sin=sin[0, :, : head_dim // 2].contiguous(),
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        intermediate=config.intermediate_size,
+        eps=config.rms_norm_eps,
+        scale=inner.layers[0].self_attn.scaling,
+    )
+
+
+def _layer_weights(layer: Any) -> LayerWeights:
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+    return LayerWeights(
+        input_norm=layer.input_layernorm.weight.detach(),
+        qkv=_stack_weights(qkv),
+        qkv_bias=_stack_biases(qkv),
+        q_norm=_weight_of(attention, "q_norm"),
+        k_norm=_weight_of(attention, "k_norm"),
+        o=attention.o_proj.weight.detach(),
+        o_bias=_stack_biases((attention.o_proj,)),
+        post_norm=layer.post_attention_layernorm.weight.detach(),
+        gate_up=_stack_weights((mlp.gate_proj, mlp.up_proj)),
+        gate_up_bias=_stack_biases((mlp.gate_proj, mlp.up_proj)),
+        down=mlp.down_proj.weight.detach(),
+        down_bias=_stack_biases((mlp.down_proj,)),
+        window=_window_of(attention),
+    )
+
+
+def _stack_weights(linears: Sequence[nn.Linear]) -> torch.Tensor:
+    return torch.cat([linear.weight.detach() for linear in linears])
+
+
+def _stack_biases(linears: Sequence[nn.Linear]) -> torch.Tensor | None:
+    """Biases along out, zeros for a layer that has none beside one that does; None if none has."""
+    if all(linear.bias is None for linear in linears):
+        return None
+    parts = [
+        linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
+        for linear in linears
+    ]
+    return torch.cat(parts)
+
+
+def _weight_of(attention: Any, name: str) -> torch.Tensor | None:
+    module = getattr(attention, name, None)
+    return None if module is None else module.weight.detach()
+
+
+def _window_of(attention: Any) -> int | None:
+    """Mistral keeps the window in its config, the Qwen models on each attention layer."""
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window  # type: ignore[no-any-return]
+    return (
+        getattr(attention.config, "sliding_window", None)
+        if attention.config.model_type == "mistral"
+        else None
+    )
+
+
+def _target_modules(model: Any) -> tuple[TargetModule, ...]:
+    found = []
+    for index, layer in enumerate(model.model.layers):
+        for name in _PROJECTIONS:
+            linear = layer.get_submodule(name)
+            full = f"model.layers.{index}.{name}"
+            found.append(TargetModule(full, linear.in_features, linear.out_features))
+    return tuple(found)

@@ -1,0 +1,220 @@
+"""The generic decoder: any Hugging Face causal LM, with its attention paged and its linears adapted.
+
+The module tree runs as it is, over one flat batch of rows. Attention goes through transformers'
+attention interface to the paged cache; a forward hook on each linear layer adds the adapters' delta.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.pytorch_utils import Conv1D
+
+from adapters.base import TargetModule
+from server.errors import ModelRefused
+from server.kernels.inputs import BLOCK_SIZE, StepInputs
+from server.kernels.reference.attention import AttentionPlan, PagedKV
+from server.kernels.reference.lora import LoraPlan, ModuleShape, plan_lora
+
+ATTENTION_NAME = "manylora_paged"
+# Attention arguments some models pass that change the result and that paged_attention does not implement.
+_CHANGES_RESULT = frozenset({"s_aux", "position_bias", "head_mask", "alibi"})
+_PROBE_ROWS = 64  # so many that no router sends all of them to one expert
+
+
+@dataclass
+class _Forward:
+    """What attention and hooks need to know of the step that runs. Filled by :class:`GenericDecoder`."""
+
+    rows: int
+    plan: AttentionPlan | None = None  # None while the model is being surveyed
+    kv: Mapping[int, PagedKV] | None = None
+    lora: LoraPlan | None = None
+    survey: _Survey | None = None
+
+
+class _Survey:
+    """What one plain forward reveals: the K/V shapes of each layer and which linears see every row."""
+
+    def __init__(self) -> None:
+        self.kv_shapes: dict[int, tuple[int, int, int]] = {}  # layer -> (kv heads, key dim, value dim)
+        self.calls: dict[str, list[int]] = {}  # linear -> row count of each call
+
+
+class GenericDecoder:
+    """Runs ``model`` unchanged except for its attention function."""
+
+    name = "generic"
+    kernels = "pytorch"
+
+    def __init__(self, model: Any) -> None:
+        """Survey ``model``.
+
+        Raises:
+            ModelRefused: the model has no pluggable attention, or its forward fails with it.
+        """
+        self._model = model
+        self._forward: _Forward | None = None
+        self._parameters = frozenset(inspect.signature(model.forward).parameters)
+        if not getattr(model, "_supports_attention_backend", False):
+            raise ModelRefused(f"{type(model).__name__} does not support a pluggable attention function")
+        AttentionInterface.register(ATTENTION_NAME, paged_attention)
+        linears = _linears(model)
+        self._hook(linears, self._record)
+        self._survey = self._run_survey()
+        self._unhook(linears)
+        self.modules = tuple(
+            _describe(name, module)
+            for name, module in linears.items()
+            if self._survey.calls.get(name) == [_PROBE_ROWS]
+        )
+        self._shapes = [ModuleShape(m.in_features, m.out_features) for m in self.modules]
+        self._hook({m.name: linears[m.name] for m in self.modules}, self._add_delta)
+        self._index = {m.name: i for i, m in enumerate(self.modules)}
+        self._kv: dict[int, PagedKV] = {}
+
+    @property
+    def kv_bytes_per_block(self) -> int:
+        width = sum(heads * (k + v) for heads, k, v in self._survey.kv_shapes.values())
+        return BLOCK_SIZE * width * self._like.element_size()
+
+    @property
+    def _like(self) -> torch.Tensor:
+        return self._model.get_input_embeddings().weight  # type: ignore[no-any-return]
+
+    def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:  # noqa: ARG002
+        self._pool = pool
+        shapes = self._survey.kv_shapes
+        like = self._like.detach()
+        self._kv = {layer: PagedKV(num_blocks, *shape, like=like) for layer, shape in shapes.items()}
+
+    @torch.inference_mode()
+    def step(self, inputs: StepInputs) -> torch.Tensor:
+        device = self._like.device
+        lora = plan_lora(self._pool, self._shapes, inputs)
+        plan = AttentionPlan(inputs, device)
+        forward = _Forward(len(inputs.token_ids), plan, self._kv, lora)
+        return self._run(
+            forward,
+            torch.from_numpy(inputs.token_ids).to(device),
+            torch.from_numpy(inputs.positions).to(device),
+            torch.from_numpy(inputs.logits_rows).to(device),
+        )
+
+    def _run(
+        self, forward: _Forward, token_ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Forward the flat batch as one sequence; attention alone knows the sequences apart."""
+        arguments: dict[str, Any] = {"use_cache": False, "position_ids": positions[None], "manylora": forward}
+        narrowed = "logits_to_keep" in self._parameters
+        if narrowed:
+            arguments["logits_to_keep"] = rows
+        config = self._model.config
+        before = config._attn_implementation
+        config._attn_implementation = ATTENTION_NAME
+        self._forward = forward
+        try:
+            logits: torch.Tensor = self._model(input_ids=token_ids[None], **arguments).logits[0]
+        finally:
+            config._attn_implementation = before
+            self._forward = None
+        return logits if narrowed else logits[rows]
+
+    @torch.inference_mode()
+    def _run_survey(self) -> _Survey:
+        device = self._like.device
+        survey = _Survey()
+        rows = torch.arange(_PROBE_ROWS, device=device)
+        try:
+            self._run(_Forward(_PROBE_ROWS, survey=survey), rows, rows, rows[-1:])
+        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            name = type(self._model).__name__
+            raise ModelRefused(f"{name} does not run with paged attention: {error}") from error
+        if not survey.kv_shapes:
+            raise ModelRefused(f"{type(self._model).__name__} never called the attention function")
+        return survey
+
+    def _hook(self, linears: Mapping[str, nn.Module], function: Callable[..., Any]) -> None:
+        self._handles = [
+            module.register_forward_hook(partial(function, name)) for name, module in linears.items()
+        ]
+
+    def _unhook(self, linears: Mapping[str, nn.Module]) -> None:
+        assert len(self._handles) == len(linears)
+        for handle in self._handles:
+            handle.remove()
+
+    def _record(
+        self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
+        del module, output
+        assert self._forward is not None
+        assert self._forward.survey is not None
+        x = args[0]
+        self._forward.survey.calls.setdefault(name, []).append(x.numel() // x.shape[-1])
+
+    def _add_delta(
+        self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        del module
+        if self._forward is None or self._forward.lora is None:
+            return None
+        y = output.reshape(-1, output.shape[-1])
+        assert len(y) == self._forward.rows, f"{name} does not see every row"
+        self._forward.lora.add(self._index[name], args[0].reshape(-1, args[0].shape[-1]), y)
+        return y.view(output.shape)
+
+
+def paged_attention(
+    module: nn.Module,
+    query: torch.Tensor,  # [1, nh, T, hd]
+    key: torch.Tensor,  # [1, nkv, T, hd]
+    value: torch.Tensor,  # [1, nkv, T, hdv]
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - the interface passes None
+    *,
+    manylora: _Forward,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface on the paged cache. Returns ([1, T, nh, hdv], None)."""
+    refused = sorted(name for name in _CHANGES_RESULT if others.get(name) is not None)
+    if refused:
+        raise ModelRefused(f"attention argument {refused[0]!r} of {type(module).__name__} is not supported")
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if manylora.survey is not None:
+        manylora.survey.kv_shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+    assert manylora.kv is not None
+    assert manylora.plan is not None
+    kv = manylora.kv[layer]
+    kv.write(manylora.plan.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    rows = query[0].transpose(0, 1)
+    return manylora.plan.attend(kv, rows, scale=scale, window=sliding_window, softcap=softcap)[None], None
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer inside the decoder blocks, in module order; the output head is not one of them."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
+def _describe(name: str, module: nn.Module) -> TargetModule:
+    if isinstance(module, Conv1D):
+        width_in, width_out = module.weight.shape
+        return TargetModule(name, width_in, width_out)
+    assert isinstance(module, nn.Linear)
+    return TargetModule(name, module.in_features, module.out_features)

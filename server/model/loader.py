@@ -1,0 +1,174 @@
+"""From a directory to a decoder that is known to agree with the original model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from adapters.base import BaseModel
+from server.errors import ConfigError, ModelRefused
+from server.model.decoder import Decoder
+from server.model.fused import FusedDecoder
+from server.model.generic import GenericDecoder
+from server.model.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE = 4096  # elements of each tensor that enter the fingerprint
+# Scaled positions that depend on the longest row of a batch can't be served beyond the original length.
+_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The untouched Hugging Face model with what serving derives from it."""
+
+    hf: Any
+    tokenizer: Tokenizer
+    dtype: torch.dtype
+    device: torch.device
+    fingerprint: str
+    max_model_len: int
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for "auto", "cpu" or "cuda".
+
+    Raises:
+        ConfigError: cuda was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this machine has no CUDA device that torch can use")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch dtype for "auto", "bf16" or "fp32". Auto is bf16 where the hardware computes in it."""
+    if name == "fp32":
+        return torch.float32
+    native = device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.bfloat16 if name == "bf16" or native else torch.float32
+
+
+def load_model(directory: Path, *, dtype: str, device: str, max_model_len: int | None) -> LoadedModel:
+    """Load the causal LM in ``directory``.
+
+    Raises:
+        ModelRefused: not a causal language model this process can load.
+        ConfigError: the device is absent or ``max_model_len`` exceeds what the model can do.
+    """
+    torch_device = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, torch_device)
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory, config=config, dtype=torch_dtype, output_loading_info=True
+        )
+        tokenizer = Tokenizer.load(directory, _end_tokens(model))
+    except ModelRefused:
+        raise
+    except Exception as error:  # the libraries raise whatever their parts do: there is no common base
+        raise ModelRefused(f"{directory} can't be loaded as a causal language model: {error}") from error
+    _check_complete(directory, report["missing_keys"])
+    model = model.eval().requires_grad_(False).to(torch_device)
+    return LoadedModel(
+        hf=model,
+        tokenizer=tokenizer,
+        dtype=torch_dtype,
+        device=torch_device,
+        fingerprint=fingerprint(model),
+        max_model_len=_max_model_len(config, max_model_len),
+    )
+
+
+def _check_complete(directory: Path, missing: Collection[str]) -> None:
+    """Weights that a checkpoint lacks would be random, and the probe could not tell."""
+    if missing:
+        first = ", ".join(sorted(missing)[:4])
+        raise ModelRefused(f"{directory} is not complete: {len(missing)} weights are missing ({first})")
+
+
+def _end_tokens(model: Any) -> Sequence[int]:
+    """End tokens named by the generation config beside the tokenizer's own (Llama 3 has several)."""
+    end = model.generation_config.eos_token_id
+    return () if end is None else (end,) if isinstance(end, int) else tuple(end)
+
+
+def _max_model_len(config: Any, wanted: int | None) -> int:
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None) or wanted
+    if limit is None:
+        raise ConfigError("--max-model-len: this model does not state its context length; give one")
+    for rope in _ropes(text):
+        original = rope.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        )
+        if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE and original and original < limit:
+            logger.warning(
+                "context limited to %d of %d tokens: %s positions depend on the longest row of a batch",
+                original, limit, rope["rope_type"],
+            )  # fmt: skip
+            limit = original
+    if wanted is not None and wanted > limit:
+        raise ConfigError(f"--max-model-len {wanted}: this model's context is {limit} tokens")
+    return int(wanted or limit)
+
+
+def _ropes(text: Any) -> list[Mapping[str, Any]]:
+    """The rope settings of a text config: one for all layers, or one per kind of layer."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    return [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, Mapping)]
+
+
+def fingerprint(model: Any) -> str:
+    """Hex digest of a model's architecture and weights, from a regular sample of each tensor.
+
+    Sampled in bfloat16, so that a model has one fingerprint whatever dtype it is served in.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // _SAMPLE)
+        digest.update(json.dumps([name, list(tensor.shape)]).encode())
+        digest.update(flat[::step].bfloat16().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build_decoder(loaded: LoadedModel, kernels: str = "auto") -> Decoder:
+    """The fused decoder where it fits, else the generic one; neither is trusted before the probe.
+
+    ``kernels`` is "auto", "native" or "pytorch"; the generic decoder always runs PyTorch.
+
+    Raises:
+        ModelRefused: the generic decoder can't run the model either.
+        ConfigError: native kernels were asked for and can't run.
+    """
+    reason = FusedDecoder.unsupported(loaded.hf)
+    if reason is None:
+        return FusedDecoder(loaded.hf, loaded.max_model_len, kernels)
+    if kernels == "native":
+        raise ConfigError(f"--kernels native: {reason}")
+    logger.info("generic decoder: %s", reason)
+    return GenericDecoder(loaded.hf)
+
+
+def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel:
+    """What adapters are validated against."""
+    adaptable = {module.name: module for module in decoder.modules}
+    named = (n for n, m in loaded.hf.named_modules() if n and not list(m.children()))
+    return BaseModel(
+        name=name,
+        architecture=type(loaded.hf).__name__,
+        model_type=loaded.hf.config.model_type,
+        fingerprint=loaded.fingerprint,
+        modules=adaptable,
+        others=frozenset(n for n in named if n not in adaptable),
+    )

@@ -1,0 +1,111 @@
+"""Text to token ids and back, and the one chat template, for server and trainer alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from server.errors import ModelRefused, RequestError
+
+Message = Mapping[str, Any]
+
+
+class Tokenizer:
+    """A Hugging Face fast tokenizer behind the few calls that serving needs. Safe to use from any thread."""
+
+    def __init__(self, hf: Any, extra_eos: Sequence[int] = ()) -> None:
+        if not getattr(hf, "is_fast", False):
+            raise ModelRefused(f"{type(hf).__name__} is not a fast tokenizer (no tokenizer.json)")
+        self._hf = hf
+        self._backend = hf.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._special = frozenset(hf.all_special_ids)
+        own = () if hf.eos_token_id is None else (hf.eos_token_id,)
+        self.eos_ids = frozenset((*own, *extra_eos))
+        self.vocab_size: int = len(hf)
+
+    @classmethod
+    def load(cls, directory: Path, extra_eos: Sequence[int] = ()) -> Tokenizer:
+        """The tokenizer in a model directory. ``extra_eos``: end tokens of the generation config."""
+        return cls(AutoTokenizer.from_pretrained(directory), extra_eos)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._hf.chat_template is not None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``; special tokens written out in it are recognized."""
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids  # type: ignore[no-any-return]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of ``token_ids``; bytes that are no complete character come out as U+FFFD."""
+        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)  # type: ignore[no-any-return]
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token alone, special tokens written out."""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes one token stands for, exact also for a part of a character in byte-level vocabularies."""
+        piece = self._backend.id_to_token(token_id)
+        if piece is None:
+            return b""
+        if not self.is_special(token_id):
+            if len(piece) == 6 and piece.startswith("<0x"):  # SentencePiece byte fallback
+                return bytes([int(piece[3:5], 16)])
+            if all(c in _BYTE_OF for c in piece) and "�" in self.token_text(token_id):
+                return bytes(_BYTE_OF[c] for c in piece)
+        return self.token_text(token_id).encode()
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """``messages`` as text through the model's chat template.
+
+        Raises:
+            RequestError: the model has no template, or the template rejects the messages.
+        """
+        if not self.has_chat_template:
+            raise RequestError("this model has no chat template; use /v1/completions", "messages")
+        try:
+            text = self._hf.apply_chat_template(
+                list(messages), tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        except Exception as error:  # a template is a program that runs on the messages: it raises anything
+            raise RequestError(f"the chat template rejects these messages: {error}", "messages") from error
+        assert isinstance(text, str)
+        return text
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Token ids of a conversation. The template writes its own special tokens, so none are added."""
+        text = self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        return self.encode(text, add_special_tokens=False)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Character to byte of byte-level BPE: printable Latin-1 stands for itself, the rest from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(b): b for b in printable}
+    missing = (b for b in range(256) if b not in set(printable))
+    table.update({chr(0x100 + i): b for i, b in enumerate(missing)})
+    return table
+
+
+_BYTE_OF: Mapping[str, int] = _byte_alphabet()
