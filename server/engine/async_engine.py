@@ -1,0 +1,240 @@
+"""The engine behind an event loop: commands go in through a queue, events come out in one hop a step.
+
+One thread owns the engine. The loop never touches a sequence's state except to request its abort;
+the thread never touches the loop except through ``call_soon_threadsafe``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from time import monotonic
+
+from server.engine.engine import Engine, Event
+from server.engine.residency import Lease
+from server.engine.sequence import Delta, FinishReason, SamplingParams, Sequence
+from server.errors import ContextTooLong, EngineDead, QueueFull
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_RETRY = 60.0  # seconds
+_RATE_MEMORY = 0.9  # weight of the past in the running mean of seconds per finished sequence
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One prompt, to be answered ``n`` times."""
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    n: int = 1
+    salt: bytes = b""
+    request_id: str = ""
+
+
+class Stream:
+    """The deltas of one request's sequences, interleaved; ends once every sequence has ended."""
+
+    def __init__(self, sequences: list[Sequence], lease: Lease, wake: Callable[[], None]) -> None:
+        self._open = {s.id: s for s in sequences}
+        self._lease = lease
+        self._wake = wake
+        self._deltas: deque[Delta] = deque()
+        self._ready = asyncio.Event()
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while not self._deltas:
+            if not self._open:
+                raise StopAsyncIteration
+            self._ready.clear()
+            await self._ready.wait()
+        return self._deltas.popleft()
+
+    async def aclose(self) -> None:
+        """Stop whatever still runs. Safe to call at any time, more than once."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Ask the engine to drop the sequences that still run; their room is free within one step."""
+        for sequence in self._open.values():
+            sequence.abort_requested = True
+        if self._open:
+            self._wake()
+
+    def deliver(self, sequence: Sequence, delta: Delta) -> None:
+        """Called on the loop with each event of this request."""
+        if delta.finish_reason is not FinishReason.ABORT:
+            self._deltas.append(delta)
+        if delta.finish_reason is not None:
+            del self._open[sequence.id]
+            if not self._open:
+                self._lease.release()
+        self._ready.set()
+
+    def fail(self, message: str) -> None:
+        """End what still runs with an error, without the engine."""
+        for sequence in list(self._open.values()):
+            self.deliver(sequence, Delta(sequence.index, finish_reason=FinishReason.ERROR, error=message))
+
+
+class AsyncEngine:
+    """Runs an :class:`Engine` on its own thread."""
+
+    def __init__(self, engine: Engine, *, max_model_len: int, max_open: int) -> None:
+        """``max_open`` bounds the sequences running and waiting; a request for more can never be taken."""
+        self.max_model_len = max_model_len
+        self._engine = engine
+        self.max_open = max_open
+        self._commands: SimpleQueue[Sequence | None] = SimpleQueue()
+        self._streams: dict[int, Stream] = {}
+        self._ids = itertools.count(1)
+        self._seconds_per_finish = 0.05
+        self._last_finish = monotonic()
+        self._thread: Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be served."""
+        return self._thread is not None and self._thread.is_alive() and not self._stopping
+
+    @property
+    def num_open(self) -> int:
+        """Sequences submitted and not yet ended."""
+        return len(self._streams)
+
+    def start(self) -> None:
+        """Start the engine thread; call from the event loop's thread."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Abort what runs, deliver the last events, and end the thread."""
+        for stream in set(self._streams.values()):
+            stream.abort()
+        self._stopping = True
+        self._commands.put(None)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+            await asyncio.sleep(0)  # let the last call_soon_threadsafe run
+
+    def submit(self, request: GenerateRequest, lease: Lease) -> Stream:
+        """Queue a request. On success the stream owns ``lease`` and releases it with its last event.
+
+        Raises:
+            ContextTooLong: prompt and ``max_tokens`` exceed the context.
+            QueueFull: too many sequences are running and waiting.
+            EngineDead: the engine thread has ended.
+        """
+        if not self.alive:
+            raise EngineDead("the engine has stopped; restart the server")
+        self._check_length(request)
+        if len(self._streams) + request.n > self.max_open:
+            raise QueueFull(
+                f"{len(self._streams)} sequences are running or waiting; try again later", self._retry()
+            )
+        sequences = self._sequences(request, lease)
+        stream = Stream(sequences, lease, lambda: self._commands.put(None))
+        for sequence in sequences:
+            self._streams[sequence.id] = stream
+            self._commands.put(sequence)
+        return stream
+
+    def _check_length(self, request: GenerateRequest) -> None:
+        prompt, answer = len(request.prompt_ids), request.params.max_tokens
+        if prompt + answer > self.max_model_len:
+            raise ContextTooLong(
+                f"this model's context is {self.max_model_len} tokens; the request asks for "
+                f"{prompt + answer} ({prompt} in the prompt, {answer} in the answer)",
+                "max_tokens",
+            )
+
+    def _sequences(self, request: GenerateRequest, lease: Lease) -> list[Sequence]:
+        made: list[Sequence] = []
+        for index in range(request.n):
+            made.append(
+                Sequence(
+                    next(self._ids),
+                    request.prompt_ids,
+                    request.params,
+                    lease.mix,
+                    index=index,
+                    salt=request.salt,
+                    leader=made[0] if made else None,
+                )
+            )
+        return made
+
+    def _retry(self) -> float:
+        """Seconds until about one place is free, from the recent rate of finishing."""
+        return min(_LONGEST_RETRY, max(1.0, self._seconds_per_finish))
+
+    # The engine thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping or self._engine.has_work or not self._commands.empty():
+                self._take_commands()
+                if self._engine.has_work:
+                    events = self._step()
+                    if events:
+                        self._call(self._deliver, events)
+        except Exception:  # a defect outside of a step: nothing can be trusted to go on
+            logger.critical("the engine thread has ended", exc_info=True)
+            self._stopping = True
+            self._call(self._end_all)
+
+    def _take_commands(self) -> None:
+        """Take what is queued; with nothing to run, wait for a command."""
+        while not self._commands.empty() or not (self._engine.has_work or self._stopping):
+            command = self._commands.get()
+            if command is not None:
+                self._engine.add(command)
+
+    def _step(self) -> list[Event]:
+        try:
+            return self._engine.step()
+        except Exception:  # whatever a kernel raises ends the requests of this step, not the server
+            logger.exception("a step failed; its requests end with an error")
+            return self._engine.fail_all("the server failed while generating this answer")
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop is closed: nobody is left to tell
+            logger.debug("events dropped: the event loop is closed")
+
+    # The event loop again.
+
+    def _deliver(self, events: list[Event]) -> None:
+        for sequence, delta in events:
+            stream = self._streams[sequence.id]
+            if delta.finish_reason is not None:
+                del self._streams[sequence.id]
+                self._note_finish()
+            stream.deliver(sequence, delta)
+
+    def _end_all(self) -> None:
+        """Tell every open stream that the engine is gone."""
+        for stream in set(self._streams.values()):
+            stream.fail("the engine has stopped; restart the server")
+        self._streams.clear()
+
+    def _note_finish(self) -> None:
+        now = monotonic()
+        self._seconds_per_finish = _RATE_MEMORY * self._seconds_per_finish + (1 - _RATE_MEMORY) * (
+            now - self._last_finish
+        )
+        self._last_finish = now

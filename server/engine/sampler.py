@@ -1,0 +1,144 @@
+"""From logits to tokens: penalties, truncation, and one uniform number per drawn token.
+
+Every row is handled by row-wise arithmetic and its own random stream, so that a request's tokens do
+not depend on who shares the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import torch
+
+from server.engine.sequence import SamplingParams, Sequence, TokenLogprob
+
+_GREEDY_BELOW = 1e-5  # temperatures under this would overflow the division
+_CANDIDATES = 1024  # truncated sampling looks at this many likeliest tokens before it sorts all
+
+
+def sample(logits: torch.Tensor, sequences: Seq[Sequence], end_ids: frozenset[int]) -> list[int]:
+    """Draw one token per row of ``logits`` [n, V]; row i belongs to ``sequences[i]``.
+
+    ``end_ids`` end an answer and are held back until ``min_tokens`` are there.
+    """
+    if all(_is_plain_greedy(s) for s in sequences):
+        return logits.argmax(-1).tolist()
+    adjusted = logits.float()
+    if adjusted is logits:
+        adjusted = logits.clone()
+    for row, sequence in zip(adjusted, sequences, strict=True):
+        _adjust(row, sequence, end_ids)
+    tokens = adjusted.argmax(-1)
+    drawn = [i for i, s in enumerate(sequences) if s.params.temperature >= _GREEDY_BELOW]
+    if drawn:
+        params = [sequences[i].params for i in drawn]
+        uniform = torch.tensor([sequences[i].rng.random() for i in drawn], dtype=torch.float64)
+        temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32)
+        scaled = adjusted[drawn] / temperature.to(adjusted.device)[:, None]
+        tokens[drawn] = _draw(scaled, params, uniform.to(adjusted.device))
+    return tokens.tolist()
+
+
+def logprobs_of(logits: torch.Tensor, token_ids: Seq[int], top: int) -> list[TokenLogprob]:
+    """Log-probabilities of ``token_ids`` [n] and of the ``top`` likeliest under ``logits`` [n, V]."""
+    table = torch.log_softmax(logits.float(), dim=-1)
+    chosen = table.gather(1, torch.tensor(token_ids, device=table.device)[:, None])[:, 0].tolist()
+    if top == 0:
+        return [TokenLogprob(t, lp) for t, lp in zip(token_ids, chosen, strict=True)]
+    values, indices = table.topk(min(top, table.shape[1]), dim=-1)
+    best = [tuple(zip(i, v, strict=True)) for i, v in zip(indices.tolist(), values.tolist(), strict=True)]
+    return [TokenLogprob(t, lp, b) for t, lp, b in zip(token_ids, chosen, best, strict=True)]
+
+
+def _is_plain_greedy(sequence: Sequence) -> bool:
+    p = sequence.params
+    penalized = p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0 or p.logit_bias
+    return p.temperature < _GREEDY_BELOW and not penalized and sequence.num_output_tokens >= p.min_tokens
+
+
+def _adjust(row: torch.Tensor, sequence: Sequence, end_ids: frozenset[int]) -> None:
+    """Apply penalties, bias and the ban on early ends to one row [V], in place."""
+    p = sequence.params
+    if p.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted(set(sequence.token_ids)), device=row.device)
+        values = row[seen]
+        row[seen] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
+    if (p.presence_penalty or p.frequency_penalty) and sequence.num_output_tokens:
+        tokens, counts = torch.tensor(sequence.output_ids, device=row.device).unique(return_counts=True)
+        row[tokens] -= p.presence_penalty + p.frequency_penalty * counts
+    if p.logit_bias:
+        row[torch.tensor(list(p.logit_bias), device=row.device)] += torch.tensor(
+            list(p.logit_bias.values()), device=row.device
+        )
+    if sequence.num_output_tokens < p.min_tokens:
+        banned = [*(() if p.ignore_eos else end_ids), *p.stop_token_ids]
+        row[torch.tensor(banned, dtype=torch.long, device=row.device)] = float("-inf")
+
+
+def _draw(scaled: torch.Tensor, params: Seq[SamplingParams], uniform: torch.Tensor) -> torch.Tensor:
+    """Token per row of ``scaled`` [n, V], rows with and without truncation each in one go."""
+    tokens = torch.empty(len(params), dtype=torch.long, device=scaled.device)
+    truncated = [i for i, p in enumerate(params) if _is_truncated(p)]
+    whole = [i for i, p in enumerate(params) if not _is_truncated(p)]
+    if whole:
+        tokens[whole] = _invert_cdf(scaled[whole].softmax(-1), uniform[whole])
+    if truncated:
+        tokens[truncated] = _draw_truncated(
+            scaled[truncated], [params[i] for i in truncated], uniform[truncated]
+        )
+    return tokens
+
+
+def _is_truncated(params: SamplingParams) -> bool:
+    return params.top_p < 1 or params.top_k > 0 or params.min_p > 0
+
+
+def _draw_truncated(scaled: torch.Tensor, params: Seq[SamplingParams], uniform: torch.Tensor) -> torch.Tensor:
+    """Top-k, then top-p, then min-p, on candidates in falling order of probability.
+
+    The few rows that may need more candidates are drawn again from all tokens. Only the row itself
+    decides that: among equal logits the order of the candidates differs with their number, and what
+    a request gets must not depend on its neighbours.
+    """
+    vocabulary = scaled.shape[1]
+    width = min(vocabulary, _CANDIDATES)
+    kept, order = _truncate(scaled, width, params)
+    tokens = _pick(kept, order, uniform)
+    uncut = (kept[:, -1] > 0).tolist()
+    beyond = [i for i, p in enumerate(params) if uncut[i] or width < p.top_k < vocabulary]
+    if beyond and width < vocabulary:
+        kept, order = _truncate(scaled[beyond], vocabulary, [params[i] for i in beyond])
+        tokens[beyond] = _pick(kept, order, uniform[beyond])
+    return tokens
+
+
+def _pick(kept: torch.Tensor, order: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The token id [n] drawn from the candidates ``order`` [n, k] with the probabilities ``kept`` [n, k]."""
+    return order.gather(1, _invert_cdf(kept, uniform)[:, None])[:, 0]
+
+
+def _truncate(
+    scaled: torch.Tensor, width: int, params: Seq[SamplingParams]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``width`` likeliest tokens' probabilities with the cut ones set to 0, and their ids."""
+    values, order = scaled.topk(width, dim=-1)
+    probability = (values - scaled.logsumexp(-1, keepdim=True)).exp()
+    device = scaled.device
+    top_k = torch.tensor([p.top_k if p.top_k > 0 else scaled.shape[1] for p in params], device=device)
+    top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device)
+    min_p = torch.tensor([p.min_p for p in params], device=device)
+    probability = probability.masked_fill(torch.arange(width, device=device) >= top_k[:, None], 0.0)
+    # Top-p is a share of what top-k left; without top-k that is 1, though not all of it is in the candidates.
+    mass = torch.where(top_k < scaled.shape[1], probability.double().sum(-1), 1.0)
+    before = probability.double().cumsum(-1) - probability
+    keep = (before < top_p[:, None] * mass[:, None]) & (probability >= min_p[:, None] * probability[:, :1])
+    keep[:, 0] = True
+    return probability.masked_fill(~keep, 0.0), order
+
+
+def _invert_cdf(probability: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Index per row at which the cumulative sum of ``probability`` [n, k] passes ``uniform`` of its total."""
+    cumulative = probability.double().cumsum(-1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return index.clamp_(max=probability.shape[1] - 1)

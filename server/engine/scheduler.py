@@ -1,0 +1,124 @@
+"""Which tokens of which sequences run in the next step.
+
+There is no prefill and no decode phase: a sequence's ``num_computed_tokens`` catches up with its
+length, as fast as the step's token budget allows. Rows that need one token go first, so that a long
+prompt delays running answers by at most one budget.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from time import monotonic
+
+from server.engine.block_manager import BlockManager
+from server.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """The ``count`` tokens of ``sequence`` from its ``num_computed_tokens`` on."""
+
+    sequence: Sequence
+    count: int
+
+
+class Scheduler:
+    """Admission in order of arrival, a token budget per step, preemption of the youngest by recompute."""
+
+    def __init__(self, blocks: BlockManager, *, max_num_seqs: int, max_batch_tokens: int) -> None:
+        self.blocks = blocks
+        # Every running sequence needs a row in every step, so no more of them than rows.
+        self._max_running = min(max_num_seqs, max_batch_tokens)
+        self._max_batch_tokens = max_batch_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a finished or aborted sequence out and free its blocks."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self.blocks.free(sequence)
+
+    def take_preemptions(self) -> int:
+        """Preemptions since this was last asked."""
+        count, self._preemptions = self._preemptions, 0
+        return count
+
+    def schedule(self) -> list[Scheduled]:
+        """The next step's work. Empty only if nothing is waiting or running."""
+        chosen: dict[int, Scheduled] = {}
+        budget, before = self._max_batch_tokens, self._preemptions
+        for sequence in sorted(self.running, key=lambda s: s.num_uncomputed_tokens > 1):
+            if sequence not in self.running:  # preempted for one before it
+                continue
+            count = min(sequence.num_uncomputed_tokens, budget)
+            if count and self._make_room(sequence, count, chosen):
+                chosen[sequence.id] = Scheduled(sequence, count)
+                budget = self._max_batch_tokens - sum(s.count for s in chosen.values())
+        if self._preemptions == before:  # else a newcomer would only be preempted again
+            self._admit(chosen, budget)
+        return list(chosen.values())
+
+    def _make_room(self, sequence: Sequence, count: int, chosen: dict[int, Scheduled]) -> bool:
+        """Get blocks for ``count`` more tokens, preempting the youngest others; False if it was itself."""
+        while not self.blocks.grow(sequence, sequence.num_computed_tokens + count):
+            victim = self.running[-1]
+            chosen.pop(victim.id, None)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.blocks.free(sequence)
+        sequence.num_computed_tokens = 0
+        if sequence.needs_prompt_scores:
+            sequence.prompt_scores.clear()
+        sequence.num_preemptions += 1
+        self._preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _admit(self, chosen: dict[int, Scheduled], budget: int) -> None:
+        """Start waiting sequences while rows, budget and blocks last; siblings wait for their leader."""
+        held: list[Sequence] = []
+        while self.waiting and budget > 0 and len(self.running) < self._max_running:
+            sequence = self.waiting.popleft()
+            if _follows_unfinished_prompt(sequence):
+                held.append(sequence)
+                continue
+            cached = self.blocks.match_prefix(sequence)
+            if not self.blocks.fits(sequence, len(sequence)):  # the whole prompt, not just its first chunk
+                self.blocks.free(sequence)
+                self.waiting.appendleft(sequence)
+                break
+            count = min(len(sequence) - cached, budget)
+            self.blocks.grow(sequence, cached + count)
+            self._start(sequence, cached)
+            chosen[sequence.id] = Scheduled(sequence, count)
+            budget -= count
+        self.waiting.extendleft(reversed(held))
+
+    def _start(self, sequence: Sequence, cached: int) -> None:
+        sequence.num_computed_tokens = cached
+        if sequence.first_scheduled is None:
+            sequence.first_scheduled = monotonic()
+            sequence.num_cached_tokens = cached
+        self.running.append(sequence)
+
+
+def _follows_unfinished_prompt(sequence: Sequence) -> bool:
+    """A sibling starts once the leader's prompt is computed, and then finds it in the prefix cache."""
+    leader = sequence.leader
+    return (
+        leader is not None
+        and leader.finish_reason is None
+        and leader.num_computed_tokens < leader.num_prompt_tokens
+    )

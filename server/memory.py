@@ -1,0 +1,59 @@
+"""How much memory there is to give to the KV cache and to adapters when the user does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from server.errors import ConfigError
+from server.kernels.inputs import BLOCK_SIZE
+
+_KV_SHARE = 0.4  # of what is free once the model is loaded
+_ADAPTER_SHARE = 0.25
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory on the device: of the GPU, or of the machine within its container's limit."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return min(_limits(), default=4 << 30)
+
+
+def _limits() -> Iterator[int]:
+    if _MEMINFO.exists():
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                yield int(line.split()[1]) * 1024
+    limit, current = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if limit.exists() and current.exists() and (text := limit.read_text().strip()) != "max":
+        yield max(int(text) - int(current.read_text()), 0)
+
+
+def num_kv_blocks(
+    wanted: int | None, available: int, *, bytes_per_block: int, max_num_seqs: int, max_model_len: int
+) -> int:
+    """KV blocks to allocate, the padding block included.
+
+    With ``wanted`` (bytes) None: as many as ``max_num_seqs`` full contexts need, within 40% of what is free.
+
+    Raises:
+        ConfigError: not even one block fits.
+    """
+    per_sequence = -(-max_model_len // BLOCK_SIZE)
+    budget = int(available * _KV_SHARE) if wanted is None else wanted
+    blocks = min(budget // bytes_per_block, max_num_seqs * per_sequence)
+    if blocks < 1:
+        raise ConfigError(
+            f"--kv-cache-memory: one block of {BLOCK_SIZE} tokens takes {bytes_per_block} bytes"
+        )
+    return blocks + 1
+
+
+def adapter_bytes(wanted: int | None, available: int) -> int:
+    """Bytes of device memory for rank pages; a quarter of what is free if the user does not say."""
+    return int(available * _ADAPTER_SHARE) if wanted is None else wanted

@@ -1,0 +1,174 @@
+"""Everything one server process consists of, put together once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapters.artifact import Limits
+from adapters.base import BaseModel
+from adapters.errors import AdapterError
+from adapters.store import RevisionStore
+from server.config import Settings
+from server.engine.async_engine import AsyncEngine
+from server.engine.engine import Engine, EngineConfig
+from server.engine.residency import AdapterManager
+from server.errors import ConfigError, ModelRefused
+from server.kernels.inputs import BLOCK_SIZE
+from server.memory import adapter_bytes, available_bytes, num_kv_blocks
+from server.metrics import Metrics
+from server.model.decoder import Decoder
+from server.model.fused import FusedDecoder
+from server.model.generic import GenericDecoder
+from server.model.loader import LoadedModel, build_decoder, describe_base, load_model
+from server.model.pages import PagePool
+from server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe
+from server.model.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Service:
+    """What the API serves. Built by :func:`build_service`, started and stopped by the application."""
+
+    config: Settings
+    model_name: str
+    tokenizer: Tokenizer
+    engine: AsyncEngine
+    core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
+    adapters: AdapterManager
+    metrics: Metrics
+    max_model_len: int
+    description: Mapping[str, object]  # for /version
+    ready: bool = False
+    started: float = field(default_factory=time.time)  # unix seconds
+
+    async def start(self) -> None:
+        """Start the engine and load the configured adapters; ready afterwards.
+
+        Raises:
+            ConfigError: a configured adapter can't be served; says which, and every reason.
+        """
+        self.engine.start()
+        for name, path in self.config.adapter.items():
+            try:
+                await self.adapters.load(name, path)
+            except AdapterError as error:
+                raise ConfigError(f"--adapter {name}={path}: {error}") from error
+        self.ready = True
+
+    async def stop(self) -> None:
+        """Stop admitting, end what runs, free what is held."""
+        self.ready = False
+        await self.engine.stop()
+        await self.adapters.close()
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A decoder that has passed the probe, with the memory it runs in."""
+
+    decoder: Decoder
+    pool: PagePool
+    num_blocks: int  # the padding block included
+    probe_error: float
+
+
+def build_service(settings: Settings, model_dir: Path) -> Service:
+    """Load the base model in ``model_dir`` and put a server together around it.
+
+    Raises:
+        ModelRefused: the model can't be served correctly.
+        ConfigError: an option does not fit the model or the machine.
+    """
+    loaded = load_model(
+        model_dir, dtype=settings.dtype, device=settings.device, max_model_len=settings.max_model_len
+    )
+    prepared = _prepare(loaded, settings)
+    max_model_len = min(loaded.max_model_len, (prepared.num_blocks - 1) * BLOCK_SIZE)
+    if max_model_len < loaded.max_model_len:
+        logger.warning("context limited to %d tokens by the memory for keys and values", max_model_len)
+    name = settings.model_name
+    metrics = Metrics()
+    core = _engine(loaded, prepared, settings, metrics)
+    max_open = settings.max_num_seqs + settings.max_waiting
+    return Service(
+        config=settings,
+        model_name=name,
+        tokenizer=loaded.tokenizer,
+        engine=AsyncEngine(core, max_model_len=max_model_len, max_open=max_open),
+        core=core,
+        adapters=_adapters(describe_base(loaded, prepared.decoder, name), prepared.pool, settings, metrics),
+        metrics=metrics,
+        max_model_len=max_model_len,
+        description=_describe(loaded, prepared, max_model_len),
+    )
+
+
+def _prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
+    """The fused decoder if it passes the probe, else the generic one if that does."""
+    available = available_bytes(loaded.device)
+    decoder = build_decoder(loaded, settings.kernels)
+    try:
+        return _allocate_and_probe(loaded, decoder, settings, available)
+    except ModelRefused as refusal:
+        if not isinstance(decoder, FusedDecoder):
+            raise
+        logger.warning("%s; using the generic decoder instead", refusal)
+    return _allocate_and_probe(loaded, GenericDecoder(loaded.hf), settings, available)
+
+
+def _allocate_and_probe(
+    loaded: LoadedModel, decoder: Decoder, settings: Settings, available: int
+) -> _Prepared:
+    num_blocks = num_kv_blocks(
+        settings.kv_cache_memory,
+        available,
+        bytes_per_block=decoder.kv_bytes_per_block,
+        max_num_seqs=settings.max_num_seqs,
+        max_model_len=loaded.max_model_len,
+    )
+    capacity = adapter_bytes(settings.adapter_memory, available)
+    pool = PagePool(decoder.modules, capacity, loaded.dtype, loaded.device)
+    decoder.allocate(pool.data, max(num_blocks, PROBE_BLOCKS), max(settings.max_batch_tokens, PROBE_ROWS))
+    return _Prepared(decoder, pool, num_blocks, probe(loaded.hf, decoder, loaded.dtype))
+
+
+def _engine(loaded: LoadedModel, prepared: _Prepared, settings: Settings, metrics: Metrics) -> Engine:
+    config = EngineConfig(
+        num_blocks=prepared.num_blocks,
+        max_num_seqs=settings.max_num_seqs,
+        max_batch_tokens=settings.max_batch_tokens,
+        prefix_cache=settings.enable_prefix_cache,
+    )
+    return Engine(prepared.decoder, loaded.tokenizer, config, fingerprint=loaded.fingerprint, metrics=metrics)
+
+
+def _adapters(base: BaseModel, pool: PagePool, settings: Settings, metrics: Metrics) -> AdapterManager:
+    return AdapterManager(
+        base=base,
+        store=RevisionStore(settings.data_dir / "adapters"),
+        pool=pool,
+        limits=Limits(max_rank=settings.max_lora_rank, max_bytes=pool.capacity_bytes),
+        metrics=metrics,
+        max_waiting=settings.max_waiting,
+    )
+
+
+def _describe(loaded: LoadedModel, prepared: _Prepared, max_model_len: int) -> dict[str, object]:
+    return {
+        "decoder": prepared.decoder.name,
+        "kernels": prepared.decoder.kernels,
+        "architecture": type(loaded.hf).__name__,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": str(loaded.device),
+        "fingerprint": loaded.fingerprint,
+        "probe_error": prepared.probe_error,
+        "max_model_len": max_model_len,
+        "kv_blocks": prepared.num_blocks - 1,
+        "adapter_memory_bytes": prepared.pool.capacity_bytes,
+    }

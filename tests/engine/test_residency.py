@@ -1,0 +1,494 @@
+"""Names, revisions and the requests that hold them: publishing, replacing, unloading, at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import server.engine.residency as residency_module
+from adapters.errors import (
+    AdapterExists,
+    AdapterNameError,
+    AdapterNotFound,
+    AdapterTooLarge,
+    ArtifactError,
+    MixError,
+    SourceMissing,
+)
+from adapters.files import WEIGHTS_NAME
+from adapters.mix import parse_mix
+from server.engine.residency import AdapterManager
+from server.metrics import MIX
+from tests.engine.shop import RANK, Shop, open_shop
+from tests.engine.waiting import settle, until
+from tests.harness import Harness
+
+
+@pytest.fixture(scope="module")
+def harness(tiny_llama: Path) -> Harness:
+    return Harness(tiny_llama)
+
+
+@pytest.fixture
+def shop(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
+    with open_shop(harness, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def small(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
+    """Room for two."""
+    with open_shop(harness, tmp_path, room=2) as made:
+        yield made
+
+
+def stop_writing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Copies to the device announce themselves with the first event and wait for the second."""
+    begun, proceed = threading.Event(), threading.Event()
+    write = shop.pool.write
+
+    def slow(*args: object) -> None:
+        begun.set()
+        assert proceed.wait(30)
+        write(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shop.pool, "write", slow)
+    return begun, proceed
+
+
+async def test_loading_listing_and_unloading(shop: Shop) -> None:
+    await shop.load("a", "b")
+    assert [r.name for r in shop.manager.list()] == ["a", "b"]
+    found = shop.manager.get("a")
+    assert (found.rank, found.modules, found.nbytes) == (RANK, len(shop.harness.base.modules), shop.unit)
+    assert found.resident
+    assert found.source == shop.root / "a"
+    assert shop.store.digests() == sorted(r.digest for r in shop.manager.list())
+    assert shop.pool.used_bytes == 2 * shop.unit
+    for name in ("a", "b"):
+        assert await shop.manager.unload(name) == shop.unit
+    assert shop.manager.list() == []
+    assert shop.pool.used_bytes == 0
+    assert shop.store.digests() == []
+    shop.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("", AdapterNameError), ("..", AdapterNameError), ("a+b", AdapterNameError), ("a", AdapterExists)],
+)
+async def test_names_that_can_not_be_registered(shop: Shop, name: str, error: type[Exception]) -> None:
+    await shop.load("a")
+    with pytest.raises(error):
+        await shop.manager.load(name, shop.root / "a")
+    assert [r.name for r in shop.manager.list()] == ["a"]
+
+
+async def test_a_failed_load_registers_nothing(shop: Shop) -> None:
+    broken = shop.write("broken")
+    (broken / WEIGHTS_NAME).write_bytes(b"")
+    for path, error in [(shop.root / "nowhere", SourceMissing), (broken, ArtifactError)]:
+        with pytest.raises(error):
+            await shop.manager.load("x", path)
+    assert shop.manager.list() == []
+    assert shop.store.digests() == []
+    with pytest.raises(AdapterNotFound):
+        shop.manager.resolve(parse_mix("x"))
+    await shop.load("x")
+
+
+async def test_a_failed_replacement_leaves_the_old_one(shop: Shop) -> None:
+    await shop.load("a")
+    before = shop.manager.get("a")
+    broken = shop.write("broken")
+    (broken / WEIGHTS_NAME).unlink()
+    with pytest.raises(ArtifactError):
+        await shop.manager.load("a", broken, replace=True)
+    assert shop.manager.get("a") == before
+
+
+async def test_an_adapter_that_can_never_fit(shop: Shop) -> None:
+    with pytest.raises(AdapterTooLarge, match="--adapter-memory"):
+        await shop.manager.load("huge", shop.write("huge", rank=RANK * 5))
+    assert shop.store.digests() == []
+
+
+async def test_a_mix_that_can_never_fit(small: Shop) -> None:
+    await small.load("a", "b", "c")
+    with pytest.raises(AdapterTooLarge):
+        small.manager.resolve(parse_mix("a+b+c"))
+    (await small.lease("a*0.5+b+a*0.5")).release()  # two, however often they are named
+    small.check()
+
+
+@pytest.mark.parametrize(
+    ("expression", "error"),
+    [
+        ("nobody", AdapterNotFound),
+        ("a+nobody", AdapterNotFound),
+        ("a@merged", MixError),
+        ("a@0000dead", AdapterNotFound),
+    ],
+)
+async def test_mixes_that_name_nothing(shop: Shop, expression: str, error: type[Exception]) -> None:
+    await shop.load("a")
+    with pytest.raises(error):
+        shop.manager.resolve(parse_mix(expression))
+    shop.check()
+
+
+async def test_what_a_lease_says(shop: Shop) -> None:
+    await shop.load("a", "b")
+    a, b = (shop.manager.get(n).digest[:8] for n in "ab")
+    for expression, served, label, weights in [
+        ("a", f"a@{a}", "a", {a: 1.0}),
+        (f"a@{a}", f"a@{a}", "a", {a: 1.0}),
+        ("a*0.7+b*-0.3", f"a@{a}*0.7+b@{b}*-0.3", MIX, {a: 0.7, b: -0.3}),
+        ("a*0.5+a*0.25", f"a@{a}*0.5+a@{a}*0.25", "a", {a: 0.75}),
+        ("a*0", f"a@{a}*0", "a", {}),
+    ]:
+        lease = await shop.lease(expression)
+        assert lease.served_model == served
+        assert lease.mix.label == label
+        assert {p.digest[:8]: w for p, w in lease.mix.members} == weights
+        lease.release()
+        lease.release()
+    base = shop.manager.base_lease()
+    assert (base.mix.members, base.mix.digest, base.served_model) == ((), b"", "base")
+    base.release()
+    shop.check()
+
+
+async def test_leases_are_shared_without_waiting(small: Shop) -> None:
+    await small.load("a", "b")
+    one = await small.lease("a+b")
+    blocked = asyncio.create_task(small.manager.lease(small.manager.resolve(parse_mix("b"))))
+    two = one.share()
+    one.release()
+    assert small.manager.num_references >= 2
+    two.release()
+    (await blocked).release()
+    small.check()
+
+
+async def test_more_adapters_than_room(small: Shop) -> None:
+    await small.load(*"abcdef")
+    assert sum(r.resident for r in small.manager.list()) == 2
+
+    async def request(expression: str) -> None:
+        lease = await small.lease(expression)
+        await settle()
+        lease.release()
+
+    mixes = [f"{x}+{y}" for x in "abcdef" for y in "abcdef"] + list("abcdef") * 3
+    await asyncio.wait_for(asyncio.gather(*map(request, mixes)), 60)
+    small.check()
+    assert small.pool.used_bytes <= 2 * small.unit
+
+
+async def test_unloading_waits_for_what_runs(shop: Shop) -> None:
+    await shop.load("a", "b")
+    lease = await shop.lease("a+b")
+    unload = asyncio.create_task(shop.manager.unload("a"))
+    await settle()
+    with pytest.raises(AdapterNotFound):
+        shop.manager.resolve(parse_mix("a"))
+    with pytest.raises(AdapterNotFound):
+        await shop.manager.unload("a")
+    assert not unload.done()
+    assert shop.pool.used_bytes == 2 * shop.unit
+    lease.release()
+    assert await unload == shop.unit
+    assert shop.pool.used_bytes == shop.unit
+    shop.check()
+
+
+async def test_an_unload_that_takes_too_long_is_finished_later(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency_module, "_DRAIN_SECONDS", 0.0)
+    await shop.load("a")
+    lease = await shop.lease("a")
+    assert await shop.manager.unload("a") == 0
+    assert shop.pool.used_bytes == shop.unit
+    lease.release()
+    await until(lambda: not shop.store.digests())
+    assert shop.pool.used_bytes == 0
+
+
+async def test_published_again_while_draining(shop: Shop) -> None:
+    await shop.load("a")
+    digest = shop.manager.get("a").digest
+    lease = await shop.lease("a")
+    unload = asyncio.create_task(shop.manager.unload("a"))
+    await settle()
+    await shop.manager.load("a", shop.root / "a")
+    lease.release()
+    assert await unload == 0
+    assert shop.manager.get("a").resident
+    (await shop.lease(f"a@{digest[:8]}")).release()
+    assert await shop.manager.unload("a") == shop.unit
+    shop.check()
+
+
+async def test_requested_and_unloaded_again_while_draining(shop: Shop) -> None:
+    """The second unload joins the first, which must not give up because of the request between them."""
+    await shop.load("a")
+    lease = await shop.lease("a")
+    first = asyncio.create_task(shop.manager.unload("a"))
+    await settle()
+    async with shop.manager._publishing:  # as if another load were running: the first unload has to wait
+        lease.release()
+        await settle()
+        revision = next(iter(shop.manager._revisions.values()))
+        shop.manager._point("a", revision, shop.root / "a")
+        again = await shop.lease("a")
+        second = asyncio.create_task(shop.manager.unload("a"))
+        await settle()
+    await settle()
+    assert not second.done()
+    again.release()
+    assert {await first, await second} == {shop.unit}
+    assert shop.pool.used_bytes == 0
+    shop.check()
+
+
+async def test_replacing_while_running(shop: Shop) -> None:
+    await shop.load("a")
+    old = await shop.lease("a")
+    pages = old.mix.members[0][0]
+    content = shop.pool.data[pages.start :][: shop.unit // 4].clone()
+    new_path = shop.write("new", seed=99)
+    with pytest.raises(AdapterExists):
+        await shop.manager.load("a", new_path)
+    await shop.manager.load("a", new_path, replace=True)
+    new = await shop.lease("a")
+    assert new.mix.digest != old.mix.digest
+    assert old.share().mix.digest == old.mix.digest
+    assert [shop.pool.data[pages.start :][: shop.unit // 4].equal(content)] == [True]
+    assert shop.pool.used_bytes == 2 * shop.unit
+    with pytest.raises(AdapterNotFound, match="no revision"):
+        shop.manager.resolve(parse_mix(f"a@{pages.digest[:8]}"))
+
+
+async def test_the_old_revision_goes_with_its_last_request(shop: Shop) -> None:
+    await shop.load("a")
+    old = await shop.lease("a")
+    await shop.manager.load("a", shop.write("new", seed=99), replace=True)
+    old.release()
+    await until(lambda: len(shop.store.digests()) == 1)
+    assert shop.pool.used_bytes == shop.unit
+    assert await shop.manager.unload("a") == shop.unit
+    shop.check()
+
+
+async def test_replacing_by_the_same_content_changes_nothing(shop: Shop) -> None:
+    await shop.load("a")
+    digest = shop.manager.get("a").digest
+    await shop.manager.load("a", shop.root / "a", replace=True)
+    assert shop.manager.get("a").digest == digest
+    assert shop.store.digests() == [digest]
+    (await shop.lease("a")).release()
+    shop.check()
+
+
+async def test_one_revision_under_two_names(shop: Shop) -> None:
+    await shop.load("a")
+    await shop.manager.load("b", shop.root / "a")
+    assert shop.pool.used_bytes == shop.unit
+    one, two = await shop.lease("a"), await shop.lease("b")
+    assert one.mix.digest == two.mix.digest
+    assert (one.mix.label, two.mix.label) == ("a", "b")
+    both = await shop.lease("a*0.5+b*0.25")
+    assert [w for _, w in both.mix.members] == [0.75]
+    for lease in (one, two, both):
+        lease.release()
+    assert await shop.manager.unload("a") == 0
+    assert shop.manager.get("b").resident
+    assert await shop.manager.unload("b") == shop.unit
+    shop.check()
+
+
+async def test_a_stored_copy_that_is_gone_fails_only_its_own_requests(small: Shop) -> None:
+    await small.load(*"abc")
+    cold = next(r for r in small.manager.list() if not r.resident)
+    shutil.rmtree(small.store.path(cold.digest))
+    with pytest.raises(SourceMissing):
+        await small.lease(cold.name)
+    warm = [r.name for r in small.manager.list() if r.resident]
+    (await small.lease("+".join(warm))).release()
+    await small.manager.unload(cold.name)  # nothing is left to remove: no reason to fail
+    small.check()
+
+
+async def test_a_stored_copy_that_has_changed_is_not_served(small: Shop) -> None:
+    await small.load(*"abc")
+    cold, warm = sorted(small.manager.list(), key=lambda r: r.resident)[:2]
+    shutil.copy(small.store.path(warm.digest) / WEIGHTS_NAME, small.store.path(cold.digest) / WEIGHTS_NAME)
+    with pytest.raises(ArtifactError, match="changed"):
+        await small.lease(cold.name)
+    small.check()
+
+
+async def test_a_source_that_changes_while_it_is_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be stored is not what was checked. If it happens to be another's content, that stays."""
+    await shop.load("a")
+    other = shop.write("other", seed=50)
+    publish = shop.store.publish
+    monkeypatch.setattr(shop.store, "publish", lambda _: publish(shop.root / "a"))
+    with pytest.raises(ArtifactError, match="changed"):
+        await shop.manager.load("other", other)
+    assert shop.store.digests() == [shop.manager.get("a").digest]
+    third = shop.write("third", seed=51)
+    monkeypatch.setattr(shop.store, "publish", lambda _: publish(third))
+    with pytest.raises(ArtifactError, match="changed"):
+        await shop.manager.load("other", other)
+    assert shop.store.digests() == [shop.manager.get("a").digest]
+    assert [r.name for r in shop.manager.list()] == ["a"]
+
+
+async def test_a_cancelled_load_is_seen_through(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, proceed = stop_writing(shop, monkeypatch)
+    load = asyncio.create_task(shop.load("a"))
+    await until(begun.is_set)
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    proceed.set()
+    await until(lambda: shop.manager.get("a").resident)
+    (await shop.lease("a")).release()
+    assert await shop.manager.unload("a") == shop.unit
+    shop.check()
+
+
+async def test_unloaded_while_it_comes_in(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, proceed = stop_writing(shop, monkeypatch)
+    load = asyncio.create_task(shop.manager.load("a", shop.write("a")))
+    await until(begun.is_set)
+    unload = asyncio.create_task(shop.manager.unload("a"))
+    await settle()
+    proceed.set()
+    assert (await load).name == "a"
+    assert await unload == shop.unit
+    assert shop.pool.used_bytes == 0
+    shop.check()
+
+
+async def test_cancelled_while_its_adapter_comes_in_and_unloaded(
+    small: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client leaves and the operator unloads while the pages are being copied."""
+    await small.load(*"abc")
+    cold = next(r for r in small.manager.list() if not r.resident)
+    before = small.pool.used_bytes
+    begun, proceed = stop_writing(small, monkeypatch)
+    request = asyncio.create_task(small.lease(cold.name))
+    await until(begun.is_set)
+    unload = asyncio.create_task(small.manager.unload(cold.name))
+    await settle()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    await settle()
+    proceed.set()
+    assert await unload == small.unit
+    assert small.pool.used_bytes == before - small.unit
+    assert cold.digest not in small.store.digests()
+    small.check()
+
+
+async def test_waiting_requests_outlive_the_name(small: Shop) -> None:
+    """A request that resolved before the unload still runs, though it has to wait for room."""
+    await small.load(*"abc")
+    held = await small.lease("+".join(r.name for r in small.manager.list() if r.resident))
+    cold = next(r.name for r in small.manager.list() if not r.resident)
+    request = asyncio.create_task(small.lease(cold))
+    await settle()
+    unload = asyncio.create_task(small.manager.unload(cold))
+    await settle()
+    held.release()
+    lease = await request
+    lease.release()
+    assert await unload == small.unit
+    small.check()
+
+
+async def test_closing_with_an_unload_that_waits(shop: Shop) -> None:
+    await shop.load("a")
+    lease = await shop.lease("a")
+    unload = asyncio.create_task(shop.manager.unload("a"))
+    await settle()
+    await shop.manager.close()
+    assert isinstance((await asyncio.gather(unload, return_exceptions=True))[0], BaseException | int)
+    lease.release()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_zipf_crowd_on_a_small_pool(harness: Harness, tmp_path: Path, seed: int) -> None:
+    """Sixteen adapters, room for three: 150 requests, most for the same few, some cancelled; some of the
+    adapters are replaced or unloaded meanwhile. Everyone is served or told that the adapter is gone."""
+    rng = random.Random(seed)
+    with open_shop(harness, tmp_path, room=3) as shop:
+        names = [f"n{i}" for i in range(16)]
+        await shop.load(*names)
+        outcomes = await asyncio.wait_for(_crowd(shop.manager, names, rng, shop), 120)
+        assert outcomes.count("served") > 75
+        assert set(outcomes) <= {"served", "gone", "cancelled"}
+        await until(lambda: not (shop.manager._retiring or shop.manager._loading))
+        shop.check()
+        for registered in shop.manager.list():
+            await shop.manager.unload(registered.name)
+        assert shop.pool.used_bytes == 0
+        assert shop.store.digests() == []
+
+
+async def _crowd(manager: AdapterManager, names: list[str], rng: random.Random, shop: Shop) -> list[str]:
+    weights = [1 / (i + 1) for i in range(len(names))]
+
+    async def request() -> str:
+        terms = set(rng.choices(names, weights, k=rng.choice([1, 1, 2, 3])))
+        try:
+            lease = await shop.lease("+".join(sorted(terms)))
+        except AdapterNotFound:
+            return "gone"
+        except asyncio.CancelledError:
+            return "cancelled"
+        try:
+            for _ in range(rng.randint(0, 4)):
+                await asyncio.sleep(0)
+            return "served"
+        except asyncio.CancelledError:
+            return "cancelled"
+        finally:
+            lease.release()
+
+    tasks = []
+    for i in range(150):
+        tasks.append(asyncio.create_task(request()))
+        await asyncio.sleep(0)
+        if i % 9 == 0:
+            rng.choice(tasks).cancel()
+        if i % 25 == 10:
+            tasks.append(asyncio.create_task(_unload(manager, rng.choice(names[6:]))))
+        if i % 25 == 20:
+            tasks.append(asyncio.create_task(_replace(shop, rng.choice(names), seed=1000 + i)))
+    return [r for r in await asyncio.gather(*tasks) if r != "changed"]
+
+
+async def _unload(manager: AdapterManager, name: str) -> str:
+    with suppress(AdapterNotFound, asyncio.CancelledError):
+        await manager.unload(name)
+    return "changed"
+
+
+async def _replace(shop: Shop, name: str, seed: int) -> str:
+    with suppress(asyncio.CancelledError):
+        await shop.manager.load(name, shop.write(f"replacement-{seed}", seed=seed), replace=True)
+    return "changed"

@@ -1,0 +1,27 @@
+"""Waiting for what another thread is about to do, without guessing how long it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+
+PATIENCE = 30.0  # seconds after which something that should have happened has not
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return as soon as ``condition`` holds.
+
+    Raises:
+        AssertionError: it does not, after a long while.
+    """
+    deadline = monotonic() + PATIENCE
+    while not condition():
+        assert monotonic() < deadline, "it never happened"
+        await asyncio.sleep(0.0005)
+
+
+async def settle() -> None:
+    """Let every task that can go on without waiting for a thread do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
