@@ -1,0 +1,71 @@
+"""The application: routes, what wraps them, and the service's life cycle."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from adapters.errors import AdapterError
+from server.api import chat, completions, docs, health, lora, models, tokenize
+from server.api.errors import handle
+from server.api.middleware import ApiKeys, BodyLimit, RequestId
+from server.api.openapi import Application
+from server.errors import ServerError
+from server.service import Service
+
+OPEN_PATHS = docs.PATHS | {"/health", "/ready", "/openapi.json"}  # need no key
+
+_HANDLED = (
+    ServerError,
+    AdapterError,
+    ValidationError,
+    RequestValidationError,
+    HTTPException,
+    ClientDisconnect,
+    Exception,
+)
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application that serves ``service``; starting and stopping it starts and stops the service."""
+    app = Application(
+        title="manylora",
+        description="One base model, many LoRA adapters, and weighted mixes of them, in one batch.",
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.state.service = service
+    for resource in (chat, completions, models, lora, tokenize, health, docs):
+        app.include_router(resource.router)
+    for kind in _HANDLED:
+        app.add_exception_handler(kind, handle)
+    _wrap(app, service)
+    return app
+
+
+def _wrap(app: FastAPI, service: Service) -> None:
+    """Add the middleware, innermost first."""
+    app.add_middleware(BodyLimit, metrics=service.metrics)
+    keys = [key.get_secret_value() for key in service.config.api_key]
+    if keys:
+        app.add_middleware(ApiKeys, metrics=service.metrics, keys=keys, open_paths=OPEN_PATHS)
+    app.add_middleware(RequestId)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    try:
+        await service.start()
+        yield
+    finally:
+        await service.stop()

@@ -1,0 +1,187 @@
+"""What every generation endpoint does: name -> mix, lease, submit, and the events of all its sequences."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import anyio
+from fastapi import Request
+
+from adapters.errors import AdapterNameError, ArtifactError, MixError, SourceMissing
+from adapters.mix import MixTerm, check_weight, parse_mix
+from server.api.disconnect import unless_disconnected
+from server.api.errors import GenerationFailed, blame
+from server.api.schemas import AdapterWeight
+from server.engine.async_engine import GenerateRequest, Stream
+from server.engine.residency import AdapterManager, Lease
+from server.engine.sequence import Delta, FinishReason
+from server.errors import EngineDead, ModelNotFound, RequestError
+from server.service import Service
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AskedMix:
+    """What the request asks to run with, and the parameter that says so."""
+
+    terms: tuple[MixTerm, ...]  # empty for the base model
+    param: str = "model"
+
+
+def asked_mix(service: Service, model: str, adapters: Sequence[AdapterWeight] | None = None) -> AskedMix:
+    """Read the model string, or ``adapters`` beside the base model.
+
+    Raises:
+        ModelNotFound: ``model`` is not a name that could exist.
+        RequestError, MixError, AdapterNameError: malformed; answered with the right ``param``.
+    """
+    if adapters:
+        if model != service.model_name:
+            raise RequestError(
+                f"'adapters' goes with the base model: 'model' must be '{service.model_name}'", "adapters"
+            )
+        with blame("adapters"):
+            return AskedMix(_terms_of(adapters), "adapters")
+    if model == service.model_name:
+        return AskedMix(())
+    try:
+        return AskedMix(parse_mix(model))
+    except AdapterNameError:
+        if set(model) & set("+*@"):
+            raise
+        raise ModelNotFound(f"The model '{model[:200]}' does not exist") from None
+
+
+def _terms_of(adapters: Sequence[AdapterWeight]) -> tuple[MixTerm, ...]:
+    terms = []
+    for entry in adapters:
+        (term, *others) = parse_mix(entry.name)
+        if others or "*" in entry.name:
+            raise MixError(f"'{entry.name}': an entry names one adapter, its strength goes into 'weight'")
+        terms.append(MixTerm(term.name, term.revision, check_weight(entry.weight, f"'{term.name}'")))
+    return tuple(terms)
+
+
+def salt_of(cache_salt: str | None) -> bytes:
+    """The root that keeps tenants apart in the prefix cache; b"" is shared by all who give none."""
+    return b"" if cache_salt is None else hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()
+
+
+class Generation:
+    """All sequences of one HTTP request; choice ``i`` is answer ``i % n`` to prompt ``i // n``.
+
+    Owns its engine streams: whoever holds one must call :meth:`aclose`, which aborts what still runs.
+    """
+
+    def __init__(self, streams: Sequence[Stream], requests: Sequence[GenerateRequest], model: str) -> None:
+        self.streams = streams
+        self.n = requests[0].n
+        self.model = model  # what answers, by revision
+
+    async def events(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """Every delta with the index of its choice, as they come; ends when all choices have.
+
+        Raises:
+            GenerationFailed, EngineDead: a sequence ended by no fault of the request.
+        """
+        merged = _one(self.streams[0]) if len(self.streams) == 1 else _merge(self.streams)
+        ended = 0
+        async with aclosing(merged):
+            async for prompt, delta in merged:
+                if delta.finish_reason is FinishReason.ERROR:
+                    logger.error("generation failed: %s", delta.error)
+                    raise GenerationFailed("The server failed while generating this answer")
+                ended += delta.finish_reason is not None
+                yield prompt * self.n + delta.index, delta
+        if ended < len(self.streams) * self.n:
+            raise EngineDead("The server stopped before this answer was complete")
+
+    async def aclose(self) -> None:
+        """Abort whatever still runs and give the adapters back. Idempotent; completes even if cancelled."""
+        with anyio.CancelScope(shield=True):
+            for stream in self.streams:
+                await stream.aclose()
+
+
+async def start(
+    service: Service, request: Request, mix: AskedMix, prompts: Sequence[GenerateRequest]
+) -> Generation:
+    """Take the adapters, waiting for cold ones, and hand every prompt to the engine; all or nothing.
+
+    Raises:
+        AdapterNotFound, AdapterTooLarge, MixError: the mix can't be served.
+        GenerationFailed: a registered adapter can't be loaded any more.
+        QueueFull, EngineDead, ContextTooLong: the engine doesn't take the prompts.
+        ClientDisconnect: the client left while an adapter was loading.
+    """
+    wanted = sum(prompt.n for prompt in prompts)
+    if wanted > service.engine.max_open:
+        raise RequestError(
+            f"this request asks for {wanted} answers at once, the server takes {service.engine.max_open}", "n"
+        )
+    leases: list[Lease] = []
+    streams: list[Stream] = []
+    try:
+        if mix.terms:
+            await unless_disconnected(request, _take(service.adapters, mix, leases))
+        else:
+            leases.append(service.adapters.base_lease())
+        leases.extend(leases[0].share() for _ in prompts[1:])
+        for prompt, lease in zip(prompts, leases, strict=True):
+            streams.append(service.engine.submit(prompt, lease))
+    except BaseException:
+        for lease in leases[len(streams) :]:
+            lease.release()
+        await Generation(streams, prompts, "").aclose()
+        raise
+    return Generation(streams, prompts, leases[0].served_model)
+
+
+async def _take(manager: AdapterManager, mix: AskedMix, leases: list[Lease]) -> None:
+    """Append the lease of the mix to ``leases``, whose owner releases it even if this is cancelled then."""
+    with blame(mix.param):
+        resolution = manager.resolve(mix.terms)
+    try:
+        leases.append(await manager.lease(resolution))
+    except (ArtifactError, SourceMissing, OSError) as error:
+        logger.exception("a registered adapter can't be loaded")
+        raise GenerationFailed("The server failed to load the adapter of this request") from error
+
+
+async def _one(stream: Stream) -> AsyncGenerator[tuple[int, Delta], None]:
+    async for delta in stream:
+        yield 0, delta
+
+
+async def _merge(streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, Delta], None]:
+    """The deltas of several streams in order of arrival, each with its stream's index."""
+    queue: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
+
+    async def pump(index: int, stream: Stream) -> None:
+        try:
+            async for delta in stream:
+                queue.put_nowait((index, delta))
+            queue.put_nowait(None)
+        except Exception as error:  # handed to the reader, who raises it
+            queue.put_nowait(error)
+
+    pumps = [asyncio.ensure_future(pump(index, stream)) for index, stream in enumerate(streams)]
+    running = len(pumps)
+    try:
+        while running:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for started in pumps:
+            started.cancel()

@@ -1,0 +1,36 @@
+"""Every bound on what a client may ask for, in one place. All are enforced before any work is done."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+MAX_HEAD_BYTES: Final = 64 * 1024  # request line and headers
+MAX_FIELDS: Final = 256  # of one JSON object of a request
+MAX_NAME_SHOWN: Final = 100  # characters of a client's own field name repeated in an error
+MAX_MODEL_LENGTH: Final = 2048  # characters of a model string: eight names with revisions and weights
+MAX_MESSAGES: Final = 2048
+MAX_PARTS: Final = 1024  # text parts of one message
+MAX_PROMPTS: Final = 128  # prompts of one completions request
+MAX_SEQUENCES: Final = 128  # prompts x n of one request
+MAX_CHARS_PER_TOKEN: Final = 64  # a prompt longer than this times the context can't fit; not tokenized
+MAX_N: Final = 16
+MAX_DETOKENIZE: Final = 1_000_000  # token ids
+MAX_STOP: Final = 4
+MAX_STOP_LENGTH: Final = 256  # characters
+MAX_STOP_TOKEN_IDS: Final = 64
+MAX_LOGPROBS: Final = 20
+MAX_LOGIT_BIAS: Final = 300
+MAX_TOP_K: Final = 2**31 - 1
+MAX_TOKENS: Final = 2**31 - 1  # syntactic; the context window is the real bound
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+MAX_USER_LENGTH: Final = 512
+MAX_SALT_LENGTH: Final = 256
+MAX_PATH_LENGTH: Final = 4096
+MAX_REPORTED_FAULTS: Final = 8  # validation faults listed in one message
+
+DEFAULT_COMPLETION_TOKENS: Final = 16  # OpenAI's default for the completions endpoint
+
+PING_SECONDS: Final = 15  # keep-alive comment in silent streams
+SEND_TIMEOUT_SECONDS: Final = 60.0  # a client that reads nothing for this long is disconnected

@@ -1,0 +1,135 @@
+"""The schema behind ``/docs``: request bodies, and examples that run against this very server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from server.api.body import RequestBody
+from server.api.lora import LoadBody, UnloadBody
+from server.api.schemas import ChatBody, CompletionBody
+from server.api.tokenize import DetokenizeBody, TokenizeBody
+from server.service import Service
+
+Examples = dict[str, dict[str, Any]]
+
+_BODIES: dict[str, type[RequestBody]] = {
+    "/v1/chat/completions": ChatBody,
+    "/v1/completions": CompletionBody,
+    "/v1/load_lora_adapter": LoadBody,
+    "/v1/unload_lora_adapter": UnloadBody,
+    "/tokenize": TokenizeBody,
+    "/detokenize": DetokenizeBody,
+}
+_ERROR = {
+    "description": "What was wrong, in OpenAI's shape.",
+    "content": {
+        "application/json": {
+            "schema": {"$ref": "#/components/schemas/Error"},
+        }
+    },
+}
+_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def complete(schema: dict[str, Any], service: Service) -> dict[str, Any]:
+    """Add request bodies, errors and the key scheme to ``schema``, in place, and return it."""
+    models = [(model, "validation") for model in _BODIES.values()]
+    _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    components = schema.setdefault("components", {})
+    components.setdefault("schemas", {}).update(definitions["$defs"], Error=_ERROR_SCHEMA)
+    for path, model in _BODIES.items():
+        schema["paths"][path]["post"]["requestBody"] = _request_body(model, _examples(path, service))
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            operation["responses"]["4XX"] = _ERROR
+            operation["responses"]["5XX"] = _ERROR
+    if service.config.api_key:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
+    return schema
+
+
+def _request_body(model: type[RequestBody], examples: Examples) -> dict[str, Any]:
+    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"required": True, "content": {"application/json": {"schema": reference, "examples": examples}}}
+
+
+def _examples(path: str, service: Service) -> Examples:
+    base = service.model_name
+    adapters = [adapter.name for adapter in service.adapters.list()]
+    if path == "/v1/chat/completions":
+        return _chat_examples(base, adapters)
+    if path == "/v1/completions":
+        return _completion_examples(base)
+    if path == "/tokenize":
+        return {"text": _example("A text", {"prompt": "Hello"})}
+    if path == "/detokenize":
+        return {"ids": _example("Some ids", {"tokens": [1, 2, 3]})}
+    return _adapter_examples(path, service)
+
+
+def _chat_examples(base: str, adapters: list[str]) -> Examples:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    shared: dict[str, Any] = {"messages": messages, "max_tokens": 64, "temperature": 0}
+    examples = {
+        "base": _example("The base model", {"model": base, **shared}),
+        "stream": _example(
+            "A stream",
+            {"model": base, **shared, "stream": True, "stream_options": {"include_usage": True}},
+        ),
+    }
+    if adapters:
+        first, last = adapters[0], adapters[-1]
+        mix = [{"name": first, "weight": 0.7}, {"name": last, "weight": 0.3}]
+        examples["adapter"] = _example("An adapter", {"model": first, **shared})
+        examples["mix"] = _example("A mix of adapters", {"model": f"{first}*0.7+{last}*0.3", **shared})
+        examples["mix as JSON"] = _example("The same mix", {"model": base, "adapters": mix, **shared})
+    return examples
+
+
+def _completion_examples(base: str) -> Examples:
+    text = {"model": base, "prompt": "Once upon a time", "max_tokens": 32}
+    return {
+        "text": _example("Continue a text", text),
+        "score": _example(
+            "Log-probabilities of a text", {**text, "max_tokens": 0, "echo": True, "logprobs": 1}
+        ),
+    }
+
+
+def _adapter_examples(path: str, service: Service) -> Examples:
+    if path == "/v1/unload_lora_adapter":
+        return {"name": _example("By name", {"lora_name": "my-adapter"})}
+    roots = service.config.adapter_root
+    directory = f"{roots[0]}/my-adapter" if roots else "/adapters/my-adapter"
+    return {"directory": _example("From a directory", {"lora_name": "my-adapter", "lora_path": directory})}
+
+
+def _example(summary: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"summary": summary, "value": value}
+
+
+class Application(FastAPI):
+    """FastAPI with our schema. Computed when asked for, so that it names the adapters of the moment."""
+
+    def openapi(self) -> dict[str, Any]:
+        self.openapi_schema = None
+        return complete(super().openapi(), self.state.service)

@@ -1,0 +1,170 @@
+"""The command line: ``manylora pull`` and ``manylora serve``.
+
+Only what the help needs is imported here; torch and the server come with the command that runs them.
+The options of ``serve`` are the fields of :class:`server.config.Settings`, one flag each.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adapters.errors import AdapterError
+from server.config import CONFIG_VARIABLE, Flag, Settings, default_text, flag_of, load_settings
+from server.errors import ServerError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+USAGE = 2  # exit status when what the user gave can't be used
+
+app = typer.Typer(
+    name="manylora",
+    help="One base model, hundreds of LoRA adapters and mixes of them, in one batch.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the ``manylora`` command."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        typer.echo(f"manylora {version('manylora')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """One base model, hundreds of LoRA adapters and mixes of them, in one batch."""
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="smollm2-135m or a Hub id.", metavar="MODEL")],
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", metavar="DIR", help="Where to keep it.", show_default=False)
+    ] = None,
+) -> None:
+    """Fetch a base model, so that serving it needs no network; print its directory."""
+    from server.model.catalog import resolve_model  # noqa: PLC0415
+
+    try:
+        settings = load_settings({"model": model} | ({} if data_dir is None else {"data_dir": data_dir}))
+        directory = resolve_model(settings.model, settings.data_dir, progress_bars())
+    except ServerError as error:
+        raise fail(error) from error
+    typer.echo(directory)
+
+
+def serve(**options: Any) -> None:
+    """Serve a base model and its adapters through an OpenAI-compatible API.
+
+    Every option is also a variable (--max-num-seqs: MANYLORA_MAX_NUM_SEQS) and a
+    key of the YAML file (max_num_seqs). Flags beat variables, these the file.
+    """
+    config: Path | None = options.pop("config", None)
+    flags = {name: value for name, value in options.items() if value is not None and value != []}
+    debug = False
+    try:
+        settings = load_settings(flags, config)
+        debug = settings.log_level == "debug"
+        from server.cli_serve import run_server  # noqa: PLC0415  (brings torch)
+
+        run_server(settings, progress_bars())
+    except (ServerError, AdapterError) as error:
+        if debug:
+            traceback.print_exception(error)
+        raise fail(error) from error
+
+
+def fail(error: Exception) -> typer.Exit:
+    """Print ``error`` as the last word on stderr; raise what is returned to leave with status 2."""
+    for line in str(error).splitlines():
+        typer.echo(f"manylora: {line}", err=True)
+    return typer.Exit(USAGE)
+
+
+def progress_bars() -> Progress:
+    """Bars on stderr for downloads and conversions; plain lines where stderr is no terminal."""
+    from rich import progress  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _serve_parameters() -> Mapping[str, inspect.Parameter]:
+    """The parameters of ``serve`` as typer reads them: one per field of ``Settings``, and ``--config``.
+
+    All values stay text, absent ones ``None``: ``Settings`` alone decides what is valid, whichever of
+    flag, environment or file a value comes from.
+    """
+    parameters = {
+        name: _parameter(name, flag_of(field), default_text(name))
+        for name, field in Settings.model_fields.items()
+    }
+    option = typer.Option(
+        "--config",
+        metavar="FILE",
+        help=f"YAML file with any of these options. Or: {CONFIG_VARIABLE}.",
+        show_default=False,
+        rich_help_panel=flag_of(Settings.model_fields["data_dir"]).panel,
+    )
+    parameters["config"] = inspect.Parameter(
+        "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
+    )
+    return parameters
+
+
+def _parameter(name: str, flag: Flag, default: str | None) -> inspect.Parameter:
+    spelled = "--" + name.replace("_", "-")
+    kind: Any
+    if flag.off is not None:
+        spelled, kind = f"{spelled}/{flag.off}", bool | None
+    else:
+        kind = list[str] | None if flag.repeatable else str | None
+    text = flag.meaning if default is None else f"{flag.meaning} Default: {default}."
+    option = typer.Option(
+        spelled, metavar=flag.metavar, help=text, show_default=False, rich_help_panel=flag.panel
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    )
+
+
+def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give ``function(**options)`` the signature that typer builds the command from."""
+    parameters = _serve_parameters()
+    function.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    function.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return function
+
+
+app.command()(_with_options(serve))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""The server's configuration: one frozen object, read once from flags, environment and one YAML file.
+
+A flag beats its environment variable, which beats the YAML file, which beats the default. Every
+option has the same name in all of them: ``--max-num-seqs``, ``MANYLORA_MAX_NUM_SEQS``,
+``max_num_seqs``. What the flags look like in the help is told by :class:`Flag` beside each field, so
+that the command line and ``docs/configuration.md`` can't drift from what is accepted here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from adapters.errors import AdapterNameError
+from adapters.mix import check_name
+from server.config_values import parse_list, parse_pairs, parse_size, read_auto, refuse_service_link
+from server.errors import ConfigError
+
+ENV_PREFIX = "MANYLORA_"
+CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
+
+# What Kubernetes puts into every pod beside a Service that is called "manylora".
+_SERVICE_LINK = re.compile(r"MANYLORA_(SERVICE_.*|PORT_\d+_.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """How a field looks on the command line and in the docs."""
+
+    panel: str
+    metavar: str
+    meaning: str
+    repeatable: bool = False
+    off: str | None = None  # the switch that turns a boolean off
+
+
+MODEL, ADAPTERS, HTTP, ENGINE, OPERATION = "Base model", "Adapters", "HTTP", "Engine", "Operation"
+MAX_BYTES = 2**50  # a petabyte: beyond it the number is a typing error
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1, le=MAX_BYTES)]
+AutoSize = Annotated[Size | None, BeforeValidator(read_auto)]
+AutoLength = Annotated[Annotated[int, Field(ge=1, le=2**24)] | None, BeforeValidator(read_auto)]
+Port = Annotated[int, BeforeValidator(refuse_service_link), Field(ge=0, le=65535)]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+Keys = Annotated[list[SecretStr], NoDecode, BeforeValidator(parse_list)]
+Roots = Annotated[list[UserPath], NoDecode, BeforeValidator(parse_list)]
+NamedPaths = Annotated[dict[str, UserPath], NoDecode, BeforeValidator(parse_pairs)]
+
+
+def default_data_dir() -> Path:
+    """``$XDG_DATA_HOME/manylora``, or ``~/.local/share/manylora``."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "manylora"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set about a server. Immutable; sizes are in bytes, times in seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    # --- base model
+    model: Annotated[
+        str,
+        Flag(MODEL, "MODEL", "smollm2-135m, a Hub id, or a directory."),
+        Field(min_length=1, max_length=4096),
+    ] = "smollm2-135m"
+    served_model_name: Annotated[
+        str | None,
+        Flag(MODEL, "NAME", "Name clients use for the base. Default: MODEL, or the directory's name."),
+        Field(min_length=1, max_length=256),
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp32"],
+        Flag(MODEL, "DTYPE", "bf16, fp32 or auto: bf16 where the hardware computes in it."),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Flag(MODEL, "DEVICE", "cpu, cuda or auto: cuda if there is a GPU.")
+    ] = "auto"
+    max_model_len: Annotated[
+        AutoLength, Flag(MODEL, "TOKENS", "Longest prompt + answer. Default: the model's.")
+    ] = None
+
+    # --- adapters
+    adapter: Annotated[
+        NamedPaths, Flag(ADAPTERS, "NAME=PATH", "Load this at start. Repeatable.", repeatable=True)
+    ] = {}
+    adapter_root: Annotated[
+        Roots,
+        Flag(ADAPTERS, "DIR", "Load requests may read from here, nowhere else. Repeatable.", repeatable=True),
+    ] = []
+    adapter_memory: Annotated[
+        AutoSize, Flag(ADAPTERS, "SIZE", "Memory for resident adapters, as 512MiB. Default: auto.")
+    ] = None
+    max_lora_rank: Annotated[
+        int, Flag(ADAPTERS, "RANK", "Higher ranks are refused."), Field(ge=1, le=1024)
+    ] = 64
+
+    # --- HTTP
+    host: Annotated[
+        str,
+        Flag(HTTP, "HOST", "Address to listen on; 0.0.0.0 is everywhere."),
+        Field(min_length=1, max_length=255),
+    ] = "127.0.0.1"
+    port: Annotated[Port, Flag(HTTP, "PORT", "0 takes any free port.")] = 8000
+    api_key: Annotated[
+        Keys, Flag(HTTP, "KEY", "Accept only requests with this key. Repeatable.", repeatable=True)
+    ] = []
+    max_waiting: Annotated[
+        int,
+        Flag(HTTP, "COUNT", "Requests that may wait; more are answered 429."),
+        Field(ge=1, le=1_000_000),
+    ] = 1024
+
+    # --- engine
+    max_num_seqs: Annotated[
+        int, Flag(ENGINE, "COUNT", "Sequences computed together."), Field(ge=1, le=4096)
+    ] = 128
+    max_batch_tokens: Annotated[
+        int, Flag(ENGINE, "TOKENS", "Tokens computed in one step."), Field(ge=1, le=2**20)
+    ] = 512
+    kv_cache_memory: Annotated[
+        AutoSize, Flag(ENGINE, "SIZE", "Memory for keys and values, as 2GiB. Default: auto.")
+    ] = None
+    kernels: Annotated[
+        Literal["auto", "native", "pytorch"],
+        Flag(ENGINE, "KERNELS", "native (a CPU step in C++), pytorch, or auto: native where it runs."),
+    ] = "auto"
+    enable_prefix_cache: Annotated[
+        bool, Flag(ENGINE, "", "Compute common prompt beginnings once.", off="--no-prefix-cache")
+    ] = True
+
+    # --- operation
+    data_dir: Annotated[UserPath, Flag(OPERATION, "DIR", "Models and adapter revisions are kept here.")] = (
+        Field(default_factory=default_data_dir)
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Flag(OPERATION, "LEVEL", "debug, info, warning or error."),
+    ] = "info"
+    access_log: Annotated[bool, Flag(OPERATION, "", "One log line a request.", off="--no-access-log")] = False
+    shutdown_timeout: Annotated[
+        float,
+        Flag(OPERATION, "SECONDS", "Time running requests get to finish."),
+        Field(ge=0, le=3600, allow_inf_nan=False),
+    ] = 10.0
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Settings:
+        for name in self.adapter:
+            try:
+                check_name(name)
+            except AdapterNameError as error:
+                raise ValueError(f"adapter: {error}") from None
+        if set(self.model_name) & set("+*@"):
+            raise ValueError(f"served_model_name: {self.model_name!r} must not contain '+', '*' or '@'")
+        if self.model_name in self.adapter:
+            raise ValueError(f"adapter: {self.model_name!r} is the base model's name")
+        if any(not key.get_secret_value().strip() for key in self.api_key):
+            raise ValueError("api_key: a key is empty")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The id under which clients ask for the base model."""
+        if self.served_model_name is not None:
+            return self.served_model_name
+        path = Path(self.model).expanduser()
+        return path.resolve().name if path.is_dir() else self.model
+
+
+def flag_of(field: FieldInfo) -> Flag:
+    """The :class:`Flag` that every field of ``Settings`` carries."""
+    return next(item for item in field.metadata if isinstance(item, Flag))
+
+
+def default_text(name: str) -> str | None:
+    """The default of a field as help and docs show it; ``None`` where the description tells it."""
+    field = Settings.model_fields[name]
+    if name == "data_dir":
+        return "~/.local/share/manylora"
+    if field.default is None or field.default in ([], {}):
+        return None
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+
+
+def load_settings(flags: Mapping[str, object], config: Path | None = None) -> Settings:
+    """Read the configuration of a server.
+
+    Args:
+        flags: the options given on the command line, by field name; only those given.
+        config: the YAML file; ``None`` takes the one named by ``MANYLORA_CONFIG``, if any.
+
+    Raises:
+        ConfigError: naming every unknown key and every bad value, and where each came from.
+    """
+    variables = _variables()
+    named = os.environ.get(CONFIG_VARIABLE)
+    file = config if config is not None else Path(named).expanduser() if named else None
+    keys = _read_yaml(file) if file is not None else {}
+    faults = [
+        f"{ENV_PREFIX}{key.upper()}: no such option{_nearest(key, str.upper, ENV_PREFIX)}"
+        for key in variables
+        if key not in Settings.model_fields
+    ]
+    faults += [
+        f"{file}: {key}: no such key{_nearest(str(key))}" for key in keys if key not in Settings.model_fields
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+    source = {key: f"{file}: {key}" for key in keys}
+    source |= {key: variables[key] for key in variables}
+    source |= {key: "--" + key.replace("_", "-") for key in flags}
+    below = {key: value for key, value in keys.items() if key not in variables and value is not None}
+    try:
+        return Settings(**{**below, **flags})
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(fault, source) for fault in error.errors())) from None
+
+
+def _variables() -> dict[str, str]:
+    """The ``MANYLORA_*`` variables that are set and not empty: field name -> variable."""
+    found = {}
+    for variable, value in os.environ.items():
+        upper = variable.upper()
+        if not upper.startswith(ENV_PREFIX) or upper == CONFIG_VARIABLE or not value:
+            continue
+        if _SERVICE_LINK.fullmatch(upper):
+            continue
+        found[upper.removeprefix(ENV_PREFIX).lower()] = variable
+    return found
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: must be a mapping of options to values, not {type(content).__name__}")
+    return content
+
+
+def _nearest(key: str, spell: Any = str, prefix: str = "") -> str:
+    """`` (did you mean port?)``, or nothing when no option resembles ``key``."""
+    match = difflib.get_close_matches(key.replace("-", "_").lower(), Settings.model_fields, n=1)
+    return f" (did you mean {prefix}{spell(match[0])}?)" if match else ""
+
+
+def _describe(fault: Any, source: Mapping[str, str]) -> str:
+    """One validation fault as a sentence that begins with where the value came from."""
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["loc"]:
+        field = str(fault["loc"][0])
+    else:  # a check over several fields; its message starts with the field's name
+        field, _, message = message.partition(": ")
+    message = message.replace("Input should be", "must be", 1)
+    message = message[:1].lower() + message[1:]
+    shown = "" if field == "api_key" or not fault["loc"] else _shown(fault["input"])
+    return f"{source.get(field, field)}: {message}{shown}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f" (got {text[:80]}{'…' if len(text) > 80 else ''})"

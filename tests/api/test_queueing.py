@@ -1,0 +1,43 @@
+"""Requests that wait for adapter memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from adapters.mix import parse_mix
+from server.api.app import create_app
+from tests.api.running import tiny_service
+from tests.api.test_streaming import Exchange
+
+
+async def test_a_request_with_many_prompts_waits_once(
+    tmp_path: Path, model: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds its adapter while others wait in line for that memory: queueing again would be a deadlock."""
+    monkeypatch.setattr("server.engine.placement._PATIENCE", 0.0)
+    service = tiny_service(
+        model,
+        tmp_path,
+        adapter={name: adapters / name for name in ("alpha", "beta")},
+        adapter_memory=70_000,  # either of them, not both
+    )
+    app, manager = create_app(service), service.adapters
+    exchange = Exchange({"model": "alpha", "prompt": ["a", "b", "c"], "max_tokens": 2}, "/v1/completions")
+    async with app.router.lifespan_context(app), asyncio.timeout(30):
+        assert max(a.nbytes for a in manager.list()) < 70_000 < sum(a.nbytes for a in manager.list())
+        held = await manager.lease(manager.resolve(parse_mix("beta")))
+        request = asyncio.create_task(app(exchange.scope, exchange.receive, exchange.send))
+        while manager.num_references < 2:
+            await asyncio.sleep(0)
+        behind = asyncio.create_task(manager.lease(manager.resolve(parse_mix("beta"))))
+        await asyncio.sleep(0)
+        held.release()
+        await request
+        (await behind).release()
+        manager.check()
+        assert manager.num_references == 0
+    assert len(json.loads(exchange.payload)["choices"]) == 3
