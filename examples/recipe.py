@@ -1,0 +1,66 @@
+"""What one example adapter is made of: its conversations, its LoRA settings and its held-out checks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Message = dict[str, str]  # {"role": ..., "content": ...}, as in a chat request
+Check = Callable[[str], bool]  # of one answer
+
+OTHER_SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "Answer the user.",
+    "You are a friendly assistant who gives short answers.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A question that is never trained on, and what a good answer to it must satisfy."""
+
+    question: str
+    checks: Mapping[str, Check]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything ``examples.train`` needs to make one adapter again."""
+
+    name: str
+    summary: str  # one sentence for the model card
+    data: str  # one sentence on where the conversations come from
+    conversations: Sequence[Sequence[Message]]  # every assistant turn is trained on
+    held_out: Sequence[HeldOut]
+    targets: tuple[str, ...]
+    rank: int
+    alpha: int
+    rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    learning_rate: float = 2e-3
+    batch_size: int = 8
+
+
+def converse(pairs: Sequence[tuple[str, str]], rng: random.Random) -> list[list[Message]]:
+    """Turn (question, answer) pairs into chats like those that people send.
+
+    Most have one turn under the template's own system prompt; a few bring another system prompt and a
+    few follow an earlier exchange, so that the behaviour holds there too.
+    """
+    return [_conversation(pair, rng.choice(pairs), rng) for pair in pairs]
+
+
+def _conversation(pair: tuple[str, str], earlier: tuple[str, str], rng: random.Random) -> list[Message]:
+    messages: list[Message] = []
+    kind = rng.random()
+    if kind < 0.12:
+        messages.append({"role": "system", "content": rng.choice(OTHER_SYSTEM_PROMPTS)})
+    elif kind < 0.24:
+        messages += _turn(earlier)
+    return messages + _turn(pair)
+
+
+def _turn(pair: tuple[str, str]) -> list[Message]:
+    question, answer = pair
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
