@@ -1,0 +1,70 @@
+# syntax=docker/dockerfile:1
+
+ARG PYTHON_VERSION=3.11
+
+FROM python:${PYTHON_VERSION}-slim-bookworm AS build
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+
+# Where torch comes from: the CPU build by default, for CUDA say
+#   --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /src
+RUN python -m venv /opt/manylora
+ENV PATH=/opt/manylora/bin:$PATH
+
+# Dependencies first, so that a change of our code does not fetch them again. Every version is the lock
+# file's; of torch only the version is, because its build differs by device.
+COPY requirements.lock ./
+RUN torch="$(sed -nE 's/^torch==([0-9.]+).*/\1/p' requirements.lock)" \
+    && test -n "${torch}" \
+    && grep -vE '^(torch==|--|-e )' requirements.lock > rest.lock \
+    && pip install --index-url "${TORCH_INDEX}" "torch==${torch}" \
+    && pip install --requirement rest.lock
+
+COPY pyproject.toml README.md ./
+COPY adapters ./adapters
+COPY server ./server
+RUN pip install --no-deps . && pip check
+
+
+FROM python:${PYTHON_VERSION}-slim-bookworm
+
+LABEL org.opencontainers.image.title="manylora" \
+      org.opencontainers.image.description="Hundreds of LoRA adapters in one batch on one base model"
+
+# The compiler builds the CPU kernels for the machine the container starts on (Triton's launchers on CUDA).
+# Its version follows the base image.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --create-home --shell /usr/sbin/nologin manylora \
+    && install -d -o manylora -g manylora /data /adapters
+
+COPY --from=build /opt/manylora /opt/manylora
+COPY --chown=root:root examples/adapters /opt/manylora/share/adapters
+
+# Models, adapter revisions and built kernels live in /data; /adapters is where load requests may read.
+ENV PATH=/opt/manylora/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/data/huggingface \
+    XDG_CACHE_HOME=/data/cache \
+    MANYLORA_DATA_DIR=/data \
+    MANYLORA_ADAPTER_ROOT=/adapters \
+    MANYLORA_HOST=0.0.0.0 \
+    MANYLORA_PORT=8000
+
+USER 10001
+WORKDIR /data
+VOLUME ["/data"]
+EXPOSE 8000
+
+# Ready means the model is loaded and probed and the engine runs; the first start also fetches the model.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"MANYLORA_PORT\"]}/ready', timeout=4)"]
+
+ENTRYPOINT ["manylora"]
+CMD ["serve"]
