@@ -21,11 +21,9 @@ from server.kernels.inputs import BLOCK_SIZE
 from server.memory import adapter_bytes, available_bytes, num_kv_blocks
 from server.metrics import Metrics
 from server.model.decoder import Decoder
-from server.model.fused import FusedDecoder
-from server.model.generic import GenericDecoder
-from server.model.loader import LoadedModel, build_decoder, describe_base, load_model
+from server.model.loader import LoadedModel, decoder_candidates, describe_base, load_model
 from server.model.pages import PagePool
-from server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe
+from server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
 from server.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -110,16 +108,16 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
 
 
 def _prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
-    """The fused decoder if it passes the probe, else the generic one if that does."""
+    """The first of the decoders that may serve the model to pass the probe."""
     available = available_bytes(loaded.device)
-    decoder = build_decoder(loaded, settings.kernels)
-    try:
-        return _allocate_and_probe(loaded, decoder, settings, available)
-    except ModelRefused as refusal:
-        if not isinstance(decoder, FusedDecoder):
-            raise
-        logger.warning("%s; using the generic decoder instead", refusal)
-    return _allocate_and_probe(loaded, GenericDecoder(loaded.hf), settings, available)
+    refusals: list[str] = []
+    for decoder in decoder_candidates(loaded, settings.kernels):
+        try:
+            return _allocate_and_probe(loaded, decoder, settings, available)
+        except ModelRefused as refusal:
+            logger.warning("%s", refusal)
+            refusals.append(str(refusal))
+    raise ModelRefused("no decoder serves this model correctly: " + "; ".join(refusals))
 
 
 def _allocate_and_probe(
@@ -135,7 +133,10 @@ def _allocate_and_probe(
     capacity = adapter_bytes(settings.adapter_memory, available)
     pool = PagePool(decoder.modules, capacity, loaded.dtype, loaded.device)
     decoder.allocate(pool.data, max(num_blocks, PROBE_BLOCKS), max(settings.max_batch_tokens, PROBE_ROWS))
-    return _Prepared(decoder, pool, num_blocks, probe(loaded.hf, decoder, loaded.dtype))
+    error = max(
+        probe(loaded.hf, decoder, loaded.dtype), probe_adapters(loaded.hf, decoder, pool, loaded.dtype)
+    )
+    return _Prepared(decoder, pool, num_blocks, error)
 
 
 def _engine(loaded: LoadedModel, prepared: _Prepared, settings: Settings, metrics: Metrics) -> Engine:

@@ -19,7 +19,7 @@ from server.metrics import Metrics
 from server.model.decoder import Decoder
 from server.model.fused import FusedDecoder
 from server.model.generic import GenericDecoder
-from server.model.loader import LoadedModel, build_decoder, describe_base, load_model
+from server.model.loader import LoadedModel, decoder_candidates, describe_base, load_model
 from server.model.pages import PagePool
 
 
@@ -54,7 +54,7 @@ class Harness:
     ) -> None:
         self.loaded: LoadedModel = load_model(directory, dtype=dtype, device="cpu", max_model_len=None)
         self.decoder: Decoder = (
-            GenericDecoder(self.loaded.hf) if generic else build_decoder(self.loaded, kernels)
+            GenericDecoder(self.loaded.hf) if generic else next(decoder_candidates(self.loaded, kernels))
         )
         assert generic or isinstance(self.decoder, FusedDecoder | GenericDecoder)
         self.pool = PagePool(self.decoder.modules, adapter_bytes, self.loaded.dtype, self.loaded.device)

@@ -9,7 +9,7 @@ import numpy as np
 
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
-from server.kernels.inputs import BLOCK_SIZE, AdapterPages, LoraInputs, StepInputs
+from server.kernels.inputs import BLOCK_SIZE, StepInputs, lora_inputs
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def build_batch(scheduled: Seq[Scheduled]) -> Batch:
         context=(starts + counts).astype(np.int32),
         block_tables=tables,
         logits_rows=np.array(rows, np.int64),
-        lora=_lora(sequences),
+        lora=lora_inputs([s.mix.members for s in sequences]),
     )
     return Batch(inputs, ordered, tuple(sampling), tuple(scoring))
 
@@ -81,27 +81,3 @@ def _logits_rows(
             sampling.append((sequence, len(rows)))
             rows.append(last)
     return rows, sampling, scoring
-
-
-def _lora(sequences: list[Sequence]) -> LoraInputs | None:
-    if not any(s.mix.members for s in sequences):
-        return None
-    index: dict[str, int] = {}
-    adapters: list[AdapterPages] = []
-    entries: list[int] = []
-    weights: list[float] = []
-    start = [0]
-    for sequence in sequences:
-        for pages, weight in sequence.mix.members:
-            if pages.digest not in index:
-                index[pages.digest] = len(adapters)
-                adapters.append(pages)
-            entries.append(index[pages.digest])
-            weights.append(weight)
-        start.append(len(entries))
-    return LoraInputs(
-        adapters=tuple(adapters),
-        start=np.array(start, np.int32),
-        adapter=np.array(entries, np.int32),
-        weight=np.array(weights, np.float32),
-    )

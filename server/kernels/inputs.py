@@ -5,6 +5,7 @@ Nothing here knows requests, schedulers or Hugging Face: rows, blocks and offset
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,31 @@ class LoraInputs:
     start: Int32  # [S + 1] sequence s has the entries start[s] : start[s + 1]
     adapter: Int32  # [E] index into ``adapters``
     weight: Float32  # [E] mix weight
+
+
+def lora_inputs(mixes: Sequence[Sequence[tuple[AdapterPages, float]]]) -> LoraInputs | None:
+    """The CSR list of the sequences' mixes, in order; None if all of them are empty."""
+    index: dict[str, int] = {}
+    adapters: list[AdapterPages] = []
+    entries: list[int] = []
+    weights: list[float] = []
+    start = [0]
+    for mix in mixes:
+        for pages, weight in mix:
+            if pages.digest not in index:
+                index[pages.digest] = len(adapters)
+                adapters.append(pages)
+            entries.append(index[pages.digest])
+            weights.append(weight)
+        start.append(len(entries))
+    if not entries:
+        return None
+    return LoraInputs(
+        adapters=tuple(adapters),
+        start=np.array(start, np.int32),
+        adapter=np.array(entries, np.int32),
+        weight=np.array(weights, np.float32),
+    )
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,11 @@ class FusedDecoder:
         return None if linear else "its linear layers are not plain ones"
 
     @property
+    def native(self) -> bool:
+        """Whether steps run in the native kernels."""
+        return self._backend is NativeStep
+
+    @property
     def kernels(self) -> str:
         return self._backend.name if self._step is None else self._step.name
 
@@ -72,7 +77,7 @@ class FusedDecoder:
         return self._backend.kv_bytes_per_block(self.weights)
 
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:
-        if self._backend is NativeStep:
+        if self.native:
             self._step = NativeStep(self.weights, pool, num_blocks, max_rows, torch.get_num_threads())
         else:
             self._step = ReferenceStep(self.weights, pool, num_blocks)

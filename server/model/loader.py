@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,22 +142,29 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def build_decoder(loaded: LoadedModel, kernels: str = "auto") -> Decoder:
-    """The fused decoder where it fits, else the generic one; neither is trusted before the probe.
+def decoder_candidates(loaded: LoadedModel, kernels: str = "auto") -> Iterator[Decoder]:
+    """The decoders that may serve the model, best first; none is trusted before the probe.
 
-    ``kernels`` is "auto", "native" or "pytorch"; the generic decoder always runs PyTorch.
+    ``kernels`` is "auto" (native, then PyTorch), "native" or "pytorch"; the generic decoder always runs
+    PyTorch and comes last.
 
     Raises:
-        ModelRefused: the generic decoder can't run the model either.
+        ModelRefused: the generic decoder can't run the model.
         ConfigError: native kernels were asked for and can't run.
     """
     reason = FusedDecoder.unsupported(loaded.hf)
     if reason is None:
-        return FusedDecoder(loaded.hf, loaded.max_model_len, kernels)
-    if kernels == "native":
+        fused = FusedDecoder(loaded.hf, loaded.max_model_len, kernels)
+        yield fused
+        if kernels == "native":
+            return
+        if fused.native:
+            yield FusedDecoder(loaded.hf, loaded.max_model_len, "pytorch")
+    elif kernels == "native":
         raise ConfigError(f"--kernels native: {reason}")
-    logger.info("generic decoder: %s", reason)
-    return GenericDecoder(loaded.hf)
+    else:
+        logger.info("generic decoder: %s", reason)
+    yield GenericDecoder(loaded.hf)
 
 
 def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
 import pytest
 
+from tests.engine.desk import Desk, opened
+from tests.engine.shop import Shop, open_shop
 from tests.engine.zoo import Zoo, tiny_zoo
+from tests.harness import Harness
 from tests.tiny import tiny_model
 
 
@@ -25,3 +31,30 @@ def llama_zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     """The adapter zoo on one tiny Llama."""
     model = tiny_model(tmp_path_factory.mktemp("llama"), "llama", seed=1)
     return tiny_zoo(tmp_path_factory.mktemp("adapters"), model, "llama")
+
+
+@pytest.fixture(scope="session")
+def harness(tiny_llama: Path) -> Harness:
+    """A tiny Llama for tests that bring engines or adapters of their own."""
+    return Harness(tiny_llama)
+
+
+@pytest.fixture
+def shop(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
+    """An adapter manager with room for four adapters."""
+    with open_shop(harness, tmp_path, room=4) as made:
+        yield made
+
+
+@pytest.fixture
+def small(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
+    """An adapter manager with room for two adapters."""
+    with open_shop(harness, tmp_path, room=2) as made:
+        yield made
+
+
+@pytest.fixture
+async def desk(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+    """A running engine on the tiny Llama."""
+    async with opened(harness, monkeypatch) as made:
+        yield made

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
 from server.engine.async_engine import AsyncEngine, GenerateRequest
 from server.engine.sequence import FinishReason, SamplingParams
-from tests.engine.shop import Shop, open_shop
+from tests.engine.shop import Shop
 from tests.engine.waiting import until
 from tests.engine.zoo import prompt_of
-from tests.harness import Harness
-
-
-@pytest.fixture(scope="module")
-def harness(tiny_llama: Path) -> Harness:
-    return Harness(tiny_llama)
-
-
-@pytest.fixture
-def shop(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
-    with open_shop(harness, tmp_path, room=4) as made:
-        yield made
 
 
 @asynccontextmanager

@@ -1,96 +1,14 @@
-"""Room on the device: who gets it, who waits, who is evicted, and what cancelling leaves behind."""
+"""Room on the device: who gets it, who waits, and who is evicted."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 import server.engine.placement as placement_module
-from adapters.base import TargetModule
-from server.engine.placement import Placement, Revision
-from server.model.pages import PackedAdapter, PagePool
+from tests.engine.shelf import Shelf, cancel, waiting_for
 from tests.engine.waiting import settle, until
-
-UNIT = 64  # elements: one row of A and one column of B of the only module
-ZERO_PAGE = 32
-
-
-class Shelf:
-    """A placement over ``room`` units, with revisions whose content tells them apart."""
-
-    def __init__(self, room: int) -> None:
-        module = TargetModule("q", 32, 32)
-        capacity = (room * UNIT + ZERO_PAGE) * 4
-        self.pool = PagePool((module,), capacity, torch.float32, torch.device("cpu"))
-        assert self.pool.capacity_bytes == room * UNIT * 4
-        self.placement = Placement(self.pool, self._read)
-        self.reads: Counter[str] = Counter()
-        self.broken: set[str] = set()
-        self.gate = threading.Event()  # reads wait for it
-        self.gate.set()
-
-    def revision(self, digest: str, size: int = 1) -> Revision:
-        return Revision(digest, Path("/nowhere"), rank=size, modules=1, nbytes=size * UNIT * 4)
-
-    def _read(self, revision: Revision) -> PackedAdapter:
-        self.reads[revision.digest] += 1
-        assert self.gate.wait(30)
-        if revision.digest in self.broken:
-            raise OSError("gone")
-        return self.packed(revision)
-
-    def packed(self, revision: Revision) -> PackedAdapter:
-        data = torch.full((revision.rank * UNIT,), float(sum(revision.digest.encode())))
-        rank = np.array([revision.rank], np.int32)
-        return PackedAdapter(revision.digest, data, np.zeros(1, np.int64), rank)
-
-    def intact(self, revision: Revision) -> bool:
-        """Whether the pool still holds what ``revision`` is."""
-        assert revision.pages is not None
-        start = revision.pages.start
-        data = self.packed(revision).data
-        return torch.equal(self.pool.data[start : start + data.numel()], data)
-
-    @contextmanager
-    def writing_stopped(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-        """Within it, copies to the device have begun but wait; gives what says that one has begun."""
-        begun, proceed = threading.Event(), threading.Event()
-        original = self.pool.write
-
-        def write(*args: object) -> None:
-            begun.set()
-            assert proceed.wait(30)
-            original(*args)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(self.pool, "write", write)
-        try:
-            yield begun
-        finally:
-            proceed.set()
-            monkeypatch.setattr(self.pool, "write", original)
-
-
-async def waiting_for(shelf: Shelf, *revisions: Revision) -> asyncio.Task[None]:
-    """A task that has asked for ``revisions`` and does not have them."""
-    task = asyncio.create_task(shelf.placement.acquire(revisions))
-    await settle()
-    assert not task.done()
-    return task
-
-
-async def cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
 
 
 async def test_a_revision_is_read_once_and_stays() -> None:
@@ -194,81 +112,6 @@ async def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     await second
 
 
-async def test_cancelling_while_waiting_for_room() -> None:
-    shelf = Shelf(2)
-    a, b, big = shelf.revision("a"), shelf.revision("b"), shelf.revision("big", 2)
-    await shelf.placement.acquire([a])
-    first = await waiting_for(shelf, big)
-    await until(lambda: shelf.reads["big"])
-    second = await waiting_for(shelf, b)
-    await cancel(first)
-    await asyncio.wait_for(second, 30)  # nothing was released: the place in line alone was in its way
-    assert (a.leases, b.leases, big.leases) == (1, 1, 0)
-    shelf.placement.check()
-
-
-async def test_cancelling_the_second_in_line() -> None:
-    shelf = Shelf(1)
-    a, b, c = (shelf.revision(x) for x in "abc")
-    await shelf.placement.acquire([a])
-    first, second = await waiting_for(shelf, b), await waiting_for(shelf, c)
-    await cancel(second)
-    shelf.placement.release([a])
-    await first
-    await until(lambda: c.pages is None)
-    assert (a.leases, b.leases, c.leases) == (0, 1, 0)
-
-
-async def test_cancelling_while_reading_leaves_nothing_behind() -> None:
-    shelf = Shelf(2)
-    a, b = shelf.revision("a"), shelf.revision("b")
-    shelf.gate.clear()
-    task = await waiting_for(shelf, a)
-    await until(lambda: shelf.reads["a"])
-    await cancel(task)
-    shelf.gate.set()
-    await shelf.placement.acquire([b])  # which is served after the first
-    assert a.pages is None
-    assert a.leases == 0
-    assert shelf.placement.resident_bytes == b.nbytes
-    shelf.placement.check()
-
-
-async def test_cancelling_while_copying(monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = Shelf(2)
-    a = shelf.revision("a")
-    with shelf.writing_stopped(monkeypatch) as begun:
-        task = await waiting_for(shelf, a)
-        await until(begun.is_set)
-        await cancel(task)
-        removal = asyncio.create_task(shelf.placement.remove(a))
-        await settle()
-        assert not removal.done(), "its pages are being written"
-    assert await removal == a.nbytes
-    assert a.leases == 0
-    assert shelf.placement.resident_bytes == 0
-    shelf.placement.check()
-
-
-async def test_cancelling_in_the_moment_of_granting(monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = Shelf(1)
-    a, b = shelf.revision("a"), shelf.revision("b")
-    task = asyncio.create_task(shelf.placement.acquire([a]))
-    grant = shelf.placement._grant
-
-    def grant_and_cancel(waiter: placement_module._Waiter) -> None:
-        grant(waiter)
-        assert a.leases == 1
-        task.cancel()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shelf.placement, "_grant", grant_and_cancel)
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    assert a.leases == 0
-    await shelf.placement.acquire([b])
-
-
 async def test_a_failed_read_concerns_one_set_only() -> None:
     shelf = Shelf(2)
     a, b, c = (shelf.revision(x) for x in "abc")
@@ -321,35 +164,3 @@ async def test_the_empty_set_needs_nothing() -> None:
     task = await waiting_for(shelf, shelf.revision("b"))
     await shelf.placement.acquire([])
     await cancel(task)
-
-
-@pytest.mark.parametrize("seed", range(6))
-async def test_everyone_is_served(seed: int) -> None:
-    """Sets of one to three revisions of all sizes, some cancelled, in little room; contents checked."""
-    rng = random.Random(seed)
-    shelf = Shelf(6)
-    revisions = [shelf.revision(f"r{i}", rng.randint(1, 2)) for i in range(12)]
-
-    async def use() -> None:
-        members = rng.sample(revisions, rng.randint(1, 3))
-        await shelf.placement.acquire(members)
-        try:
-            for _ in range(rng.randint(0, 5)):
-                await asyncio.sleep(0)
-                assert all(shelf.intact(r) for r in members)
-        finally:
-            shelf.placement.release(members)
-
-    tasks = [asyncio.create_task(use()) for _ in range(80)]
-    for task in rng.sample(tasks, 15):
-        for _ in range(rng.randint(0, 3)):
-            await asyncio.sleep(0)
-        task.cancel()
-    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
-    assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results)
-    await until(lambda: not shelf.placement._line)
-    assert not any(r.leases for r in revisions)
-    shelf.placement.check()
-    for one in revisions:
-        await shelf.placement.remove(one)
-    assert shelf.placement.resident_bytes == 0

@@ -1,18 +1,12 @@
-"""Names, revisions and the requests that hold them: publishing, replacing, unloading, at any moment."""
+"""Names, revisions and the requests that hold them: publishing, replacing, unloading."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-import server.engine.residency as residency_module
 from adapters.errors import (
     AdapterExists,
     AdapterNameError,
@@ -24,43 +18,9 @@ from adapters.errors import (
 )
 from adapters.files import WEIGHTS_NAME
 from adapters.mix import parse_mix
-from server.engine.residency import AdapterManager
 from server.metrics import MIX
-from tests.engine.shop import RANK, Shop, open_shop
+from tests.engine.shop import RANK, Shop
 from tests.engine.waiting import settle, until
-from tests.harness import Harness
-
-
-@pytest.fixture(scope="module")
-def harness(tiny_llama: Path) -> Harness:
-    return Harness(tiny_llama)
-
-
-@pytest.fixture
-def shop(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
-    with open_shop(harness, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def small(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
-    """Room for two."""
-    with open_shop(harness, tmp_path, room=2) as made:
-        yield made
-
-
-def stop_writing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """Copies to the device announce themselves with the first event and wait for the second."""
-    begun, proceed = threading.Event(), threading.Event()
-    write = shop.pool.write
-
-    def slow(*args: object) -> None:
-        begun.set()
-        assert proceed.wait(30)
-        write(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(shop.pool, "write", slow)
-    return begun, proceed
 
 
 async def test_loading_listing_and_unloading(shop: Shop) -> None:
@@ -210,56 +170,6 @@ async def test_unloading_waits_for_what_runs(shop: Shop) -> None:
     shop.check()
 
 
-async def test_an_unload_that_takes_too_long_is_finished_later(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(residency_module, "_DRAIN_SECONDS", 0.0)
-    await shop.load("a")
-    lease = await shop.lease("a")
-    assert await shop.manager.unload("a") == 0
-    assert shop.pool.used_bytes == shop.unit
-    lease.release()
-    await until(lambda: not shop.store.digests())
-    assert shop.pool.used_bytes == 0
-
-
-async def test_published_again_while_draining(shop: Shop) -> None:
-    await shop.load("a")
-    digest = shop.manager.get("a").digest
-    lease = await shop.lease("a")
-    unload = asyncio.create_task(shop.manager.unload("a"))
-    await settle()
-    await shop.manager.load("a", shop.root / "a")
-    lease.release()
-    assert await unload == 0
-    assert shop.manager.get("a").resident
-    (await shop.lease(f"a@{digest[:8]}")).release()
-    assert await shop.manager.unload("a") == shop.unit
-    shop.check()
-
-
-async def test_requested_and_unloaded_again_while_draining(shop: Shop) -> None:
-    """The second unload joins the first, which must not give up because of the request between them."""
-    await shop.load("a")
-    lease = await shop.lease("a")
-    first = asyncio.create_task(shop.manager.unload("a"))
-    await settle()
-    async with shop.manager._publishing:  # as if another load were running: the first unload has to wait
-        lease.release()
-        await settle()
-        revision = next(iter(shop.manager._revisions.values()))
-        shop.manager._point("a", revision, shop.root / "a")
-        again = await shop.lease("a")
-        second = asyncio.create_task(shop.manager.unload("a"))
-        await settle()
-    await settle()
-    assert not second.done()
-    again.release()
-    assert {await first, await second} == {shop.unit}
-    assert shop.pool.used_bytes == 0
-    shop.check()
-
-
 async def test_replacing_while_running(shop: Shop) -> None:
     await shop.load("a")
     old = await shop.lease("a")
@@ -335,160 +245,3 @@ async def test_a_stored_copy_that_has_changed_is_not_served(small: Shop) -> None
     with pytest.raises(ArtifactError, match="changed"):
         await small.lease(cold.name)
     small.check()
-
-
-async def test_a_source_that_changes_while_it_is_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would be stored is not what was checked. If it happens to be another's content, that stays."""
-    await shop.load("a")
-    other = shop.write("other", seed=50)
-    publish = shop.store.publish
-    monkeypatch.setattr(shop.store, "publish", lambda _: publish(shop.root / "a"))
-    with pytest.raises(ArtifactError, match="changed"):
-        await shop.manager.load("other", other)
-    assert shop.store.digests() == [shop.manager.get("a").digest]
-    third = shop.write("third", seed=51)
-    monkeypatch.setattr(shop.store, "publish", lambda _: publish(third))
-    with pytest.raises(ArtifactError, match="changed"):
-        await shop.manager.load("other", other)
-    assert shop.store.digests() == [shop.manager.get("a").digest]
-    assert [r.name for r in shop.manager.list()] == ["a"]
-
-
-async def test_a_cancelled_load_is_seen_through(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, proceed = stop_writing(shop, monkeypatch)
-    load = asyncio.create_task(shop.load("a"))
-    await until(begun.is_set)
-    load.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await load
-    proceed.set()
-    await until(lambda: shop.manager.get("a").resident)
-    (await shop.lease("a")).release()
-    assert await shop.manager.unload("a") == shop.unit
-    shop.check()
-
-
-async def test_unloaded_while_it_comes_in(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, proceed = stop_writing(shop, monkeypatch)
-    load = asyncio.create_task(shop.manager.load("a", shop.write("a")))
-    await until(begun.is_set)
-    unload = asyncio.create_task(shop.manager.unload("a"))
-    await settle()
-    proceed.set()
-    assert (await load).name == "a"
-    assert await unload == shop.unit
-    assert shop.pool.used_bytes == 0
-    shop.check()
-
-
-async def test_cancelled_while_its_adapter_comes_in_and_unloaded(
-    small: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The client leaves and the operator unloads while the pages are being copied."""
-    await small.load(*"abc")
-    cold = next(r for r in small.manager.list() if not r.resident)
-    before = small.pool.used_bytes
-    begun, proceed = stop_writing(small, monkeypatch)
-    request = asyncio.create_task(small.lease(cold.name))
-    await until(begun.is_set)
-    unload = asyncio.create_task(small.manager.unload(cold.name))
-    await settle()
-    request.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await request
-    await settle()
-    proceed.set()
-    assert await unload == small.unit
-    assert small.pool.used_bytes == before - small.unit
-    assert cold.digest not in small.store.digests()
-    small.check()
-
-
-async def test_waiting_requests_outlive_the_name(small: Shop) -> None:
-    """A request that resolved before the unload still runs, though it has to wait for room."""
-    await small.load(*"abc")
-    held = await small.lease("+".join(r.name for r in small.manager.list() if r.resident))
-    cold = next(r.name for r in small.manager.list() if not r.resident)
-    request = asyncio.create_task(small.lease(cold))
-    await settle()
-    unload = asyncio.create_task(small.manager.unload(cold))
-    await settle()
-    held.release()
-    lease = await request
-    lease.release()
-    assert await unload == small.unit
-    small.check()
-
-
-async def test_closing_with_an_unload_that_waits(shop: Shop) -> None:
-    await shop.load("a")
-    lease = await shop.lease("a")
-    unload = asyncio.create_task(shop.manager.unload("a"))
-    await settle()
-    await shop.manager.close()
-    assert isinstance((await asyncio.gather(unload, return_exceptions=True))[0], BaseException | int)
-    lease.release()
-
-
-@pytest.mark.parametrize("seed", range(3))
-async def test_a_zipf_crowd_on_a_small_pool(harness: Harness, tmp_path: Path, seed: int) -> None:
-    """Sixteen adapters, room for three: 150 requests, most for the same few, some cancelled; some of the
-    adapters are replaced or unloaded meanwhile. Everyone is served or told that the adapter is gone."""
-    rng = random.Random(seed)
-    with open_shop(harness, tmp_path, room=3) as shop:
-        names = [f"n{i}" for i in range(16)]
-        await shop.load(*names)
-        outcomes = await asyncio.wait_for(_crowd(shop.manager, names, rng, shop), 120)
-        assert outcomes.count("served") > 75
-        assert set(outcomes) <= {"served", "gone", "cancelled"}
-        await until(lambda: not (shop.manager._retiring or shop.manager._loading))
-        shop.check()
-        for registered in shop.manager.list():
-            await shop.manager.unload(registered.name)
-        assert shop.pool.used_bytes == 0
-        assert shop.store.digests() == []
-
-
-async def _crowd(manager: AdapterManager, names: list[str], rng: random.Random, shop: Shop) -> list[str]:
-    weights = [1 / (i + 1) for i in range(len(names))]
-
-    async def request() -> str:
-        terms = set(rng.choices(names, weights, k=rng.choice([1, 1, 2, 3])))
-        try:
-            lease = await shop.lease("+".join(sorted(terms)))
-        except AdapterNotFound:
-            return "gone"
-        except asyncio.CancelledError:
-            return "cancelled"
-        try:
-            for _ in range(rng.randint(0, 4)):
-                await asyncio.sleep(0)
-            return "served"
-        except asyncio.CancelledError:
-            return "cancelled"
-        finally:
-            lease.release()
-
-    tasks = []
-    for i in range(150):
-        tasks.append(asyncio.create_task(request()))
-        await asyncio.sleep(0)
-        if i % 9 == 0:
-            rng.choice(tasks).cancel()
-        if i % 25 == 10:
-            tasks.append(asyncio.create_task(_unload(manager, rng.choice(names[6:]))))
-        if i % 25 == 20:
-            tasks.append(asyncio.create_task(_replace(shop, rng.choice(names), seed=1000 + i)))
-    return [r for r in await asyncio.gather(*tasks) if r != "changed"]
-
-
-async def _unload(manager: AdapterManager, name: str) -> str:
-    with suppress(AdapterNotFound, asyncio.CancelledError):
-        await manager.unload(name)
-    return "changed"
-
-
-async def _replace(shop: Shop, name: str, seed: int) -> str:
-    with suppress(asyncio.CancelledError):
-        await shop.manager.load(name, shop.write(f"replacement-{seed}", seed=seed), replace=True)
-    return "changed"

@@ -21,7 +21,7 @@ from server.model.generic import GenericDecoder
 from server.model.loader import (
     LoadedModel,
     _max_model_len,
-    build_decoder,
+    decoder_candidates,
     describe_base,
     load_model,
     resolve_device,
@@ -210,8 +210,9 @@ def test_what_can_not_be_loaded_is_refused_with_a_reason(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_decoder_that_fits(tmp_path: Path, family: str) -> None:
     loaded = load(tiny_model(tmp_path, family))
-    decoder = build_decoder(loaded)
-    assert isinstance(decoder, FusedDecoder if family in FUSED_FAMILIES else GenericDecoder)
+    kinds = [type(decoder) for decoder in decoder_candidates(loaded)]
+    assert kinds == ([FusedDecoder, GenericDecoder] if family in FUSED_FAMILIES else [GenericDecoder])
+    decoder = next(decoder_candidates(loaded))
     base = describe_base(loaded, decoder, "name")
     assert base.modules
     assert "lm_head" in base.others or "embed_out" in base.others
@@ -231,7 +232,9 @@ def test_both_decoders_name_the_same_modules(tiny_llama: Path) -> None:
 def test_what_the_fused_decoder_does_not_do(tmp_path: Path, change: dict[str, Any]) -> None:
     loaded = load(tiny_model(tmp_path, "llama", **change, head_dim=16))
     assert FusedDecoder.unsupported(loaded.hf)
-    assert isinstance(build_decoder(loaded), GenericDecoder)
+    assert [type(decoder) for decoder in decoder_candidates(loaded)] == [GenericDecoder]
+    with pytest.raises(ConfigError, match="--kernels native"):
+        next(decoder_candidates(loaded, "native"))
 
 
 def settings_for(model: Path, data_dir: Path, **options: Any) -> Settings:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,9 +16,9 @@ from server.kernels.inputs import StepInputs
 from server.model.decoder import Decoder
 from server.model.fused import FusedDecoder
 from server.model.generic import GenericDecoder
-from server.model.loader import LoadedModel, describe_base, load_model
+from server.model.loader import LoadedModel, decoder_candidates, describe_base, load_model
 from server.model.pages import PagePool
-from server.model.probe import PROBE_BLOCKS, TOLERANCE, probe
+from server.model.probe import PROBE_BLOCKS, TOLERANCE, probe, probe_adapters
 from tests.adapter_factory import write_adapter
 from tests.harness import Harness
 from tests.tiny import FAMILIES, FUSED_FAMILIES, tiny_model
@@ -72,6 +74,8 @@ class Altered:
     def __init__(self, decoder: Any) -> None:
         self._decoder = decoder
         self.name = "altered"
+        self.kernels = "altered"
+        self.modules = decoder.modules
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
         logits: torch.Tensor = self._decoder.step(self.see(inputs))
@@ -106,6 +110,64 @@ def test_a_wrong_decoder_is_found_out(tiny_llama: Path, kind: type[Altered]) -> 
     decoder = ready(FusedDecoder(loaded.hf, 512), loaded)
     with pytest.raises(ModelRefused, match="altered decoder disagrees"):
         probe(loaded.hf, kind(decoder), loaded.dtype)  # type: ignore[arg-type]
+
+
+class ForgetsAdapters(Altered):
+    def see(self, inputs: StepInputs) -> StepInputs:
+        return replace(inputs, lora=None)
+
+
+class IgnoresWeights(Altered):
+    def see(self, inputs: StepInputs) -> StepInputs:
+        if inputs.lora is not None:
+            inputs.lora.weight[:] = 1.0
+        return inputs
+
+
+class GivesTheBaseAnAdapter(Altered):
+    """Index -1 is the last slot: met in a real server."""
+
+    def see(self, inputs: StepInputs) -> StepInputs:
+        lora = inputs.lora
+        if lora is None or (np.diff(lora.start) > 0).all():
+            return inputs
+        count = len(inputs.context)
+        last = len(lora.adapters) - 1
+        everyone = replace(
+            lora,
+            start=np.arange(count + 1, dtype=np.int32),
+            adapter=np.full(count, last, np.int32),
+            weight=np.ones(count, np.float32),
+        )
+        return replace(inputs, lora=everyone)
+
+
+@pytest.mark.parametrize("kind", [ForgetsAdapters, IgnoresWeights, GivesTheBaseAnAdapter])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_wrong_adapter_arithmetic_is_found_out(tmp_path: Path, family: str, kind: type[Altered]) -> None:
+    loaded = load(tiny_model(tmp_path, family))
+    decoder = next(decoder_candidates(loaded))
+    pool = PagePool(decoder.modules, 1 << 20, loaded.dtype, loaded.device)
+    decoder.allocate(pool.data, PROBE_BLOCKS, 64)
+    assert probe_adapters(loaded.hf, decoder, pool, loaded.dtype) < 1e-4
+    assert pool.used_bytes == 0
+    altered = kind(decoder)
+    probe(loaded.hf, altered, loaded.dtype)  # type: ignore[arg-type]  # the base alone is right
+    with pytest.raises(ModelRefused, match="adapters on the altered decoder"):
+        probe_adapters(loaded.hf, altered, pool, loaded.dtype)  # type: ignore[arg-type]
+    assert pool.used_bytes == 0
+
+
+def test_adapters_are_not_probed_where_there_is_no_room(
+    tiny_llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load(tiny_llama)
+    decoder = next(decoder_candidates(loaded))
+    pool = PagePool(decoder.modules, 1024, loaded.dtype, loaded.device)
+    decoder.allocate(pool.data, PROBE_BLOCKS, 64)
+    assert probe_adapters(loaded.hf, decoder, pool, loaded.dtype) == 0.0
+    assert "not probed" in caplog.text
+    assert pool.used_bytes == 0
 
 
 def test_the_probe_leaves_the_model_as_it_was(tmp_path: Path) -> None:

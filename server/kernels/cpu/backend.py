@@ -32,6 +32,7 @@ class NativeStep:
         num_blocks: int,
         max_rows: int,
         threads: int,
+        *,
         variant: Variant | None = None,
     ) -> None:
         chosen = best_variant() if variant is None else variant
@@ -128,7 +129,8 @@ def _unsupported_weights(weights: DecoderWeights) -> str | None:
     if weights.embedding.device.type != "cpu":
         return f"the weights are on {weights.embedding.device.type}"
     if weights.embedding.dtype != torch.bfloat16:
-        return f"the weights are {str(weights.embedding.dtype).removeprefix('torch.')}, the kernels need bfloat16"
+        dtype = str(weights.embedding.dtype).removeprefix("torch.")
+        return f"the weights are {dtype}, the kernels need bfloat16"
     if weights.head_dim % 16 or weights.head_dim > _MAX_HEAD_DIM:
         return f"head size {weights.head_dim} is not a multiple of 16 up to {_MAX_HEAD_DIM}"
     if hidden % 16 or weights.intermediate % 16:

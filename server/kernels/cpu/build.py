@@ -132,8 +132,6 @@ def _key(compiler: str, flags: tuple[str, ...]) -> str:
 
 
 def _default_cache() -> Path:
-    if asked := os.environ.get("MANYLORA_KERNEL_CACHE"):
-        return Path(asked)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "manylora" / "kernels"
 

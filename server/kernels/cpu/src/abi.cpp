@@ -53,7 +53,7 @@ void manylora_gemm(const bf16* x, const bf16* packed, float* y, int64_t rows, in
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
     const Worker worker{omp_get_thread_num(), omp_get_num_threads(), &barrier};
-    gemm({x, inputs, rows, packed, outputs, inputs, nullptr, Sink::kFloat, y, round_up(outputs, kBlockOutputs), nullptr, nullptr, &queue, nullptr}, worker);
+    gemm({x, inputs, rows, packed, outputs, inputs, nullptr, {Sink::kFloat, y, round_up(outputs, kBlockOutputs)}, nullptr, nullptr, &queue, nullptr}, worker);
   }
 }
 

@@ -17,9 +17,6 @@ int64_t qkv_columns(const Decoder& d) { return (d.heads + 2 * d.kv_heads) * d.he
 
 constexpr int64_t kModulesPerLayer = 7;  // q, k, v, o, gate, up, down
 
-// How far rank pages are prefetched ahead of their use.
-constexpr int64_t kPagesAhead = 8192;
-
 }  // namespace
 
 Engine::Engine(const Decoder& decoder)
@@ -65,6 +62,7 @@ void Engine::prepare(const Step& step) {
   }
   for (ThreadState& state : states_) {
     for (LoraShare& share : state.lora) share.reserve(lora_);
+    state.lora_scratch.reserve(lora_);
     state.delta_terms.reserve(simd::kGemmRows * 2 * lora_.max_entries);
   }
 }
@@ -93,8 +91,8 @@ void Engine::work(const Step& step, const Worker& worker) {
     worker.sync();
   };
   embed(d.embedding, step.token_ids, space_.residual.data(), hidden, step.rows, d.hidden, worker);
-  if (lora_.active()) mine.lora[0].build(lora_, site_of(0), {}, worker);
-  mine.cache = ByteStream(plan_of(0).reads(worker.index), cache_of(0).data);
+  mine.upcoming.restart();
+  for (int64_t number = 0; number < Upcoming::kWindow - 1; number++) announce(number, mine, worker);
   for (int64_t layer = 0; layer < d.layers; layer++) {
     const Layer& weights = layers_[static_cast<size_t>(layer)];
     if (worker.index == 0) shared_.next_task.store(0, std::memory_order_relaxed);
@@ -103,7 +101,6 @@ void Engine::work(const Step& step, const Worker& worker) {
     attend(step, layer, mine, worker);
     project(step, 4 * layer + kO, mine, worker);
     norm(weights.post_norm);
-    if (layer + 1 < d.layers) mine.cache = ByteStream(plan_of(layer + 1).reads(worker.index), cache_of(layer + 1).data);
     project(step, 4 * layer + kGateUp, mine, worker);
     project(step, 4 * layer + kDown, mine, worker);
   }
@@ -124,32 +121,48 @@ void Engine::attend(const Step& step, int64_t layer, ThreadState& mine, const Wo
   worker.sync();
 }
 
+// Makes known what the thread reads after product `number`: the adapters of direct rows, and the cache after qkv.
+void Engine::announce(int64_t number, ThreadState& mine, const Worker& worker) {
+  if (number >= 4 * decoder_.layers) return;
+  ByteStream pages;
+  ByteStream cache;
+  if (lora_.active()) {
+    LoraShare& share = mine.lora[number % Upcoming::kWindow];
+    const ByteRange following{reinterpret_cast<const char*>(own_weights_of(number + 1, worker)), kPagesAhead};
+    share.build(lora_, site_of(number), following, worker);
+    if (lora_.any_direct) pages = ByteStream(share.ranges);
+  }
+  if (number % 4 == kQkv) cache = ByteStream(plan_of(number / 4).reads(worker.index), cache_of(number / 4).data);
+  mine.upcoming.announce(pages, cache);
+}
+
 // One matrix product with the adapters' delta to it. Ends with a barrier.
 void Engine::project(const Step& step, int64_t number, ThreadState& mine, const Worker& worker) {
+  announce(number + Upcoming::kWindow - 1, mine, worker);
+  mine.upcoming.start(number);
   Gemm job = product_of(number, step.rows);
+  job.later = &mine.upcoming;
   job.next = own_weights_of(number + 1, worker);
-  Later later{ByteStream(), &mine.cache};
-  job.later = &later;
   if (!lora_.active()) {
     multiply(job, number, worker);
     worker.sync();
     return;
   }
   const LoraSite site = site_of(number);
-  lora_prepare(lora_, site, mine.lora[number % 2]);
-  LoraShare& next = mine.lora[(number + 1) % 2];
-  if (number + 1 < 4 * decoder_.layers) {
-    const ByteRange weights{static_cast<const char*>(job.next), kPagesAhead};
-    next.build(lora_, site_of(number + 1), weights, worker);
-    next.stream.skip(kPagesAhead);  // which this product prefetches as what follows it
-    job.next = next.ranges.front().data;
-    later.soon = ByteStream(next.ranges);
+  LoraShare& share = mine.lora[number % Upcoming::kWindow];
+  if (lora_.any_tiled) {
+    lora_shrink(lora_, site, share);
+    worker.sync();
   }
-  worker.sync();
   LoraDelta delta(lora_, site, mine.delta_terms.data(), own_first_block(job.outputs, worker));
   job.delta = &delta;
+  if (lora_.any_direct) job.next = share.ranges.front().data;
   multiply(job, number, worker);
   worker.sync();
+  if (lora_.any_direct) {
+    lora_direct(lora_, site, share, mine.lora_scratch);
+    worker.sync();
+  }
 }
 
 void Engine::multiply(Gemm job, int64_t number, const Worker& worker) {
@@ -166,7 +179,7 @@ void Engine::logits(const Step& step, const Worker& worker) {
            worker);
   worker.sync();
   Gemm job = product_of(4 * d.layers, step.logits_count);
-  job.data = step.logits;
+  job.output.data = step.logits;
   multiply(job, 4 * d.layers, worker);
 }
 
@@ -184,8 +197,7 @@ Gemm Engine::product_of(int64_t number, int64_t rows) const {
   if (number == 4 * d.layers) {
     job.weight = d.lm_head;
     job.outputs = d.vocab;
-    job.sink = Sink::kFloat;
-    job.stride = padded(d.vocab);
+    job.output = {Sink::kFloat, nullptr, padded(d.vocab)};
     return job;
   }
   const Layer& weights = layers_[static_cast<size_t>(number / 4)];
@@ -194,17 +206,13 @@ Gemm Engine::product_of(int64_t number, int64_t rows) const {
       job.weight = weights.qkv;
       job.bias = weights.qkv_bias;
       job.outputs = qkv_columns(d);
-      job.sink = Sink::kBf16;
-      job.data = space_.qkv.data();
-      job.stride = padded(job.outputs);
+      job.output = {Sink::kBf16, space_.qkv.data(), padded(job.outputs)};
       break;
     case kGateUp:
       job.weight = weights.gate_up;
       job.bias = weights.gate_up_bias;
       job.outputs = 2 * d.intermediate;
-      job.sink = Sink::kSiluMul;
-      job.data = space_.product.data();
-      job.stride = product;
+      job.output = {Sink::kSiluMul, space_.product.data(), product};
       break;
     default:  // o and down add to the residual stream
       const bool is_o = number % 4 == kO;
@@ -214,9 +222,7 @@ Gemm Engine::product_of(int64_t number, int64_t rows) const {
       job.weight = is_o ? weights.o : weights.down;
       job.bias = is_o ? weights.o_bias : weights.down_bias;
       job.outputs = d.hidden;
-      job.sink = Sink::kAddFloat;
-      job.data = space_.residual.data();
-      job.stride = hidden;
+      job.output = {Sink::kAddFloat, space_.residual.data(), hidden};
   }
   return job;
 }
@@ -228,10 +234,10 @@ LoraSite Engine::site_of(int64_t number) const {
   const int64_t q = d.heads * d.head_dim;
   const int64_t kv = d.kv_heads * d.head_dim;
   switch (number % 4) {
-    case kQkv: return {first, 3, job.inputs, {q, kv, kv}, job.x, job.x_stride, false};
-    case kO: return {first + 3, 1, job.inputs, {d.hidden, 0, 0}, job.x, job.x_stride, false};
-    case kGateUp: return {first + 4, 2, job.inputs, {d.intermediate, d.intermediate, 0}, job.x, job.x_stride, true};
-    default: return {first + 6, 1, job.inputs, {d.hidden, 0, 0}, job.x, job.x_stride, false};
+    case kQkv: return {first, 3, job.inputs, {q, kv, kv}, job.x, job.x_stride, job.output};
+    case kO: return {first + 3, 1, job.inputs, {d.hidden, 0, 0}, job.x, job.x_stride, job.output};
+    case kGateUp: return {first + 4, 2, job.inputs, {d.intermediate, d.intermediate, 0}, job.x, job.x_stride, job.output};
+    default: return {first + 6, 1, job.inputs, {d.hidden, 0, 0}, job.x, job.x_stride, job.output};
   }
 }
 

@@ -23,10 +23,11 @@ struct Workspace {
 
 // What belongs to one thread.
 struct ThreadState {
-  LoraShare lora[2];             // of this product and the next
+  LoraShare lora[Upcoming::kWindow];  // of this product and the next ones, by number modulo the window
+  Upcoming upcoming;
+  LoraScratch lora_scratch;
   Buffer<DeltaTerm> delta_terms;
   AttentionScratch attention;
-  ByteStream cache;              // prefetches what the next attention will read
 };
 
 struct Engine {
@@ -43,6 +44,7 @@ struct Engine {
   void work(const Step& step, const Worker& worker);
   void attend(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker);
   void project(const Step& step, int64_t number, ThreadState& mine, const Worker& worker);
+  void announce(int64_t number, ThreadState& mine, const Worker& worker);
   void multiply(Gemm job, int64_t number, const Worker& worker);
   void logits(const Step& step, const Worker& worker);
 

@@ -15,7 +15,7 @@ constexpr int kPieceSteps = 64;                                      // steps se
 constexpr int64_t kRowChunk = 12 * simd::kGemmRows;                  // rows whose inputs stay in the L2 cache
 constexpr int64_t kNear = 4096;                                      // prefetch distances into the weights
 constexpr int64_t kFar = 12288;
-constexpr int64_t kOverlapRows = 24;                                 // above, arithmetic leaves bandwidth free
+constexpr int64_t kLaterLines = 24;                                  // prefetched a piece while weights stream
 
 using Tile = float[simd::kGemmRows][kBlockOutputs];
 
@@ -66,17 +66,20 @@ struct Schedule {
   int64_t stride;
   const bf16* w;
   int64_t steps;
-  int64_t piece;       // steps between calls of `ahead`
   const char* weights; // next lines of the weights
   int64_t lines;       // weight lines to prefetch each step: 2, 1 or 0
-  Later* later;
+  Upcoming* later;
   LoraDelta* delta;
 };
 
 ML_INLINE Ahead next_piece(const Schedule& s, int64_t k) {
   const char* idle = reinterpret_cast<const char*>(s.x);
   Ahead ahead{idle, idle, 0, 0};
-  if (s.lines == 2) return {s.weights + k * 128, s.weights + k * 128 + 64, 128, 128};
+  if (s.lines == 2) {
+    const char* piece = s.later != nullptr ? s.later->take(kLaterLines * 64) : nullptr;
+    for (int64_t i = 0; piece != nullptr && i < kLaterLines; i++) simd::prefetch(piece + i * 64);
+    return {s.weights + k * 128, s.weights + k * 128 + 64, 128, 128};
+  }
   if (s.lines == 1) {
     ahead.first = s.weights + k * 64;
     ahead.first_stride = 64;
@@ -101,8 +104,8 @@ void multiply(const Schedule& s, Tile& out) {
       for (int v = 0; v < kPassVectors; v++) acc[m][v] = simd::zero();
     }
     const int column = pass * kPassVectors * kLanes;
-    for (int64_t k = 0; k < s.steps; k += s.piece) {
-      const int64_t end = k + s.piece < s.steps ? k + s.piece : s.steps;
+    for (int64_t k = 0; k < s.steps; k += kPieceSteps) {
+      const int64_t end = k + kPieceSteps < s.steps ? k + kPieceSteps : s.steps;
       if (s.delta != nullptr && pass == 0) s.delta->prefetch(end, s.steps);
       accumulate<Rows>(acc, s.x, s.stride, s.w + 2 * column, k, end, next_piece(s, k));
     }
@@ -134,34 +137,24 @@ void multiply(int rows, const Schedule& s, Tile& out) {
   }
 }
 
+// Bias, adapters' delta, then wherever the outputs go.
 void write(const Gemm& job, Tile& tile, int64_t row0, int rows, int64_t block) {
+  if (job.bias != nullptr) {
+    const float* bias = job.bias + block * kBlockOutputs;
+    for (int m = 0; m < rows; m++) {
+      for (int c = 0; c < kBlockOutputs; c += kLanes) {
+        simd::store(tile[m] + c, simd::add(simd::load(tile[m] + c), simd::load(bias + c)));
+      }
+    }
+  }
   if (job.delta != nullptr) job.delta->add(tile);
-  const float* bias = job.bias != nullptr ? job.bias + block * kBlockOutputs : nullptr;
-  const auto value = [&](int m, int column) {
-    const Float v = simd::load(tile[m] + column);
-    return bias != nullptr ? simd::add(v, simd::load(bias + column)) : v;
-  };
   for (int m = 0; m < rows; m++) {
-    const int64_t at = (row0 + m) * job.stride + block * kBlockOutputs;
-    switch (job.sink) {
-      case Sink::kBf16:
-        for (int c = 0; c < kBlockOutputs; c += kLanes) simd::store_bf16(static_cast<bf16*>(job.data) + at + c, value(m, c));
-        break;
-      case Sink::kFloat:
-        for (int c = 0; c < kBlockOutputs; c += kLanes) simd::store(static_cast<float*>(job.data) + at + c, value(m, c));
-        break;
-      case Sink::kAddFloat:
-        for (int c = 0; c < kBlockOutputs; c += kLanes) {
-          float* y = static_cast<float*>(job.data) + at + c;
-          simd::store(y, simd::add(simd::load(y), value(m, c)));
-        }
-        break;
-      case Sink::kSiluMul:
-        for (int c = 0; c < 16; c += kLanes) {
-          bf16* y = static_cast<bf16*>(job.data) + (row0 + m) * job.stride + block * 16 + c;
-          simd::store_bf16(y, simd::silu_mul(value(m, c), value(m, c + 16)));
-        }
-        break;
+    if (job.delta != nullptr && job.delta->keep(m, tile[m])) continue;
+    if (job.output.sink == Sink::kSiluMul) {
+      job.output.write_product(row0 + m, block, tile[m], tile[m] + 16);
+    } else {
+      job.output.write(row0 + m, block * kBlockOutputs, tile[m]);
+      job.output.write(row0 + m, block * kBlockOutputs + 16, tile[m] + 16);
     }
   }
 }
@@ -173,8 +166,7 @@ void stream_block(const Gemm& job, const bf16* w, int64_t block, const bf16* fol
   const int64_t distance = job.rows <= 4 ? kNear : kFar;
   const bool goes_on = following == nullptr || following == w + job.inputs * kBlockOutputs;
   const char* weights = goes_on ? reinterpret_cast<const char*>(w) + distance : reinterpret_cast<const char*>(following);
-  const int64_t piece = job.delta != nullptr ? kPieceSteps : steps;
-  const Schedule s{job.x, job.x_stride, w, steps, piece, weights, 2, nullptr, job.delta};
+  const Schedule s{job.x, job.x_stride, w, steps, weights, 2, job.later, job.delta};
   if (job.delta != nullptr) job.delta->begin_tile(0, static_cast<int>(job.rows), block);
   Tile tile;
   multiply(static_cast<int>(job.rows), s, tile);
@@ -186,13 +178,12 @@ void stream_block(const Gemm& job, const bf16* w, int64_t block, const bf16* fol
 void cached_block(const Gemm& job, const bf16* w, int64_t block, int64_t row0, int64_t rows, const char* following) {
   const int64_t steps = job.inputs / 2;
   const int64_t tiles = (rows + simd::kGemmRows - 1) / simd::kGemmRows;
-  Later* later = prefetches_later(job) ? job.later : nullptr;
   for (int64_t t = 0; t < tiles; t++) {
     const int64_t begin = row0 + rows * t / tiles;
     const int count = static_cast<int>(row0 + rows * (t + 1) / tiles - begin);
     const bool fetch = t < 2 && following != nullptr;
-    const Schedule s{job.x + begin * job.x_stride, job.x_stride, w, steps, kPieceSteps,
-                     fetch ? following + t * steps * 64 : nullptr, fetch ? 1 : 0, later, job.delta};
+    const Schedule s{job.x + begin * job.x_stride, job.x_stride, w, steps,
+                     fetch ? following + t * steps * 64 : nullptr, fetch ? 1 : 0, job.later, job.delta};
     if (job.delta != nullptr) job.delta->begin_tile(begin, count, block);
     Tile tile;
     multiply(count, s, tile);
@@ -262,8 +253,6 @@ void gemm(const Gemm& job, const Worker& worker) {
     }
   }
 }
-
-bool prefetches_later(const Gemm& job) { return job.rows > kOverlapRows && job.later != nullptr; }
 
 int64_t own_first_block(int64_t outputs, const Worker& worker) {
   return worker.share(round_up(outputs, kBlockOutputs) / kBlockOutputs).begin;

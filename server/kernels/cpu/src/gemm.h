@@ -4,17 +4,11 @@
 #include <cstdint>
 
 #include "lora_delta.h"
+#include "output.h"
 #include "pack.h"
 #include "queue.h"
 #include "stream.h"
 #include "worker.h"
-
-enum class Sink {
-  kBf16,      // data: bf16[rows][stride], output n in column n
-  kFloat,     // data: float[rows][stride]
-  kAddFloat,  // the same, added to what is there (the residual stream)
-  kSiluMul,   // data: bf16[rows][stride], SiLU(gate) * up of gate/up blocks
-};
 
 struct Gemm {
   const bf16* x;         // [rows][x_stride]
@@ -24,11 +18,9 @@ struct Gemm {
   int64_t outputs;       // rounded up to 32 by the kernel
   int64_t inputs;        // even
   const float* bias;     // [outputs rounded up], in the packed order, or null
-  Sink sink;
-  void* data;
-  int64_t stride;
+  Output output;
   const void* next;      // what this thread reads after the GEMM: prefetched with the last weights; or null
-  Later* later;     // prefetched while the tiles are bound by arithmetic; or null
+  Upcoming* later;       // prefetched meanwhile; or null
   StealQueue* queue;     // reset
   LoraDelta* delta;      // this thread's, added to every tile; or null
 };
@@ -36,9 +28,6 @@ struct Gemm {
 // Called by every thread. Each output is accumulated over ascending inputs in one register lane: its bits
 // depend on nothing but its own row and weights.
 void gemm(const Gemm& job, const Worker& worker);
-
-// Whether the GEMM has bandwidth to spare for job.later.
-bool prefetches_later(const Gemm& job);
 
 // The first block of 32 outputs of the thread's share, and its weights.
 int64_t own_first_block(int64_t outputs, const Worker& worker);

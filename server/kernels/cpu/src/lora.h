@@ -1,12 +1,12 @@
-// The LoRA delta y += sum over a row's mix of weight * B (A x), added in fp32 to the tiles of the GEMM that
-// computes y. Before that GEMM, in one phase:
-//   - rows that share their mix with at most one other ("direct") get their whole delta computed, B being
-//     read front to back, as fast as memory gives it;
-//   - for segments of more rows only t = A x is computed ("shrink"); the GEMM multiplies its tiles' part of B.
+// The LoRA delta y += sum over a row's mix of weight * B (A x), for the outputs y of one GEMM. Two ways:
+//   - Segments of several rows ("tiled"): t = A x is computed before the GEMM, and the GEMM multiplies its tiles'
+//     part of B while they are in registers (lora_delta.h).
+//   - Rows that share their mix with at most one other ("direct"): the GEMM leaves their outputs in fp32; after
+//     it, A and B are read front to back, as fast as memory gives them, and the outputs are completed.
 //
 // Weights are read in place from the page pool: for a module, `rank` rows of A then `rank` columns of B, each
 // padded to 32 elements. Every number is accumulated in one fixed order (inputs ascending; then adapters in
-// the mix's order, ranks ascending, starting from 0), so neither way nor the other rows of the step change a bit.
+// the mix's order, ranks ascending, starting from 0), so neither the way nor the other rows of the step change a bit.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +14,14 @@
 
 #include "abi.h"
 #include "memory.h"
+#include "output.h"
 #include "stream.h"
 #include "worker.h"
 
 constexpr int64_t kPageAlign = 32;
 constexpr int64_t kMaxSiteModules = 3;
 constexpr int64_t kDirectRows = 2;
+constexpr int64_t kPagesAhead = 16384;  // bytes that pages are prefetched ahead of their use
 
 // Rows with the same mix: entries entry .. entry_end - 1 of the step's list.
 struct LoraSegment {
@@ -27,10 +29,11 @@ struct LoraSegment {
   int64_t rows;
   int64_t entry;
   int64_t entry_end;
-  int64_t delta_row;     // first of its rows in LoraStep::delta; -1: not direct
-
-  bool direct() const { return delta_row >= 0; }
+  bool direct;
 };
+
+constexpr int64_t kBaseRow = -1;    // the row runs the base
+constexpr int64_t kTiledRow = -2;   // its delta is added tile by tile
 
 // The mixes of one step.
 struct LoraStep {
@@ -38,11 +41,14 @@ struct LoraStep {
   const bf16* pool = nullptr;
   std::vector<LoraSegment> segments;
   std::vector<int32_t> segment_of;  // [rows]
+  std::vector<int64_t> direct_row;  // [rows] row of `outputs`, or kBaseRow or kTiledRow
+  bool any_direct = false;
+  bool any_tiled = false;
   int64_t max_entries = 0;          // of any segment
   int64_t t_stride = 0;             // no segment has more ranks at a site
-  int64_t delta_stride = 0;
-  Buffer<float> t;                  // [rows][t_stride] results of shrink, mix weights included
-  Buffer<float> delta;              // [direct rows][delta_stride], columns as the GEMM's blocks have them
+  int64_t output_stride = 0;
+  Buffer<float> t;                  // [rows][t_stride] of tiled rows, mix weights included
+  Buffer<float> outputs;            // [direct rows][output_stride] the GEMM's outputs, in the order of its blocks
 
   bool active() const { return lora != nullptr; }
   // `columns`: the most outputs of any site, rounded up to whole blocks.
@@ -57,7 +63,9 @@ struct LoraSite {
   int64_t out[kMaxSiteModules];
   const bf16* x;         // [rows][x_stride], columns behind `in` are zero up to a multiple of 32
   int64_t x_stride;
-  bool interleaved;      // the GEMM's blocks hold 16 outputs of one module, 16 of the other; else module after module
+  Output output;         // of kSiluMul: two modules, interleaved by 16; else module after module
+
+  bool interleaved() const { return output.sink == Sink::kSiluMul; }
 };
 
 // Rows and columns of one module of one adapter.
@@ -69,7 +77,7 @@ struct LoraPages {
 
 LoraPages pages_of(const LoraStep& step, const LoraSite& site, int64_t entry, int64_t module);
 
-// Some rows of A of one module of one entry, for a segment that is not direct.
+// Some rows of A of one module of one entry, for a tiled segment.
 struct ShrinkItem {
   const LoraSegment* segment;
   const bf16* a;         // first row to do
@@ -78,29 +86,38 @@ struct ShrinkItem {
   float weight;
 };
 
-// One module of a direct segment.
+// Modules module .. module_end - 1 of a direct segment: one, or the two that are multiplied.
 struct DirectItem {
   const LoraSegment* segment;
   int64_t module;
+  int64_t module_end;
 };
 
-// What one thread does for a site before its GEMM, and the bytes it reads for that and right after it.
+// What one thread does at a site, and the bytes it reads for its direct items and right after them.
 struct LoraShare {
   std::vector<ShrinkItem> shrink;
   std::vector<DirectItem> direct;
   std::vector<ByteRange> ranges;
   ByteStream stream;     // prefetches a little ahead of what is being read
-  Buffer<float> panel;   // working memory of direct items
-  Buffer<float> factors;
 
   void reserve(const LoraStep& step);  // room for any site, so that build never allocates
   void build(const LoraStep& step, const LoraSite& site, const ByteRange& following, const Worker& worker);
 };
 
-// The phase before the site's GEMM; a barrier has to follow.
-void lora_prepare(const LoraStep& step, const LoraSite& site, LoraShare& share);
+// Working memory of a thread's direct items.
+struct LoraScratch {
+  Buffer<float> panel;   // [2 modules][kDirectRows][output_stride]
+  Buffer<float> t;       // [kDirectRows][t_stride]
 
-// Its parts. shrink_rows writes t[row][rank] = weight * A x for `ranks` rows of A.
+  void reserve(const LoraStep& step);
+};
+
+// Before the GEMM, if any segment is tiled, with a barrier between.
+void lora_shrink(const LoraStep& step, const LoraSite& site, const LoraShare& share);
+
+// After the GEMM, if any segment is direct, with a barrier between.
+void lora_direct(const LoraStep& step, const LoraSite& site, LoraShare& share, LoraScratch& scratch);
+
+// t[row][rank] = weight * A x for `ranks` rows of A.
 void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row, int64_t rows, float weight, float* t,
-                 int64_t t_stride, ByteStream& ahead);
-void direct_delta(const LoraStep& step, const LoraSite& site, const DirectItem& item, LoraShare& share);
+                 int64_t t_stride, ByteStream* ahead);

@@ -63,16 +63,15 @@ void LoraDelta::begin_tile(int64_t row, int rows, int64_t block) {
   rows_ = rows;
   block_ = block;
   count_ = lines_ = fetched_ = next_term_ = next_rank_ = 0;
-  for (int first = 0; first < rows;) {
-    const LoraSegment& segment = step_.segments[static_cast<size_t>(step_.segment_of[static_cast<size_t>(row + first)])];
-    const int count = static_cast<int>(std::min<int64_t>(rows - first, segment.row + segment.rows - row - first));
-    if (segment.direct()) {
-      const float* delta = step_.delta.data() + (segment.delta_row + row + first - segment.row) * step_.delta_stride;
-      for (int m = 0; m < count; m++) simd::prefetch(delta + m * step_.delta_stride + block * kBlockOutputs);
-    } else {
-      add_terms(segment, row + first, first, count, block);
+  for (int m = 0; m < rows;) {
+    if (step_.direct_row[static_cast<size_t>(row + m)] != kTiledRow) {
+      m++;
+      continue;
     }
-    first += count;
+    const LoraSegment& segment = step_.segments[static_cast<size_t>(step_.segment_of[static_cast<size_t>(row + m)])];
+    const int count = static_cast<int>(std::min<int64_t>(rows - m, segment.row + segment.rows - row - m));
+    add_terms(segment, row + m, m, count, block);
+    m += count;
   }
 }
 
@@ -83,8 +82,8 @@ void LoraDelta::add_terms(const LoraSegment& segment, int64_t row, int first, in
     for (int64_t m = 0; m < site_.modules; m++) {
       const LoraPages pages = pages_of(step_, site_, e, m);
       for (int half = 0; half < 2; half++) {
-        if (site_.interleaved && half != m) continue;
-        const int64_t column = site_.interleaved ? block * 16 : block * kBlockOutputs + half * 16 - module_begin;
+        if (site_.interleaved() && half != m) continue;
+        const int64_t column = site_.interleaved() ? block * 16 : block * kBlockOutputs + half * 16 - module_begin;
         if (pages.rank == 0 || column < 0 || column >= site_.out[m]) continue;
         // Lines are fetched in pairs, as far as the memory's rows are concerned: at every 64th output.
         const bool opens = column % 64 == 0 || (block == first_block_ && half == 0) || (column == 0);
@@ -115,14 +114,21 @@ void LoraDelta::prefetch(int64_t done, int64_t steps) {
 }
 
 void LoraDelta::add(float (*tile)[kBlockOutputs]) const {
-  alignas(64) float sum[simd::kGemmRows][kBlockOutputs];  // the delta alone, as it is for direct rows
-  if (count_ > 0) memset(sum, 0, sizeof sum);
+  if (count_ == 0) return;
+  alignas(64) float sum[simd::kGemmRows][kBlockOutputs] = {};  // the delta alone, as it is for direct rows
   for (int64_t i = 0; i < count_; i++) add_term(terms_[i], step_.t_stride, sum);
   for (int m = 0; m < rows_; m++) {
-    const LoraSegment& segment = step_.segments[static_cast<size_t>(step_.segment_of[static_cast<size_t>(row_ + m)])];
-    if (segment.entry == segment.entry_end) continue;
-    const int64_t direct_row = segment.delta_row + row_ + m - segment.row;
-    const float* delta = segment.direct() ? step_.delta.data() + direct_row * step_.delta_stride + block_ * kBlockOutputs : sum[m];
-    for (int c = 0; c < kBlockOutputs; c += kLanes) simd::store(tile[m] + c, simd::add(simd::load(tile[m] + c), simd::load(delta + c)));
+    if (step_.direct_row[static_cast<size_t>(row_ + m)] != kTiledRow) continue;
+    for (int c = 0; c < kBlockOutputs; c += kLanes) {
+      simd::store(tile[m] + c, simd::add(simd::load(tile[m] + c), simd::load(sum[m] + c)));
+    }
   }
+}
+
+bool LoraDelta::keep(int row, const float* outputs) const {
+  const int64_t direct = step_.direct_row[static_cast<size_t>(row_ + row)];
+  if (direct < 0) return false;
+  float* y = step_.outputs.data() + direct * step_.output_stride + block_ * kBlockOutputs;
+  for (int c = 0; c < kBlockOutputs; c += kLanes) simd::store(y + c, simd::load(outputs + c));
+  return true;
 }

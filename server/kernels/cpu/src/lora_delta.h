@@ -1,5 +1,5 @@
-// Adds the LoRA delta to a GEMM's tiles while they are in fp32: for direct rows what was computed before, for
-// the others B t, whose columns of B are prefetched while the tile is being computed.
+// Adds B t of tiled rows to a GEMM's tiles while they are in fp32, prefetching the columns of B that a tile
+// needs while the tile is being computed. Keeps direct rows' outputs for later.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,10 @@ class LoraDelta {
   void begin_tile(int64_t row, int rows, int64_t block);
   // Prefetches the part of the tile's lines that is due when `done` of `steps` steps are done.
   void prefetch(int64_t done, int64_t steps);
-  // Adds the delta to the tile.
+  // Adds the delta to tiled rows.
   void add(float (*tile)[kBlockOutputs]) const;
+  // If the row is direct, stores its outputs away; the GEMM must not write them.
+  bool keep(int row, const float* outputs) const;
 
  private:
   void add_terms(const LoraSegment& segment, int64_t row, int first, int rows, int64_t block);

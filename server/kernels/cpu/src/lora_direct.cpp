@@ -1,4 +1,4 @@
-// The delta of one or two rows of one module: t = A x, then B t, both read front to back.
+// One or two rows of one adapter: t = A x, then y + B t, both matrices read front to back.
 #include "lora.h"
 #include "pack.h"
 
@@ -10,8 +10,48 @@ using simd::Pairs;
 
 constexpr int64_t kStep = 2 * kLanes;  // columns of one load of B
 
-// acc += sum over `Ranks` columns of B, one after the other. acc is [Rows][length]; each kStep columns are kept
-// as the even ones, then the odd ones: so a vector of bf16 widens with a shift and a mask.
+// acc += sum over `Ranks` columns of B, one after the other, for `Width` steps from column c on. acc is
+// [Rows][length]; each step's columns are kept as the even ones, then the odd ones: so a vector of bf16 widens with
+// a shift and a mask. Several steps at once hide the latency of the chain of additions.
+template <int Rows, int Ranks, int Width>
+ML_INLINE void add_steps(float* acc, const bf16* b, int64_t length, int64_t c, const Float (&factor)[Rows][Ranks],
+                         ByteStream& ahead) {
+  const char* next = ahead.take(Ranks * Width * kStep * 2);
+  if (next == nullptr) next = reinterpret_cast<const char*>(b);
+  Float even[Rows][Width];
+  Float odd[Rows][Width];
+  ML_UNROLL
+  for (int m = 0; m < Rows; m++) {
+    ML_UNROLL
+    for (int j = 0; j < Width; j++) {
+      even[m][j] = simd::load(acc + m * length + c + j * kStep);
+      odd[m][j] = simd::load(acc + m * length + c + j * kStep + kLanes);
+    }
+  }
+  ML_UNROLL
+  for (int r = 0; r < Ranks; r++) {
+    ML_UNROLL
+    for (int j = 0; j < Width; j++) {
+      const int line = r * Width + j;
+      if (line * 64 < Ranks * Width * kStep * 2) simd::prefetch(next + line * 64);
+      const Pairs column = simd::load_pairs(b + r * length + c + j * kStep);
+      ML_UNROLL
+      for (int m = 0; m < Rows; m++) {
+        even[m][j] = simd::fma(simd::low_half(column), factor[m][r], even[m][j]);
+        odd[m][j] = simd::fma(simd::high_half(column), factor[m][r], odd[m][j]);
+      }
+    }
+  }
+  ML_UNROLL
+  for (int m = 0; m < Rows; m++) {
+    ML_UNROLL
+    for (int j = 0; j < Width; j++) {
+      simd::store(acc + m * length + c + j * kStep, even[m][j]);
+      simd::store(acc + m * length + c + j * kStep + kLanes, odd[m][j]);
+    }
+  }
+}
+
 template <int Rows, int Ranks>
 void add_columns(float* acc, const bf16* b, int64_t length, const float* t, int64_t t_stride, ByteStream& ahead) {
   Float factor[Rows][Ranks];
@@ -20,77 +60,79 @@ void add_columns(float* acc, const bf16* b, int64_t length, const float* t, int6
     ML_UNROLL
     for (int r = 0; r < Ranks; r++) factor[m][r] = simd::splat(t[m * t_stride + r]);
   }
-  for (int64_t c = 0; c < length; c += kStep) {
-    const char* next = ahead.take(Ranks * kStep * 2);
-    if (next == nullptr) next = reinterpret_cast<const char*>(b);
-    Float even[Rows];
-    Float odd[Rows];
-    ML_UNROLL
-    for (int m = 0; m < Rows; m++) {
-      even[m] = simd::load(acc + m * length + c);
-      odd[m] = simd::load(acc + m * length + c + kLanes);
-    }
-    ML_UNROLL
-    for (int r = 0; r < Ranks; r++) {
-      const Pairs column = simd::load_pairs(b + r * length + c);
-      if (r * 64 < Ranks * kStep * 2) simd::prefetch(next + r * 64);
-      ML_UNROLL
-      for (int m = 0; m < Rows; m++) {
-        even[m] = simd::fma(simd::low_half(column), factor[m][r], even[m]);
-        odd[m] = simd::fma(simd::high_half(column), factor[m][r], odd[m]);
-      }
-    }
-    ML_UNROLL
-    for (int m = 0; m < Rows; m++) {
-      simd::store(acc + m * length + c, even[m]);
-      simd::store(acc + m * length + c + kLanes, odd[m]);
-    }
-  }
+  int64_t c = 0;
+  for (; c + 2 * kStep <= length; c += 2 * kStep) add_steps<Rows, Ranks, 2>(acc, b, length, c, factor, ahead);
+  for (; c < length; c += kStep) add_steps<Rows, Ranks, 1>(acc, b, length, c, factor, ahead);
 }
 
 template <int Rows>
 void expand(float* acc, const LoraPages& pages, int64_t length, const float* t, int64_t t_stride, ByteStream& ahead) {
-  constexpr int kMany = Rows == 1 ? 16 : 8;  // as many factors as registers hold
+  constexpr int kMany = 8;  // as many factors as registers hold
   int64_t r = 0;
   for (; r + kMany <= pages.rank; r += kMany) add_columns<Rows, kMany>(acc, pages.b + r * length, length, t + r, t_stride, ahead);
   for (; r + 4 <= pages.rank; r += 4) add_columns<Rows, 4>(acc, pages.b + r * length, length, t + r, t_stride, ahead);
   for (; r < pages.rank; r++) add_columns<Rows, 1>(acc, pages.b + r * length, length, t + r, t_stride, ahead);
 }
 
-// Puts a row's delta of one module where the GEMM's blocks have its outputs.
-void place(const float* acc, const LoraSite& site, int64_t module, float* delta) {
-  int64_t begin = 0;
-  for (int64_t m = 0; m < module; m++) begin += site.out[m];
-  for (int64_t c = 0; c < site.out[module]; c += kStep) {
-    Float piece[2];
-    simd::join_even_odd(simd::load(acc + c), simd::load(acc + c + kLanes), &piece[0], &piece[1]);
-    for (int64_t i = 0; i < 2 && c + i * kLanes < site.out[module]; i++) {
-      const int64_t column = c + i * kLanes;
-      const int64_t at = site.interleaved ? column / 16 * 32 + column % 16 + 16 * module : begin + column;
-      simd::store(delta + at, piece[i]);
-    }
-  }
-}
-
-}  // namespace
-
-void direct_delta(const LoraStep& step, const LoraSite& site, const DirectItem& item, LoraShare& share) {
-  const LoraSegment& segment = *item.segment;
-  const int64_t length = round_up(site.out[item.module], kPageAlign);
-  float* acc = share.panel.data();
-  float* t = share.factors.data();
+// The delta of one module for the item's rows, [rows][module's outputs rounded up].
+void module_delta(const LoraStep& step, const LoraSite& site, const LoraSegment& segment, int64_t module, LoraShare& share,
+                  const LoraScratch& scratch, float* acc) {
+  const int64_t length = round_up(site.out[module], kPageAlign);
+  float* t = scratch.t.data();
   memset(acc, 0, static_cast<size_t>(segment.rows * length) * sizeof(float));
   for (int64_t e = segment.entry; e < segment.entry_end; e++) {
-    const LoraPages pages = pages_of(step, site, e, item.module);
+    const LoraPages pages = pages_of(step, site, e, module);
     if (pages.rank == 0) continue;
-    shrink_rows(pages.a, pages.rank, site, segment.row, segment.rows, step.lora->weight[e], t, step.t_stride, share.stream);
+    shrink_rows(pages.a, pages.rank, site, segment.row, segment.rows, step.lora->weight[e], t, step.t_stride, &share.stream);
     if (segment.rows == 1) {
       expand<1>(acc, pages, length, t, step.t_stride, share.stream);
     } else {
       expand<2>(acc, pages, length, t, step.t_stride, share.stream);
     }
   }
-  for (int64_t m = 0; m < segment.rows; m++) {
-    place(acc + m * length, site, item.module, step.delta.data() + (segment.delta_row + m) * step.delta_stride);
+}
+
+// sum[i] = y[i] + delta of column `column` + i, for 16 columns.
+void add_delta(const float* y, const float* acc, int64_t column, float* sum) {
+  Float piece[2];
+  for (int64_t c = column / kStep * kStep; c < column + 16; c += kStep) {
+    simd::join_even_odd(simd::load(acc + c), simd::load(acc + c + kLanes), &piece[0], &piece[1]);
+    for (int i = 0; i < 2; i++) {
+      const int64_t at = c + i * kLanes - column;
+      if (at >= 0 && at < 16) simd::store(sum + at, simd::add(simd::load(y + at), piece[i]));
+    }
+  }
+}
+
+void complete(const LoraStep& step, const LoraSite& site, const DirectItem& item, int64_t m, const LoraScratch& scratch) {
+  const int64_t row = item.segment->row + m;
+  const float* y = step.outputs.data() + step.direct_row[static_cast<size_t>(row)] * step.output_stride;
+  const int64_t columns = site.out[item.module];
+  const float* acc = scratch.panel.data() + m * round_up(columns, kPageAlign);
+  const float* acc_up = acc + kDirectRows * step.output_stride;
+  alignas(64) float sum[32];
+  int64_t begin = 0;
+  for (int64_t k = 0; k < item.module; k++) begin += site.out[k];
+  for (int64_t c = 0; c < columns; c += 16) {
+    if (site.interleaved()) {
+      add_delta(y + 2 * c, acc, c, sum);
+      add_delta(y + 2 * c + 16, acc_up, c, sum + 16);
+      site.output.write_product(row, c / 16, sum, sum + 16);
+    } else {
+      add_delta(y + begin + c, acc, c, sum);
+      site.output.write(row, begin + c, sum);
+    }
+  }
+}
+
+}  // namespace
+
+void lora_direct(const LoraStep& step, const LoraSite& site, LoraShare& share, LoraScratch& scratch) {
+  for (const DirectItem& item : share.direct) {
+    for (int64_t k = item.module; k < item.module_end; k++) {
+      float* acc = scratch.panel.data() + (k - item.module) * kDirectRows * step.output_stride;
+      module_delta(step, site, *item.segment, k, share, scratch, acc);
+    }
+    for (int64_t m = 0; m < item.segment->rows; m++) complete(step, site, item, m, scratch);
   }
 }

@@ -30,11 +30,13 @@ int64_t cost_of_rank(const LoraSegment& segment) { return kRowsPerFetch + segmen
 void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int64_t columns) {
   lora = mixes;
   pool = pages;
-  delta_stride = columns;
+  output_stride = columns;
   segments.clear();
   segment_of.clear();
+  direct_row.clear();
   t_stride = 0;
   max_entries = 0;
+  any_direct = any_tiled = false;
   if (mixes == nullptr) return;
   int64_t direct_rows = 0;
   for (int64_t s = 0; s < step.sequences;) {
@@ -44,9 +46,14 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
     for (int64_t row = step.query_start[s]; row < end; row += kSegmentRows) {
       const int64_t rows = std::min(kSegmentRows, end - row);
       segment_of.insert(segment_of.end(), static_cast<size_t>(rows), static_cast<int32_t>(segments.size()));
-      const bool direct = rows <= kDirectRows && mixes->start[s] < mixes->start[s + 1];
-      segments.push_back({row, rows, mixes->start[s], mixes->start[s + 1], direct ? direct_rows : -1});
-      if (direct) direct_rows += rows;
+      const bool adapted = mixes->start[s] < mixes->start[s + 1];
+      const bool direct = adapted && rows <= kDirectRows;
+      const bool tiled = adapted && !direct;
+      segments.push_back({row, rows, mixes->start[s], mixes->start[s + 1], direct});
+      for (int64_t i = 0; i < rows; i++) {
+        direct_row.push_back(direct ? direct_rows++ : tiled ? kTiledRow : kBaseRow);
+      }
+      any_tiled = any_tiled || tiled;
     }
     int64_t ranks = 0;
     for (int64_t e = mixes->start[s]; e < mixes->start[s + 1]; e++) ranks += mixes->max_rank[mixes->adapter[e]];
@@ -55,7 +62,8 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
     s = last;
   }
   t.reserve(step.rows * t_stride);
-  delta.reserve(direct_rows * delta_stride);
+  any_direct = direct_rows > 0;
+  outputs.reserve(direct_rows * output_stride);
 }
 
 LoraPages pages_of(const LoraStep& step, const LoraSite& site, int64_t entry, int64_t module) {
@@ -70,8 +78,11 @@ void LoraShare::reserve(const LoraStep& step) {
   shrink.reserve(pages);
   direct.reserve(step.segments.size() * kMaxSiteModules);
   ranges.reserve(pages + 1);
-  panel.reserve(kDirectRows * step.delta_stride);
-  factors.reserve(kDirectRows * step.t_stride);
+}
+
+void LoraScratch::reserve(const LoraStep& step) {
+  panel.reserve(2 * kDirectRows * step.output_stride);
+  t.reserve(kDirectRows * step.t_stride);
 }
 
 namespace {
@@ -98,8 +109,8 @@ class Splitter {
   void walk() {
     at_ = 0;
     for (const LoraSegment& segment : step_.segments) {
-      if (segment.direct()) {
-        for (int64_t m = 0; m < site_.modules; m++) place_direct(segment, m);
+      if (segment.direct) {
+        place_direct(segment);
       } else {
         place_shrink(segment);
       }
@@ -113,17 +124,31 @@ class Splitter {
     return units;
   }
 
-  void place_direct(const LoraSegment& segment, int64_t m) {
+  void place_direct(const LoraSegment& segment) {
+    const int64_t together = site_.interleaved() ? 2 : 1;
+    for (int64_t m = 0; m < site_.modules; m += together) {
+      const DirectItem item{&segment, m, m + together};
+      int64_t elements = site_.in;
+      for (int64_t k = m; k < item.module_end; k++) elements += rank_of(segment, k) * (site_.in + site_.out[k]);
+      const Range units = mine(elements * cost_of_rank(segment), 1);
+      if (units.begin == units.end) continue;
+      share_.direct.push_back(item);
+      for (int64_t k = m; k < item.module_end; k++) list_pages(segment, k);
+    }
+  }
+
+  int64_t rank_of(const LoraSegment& segment, int64_t m) const {
     int64_t rank = 0;
     for (int64_t e = segment.entry; e < segment.entry_end; e++) rank += pages_of(step_, site_, e, m).rank;
-    const int64_t cost = (rank + 1) * (site_.in + site_.out[m]) * cost_of_rank(segment);
-    const Range units = mine(cost, 1);
-    if (units.begin == units.end) return;
-    share_.direct.push_back({&segment, m});
+    return rank;
+  }
+
+  void list_pages(const LoraSegment& segment, int64_t m) {
+    const int64_t length = round_up(site_.in, kPageAlign) + round_up(site_.out[m], kPageAlign);
     for (int64_t e = segment.entry; e < segment.entry_end; e++) {
       const LoraPages pages = pages_of(step_, site_, e, m);
-      const int64_t length = round_up(site_.in, kPageAlign) + round_up(site_.out[m], kPageAlign);
-      if (pages.rank > 0) add_range(pages.a, pages.rank * length);
+      const int64_t bytes = pages.rank * length * static_cast<int64_t>(sizeof(bf16));
+      if (bytes > 0) share_.ranges.push_back({reinterpret_cast<const char*>(pages.a), bytes});
     }
   }
 
@@ -137,15 +162,10 @@ class Splitter {
         const bf16* a = pages.a + ranks.begin * length;
         if (ranks.begin < ranks.end) {
           share_.shrink.push_back({&segment, a, ranks.end - ranks.begin, t_column + ranks.begin, step_.lora->weight[e]});
-          add_range(a, (ranks.end - ranks.begin) * length);
         }
         t_column += pages.rank;
       }
     }
-  }
-
-  void add_range(const bf16* data, int64_t elements) {
-    share_.ranges.push_back({reinterpret_cast<const char*>(data), elements * static_cast<int64_t>(sizeof(bf16))});
   }
 
   const LoraStep& step_;
@@ -166,4 +186,5 @@ void LoraShare::build(const LoraStep& step, const LoraSite& site, const ByteRang
   splitter.fill(worker.share(splitter.total()));
   ranges.push_back(following);
   stream = ByteStream(ranges);
+  stream.skip(kPagesAhead);
 }

@@ -1,5 +1,5 @@
-// A x for rows of A that lie one after the other in the pool. Four of them are read together: their sums are
-// reduced across lanes at once.
+// A x for rows of A that lie one after the other in the pool. Several of them are read together: that hides the
+// latency of the chains of additions, and four sums are reduced across lanes at once.
 #include <algorithm>
 
 #include "lora.h"
@@ -10,12 +10,13 @@ using simd::Float;
 using simd::kLanes;
 using simd::Pairs;
 
-constexpr int kRanks = 4;
-constexpr int64_t kPieceSteps = 16;  // steps of 4 x 64 bytes served by one prefetched piece
+constexpr int kMaxRanks = 8;
+constexpr int64_t kPieceSteps = 8;  // steps served by one prefetched piece
 
-template <int Rows>
-void dot_tile(const bf16* const (&a)[kRanks], const bf16* x, int64_t stride, int64_t count, ByteStream* ahead,
-              float (&out)[simd::kShrinkRows][kRanks]) {
+using Sums = float[simd::kShrinkRows][kMaxRanks];
+
+template <int Rows, int kRanks>
+void dot_tile(const bf16* const (&a)[kMaxRanks], const bf16* x, int64_t stride, int64_t count, ByteStream* ahead, Sums& out) {
   Float acc[Rows][kRanks];
   ML_UNROLL
   for (int m = 0; m < Rows; m++) {
@@ -45,19 +46,23 @@ void dot_tile(const bf16* const (&a)[kRanks], const bf16* x, int64_t stride, int
     }
   }
   ML_UNROLL
-  for (int m = 0; m < Rows; m++) simd::sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3], out[m]);
+  for (int m = 0; m < Rows; m++) {
+    ML_UNROLL
+    for (int r = 0; r < kRanks; r += 4) simd::sum4(acc[m][r], acc[m][r + 1], acc[m][r + 2], acc[m][r + 3], out[m] + r);
+  }
 }
 
-void dot_tile(int rows, const bf16* const (&a)[kRanks], const bf16* x, int64_t stride, int64_t count, ByteStream* ahead,
-              float (&out)[simd::kShrinkRows][kRanks]) {
+void dot_tile(int rows, int64_t together, const bf16* const (&a)[kMaxRanks], const bf16* x, int64_t stride, int64_t count,
+              ByteStream* ahead, Sums& out) {
+  if (together == 8) return dot_tile<1, 8>(a, x, stride, count, ahead, out);
   switch (rows) {
-    case 1: return dot_tile<1>(a, x, stride, count, ahead, out);
-    case 2: return dot_tile<2>(a, x, stride, count, ahead, out);
+    case 1: return dot_tile<1, 4>(a, x, stride, count, ahead, out);
+    case 2: return dot_tile<2, 4>(a, x, stride, count, ahead, out);
 #if !defined(ML_SHORT_TILES)
-    case 3: return dot_tile<3>(a, x, stride, count, ahead, out);
-    case 4: return dot_tile<4>(a, x, stride, count, ahead, out);
-    case 5: return dot_tile<5>(a, x, stride, count, ahead, out);
-    case 6: return dot_tile<6>(a, x, stride, count, ahead, out);
+    case 3: return dot_tile<3, 4>(a, x, stride, count, ahead, out);
+    case 4: return dot_tile<4, 4>(a, x, stride, count, ahead, out);
+    case 5: return dot_tile<5, 4>(a, x, stride, count, ahead, out);
+    case 6: return dot_tile<6, 4>(a, x, stride, count, ahead, out);
 #endif
     default: __builtin_unreachable();
   }
@@ -66,16 +71,17 @@ void dot_tile(int rows, const bf16* const (&a)[kRanks], const bf16* x, int64_t s
 }  // namespace
 
 void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row, int64_t rows, float weight, float* t,
-                 int64_t t_stride, ByteStream& ahead) {
+                 int64_t t_stride, ByteStream* ahead) {
   const int64_t length = round_up(site.in, kPageAlign);
-  float out[simd::kShrinkRows][kRanks];
-  for (int64_t r = 0; r < ranks; r += kRanks) {
-    const int64_t count = std::min<int64_t>(kRanks, ranks - r);
-    const bf16* quad[kRanks];
-    for (int64_t i = 0; i < kRanks; i++) quad[i] = a + (r + std::min(i, count - 1)) * length;
+  const int64_t together = rows == 1 ? 8 : 4;
+  Sums out;
+  for (int64_t r = 0; r < ranks; r += together) {
+    const int64_t count = std::min(together, ranks - r);
+    const bf16* group[kMaxRanks];
+    for (int64_t i = 0; i < together; i++) group[i] = a + (r + std::min(i, count - 1)) * length;
     for (int64_t m = 0; m < rows; m += simd::kShrinkRows) {
       const int tile = static_cast<int>(std::min<int64_t>(simd::kShrinkRows, rows - m));
-      dot_tile(tile, quad, site.x + (row + m) * site.x_stride, site.x_stride, length, m == 0 ? &ahead : nullptr, out);
+      dot_tile(tile, together, group, site.x + (row + m) * site.x_stride, site.x_stride, length, m == 0 ? ahead : nullptr, out);
       for (int j = 0; j < tile; j++) {
         for (int64_t i = 0; i < count; i++) t[(m + j) * t_stride + r + i] = out[j][i] * weight;
       }
@@ -83,10 +89,9 @@ void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row
   }
 }
 
-void lora_prepare(const LoraStep& step, const LoraSite& site, LoraShare& share) {
+void lora_shrink(const LoraStep& step, const LoraSite& site, const LoraShare& share) {
   for (const ShrinkItem& item : share.shrink) {
     float* t = step.t.data() + item.segment->row * step.t_stride + item.t_column;
-    shrink_rows(item.a, item.ranks, site, item.segment->row, item.segment->rows, item.weight, t, step.t_stride, share.stream);
+    shrink_rows(item.a, item.ranks, site, item.segment->row, item.segment->rows, item.weight, t, step.t_stride, nullptr);
   }
-  for (const DirectItem& item : share.direct) direct_delta(step, site, item, share);
 }

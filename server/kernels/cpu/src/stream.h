@@ -49,13 +49,56 @@ class ByteStream {
   int64_t at_ = 0;
 };
 
-// What a GEMM prefetches in its spare load slots: first what is read right after it, then what is read later.
-struct Later {
-  ByteStream soon;
-  ByteStream* then;
+// What a thread is going to read after each of the next few matrix products. GEMMs prefetch it in their spare
+// load slots: all that comes right after themselves, and of later reads as much as the caches will keep.
+class Upcoming {
+ public:
+  static constexpr int64_t kWindow = 3;  // products known at a time, the current one included
 
-  const char* take(int64_t size) {
-    const char* piece = soon.take(size);
-    return piece != nullptr || then == nullptr ? piece : then->take(size);
+  // Forgets everything; product 0 is next to be announced.
+  void restart() {
+    current_ = known_ = running_ = 0;
+    early_ = 0;
   }
+
+  // What is read between the next product not announced yet and its successor: rank pages, then the KV cache.
+  void announce(const ByteStream& pages, const ByteStream& cache) { reads_[known_++ % kWindow] = {pages, cache, 0}; }
+
+  // Product `number` starts.
+  void start(int64_t number) {
+    running_ = number;
+    if (current_ < number) current_ = number;
+    early_ = 0;
+    for (int64_t n = number + 1; n <= current_ && n < known_; n++) early_ += reads_[n % kWindow].taken;
+  }
+
+  // The next `size` bytes, or null.
+  const char* take(int64_t size) {
+    for (; current_ < known_; current_++) {
+      if (current_ > running_ && early_ >= kMaxEarly) return nullptr;
+      Reads& reads = reads_[current_ % kWindow];
+      const char* piece = reads.pages.take(size);
+      if (piece == nullptr) piece = reads.cache.take(size);
+      if (piece == nullptr) continue;
+      reads.taken += size;
+      if (current_ > running_) early_ += size;
+      return piece;
+    }
+    return nullptr;
+  }
+
+ private:
+  static constexpr int64_t kMaxEarly = 4 << 20;
+
+  struct Reads {
+    ByteStream pages;
+    ByteStream cache;
+    int64_t taken;
+  };
+
+  Reads reads_[kWindow];
+  int64_t running_ = 0;
+  int64_t current_ = 0;
+  int64_t known_ = 0;
+  int64_t early_ = 0;  // bytes taken for products after the running one
 };
