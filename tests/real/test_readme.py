@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from threading import Timer
 
 import pytest
 
@@ -15,30 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 CURL = [code for language, code in BLOCKS if language == "bash" and code.startswith("curl")]
 PYTHON = [code for language, code in BLOCKS if language == "python"]
-START_SECONDS = 120.0
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module")
-def server(real_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a served real model with the example adapters."""
-    adapters = sorted(p.parent for p in (ROOT / "examples" / "adapters").glob("*/adapter_config.json"))
-    options = [f"--adapter={path.name}={path.relative_to(ROOT)}" for path in adapters]
-    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--model", str(real_model_dir)]
-    command += ["--served-model-name", "smollm2-135m", "--adapter-root", "examples/adapters", *options]
-    command += ["--data-dir", str(tmp_path_factory.mktemp("data")), "--kv-cache-memory", "256MiB"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        watchdog = Timer(START_SECONDS, process.kill)
-        watchdog.start()
-        assert process.stdout is not None
-        found = (re.search(r"http://127\.0\.0\.1:(\d+)/v1", line) for line in process.stdout)
-        match = next(filter(None, found), None)
-        watchdog.cancel()
-        assert match is not None, "the server did not start"
-        yield match.group(1)
-        process.terminate()
-        process.communicate()
 
 
 @pytest.mark.parametrize("code", CURL, ids=[f"curl-{i}" for i in range(len(CURL))])
