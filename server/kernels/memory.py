@@ -8,13 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+_LINE = 64  # bytes
+
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor of zeros. On the CPU its pages take memory only once they are written.
 
-    torch writes the zeros it allocates; numpy asks the system for pages that are zero already.
+    torch writes the zeros it allocates; numpy asks the system for pages that are zero already. It starts on
+    a cache line: numpy's own allocations don't, and then every vector load would touch two lines.
     """
     if device.type != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
-    flat = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8))
-    return flat.view(dtype).view(*shape)
+    size = math.prod(shape) * dtype.itemsize
+    memory = torch.from_numpy(np.zeros(size + _LINE, np.uint8))
+    start = -memory.data_ptr() % _LINE
+    return memory[start : start + size].view(dtype).view(*shape)

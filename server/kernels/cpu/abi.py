@@ -123,6 +123,8 @@ def load(path: Path) -> ctypes.CDLL:
     native.manylora_close.restype = None
     native.manylora_step.argtypes = (_P, ctypes.POINTER(Step))
     native.manylora_step.restype = ctypes.c_int
+    native.manylora_prefer_huge_pages.argtypes = (_P, _I64)
+    native.manylora_prefer_huge_pages.restype = None
     for name in ("manylora_pack", "manylora_pack_gate_up"):
         getattr(native, name).argtypes = (_P, _P, _I64, _I64)
         getattr(native, name).restype = None

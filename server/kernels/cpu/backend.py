@@ -35,11 +35,14 @@ class NativeStep:
         *,
         variant: Variant | None = None,
     ) -> None:
+        assert pool.dtype == torch.bfloat16
+        assert pool.is_contiguous()
         chosen = best_variant() if variant is None else variant
         self.name = f"cpu-{chosen.name}"
         self._native = abi.load(library(chosen))
         self._packed = PackedWeights(self._native, weights)
         self._pool = pool
+        self._native.manylora_prefer_huge_pages(pool.data_ptr(), pool.numel() * pool.element_size())
         self._vocab = weights.lm_head.shape[0]
         self._logits = torch.empty(0, self._vocab + -self._vocab % 32)
         self._lora = _LoraTables()

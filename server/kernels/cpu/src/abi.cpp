@@ -41,6 +41,8 @@ int manylora_step(Engine* engine, const Step* step) {
   return kStepDone;
 }
 
+void manylora_prefer_huge_pages(void* memory, int64_t bytes) { prefer_huge_pages(memory, bytes); }
+
 void manylora_pack(const bf16* matrix, bf16* packed, int64_t outputs, int64_t inputs) { pack(matrix, packed, outputs, inputs); }
 
 void manylora_pack_gate_up(const bf16* matrix, bf16* packed, int64_t intermediate, int64_t inputs) {

@@ -98,6 +98,9 @@ Engine* manylora_open(const Decoder* decoder);  // null when memory is short; co
 void manylora_close(Engine* engine);
 int manylora_step(Engine* engine, const Step* step);
 
+// Asks for huge pages behind memory that will be streamed: with small ones every few lines cost a TLB miss.
+void manylora_prefer_huge_pages(void* memory, int64_t bytes);
+
 // Row-major [outputs, inputs] to the packed form; see pack.h.
 void manylora_pack(const bf16* matrix, bf16* packed, int64_t outputs, int64_t inputs);
 void manylora_pack_gate_up(const bf16* matrix, bf16* packed, int64_t intermediate, int64_t inputs);

@@ -17,6 +17,8 @@ int64_t qkv_columns(const Decoder& d) { return (d.heads + 2 * d.kv_heads) * d.he
 
 constexpr int64_t kModulesPerLayer = 7;  // q, k, v, o, gate, up, down
 
+constexpr int64_t kMaxEarly = 4 << 20;   // bytes a thread reads ahead into the shared cache
+
 }  // namespace
 
 Engine::Engine(const Decoder& decoder)
@@ -91,7 +93,7 @@ void Engine::work(const Step& step, const Worker& worker) {
     worker.sync();
   };
   embed(d.embedding, step.token_ids, space_.residual.data(), hidden, step.rows, d.hidden, worker);
-  mine.upcoming.restart();
+  mine.upcoming.restart(lora_.any_direct ? 0 : kMaxEarly);
   for (int64_t number = 0; number < Upcoming::kWindow - 1; number++) announce(number, mine, worker);
   for (int64_t layer = 0; layer < d.layers; layer++) {
     const Layer& weights = layers_[static_cast<size_t>(layer)];
@@ -121,7 +123,8 @@ void Engine::attend(const Step& step, int64_t layer, ThreadState& mine, const Wo
   worker.sync();
 }
 
-// Makes known what the thread reads after product `number`: the adapters of direct rows, and the cache after qkv.
+// Makes known what the thread reads after product `number`: the adapters of direct rows, else the
+// cache after qkv. Both would push each other out of the second-level cache.
 void Engine::announce(int64_t number, ThreadState& mine, const Worker& worker) {
   if (number >= 4 * decoder_.layers) return;
   ByteStream pages;
@@ -132,7 +135,7 @@ void Engine::announce(int64_t number, ThreadState& mine, const Worker& worker) {
     share.build(lora_, site_of(number), following, worker);
     if (lora_.any_direct) pages = ByteStream(share.ranges);
   }
-  if (number % 4 == kQkv) cache = ByteStream(plan_of(number / 4).reads(worker.index), cache_of(number / 4).data);
+  if (number % 4 == kQkv && !lora_.any_direct) cache = ByteStream(plan_of(number / 4).reads(worker.index), cache_of(number / 4).data);
   mine.upcoming.announce(pages, cache);
 }
 

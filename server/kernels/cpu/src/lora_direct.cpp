@@ -92,14 +92,15 @@ void module_delta(const LoraStep& step, const LoraSite& site, const LoraSegment&
   }
 }
 
-// sum[i] = y[i] + delta of column `column` + i, for 16 columns.
-void add_delta(const float* y, const float* acc, int64_t column, float* sum) {
-  Float piece[2];
-  for (int64_t c = column / kStep * kStep; c < column + 16; c += kStep) {
-    simd::join_even_odd(simd::load(acc + c), simd::load(acc + c + kLanes), &piece[0], &piece[1]);
+// sum[i] = y[i] + delta of column `column` + i, for up to 32 columns; `column` is a multiple of 32.
+ML_INLINE void add_delta(const float* y, int64_t y_step, const float* acc, int64_t column, int64_t count, float* sum) {
+  for (int64_t c = 0; c < count; c += kStep) {
+    Float piece[2];
+    simd::join_even_odd(simd::load(acc + column + c), simd::load(acc + column + c + kLanes), &piece[0], &piece[1]);
+    ML_UNROLL
     for (int i = 0; i < 2; i++) {
-      const int64_t at = c + i * kLanes - column;
-      if (at >= 0 && at < 16) simd::store(sum + at, simd::add(simd::load(y + at), piece[i]));
+      const int64_t at = c + i * kLanes;
+      if (at < count) simd::store(sum + at, simd::add(simd::load(y + at / 16 * y_step + at % 16), piece[i]));
     }
   }
 }
@@ -110,17 +111,23 @@ void complete(const LoraStep& step, const LoraSite& site, const DirectItem& item
   const int64_t columns = site.out[item.module];
   const float* acc = scratch.panel.data() + m * round_up(columns, kPageAlign);
   const float* acc_up = acc + kDirectRows * step.output_stride;
-  alignas(64) float sum[32];
   int64_t begin = 0;
   for (int64_t k = 0; k < item.module; k++) begin += site.out[k];
-  for (int64_t c = 0; c < columns; c += 16) {
+  alignas(64) float sum[2][32];
+  for (int64_t c = 0; c < columns; c += 32) {
+    const int64_t count = columns - c < 32 ? columns - c : 32;
     if (site.interleaved()) {
-      add_delta(y + 2 * c, acc, c, sum);
-      add_delta(y + 2 * c + 16, acc_up, c, sum + 16);
-      site.output.write_product(row, c / 16, sum, sum + 16);
+      add_delta(y + 2 * c, 32, acc, c, count, sum[0]);
+      add_delta(y + 2 * c + 16, 32, acc_up, c, count, sum[1]);
     } else {
-      add_delta(y + begin + c, acc, c, sum);
-      site.output.write(row, begin + c, sum);
+      add_delta(y + begin + c, 16, acc, c, count, sum[0]);
+    }
+    for (int64_t i = 0; i < count; i += 16) {
+      if (site.interleaved()) {
+        site.output.write_product(row, (c + i) / 16, sum[0] + i, sum[1] + i);
+      } else {
+        site.output.write(row, begin + c + i, sum[0] + i);
+      }
     }
   }
 }

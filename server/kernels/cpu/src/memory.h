@@ -10,6 +10,19 @@
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
+// A hint only: whole small pages inside the range, where the system knows huge ones.
+inline void prefer_huge_pages(void* memory, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  const uintptr_t page = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)memory;
+  (void)bytes;
+#endif
+}
+
 template <class T>
 class Buffer {
  public:
@@ -45,7 +58,7 @@ class Reservation {
     if (bytes_ == 0) bytes_ = 4096;
     void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
-    madvise(memory, bytes_, MADV_HUGEPAGE);  // a hint: without it every block read costs TLB misses
+    prefer_huge_pages(memory, static_cast<int64_t>(bytes_));
     data_ = static_cast<T*>(memory);
   }
   Reservation(const Reservation&) = delete;

@@ -39,19 +39,19 @@ namespace simd {
 
 constexpr float kLowest = -1e30f;  // below every score, yet finite: differences of it stay defined
 
-// exp(x) to 1.5 ulp; exactly 0 below -87, so that a masked score (-inf) weighs nothing.
+// exp(x) to 2 ulp; exactly 0 below -87, so that a masked score (-inf) weighs nothing.
 ML_INLINE Float exp(Float x) {
   const Float bounded = max(splat(-87.0f), min(splat(88.0f), x));  // this order lets NaN through
-  const Float power = mul(bounded, splat(1.44269504f));
-  const Float whole = round_even(power);
-  const Float rest = sub(power, whole);
-  Float value = splat(1.326472721e-03f);  // minimax fit of 2^rest on [-0.5, 0.5], exact at 0
-  value = fma(value, rest, splat(9.671512813e-03f));
-  value = fma(value, rest, splat(5.550733745e-02f));
-  value = fma(value, rest, splat(2.402224208e-01f));
-  value = fma(value, rest, splat(6.931469776e-01f));
+  const Float power = round_even(mul(bounded, splat(1.44269504f)));
+  Float rest = fma(power, splat(-0.693359375f), bounded);          // ln 2 in two parts: the first product is exact
+  rest = fma(power, splat(2.12194440e-4f), rest);
+  Float value = splat(8.290314723e-03f);  // minimax fit of e^rest for |rest| <= ln 2 / 2, exact at 0
+  value = fma(value, rest, splat(4.189793005e-02f));
+  value = fma(value, rest, splat(1.666763620e-01f));
+  value = fma(value, rest, splat(4.999914952e-01f));
+  value = fma(value, rest, splat(9.999997072e-01f));
   value = fma(value, rest, splat(1.0f));
-  return zero_where_less(scale_by_power(value, whole), x, -87.0f);
+  return zero_where_less(scale_by_power(value, power), x, -87.0f);
 }
 
 ML_INLINE Float silu_mul(Float gate, Float up) {

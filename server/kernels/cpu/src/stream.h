@@ -50,15 +50,16 @@ class ByteStream {
 };
 
 // What a thread is going to read after each of the next few matrix products. GEMMs prefetch it in their spare
-// load slots: all that comes right after themselves, and of later reads as much as the caches will keep.
+// load slots: what comes right after themselves, and of later reads as much as the caches will keep.
 class Upcoming {
  public:
   static constexpr int64_t kWindow = 3;  // products known at a time, the current one included
 
-  // Forgets everything; product 0 is next to be announced.
-  void restart() {
-    current_ = known_ = running_ = 0;
-    early_ = 0;
+  // Forgets everything; product 0 is next to be announced. At most `max_early` bytes are prefetched that come
+  // after the next product: they may push out of the nearer caches what is needed first.
+  void restart(int64_t max_early) {
+    current_ = known_ = running_ = early_ = 0;
+    max_early_ = max_early;
   }
 
   // What is read between the next product not announced yet and its successor: rank pages, then the KV cache.
@@ -75,7 +76,7 @@ class Upcoming {
   // The next `size` bytes, or null.
   const char* take(int64_t size) {
     for (; current_ < known_; current_++) {
-      if (current_ > running_ && early_ >= kMaxEarly) return nullptr;
+      if (current_ > running_ && early_ >= max_early_) return nullptr;
       Reads& reads = reads_[current_ % kWindow];
       const char* piece = reads.pages.take(size);
       if (piece == nullptr) piece = reads.cache.take(size);
@@ -88,8 +89,6 @@ class Upcoming {
   }
 
  private:
-  static constexpr int64_t kMaxEarly = 4 << 20;
-
   struct Reads {
     ByteStream pages;
     ByteStream cache;
@@ -100,5 +99,6 @@ class Upcoming {
   int64_t running_ = 0;
   int64_t current_ = 0;
   int64_t known_ = 0;
+  int64_t max_early_ = 0;
   int64_t early_ = 0;  // bytes taken for products after the running one
 };
