@@ -74,14 +74,15 @@ bench: $(DEVELOPMENT) ## Measure throughput; prints one JSON line last.
 # platform's torch pulls in are left to pip.
 TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
 LOCK := $(VENV)/lock
+EXTRAS := postgres,quantize,s3,train
 FREEZE = $(LOCK)/bin/python -m pip freeze --all --exclude-editable --exclude pip \
 	| sed 's/+[a-z0-9.]*$$//' | grep -Ev '^(nvidia-|cuda-|triton==)'
 
 lock: $(RUNTIME) ## Rewrite the lock files with the newest versions that pyproject.toml allows.
 	$(BIN)/python -m venv --clear $(LOCK)
-	$(LOCK)/bin/python -m pip install --quiet torch==$(TORCH) -e .
+	$(LOCK)/bin/python -m pip install --quiet torch==$(TORCH) -e '.[$(EXTRAS)]'
 	{ echo "# What the server runs with. Written by: make lock"; $(FREEZE); } > $(LOCK)/requirements.lock
-	$(LOCK)/bin/python -m pip install --quiet -c $(LOCK)/requirements.lock -e '.[dev,bench]'
+	$(LOCK)/bin/python -m pip install --quiet -c $(LOCK)/requirements.lock -e '.[$(EXTRAS),dev,bench]'
 	{ echo "# What tests, checks and benchmarks need besides requirements.lock. Written by: make lock"; \
 		$(FREEZE) | grep -vxFf $(LOCK)/requirements.lock; } > $(LOCK)/requirements-dev.lock
 	mv $(LOCK)/requirements.lock $(LOCK)/requirements-dev.lock .
