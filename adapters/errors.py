@@ -9,6 +9,7 @@ AdapterError
 ├── SourceForbidden     the source lies outside what this server may read
 ├── SourceMissing       nothing is at the source
 ├── AdapterTooLarge     the mix can never fit the memory given to adapters
+├── ChatTemplateError   a conversation can't be rendered
 └── StoreError          the revision store can't be used: in use by another process, or the disk refused
 """
 
@@ -55,6 +56,10 @@ class SourceMissing(AdapterError):
 
 class AdapterTooLarge(AdapterError):
     """The mix needs more adapter memory than the server has in total."""
+
+
+class ChatTemplateError(AdapterError):
+    """The tokenizer has no chat template, or the template rejects the messages."""
 
 
 class StoreError(AdapterError):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from adapters.chat import join_parts, template_message
 from adapters.mix import MAX_ENTRIES
 from server.api import limits
 from server.api.body import RequestBody, bounded, check_size, drop_unsupported
@@ -166,12 +167,12 @@ class Message(RequestBody):
     @property
     def text(self) -> str:
         """The content as one string; parts are joined by line breaks."""
-        return "\n".join(part.text for part in self.content)
+        return join_parts([part.text for part in self.content])
 
     def for_template(self) -> dict[str, str]:
         """What the chat template sees."""
-        rendered = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
-        return rendered if self.name is None else {**rendered, "name": self.name}
+        named = {} if self.name is None else {"name": self.name}
+        return template_message(self.role, self.text, **named)
 
 
 # Fields of an answer that clients send back with the history, empty.

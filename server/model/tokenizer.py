@@ -1,4 +1,4 @@
-"""Text to token ids and back, and the one chat template, for server and trainer alike."""
+"""Text to token ids and back: what serving needs beside the chat template (:mod:`adapters.chat`)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from adapters.chat import ChatTokenizer, Message, Tools
+from adapters.errors import ChatTemplateError
 from server.errors import ModelRefused, RequestError
 
-Message = Mapping[str, Any]
 
-
-class Tokenizer:
+class Tokenizer(ChatTokenizer):
     """A Hugging Face fast tokenizer behind the few calls that serving needs. Safe to use from any thread."""
 
     def __init__(self, hf: Any, extra_eos: Sequence[int] = ()) -> None:
         if not getattr(hf, "is_fast", False):
             raise ModelRefused(f"{type(hf).__name__} is not a fast tokenizer (no tokenizer.json)")
-        self._hf = hf
-        self._backend = hf.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        super().__init__(hf)
         self._special = frozenset(hf.all_special_ids)
         own = () if hf.eos_token_id is None else (hf.eos_token_id,)
         self.eos_ids = frozenset((*own, *extra_eos))
@@ -32,14 +29,6 @@ class Tokenizer:
     def load(cls, directory: Path, extra_eos: Sequence[int] = ()) -> Tokenizer:
         """The tokenizer in a model directory. ``extra_eos``: end tokens of the generation config."""
         return cls(AutoTokenizer.from_pretrained(directory), extra_eos)
-
-    @property
-    def has_chat_template(self) -> bool:
-        return self._hf.chat_template is not None
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of ``text``; special tokens written out in it are recognized."""
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids  # type: ignore[no-any-return]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ``token_ids``; bytes that are no complete character come out as U+FFFD."""
@@ -65,11 +54,7 @@ class Tokenizer:
         return self.token_text(token_id).encode()
 
     def render_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
+        self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = True
     ) -> str:
         """``messages`` as text through the model's chat template.
 
@@ -79,24 +64,9 @@ class Tokenizer:
         if not self.has_chat_template:
             raise RequestError("this model has no chat template; use /v1/completions", "messages")
         try:
-            text = self._hf.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False
-            )
-        except Exception as error:  # a template is a program that runs on the messages: it raises anything
-            raise RequestError(f"the chat template rejects these messages: {error}", "messages") from error
-        assert isinstance(text, str)
-        return text
-
-    def encode_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-    ) -> list[int]:
-        """Token ids of a conversation. The template writes its own special tokens, so none are added."""
-        text = self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
-        return self.encode(text, add_special_tokens=False)
+            return super().render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        except ChatTemplateError as error:
+            raise RequestError(str(error), "messages") from error
 
 
 def _byte_alphabet() -> dict[str, int]:
