@@ -12,75 +12,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gguf
 import httpx
-import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
-from tokenizers import pre_tokenizers
 
 from server.errors import ModelRefused
 from server.model import packaged as packaged_module
 from server.model.catalog import resolve_model
-from server.model.gguf import convert_gguf, module_name, unpermute
+from server.model.gguf import convert_gguf
 from server.model.packaged import PACKAGED, PackagedModel
-
-HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MERGES = ["Ġ t", "h e", "1 2"]
-
-
-def write_gguf(file: Path, *, tied: bool = True, pre: str = "smollm", **overrides: Any) -> Path:
-    """A tiny random Llama in GGUF, each kind of tensor stored in a format of its own."""
-    writer = gguf.GGUFWriter(file, overrides.pop("architecture", "llama"))
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(512)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(INTERMEDIATE)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(50000.0)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
-    tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(m.replace(" ", "") for m in MERGES)]
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model(overrides.pop("tokenizer", "gpt2"))
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 3))
-    writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(2)
-    writer.add_chat_template("{{ messages[0].content }}")
-    if "rope_scaling" in overrides:
-        writer.add_rope_scaling_type(overrides.pop("rope_scaling"))
-    random = np.random.default_rng(0)
-
-    def add(name: str, rows: int, columns: int = HIDDEN, kind: str = "Q8_0") -> None:
-        weight = random.standard_normal((rows, columns)).astype(np.float32)
-        kind_id = gguf.GGMLQuantizationType[kind]
-        writer.add_tensor(name, gguf.quantize(weight, kind_id), raw_dtype=kind_id)
-
-    add("token_embd.weight", len(tokens))
-    if not tied:
-        add("output.weight", len(tokens), kind="F16")
-    kv = HIDDEN // HEADS * KV_HEADS
-    for layer in range(LAYERS):
-        for name, rows in (("attn_q", HIDDEN), ("attn_k", kv), ("attn_v", kv), ("attn_output", HIDDEN)):
-            add(f"blk.{layer}.{name}.weight", rows, kind="Q4_1")
-        add(f"blk.{layer}.ffn_gate.weight", INTERMEDIATE, kind="Q4_0")
-        add(f"blk.{layer}.ffn_up.weight", INTERMEDIATE)
-        add(f"blk.{layer}.ffn_down.weight", HIDDEN, INTERMEDIATE)
-        for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{layer}.{norm}.weight", random.random(HIDDEN, dtype=np.float32))
-    writer.add_tensor(overrides.pop("last", "output_norm.weight"), random.random(HIDDEN, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+from tests.gguf_file import write_gguf
 
 
 @pytest.fixture
@@ -211,89 +152,6 @@ def test_two_at_once_convert_once(
         thread.join()
     assert found == [tmp_path / "data" / "models" / "tiny"] * 2
     assert len(conversions) == 1
-
-
-# --- GGUF
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_conversion_equals_transformers(tmp_path: Path, tied: bool) -> None:
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    file = write_gguf(tmp_path / "tiny.gguf", tied=tied)
-    out = tmp_path / "out"
-    out.mkdir()
-    moves: list[tuple[int, int]] = []
-    convert_gguf(file, out, lambda done, total: moves.append((done, total)))
-    theirs = AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
-    ours = AutoModelForCausalLM.from_pretrained(out)
-    assert ours.dtype == torch.bfloat16
-    expected = theirs.state_dict()
-    assert ours.state_dict().keys() == expected.keys()
-    for name, weight in ours.state_dict().items():
-        assert torch.equal(weight, expected[name]), name
-    for key in (
-        "rope_parameters",
-        "rms_norm_eps",
-        "num_key_value_heads",
-        "head_dim",
-        "eos_token_id",
-        "vocab_size",
-    ):
-        assert getattr(ours.config, key) == getattr(theirs.config, key), key
-    assert ours.config.tie_word_embeddings is tied
-    assert moves[-1] == (len(load_file(out / "model.safetensors")),) * 2
-
-
-def test_converted_tokenizer(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    for pre, number in (("smollm", ["1", "2"]), ("gpt-2", ["12"])):
-        out = tmp_path / pre
-        out.mkdir()
-        convert_gguf(write_gguf(tmp_path / f"{pre}.gguf", pre=pre), out, lambda *_: None)
-        tokenizer = AutoTokenizer.from_pretrained(out)
-        text = "<|im_start|>the é 12"
-        tokens = tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
-        assert tokens == ["<|im_start|>", "t", "he", "Ġ", "Ã", "©", "Ġ", *number]
-        assert tokenizer.decode(tokenizer(text).input_ids) == text
-        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
-        rendered = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
-        assert rendered == "hi"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"architecture": "mamba"}, "architecture 'mamba'"),
-        ({"rope_scaling": gguf.RopeScalingType.YARN}, "RoPE scaling 'yarn'"),
-        ({"pre": "llama-bpe"}, "pre-tokenizer 'llama-bpe'"),
-        ({"tokenizer": "llama"}, "tokenizer 'llama'"),
-        ({"last": "rope_freqs.weight"}, "tensor 'rope_freqs.weight'"),
-    ],
-)
-def test_what_is_not_converted_is_refused(tmp_path: Path, overrides: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelRefused, match=message):
-        convert_gguf(write_gguf(tmp_path / "m.gguf", **overrides), tmp_path, lambda *_: None)
-
-
-def test_not_a_gguf_file(tmp_path: Path) -> None:
-    file = tmp_path / "m.gguf"
-    file.write_bytes(b"x" * 64)
-    with pytest.raises(ModelRefused, match=r"m\.gguf: not a GGUF file"):
-        convert_gguf(file, tmp_path, lambda *_: None)
-
-
-def test_names_and_row_order() -> None:
-    assert module_name("blk.12.ffn_down.weight") == "model.layers.12.mlp.down_proj.weight"
-    assert module_name("token_embd.weight") == "model.embed_tokens.weight"
-    with pytest.raises(ModelRefused):
-        module_name("blk.0.attn_q.bias")
-    # Two heads of four rows: pairs (0, 1), (2, 3) become halves.
-    rows = torch.arange(8.0)[:, None]
-    assert unpermute(rows, 2).flatten().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 # --- directories

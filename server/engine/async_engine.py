@@ -17,14 +17,12 @@ from threading import Thread
 from time import monotonic
 
 from server.engine.engine import Engine, Event
+from server.engine.finish_rate import FinishRate
 from server.engine.residency import Lease
 from server.engine.sequence import Delta, FinishReason, SamplingParams, Sequence
 from server.errors import ContextTooLong, EngineDead, QueueFull
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_RETRY = 60.0  # seconds
-_RATE_MEMORY = 0.9  # weight of the past in the running mean of seconds per finished sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +95,7 @@ class AsyncEngine:
         self._commands: SimpleQueue[Sequence | None] = SimpleQueue()
         self._streams: dict[int, Stream] = {}
         self._ids = itertools.count(1)
-        self._seconds_per_finish = 0.05
-        self._last_finish = monotonic()
+        self._rate = FinishRate()
         self._thread: Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
@@ -142,8 +139,11 @@ class AsyncEngine:
         self._check_length(request)
         if len(self._streams) + request.n > self.max_open:
             raise QueueFull(
-                f"{len(self._streams)} sequences are running or waiting; try again later", self._retry()
+                f"{len(self._streams)} sequences are running or waiting; try again later",
+                self._rate.retry_after,
             )
+        if not self._streams:
+            self._rate.resumed(monotonic())
         sequences = self._sequences(request, lease)
         stream = Stream(sequences, lease, lambda: self._commands.put(None))
         for sequence in sequences:
@@ -175,10 +175,6 @@ class AsyncEngine:
                 )
             )
         return made
-
-    def _retry(self) -> float:
-        """Seconds until about one place is free, from the recent rate of finishing."""
-        return min(_LONGEST_RETRY, max(1.0, self._seconds_per_finish))
 
     # The engine thread.
 
@@ -223,7 +219,7 @@ class AsyncEngine:
             stream = self._streams[sequence.id]
             if delta.finish_reason is not None:
                 del self._streams[sequence.id]
-                self._note_finish()
+                self._rate.finished(monotonic())
             stream.deliver(sequence, delta)
 
     def _end_all(self) -> None:
@@ -231,10 +227,3 @@ class AsyncEngine:
         for stream in set(self._streams.values()):
             stream.fail("the engine has stopped; restart the server")
         self._streams.clear()
-
-    def _note_finish(self) -> None:
-        now = monotonic()
-        self._seconds_per_finish = _RATE_MEMORY * self._seconds_per_finish + (1 - _RATE_MEMORY) * (
-            now - self._last_finish
-        )
-        self._last_finish = now
