@@ -9,6 +9,7 @@ AdapterError
 ├── SourceForbidden     the source lies outside what this server may read
 ├── SourceMissing       nothing is at the source
 ├── AdapterTooLarge     the mix can never fit the memory given to adapters
+├── BaseModelError      the base model can't be found, fetched or converted
 ├── ChatTemplateError   a conversation can't be rendered
 └── StoreError          the revision store can't be used: in use by another process, or the disk refused
 """
@@ -56,6 +57,10 @@ class SourceMissing(AdapterError):
 
 class AdapterTooLarge(AdapterError):
     """The mix needs more adapter memory than the server has in total."""
+
+
+class BaseModelError(AdapterError):
+    """There is no such base model, it can't be fetched, or its files can't be used."""
 
 
 class ChatTemplateError(AdapterError):

@@ -57,8 +57,9 @@ def resolve_base(name: str) -> Path:
     """A directory as it is; any other name as the server resolves it."""
     if Path(name).is_dir():
         return Path(name)
-    from server.config import default_data_dir  # noqa: PLC0415 - a URL of another's server needs none of ours
-    from server.model.catalog import resolve_model  # noqa: PLC0415
+    # A URL of another's server needs none of these.
+    from adapters.base_models.catalog import resolve_model  # noqa: PLC0415
+    from adapters.base_models.directory import default_data_dir  # noqa: PLC0415
 
     return resolve_model(name, default_data_dir())
 

@@ -64,12 +64,12 @@ def pull(
     ] = None,
 ) -> None:
     """Fetch a base model, so that serving it needs no network; print its directory."""
-    from server.model.catalog import resolve_model  # noqa: PLC0415
+    from adapters.base_models.catalog import resolve_model  # noqa: PLC0415
 
     try:
         settings = load_settings({"model": model} | ({} if data_dir is None else {"data_dir": data_dir}))
         directory = resolve_model(settings.model, settings.data_dir, progress_bars())
-    except ServerError as error:
+    except (ServerError, AdapterError) as error:
         raise fail(error) from error
     typer.echo(directory)
 

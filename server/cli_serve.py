@@ -21,10 +21,10 @@ from fastapi import FastAPI
 from rich.console import Console
 from rich.table import Table
 
+from adapters.base_models.catalog import resolve_model
 from server.api.protocol import BoundedHttpProtocol
 from server.config import Settings
 from server.errors import ConfigError
-from server.model.catalog import resolve_model
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,8 +42,8 @@ def run_server(settings: Settings, progress: Progress) -> None:
 
     Raises:
         ConfigError: the address can't be listened on, or an option does not fit model or machine.
-        ModelRefused: there is no such model, or it can't be served.
-        AdapterError: an adapter given in the settings can't be loaded.
+        ModelRefused: the model can't be served.
+        AdapterError: there is no such model, or an adapter given in the settings can't be loaded.
     """
     configure_logging(settings)
     for name, path in settings.adapter.items():

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from adapters.base_models.directory import default_data_dir
 from adapters.errors import AdapterNameError
 from adapters.mix import check_name
 from server.config_values import parse_list, parse_pairs, parse_size, read_auto, refuse_service_link
@@ -55,12 +56,6 @@ UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Keys = Annotated[list[SecretStr], NoDecode, BeforeValidator(parse_list)]
 Roots = Annotated[list[UserPath], NoDecode, BeforeValidator(parse_list)]
 NamedPaths = Annotated[dict[str, UserPath], NoDecode, BeforeValidator(parse_pairs)]
-
-
-def default_data_dir() -> Path:
-    """``$XDG_DATA_HOME/manylora``, or ``~/.local/share/manylora``."""
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "manylora"
 
 
 class Settings(BaseSettings):

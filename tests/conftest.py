@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from adapters.base_models.catalog import resolve_model
 from server.config import Settings
-from server.model.catalog import resolve_model
 from tests.tiny import tiny_model
 
 

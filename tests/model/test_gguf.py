@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from server.errors import ModelRefused
-from server.model.gguf import convert_gguf, module_name, unpermute
+from adapters.base_models.gguf import convert_gguf, module_name, unpermute
+from adapters.errors import BaseModelError
 from tests.gguf_file import write_gguf
 
 
@@ -74,21 +74,21 @@ def test_converted_tokenizer(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_converted_is_refused(tmp_path: Path, overrides: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelRefused, match=message):
+    with pytest.raises(BaseModelError, match=message):
         convert_gguf(write_gguf(tmp_path / "m.gguf", **overrides), tmp_path, lambda *_: None)
 
 
 def test_not_a_gguf_file(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"x" * 64)
-    with pytest.raises(ModelRefused, match=r"m\.gguf: not a GGUF file"):
+    with pytest.raises(BaseModelError, match=r"m\.gguf: not a GGUF file"):
         convert_gguf(file, tmp_path, lambda *_: None)
 
 
 def test_names_and_row_order() -> None:
     assert module_name("blk.12.ffn_down.weight") == "model.layers.12.mlp.down_proj.weight"
     assert module_name("token_embd.weight") == "model.embed_tokens.weight"
-    with pytest.raises(ModelRefused):
+    with pytest.raises(BaseModelError):
         module_name("blk.0.attn_q.bias")
     # Two heads of four rows: pairs (0, 1), (2, 3) become halves.
     rows = torch.arange(8.0)[:, None]

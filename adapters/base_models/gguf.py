@@ -17,7 +17,7 @@ from errno import EIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.errors import ModelRefused
+from adapters.errors import BaseModelError
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ def convert_gguf(file: Path, directory: Path, advance: Callable[[int, int], None
         advance: called with (tensors done, tensors in all).
 
     Raises:
-        ModelRefused: the file holds something that is not converted.
+        BaseModelError: the file holds something that is not converted.
         OSError: reading or writing failed.
     """
     import gguf  # noqa: PLC0415  (slow to import; only needed once per model)
@@ -61,11 +61,11 @@ def convert_gguf(file: Path, directory: Path, advance: Callable[[int, int], None
     try:
         reader = gguf.GGUFReader(file)
     except ValueError as error:
-        raise ModelRefused(f"{file.name}: not a GGUF file: {error}") from None
+        raise BaseModelError(f"{file.name}: not a GGUF file: {error}") from None
     fields = {name: field.contents() for name, field in reader.fields.items()}
     architecture, scaling = fields.get("general.architecture"), fields.get("llama.rope.scaling.type", "none")
     if architecture != "llama" or scaling != "none":
-        raise ModelRefused(
+        raise BaseModelError(
             f"{file.name}: architecture {architecture!r} with RoPE scaling {scaling!r} is not converted"
         )
     _write_tokenizer(directory, fields)
@@ -89,7 +89,7 @@ def module_name(name: str) -> str:
     """The Hugging Face name of a GGUF tensor: ``blk.3.attn_q.weight`` is a ``self_attn.q_proj.weight``.
 
     Raises:
-        ModelRefused: a tensor that a Llama model does not have.
+        BaseModelError: a tensor that a Llama model does not have.
     """
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     if block and block[2] in _BLOCK:
@@ -97,7 +97,7 @@ def module_name(name: str) -> str:
     outer = re.fullmatch(r"(\w+)\.weight", name)
     if outer and outer[1] in _OUTER:
         return f"{_OUTER[outer[1]]}.weight"
-    raise ModelRefused(f"tensor {name!r} is not converted")
+    raise BaseModelError(f"tensor {name!r} is not converted")
 
 
 def unpermute(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -134,7 +134,7 @@ def _model_config(fields: Fields, tied: bool) -> Fields:
     def value(key: str, otherwise: Any = None) -> Any:
         found = fields.get(f"llama.{key}", otherwise)
         if found is None:
-            raise ModelRefused(f"the GGUF file lacks llama.{key}")
+            raise BaseModelError(f"the GGUF file lacks llama.{key}")
         return found
 
     heads = value("attention.head_count")
@@ -165,7 +165,7 @@ def _write_tokenizer(directory: Path, fields: Fields) -> None:
 
     kind, rule = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
     if kind != "gpt2" or rule not in _PRE_TOKENIZERS:
-        raise ModelRefused(f"tokenizer {kind!r} with pre-tokenizer {rule!r} is not converted")
+        raise BaseModelError(f"tokenizer {kind!r} with pre-tokenizer {rule!r} is not converted")
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))

@@ -1,0 +1,1 @@
+"""Finding and fetching base models: for the server that loads them and the trainer that adapts them."""
