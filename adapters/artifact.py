@@ -55,6 +55,7 @@ class Artifact:
     weights: Mapping[str, LoraWeights]  # module name -> weights, in the base's forward order
     nbytes: int  # of all tensors, as stored
     rank: int  # the largest of any module
+    activation: tuple[int, ...] | None  # the tokens that switch it on (aLoRA)
     base_model_name: str | None  # what the config says it was trained on: only a hint
     peft_version: str | None  # that wrote it, where recorded
 
@@ -148,6 +149,7 @@ def _artifact(
         weights=MappingProxyType(weights),
         nbytes=file.nbytes,
         rank=max(target.rank for target in targets.values()),
+        activation=config.activation,
         base_model_name=config.base_model_name,
         peft_version=config.peft_version,
     )

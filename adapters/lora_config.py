@@ -12,6 +12,7 @@ from adapters.support import INITS, KINDS, OPTIONS, Option, Treatment
 MAX_ALPHA = 1e6
 MAX_RANK = 65536  # of a config; the server's own limit is far lower
 MAX_LAYERS_PATTERNS = 16
+MAX_INVOCATION_TOKENS = 256
 
 Number = TypeVar("Number", int, float)
 Selector = str | frozenset[str]  # a regular expression, or names matched by their last components
@@ -30,6 +31,7 @@ class LoraConfig:
     exclude_modules: Selector
     layers_to_transform: frozenset[int]  # empty: all of them
     layers_patterns: tuple[str, ...]
+    activation: tuple[int, ...] | None  # the tokens that switch an aLoRA on; None for any other adapter
     base_model_name: str | None  # only a hint
     peft_version: str | None
 
@@ -66,6 +68,7 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> LoraConfig | None
         exclude_modules=reader.selector("exclude_modules"),
         layers_to_transform=indices,
         layers_patterns=patterns,
+        activation=reader.tokens("alora_invocation_tokens", MAX_INVOCATION_TOKENS),
         base_model_name=reader.text("base_model_name_or_path"),
         peft_version=reader.text("peft_version"),
     )
@@ -199,6 +202,18 @@ class _Reader:
             return frozenset(values)
         self._wrong(key, "an integer or a list of integers", value)
         return frozenset()
+
+    def tokens(self, key: str, limit: int) -> tuple[int, ...] | None:
+        """A list of token ids that is not empty; absent and null are None."""
+        value = self._config.get(key)
+        if value is None:
+            return None
+        listed = value if isinstance(value, list) else []
+        ids = [t for t in listed if isinstance(t, int) and not isinstance(t, bool) and t >= 0]
+        if 0 < len(ids) == len(listed) <= limit:
+            return tuple(ids)
+        self._wrong(key, f"a list of 1 to {limit} token ids", value)
+        return None
 
     def pattern(self, key: str, read: Callable[[str, object], Number]) -> dict[str, Number]:
         """An object from patterns to values that ``read`` checks; absent and null are empty."""

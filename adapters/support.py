@@ -155,10 +155,9 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "alora_invocation_tokens",
-        _REFUSED,
-        "activation from a token on (aLoRA) is not served",
-        _PLAIN,
-        (None,),
+        _SERVED,
+        "aLoRA: runs from the last place in the prompt where these tokens begin, and not at all without "
+        "them; blocks before it are shared with the base",
     ),
     Option("arrow_config", _REFUSED, _ROUTING, _MIX, (None,)),
     Option("use_bdlora", _REFUSED, "block-diagonal factors are not served", _PLAIN, (None,)),

@@ -84,7 +84,7 @@ class Harness:
     def load(self, directory: Path) -> AdapterPages:
         """Put the adapter at ``directory`` into the pool."""
         artifact = read_artifact(directory, self.base, Limits(max_rank=128, max_bytes=1 << 30))
-        packed = self.pool.pack(artifact.digest, artifact.weights)
+        packed = self.pool.pack(artifact.digest, artifact.weights, artifact.activation)
         pages = self.pool.reserve(packed)
         assert pages is not None
         self.pool.write(pages, packed)

@@ -28,7 +28,7 @@ class Batch:
 
 def build_batch(scheduled: Seq[Scheduled]) -> Batch:
     """Lay the scheduled tokens out as rows, sequences of equal mixes side by side."""
-    ordered = tuple(sorted(scheduled, key=lambda s: (s.sequence.mix.digest, s.sequence.id)))
+    ordered = tuple(sorted(scheduled, key=lambda s: (s.sequence.stage.digest, s.sequence.id)))
     sequences = [s.sequence for s in ordered]
     counts = np.array([s.count for s in ordered], np.int64)
     starts = np.array([s.num_computed_tokens for s in sequences], np.int64)
@@ -45,7 +45,7 @@ def build_batch(scheduled: Seq[Scheduled]) -> Batch:
         context=(starts + counts).astype(np.int32),
         block_tables=tables,
         logits_rows=np.array(rows, np.int64),
-        lora=lora_inputs([s.mix.members for s in sequences]),
+        lora=lora_inputs([s.stage.members for s in sequences]),
     )
     return Batch(inputs, ordered, tuple(sampling), tuple(scoring))
 

@@ -2,7 +2,9 @@
 
 K and V of a position depend on everything before it and on the weights that computed it, so a full
 block is identified by a hash chained from a root of (base fingerprint, mix digest, tenant salt):
-two mixes, or a name and its re-published successor, never share a block.
+two mixes, or a name and its re-published successor, never share a block. Where a member of the mix sets
+in later (aLoRA), the root is that of the mix without it, and the chain takes up the change in the block
+where it happens: the blocks before are those of the base, or of whatever else the mix consists of.
 """
 
 from __future__ import annotations
@@ -121,12 +123,13 @@ class BlockManager:
         while len(hashes) <= index:
             parent = hashes[-1] if hashes else self._root_of(sequence)
             content = parent + _block_tokens(sequence, len(hashes)).tobytes()
+            content += _changes(sequence, len(hashes))
             hashes.append(hashlib.blake2b(content, digest_size=16).digest())
         return hashes[index]
 
     def _root_of(self, sequence: Sequence) -> bytes:
         root = hashlib.blake2b(digest_size=16)
-        for part in (self._root, sequence.mix.digest, sequence.salt):
+        for part in (self._root, sequence.stages[0].digest, sequence.salt):
             root.update(len(part).to_bytes(8, "little") + part)
         return root.digest()
 
@@ -137,3 +140,13 @@ def _missing(sequence: Sequence, num_tokens: int) -> int:
 
 def _block_tokens(sequence: Sequence, index: int) -> array[int]:
     return array("l", sequence.token_ids[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
+
+
+def _changes(sequence: Sequence, index: int) -> bytes:
+    """The stages that set in within block ``index``; b"" for nearly every block."""
+    first = index * BLOCK_SIZE
+    return b"".join(
+        (stage.start - first).to_bytes(1, "little") + stage.digest
+        for stage in sequence.stages[1:]
+        if first <= stage.start < first + BLOCK_SIZE
+    )

@@ -2,7 +2,8 @@
 
 There is no prefill and no decode phase: a sequence's ``num_computed_tokens`` catches up with its
 length, as fast as the step's token budget allows. Rows that need one token go first, so that a long
-prompt delays running answers by at most one budget.
+prompt delays running answers by at most one budget. The rows of a sequence in one step all run the same
+members of its mix: a chunk ends where an aLoRA sets in.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Scheduler:
             if sequence not in self.running:  # preempted for one before it
                 continue
             count = min(sequence.num_uncomputed_tokens, budget)
+            count = sequence.rows_within_stage(sequence.num_computed_tokens, count)
             if count and self._make_room(sequence, count, chosen):
                 chosen[sequence.id] = Scheduled(sequence, count)
                 budget = self._max_batch_tokens - sum(s.count for s in chosen.values())
@@ -99,7 +101,7 @@ class Scheduler:
                 self.blocks.free(sequence)
                 self.waiting.appendleft(sequence)
                 break
-            count = min(len(sequence) - cached, budget)
+            count = sequence.rows_within_stage(cached, min(len(sequence) - cached, budget))
             self.blocks.grow(sequence, cached + count)
             self._start(sequence, cached)
             chosen[sequence.id] = Scheduled(sequence, count)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from time import monotonic
 
+from adapters.mix import MixEntry, mix_digest
 from server.kernels.inputs import AdapterPages
 
 
@@ -53,6 +55,48 @@ class ResolvedMix:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """The part of a mix that runs from one token of a sequence on, until the next stage."""
+
+    start: int  # the first token it runs for
+    members: tuple[tuple[AdapterPages, float], ...]
+    digest: bytes  # adapters.mix.mix_digest of ``members``
+
+
+def plan_stages(prompt_ids: tuple[int, ...], mix: ResolvedMix) -> tuple[Stage, ...]:
+    """Where each member of ``mix`` sets in; one stage, from token 0 on, for a mix without aLoRA.
+
+    An aLoRA runs from the last place in the prompt where its invocation tokens begin, and not at all if
+    they do not occur: what the answer holds does not count. (``calculate_alora_offsets`` of PEFT's
+    tuners/lora/variants.py is the definition.)
+    """
+    if all(pages.activation is None for pages, _ in mix.members):
+        return (Stage(0, mix.members, mix.digest),)
+    begins = [
+        0 if pages.activation is None else last_occurrence(prompt_ids, pages.activation)
+        for pages, _ in mix.members
+    ]
+    stages = []
+    for start in sorted({0, *(begin for begin in begins if begin is not None)}):
+        active = tuple(
+            member
+            for member, begin in zip(mix.members, begins, strict=True)
+            if begin is not None and begin <= start
+        )
+        digest = mix_digest(MixEntry(pages.digest, weight) for pages, weight in active)
+        stages.append(Stage(start, active, digest))
+    return tuple(stages)
+
+
+def last_occurrence(ids: tuple[int, ...], wanted: tuple[int, ...]) -> int | None:
+    """Where ``wanted`` begins for the last time in ``ids``; None if it does not occur."""
+    for start in range(len(ids) - len(wanted), -1, -1):
+        if ids[start] == wanted[0] and ids[start : start + len(wanted)] == wanted:
+            return start
+    return None
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """Log-probability of one token under the unmodified model distribution, and the likeliest others."""
 
@@ -94,6 +138,7 @@ class Sequence:
         self.index = index
         self.params = params
         self.mix = mix
+        self.stages = plan_stages(prompt_ids, mix)  # by start; the first begins at 0
         self.salt = salt  # separates tenants in the prefix cache
         self.leader = leader  # the first of n siblings: its prompt blocks are about to be shareable
         self.token_ids: list[int] = list(prompt_ids)
@@ -137,3 +182,17 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def stage(self) -> Stage:
+        """What the next token to be computed runs with."""
+        return self.stages[bisect_right(self.stages, self.num_computed_tokens, key=_start_of) - 1]
+
+    def rows_within_stage(self, first: int, count: int) -> int:
+        """How many of the ``count`` tokens from ``first`` on one step may compute: those of one stage."""
+        following = bisect_right(self.stages, first, key=_start_of)
+        return min(count, self.stages[following].start - first) if following < len(self.stages) else count
+
+
+def _start_of(stage: Stage) -> int:
+    return stage.start

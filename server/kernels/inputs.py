@@ -38,6 +38,7 @@ class AdapterPages:
     offset: Int64  # [M] element offset into the pool; 0 where rank is 0
     rank: Int32  # [M] 0 where the adapter leaves the module alone
     start: int = 0  # first element of the whole adapter in the pool
+    activation: tuple[int, ...] | None = None  # tokens that switch it on (aLoRA); read by schedulers only
 
 
 @dataclass(frozen=True)

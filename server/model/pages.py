@@ -23,6 +23,7 @@ class PackedAdapter:
     data: torch.Tensor  # flat, pool dtype, on the CPU
     offset: Int64  # [M]
     rank: Int32  # [M]
+    activation: tuple[int, ...] | None = None  # the tokens that switch it on (aLoRA)
 
 
 class PageSpace:
@@ -98,7 +99,7 @@ class PagePool:
         if start is None:
             return None
         offset = np.where(packed.rank > 0, packed.offset + start, 0)
-        return AdapterPages(packed.digest, offset, packed.rank, start)
+        return AdapterPages(packed.digest, offset, packed.rank, start, packed.activation)
 
     def write(self, pages: AdapterPages, packed: PackedAdapter) -> None:
         """Copy the pages in. Any thread may call this, once, before the pages are used."""
@@ -116,7 +117,9 @@ class PagePool:
         )
         return elements * self.data.element_size()
 
-    def pack(self, digest: str, weights: Mapping[str, LoraWeights]) -> PackedAdapter:
+    def pack(
+        self, digest: str, weights: Mapping[str, LoraWeights], activation: tuple[int, ...] | None = None
+    ) -> PackedAdapter:
         """Lay an adapter out, its scaling folded into B in fp32 before the one rounding to the pool dtype."""
         size = self.packed_bytes({n: w.a.shape[0] for n, w in weights.items()}) // self.data.element_size()
         data = torch.zeros(size, dtype=self.data.dtype)
@@ -130,7 +133,7 @@ class PagePool:
             offset[index], rank[index] = position, lora.a.shape[0]
             position = _put(data, position, lora.a)
             position = _put(data, position, lora.b.T.float() * lora.scaling)
-        return PackedAdapter(digest, data, offset, rank)
+        return PackedAdapter(digest, data, offset, rank, activation)
 
     def check(self) -> None:
         """Assert the allocator's invariants."""
