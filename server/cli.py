@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapters.errors import AdapterError
-from server.config import CONFIG_VARIABLE, Flag, Settings, default_text, flag_of, load_settings
+from server.config import CONFIG_VARIABLE, Flag, Settings, default_text, flag_of
+from server.config_loading import load_settings
 from server.errors import ServerError
 
 if TYPE_CHECKING:

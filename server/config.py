@@ -1,37 +1,37 @@
-"""The server's configuration: one frozen object, read once from flags, environment and one YAML file.
+"""The server's configuration: every option, its type and bounds, and its default, in one frozen object.
 
-A flag beats its environment variable, which beats the YAML file, which beats the default. Every
-option has the same name in all of them: ``--max-num-seqs``, ``MANYLORA_MAX_NUM_SEQS``,
-``max_num_seqs``. What the flags look like in the help is told by :class:`Flag` beside each field, so
-that the command line and ``docs/configuration.md`` can't drift from what is accepted here.
+Every option has the same name as a flag, as a variable and in the file: ``--max-num-seqs``,
+``MANYLORA_MAX_NUM_SEQS``, ``max_num_seqs``. What the flags look like in the help is told by
+:class:`Flag` beside each field, so that the command line and ``docs/configuration.md`` can't drift
+from what is accepted here.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapters.base_models.directory import default_data_dir
 from adapters.errors import AdapterNameError
 from adapters.mix import check_name
-from server.config_values import parse_list, parse_pairs, parse_size, read_auto, refuse_service_link
-from server.errors import ConfigError
+from server.config_values import (
+    format_size,
+    parse_list,
+    parse_pairs,
+    parse_size,
+    read_auto,
+    refuse_service_link,
+)
 
 ENV_PREFIX = "MANYLORA_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
-
-# What Kubernetes puts into every pod beside a Service that is called "manylora".
-_SERVICE_LINK = re.compile(r"MANYLORA_(SERVICE_.*|PORT_\d+_.*)")
+URL_VARIABLE = ENV_PREFIX + "URL"  # read by the commands that talk to a running server
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Flag:
 
 
 MODEL, ADAPTERS, HTTP, ENGINE, OPERATION = "Base model", "Adapters", "HTTP", "Engine", "Operation"
+SECRETS = ("api_key", "admin_api_key")  # fields whose values are never shown
 MAX_BYTES = 2**50  # a petabyte: beyond it the number is a typing error
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1, le=MAX_BYTES)]
@@ -112,6 +113,11 @@ class Settings(BaseSettings):
     api_key: Annotated[
         Keys, Flag(HTTP, "KEY", "Accept only requests with this key. Repeatable.", repeatable=True)
     ] = []
+    admin_api_key: Annotated[
+        Keys,
+        Flag(HTTP, "KEY", "Adapters are managed with this key only. Repeatable.", repeatable=True),
+    ] = []
+    max_upload_bytes: Annotated[Size, Flag(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
     max_waiting: Annotated[
         int,
         Flag(HTTP, "COUNT", "Requests that may wait; more are answered 429."),
@@ -162,8 +168,9 @@ class Settings(BaseSettings):
             raise ValueError(f"served_model_name: {self.model_name!r} must not contain '+', '*' or '@'")
         if self.model_name in self.adapter:
             raise ValueError(f"adapter: {self.model_name!r} is the base model's name")
-        if any(not key.get_secret_value().strip() for key in self.api_key):
-            raise ValueError("api_key: a key is empty")
+        for field in SECRETS:
+            if any(not key.get_secret_value().strip() for key in getattr(self, field)):
+                raise ValueError(f"{field}: a key is empty")
         return self
 
     @property
@@ -187,92 +194,8 @@ def default_text(name: str) -> str | None:
         return "~/.local/share/manylora"
     if field.default is None or field.default in ([], {}):
         return None
+    if name == "max_upload_bytes":
+        return format_size(field.default)
     if isinstance(field.default, bool):
         return "on" if field.default else "off"
     return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
-
-
-def load_settings(flags: Mapping[str, object], config: Path | None = None) -> Settings:
-    """Read the configuration of a server.
-
-    Args:
-        flags: the options given on the command line, by field name; only those given.
-        config: the YAML file; ``None`` takes the one named by ``MANYLORA_CONFIG``, if any.
-
-    Raises:
-        ConfigError: naming every unknown key and every bad value, and where each came from.
-    """
-    variables = _variables()
-    named = os.environ.get(CONFIG_VARIABLE)
-    file = config if config is not None else Path(named).expanduser() if named else None
-    keys = _read_yaml(file) if file is not None else {}
-    faults = [
-        f"{ENV_PREFIX}{key.upper()}: no such option{_nearest(key, str.upper, ENV_PREFIX)}"
-        for key in variables
-        if key not in Settings.model_fields
-    ]
-    faults += [
-        f"{file}: {key}: no such key{_nearest(str(key))}" for key in keys if key not in Settings.model_fields
-    ]
-    if faults:
-        raise ConfigError("\n".join(faults))
-
-    source = {key: f"{file}: {key}" for key in keys}
-    source |= {key: variables[key] for key in variables}
-    source |= {key: "--" + key.replace("_", "-") for key in flags}
-    below = {key: value for key, value in keys.items() if key not in variables and value is not None}
-    try:
-        return Settings(**{**below, **flags})
-    except ValidationError as error:
-        raise ConfigError("\n".join(_describe(fault, source) for fault in error.errors())) from None
-
-
-def _variables() -> dict[str, str]:
-    """The ``MANYLORA_*`` variables that are set and not empty: field name -> variable."""
-    found = {}
-    for variable, value in os.environ.items():
-        upper = variable.upper()
-        if not upper.startswith(ENV_PREFIX) or upper == CONFIG_VARIABLE or not value:
-            continue
-        if _SERVICE_LINK.fullmatch(upper):
-            continue
-        found[upper.removeprefix(ENV_PREFIX).lower()] = variable
-    return found
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: must be a mapping of options to values, not {type(content).__name__}")
-    return content
-
-
-def _nearest(key: str, spell: Any = str, prefix: str = "") -> str:
-    """`` (did you mean port?)``, or nothing when no option resembles ``key``."""
-    match = difflib.get_close_matches(key.replace("-", "_").lower(), Settings.model_fields, n=1)
-    return f" (did you mean {prefix}{spell(match[0])}?)" if match else ""
-
-
-def _describe(fault: Any, source: Mapping[str, str]) -> str:
-    """One validation fault as a sentence that begins with where the value came from."""
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["loc"]:
-        field = str(fault["loc"][0])
-    else:  # a check over several fields; its message starts with the field's name
-        field, _, message = message.partition(": ")
-    message = message.replace("Input should be", "must be", 1)
-    message = message[:1].lower() + message[1:]
-    shown = "" if field == "api_key" or not fault["loc"] else _shown(fault["input"])
-    return f"{source.get(field, field)}: {message}{shown}"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f" (got {text[:80]}{'…' if len(text) > 80 else ''})"

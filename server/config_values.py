@@ -54,6 +54,14 @@ def parse_size(value: object) -> int:
     return int(size)
 
 
+def format_size(size: int) -> str:
+    """Bytes in the largest binary unit that divides them: 2**30 -> ``1GiB``; :func:`parse_size` reads it."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % _UNITS[unit.lower()] == 0:
+            return f"{size // _UNITS[unit.lower()]}{unit}"
+    return str(size)
+
+
 def parse_list(value: object) -> object:
     """A list from repeated flags, a YAML list, one scalar, JSON, or text with commas."""
     if not isinstance(value, str):

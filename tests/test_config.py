@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from adapters.base_models.directory import default_data_dir
-from server.config import ENV_PREFIX, Settings, load_settings
+from server.config import ENV_PREFIX, Settings
+from server.config_loading import load_settings
 from server.config_reference import page
-from server.config_values import parse_list, parse_pairs, parse_size
+from server.config_values import format_size, parse_list, parse_pairs, parse_size
 from server.errors import ConfigError
 
 
@@ -109,6 +110,7 @@ def test_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MANYLORA_PROT", "1")
     monkeypatch.setenv("MANYLORA_SERVICE_HOST", "10.0.0.1")  # what Kubernetes adds by itself is no mistake
     monkeypatch.setenv("MANYLORA_PORT_8000_TCP", "tcp://10.0.0.1:8000")
+    monkeypatch.setenv("MANYLORA_URL", "http://10.0.0.1:8000")  # for the commands that ask a server
     with pytest.raises(ConfigError) as caught:
         load_settings({})
     assert str(caught.value) == "MANYLORA_PROT: no such option (did you mean MANYLORA_PORT?)"
@@ -141,6 +143,7 @@ def test_every_fault_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.
         ("adapter: [a=x, a=y]", "adapter: 'a' is given twice"),
         ("served_model_name: a+b", "served_model_name: 'a+b' must not contain"),
         ("api_key: ['good', ' ']", "api_key: a key is empty"),
+        ("admin_api_key: ['']", "admin_api_key: a key is empty"),
         ("kv_cache_memory: 0", "kv_cache_memory: must be greater than or equal to 1"),
         ("adapter_memory: 2 parsecs", "adapter_memory: must be a size such as 2GiB"),
         ("port: tcp://10.0.0.1:8000", "enableServiceLinks"),
@@ -168,14 +171,15 @@ def test_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings({}).api_key == []
 
 
-def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MANYLORA_API_KEY", "hush1,hush2")
+@pytest.mark.parametrize("field", ["api_key", "admin_api_key"])
+def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    monkeypatch.setenv(ENV_PREFIX + field.upper(), "hush1,hush2")
     settings = load_settings({})
-    assert [key.get_secret_value() for key in settings.api_key] == ["hush1", "hush2"]
+    assert [key.get_secret_value() for key in getattr(settings, field)] == ["hush1", "hush2"]
     assert "hush" not in repr(settings)
     assert "hush" not in str(settings.model_dump())
     with pytest.raises(ConfigError) as caught:
-        load_settings({"api_key": {"hush": 1}})
+        load_settings({field: {"hush": 1}})
     assert "hush" not in str(caught.value)
 
 
@@ -224,6 +228,7 @@ def test_bad_sizes(text: object) -> None:
 def test_sizes_are_exact(number: int, unit: str) -> None:
     power = ["", "KiB", "MiB", "GiB", "TiB"].index(unit.removeprefix("B"))
     assert parse_size(f"{number}{unit}") == number * 1024**power
+    assert parse_size(format_size(number)) == number
 
 
 def test_lists_and_pairs_accept_json() -> None:

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from adapters.errors import AdapterError
 from server.api import chat, completions, docs, health, lora, models, tokenize
 from server.api.errors import handle
-from server.api.middleware import ApiKeys, BodyLimit, RequestId
+from server.api.middleware import ApiKeys, BodyLimit, KeyRing, RequestId
 from server.api.openapi import Application
 from server.errors import ServerError
 from server.service import Service
@@ -54,11 +54,16 @@ def create_app(service: Service) -> FastAPI:
 
 def _wrap(app: FastAPI, service: Service) -> None:
     """Add the middleware, innermost first."""
-    app.add_middleware(BodyLimit, metrics=service.metrics)
-    keys = [key.get_secret_value() for key in service.config.api_key]
-    if keys:
-        app.add_middleware(ApiKeys, metrics=service.metrics, keys=keys, open_paths=OPEN_PATHS)
+    config, metrics = service.config, service.metrics
+    app.add_middleware(BodyLimit, metrics=metrics, upload_limit=config.max_upload_bytes)
+    keys, admin_keys = _ring(config.api_key), _ring(config.admin_api_key)
+    if keys or admin_keys:
+        app.add_middleware(ApiKeys, metrics=metrics, keys=keys, admin_keys=admin_keys, open_paths=OPEN_PATHS)
     app.add_middleware(RequestId)
+
+
+def _ring(keys: list[SecretStr]) -> KeyRing:
+    return KeyRing(key.get_secret_value() for key in keys)
 
 
 @asynccontextmanager

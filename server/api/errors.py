@@ -46,6 +46,10 @@ class Unauthorized(ServerError):
     """No API key, or one that is not among the configured."""
 
 
+class AdminKeyNeeded(ServerError):
+    """The key is one of those that may ask for answers, but not manage adapters."""
+
+
 class Blamed(ServerError):
     """``cause``, with the request's parameter that is to blame for it."""
 
@@ -88,6 +92,7 @@ TABLE: dict[type[Exception], Row] = {
     MixError: Row(400, INVALID, "invalid_mix", "invalid", "model"),
     AdapterNameError: Row(400, INVALID, "invalid_adapter_name", "invalid", "model"),
     Unauthorized: Row(401, "authentication_error", "invalid_api_key", "unauthorized"),
+    AdminKeyNeeded: Row(403, "permission_error", "admin_key_needed", "forbidden"),
     SourceForbidden: Row(403, "permission_error", "source_forbidden", "forbidden", "lora_path"),
     ModelNotFound: Row(404, INVALID, "model_not_found", "not_found", "model"),
     AdapterNotFound: Row(404, INVALID, "model_not_found", "not_found", "model"),

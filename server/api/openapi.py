@@ -61,7 +61,7 @@ def complete(schema: dict[str, Any], service: Service) -> dict[str, Any]:
         for operation in operations.values():
             operation["responses"]["4XX"] = _ERROR
             operation["responses"]["5XX"] = _ERROR
-    if service.config.api_key:
+    if service.config.api_key or service.config.admin_api_key:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"key": []}]
     return schema
