@@ -10,9 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from adapters.base import BaseModel
+from adapters.delta import ModuleDelta
 from adapters.errors import SourceMissing
 from adapters.faults import Faults, shown
 from adapters.files import CONFIG_NAME, WEIGHTS_NAME, FileFault, artifact_digest, read_config
@@ -33,26 +32,13 @@ class Limits:
     max_bytes: int  # of all tensors, as stored
 
 
-@dataclass(frozen=True, slots=True)
-class LoraWeights:
-    """One module's adapter: ``y += scaling · B (A x)``. Tensors are as stored, views of one buffer."""
-
-    a: torch.Tensor  # [r, in] float32, float16 or bfloat16
-    b: torch.Tensor  # [out, r]
-    scaling: float  # alpha / r, or alpha / √r under rsLoRA, with the patterns applied
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[0]
-
-
 @dataclass(frozen=True)
 class Artifact:
     """A validated adapter in memory."""
 
     directory: Path
-    digest: str  # hex SHA-256 of exactly the bytes that ``weights`` was made from
-    weights: Mapping[str, LoraWeights]  # module name -> weights, in the base's forward order
+    digest: str  # hex SHA-256 of exactly the bytes that ``delta`` was made from
+    delta: Mapping[str, ModuleDelta]  # module name -> its change, in the base's forward order
     nbytes: int  # of all tensors, as stored
     rank: int  # the largest of any module
     activation: tuple[int, ...] | None  # the tokens that switch it on (aLoRA)
@@ -139,14 +125,14 @@ def _header_bound(base: BaseModel) -> int:
 def _artifact(
     directory: Path, digest: str, config: LoraConfig, targets: Mapping[str, ModuleLora], file: TensorFile
 ) -> Artifact:
-    weights = {}
+    delta = {}
     for name, target in targets.items():
         a, b = tensor_keys(name)
-        weights[name] = LoraWeights(file.tensor(a), file.tensor(b), target.scaling)
+        delta[name] = ModuleDelta(file.tensor(a), file.tensor(b), target.scaling)
     return Artifact(
         directory=directory,
         digest=digest,
-        weights=MappingProxyType(weights),
+        delta=MappingProxyType(delta),
         nbytes=file.nbytes,
         rank=max(target.rank for target in targets.values()),
         activation=config.activation,

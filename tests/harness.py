@@ -57,7 +57,9 @@ class Harness:
             GenericDecoder(self.loaded.hf) if generic else next(decoder_candidates(self.loaded, kernels))
         )
         assert generic or isinstance(self.decoder, FusedDecoder | GenericDecoder)
-        self.pool = PagePool(self.decoder.modules, adapter_bytes, self.loaded.dtype, self.loaded.device)
+        self.pool = PagePool(
+            self.decoder.modules, adapter_bytes, self.loaded.dtype, self.loaded.device, self.decoder
+        )
         self.decoder.allocate(self.pool.data, num_blocks, max_batch_tokens)
         self.base: BaseModel = describe_base(self.loaded, self.decoder, "base")
         self._config = EngineConfig(num_blocks, max_num_seqs, max_batch_tokens, prefix_cache)
@@ -84,7 +86,7 @@ class Harness:
     def load(self, directory: Path) -> AdapterPages:
         """Put the adapter at ``directory`` into the pool."""
         artifact = read_artifact(directory, self.base, Limits(max_rank=128, max_bytes=1 << 30))
-        packed = self.pool.pack(artifact.digest, artifact.weights, artifact.activation)
+        packed = self.pool.pack(artifact.digest, artifact.delta, artifact.activation)
         pages = self.pool.reserve(packed)
         assert pages is not None
         self.pool.write(pages, packed)

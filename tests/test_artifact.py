@@ -306,7 +306,7 @@ def test_every_other_kind_is_refused_by_name(tmp_path: Path, kind: str) -> None:
 def test_harmless_settings(tmp_path: Path, harmless: dict[str, Any]) -> None:
     config, tensors = valid()
     artifact = read_artifact(write_artifact(tmp_path, config | harmless, tensors), BASE, LIMITS)
-    assert len(artifact.weights) == 4
+    assert len(artifact.delta) == 4
 
 
 def test_what_a_valid_artifact_says(tmp_path: Path) -> None:
@@ -322,12 +322,12 @@ def test_what_a_valid_artifact_says(tmp_path: Path) -> None:
         **options,
     )
     artifact = read_artifact(tmp_path, BASE, LIMITS)
-    assert list(artifact.weights) == list(BASE.modules), "forward order"
-    up = artifact.weights["model.layers.1.up_proj"]
+    assert list(artifact.delta) == list(BASE.modules), "forward order"
+    up = artifact.delta["model.layers.1.up_proj"]
     assert (up.a.shape, up.b.shape, up.rank, up.scaling) == ((9, 8), (12, 9), 9, 8 / 9)
     assert up.a.dtype == torch.bfloat16
     assert artifact.rank == 9
-    assert artifact.nbytes == sum(w.a.nbytes + w.b.nbytes for w in artifact.weights.values())
+    assert artifact.nbytes == sum(w.a.nbytes + w.b.nbytes for w in artifact.delta.values())
     assert (artifact.base_model_name, artifact.peft_version) == ("org/base", "0.21.2")
     assert re.fullmatch(r"[0-9a-f]{64}", artifact.digest)
 
@@ -337,7 +337,7 @@ def test_the_values_are_those_of_the_file(tmp_path: Path) -> None:
         config = lora_config(rank=4, rslora=True)
         tensors = lora_tensors(BASE, config, dtype=dtype)
         artifact = read_artifact(write_artifact(tmp_path, config, tensors), BASE, LIMITS)
-        q = artifact.weights["model.layers.0.q_proj"]
+        q = artifact.delta["model.layers.0.q_proj"]
         assert torch.equal(q.a, tensors[Q_A])
         assert torch.equal(q.b, tensors[Q_B])
         assert q.scaling == 16 / math.sqrt(4)

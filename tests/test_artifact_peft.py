@@ -79,9 +79,9 @@ def compare(artifact: Artifact, model: nn.Module, adapter: Path) -> None:
     before = logits(model)
     wrapped = peft.PeftModel.from_pretrained(copy.deepcopy(model), adapter)
     found = layers(wrapped)
-    assert artifact.weights.keys() == found.keys()
+    assert artifact.delta.keys() == found.keys()
     for name, layer in found.items():
-        weights = artifact.weights[name]
+        weights = artifact.delta[name]
         assert weights.rank == layer.r["default"], name
         assert weights.scaling == layer.scaling["default"], name
         delta = weights.scaling * (weights.b.float() @ weights.a.float())
@@ -143,8 +143,8 @@ def test_every_setting_means_what_it_means_in_peft(
 def test_rslora_is_not_plain_lora(tmp_path: Path, base: BaseModel) -> None:
     plain = read_artifact(write_adapter(tmp_path / "a", base, rank=16), base, LIMITS)
     rslora = read_artifact(write_adapter(tmp_path / "b", base, rank=16, rslora=True), base, LIMITS)
-    assert {weights.scaling for weights in plain.weights.values()} == {1.0}
-    assert {weights.scaling for weights in rslora.weights.values()} == {4.0}
+    assert {weights.scaling for weights in plain.delta.values()} == {1.0}
+    assert {weights.scaling for weights in rslora.delta.values()} == {4.0}
 
 
 @pytest.mark.parametrize("fan_in_fan_out", [True, False])
@@ -165,7 +165,7 @@ def test_other_families(tmp_path: Path, family: str) -> None:
     base = base_model_of(model)
     adapter = write_adapter(tmp_path / "adapter", base, targets="all-linear", rank=3)
     artifact = read_artifact(adapter, base, LIMITS)
-    assert artifact.weights.keys() == base.modules.keys()
+    assert artifact.delta.keys() == base.modules.keys()
     compare(artifact, model, adapter)
 
 
@@ -183,7 +183,7 @@ def test_what_peft_saves_is_read(tmp_path: Path, directory: Path, base: BaseMode
     artifact = read_artifact(tmp_path, base, LIMITS)
     assert artifact.peft_version == peft.__version__
     assert artifact.base_model_name == str(directory)
-    assert len(artifact.weights) == len(base.modules)
+    assert len(artifact.delta) == len(base.modules)
     compare(artifact, load(directory), tmp_path)
 
 
@@ -224,7 +224,7 @@ def test_inits_that_change_the_base(
     artifact = read_artifact(tmp_path / "converted", base, LIMITS)
     assert artifact.rank == 8, "conversion doubles the rank"
     served = load(directory)
-    for name, weights in artifact.weights.items():
+    for name, weights in artifact.delta.items():
         served.get_parameter(f"{name}.weight").data += weights.scaling * (weights.b @ weights.a)
     torch.testing.assert_close(logits(served), expected, rtol=1e-3, atol=1e-3)
 

@@ -145,7 +145,7 @@ def test_recipe_makes_an_artifact_that_serves(tmp_path: Path) -> None:
     train(recipe, base, tmp_path / "out", Console(quiet=True))
     artifact = read_artifact(tmp_path / "out", base_of_directory(base), Limits(64, MAX_BYTES))
     assert artifact.rank == 8
-    assert all(lora.b.abs().max() > 0 for lora in artifact.weights.values())
+    assert all(lora.b.abs().max() > 0 for lora in artifact.delta.values())
     card = (tmp_path / "out" / "README.md").read_text()
     assert str(tmp_path) not in card
     assert "q_proj 4, v_proj 8, down_proj 4" in card
@@ -171,12 +171,12 @@ def test_artifact_is_small_and_valid(name: str, recipes: dict[str, Recipe], real
     assert sum(path.stat().st_size for path in directory.iterdir()) < MAX_BYTES
     artifact = read_artifact(directory, base_of_directory(real_model_dir), Limits(64, MAX_BYTES))
     assert artifact.base_model_name == BASE_NAME
-    for module, lora in artifact.weights.items():
+    for module, lora in artifact.delta.items():
         target = module.rsplit(".", 1)[1]
         assert lora.rank == recipe.rank_pattern.get(target, recipe.rank)
         assert lora.scaling == pytest.approx(recipe.alpha / (lora.rank**0.5 if recipe.rslora else lora.rank))
         assert lora.a.dtype == torch.bfloat16
-    assert {module.rsplit(".", 1)[1] for module in artifact.weights} == set(recipe.targets)
+    assert {module.rsplit(".", 1)[1] for module in artifact.delta} == set(recipe.targets)
 
 
 @pytest.fixture(scope="module")

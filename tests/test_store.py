@@ -46,8 +46,8 @@ def test_publish_and_read_back(tmp_path: Path, adapter: Path) -> None:
         assert sorted(file.name for file in path.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
         copy = read_artifact(path, BASE, Limits(64, 1 << 20))
     assert copy.digest == digest
-    for name, weights in source.weights.items():
-        assert torch.equal(weights.a, copy.weights[name].a)
+    for name, weights in source.delta.items():
+        assert torch.equal(weights.a, copy.delta[name].a)
 
 
 def test_publishing_twice_changes_nothing(tmp_path: Path, adapter: Path) -> None:

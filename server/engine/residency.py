@@ -151,7 +151,7 @@ class AdapterManager:
                     digest=artifact.digest,
                     directory=directory,
                     rank=artifact.rank,
-                    modules=len(artifact.weights),
+                    modules=len(artifact.delta),
                     nbytes=packed.data.numel() * packed.data.element_size(),
                 )
                 self._revisions[revision.digest] = revision
@@ -274,7 +274,7 @@ class AdapterManager:
     def _publish(self, path: Path) -> tuple[Artifact, Path, PackedAdapter]:
         """Read and check the artifact at ``path``, then keep a copy that nobody else can change."""
         artifact = read_artifact(path, self.base, self._limits)
-        packed = self._pool.pack(artifact.digest, artifact.weights, artifact.activation)
+        packed = self._pool.pack(artifact.digest, artifact.delta, artifact.activation)
         needed = packed.data.numel() * packed.data.element_size()
         if needed > self._placement.capacity_bytes:
             raise AdapterTooLarge(
@@ -294,7 +294,7 @@ class AdapterManager:
             raise ArtifactError(
                 [f"the stored copy of revision {revision.digest[:_SHOWN_DIGITS]} has changed"]
             )
-        return self._pool.pack(artifact.digest, artifact.weights, artifact.activation)
+        return self._pool.pack(artifact.digest, artifact.delta, artifact.activation)
 
     # The event loop.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,11 @@ Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
 BLOCK_SIZE = 16  # tokens per KV block
+MODULES_PER_LAYER = 7  # of the Llama family: q, k, v, o, gate, up, down
 PAGE_ALIGN = 32  # a page's length is rounded up to a multiple of this many elements (64 bytes of bf16)
+
+_O, _GATE, _DOWN = 3, 4, 6
+_ALL = slice(None)
 
 
 def page_length(features: int) -> int:
@@ -26,19 +31,57 @@ def page_length(features: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class AdapterPages:
-    """Where a resident adapter's rank pages lie in the pool. Immutable while any sequence holds it.
+class VectorPages:
+    """Where the vectors of an adapter lie in the pool: element offsets, 0 where a module has none.
 
-    For target module ``m`` the pages are one run starting at element ``offset[m]``: first the
+    Each is padded with zeros to a whole page.
+    """
+
+    gain: Int64  # [M] γ [out]: times the module's output, bias included
+    constant: Int64  # [M] c [out]: added to the output
+    input_gain: Int64  # [M] λ [in]: times the module's input, whose image under W is added
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterPages:
+    """Where a resident adapter lies in the pool. Immutable while any sequence holds it.
+
+    For target module ``m`` the rank pages are one run starting at element ``offset[m]``: first the
     ``rank[m]`` rows of A, each ``page_length(in)`` elements, then the ``rank[m]`` columns of B, each
     ``page_length(out)`` elements, with the LoRA scaling folded into B. Padding elements are zero.
+
+    A row with the mix {(k, w_k)} computes, y being the base's output ``W x + b`` of the module,
+
+        y + Σ_k w_k [ B_k (A_k x) + γ_k ⊙ y + c_k ] + W (Σ_k w_k λ_k ⊙ x)
     """
 
     digest: str
     offset: Int64  # [M] element offset into the pool; 0 where rank is 0
-    rank: Int32  # [M] 0 where the adapter leaves the module alone
+    rank: Int32  # [M] 0 where the adapter has no A and B for the module
     start: int = 0  # first element of the whole adapter in the pool
     activation: tuple[int, ...] | None = None  # tokens that switch it on (aLoRA); read by schedulers only
+    vectors: VectorPages | None = None  # None: the adapter is plain LoRA
+
+
+@dataclass(frozen=True)
+class ModuleShape:
+    """Sizes of one target module."""
+
+    in_features: int
+    out_features: int
+
+
+class BaseWeights(Protocol):
+    """The base's own weights of the LoRA target modules."""
+
+    def weight(self, module: int) -> torch.Tensor:
+        """W [out, in] of that module, in the dtype it computes in; not to be changed.
+
+        A quantized base makes it anew at every call: take one module at a time.
+        """
+
+    def bias(self, module: int) -> torch.Tensor | None:
+        """b [out], or None where the module has none."""
 
 
 @dataclass(frozen=True)
@@ -132,3 +175,25 @@ class DecoderWeights:
     intermediate: int
     eps: float
     scale: float  # of the attention scores
+
+    def weight(self, module: int) -> torch.Tensor:
+        """W [out, in] of a LoRA target module."""
+        matrix, _, rows = self._part(module)
+        return matrix[rows]
+
+    def bias(self, module: int) -> torch.Tensor | None:
+        """b [out] of a LoRA target module."""
+        _, bias, rows = self._part(module)
+        return None if bias is None else bias[rows]
+
+    def _part(self, module: int) -> tuple[torch.Tensor, torch.Tensor | None, slice]:
+        """The fused matrix and bias that hold a target module, and its rows there."""
+        layer, kind = self.layers[module // MODULES_PER_LAYER], module % MODULES_PER_LAYER
+        if kind in (_O, _DOWN):
+            return (layer.o, layer.o_bias, _ALL) if kind == _O else (layer.down, layer.down_bias, _ALL)
+        if kind > _O:
+            start = (kind - _GATE) * self.intermediate
+            return layer.gate_up, layer.gate_up_bias, slice(start, start + self.intermediate)
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        edges = (0, q, q + kv, q + 2 * kv)
+        return layer.qkv, layer.qkv_bias, slice(edges[kind], edges[kind + 1])

@@ -30,6 +30,15 @@ class Decoder(Protocol):
     def kv_bytes_per_block(self) -> int:
         """Bytes of K and V one block takes over all layers."""
 
+    def weight(self, module: int) -> torch.Tensor:
+        """W [out, in] of ``modules[module]``, in the dtype it computes in; not to be changed.
+
+        A quantized base makes it anew at every call: take one module at a time.
+        """
+
+    def bias(self, module: int) -> torch.Tensor | None:
+        """b [out] of ``modules[module]``, or None where it has none."""
+
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:
         """Allocate the KV cache and bind the flat page pool. Called once, before the first step.
 

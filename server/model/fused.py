@@ -76,6 +76,12 @@ class FusedDecoder:
     def kv_bytes_per_block(self) -> int:
         return self._backend.kv_bytes_per_block(self.weights)
 
+    def weight(self, module: int) -> torch.Tensor:
+        return self.weights.weight(module)
+
+    def bias(self, module: int) -> torch.Tensor | None:
+        return self.weights.bias(module)
+
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:
         if self.native:
             self._step = NativeStep(self.weights, pool, num_blocks, max_rows, torch.get_num_threads())

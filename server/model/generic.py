@@ -19,9 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters.base import TargetModule
 from server.errors import ModelRefused
-from server.kernels.inputs import BLOCK_SIZE, StepInputs
+from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
 from server.kernels.reference.attention import AttentionPlan, PagedKV
-from server.kernels.reference.lora import LoraPlan, ModuleShape, plan_lora
+from server.kernels.reference.lora import LoraPlan, plan_lora
 
 ATTENTION_NAME = "manylora_paged"
 # Attention arguments some models pass that change the result and that paged_attention does not implement.
@@ -76,6 +76,7 @@ class GenericDecoder:
             if self._survey.calls.get(name) == [_PROBE_ROWS]
         )
         self._shapes = [ModuleShape(m.in_features, m.out_features) for m in self.modules]
+        self._linear = [linears[m.name] for m in self.modules]
         self._hook({m.name: linears[m.name] for m in self.modules}, self._add_delta)
         self._index = {m.name: i for i, m in enumerate(self.modules)}
         self._kv: dict[int, PagedKV] = {}
@@ -89,6 +90,14 @@ class GenericDecoder:
     def _like(self) -> torch.Tensor:
         return self._model.get_input_embeddings().weight  # type: ignore[no-any-return]
 
+    def weight(self, module: int) -> torch.Tensor:
+        linear = self._linear[module]
+        weight: torch.Tensor = linear.weight  # type: ignore[assignment]
+        return weight.T if isinstance(linear, Conv1D) else weight
+
+    def bias(self, module: int) -> torch.Tensor | None:
+        return self._linear[module].bias  # type: ignore[return-value]
+
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:  # noqa: ARG002
         self._pool = pool
         shapes = self._survey.kv_shapes
@@ -98,7 +107,7 @@ class GenericDecoder:
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
         device = self._like.device
-        lora = plan_lora(self._pool, self._shapes, inputs)
+        lora = plan_lora(self._pool, self._shapes, inputs, self)
         plan = AttentionPlan(inputs, device)
         forward = _Forward(len(inputs.token_ids), plan, self._kv, lora)
         return self._run(

@@ -9,10 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from adapters.artifact import LoraWeights
 from adapters.base import TargetModule
-from server.kernels.inputs import PAGE_ALIGN, AdapterPages, Int32, Int64, page_length
+from adapters.delta import ModuleDelta
+from adapters.errors import ArtifactError
+from adapters.faults import some
+from server.kernels.inputs import (
+    PAGE_ALIGN,
+    AdapterPages,
+    BaseWeights,
+    Int32,
+    Int64,
+    VectorPages,
+    page_length,
+)
 from server.kernels.memory import zeros
+from server.model.packing import FoldedModule, ZeroNorm, elements, fold
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +35,7 @@ class PackedAdapter:
     offset: Int64  # [M]
     rank: Int32  # [M]
     activation: tuple[int, ...] | None = None  # the tokens that switch it on (aLoRA)
+    vectors: VectorPages | None = None  # here -1 where a module has none
 
 
 class PageSpace:
@@ -76,9 +88,16 @@ class PagePool:
     """
 
     def __init__(
-        self, modules: Sequence[TargetModule], capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        modules: Sequence[TargetModule],
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        base: BaseWeights | None = None,
     ) -> None:
+        """``base`` holds the weights of ``modules``; without it only plain LoRA and IA3 can be packed."""
         self.modules = tuple(modules)
+        self._base = base
         widest = max((max(m.in_features, m.out_features) for m in modules), default=PAGE_ALIGN)
         zero = page_length(widest)
         elements = max(capacity // dtype.itemsize, zero)
@@ -99,7 +118,8 @@ class PagePool:
         if start is None:
             return None
         offset = np.where(packed.rank > 0, packed.offset + start, 0)
-        return AdapterPages(packed.digest, offset, packed.rank, start, packed.activation)
+        vectors = None if packed.vectors is None else _placed(packed.vectors, start)
+        return AdapterPages(packed.digest, offset, packed.rank, start, packed.activation, vectors)
 
     def write(self, pages: AdapterPages, packed: PackedAdapter) -> None:
         """Copy the pages in. Any thread may call this, once, before the pages are used."""
@@ -109,40 +129,75 @@ class PagePool:
         """Give the room back; returns the bytes freed."""
         return self._space.release(pages.start) * self.data.element_size()
 
-    def packed_bytes(self, ranks: Mapping[str, int]) -> int:
-        """Bytes an adapter with those ranks by module name takes."""
-        elements = sum(
-            ranks.get(m.name, 0) * (page_length(m.in_features) + page_length(m.out_features))
-            for m in self.modules
-        )
-        return elements * self.data.element_size()
-
     def pack(
-        self, digest: str, weights: Mapping[str, LoraWeights], activation: tuple[int, ...] | None = None
+        self, digest: str, deltas: Mapping[str, ModuleDelta], activation: tuple[int, ...] | None = None
     ) -> PackedAdapter:
-        """Lay an adapter out, its scaling folded into B in fp32 before the one rounding to the pool dtype."""
-        size = self.packed_bytes({n: w.a.shape[0] for n, w in weights.items()}) // self.data.element_size()
-        data = torch.zeros(size, dtype=self.data.dtype)
-        offset = np.zeros(len(self.modules), np.int64)
-        rank = np.zeros(len(self.modules), np.int32)
-        position = 0
-        for index, module in enumerate(self.modules):
-            lora = weights.get(module.name)
-            if lora is None:
-                continue
-            offset[index], rank[index] = position, lora.a.shape[0]
-            position = _put(data, position, lora.a)
-            position = _put(data, position, lora.b.T.float() * lora.scaling)
-        return PackedAdapter(digest, data, offset, rank, activation)
+        """Lay an adapter out; what is folded in is so in fp32, before the one rounding to the pool dtype.
+
+        Raises:
+            ArtifactError: magnitudes that no weight of this base can have (see :class:`ZeroNorm`).
+        """
+        parts = [(i, deltas[m.name]) for i, m in enumerate(self.modules) if m.name in deltas]
+        size = sum(elements(delta, self.modules[i], i, self._base) for i, delta in parts)
+        layout = _Layout(torch.zeros(size, dtype=self.data.dtype), len(self.modules))
+        broken = []
+        for index, delta in parts:
+            try:
+                layout.place(index, fold(delta, index, self._base))
+            except ZeroNorm:
+                broken.append(self.modules[index].name)
+        if broken:
+            where = some(broken, len(broken))
+            raise ArtifactError([f"DoRA's magnitudes have no direction: rows of W + BA are zero in {where}"])
+        return layout.finish(digest, activation)
 
     def check(self) -> None:
         """Assert the allocator's invariants."""
         self._space.check()
 
 
-def _put(data: torch.Tensor, position: int, rows: torch.Tensor) -> int:
-    """Write ``rows`` [r, n] as r padded pages at ``position``; returns where the next begins."""
-    length = page_length(rows.shape[1])
-    end = position + rows.shape[0] * length
-    data[position:end].view(rows.shape[0], length)[:, : rows.shape[1]] = rows
-    return end
+class _Layout:
+    """Writes one module after the other into ``data``."""
+
+    def __init__(self, data: torch.Tensor, modules: int) -> None:
+        self._data = data
+        self._position = 0
+        self._offset = np.zeros(modules, np.int64)
+        self._rank = np.zeros(modules, np.int32)
+        self._vectors = VectorPages(*(np.full(modules, -1, np.int64) for _ in range(3)))
+        self._plain = True
+
+    def place(self, index: int, part: FoldedModule) -> None:
+        """The next module."""
+        if part.a.shape[0]:
+            self._offset[index], self._rank[index] = self._position, part.a.shape[0]
+            self._put(part.a)
+            self._put(part.b)
+        self._put_vector(index, self._vectors.gain, part.gain)
+        self._put_vector(index, self._vectors.constant, part.constant)
+        self._put_vector(index, self._vectors.input_gain, part.input_gain)
+
+    def finish(self, digest: str, activation: tuple[int, ...] | None) -> PackedAdapter:
+        """The adapter, once all modules are placed."""
+        assert self._position == self._data.numel()
+        vectors = None if self._plain else self._vectors
+        return PackedAdapter(digest, self._data, self._offset, self._rank, activation, vectors)
+
+    def _put_vector(self, index: int, offsets: Int64, vector: torch.Tensor | None) -> None:
+        if vector is not None:
+            self._plain = False
+            offsets[index] = self._position
+            self._put(vector[None])
+
+    def _put(self, rows: torch.Tensor) -> None:
+        """Write ``rows`` [r, n] as r padded pages."""
+        length = page_length(rows.shape[1])
+        end = self._position + rows.shape[0] * length
+        self._data[self._position : end].view(rows.shape[0], length)[:, : rows.shape[1]] = rows
+        self._position = end
+
+
+def _placed(vectors: VectorPages, start: int) -> VectorPages:
+    """Offsets from an adapter's start to offsets in the pool."""
+    tables = (vectors.gain, vectors.constant, vectors.input_gain)
+    return VectorPages(*(np.where(table >= 0, table + start, 0) for table in tables))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from adapters.artifact import LoraWeights
+from adapters.delta import ModuleDelta
 from server.errors import ModelRefused
 from server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs
 from server.model.decoder import Decoder
@@ -88,7 +88,7 @@ def probe_adapters(model: Any, decoder: Decoder, pool: PagePool, dtype: torch.dt
 def _difference_with(
     model: Any,
     decoder: Decoder,
-    adapters: Sequence[Mapping[str, LoraWeights]],
+    adapters: Sequence[Mapping[str, ModuleDelta]],
     pages: Sequence[AdapterPages],
     mixes: Sequence[Sequence[tuple[int, float]]],
 ) -> float:
@@ -172,7 +172,7 @@ def _inputs(
     )
 
 
-def _synthetic(model: Any, decoder: Decoder, ranks: Sequence[int], seed: int) -> dict[str, LoraWeights]:
+def _synthetic(model: Any, decoder: Decoder, ranks: Sequence[int], seed: int) -> dict[str, ModuleDelta]:
     """Random weights whose output is about :data:`_STRENGTH` times that of the module, whatever its size."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
@@ -183,12 +183,12 @@ def _synthetic(model: Any, decoder: Decoder, ranks: Sequence[int], seed: int) ->
         spread = float(model.get_submodule(module.name).weight.float().std())
         a = torch.randn(rank, module.in_features, generator=generator) / math.sqrt(module.in_features)
         b = torch.randn(module.out_features, rank, generator=generator) * spread
-        found[module.name] = LoraWeights(a, b, _STRENGTH * math.sqrt(module.in_features / rank))
+        found[module.name] = ModuleDelta(a, b, _STRENGTH * math.sqrt(module.in_features / rank))
     return found
 
 
 @contextmanager
-def _adapted(model: Any, mix: Sequence[tuple[Mapping[str, LoraWeights], float]]) -> Iterator[None]:
+def _adapted(model: Any, mix: Sequence[tuple[Mapping[str, ModuleDelta], float]]) -> Iterator[None]:
     """Within the block the modules of ``model`` add the mix's deltas to their outputs."""
     handles = [
         model.get_submodule(name).register_forward_hook(_Delta(lora, weight))
@@ -205,7 +205,7 @@ def _adapted(model: Any, mix: Sequence[tuple[Mapping[str, LoraWeights], float]])
 class _Delta:
     """A forward hook that adds ``weight · scaling · B (A x)``, in fp32."""
 
-    def __init__(self, lora: LoraWeights, weight: float) -> None:
+    def __init__(self, lora: ModuleDelta, weight: float) -> None:
         self._lora = lora
         self._factor = lora.scaling * weight
 

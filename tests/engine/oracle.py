@@ -74,7 +74,7 @@ def read(path: Path, base: BaseModel) -> Artifact:
 
 @torch.no_grad()
 def _add(model: Any, artifact: Artifact, weight: float) -> None:
-    for name, lora in artifact.weights.items():
+    for name, lora in artifact.delta.items():
         parameter = model.get_submodule(name).weight
         delta = weight * lora.scaling * (lora.b.double() @ lora.a.double())
         if delta.shape != parameter.shape:  # Conv1D keeps its weight transposed

@@ -12,6 +12,7 @@ from adapters.artifact import Limits
 from adapters.mix import parse_mix
 from adapters.store import RevisionStore
 from server.engine.residency import AdapterManager, Lease
+from server.kernels.inputs import page_length
 from server.metrics import Metrics
 from server.model.pages import PagePool
 from tests.adapter_factory import write_adapter
@@ -28,7 +29,8 @@ class Shop:
         self.root = root
         self.store = RevisionStore(root / "store")
         module = harness.decoder.modules
-        unit = harness.pool.packed_bytes({m.name: RANK for m in module})
+        pages = sum(page_length(m.in_features) + page_length(m.out_features) for m in module)
+        unit = 4 * RANK * pages
         zero = harness.pool.data.numel() * 4 - harness.pool.capacity_bytes
         self.unit = unit
         self.pool = PagePool(module, room * unit + zero, torch.float32, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The multi-adapter delta ``y += Σ_k w_k · B_k (A_k x)`` over rank pages.
+"""The multi-adapter delta ``y += Σ_k w_k · B_k (A_k x)`` over rank pages, after that of the vectors.
 
 A row's mix is a list of rank pages with coefficients. Rows that share a mix and come in numbers
 (prefill chunks, popular adapters) are a plain matrix product; the rest gather their pages and go
@@ -16,13 +16,16 @@ import torch
 from server.kernels.inputs import (
     PAGE_ALIGN,
     AdapterPages,
+    BaseWeights,
     Float32,
     Int32,
     Int64,
     LoraInputs,
+    ModuleShape,
     StepInputs,
     page_length,
 )
+from server.kernels.reference.vectors import VectorPlan
 
 _SEGMENT_ROWS = 8  # from this many rows on, a matrix product beats gathering the pages row by row
 _BUCKETS = (
@@ -33,14 +36,6 @@ _BUCKETS = (
     128,
     256,
 )  # gathered rows are grouped by rank so that small ones don't pay for large
-
-
-@dataclass(frozen=True)
-class ModuleShape:
-    """Sizes of one target module."""
-
-    in_features: int
-    out_features: int
 
 
 @dataclass(frozen=True)
@@ -73,15 +68,24 @@ class LoraPlan:
     """
 
     def __init__(
-        self, pool: torch.Tensor, shapes: Sequence[ModuleShape], inputs: LoraInputs, rows: Int32
+        self,
+        pool: torch.Tensor,
+        shapes: Sequence[ModuleShape],
+        inputs: LoraInputs,
+        rows: Int32,
+        base: BaseWeights,
     ) -> None:
         self._pool = pool
         self._shapes = shapes
+        plain = all(pages.vectors is None for pages in inputs.adapters)
+        self._vectors = None if plain else VectorPlan(pool, shapes, inputs, rows, base)
         self._segments, loose = _split(inputs, rows)
         self._gathered = [_gather_plan(shapes, inputs, g, pool.device) for g in _by_rank(inputs, loose)]
 
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add the delta of ``module`` for input ``x`` [T, in] to ``y`` [T, out] in place."""
+        """Add the delta of ``module`` for input ``x`` [T, in] to the base's ``y`` [T, out] in place."""
+        if self._vectors is not None:
+            self._vectors.add(module, x, y)
         shape = self._shapes[module]
         for segment in self._segments:
             self._add_segment(module, shape, segment, x, y)
@@ -129,9 +133,11 @@ class LoraPlan:
         return view.index_select(0, index.flatten()).view(*index.shape, length)[..., :features]
 
 
-def plan_lora(pool: torch.Tensor, shapes: Sequence[ModuleShape], inputs: StepInputs) -> LoraPlan | None:
+def plan_lora(
+    pool: torch.Tensor, shapes: Sequence[ModuleShape], inputs: StepInputs, base: BaseWeights
+) -> LoraPlan | None:
     """The adapter work of a step, or None when every sequence runs the base."""
-    return None if inputs.lora is None else LoraPlan(pool, shapes, inputs.lora, inputs.query_start)
+    return None if inputs.lora is None else LoraPlan(pool, shapes, inputs.lora, inputs.query_start, base)
 
 
 def _split(inputs: LoraInputs, query_start: Int32) -> tuple[list[_Segment], list[tuple[int, int]]]:

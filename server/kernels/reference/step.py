@@ -7,12 +7,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from server.kernels.inputs import BLOCK_SIZE, DecoderWeights, LayerWeights, StepInputs
+from server.kernels.inputs import (
+    BLOCK_SIZE,
+    MODULES_PER_LAYER,
+    DecoderWeights,
+    LayerWeights,
+    ModuleShape,
+    StepInputs,
+)
 from server.kernels.reference.attention import AttentionPlan, PagedKV
 from server.kernels.reference.linear import PackedLinear
-from server.kernels.reference.lora import LoraPlan, ModuleShape, plan_lora
-
-MODULES_PER_LAYER = 7
+from server.kernels.reference.lora import LoraPlan, plan_lora
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -62,7 +67,7 @@ class ReferenceStep:
         weights = self._weights
         device = weights.embedding.device
         plan = AttentionPlan(inputs, device)
-        lora = plan_lora(self._pool, self._shapes, inputs)
+        lora = plan_lora(self._pool, self._shapes, inputs, weights)
         positions = torch.from_numpy(inputs.positions).to(device)
         cos, sin = (t[positions].unsqueeze(1).to(weights.embedding.dtype) for t in (weights.cos, weights.sin))
         x = F.embedding(torch.from_numpy(inputs.token_ids).to(device), weights.embedding)

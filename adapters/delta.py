@@ -1,0 +1,34 @@
+"""What an adapter changes about one linear layer of the base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleDelta:
+    """The change to one module ``y = W x + b``; parts that the adapter does not have are None.
+
+    Alone, the adapter computes
+
+        y = l_out ⊙ (g ⊙ (W (l_in ⊙ x) + s B A x) + b') + s b_B
+
+    with g = magnitude / ‖W + s B A‖ per output (1 without a magnitude) and b' = ``bias`` (b without
+    one). Tensors are as stored, float32, float16 or bfloat16.
+    """
+
+    a: torch.Tensor  # [r, in]; r may be 0
+    b: torch.Tensor  # [out, r]
+    scaling: float = 1.0  # s: alpha / r, or alpha / √r under rsLoRA, with the patterns applied
+    magnitude: torch.Tensor | None = None  # [out], DoRA (https://arxiv.org/abs/2402.09353)
+    b_bias: torch.Tensor | None = None  # [out], b_B: lora_bias
+    bias: torch.Tensor | None = None  # [out], takes the place of b: bias="lora_only" or "all"
+    output_scale: torch.Tensor | None = None  # [out], l_out: IA3 (https://arxiv.org/abs/2205.05638)
+    input_scale: torch.Tensor | None = None  # [in], l_in: IA3 on feed-forward modules
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.a.shape[0]

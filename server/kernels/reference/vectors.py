@@ -1,0 +1,132 @@
+"""Gains and constants of a step's mixes: ``y += Σ_k w_k (γ_k ⊙ y + c_k) + W (Σ_k w_k λ_k ⊙ x)``.
+
+The weighted sums are made once for every distinct mix and given to its rows. Everything up to the
+matrix product is fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from server.kernels.inputs import (
+    PAGE_ALIGN,
+    BaseWeights,
+    Float32,
+    Int32,
+    Int64,
+    LoraInputs,
+    ModuleShape,
+    VectorPages,
+    page_length,
+)
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """One kind of vector for all modules and the step's mixes: K mixes of at most E members.
+
+    Page indices count units of PAGE_ALIGN elements; absent ones point at the pool's zero page.
+    """
+
+    page: torch.Tensor  # [M, K, E]
+    used: tuple[bool, ...]  # [M] whether any mix has one there
+
+
+class VectorPlan:
+    """The gains and constants of one step, prepared once and applied by every target module."""
+
+    def __init__(
+        self,
+        pool: torch.Tensor,
+        shapes: Sequence[ModuleShape],
+        inputs: LoraInputs,
+        query_start: Int32,
+        base: BaseWeights,
+    ) -> None:
+        self._pool = pool
+        self._shapes = shapes
+        self._base = base
+        members, mix = _distinct_mixes(inputs)
+        concerned = np.flatnonzero(np.repeat(mix, np.diff(query_start)) >= 0)
+        self._rows = torch.from_numpy(concerned).to(pool.device)
+        self._mix = torch.from_numpy(np.repeat(mix, np.diff(query_start))[concerned]).to(pool.device)
+        adapter, weight = _member_grid(inputs, members)
+        self._weight = torch.from_numpy(weight).to(pool.device)  # [K, E]
+        tables = [pages.vectors for pages in inputs.adapters]
+        self._gain = _vectors([_of(t, "gain", shapes) for t in tables], adapter, pool.device)
+        self._constant = _vectors([_of(t, "constant", shapes) for t in tables], adapter, pool.device)
+        self._input_gain = _vectors([_of(t, "input_gain", shapes) for t in tables], adapter, pool.device)
+
+    def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add to the base's output ``y`` [T, out] of ``module`` for input ``x`` [T, in], in place."""
+        shape = self._shapes[module]
+        gain = self._sum(self._gain, module, shape.out_features)
+        constant = self._sum(self._constant, module, shape.out_features)
+        input_gain = self._sum(self._input_gain, module, shape.in_features)
+        if gain is None and constant is None and input_gain is None:
+            return
+        result = y.index_select(0, self._rows).float()
+        if gain is not None:
+            result += result * gain
+        if constant is not None:
+            result += constant
+        if input_gain is not None:
+            scaled = (x.index_select(0, self._rows).float() * input_gain).to(x.dtype)
+            result += F.linear(scaled, self._base.weight(module))
+        y.index_copy_(0, self._rows, result.to(y.dtype))
+
+    def _sum(self, vectors: _Vectors, module: int, features: int) -> torch.Tensor | None:
+        """The weighted sum for every concerned row [R, features]; None where no mix has a vector."""
+        if not vectors.used[module]:
+            return None
+        length = page_length(features)
+        units = (self._pool.numel() - length) // PAGE_ALIGN + 1
+        view = self._pool.as_strided((units, length), (PAGE_ALIGN, 1))
+        page = vectors.page[module]
+        pages = view.index_select(0, page.flatten()).view(*page.shape, length)[..., :features]
+        return (pages.float() * self._weight[..., None]).sum(1).index_select(0, self._mix)
+
+
+def _distinct_mixes(inputs: LoraInputs) -> tuple[list[range], Int64]:
+    """The entries of each distinct mix that has vectors, and each sequence's number among them or -1."""
+    found: dict[tuple[bytes, bytes], int] = {}
+    members: list[range] = []
+    mix = np.full(len(inputs.start) - 1, -1, np.int64)
+    for sequence in range(len(mix)):
+        entries = slice(inputs.start[sequence], inputs.start[sequence + 1])
+        adapters = inputs.adapter[entries]
+        if all(inputs.adapters[a].vectors is None for a in adapters):
+            continue
+        key = (adapters.tobytes(), inputs.weight[entries].tobytes())
+        if key not in found:
+            found[key] = len(members)
+            members.append(range(entries.start, entries.stop))
+        mix[sequence] = found[key]
+    return members, mix
+
+
+def _member_grid(inputs: LoraInputs, members: Sequence[range]) -> tuple[Int64, Float32]:
+    """Adapter numbers and weights of the mixes, each [K, E]; the weights of absent members are 0."""
+    width = max((len(entries) for entries in members), default=0)
+    adapter = np.zeros((len(members), width), np.int64)
+    weight = np.zeros((len(members), width), np.float32)
+    for i, entries in enumerate(members):
+        adapter[i, : len(entries)] = inputs.adapter[entries.start : entries.stop]
+        weight[i, : len(entries)] = inputs.weight[entries.start : entries.stop]
+    return adapter, weight
+
+
+def _of(vectors: VectorPages | None, kind: str, shapes: Sequence[ModuleShape]) -> Int64:
+    table: Int64 = np.zeros(len(shapes), np.int64) if vectors is None else getattr(vectors, kind)
+    return table
+
+
+def _vectors(tables: Sequence[Int64], adapter: Int64, device: torch.device) -> _Vectors:
+    """``tables`` holds the offsets [M] of each adapter; ``adapter`` [K, E] says who is in which mix."""
+    page = np.ascontiguousarray(np.stack(tables)[adapter].transpose(2, 0, 1)) // PAGE_ALIGN
+    return _Vectors(torch.from_numpy(page).to(device), tuple((page != 0).any(axis=(1, 2)).tolist()))

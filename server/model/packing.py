@@ -1,0 +1,127 @@
+"""From what an adapter says about a module to what the kernels add: all that can be is folded in once.
+
+An adapter alone computes what :class:`ModuleDelta` says; the kernels compute what :class:`AdapterPages`
+says. With g = magnitude / ‖W + s B A‖ the two are the same for
+
+    rank pages  A and s g ⊙ B
+    gain        γ = g ⊙ l_out − 1
+    constant    c = b' − b − (g − 1) ⊙ b + s b_B
+
+A gain applies to the base's output with its bias b, of which DoRA's constant then takes the part away
+that is too much; IA3 scales the bias as well and needs no constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from adapters.base import TargetModule
+from adapters.delta import ModuleDelta
+from server.kernels.inputs import BaseWeights, page_length
+
+_CHUNK = 1 << 20  # elements of W that are widened to fp32 at a time
+
+
+class ZeroNorm(Exception):
+    """A row of W + s B A is zero, so that DoRA's gain has no value there."""
+
+
+@dataclass(frozen=True)
+class FoldedModule:
+    """One module's part of the pool, before it is rounded to the pool's dtype."""
+
+    a: torch.Tensor  # [r, in]
+    b: torch.Tensor  # [r, out] float32
+    gain: torch.Tensor | None = None  # [out] float32
+    constant: torch.Tensor | None = None  # [out] float32
+    input_gain: torch.Tensor | None = None  # [in] float32
+
+
+def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModule:
+    """Fold the change to module ``index``; ``base`` is needed by magnitudes and biases only.
+
+    Raises:
+        ZeroNorm: see there.
+    """
+    if not has_vectors(delta):
+        return FoldedModule(delta.a, delta.b.T.float() * delta.scaling)
+    scale = None
+    if delta.magnitude is not None:
+        assert base is not None, "DoRA needs the base's weights"
+        scale = _dora_gain(delta, base.weight(index))
+    b = delta.b.T.float() * (delta.scaling if scale is None else scale * delta.scaling)
+    gain = None if scale is None else scale - 1
+    if delta.output_scale is not None:
+        gain = delta.output_scale.float() - 1
+    return FoldedModule(
+        a=delta.a,
+        b=b,
+        gain=gain,
+        constant=_constant(delta, scale, _bias(index, base)),
+        input_gain=None if delta.input_scale is None else delta.input_scale.float() - 1,
+    )
+
+
+def has_vectors(delta: ModuleDelta) -> bool:
+    """Whether the change is more than A and B."""
+    parts = (delta.magnitude, delta.b_bias, delta.bias, delta.output_scale, delta.input_scale)
+    return any(part is not None for part in parts)
+
+
+def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWeights | None) -> int:
+    """Elements of the pool that :func:`fold`'s result takes."""
+    width_in, width_out = page_length(module.in_features), page_length(module.out_features)
+    rank_pages = delta.rank * (width_in + width_out)
+    if not has_vectors(delta):
+        return rank_pages
+    gain = delta.magnitude is not None or delta.output_scale is not None
+    constant = delta.bias is not None or delta.b_bias is not None
+    constant = constant or (delta.magnitude is not None and _bias(index, base) is not None)
+    return rank_pages + width_out * (gain + constant) + width_in * (delta.input_scale is not None)
+
+
+def row_norms(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+    """‖W + s B A‖ of each row [out] in fp32, for ``weight`` [out, in], a few rows at a time.
+
+    On the device of ``weight``.
+    """
+    a, b = a.to(weight.device, torch.float32), b.to(weight.device, torch.float32)
+    rows = max(1, _CHUNK // weight.shape[1])
+    starts = range(0, weight.shape[0], rows)
+    parts = [
+        torch.addmm(weight[i : i + rows].float(), b[i : i + rows], a, alpha=scaling).norm(dim=1)
+        for i in starts
+    ]
+    return torch.cat(parts)
+
+
+def _dora_gain(delta: ModuleDelta, weight: torch.Tensor) -> torch.Tensor:
+    """g [out] on the CPU."""
+    assert delta.magnitude is not None
+    norms = row_norms(weight, delta.a, delta.b, delta.scaling).cpu()
+    gain = delta.magnitude.float() / norms
+    if not bool(gain.isfinite().all()):
+        raise ZeroNorm
+    return gain
+
+
+def _bias(index: int, base: BaseWeights | None) -> torch.Tensor | None:
+    bias = None if base is None else base.bias(index)
+    return None if bias is None else bias.float().cpu()
+
+
+def _constant(
+    delta: ModuleDelta, scale: torch.Tensor | None, base_bias: torch.Tensor | None
+) -> torch.Tensor | None:
+    """c [out]; None where it is zero whatever the values are."""
+    parts = []
+    if delta.bias is not None:
+        assert base_bias is not None, "only a bias that the base has can be replaced"
+        parts.append(delta.bias.float() - base_bias)
+    if scale is not None and base_bias is not None:
+        parts.append((1 - scale) * base_bias)
+    if delta.b_bias is not None:
+        parts.append(delta.b_bias.float() * delta.scaling)
+    return torch.stack(parts).sum(0) if parts else None
