@@ -52,7 +52,7 @@ class Activated:
         for name, (pages, weight) in zip(names, self.members(*names), strict=True):
             wanted = pages.activation
             start = 0 if wanted is None else last_occurrence(tuple(prompt), wanted)
-            for path, delta in read(self.paths[name], self.harness.base).weights.items():
+            for path, delta in read(self.paths[name], self.harness.base).delta.items():
                 matrix = weight * delta.scaling * (delta.b @ delta.a)
                 if start is not None:
                     model.get_submodule(path).register_forward_hook(_adding(matrix, start))
