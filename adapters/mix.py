@@ -47,13 +47,18 @@ class MixEntry:
     weight: float
 
 
+def is_name(text: str) -> bool:
+    """Whether ``text`` matches the grammar of adapter names."""
+    return bool(_NAME.fullmatch(text))
+
+
 def check_name(name: str) -> str:
     """Return ``name`` if it is a valid adapter name.
 
     Raises:
         AdapterNameError: saying what a name looks like.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise AdapterNameError(
             f"{name[:140]!r} is not an adapter name: use 1 to 128 letters, digits, '.', '_', ':' or '-', "
             "starting with a letter or digit"

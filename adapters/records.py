@@ -1,0 +1,63 @@
+"""What the registry knows of names, revisions and aliases: immutable facts, as they were when read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """Where a name stands in its life."""
+
+    LOADING = "loading"  # it has never served, and is being fetched or checked
+    READY = "ready"
+    DRAINING = "draining"  # being deleted: no new requests, the running ones finish
+    FAILED = "failed"  # it can't serve; its error says why
+
+
+@dataclass(frozen=True)
+class RevisionRecord:
+    """The facts about one revision, found when it was validated."""
+
+    digest: str  # 64 hex digits
+    nbytes: int  # of all tensors, as stored
+    rank: int  # the largest of any module
+    modules: int  # that the adapter changes
+    total_modules: int  # that the base has
+    kind: str  # "LORA", "LORA+DORA", "IA3", …
+    base_model_name: str | None  # what the artifact says it was trained on
+    base_fingerprint: str | None
+    source: str  # a URL or path, without credentials
+    created: float  # unix seconds, when it was first published here
+    lineage: Mapping[str, Any] | None = None  # JSON-safe: members, weights, method
+    details: Mapping[str, Any] = field(default_factory=dict)  # JSON-safe facts for people
+
+
+@dataclass(frozen=True)
+class NameRecord:
+    """One adapter's name. ``history[0]`` is ``digest`` wherever there is one."""
+
+    name: str
+    digest: str | None  # of the current revision
+    state: State
+    error: str | None  # why it failed; on a name that serves, why the latest attempt to replace it did
+    pinned: bool
+    tags: tuple[str, ...]  # sorted
+    created: float  # unix seconds, like the other times
+    updated: float
+    last_used: float | None
+    source: str  # of the current revision, or of what is being loaded
+    history: tuple[str, ...]  # digests this name has pointed to, the latest first, none twice
+    owner: str = ""  # the process that is loading or draining it
+
+
+@dataclass(frozen=True)
+class AliasRecord:
+    """A name for one model string, or for a weighted split of several."""
+
+    name: str
+    arms: tuple[tuple[str, float], ...]  # (model string, share); shares are positive, of any sum
+    created: float  # unix seconds
+    updated: float
