@@ -14,7 +14,15 @@ from adapters.base import BaseModel
 from adapters.delta import ModuleDelta
 from adapters.errors import SourceMissing
 from adapters.faults import Faults, shown
-from adapters.files import CONFIG_NAME, WEIGHTS_NAME, FileFault, artifact_digest, read_config
+from adapters.files import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    FileFault,
+    add_text_files,
+    artifact_digest,
+    read_config,
+    read_text_files,
+)
 from adapters.lora_config import LoraConfig, parse_config
 from adapters.matching import check_tensors, tensor_keys
 from adapters.targets import ModuleLora, lay_over
@@ -66,6 +74,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     else:
         path, bound = directory / WEIGHTS_NAME, _header_bound(base)
         file = read_tensors(path, digest, faults, max_header=bound, max_bytes=limits.max_bytes)
+    add_text_files(digest, _read_text_files(directory, faults))
     if file is not None and _may_be_lora(config):
         check_tensors(file, targets, base, limits.max_rank, faults)
     faults.raise_any()
@@ -83,6 +92,14 @@ def _read_config(directory: Path, faults: Faults) -> tuple[dict[str, Any], LoraC
         faults.add(str(fault))
         return {}, None
     return config, parse_config(config, faults)
+
+
+def _read_text_files(directory: Path, faults: Faults) -> dict[str, bytes]:
+    try:
+        return read_text_files(directory)
+    except FileFault as fault:
+        faults.add(str(fault))
+        return {}
 
 
 def _names(directory: Path) -> frozenset[str]:

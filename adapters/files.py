@@ -1,4 +1,4 @@
-"""The two files of an artifact: safe opening, strict JSON, and the digest that names a revision."""
+"""The files of an artifact: safe opening, strict JSON, and the digest that names a revision."""
 
 from __future__ import annotations
 
@@ -15,6 +15,23 @@ from adapters.faults import shown
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
+
+# Kept beside the weights where they are there: how conversations are written, and how text is read.
+TEMPLATE_NAME = "chat_template.jinja"
+TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+SPECIAL_TOKENS_NAME = "special_tokens_map.json"
+VOCABULARY_NAMES = ("added_tokens.json", "merges.txt", "tokenizer.model", "vocab.json", "vocab.txt")
+TEXT_NAMES = (
+    TEMPLATE_NAME,
+    TOKENIZER_NAME,
+    TOKENIZER_CONFIG_NAME,
+    SPECIAL_TOKENS_NAME,
+    *VOCABULARY_NAMES,
+)
+MAX_TEXT_BYTES = 64 << 20  # of all of them together
+
+KEPT_NAMES = (CONFIG_NAME, WEIGHTS_NAME, *TEXT_NAMES)  # all that a revision keeps
 
 
 class FileFault(Exception):
@@ -71,10 +88,29 @@ def read_config_bytes(path: Path) -> bytes:
     Raises:
         FileFault: it can't be read, or is too large to be a config.
     """
+    return _read_bounded(path, MAX_CONFIG_BYTES)
+
+
+def read_text_files(directory: Path) -> dict[str, bytes]:
+    """Those of :data:`TEXT_NAMES` that ``directory`` holds.
+
+    Raises:
+        FileFault: one can't be read, or they are too large.
+    """
+    files: dict[str, bytes] = {}
+    left = MAX_TEXT_BYTES
+    for name in TEXT_NAMES:
+        if os.path.lexists(directory / name):
+            files[name] = _read_bounded(directory / name, left)
+            left -= len(files[name])
+    return files
+
+
+def _read_bounded(path: Path, limit: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_CONFIG_BYTES:
-            raise FileFault(f"{path.name} has {size:,} bytes; the limit is {MAX_CONFIG_BYTES:,}")
+        if size > limit:
+            raise FileFault(f"{path.name} has {size:,} bytes; the limit is {limit:,}")
         content = bytearray(size)
         read_into(file, memoryview(content), path.name)
     return bytes(content)
@@ -118,12 +154,20 @@ def parse_json_object(content: bytes, name: str) -> dict[str, Any]:
 
 
 def artifact_digest(config: Mapping[str, Any]) -> hashlib._Hash:
-    """Start the digest of an artifact: its caller feeds it the bytes of the weights file.
+    """Start the digest of an artifact: its caller feeds it the weights file, then :func:`add_text_files`.
 
-    SHA-256 over the config as canonical JSON (sorted keys, no spaces) and the weights file as it is.
+    SHA-256 over the config as canonical JSON (sorted keys, no spaces), the weights file as it is, and the
+    files of text, if there are any, each with its name and length before it.
     """
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode("ascii"))
+
+
+def add_text_files(digest: hashlib._Hash, files: Mapping[str, bytes]) -> None:
+    """Feed the digest what :func:`read_text_files` returned."""
+    for name in sorted(files):
+        digest.update(f"\n{name} {len(files[name])}\n".encode("ascii"))
+        digest.update(files[name])
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from adapters.registry_rows import (
     storable,
 )
 from adapters.registry_schema import Database, names
+from adapters.registry_upkeep import UpkeepRegistry
 
 __all__ = ["AliasRecord", "NameRecord", "Registry", "RevisionRecord", "State"]
 
@@ -44,7 +45,7 @@ HISTORY = 16  # revisions of a name that stay, to roll back to
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{4,64}")
 
 
-class Registry(ReadingRegistry, AliasRegistry):
+class Registry(ReadingRegistry, AliasRegistry, UpkeepRegistry):
     """Names, revisions and aliases in a database. Thread-safe, and shared by processes."""
 
     def __init__(self, url: str, *, owner: str = "") -> None:

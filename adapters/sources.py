@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adapters.errors import SourceForbidden, SourceMissing
 from adapters.faults import shown
-from adapters.files import CONFIG_NAME, WEIGHTS_NAME
+from adapters.files import KEPT_NAMES
 
 MAX_PATH = 4096  # characters, Linux's own limit
 
@@ -37,7 +37,7 @@ def resolve_directory(path: str, roots: Sequence[Path]) -> Path:
         raise SourceForbidden(f"{shown(path)} is outside the directories that adapters may be loaded from")
     directory = next((found for found in inside if os.path.isdir(found)), inside[0])  # noqa: PTH112 (never raises)
     _check_readable(directory, path)
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
+    for name in KEPT_NAMES:
         if not _within(_real(directory / name), real_roots):
             raise SourceForbidden(f"{name} of {shown(path)} is a link that leads out of the adapter roots")
     return directory

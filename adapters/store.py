@@ -1,63 +1,61 @@
 """Revisions on disk: immutable copies of artifacts, each in a directory named by its digest.
 
-Publishing is a copy to a temporary directory, fsync, and one rename, so a revision is either there as
-a whole or not at all, whenever the process is killed. One process owns a store at a time.
+A revision comes into being by one rename of a directory that was written and synced elsewhere, so it
+is either there as a whole or not at all, whenever a process is killed. Several processes may share a
+store. Under its root lie, beside the revisions:
+
+    .lock            held by all who publish together, and by one alone who removes or sweeps
+    .live-<owner>    locked by its process as long as that lives
+    .tmp-<owner>-*   what that process is fetching, writing or deleting
+    .identity        a random name by which a registry knows its store
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
+import secrets
 import shutil
 import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from adapters.disk import copy_artifact, sync_path
 from adapters.errors import AdapterNotFound, ArtifactError, StoreError
-from adapters.files import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    FileFault,
-    artifact_digest,
-    open_regular,
-    parse_config_bytes,
-    read_config_bytes,
-    read_into,
-)
+from adapters.files import KEPT_NAMES, FileFault
+from adapters.locks import locked, try_lock
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_OWNER = re.compile(r"[0-9a-f]{16}")
 _LOCK = ".lock"
+_LIVE = ".live-"
 _TEMPORARY = ".tmp-"
-_CHUNK = 1 << 20  # bytes copied at a time
+_IDENTITY = ".identity"
 
 
 class RevisionStore:
-    """The revisions under ``root``. Thread-safe; a second store on the same root can't be opened."""
+    """The revisions under ``root``. Thread-safe, and shared by processes."""
 
     def __init__(self, root: Path) -> None:
-        """Open the store, creating ``root``, and sweep away what a killed process left half done.
+        """Open the store, creating ``root``, and sweep away what killed processes left half done.
 
         Raises:
-            StoreError: another process (or store) has it open, or the directory can't be used.
+            StoreError: the directory can't be used.
         """
         self.root = root
-        try:
+        self.owner = secrets.token_hex(8)  # this process, among those that share the store
+        with self._faults("can't be opened"):
             root.mkdir(parents=True, exist_ok=True)
-            self._lock = (root / _LOCK).open("wb")
-        except OSError as error:
-            raise StoreError(f"the revision store {root} can't be opened: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._sweep()
-        except BlockingIOError:
-            self._lock.close()
-            raise StoreError(f"the revision store {root} is in use by another server") from None
-        except OSError as error:
-            self._lock.close()
-            raise StoreError(f"the revision store {root} can't be opened: {error.strerror}") from None
+            with self._alone():
+                live = try_lock(root / f"{_LIVE}{self.owner}", create=True)
+                assert live is not None, "the owner is a fresh random name"
+                self._live: BinaryIO = live
+                self.identity = self._identify()
+                self._sweep()
 
     def __enter__(self) -> Self:
         return self
@@ -68,13 +66,41 @@ class RevisionStore:
         self.close()
 
     def close(self) -> None:
-        """Let another process open the store. Closing twice is fine."""
-        self._lock.close()
+        """Say that this process is done with the store. Closing twice is fine."""
+        (self.root / f"{_LIVE}{self.owner}").unlink(missing_ok=True)
+        self._live.close()
+
+    def alive(self, owner: str) -> bool:
+        """Whether the process that opened the store as ``owner`` still runs."""
+        if not _OWNER.fullmatch(owner):
+            return False
+        with self._faults("can't be read"):
+            return not _dead(self.root / f"{_LIVE}{owner}")
+
+    @contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """An empty directory that is gone afterwards, whatever happens, unless :meth:`move_in` took it."""
+        with self._faults("can't be written to"):
+            path = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{self.owner}-", dir=self.root))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """While this is held, no process removes a revision.
+
+        Whoever moves a revision in and then registers it holds this from the one to the other; so
+        :meth:`discard` never takes a revision that is about to be referenced for an orphan.
+        """
+        with locked(self.root / _LOCK, shared=True):
+            yield
 
     def publish(self, directory: Path) -> tuple[str, Path]:
         """Copy the artifact in ``directory`` into the store; its digest and the revision's directory.
 
-        Only the two files of an artifact are copied, whatever their size: validate first. The digest
+        Only the files of an artifact are copied, whatever their size: validate first. The digest
         is of the bytes that were copied, so comparing it with that of the validated artifact tells
         whether the source has changed in between.
         Publishing what is already there changes nothing.
@@ -84,16 +110,46 @@ class RevisionStore:
             StoreError: the disk refused.
         """
         try:
-            temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root))
-            try:
-                digest = _copy(directory, temporary)
-                return digest, self._move_in(temporary, digest)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            with self.temporary() as temporary, self._faults("can't be written to"):
+                digest = copy_artifact(directory, temporary)
+                return digest, self.move_in(temporary, digest)
         except FileFault as fault:
             raise ArtifactError([str(fault)]) from None
-        except OSError as error:
-            raise StoreError(f"the revision can't be written to {self.root}: {error.strerror}") from None
+
+    def settle(self, temporary: Path) -> None:
+        """Drop from a :meth:`temporary` directory what a revision doesn't keep, and sync the rest to disk.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        with self._faults("can't be written to"):
+            for entry in list(os.scandir(temporary)):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                elif entry.name not in KEPT_NAMES or not entry.is_file(follow_symlinks=False):
+                    Path(entry.path).unlink()
+                else:
+                    Path(entry.path).chmod(0o644)
+                    sync_path(Path(entry.path))
+            temporary.chmod(0o755)
+            sync_path(temporary)
+
+    def move_in(self, temporary: Path, digest: str) -> Path:
+        """Make a settled temporary directory the revision ``digest``, unless that is there already.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        target = self.root / digest
+        assert _DIGEST.fullmatch(digest), "a digest is 64 hex digits"
+        with self._faults("can't be written to"), self.publishing():
+            try:
+                temporary.rename(target)
+            except OSError as error:  # somebody published the same content before: that copy stays
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            sync_path(self.root)  # also where another process renamed it and was killed before it synced
+        return target
 
     def path(self, digest: str) -> Path:
         """The directory of a revision, by its full digest.
@@ -107,76 +163,111 @@ class RevisionStore:
         return path
 
     def digests(self) -> list[str]:
-        """The full digests of all revisions, sorted."""
-        return sorted(entry.name for entry in self.root.iterdir() if _DIGEST.fullmatch(entry.name))
+        """The full digests of all revisions, sorted.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        with self._faults("can't be read"):
+            return sorted(entry.name for entry in self.root.iterdir() if _DIGEST.fullmatch(entry.name))
 
     def remove(self, digest: str) -> int:
-        """Delete a revision and return the bytes of disk it took.
+        """Delete a revision, whoever may refer to it, and return the bytes of disk it took.
 
         Raises:
             AdapterNotFound: there is no such revision.
             StoreError: the disk refused.
         """
-        path = self.path(digest)
-        try:
-            temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root))
-            # Out of the way in one step: a kill half way through leaves rubbish, never half a revision.
-            path.rename(temporary / digest)
-            freed = sum(file.stat().st_size for file in (temporary / digest).iterdir())
-            shutil.rmtree(temporary)
-        except FileNotFoundError:
-            raise AdapterNotFound(f"no revision {digest!r} in the store") from None
-        except OSError as error:
-            raise StoreError(f"revision {digest} can't be removed: {error.strerror}") from None
+        self.path(digest)
+        freed = self.discard([digest], set)
+        if digest not in freed:
+            raise AdapterNotFound(f"no revision {digest!r} in the store")
+        return freed[digest]
+
+    def discard(
+        self, digests: Collection[str] | None, referenced: Callable[[], Collection[str]]
+    ) -> dict[str, int]:
+        """Delete those of ``digests`` (None: of all revisions) that are not ``referenced``.
+
+        ``referenced`` is called when nobody is publishing, so what it returns can be relied on. Returns
+        the bytes of disk of each revision that was deleted. Unknown digests are skipped.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        freed: dict[str, int] = {}
+        with self.temporary() as temporary, self._faults("can't be written to"):
+            with self._alone():
+                keep = referenced()
+                for digest in self.digests() if digests is None else digests:
+                    if digest in keep or not _DIGEST.fullmatch(digest):
+                        continue
+                    # Out of the way in one step: a kill half way leaves rubbish, never half a revision.
+                    if _move_out(self.root / digest, temporary / digest):
+                        freed[digest] = 0
+                sync_path(self.root)
+            for digest in freed:
+                freed[digest] = sum(file.stat().st_size for file in (temporary / digest).iterdir())
         return freed
 
-    def _move_in(self, temporary: Path, digest: str) -> Path:
-        target = self.root / digest
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with locked(self.root / _LOCK):
+            yield
+
+    @contextmanager
+    def _faults(self, what: str) -> Iterator[None]:
         try:
-            temporary.rename(target)
-        except OSError as error:  # somebody published the same content before: that copy stays
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-        else:
-            _sync_directory(self.root)
-        return target
+            yield
+        except OSError as error:
+            raise StoreError(f"the revision store {self.root} {what}: {error.strerror or error}") from None
+
+    def _identify(self) -> str:
+        path = self.root / _IDENTITY
+        try:
+            return path.read_text("ascii").strip()[:64]
+        except FileNotFoundError:
+            fresh = secrets.token_hex(16)
+        draft = path.with_name(f"{_TEMPORARY}{self.owner}{_IDENTITY}")
+        draft.write_text(f"{fresh}\n")
+        sync_path(draft)
+        draft.rename(path)
+        sync_path(self.root)
+        return fresh
 
     def _sweep(self) -> None:
-        for entry in self.root.iterdir():
-            if entry.name.startswith(_TEMPORARY):
-                shutil.rmtree(entry)
+        """Remove what belongs to no living process. Under the lock, so that none is just starting."""
+        living = {self.owner}
+        for path in self.root.glob(f"{_LIVE}*"):
+            owner = path.name.removeprefix(_LIVE)
+            if owner == self.owner or not _dead(path):
+                living.add(owner)
+            else:
+                path.unlink(missing_ok=True)
+        for path in self.root.glob(f"{_TEMPORARY}*"):
+            if path.name.removeprefix(_TEMPORARY)[:16] in living:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
-def _copy(source: Path, target: Path) -> str:
-    """Copy both files of the artifact, each read once, and return its digest."""
-    content = read_config_bytes(source / CONFIG_NAME)
-    digest = artifact_digest(parse_config_bytes(content))
-    with (target / CONFIG_NAME).open("wb") as copy:
-        copy.write(content)
-        _sync(copy)
-    with open_regular(source / WEIGHTS_NAME) as file, (target / WEIGHTS_NAME).open("wb") as copy:
-        left = os.fstat(file.fileno()).st_size
-        buffer = memoryview(bytearray(_CHUNK))
-        while left:
-            chunk = buffer[: min(left, _CHUNK)]
-            read_into(file, chunk, WEIGHTS_NAME)
-            digest.update(chunk)
-            copy.write(chunk)
-            left -= len(chunk)
-        _sync(copy)
-    target.chmod(0o755)
-    _sync_directory(target)
-    return digest.hexdigest()
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _dead(path: Path) -> bool:
+    """Whether the process whose lock file is ``path`` has ended."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        lock = try_lock(path)
+    except FileNotFoundError:
+        return True
+    if lock is None:
+        return False
+    lock.close()
+    return True
+
+
+def _move_out(path: Path, target: Path) -> bool:
+    try:
+        path.rename(target)
+    except FileNotFoundError:
+        return False
+    return True

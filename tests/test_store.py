@@ -1,4 +1,4 @@
-"""Revisions on disk: atomic, content-addressed, owned by one process."""
+"""Revisions on disk: atomic, content-addressed, shared by processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import torch
 from adapters.artifact import Limits, read_artifact
 from adapters.base import BaseModel, TargetModule
 from adapters.errors import AdapterNotFound, ArtifactError, StoreError
-from adapters.files import CONFIG_NAME, WEIGHTS_NAME
+from adapters.files import CONFIG_NAME, KEPT_NAMES, MAX_TEXT_BYTES, TEXT_NAMES, WEIGHTS_NAME
 from adapters.store import RevisionStore
 from tests.adapter_factory import write_adapter
 
@@ -97,29 +97,119 @@ def test_unknown_and_hostile_digests(tmp_path: Path, digest: str) -> None:
             store.remove(digest)
 
 
-def test_a_second_opener_is_told(tmp_path: Path) -> None:
-    with RevisionStore(tmp_path / "store") as store, pytest.raises(StoreError, match="in use"):
-        RevisionStore(store.root)
-    RevisionStore(tmp_path / "store").close()
+def test_the_files_of_text_are_kept_and_change_the_digest(tmp_path: Path, adapter: Path) -> None:
+    with RevisionStore(tmp_path / "store") as store:
+        plain, _ = store.publish(adapter)
+        seen = {plain}
+        for name in TEXT_NAMES:
+            (adapter / name).write_text("text")
+            digest, path = store.publish(adapter)
+            assert digest == read_artifact(path, BASE, Limits(64, 1 << 20)).digest
+            assert (path / name).read_text() == "text"
+            seen.add(digest)
+        assert len(seen) == 1 + len(TEXT_NAMES)
+        assert sorted(file.name for file in path.iterdir()) == sorted(KEPT_NAMES)
 
 
-def test_another_process_is_told_and_a_killed_one_lets_go(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from adapters.store import RevisionStore\n"
-        "store = RevisionStore(Path(sys.argv[1])); print('open', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "store")],
+def test_files_of_text_are_bounded(tmp_path: Path, adapter: Path) -> None:
+    for name in ("tokenizer.json", "vocab.txt"):
+        with (adapter / name).open("wb") as file:
+            file.truncate(MAX_TEXT_BYTES // 2 + 1)
+    with RevisionStore(tmp_path / "store") as store:
+        with pytest.raises(ArtifactError, match=r"vocab\.txt has"):
+            store.publish(adapter)
+        assert no_temporaries(store)
+    with pytest.raises(ArtifactError, match=r"vocab\.txt has"):
+        read_artifact(adapter, BASE, Limits(64, 1 << 20))
+
+
+OPENER = """
+import sys
+from pathlib import Path
+from adapters.store import RevisionStore
+store = RevisionStore(Path(sys.argv[1]))
+with store.temporary() as temporary:
+    (temporary / "half").write_text("")
+    print(store.owner, temporary, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_living_process_keeps_its_temporaries_and_a_killed_one_does_not(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OPENER, str(tmp_path / "store")],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        text=True,
         cwd=Path(__file__).parent.parent,
-    )
-    with process:
+    ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"open\n"
-        with pytest.raises(StoreError, match="in use"):
-            RevisionStore(tmp_path / "store")
-        process.send_signal(signal.SIGKILL)
-    RevisionStore(tmp_path / "store").close()
+        owner, temporary = process.stdout.readline().split()
+        with RevisionStore(tmp_path / "store") as store, store.temporary() as own:
+            assert store.alive(owner)
+            assert (Path(temporary) / "half").exists()
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert not store.alive(owner)
+            with RevisionStore(tmp_path / "store"):
+                assert not Path(temporary).exists()
+                assert own.exists()
+        assert sorted(path.name for path in store.root.iterdir()) == [".identity", ".lock"]
+
+
+@pytest.mark.parametrize("owner", ["", "..", "0" * 16, "lock", "0" * 15 + "/"])
+def test_unknown_owners_are_dead(tmp_path: Path, owner: str) -> None:
+    with RevisionStore(tmp_path / "store") as store:
+        assert store.alive(store.owner)
+        assert not store.alive(owner)
+        assert not (store.root / f".live-{owner}").exists()
+
+
+def test_two_stores_on_one_directory(tmp_path: Path, adapter: Path) -> None:
+    with RevisionStore(tmp_path / "store") as one, RevisionStore(tmp_path / "store") as two:
+        assert one.identity == two.identity
+        assert one.owner != two.owner
+        digest, path = one.publish(adapter)
+        assert two.path(digest) == path
+        two.remove(digest)
+        with pytest.raises(AdapterNotFound):
+            one.path(digest)
+
+
+def test_a_revision_is_not_discarded_between_its_rename_and_its_registration(
+    tmp_path: Path, adapter: Path
+) -> None:
+    registered: set[str] = set()
+    with RevisionStore(tmp_path / "store") as store, ThreadPoolExecutor(1) as pool:
+        with store.publishing():
+            digest, path = store.publish(adapter)
+            discarding = pool.submit(store.discard, None, lambda: registered)
+            assert not wait([discarding], timeout=0.2).done
+            registered.add(digest)
+        assert discarding.result() == {}
+        assert path.exists()
+        registered.clear()
+        assert store.discard(None, lambda: registered).keys() == {digest}
+
+
+def test_publishing_and_discarding_at_the_same_time(tmp_path: Path, adapter: Path) -> None:
+    """However they interleave, a registered revision is there."""
+    registered: set[str] = set()
+
+    def publish(_: int) -> bool:
+        with store.publishing():
+            digest, path = store.publish(adapter)
+            registered.add(digest)
+            return path.exists()
+
+    with RevisionStore(tmp_path / "store") as store, ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            registered.clear()
+            published = pool.map(publish, range(2))
+            discarded = [pool.submit(store.discard, None, lambda: registered) for _ in range(2)]
+            assert all(published)
+            assert all(store.path(digest).exists() for digest in registered)
+            assert wait(discarded, timeout=60).not_done == set()
 
 
 def test_half_published_revisions_are_swept(tmp_path: Path, adapter: Path) -> None:

@@ -1,0 +1,124 @@
+"""Publishing a revision so that no kill, at any moment, leaves a name with half of one.
+
+    announce   the registry says that the name is loading (a name that serves goes on serving)
+    fetch      the files come to a temporary directory of this process
+    validate   they are read and checked there, which also gives the digest
+    settle     what a revision keeps is synced to disk, the rest is dropped
+    move in    one rename makes the directory the revision
+    register   one transaction makes the name point to it
+
+Whatever is left of a publication that was cut off is the temporary directory, an announced name, or a
+revision that no name refers to. Opening the store removes the first, :func:`reconcile` the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.errors import AdapterError, AdapterExists
+from adapters.records import NameRecord, RevisionRecord, State
+from adapters.registry import Registry
+from adapters.registry_upkeep import Agreement
+from adapters.store import RevisionStore
+
+
+@dataclass(frozen=True)
+class Published:
+    """A name as it is now registered, and where its revision lies."""
+
+    name: NameRecord
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What :func:`reconcile` found and put right."""
+
+    abandoned: tuple[str, ...]  # names that a dead process was loading or draining
+    agreement: Agreement
+    freed: int  # bytes of orphaned revisions
+
+
+def publish(
+    registry: Registry,
+    store: RevisionStore,
+    name: str,
+    *,
+    fetch: Callable[[Path], None],
+    validate: Callable[[Path], RevisionRecord],
+    source: str,
+    tags: Collection[str] | None = None,
+    replace: bool = True,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Published:
+    """Bring in a revision and make ``name`` point to it. Blocks; call it from a worker thread.
+
+    ``fetch`` fills an empty directory with regular files; ``validate`` reads them and says what they
+    are. ``on_step`` is called after each step with its name: announce, fetch, validate, settle, move in,
+    register. A fault is recorded with the name, and raised.
+
+    Raises:
+        AdapterNameError, AdapterExists: before anything is fetched, or when another was faster.
+        StoreError: the disk or the database refused.
+        AdapterError: what ``fetch`` and ``validate`` raise.
+    """
+    before = registry.begin(name, source, tags or ())
+    try:
+        on_step("announce")
+        if not replace and before.state in {State.READY, State.DRAINING}:
+            raise AdapterExists(f"the name {name!r} is taken; unload it first or ask to replace it")
+        with store.temporary() as temporary:
+            fetch(temporary)
+            on_step("fetch")
+            revision = validate(temporary)
+            on_step("validate")
+            store.settle(temporary)
+            on_step("settle")
+            with store.publishing():
+                directory = store.move_in(temporary, revision.digest)
+                on_step("move in")
+                record = registry.publish(name, revision, replace=replace, source=source, tags=tags)
+            on_step("register")
+    except AdapterExists:  # what is there is sound, and so says nothing of this attempt
+        raise
+    except BaseException as error:
+        with suppress(AdapterError):  # the first fault is the one to tell
+            registry.fail(name, str(error) if isinstance(error, AdapterError) else "an unexpected fault")
+        raise
+    reclaim(registry, store, set(before.history) - set(record.history))
+    return Published(record, directory)
+
+
+def reclaim(registry: Registry, store: RevisionStore, digests: Iterable[str]) -> int:
+    """Delete those of ``digests`` that no name refers to any more; the bytes of disk they took.
+
+    Raises:
+        StoreError: the disk or the database refused.
+    """
+    wanted = sorted(set(digests))
+    return sum(store.discard(wanted, registry.referenced).values()) if wanted else 0
+
+
+def reconcile(registry: Registry, store: RevisionStore) -> Reconciled:
+    """Make registry and disk agree, when a server starts. What other living processes do is left alone.
+
+    Raises:
+        StoreError: the disk or the database refused, or the two do not belong together.
+    """
+    registry.bind(store.identity)
+    abandoned: list[str] = []
+    agreements: list[Agreement] = []
+
+    def settled() -> set[str]:  # nobody publishes or removes meanwhile
+        for record in registry.unfinished():
+            if not store.alive(record.owner):
+                registry.abandon(record.name, record.owner)
+                abandoned.append(record.name)
+        agreements.append(registry.agree(set(store.digests())))
+        return registry.referenced()
+
+    freed = store.discard(None, settled)
+    return Reconciled(tuple(abandoned), agreements[0], sum(freed.values()))

@@ -1,0 +1,107 @@
+"""Bringing a registry back in agreement with the disk, after processes died or files were lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, select
+
+from adapters.errors import StoreError
+from adapters.records import State
+from adapters.registry_rows import find, forget_revisions, put_change
+from adapters.registry_schema import Database, counter, history, names
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What had to be changed for the registry to agree with the disk."""
+
+    failed: tuple[str, ...]  # names whose current revision is missing
+    restored: tuple[str, ...]  # names that had failed for that, and whose revision is there again
+    forgotten: tuple[str, ...]  # digests of earlier revisions that are missing
+
+
+class UpkeepRegistry:
+    """What a server does to a registry when it starts."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def bind(self, identity: str) -> None:
+        """Tie a new registry to the artifact directory called ``identity``.
+
+        Raises:
+            StoreError: it is tied to another one, whose revisions this directory doesn't have.
+        """
+        with self._database.write_quietly() as connection:
+            known = connection.execute(select(counter.c.store)).scalar_one()
+            if known is None:
+                connection.execute(counter.update().values(store=identity))
+            elif known != identity:
+                raise StoreError(
+                    "the adapter registry belongs to another artifact directory: servers that share a "
+                    "registry must share that directory, and a new directory needs a new registry"
+                )
+
+    def abandon(self, name: str, owner: str) -> None:
+        """Clean up after a dead process that was loading or draining ``name``, if that is still so.
+
+        A name that never served is gone, and so is one that was being deleted.
+        """
+        with self._database.write() as (connection, generation):
+            record = find(connection, name)
+            unfinished = {State.LOADING, State.DRAINING}
+            if record is None or record.owner != owner or record.state not in unfinished:
+                return
+            if record.state is State.LOADING and record.history:
+                error = "the server stopped while a revision was being loaded"
+                failed = {"state": State.FAILED.value, "error": error, "owner": "", "updated": time.time()}
+                connection.execute(names.update().where(names.c.name == name).values(failed))
+            else:
+                connection.execute(delete(names).where(names.c.name == name))
+                forget_revisions(connection, record.history)
+            put_change(connection, name, generation)
+
+    def agree(self, present: Collection[str]) -> Agreement:
+        """Make names whose revision is not ``present`` on disk FAILED, and those READY where it is back."""
+        with self._database.write() as (connection, generation):
+            failed, restored = _check_current(connection, generation, present)
+            forgotten = _check_history(connection, generation, present)
+        return Agreement(tuple(failed), tuple(restored), tuple(forgotten))
+
+
+def _check_current(
+    connection: Connection, generation: int, present: Collection[str]
+) -> tuple[list[str], list[str]]:
+    failed, restored = [], []
+    query = select(names.c.name, names.c.digest, names.c.state).where(names.c.digest.is_not(None))
+    for name, digest, state in connection.execute(query.order_by(names.c.name)).all():
+        values: dict[str, Any] = {"updated": time.time()}
+        if state == State.READY.value and digest not in present:
+            failed.append(name)
+            error = f"the files of revision {digest[:8]} are missing from the store"
+            values |= {"state": State.FAILED.value, "error": error}
+        elif state == State.FAILED.value and digest in present:
+            restored.append(name)
+            values |= {"state": State.READY.value, "error": None}
+        else:
+            continue
+        connection.execute(names.update().where(names.c.name == name).values(values))
+        put_change(connection, name, generation)
+    return failed, restored
+
+
+def _check_history(connection: Connection, generation: int, present: Collection[str]) -> list[str]:
+    of_name = history.c.name == names.c.name
+    earlier = select(history.c.name, history.c.digest).join(names, of_name)
+    forgotten = set()
+    for name, digest in connection.execute(earlier.where(history.c.digest != names.c.digest)).all():
+        if digest not in present:
+            forgotten.add(digest)
+            connection.execute(delete(history).where(history.c.name == name, history.c.digest == digest))
+            put_change(connection, name, generation)
+    forget_revisions(connection, sorted(forgotten))
+    return sorted(forgotten)
