@@ -65,6 +65,7 @@ format: $(DEVELOPMENT) ## Format the code and fix what the linter can.
 
 docs: $(RUNTIME) ## Rewrite the pages that are generated from the code.
 	$(BIN)/python -m server.config_reference > docs/configuration.md
+	$(BIN)/python -m adapters.training.reference > docs/training-options.md
 
 bench: $(DEVELOPMENT) ## Measure throughput; prints one JSON line last.
 	$(BIN)/python -m bench

@@ -1,4 +1,4 @@
-"""The command line: ``manylora pull`` and ``manylora serve``.
+"""The command line: ``manylora pull``, ``manylora serve`` and ``manylora train``.
 
 Only what the help needs is imported here; torch and the server come with the command that runs them.
 The options of ``serve`` are the fields of :class:`server.config.Settings`, one flag each.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapters.errors import AdapterError
+from server.cli_train import ConfigFile, DryRun, given, run_train, with_train_options
 from server.config import CONFIG_VARIABLE, Flag, Settings, default_text, flag_of
 from server.config_loading import load_settings
 from server.errors import ServerError
@@ -165,6 +166,19 @@ def _with_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 app.command()(_with_options(serve))
+
+
+@app.command()
+@with_train_options
+def train(config: ConfigFile = None, dry_run: DryRun = False, **options: Any) -> None:
+    """Train a LoRA adapter from a JSON Lines file.
+
+    Every option is also a key of the YAML file (--lora-r: lora_r). Flags beat the file.
+    """
+    try:
+        run_train(given(options), config, dry_run=dry_run)
+    except AdapterError as error:
+        raise fail(error) from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""Which options do not go together, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapters.errors import AdapterNameError
+from adapters.mix import check_name
+
+if TYPE_CHECKING:
+    from adapters.training.config import TrainConfig
+
+
+def faults_of(config: TrainConfig) -> list[str]:
+    """Every combination that can't be trained, ``option: reason``."""
+    return [*_inits(config), *_tasks(config), *_adapter(config), *_output(config)]
+
+
+def _inits(config: TrainConfig) -> list[str]:
+    """PiSSA and OLoRA change the base's weights; the adapter is converted at the end, which has limits."""
+    faults = []
+    if config.init == "orthogonal":
+        odd = [rank for rank in (config.lora_r, *config.rank_pattern.values()) if rank % 2]
+        if odd:
+            faults.append(f"init: orthogonal needs even ranks, not {odd[0]}")
+    if config.init == "eva" and config.task != "sft":
+        faults.append("init: eva reads the data as sequences; use it with task sft")
+    if config.init == "eva" and config.quantization == "int8":
+        faults.append("init: eva can't be loaded into an int8 base; use nf4 or none")
+    if not config.converted:
+        return faults
+    reasons = {
+        "modules_to_save": bool(config.modules_to_save),
+        "use_dora": config.use_dora,
+        "quantization": config.quantization != "none",
+        "task dpo (its reference model would be the changed base)": config.task == "dpo",
+        "task classification (its head is a module to save)": config.task == "classification",
+        "use_rslora together with rank_pattern or alpha_pattern": config.use_rslora
+        and bool(config.rank_pattern or config.alpha_pattern),
+        "dtype bf16 (its start must be subtracted in fp32; leave dtype at auto)": config.dtype == "bf16",
+    }
+    faults += [
+        f"init: {config.init} changes the base's weights, so its adapter is converted at the end, which "
+        f"does not work with {reason}"
+        for reason, given in reasons.items()
+        if given
+    ]
+    return faults
+
+
+def _tasks(config: TrainConfig) -> list[str]:
+    faults = []
+    if config.packing and config.task != "sft":
+        faults.append(f"packing: only with task sft, not {config.task}")
+    if config.sample_prompts and config.task == "classification":
+        faults.append("sample_prompts: a classifier writes no answers")
+    if config.eval_path is not None and "eval_split" in config.model_fields_set and config.eval_split > 0:
+        faults.append("eval_split: give either eval_path or eval_split")
+    if config.early_stopping_patience is not None and config.eval_path is None and config.eval_split == 0:
+        faults.append("early_stopping_patience: needs an evaluation: give eval_path or eval_split")
+    if "dpo_beta" in config.model_fields_set and config.task != "dpo":
+        faults.append("dpo_beta: only with task dpo")
+    return faults
+
+
+def _adapter(config: TrainConfig) -> list[str]:
+    faults = []
+    presets = {"all-linear", "attention", "mlp"} & set(config.target_modules)
+    if presets and len(config.target_modules) > 1:
+        faults.append(f"target_modules: {min(presets)} can't be mixed with other names")
+    if config.loraplus_ratio is not None and config.optimizer == "adafactor":
+        faults.append("loraplus_ratio: adafactor has its own step sizes; choose an AdamW")
+    heads = {"lm_head", "embed_tokens"} & set(config.target_modules)
+    if heads and config.task != "classification":
+        faults.append(f"target_modules: {min(heads)} can't be trained here; give it in modules_to_save")
+    return faults
+
+
+def _output(config: TrainConfig) -> list[str]:
+    if config.name is None and config.publish is not None:
+        try:
+            check_name(config.output_dir.name)
+        except AdapterNameError as error:
+            return [f"output_dir: its name is what the adapter would be called: {error}; give --name"]
+    return []

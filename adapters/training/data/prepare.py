@@ -1,0 +1,210 @@
+"""From files to sequences that can be trained on, with everything found on the way.
+
+The one entry is :func:`prepare`: read, recognize, parse, check, split, encode, cut, look for duplicates.
+Faults of all files are raised together; warnings come back with the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adapters.errors import ChatTemplateError
+from adapters.training.data.cut import MAX_TOLD, Cutter, Item
+from adapters.training.data.faults import Finding, Findings
+from adapters.training.data.formats import ParsedFile, Task, parse_file
+from adapters.training.data.lines import read_lines
+from adapters.training.data.rows import ChatRow, LabelRow, PreferenceRow, Row, TextRow, content_digest
+from adapters.training.data.split import hold_out
+from adapters.training.template import Template
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """What of the run's configuration decides its data."""
+
+    task: Task
+    train_path: Path
+    eval_path: Path | None
+    eval_split: float  # share of the rows held out; 0 for none
+    max_length: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of one side (train or eval) and their sequences."""
+
+    rows: tuple[Row, ...]
+    sequences: tuple[Item, ...]
+    cut_sequences: int  # longer than max_length
+    cut_tokens: int  # lost by that
+    dropped: int  # sequences with nothing left to learn
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything training needs of the data."""
+
+    train: Part
+    eval: Part | None
+    files: tuple[ParsedFile, ...]
+    classes: tuple[str, ...]  # of a classification, in the head's order
+    warnings: tuple[Finding, ...]
+
+    @property
+    def digest(self) -> str:
+        """Digests of the files, in order."""
+        return "+".join(parsed.file.digest for parsed in self.files)
+
+
+def prepare(config: DataConfig, template: Template) -> Prepared:
+    """Read and check the data of a run. Nothing else has been done when this fails.
+
+    Raises:
+        DataError: with every fault, each with file and line.
+    """
+    findings = Findings()
+    paths = [config.train_path, *([] if config.eval_path is None else [config.eval_path])]
+    files = [_parsed(path, config.task, findings) for path in paths]
+    if config.task != "classification":
+        for parsed in files:
+            _check_template(parsed, template, findings)
+    train_rows = files[0].rows
+    eval_rows: tuple[Row, ...] = files[1].rows if config.eval_path is not None else ()
+    classes = _classes(train_rows, eval_rows, config, findings)
+    _check_duplicates(train_rows, findings)
+    _check_overlap(train_rows, eval_rows, findings)
+    findings.raise_any()
+    if config.eval_path is None and config.eval_split > 0:
+        train_rows, eval_rows = hold_out(train_rows, config.eval_split, config.seed)
+    train = _part(train_rows, template, classes, config.max_length, findings)
+    held_out = _part(eval_rows, template, classes, config.max_length, findings) if eval_rows else None
+    findings.raise_any()
+    for part, path in ((train, paths[0]), (held_out, paths[-1])):
+        if part is not None and not part.sequences:
+            findings.fault(
+                path, 0, f"no row is left to learn from within max_length {config.max_length}: raise it"
+            )
+    findings.raise_any()
+    return Prepared(train, held_out, tuple(files), classes, tuple(findings.warnings))
+
+
+def _parsed(path: Path, task: Task, findings: Findings) -> ParsedFile:
+    parsed = parse_file(read_lines(path, findings), findings)
+    if parsed.format is not None and parsed.format.task != task:
+        findings.fault(
+            path,
+            parsed.file.lines[0].number,
+            f"these are {parsed.format.name} rows, which --task {parsed.format.task} trains on; this run's "
+            f"task is {task}",
+        )
+        return replace(parsed, rows=())
+    for field, count in parsed.ignored.items():
+        findings.warn(
+            path,
+            0,
+            f"{field}: not a field of this format, not looked at ({count} rows)",
+        )
+    return parsed
+
+
+def _check_template(parsed: ParsedFile, template: Template, findings: Findings) -> None:
+    """Tools, names and tool calls that the template drops would never be seen by the model."""
+    told: set[str] = set()
+    for row in parsed.rows:
+        if isinstance(row, TextRow | LabelRow) or not _says_more(row):
+            continue
+        try:
+            dropped = template.ignores(row)
+        except ChatTemplateError:
+            continue  # told with its line when the row is encoded
+        if dropped is not None and dropped not in told:
+            told.add(dropped)
+            findings.fault(
+                row.origin.path,
+                row.origin.line,
+                f"{dropped}: this model's chat template has no place for them, so the model would never see "
+                f"them (first row of the file that has them)",
+            )
+
+
+def _says_more(row: ChatRow | PreferenceRow) -> bool:
+    messages = row.messages if isinstance(row, ChatRow) else (*row.prompt, row.chosen, row.rejected)
+    return bool(row.tools) or any("name" in m or "tool_calls" in m for m in messages)
+
+
+def _classes(
+    train: Sequence[Row], held_out: Sequence[Row], config: DataConfig, findings: Findings
+) -> tuple[str, ...]:
+    """The labels in the order of the head: by number if all are numbers, else by name."""
+    labels = {row.label for row in train if isinstance(row, LabelRow)}
+    if config.task != "classification" or not labels:
+        return ()
+    if len(labels) == 1:
+        findings.fault(
+            config.train_path, 0, f"every row has the label {min(labels)!r}: at least two are needed"
+        )
+    for row in held_out:
+        if isinstance(row, LabelRow) and row.label not in labels:
+            where = row.origin
+            findings.fault(
+                where.path, where.line, f"label: {row.label!r} does not occur in the training data"
+            )
+    numeric = all(label.lstrip("-").isdecimal() for label in labels)
+    return tuple(sorted(labels, key=int) if numeric else sorted(labels))
+
+
+def _check_duplicates(rows: Iterable[Row], findings: Findings) -> None:
+    first: dict[str, int] = {}
+    again: list[tuple[Row, int]] = []
+    for row in rows:
+        line = first.setdefault(content_digest(row), row.origin.line)
+        if line != row.origin.line:
+            again.append((row, line))
+    for row, line in again[:MAX_TOLD]:
+        findings.warn(row.origin.path, row.origin.line, f"is the same row as line {line}, so it counts twice")
+    if len(again) > MAX_TOLD:
+        findings.warn(
+            again[0][0].origin.path, 0, f"{len(again)} rows repeat an earlier one, so they count again"
+        )
+
+
+def _check_overlap(train: Iterable[Row], held_out: Iterable[Row], findings: Findings) -> None:
+    seen = {content_digest(row): row.origin for row in train}
+    for row in held_out:
+        other = seen.get(content_digest(row))
+        if other is not None:
+            findings.fault(
+                row.origin.path,
+                row.origin.line,
+                f"is also at {other.path}:{other.line}: an evaluation on training rows measures nothing; "
+                f"remove it from one of the files",
+            )
+
+
+def _part(
+    rows: Sequence[Row], template: Template, classes: Sequence[str], max_length: int, findings: Findings
+) -> Part:
+    cutter = Cutter(max_length, findings)
+    sequences: list[Item] = []
+    for row in rows:
+        try:
+            encoded = _encode(row, template, classes)
+        except ChatTemplateError as error:
+            findings.fault(row.origin.path, row.origin.line, str(error))
+            continue
+        sequences += [kept for item in encoded if (kept := cutter.cut(item)) is not None]
+    cutter.tell_rest()
+    return Part(tuple(rows), tuple(sequences), cutter.count, cutter.tokens, cutter.dropped)
+
+
+def _encode(row: Row, template: Template, classes: Sequence[str]) -> Sequence[Item]:
+    if isinstance(row, ChatRow):
+        return template.chat_sequences(row)
+    if isinstance(row, TextRow):
+        return [template.text_sequence(row)]
+    if isinstance(row, PreferenceRow):
+        return [template.pair(row)]
+    return [template.labelled(row, classes)]

@@ -1,0 +1,69 @@
+"""What a row is after its format is out of the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Messages = tuple[Mapping[str, Any], ...]  # as the chat template takes them
+Tools = tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a row came from."""
+
+    path: Path
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRow:
+    """A conversation; ``weights[i]`` is 1 where message i is learned (only assistants are), else 0."""
+
+    origin: Origin
+    messages: Messages
+    weights: tuple[int, ...]
+    tools: Tools = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    """A prompt and what follows it, as text."""
+
+    origin: Origin
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """A conversation up to the assistant's turn, and two answers of which the first is the better."""
+
+    origin: Origin
+    prompt: Messages
+    chosen: Mapping[str, Any]
+    rejected: Mapping[str, Any]
+    tools: Tools = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """A text and the name of its class."""
+
+    origin: Origin
+    text: str
+    label: str
+
+
+Row = ChatRow | TextRow | PreferenceRow | LabelRow
+
+
+def content_digest(row: Row) -> str:
+    """Digest of what a row says, whatever line it is on."""
+    fields = {name: getattr(row, name) for name in row.__slots__ if name != "origin"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()

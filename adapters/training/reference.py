@@ -1,0 +1,55 @@
+"""Writes ``docs/training-options.md`` from :class:`adapters.training.config.TrainConfig`."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from adapters.training.config import TrainConfig
+from adapters.training.knob import default_text, flag_of, knob_of
+
+_INTRODUCTION = """\
+# Options of the trainer
+
+<!-- Written by `make docs` from adapters/training/config.py. -->
+
+Every option of `manylora train` is a flag and a key of the YAML file that `--config FILE` names; a flag
+beats the file. An unknown key is refused with the name of the nearest option. Repeatable flags are given
+once a value, or once with commas: `--target-modules q_proj,v_proj`. How training works is told in
+[training.md](training.md).
+
+```yaml
+base_model: smollm2-135m
+train_path: support.jsonl
+output_dir: out/support
+lora_r: 8
+learning_rate: 1e-3
+rank_pattern:
+  down_proj: 16
+```
+"""
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    parts = [_INTRODUCTION]
+    fields = [(knob_of(field), name) for name, field in TrainConfig.model_fields.items()]
+    for panel, members in groupby(fields, key=lambda pair: pair[0].panel):
+        parts.append(
+            f"\n## {panel}\n\n| Flag and key | Default | Meaning | Why this default |\n|---|---|---|---|\n"
+        )
+        parts += [_row(name) for _, name in members]
+    return "".join(parts)
+
+
+def _row(name: str) -> str:
+    field = TrainConfig.model_fields[name]
+    knob = knob_of(field)
+    spelled = f"`{flag_of(name)} {knob.metavar}".rstrip() + "`"
+    if knob.switch:
+        spelled += f", `{flag_of('no_' + name)}`"
+    cells = (spelled, default_text(field), knob.meaning, knob.why)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

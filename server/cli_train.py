@@ -1,0 +1,89 @@
+"""``manylora train``: its options are the fields of :class:`adapters.training.config.TrainConfig`.
+
+Training never runs in a server's process; what it needs (torch, PEFT, TRL) is imported when it starts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from adapters.training.config import RUN, TrainConfig
+from adapters.training.knob import default_text, flag_of, knob_of
+
+Command = Callable[..., None]
+
+
+def with_train_options(function: Command) -> Command:
+    """Give ``function(..., **options)`` one typer option per field of the configuration, before its own.
+
+    Values stay text and absent ones ``None``: the configuration alone decides what is valid.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = [_parameter(name) for name in TrainConfig.model_fields]
+    parameters = [*(p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in own), *options]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return function
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None and value != []}
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    field = TrainConfig.model_fields[name]
+    knob = knob_of(field)
+    spelled = f"{flag_of(name)}/{flag_of('no_' + name)}" if knob.switch else flag_of(name)
+    kind: Any = bool | None if knob.switch else list[str] | None if knob.repeatable else str | None
+    option = typer.Option(
+        spelled,
+        metavar=knob.metavar,
+        help=f"{knob.meaning} Default: {default_text(field)}.",
+        show_default=False,
+        rich_help_panel=knob.panel,
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    )
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML file with any of these options.", show_default=False,
+                 rich_help_panel=RUN),
+]  # fmt: skip
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Check the data, show it and one rendered row, and stop.", rich_help_panel=RUN
+    ),
+]
+
+
+def run_train(flags: Mapping[str, Any], config: Path | None, *, dry_run: bool) -> None:
+    """Train as the flags and the file say.
+
+    Raises:
+        AdapterError: with one line for every fault.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from adapters.training.config_load import load_config  # noqa: PLC0415
+
+    settings = load_config(flags, config)
+    console = Console(stderr=True)
+    from adapters.training.base import find_base  # noqa: PLC0415
+    from adapters.training.dry_run import prepare_data, show_data, show_example  # noqa: PLC0415
+
+    base = find_base(settings.base_model)
+    prepared = prepare_data(settings, base)
+    show_data(prepared, console)
+    if dry_run:
+        show_example(prepared, base, Console())
