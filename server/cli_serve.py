@@ -188,7 +188,8 @@ def announce(service: Service, port: int, console: Console) -> None:
     settings, about = service.config, service.description
     names = [registered.name for registered in service.adapters.list()]
     table = Table.grid(padding=(0, 2))
-    model = f"{service.model_name} ({about['architecture']}), {about['dtype']} on {about['device']}"
+    bits = "" if settings.quantize == "none" else f", {settings.quantize} weights"
+    model = f"{service.model_name} ({about['architecture']}), {about['dtype']} on {about['device']}{bits}"
     table.add_row("base model", model)
     table.add_row("decoder", f"{about['decoder']}, {about['kernels']} kernels")
     table.add_row("KV cache", f"{about['kv_blocks']} blocks, context of {service.max_model_len} tokens")

@@ -80,6 +80,10 @@ class Settings(BaseSettings):
         Literal["auto", "bf16", "fp32"],
         Flag(MODEL, "DTYPE", "bf16, fp32 or auto: bf16 where the hardware computes in it."),
     ] = "auto"
+    quantize: Annotated[
+        Literal["none", "nf4", "int8"],
+        Flag(MODEL, "BITS", "Keep the base in 4 bits (nf4) or 8 (int8), through bitsandbytes; or none."),
+    ] = "none"
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Flag(MODEL, "DEVICE", "cpu, cuda or auto: cuda if there is a GPU.")
     ] = "auto"

@@ -84,7 +84,11 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         ConfigError: an option does not fit the model or the machine.
     """
     loaded = load_model(
-        model_dir, dtype=settings.dtype, device=settings.device, max_model_len=settings.max_model_len
+        model_dir,
+        dtype=settings.dtype,
+        device=settings.device,
+        max_model_len=settings.max_model_len,
+        quantize=settings.quantize,
     )
     prepared = _prepare(loaded, settings)
     max_model_len = min(loaded.max_model_len, (prepared.num_blocks - 1) * BLOCK_SIZE)
@@ -113,10 +117,13 @@ def _prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
     refusals: list[str] = []
     for decoder in decoder_candidates(loaded, settings.kernels):
         try:
-            return _allocate_and_probe(loaded, decoder, settings, available)
+            prepared = _allocate_and_probe(loaded, decoder, settings, available)
         except ModelRefused as refusal:
             logger.warning("%s", refusal)
             refusals.append(str(refusal))
+        else:
+            decoder.take_over(loaded.hf)
+            return prepared
     raise ModelRefused("no decoder serves this model correctly: " + "; ".join(refusals))
 
 
@@ -165,6 +172,8 @@ def _describe(loaded: LoadedModel, prepared: _Prepared, max_model_len: int) -> d
         "decoder": prepared.decoder.name,
         "kernels": prepared.decoder.kernels,
         "architecture": type(loaded.hf).__name__,
+        "quantization": loaded.quantize,
+        "base_bytes": prepared.decoder.weight_bytes,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": str(loaded.device),
         "fingerprint": loaded.fingerprint,

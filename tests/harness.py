@@ -46,13 +46,16 @@ class Harness:
         generic: bool = False,
         kernels: str = "auto",
         dtype: str = "fp32",
+        quantize: str = "none",
         num_blocks: int = 257,
         max_batch_tokens: int = 256,
         max_num_seqs: int = 64,
         prefix_cache: bool = True,
         adapter_bytes: int = 64 << 20,
     ) -> None:
-        self.loaded: LoadedModel = load_model(directory, dtype=dtype, device="cpu", max_model_len=None)
+        self.loaded: LoadedModel = load_model(
+            directory, dtype=dtype, device="cpu", max_model_len=None, quantize=quantize
+        )
         self.decoder: Decoder = (
             GenericDecoder(self.loaded.hf) if generic else next(decoder_candidates(self.loaded, kernels))
         )

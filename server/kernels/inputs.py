@@ -18,11 +18,7 @@ Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
 BLOCK_SIZE = 16  # tokens per KV block
-MODULES_PER_LAYER = 7  # of the Llama family: q, k, v, o, gate, up, down
 PAGE_ALIGN = 32  # a page's length is rounded up to a multiple of this many elements (64 bytes of bf16)
-
-_O, _GATE, _DOWN = 3, 4, 6
-_ALL = slice(None)
 
 
 def page_length(features: int) -> int:
@@ -135,65 +131,3 @@ class StepInputs:
     block_tables: Int32  # [S, B] block ids, padded with 0
     logits_rows: Int64  # [R] rows whose logits are wanted, ascending
     lora: LoraInputs | None  # None when every sequence runs the base
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """One decoder block of the Llama family. Matrices are [out, in]; fused ones are stacked along out."""
-
-    input_norm: torch.Tensor  # [D]
-    qkv: torch.Tensor  # [(nh + 2 nkv) hd, D]
-    qkv_bias: torch.Tensor | None
-    q_norm: torch.Tensor | None  # [hd], RMSNorm per head before rope (Qwen3)
-    k_norm: torch.Tensor | None  # [hd]
-    o: torch.Tensor  # [D, nh hd]
-    o_bias: torch.Tensor | None
-    post_norm: torch.Tensor  # [D]
-    gate_up: torch.Tensor  # [2 I, D]
-    gate_up_bias: torch.Tensor | None
-    down: torch.Tensor  # [D, I]
-    down_bias: torch.Tensor | None
-    window: int | None  # sliding attention window in tokens, the row itself included
-
-
-@dataclass(frozen=True)
-class DecoderWeights:
-    """A whole Llama-family decoder, in the shape the step kernels read.
-
-    LoRA target modules are numbered ``layer * 7 + (q, k, v, o, gate, up, down)``.
-    """
-
-    embedding: torch.Tensor  # [V, D]
-    layers: tuple[LayerWeights, ...]
-    final_norm: torch.Tensor  # [D]
-    lm_head: torch.Tensor  # [V, D], the embedding itself when tied
-    cos: torch.Tensor  # [max_len, hd / 2] float32
-    sin: torch.Tensor  # [max_len, hd / 2] float32
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    intermediate: int
-    eps: float
-    scale: float  # of the attention scores
-
-    def weight(self, module: int) -> torch.Tensor:
-        """W [out, in] of a LoRA target module."""
-        matrix, _, rows = self._part(module)
-        return matrix[rows]
-
-    def bias(self, module: int) -> torch.Tensor | None:
-        """b [out] of a LoRA target module."""
-        _, bias, rows = self._part(module)
-        return None if bias is None else bias[rows]
-
-    def _part(self, module: int) -> tuple[torch.Tensor, torch.Tensor | None, slice]:
-        """The fused matrix and bias that hold a target module, and its rows there."""
-        layer, kind = self.layers[module // MODULES_PER_LAYER], module % MODULES_PER_LAYER
-        if kind in (_O, _DOWN):
-            return (layer.o, layer.o_bias, _ALL) if kind == _O else (layer.down, layer.down_bias, _ALL)
-        if kind > _O:
-            start = (kind - _GATE) * self.intermediate
-            return layer.gate_up, layer.gate_up_bias, slice(start, start + self.intermediate)
-        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        edges = (0, q, q + kv, q + 2 * kv)
-        return layer.qkv, layer.qkv_bias, slice(edges[kind], edges[kind + 1])

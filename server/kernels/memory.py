@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -23,3 +23,8 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
     memory = torch.from_numpy(np.zeros(size + _LINE, np.uint8))
     start = -memory.data_ptr() % _LINE
     return memory[start : start + size].view(dtype).view(*shape)
+
+
+def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of ``tensors``, one that occurs twice counted once, those without memory not at all."""
+    return sum({t.data_ptr(): t.nbytes for t in tensors if not t.is_meta}.values())

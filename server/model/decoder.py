@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -47,3 +47,13 @@ class Decoder(Protocol):
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step; the logits [R, V] of ``inputs.logits_rows``, valid until the next step."""
+
+    def take_over(self, model: Any) -> None:
+        """Free what ``model``, from which this decoder was made, holds a second time.
+
+        Called once, after the last comparison with ``model``, which can't run any more afterwards.
+        """
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes the base's weights take in memory, in the form they are run in."""

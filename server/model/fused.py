@@ -12,8 +12,11 @@ from torch import nn
 from adapters.base import TargetModule
 from server.errors import ConfigError
 from server.kernels.cpu import NativeStep
-from server.kernels.inputs import DecoderWeights, LayerWeights, StepInputs
+from server.kernels.inputs import StepInputs
+from server.kernels.reference.quantized import Quantized
 from server.kernels.reference.step import ReferenceStep
+from server.kernels.weights import DecoderWeights, LayerWeights, Matrix, QuantizedMatrix
+from server.model.quantize import is_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +60,7 @@ class FusedDecoder:
         if config.hidden_act != "silu":
             return f"activation {config.hidden_act!r}"
         linear = all(
-            type(layer.get_submodule(name)) is nn.Linear
-            for layer in model.model.layers
-            for name in _PROJECTIONS
+            type(module) is nn.Linear or is_quantized(module) for module in _projections(model).values()
         )
         return None if linear else "its linear layers are not plain ones"
 
@@ -77,7 +78,7 @@ class FusedDecoder:
         return self._backend.kv_bytes_per_block(self.weights)
 
     def weight(self, module: int) -> torch.Tensor:
-        return self.weights.weight(module)
+        return (self.weights if self._step is None else self._step).weight(module)
 
     def bias(self, module: int) -> torch.Tensor | None:
         return self.weights.bias(module)
@@ -91,6 +92,19 @@ class FusedDecoder:
     def step(self, inputs: StepInputs) -> torch.Tensor:
         assert self._step is not None, "allocate() comes before step()"
         return self._step.step(inputs)
+
+    def take_over(self, model: Any) -> None:
+        """The step has its own form of the matrices: let go of the model's, and of the stacked ones."""
+        assert self._step is not None, "allocate() comes first"
+        self.weights = self.weights.without_matrices()
+        for module in _projections(model).values():
+            if not is_quantized(module):
+                module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
+
+    @property
+    def weight_bytes(self) -> int:
+        assert self._step is not None, "allocate() comes first"
+        return self._step.weight_bytes
 
 
 def _choose_backend(weights: DecoderWeights, kernels: str) -> type[NativeStep | ReferenceStep]:
@@ -136,30 +150,40 @@ def _layer_weights(layer: Any) -> LayerWeights:
         qkv_bias=_stack_biases(qkv),
         q_norm=_weight_of(attention, "q_norm"),
         k_norm=_weight_of(attention, "k_norm"),
-        o=attention.o_proj.weight.detach(),
+        o=_stack_weights((attention.o_proj,)),
         o_bias=_stack_biases((attention.o_proj,)),
         post_norm=layer.post_attention_layernorm.weight.detach(),
         gate_up=_stack_weights((mlp.gate_proj, mlp.up_proj)),
         gate_up_bias=_stack_biases((mlp.gate_proj, mlp.up_proj)),
-        down=mlp.down_proj.weight.detach(),
+        down=_stack_weights((mlp.down_proj,)),
         down_bias=_stack_biases((mlp.down_proj,)),
         window=_window_of(attention),
     )
 
 
-def _stack_weights(linears: Sequence[nn.Linear]) -> torch.Tensor:
-    return torch.cat([linear.weight.detach() for linear in linears])
+def _stack_weights(linears: Sequence[nn.Linear]) -> Matrix:
+    if _any_quantized(linears):
+        return QuantizedMatrix(tuple(Quantized(linear) for linear in linears))
+    weights = [linear.weight.detach() for linear in linears]
+    return weights[0] if len(weights) == 1 else torch.cat(weights)
 
 
 def _stack_biases(linears: Sequence[nn.Linear]) -> torch.Tensor | None:
-    """Biases along out, zeros for a layer that has none beside one that does; None if none has."""
-    if all(linear.bias is None for linear in linears):
+    """Biases along out, zeros for a layer that has none beside one that does.
+
+    None if none has, or if the layers are quantized: they add it themselves.
+    """
+    if _any_quantized(linears) or all(linear.bias is None for linear in linears):
         return None
     parts = [
         linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
         for linear in linears
     ]
     return torch.cat(parts)
+
+
+def _any_quantized(linears: Sequence[nn.Module]) -> bool:
+    return any(is_quantized(linear) for linear in linears)
 
 
 def _weight_of(attention: Any, name: str) -> torch.Tensor | None:
@@ -178,11 +202,17 @@ def _window_of(attention: Any) -> int | None:
     )
 
 
+def _projections(model: Any) -> dict[str, Any]:
+    """The linear layers of the blocks by name, in the order of the page tables."""
+    return {
+        f"model.layers.{index}.{name}": layer.get_submodule(name)
+        for index, layer in enumerate(model.model.layers)
+        for name in _PROJECTIONS
+    }
+
+
 def _target_modules(model: Any) -> tuple[TargetModule, ...]:
-    found = []
-    for index, layer in enumerate(model.model.layers):
-        for name in _PROJECTIONS:
-            linear = layer.get_submodule(name)
-            full = f"model.layers.{index}.{name}"
-            found.append(TargetModule(full, linear.in_features, linear.out_features))
-    return tuple(found)
+    return tuple(
+        TargetModule(name, linear.in_features, linear.out_features)
+        for name, linear in _projections(model).items()
+    )

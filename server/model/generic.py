@@ -20,8 +20,11 @@ from transformers.pytorch_utils import Conv1D
 from adapters.base import TargetModule
 from server.errors import ModelRefused
 from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
+from server.kernels.memory import total_bytes
 from server.kernels.reference.attention import AttentionPlan, PagedKV
 from server.kernels.reference.lora import LoraPlan, plan_lora
+from server.kernels.reference.quantized import Int8Linear, layer_tensors
+from server.model.quantize import weight_of
 
 ATTENTION_NAME = "manylora_paged"
 # Attention arguments some models pass that change the result and that paged_attention does not implement.
@@ -91,9 +94,7 @@ class GenericDecoder:
         return self._model.get_input_embeddings().weight  # type: ignore[no-any-return]
 
     def weight(self, module: int) -> torch.Tensor:
-        linear = self._linear[module]
-        weight: torch.Tensor = linear.weight  # type: ignore[assignment]
-        return weight.T if isinstance(linear, Conv1D) else weight
+        return weight_of(self._linear[module]).to(self._like.dtype)
 
     def bias(self, module: int) -> torch.Tensor | None:
         return self._linear[module].bias  # type: ignore[return-value]
@@ -116,6 +117,14 @@ class GenericDecoder:
             torch.from_numpy(inputs.positions).to(device),
             torch.from_numpy(inputs.logits_rows).to(device),
         )
+
+    def take_over(self, model: Any) -> None:
+        """Nothing is held twice: the model itself runs."""
+        assert model is self._model
+
+    @property
+    def weight_bytes(self) -> int:
+        return total_bytes(layer_tensors(self._model))
 
     def _run(
         self, forward: _Forward, token_ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor
@@ -217,7 +226,7 @@ def _linears(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D | Int8Linear) and module is not head
     }
 
 
@@ -225,5 +234,5 @@ def _describe(name: str, module: nn.Module) -> TargetModule:
     if isinstance(module, Conv1D):
         width_in, width_out = module.weight.shape
         return TargetModule(name, width_in, width_out)
-    assert isinstance(module, nn.Linear)
+    assert isinstance(module, nn.Linear | Int8Linear)
     return TargetModule(name, module.in_features, module.out_features)

@@ -14,10 +14,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adapters.base import BaseModel
+from adapters.base_models.checkpoint import Checkpoint
 from server.errors import ConfigError, ModelRefused
 from server.model.decoder import Decoder
 from server.model.fused import FusedDecoder
 from server.model.generic import GenericDecoder
+from server.model.quantize import (
+    INT8,
+    NONE,
+    check_available,
+    check_widths,
+    quantization_config,
+    separate_rows,
+)
 from server.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -29,9 +38,10 @@ _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The untouched Hugging Face model with what serving derives from it."""
+    """The Hugging Face model, quantized if asked for, with what serving derives from it."""
 
     hf: Any
+    quantize: str  # "none", "nf4" or "int8"
     tokenizer: Tokenizer
     dtype: torch.dtype
     device: torch.device
@@ -58,19 +68,31 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bf16" or native else torch.float32
 
 
-def load_model(directory: Path, *, dtype: str, device: str, max_model_len: int | None) -> LoadedModel:
-    """Load the causal LM in ``directory``.
+def load_model(
+    directory: Path, *, dtype: str, device: str, max_model_len: int | None, quantize: str = NONE
+) -> LoadedModel:
+    """Load the causal LM in ``directory``; ``quantize`` is "none", "nf4" or "int8".
 
     Raises:
-        ModelRefused: not a causal language model this process can load.
-        ConfigError: the device is absent or ``max_model_len`` exceeds what the model can do.
+        ModelRefused: not a causal language model this process can load, or not in so few bits.
+        ConfigError: the device is absent, ``max_model_len`` exceeds what the model can do, or bitsandbytes
+            is not installed.
     """
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
+    if quantize != NONE:
+        check_available(quantize)
     try:
         config = AutoConfig.from_pretrained(directory)
+        _check_stored_form(directory, config)
+        if quantize != NONE:
+            check_widths(config, quantize, torch_device)
         model, report = AutoModelForCausalLM.from_pretrained(
-            directory, config=config, dtype=torch_dtype, output_loading_info=True
+            directory,
+            config=config,
+            dtype=torch_dtype,
+            output_loading_info=True,
+            **_placement(quantize, torch_device),
         )
         tokenizer = Tokenizer.load(directory, _end_tokens(model))
     except ModelRefused:
@@ -78,15 +100,38 @@ def load_model(directory: Path, *, dtype: str, device: str, max_model_len: int |
     except Exception as error:  # the libraries raise whatever their parts do: there is no common base
         raise ModelRefused(f"{directory} can't be loaded as a causal language model: {error}") from error
     _check_complete(directory, report["missing_keys"])
-    model = model.eval().requires_grad_(False).to(torch_device)
+    model = model.eval().requires_grad_(False)
+    plain = quantize == NONE
+    digest = fingerprint(model.state_dict() if plain else _AsStored(model, config, Checkpoint(directory)))
+    if quantize == INT8:
+        separate_rows(model)
+    if plain:
+        model = model.to(torch_device)
     return LoadedModel(
         hf=model,
+        quantize=quantize,
         tokenizer=tokenizer,
         dtype=torch_dtype,
         device=torch_device,
-        fingerprint=fingerprint(model),
+        fingerprint=digest,
         max_model_len=_max_model_len(config, max_model_len),
     )
+
+
+def _placement(quantize: str, device: torch.device) -> dict[str, Any]:
+    """Arguments that quantize on loading; a quantized model can't be moved afterwards."""
+    if quantize == NONE:
+        return {}
+    return {"quantization_config": quantization_config(quantize), "device_map": {"": device}}
+
+
+def _check_stored_form(directory: Path, config: Any) -> None:
+    """Adapters, probe and fingerprint need weights as they were trained."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelRefused(
+            f"{directory} holds weights that are quantized already: serve the original model, with "
+            "--quantize nf4 or int8 to have it in few bits"
+        )
 
 
 def _check_complete(directory: Path, missing: Collection[str]) -> None:
@@ -128,13 +173,37 @@ def _ropes(text: Any) -> list[Mapping[str, Any]]:
     return [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, Mapping)]
 
 
-def fingerprint(model: Any) -> str:
+class _AsStored(Mapping[str, torch.Tensor]):
+    """The tensors a quantized model was made from, by the names they have in the model, read one by one."""
+
+    def __init__(self, model: Any, config: Any, checkpoint: Checkpoint) -> None:
+        with torch.device("meta"):
+            plain = AutoModelForCausalLM.from_config(config)
+        self._shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
+        # Taken before the first forward, at which bitsandbytes lays 4-bit weights out anew.
+        self._loaded: dict[str, torch.Tensor] = model.state_dict()
+        self._checkpoint = checkpoint
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """From the checkpoint; tied and renamed tensors from the model, where it has them unquantized."""
+        stored = name in self._checkpoint and self._checkpoint.shape(name) == self._shapes[name]
+        return self._checkpoint[name] if stored else self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     """Hex digest of a model's architecture and weights, from a regular sample of each tensor.
 
     Sampled in bfloat16, so that a model has one fingerprint whatever dtype it is served in.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name in sorted(tensors):
+        tensor = tensors[name]
         flat = tensor.detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLE)
         digest.update(json.dumps([name, list(tensor.shape)]).encode())

@@ -22,6 +22,7 @@ from server.errors import ModelRefused
 from server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs
 from server.model.decoder import Decoder
 from server.model.pages import PagePool
+from server.model.quantize import weight_of
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def _synthetic(model: Any, decoder: Decoder, ranks: Sequence[int], seed: int) ->
         rank = ranks[index % len(ranks)]
         if not rank:
             continue
-        spread = float(model.get_submodule(module.name).weight.float().std())
+        spread = float(weight_of(model.get_submodule(module.name)).float().std())
         a = torch.randn(rank, module.in_features, generator=generator) / math.sqrt(module.in_features)
         b = torch.randn(module.out_features, rank, generator=generator) * spread
         found[module.name] = ModuleDelta(a, b, _STRENGTH * math.sqrt(module.in_features / rank))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from adapters.artifact import Artifact, Limits, read_artifact
 from adapters.base import BaseModel
+from server.model.quantize import quantization_config
 
 LOGITS_TOLERANCE = 2e-4  # of the largest |logit|, in float32
 
@@ -21,9 +22,16 @@ class Peft:
     """The base model with adapters loaded by PEFT; runs one of them, or none, on one text at a time."""
 
     def __init__(
-        self, directory: Path, adapters: Mapping[str, Path], dtype: torch.dtype = torch.float32
+        self,
+        directory: Path,
+        adapters: Mapping[str, Path],
+        dtype: torch.dtype = torch.float32,
+        quantize: str = "none",
     ) -> None:
-        self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+        few: dict[str, Any] = (
+            {} if quantize == "none" else {"quantization_config": quantization_config(quantize)}
+        )
+        self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **few).eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's remarks on Conv1D
             for name, path in adapters.items():

@@ -11,13 +11,12 @@ import torch
 from server.kernels.inputs import (
     BLOCK_SIZE,
     AdapterPages,
-    DecoderWeights,
-    LayerWeights,
     StepInputs,
     lora_inputs,
     page_length,
 )
 from server.kernels.reference.step import ReferenceStep, target_shapes
+from server.kernels.weights import DecoderWeights, LayerWeights
 
 Mix = tuple[tuple[AdapterPages, float], ...]
 

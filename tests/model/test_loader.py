@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from server.config import Settings
 from server.errors import ConfigError, ModelRefused
+from server.kernels.weights import dense
 from server.model.fused import FusedDecoder
 from server.model.generic import GenericDecoder
 from server.model.loader import (
@@ -257,7 +258,7 @@ def test_a_fused_decoder_that_fails_the_probe_is_replaced(
 
     def skewed(self: FusedDecoder, model: Any, *args: Any) -> None:
         original(self, model, *args)
-        self.weights.layers[0].qkv.mul_(1.05)
+        dense(self.weights.layers[0].qkv).mul_(1.05)
 
     monkeypatch.setattr(FusedDecoder, "__init__", skewed)
     with caplog.at_level(logging.WARNING):

@@ -11,7 +11,8 @@ import torch
 from server.kernels.cpu import abi
 from server.kernels.cpu.build import KernelBuildError, Variant, best_variant, library
 from server.kernels.cpu.pack import PackedWeights
-from server.kernels.inputs import BLOCK_SIZE, AdapterPages, DecoderWeights, LoraInputs, StepInputs
+from server.kernels.inputs import BLOCK_SIZE, AdapterPages, LoraInputs, StepInputs
+from server.kernels.weights import DecoderWeights, dense
 
 _MAX_HEAD_DIM = 256
 
@@ -43,6 +44,7 @@ class NativeStep:
         self._packed = PackedWeights(self._native, weights)
         self._pool = pool
         self._native.manylora_prefer_huge_pages(pool.data_ptr(), pool.numel() * pool.element_size())
+        self._weights = weights.without_matrices()
         self._vocab = weights.lm_head.shape[0]
         self._logits = torch.empty(0, self._vocab + -self._vocab % 32)
         self._lora = _LoraTables()
@@ -57,6 +59,8 @@ class NativeStep:
     @staticmethod
     def unsupported(weights: DecoderWeights) -> str | None:
         """Why these weights can't run here, in one phrase; None if they can. Builds the kernels."""
+        if weights.quantized:
+            return "the base is quantized, the kernels need plain bfloat16 weights"
         if reason := _unsupported_weights(weights):
             return reason
         try:
@@ -69,6 +73,17 @@ class NativeStep:
     def kv_bytes_per_block(weights: DecoderWeights) -> int:
         """Bytes of K and V that one block takes over all layers."""
         return BLOCK_SIZE * 2 * 2 * weights.n_kv_heads * weights.head_dim * len(weights.layers)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes the packed weights take."""
+        return self._packed.nbytes
+
+    def weight(self, module: int) -> torch.Tensor:
+        """W [out, in] of a LoRA target module, unpacked."""
+        layer, name = self._weights.place(module)
+        outputs, inputs = dense(getattr(self._weights.layers[layer], name)).shape
+        return self._packed.matrix(layer, name, outputs, inputs)[self._weights.rows(module)]
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step. Returns fp32 logits [R, V] of ``inputs.logits_rows``, valid until the next step.

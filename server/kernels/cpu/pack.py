@@ -8,7 +8,8 @@ import torch
 
 from server.kernels.cpu import abi
 from server.kernels.cpu.memory import Arena
-from server.kernels.inputs import DecoderWeights, LayerWeights
+from server.kernels.memory import total_bytes
+from server.kernels.weights import DecoderWeights, LayerWeights, dense
 
 _BLOCK = 32  # outputs of a packed block
 
@@ -20,13 +21,14 @@ class PackedWeights:
         self._native = native
         self._keep: list[torch.Tensor] = []
         self._arena = Arena(_packed_bytes(weights))
+        self._matrices: list[dict[str, torch.Tensor]] = []  # of each layer
         self._layers = (abi.Layer * len(weights.layers))(*(self._layer(layer) for layer in weights.layers))
         vocab, hidden = weights.lm_head.shape
         self.decoder = abi.Decoder(
             layer=self._layers,
             embedding=self._hold(weights.embedding.contiguous()),
             final_norm=self._vector(weights.final_norm),
-            lm_head=self._matrix(weights.lm_head),
+            lm_head=self._hold(self._matrix(weights.lm_head)),
             cos=self._vector(weights.cos),
             sin=self._vector(weights.sin),
             layers=len(weights.layers),
@@ -41,19 +43,39 @@ class PackedWeights:
             scale=weights.scale,
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything packed or held."""
+        return total_bytes([*self._keep, *(packed for layer in self._matrices for packed in layer.values())])
+
+    def matrix(self, layer: int, name: str, outputs: int, inputs: int) -> torch.Tensor:
+        """A packed matrix ("qkv", "o", "gate_up" or "down") as it was given, [outputs, inputs]."""
+        packed = self._matrices[layer][name]
+        rows = packed.view(-1, inputs // 2, _BLOCK, 2).transpose(1, 2).reshape(-1, inputs)
+        if name == "gate_up":
+            rows = rows.view(-1, 2, 16, inputs).transpose(0, 1).reshape(-1, inputs)
+        return rows[:outputs].contiguous()
+
     def _layer(self, layer: LayerWeights) -> abi.Layer:
+        packed = {
+            "qkv": self._matrix(dense(layer.qkv)),
+            "o": self._matrix(dense(layer.o)),
+            "gate_up": self._gate_up(dense(layer.gate_up)),
+            "down": self._matrix(dense(layer.down)),
+        }
+        self._matrices.append(packed)
         return abi.Layer(
             input_norm=self._vector(layer.input_norm),
-            qkv=self._matrix(layer.qkv),
+            qkv=packed["qkv"].data_ptr(),
             qkv_bias=self._bias(layer.qkv_bias),
             q_norm=self._vector(layer.q_norm),
             k_norm=self._vector(layer.k_norm),
-            o=self._matrix(layer.o),
+            o=packed["o"].data_ptr(),
             o_bias=self._bias(layer.o_bias),
             post_norm=self._vector(layer.post_norm),
-            gate_up=self._gate_up(layer.gate_up),
+            gate_up=packed["gate_up"].data_ptr(),
             gate_up_bias=self._bias(None if layer.gate_up_bias is None else _interleave(layer.gate_up_bias)),
-            down=self._matrix(layer.down),
+            down=packed["down"].data_ptr(),
             down_bias=self._bias(layer.down_bias),
             window=0 if layer.window is None else layer.window,
         )
@@ -70,19 +92,19 @@ class PackedWeights:
             return None
         return self._hold(torch.nn.functional.pad(bias.float(), (0, -len(bias) % _BLOCK)))
 
-    def _matrix(self, matrix: torch.Tensor) -> int:
+    def _matrix(self, matrix: torch.Tensor) -> torch.Tensor:
         outputs, inputs = matrix.shape
         packed = self._arena.take(_packed_elements(matrix), torch.bfloat16)
         self._native.manylora_pack(matrix.contiguous().data_ptr(), packed.data_ptr(), outputs, inputs)
-        return self._hold(packed)
+        return packed
 
-    def _gate_up(self, matrix: torch.Tensor) -> int:
+    def _gate_up(self, matrix: torch.Tensor) -> torch.Tensor:
         outputs, inputs = matrix.shape
         packed = self._arena.take(outputs * inputs, torch.bfloat16)
         self._native.manylora_pack_gate_up(
             matrix.contiguous().data_ptr(), packed.data_ptr(), outputs // 2, inputs
         )
-        return self._hold(packed)
+        return packed
 
 
 def _packed_elements(matrix: torch.Tensor) -> int:
@@ -93,7 +115,7 @@ def _packed_elements(matrix: torch.Tensor) -> int:
 def _packed_bytes(weights: DecoderWeights) -> int:
     matrices = [weights.lm_head]
     for layer in weights.layers:
-        matrices += [layer.qkv, layer.o, layer.gate_up, layer.down]
+        matrices += [dense(matrix) for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
     return sum(2 * _packed_elements(matrix) + 64 for matrix in matrices)
 
 

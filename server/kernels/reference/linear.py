@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from server.kernels.weights import Matrix, QuantizedMatrix
+
 _PACK_ROWS = 64  # the row count the CPU library optimizes its weight layout for
 
 
@@ -15,15 +17,41 @@ class PackedLinear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight = weight
         self._bias = bias
         self._packed = _pack(weight)
+        self._weight = weight if self._packed is None else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [T, in] -> [T, out]."""
-        if self._packed is None:
+        if self._weight is not None:
             return F.linear(x, self._weight, self._bias)
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")  # type: ignore[no-any-return]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the weight takes."""
+        kept = self._packed if self._weight is None else self._weight
+        assert kept is not None
+        return kept.numel() * kept.element_size()
+
+    def weight(self) -> torch.Tensor:
+        """The weight [out, in], as it was given."""
+        if self._weight is not None:
+            return self._weight
+        assert self._packed is not None
+        return self._packed.to_dense()
+
+    def shares(self, tensor: torch.Tensor) -> bool:
+        """Whether the weight is kept in the memory of ``tensor``."""
+        return self._weight is not None and self._weight.data_ptr() == tensor.data_ptr()
+
+
+Linear = PackedLinear | QuantizedMatrix
+
+
+def linear(matrix: Matrix, bias: torch.Tensor | None) -> Linear:
+    """``x`` [T, in] -> ``x W^T + b`` [T, out]. A quantized matrix brings its bias along."""
+    return matrix if isinstance(matrix, QuantizedMatrix) else PackedLinear(matrix, bias)
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor | None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from server.kernels.inputs import (
-    BLOCK_SIZE,
-    MODULES_PER_LAYER,
-    DecoderWeights,
-    LayerWeights,
-    ModuleShape,
-    StepInputs,
-)
+from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
 from server.kernels.reference.attention import AttentionPlan, PagedKV
-from server.kernels.reference.linear import PackedLinear
+from server.kernels.reference.linear import Linear, PackedLinear, linear
 from server.kernels.reference.lora import LoraPlan, plan_lora
+from server.kernels.weights import MODULES_PER_LAYER, DecoderWeights, LayerWeights, QuantizedMatrix
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -47,12 +42,12 @@ class ReferenceStep:
     name = "pytorch"
 
     def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:
-        self._weights = weights
+        self._weights = weights.without_matrices()
         self._pool = pool
         self._shapes = target_shapes(weights)
         heads, dim = weights.n_kv_heads, weights.head_dim
         self._kv = [PagedKV(num_blocks, heads, dim, dim, weights.embedding) for _ in weights.layers]
-        self._layers = [_Layer(layer, weights) for layer in weights.layers]
+        self._layers = [_Layer(layer, self._weights) for layer in weights.layers]
         self._lm_head = PackedLinear(weights.lm_head, None)
 
     @staticmethod
@@ -61,13 +56,33 @@ class ReferenceStep:
         per_token = 2 * weights.n_kv_heads * weights.head_dim * weights.embedding.element_size()
         return BLOCK_SIZE * per_token * len(weights.layers)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes the weights take, norms and biases aside."""
+        shared = self._lm_head.shares(self._weights.embedding)
+        head = 0 if shared else self._lm_head.nbytes
+        layers = sum(matrix.nbytes for layer in self._layers for matrix in layer.matrices.values())
+        return self._weights.embedding.nbytes + head + layers
+
+    def weight(self, module: int) -> torch.Tensor:
+        """W [out, in] of a LoRA target module, as it was given."""
+        layer, name = self._weights.place(module)
+        matrix = self._layers[layer].matrices[name]
+        if isinstance(matrix, QuantizedMatrix):
+            return self._weights.weight(module)
+        return matrix.weight()[self._weights.rows(module)]
+
+    def bias(self, module: int) -> torch.Tensor | None:
+        """b [out] of a LoRA target module."""
+        return self._weights.bias(module)
+
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step and return the logits [R, V] of ``inputs.logits_rows``."""
         weights = self._weights
         device = weights.embedding.device
         plan = AttentionPlan(inputs, device)
-        lora = plan_lora(self._pool, self._shapes, inputs, weights)
+        lora = plan_lora(self._pool, self._shapes, inputs, self)
         positions = torch.from_numpy(inputs.positions).to(device)
         cos, sin = (t[positions].unsqueeze(1).to(weights.embedding.dtype) for t in (weights.cos, weights.sin))
         x = F.embedding(torch.from_numpy(inputs.token_ids).to(device), weights.embedding)
@@ -90,12 +105,17 @@ class _Work:
 
 class _Layer:
     def __init__(self, layer: LayerWeights, weights: DecoderWeights) -> None:
-        self._layer = layer
+        self._layer = layer.without_matrices()
         self._weights = weights
-        self._qkv = PackedLinear(layer.qkv, layer.qkv_bias)
-        self._o = PackedLinear(layer.o, layer.o_bias)
-        self._gate_up = PackedLinear(layer.gate_up, layer.gate_up_bias)
-        self._down = PackedLinear(layer.down, layer.down_bias)
+        self._qkv = linear(layer.qkv, layer.qkv_bias)
+        self._o = linear(layer.o, layer.o_bias)
+        self._gate_up = linear(layer.gate_up, layer.gate_up_bias)
+        self._down = linear(layer.down, layer.down_bias)
+
+    @property
+    def matrices(self) -> Mapping[str, Linear]:
+        """By their names in :class:`LayerWeights`."""
+        return {"qkv": self._qkv, "o": self._o, "gate_up": self._gate_up, "down": self._down}
 
     def forward(self, x: torch.Tensor, work: _Work, kv: PagedKV, module: int) -> torch.Tensor:
         """``x`` [T, D] -> [T, D]; ``module`` is the number of this layer's q projection."""

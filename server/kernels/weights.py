@@ -1,0 +1,167 @@
+"""The weights of a Llama-family decoder, in the shape the step kernels read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+MODULES_PER_LAYER = 7  # q, k, v, o, gate, up, down
+
+_ALL = slice(None)
+# Of each of the seven: the matrix it is stacked in, and which part of it.
+_STACKED = (("qkv", 0), ("qkv", 1), ("qkv", 2), ("o", 0), ("gate_up", 0), ("gate_up", 1), ("down", 0))
+_MATRICES = ("qkv", "o", "gate_up", "down")
+
+
+class QuantizedLayer(Protocol):
+    """One linear layer of a quantized base."""
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """b [out], or None."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes its codes and scales take."""
+
+    def weight(self) -> torch.Tensor:
+        """W [out, in] that the codes stand for, made anew at every call."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``W x + b`` of rows ``x`` [T, in], in the dtype of ``x``."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedMatrix:
+    """A matrix of a quantized base: layers stacked along out, each with its own codes, scales and bias."""
+
+    parts: tuple[QuantizedLayer, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [T, in] -> [T, out]."""
+        outputs = [part(x) for part in self.parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+Matrix = torch.Tensor | QuantizedMatrix
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder block of the Llama family. Matrices are [out, in]; fused ones are stacked along out.
+
+    The bias of a quantized matrix is None here: its parts have it.
+    """
+
+    input_norm: torch.Tensor  # [D]
+    qkv: Matrix  # [(nh + 2 nkv) hd, D]
+    qkv_bias: torch.Tensor | None
+    q_norm: torch.Tensor | None  # [hd], RMSNorm per head before rope (Qwen3)
+    k_norm: torch.Tensor | None  # [hd]
+    o: Matrix  # [D, nh hd]
+    o_bias: torch.Tensor | None
+    post_norm: torch.Tensor  # [D]
+    gate_up: Matrix  # [2 I, D]
+    gate_up_bias: torch.Tensor | None
+    down: Matrix  # [D, I]
+    down_bias: torch.Tensor | None
+    window: int | None  # sliding attention window in tokens, the row itself included
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any matrix is."""
+        return any(isinstance(getattr(self, name), QuantizedMatrix) for name in _MATRICES)
+
+    def without_matrices(self) -> LayerWeights:
+        """The same with matrices that have a shape but no memory; quantized ones stay."""
+        return replace(
+            self,
+            qkv=_hollow(self.qkv),
+            o=_hollow(self.o),
+            gate_up=_hollow(self.gate_up),
+            down=_hollow(self.down),
+        )
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A whole Llama-family decoder.
+
+    LoRA target modules are numbered ``layer * 7 + (q, k, v, o, gate, up, down)``.
+    """
+
+    embedding: torch.Tensor  # [V, D]
+    layers: tuple[LayerWeights, ...]
+    final_norm: torch.Tensor  # [D]
+    lm_head: torch.Tensor  # [V, D], the embedding itself when tied
+    cos: torch.Tensor  # [max_len, hd / 2] float32
+    sin: torch.Tensor  # [max_len, hd / 2] float32
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    intermediate: int
+    eps: float
+    scale: float  # of the attention scores
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any matrix is."""
+        return any(layer.quantized for layer in self.layers)
+
+    def without_matrices(self) -> DecoderWeights:
+        """What a step needs beside the matrices, once it has its own form of these."""
+        layers = tuple(layer.without_matrices() for layer in self.layers)
+        return replace(self, layers=layers, lm_head=self.lm_head.to("meta"))
+
+    def weight(self, module: int) -> torch.Tensor:
+        """W [out, in] of a LoRA target module, in the dtype of the embedding."""
+        layer, name = self.place(module)
+        matrix = getattr(self.layers[layer], name)
+        if isinstance(matrix, QuantizedMatrix):
+            return matrix.parts[self._part(module)].weight().to(self.embedding.dtype)
+        return dense(matrix)[self.rows(module)]
+
+    def bias(self, module: int) -> torch.Tensor | None:
+        """b [out] of a LoRA target module."""
+        layer, name = self.place(module)
+        matrix = getattr(self.layers[layer], name)
+        if isinstance(matrix, QuantizedMatrix):
+            return matrix.parts[self._part(module)].bias
+        bias: torch.Tensor | None = getattr(self.layers[layer], f"{name}_bias")
+        return None if bias is None else bias[self.rows(module)]
+
+    def place(self, module: int) -> tuple[int, str]:
+        """The layer of a LoRA target module, and the field of the matrix that holds it."""
+        return module // MODULES_PER_LAYER, _STACKED[module % MODULES_PER_LAYER][0]
+
+    def rows(self, module: int) -> slice:
+        """Which rows of that matrix are the module's."""
+        _, name = self.place(module)
+        part = self._part(module)
+        if name == "gate_up":
+            return slice(part * self.intermediate, (part + 1) * self.intermediate)
+        if name != "qkv":
+            return _ALL
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        edges = (0, q, q + kv, q + 2 * kv)
+        return slice(edges[part], edges[part + 1])
+
+    def _part(self, module: int) -> int:
+        return _STACKED[module % MODULES_PER_LAYER][1]
+
+
+def dense(matrix: Matrix) -> torch.Tensor:
+    """``matrix``, which is known not to be quantized."""
+    assert isinstance(matrix, torch.Tensor)
+    return matrix
+
+
+def _hollow(matrix: Matrix) -> Matrix:
+    return matrix if isinstance(matrix, QuantizedMatrix) else matrix.to("meta")

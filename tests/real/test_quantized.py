@@ -1,0 +1,45 @@
+"""The real model in 4 bits: it still knows what it knew, and adapters still change it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.adapter_factory import write_adapter
+from tests.engine.oracle import Peft
+from tests.engine.zoo import Ask, Zoo, recorded_logits
+
+pytestmark = pytest.mark.real
+pytest.importorskip("bitsandbytes")
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "adapters"
+
+
+def test_nf4_answers_as_peft_does_on_the_same_base(real_model_dir: Path, tmp_path: Path) -> None:
+    paths = {
+        "pirate": EXAMPLES / "pirate",
+        "random": write_adapter(tmp_path / "random", real_model_dir, targets="all-linear", scale=0.08),
+    }
+    zoo = Zoo(real_model_dir, paths, quantize="nf4", dtype="bf16", num_blocks=64)
+    assert (zoo.harness.decoder.name, zoo.harness.decoder.kernels) == ("fused", "pytorch")
+    encode = zoo.harness.loaded.tokenizer.encode
+    prompt = tuple(encode("The capital of France is"))
+    asks = [Ask(name, prompt, max_tokens=4) for name in zoo.names]
+    rows = [zoo.row(ask) for ask in asks]
+    with recorded_logits() as logits:
+        answers = zoo.harness.run(*rows)
+    assert "Paris" in answers[0].text
+    base = torch.stack(logits[rows[0].id]).float()
+    peft = Peft(real_model_dir, paths, torch.bfloat16, quantize="nf4")
+    for ask, row, answer in zip(asks, rows, answers, strict=True):
+        ids = [*prompt, *answer.token_ids][:-1]
+        wanted = peft.logits(ids, ask.adapter)[len(prompt) - 1 :]
+        found = torch.stack(logits[row.id]).float()
+        assert relative(found, wanted) < 0.05  # bf16, over thirty layers
+        assert ask.adapter is None or relative(found[:1], base[:1]) > 0.1
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
