@@ -27,6 +27,7 @@ from adapters.lora_config import LoraConfig, parse_config
 from adapters.matching import check_tensors, tensor_keys
 from adapters.targets import ModuleLora, lay_over
 from adapters.tensors import TensorFile, read_tensors
+from adapters.text import AdapterText, read_text
 
 MAX_ENTRIES = 1000  # of a directory that are looked at
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -45,8 +46,9 @@ class Artifact:
     """A validated adapter in memory."""
 
     directory: Path
-    digest: str  # hex SHA-256 of exactly the bytes that ``delta`` was made from
+    digest: str  # hex SHA-256 of exactly the bytes that this was made from
     delta: Mapping[str, ModuleDelta]  # module name -> its change, in the base's forward order
+    text: AdapterText  # its chat template and tokenizer, where they are not the base's
     nbytes: int  # of all tensors, as stored
     rank: int  # the largest of any module
     activation: tuple[int, ...] | None  # the tokens that switch it on (aLoRA)
@@ -74,14 +76,16 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     else:
         path, bound = directory / WEIGHTS_NAME, _header_bound(base)
         file = read_tensors(path, digest, faults, max_header=bound, max_bytes=limits.max_bytes)
-    add_text_files(digest, _read_text_files(directory, faults))
+    texts = _read_text_files(directory, faults)
+    add_text_files(digest, texts)
     if file is not None and _may_be_lora(config):
         check_tensors(file, targets, base, limits.max_rank, faults)
+    text = read_text(texts, base.text, base.vocab_size, faults)
     faults.raise_any()
     assert parsed is not None, "a fault was not recorded"
     assert targets is not None, "a fault was not recorded"
     assert file is not None, "a fault was not recorded"
-    return _artifact(directory, digest.hexdigest(), parsed, targets, file)
+    return _artifact(directory, digest.hexdigest(), parsed, targets=targets, file=file, text=text)
 
 
 def _read_config(directory: Path, faults: Faults) -> tuple[dict[str, Any], LoraConfig | None]:
@@ -140,7 +144,13 @@ def _header_bound(base: BaseModel) -> int:
 
 
 def _artifact(
-    directory: Path, digest: str, config: LoraConfig, targets: Mapping[str, ModuleLora], file: TensorFile
+    directory: Path,
+    digest: str,
+    config: LoraConfig,
+    *,
+    targets: Mapping[str, ModuleLora],
+    file: TensorFile,
+    text: AdapterText,
 ) -> Artifact:
     delta = {}
     for name, target in targets.items():
@@ -150,6 +160,7 @@ def _artifact(
         directory=directory,
         digest=digest,
         delta=MappingProxyType(delta),
+        text=text,
         nbytes=file.nbytes,
         rank=max(target.rank for target in targets.values()),
         activation=config.activation,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from adapters.text import BaseText
+
 
 @dataclass(frozen=True, slots=True)
 class TargetModule:
@@ -30,3 +32,5 @@ class BaseModel:
     fingerprint: str  # hex digest over config and weights; equal only for the same base
     modules: Mapping[str, TargetModule]
     others: frozenset[str]
+    vocab_size: int | None = None  # rows of its embeddings; None if that is not known
+    text: BaseText | None = None  # its tokenizer and template; None: adapters can't bring their own

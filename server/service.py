@@ -21,12 +21,16 @@ from server.kernels.inputs import BLOCK_SIZE
 from server.memory import adapter_bytes, available_bytes, num_kv_blocks
 from server.metrics import Metrics
 from server.model.decoder import Decoder
+from server.model.languages import Languages
 from server.model.loader import LoadedModel, decoder_candidates, describe_base, load_model
 from server.model.pages import PagePool
 from server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
+from server.model.templates import TemplateProcesses
 from server.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+CHARS_PER_TOKEN = 64  # a text longer than this times the context can't fit; it is not tokenized
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Service:
     config: Settings
     model_name: str
     tokenizer: Tokenizer
+    languages: Languages
     engine: AsyncEngine
     core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
     adapters: AdapterManager
@@ -63,6 +68,7 @@ class Service:
         """Stop admitting, end what runs, free what is held."""
         self.ready = False
         await self.engine.stop()
+        await self.languages.close()
         await self.adapters.close()
 
 
@@ -98,13 +104,18 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
     metrics = Metrics()
     core = _engine(loaded, prepared, settings, metrics)
     max_open = settings.max_num_seqs + settings.max_waiting
+    store = RevisionStore(settings.data_dir / "adapters")
+    processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
     return Service(
         config=settings,
         model_name=name,
         tokenizer=loaded.tokenizer,
+        languages=Languages(loaded.tokenizer, processes, store.path),
         engine=AsyncEngine(core, max_model_len=max_model_len, max_open=max_open),
         core=core,
-        adapters=_adapters(describe_base(loaded, prepared.decoder, name), prepared.pool, settings, metrics),
+        adapters=_adapters(
+            describe_base(loaded, prepared.decoder, name), prepared.pool, store, settings, metrics=metrics
+        ),
         metrics=metrics,
         max_model_len=max_model_len,
         description=_describe(loaded, prepared, max_model_len),
@@ -156,10 +167,12 @@ def _engine(loaded: LoadedModel, prepared: _Prepared, settings: Settings, metric
     return Engine(prepared.decoder, loaded.tokenizer, config, fingerprint=loaded.fingerprint, metrics=metrics)
 
 
-def _adapters(base: BaseModel, pool: PagePool, settings: Settings, metrics: Metrics) -> AdapterManager:
+def _adapters(
+    base: BaseModel, pool: PagePool, store: RevisionStore, settings: Settings, *, metrics: Metrics
+) -> AdapterManager:
     return AdapterManager(
         base=base,
-        store=RevisionStore(settings.data_dir / "adapters"),
+        store=store,
         pool=pool,
         limits=Limits(max_rank=settings.max_lora_rank, max_bytes=pool.capacity_bytes),
         metrics=metrics,

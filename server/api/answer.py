@@ -13,7 +13,7 @@ from uuid import uuid4
 from fastapi import Request, Response
 
 from server.api.disconnect import unless_disconnected
-from server.api.generate import AskedMix, Generation, start
+from server.api.generate import Asked, Generation, start
 from server.api.responses import Json
 from server.api.schemas import GenerationBody
 from server.api.sse import EventStream
@@ -32,7 +32,8 @@ class AnswerFormat(ABC):
     def __init__(
         self, service: Service, body: GenerationBody, requests: Sequence[GenerateRequest], kind: str
     ) -> None:
-        self.tokenizer = service.tokenizer
+        own = requests[0].tokenizer
+        self.tokenizer = service.tokenizer if own is None else own
         self.requests = requests
         self.stream = bool(body.stream)
         self.n = requests[0].n
@@ -96,7 +97,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{uuid4().hex}"
 
 
-async def answer(service: Service, request: Request, mix: AskedMix, form: AnswerFormat) -> Response:
+async def answer(service: Service, request: Request, asked: Asked, form: AnswerFormat) -> Response:
     """Generate and answer what ``form`` was made for.
 
     Until this returns nothing has been sent, so every fault has its own status.
@@ -104,7 +105,7 @@ async def answer(service: Service, request: Request, mix: AskedMix, form: Answer
     Raises:
         As :func:`start`; GenerationFailed and EngineDead for an answer that is not streamed.
     """
-    generation = await start(service, request, mix, form.requests)
+    generation = await start(service, request, asked, form.requests)
     form.head["model"] = generation.model
     headers = {"x-manylora-model": quote(generation.model, safe="@*+:/-._ ")}  # the base's may be any text
     if form.stream:

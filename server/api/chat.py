@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from server.api.answer import AnswerFormat, answer, new_id
 from server.api.body import parse_body
-from server.api.generate import asked_mix, salt_of
+from server.api.generate import asked_mix, resolved, salt_of
 from server.api.logprobs import chat_logprobs, join
 from server.api.prompts import chat_ids
 from server.api.sampling import answer_budget, check_fields, sampling_params
@@ -32,20 +32,21 @@ async def create_chat_completion(
     _check_logprobs(body)
     check_fields(body)
     mix = asked_mix(service, body.model, body.adapters)
-    ids = await chat_ids(
-        service, body.messages, add_generation_prompt=body.add_generation_prompt is not False
-    )
-    budget = answer_budget(len(ids), wanted, service.max_model_len, ("messages", wanted_name))
-    top = 0 if body.top_logprobs is None else body.top_logprobs
-    params = sampling_params(
-        body,
-        max_tokens=budget,
-        vocab_size=service.tokenizer.vocab_size,
-        logprobs=top if body.logprobs else None,
-    )
-    n = 1 if body.n is None else body.n
-    prompt = GenerateRequest(ids, params, n, salt_of(body.cache_salt), new_id("chatcmpl"))
-    return await answer(service, request, mix, ChatFormat(service, body, [prompt]))
+    async with resolved(service, mix) as asked:
+        opened = body.add_generation_prompt is not False
+        ids = await chat_ids(service, asked.language, body.messages, add_generation_prompt=opened)
+        budget = answer_budget(len(ids), wanted, service.max_model_len, ("messages", wanted_name))
+        top = 0 if body.top_logprobs is None else body.top_logprobs
+        tokenizer = asked.language.tokenizer
+        params = sampling_params(
+            body,
+            max_tokens=budget,
+            vocab_size=tokenizer.vocab_size,
+            logprobs=top if body.logprobs else None,
+        )
+        n = 1 if body.n is None else body.n
+        prompt = GenerateRequest(ids, params, n, salt_of(body.cache_salt), new_id("chatcmpl"), tokenizer)
+        return await answer(service, request, asked, ChatFormat(service, body, [prompt]))
 
 
 def _max_tokens(body: ChatBody) -> tuple[int | None, str]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from server.api.answer import AnswerFormat, answer, new_id
 from server.api.body import parse_body
-from server.api.generate import asked_mix, salt_of
+from server.api.generate import asked_mix, resolved, salt_of
 from server.api.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
 from server.api.logprobs import CompletionLogprobs, join
 from server.api.prompts import prompt_ids
@@ -19,6 +19,7 @@ from server.api.state import ServiceState
 from server.engine.async_engine import GenerateRequest
 from server.engine.sequence import Delta, TokenLogprob
 from server.errors import RequestError
+from server.model.tokenizer import Tokenizer
 from server.service import Service
 
 router = APIRouter(tags=["generate"])
@@ -35,10 +36,15 @@ async def create_completion(
     check_fields(body)
     mix = asked_mix(service, body.model, body.adapters)
     special = body.add_special_tokens is not False
-    prompts = [await prompt_ids(service, prompt, add_special_tokens=special) for prompt in body.prompt]
-    request_id = new_id("cmpl")
-    requests = [_generate_request(service, body, ids, request_id) for ids in prompts]
-    return await answer(service, request, mix, CompletionFormat(service, body, requests))
+    async with resolved(service, mix) as asked:
+        language = asked.language
+        prompts = [await prompt_ids(service, language, p, add_special_tokens=special) for p in body.prompt]
+        request_id = new_id("cmpl")
+        requests = [
+            _generate_request(service, body, ids, tokenizer=language.tokenizer, request_id=request_id)
+            for ids in prompts
+        ]
+        return await answer(service, request, asked, CompletionFormat(service, body, requests))
 
 
 def _n(body: CompletionBody) -> int:
@@ -62,17 +68,17 @@ def _check(body: CompletionBody) -> None:
 
 
 def _generate_request(
-    service: Service, body: CompletionBody, ids: tuple[int, ...], request_id: str
+    service: Service, body: CompletionBody, ids: tuple[int, ...], *, tokenizer: Tokenizer, request_id: str
 ) -> GenerateRequest:
     budget = answer_budget(len(ids), _max_tokens(body), service.max_model_len, ("prompt", "max_tokens"))
     params = sampling_params(
         body,
         max_tokens=budget,
-        vocab_size=service.tokenizer.vocab_size,
+        vocab_size=tokenizer.vocab_size,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
-    return GenerateRequest(ids, params, _n(body), salt_of(body.cache_salt), request_id)
+    return GenerateRequest(ids, params, _n(body), salt_of(body.cache_salt), request_id, tokenizer)
 
 
 class CompletionFormat(AnswerFormat):
@@ -80,13 +86,13 @@ class CompletionFormat(AnswerFormat):
 
     def __init__(self, service: Service, body: CompletionBody, requests: Sequence[GenerateRequest]) -> None:
         super().__init__(service, body, requests, "text_completion")
-        self.echoes = _echoes(service, body) if body.echo else None
+        self.echoes = _echoes(self.tokenizer, body) if body.echo else None
         self.logprobs: list[CompletionLogprobs] | None = None
         count = len(requests) * self.n
         if body.logprobs is not None:
             skip = body.skip_special_tokens is not False
             self.logprobs = [
-                CompletionLogprobs(service.tokenizer, skip_special_tokens=skip) for _ in range(count)
+                CompletionLogprobs(self.tokenizer, skip_special_tokens=skip) for _ in range(count)
             ]
         self.begun = [False] * count
         self.gathered: list[list[dict[str, Any]]] = [[] for _ in range(count)]
@@ -133,9 +139,9 @@ class CompletionFormat(AnswerFormat):
         return self.logprobs[choice].take(entries)
 
 
-def _echoes(service: Service, body: CompletionBody) -> list[str]:
+def _echoes(tokenizer: Tokenizer, body: CompletionBody) -> list[str]:
     """The text that each prompt's answers begin with."""
     return [
-        prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt, skip_special_tokens=False)
+        prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=False)
         for prompt in body.prompt
     ]

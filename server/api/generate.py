@@ -6,21 +6,22 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
 from fastapi import Request
 
-from adapters.errors import AdapterNameError, ArtifactError, MixError, SourceMissing
+from adapters.errors import AdapterNameError, AdapterNotFound, ArtifactError, MixError, SourceMissing
 from adapters.mix import MixTerm, check_weight, parse_mix
 from server.api.disconnect import unless_disconnected
 from server.api.errors import GenerationFailed, blame
 from server.api.schemas import AdapterWeight
 from server.engine.async_engine import GenerateRequest, Stream
-from server.engine.residency import AdapterManager, Lease
+from server.engine.residency import AdapterManager, Lease, Resolution
 from server.engine.sequence import Delta, FinishReason
 from server.errors import EngineDead, ModelNotFound, RequestError
+from server.model.languages import Language, Speaker
 from server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,50 @@ def salt_of(cache_salt: str | None) -> bytes:
     return b"" if cache_salt is None else hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What answers a request: revisions that are referenced, and the language they read and write."""
+
+    mix: AskedMix
+    resolution: Resolution | None  # None for the base model
+    language: Language
+
+
+@asynccontextmanager
+async def resolved(service: Service, mix: AskedMix) -> AsyncGenerator[Asked, None]:
+    """Name -> revision: happens here, once. The references end with the block, unless a lease has them.
+
+    Raises:
+        AdapterNotFound, AdapterTooLarge, MixError: the mix can't be served.
+        GenerationFailed: the files of a registered adapter can't be read any more.
+    """
+    if not mix.terms:
+        yield Asked(mix, None, service.languages.base)
+        return
+    with blame(mix.param):
+        resolution = service.adapters.resolve(mix.terms)
+    try:
+        yield Asked(mix, resolution, await _language(service, mix, resolution))
+    finally:
+        if not resolution.leased:
+            service.adapters.drop(resolution)
+
+
+async def _language(service: Service, mix: AskedMix, resolution: Resolution) -> Language:
+    labels = [part.partition("*")[0] for part in resolution.served_model.split("+")]
+    speakers = []
+    for revision in resolution.members:
+        short = revision.digest[:8]
+        label = next((label for label in labels if label.endswith(f"@{short}")), short)
+        speakers.append(Speaker(label, revision.digest))
+    try:
+        with blame(mix.param, MixError):
+            return await service.languages.of(speakers)
+    except (ArtifactError, AdapterNotFound, OSError) as error:
+        logger.exception("the files of a registered adapter can't be read")
+        raise GenerationFailed("The server failed to load the adapter of this request") from error
+
+
 class Generation:
     """All sequences of one HTTP request; choice ``i`` is answer ``i % n`` to prompt ``i // n``.
 
@@ -110,12 +155,11 @@ class Generation:
 
 
 async def start(
-    service: Service, request: Request, mix: AskedMix, prompts: Sequence[GenerateRequest]
+    service: Service, request: Request, asked: Asked, prompts: Sequence[GenerateRequest]
 ) -> Generation:
     """Take the adapters, waiting for cold ones, and hand every prompt to the engine; all or nothing.
 
     Raises:
-        AdapterNotFound, AdapterTooLarge, MixError: the mix can't be served.
         GenerationFailed: a registered adapter can't be loaded any more.
         QueueFull, EngineDead, ContextTooLong: the engine doesn't take the prompts.
         ClientDisconnect: the client left while an adapter was loading.
@@ -128,10 +172,10 @@ async def start(
     leases: list[Lease] = []
     streams: list[Stream] = []
     try:
-        if mix.terms:
-            await unless_disconnected(request, _take(service.adapters, mix, leases))
-        else:
+        if asked.resolution is None:
             leases.append(service.adapters.base_lease())
+        else:
+            await unless_disconnected(request, _take(service.adapters, asked.resolution, leases))
         leases.extend(leases[0].share() for _ in prompts[1:])
         for prompt, lease in zip(prompts, leases, strict=True):
             streams.append(service.engine.submit(prompt, lease))
@@ -143,10 +187,8 @@ async def start(
     return Generation(streams, prompts, leases[0].served_model)
 
 
-async def _take(manager: AdapterManager, mix: AskedMix, leases: list[Lease]) -> None:
+async def _take(manager: AdapterManager, resolution: Resolution, leases: list[Lease]) -> None:
     """Append the lease of the mix to ``leases``, whose owner releases it even if this is cancelled then."""
-    with blame(mix.param):
-        resolution = manager.resolve(mix.terms)
     try:
         leases.append(await manager.lease(resolution))
     except (ArtifactError, SourceMissing, OSError) as error:

@@ -13,7 +13,6 @@ MAX_MESSAGES: Final = 2048
 MAX_PARTS: Final = 1024  # text parts of one message
 MAX_PROMPTS: Final = 128  # prompts of one completions request
 MAX_SEQUENCES: Final = 128  # prompts x n of one request
-MAX_CHARS_PER_TOKEN: Final = 64  # a prompt longer than this times the context can't fit; not tokenized
 MAX_N: Final = 16
 MAX_DETOKENIZE: Final = 1_000_000  # token ids
 MAX_STOP: Final = 4

@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import TypeVar
-
-from server.api.limits import MAX_CHARS_PER_TOKEN
 from server.api.schemas import Message, Prompt
 from server.errors import ContextTooLong, RequestError
-from server.model.tokenizer import Tokenizer
-from server.service import Service
-
-T = TypeVar("T")
-
-_INLINE_CHARS = 20_000  # tokenized in under some 10 ms; more goes to a thread
+from server.model.languages import Language
+from server.service import CHARS_PER_TOKEN, Service
 
 
 async def chat_ids(
-    service: Service, messages: list[Message], *, add_generation_prompt: bool = True
+    service: Service, language: Language, messages: list[Message], *, add_generation_prompt: bool = True
 ) -> tuple[int, ...]:
-    """The token ids of a conversation under the base model's chat template.
+    """The token ids of a conversation.
 
     Raises:
         ContextTooLong: by its length alone it can't fit.
         RequestError: the template refuses the messages, or doesn't use a ``name`` that one of them has.
+        MixError: the members of the mix bring different templates.
     """
     rendered = [message.for_template() for message in messages]
-    size = sum(len(message["content"]) for message in rendered)
-    _check_size(service, size, "messages")
-    return tuple(await _run(size, lambda: _encode_chat(service.tokenizer, rendered, add_generation_prompt)))
+    _check_size(service, sum(len(message["content"]) for message in rendered), "messages")
+    await _check_names(language, rendered)
+    text = await language.render(rendered, add_generation_prompt=add_generation_prompt)
+    _check_size(service, len(text), "messages")
+    return await language.encode(text, add_special_tokens=False)  # the template writes its own
 
 
-def _encode_chat(tokenizer: Tokenizer, messages: list[dict[str, str]], prompt: bool) -> list[int]:
+async def _check_names(language: Language, messages: list[dict[str, str]]) -> None:
     """A ``name`` that changes nothing is refused rather than ignored."""
     named = [i for i, message in enumerate(messages) if "name" in message]
-    if named:
-        nameless = [{"role": message["role"], "content": message["content"]} for message in messages]
-        if tokenizer.render_chat(nameless) == tokenizer.render_chat(messages):
-            param = f"messages[{named[0]}].name"
-            raise RequestError(
-                f"'{param}' is not supported: this model's chat template has no place for names",
-                param,
-                "unsupported_parameter",
-            )
-    return tokenizer.encode_chat(messages, add_generation_prompt=prompt)
+    if not named:
+        return
+    nameless = [{"role": message["role"], "content": message["content"]} for message in messages]
+    if await language.render(nameless) == await language.render(messages):
+        param = f"messages[{named[0]}].name"
+        raise RequestError(
+            f"'{param}' is not supported: this model's chat template has no place for names",
+            param,
+            "unsupported_parameter",
+        )
 
 
-async def prompt_ids(service: Service, prompt: Prompt, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+async def prompt_ids(
+    service: Service, language: Language, prompt: Prompt, *, add_special_tokens: bool = True
+) -> tuple[int, ...]:
     """The token ids of one prompt of the completions endpoint.
 
     Raises:
@@ -56,9 +52,8 @@ async def prompt_ids(service: Service, prompt: Prompt, *, add_special_tokens: bo
     """
     if isinstance(prompt, str):
         _check_size(service, len(prompt), "prompt")
-        encode = service.tokenizer.encode
-        return tuple(await _run(len(prompt), lambda: encode(prompt, add_special_tokens=add_special_tokens)))
-    vocab_size = service.tokenizer.vocab_size
+        return await language.encode(prompt, add_special_tokens=add_special_tokens)
+    vocab_size = language.tokenizer.vocab_size
     if len(prompt) > service.max_model_len:  # told by answer_budget; its ids need no look
         return prompt
     if min(prompt) < 0 or max(prompt) >= vocab_size:
@@ -67,14 +62,10 @@ async def prompt_ids(service: Service, prompt: Prompt, *, add_special_tokens: bo
 
 
 def _check_size(service: Service, chars: int, param: str) -> None:
-    limit = service.max_model_len * MAX_CHARS_PER_TOKEN
+    limit = service.max_model_len * CHARS_PER_TOKEN
     if chars > limit:
         raise ContextTooLong(
             f"'{param}' has {chars} characters; with a context window of {service.max_model_len} tokens "
             f"at most {limit} are taken",
             param,
         )
-
-
-async def _run(chars: int, work: Callable[[], T]) -> T:
-    return work() if chars <= _INLINE_CHARS else await asyncio.to_thread(work)

@@ -9,19 +9,20 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import FailFast, Field
 
 from server.api.body import RequestBody, bounded, parse_body
-from server.api.generate import asked_mix
+from server.api.generate import AskedMix, asked_mix, resolved
 from server.api.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
 from server.api.prompts import chat_ids, prompt_ids
 from server.api.responses import Json
 from server.api.schemas import Messages, TokenId
 from server.api.state import ServiceState
 from server.errors import RequestError
+from server.model.languages import Language
 from server.service import Service
 
 router = APIRouter(tags=["tokenize"])
 
 Model = Annotated[
-    str | None, Field(max_length=MAX_MODEL_LENGTH, description="Any served model: all share one tokenizer.")
+    str | None, Field(max_length=MAX_MODEL_LENGTH, description="Any served model or mix. Default: the base.")
 ]
 
 
@@ -50,9 +51,10 @@ async def tokenize(
     service: ServiceState, body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody))]
 ) -> Response:
     """The ids exactly as a generation request would see them."""
-    _check_model(service, body.model)
-    ids = await _ids(service, body)
-    texts = [service.tokenizer.token_text(token) for token in ids] if body.return_token_strs else None
+    async with resolved(service, _mix(service, body.model)) as asked:
+        ids = await _ids(service, asked.language, body)
+        text = asked.language.tokenizer.token_text
+        texts = [text(token) for token in ids] if body.return_token_strs else None
     return Json(
         {
             "count": len(ids),
@@ -63,13 +65,15 @@ async def tokenize(
     )
 
 
-async def _ids(service: Service, body: TokenizeBody) -> tuple[int, ...]:
+async def _ids(service: Service, language: Language, body: TokenizeBody) -> tuple[int, ...]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("Give either 'prompt' or 'messages'", "prompt")
     if body.prompt is not None:
         if body.add_generation_prompt is not None:
             raise RequestError("'add_generation_prompt' goes with 'messages'", "add_generation_prompt")
-        return await prompt_ids(service, body.prompt, add_special_tokens=body.add_special_tokens is not False)
+        return await prompt_ids(
+            service, language, body.prompt, add_special_tokens=body.add_special_tokens is not False
+        )
     if body.add_special_tokens:
         raise RequestError(
             "'add_special_tokens' is not supported with 'messages': the chat template writes them",
@@ -78,7 +82,7 @@ async def _ids(service: Service, body: TokenizeBody) -> tuple[int, ...]:
         )
     assert body.messages is not None
     return await chat_ids(
-        service, body.messages, add_generation_prompt=body.add_generation_prompt is not False
+        service, language, body.messages, add_generation_prompt=body.add_generation_prompt is not False
     )
 
 
@@ -87,17 +91,13 @@ async def detokenize(
     service: ServiceState, body: Annotated[DetokenizeBody, Depends(parse_body(DetokenizeBody))]
 ) -> Response:
     """The text of ``tokens``, special ones written out."""
-    _check_model(service, body.model)
-    vocab_size = service.tokenizer.vocab_size
-    if any(token >= vocab_size for token in body.tokens):
-        raise RequestError(f"'tokens': token ids go from 0 to {vocab_size - 1}", "tokens")
-    text = await asyncio.to_thread(service.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    async with resolved(service, _mix(service, body.model)) as asked:
+        tokenizer = asked.language.tokenizer
+        if any(token >= tokenizer.vocab_size for token in body.tokens):
+            raise RequestError(f"'tokens': token ids go from 0 to {tokenizer.vocab_size - 1}", "tokens")
+        text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)
     return Json({"prompt": text})
 
 
-def _check_model(service: Service, model: str | None) -> None:
-    """The tokenizer is the same for all, but a name that is not served is still an error."""
-    if model is None:
-        return
-    for term in asked_mix(service, model).terms:
-        service.adapters.get(term.name)
+def _mix(service: Service, model: str | None) -> AskedMix:
+    return AskedMix(()) if model is None else asked_mix(service, model)

@@ -21,6 +21,7 @@ from server.engine.finish_rate import FinishRate
 from server.engine.residency import Lease
 from server.engine.sequence import Delta, FinishReason, SamplingParams, Sequence
 from server.errors import ContextTooLong, EngineDead, QueueFull
+from server.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class GenerateRequest:
     n: int = 1
     salt: bytes = b""
     request_id: str = ""
+    tokenizer: Tokenizer | None = None  # that reads the answer and names its end; None: the base's
 
 
 class Stream:
@@ -169,6 +171,7 @@ class AsyncEngine:
                     request.prompt_ids,
                     request.params,
                     lease.mix,
+                    tokenizer=request.tokenizer,
                     index=index,
                     salt=request.salt,
                     leader=made[0] if made else None,

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from server.engine.sequence import TokenReader
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER = 4  # bytes; more undecodable tokens than this are no character in the making
 _CONTEXT = 6  # tokens decoded along with the new ones: how a token reads can depend on those before it
 
 
-class Decodes(Protocol):
-    """What is needed of a tokenizer."""
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of the ids, U+FFFD for incomplete characters."""
-
-
 class Detokenizer:
     """The text of one answer. Text that could still become a stop string is held back."""
 
     def __init__(
-        self, tokenizer: Decodes, prompt_ids: list[int], *, stop: tuple[str, ...], skip_special_tokens: bool
+        self,
+        tokenizer: TokenReader,
+        prompt_ids: list[int],
+        *,
+        stop: tuple[str, ...],
+        skip_special_tokens: bool,
     ) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens

@@ -13,7 +13,7 @@ from server.engine.block_manager import BlockManager
 from server.engine.detokenizer import Detokenizer
 from server.engine.sampler import logprobs_of, sample
 from server.engine.scheduler import Scheduled, Scheduler
-from server.engine.sequence import Delta, FinishReason, Sequence, TokenLogprob
+from server.engine.sequence import Delta, FinishReason, Sequence, TokenLogprob, TokenReader
 from server.metrics import Metrics
 from server.model.decoder import Decoder
 from server.model.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ class Engine:
         """Queue a sequence; its events come out of later steps."""
         params = sequence.params
         self._detokenizers[sequence.id] = Detokenizer(
-            self._tokenizer,
+            self._reader(sequence),
             sequence.token_ids,
             stop=params.stop,
             skip_special_tokens=params.skip_special_tokens,
@@ -209,9 +209,12 @@ class Engine:
         if self._past_minimum(sequence):
             if token in params.stop_token_ids:
                 return FinishReason.STOP, token
-            if token in self._tokenizer.eos_ids and not params.ignore_eos:
+            if token in self._reader(sequence).eos_ids and not params.ignore_eos:
                 return FinishReason.STOP, None
         return (FinishReason.LENGTH if sequence.num_output_tokens >= params.max_tokens else None), None
+
+    def _reader(self, sequence: Sequence) -> TokenReader:
+        return self._tokenizer if sequence.tokenizer is None else sequence.tokenizer
 
     @staticmethod
     def _past_minimum(sequence: Sequence) -> bool:

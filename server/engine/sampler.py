@@ -19,7 +19,8 @@ _CANDIDATES = 1024  # truncated sampling looks at this many likeliest tokens bef
 def sample(logits: torch.Tensor, sequences: Seq[Sequence], end_ids: frozenset[int]) -> list[int]:
     """Draw one token per row of ``logits`` [n, V]; row i belongs to ``sequences[i]``.
 
-    ``end_ids`` end an answer and are held back until ``min_tokens`` are there.
+    ``end_ids`` end an answer and are held back until ``min_tokens`` are there; a sequence with a
+    tokenizer of its own has its own.
     """
     if all(_is_plain_greedy(s) for s in sequences):
         return logits.argmax(-1).tolist()
@@ -71,7 +72,8 @@ def _adjust(row: torch.Tensor, sequence: Sequence, end_ids: frozenset[int]) -> N
             list(p.logit_bias.values()), device=row.device
         )
     if sequence.num_output_tokens < p.min_tokens:
-        banned = [*(() if p.ignore_eos else end_ids), *p.stop_token_ids]
+        ends = end_ids if sequence.tokenizer is None else sequence.tokenizer.eos_ids
+        banned = [*(() if p.ignore_eos else ends), *p.stop_token_ids]
         row[torch.tensor(banned, dtype=torch.long, device=row.device)] = float("-inf")
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import StrEnum
 from time import monotonic
+from typing import Protocol
 
 from adapters.mix import MixEntry, mix_digest
 from server.kernels.inputs import AdapterPages
@@ -120,6 +122,17 @@ class Delta:
     error: str | None = None  # with FinishReason.ERROR
 
 
+class TokenReader(Protocol):
+    """What is needed of a tokenizer to read an answer."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+
+    def decode(self, token_ids: Seq[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of the ids, U+FFFD for incomplete characters."""
+
+
 class Sequence:
     """Mutable state of one running or waiting answer. Owned by the engine thread."""
 
@@ -130,6 +143,7 @@ class Sequence:
         params: SamplingParams,
         mix: ResolvedMix,
         *,
+        tokenizer: TokenReader | None = None,
         index: int = 0,
         salt: bytes = b"",
         leader: Sequence | None = None,
@@ -138,6 +152,7 @@ class Sequence:
         self.index = index
         self.params = params
         self.mix = mix
+        self.tokenizer = tokenizer  # an adapter's; None: the base's
         self.stages = plan_stages(prompt_ids, mix)  # by start; the first begins at 0
         self.salt = salt  # separates tenants in the prefix cache
         self.leader = leader  # the first of n siblings: its prompt blocks are about to be shareable

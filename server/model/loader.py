@@ -247,4 +247,6 @@ def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel
         fingerprint=loaded.fingerprint,
         modules=adaptable,
         others=frozenset(n for n in named if n not in adaptable),
+        vocab_size=loaded.hf.get_input_embeddings().weight.shape[0],
+        text=loaded.tokenizer.base_text(),
     )

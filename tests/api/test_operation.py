@@ -202,7 +202,7 @@ async def test_unexpected_faults_tell_nothing(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(service.tokenizer, "encode_chat", broken)
+    monkeypatch.setattr(service.tokenizer, "render_chat", broken)
     exchange = Exchange(CHAT)
     caplog.set_level(logging.CRITICAL)
     async with app.router.lifespan_context(app):

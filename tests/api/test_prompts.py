@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from server.api.prompts import chat_ids, prompt_ids
 from server.api.schemas import Message
 from server.errors import ContextTooLong, RequestError
+from server.model.languages import Language
 from server.model.tokenizer import Tokenizer
 from server.service import Service
 from tests.api.running import tiny_service
@@ -29,10 +29,10 @@ def service(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[S
     asyncio.run(service.adapters.close())
 
 
-def _with_template(service: Service, template: str | None) -> Service:
+def _with_template(template: str | None) -> Language:
     hf = byte_tokenizer()
     hf.chat_template = template
-    return dataclasses.replace(service, tokenizer=Tokenizer(hf))
+    return Language(Tokenizer(hf))
 
 
 def _message(role: str = "user", content: str = "Hi", **fields: Any) -> Message:
@@ -40,30 +40,30 @@ def _message(role: str = "user", content: str = "Hi", **fields: Any) -> Message:
 
 
 async def test_a_name_reaches_a_template_that_uses_it(service: Service) -> None:
-    named = _with_template(service, NAMES)
-    ids = await chat_ids(named, [_message(name="Bob"), _message()])
+    named = _with_template(NAMES)
+    ids = await chat_ids(service, named, [_message(name="Bob"), _message()])
     assert named.tokenizer.decode(list(ids)) == "Bob: Hi\nuser: Hi\n"
 
 
 async def test_a_name_that_would_be_ignored_is_refused(service: Service) -> None:
     with pytest.raises(RequestError) as refused:
-        await chat_ids(service, [_message(), _message(name="Bob")])
+        await chat_ids(service, service.languages.base, [_message(), _message(name="Bob")])
     assert refused.value.param == "messages[1].name"
 
 
 async def test_a_template_may_refuse(service: Service) -> None:
     with pytest.raises(RequestError, match="no system") as refused:
-        await chat_ids(_with_template(service, PICKY), [_message("system")])
+        await chat_ids(service, _with_template(PICKY), [_message("system")])
     assert refused.value.param == "messages"
 
 
 async def test_a_model_without_template(service: Service) -> None:
     with pytest.raises(RequestError, match="/v1/completions"):
-        await chat_ids(_with_template(service, None), [_message()])
+        await chat_ids(service, _with_template(None), [_message()])
 
 
 async def test_long_texts_go_to_a_thread_and_come_back_the_same(service: Service) -> None:
     text = "long " * 8000
-    assert await prompt_ids(service, text) == tuple(service.tokenizer.encode(text))
+    assert await prompt_ids(service, service.languages.base, text) == tuple(service.tokenizer.encode(text))
     with pytest.raises(ContextTooLong):
-        await prompt_ids(service, text * 10)
+        await prompt_ids(service, service.languages.base, text * 10)

@@ -31,7 +31,7 @@ async def test_a_request_with_many_prompts_waits_once(
         assert max(a.nbytes for a in manager.list()) < 70_000 < sum(a.nbytes for a in manager.list())
         held = await manager.lease(manager.resolve(parse_mix("beta")))
         request = asyncio.create_task(app(exchange.scope, exchange.receive, exchange.send))
-        while manager.num_references < 2:
+        while not manager._placement._line:
             await asyncio.sleep(0)
         behind = asyncio.create_task(manager.lease(manager.resolve(parse_mix("beta"))))
         await asyncio.sleep(0)
