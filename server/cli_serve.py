@@ -56,9 +56,10 @@ def run_server(settings: Settings, progress: Progress) -> None:
 
         from server.api.app import create_app  # noqa: PLC0415
         from server.service import build_service  # noqa: PLC0415
+        from server.threads import call_in_thread  # noqa: PLC0415
 
         disable_progress_bar()
-        service = build_service(settings, directory)
+        service = call_in_thread(build_service, settings, directory)
         gc.collect()
         gc.freeze()  # torch's millions of objects stay: collecting garbage need not visit them again
         application = create_app(service)

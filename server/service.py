@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -27,10 +28,12 @@ from server.model.pages import PagePool
 from server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
 from server.model.templates import TemplateProcesses
 from server.model.tokenizer import Tokenizer
+from server.threads import background_pool
 
 logger = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN = 64  # a text longer than this times the context can't fit; it is not tokenized
+_BACKGROUND_THREADS = 8  # that read adapters, render templates, look names up
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Service:
         Raises:
             ConfigError: a configured adapter can't be served; says which, and every reason.
         """
+        asyncio.get_running_loop().set_default_executor(background_pool(_BACKGROUND_THREADS))
         self.engine.start()
         for name, path in self.config.adapter.items():
             try:

@@ -22,7 +22,7 @@ from server.errors import ModelRefused
 from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
 from server.kernels.memory import total_bytes
 from server.kernels.reference.attention import AttentionPlan, PagedKV
-from server.kernels.reference.lora import LoraPlan, plan_lora
+from server.kernels.reference.lora import LoraPlan, LoraPlanner
 from server.kernels.reference.quantized import Int8Linear, layer_tensors
 from server.model.quantize import weight_of
 
@@ -78,7 +78,6 @@ class GenericDecoder:
             for name, module in linears.items()
             if self._survey.calls.get(name) == [_PROBE_ROWS]
         )
-        self._shapes = [ModuleShape(m.in_features, m.out_features) for m in self.modules]
         self._linear = [linears[m.name] for m in self.modules]
         self._hook({m.name: linears[m.name] for m in self.modules}, self._add_delta)
         self._index = {m.name: i for i, m in enumerate(self.modules)}
@@ -100,7 +99,8 @@ class GenericDecoder:
         return self._linear[module].bias  # type: ignore[return-value]
 
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:  # noqa: ARG002
-        self._pool = pool
+        targets = [ModuleShape(m.in_features, m.out_features) for m in self.modules]
+        self._planner = LoraPlanner(pool, targets, self)
         shapes = self._survey.kv_shapes
         like = self._like.detach()
         self._kv = {layer: PagedKV(num_blocks, *shape, like=like) for layer, shape in shapes.items()}
@@ -108,7 +108,7 @@ class GenericDecoder:
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
         device = self._like.device
-        lora = plan_lora(self._pool, self._shapes, inputs, self)
+        lora = self._planner.plan(inputs)
         plan = AttentionPlan(inputs, device)
         forward = _Forward(len(inputs.token_ids), plan, self._kv, lora)
         return self._run(

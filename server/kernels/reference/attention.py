@@ -24,8 +24,8 @@ class PagedKV:
 
     def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store ``keys`` [T, nkv, hd] and ``values`` [T, nkv, hdv] at ``slots`` [T]."""
-        self.keys.index_copy_(0, slots, keys)
-        self.values.index_copy_(0, slots, values)
+        self.keys[slots] = keys
+        self.values[slots] = values
 
     def gather(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The K and V of ``blocks`` [S, B], each [S, B * BLOCK_SIZE, nkv, hd]."""

@@ -54,7 +54,7 @@ class _Gathered:
     Page indices count units of PAGE_ALIGN elements; absent pages point at the pool's zero page.
     """
 
-    rows: torch.Tensor  # [R]
+    rows: torch.Tensor | slice  # [R]; a slice where they are adjacent, which spares a gather and a scatter
     a: torch.Tensor  # [M, R, P]
     b: torch.Tensor  # [M, R, P]
     coefficient: torch.Tensor  # [M, R, P] float32, 0 for absent pages
@@ -96,34 +96,39 @@ class LoraPlan:
     def _add_segment(
         self, module: int, shape: ModuleShape, segment: _Segment, x: torch.Tensor, y: torch.Tensor
     ) -> None:
-        parts = [self._pages(module, shape, pages, w) for pages, w in segment.members if pages.rank[module]]
+        parts = [(self._pages(module, shape, p), w) for p, w in segment.members if p.rank[module]]
         if not parts:
             return
-        a = torch.cat([p[0] for p in parts]) if len(parts) > 1 else parts[0][0]
-        b = torch.cat([p[1] for p in parts]) if len(parts) > 1 else parts[0][1]
-        coefficient = torch.cat([p[2] for p in parts])
-        reduced = (x[segment.start : segment.stop] @ a.T).float() * coefficient
-        y[segment.start : segment.stop] += reduced.to(y.dtype) @ b
+        a = torch.cat([a for (a, _), _ in parts]) if len(parts) > 1 else parts[0][0][0]
+        b = torch.cat([b for (_, b), _ in parts]) if len(parts) > 1 else parts[0][0][1]
+        reduced = x[segment.start : segment.stop] @ a.T
+        if any(weight != 1.0 for _, weight in parts):
+            weights = [torch.full((a.shape[0],), weight) for (a, _), weight in parts]
+            reduced = (reduced.float() * torch.cat(weights).to(x.device)).to(x.dtype)
+        y[segment.start : segment.stop].addmm_(reduced, b)
 
     def _pages(
-        self, module: int, shape: ModuleShape, pages: AdapterPages, weight: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Views of A [r, in] and B transposed [r, out], and the coefficient of each page [r]."""
-        rank, offset = int(pages.rank[module]), int(pages.offset[module])
+        self, module: int, shape: ModuleShape, pages: AdapterPages
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of A [r, in] and B transposed [r, out]."""
+        rank = int(pages.rank[module])
+        offset = int(pages.offset[module]) + self._pool.storage_offset()
         a_len, b_len = page_length(shape.in_features), page_length(shape.out_features)
-        a = self._pool[offset : offset + rank * a_len].view(rank, a_len)[:, : shape.in_features]
-        offset += rank * a_len
-        b = self._pool[offset : offset + rank * b_len].view(rank, b_len)[:, : shape.out_features]
-        return a, b, torch.full((rank,), weight, dtype=torch.float32, device=self._pool.device)
+        a = self._pool.as_strided((rank, shape.in_features), (a_len, 1), offset)
+        b = self._pool.as_strided((rank, shape.out_features), (b_len, 1), offset + rank * a_len)
+        return a, b
 
     def _add_gathered(
         self, module: int, shape: ModuleShape, group: _Gathered, x: torch.Tensor, y: torch.Tensor
     ) -> None:
         a = self._select(group.a[module], shape.in_features)
         b = self._select(group.b[module], shape.out_features)
-        reduced = torch.bmm(a, x.index_select(0, group.rows).unsqueeze(2)).squeeze(2).float()
-        scaled = (reduced * group.coefficient[module]).to(y.dtype)
-        y.index_add_(0, group.rows, torch.bmm(scaled.unsqueeze(1), b).squeeze(1))
+        reduced = torch.bmm(x[group.rows].unsqueeze(1), a.transpose(1, 2)).float()
+        scaled = (reduced * group.coefficient[module].unsqueeze(1)).to(y.dtype)
+        if isinstance(group.rows, slice):
+            y[group.rows].unsqueeze(1).baddbmm_(scaled, b)
+        else:
+            y[group.rows] += torch.bmm(scaled, b).squeeze(1)
 
     def _select(self, index: torch.Tensor, features: int) -> torch.Tensor:
         """The pages at ``index`` [R, P] as [R, P, features]."""
@@ -133,11 +138,40 @@ class LoraPlan:
         return view.index_select(0, index.flatten()).view(*index.shape, length)[..., :features]
 
 
-def plan_lora(
-    pool: torch.Tensor, shapes: Sequence[ModuleShape], inputs: StepInputs, base: BaseWeights
-) -> LoraPlan | None:
-    """The adapter work of a step, or None when every sequence runs the base."""
-    return None if inputs.lora is None else LoraPlan(pool, shapes, inputs.lora, inputs.query_start, base)
+class LoraPlanner:
+    """Plans step after step. While the batch only decodes its plan stays the same, and is kept."""
+
+    def __init__(self, pool: torch.Tensor, shapes: Sequence[ModuleShape], base: BaseWeights) -> None:
+        self._pool = pool
+        self._shapes = shapes
+        self._base = base
+        self._inputs: LoraInputs | None = None
+        self._rows: Int32 | None = None
+        self._plan: LoraPlan | None = None
+
+    def plan(self, inputs: StepInputs) -> LoraPlan | None:
+        """The adapter work of a step, or None when every sequence runs the base."""
+        if inputs.lora is None:
+            return None
+        if self._plan is None or not self._is_last(inputs.lora, inputs.query_start):
+            self._plan = LoraPlan(
+                self._pool, self._shapes, inputs.lora, inputs.query_start, self._base
+            )
+            self._inputs, self._rows = inputs.lora, inputs.query_start
+        return self._plan
+
+    def _is_last(self, inputs: LoraInputs, rows: Int32) -> bool:
+        last = self._inputs
+        assert last is not None
+        assert self._rows is not None
+        return (
+            len(last.adapters) == len(inputs.adapters)
+            and all(a is b for a, b in zip(last.adapters, inputs.adapters, strict=True))
+            and np.array_equal(last.start, inputs.start)
+            and np.array_equal(last.adapter, inputs.adapter)
+            and np.array_equal(last.weight, inputs.weight)
+            and np.array_equal(self._rows, rows)
+        )
 
 
 def _split(inputs: LoraInputs, query_start: Int32) -> tuple[list[_Segment], list[tuple[int, int]]]:
@@ -199,12 +233,19 @@ def _gather_plan(
     present = np.arange(width) < np.array([len(e) for e in entries])[:, None]
     a, b, coefficient = _page_grid(shapes, inputs.adapters, adapter, weight, present)
     return _Gathered(
-        rows=torch.tensor([row for row, _ in loose], device=device),
+        rows=_as_rows([row for row, _ in loose], device),
         a=torch.from_numpy(a).to(device),
         b=torch.from_numpy(b).to(device),
         coefficient=torch.from_numpy(coefficient).to(device),
         used=tuple(bool(u) for u in (coefficient != 0).any(axis=(1, 2))),
     )
+
+
+def _as_rows(rows: list[int], device: torch.device) -> torch.Tensor | slice:
+    """An index for ``rows``, ascending as they are."""
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return slice(rows[0], rows[-1] + 1)
+    return torch.tensor(rows, device=device)
 
 
 def _page_grid(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
 from server.kernels.reference.attention import AttentionPlan, PagedKV
 from server.kernels.reference.linear import Linear, PackedLinear, linear
-from server.kernels.reference.lora import LoraPlan, plan_lora
+from server.kernels.reference.lora import LoraPlan, LoraPlanner
 from server.kernels.weights import MODULES_PER_LAYER, DecoderWeights, LayerWeights, QuantizedMatrix
 
 
@@ -43,8 +43,7 @@ class ReferenceStep:
 
     def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:
         self._weights = weights.without_matrices()
-        self._pool = pool
-        self._shapes = target_shapes(weights)
+        self._planner = LoraPlanner(pool, target_shapes(weights), self)
         heads, dim = weights.n_kv_heads, weights.head_dim
         self._kv = [PagedKV(num_blocks, heads, dim, dim, weights.embedding) for _ in weights.layers]
         self._layers = [_Layer(layer, self._weights) for layer in weights.layers]
@@ -82,7 +81,7 @@ class ReferenceStep:
         weights = self._weights
         device = weights.embedding.device
         plan = AttentionPlan(inputs, device)
-        lora = plan_lora(self._pool, self._shapes, inputs, self)
+        lora = self._planner.plan(inputs)
         positions = torch.from_numpy(inputs.positions).to(device)
         cos, sin = (t[positions].unsqueeze(1).to(weights.embedding.dtype) for t in (weights.cos, weights.sin))
         x = F.embedding(torch.from_numpy(inputs.token_ids).to(device), weights.embedding)
