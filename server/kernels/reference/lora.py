@@ -154,9 +154,7 @@ class LoraPlanner:
         if inputs.lora is None:
             return None
         if self._plan is None or not self._is_last(inputs.lora, inputs.query_start):
-            self._plan = LoraPlan(
-                self._pool, self._shapes, inputs.lora, inputs.query_start, self._base
-            )
+            self._plan = LoraPlan(self._pool, self._shapes, inputs.lora, inputs.query_start, self._base)
             self._inputs, self._rows = inputs.lora, inputs.query_start
         return self._plan
 
