@@ -16,10 +16,12 @@ from adapters.errors import SourceMissing
 from adapters.faults import Faults, shown
 from adapters.files import (
     CONFIG_NAME,
+    PICKLES,
     WEIGHTS_NAME,
     FileFault,
     add_text_files,
     artifact_digest,
+    pickle_fault,
     read_config,
     read_text_files,
 )
@@ -30,7 +32,6 @@ from adapters.tensors import TensorFile, read_tensors
 from adapters.text import AdapterText, read_text
 
 MAX_ENTRIES = 1000  # of a directory that are looked at
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     digest = artifact_digest(config)
     file = None
     if WEIGHTS_NAME not in names and names != {CONFIG_NAME}:
-        faults.add(_pickle_fault(min(names - {CONFIG_NAME})))
+        faults.add(pickle_fault(min(names - {CONFIG_NAME})))
     else:
         path, bound = directory / WEIGHTS_NAME, _header_bound(base)
         file = read_tensors(path, digest, faults, max_header=bound, max_bytes=limits.max_bytes)
@@ -124,13 +125,6 @@ def _names(directory: Path) -> frozenset[str]:
         missing = f"it holds neither {CONFIG_NAME} nor {WEIGHTS_NAME}"
         raise SourceMissing(f"no adapter at {shown(str(directory))}: {missing}")
     return frozenset(files | pickles)
-
-
-def _pickle_fault(name: str) -> str:
-    return (
-        f"{shown(name)} is a pickle, which can run code when it is read: only safetensors are served (where "
-        f"you trust it, load it with PEFT and save_pretrained it again, which writes {WEIGHTS_NAME})"
-    )
 
 
 def _may_be_lora(config: Mapping[str, object]) -> bool:

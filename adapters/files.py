@@ -33,6 +33,8 @@ MAX_TEXT_BYTES = 64 << 20  # of all of them together
 
 KEPT_NAMES = (CONFIG_NAME, WEIGHTS_NAME, *TEXT_NAMES)  # all that a revision keeps
 
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
 
 class FileFault(Exception):
     """A file of the artifact can't be used; ``str()`` is a sentence that names the file."""
@@ -168,6 +170,14 @@ def add_text_files(digest: hashlib._Hash, files: Mapping[str, bytes]) -> None:
     for name in sorted(files):
         digest.update(f"\n{name} {len(files[name])}\n".encode("ascii"))
         digest.update(files[name])
+
+
+def pickle_fault(name: str) -> str:
+    """Why a file that may hold weights is not read."""
+    return (
+        f"{shown(name)} is a pickle, which can run code when it is read: only safetensors are served (where "
+        f"you trust it, load it with PEFT and save_pretrained it again, which writes {WEIGHTS_NAME})"
+    )
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
