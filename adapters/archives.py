@@ -74,18 +74,12 @@ def _unpack(entries: Iterable[Entry], into: Path, names: _Names, meter: Meter) -
     for entry in entries:
         meter.file()
         kept = names.add(entry)
-        chunks = _counted(entry.chunks, meter)
+        chunks = meter.counted(entry.chunks)
         if kept is not None:
             write_new(into / kept, chunks)
         else:
             for _ in chunks:
                 pass
-
-
-def _counted(chunks: Iterable[bytes], meter: Meter) -> Iterator[bytes]:
-    for chunk in chunks:
-        meter.take(len(chunk))
-        yield chunk
 
 
 class _Ratio(Meter):

@@ -8,6 +8,7 @@ AdapterError
 ├── AdapterExists       the name is taken and replacing was not asked for
 ├── SourceForbidden     the source lies outside what this server may read
 ├── SourceMissing       nothing is at the source
+│   └── SourceUnreachable   it can't be told, or read, for now
 ├── AdapterTooLarge     the mix can never fit the memory given to adapters
 ├── BaseModelError      the base model can't be found, fetched or converted
 ├── ChatTemplateError   a conversation can't be rendered
@@ -53,6 +54,10 @@ class SourceForbidden(AdapterError):
 
 class SourceMissing(AdapterError):
     """There is no adapter at the path."""
+
+
+class SourceUnreachable(SourceMissing):
+    """The source does not answer, or its storage is not supported here."""
 
 
 class AdapterTooLarge(AdapterError):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from adapters.errors import ArtifactError
+from adapters.errors import ArtifactError, SourceMissing
+from adapters.faults import shown
+from adapters.files import CONFIG_NAME, KEPT_NAMES, PICKLES, WEIGHTS_NAME, pickle_fault
 
+CHUNK = 1 << 20  # bytes copied at a time
 Progress = Callable[[int, int | None], None]  # bytes so far, and in total where that is known
 
 
@@ -20,7 +24,10 @@ class SourcePolicy:
     repositories: tuple[str, ...] = ()  # of the Hugging Face Hub, as globs: "org/*"
     urls: tuple[str, ...] = ()  # prefixes of URLs for fsspec: "s3://bucket/adapters/"
     max_bytes: int = 4 << 30  # of all files of one adapter
-    max_files: int = 1000  # that a directory or an archive may hold, with those that are not kept
+    max_files: int = 1000  # that an archive may hold, with those that are not kept
+    hub_endpoint: str | None = None  # another Hub than huggingface.co
+    # Options of fsspec by protocol; they may hold keys, so they are never shown.
+    storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
 
 class Meter:
@@ -57,6 +64,12 @@ class Meter:
         if self._progress is not None:
             self._progress(self.nbytes, self._total)
 
+    def counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """``chunks``, each counted before it is handed on."""
+        for chunk in chunks:
+            self.take(len(chunk))
+            yield chunk
+
     def foresee(self, nbytes: int) -> None:
         """Check a size that was announced.
 
@@ -65,6 +78,25 @@ class Meter:
         """
         if nbytes > self._policy.max_bytes:
             raise ArtifactError([f"the files have more than {self._policy.max_bytes:,} bytes, the limit"])
+
+
+def is_kept(name: str) -> bool:
+    """Whether a revision keeps files of that name; no others are fetched."""
+    return name in KEPT_NAMES
+
+
+def check_found(names: Collection[str], source: str) -> None:
+    """Check that the files at ``source`` look like an adapter, before any of them is fetched.
+
+    Raises:
+        SourceMissing: there is nothing of one.
+        ArtifactError: its weights are a pickle.
+    """
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if WEIGHTS_NAME not in names and pickles:
+        raise ArtifactError([pickle_fault(min(pickles))])
+    if CONFIG_NAME not in names and WEIGHTS_NAME not in names:
+        raise SourceMissing(f"no adapter at {shown(source)}: neither {CONFIG_NAME} nor {WEIGHTS_NAME}")
 
 
 def write_new(path: Path, chunks: Iterable[bytes]) -> None:

@@ -263,9 +263,7 @@ def test_truncated(tmp_path_factory: pytest.TempPathFactory, build: Build, data:
     refusal(content[:cut], tmp_path_factory.mktemp("cut"))
 
 
-names = st.sampled_from(
-    ["..", ".", "a", CONFIG_NAME, WEIGHTS_NAME, "/", "\\", "C:", "~", "ä", " ", "x" * 99]
-)
+names = st.sampled_from(["..", ".", "a", CONFIG_NAME, WEIGHTS_NAME, "/", "\\", "C:", "~", "ä", " ", "x" * 99])
 paths = st.lists(names, min_size=1, max_size=4).map("/".join)
 
 
