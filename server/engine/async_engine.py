@@ -36,6 +36,8 @@ class GenerateRequest:
     salt: bytes = b""
     request_id: str = ""
     tokenizer: Tokenizer | None = None  # that reads the answer and names its end; None: the base's
+    given_ids: tuple[int, ...] = ()  # an answer's beginning, which is given
+    logits_from: int | None = None  # deliver the logits after each given token, from this index on
 
 
 class Stream:
@@ -154,7 +156,8 @@ class AsyncEngine:
         return stream
 
     def _check_length(self, request: GenerateRequest) -> None:
-        prompt, answer = len(request.prompt_ids), request.params.max_tokens
+        prompt = len(request.prompt_ids)
+        answer = len(request.given_ids) + request.params.max_tokens
         if prompt + answer > self.max_model_len:
             raise ContextTooLong(
                 f"this model's context is {self.max_model_len} tokens; the request asks for "
@@ -175,6 +178,8 @@ class AsyncEngine:
                     index=index,
                     salt=request.salt,
                     leader=made[0] if made else None,
+                    given_ids=request.given_ids,
+                    logits_from=request.logits_from,
                 )
             )
         return made

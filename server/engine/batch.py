@@ -20,6 +20,7 @@ class Batch:
     scheduled: tuple[Scheduled, ...]
     sampling: tuple[tuple[Sequence, int], ...]  # sequences that draw a token, and their logits row
     scoring: tuple[tuple[Sequence, int, int], ...]  # prompt logprobs: sequence, first logits row, count
+    wanted: tuple[tuple[Sequence, int, int], ...]  # logits to deliver: sequence, first logits row, count
 
     @property
     def distinct_adapters(self) -> int:
@@ -36,7 +37,7 @@ def build_batch(scheduled: Seq[Scheduled]) -> Batch:
     positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - starts, counts)
     tables = _block_tables(sequences)
     blocks = np.repeat(tables, counts, axis=0)[np.arange(len(positions)), positions // BLOCK_SIZE]
-    rows, sampling, scoring = _logits_rows(ordered, query_start)
+    logits = _LogitsRows(ordered, query_start)
     inputs = StepInputs(
         token_ids=np.concatenate([_tokens(s) for s in ordered]),
         positions=positions,
@@ -44,10 +45,10 @@ def build_batch(scheduled: Seq[Scheduled]) -> Batch:
         query_start=query_start.astype(np.int32),
         context=(starts + counts).astype(np.int32),
         block_tables=tables,
-        logits_rows=np.array(rows, np.int64),
+        logits_rows=np.array(logits.rows, np.int64),
         lora=lora_inputs([s.stage.members for s in sequences]),
     )
-    return Batch(inputs, ordered, tuple(sampling), tuple(scoring))
+    return Batch(inputs, ordered, tuple(logits.sampling), tuple(logits.scoring), tuple(logits.wanted))
 
 
 def _tokens(scheduled: Scheduled) -> np.ndarray:
@@ -62,22 +63,31 @@ def _block_tables(sequences: list[Sequence]) -> np.ndarray:
     return tables
 
 
-def _logits_rows(
-    ordered: tuple[Scheduled, ...], query_start: np.ndarray
-) -> tuple[list[int], list[tuple[Sequence, int]], list[tuple[Sequence, int, int]]]:
-    """The rows whose logits are needed: the last of a caught-up sequence, and scored prompt rows."""
-    rows: list[int] = []
-    sampling: list[tuple[Sequence, int]] = []
-    scoring: list[tuple[Sequence, int, int]] = []
-    for item, first in zip(ordered, query_start.tolist(), strict=False):
-        sequence, last = item.sequence, first + item.count - 1
-        caught_up = item.count == sequence.num_uncomputed_tokens
+class _LogitsRows:
+    """The rows whose logits are needed, and what for."""
+
+    def __init__(self, ordered: tuple[Scheduled, ...], query_start: np.ndarray) -> None:
+        self.rows: list[int] = []
+        self.sampling: list[tuple[Sequence, int]] = []
+        self.scoring: list[tuple[Sequence, int, int]] = []
+        self.wanted: list[tuple[Sequence, int, int]] = []
+        for item, first in zip(ordered, query_start.tolist(), strict=False):
+            self._take(item, first)
+
+    def _take(self, item: Scheduled, first: int) -> None:
+        """``first``: the row of the first of the item's tokens."""
+        sequence, end = item.sequence, first + item.count
+        computed = sequence.num_computed_tokens
         if sequence.needs_prompt_scores:
-            wanted = min(item.count, sequence.num_prompt_tokens - 1 - sequence.num_computed_tokens)
-            if wanted > 0:
-                scoring.append((sequence, len(rows), wanted))
-                rows += range(first, first + wanted)
+            count = min(item.count, sequence.num_prompt_tokens - 1 - computed)
+            if count > 0:
+                self.scoring.append((sequence, len(self.rows), count))
+                self.rows += range(first, first + count)
+        count = sequence.num_wanted_logits(computed, item.count)
+        if count:
+            self.wanted.append((sequence, len(self.rows), count))
+            self.rows += range(end - count, end)
+        caught_up = item.count == sequence.num_uncomputed_tokens
         if caught_up and sequence.params.max_tokens > 0:
-            sampling.append((sequence, len(rows)))
-            rows.append(last)
-    return rows, sampling, scoring
+            self.sampling.append((sequence, len(self.rows)))
+            self.rows.append(end - 1)

@@ -45,9 +45,9 @@ class BlockManager:
         At least one token is left to compute, since its logits are needed.
         """
         assert not sequence.block_table
-        if not self._prefix_cache or sequence.params.prompt_logprobs is not None:
+        if not self._prefix_cache:
             return 0
-        for index in range((len(sequence) - 1) // BLOCK_SIZE):
+        for index in range(sequence.num_reusable_tokens // BLOCK_SIZE):
             block = self._lookup(sequence, index)
             if block is None:
                 break

@@ -13,7 +13,7 @@ from server.engine.block_manager import BlockManager
 from server.engine.detokenizer import Detokenizer
 from server.engine.sampler import logprobs_of, sample
 from server.engine.scheduler import Scheduled, Scheduler
-from server.engine.sequence import Delta, FinishReason, Sequence, TokenLogprob, TokenReader
+from server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob, TokenReader
 from server.metrics import Metrics
 from server.model.decoder import Decoder
 from server.model.tokenizer import Tokenizer
@@ -116,6 +116,8 @@ class Engine:
             self._computed(item)
         for sequence, first, count in batch.scoring:
             self._score_prompt(logits, sequence, first, count)
+        for sequence, first, count in batch.wanted:
+            self._hand_out(logits[first : first + count], sequence)
         logprobs = self._logprobs(logits, batch, tokens)
         self._metrics.token_after_abort(sum(s.finish_reason is not None for s, _ in batch.sampling))
         for (sequence, _), token in zip(batch.sampling, tokens, strict=True):
@@ -134,8 +136,8 @@ class Engine:
         assert sequence.first_scheduled is not None
         label = sequence.mix.label
         self._metrics.started(label, sequence.first_scheduled - sequence.arrival)
-        self._metrics.prompt_tokens(label, sequence.num_prompt_tokens)
-        self._metrics.prefix(sequence.num_prompt_tokens, sequence.num_cached_tokens)
+        self._metrics.prompt_tokens(label, len(sequence))  # with the tokens of the answer that are given
+        self._metrics.prefix(len(sequence), sequence.num_cached_tokens)
 
     def _score_prompt(self, logits: torch.Tensor, sequence: Sequence, first: int, count: int) -> None:
         start = len(sequence.prompt_scores) + 1
@@ -143,6 +145,14 @@ class Engine:
         assert sequence.params.prompt_logprobs is not None
         rows = logits[first : first + count]
         sequence.prompt_scores += logprobs_of(rows, following, sequence.params.prompt_logprobs)
+
+    def _hand_out(self, rows: torch.Tensor, sequence: Sequence) -> None:
+        """Deliver the next logits that the sequence was submitted for; the step's own are overwritten."""
+        assert sequence.next_logits is not None
+        first, sequence.next_logits = sequence.next_logits, sequence.next_logits + len(rows)
+        if not sequence.abort_requested:
+            copy = torch.empty(rows.shape, dtype=torch.float32).copy_(rows)
+            self._events.append((sequence, Delta(sequence.index, logits=Logits(first, copy))))
 
     def _logprobs(self, logits: torch.Tensor, batch: Batch, tokens: list[int]) -> dict[int, TokenLogprob]:
         wanted = [
@@ -221,7 +231,7 @@ class Engine:
         return sequence.num_output_tokens >= sequence.params.min_tokens
 
     def _end_scored(self, scheduled: Iterable[Scheduled]) -> None:
-        """End sequences that asked for scores of the prompt and no answer."""
+        """End sequences that asked for scores or logits of what is given, and no answer."""
         for sequence in (item.sequence for item in scheduled):
             if sequence.params.max_tokens == 0 and not sequence.num_uncomputed_tokens:
                 scores = self._prompt_logprobs(sequence)

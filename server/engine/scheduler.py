@@ -15,6 +15,8 @@ from time import monotonic
 from server.engine.block_manager import BlockManager
 from server.engine.sequence import Sequence
 
+MAX_WANTED_LOGITS = 32  # rows of a step whose logits are delivered: others wait for the lm_head on each
+
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
@@ -22,6 +24,25 @@ class Scheduled:
 
     sequence: Sequence
     count: int
+
+
+@dataclass(slots=True)
+class _Room:
+    """What is left of a step while it is put together."""
+
+    rows: int
+    logits: int = MAX_WANTED_LOGITS
+
+    def count(self, sequence: Sequence, first: int) -> int:
+        """How many tokens of ``sequence`` from ``first`` on fit."""
+        count = sequence.rows_within_stage(first, min(len(sequence) - first, self.rows))
+        return sequence.rows_within_logits(first, count, self.logits)
+
+    def take(self, item: Scheduled, sign: int = 1) -> None:
+        """Count ``item`` in; with ``sign`` -1 out again."""
+        sequence = item.sequence
+        self.rows -= sign * item.count
+        self.logits -= sign * sequence.num_wanted_logits(sequence.num_computed_tokens, item.count)
 
 
 class Scheduler:
@@ -55,24 +76,25 @@ class Scheduler:
     def schedule(self) -> list[Scheduled]:
         """The next step's work. Empty only if nothing is waiting or running."""
         chosen: dict[int, Scheduled] = {}
-        budget, before = self._max_batch_tokens, self._preemptions
+        room, before = _Room(self._max_batch_tokens), self._preemptions
         for sequence in sorted(self.running, key=lambda s: s.num_uncomputed_tokens > 1):
             if sequence not in self.running:  # preempted for one before it
                 continue
-            count = min(sequence.num_uncomputed_tokens, budget)
-            count = sequence.rows_within_stage(sequence.num_computed_tokens, count)
-            if count and self._make_room(sequence, count, chosen):
+            count = room.count(sequence, sequence.num_computed_tokens)
+            if count and self._make_room(sequence, count, chosen, room):
                 chosen[sequence.id] = Scheduled(sequence, count)
-                budget = self._max_batch_tokens - sum(s.count for s in chosen.values())
+                room.take(chosen[sequence.id])
         if self._preemptions == before:  # else a newcomer would only be preempted again
-            self._admit(chosen, budget)
+            self._admit(chosen, room)
         return list(chosen.values())
 
-    def _make_room(self, sequence: Sequence, count: int, chosen: dict[int, Scheduled]) -> bool:
+    def _make_room(self, sequence: Sequence, count: int, chosen: dict[int, Scheduled], room: _Room) -> bool:
         """Get blocks for ``count`` more tokens, preempting the youngest others; False if it was itself."""
         while not self.blocks.grow(sequence, sequence.num_computed_tokens + count):
             victim = self.running[-1]
-            chosen.pop(victim.id, None)
+            dropped = chosen.pop(victim.id, None)
+            if dropped is not None:
+                room.take(dropped, -1)
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -88,10 +110,10 @@ class Scheduler:
         self._preemptions += 1
         self.waiting.appendleft(sequence)
 
-    def _admit(self, chosen: dict[int, Scheduled], budget: int) -> None:
+    def _admit(self, chosen: dict[int, Scheduled], room: _Room) -> None:
         """Start waiting sequences while rows, budget and blocks last; siblings wait for their leader."""
         held: list[Sequence] = []
-        while self.waiting and budget > 0 and len(self.running) < self._max_running:
+        while self.waiting and room.rows > 0 and len(self.running) < self._max_running:
             sequence = self.waiting.popleft()
             if _follows_unfinished_prompt(sequence):
                 held.append(sequence)
@@ -101,11 +123,12 @@ class Scheduler:
                 self.blocks.free(sequence)
                 self.waiting.appendleft(sequence)
                 break
-            count = sequence.rows_within_stage(cached, min(len(sequence) - cached, budget))
+            count = room.count(sequence, cached)
             self.blocks.grow(sequence, cached + count)
             self._start(sequence, cached)
-            chosen[sequence.id] = Scheduled(sequence, count)
-            budget -= count
+            if count:  # 0: its turn to deliver logits comes in a later step
+                chosen[sequence.id] = Scheduled(sequence, count)
+                room.take(chosen[sequence.id])
         self.waiting.extendleft(reversed(held))
 
     def _start(self, sequence: Sequence, cached: int) -> None:

@@ -11,6 +11,8 @@ from enum import StrEnum
 from time import monotonic
 from typing import Protocol
 
+import torch
+
 from adapters.mix import MixEntry, mix_digest
 from server.kernels.inputs import AdapterPages
 
@@ -107,6 +109,14 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), most likely first
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Logits:
+    """What the model says should follow consecutive tokens of a sequence."""
+
+    first: int  # index, prompt included, of the token that row 0 follows
+    rows: torch.Tensor  # [k, V] float32, on the CPU
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
     """What one step added to one sequence. The last one, and only it, has ``finish_reason``."""
@@ -116,6 +126,7 @@ class Delta:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()  # one per token id, if asked for
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()  # once, with the first token, if asked for
+    logits: Logits | None = None  # if asked for: chunk by chunk, in order, each row once
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that matched
@@ -147,6 +158,8 @@ class Sequence:
         index: int = 0,
         salt: bytes = b"",
         leader: Sequence | None = None,
+        given_ids: tuple[int, ...] = (),
+        logits_from: int | None = None,
     ) -> None:
         self.id = sequence_id
         self.index = index
@@ -156,7 +169,7 @@ class Sequence:
         self.stages = plan_stages(prompt_ids, mix)  # by start; the first begins at 0
         self.salt = salt  # separates tenants in the prefix cache
         self.leader = leader  # the first of n siblings: its prompt blocks are about to be shareable
-        self.token_ids: list[int] = list(prompt_ids)
+        self.token_ids: list[int] = [*prompt_ids, *given_ids]  # the answer's beginning may be given
         self.num_prompt_tokens = len(prompt_ids)
         self.num_computed_tokens = 0  # tokens whose K and V are in the cache
         self.num_cached_tokens = 0  # of the prompt, found in the prefix cache at first admission
@@ -174,6 +187,7 @@ class Sequence:
         self.prompt_scores: list[
             TokenLogprob
         ] = []  # of prompt tokens 1.., if asked for; filled chunk by chunk
+        self.next_logits = logits_from  # the first token whose logits are yet to be delivered; None: none
         self.abort_requested = False  # set by any thread; honoured before the next step and after this one
 
     def __len__(self) -> int:
@@ -195,6 +209,14 @@ class Sequence:
         )
 
     @property
+    def num_reusable_tokens(self) -> int:
+        """How many tokens may come from the prefix cache: those whose logits nobody wants."""
+        if self.params.prompt_logprobs is not None:
+            return 0
+        last = len(self) - 1
+        return last if self.next_logits is None else min(last, self.next_logits)
+
+    @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
 
@@ -207,6 +229,14 @@ class Sequence:
         """How many of the ``count`` tokens from ``first`` on one step may compute: those of one stage."""
         following = bisect_right(self.stages, first, key=_start_of)
         return min(count, self.stages[following].start - first) if following < len(self.stages) else count
+
+    def num_wanted_logits(self, first: int, count: int) -> int:
+        """How many of the ``count`` tokens from ``first`` on have logits to deliver: the last ones."""
+        return 0 if self.next_logits is None else max(0, first + count - max(first, self.next_logits))
+
+    def rows_within_logits(self, first: int, count: int, limit: int) -> int:
+        """How many of the ``count`` tokens from ``first`` on have at most ``limit`` logits to deliver."""
+        return count - max(0, self.num_wanted_logits(first, count) - limit)
 
 
 def _start_of(stage: Stage) -> int:
