@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from adapters.base import BaseModel
+from adapters.config import AdapterConfig, parse_config
 from adapters.delta import ModuleDelta
 from adapters.errors import SourceMissing
 from adapters.faults import Faults, shown
@@ -25,9 +26,11 @@ from adapters.files import (
     read_config,
     read_text_files,
 )
-from adapters.lora_config import LoraConfig, parse_config
-from adapters.matching import check_tensors, tensor_keys
-from adapters.targets import ModuleLora, lay_over
+from adapters.matching import check_tensors
+from adapters.reading import read_deltas
+from adapters.slots import Layout, lay_out
+from adapters.support import OPTIONS
+from adapters.targets import lay_over
 from adapters.tensors import TensorFile, read_tensors
 from adapters.text import AdapterText, read_text
 
@@ -50,8 +53,9 @@ class Artifact:
     digest: str  # hex SHA-256 of exactly the bytes that this was made from
     delta: Mapping[str, ModuleDelta]  # module name -> its change, in the base's forward order
     text: AdapterText  # its chat template and tokenizer, where they are not the base's
+    kind: str  # "LORA", "LORA+DORA", "IA3", ...: the peft_type and what is added to it
     nbytes: int  # of all tensors, as stored
-    rank: int  # the largest of any module
+    rank: int  # the largest of any module; 0 where no module has A and B
     activation: tuple[int, ...] | None  # the tokens that switch it on (aLoRA)
     base_model_name: str | None  # what the config says it was trained on: only a hint
     peft_version: str | None  # that wrote it, where recorded
@@ -70,6 +74,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     faults = Faults()
     config, parsed = _read_config(directory, faults)
     targets = lay_over(parsed, base, faults) if parsed is not None else None
+    layout = lay_out(parsed, targets, base) if parsed is not None and targets is not None else None
     digest = artifact_digest(config)
     file = None
     if WEIGHTS_NAME not in names and names != {CONFIG_NAME}:
@@ -79,17 +84,16 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
         file = read_tensors(path, digest, faults, max_header=bound, max_bytes=limits.max_bytes)
     texts = _read_text_files(directory, faults)
     add_text_files(digest, texts)
-    if file is not None and _may_be_lora(config):
-        check_tensors(file, targets, base, limits.max_rank, faults)
+    if file is not None and _may_be_served(config):
+        check_tensors(file, layout, base, limits.max_rank, faults)
     text = read_text(texts, base.text, base.vocab_size, faults)
     faults.raise_any()
-    assert parsed is not None, "a fault was not recorded"
-    assert targets is not None, "a fault was not recorded"
+    assert layout is not None, "a fault was not recorded"
     assert file is not None, "a fault was not recorded"
-    return _artifact(directory, digest.hexdigest(), parsed, targets=targets, file=file, text=text)
+    return _artifact(directory, digest.hexdigest(), layout, base, file=file, text=text)
 
 
-def _read_config(directory: Path, faults: Faults) -> tuple[dict[str, Any], LoraConfig | None]:
+def _read_config(directory: Path, faults: Faults) -> tuple[dict[str, Any], AdapterConfig | None]:
     """The config as written ({} if it can't be read) and as parsed (None if that can't be done)."""
     try:
         config = read_config(directory / CONFIG_NAME)
@@ -127,9 +131,9 @@ def _names(directory: Path) -> frozenset[str]:
     return frozenset(files | pickles)
 
 
-def _may_be_lora(config: Mapping[str, object]) -> bool:
+def _may_be_served(config: Mapping[str, object]) -> bool:
     """Other kinds name their tensors otherwise: comparing those would only repeat the one fault."""
-    return config.get("peft_type", "LORA") == "LORA"
+    return config.get("peft_type", "LORA") in (*OPTIONS,)
 
 
 def _header_bound(base: BaseModel) -> int:
@@ -138,25 +142,17 @@ def _header_bound(base: BaseModel) -> int:
 
 
 def _artifact(
-    directory: Path,
-    digest: str,
-    config: LoraConfig,
-    *,
-    targets: Mapping[str, ModuleLora],
-    file: TensorFile,
-    text: AdapterText,
+    directory: Path, digest: str, layout: Layout, base: BaseModel, *, file: TensorFile, text: AdapterText
 ) -> Artifact:
-    delta = {}
-    for name, target in targets.items():
-        a, b = tensor_keys(name)
-        delta[name] = ModuleDelta(file.tensor(a), file.tensor(b), target.scaling)
+    config = layout.config
     return Artifact(
         directory=directory,
         digest=digest,
-        delta=MappingProxyType(delta),
+        delta=MappingProxyType(read_deltas(layout, base, file)),
         text=text,
+        kind=config.served_as,
         nbytes=file.nbytes,
-        rank=max(target.rank for target in targets.values()),
+        rank=max(target.rank for target in layout.targets.values()),
         activation=config.activation,
         base_model_name=config.base_model_name,
         peft_version=config.peft_version,

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adapters.text import BaseText
 
 
 @dataclass(frozen=True, slots=True)
 class TargetModule:
-    """A linear layer of the base that an adapter may change: ``y = W x`` with ``W`` [out, in]."""
+    """A layer of the base that an adapter may change.
+
+    Linear: ``y = W x + b`` with ``W`` [out, in]; of a norm only the bias can be changed.
+    """
 
     name: str  # dotted path in the Hugging Face module tree, e.g. "model.layers.0.self_attn.q_proj"
     in_features: int
     out_features: int
+    bias: bool = False  # whether it has b
+    linear: bool = True
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,8 @@ class BaseModel:
     """Identity and adaptable modules of the base model.
 
     ``modules`` holds every linear layer inside the decoder blocks, keyed by name, in forward order;
-    ``others`` names the modules that exist but can't be adapted (embeddings, norms, ``lm_head``),
-    so that a refusal can tell "not served" from "no such module".
+    ``others`` names all other modules (embeddings, norms, ``lm_head``), so that a refusal can tell
+    "not served" from "no such module".
     """
 
     name: str
@@ -34,3 +39,4 @@ class BaseModel:
     others: frozenset[str]
     vocab_size: int | None = None  # rows of its embeddings; None if that is not known
     text: BaseText | None = None  # its tokenizer and template; None: adapters can't bring their own
+    norms: Mapping[str, TargetModule] = field(default_factory=dict)  # with a bias that can be changed

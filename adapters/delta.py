@@ -13,15 +13,18 @@ class ModuleDelta:
 
     Alone, the adapter computes
 
-        y = l_out ⊙ (g ⊙ (W (l_in ⊙ x) + s B A x) + b') + s b_B
+        y = l_out ⊙ (g ⊙ (W (l_in ⊙ x) + B' A x) + b') + s b_B
 
-    with g = magnitude / ‖W + s B A‖ per output (1 without a magnitude) and b' = ``bias`` (b without
-    one). Tensors are as stored, float32, float16 or bfloat16.
+    with B' = :meth:`scaled_b`, g = magnitude / ‖W + B' A‖ per output (1 without a magnitude) and
+    b' = ``bias`` (b without one). Tensors are as stored, float32, float16 or bfloat16; modules may
+    share them.
     """
 
     a: torch.Tensor  # [r, in]; r may be 0
     b: torch.Tensor  # [out, r]
     scaling: float = 1.0  # s: alpha / r, or alpha / √r under rsLoRA, with the patterns applied
+    a_scale: torch.Tensor | None = None  # [r], of the rows of A: VeRA (https://arxiv.org/abs/2310.11454)
+    b_scale: torch.Tensor | None = None  # [out], of the rows of B: VeRA
     magnitude: torch.Tensor | None = None  # [out], DoRA (https://arxiv.org/abs/2402.09353)
     b_bias: torch.Tensor | None = None  # [out], b_B: lora_bias
     bias: torch.Tensor | None = None  # [out], takes the place of b: bias="lora_only" or "all"
@@ -32,3 +35,10 @@ class ModuleDelta:
     def rank(self) -> int:
         """Rows of A."""
         return self.a.shape[0]
+
+    def scaled_b(self) -> torch.Tensor:
+        """B with all scales folded in, [out, r] float32."""
+        b = self.b.float() * self.scaling
+        if self.a_scale is not None:
+            b = b * self.a_scale.float()
+        return b if self.b_scale is None else b * self.b_scale.float()[:, None]

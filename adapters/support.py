@@ -1,11 +1,12 @@
 """What of PEFT is served: one table that the config parser enforces and the documentation prints.
 
-Every ``PeftType`` and every field of ``LoraConfig`` has a row; a test compares with the installed PEFT,
-so a new release can't add an option that is then silently ignored.
+Every ``PeftType`` and every field of the configs of the served kinds has a row; a test compares with the
+installed PEFT, so a new release can't add an option that is then silently ignored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,7 +47,7 @@ class Kind:
 
     @property
     def treatment(self) -> Treatment:
-        return Treatment.SERVED if self.peft_type == "LORA" else Treatment.REFUSED
+        return Treatment.SERVED if self.peft_type in OPTIONS else Treatment.REFUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,8 @@ _PLAIN = "retrain with plain LoRA"
 _ROUTING = "routing among adapters is not served"
 _MIX = "name a mix of the members, with fixed weights"
 
-OPTIONS: tuple[Option, ...] = (
-    # PeftConfig
-    Option("peft_type", _SERVED, "must be LORA; the other kinds are in the table below"),
+_COMMON: tuple[Option, ...] = (
+    Option("peft_type", _SERVED, "the kinds are in the table below"),
     Option("task_type", _SERVED, "CAUSAL_LM or null; the others have another head"),
     Option("base_model_name_or_path", _NO_EFFECT, "a hint: the base is matched by modules and shapes"),
     Option("revision", _NO_EFFECT, "of the base model, a hint like its name"),
@@ -86,20 +86,44 @@ OPTIONS: tuple[Option, ...] = (
         "PEFT writes it when task_type is missing; refused unless it names a class of transformers, "
         "and never imported",
     ),
-    # LoraConfig: what the adapter computes
-    Option("r", _SERVED, "1 up to the server's --max-lora-rank"),
-    Option("lora_alpha", _SERVED, "any positive number; the scaling is alpha / r"),
-    Option("use_rslora", _SERVED, "the scaling is alpha / √r"),
-    Option("rank_pattern", _SERVED, "per module, with PEFT's matching: the first pattern that fits wins"),
-    Option("alpha_pattern", _SERVED, "as rank_pattern"),
+)
+
+_TARGETS: tuple[Option, ...] = (
     Option(
         "target_modules",
         _SERVED,
         'a list, a regular expression or "all-linear", of the linear layers in the blocks',
     ),
-    Option("exclude_modules", _SERVED, "a list or a regular expression"),
     Option("layers_to_transform", _SERVED, "a layer index or a list of them"),
     Option("layers_pattern", _SERVED, "names of lists of blocks, with layers_to_transform only, as in PEFT"),
+)
+
+_EXCLUDE = Option("exclude_modules", _SERVED, "a list or a regular expression")
+
+_MODULES_TO_SAVE = Option(
+    "modules_to_save",
+    _REFUSED,
+    "whole replaced modules are not served",
+    f"{_MERGE}, or retrain without it",
+    EMPTY,
+)
+
+_BIAS = Option(
+    "bias",
+    _SERVED,
+    "the trained biases take the place of the base's, in the rows that run the adapter: those of the target "
+    "modules (..._only), or of all linear layers in the blocks and all norms that have one (all)",
+)
+
+_LORA: tuple[Option, ...] = (
+    *_COMMON,
+    Option("r", _SERVED, "1 up to the server's --max-lora-rank"),
+    Option("lora_alpha", _SERVED, "any positive number; the scaling is alpha / r"),
+    Option("use_rslora", _SERVED, "the scaling is alpha / √r"),
+    Option("rank_pattern", _SERVED, "per module, with PEFT's matching: the first pattern that fits wins"),
+    Option("alpha_pattern", _SERVED, "as rank_pattern"),
+    *_TARGETS,
+    _EXCLUDE,
     Option("init_lora_weights", _SERVED, "those that leave the base as it was; see the table below"),
     Option("fan_in_fan_out", _NO_EFFECT, "A is [r, in] and B is [out, r] on nn.Linear and Conv1D alike"),
     Option("lora_dropout", _NO_EFFECT, "training only"),
@@ -111,27 +135,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("lora_ga_config", _NO_EFFECT, "read only when the adapter is initialized"),
     Option("runtime_config", _NO_EFFECT, "never saved by PEFT, and dropped by it on loading"),
     Option("ensure_weight_tying", _NO_EFFECT, "concerns embeddings only, which are refused when targeted"),
-    Option(
-        "bias",
-        _REFUSED,
-        "trained biases belong to the base, not to the adapter",
-        "retrain with bias='none'",
-        ("none",),
-    ),
-    Option("lora_bias", _REFUSED, "a bias on B is not served", "retrain with lora_bias=False"),
-    Option(
-        "use_dora",
-        _REFUSED,
-        "DoRA's magnitudes are not served yet",
-        f"{_MERGE}, or retrain with use_dora=False",
-    ),
-    Option(
-        "modules_to_save",
-        _REFUSED,
-        "whole replaced modules are not served",
-        f"{_MERGE}, or retrain without it",
-        EMPTY,
-    ),
     Option(
         "trainable_token_indices",
         _REFUSED,
@@ -174,7 +177,37 @@ OPTIONS: tuple[Option, ...] = (
         "export to a Hugging Face model",
         EMPTY,
     ),
+    Option("use_dora", _SERVED, "the gain m / ‖W + BA‖ of every output is computed when it is loaded"),
+    Option("lora_bias", _SERVED, "a bias on B, scaled as B is; not with use_dora, as in PEFT"),
+    _BIAS,
+    _MODULES_TO_SAVE,
 )
+
+_IA3: tuple[Option, ...] = (
+    *_COMMON,
+    _TARGETS[0],
+    _EXCLUDE,
+    Option("feedforward_modules", _SERVED, "a list or a regular expression, with PEFT's matching"),
+    Option("fan_in_fan_out", _NO_EFFECT, "the scales are those of inputs or outputs on Conv1D as well"),
+    Option("init_ia3_weights", _NO_EFFECT, "training only"),
+    _MODULES_TO_SAVE,
+)
+
+_VERA: tuple[Option, ...] = (
+    *_COMMON,
+    Option("r", _SERVED, "1 up to the server's --max-lora-rank: raise that for VeRA's usual 256"),
+    *_TARGETS,
+    Option("save_projection", _SERVED, "without saved projections they are drawn anew, as PEFT does"),
+    Option("projection_prng_key", _SERVED, "the seed of projections that are not saved"),
+    Option("fan_in_fan_out", _NO_EFFECT, "the projections lie the same way on nn.Linear and Conv1D"),
+    Option("vera_dropout", _NO_EFFECT, "training only"),
+    Option("d_initial", _NO_EFFECT, "training only"),
+    Option("init_weights", _NO_EFFECT, "training only"),
+    _BIAS,
+    _MODULES_TO_SAVE,
+)
+
+OPTIONS: Mapping[str, tuple[Option, ...]] = {"LORA": _LORA, "IA3": _IA3, "VERA": _VERA}  # of the served kinds
 
 INITS: tuple[Init, ...] = (
     Init("true", _SERVED, "the default, and what PEFT writes for a converted adapter"),
@@ -195,19 +228,21 @@ _OTHER_DELTA = "this kind of weight update is not served"
 _ACTIVATIONS = "changes to activations are not served"
 
 KINDS: tuple[Kind, ...] = (
-    Kind("LORA", "plain LoRA and rsLoRA, as in the table above"),
+    Kind("LORA", "LoRA, rsLoRA, DoRA and aLoRA, as in the table above"),
+    Kind("IA3", "scales of outputs, and of inputs of feedforward modules; a mix adds up the changes"),
+    Kind("VERA", "as LoRA: every module gets its part of the shared projections as rank pages"),
     Kind("ADALORA", "its E factor is not served", _MERGE),
     *(
         Kind(name, _OTHER_DELTA, _TO_LORA)
         for name in (
             "C3A", "DELORA", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA",
-            "TINYLORA", "UNILORA", "VBLORA", "VERA", "WAVEFT",
+            "TINYLORA", "UNILORA", "VBLORA", "WAVEFT",
         )
     ),
     *(
         Kind(name, _OTHER_DELTA, _MERGE)
         for name in (
-            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "HRA", "IA3", "LN_TUNING", "OFT",
+            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "HRA", "LN_TUNING", "OFT",
             "OSF", "PEANUT", "PVERA", "ROAD", "SHIRA", "SUPERTUNING",
         )
     ),
@@ -226,15 +261,21 @@ KINDS: tuple[Kind, ...] = (
 
 def support_tables() -> str:
     """The tables of docs/adapters.md, as Markdown."""
-    options = [(f"`{o.key}`", o.treatment, o.note, o.remedy) for o in OPTIONS]
     inits = [(f"`{i.value}{'*' if i.prefix else ''}`", i.treatment, i.note, i.remedy) for i in INITS]
     kinds = [(f"`{k.peft_type}`", k.treatment, k.note, k.remedy) for k in KINDS]
     sections = (
-        ("Options of a LoRA config", "option", options),
+        *(
+            (f"Options of a config of {kind}", "option", [_option_row(option) for option in options])
+            for kind, options in OPTIONS.items()
+        ),
         ("Initializations (`init_lora_weights`)", "value", inits),
         ("Kinds (`peft_type`)", "kind", kinds),
     )
     return "\n\n".join(_table(title, head, rows) for title, head, rows in sections) + "\n"
+
+
+def _option_row(option: Option) -> tuple[str, Treatment, str, str]:
+    return f"`{option.key}`", option.treatment, option.note, option.remedy
 
 
 def _table(title: str, head: str, rows: list[tuple[str, Treatment, str, str]]) -> str:

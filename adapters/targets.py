@@ -1,4 +1,4 @@
-"""Which modules of a base model a LoRA config means, and the rank and scaling each one gets."""
+"""Which modules of a base model a config means, and what it says about each one."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.base import BaseModel
+from adapters.config import AdapterConfig
+from adapters.config_reader import Selector
 from adapters.faults import Faults, shown, some
-from adapters.lora_config import LoraConfig, Selector
 from adapters.patterns import Deadline, PatternFault, assign, block_index, select
 
 ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True, slots=True)
-class ModuleLora:
+class Target:
     """What the config says about one target module."""
 
-    rank: int
-    scaling: float  # alpha / rank, or alpha / √rank under rsLoRA
+    rank: int  # 0 for IA3
+    scaling: float  # alpha / rank, or alpha / √rank under rsLoRA; 1 for the other kinds
+    feedforward: bool = False  # of IA3: its input is scaled instead of its output
 
 
-def lay_over(config: LoraConfig, base: BaseModel, faults: Faults) -> dict[str, ModuleLora] | None:
-    """Rank and scaling of every module of ``base`` that the config selects, in forward order.
+def lay_over(config: AdapterConfig, base: BaseModel, faults: Faults) -> dict[str, Target] | None:
+    """The modules of ``base`` that the config selects, in forward order.
 
     None (and a fault) if that can't be said: a bad pattern, or a module that can't be adapted.
     """
@@ -32,6 +34,7 @@ def lay_over(config: LoraConfig, base: BaseModel, faults: Faults) -> dict[str, M
     before = len(faults)
     chosen = _selected(config, base, deadline, faults)
     names = [name for name in base.modules if name in chosen]
+    feedforward = _feedforward(config, names, deadline, faults)
     ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, faults)
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, faults)
     if len(faults) == before and not names:
@@ -39,14 +42,18 @@ def lay_over(config: LoraConfig, base: BaseModel, faults: Faults) -> dict[str, M
         faults.add(f"target modules {said} are not found in the base model ({base.architecture})")
     if len(faults) != before:
         return None
+    if config.kind == "IA3":
+        return {name: Target(0, 1.0, name in feedforward) for name in names}
+    if config.kind == "VERA":
+        return dict.fromkeys(names, Target(config.r, 1.0))
     result = {}
     for name in names:
         rank, alpha = ranks.get(name, config.r), alphas.get(name, config.alpha)
-        result[name] = ModuleLora(rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank)
+        result[name] = Target(rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank)
     return result
 
 
-def _selected(config: LoraConfig, base: BaseModel, deadline: Deadline, faults: Faults) -> frozenset[str]:
+def _selected(config: AdapterConfig, base: BaseModel, deadline: Deadline, faults: Faults) -> frozenset[str]:
     """The modules of the base that the config selects, by PEFT's rules."""
     everything = [*base.modules, *base.others]
     try:
@@ -66,7 +73,7 @@ def _selected(config: LoraConfig, base: BaseModel, deadline: Deadline, faults: F
 
 
 def _targets(
-    config: LoraConfig, base: BaseModel, everything: list[str], deadline: Deadline
+    config: AdapterConfig, base: BaseModel, everything: list[str], deadline: Deadline
 ) -> frozenset[str]:
     if isinstance(config.target_modules, str):
         if config.target_modules.lower() == ALL_LINEAR:
@@ -93,6 +100,19 @@ def _matching(selector: Selector, names: list[str], deadline: Deadline) -> froze
         if name in selector or name.endswith(suffixes):
             found.add(name)
     return frozenset(found)
+
+
+def _feedforward(
+    config: AdapterConfig, names: list[str], deadline: Deadline, faults: Faults
+) -> frozenset[str]:
+    """Those of the modules whose input IA3 scales. PEFT compares mere endings: "proj" fits "up_proj"."""
+    if not isinstance(config.feedforward_modules, str):
+        return frozenset(name for name in names if name.endswith(tuple(config.feedforward_modules)))
+    try:
+        return select(config.feedforward_modules, names, deadline)
+    except PatternFault as fault:
+        faults.add(f"feedforward_modules: {fault}")
+        return frozenset()
 
 
 def _by_pattern(

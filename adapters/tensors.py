@@ -93,9 +93,12 @@ class TensorFile:
             part = part.clone()
         return part.view(form.dtype).view(info.shape)
 
-    def any_nonzero(self, name: str) -> bool:
-        """Whether the tensor holds anything but zeros; true of types that are not served."""
-        return self.infos[name].dtype not in _FORMATS or bool(self.tensor(name).any())
+    def holds_only(self, name: str, value: float) -> bool:
+        """Whether all elements of the tensor are ``value``; false of types that are not served."""
+        if self.infos[name].dtype not in _FORMATS:
+            return False
+        tensor = self.tensor(name)
+        return not bool(tensor.any() if value == 0 else (tensor != value).any())
 
     def not_finite(self) -> list[str]:
         """Names of the tensors that hold NaN or infinity."""

@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from adapters.base import BaseModel, TargetModule
+from adapters.config import parse_config
 from adapters.faults import Faults
 from adapters.files import CONFIG_NAME, WEIGHTS_NAME
-from adapters.lora_config import parse_config
-from adapters.matching import tensor_keys
+from adapters.slots import lay_out
 from adapters.targets import lay_over
 
 
@@ -26,12 +26,17 @@ def base_model_of(model: nn.Module, name: str = "base") -> BaseModel:
     """What adapters need to know about a Hugging Face causal LM; a model on the meta device will do."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     modules: dict[str, TargetModule] = {}
+    norms: dict[str, TargetModule] = {}
     others = []
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not head:
-            modules[path] = TargetModule(path, module.in_features, module.out_features)
+            bias = module.bias is not None
+            modules[path] = TargetModule(path, module.in_features, module.out_features, bias)
         elif isinstance(module, Conv1D):
-            modules[path] = TargetModule(path, module.weight.shape[0], module.weight.shape[1])
+            modules[path] = TargetModule(path, module.weight.shape[0], module.weight.shape[1], True)
+        elif isinstance(module, nn.LayerNorm) and module.bias is not None:
+            width = module.normalized_shape[0]
+            norms[path] = TargetModule(path, width, width, bias=True, linear=False)
         elif path:
             others.append(path)
     config: Any = model.config
@@ -41,7 +46,8 @@ def base_model_of(model: nn.Module, name: str = "base") -> BaseModel:
         model_type=config.model_type,
         fingerprint=f"{zlib.crc32(repr(sorted(modules)).encode()):08x}",
         modules=modules,
-        others=frozenset(others),
+        others=frozenset({*others, *norms}),
+        norms=norms,
     )
 
 
@@ -88,22 +94,42 @@ def lora_tensors(
     scale: float = 0.1,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.Tensor]:
-    """Random A [r, in] and B [out, r] for every module that ``config`` selects, drawn from ±``scale``."""
+    """Random tensors for every module that ``config`` selects: A and B from ±``scale``, see also _RANGES."""
     faults = Faults()
     parsed = parse_config(config, faults)
     targets = lay_over(parsed, base, faults) if parsed is not None else None
-    if targets is None:  # options that are refused do not matter here: tests need such adapters too
+    if parsed is None or targets is None:  # refused options do not matter here: tests need them too
         faults.raise_any()
+    assert parsed is not None
     assert targets is not None
     generator = torch.Generator().manual_seed(seed)
+    layout = lay_out(parsed, targets, base)
     tensors = {}
-    for name, target in targets.items():
-        module = base.modules[name]
-        shapes = (target.rank, module.in_features), (module.out_features, target.rank)
-        for key, shape in zip(tensor_keys(name), shapes, strict=True):
-            values = torch.rand(shape, generator=generator) * 2 - 1
-            tensors[key] = (values * scale).to(dtype)
+    for parts in (*layout.modules.values(), layout.shared):
+        for part, slot in parts.items():
+            low, high = _RANGES.get(part, (-scale, scale)) if parts is not layout.shared else (-0.3, 0.3)
+            values = torch.rand(slot.shape, generator=generator) * (high - low) + low
+            tensors[slot.key] = values.to(dtype)
     return tensors
+
+
+# Of the parts that are not A or B. A row of a tiny model's weights has a norm of about 1.2.
+_RANGES = {
+    "magnitude": (0.8, 1.8),
+    "bias": (-0.3, 0.3),
+    "b_bias": (-0.3, 0.3),
+    "output_scale": (0.5, 1.5),
+    "input_scale": (0.5, 1.5),
+    "b_scale": (-0.5, 0.5),
+    "a_scale": (-0.5, 0.5),
+}
+
+
+def write_kind(directory: Path, base: Path | BaseModel, *, seed: int = 0, **config: Any) -> Path:
+    """Write an adapter of any kind with random tensors: ``config`` is all of its config but the obvious."""
+    model = base_of_directory(base) if isinstance(base, Path) else base
+    full = {"task_type": "CAUSAL_LM", "base_model_name_or_path": "base", "inference_mode": True, **config}
+    return write_artifact(directory, full, lora_tensors(model, full, seed=seed, scale=0.15))
 
 
 def write_artifact(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:

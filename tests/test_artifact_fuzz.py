@@ -57,7 +57,10 @@ def read_or_refuse(directory: Path) -> Artifact | None:
 @FUZZ
 @given(
     st.dictionaries(
-        st.sampled_from([option.key for option in OPTIONS]) | st.text(max_size=5), json_values, max_size=5
+        st.sampled_from([option.key for options in OPTIONS.values() for option in options])
+        | st.text(max_size=5),
+        json_values,
+        max_size=5,
     )
 )
 def test_any_config(tmp_path: Path, changes: dict[str, Any]) -> None:

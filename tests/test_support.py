@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -11,6 +12,7 @@ from peft.utils import PeftType
 
 from adapters.support import INITS, KINDS, OPTIONS, Option, Treatment, support_tables
 
+CONFIGS: dict[str, Any] = {"LORA": peft.LoraConfig, "IA3": peft.IA3Config, "VERA": peft.VeraConfig}
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "adapters.md"
 
 
@@ -25,25 +27,34 @@ def test_every_kind_of_the_installed_peft_has_a_row() -> None:
     assert {kind.value for kind in PeftType} <= {kind.peft_type for kind in KINDS}
 
 
-def test_every_option_of_the_installed_peft_has_a_row() -> None:
-    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
-    assert fields <= {option.key for option in OPTIONS}
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_every_option_of_the_installed_peft_has_a_row(kind: str) -> None:
+    fields = {field.name for field in dataclasses.fields(CONFIGS[kind])}
+    assert fields <= {option.key for option in OPTIONS[kind]}
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option.treatment is Treatment.REFUSED])
-def test_an_option_is_off_by_default(option: Option) -> None:
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [(k, o) for k, options in OPTIONS.items() for o in options if o.treatment is Treatment.REFUSED],
+)
+def test_an_option_is_off_by_default(kind: str, option: Option) -> None:
     """Otherwise every adapter that PEFT saves would be refused."""
-    assert option.is_off(getattr(peft.LoraConfig(), option.key))
+    assert option.is_off(getattr(CONFIGS[kind](), option.key))
 
 
 def test_rows_are_unique_and_every_refusal_has_a_reason() -> None:
-    for names in ([o.key for o in OPTIONS], [k.peft_type for k in KINDS], [i.value for i in INITS]):
+    options = OPTIONS.values()
+    for names in (
+        *([o.key for o in p] for p in options),
+        [k.peft_type for k in KINDS],
+        [i.value for i in INITS],
+    ):
         assert len(names) == len(set(names))
-    for notes in ([o.note for o in OPTIONS], [k.note for k in KINDS], [i.note for i in INITS]):
+    for notes in (*([o.note for o in p] for p in options), [k.note for k in KINDS], [i.note for i in INITS]):
         assert all(notes)
 
 
 def test_zero_is_not_off() -> None:
-    dora = next(option for option in OPTIONS if option.key == "use_dora")
-    assert dora.is_off(False)
-    assert not dora.is_off(0)
+    qalora = next(option for option in OPTIONS["LORA"] if option.key == "use_qalora")
+    assert qalora.is_off(False)
+    assert not qalora.is_off(0)

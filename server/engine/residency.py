@@ -28,6 +28,7 @@ from adapters.store import RevisionStore
 from server.engine.placement import Placement, Revision
 from server.engine.sequence import ResolvedMix
 from server.metrics import BASE, MIX, Metrics
+from server.model.norms import NormFile
 from server.model.pages import PackedAdapter, PagePool
 
 logger = logging.getLogger(__name__)
@@ -294,7 +295,10 @@ class AdapterManager:
             raise ArtifactError(
                 [f"the stored copy of revision {revision.digest[:_SHOWN_DIGITS]} has changed"]
             )
-        return self._pool.pack(artifact.digest, artifact.delta, artifact.activation)
+        norms = NormFile.beside(
+            revision.directory, revision.digest, self.base.fingerprint, self._pool.data.dtype
+        )
+        return self._pool.pack(artifact.digest, artifact.delta, artifact.activation, norms)
 
     # The event loop.
 

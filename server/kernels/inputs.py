@@ -65,6 +65,7 @@ class ModuleShape:
 
     in_features: int
     out_features: int
+    linear: bool = True  # False for a norm, to which an adapter only adds constants; these come last
 
 
 class BaseWeights(Protocol):

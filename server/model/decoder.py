@@ -24,7 +24,7 @@ class Decoder(Protocol):
 
     @property
     def modules(self) -> Sequence[TargetModule]:
-        """The adaptable linear layers; an adapter's page table is in this order."""
+        """The adaptable linear layers, then norms with a bias; an adapter's page table is in this order."""
 
     @property
     def kv_bytes_per_block(self) -> int:

@@ -213,6 +213,6 @@ def _projections(model: Any) -> dict[str, Any]:
 
 def _target_modules(model: Any) -> tuple[TargetModule, ...]:
     return tuple(
-        TargetModule(name, linear.in_features, linear.out_features)
+        TargetModule(name, linear.in_features, linear.out_features, linear.bias is not None)
         for name, linear in _projections(model).items()
     )

@@ -44,11 +44,11 @@ class _Forward:
 
 
 class _Survey:
-    """What one plain forward reveals: the K/V shapes of each layer and which linears see every row."""
+    """What one plain forward reveals: the K/V shapes of each layer and which modules see every row."""
 
     def __init__(self) -> None:
         self.kv_shapes: dict[int, tuple[int, int, int]] = {}  # layer -> (kv heads, key dim, value dim)
-        self.calls: dict[str, list[int]] = {}  # linear -> row count of each call
+        self.calls: dict[str, list[int]] = {}  # module -> row count of each call
 
 
 class GenericDecoder:
@@ -69,17 +69,18 @@ class GenericDecoder:
         if not getattr(model, "_supports_attention_backend", False):
             raise ModelRefused(f"{type(model).__name__} does not support a pluggable attention function")
         AttentionInterface.register(ATTENTION_NAME, paged_attention)
-        linears = _linears(model)
-        self._hook(linears, self._record)
+        layers = _linears(model) | _norms(model)
+        self._hook(layers, self._record)
         self._survey = self._run_survey()
-        self._unhook(linears)
+        self._unhook(layers)
         self.modules = tuple(
             _describe(name, module)
-            for name, module in linears.items()
+            for name, module in layers.items()
             if self._survey.calls.get(name) == [_PROBE_ROWS]
         )
-        self._linear = [linears[m.name] for m in self.modules]
-        self._hook({m.name: linears[m.name] for m in self.modules}, self._add_delta)
+        self._layers = [layers[m.name] for m in self.modules]
+        self._hook({m.name: layers[m.name] for m in self.modules if m.linear}, self._add_delta)
+        self._hook({m.name: layers[m.name] for m in self.modules if not m.linear}, self._add_constant)
         self._index = {m.name: i for i, m in enumerate(self.modules)}
         self._kv: dict[int, PagedKV] = {}
 
@@ -93,13 +94,13 @@ class GenericDecoder:
         return self._model.get_input_embeddings().weight  # type: ignore[no-any-return]
 
     def weight(self, module: int) -> torch.Tensor:
-        return weight_of(self._linear[module]).to(self._like.dtype)
+        return weight_of(self._layers[module]).to(self._like.dtype)
 
     def bias(self, module: int) -> torch.Tensor | None:
-        return self._linear[module].bias  # type: ignore[return-value]
+        return self._layers[module].bias  # type: ignore[return-value]
 
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:  # noqa: ARG002
-        targets = [ModuleShape(m.in_features, m.out_features) for m in self.modules]
+        targets = [ModuleShape(m.in_features, m.out_features, m.linear) for m in self.modules]
         self._planner = LoraPlanner(pool, targets, self)
         shapes = self._survey.kv_shapes
         like = self._like.detach()
@@ -159,13 +160,13 @@ class GenericDecoder:
             raise ModelRefused(f"{type(self._model).__name__} never called the attention function")
         return survey
 
-    def _hook(self, linears: Mapping[str, nn.Module], function: Callable[..., Any]) -> None:
+    def _hook(self, layers: Mapping[str, nn.Module], function: Callable[..., Any]) -> None:
         self._handles = [
-            module.register_forward_hook(partial(function, name)) for name, module in linears.items()
+            module.register_forward_hook(partial(function, name)) for name, module in layers.items()
         ]
 
-    def _unhook(self, linears: Mapping[str, nn.Module]) -> None:
-        assert len(self._handles) == len(linears)
+    def _unhook(self, layers: Mapping[str, nn.Module]) -> None:
+        assert len(self._handles) == len(layers)
         for handle in self._handles:
             handle.remove()
 
@@ -188,6 +189,13 @@ class GenericDecoder:
         assert len(y) == self._forward.rows, f"{name} does not see every row"
         self._forward.lora.add(self._index[name], args[0].reshape(-1, args[0].shape[-1]), y)
         return y.view(output.shape)
+
+    def _add_constant(
+        self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        if self._forward is None or self._forward.lora is None or self._forward.lora.plain:
+            return None
+        return self._add_delta(name, module, args, output)
 
 
 def paged_attention(
@@ -230,9 +238,21 @@ def _linears(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def _norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Every norm that has a bias."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm) and module.bias is not None
+    }
+
+
 def _describe(name: str, module: nn.Module) -> TargetModule:
     if isinstance(module, Conv1D):
         width_in, width_out = module.weight.shape
-        return TargetModule(name, width_in, width_out)
+        return TargetModule(name, width_in, width_out, bias=True)
+    if isinstance(module, nn.LayerNorm):
+        width = module.normalized_shape[-1]
+        return TargetModule(name, width, width, bias=True, linear=False)
     assert isinstance(module, nn.Linear | Int8Linear)
-    return TargetModule(name, module.in_features, module.out_features)
+    return TargetModule(name, module.in_features, module.out_features, module.bias is not None)

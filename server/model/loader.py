@@ -238,7 +238,7 @@ def decoder_candidates(loaded: LoadedModel, kernels: str = "auto") -> Iterator[D
 
 def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel:
     """What adapters are validated against."""
-    adaptable = {module.name: module for module in decoder.modules}
+    adaptable = {module.name: module for module in decoder.modules if module.linear}
     named = (n for n, m in loaded.hf.named_modules() if n and not list(m.children()))
     return BaseModel(
         name=name,
@@ -249,4 +249,5 @@ def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel
         others=frozenset(n for n in named if n not in adaptable),
         vocab_size=loaded.hf.get_input_embeddings().weight.shape[0],
         text=loaded.tokenizer.base_text(),
+        norms={module.name: module for module in decoder.modules if not module.linear},
     )

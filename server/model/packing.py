@@ -1,9 +1,9 @@
 """From what an adapter says about a module to what the kernels add: all that can be is folded in once.
 
 An adapter alone computes what :class:`ModuleDelta` says; the kernels compute what :class:`AdapterPages`
-says. With g = magnitude / ‖W + s B A‖ the two are the same for
+says. With g = magnitude / ‖W + B' A‖ the two are the same for
 
-    rank pages  A and s g ⊙ B
+    rank pages  A and g ⊙ B'
     gain        γ = g ⊙ l_out − 1
     constant    c = b' − b − (g − 1) ⊙ b + s b_B
 
@@ -20,12 +20,11 @@ import torch
 from adapters.base import TargetModule
 from adapters.delta import ModuleDelta
 from server.kernels.inputs import BaseWeights, page_length
-
-_CHUNK = 1 << 20  # elements of W that are widened to fp32 at a time
+from server.model.norms import RowNorms
 
 
 class ZeroNorm(Exception):
-    """A row of W + s B A is zero, so that DoRA's gain has no value there."""
+    """A row of W + B' A is zero, so that DoRA's gain has no value there."""
 
 
 @dataclass(frozen=True)
@@ -39,25 +38,24 @@ class FoldedModule:
     input_gain: torch.Tensor | None = None  # [in] float32
 
 
-def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModule:
-    """Fold the change to module ``index``; ``base`` is needed by magnitudes and biases only.
+def fold(delta: ModuleDelta, index: int, base: BaseWeights | None, norms: RowNorms) -> FoldedModule:
+    """Fold the change to module ``index``; ``base`` is needed for biases only.
 
     Raises:
         ZeroNorm: see there.
     """
     if not has_vectors(delta):
-        return FoldedModule(delta.a, delta.b.T.float() * delta.scaling)
+        return FoldedModule(delta.a, delta.scaled_b().T)
     scale = None
     if delta.magnitude is not None:
-        assert base is not None, "DoRA needs the base's weights"
-        scale = _dora_gain(delta, base.weight(index))
-    b = delta.b.T.float() * (delta.scaling if scale is None else scale * delta.scaling)
+        scale = _dora_gain(delta.magnitude, norms.of(index, delta))
+    b = delta.scaled_b() if scale is None else delta.scaled_b() * scale[:, None]
     gain = None if scale is None else scale - 1
     if delta.output_scale is not None:
         gain = delta.output_scale.float() - 1
     return FoldedModule(
         a=delta.a,
-        b=b,
+        b=b.T,
         gain=gain,
         constant=_constant(delta, scale, _bias(index, base)),
         input_gain=None if delta.input_scale is None else delta.input_scale.float() - 1,
@@ -82,26 +80,9 @@ def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWei
     return rank_pages + width_out * (gain + constant) + width_in * (delta.input_scale is not None)
 
 
-def row_norms(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
-    """‖W + s B A‖ of each row [out] in fp32, for ``weight`` [out, in], a few rows at a time.
-
-    On the device of ``weight``.
-    """
-    a, b = a.to(weight.device, torch.float32), b.to(weight.device, torch.float32)
-    rows = max(1, _CHUNK // weight.shape[1])
-    starts = range(0, weight.shape[0], rows)
-    parts = [
-        torch.addmm(weight[i : i + rows].float(), b[i : i + rows], a, alpha=scaling).norm(dim=1)
-        for i in starts
-    ]
-    return torch.cat(parts)
-
-
-def _dora_gain(delta: ModuleDelta, weight: torch.Tensor) -> torch.Tensor:
-    """g [out] on the CPU."""
-    assert delta.magnitude is not None
-    norms = row_norms(weight, delta.a, delta.b, delta.scaling).cpu()
-    gain = delta.magnitude.float() / norms
+def _dora_gain(magnitude: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """g [out]."""
+    gain = magnitude.float() / norms
     if not bool(gain.isfinite().all()):
         raise ZeroNorm
     return gain

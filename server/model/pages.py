@@ -23,7 +23,10 @@ from server.kernels.inputs import (
     page_length,
 )
 from server.kernels.memory import zeros
+from server.model.norms import NormFile, RowNorms
 from server.model.packing import FoldedModule, ZeroNorm, elements, fold
+
+_NEGLIGIBLE = 1e-6  # gains and constants of an untrained DoRA: rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,26 +133,48 @@ class PagePool:
         return self._space.release(pages.start) * self.data.element_size()
 
     def pack(
-        self, digest: str, deltas: Mapping[str, ModuleDelta], activation: tuple[int, ...] | None = None
+        self,
+        digest: str,
+        deltas: Mapping[str, ModuleDelta],
+        activation: tuple[int, ...] | None = None,
+        norms: NormFile | None = None,
     ) -> PackedAdapter:
         """Lay an adapter out; what is folded in is so in fp32, before the one rounding to the pool dtype.
 
+        ``norms`` is where DoRA's norms may be kept, so that they need not be computed again.
+
         Raises:
-            ArtifactError: magnitudes that no weight of this base can have (see :class:`ZeroNorm`).
+            ArtifactError: magnitudes that no weight of this base can have (see :class:`ZeroNorm`), or
+                magnitudes and biases that are those of the base.
         """
         parts = [(i, deltas[m.name]) for i, m in enumerate(self.modules) if m.name in deltas]
         size = sum(elements(delta, self.modules[i], i, self._base) for i, delta in parts)
         layout = _Layout(torch.zeros(size, dtype=self.data.dtype), len(self.modules))
+        row_norms = RowNorms(self._base, norms, sum(len(d.b) for _, d in parts if d.magnitude is not None))
         broken = []
         for index, delta in parts:
             try:
-                layout.place(index, fold(delta, index, self._base))
+                layout.place(index, fold(delta, index, self._base, row_norms))
             except ZeroNorm:
                 broken.append(self.modules[index].name)
         if broken:
             where = some(broken, len(broken))
             raise ArtifactError([f"DoRA's magnitudes have no direction: rows of W + BA are zero in {where}"])
-        return layout.finish(digest, activation)
+        row_norms.keep()
+        packed = layout.finish(digest, activation)
+        if packed.vectors is not None and self._idle(packed, layout.largest):
+            raise ArtifactError(["the adapter would do nothing on this base (was it trained?)"])
+        return packed
+
+    def _idle(self, packed: PackedAdapter, largest: float) -> bool:
+        """Whether an adapter whose vectors have that largest element has no B either."""
+        if largest > _NEGLIGIBLE:
+            return False
+        for module, offset, rank in zip(self.modules, packed.offset, packed.rank, strict=True):
+            start = int(offset + rank * page_length(module.in_features))
+            if packed.data[start : start + int(rank) * page_length(module.out_features)].any():
+                return False
+        return True
 
     def check(self) -> None:
         """Assert the allocator's invariants."""
@@ -166,6 +191,7 @@ class _Layout:
         self._rank = np.zeros(modules, np.int32)
         self._vectors = VectorPages(*(np.full(modules, -1, np.int64) for _ in range(3)))
         self._plain = True
+        self.largest = 0.0  # magnitude of an element of any vector
 
     def place(self, index: int, part: FoldedModule) -> None:
         """The next module."""
@@ -186,6 +212,7 @@ class _Layout:
     def _put_vector(self, index: int, offsets: Int64, vector: torch.Tensor | None) -> None:
         if vector is not None:
             self._plain = False
+            self.largest = max(self.largest, float(vector.abs().max()))
             offsets[index] = self._position
             self._put(vector[None])
 

@@ -1,8 +1,8 @@
 """Does the decoder compute what the original model computes? Asked once, before anything is served.
 
-First for the base alone, then with two synthetic adapters of uneven ranks on some of the modules, alone
-and as a mix, beside a sequence that runs the base: whatever a kernel gets wrong about adapters on this
-model and this machine shows before a tenant sees it.
+First for the base alone, then with synthetic adapters of uneven ranks on some of the modules, one of
+which scales inputs and outputs as well, alone and as mixes, beside a sequence that runs the base: whatever
+a kernel gets wrong about adapters on this model and this machine shows before a tenant sees it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from adapters.base import TargetModule
 from adapters.delta import ModuleDelta
 from server.errors import ModelRefused
 from server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs
@@ -36,11 +37,13 @@ _CUTS = ((0, 23, 40, 41), (0, 18, 19, 19))  # chunk boundaries: prefill, a secon
 PROBE_BLOCKS = 1 + sum(-(-n // BLOCK_SIZE) for n in _LENGTHS)
 PROBE_ROWS = sum(_LENGTHS)  # more than any of its steps has
 
-_RANKS = ((0, 4, 9, 16, 1), (8, 0, 8))  # of the modules in turn; 0 leaves a module alone
+_RANKS = ((0, 4, 9, 16, 1), (8, 0, 8), (0, 0, 2))  # of the modules in turn, for each adapter
+_SCALED = 2  # the number of the adapter that also scales inputs or outputs and adds constants
 _STRENGTH = 0.3  # of an adapter's output, relative to that of the module it changes
 _MIXES: tuple[tuple[tuple[tuple[int, float], ...], ...], ...] = (
     (((0, 1.0),), ((0, 0.5), (1, -0.75))),  # (adapter, weight) of either sequence
     ((), ((1, 1.0),)),
+    (((2, 1.0),), ((1, 0.5), (2, -0.5))),
 )
 
 
@@ -67,13 +70,13 @@ def probe_adapters(model: Any, decoder: Decoder, pool: PagePool, dtype: torch.dt
     Raises:
         ModelRefused: the decoder's adapter arithmetic is wrong.
     """
-    adapters = [_synthetic(model, decoder, ranks, seed) for seed, ranks in enumerate(_RANKS)]
+    adapters = [_synthetic(model, decoder, number) for number in range(len(_RANKS))]
     packed = [pool.pack(f"probe-{i}", weights) for i, weights in enumerate(adapters)]
     pages = [pool.reserve(adapter) for adapter in packed]
     taken = [p for p in pages if p is not None]
     try:
         if len(taken) < len(pages):
-            logger.warning("adapters are not probed: --adapter-memory has no room for two small ones")
+            logger.warning("adapters are not probed: --adapter-memory has no room for some small ones")
             return 0.0
         for place, adapter in zip(taken, packed, strict=True):
             pool.write(place, adapter)
@@ -173,28 +176,47 @@ def _inputs(
     )
 
 
-def _synthetic(model: Any, decoder: Decoder, ranks: Sequence[int], seed: int) -> dict[str, ModuleDelta]:
+def _synthetic(model: Any, decoder: Decoder, number: int) -> dict[str, ModuleDelta]:
     """Random weights whose output is about :data:`_STRENGTH` times that of the module, whatever its size."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(number)
+    ranks = _RANKS[number]
     found = {}
     for index, module in enumerate(decoder.modules):
         rank = ranks[index % len(ranks)]
-        if not rank:
+        vectors = _vectors(module, index, generator) if number == _SCALED else {}
+        if not module.linear or not (rank or vectors):
             continue
         spread = float(weight_of(model.get_submodule(module.name)).float().std())
         a = torch.randn(rank, module.in_features, generator=generator) / math.sqrt(module.in_features)
         b = torch.randn(module.out_features, rank, generator=generator) * spread
-        found[module.name] = ModuleDelta(a, b, _STRENGTH * math.sqrt(module.in_features / rank))
+        scaling = _STRENGTH * math.sqrt(module.in_features / max(rank, 1))
+        found[module.name] = ModuleDelta(a, b, scaling, **vectors)
     return found
+
+
+def _vectors(module: TargetModule, index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """One kind of vector for each module in turn."""
+
+    def random(width: int, mean: float) -> torch.Tensor:
+        return mean + _STRENGTH * torch.randn(width, generator=generator)
+
+    return (
+        {"output_scale": random(module.out_features, 1.0)},
+        {"input_scale": random(module.in_features, 1.0)},
+        {"b_bias": random(module.out_features, 0.0)},
+        {},
+    )[index % 4]
 
 
 @contextmanager
 def _adapted(model: Any, mix: Sequence[tuple[Mapping[str, ModuleDelta], float]]) -> Iterator[None]:
     """Within the block the modules of ``model`` add the mix's deltas to their outputs."""
+    names = {name for adapter, _ in mix for name in adapter}
     handles = [
-        model.get_submodule(name).register_forward_hook(_Delta(lora, weight))
-        for adapter, weight in mix
-        for name, lora in adapter.items()
+        model.get_submodule(name).register_forward_hook(
+            _Delta([(adapter[name], weight) for adapter, weight in mix if name in adapter])
+        )
+        for name in names
     ]
     try:
         yield
@@ -204,16 +226,31 @@ def _adapted(model: Any, mix: Sequence[tuple[Mapping[str, ModuleDelta], float]])
 
 
 class _Delta:
-    """A forward hook that adds ``weight · scaling · B (A x)``, in fp32."""
+    """A forward hook that adds the weighted changes of a module's mix, in fp32."""
 
-    def __init__(self, lora: ModuleDelta, weight: float) -> None:
-        self._lora = lora
-        self._factor = lora.scaling * weight
+    def __init__(self, members: Sequence[tuple[ModuleDelta, float]]) -> None:
+        self._members = members
 
     def __call__(
         self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor:
-        del module
-        x = args[0].float()
-        a, b = self._lora.a.to(x.device), self._lora.b.to(x.device)
-        return output + ((x @ a.T) @ b.T * self._factor).to(output.dtype)
+        x, y = args[0], output.float()
+        changes = (weight * _change(delta, module, x, y) for delta, weight in self._members)
+        return (y + sum(changes)).to(output.dtype)
+
+
+def _change(delta: ModuleDelta, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """What an adapter without magnitudes adds to ``y``, the output of ``module`` for ``x``."""
+
+    def here(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(x.device)
+
+    change = (x.float() @ here(delta.a).T) @ here(delta.b).T * delta.scaling
+    if delta.b_bias is not None:
+        change = change + delta.scaling * here(delta.b_bias)
+    if delta.output_scale is not None:
+        change = change + (here(delta.output_scale) - 1) * y
+    if delta.input_scale is not None:
+        zero = module.forward(torch.zeros_like(x))
+        change = change + module.forward((x * (here(delta.input_scale) - 1)).to(x.dtype)) - zero
+    return change

@@ -91,9 +91,9 @@ def _add(model: Any, artifact: Artifact, weight: float) -> None:
 
 
 def assert_logits_match(
-    found: torch.Tensor, expected: torch.Tensor, tolerance: float = LOGITS_TOLERANCE
+    found: torch.Tensor, expected: torch.Tensor, tolerance: float = LOGITS_TOLERANCE, name: str = ""
 ) -> None:
     """Compare logits [n, V] relative to the largest of ``expected``."""
     assert found.shape == expected.shape
     difference = float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
-    assert difference <= tolerance, f"logits differ by {difference:.2g} relative"
+    assert difference <= tolerance, f"logits differ by {difference:.2g} relative {name}"

@@ -10,6 +10,7 @@ from server.kernels.cpu import NativeStep, abi
 from server.kernels.cpu.build import VARIANTS, Variant, best_variant, library
 from server.kernels.reference.step import ReferenceStep
 from tests.kernels.worlds import (
+    VECTORS,
     Batcher,
     Pages,
     Sequence_,
@@ -88,16 +89,28 @@ def test_steps_err_no_more_than_bf16_must(shape: Shape, variant: Variant) -> Non
     weights = random_decoder(shape)
     pages = Pages(weights)
     small, odd = pages.random(3, seed=1), pages.random([17, 1, 0, 5, 64, 3, 16], seed=2)
+    scaled = pages.random([4, 0, 3, 0, 0, 9, 2], seed=3, vectors=VECTORS)
     backends = (
         native_step(shape, pages, variant),
         ReferenceStep(weights, pages.pool, BLOCKS),
         oracle(weights, pages.pool, BLOCKS),
     )
     batch = Batcher(BLOCKS, shape.vocab)
-    mixes = [(), ((small, 1.0),), ((odd, 1.0),), ((odd, -0.5), (small, 1.5)), ((small, 1.0),), ()]
-    sequences = [batch.sequence(n, mix) for n, mix in zip((300, 17, 40, 16, 5, 4), mixes, strict=True)]
+    mixes = [
+        (),
+        ((small, 1.0),),
+        ((odd, 1.0),),
+        ((odd, -0.5), (small, 1.5)),
+        ((small, 1.0),),
+        (),
+        ((scaled, 1.0),),
+        ((odd, 0.3), (scaled, -0.7)),
+        ((scaled, 1.0),),
+    ]
+    lengths = (300, 17, 40, 16, 5, 4, 30, 6, 4)
+    sequences = [batch.sequence(n, mix) for n, mix in zip(lengths, mixes, strict=True)]
     errors = []
-    for counts in ([len(s.tokens) - 3 for s in sequences], [1] * 6, [1] * 6, [1] * 6):
+    for counts in ([len(s.tokens) - 3 for s in sequences], [1] * 9, [1] * 9, [1] * 9):
         inputs = batch.step(list(zip(sequences, counts, strict=True)), all_logits=True)
         native, rounded, exact = (backend.step(inputs) for backend in backends)
         errors.append((relative_error(native, exact), relative_error(rounded, exact)))
@@ -122,6 +135,32 @@ def test_the_delta_of_an_adapter(rank: int, rows: int, variant: Variant) -> None
     expected = exact.step(inputs[1]) - exact.step(inputs[0])
     assert expected.norm() > 0.1 * exact.step(inputs[0]).norm()
     assert relative_error(delta, expected) < 0.05
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 60])
+@pytest.mark.parametrize("place", range(7))
+@pytest.mark.parametrize("letters", ["g", "c", "i", "gci"])
+def test_the_delta_of_vectors(letters: str, place: int, rows: int, variant: Variant) -> None:
+    """On each module by itself; twice in one mix, with other weights."""
+    shape = Shape(hidden=80, intermediate=112, layers=1, bias=True)
+    weights = random_decoder(shape)
+    pages = Pages(weights)
+    adapters = [
+        pages.random(0, seed=seed, strength=3.0, vectors=[letters if m == place else "" for m in range(7)])
+        for seed in (1, 2)
+    ]
+    mix = ((adapters[0], 0.7), (adapters[1], -0.4))
+    native, exact = native_step(shape, pages, variant), oracle(weights, pages.pool, BLOCKS)
+    batch = Batcher(BLOCKS, shape.vocab)
+    plain = batch.sequence(rows)
+    changed = Sequence_(plain.tokens, batch.sequence(rows).blocks, mix)
+    inputs = [batch.step([(s, rows)], all_logits=True) for s in (plain, changed)]
+    delta = native.step(inputs[1]).clone() - native.step(inputs[0])
+    expected = exact.step(inputs[1]) - exact.step(inputs[0])
+    whole = exact.step(inputs[0]).norm()
+    assert (delta - expected).norm() < 0.05 * expected.norm() + 0.005 * whole
+    if place > 1:  # a few rows hardly tell what q and k are
+        assert expected.norm() > 0.05 * whole
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 127, 128, 129, 260, 1000])
@@ -152,18 +191,33 @@ def logits_of(
 
 
 @pytest.mark.parametrize("name", ["plain", "groups of 3", "groups of 7, head size 80", "windows"])
-@pytest.mark.parametrize("adapted", [False, True], ids=["base", "mix"])
+@pytest.mark.parametrize("adapted", ["base", "mix", "vectors"])
 def test_the_same_bits_in_any_batch_chunking_and_number_of_threads(
-    name: str, adapted: bool, variant: Variant
+    name: str, adapted: str, variant: Variant
 ) -> None:
     shape = SHAPES[name]
     pages = Pages(random_decoder(shape))
     first, second = pages.random(5, seed=1), pages.random(33, seed=2)
-    mix = ((first, 0.5), (second, 1.0)) if adapted else ()
+    scaled = pages.random([4, 0, 3, 0, 0, 9, 2], seed=3, vectors=VECTORS)
+    inputs_only = pages.random(0, seed=4, vectors=["i"] * 7)
+    mix = {
+        "base": (),
+        "mix": ((first, 0.5), (second, 1.0)),
+        "vectors": ((first, 0.5), (scaled, 0.8), (inputs_only, -0.3)),
+    }[adapted]
     batch = Batcher(BLOCKS, shape.vocab)
     sequence = batch.sequence(200, mix)
     others = [
-        batch.sequence(n, m) for n, m in ((60, ()), (30, ((first, 2.0),)), (90, mix), (20, mix), (8, mix))
+        batch.sequence(n, m)
+        for n, m in (
+            (60, ()),
+            (30, ((first, 2.0),)),
+            (90, mix),
+            (20, mix),
+            (8, mix),
+            (40, ((inputs_only, 1.0),)),
+            (25, ((scaled, 1.0), (second, 0.2))),
+        )
     ]
     alone = logits_of(native_step(shape, pages, variant, threads=1), sequence, [200], [])
     for threads, cuts in (

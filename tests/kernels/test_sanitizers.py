@@ -18,7 +18,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import server.kernels.cpu.backend as backend
-from tests.kernels.worlds import Batcher, Pages, Shape, random_decoder
+from tests.kernels.worlds import VECTORS, Batcher, Pages, Shape, random_decoder
 
 backend.library = lambda variant: Path(sys.argv[1])
 for shape in (
@@ -28,10 +28,15 @@ for shape in (
     weights = random_decoder(shape)
     pages = Pages(weights, elements=1 << 18)
     one, two = pages.random(5, seed=1), pages.random([17, 1, 0, 5, 16, 3, 2], seed=2)
+    scaled = pages.random([4, 0, 3, 0, 0, 9, 2], seed=3, vectors=VECTORS)
+    scales_only = pages.random(0, seed=4, vectors=["gci"] * 7)
     native = backend.NativeStep(weights, pages.pool[: pages.used], 48, 4, 2)
     batch = Batcher(48, shape.vocab)
-    mixes = ((), ((one, 1.0),), ((two, 1.0),), ((one, -0.5), (two, 1.5)))
-    sequences = [batch.sequence(n, m) for n, m in zip((300, 17, 40, 5), mixes)]
+    mixes = (
+        (), ((one, 1.0),), ((two, 1.0),), ((one, -0.5), (two, 1.5)),
+        ((scaled, 1.0),), ((scales_only, 1.0),), ((one, 1.0), (scales_only, 0.5), (scaled, -1.0)),
+    )
+    sequences = [batch.sequence(n, m) for n, m in zip((200, 17, 40, 5, 30, 5, 6), mixes)]
     for take in (lambda s: len(s.tokens) - 2, lambda s: 1, lambda s: 1):
         assert native.step(batch.step([(s, take(s)) for s in sequences], all_logits=True)).isfinite().all()
     assert native.step(batch.step([(batch.sequence(1), 1)])).isfinite().all()

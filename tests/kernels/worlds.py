@@ -12,6 +12,7 @@ from server.kernels.inputs import (
     BLOCK_SIZE,
     AdapterPages,
     StepInputs,
+    VectorPages,
     lora_inputs,
     page_length,
 )
@@ -104,6 +105,9 @@ def in_float32(weights: DecoderWeights) -> DecoderWeights:
     )
 
 
+VECTORS = ("gc", "g", "", "i", "gi", "c", "gci")  # of q, k, v, o, gate, up, down
+
+
 class Pages:
     """A pool of rank pages that adapters are written to one after the other."""
 
@@ -117,11 +121,21 @@ class Pages:
         """Elements written so far; nothing behind them may be read."""
         return self._next
 
-    def random(self, rank: int | Sequence[int], seed: int, strength: float = 1.0) -> AdapterPages:
-        """An adapter of that rank in every module, or of ``rank[m % 7]`` in module m."""
+    def random(
+        self,
+        rank: int | Sequence[int],
+        seed: int,
+        strength: float = 1.0,
+        vectors: Sequence[str] | None = None,
+    ) -> AdapterPages:
+        """An adapter of that rank in every module, or of ``rank[m % 7]`` in module m.
+
+        ``vectors[m % 7]`` says by letters which of gain, constant and input gain module m has.
+        """
         generator = torch.Generator().manual_seed(seed)
         ranks = [rank] * 7 if isinstance(rank, int) else list(rank)
         offsets, all_ranks = [], []
+        tables = {letter: np.zeros(len(self._shapes), np.int64) for letter in "gci"}
         for module, shape in enumerate(self._shapes):
             r = ranks[module % 7]
             all_ranks.append(r)
@@ -130,7 +144,16 @@ class Pages:
             b = torch.randn(r, shape.out_features, generator=generator) * strength * max(r, 1) ** -0.5
             self._write(a)
             self._write(b)
-        return AdapterPages(f"{seed:08x}", np.array(offsets, np.int64), np.array(all_ranks, np.int32))
+            for letter in vectors[module % 7] if vectors is not None else "":
+                tables[letter][module] = self._next
+                width = shape.in_features if letter == "i" else shape.out_features
+                self._write(0.3 * strength * torch.randn(1, width, generator=generator))
+        return AdapterPages(
+            f"{seed:08x}",
+            np.array(offsets, np.int64),
+            np.array(all_ranks, np.int32),
+            vectors=None if vectors is None else VectorPages(tables["g"], tables["c"], tables["i"]),
+        )
 
     def _write(self, rows: torch.Tensor) -> None:
         length = page_length(rows.shape[1])

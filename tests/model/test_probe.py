@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from server.errors import ModelRefused
-from server.kernels.inputs import StepInputs
+from server.kernels.inputs import AdapterPages, StepInputs
 from server.model.decoder import Decoder
 from server.model.fused import FusedDecoder
 from server.model.generic import GenericDecoder
@@ -142,7 +142,41 @@ class GivesTheBaseAnAdapter(Altered):
         return replace(inputs, lora=everyone)
 
 
-@pytest.mark.parametrize("kind", [ForgetsAdapters, IgnoresWeights, GivesTheBaseAnAdapter])
+class ForgetsVectors(Altered):
+    forgotten = "gain"
+
+    def see(self, inputs: StepInputs) -> StepInputs:
+        lora = inputs.lora
+        if lora is None:
+            return inputs
+        return replace(inputs, lora=replace(lora, adapters=tuple(map(self._without, lora.adapters))))
+
+    def _without(self, pages: AdapterPages) -> AdapterPages:
+        if pages.vectors is None:
+            return pages
+        nothing = np.zeros(len(pages.rank), np.int64)
+        return replace(pages, vectors=replace(pages.vectors, **{self.forgotten: nothing}))
+
+
+class ForgetsConstants(ForgetsVectors):
+    forgotten = "constant"
+
+
+class ForgetsInputs(ForgetsVectors):
+    forgotten = "input_gain"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ForgetsAdapters,
+        IgnoresWeights,
+        GivesTheBaseAnAdapter,
+        ForgetsVectors,
+        ForgetsConstants,
+        ForgetsInputs,
+    ],
+)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_wrong_adapter_arithmetic_is_found_out(tmp_path: Path, family: str, kind: type[Altered]) -> None:
     loaded = load(tiny_model(tmp_path, family))

@@ -83,7 +83,8 @@ class NativeStep:
         """W [out, in] of a LoRA target module, unpacked."""
         layer, name = self._weights.place(module)
         outputs, inputs = dense(getattr(self._weights.layers[layer], name)).shape
-        return self._packed.matrix(layer, name, outputs, inputs)[self._weights.rows(module)]
+        start, stop, _ = self._weights.rows(module).indices(outputs)
+        return self._packed.rows(layer, name, range(start, stop), inputs)
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step. Returns fp32 logits [R, V] of ``inputs.logits_rows``, valid until the next step.
@@ -124,6 +125,7 @@ class _LoraTables:
         self._offset = np.empty(0, np.uintp)
         self._rank = np.empty(0, np.uintp)
         self._max_rank = np.empty(0, np.int32)
+        self._vectors = [np.empty(0, np.uintp)] * 3  # gains, constants, input gains
 
     def struct(self, inputs: LoraInputs) -> abi.Lora:
         if inputs.adapters != self._adapters:
@@ -131,11 +133,20 @@ class _LoraTables:
             self._offset = np.array([pages.offset.ctypes.data for pages in inputs.adapters], np.uintp)
             self._rank = np.array([pages.rank.ctypes.data for pages in inputs.adapters], np.uintp)
             self._max_rank = np.array([pages.rank.max() for pages in inputs.adapters], np.int32)
+            vectors = [pages.vectors for pages in inputs.adapters]
+            self._vectors = [
+                np.array([0 if v is None else getattr(v, kind).ctypes.data for v in vectors], np.uintp)
+                for kind in ("gain", "constant", "input_gain")
+            ]
+        gain, constant, input_gain = (table.ctypes.data for table in self._vectors)
         return abi.Lora(
             adapters=len(inputs.adapters),
             offset=self._offset.ctypes.data,
             rank=self._rank.ctypes.data,
             max_rank=self._max_rank.ctypes.data,
+            gain=gain,
+            constant=constant,
+            input_gain=input_gain,
             start=inputs.start.ctypes.data,
             adapter=inputs.adapter.ctypes.data,
             weight=inputs.weight.ctypes.data,

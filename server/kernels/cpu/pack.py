@@ -48,13 +48,20 @@ class PackedWeights:
         """Bytes of everything packed or held."""
         return total_bytes([*self._keep, *(packed for layer in self._matrices for packed in layer.values())])
 
-    def matrix(self, layer: int, name: str, outputs: int, inputs: int) -> torch.Tensor:
-        """A packed matrix ("qkv", "o", "gate_up" or "down") as it was given, [outputs, inputs]."""
-        packed = self._matrices[layer][name]
-        rows = packed.view(-1, inputs // 2, _BLOCK, 2).transpose(1, 2).reshape(-1, inputs)
+    def rows(self, layer: int, name: str, rows: range, inputs: int) -> torch.Tensor:
+        """Rows of a packed matrix ("qkv", "o", "gate_up" or "down") as they were given, [rows, inputs].
+
+        Of "gate_up" they must be the gate's or the up projection's, all of them.
+        """
+        pairs = self._matrices[layer][name].view(torch.int32).view(-1, inputs // 2, _BLOCK)
         if name == "gate_up":
-            rows = rows.view(-1, 2, 16, inputs).transpose(0, 1).reshape(-1, inputs)
-        return rows[:outputs].contiguous()
+            first = 0 if rows.start == 0 else _BLOCK // 2
+            blocks, skipped = pairs[:, :, first : first + _BLOCK // 2], 0
+        else:
+            blocks = pairs[rows.start // _BLOCK : -(-rows.stop // _BLOCK)]
+            skipped = rows.start % _BLOCK
+        whole = blocks.transpose(1, 2).contiguous().view(-1, inputs // 2).view(torch.bfloat16)
+        return whole[skipped : skipped + len(rows)]
 
     def _layer(self, layer: LayerWeights) -> abi.Layer:
         packed = {

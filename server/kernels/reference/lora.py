@@ -77,16 +77,19 @@ class LoraPlan:
     ) -> None:
         self._pool = pool
         self._shapes = shapes
-        plain = all(pages.vectors is None for pages in inputs.adapters)
-        self._vectors = None if plain else VectorPlan(pool, shapes, inputs, rows, base)
+        self.plain = all(pages.vectors is None for pages in inputs.adapters)
+        self._vectors = None if self.plain else VectorPlan(pool, shapes, inputs, rows, base)
         self._segments, loose = _split(inputs, rows)
-        self._gathered = [_gather_plan(shapes, inputs, g, pool.device) for g in _by_rank(inputs, loose)]
+        linear = [shape for shape in shapes if shape.linear]
+        self._gathered = [_gather_plan(linear, inputs, g, pool.device) for g in _by_rank(inputs, loose)]
 
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add the delta of ``module`` for input ``x`` [T, in] to the base's ``y`` [T, out] in place."""
         if self._vectors is not None:
             self._vectors.add(module, x, y)
         shape = self._shapes[module]
+        if not shape.linear:
+            return
         for segment in self._segments:
             self._add_segment(module, shape, segment, x, y)
         for group in self._gathered:
@@ -256,8 +259,8 @@ def _page_grid(
     """Unit indices of A and B pages and their coefficients, each [M, R, E * max rank]."""
     a_len = np.array([page_length(s.in_features) for s in shapes], np.int64)
     b_len = np.array([page_length(s.out_features) for s in shapes], np.int64)
-    rank = np.stack([p.rank for p in adapters]).astype(np.int64)[adapter]  # [R, E, M]
-    offset = np.stack([p.offset for p in adapters])[adapter]
+    rank = np.stack([p.rank[: len(shapes)] for p in adapters]).astype(np.int64)[adapter]  # [R, E, M]
+    offset = np.stack([p.offset[: len(shapes)] for p in adapters])[adapter]
     page = np.arange(max(int(rank.max()), 1))
     valid = (page < rank[..., None]) & present[:, :, None, None]  # [R, E, M, r]
     a = np.where(valid, offset[..., None] + page * a_len[:, None], 0) // PAGE_ALIGN

@@ -57,6 +57,11 @@ struct Lora {
   const int64_t* const* offset;  // [adapters][7 layers] first element of a module's pages in the pool
   const int32_t* const* rank;    // [adapters][7 layers]
   const int32_t* max_rank;       // [adapters] largest of an adapter's ranks
+  // [adapters] null, or [7 layers] first element of a module's vector in the pool, 0 where it has none. A row
+  // computes y + sum of weight (gain y + constant) + W (sum of weight input_gain x), y with the base's bias.
+  const int64_t* const* gain;
+  const int64_t* const* constant;
+  const int64_t* const* input_gain;
   const int32_t* start;          // [sequences + 1]
   const int32_t* adapter;        // [entries] index into the adapters
   const float* weight;           // [entries]

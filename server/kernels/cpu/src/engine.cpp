@@ -26,7 +26,8 @@ Engine::Engine(const Decoder& decoder)
       layers_(decoder.layer, decoder.layer + decoder.layers),
       kv_(kv_layer_elements(decoder) * decoder.layers),
       states_(static_cast<size_t>(decoder.threads)),
-      queues_{StealQueue(static_cast<int>(decoder.threads)), StealQueue(static_cast<int>(decoder.threads))} {
+      queues_{StealQueue(static_cast<int>(decoder.threads)), StealQueue(static_cast<int>(decoder.threads))},
+      image_queue_(static_cast<int>(decoder.threads)) {
   decoder_.layer = layers_.data();
   std::vector<int64_t> windows;
   for (const Layer& layer : layers_) {
@@ -56,7 +57,8 @@ void Engine::prepare(const Step& step) {
     space_.rows = rows;
   }
   queues_[0].reset();
-  lora_.build(step.lora, d.pool, step, padded(std::max({qkv_columns(d), d.hidden, 2 * d.intermediate})));
+  lora_.build(step.lora, d.pool, step, padded(std::max({qkv_columns(d), d.hidden, 2 * d.intermediate})),
+              padded(std::max({d.hidden, d.heads * d.head_dim, d.intermediate})));
   for (AttentionPlan& plan : plans_) {
     plan.build(step, d.heads, d.kv_heads, d.head_dim, static_cast<int>(d.threads));
     shared_.reserve(plan, d.heads / d.kv_heads, d.head_dim);
@@ -66,6 +68,7 @@ void Engine::prepare(const Step& step) {
     for (LoraShare& share : state.lora) share.reserve(lora_);
     state.lora_scratch.reserve(lora_);
     state.delta_terms.reserve(simd::kGemmRows * 2 * lora_.max_entries);
+    if (lora_.any_vectors) state.vector_terms.reserve(simd::kGemmRows * 2 * (lora_.max_entries + 1));
   }
 }
 
@@ -157,13 +160,33 @@ void Engine::project(const Step& step, int64_t number, ThreadState& mine, const 
     lora_shrink(lora_, site, share);
     worker.sync();
   }
-  LoraDelta delta(lora_, site, mine.delta_terms.data(), own_first_block(job.outputs, worker));
+  if (lora_.any_vectors) make_images(site, number, worker);
+  LoraDelta delta(lora_, site, mine.delta_terms.data(), mine.vector_terms.data(), own_first_block(job.outputs, worker));
   job.delta = &delta;
   if (lora_.any_direct) job.next = share.ranges.front().data;
   multiply(job, number, worker);
   worker.sync();
   if (lora_.any_direct) {
     lora_direct(lora_, site, share, mine.lora_scratch);
+    worker.sync();
+  }
+}
+
+// The products of the weights with inputs that adapters scale. Ends with a barrier if there are any.
+void Engine::make_images(const LoraSite& site, int64_t number, const Worker& worker) {
+  const int64_t rows = static_cast<int64_t>(lora_.scaled_from.size());
+  for (int64_t m = 0; m < site.modules; m++) {
+    if (!scales_input(lora_, site, m)) continue;
+    if (worker.index == 0) image_queue_.reset();
+    scale_inputs(lora_, site, m, worker);
+    worker.sync();
+    Gemm job = product_of(number, rows);
+    job.x = lora_.scaled.data();
+    job.x_stride = round_up(site.in, kPageAlign);
+    job.bias = nullptr;
+    job.output = {Sink::kFloat, lora_.images.data() + m * rows * lora_.output_stride, lora_.output_stride};
+    job.queue = &image_queue_;
+    gemm(job, worker);
     worker.sync();
   }
 }

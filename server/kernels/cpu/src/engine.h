@@ -27,6 +27,7 @@ struct ThreadState {
   Upcoming upcoming;
   LoraScratch lora_scratch;
   Buffer<DeltaTerm> delta_terms;
+  Buffer<VectorTerm> vector_terms;
   AttentionScratch attention;
 };
 
@@ -45,6 +46,7 @@ struct Engine {
   void attend(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker);
   void project(const Step& step, int64_t number, ThreadState& mine, const Worker& worker);
   void announce(int64_t number, ThreadState& mine, const Worker& worker);
+  void make_images(const LoraSite& site, int64_t number, const Worker& worker);
   void multiply(Gemm job, int64_t number, const Worker& worker);
   void logits(const Step& step, const Worker& worker);
 
@@ -64,5 +66,6 @@ struct Engine {
   std::vector<size_t> layer_plan_;
   AttentionShared shared_;
   StealQueue queues_[2];               // of this product and the next
+  StealQueue image_queue_;
   Barrier barrier_;
 };

@@ -1,4 +1,5 @@
-// The LoRA delta y += sum over a row's mix of weight * B (A x), for the outputs y of one GEMM. Two ways:
+// The adapters' delta y += sum over a row's mix of weight * (B (A x) + gain y + constant), for the outputs y of one
+// GEMM, and W (sum of weight * input_gain x), which is a GEMM of its own ("image", lora_vectors.cpp). Two ways:
 //   - Segments of several rows ("tiled"): t = A x is computed before the GEMM, and the GEMM multiplies its tiles'
 //     part of B while they are in registers (lora_delta.h).
 //   - Rows that share their mix with at most one other ("direct"): the GEMM leaves their outputs in fp32; after
@@ -6,7 +7,7 @@
 //
 // Weights are read in place from the page pool: for a module, `rank` rows of A then `rank` columns of B, each
 // padded to 32 elements. Every number is accumulated in one fixed order (inputs ascending; then adapters in
-// the mix's order, ranks ascending, starting from 0), so neither the way nor the other rows of the step change a bit.
+// the mix's order, ranks ascending, starting from 0; then gains and constants in the mix's order; then the image), so neither the way nor the other rows of the step change a bit.
 #pragma once
 
 #include <cstdint>
@@ -50,9 +51,18 @@ struct LoraStep {
   Buffer<float> t;                  // [rows][t_stride] of tiled rows, mix weights included
   Buffer<float> outputs;            // [direct rows][output_stride] the GEMM's outputs, in the order of its blocks
 
+  bool any_vectors = false;         // gains, constants or input gains
+  std::vector<int64_t> scaled_row;  // [rows] row of `scaled`, or -1: its mix scales no input
+  std::vector<int64_t> scaled_from; // the row of the step that each row of `scaled` is made from
+  Buffer<bf16> scaled;              // [scaled rows][input columns] x times a mix's input gains
+  Buffer<float> images;             // [modules][scaled rows][output_stride] in the order of the GEMM's blocks
+
   bool active() const { return lora != nullptr; }
-  // `columns`: the most outputs of any site, rounded up to whole blocks.
-  void build(const Lora* mixes, const bf16* pages, const Step& step, int64_t columns);
+  // `columns` and `inputs`: the most of any site, rounded up to whole blocks.
+  void build(const Lora* mixes, const bf16* pages, const Step& step, int64_t columns, int64_t inputs);
+
+ private:
+  void find_scaled(const Step& step, int64_t inputs);
 };
 
 // Modules that share an input and whose outputs are computed by one GEMM.
@@ -76,6 +86,41 @@ struct LoraPages {
 };
 
 LoraPages pages_of(const LoraStep& step, const LoraSite& site, int64_t entry, int64_t module);
+
+// The vectors of one module of one adapter; null where it has none.
+struct LoraVectors {
+  const bf16* gain;
+  const bf16* constant;
+  const bf16* input_gain;
+  float weight;          // of the adapter in the mix
+
+  bool at_output() const { return gain != nullptr || constant != nullptr; }
+};
+
+LoraVectors vectors_of(const LoraStep& step, const LoraSite& site, int64_t entry, int64_t module);
+
+// Whether the segment's mix scales the module's input.
+bool scales_input(const LoraStep& step, const LoraSite& site, const LoraSegment& segment, int64_t module);
+
+// Whether any mix of the step scales it.
+bool scales_input(const LoraStep& step, const LoraSite& site, int64_t module);
+
+// scaled[i] = x times the sum of the mix's weighted input gains, for this thread's share of the rows.
+void scale_inputs(const LoraStep& step, const LoraSite& site, int64_t module, const Worker& worker);
+
+// The image of a row of a segment that scales the module's input, in the order of the GEMM's blocks.
+inline const float* image_of(const LoraStep& step, int64_t row, int64_t module) {
+  const int64_t rows = static_cast<int64_t>(step.scaled_from.size());
+  return step.images.data() + (module * rows + step.scaled_row[static_cast<size_t>(row)]) * step.output_stride;
+}
+
+// sum + weight (gain y + constant), of kLanes outputs from `column` of the module on.
+ML_INLINE simd::Float add_vectors(const LoraVectors& vectors, int64_t column, simd::Float y, simd::Float sum) {
+  const simd::Float weight = simd::splat(vectors.weight);
+  if (vectors.gain != nullptr) sum = simd::fma(simd::mul(simd::load_bf16(vectors.gain + column), weight), y, sum);
+  if (vectors.constant != nullptr) sum = simd::fma(simd::load_bf16(vectors.constant + column), weight, sum);
+  return sum;
+}
 
 // Some rows of A of one module of one entry, for a tiled segment.
 struct ShrinkItem {
@@ -108,6 +153,7 @@ struct LoraShare {
 struct LoraScratch {
   Buffer<float> panel;   // [2 modules][kDirectRows][output_stride]
   Buffer<float> t;       // [kDirectRows][t_stride]
+  std::vector<LoraVectors> vectors[2];  // of the two modules
 
   void reserve(const LoraStep& step);
 };

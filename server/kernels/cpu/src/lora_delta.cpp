@@ -56,13 +56,30 @@ void add_term(const DeltaTerm& term, int64_t t_stride, float (*tile)[kBlockOutpu
   }
 }
 
+// Adds to the deltas `sum` of the outputs `tile`.
+void add_term(const VectorTerm& term, int64_t image_stride, const float (*tile)[kBlockOutputs], float (*sum)[kBlockOutputs]) {
+  for (int m = 0; m < term.rows; m++) {
+    const float* y = tile[term.row + m] + term.column;
+    float* delta = sum[term.row + m] + term.column;
+    for (int c = 0; c < 16; c += kLanes) {
+      Float piece = simd::load(delta + c);
+      if (term.image != nullptr) {
+        piece = simd::add(piece, simd::load(term.image + m * image_stride + c));
+      } else {
+        piece = add_vectors(term.vectors, term.at + c, simd::load(y + c), piece);
+      }
+      simd::store(delta + c, piece);
+    }
+  }
+}
+
 }  // namespace
 
 void LoraDelta::begin_tile(int64_t row, int rows, int64_t block) {
   row_ = row;
   rows_ = rows;
   block_ = block;
-  count_ = lines_ = fetched_ = next_term_ = next_rank_ = 0;
+  count_ = vector_count_ = lines_ = fetched_ = next_term_ = next_rank_ = 0;
   for (int m = 0; m < rows;) {
     if (step_.direct_row[static_cast<size_t>(row + m)] != kTiledRow) {
       m++;
@@ -71,6 +88,7 @@ void LoraDelta::begin_tile(int64_t row, int rows, int64_t block) {
     const LoraSegment& segment = step_.segments[static_cast<size_t>(step_.segment_of[static_cast<size_t>(row + m)])];
     const int count = static_cast<int>(std::min<int64_t>(rows - m, segment.row + segment.rows - row - m));
     add_terms(segment, row + m, m, count, block);
+    if (step_.any_vectors) add_vector_terms(segment, row + m, m, count, block);
     m += count;
   }
 }
@@ -82,8 +100,7 @@ void LoraDelta::add_terms(const LoraSegment& segment, int64_t row, int first, in
     for (int64_t m = 0; m < site_.modules; m++) {
       const LoraPages pages = pages_of(step_, site_, e, m);
       for (int half = 0; half < 2; half++) {
-        if (site_.interleaved() && half != m) continue;
-        const int64_t column = site_.interleaved() ? block * 16 : block * kBlockOutputs + half * 16 - module_begin;
+        const int64_t column = column_of(m, module_begin, block, half);
         if (pages.rank == 0 || column < 0 || column >= site_.out[m]) continue;
         // Lines are fetched in pairs, as far as the memory's rows are concerned: at every 64th output.
         const bool opens = column % 64 == 0 || (block == first_block_ && half == 0) || (column == 0);
@@ -94,6 +111,25 @@ void LoraDelta::add_terms(const LoraSegment& segment, int64_t row, int first, in
       t += pages.rank;
       module_begin += site_.out[m];
     }
+  }
+}
+
+void LoraDelta::add_vector_terms(const LoraSegment& segment, int64_t row, int first, int rows, int64_t block) {
+  int64_t module_begin = 0;
+  for (int64_t m = 0; m < site_.modules; m++) {
+    for (int half = 0; half < 2; half++) {
+      const int64_t column = column_of(m, module_begin, block, half);
+      if (column < 0 || column >= site_.out[m]) continue;
+      for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+        const LoraVectors vectors = vectors_of(step_, site_, e, m);
+        if (vectors.at_output()) vectors_[vector_count_++] = {first, rows, half * 16, column, vectors, nullptr};
+      }
+      if (scales_input(step_, site_, segment, m)) {
+        const float* image = image_of(step_, row, m) + block * kBlockOutputs + half * 16;
+        vectors_[vector_count_++] = {first, rows, half * 16, column, {}, image};
+      }
+    }
+    module_begin += site_.out[m];
   }
 }
 
@@ -114,9 +150,10 @@ void LoraDelta::prefetch(int64_t done, int64_t steps) {
 }
 
 void LoraDelta::add(float (*tile)[kBlockOutputs]) const {
-  if (count_ == 0) return;
+  if (count_ == 0 && vector_count_ == 0) return;
   alignas(64) float sum[simd::kGemmRows][kBlockOutputs] = {};  // the delta alone, as it is for direct rows
   for (int64_t i = 0; i < count_; i++) add_term(terms_[i], step_.t_stride, sum);
+  for (int64_t i = 0; i < vector_count_; i++) add_term(vectors_[i], step_.output_stride, tile, sum);
   for (int m = 0; m < rows_; m++) {
     if (step_.direct_row[static_cast<size_t>(row_ + m)] != kTiledRow) continue;
     for (int c = 0; c < kBlockOutputs; c += kLanes) {

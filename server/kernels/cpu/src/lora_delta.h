@@ -19,11 +19,21 @@ struct DeltaTerm {
   int lines;            // cache lines of every rank to prefetch at this tile: 0 where an earlier tile did
 };
 
+// Rows of a tile that share the vectors of one module of one adapter, or that have images.
+struct VectorTerm {
+  int row;              // within the tile
+  int rows;
+  int column;           // within the tile: 0 or 16
+  int64_t at;           // first of the 16 outputs within the module
+  LoraVectors vectors;
+  const float* image;   // of the first row; or null
+};
+
 class LoraDelta {
  public:
-  // `terms` has room for kGemmRows * 2 * max_entries; `first_block` is where the thread's own blocks begin.
-  LoraDelta(const LoraStep& step, const LoraSite& site, DeltaTerm* terms, int64_t first_block)
-      : step_(step), site_(site), terms_(terms), first_block_(first_block) {}
+  // `terms` has room for kGemmRows * 2 * max_entries, `vectors` for as many and kGemmRows * 2; `first_block` is where the thread's own blocks begin.
+  LoraDelta(const LoraStep& step, const LoraSite& site, DeltaTerm* terms, VectorTerm* vectors, int64_t first_block)
+      : step_(step), site_(site), terms_(terms), vectors_(vectors), first_block_(first_block) {}
 
   // Prepares for rows row .. row + rows - 1 and one block of 32 outputs.
   void begin_tile(int64_t row, int rows, int64_t block);
@@ -36,15 +46,23 @@ class LoraDelta {
 
  private:
   void add_terms(const LoraSegment& segment, int64_t row, int first, int rows, int64_t block);
+  void add_vector_terms(const LoraSegment& segment, int64_t row, int first, int rows, int64_t block);
+  // The place of a half of a block within a module; outside it if the half belongs to another one.
+  int64_t column_of(int64_t module, int64_t module_begin, int64_t block, int half) const {
+    if (site_.interleaved()) return half == module ? block * 16 : -1;
+    return block * kBlockOutputs + half * 16 - module_begin;
+  }
 
   const LoraStep& step_;
   const LoraSite& site_;
   DeltaTerm* terms_;
+  VectorTerm* vectors_;
   int64_t first_block_;
   int64_t row_ = 0;          // the tile
   int rows_ = 0;
   int64_t block_ = 0;
   int64_t count_ = 0;        // of its terms
+  int64_t vector_count_ = 0;
   int64_t lines_ = 0;        // to prefetch for the tile
   int64_t fetched_ = 0;
   int64_t next_term_ = 0;

@@ -92,16 +92,40 @@ void module_delta(const LoraStep& step, const LoraSite& site, const LoraSegment&
   }
 }
 
+// What one module of a row adds to the GEMM's outputs.
+struct RowDelta {
+  const float* y;        // outputs of the module; its columns 16 j on lie `step` further for every j
+  int64_t step;
+  const float* acc;      // B t, even and odd columns apart
+  const float* image;    // as y; or null
+  const std::vector<LoraVectors>* vectors;
+};
+
 // sum[i] = y[i] + delta of column `column` + i, for up to 32 columns; `column` is a multiple of 32.
-ML_INLINE void add_delta(const float* y, int64_t y_step, const float* acc, int64_t column, int64_t count, float* sum) {
+ML_INLINE void add_delta(const RowDelta& delta, int64_t column, int64_t count, float* sum) {
+  const int64_t first = column / 16 * delta.step;
   for (int64_t c = 0; c < count; c += kStep) {
     Float piece[2];
-    simd::join_even_odd(simd::load(acc + column + c), simd::load(acc + column + c + kLanes), &piece[0], &piece[1]);
+    simd::join_even_odd(simd::load(delta.acc + column + c), simd::load(delta.acc + column + c + kLanes), &piece[0], &piece[1]);
     ML_UNROLL
     for (int i = 0; i < 2; i++) {
       const int64_t at = c + i * kLanes;
-      if (at < count) simd::store(sum + at, simd::add(simd::load(y + at / 16 * y_step + at % 16), piece[i]));
+      if (at >= count) continue;
+      const int64_t place = first + at / 16 * delta.step + at % 16;
+      const Float y = simd::load(delta.y + place);
+      for (const LoraVectors& vectors : *delta.vectors) piece[i] = add_vectors(vectors, column + at, y, piece[i]);
+      if (delta.image != nullptr) piece[i] = simd::add(piece[i], simd::load(delta.image + place));
+      simd::store(sum + at, simd::add(y, piece[i]));
     }
+  }
+}
+
+void list_vectors(const LoraStep& step, const LoraSite& site, const LoraSegment& segment, int64_t module,
+                  std::vector<LoraVectors>& list) {
+  list.clear();
+  for (int64_t e = segment.entry; step.any_vectors && e < segment.entry_end; e++) {
+    const LoraVectors vectors = vectors_of(step, site, e, module);
+    if (vectors.at_output()) list.push_back(vectors);
   }
 }
 
@@ -109,19 +133,23 @@ void complete(const LoraStep& step, const LoraSite& site, const DirectItem& item
   const int64_t row = item.segment->row + m;
   const float* y = step.outputs.data() + step.direct_row[static_cast<size_t>(row)] * step.output_stride;
   const int64_t columns = site.out[item.module];
-  const float* acc = scratch.panel.data() + m * round_up(columns, kPageAlign);
-  const float* acc_up = acc + kDirectRows * step.output_stride;
   int64_t begin = 0;
   for (int64_t k = 0; k < item.module; k++) begin += site.out[k];
+  RowDelta delta[2];
+  for (int64_t k = item.module; k < item.module_end; k++) {
+    const int64_t i = k - item.module;
+    const bool image = step.any_vectors && scales_input(step, site, *item.segment, k);
+    const int64_t place = site.interleaved() ? 16 * k : begin;
+    delta[i] = {y + place,
+                site.interleaved() ? 32 : 16,
+                scratch.panel.data() + i * kDirectRows * step.output_stride + m * round_up(columns, kPageAlign),
+                image ? image_of(step, row, k) + place : nullptr,
+                &scratch.vectors[i]};
+  }
   alignas(64) float sum[2][32];
   for (int64_t c = 0; c < columns; c += 32) {
     const int64_t count = columns - c < 32 ? columns - c : 32;
-    if (site.interleaved()) {
-      add_delta(y + 2 * c, 32, acc, c, count, sum[0]);
-      add_delta(y + 2 * c + 16, 32, acc_up, c, count, sum[1]);
-    } else {
-      add_delta(y + begin + c, 16, acc, c, count, sum[0]);
-    }
+    for (int64_t k = item.module; k < item.module_end; k++) add_delta(delta[k - item.module], c, count, sum[k - item.module]);
     for (int64_t i = 0; i < count; i += 16) {
       if (site.interleaved()) {
         site.output.write_product(row, (c + i) / 16, sum[0] + i, sum[1] + i);
@@ -139,6 +167,7 @@ void lora_direct(const LoraStep& step, const LoraSite& site, LoraShare& share, L
     for (int64_t k = item.module; k < item.module_end; k++) {
       float* acc = scratch.panel.data() + (k - item.module) * kDirectRows * step.output_stride;
       module_delta(step, site, *item.segment, k, share, scratch, acc);
+      list_vectors(step, site, *item.segment, k, scratch.vectors[k - item.module]);
     }
     for (int64_t m = 0; m < item.segment->rows; m++) complete(step, site, item, m, scratch);
   }

@@ -27,7 +27,7 @@ int64_t cost_of_rank(const LoraSegment& segment) { return kRowsPerFetch + segmen
 
 }  // namespace
 
-void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int64_t columns) {
+void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int64_t columns, int64_t inputs) {
   lora = mixes;
   pool = pages;
   output_stride = columns;
@@ -36,7 +36,9 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
   direct_row.clear();
   t_stride = 0;
   max_entries = 0;
-  any_direct = any_tiled = false;
+  any_direct = any_tiled = any_vectors = false;
+  scaled_row.clear();
+  scaled_from.clear();
   if (mixes == nullptr) return;
   int64_t direct_rows = 0;
   for (int64_t s = 0; s < step.sequences;) {
@@ -64,6 +66,8 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
   t.reserve(step.rows * t_stride);
   any_direct = direct_rows > 0;
   outputs.reserve(direct_rows * output_stride);
+  for (int64_t a = 0; a < mixes->adapters; a++) any_vectors = any_vectors || mixes->gain[a] != nullptr;
+  if (any_vectors) find_scaled(step, inputs);
 }
 
 LoraPages pages_of(const LoraStep& step, const LoraSite& site, int64_t entry, int64_t module) {
@@ -81,6 +85,7 @@ void LoraShare::reserve(const LoraStep& step) {
 }
 
 void LoraScratch::reserve(const LoraStep& step) {
+  for (std::vector<LoraVectors>& list : vectors) list.reserve(static_cast<size_t>(step.max_entries));
   panel.reserve(2 * kDirectRows * step.output_stride);
   t.reserve(kDirectRows * step.t_stride);
 }

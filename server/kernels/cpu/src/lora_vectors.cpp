@@ -1,0 +1,67 @@
+// Gains, constants and scaled inputs: which rows have them, and x times a mix's input gains.
+#include "lora.h"
+#include "pack.h"
+
+using simd::Float;
+using simd::kLanes;
+
+// Rows of all mixes in which any adapter has vectors get a place: which of them scale a module's input is known
+// site by site.
+void LoraStep::find_scaled(const Step& step, int64_t inputs) {
+  scaled_row.assign(static_cast<size_t>(step.rows), -1);
+  for (const LoraSegment& segment : segments) {
+    bool found = false;
+    for (int64_t e = segment.entry; e < segment.entry_end; e++) found = found || lora->gain[lora->adapter[e]] != nullptr;
+    for (int64_t row = segment.row; found && row < segment.row + segment.rows; row++) {
+      scaled_row[static_cast<size_t>(row)] = static_cast<int64_t>(scaled_from.size());
+      scaled_from.push_back(row);
+    }
+  }
+  const int64_t rows = static_cast<int64_t>(scaled_from.size());
+  scaled.reserve(rows * inputs);
+  images.reserve(kMaxSiteModules * rows * output_stride);
+}
+
+LoraVectors vectors_of(const LoraStep& step, const LoraSite& site, int64_t entry, int64_t module) {
+  const Lora& lora = *step.lora;
+  const int64_t adapter = lora.adapter[entry];
+  const auto at = [&](const int64_t* const* tables) -> const bf16* {
+    const int64_t* offsets = tables[adapter];
+    const int64_t offset = offsets == nullptr ? 0 : offsets[site.module + module];
+    return offset == 0 ? nullptr : step.pool + offset;
+  };
+  return {at(lora.gain), at(lora.constant), at(lora.input_gain), lora.weight[entry]};
+}
+
+bool scales_input(const LoraStep& step, const LoraSite& site, const LoraSegment& segment, int64_t module) {
+  for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+    if (vectors_of(step, site, e, module).input_gain != nullptr) return true;
+  }
+  return false;
+}
+
+bool scales_input(const LoraStep& step, const LoraSite& site, int64_t module) {
+  for (const LoraSegment& segment : step.segments) {
+    if (scales_input(step, site, segment, module)) return true;
+  }
+  return false;
+}
+
+void scale_inputs(const LoraStep& step, const LoraSite& site, int64_t module, const Worker& worker) {
+  const Range rows = worker.share(static_cast<int64_t>(step.scaled_from.size()));
+  for (int64_t i = rows.begin; i < rows.end; i++) {
+    const int64_t row = step.scaled_from[static_cast<size_t>(i)];
+    const LoraSegment& segment = step.segments[static_cast<size_t>(step.segment_of[static_cast<size_t>(row)])];
+    const bf16* x = site.x + row * site.x_stride;
+    bf16* out = step.scaled.data() + i * round_up(site.in, kPageAlign);
+    for (int64_t k = 0; k < site.in; k += kLanes) {
+      Float gain = simd::zero();
+      for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+        const LoraVectors vectors = vectors_of(step, site, e, module);
+        if (vectors.input_gain == nullptr) continue;
+        gain = simd::fma(simd::load_bf16(vectors.input_gain + k), simd::splat(vectors.weight), gain);
+      }
+      simd::store_bf16(out + k, simd::mul(simd::load_bf16(x + k), gain));
+    }
+  }
+}
