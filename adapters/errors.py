@@ -6,6 +6,7 @@ AdapterError
 ├── MixError            the mix expression is malformed; names the entry
 ├── AdapterNotFound     no adapter or revision of that name
 ├── AdapterExists       the name is taken and replacing was not asked for
+├── AdapterInUse        requests, a pin or an alias need what was to be taken away
 ├── SourceForbidden     the source lies outside what this server may read
 ├── SourceMissing       nothing is at the source
 │   └── SourceUnreachable   it can't be told, or read, for now
@@ -46,6 +47,10 @@ class AdapterNotFound(AdapterError):
 
 class AdapterExists(AdapterError):
     """The name is in use and the caller did not ask to replace it."""
+
+
+class AdapterInUse(AdapterError):
+    """Requests that run, a pin or an alias need the adapter, so it can't be moved or deleted."""
 
 
 class SourceForbidden(AdapterError):

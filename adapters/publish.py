@@ -52,13 +52,15 @@ def publish(
     source: str,
     tags: Collection[str] | None = None,
     replace: bool = True,
+    reclaim_old: bool = True,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Published:
     """Bring in a revision and make ``name`` point to it. Blocks; call it from a worker thread.
 
     ``fetch`` fills an empty directory with regular files; ``validate`` reads them and says what they
     are. ``on_step`` is called after each step with its name: announce, fetch, validate, settle, move in,
-    register. A fault is recorded with the name, and raised.
+    register. Revisions that drop out of the name's history are deleted, unless ``reclaim_old`` is false:
+    a server waits until no request runs with them. A fault is recorded with the name, and raised.
 
     Raises:
         AdapterNameError, AdapterExists: before anything is fetched, or when another was faster.
@@ -68,7 +70,7 @@ def publish(
     before = registry.begin(name, source, tags or ())
     try:
         on_step("announce")
-        if not replace and before.state in {State.READY, State.DRAINING}:
+        if not replace and before.state is State.READY:
             raise AdapterExists(f"the name {name!r} is taken; unload it first or ask to replace it")
         with store.temporary() as temporary:
             fetch(temporary)
@@ -88,7 +90,8 @@ def publish(
         with suppress(AdapterError):  # the first fault is the one to tell
             registry.fail(name, str(error) if isinstance(error, AdapterError) else "an unexpected fault")
         raise
-    reclaim(registry, store, set(before.history) - set(record.history))
+    if reclaim_old:
+        reclaim(registry, store, set(before.history) - set(record.history))
     return Published(record, directory)
 
 

@@ -48,15 +48,17 @@ _DIGEST_PREFIX = re.compile(r"[0-9a-f]{4,64}")
 class Registry(ReadingRegistry, AliasRegistry, UpkeepRegistry):
     """Names, revisions and aliases in a database. Thread-safe, and shared by processes."""
 
-    def __init__(self, url: str, *, owner: str = "") -> None:
+    def __init__(self, url: str, *, owner: str = "", history: int = HISTORY) -> None:
         """Open the registry at ``url`` (sqlite:///PATH or postgresql://…), creating it where it is new.
 
-        ``owner`` names this process; what it is loading or draining is known by that.
+        ``owner`` names this process; what it is loading or draining is known by that. ``history`` is how
+        many revisions of a name stay, the current one included.
 
         Raises:
             StoreError: the URL or the database can't be used.
         """
         self._owner = owner
+        self._history = history
         super().__init__(Database(url))
 
     def __enter__(self) -> Self:
@@ -119,7 +121,7 @@ class Registry(ReadingRegistry, AliasRegistry, UpkeepRegistry):
         with self._database.write() as (connection, generation):
             _refuse_alias(connection, name)
             before = find(connection, name)
-            if before is not None and not replace and before.state in {State.READY, State.DRAINING}:
+            if before is not None and not replace and before.state is State.READY:
                 raise AdapterExists(f"the name {name!r} is taken; unload it first or ask to replace it")
             put_revision(connection, revision)
             if before is None:
@@ -209,7 +211,7 @@ class Registry(ReadingRegistry, AliasRegistry, UpkeepRegistry):
     ) -> None:
         ready = {"digest": digest, "state": State.READY.value, "error": None, "owner": ""}
         _update(connection, name, {**ready, **more})
-        put_history(connection, name, digest, generation, HISTORY)
+        put_history(connection, name, digest, generation, self._history)
         put_change(connection, name, generation)
 
     def _set(self, name: str, values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Row, Select, delete, exists, func, insert, select
 
 from adapters.errors import AdapterNotFound
-from adapters.mix import is_name
+from adapters.mix import is_name, parse_mix
 from adapters.records import AliasRecord, NameRecord, RevisionRecord, State
 from adapters.registry_schema import aliases, changes, history, names, revisions, tags
 
@@ -111,12 +111,20 @@ def put_revision(connection: Connection, record: RevisionRecord) -> None:
 
 
 def put_history(connection: Connection, name: str, digest: str, generation: int, keep: int) -> None:
-    """Make ``digest`` the latest of the history of ``name``, and keep ``keep`` of them."""
+    """Make ``digest`` the latest of the history of ``name``; keep ``keep`` of them, and what aliases name."""
     of_name = history.c.name == name
     connection.execute(delete(history).where(of_name, history.c.digest == digest))
     connection.execute(insert(history).values(name=name, digest=digest, since=generation))
     latest = select(history.c.digest).where(of_name).order_by(history.c.since.desc())
-    old = connection.execute(latest.offset(keep)).scalars().all()
+    spared = tuple(
+        term.revision
+        for alias in alias_records(connection)
+        for target, _ in alias.arms
+        for term in parse_mix(target)
+        if term.name == name and term.revision is not None
+    )
+    beyond = connection.execute(latest.offset(keep)).scalars()
+    old = [digest for digest in beyond if not digest.startswith(spared)]
     connection.execute(delete(history).where(of_name, history.c.digest.in_(old)))
     forget_revisions(connection, old)
 

@@ -102,6 +102,23 @@ class Settings(BaseSettings):
     adapter_memory: Annotated[
         AutoSize, Flag(ADAPTERS, "SIZE", "Memory for resident adapters, as 512MiB. Default: auto.")
     ] = None
+    adapter_cache_memory: Annotated[
+        AutoSize,
+        Flag(ADAPTERS, "SIZE", "Host memory that caches adapters, as 1GiB. Default: auto."),
+    ] = None
+    keep_revisions: Annotated[
+        int,
+        Flag(ADAPTERS, "COUNT", "Revisions of a name that are kept, to roll back to."),
+        Field(ge=1, le=64),
+    ] = 5
+    registry_url: Annotated[
+        SecretStr | None,
+        Flag(
+            ADAPTERS,
+            "URL",
+            "SQLite or PostgreSQL with the adapters' names. Default: in the data directory.",
+        ),
+    ] = None
     max_lora_rank: Annotated[
         int, Flag(ADAPTERS, "RANK", "Higher ranks are refused."), Field(ge=1, le=1024)
     ] = 64
@@ -175,6 +192,13 @@ class Settings(BaseSettings):
             if any(not key.get_secret_value().strip() for key in getattr(self, field)):
                 raise ValueError(f"{field}: a key is empty")
         return self
+
+    @property
+    def registry(self) -> str:
+        """The URL of the adapter registry."""
+        if self.registry_url is None:
+            return f"sqlite:///{self.data_dir.resolve() / 'registry.db'}"
+        return self.registry_url.get_secret_value()
 
     @property
     def model_name(self) -> str:

@@ -12,6 +12,8 @@ from server.kernels.inputs import BLOCK_SIZE
 
 _KV_SHARE = 0.4  # of what is free once the model is loaded
 _ADAPTER_SHARE = 0.25
+_CACHE_SHARE = 0.1  # of the host's memory
+_MOST_CACHE = 1 << 30
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -52,6 +54,12 @@ def num_kv_blocks(
             f"--kv-cache-memory: one block of {BLOCK_SIZE} tokens takes {bytes_per_block} bytes"
         )
     return blocks + 1
+
+
+def cache_bytes(wanted: int | None) -> int:
+    """Bytes of host memory for packed adapters; a tenth of what is free, at most 1 GiB, if nobody says."""
+    free = available_bytes(torch.device("cpu"))
+    return min(_MOST_CACHE, int(free * _CACHE_SHARE)) if wanted is None else wanted
 
 
 def adapter_bytes(wanted: int | None, available: int) -> int:

@@ -1,10 +1,10 @@
-"""What the server tells Prometheus. The one place where metric names exist.
+"""What the server tells Prometheus. Metric names exist here and in ``server.metric_families`` only.
 
 Counters, and the sum and count of each latency, are kept per adapter; the full distributions are kept
 once for the whole server. With a thousand adapters registered a scrape therefore stays at some ten
 thousand lines, where a histogram per adapter would take it past fifty thousand.
 
-The label ``adapter`` takes the names given to :meth:`Metrics.adapter_loaded` and three of our own:
+The label ``adapter`` takes the names given to :meth:`Metrics.adapter_used` and three of our own:
 ``(base)``, ``(mix)`` (several adapters in one request) and ``(other)`` (a name that is not, or no longer,
 registered). Nothing a client sends can make a new series.
 """
@@ -19,133 +19,27 @@ from threading import Lock
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
-    Counter,
     Gauge,
     GCCollector,
-    Histogram,
     ProcessCollector,
-    Summary,
     generate_latest,
 )
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-BASE, MIX, OTHER = OWN_LABELS = ("(base)", "(mix)", "(other)")  # no adapter can have such a name
-OUTCOMES = ("stop", "length", "abort", "error")
-REJECTIONS = (
-    "invalid",
-    "unauthorized",
-    "forbidden",
-    "not_found",
-    "conflict",
-    "unprocessable",
-    "queue_full",
-    "unavailable",
-    "internal",
-    "other",
+from server.metric_families import (
+    LOADED_FROM,
+    OTHER,
+    OUTCOMES,
+    OWN_LABELS,
+    REJECTIONS,
+    TIERS,
+    AdapterFamilies,
+    RequestFamilies,
+    Series,
+    StepFamilies,
+    Traffic,
 )
-
-# From a step of a small model (1 ms on a GPU, 10 ms on a CPU) to one of a big model on a busy machine.
-_STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
-_WAIT_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_LOAD_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_DISTINCT = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
-_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-
-
-class _StepFamilies:
-    """What one engine step says of itself."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"manylora_{name}", text, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"manylora_{name}", text, registry=registry, buckets=buckets)
-
-        self.running = gauge("requests_running", "Sequences admitted to the batch after the last step.")
-        self.waiting = gauge("requests_waiting", "Sequences waiting for admission after the last step.")
-        self.kv_used = gauge("kv_cache_used_blocks", "KV cache blocks held by sequences.")
-        self.kv_total = gauge("kv_cache_blocks", "KV cache blocks in total (16 tokens each).")
-        self.seconds = histogram("step_seconds", "Duration of one engine step.", _STEP_SECONDS)
-        self.tokens = histogram("step_tokens", "Tokens computed in one step (prompt and decode).", _TOKENS)
-        self.sequences = histogram("step_sequences", "Sequences in the batch of one step.", _SEQUENCES)
-        self.adapters = histogram("step_adapters", "Distinct adapters in the batch of one step.", _DISTINCT)
-        self.inter_token = histogram(
-            "inter_token_seconds", "Time between two tokens of a sequence.", _STEP_SECONDS
-        )
-
-
-class _RequestFamilies:
-    """What happens to requests, in total and by adapter."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"manylora_{name}_total", text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"manylora_{name}_seconds", text, registry=registry, buckets=buckets)
-
-        def summary(name: str, text: str) -> Summary:
-            return Summary(f"manylora_adapter_{name}_seconds", text, ("adapter",), registry=registry)
-
-        self.queue = histogram("queue", "Time from arrival to the first step.", _WAIT_SECONDS)
-        self.first_token = histogram("time_to_first_token", "Arrival to first token.", _WAIT_SECONDS)
-        self.request = histogram("request", "Arrival to last token.", _REQUEST_SECONDS)
-        self.rejected = counter("requests_rejected", "Requests refused before admission.", "reason")
-        self.prefix_queried = counter("prefix_cache_queried_tokens", "Prompt tokens looked up.")
-        self.prefix_hit = counter("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache.")
-        self.preempted = counter("preemptions", "Sequences set back to waiting for want of KV blocks.")
-        self.after_abort = counter("tokens_after_abort", "Tokens computed for aborted requests; stays 0.")
-
-        self.finished = counter("requests", "Requests ended, by outcome.", "adapter", "outcome")
-        self.prompt = counter("prompt_tokens", "Prompt tokens of admitted requests.", "adapter")
-        self.generated = counter("generated_tokens", "Tokens generated.", "adapter")
-        self.aborted = counter("aborts", "Requests whose client went away or cancelled.", "adapter")
-        self.queue_by = summary("queue", "Time from arrival to the first step, by adapter.")
-        self.first_token_by = summary("time_to_first_token", "Arrival to first token, by adapter.")
-        self.inter_token_by = summary("inter_token", "Time between two tokens, by adapter.")
-        self.request_by = summary("request", "Arrival to last token, by adapter.")
-
-    @property
-    def by_adapter(self) -> tuple[Counter | Summary, ...]:
-        """The families whose only label is ``adapter``."""
-        counters = (self.prompt, self.generated, self.aborted)
-        return (*counters, self.queue_by, self.first_token_by, self.inter_token_by, self.request_by)
-
-
-class _Series:
-    """The series of one adapter, looked up once so that hot calls need no lookup by label."""
-
-    def __init__(self, families: _RequestFamilies, label: str) -> None:
-        self.outcome = {outcome: families.finished.labels(label, outcome) for outcome in OUTCOMES}
-        self.prompt = families.prompt.labels(label)
-        self.generated = families.generated.labels(label)
-        self.aborted = families.aborted.labels(label)
-        self.queue = families.queue_by.labels(label)
-        self.first_token = families.first_token_by.labels(label)
-        self.inter_token = families.inter_token_by.labels(label)
-        self.request = families.request_by.labels(label)
-
-
-class _AdapterFamilies:
-    """Registration and residency."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"manylora_{name}", text, registry=registry)
-
-        self.registered = gauge("adapters_registered", "Adapters a request can name.")
-        self.resident = gauge("adapters_resident", "Adapters whose pages are on the device.")
-        self.nbytes = gauge("adapters_resident_bytes", "Device memory their pages take.")
-        self.load = Histogram(
-            "manylora_adapter_load_seconds",
-            "Reading, checking and loading one adapter.",
-            registry=registry,
-            buckets=_LOAD_SECONDS,
-        )
 
 
 class Metrics:
@@ -154,12 +48,14 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         """``registry`` must be empty of our names; by default a new one, so instances never collide."""
         self.registry = CollectorRegistry() if registry is None else registry
-        self._steps = _StepFamilies(self.registry)
-        self._requests = _RequestFamilies(self.registry)
-        self._adapters = _AdapterFamilies(self.registry)
+        self._steps = StepFamilies(self.registry)
+        self._requests = RequestFamilies(self.registry)
+        self._adapters = AdapterFamilies(self.registry)
+        self._hits = {tier: self._adapters.hits.labels(tier) for tier in TIERS}
+        self._loads = {tier: self._adapters.load.labels(tier) for tier in LOADED_FROM}
         self._rejected = {reason: self._requests.rejected.labels(reason) for reason in REJECTIONS}
         self._lock = Lock()
-        self._series = {label: _Series(self._requests, label) for label in OWN_LABELS}
+        self._series = {label: Series(self._requests, label) for label in OWN_LABELS}
         self._describe_build()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -170,7 +66,7 @@ class Metrics:
         info = Gauge("manylora_build_info", "Always 1.", tuple(labels), registry=self.registry)
         info.labels(**labels).set(1)
 
-    def _of(self, label: str) -> _Series:
+    def _of(self, label: str) -> Series:
         found = self._series.get(label)
         return self._series[OTHER] if found is None else found
 
@@ -249,21 +145,39 @@ class Metrics:
         """``count`` tokens were computed for requests already aborted: a fault in the engine."""
         self._requests.after_abort.inc(count)
 
-    def adapter_loaded(self, name: str, seconds: float) -> None:
-        """The registered adapter ``name`` was loaded in ``seconds``. Makes ``name`` a label value."""
-        self._adapters.load.observe(seconds)
-        with self._lock:
-            if name not in self._series:
-                self._series[name] = _Series(self._requests, name)
+    def adapter_used(self, name: str) -> None:
+        """A request runs with the registered adapter ``name``. Makes ``name`` a label value."""
+        if name not in self._series:
+            with self._lock:
+                if name not in self._series:
+                    self._series[name] = Series(self._requests, name)
+
+    def traffic(self, name: str) -> Traffic:
+        """What requests for adapter ``name`` alone came to since this server started."""
+        series = self._series.get(name)
+        return Traffic() if series is None else series.traffic()
+
+    def adapter_read(self, tier: str, seconds: float) -> None:
+        """An adapter was brought in from ``tier``, one of :data:`LOADED_FROM`, in ``seconds``."""
+        self._loads[tier].observe(seconds)
+
+    def adapter_hit(self, tier: str, count: int = 1) -> None:
+        """Requests needed ``count`` adapters that were found in ``tier``, one of :data:`TIERS`."""
+        self._hits[tier].inc(count)
+
+    def adapter_evicted(self) -> None:
+        """An idle adapter was taken off the device to make room."""
+        self._adapters.evicted.inc()
 
     def adapters_registered(self, count: int) -> None:
         """So many adapters can be named by requests."""
         self._adapters.registered.set(count)
 
-    def adapters_resident(self, count: int, nbytes: int) -> None:
-        """So many adapters are on the device, taking ``nbytes``."""
+    def adapters_resident(self, count: int, nbytes: int, host_bytes: int = 0) -> None:
+        """So many adapters are on the device, taking ``nbytes``; cached ones take ``host_bytes``."""
         self._adapters.resident.set(count)
         self._adapters.nbytes.set(nbytes)
+        self._adapters.host_bytes.set(host_bytes)
 
     def forget(self, name: str) -> None:
         """Drop every series of adapter ``name``; what still ends under it counts as ``other``."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from adapters.artifact import Limits
 from adapters.base import BaseModel
 from adapters.errors import AdapterError
+from adapters.registry import Registry
 from adapters.store import RevisionStore
 from server.config import Settings
 from server.engine.async_engine import AsyncEngine
@@ -19,7 +20,7 @@ from server.engine.engine import Engine, EngineConfig
 from server.engine.residency import AdapterManager
 from server.errors import ConfigError, ModelRefused
 from server.kernels.inputs import BLOCK_SIZE
-from server.memory import adapter_bytes, available_bytes, num_kv_blocks
+from server.memory import adapter_bytes, available_bytes, cache_bytes, num_kv_blocks
 from server.metrics import Metrics
 from server.model.decoder import Decoder
 from server.model.languages import Languages
@@ -61,9 +62,10 @@ class Service:
         """
         asyncio.get_running_loop().set_default_executor(background_pool(_BACKGROUND_THREADS))
         self.engine.start()
+        await self.adapters.start()
         for name, path in self.config.adapter.items():
             try:
-                await self.adapters.load(name, path)
+                await self.adapters.load(name, path, replace=True)
             except AdapterError as error:
                 raise ConfigError(f"--adapter {name}={path}: {error}") from error
         self.ready = True
@@ -177,10 +179,12 @@ def _adapters(
     return AdapterManager(
         base=base,
         store=store,
+        registry=Registry(settings.registry, owner=store.owner, history=settings.keep_revisions),
         pool=pool,
         limits=Limits(max_rank=settings.max_lora_rank, max_bytes=pool.capacity_bytes),
         metrics=metrics,
         max_waiting=settings.max_waiting,
+        memory_bytes=cache_bytes(settings.adapter_cache_memory),
     )
 
 

@@ -8,8 +8,12 @@ and waking them costs a decode step of many small operations a quarter of its ti
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from threading import Thread
 from typing import ParamSpec, TypeVar
 
@@ -17,6 +21,8 @@ import torch
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_NICENESS = 5  # of threads that yield, above the process's own
 
 
 def call_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -36,6 +42,20 @@ def call_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
 def background_pool(workers: int) -> ThreadPoolExecutor:
     """Threads for files and adapters. What they run of torch runs on the calling thread alone."""
     return ThreadPoolExecutor(workers, "background", initializer=_without_workers)
+
+
+def yielding_pool(workers: int, name: str) -> ThreadPoolExecutor:
+    """The same for work that takes long: a step that wants the processor goes first."""
+    return ThreadPoolExecutor(workers, name, initializer=_step_back)
+
+
+def _step_back() -> None:
+    """Raise the niceness of the calling thread: on Linux each thread has one of its own."""
+    _without_workers()
+    if sys.platform == "linux":
+        with suppress(OSError):
+            own = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + _NICENESS)
 
 
 def _without_workers() -> None:

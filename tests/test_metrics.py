@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.metrics import BASE, OTHER, OUTCOMES, OWN_LABELS, REJECTIONS, Metrics
+from server.metric_families import BASE, OTHER, OUTCOMES, OWN_LABELS, REJECTIONS
+from server.metrics import Metrics
 
 DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
 
@@ -46,7 +47,8 @@ def exercise(metrics: Metrics, label: str) -> None:
 
 def test_requests_are_counted_by_adapter_and_in_total() -> None:
     metrics = Metrics()
-    metrics.adapter_loaded("support", 0.3)
+    metrics.adapter_used("support")
+    metrics.adapter_read("disk", 0.3)
     exercise(metrics, "support")
     exercise(metrics, BASE)
     assert value(metrics, "requests_total", adapter="support", outcome="length") == 1
@@ -56,7 +58,7 @@ def test_requests_are_counted_by_adapter_and_in_total() -> None:
     assert value(metrics, "adapter_time_to_first_token_seconds_sum", adapter="support") == 0.2
     assert value(metrics, "time_to_first_token_seconds_count") == 2
     assert value(metrics, "request_seconds_count") == 2 * len(OUTCOMES)
-    assert value(metrics, "adapter_load_seconds_sum") == 0.3
+    assert value(metrics, "adapter_load_seconds_sum", tier="disk") == 0.3
 
 
 def test_a_step_sets_gauges_and_fills_histograms() -> None:
@@ -124,7 +126,7 @@ def test_forget_drops_every_series_of_the_adapter() -> None:
     metrics = Metrics()
     before = set(samples(metrics))
     for name in ("support", "legal"):
-        metrics.adapter_loaded(name, 0.1)
+        metrics.adapter_used(name)
         exercise(metrics, name)
     metrics.forget("support")
     metrics.forget("support")
@@ -137,12 +139,12 @@ def test_forget_drops_every_series_of_the_adapter() -> None:
 
 def test_a_reloaded_adapter_starts_at_zero() -> None:
     metrics = Metrics()
-    metrics.adapter_loaded("support", 0.1)
+    metrics.adapter_used("support")
     exercise(metrics, "support")
-    metrics.adapter_loaded("support", 0.1)  # a cold load of the same adapter keeps its counts
+    metrics.adapter_used("support")  # a further request keeps its counts
     assert value(metrics, "generated_tokens_total", adapter="support") == 3
     metrics.forget("support")
-    metrics.adapter_loaded("support", 0.1)
+    metrics.adapter_used("support")
     assert value(metrics, "generated_tokens_total", adapter="support") == 0
 
 
@@ -165,7 +167,7 @@ def test_threads_lose_nothing() -> None:
 
     def work(number: int) -> None:
         for _ in range(500):
-            metrics.adapter_loaded(f"a{number % 2}", 0.1)
+            metrics.adapter_used(f"a{number % 2}")
             metrics.generated(f"a{number % 2}", 1)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]

@@ -31,8 +31,8 @@ async def create_chat_completion(
     wanted, wanted_name = _max_tokens(body)
     _check_logprobs(body)
     check_fields(body)
-    mix = asked_mix(service, body.model, body.adapters)
-    async with resolved(service, mix) as asked:
+    mix = asked_mix(service, body.model, body.adapters, body.user)
+    async with resolved(service, request, mix) as asked:
         opened = body.add_generation_prompt is not False
         ids = await chat_ids(service, asked.language, body.messages, add_generation_prompt=opened)
         budget = answer_budget(len(ids), wanted, service.max_model_len, ("messages", wanted_name))

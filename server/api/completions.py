@@ -34,9 +34,9 @@ async def create_completion(
     """Continue ``prompt`` with the base model, an adapter or a mix; as a stream if asked."""
     _check(body)
     check_fields(body)
-    mix = asked_mix(service, body.model, body.adapters)
+    mix = asked_mix(service, body.model, body.adapters, body.user)
     special = body.add_special_tokens is not False
-    async with resolved(service, mix) as asked:
+    async with resolved(service, request, mix) as asked:
         language = asked.language
         prompts = [await prompt_ids(service, language, p, add_special_tokens=special) for p in body.prompt]
         request_id = new_id("cmpl")

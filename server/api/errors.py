@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from adapters.errors import (
     AdapterError,
     AdapterExists,
+    AdapterInUse,
     AdapterNameError,
     AdapterNotFound,
     AdapterTooLarge,
@@ -97,6 +98,7 @@ TABLE: dict[type[Exception], Row] = {
     ModelNotFound: Row(404, INVALID, "model_not_found", "not_found", "model"),
     AdapterNotFound: Row(404, INVALID, "model_not_found", "not_found", "model"),
     AdapterExists: Row(409, "conflict_error", "adapter_exists", "conflict", "lora_name"),
+    AdapterInUse: Row(409, "conflict_error", "adapter_in_use", "conflict"),
     BodyTooLarge: Row(413, INVALID, "body_too_large", "invalid"),
     ArtifactError: Row(422, INVALID, "invalid_adapter", "unprocessable", "lora_path"),
     SourceMissing: Row(422, INVALID, "artifact_missing", "unprocessable", "lora_path"),

@@ -18,7 +18,8 @@ from server.api.disconnect import unless_disconnected
 from server.api.errors import GenerationFailed, blame
 from server.api.schemas import AdapterWeight
 from server.engine.async_engine import GenerateRequest, Stream
-from server.engine.residency import AdapterManager, Lease, Resolution
+from server.engine.lease import Lease, Resolution
+from server.engine.residency import AdapterManager
 from server.engine.sequence import Delta, FinishReason
 from server.errors import EngineDead, ModelNotFound, RequestError
 from server.model.languages import Language, Speaker
@@ -33,9 +34,12 @@ class AskedMix:
 
     terms: tuple[MixTerm, ...]  # empty for the base model
     param: str = "model"
+    user: str | None = None  # who gets always the same arm of an alias
 
 
-def asked_mix(service: Service, model: str, adapters: Sequence[AdapterWeight] | None = None) -> AskedMix:
+def asked_mix(
+    service: Service, model: str, adapters: Sequence[AdapterWeight] | None = None, user: str | None = None
+) -> AskedMix:
     """Read the model string, or ``adapters`` beside the base model.
 
     Raises:
@@ -48,11 +52,11 @@ def asked_mix(service: Service, model: str, adapters: Sequence[AdapterWeight] | 
                 f"'adapters' goes with the base model: 'model' must be '{service.model_name}'", "adapters"
             )
         with blame("adapters"):
-            return AskedMix(_terms_of(adapters), "adapters")
+            return AskedMix(_terms_of(adapters), "adapters", user)
     if model == service.model_name:
         return AskedMix(())
     try:
-        return AskedMix(parse_mix(model))
+        return AskedMix(parse_mix(model), user=user)
     except AdapterNameError:
         if set(model) & set("+*@"):
             raise
@@ -84,23 +88,29 @@ class Asked:
 
 
 @asynccontextmanager
-async def resolved(service: Service, mix: AskedMix) -> AsyncGenerator[Asked, None]:
+async def resolved(service: Service, request: Request, mix: AskedMix) -> AsyncGenerator[Asked, None]:
     """Name -> revision: happens here, once. The references end with the block, unless a lease has them.
 
     Raises:
         AdapterNotFound, AdapterTooLarge, MixError: the mix can't be served.
+        ClientDisconnect: the client left while an unknown name was looked up.
         GenerationFailed: the files of a registered adapter can't be read any more.
     """
     if not mix.terms:
         yield Asked(mix, None, service.languages.base)
         return
-    with blame(mix.param):
-        resolution = service.adapters.resolve(mix.terms)
+    resolution = await _resolve(service.adapters, request, mix)
     try:
         yield Asked(mix, resolution, await _language(service, mix, resolution))
     finally:
         if not resolution.leased:
             service.adapters.drop(resolution)
+
+
+async def _resolve(manager: AdapterManager, request: Request, mix: AskedMix) -> Resolution:
+    with blame(mix.param):
+        work = manager.resolve(mix.terms, user=mix.user)
+        return await (work if manager.knows(mix.terms) else unless_disconnected(request, work))
 
 
 async def _language(service: Service, mix: AskedMix, resolution: Resolution) -> Language:
@@ -111,6 +121,7 @@ async def _language(service: Service, mix: AskedMix, resolution: Resolution) -> 
         label = next((label for label in labels if label.endswith(f"@{short}")), short)
         speakers.append(Speaker(label, revision.digest))
     try:
+        await service.adapters.ensure_on_disk(resolution)
         with blame(mix.param, MixError):
             return await service.languages.of(speakers)
     except (ArtifactError, AdapterNotFound, OSError) as error:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 
 from server.api.responses import Json
 from server.api.state import ServiceState
-from server.engine.residency import Registered
+from server.engine.status import Registered
 from server.errors import ModelNotFound
 from server.service import Service
 
@@ -52,7 +52,7 @@ def _adapter_card(service: Service, adapter: Registered) -> dict[str, Any]:
         "object": "model",
         "created": int(adapter.created),
         "owned_by": "manylora",
-        "root": str(adapter.source),
+        "root": adapter.source,
         "parent": service.model_name,
         "max_model_len": service.max_model_len,
         "revision": adapter.digest[:8],

@@ -131,7 +131,9 @@ class GenerationBody(RequestBody):
         description="Requests share cached prompt prefixes only with requests of the same salt.",
     )
     user: str | None = Field(
-        None, max_length=limits.MAX_USER_LENGTH, description="Your end user's id. Not looked at."
+        None,
+        max_length=limits.MAX_USER_LENGTH,
+        description="Your end user's id: always gets the same arm of an alias.",
     )
     safety_identifier: str | None = Field(
         None, max_length=limits.MAX_USER_LENGTH, description="The same under OpenAI's newer name."

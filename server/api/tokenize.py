@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import FailFast, Field
 
 from server.api.body import RequestBody, bounded, parse_body
@@ -48,10 +48,10 @@ class DetokenizeBody(RequestBody):
 
 @router.post("/tokenize", summary="Text or messages to token ids")
 async def tokenize(
-    service: ServiceState, body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody))]
+    request: Request, service: ServiceState, body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody))]
 ) -> Response:
     """The ids exactly as a generation request would see them."""
-    async with resolved(service, _mix(service, body.model)) as asked:
+    async with resolved(service, request, _mix(service, body.model)) as asked:
         ids = await _ids(service, asked.language, body)
         text = asked.language.tokenizer.token_text
         texts = [text(token) for token in ids] if body.return_token_strs else None
@@ -88,10 +88,12 @@ async def _ids(service: Service, language: Language, body: TokenizeBody) -> tupl
 
 @router.post("/detokenize", summary="Token ids to text")
 async def detokenize(
-    service: ServiceState, body: Annotated[DetokenizeBody, Depends(parse_body(DetokenizeBody))]
+    request: Request,
+    service: ServiceState,
+    body: Annotated[DetokenizeBody, Depends(parse_body(DetokenizeBody))],
 ) -> Response:
     """The text of ``tokens``, special ones written out."""
-    async with resolved(service, _mix(service, body.model)) as asked:
+    async with resolved(service, request, _mix(service, body.model)) as asked:
         tokenizer = asked.language.tokenizer
         if any(token >= tokenizer.vocab_size for token in body.tokens):
             raise RequestError(f"'tokens': token ids go from 0 to {tokenizer.vocab_size - 1}", "tokens")

@@ -18,7 +18,7 @@ from time import monotonic
 
 from server.engine.engine import Engine, Event
 from server.engine.finish_rate import FinishRate
-from server.engine.residency import Lease
+from server.engine.lease import Lease
 from server.engine.sequence import Delta, FinishReason, SamplingParams, Sequence
 from server.errors import ContextTooLong, EngineDead, QueueFull
 from server.model.tokenizer import Tokenizer

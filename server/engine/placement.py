@@ -1,41 +1,31 @@
 """Which revisions are on the device: a line for those that need room, least-recently-used eviction.
 
-Everything here runs on the event loop except reading, packing and copying, which run in worker
-threads. Pages are written or given back only while no lease covers them, so a running step never
-sees them change and the engine needs no part in it.
+Everything here runs on the event loop except reading and packing (:mod:`server.engine.tiers`) and
+copying, which run in worker threads. Pages are written or given back only while no lease covers them, so
+a running step never sees them change and the engine needs no part in it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import islice
 from time import monotonic
 
+from adapters.errors import AdapterTooLarge
+from server.engine.revision import Revision
+from server.engine.tiers import Tiers
 from server.errors import QueueFull
 from server.kernels.inputs import AdapterPages
+from server.metrics import Metrics
 from server.model.pages import PackedAdapter, PagePool
 
 _PATIENCE = (
     0.25  # seconds the first in line waits for room before requests for resident adapters queue behind it
 )
-
-
-@dataclass(eq=False)
-class Revision:
-    """Immutable weights on disk, possibly on the device. One object per digest."""
-
-    digest: str
-    directory: Path
-    rank: int  # the largest of its modules
-    modules: int
-    nbytes: int  # on the device
-    names: set[str] = field(default_factory=set)  # registered names that point here
-    references: int = 0  # resolved requests that have not ended, running or waiting for room
-    leases: int = 0  # those among them that may run: its pages must stay
-    pages: AdapterPages | None = None
+_AHEAD = 4  # sets in line whose members are read already; what they hold in memory is bounded by that
 
 
 @dataclass(eq=False)
@@ -43,6 +33,8 @@ class _Waiter:
     members: tuple[Revision, ...]
     granted: asyncio.Future[None]
     since: float
+    brief: bool = False  # wants its members to be resident, and to hold them no longer than that
+    loads: dict[str, asyncio.Future[PackedAdapter]] = field(default_factory=dict)  # of missing members
 
 
 class Placement:
@@ -54,12 +46,13 @@ class Placement:
     """
 
     def __init__(
-        self, pool: PagePool, read: Callable[[Revision], PackedAdapter], *, max_waiting: int = 1024
+        self, pool: PagePool, tiers: Tiers, *, metrics: Metrics | None = None, max_waiting: int = 1024
     ) -> None:
-        """``read`` loads and packs a revision from disk; it is called in worker threads."""
+        """``tiers`` brings in what is not on the device; ``max_waiting`` bounds the line."""
         self._max_waiting = max_waiting
         self._pool = pool
-        self._read = read
+        self._tiers = tiers
+        self._metrics = Metrics() if metrics is None else metrics
         self._resident: OrderedDict[str, Revision] = OrderedDict()  # least recently used first
         self._line: deque[_Waiter] = deque()
         self._released = asyncio.Event()
@@ -78,21 +71,30 @@ class Placement:
     def capacity_bytes(self) -> int:
         return self._pool.capacity_bytes
 
+    def is_resident(self, digest: str) -> bool:
+        """Whether a revision's pages are on the device, and complete."""
+        return digest in self._resident
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Device bytes that pinned revisions take."""
+        return sum(r.nbytes for r in self._resident.values() if r.pinned)
+
     async def acquire(self, members: Sequence[Revision]) -> None:
         """Wait until every member is resident and hold them there. Cancelling gives up the place in line.
 
         Raises:
             QueueFull: as many requests as may wait already wait for adapters.
+            AdapterTooLarge: the members can't be on the device together, beside what is pinned there.
+            AdapterError: one of them can't be read.
         """
         if self._all_resident(members) and not self._must_queue():
             self.hold(members)
+            self._metrics.adapter_hit("device", len(members))
             return
         if len(self._line) >= self._max_waiting:
             raise QueueFull(f"{len(self._line)} requests wait for adapters; try again later", 1.0)
-        waiter = _Waiter(tuple(members), asyncio.get_running_loop().create_future(), monotonic())
-        self._line.append(waiter)
-        if self._loader is None or self._loader.done():
-            self._loader = asyncio.create_task(self._serve_line())
+        waiter = self._join(members)
         try:
             await waiter.granted
         except asyncio.CancelledError:
@@ -101,26 +103,35 @@ class Placement:
             self._released.set()  # the line need not wait for room on its behalf
             raise
 
+    def bring(self, revision: Revision) -> asyncio.Future[None]:
+        """Line up to make a revision resident without holding it; the result tells when, or why not."""
+        granted = self._join([revision], brief=True).granted
+        granted.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nobody asks
+        return granted
+
     def release(self, members: Sequence[Revision]) -> None:
         """End one hold on each member."""
         for revision in members:
             revision.leases -= 1
         self._released.set()
 
-    async def offer(self, revision: Revision, packed: PackedAdapter) -> None:
-        """Make a new revision resident if evicting unused ones makes room; else leave it on disk."""
+    async def offer(self, revision: Revision, packed: PackedAdapter) -> bool:
+        """Make a revision resident if evicting unused ones makes room; says whether it is."""
         async with self._placing:
-            if revision.pages is None and self._reserve([(revision, packed)], keep=()):
+            revision.nbytes = packed.data.nbytes
+            if revision.pages is None and not revision.gone and self._reserve([(revision, packed)], keep=()):
                 await self._write([(revision, packed)])
                 self.release([revision])
+            return revision.pages is not None
 
     async def remove(self, revision: Revision) -> int:
         """Take a revision that no request holds off the device; returns the bytes freed.
 
-        It may be on its way in for a request that was cancelled meanwhile: that is waited for.
+        It may be on its way in for a request that was cancelled meanwhile: that is waited for. If a
+        request has come to hold it by then, it stays.
         """
         async with self._placing:
-            return self.evict(revision)
+            return 0 if revision.leases else self.evict(revision)
 
     def evict(self, revision: Revision) -> int:
         """Take a revision without leases off the device; returns the bytes freed."""
@@ -144,7 +155,7 @@ class Placement:
             await asyncio.gather(self._loader, return_exceptions=True)
 
     def _all_resident(self, members: Sequence[Revision]) -> bool:
-        return all(r.digest in self._resident and r.pages is not None for r in members)
+        return all(r.digest in self._resident for r in members)
 
     def _must_queue(self) -> bool:
         return bool(self._line) and monotonic() - self._line[0].since > _PATIENCE
@@ -154,6 +165,25 @@ class Placement:
         for revision in members:
             revision.leases += 1
             self._resident.move_to_end(revision.digest)
+
+    def _join(self, members: Sequence[Revision], *, brief: bool = False) -> _Waiter:
+        waiter = _Waiter(tuple(members), asyncio.get_running_loop().create_future(), monotonic(), brief)
+        self._line.append(waiter)
+        self._read_ahead()
+        if self._loader is None or self._loader.done():
+            self._loader = asyncio.create_task(self._serve_line())
+        return waiter
+
+    def _read_ahead(self) -> None:
+        """Begin to read what the first sets in line lack, so that it is there when their turn comes."""
+        for waiter in islice(self._line, _AHEAD):
+            if not waiter.granted.done():
+                self._read_missing(waiter)
+
+    def _read_missing(self, waiter: _Waiter) -> None:
+        for revision in waiter.members:
+            if revision.pages is None and revision.digest not in waiter.loads:
+                waiter.loads[revision.digest] = self._tiers.load(revision.digest)
 
     async def _serve_line(self) -> None:
         while self._line:
@@ -165,13 +195,12 @@ class Placement:
                     waiter.granted.set_exception(error)
             finally:
                 self._line.popleft()
+                self._read_ahead()
 
     async def _serve(self, waiter: _Waiter) -> None:
-        packed: dict[str, PackedAdapter] = {}
         while not waiter.granted.done():
-            for revision in waiter.members:
-                if revision.pages is None and revision.digest not in packed:
-                    packed[revision.digest] = await asyncio.to_thread(self._read, revision)
+            self._read_missing(waiter)
+            packed = {digest: await asyncio.shield(load) for digest, load in waiter.loads.items()}
             async with self._placing:
                 self._released.clear()
                 progress = await self._place(waiter, packed)
@@ -182,24 +211,55 @@ class Placement:
         """Try to make room for a whole set and grant it; False if only a release can help."""
         if waiter.granted.done():  # cancelled while its members were read
             return True
+        if waiter.brief and any(r.gone for r in waiter.members):
+            return waiter.granted.cancel()
         resident = [r for r in waiter.members if r.pages is not None]
         missing = [(r, packed[r.digest]) for r in waiter.members if r.pages is None and r.digest in packed]
         if len(missing) + len(resident) < len(waiter.members):
             return True  # one was evicted while another was read: read it too
+        for revision, found in missing:
+            revision.nbytes = found.data.nbytes
+        self._check_fits(waiter.members)
         if self._reserve(missing, keep=resident):
             self.hold(resident)
             await self._write(missing)
             self._grant(waiter)
             return True
+        return self._make_way(waiter, resident)
+
+    def _check_fits(self, members: Sequence[Revision]) -> None:
+        """Refuse a set that could wait for ever.
+
+        Raises:
+            AdapterTooLarge: it takes more than the device has for adapters that are not pinned.
+        """
+        needed = sum(r.nbytes for r in members)
+        pinned = sum(r.nbytes for r in self._resident.values() if r.pinned and r not in members)
+        if needed + pinned > self.capacity_bytes:
+            beside = f", of which {pinned} are taken by pinned adapters" if pinned else ""
+            raise AdapterTooLarge(
+                f"this mix needs {needed} bytes of adapter memory, the server has {self.capacity_bytes}"
+                f"{beside}"
+            )
+
+    def _make_way(self, waiter: _Waiter, resident: Sequence[Revision]) -> bool:
+        """Resolve what no release would: free room that is enough but in pieces. Says whether it helped."""
         idle = [r for r in resident if not r.leases]
         for revision in idle:  # its own idle members may be what splits the free room
             self.evict(revision)
-        return bool(idle)
+        if idle or any(r.leases for r in self._resident.values()):
+            return bool(idle)
+        pinned = [r for r in self._resident.values() if r not in waiter.members]
+        for revision in pinned:  # nobody runs, so only these are left: they step aside and come back
+            self.evict(revision)
+            self.bring(revision)
+        return bool(pinned)
 
     def _grant(self, waiter: _Waiter) -> None:
-        if waiter.granted.done():  # cancelled while its pages were written
+        cancelled = waiter.granted.done()  # while its pages were written
+        if cancelled or waiter.brief:
             self.release(waiter.members)
-        else:
+        if not cancelled:
             waiter.granted.set_result(None)
 
     def _reserve(self, wanted: Sequence[tuple[Revision, PackedAdapter]], keep: Sequence[Revision]) -> bool:
@@ -219,15 +279,17 @@ class Placement:
 
     def _reserve_one(self, packed: PackedAdapter, keep: Sequence[Revision]) -> AdapterPages | None:
         while (pages := self._pool.reserve(packed)) is None:
-            victim = next((r for r in self._resident.values() if not r.leases and r not in keep), None)
+            idle = (r for r in self._resident.values() if not (r.leases or r.pinned) and r not in keep)
+            victim = next(idle, None)
             if victim is None:
                 return None
             self.evict(victim)
+            self._metrics.adapter_evicted()
         return pages
 
     async def _write(self, reserved: Sequence[tuple[Revision, PackedAdapter]]) -> None:
         """Copy reserved revisions in; from then on they are resident."""
         for revision, packed in reserved:
             assert revision.pages is not None
-            await asyncio.to_thread(self._pool.write, revision.pages, packed)
+            await self._tiers.run(self._pool.write, revision.pages, packed)
             self._resident[revision.digest] = revision

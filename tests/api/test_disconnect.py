@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from server.metrics import OWN_LABELS
+from server.metric_families import OWN_LABELS
 from tests.api.conftest import ADAPTERS
 from tests.api.running import Running, serving, tiny_service
 

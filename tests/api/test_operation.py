@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from server.api.app import create_app
-from server.metrics import BASE
+from server.metric_families import BASE
 from tests.api.running import Running, serving, tiny_service
 from tests.api.test_streaming import Exchange
 

@@ -29,11 +29,11 @@ async def test_a_request_with_many_prompts_waits_once(
     exchange = Exchange({"model": "alpha", "prompt": ["a", "b", "c"], "max_tokens": 2}, "/v1/completions")
     async with app.router.lifespan_context(app), asyncio.timeout(30):
         assert max(a.nbytes for a in manager.list()) < 70_000 < sum(a.nbytes for a in manager.list())
-        held = await manager.lease(manager.resolve(parse_mix("beta")))
+        held = await manager.lease(await manager.resolve(parse_mix("beta")))
         request = asyncio.create_task(app(exchange.scope, exchange.receive, exchange.send))
         while not manager._placement._line:
             await asyncio.sleep(0)
-        behind = asyncio.create_task(manager.lease(manager.resolve(parse_mix("beta"))))
+        behind = asyncio.create_task(manager.lease(await manager.resolve(parse_mix("beta"))))
         await asyncio.sleep(0)
         held.release()
         await request

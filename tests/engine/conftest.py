@@ -54,6 +54,13 @@ def small(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
 
 
 @pytest.fixture
+def cached(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
+    """An adapter manager with room for two adapters on the device and four in host memory."""
+    with open_shop(harness, tmp_path, room=2, memory=4) as made:
+        yield made
+
+
+@pytest.fixture
 async def desk(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
     """A running engine on the tiny Llama."""
     async with opened(harness, monkeypatch) as made:

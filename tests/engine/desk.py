@@ -12,7 +12,7 @@ import pytest
 
 from server.engine.async_engine import AsyncEngine, GenerateRequest, Stream
 from server.engine.engine import Engine, Event
-from server.engine.residency import Lease
+from server.engine.lease import Lease
 from server.engine.sequence import Delta, ResolvedMix, SamplingParams
 from tests.engine.waiting import until
 from tests.engine.zoo import prompt_of

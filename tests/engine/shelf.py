@@ -7,14 +7,16 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from adapters.base import TargetModule
-from server.engine.placement import Placement, Revision
+from server.engine.placement import Placement
+from server.engine.revision import Revision
+from server.engine.tiers import Tiers
+from server.metrics import Metrics
 from server.model.pages import PackedAdapter, PagePool
 from tests.engine.waiting import settle
 
@@ -25,31 +27,39 @@ ZERO_PAGE = 32
 class Shelf:
     """A placement over ``room`` units, with revisions whose content tells them apart."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, *, memory: int = 0) -> None:
         module = TargetModule("q", 32, 32)
         capacity = (room * UNIT + ZERO_PAGE) * 4
         self.pool = PagePool((module,), capacity, torch.float32, torch.device("cpu"))
         assert self.pool.capacity_bytes == room * UNIT * 4
-        self.placement = Placement(self.pool, self._read)
+        self.sizes: dict[str, int] = {}  # in units
+        self.metrics = Metrics()
+        self.tiers = Tiers(self._read, memory_bytes=memory * UNIT * 4, metrics=self.metrics)
+        self.placement = Placement(self.pool, self.tiers, metrics=self.metrics)
         self.reads: Counter[str] = Counter()
         self.broken: set[str] = set()
         self.gate = threading.Event()  # reads wait for it
         self.gate.set()
 
     def revision(self, digest: str, size: int = 1) -> Revision:
-        return Revision(digest, Path("/nowhere"), rank=size, modules=1, nbytes=size * UNIT * 4)
+        self.sizes[digest] = size
+        return Revision(digest, size * UNIT * 4)
 
-    def _read(self, revision: Revision) -> PackedAdapter:
-        self.reads[revision.digest] += 1
+    def _read(self, digest: str) -> PackedAdapter:
+        self.reads[digest] += 1
         assert self.gate.wait(30)
-        if revision.digest in self.broken:
+        if digest in self.broken:
             raise OSError("gone")
-        return self.packed(revision)
+        return self._pack(digest)
 
     def packed(self, revision: Revision) -> PackedAdapter:
-        data = torch.full((revision.rank * UNIT,), float(sum(revision.digest.encode())))
-        rank = np.array([revision.rank], np.int32)
-        return PackedAdapter(revision.digest, data, np.zeros(1, np.int64), rank)
+        return self._pack(revision.digest)
+
+    def _pack(self, digest: str) -> PackedAdapter:
+        size = self.sizes[digest]
+        data = torch.full((size * UNIT,), float(sum(digest.encode())))
+        rank = np.array([size], np.int32)
+        return PackedAdapter(digest, data, np.zeros(1, np.int64), rank)
 
     def intact(self, revision: Revision) -> bool:
         """Whether the pool still holds what ``revision`` is."""

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from adapters.artifact import Limits
 from adapters.mix import parse_mix
+from adapters.records import State
+from adapters.registry import Registry
 from adapters.store import RevisionStore
-from server.engine.residency import AdapterManager, Lease
+from server.engine.engine import Engine
+from server.engine.lease import Lease
+from server.engine.residency import AdapterManager
+from server.engine.sequence import SamplingParams, Sequence
 from server.kernels.inputs import page_length
 from server.metrics import Metrics
 from server.model.pages import PagePool
 from tests.adapter_factory import write_adapter
+from tests.engine.waiting import until
 from tests.harness import Harness
 
 RANK = 4
+KEPT = 3  # revisions of a name
 
 
 class Shop:
     """``room`` is how many adapters of :meth:`write` fit on the device."""
 
-    def __init__(self, harness: Harness, root: Path, room: int) -> None:
+    def __init__(self, harness: Harness, root: Path, room: int, memory: int = 0, **options: Any) -> None:
         self.harness = harness
+        self._ids = itertools.count(1)
         self.root = root
         self.store = RevisionStore(root / "store")
+        self.registry = Registry(f"sqlite:///{root}/registry.db", owner=self.store.owner, history=KEPT)
         module = harness.decoder.modules
         pages = sum(page_length(m.in_features) + page_length(m.out_features) for m in module)
         unit = 4 * RANK * pages
@@ -40,9 +52,12 @@ class Shop:
         self.manager = AdapterManager(
             base=harness.base,
             store=self.store,
+            registry=self.registry,
             pool=self.pool,
             limits=Limits(max_rank=64, max_bytes=1 << 24),
             metrics=self.metrics,
+            memory_bytes=memory * unit,
+            **options,
         )
 
     def write(self, name: str, seed: int = 0, rank: int = RANK) -> Path:
@@ -56,8 +71,39 @@ class Shop:
         for name in names:
             await self.manager.load(name, self.write(name, seed=sum(name.encode())))
 
+    async def publish(self, name: str, path: Path, source: str) -> None:
+        """Publish the adapter in ``path`` as if it came from ``source``."""
+
+        def fetch(into: Path) -> None:
+            shutil.copytree(path, into, dirs_exist_ok=True)
+
+        await (await self.manager.begin_publish(name, fetch, source=source)).done()
+
     async def lease(self, expression: str) -> Lease:
-        return await self.manager.lease(self.manager.resolve(parse_mix(expression)))
+        return await self.manager.lease(await self.manager.resolve(parse_mix(expression)))
+
+    def placement_pinned(self) -> int:
+        """Device bytes that no eviction can free."""
+        return self.manager._placement.pinned_bytes
+
+    async def answer(self, expression: str, prompt: tuple[int, ...], engine: Engine) -> list[int]:
+        """Greedy tokens of ``expression`` on ``engine``, which is stepped here."""
+        lease = await self.lease(expression)
+        params = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+        sequence = Sequence(next(self._ids), prompt, params, lease.mix)
+        engine.add(sequence)
+        while engine.has_work:
+            engine.step()
+        lease.release()
+        return sequence.output_ids
+
+    async def until_draining(self, name: str) -> None:
+        """Wait until a deletion has begun that another task asked for."""
+        await until(lambda: self.manager.status(name).state is State.DRAINING)
+
+    async def quiet(self) -> None:
+        """Wait until nothing is published or freed any more."""
+        await until(lambda: not (self.manager._holdings.num_retiring or self.manager._publisher.num_running))
 
     def check(self) -> None:
         """Assert that nothing is held and everything balances."""
@@ -66,10 +112,13 @@ class Shop:
 
 
 @contextmanager
-def open_shop(harness: Harness, root: Path, room: int = 4) -> Iterator[Shop]:
-    shop = Shop(harness, root, room)
+def open_shop(
+    harness: Harness, root: Path, room: int = 4, *, memory: int = 0, **options: Any
+) -> Iterator[Shop]:
+    shop = Shop(harness, root, room, memory, **options)
     try:
         yield shop
     finally:
+        shop.registry.close()
         shop.store.close()
         harness.decoder.allocate(harness.pool.data, 257, 256)

@@ -18,8 +18,8 @@ from adapters.errors import (
 )
 from adapters.files import WEIGHTS_NAME
 from adapters.mix import parse_mix
-from server.metrics import MIX
-from tests.engine.shop import RANK, Shop
+from server.metric_families import MIX
+from tests.engine.shop import KEPT, RANK, Shop
 from tests.engine.waiting import settle, until
 
 
@@ -29,7 +29,7 @@ async def test_loading_listing_and_unloading(shop: Shop) -> None:
     found = shop.manager.get("a")
     assert (found.rank, found.modules, found.nbytes) == (RANK, len(shop.harness.base.modules), shop.unit)
     assert found.resident
-    assert found.source == shop.root / "a"
+    assert found.source == str(shop.root / "a")
     assert shop.store.digests() == sorted(r.digest for r in shop.manager.list())
     assert shop.pool.used_bytes == 2 * shop.unit
     for name in ("a", "b"):
@@ -60,7 +60,7 @@ async def test_a_failed_load_registers_nothing(shop: Shop) -> None:
     assert shop.manager.list() == []
     assert shop.store.digests() == []
     with pytest.raises(AdapterNotFound):
-        shop.manager.resolve(parse_mix("x"))
+        await shop.manager.resolve(parse_mix("x"))
     await shop.load("x")
 
 
@@ -83,7 +83,7 @@ async def test_an_adapter_that_can_never_fit(shop: Shop) -> None:
 async def test_a_mix_that_can_never_fit(small: Shop) -> None:
     await small.load("a", "b", "c")
     with pytest.raises(AdapterTooLarge):
-        small.manager.resolve(parse_mix("a+b+c"))
+        await small.manager.resolve(parse_mix("a+b+c"))
     (await small.lease("a*0.5+b+a*0.5")).release()  # two, however often they are named
     small.check()
 
@@ -100,7 +100,7 @@ async def test_a_mix_that_can_never_fit(small: Shop) -> None:
 async def test_mixes_that_name_nothing(shop: Shop, expression: str, error: type[Exception]) -> None:
     await shop.load("a")
     with pytest.raises(error):
-        shop.manager.resolve(parse_mix(expression))
+        await shop.manager.resolve(parse_mix(expression))
     shop.check()
 
 
@@ -129,7 +129,7 @@ async def test_what_a_lease_says(shop: Shop) -> None:
 async def test_leases_are_shared_without_waiting(small: Shop) -> None:
     await small.load("a", "b")
     one = await small.lease("a+b")
-    blocked = asyncio.create_task(small.manager.lease(small.manager.resolve(parse_mix("b"))))
+    blocked = asyncio.create_task(small.manager.lease(await small.manager.resolve(parse_mix("b"))))
     two = one.share()
     one.release()
     assert small.manager.num_references >= 2
@@ -159,7 +159,7 @@ async def test_unloading_waits_for_what_runs(shop: Shop) -> None:
     unload = asyncio.create_task(shop.manager.unload("a"))
     await settle()
     with pytest.raises(AdapterNotFound):
-        shop.manager.resolve(parse_mix("a"))
+        await shop.manager.resolve(parse_mix("a"))
     with pytest.raises(AdapterNotFound):
         await shop.manager.unload("a")
     assert not unload.done()
@@ -184,18 +184,25 @@ async def test_replacing_while_running(shop: Shop) -> None:
     assert old.share().mix.digest == old.mix.digest
     assert [shop.pool.data[pages.start :][: shop.unit // 4].equal(content)] == [True]
     assert shop.pool.used_bytes == 2 * shop.unit
+    (await shop.lease(f"a@{pages.digest[:8]}")).release()  # an earlier revision can still be named
     with pytest.raises(AdapterNotFound, match="no revision"):
-        shop.manager.resolve(parse_mix(f"a@{pages.digest[:8]}"))
+        await shop.manager.resolve(parse_mix("a@0000dead"))
 
 
-async def test_the_old_revision_goes_with_its_last_request(shop: Shop) -> None:
+async def test_a_revision_beyond_the_history_goes_with_its_last_request(shop: Shop) -> None:
     await shop.load("a")
-    old = await shop.lease("a")
-    await shop.manager.load("a", shop.write("new", seed=99), replace=True)
-    old.release()
-    await until(lambda: len(shop.store.digests()) == 1)
-    assert shop.pool.used_bytes == shop.unit
-    assert await shop.manager.unload("a") == shop.unit
+    first = await shop.lease("a")
+    for seed in range(KEPT):
+        await shop.manager.load("a", shop.write("new", seed=99 + seed), replace=True)
+        assert first.mix.members[0][0].digest in shop.store.digests()
+    assert len(shop.manager.status("a").history) == KEPT
+    assert len(shop.store.digests()) == KEPT + 1
+    first.release()
+    await until(lambda: len(shop.store.digests()) == KEPT)
+    await shop.quiet()
+    assert await shop.manager.unload("a") == KEPT * shop.unit
+    assert shop.pool.used_bytes == 0
+    assert shop.store.digests() == []
     shop.check()
 
 

@@ -1,0 +1,88 @@
+"""Aliases: a name for one model string, or for a weighted split of several."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+
+from adapters.errors import AdapterNotFound, MixError
+from adapters.mix import MAX_ENTRIES, MixTerm, check_weight, parse_mix
+from adapters.records import AliasRecord
+
+_HASHED = 2.0**64
+
+
+def expand(
+    terms: Sequence[MixTerm], aliases: Mapping[str, AliasRecord], base: str, user: str | None
+) -> tuple[MixTerm, ...]:
+    """The terms with every alias replaced by the arm that ``user`` gets of it.
+
+    An arm that is a mix keeps its proportions: its weights are multiplied by the alias's own.
+
+    Raises:
+        AdapterNotFound: a revision of an alias is asked for.
+        MixError: more entries than a mix may have, or a weight out of bounds.
+    """
+    if not any(term.name in aliases for term in terms):
+        return tuple(terms)
+    expanded = [part for term in terms for part in _expand(term, aliases.get(term.name), base, user)]
+    if len(expanded) > MAX_ENTRIES:
+        raise MixError(
+            f"with its aliases replaced the mix has {len(expanded)} of at most {MAX_ENTRIES} entries"
+        )
+    return tuple(expanded)
+
+
+def _expand(term: MixTerm, alias: AliasRecord | None, base: str, user: str | None) -> list[MixTerm]:
+    if alias is None:
+        return [term]
+    if term.revision is not None:
+        raise AdapterNotFound(f"{term.name!r} is an alias, and an alias has no revisions")
+    target = choose(alias, user)
+    where = f"{target!r} in alias {term.name!r}"
+    return [
+        MixTerm(part.name, part.revision, check_weight(part.weight * term.weight, where))
+        for part in target_terms(target, base)
+    ]
+
+
+def choose(alias: AliasRecord, user: str | None) -> str:
+    """The arm for ``user``: always the same while the arms stay the same; without a user, drawn afresh.
+
+    With shares s₁, s₂, … of total S a user gets arm k if her hash, as a fraction of 2⁶⁴, falls into the
+    k-th of the intervals of lengths sₖ / S that tile [0, 1). So moving share from one arm to its
+    neighbour moves only the users in between.
+    """
+    fraction = random.random() if user is None else _fraction(alias.name, user)
+    position = fraction * math.fsum(share for _, share in alias.arms)
+    end = 0.0
+    for target, share in alias.arms:
+        end += share
+        if position < end:
+            return target
+    return alias.arms[-1][0]  # rounding put the position at the very end
+
+
+def _fraction(name: str, user: str) -> float:
+    digest = hashlib.blake2b(f"{name}\0{user}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / _HASHED
+
+
+def target_terms(target: str, base: str) -> tuple[MixTerm, ...]:
+    """The terms of an arm's model string; () for the base model.
+
+    Raises:
+        MixError, AdapterNameError: it is malformed.
+    """
+    return () if target == base else parse_mix(target)
+
+
+def naming(name: str, aliases: Mapping[str, AliasRecord], base: str) -> list[str]:
+    """The aliases of which some arm names the adapter ``name``."""
+    return [
+        alias.name
+        for alias in aliases.values()
+        if any(term.name == name for target, _ in alias.arms for term in target_terms(target, base))
+    ]

@@ -1,0 +1,279 @@
+"""The revisions this server has in its hands: who refers to them, where they are, and when they are freed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from time import monotonic
+
+from adapters.errors import AdapterError, AdapterInUse, SourceMissing
+from server.engine.lease import Lease, Resolution
+from server.engine.library import SHOWN_DIGITS, Library
+from server.engine.placement import Placement
+from server.engine.revision import Revision
+from server.engine.status import Residency
+from server.engine.tiers import Tiers
+from server.model.pages import PackedAdapter
+
+logger = logging.getLogger(__name__)
+
+_READ_EARLY = 4  # revisions that may be read before anybody waits for them
+
+
+class Holdings:
+    """References and residency by revision. A revision that no name has is freed with its last reference."""
+
+    def __init__(
+        self,
+        library: Library,
+        tiers: Tiers,
+        placement: Placement,
+        *,
+        is_held: Callable[[str], bool],
+        restore: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """``is_held`` tells whether some name has a revision; ``restore`` brings lost files back."""
+        self.tiers = tiers
+        self.placement = placement
+        self._library = library
+        self._is_held = is_held
+        self._restore = restore
+        self._revisions: dict[str, Revision] = {}
+        self._pinned: frozenset[str] = frozenset()
+        self._retiring: dict[str, asyncio.Task[int]] = {}
+        self._closing = False
+        self._waiting: list[asyncio.Future[None]] = []  # for :meth:`changed`
+
+    def revision(self, digest: str) -> Revision:
+        """The one object that stands for a revision."""
+        if digest not in self._revisions:
+            self._revisions[digest] = Revision(digest, pinned=digest in self._pinned)
+        return self._revisions[digest]
+
+    def references(self, digests: Iterable[str]) -> int:
+        """Requests that hold any of the revisions, running or waiting for room."""
+        return sum(self._revisions[d].references for d in digests if d in self._revisions)
+
+    @property
+    def num_references(self) -> int:
+        """References that resolved requests hold."""
+        return self.references(self._revisions)
+
+    def is_resident(self, digest: str) -> bool:
+        """Whether its pages are on the device."""
+        return self.placement.is_resident(digest)
+
+    def device_bytes(self, digest: str) -> int:
+        """Bytes it takes on the device when it is there; 0 if that isn't known yet."""
+        return self._revisions[digest].nbytes if digest in self._revisions else 0
+
+    def residency(self, digest: str, stored: int) -> Residency:
+        """Where its bytes are."""
+        device = self.device_bytes(digest) if self.is_resident(digest) else 0
+        return Residency(device, self.tiers.bytes_of(digest), stored)
+
+    # What requests hold.
+
+    async def lease(self, resolution: Resolution) -> Lease:
+        """Wait until every member is on the device; failure or cancellation drops the references.
+
+        Raises:
+            AdapterNotFound: a member was deleted meanwhile, and its files with it.
+            SourceMissing, ArtifactError: its files are gone or damaged.
+        """
+        try:
+            await self._acquire(resolution.members)
+        except BaseException:
+            self.drop(resolution)
+            raise
+        resolution.leased = True
+        return Lease(self, resolution)
+
+    def refer(self, members: Iterable[Revision]) -> None:
+        """Count one more request that holds each of ``members``."""
+        for revision in members:
+            revision.references += 1
+
+    def warm_up(self, members: Iterable[Revision]) -> None:
+        """Begin to read what is not on the device, before the request gets to wait for it."""
+        for revision in members:
+            if revision.pages is None and self.tiers.num_reading < _READ_EARLY:
+                self.tiers.load(revision.digest)
+
+    def share(self, resolution: Resolution) -> Lease:
+        """A further lease on a mix that is leased now."""
+        assert not resolution.dropped
+        self.refer(resolution.members)
+        self.placement.hold(resolution.members)
+        return Lease(self, replace(resolution))
+
+    def drop(self, resolution: Resolution) -> None:
+        """Give a resolution's references back, once."""
+        if resolution.dropped:
+            return
+        resolution.dropped = True
+        if resolution.leased:
+            self.placement.release(resolution.members)
+        for revision in resolution.members:
+            revision.references -= 1
+            if not revision.references:
+                self.changed()
+
+    async def _acquire(self, members: Sequence[Revision]) -> None:
+        restored: set[str] = set()
+        while True:
+            try:
+                return await self.placement.acquire(members)
+            except SourceMissing:
+                lost = [r.digest for r in members if r.pages is None and r.digest not in restored]
+                if not lost:
+                    raise
+                for digest in lost:  # not in line: whoever waits behind has nothing to do with it
+                    await self._restore(digest)
+                restored.update(lost)
+
+    # Moving them by hand.
+
+    async def prefetch(self, digest: str) -> bool:
+        """Bring a revision in, to the device if idle ones can make room there; says whether it is there."""
+        revision = self.revision(digest)
+        if revision.pages is None:
+            packed = await asyncio.shield(self.tiers.load(digest))
+            await self.placement.offer(revision, packed)
+        return revision.pages is not None
+
+    async def offer(self, packed: PackedAdapter) -> None:
+        """Take what was just packed, to the device if idle ones can make room there."""
+        self.tiers.keep(packed)
+        await self.placement.offer(self.revision(packed.digest), packed)
+
+    async def evict(self, digests: Sequence[str]) -> int:
+        """Take revisions off the device and out of host memory; returns the device bytes freed.
+
+        Raises:
+            AdapterInUse: one is pinned, or a request holds it.
+        """
+        revisions = [self._revisions[digest] for digest in digests if digest in self._revisions]
+        running = self.references(digests)
+        if running:
+            raise AdapterInUse(f"{running} requests run with it or wait for it")
+        if any(revision.pinned for revision in revisions):
+            raise AdapterInUse("it is pinned: unpin it first")
+        for digest in digests:
+            self.tiers.drop(digest)
+        return sum([await self.placement.remove(revision) for revision in revisions])
+
+    def pin(self, digests: Collection[str]) -> list[asyncio.Future[None]]:
+        """Keep exactly these on the device from now on; the results tell when those that lack are there."""
+        self._pinned = frozenset(digests)
+        for revision in self._revisions.values():
+            revision.pinned = revision.digest in self._pinned
+        lacking = [self.revision(digest) for digest in sorted(self._pinned)]
+        return [self._bring(revision) for revision in lacking if revision.pages is None]
+
+    async def make_resident(self, digest: str) -> None:
+        """Bring a revision to the device, waiting for room if need be.
+
+        Raises:
+            AdapterTooLarge: it can't be there beside what is pinned.
+        """
+        revision = self.revision(digest)
+        if revision.pages is None:
+            await self.placement.bring(revision)
+
+    def _bring(self, revision: Revision) -> asyncio.Future[None]:
+        def tell(done: asyncio.Future[None]) -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                logger.warning("a pinned adapter is not resident: %s", error)
+
+        future = self.placement.bring(revision)
+        future.add_done_callback(tell)
+        return future
+
+    # Freeing.
+
+    def changed(self) -> None:
+        """Let whoever waits for references to end, or for a name to change, look again."""
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait_until(self, condition: Callable[[], bool], deadline: float | None = None) -> bool:
+        """Wait until ``condition`` holds, looking whenever something has changed; says whether it does.
+
+        ``deadline`` is on the clock of :func:`time.monotonic`.
+        """
+        while not condition() and not self._closing:
+            left = None if deadline is None else deadline - monotonic()
+            if left is not None and left <= 0:
+                return False
+            change = asyncio.get_running_loop().create_future()
+            self._waiting.append(change)
+            await asyncio.wait({change}, timeout=left)
+        return condition()
+
+    def retire(self, digest: str) -> asyncio.Task[int]:
+        """Free a revision that no name has, once no request holds it. The result: device bytes freed."""
+        task = self._retiring.get(digest)
+        if task is None:
+            task = self._retiring[digest] = asyncio.create_task(self._retire(digest))
+        return task
+
+    @property
+    def num_retiring(self) -> int:
+        """Revisions that no name has and that are not freed yet."""
+        return len(self._retiring)
+
+    async def _retire(self, digest: str) -> int:
+        freed = 0
+        try:
+            while not self._is_held(digest):
+                await self.wait_until(lambda: self._is_held(digest) or not self.references([digest]))
+                if self._is_held(digest) or self.references([digest]):  # the latter when closing
+                    break
+                freed += await self._free(digest)
+                if digest not in self._revisions:
+                    break
+            return freed
+        finally:
+            del self._retiring[digest]
+
+    async def _free(self, digest: str) -> int:
+        """Drop a nameless, unused revision everywhere; returns the device bytes freed.
+
+        It may be given a name again meanwhile: then it stays on disk, and may be requested.
+        """
+        revision = self.revision(digest)
+        revision.gone = True  # nothing but a request brings it in from now on
+        self.tiers.drop(digest)
+        freed = await self.placement.remove(revision)
+        try:
+            await self.tiers.run(self._library.reclaim, digest)
+        except AdapterError as error:  # the name is gone and the memory free: that is what was asked for
+            logger.warning("the stored copy of revision %s stays: %s", digest[:SHOWN_DIGITS], error)
+        revision.gone = not self._is_held(digest)
+        if revision.gone:
+            del self._revisions[digest]
+        return freed
+
+    def check(self) -> None:
+        """Assert that references and memory balance."""
+        self.placement.check()
+        self.tiers.check()
+        assert all(0 <= r.leases <= r.references for r in self._revisions.values())
+
+    def stop_waiting(self) -> None:
+        """Let nobody wait for running requests any more."""
+        self._closing = True
+        self.changed()
+
+    async def close(self) -> None:
+        """Stop background work."""
+        await self.placement.close()
+        for task in self._retiring.values():
+            task.cancel()
+        await asyncio.gather(*self._retiring.values(), return_exceptions=True)
+        await self.tiers.close()

@@ -1,0 +1,60 @@
+"""What a request holds: the revisions its model string meant, and then the right to run with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.engine.revision import Revision
+from server.engine.sequence import ResolvedMix
+
+
+@dataclass(eq=False)
+class Resolution:
+    """A mix whose revisions are referenced, though perhaps not on the device yet."""
+
+    entries: tuple[tuple[Revision, float], ...]
+    served_model: str  # the mix with the revisions that answer: "support@3f9a1c2e*0.7"
+    label: str  # in the metrics
+    digest: bytes
+    leased: bool = False
+    dropped: bool = False
+
+    @property
+    def members(self) -> tuple[Revision, ...]:
+        return tuple(revision for revision, _ in self.entries)
+
+
+class Holder(Protocol):
+    """Who keeps the references of resolutions."""
+
+    def share(self, resolution: Resolution) -> Lease:
+        """A further lease on a mix that is leased now."""
+
+    def drop(self, resolution: Resolution) -> None:
+        """Give a resolution's references back, once."""
+
+
+class Lease:
+    """The right to run with a mix, whose members stay on the device until :meth:`release`."""
+
+    def __init__(self, holder: Holder, resolution: Resolution) -> None:
+        self._holder = holder
+        self._resolution = resolution
+        self.served_model = resolution.served_model
+        pages = [(revision.pages, weight) for revision, weight in resolution.entries]
+        members = tuple((p, w) for p, w in pages if p is not None)
+        assert len(members) == len(pages), "a lease covers resident revisions only"
+        self.mix = ResolvedMix(members, resolution.digest, resolution.label)
+
+    def share(self) -> Lease:
+        """Another lease on the same mix, at once: its members are on the device already.
+
+        A request with several prompts takes one lease and shares it. If it queued for each, it could
+        wait in line behind a request that waits for the very memory it holds.
+        """
+        return self._holder.share(self._resolution)
+
+    def release(self) -> None:
+        """Give the references back. Calling it again does nothing."""
+        self._holder.drop(self._resolution)

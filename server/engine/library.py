@@ -1,0 +1,111 @@
+"""Revisions on disk as this server reads them: checked when they come in, and again when they are read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from adapters.artifact import Artifact, Limits, read_artifact
+from adapters.base import BaseModel
+from adapters.errors import AdapterNotFound, AdapterTooLarge, ArtifactError, SourceMissing
+from adapters.publish import reclaim
+from adapters.records import RevisionRecord
+from adapters.registry import Registry
+from adapters.store import RevisionStore
+from server.model.norms import NormFile
+from server.model.pages import PackedAdapter, PagePool
+
+Fetch = Callable[[Path], None]  # fills the empty directory it is given with an artifact
+
+SHOWN_DIGITS = 8  # of a digest, in model strings and messages
+
+
+class Library:
+    """Reads, checks and keeps revisions. Every method blocks: worker threads call them."""
+
+    def __init__(
+        self, base: BaseModel, registry: Registry, store: RevisionStore, pool: PagePool, limits: Limits
+    ) -> None:
+        self._base = base
+        self._registry = registry
+        self._store = store
+        self._pool = pool
+        self._limits = limits
+
+    def check(self, directory: Path, source: str) -> tuple[RevisionRecord, PackedAdapter]:
+        """Read the artifact in ``directory`` and find out whether, and as what, it can be served.
+
+        Returns the facts, and the adapter as it will lie on the device.
+
+        Raises:
+            SourceMissing, ArtifactError: it can't be.
+            AdapterTooLarge: it alone exceeds the memory given to adapters.
+        """
+        artifact = read_artifact(directory, self._base, self._limits)
+        packed = self._pool.pack(artifact.digest, artifact.delta, artifact.activation)
+        if packed.data.nbytes > self._pool.capacity_bytes:
+            raise AdapterTooLarge(
+                f"this adapter needs {packed.data.nbytes} bytes of adapter memory, the server has "
+                f"{self._pool.capacity_bytes} (--adapter-memory)"
+            )
+        return self._facts(artifact, source), packed
+
+    def put_back(self, digest: str, source: str, fetch: Fetch) -> None:
+        """Fetch a revision that is missing from the store, and put it there if it is what it was.
+
+        Raises:
+            SourceMissing: ``source`` has it no more.
+            StoreError: the disk refused.
+        """
+        with self._store.temporary() as directory:
+            fetch(directory)
+            self._store.settle(directory)
+            facts, _ = self.check(directory, source)
+            if facts.digest != digest:
+                shown = digest[:SHOWN_DIGITS]
+                raise SourceMissing(f"the files of revision {shown} are gone, and {source} has others now")
+            self._store.move_in(directory, digest)
+
+    def read(self, digest: str) -> PackedAdapter:
+        """Bring a revision in from disk.
+
+        Raises:
+            SourceMissing: its directory is not there.
+            ArtifactError: it is not what it was.
+        """
+        try:
+            directory = self._store.path(digest)
+        except AdapterNotFound:
+            raise SourceMissing(f"the files of revision {digest[:SHOWN_DIGITS]} are gone") from None
+        artifact = read_artifact(directory, self._base, self._limits)
+        if artifact.digest != digest:
+            raise ArtifactError([f"the stored copy of revision {digest[:SHOWN_DIGITS]} has changed"])
+        norms = NormFile.beside(directory, digest, self._base.fingerprint, self._pool.data.dtype)
+        return self._pool.pack(digest, artifact.delta, artifact.activation, norms)
+
+    def reclaim(self, digest: str) -> None:
+        """Delete a revision's files, unless some name has it again; StoreError if the disk refused."""
+        reclaim(self._registry, self._store, [digest])
+
+    def has(self, digest: str) -> bool:
+        """Whether the revision's directory is there."""
+        try:
+            self._store.path(digest)
+        except AdapterNotFound:
+            return False
+        return True
+
+    def _facts(self, artifact: Artifact, source: str) -> RevisionRecord:
+        return RevisionRecord(
+            digest=artifact.digest,
+            nbytes=artifact.nbytes,
+            rank=artifact.rank,
+            modules=len(artifact.delta),
+            total_modules=len(self._base.modules),
+            kind=artifact.kind,
+            base_model_name=artifact.base_model_name,
+            base_fingerprint=self._base.fingerprint,
+            source=source,
+            created=time.time(),
+        )

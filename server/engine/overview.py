@@ -1,0 +1,89 @@
+"""What is told of names: the facts of the registry beside what this server knows of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+
+from adapters.records import NameRecord, State
+from server.engine.catalogue import Catalogue
+from server.engine.holdings import Holdings
+from server.engine.status import AdapterStatus, Registered, Residency, status_of
+from server.metrics import Metrics
+
+
+class Overview:
+    """Answers from memory, on the event loop."""
+
+    def __init__(
+        self, catalogue: Catalogue, holdings: Holdings, metrics: Metrics, used: Mapping[str, float]
+    ) -> None:
+        """``used`` is when this server last used a name, in unix seconds."""
+        self._catalogue = catalogue
+        self._holdings = holdings
+        self._metrics = metrics
+        self._used = used
+
+    def status(self, name: str) -> AdapterStatus:
+        """Everything about a name; AdapterNotFound if there is no such name."""
+        record = self._catalogue.get(name)
+        facts = self._catalogue.facts(record.digest)
+        stored = 0 if facts is None else facts.nbytes
+        return status_of(
+            record,
+            facts,
+            residency=Residency(0, 0, 0) if facts is None else self._holdings.residency(facts.digest, stored),
+            references=self._holdings.references(record.history),
+            traffic=self._metrics.traffic(name),
+            last_used=self._used.get(name),
+        )
+
+    def page(
+        self,
+        *,
+        prefix: str = "",
+        tag: str | None = None,
+        state: State | None = None,
+        resident: bool | None = None,
+        after: str = "",
+        limit: int = 100,
+    ) -> list[AdapterStatus]:
+        """The first ``limit`` names beyond ``after``, sorted, of which all this is true."""
+        names = sorted(self._catalogue.names)
+        found: list[AdapterStatus] = []
+        for name in names[bisect_right(names, after) :]:
+            record = self._catalogue.names[name]
+            matches = (
+                name.startswith(prefix) and tag in {None, *record.tags} and state in {None, record.state}
+            )
+            if matches and resident in {None, self._is_resident(record)}:
+                found.append(self.status(name))
+                if len(found) == limit:
+                    break
+        return found
+
+    def _is_resident(self, record: NameRecord) -> bool:
+        return record.digest is not None and self._holdings.is_resident(record.digest)
+
+    def serving(self) -> list[Registered]:
+        """The names that serve."""
+        records = self._catalogue.names.values()
+        return [self._registered(record) for record in records if record.state is State.READY]
+
+    def get(self, name: str) -> Registered:
+        """A name that serves; AdapterNotFound if there is no such name, or it does not serve."""
+        return self._registered(self._catalogue.get_ready(name))
+
+    def _registered(self, record: NameRecord) -> Registered:
+        facts = self._catalogue.facts(record.digest)
+        assert facts is not None, "a name that serves has a revision"
+        return Registered(
+            name=record.name,
+            digest=facts.digest,
+            source=record.source,
+            rank=facts.rank,
+            modules=facts.modules,
+            nbytes=self._holdings.device_bytes(facts.digest) or facts.nbytes,
+            resident=self._holdings.is_resident(facts.digest),
+            created=record.created,
+        )

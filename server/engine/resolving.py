@@ -1,0 +1,57 @@
+"""From what a request asks for to what it runs with: aliases, revisions, and how the answer is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from adapters.errors import AdapterNotFound, MixError
+from adapters.mix import MixTerm
+from adapters.records import NameRecord
+from server.engine.library import SHOWN_DIGITS
+from server.metric_families import BASE, MIX
+
+
+def digest_of(term: MixTerm, record: NameRecord) -> str:
+    """The revision that ``term`` means, given the record of its name, which serves.
+
+    Raises:
+        AdapterNotFound: the name has no such revision.
+        MixError: a variant is asked for.
+    """
+    if term.revision == "merged":
+        raise MixError(f"'{term.name}@merged': this server keeps no merged copies")
+    assert record.digest is not None
+    if term.revision is None or record.digest.startswith(term.revision):
+        return record.digest
+    return find_revision(record, term.revision)
+
+
+def find_revision(record: NameRecord, prefix: str) -> str:
+    """The one digest in a name's history that begins with ``prefix``.
+
+    Raises:
+        AdapterNotFound: there is none, or more than one.
+    """
+    found = [digest for digest in record.history if digest.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    have = ", ".join(digest[:SHOWN_DIGITS] for digest in record.history)
+    problem = "several revisions that begin with" if found else "no revision"
+    raise AdapterNotFound(f"adapter {record.name!r} has {problem} {prefix}; its revisions are {have}")
+
+
+def describe(terms: Sequence[MixTerm], digests: Mapping[MixTerm, str], base: str) -> str:
+    """The mix as a model string that names the revisions it runs."""
+    if not terms:
+        return base
+    parts = (
+        f"{term.name}@{digests[term][:SHOWN_DIGITS]}" + ("" if term.weight == 1.0 else f"*{term.weight:g}")
+        for term in terms
+    )
+    return "+".join(parts)
+
+
+def label_of(terms: Sequence[MixTerm]) -> str:
+    """What the metrics call it."""
+    names = {term.name for term in terms}
+    return BASE if not names else names.pop() if len(names) == 1 else MIX
