@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import replace as dataclass_replace
 from pathlib import Path
 
 from adapters.errors import AdapterError, AdapterExists
@@ -47,7 +48,7 @@ def publish(
     store: RevisionStore,
     name: str,
     *,
-    fetch: Callable[[Path], None],
+    fetch: Callable[[Path], str | None],  # returns the exact source, where it knows it better than ``source``
     validate: Callable[[Path], RevisionRecord],
     source: str,
     tags: Collection[str] | None = None,
@@ -73,10 +74,12 @@ def publish(
         if not replace and before.state is State.READY:
             raise AdapterExists(f"the name {name!r} is taken; unload it first or ask to replace it")
         with store.temporary() as temporary:
-            fetch(temporary)
+            exact = fetch(temporary)
             on_step("fetch")
             revision = validate(temporary)
             on_step("validate")
+            if exact is not None:
+                revision = dataclass_replace(revision, source=exact)
             store.settle(temporary)
             on_step("settle")
             with store.publishing():
@@ -106,12 +109,15 @@ def reclaim(registry: Registry, store: RevisionStore, digests: Iterable[str]) ->
 
 
 def reconcile(registry: Registry, store: RevisionStore) -> Reconciled:
-    """Make registry and disk agree, when a server starts. What other living processes do is left alone.
+    """Make registry and disk agree, when a server starts or another may have died.
+
+    What living processes do is left alone.
 
     Raises:
         StoreError: the disk or the database refused, or the two do not belong together.
     """
     registry.bind(store.identity)
+    store.sweep()
     abandoned: list[str] = []
     agreements: list[Agreement] = []
 

@@ -210,6 +210,15 @@ class RevisionStore:
                 freed[digest] = sum(file.stat().st_size for file in (temporary / digest).iterdir())
         return freed
 
+    def sweep(self) -> None:
+        """Remove the temporary directories of processes that have died.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        with self._faults("can't be written to"), self._alone():
+            self._sweep()
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         with locked(self.root / _LOCK):

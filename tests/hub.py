@@ -25,6 +25,7 @@ class Repository:
     revisions: frozenset[str] = frozenset({"main", "v1", "feature/x", COMMIT})
     gated: bool = False
     sizes: dict[str, int] = field(default_factory=dict)  # what it says where that isn't the truth
+    elsewhere: str | None = None  # where it sends downloads to, as the Hub does to its storage
 
 
 @dataclass
@@ -34,6 +35,7 @@ class FakeHub:
     endpoint: str
     repositories: dict[str, Repository]
     asked: list[str] = field(default_factory=list)
+    tokens: set[str | None] = field(default_factory=set)  # Authorization, in any request
 
 
 @contextmanager
@@ -45,6 +47,7 @@ def running_hub(**repositories: Repository) -> Iterator[FakeHub]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            hub.tokens.add(self.headers["Authorization"])
             path = urlsplit(self.path).path
             hub.asked.append(unquote(path))
             parts = [unquote(part) for part in path.strip("/").split("/")]
@@ -60,6 +63,8 @@ def running_hub(**repositories: Repository) -> Iterator[FakeHub]:
                 self._refuse(404, "RevisionNotFound")
             elif api:
                 self._answer(json.dumps(_describe(f"{owner}/{name}", repository)).encode())
+            elif repository.elsewhere is not None:
+                self._refuse(302, "", Location=repository.elsewhere + path)
             elif "/".join(rest[2:]) in repository.files:
                 self._answer(repository.files["/".join(rest[2:])])
             else:
@@ -72,8 +77,10 @@ def running_hub(**repositories: Repository) -> Iterator[FakeHub]:
             self.end_headers()
             self.wfile.write(content)
 
-        def _refuse(self, status: int, code: str) -> None:
+        def _refuse(self, status: int, code: str, **headers: str) -> None:
             self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
             self.end_headers()

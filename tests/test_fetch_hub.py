@@ -93,6 +93,17 @@ def test_nobody_answers_and_offline(hub: FakeHub, tmp_path: Path, monkeypatch: p
         fetch("hf://org/one", tmp_path, policy(hub))
 
 
+def test_the_token_goes_to_the_hub_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with running_hub(one=Repository(dict(FILES))) as storage:
+        sent_away = Repository(dict(FILES), elsewhere=storage.endpoint.replace("127.0.0.1", "localhost"))
+        with running_hub(one=sent_away) as hub:
+            fetch("hf://org/one", tmp_path, policy(hub))
+            assert hub.tokens == {"Bearer hf_secret"}
+        assert storage.tokens == {None}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == FILES
+
+
 def test_find(hub: FakeHub) -> None:
     templates = ["hf://org/{name}"]
     assert find("one", templates, policy(hub)) == "hf://org/one"

@@ -12,6 +12,7 @@ from moto.server import ThreadedMotoServer
 from adapters.errors import ArtifactError, SourceForbidden, SourceMissing, SourceUnreachable
 from adapters.files import CONFIG_NAME, WEIGHTS_NAME
 from adapters.sources import SourcePolicy, fetch, find
+from tests.hub import Repository, running_hub
 
 FILES = {CONFIG_NAME: b"{}", WEIGHTS_NAME: b"weights" * 1_000_000}
 KEYS = {"key": "testing", "secret": "testing-secret"}
@@ -95,6 +96,17 @@ def test_only_what_lies_under_the_prefix(s3: SourcePolicy, tmp_path: Path, sourc
     assert not isinstance(error.value, SourceUnreachable)
     assert "secret" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_from_a_web_server(tmp_path: Path) -> None:
+    with running_hub(one=Repository(FILES)) as server:  # which serves files as any other does
+        policy = SourcePolicy(urls=(f"{server.endpoint}/org",))
+        assert find("one", [f"{server.endpoint}/org/{{name}}/resolve/v1"], policy) is not None
+        assert find("two", [f"{server.endpoint}/org/{{name}}/resolve/v1"], policy) is None
+        fetch(f"{server.endpoint}/org/one/resolve/v1", tmp_path, policy)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == FILES
+        with pytest.raises(SourceForbidden):
+            fetch(f"{server.endpoint}.evil.example/org/one", tmp_path, policy)
 
 
 def test_missing_pickled_and_too_large(memory: SourcePolicy, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from adapters.files import CONFIG_NAME
 from adapters.publish import Published, publish
 from adapters.registry import Registry, RevisionRecord
 from adapters.store import RevisionStore
+from adapters.text import BaseText
 from tests.adapter_factory import write_adapter
 
 STEPS = ("announce", "half", "fetch", "validate", "settle", "move in", "register")
@@ -25,6 +26,7 @@ BASE = BaseModel(
     fingerprint="0",
     modules={n: TargetModule(n, 8, 12) for n in ("model.layers.0.q_proj", "model.layers.0.v_proj")},
     others=frozenset({"lm_head"}),
+    text=BaseText(template="base", special={}, load=lambda: "{}"),
 )
 
 

@@ -237,9 +237,31 @@ def test_links_in_what_was_fetched_are_dropped(url: str, tmp_path: Path) -> None
 
     def fetch(into: Path) -> None:
         copy_from(source)(into)
-        (into / "tokenizer.json").symlink_to("/etc/passwd")
+        (into / "merges.txt").symlink_to("/etc/passwd")
         (into / "deeper").mkdir()
 
     with server(url, tmp_path / "store") as (registry, store):
         done = publish(registry, store, "a", fetch=fetch, validate=lambda _: examine(source), source="x")
         assert sorted(path.name for path in done.directory.iterdir()) == KEPT
+
+
+def test_the_exact_source_is_recorded_with_the_revision(url: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "one")
+
+    def fetch(into: Path) -> str:
+        copy_from(source)(into)
+        return "hf://org/one@0123"
+
+    with server(url, tmp_path / "store") as (registry, store):
+        name = publish(registry, store, "a", fetch=fetch, validate=examine, source="hf://org/one").name
+        assert name.source == "hf://org/one"
+        assert registry.revision(name.history[0]).source == "hf://org/one@0123"
+
+
+@pytest.mark.parametrize("step", ["half", "move in"])
+def test_a_living_server_cleans_up_after_a_dead_one(url: str, tmp_path: Path, die: Die, step: str) -> None:
+    with server(url, tmp_path / "store") as (registry, store):
+        die(url, store.root, "a", write(tmp_path / "one"), step)
+        assert registry.get("a").state is State.LOADING
+        assert reconcile(registry, store).abandoned == ("a",)
+        assert listing(store.root) == expected(store)
