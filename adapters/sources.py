@@ -39,6 +39,9 @@ class Storage(Protocol):
     def fetch(self, source: str, into: Path, progress: Progress | None) -> str:
         """Download an adapter's files; returns the source as it is to be recorded."""
 
+    def check(self, source: str) -> None:
+        """Find out whether it may be fetched, without asking."""
+
     def exists(self, source: str) -> bool:
         """Whether an adapter is there."""
 
@@ -64,6 +67,18 @@ def fetch(source: str, into: Path, policy: SourcePolicy, progress: Progress | No
         return place.fetch(source, into, progress)
     except OSError as error:
         raise StoreError(f"an adapter can't be written to {into}: {error.strerror or error}") from None
+
+
+def check(source: str, policy: SourcePolicy) -> None:
+    """Find out whether ``source`` may be fetched, without asking any storage whether it is there.
+
+    Raises:
+        SourceForbidden: the policy doesn't allow it.
+        SourceMissing: it is malformed, or a directory of this machine that is not there.
+    """
+    place = _place(source, policy)
+    if not isinstance(place, Path):
+        place.check(source)
 
 
 def find(name: str, sources: Sequence[str], policy: SourcePolicy) -> str | None:

@@ -97,6 +97,10 @@ class Hub:
                 write_new(into / name, meter.counted(_download(url)))
         return str(HubSource(wanted.repository, commit, wanted.subfolder))
 
+    def check(self, source: str) -> None:
+        """Raise SourceForbidden or SourceMissing if ``source`` can't be fetched, whatever is there."""
+        self._allowed(source)
+
     def exists(self, source: str) -> bool:
         """Whether an adapter is there.
 

@@ -84,6 +84,10 @@ class Remote:
                 write_new(into / name, meter.counted(_read(files, protocol, f"{base}/{name}")))
         return source
 
+    def check(self, source: str) -> None:
+        """Raise SourceForbidden or SourceMissing if ``source`` can't be fetched, whatever is there."""
+        check_url(source, self._policy.urls)
+
     def exists(self, source: str) -> bool:
         """Whether an adapter is there.
 

@@ -54,6 +54,7 @@ AutoLength = Annotated[Annotated[int, Field(ge=1, le=2**24)] | None, BeforeValid
 Port = Annotated[int, BeforeValidator(refuse_service_link), Field(ge=0, le=65535)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Keys = Annotated[list[SecretStr], NoDecode, BeforeValidator(parse_list)]
+Texts = Annotated[list[str], NoDecode, BeforeValidator(parse_list)]
 Roots = Annotated[list[UserPath], NoDecode, BeforeValidator(parse_list)]
 NamedPaths = Annotated[dict[str, UserPath], NoDecode, BeforeValidator(parse_pairs)]
 
@@ -98,6 +99,14 @@ class Settings(BaseSettings):
     adapter_root: Annotated[
         Roots,
         Flag(ADAPTERS, "DIR", "Load requests may read from here, nowhere else. Repeatable.", repeatable=True),
+    ] = []
+    adapter_repository: Annotated[
+        Texts,
+        Flag(ADAPTERS, "GLOB", "Hub repositories to fetch from, as 'org/*'. Repeatable.", repeatable=True),
+    ] = []
+    adapter_url: Annotated[
+        Texts,
+        Flag(ADAPTERS, "PREFIX", "URLs to fetch from, as s3://bucket/lora/. Repeatable.", repeatable=True),
     ] = []
     adapter_memory: Annotated[
         AutoSize, Flag(ADAPTERS, "SIZE", "Memory for resident adapters, as 512MiB. Default: auto.")

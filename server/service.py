@@ -12,6 +12,7 @@ from pathlib import Path
 from adapters.artifact import Limits
 from adapters.base import BaseModel
 from adapters.errors import AdapterError
+from adapters.policy import SourcePolicy
 from adapters.registry import Registry
 from adapters.store import RevisionStore
 from server.config import Settings
@@ -48,6 +49,8 @@ class Service:
     engine: AsyncEngine
     core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
     adapters: AdapterManager
+    store: RevisionStore
+    sources: SourcePolicy  # from where adapters may be fetched, and how much of them
     metrics: Metrics
     max_model_len: int
     description: Mapping[str, object]  # for /version
@@ -122,6 +125,8 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         adapters=_adapters(
             describe_base(loaded, prepared.decoder, name), prepared.pool, store, settings, metrics=metrics
         ),
+        store=store,
+        sources=source_policy(settings),
         metrics=metrics,
         max_model_len=max_model_len,
         description=_describe(loaded, prepared, max_model_len),
@@ -171,6 +176,15 @@ def _engine(loaded: LoadedModel, prepared: _Prepared, settings: Settings, metric
         prefix_cache=settings.enable_prefix_cache,
     )
     return Engine(prepared.decoder, loaded.tokenizer, config, fingerprint=loaded.fingerprint, metrics=metrics)
+
+
+def source_policy(settings: Settings) -> SourcePolicy:
+    """What the settings allow to be fetched."""
+    return SourcePolicy(
+        roots=tuple(settings.adapter_root),
+        repositories=tuple(settings.adapter_repository),
+        urls=tuple(settings.adapter_url),
+    )
 
 
 def _adapters(

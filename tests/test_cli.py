@@ -48,10 +48,10 @@ def test_help_names_the_commands() -> None:
         assert re.search(rf"^│ {command} ", result.stdout, re.MULTILINE)
 
 
-def test_serve_help_fits_two_screens_and_has_every_option() -> None:
+def test_serve_help_fits_three_screens_and_has_every_option() -> None:
     result = invoke("serve", "--help")
     lines = result.stdout.splitlines()
-    assert len(lines) <= 100
+    assert len(lines) <= 120
     assert max(map(len, lines)) <= 80
     for name in Settings.model_fields:
         assert f"--{name.replace('_', '-')} " in result.stdout

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from adapters.errors import SourceForbidden, SourceMissing
 from adapters.files import CONFIG_NAME, WEIGHTS_NAME
-from adapters.sources import resolve_directory
+from adapters.policy import SourcePolicy
+from adapters.sources import check, resolve_directory
 
 
 @pytest.fixture
@@ -130,3 +131,31 @@ def test_any_path_is_inside_or_refused(root: Path, path: str) -> None:
         str(error).encode()
     else:
         assert found.is_relative_to(root)
+
+
+@pytest.mark.parametrize(
+    "good", ["{root}/one", "one", "file://{root}/one", "hf://org/a@main", "s3://b/lora/x"]
+)
+def test_a_source_that_may_be_fetched(root: Path, good: str) -> None:
+    policy = SourcePolicy(roots=(root,), repositories=("org/*",), urls=("s3://b/lora/",))
+    check(good.replace("{root}", str(root)), policy)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        ("{root}/../secret", SourceForbidden),
+        ("file://{root}/../secret", SourceForbidden),
+        ("{root}/none", SourceMissing),
+        ("hf://other/a", SourceForbidden),
+        ("hf://org", SourceMissing),
+        ("s3://b/other/x", SourceForbidden),
+        ("s3://key:secret@b/lora/x", SourceForbidden),
+        ("x::s3://b/lora/x", SourceMissing),
+    ],
+)
+def test_a_source_that_may_not(root: Path, bad: str, error: type[Exception]) -> None:
+    """Nobody is asked: neither the Hub nor the bucket exists."""
+    policy = SourcePolicy(roots=(root,), repositories=("org/*",), urls=("s3://b/lora/",))
+    with pytest.raises(error):
+        check(bad.replace("{root}", str(root)), policy)

@@ -30,6 +30,7 @@ from adapters.errors import (
     MixError,
     SourceForbidden,
     SourceMissing,
+    SourceUnreachable,
     StoreError,
 )
 from server.api.limits import MAX_NAME_SHOWN, MAX_REPORTED_FAULTS
@@ -107,6 +108,7 @@ TABLE: dict[type[Exception], Row] = {
     ClientDisconnect: Row(499, INVALID, "client_closed", None),
     GenerationFailed: Row(500, "server_error", "generation_failed", None),
     StoreError: Row(507, "server_error", "store_failed", "internal"),
+    SourceUnreachable: Row(502, "server_error", "source_unreachable", "unavailable", "source"),
     EngineDead: Row(503, "server_error", "engine_dead", "unavailable"),
 }
 
