@@ -101,7 +101,7 @@ class Library:
             digest=artifact.digest,
             nbytes=artifact.nbytes,
             rank=artifact.rank,
-            modules=len(artifact.delta),
+            modules=sum(name in self._base.modules for name in artifact.delta),
             total_modules=len(self._base.modules),
             kind=artifact.kind,
             base_model_name=artifact.base_model_name,

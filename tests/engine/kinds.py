@@ -72,12 +72,16 @@ class Judge:
     """PEFT with one adapter at a time: trained biases replace the base's, even for other adapters."""
 
     def __init__(
-        self, directory: Path, paths: Mapping[str, Path], dtype: torch.dtype = torch.float32
+        self,
+        directory: Path,
+        paths: Mapping[str, Path],
+        dtype: torch.dtype = torch.float32,
+        quantize: str = "none",
     ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's remarks on biases, projections and Conv1D
             self._of = {
-                name: Peft(directory, {} if name is None else {name: paths[name]}, dtype)
+                name: Peft(directory, {} if name is None else {name: paths[name]}, dtype, quantize)
                 for name in (None, *paths)
             }
 

@@ -133,9 +133,8 @@ class _LoraTables:
             self._offset = np.array([pages.offset.ctypes.data for pages in inputs.adapters], np.uintp)
             self._rank = np.array([pages.rank.ctypes.data for pages in inputs.adapters], np.uintp)
             self._max_rank = np.array([pages.rank.max() for pages in inputs.adapters], np.int32)
-            vectors = [pages.vectors for pages in inputs.adapters]
             self._vectors = [
-                np.array([0 if v is None else getattr(v, kind).ctypes.data for v in vectors], np.uintp)
+                np.array([_table_of(pages, kind) for pages in inputs.adapters], np.uintp)
                 for kind in ("gain", "constant", "input_gain")
             ]
         gain, constant, input_gain = (table.ctypes.data for table in self._vectors)
@@ -151,6 +150,12 @@ class _LoraTables:
             adapter=inputs.adapter.ctypes.data,
             weight=inputs.weight.ctypes.data,
         )
+
+
+def _table_of(pages: AdapterPages, kind: str) -> int:
+    """Address of the table of one kind of vector; 0 if no module has any."""
+    table = None if pages.vectors is None else getattr(pages.vectors, kind)
+    return 0 if table is None or not table.any() else table.ctypes.data
 
 
 def _unsupported_weights(weights: DecoderWeights) -> str | None:

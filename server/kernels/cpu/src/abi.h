@@ -57,7 +57,7 @@ struct Lora {
   const int64_t* const* offset;  // [adapters][7 layers] first element of a module's pages in the pool
   const int32_t* const* rank;    // [adapters][7 layers]
   const int32_t* max_rank;       // [adapters] largest of an adapter's ranks
-  // [adapters] null, or [7 layers] first element of a module's vector in the pool, 0 where it has none. A row
+  // [adapters] null where no module has one, or [7 layers] first element of a vector in the pool, 0: none. A row
   // computes y + sum of weight (gain y + constant) + W (sum of weight input_gain x), y with the base's bias.
   const int64_t* const* gain;
   const int64_t* const* constant;

@@ -66,7 +66,9 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
   t.reserve(step.rows * t_stride);
   any_direct = direct_rows > 0;
   outputs.reserve(direct_rows * output_stride);
-  for (int64_t a = 0; a < mixes->adapters; a++) any_vectors = any_vectors || mixes->gain[a] != nullptr;
+  for (int64_t a = 0; a < mixes->adapters; a++) {
+    any_vectors = any_vectors || mixes->gain[a] != nullptr || mixes->constant[a] != nullptr || mixes->input_gain[a] != nullptr;
+  }
   if (any_vectors) find_scaled(step, inputs);
 }
 

@@ -5,13 +5,12 @@
 using simd::Float;
 using simd::kLanes;
 
-// Rows of all mixes in which any adapter has vectors get a place: which of them scale a module's input is known
-// site by site.
+// Rows of all mixes in which any adapter scales inputs get a place; of which modules is known site by site.
 void LoraStep::find_scaled(const Step& step, int64_t inputs) {
   scaled_row.assign(static_cast<size_t>(step.rows), -1);
   for (const LoraSegment& segment : segments) {
     bool found = false;
-    for (int64_t e = segment.entry; e < segment.entry_end; e++) found = found || lora->gain[lora->adapter[e]] != nullptr;
+    for (int64_t e = segment.entry; e < segment.entry_end; e++) found = found || lora->input_gain[lora->adapter[e]] != nullptr;
     for (int64_t row = segment.row; found && row < segment.row + segment.rows; row++) {
       scaled_row[static_cast<size_t>(row)] = static_cast<int64_t>(scaled_from.size());
       scaled_from.push_back(row);
