@@ -16,7 +16,7 @@ from server.api.disconnect import unless_disconnected
 from server.api.generate import Asked, Generation, start
 from server.api.responses import Json
 from server.api.schemas import GenerationBody
-from server.api.sse import EventStream
+from server.api.sse import EventStream, stream_events
 from server.engine.async_engine import GenerateRequest
 from server.engine.sequence import Delta
 from server.service import Service
@@ -103,13 +103,17 @@ async def answer(service: Service, request: Request, asked: Asked, form: AnswerF
     Until this returns nothing has been sent, so every fault has its own status.
 
     Raises:
+        ClientDisconnect: the client left before its answer began.
         As :func:`start`; GenerationFailed and EngineDead for an answer that is not streamed.
     """
-    generation = await start(service, request, asked, form.requests)
+    starting = start(service, asked, form.requests)
+    waits = asked.resolution is not None  # for adapters that are not on the device
+    generation = await (unless_disconnected(request, starting) if waits else starting)
     form.head["model"] = generation.model
     headers = {"x-manylora-model": quote(generation.model, safe="@*+:/-._ ")}  # the base's may be any text
     if form.stream:
-        return EventStream(generation, form, headers, service.config.shutdown_timeout)
+        events = stream_events(generation, form)
+        return EventStream(events, generation.aclose, headers, service.config.shutdown_timeout)
     try:
         await unless_disconnected(request, _gather(generation, form))
         return Json(form.whole(), headers=headers)

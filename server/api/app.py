@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from adapters.errors import AdapterError
-from server.api import chat, completions, docs, health, lora, models, tokenize
+from server.api import chat, compare, completions, docs, health, lora, models, tokenize
 from server.api.errors import handle
 from server.api.middleware import ApiKeys, BodyLimit, KeyRing, RequestId
 from server.api.openapi import Application
@@ -44,7 +44,8 @@ def create_app(service: Service) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.service = service
-    for resource in (chat, completions, models, lora, tokenize, health, docs):
+    app.state.comparisons = compare.Comparisons()
+    for resource in (chat, completions, compare, models, lora, tokenize, health, docs):
         app.include_router(resource.router)
     for kind in _HANDLED:
         app.add_exception_handler(kind, handle)

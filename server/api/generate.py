@@ -165,15 +165,12 @@ class Generation:
                 await stream.aclose()
 
 
-async def start(
-    service: Service, request: Request, asked: Asked, prompts: Sequence[GenerateRequest]
-) -> Generation:
+async def start(service: Service, asked: Asked, prompts: Sequence[GenerateRequest]) -> Generation:
     """Take the adapters, waiting for cold ones, and hand every prompt to the engine; all or nothing.
 
     Raises:
         GenerationFailed: a registered adapter can't be loaded any more.
         QueueFull, EngineDead, ContextTooLong: the engine doesn't take the prompts.
-        ClientDisconnect: the client left while an adapter was loading.
     """
     wanted = sum(prompt.n for prompt in prompts)
     if wanted > service.engine.max_open:
@@ -186,7 +183,7 @@ async def start(
         if asked.resolution is None:
             leases.append(service.adapters.base_lease())
         else:
-            await unless_disconnected(request, _take(service.adapters, asked.resolution, leases))
+            await _take(service.adapters, asked.resolution, leases)
         leases.extend(leases[0].share() for _ in prompts[1:])
         for prompt, lease in zip(prompts, leases, strict=True):
             streams.append(service.engine.submit(prompt, lease))

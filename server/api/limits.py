@@ -14,6 +14,11 @@ MAX_PARTS: Final = 1024  # text parts of one message
 MAX_PROMPTS: Final = 128  # prompts of one completions request
 MAX_SEQUENCES: Final = 128  # prompts x n of one request
 MAX_N: Final = 16
+MAX_COMPARE_TARGETS: Final = 8
+MAX_COMPARE_PROMPTS: Final = 16
+MAX_COMPARE_TOKENS: Final = 512  # of one answer or reference that is scored
+MAX_COMPARE_LOGITS_BYTES: Final = 64 * 1024 * 1024  # that one comparison holds at a time
+MAX_COMPARISONS: Final = 4  # running at the same time
 MAX_DETOKENIZE: Final = 1_000_000  # token ids
 MAX_STOP: Final = 4
 MAX_STOP_LENGTH: Final = 256  # characters
@@ -37,6 +42,7 @@ MAX_ARMS: Final = 16  # targets of one alias
 MAX_DEADLINE: Final = 3600.0  # seconds that a deletion may wait for running requests
 MAX_REPORTED_FAULTS: Final = 8  # validation faults listed in one message
 
+DEFAULT_COMPARE_TOKENS: Final = 64  # of one answer
 DEFAULT_COMPLETION_TOKENS: Final = 16  # OpenAI's default for the completions endpoint
 
 PING_SECONDS: Final = 15  # keep-alive comment in silent streams

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from server.api.body import RequestBody
+from server.api.compare_body import CompareBody
 from server.api.lora import LoadBody, UnloadBody
 from server.api.schemas import ChatBody, CompletionBody
 from server.api.tokenize import DetokenizeBody, TokenizeBody
@@ -18,6 +19,7 @@ Examples = dict[str, dict[str, Any]]
 _BODIES: dict[str, type[RequestBody]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
+    "/v1/compare": CompareBody,
     "/v1/load_lora_adapter": LoadBody,
     "/v1/unload_lora_adapter": UnloadBody,
     "/tokenize": TokenizeBody,
@@ -79,6 +81,8 @@ def _examples(path: str, service: Service) -> Examples:
         return _chat_examples(base, adapters)
     if path == "/v1/completions":
         return _completion_examples(base)
+    if path == "/v1/compare":
+        return _compare_examples(base, adapters)
     if path == "/tokenize":
         return {"text": _example("A text", {"prompt": "Hello"})}
     if path == "/detokenize":
@@ -113,6 +117,12 @@ def _completion_examples(base: str) -> Examples:
             "Log-probabilities of a text", {**text, "max_tokens": 0, "echo": True, "logprobs": 1}
         ),
     }
+
+
+def _compare_examples(base: str, adapters: list[str]) -> Examples:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    asked = {"targets": [base, *(adapters[:1] or [base])], "messages": messages, "max_tokens": 32}
+    return {"base and adapter": _example("The base model and an adapter", asked)}
 
 
 def _adapter_examples(path: str, service: Service) -> Examples:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from server.api.schemas import GenerationBody
+from server.api.schemas import GenerationBody, SamplingBody
 from server.engine.sequence import SamplingParams
 from server.errors import ContextTooLong, RequestError
 
@@ -53,7 +53,7 @@ def answer_budget(prompt_tokens: int, wanted: int | None, max_model_len: int, na
 
 
 def sampling_params(
-    body: GenerationBody,
+    body: SamplingBody,
     *,
     max_tokens: int,
     vocab_size: int,

@@ -93,19 +93,9 @@ class StreamOptions(RequestBody):
         return values
 
 
-class GenerationBody(RequestBody):
-    """Fields that chat and plain completions share."""
+class SamplingBody(RequestBody):
+    """How answers are drawn, and for whom."""
 
-    model: str = Field(
-        min_length=1,
-        max_length=limits.MAX_MODEL_LENGTH,
-        description="The base model, an adapter, 'adapter@revision', or a mix such as 'a*0.7+b*0.3'.",
-    )
-    adapters: Annotated[list[AdapterWeight], bounded(MAX_ENTRIES, "adapters")] | None = Field(
-        None, description="The mix as JSON; goes with the base model in 'model'."
-    )
-    n: int | None = Field(None, ge=1, le=limits.MAX_N)
-    max_tokens: int | None = Field(None, ge=0, le=limits.MAX_TOKENS)
     min_tokens: int | None = Field(None, ge=0, le=limits.MAX_TOKENS)
     temperature: Number | None = Field(None, ge=0, le=2)
     top_p: Number | None = Field(None, gt=0, le=1)
@@ -122,8 +112,6 @@ class GenerationBody(RequestBody):
     stop_token_ids: list[TokenId] | None = Field(None, max_length=limits.MAX_STOP_TOKEN_IDS)
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     cache_salt: str | None = Field(
         None,
         min_length=1,
@@ -138,6 +126,23 @@ class GenerationBody(RequestBody):
     safety_identifier: str | None = Field(
         None, max_length=limits.MAX_USER_LENGTH, description="The same under OpenAI's newer name."
     )
+
+
+class GenerationBody(SamplingBody):
+    """Fields that chat and plain completions share."""
+
+    model: str = Field(
+        min_length=1,
+        max_length=limits.MAX_MODEL_LENGTH,
+        description="The base model, an adapter, 'adapter@revision', or a mix such as 'a*0.7+b*0.3'.",
+    )
+    adapters: Annotated[list[AdapterWeight], bounded(MAX_ENTRIES, "adapters")] | None = Field(
+        None, description="The mix as JSON; goes with the base model in 'model'."
+    )
+    n: int | None = Field(None, ge=1, le=limits.MAX_N)
+    max_tokens: int | None = Field(None, ge=0, le=limits.MAX_TOKENS)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
 
 
 class TextPart(RequestBody):
@@ -191,16 +196,16 @@ _MESSAGE_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def _drop_from_messages(value: Any) -> Any:
-    """Drop empty unsupported fields from each message.
+def drop_from_messages(value: Any, where: str = "messages") -> Any:
+    """Drop empty unsupported fields from each message of the conversation at ``where``.
 
     Raises:
         RequestError: one that is not empty, by its path.
     """
-    if not isinstance(check_size(value, limits.MAX_MESSAGES, "messages"), list):
+    if not isinstance(check_size(value, limits.MAX_MESSAGES, where), list):
         return value
     return [
-        drop_unsupported(item, _MESSAGE_UNSUPPORTED, f"messages[{i}].") if isinstance(item, dict) else item
+        drop_unsupported(item, _MESSAGE_UNSUPPORTED, f"{where}[{i}].") if isinstance(item, dict) else item
         for i, item in enumerate(value)
     ]
 
@@ -208,7 +213,7 @@ def _drop_from_messages(value: Any) -> Any:
 Messages = Annotated[
     list[Message],
     Field(min_length=1, max_length=limits.MAX_MESSAGES),
-    BeforeValidator(_drop_from_messages, json_schema_input_type=list[Message]),
+    BeforeValidator(drop_from_messages, json_schema_input_type=list[Message]),
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -36,15 +36,26 @@ def encode(payload: Any) -> bytes:
     return b"data: " + orjson.dumps(payload) + b"\n\n"
 
 
-async def stream_events(generation: Generation, form: ChunkFormat) -> AsyncIterator[bytes]:
-    """The events of a whole answer. After the first byte a fault can only be told as an event."""
+def stream_events(generation: Generation, form: ChunkFormat) -> AsyncIterator[bytes]:
+    """The events of a whole answer."""
+    return told_to_the_end(_chunks(generation, form))
+
+
+async def _chunks(generation: Generation, form: ChunkFormat) -> AsyncGenerator[bytes, None]:
+    async with aclosing(generation.events()) as events:
+        async for choice, delta in events:
+            chunks = form.chunks(choice, delta)
+            if chunks:
+                yield b"".join(map(encode, chunks))
+    yield b"".join(map(encode, form.last_chunks()))
+
+
+async def told_to_the_end(events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """``events``, a fault as an event too (after the first byte there is no other way), and the end."""
     try:
-        async with aclosing(generation.events()) as events:
-            async for choice, delta in events:
-                chunks = form.chunks(choice, delta)
-                if chunks:
-                    yield b"".join(map(encode, chunks))
-        yield b"".join(map(encode, form.last_chunks()))
+        async with aclosing(events):
+            async for event in events:
+                yield event
     except Exception as error:
         answer = describe(error)
         if answer.row.status >= 500:
@@ -54,14 +65,24 @@ async def stream_events(generation: Generation, form: ChunkFormat) -> AsyncItera
 
 
 class EventStream(EventSourceResponse):
-    """A streamed answer that owns its generation: however the stream ends, nothing keeps running."""
+    """A streamed answer that owns what makes it: however the stream ends, nothing keeps running."""
 
     def __init__(
-        self, generation: Generation, form: ChunkFormat, headers: Mapping[str, str], grace: float
+        self,
+        events: AsyncIterator[bytes],
+        close: Callable[[], Awaitable[None]],
+        headers: Mapping[str, str],
+        grace: float,
     ) -> None:
-        """``grace``: seconds the stream may go on once the server has been told to stop."""
+        """
+        Args:
+            events: what is sent.
+            close: ends the work behind the events; called however the stream ends.
+            headers: of the answer.
+            grace: seconds the stream may go on once the server has been told to stop.
+        """
         super().__init__(
-            stream_events(generation, form),
+            events,
             headers=headers,
             ping=PING_SECONDS,
             ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
@@ -70,7 +91,7 @@ class EventStream(EventSourceResponse):
             shutdown_event=Event(),
             shutdown_grace_period=grace,
         )
-        self.generation = generation
+        self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -78,4 +99,4 @@ class EventStream(EventSourceResponse):
         except SendTimeoutError:
             logger.info("a client stopped reading its stream")
         finally:
-            await self.generation.aclose()
+            await self._close()

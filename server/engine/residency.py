@@ -9,6 +9,7 @@ memory (``catalogue``), how revisions get in (``publishing``), who holds them an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from adapters.errors import AdapterNotFound, AdapterTooLarge
 from adapters.mix import MixEntry, MixTerm, mix_digest, normalize
@@ -132,6 +133,12 @@ class AdapterManager(Lifecycle):
         lease = await self._holdings.lease(resolution)
         self._observe()
         return lease
+
+    def again(self, resolution: Resolution) -> Resolution:
+        """The same revisions referenced once more, for another lease, whatever their names mean by now."""
+        assert not resolution.dropped
+        self._holdings.refer(resolution.members)
+        return replace(resolution, leased=False)
 
     def drop(self, resolution: Resolution) -> None:
         """Give a resolution's references back, once; those of a lease end with it."""

@@ -34,7 +34,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) 
         yield running
 
 
-def _connect(server: Running, path: str, body: dict[str, Any]) -> socket.socket:
+def connect(server: Running, path: str, body: dict[str, Any]) -> socket.socket:
     """Send a request and leave the connection open."""
     url = urlsplit(server.url)
     assert url.hostname is not None
@@ -90,7 +90,7 @@ def test_two_hundred_clients_that_go_away(slow: Running) -> None:
             path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": text}]
         else:
             path, body["prompt"] = "/v1/completions", [text, text]
-        connection = _connect(slow, path, body)
+        connection = connect(slow, path, body)
         if stream and not mid_prefill:
             assert b"200 OK" in connection.recv(4096)
         slow.call(_until_running(slow) if mid_prefill else _until_generating(slow))
@@ -104,9 +104,9 @@ def test_many_at_once_beside_one_that_stays(slow: Running) -> None:
     body = {"model": "alpha", "prompt": "stay", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
     with slow.http() as http:
         alone = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
-    stays = _connect(slow, "/v1/completions", body)
+    stays = connect(slow, "/v1/completions", body)
     others = [
-        _connect(slow, "/v1/completions", {**body, "model": "beta", "stream": bool(i % 2)}) for i in range(20)
+        connect(slow, "/v1/completions", {**body, "model": "beta", "stream": bool(i % 2)}) for i in range(20)
     ]
     slow.call(_until_running(slow, 2))
     for connection in others:
@@ -122,7 +122,7 @@ def test_many_at_once_beside_one_that_stays(slow: Running) -> None:
 def test_reset_connections(slow: Running) -> None:
     """A client that vanishes with a reset instead of a proper end."""
     for stream in (True, False):
-        connection = _connect(
+        connection = connect(
             slow, "/v1/completions", {"model": "alpha", "prompt": "x", "max_tokens": 1500, "stream": stream}
         )
         slow.call(_until_running(slow))
@@ -141,9 +141,9 @@ def test_while_waiting_for_a_cold_adapter(tmp_path: Path, model: Path, adapters:
     service = tiny_service(model, tmp_path / "real", adapter_memory=int(1.5 * max(sizes)), **options)
     with serving(service) as running:
         body = {"prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": stream}
-        holder = _connect(running, "/v1/completions", {"model": "alpha", **body})
+        holder = connect(running, "/v1/completions", {"model": "alpha", **body})
         running.call(_until_running(running))
-        waiter = _connect(running, "/v1/completions", {"model": "beta", **body, "max_tokens": 1})
+        waiter = connect(running, "/v1/completions", {"model": "beta", **body, "max_tokens": 1})
         running.call(_until_references(running, 2))
         waiter.close()
         running.call(_until_references(running, 1))
