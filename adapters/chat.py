@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapters.errors import ChatTemplateError
+from adapters.text import BaseText
 
 Message = Mapping[str, Any]
 Tools = Sequence[Mapping[str, Any]]
@@ -31,6 +32,20 @@ class ChatTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``; special tokens written out in it are recognized."""
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids  # type: ignore[no-any-return]
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """By role: "eos_token" -> "</s>"."""
+        return {k: v for k, v in self._hf.special_tokens_map.items() if isinstance(v, str)}
+
+    def base_text(self) -> BaseText:
+        """What the text of adapters is compared with."""
+        template = self._hf.chat_template
+        return BaseText(
+            template=template.get("default") if isinstance(template, dict) else template,
+            special=self.special_tokens,
+            load=self._backend.to_str,
+        )
 
     def render_chat(
         self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = True

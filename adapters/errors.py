@@ -13,6 +13,7 @@ AdapterError
 ├── AdapterTooLarge     the mix can never fit the memory given to adapters
 ├── BaseModelError      the base model can't be found, fetched or converted
 ├── ChatTemplateError   a conversation can't be rendered
+├── MergeFailed         a merged model does not answer like the base with the adapters
 └── StoreError          the revision store can't be used: in use by another process, or the disk refused
 """
 
@@ -79,3 +80,7 @@ class ChatTemplateError(AdapterError):
 
 class StoreError(AdapterError):
     """The revision store can't be opened or written; the message says what refused."""
+
+
+class MergeFailed(AdapterError):
+    """The merged model differs from the base with the adapters by more than rounding."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapters.errors import AdapterError
+from server.cli_merge import compose, merge
 from server.cli_train import ConfigFile, DryRun, given, run_train, with_train_options
 from server.config import CONFIG_VARIABLE, Flag, Settings, default_text, flag_of
 from server.config_loading import load_settings
@@ -165,6 +166,8 @@ def _with_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+app.command()(compose)
+app.command()(merge)
 app.command()(_with_options(serve))
 
 

@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     ] = "auto"
     quantize: Annotated[
         Literal["none", "nf4", "int8"],
-        Flag(MODEL, "BITS", "Keep the base in 4 bits (nf4) or 8 (int8), through bitsandbytes; or none."),
+        Flag(MODEL, "BITS", "The base in 4 bits (nf4) or 8 (int8)."),
     ] = "none"
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Flag(MODEL, "DEVICE", "cpu, cuda or auto: cuda if there is a GPU.")

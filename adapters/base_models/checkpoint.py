@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +14,22 @@ from adapters.errors import BaseModelError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+FLOATS: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """What a file says about one of its tensors."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -24,48 +41,39 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         Raises:
             BaseModelError: there are no safetensors, or they can't be read.
         """
-        self._directory = directory
-        self._file: dict[str, str] = {}
+        self.infos: dict[str, StoredTensor] = {}
         for path in _files(directory):
             try:
                 with safe_open(path, framework="pt") as file:
-                    self._file.update(dict.fromkeys(file.keys(), path.name))
+                    for name in file.keys():  # noqa: SIM118  (not a mapping)
+                        part = file.get_slice(name)
+                        self.infos[name] = StoredTensor(path, tuple(part.get_shape()), part.get_dtype())
             except (OSError, SafetensorError) as error:
                 raise BaseModelError(f"{path} can't be read: {error}") from None
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with safe_open(self._directory / self._file[name], framework="pt") as file:
+        with safe_open(self.infos[name].file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file)
+        return iter(self.infos)
 
     def __len__(self) -> int:
-        return len(self._file)
-
-    def file_of(self, name: str) -> str:
-        """The file that holds the tensor."""
-        return self._file[name]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape, without reading it."""
-        with safe_open(self._directory / self._file[name], framework="pt") as file:
-            return tuple(file.get_slice(name).get_shape())
+        return len(self.infos)
 
 
 def _files(directory: Path) -> list[Path]:
-    """The files that transformers would load: those of the index, else the one file."""
+    """The files that transformers would load: the one file, else those of the index."""
     index = directory / INDEX
-    if not (directory / WEIGHTS).is_file() and index.is_file():
-        try:
-            weight_map = json.loads(index.read_text())["weight_map"]
-            names = sorted(set(weight_map.values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BaseModelError(f"{index} can't be read: {error}") from None
-        if any(Path(str(name)).name != name for name in names):
-            raise BaseModelError(f"{index} names files outside its directory")
-        return [directory / name for name in names]
-    if not (directory / WEIGHTS).is_file():
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if not index.is_file():
         raise BaseModelError(f"{directory} holds neither {WEIGHTS} nor {INDEX}")
-    return [directory / WEIGHTS]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BaseModelError(f"{index} can't be read: {error}") from None
+    if any(Path(str(name)).name != name for name in names):
+        raise BaseModelError(f"{index} names files outside its directory")
+    return [directory / name for name in names]

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
-from adapters.base import TargetModule
+from adapters.base_models.layers import biased_norms, target_of
 from server.errors import ModelRefused
 from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
 from server.kernels.memory import total_bytes
@@ -69,12 +69,12 @@ class GenericDecoder:
         if not getattr(model, "_supports_attention_backend", False):
             raise ModelRefused(f"{type(model).__name__} does not support a pluggable attention function")
         AttentionInterface.register(ATTENTION_NAME, paged_attention)
-        layers = _linears(model) | _norms(model)
+        layers = _linears(model) | biased_norms(model)
         self._hook(layers, self._record)
         self._survey = self._run_survey()
         self._unhook(layers)
         self.modules = tuple(
-            _describe(name, module)
+            target_of(name, module)
             for name, module in layers.items()
             if self._survey.calls.get(name) == [_PROBE_ROWS]
         )
@@ -236,23 +236,3 @@ def _linears(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D | Int8Linear) and module is not head
     }
-
-
-def _norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Every norm that has a bias."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.LayerNorm) and module.bias is not None
-    }
-
-
-def _describe(name: str, module: nn.Module) -> TargetModule:
-    if isinstance(module, Conv1D):
-        width_in, width_out = module.weight.shape
-        return TargetModule(name, width_in, width_out, bias=True)
-    if isinstance(module, nn.LayerNorm):
-        width = module.normalized_shape[-1]
-        return TargetModule(name, width, width, bias=True, linear=False)
-    assert isinstance(module, nn.Linear | Int8Linear)
-    return TargetModule(name, module.in_features, module.out_features, module.bias is not None)

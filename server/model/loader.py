@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adapters.base import BaseModel
-from adapters.base_models.checkpoint import Checkpoint
+from adapters.base_models.stored import StoredModel, fingerprint
+from adapters.errors import BaseModelError
 from server.errors import ConfigError, ModelRefused
 from server.model.decoder import Decoder
 from server.model.fused import FusedDecoder
@@ -31,7 +30,6 @@ from server.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE = 4096  # elements of each tensor that enter the fingerprint
 # Scaled positions that depend on the longest row of a batch can't be served beyond the original length.
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
@@ -101,11 +99,10 @@ def load_model(
         raise ModelRefused(f"{directory} can't be loaded as a causal language model: {error}") from error
     _check_complete(directory, report["missing_keys"])
     model = model.eval().requires_grad_(False)
-    plain = quantize == NONE
-    digest = fingerprint(model.state_dict() if plain else _AsStored(model, config, Checkpoint(directory)))
+    digest = _fingerprint(model, directory, quantize)
     if quantize == INT8:
         separate_rows(model)
-    if plain:
+    if quantize == NONE:
         model = model.to(torch_device)
     return LoadedModel(
         hf=model,
@@ -173,42 +170,15 @@ def _ropes(text: Any) -> list[Mapping[str, Any]]:
     return [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, Mapping)]
 
 
-class _AsStored(Mapping[str, torch.Tensor]):
-    """The tensors a quantized model was made from, by the names they have in the model, read one by one."""
-
-    def __init__(self, model: Any, config: Any, checkpoint: Checkpoint) -> None:
-        with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(config)
-        self._shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
-        # Taken before the first forward, at which bitsandbytes lays 4-bit weights out anew.
-        self._loaded: dict[str, torch.Tensor] = model.state_dict()
-        self._checkpoint = checkpoint
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """From the checkpoint; tied and renamed tensors from the model, where it has them unquantized."""
-        stored = name in self._checkpoint and self._checkpoint.shape(name) == self._shapes[name]
-        return self._checkpoint[name] if stored else self._loaded[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-
-def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hex digest of a model's architecture and weights, from a regular sample of each tensor.
-
-    Sampled in bfloat16, so that a model has one fingerprint whatever dtype it is served in.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // _SAMPLE)
-        digest.update(json.dumps([name, list(tensor.shape)]).encode())
-        digest.update(flat[::step].bfloat16().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+def _fingerprint(model: Any, directory: Path, quantize: str) -> str:
+    """That of the weights as they are stored, where the files have them under the model's names."""
+    if quantize == NONE:
+        return fingerprint(model.state_dict())
+    try:
+        return fingerprint(StoredModel(directory))
+    except BaseModelError as error:
+        logger.info("the fingerprint is of the quantized weights: %s", error)
+        return fingerprint(model.state_dict())
 
 
 def decoder_candidates(loaded: LoadedModel, kernels: str = "auto") -> Iterator[Decoder]:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from adapters.chat import ChatTokenizer, Message, Tools
 from adapters.errors import ChatTemplateError
-from adapters.text import AdapterText, BaseText
+from adapters.text import AdapterText
 from server.errors import ModelRefused, RequestError
 
 
@@ -23,9 +23,6 @@ class Tokenizer(ChatTokenizer):
             raise ModelRefused(f"{type(hf).__name__} is not a fast tokenizer (no tokenizer.json)")
         super().__init__(hf)
         self._special = frozenset(hf.all_special_ids)
-        self.special_tokens = {
-            k: v for k, v in hf.special_tokens_map.items() if isinstance(v, str)
-        }  # by role
         own = () if hf.eos_token_id is None else (hf.eos_token_id,)
         self.eos_ids = frozenset((*own, *extra_eos))
         self.vocab_size: int = len(hf)
@@ -34,15 +31,6 @@ class Tokenizer(ChatTokenizer):
     def load(cls, directory: Path, extra_eos: Sequence[int] = ()) -> Tokenizer:
         """The tokenizer in a model directory. ``extra_eos``: end tokens of the generation config."""
         return cls(AutoTokenizer.from_pretrained(directory), extra_eos)
-
-    def base_text(self) -> BaseText:
-        """What the text of adapters is compared with."""
-        template = self._hf.chat_template
-        return BaseText(
-            template=template.get("default") if isinstance(template, dict) else template,
-            special=self.special_tokens,
-            load=self._backend.to_str,
-        )
 
     def with_text(self, text: AdapterText) -> Tokenizer:
         """The tokenizer of an adapter on this base, with the base's template."""

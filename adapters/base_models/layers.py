@@ -1,0 +1,34 @@
+"""Which layers of a Hugging Face model adapters change, and how large they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from adapters.base import TargetModule
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module keeps its weight as [in, out] (GPT-2's Conv1D)."""
+    return isinstance(module, Conv1D)
+
+
+def biased_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Every norm that has a bias, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm) and module.bias is not None
+    }
+
+
+def target_of(name: str, module: Any) -> TargetModule:
+    """A norm, a Conv1D or anything that has the sizes of an ``nn.Linear``, as adapters see it."""
+    if isinstance(module, nn.LayerNorm):
+        width = module.normalized_shape[-1]
+        return TargetModule(name, width, width, bias=True, linear=False)
+    if is_transposed(module):
+        return TargetModule(name, module.weight.shape[0], module.weight.shape[1], bias=True)
+    return TargetModule(name, module.in_features, module.out_features, module.bias is not None)

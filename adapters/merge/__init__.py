@@ -1,0 +1,1 @@
+"""Several adapters into one, or into the base: plan -> validate -> apply."""

@@ -1,0 +1,129 @@
+"""Writes a standalone model: the base with adapters merged in, one shard in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from adapters.base_models.checkpoint import INDEX, WEIGHTS
+from adapters.base_models.layers import is_transposed
+from adapters.errors import StoreError
+from adapters.files import TEXT_NAMES
+from adapters.merge.card import model_card
+from adapters.merge.directory import new_directory
+from adapters.merge.export_plan import ExportPlan, PlannedTensor
+from adapters.merge.verify import Verification, verify
+from adapters.merge.weights import merged_bias, merged_weight
+
+Progress = Callable[[int, int], None]  # bytes written, bytes in all
+
+_ROOM = 1.02  # of the tensors' bytes that must be free: headers, tokenizer, file system
+_COPIED = ("generation_config.json", *TEXT_NAMES)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A merged model on disk."""
+
+    directory: Path
+    nbytes: int
+    shards: int
+    verification: Verification | None  # None: it was not asked for
+
+
+def export(
+    plan: ExportPlan,
+    out: Path,
+    *,
+    compute_dtype: torch.dtype | None = torch.float32,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write the merged model to ``out``, which must not exist: all of it, verified, or nothing.
+
+    Each weight is merged in float32 from the base's stored weight and rounded once. The result is loaded
+    with transformers before it is moved to ``out``, and its logits compared with those of the base with the
+    adapters beside it, in ``compute_dtype``; None leaves that out.
+
+    Raises:
+        StoreError: the disk is too small or refused, or there is something at ``out``.
+        MergeFailed: the merged model does not answer like the base with the adapters.
+    """
+    _check_room(plan, out)
+    with new_directory(out) as directory:
+        _write_weights(plan, directory, progress)
+        _write_texts(plan, directory)
+        verification = None if compute_dtype is None else verify(plan, directory, compute_dtype)
+        (directory / "README.md").write_text(model_card(out.name, plan, verification), encoding="utf-8")
+    return Exported(out, plan.nbytes, len(plan.shards), verification)
+
+
+def _check_room(plan: ExportPlan, out: Path) -> None:
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    free, needed = shutil.disk_usage(place).free, int(plan.nbytes * _ROOM)
+    if free < needed:
+        raise StoreError(
+            f"{out} needs {needed / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free: make room there, "
+            "or choose another directory or a smaller dtype"
+        )
+
+
+def _write_weights(plan: ExportPlan, directory: Path, progress: Progress | None) -> None:
+    count, done = len(plan.shards), 0
+    index: dict[str, str] = {}
+    for number, shard in enumerate(plan.shards, 1):
+        file = WEIGHTS if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        tensors = {}
+        for tensor in shard:
+            tensors[tensor.name] = merged_tensor(plan, tensor)
+            index[tensor.name] = file
+            done += tensor.nbytes
+            if progress is not None:
+                progress(done, plan.nbytes)
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+    if count > 1:
+        content = {"metadata": {"total_size": plan.nbytes}, "weight_map": index}
+        (directory / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def merged_tensor(plan: ExportPlan, tensor: PlannedTensor) -> torch.Tensor:
+    """One tensor of the result, computed in float32 and rounded once."""
+    stored = plan.stored.checkpoint[tensor.name]
+    if tensor.dtype is None:
+        return stored
+    if tensor.module is None:
+        return stored.to(tensor.dtype)
+    if tensor.name.endswith(".bias"):
+        bias = merged_bias(stored, tensor.deltas)
+        assert bias is not None
+        return bias.to(tensor.dtype)
+    transposed = is_transposed(plan.stored.skeleton.get_submodule(tensor.module))
+    merged = merged_weight(stored.T if transposed else stored, tensor.deltas)
+    return (merged.T if transposed else merged).to(tensor.dtype).contiguous()
+
+
+def _write_texts(plan: ExportPlan, directory: Path) -> None:
+    """Configuration, tokenizer, template: the base's, with the adapters' own in their place."""
+    source = plan.stored.directory
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    _set_dtype(config, plan.dtype)
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+    for name, content in plan.texts.items():
+        (directory / name).write_bytes(content)
+
+
+def _set_dtype(config: dict[str, Any], dtype: torch.dtype | None) -> None:
+    """transformers calls it ``dtype`` since version 5, ``torch_dtype`` before."""
+    if dtype is None:
+        return
+    old = "torch_dtype" in config and "dtype" not in config
+    config["torch_dtype" if old else "dtype"] = str(dtype).removeprefix("torch.")

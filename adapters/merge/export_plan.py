@@ -1,0 +1,169 @@
+"""What a merged model will consist of, settled and checked before anything is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from adapters.base_models.checkpoint import FLOATS
+from adapters.base_models.stored import StoredModel
+from adapters.delta import ModuleDelta
+from adapters.faults import Faults, some
+from adapters.merge.recipe import Member
+from adapters.merge.texts import texts_of
+from adapters.mix import MixEntry, normalize
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MAX_SHARD_BYTES = 2 << 30
+
+Deltas = tuple[tuple[ModuleDelta, float], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedTensor:
+    """One tensor of the result."""
+
+    name: str  # as the base's files have it
+    module: str | None  # the layer whose weight or bias it is, if adapters change that
+    deltas: Deltas  # to that layer
+    dtype: torch.dtype | None  # None: as it is stored, because it holds no floats
+    nbytes: int  # in the result
+
+
+@dataclass(frozen=True, eq=False)
+class ExportPlan:
+    """A merge that is known to be possible."""
+
+    stored: StoredModel
+    base_name: str
+    members: tuple[Member, ...]  # equal ones added up
+    shards: tuple[tuple[PlannedTensor, ...], ...]  # one is in memory at a time
+    dtype: torch.dtype | None  # of all float tensors; None keeps each one's own
+    texts: dict[str, bytes]  # tokenizer and template files that a member brings along
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of the result."""
+        return sum(tensor.nbytes for shard in self.shards for tensor in shard)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the model consists of."""
+        return sum(math.prod(info.shape) for info in self.stored.checkpoint.infos.values())
+
+    @property
+    def deltas(self) -> dict[str, Deltas]:
+        """Per module, what is merged into it."""
+        return deltas_of(self.members)
+
+
+def deltas_of(members: Sequence[Member]) -> dict[str, Deltas]:
+    """Per module, the members' changes with their weights."""
+    found: dict[str, list[tuple[ModuleDelta, float]]] = {}
+    for member in members:
+        for name, delta in member.artifact.delta.items():
+            found.setdefault(name, []).append((delta, member.weight))
+    return {name: tuple(parts) for name, parts in found.items()}
+
+
+def plan_export(
+    stored: StoredModel,
+    base_name: str,
+    members: Sequence[Member],
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> ExportPlan:
+    """Check that ``members`` can be merged into the weights of ``stored``. Reads no weights.
+
+    Raises:
+        ArtifactError: naming everything that can't be merged.
+    """
+    faults = Faults()
+    if getattr(stored.config, "quantization_config", None) is not None:
+        faults.add(
+            f"{base_name} holds quantized weights: adapters are merged into the original ones, because "
+            "quantizing again would lose most of a small change"
+        )
+    for member in members:
+        if member.artifact.activation is not None:
+            faults.add(f"{member.name} acts only from certain tokens on (aLoRA): weights can't say that")
+    used = _normalized(members)
+    if not used:
+        faults.add("nothing is left to merge: no adapters, or their weights add up to 0")
+    texts = texts_of(used, faults)
+    tensors = _tensors(stored, deltas_of(used), dtype, faults)
+    faults.raise_any()
+    return ExportPlan(stored, base_name, used, _split(tensors, max_shard_bytes), dtype, texts)
+
+
+def _normalized(members: Sequence[Member]) -> tuple[Member, ...]:
+    by_digest = {member.artifact.digest: member for member in members}
+    total = normalize(MixEntry(m.artifact.digest, m.weight) for m in members)
+    return tuple(Member(by_digest[e.digest].name, by_digest[e.digest].artifact, e.weight) for e in total)
+
+
+def _tensors(
+    stored: StoredModel, deltas: dict[str, Deltas], dtype: torch.dtype | None, faults: Faults
+) -> list[PlannedTensor]:
+    infos = stored.checkpoint.infos
+    module_of: dict[str, str] = {}
+    homeless: list[str] = []
+    biasless: list[str] = []
+    for module, parts in deltas.items():
+        if any(part.rank or not _only_bias(part) for part, _ in parts):
+            _place(stored, f"{module}.weight", module, module_of, homeless)
+        if any(part.bias is not None or part.b_bias is not None for part, _ in parts):
+            _place(stored, f"{module}.bias", module, module_of, biasless)
+        elif f"{module}.bias" in infos and any(part.output_scale is not None for part, _ in parts):
+            module_of[f"{module}.bias"] = module
+    if homeless:
+        faults.add(
+            f"the base's files have no tensors {some(homeless, len(homeless))}: transformers renames or "
+            "fuses them on loading; load the base there, save_pretrained it, and merge into that copy"
+        )
+    if biasless:
+        faults.add(
+            f"the adapters add biases that the base has no place for: {some(biasless, len(biasless))}; they "
+            "can be served, not merged"
+        )
+    return [_planned(stored, name, module_of.get(name), deltas, dtype) for name in infos]
+
+
+def _place(
+    stored: StoredModel, tensor: str, module: str, module_of: dict[str, str], absent: list[str]
+) -> None:
+    """Note that ``module`` changes the stored tensor, or that there is none."""
+    if tensor in stored.checkpoint.infos:
+        module_of[tensor] = module
+    else:
+        absent.append(tensor)
+
+
+def _only_bias(delta: ModuleDelta) -> bool:
+    return delta.magnitude is None and delta.output_scale is None and delta.input_scale is None
+
+
+def _planned(
+    stored: StoredModel, name: str, module: str | None, deltas: dict[str, Deltas], dtype: torch.dtype | None
+) -> PlannedTensor:
+    info = stored.checkpoint.infos[name]
+    own = FLOATS.get(info.dtype)
+    final = own if own is None or dtype is None else dtype
+    size = stored.checkpoint[name].nbytes if final is None else math.prod(info.shape) * final.itemsize
+    return PlannedTensor(name, module, deltas[module] if module is not None else (), final, size)
+
+
+def _split(tensors: Sequence[PlannedTensor], limit: int) -> tuple[tuple[PlannedTensor, ...], ...]:
+    """Runs of tensors of at most ``limit`` bytes; one that is larger alone has a shard of its own."""
+    shards: list[list[PlannedTensor]] = []
+    room = 0
+    for tensor in tensors:
+        if not shards or tensor.nbytes > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(tensor)
+        room -= tensor.nbytes
+    return tuple(tuple(shard) for shard in shards)

@@ -1,0 +1,133 @@
+"""Does a merged model answer like the base with the adapters beside it? Asked before it is handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from adapters.base_models.layers import is_transposed
+from adapters.delta import ModuleDelta
+from adapters.errors import MergeFailed
+from adapters.merge.export_plan import Deltas, ExportPlan
+
+# Largest accepted difference of a row of logits, relative to the row's own spread, by the dtype of the
+# merged weights where both models compute in float32. Where they don't, rounding at every layer adds to it.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+_ROUNDED_COMPUTE = 0.5
+_LENGTHS = (48, 17)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Differences of logits: root mean square over a row, relative to the row's standard deviation, the
+    largest of all rows.
+    """
+
+    error: float  # merged model against base with adapters: what rounding the merged weights costs
+    effect: float  # base with adapters against base alone: what there was to preserve
+    same_top: float  # share of rows whose likeliest token is the same, merged and unmerged
+    rows: int
+    compute_dtype: torch.dtype
+
+
+def verify(plan: ExportPlan, directory: Path, compute_dtype: torch.dtype) -> Verification:
+    """Load base and merged model, one after the other, and compare their logits on random tokens.
+
+    Raises:
+        MergeFailed: they differ by more than the rounding of the weights explains.
+    """
+    alone, beside = _base_logits(plan, compute_dtype)
+    merged = _logits(_load(directory, compute_dtype))
+    error, effect = _difference(merged, beside), _difference(alone, beside)
+    limit = tolerance(plan, compute_dtype)
+    if not error <= limit:  # written so that NaN fails as well
+        raise MergeFailed(
+            f"the merged model's logits differ by {error:.2g} from those of the base with the adapters, "
+            f"accepted is {limit:g}: nothing was written; try --dtype fp32, or smaller weights"
+        )
+    same = float((merged.argmax(-1) == beside.argmax(-1)).float().mean())
+    return Verification(error, effect, same, len(merged), compute_dtype)
+
+
+def tolerance(plan: ExportPlan, compute_dtype: torch.dtype) -> float:
+    """The largest difference that passes for rounding."""
+    if compute_dtype != torch.float32:
+        return _ROUNDED_COMPUTE
+    written = {t.dtype for shard in plan.shards for t in shard if t.module is not None}
+    return max(_TOLERANCE[dtype] for dtype in written if dtype in _TOLERANCE)
+
+
+def _base_logits(plan: ExportPlan, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The base's logits alone, and with the adapters."""
+    model = _load(plan.stored.directory, dtype)
+    alone = _logits(model)
+    with _adapted(model, plan.deltas):
+        return alone, _logits(model)
+
+
+def _load(directory: Path, dtype: torch.dtype) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def _logits(model: Any) -> torch.Tensor:
+    """[rows, V] float32 of every position of the probes."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    probes = [torch.randint(vocabulary, (1, length), generator=generator) for length in _LENGTHS]
+    return torch.cat([model(input_ids=probe, use_cache=False).logits[0].float() for probe in probes])
+
+
+def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    ratio = (found - wanted).pow(2).mean(1).sqrt() / wanted.std(1)
+    return float(ratio.max())
+
+
+@contextmanager
+def _adapted(model: Any, deltas: dict[str, Deltas]) -> Iterator[None]:
+    """Within the block the layers of ``model`` have the adapters beside their weights, unmerged."""
+    handles = [
+        model.get_submodule(name).register_forward_hook(partial(_add, parts))
+        for name, parts in deltas.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add(
+    parts: Deltas, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> torch.Tensor:
+    x, y = args[0].float(), output.float()
+    result = y + sum(weight * (_alone(module, delta, x, y) - y) for delta, weight in parts)
+    return result.to(output.dtype)
+
+
+def _alone(module: Any, delta: ModuleDelta, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The layer's output under one adapter, from its input and its output under the base."""
+    bias = 0.0 if module.bias is None else module.bias.float()
+    own_bias = bias if delta.bias is None else delta.bias.float()
+    if delta.rank == 0 and delta.input_scale is None and delta.magnitude is None:
+        inner = y - bias
+    else:
+        weight = (module.weight.T if is_transposed(module) else module.weight).float()
+        inner = y - bias if delta.input_scale is None else F.linear(x * delta.input_scale.float(), weight)
+        inner = inner + (x @ delta.a.float().T) @ delta.scaled_b().T
+        if delta.magnitude is not None:
+            norm = (weight + delta.scaled_b() @ delta.a.float()).norm(dim=1)
+            inner = inner * (delta.magnitude.float() / norm)
+    result = inner + own_bias
+    if delta.output_scale is not None:
+        result = result * delta.output_scale.float()
+    return result if delta.b_bias is None else result + delta.scaling * delta.b_bias.float()

@@ -1,0 +1,65 @@
+"""What adapters make of one weight of the base, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from adapters.delta import ModuleDelta
+
+
+def merged_weight(weight: torch.Tensor, deltas: Iterable[tuple[ModuleDelta, float]]) -> torch.Tensor:
+    """``W + Σ w_k ΔW_k`` [out, in] float32, from the base's ``weight`` [out, in] and (delta, weight) pairs.
+
+    ΔW_k is what the adapter alone makes of W, less W: ``s B A`` of a LoRA, with DoRA's and IA3's factors
+    applied where there are any.
+    """
+    base = weight.float()
+    result = base.clone()
+    for delta, factor in deltas:
+        if _is_plain(delta):
+            result.addmm_(delta.scaled_b(), delta.a.float(), alpha=factor)
+        else:
+            result.add_(_alone(base, delta) - base, alpha=factor)
+    return result
+
+
+def merged_bias(
+    bias: torch.Tensor | None, deltas: Iterable[tuple[ModuleDelta, float]]
+) -> torch.Tensor | None:
+    """``b + Σ w_k Δb_k`` [out] float32; None where neither the base nor an adapter has a bias."""
+    parts = list(deltas)
+    if bias is None and not any(_touches_bias(delta) for delta, _ in parts):
+        return None
+    outputs = parts[0][0].b.shape[0] if bias is None else len(bias)
+    base = torch.zeros(outputs) if bias is None else bias.float()
+    result = base.clone()
+    for delta, factor in parts:
+        alone = base if delta.bias is None else delta.bias.float()
+        if delta.output_scale is not None:
+            alone = alone * delta.output_scale.float()
+        if delta.b_bias is not None:
+            alone = alone + delta.scaling * delta.b_bias.float()
+        result.add_(alone - base, alpha=factor)
+    return result
+
+
+def _alone(base: torch.Tensor, delta: ModuleDelta) -> torch.Tensor:
+    """The weight that the adapter alone amounts to."""
+    change = delta.scaled_b() @ delta.a.float()
+    scaled = base if delta.input_scale is None else base * delta.input_scale.float()
+    result = scaled + change
+    if delta.magnitude is not None:
+        # As in PEFT the norm is of W + s B A, which is what was trained.
+        norm = (base + change).norm(dim=1)
+        result = result * (delta.magnitude.float() / norm)[:, None]
+    return result if delta.output_scale is None else result * delta.output_scale.float()[:, None]
+
+
+def _is_plain(delta: ModuleDelta) -> bool:
+    return delta.magnitude is None and delta.output_scale is None and delta.input_scale is None
+
+
+def _touches_bias(delta: ModuleDelta) -> bool:
+    return delta.bias is not None or delta.b_bias is not None
