@@ -94,7 +94,7 @@ class RevisionStore:
         Whoever moves a revision in and then registers it holds this from the one to the other; so
         :meth:`discard` never takes a revision that is about to be referenced for an orphan.
         """
-        with locked(self.root / _LOCK, shared=True):
+        with self._faults("can't be locked"), locked(self.root / _LOCK, shared=True):
             yield
 
     def publish(self, directory: Path) -> tuple[str, Path]:

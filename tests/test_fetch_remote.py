@@ -39,7 +39,8 @@ def s3() -> Iterator[SourcePolicy]:
     files.mkdir("bucket")
     for name, content in {**FILES, "README.md": b"x"}.items():
         files.pipe(f"bucket/adapters/one/{name}", content)
-        files.pipe(f"bucket/private/one/{name}", content)
+        for secret in ("private", "adapters-private"):
+            files.pipe(f"bucket/{secret}/one/{name}", content)
     try:
         yield SourcePolicy(urls=("s3://bucket/adapters",), storage={"s3": options})
     finally:
