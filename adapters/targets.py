@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,13 +106,24 @@ def _feedforward(
     config: AdapterConfig, names: list[str], deadline: Deadline, faults: Faults
 ) -> frozenset[str]:
     """Those of the modules whose input IA3 scales. PEFT compares mere endings: "proj" fits "up_proj"."""
-    if not isinstance(config.feedforward_modules, str):
-        return frozenset(name for name in names if name.endswith(tuple(config.feedforward_modules)))
+    wanted = config.feedforward_modules
     try:
-        return select(config.feedforward_modules, names, deadline)
+        return (
+            select(wanted, names, deadline) if isinstance(wanted, str) else _ending(wanted, names, deadline)
+        )
     except PatternFault as fault:
         faults.add(f"feedforward_modules: {fault}")
         return frozenset()
+
+
+def _ending(endings: Iterable[str], names: list[str], deadline: Deadline) -> frozenset[str]:
+    listed = tuple(endings)
+    found = set()
+    for name in names:
+        deadline.check()
+        if name.endswith(listed):
+            found.add(name)
+    return frozenset(found)
 
 
 def _by_pattern(

@@ -15,7 +15,6 @@ import torch
 from adapters.artifact import Artifact, Limits, read_artifact
 from adapters.base import TargetModule
 from adapters.errors import ArtifactError
-from server.model.pages import PagePool
 from tests.adapter_factory import lora_config, lora_tensors, write_artifact
 from tests.artifact_cases import BASE as PLAIN
 from tests.artifact_cases import LIMITS, PREFIX, Tensors
@@ -288,48 +287,3 @@ def test_a_vera_above_the_rank_limit_says_what_to_do(tmp_path: Path) -> None:
         "rank 6 is above the limit of 5: VeRA is served as LoRA of its rank, so start the server with "
         "--max-lora-rank 6",
     )
-
-
-class Weights:
-    """A base whose weights are all ``value`` and whose biases are all 0.5."""
-
-    def __init__(self, value: float) -> None:
-        self._value = value
-
-    def weight(self, module: int) -> torch.Tensor:
-        described = MODULES[module]
-        return torch.full((described.out_features, described.in_features), self._value)
-
-    def bias(self, module: int) -> torch.Tensor | None:
-        return torch.full((MODULES[module].out_features,), 0.5) if MODULES[module].bias else None
-
-
-MODULES = (*BASE.modules.values(), *BASE.norms.values())
-
-
-def pack(artifact: Artifact, value: float) -> None:
-    pool = PagePool(MODULES, 1 << 20, torch.float32, torch.device("cpu"), Weights(value))
-    pool.pack(artifact.digest, artifact.delta)
-
-
-def test_magnitudes_of_rows_that_are_zero(tmp_path: Path) -> None:
-    """W + BA is zero: there is no direction that a magnitude could stretch."""
-    artifact = read(tmp_path, "dora", fill("0.q_proj.lora_B.weight", 0.0))
-    pack(artifact, 1.0)
-    with pytest.raises(ArtifactError, match=r"rows of W \+ BA are zero in 'model.layers.0.q_proj'"):
-        pack(artifact, 0.0)
-
-
-def test_a_dora_that_was_never_trained(tmp_path: Path) -> None:
-    norms = {f"{p}_proj.lora_magnitude_vector": math.sqrt(8) for p in "qv"}
-    fresh = read(tmp_path, "dora", fill("lora_B.weight", 0.0), *(fill(*item) for item in norms.items()))
-    with pytest.raises(ArtifactError, match="would do nothing"):
-        pack(fresh, 1.0)
-    pack(read(tmp_path, "dora", *(fill(*item) for item in norms.items())), 1.0)
-
-
-def test_biases_that_are_those_of_the_base(tmp_path: Path) -> None:
-    same = (fill("lora_B.weight", 0.0), fill(".bias", 0.5))
-    with pytest.raises(ArtifactError, match="would do nothing"):
-        pack(read(tmp_path, "all", *same), 1.0)
-    pack(read(tmp_path, "all", *same, fill("norm.bias", 0.6)), 1.0)
