@@ -16,7 +16,8 @@ from adapters.store import RevisionStore
 from server.model.norms import NormFile
 from server.model.pages import PackedAdapter, PagePool
 
-Fetch = Callable[[Path], None]  # fills the empty directory it is given with an artifact
+# Fills the empty directory it is given with an artifact; returns the exact source where it knows that better.
+Fetch = Callable[[Path], str | None]
 
 SHOWN_DIGITS = 8  # of a digest, in model strings and messages
 
