@@ -16,7 +16,7 @@ import typer
 
 from adapters.errors import AdapterError
 from server.cli_merge import compose, merge
-from server.cli_train import ConfigFile, DryRun, given, run_train, with_train_options
+from server.cli_train import train
 from server.config import CONFIG_VARIABLE, Flag, Settings, default_text, flag_of
 from server.config_loading import load_settings
 from server.errors import ServerError
@@ -169,19 +169,7 @@ def _with_options(function: Callable[..., None]) -> Callable[..., None]:
 app.command()(compose)
 app.command()(merge)
 app.command()(_with_options(serve))
-
-
-@app.command()
-@with_train_options
-def train(config: ConfigFile = None, dry_run: DryRun = False, **options: Any) -> None:
-    """Train a LoRA adapter from a JSON Lines file.
-
-    Every option is also a key of the YAML file (--lora-r: lora_r). Flags beat the file.
-    """
-    try:
-        run_train(given(options), config, dry_run=dry_run)
-    except AdapterError as error:
-        raise fail(error) from error
+app.command()(train)
 
 
 if __name__ == "__main__":

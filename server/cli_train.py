@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from adapters.errors import AdapterError
 from adapters.training.config import RUN, TrainConfig
+from adapters.training.config_load import load_config
+from adapters.training.errors import TrainingConfigError
 from adapters.training.knob import default_text, flag_of, knob_of
 
 Command = Callable[..., None]
@@ -62,12 +67,27 @@ ConfigFile = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Check the data, show it and one rendered row, and stop.", rich_help_panel=RUN
+        "--dry-run", help="Check and show the data and one rendered row; stop.", rich_help_panel=RUN
     ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last checkpoint in output_dir.", rich_help_panel=RUN)
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the run in output_dir.", rich_help_panel=RUN)
 ]
 
 
-def run_train(flags: Mapping[str, Any], config: Path | None, *, dry_run: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What is to be done with a configuration."""
+
+    dry_run: bool = False
+    resume: bool = False
+    overwrite: bool = False
+
+
+def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None:
     """Train as the flags and the file say.
 
     Raises:
@@ -75,15 +95,51 @@ def run_train(flags: Mapping[str, Any], config: Path | None, *, dry_run: bool) -
     """
     from rich.console import Console  # noqa: PLC0415
 
-    from adapters.training.config_load import load_config  # noqa: PLC0415
-
     settings = load_config(flags, config)
+    _need_libraries()
     console = Console(stderr=True)
-    from adapters.training.base import find_base  # noqa: PLC0415
-    from adapters.training.dry_run import prepare_data, show_data, show_example  # noqa: PLC0415
+    if mode.dry_run:
+        from adapters.training.base import find_base  # noqa: PLC0415
+        from adapters.training.dry_run import prepare_data, show_data, show_example  # noqa: PLC0415
 
-    base = find_base(settings.base_model)
-    prepared = prepare_data(settings, base)
-    show_data(prepared, console)
-    if dry_run:
+        base = find_base(settings.base_model)
+        prepared = prepare_data(settings, base)
+        show_data(prepared, console)
         show_example(prepared, base, Console())
+        return
+    from adapters.training.run import train  # noqa: PLC0415  (brings torch, PEFT and TRL)
+
+    train(settings, resume=mode.resume, overwrite=mode.overwrite, console=console)
+
+
+def _need_libraries() -> None:
+    """The trainer's libraries are an extra.
+
+    Raises:
+        TrainingConfigError: one is missing; says how to install them.
+    """
+    missing = [name for name in ("peft", "trl", "datasets", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise TrainingConfigError(
+            f"training needs {', '.join(missing)}: install them with pip install 'manylora[train]'"
+        )
+
+
+@with_train_options
+def train(
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    **options: Any,
+) -> None:
+    """Train a LoRA adapter from a JSON Lines file.
+
+    Every option is also a key of the YAML file (--lora-r: lora_r). Flags beat the file.
+    """
+    from server.cli import fail  # noqa: PLC0415  (which imports this module)
+
+    try:
+        run_train(given(options), config, Mode(dry_run, resume, overwrite))
+    except AdapterError as error:
+        raise fail(error) from error

@@ -35,8 +35,6 @@ def _inits(config: TrainConfig) -> list[str]:
         "quantization": config.quantization != "none",
         "task dpo (its reference model would be the changed base)": config.task == "dpo",
         "task classification (its head is a module to save)": config.task == "classification",
-        "use_rslora together with rank_pattern or alpha_pattern": config.use_rslora
-        and bool(config.rank_pattern or config.alpha_pattern),
         "dtype bf16 (its start must be subtracted in fp32; leave dtype at auto)": config.dtype == "bf16",
     }
     faults += [

@@ -17,7 +17,7 @@ from adapters.training.data.formats import ParsedFile, Task, parse_file
 from adapters.training.data.lines import read_lines
 from adapters.training.data.rows import ChatRow, LabelRow, PreferenceRow, Row, TextRow, content_digest
 from adapters.training.data.split import hold_out
-from adapters.training.template import Template
+from adapters.training.template import EncodedPair, EncodedText, Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,8 @@ def prepare(config: DataConfig, template: Template) -> Prepared:
             findings.fault(
                 path, 0, f"no row is left to learn from within max_length {config.max_length}: raise it"
             )
+    if config.task != "classification":
+        _check_ends(train, template, paths[0], findings)
     findings.raise_any()
     return Prepared(train, held_out, tuple(files), classes, tuple(findings.warnings))
 
@@ -198,6 +200,17 @@ def _part(
         sequences += [kept for item in encoded if (kept := cutter.cut(item)) is not None]
     cutter.tell_rest()
     return Part(tuple(rows), tuple(sequences), cutter.count, cutter.tokens, cutter.dropped)
+
+
+def _check_ends(train: Part, template: Template, path: Path, findings: Findings) -> None:
+    """An adapter that never learns the end of a turn would never stop."""
+    answers = [
+        i.chosen_ids if isinstance(i, EncodedPair) else i.labels
+        for i in train.sequences
+        if not isinstance(i, EncodedText)
+    ]
+    if answers and not any(answer[-1] in template.eos_ids for answer in answers):
+        findings.fault(path, 0, "every answer is cut before its end, so no end is learned: raise max_length")
 
 
 def _encode(row: Row, template: Template, classes: Sequence[str]) -> Sequence[Item]:

@@ -1,0 +1,115 @@
+"""From trained weights to a PEFT artifact that serves on the untouched base.
+
+Inits that change the base (olora, pissa) are converted: with W' = W - s B0 A0 the trained model computes
+W' + s B A, so on W the adapter is s (B A - B0 A0), of rank 2r. Stored as the stacked factors [B, -B0] and
+[A; A0] it would lose most of its precision in bf16, since B A and B0 A0 nearly cancel; so the difference is
+factored anew, with factors as small as the difference itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adapters.files import CONFIG_NAME, WEIGHTS_NAME
+from adapters.training.folder import sync
+from adapters.training.model import InitialWeights, lora_pairs
+
+
+def save_initial(initial: InitialWeights, path: Path) -> None:
+    """Keep A and B of an init that changed the base, for the conversion at the end."""
+    tensors = {
+        f"{name}.{part}": t for name, pair in initial.items() for part, t in zip("AB", pair, strict=True)
+    }
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    sync(path)
+
+
+def read_initial(path: Path) -> InitialWeights:
+    """What :func:`save_initial` wrote."""
+    tensors = load_file(path)
+    names = {key.rpartition(".")[0] for key in tensors}
+    return {name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in names}
+
+
+def write_artifact(
+    model: Any, directory: Path, dtype: torch.dtype, initial: InitialWeights, state: dict[str, Tensor] | None
+) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` of the adapter on ``model``.
+
+    Args:
+        model: the PEFT model, unwrapped.
+        directory: exists; the files appear in it and are flushed.
+        dtype: of A and B; everything else (DoRA's magnitudes, modules in full) stays as trained.
+        initial: A and B before training where the init changed the base, else empty.
+        state: the gathered state dict where the weights are spread over processes.
+    """
+    tensors = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    tensors = {key: value.detach().cpu() for key, value in tensors.items()}
+    config = model.peft_config["default"]
+    if initial:
+        tensors |= _converted(model, initial, tensors)
+    rounded = {
+        key: (value.to(dtype) if ".lora_A." in key or ".lora_B." in key else value).contiguous().clone()
+        for key, value in tensors.items()
+    }
+    save_file(rounded, directory / WEIGHTS_NAME, metadata={"format": "pt"})
+    _write_config(config, directory, converted=bool(initial))
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
+        sync(directory / name)
+
+
+def _converted(model: Any, initial: InitialWeights, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The A and B of every module for the untouched base; ``lora_pairs`` gives the names."""
+    converted: dict[str, Tensor] = {}
+    for name, _, _, _ in lora_pairs(model):
+        keys = [f"base_model.model.{name}.lora_{part}.weight" for part in "AB"]
+        a0, b0 = initial[name]
+        a, b = difference(tensors[keys[0]].float(), tensors[keys[1]].float(), a0.float(), b0.float())
+        converted |= dict(zip(keys, (a, b), strict=True))
+    return converted
+
+
+def difference(a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (A [2r, in], B [out, 2r]) of ``b @ a - b0 @ a0`` with equal norms row by column.
+
+    Args:
+        a, a0: [r, in] float32.
+        b, b0: [out, r] float32.
+    """
+    rank = a.shape[0] + a0.shape[0]
+    q_out, r_out = torch.linalg.qr(torch.cat([b, -b0], dim=1).double())
+    q_in, r_in = torch.linalg.qr(torch.cat([a, a0], dim=0).double().T)
+    u, s, vt = torch.linalg.svd(r_out @ r_in.T, full_matrices=False)
+    root = s.sqrt()
+    new_a = (root[:, None] * (vt @ q_in.T)).float()
+    new_b = ((q_out @ u) * root).float()
+    missing = rank - s.shape[0]  # a module with fewer inputs or outputs than 2r
+    return (
+        torch.cat([new_a, new_a.new_zeros(missing, new_a.shape[1])]),
+        torch.cat([new_b, new_b.new_zeros(new_b.shape[0], missing)], dim=1),
+    )
+
+
+def _write_config(config: Any, directory: Path, *, converted: bool) -> None:
+    """The config as PEFT writes it; a converted adapter has twice the rank and alpha (the same scaling)."""
+    kept = {
+        key: getattr(config, key)
+        for key in ("init_lora_weights", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "inference_mode")
+    }
+    config.inference_mode = True
+    if converted:
+        factor = 2**0.5 if config.use_rslora else 2
+        config.init_lora_weights = True
+        config.r *= 2
+        config.lora_alpha *= factor
+        config.rank_pattern = {key: 2 * rank for key, rank in config.rank_pattern.items()}
+        config.alpha_pattern = {key: factor * alpha for key, alpha in config.alpha_pattern.items()}
+    config.save_pretrained(directory)
+    for key, value in kept.items():
+        setattr(config, key, value)

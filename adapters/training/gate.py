@@ -1,0 +1,118 @@
+"""The publish gate: an adapter is only published if, read back from disk, it is what was trained.
+
+The adapter on disk is put on a pristine base with plain PEFT, and its logits on probe rows are compared with
+those of the model that was trained. How far they may differ is told by what the adapter does to the logits:
+an adapter that lost a part of itself is far off on that scale, while the rounding of its weights is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapters.training.build import Session
+from adapters.training.data.cut import Item
+from adapters.training.errors import GateFailed
+from adapters.training.probe import class_logits, learned_ids, learned_logits
+from adapters.training.template import IGNORED
+
+PROBES = 4  # rows
+POSITIONS = 64  # learned positions of each that are compared, its last ones
+MAX_LOSS_OF_EFFECT = 0.05  # difference allowed, as a share of the adapter's effect on the logits
+FLOOR = {torch.float32: 1e-3, torch.bfloat16: 2e-2}  # or as a share of the logits: what rounding does
+WORSE_END = 1.0  # nats by which the end of a turn may become less likely than with the base ...
+LIKELY_END = -0.7  # ... unless it is still likely (a probability of a half)
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Logits of one model on the probe rows."""
+
+    logits: Tensor  # float32 [positions, vocabulary or classes]
+    end: float | None  # mean log-probability of the tokens that end a turn; None if no probe has one
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """What the gate measured; all but ``end_*`` are norms of logits relative to the trained model's."""
+
+    difference: float  # of the reloaded adapter from the trained model
+    effect: float  # of the trained adapter from the base
+    allowed: float  # difference
+    end_base: float | None  # mean log-probability of the end of a turn
+    end_adapter: float | None
+
+    def as_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+def probe_items(session: Session) -> tuple[Item, ...]:
+    """The rows that are compared: held-out ones where there are any."""
+    part = session.prepared.eval or session.prepared.train
+    return part.sequences[:PROBES]
+
+
+def probe(model: Any, session: Session) -> Probed:
+    """The logits of ``model`` on the probe rows."""
+    was_training = model.training
+    model.eval()
+    items, pad_id = probe_items(session), session.base.pad_id
+    if session.config.task == "classification":
+        logits = class_logits(model, [learned_ids(item)[0] for item in items], pad_id)
+        model.train(was_training)
+        return Probed(logits, None)
+    rows = [_last_positions(*learned_ids(item)) for item in items]
+    parts, ends = [], []
+    for logits, labels in learned_logits(model, rows, pad_id):
+        parts.append(logits)
+        if int(labels[-1]) in session.base.eos_ids:
+            ends.append(float(logits[-1].log_softmax(-1)[labels[-1]]))
+    model.train(was_training)
+    return Probed(torch.cat(parts), sum(ends) / len(ends) if ends else None)
+
+
+def _last_positions(ids: list[int], labels: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Keep only the last learned labels, so that little memory does for any row."""
+    learned = [index for index, label in enumerate(labels) if label != IGNORED][-POSITIONS:]
+    kept = set(learned)
+    return ids, [label if index in kept else IGNORED for index, label in enumerate(labels)]
+
+
+def check(trained: Probed, reloaded: Probed, base: Probed, dtype: torch.dtype) -> GateResult:
+    """Judge the adapter that was read back.
+
+    Args:
+        dtype: of the base while training.
+
+    Raises:
+        GateFailed: it is not what was trained, does nothing, or unlearned to end its turns.
+    """
+    scale = float(trained.logits.norm())
+    effect = float((trained.logits - base.logits).norm()) / scale
+    difference = float((trained.logits - reloaded.logits).norm()) / scale
+    allowed = max(MAX_LOSS_OF_EFFECT * effect, FLOOR[dtype])
+    result = GateResult(difference, effect, allowed, base.end, reloaded.end)
+    if not difference <= allowed:  # also when it is no number
+        raise GateFailed(
+            f"the adapter on disk is not what was trained: its logits differ by {difference:.2%} where the "
+            f"adapter changes them by {effect:.2%}; nothing was published"
+        )
+    if effect == 0:
+        raise GateFailed(
+            "the adapter changes nothing: no logit differs from the base's; nothing was published"
+        )
+    _check_end(result)
+    return result
+
+
+def _check_end(result: GateResult) -> None:
+    base, adapter = result.end_base, result.end_adapter
+    if base is not None and adapter is not None and adapter < min(base - WORSE_END, LIKELY_END):
+        raise GateFailed(
+            f"the adapter does not end its turns: the log-probability of the end token fell from {base:.2f} "
+            f"to {adapter:.2f}; nothing was published"
+        )

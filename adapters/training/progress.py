@@ -1,0 +1,186 @@
+"""What a run tells while it runs: a bar, lines of metrics.jsonl, samples; and how a signal stops it.
+
+metrics.jsonl has one JSON object a line with ``kind`` "train", "eval" or "sample", the ``step`` and the
+seconds since the run began; it is flushed line by line, so it can be followed with ``tail -f``.
+"""
+
+# ruff: noqa: ARG002 - a callback takes what the trainer passes, by position
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from adapters.training.errors import TrainingError
+from adapters.training.folder import COMPLETE, sync
+
+_RENAMED = {"mean_token_accuracy": "token_accuracy", "num_tokens": "tokens"}
+_DROPPED = {"total_flos", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start = time.monotonic()
+
+    def rewind(self, step: int) -> None:
+        """Forget lines beyond ``step`` and one that was cut off: a resumed run writes them again."""
+        kept = [line for line in read_metrics(self._path) if line["step"] <= step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._start = time.monotonic() - max((line["seconds"] for line in kept), default=0.0)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        line = {"kind": kind, "step": step, "seconds": round(time.monotonic() - self._start, 3), **values}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one that is cut off at the end is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+class LogCallback(TrainerCallback):  # type: ignore[misc]
+    """Writes the trainer's logs to metrics.jsonl and refuses to go on with a loss that is no number."""
+
+    def __init__(self, log: MetricsLog) -> None:
+        self._log = log
+        self._last = (0.0, 0.0)  # time and tokens at the log before
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._last = (time.monotonic(), math.nan)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
+    ) -> None:
+        values = {_RENAMED.get(k, k): v for k, v in (logs or {}).items() if k not in _DROPPED}
+        if not state.is_world_process_zero or not (values.keys() & {"loss", "eval_loss"}):
+            return
+        kind = "eval" if "eval_loss" in values else "train"
+        if kind == "train":
+            values |= self._speed(values.get("tokens"))
+        self._log.write(kind, state.global_step, values)
+        loss = float(values["eval_loss" if kind == "eval" else "loss"])
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the {kind} loss at step {state.global_step} is {loss}: lower the learning rate or "
+                f"try dtype fp32"
+            )
+
+    def _speed(self, tokens: float | None) -> dict[str, float]:
+        """Tokens a second since the log before, from the second log on."""
+        if tokens is None:
+            return {}
+        (then, before), now = self._last, time.monotonic()
+        self._last = (now, tokens)
+        speed = (tokens - before) / max(1e-9, now - then)
+        return {} if math.isnan(before) else {"tokens_per_second": round(speed, 1)}
+
+
+class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
+    """Marks each checkpoint once all of it is on the disk; one without the mark is never resumed from."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for path in directory.iterdir():
+            sync(path)
+        (directory / COMPLETE).touch()
+        sync(directory)
+
+
+class BarCallback(TrainerCallback):  # type: ignore[misc]
+    """One line on the terminal: steps, loss, eval loss, tokens a second, time left."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
+        self._task: TaskID | None = None
+        self._shown: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
+            self._bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
+    ) -> None:
+        if self._task is None:
+            return
+        for key, name in (("loss", "loss"), ("eval_loss", "eval loss")):
+            if logs is not None and key in logs:
+                self._shown[name] = f"{float(logs[key]):.3f}"
+        self._bar.update(self._task, description="  ".join(f"{k} {v}" for k, v in self._shown.items()))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
+
+
+class StopCallback(TrainerCallback):  # type: ignore[misc]
+    """Ends the run after the current step with a checkpoint, once a signal came."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.signal is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+@contextmanager
+def stop_on_signals(callback: StopCallback) -> Iterator[None]:
+    """SIGINT and SIGTERM ask ``callback`` to stop; a second one ends the process at once.
+
+    Only the main thread gets signals; on another one nothing is changed.
+    """
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        callback.signal = signal.Signals(number)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

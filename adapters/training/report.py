@@ -1,0 +1,138 @@
+"""The report of a run: one HTML file that needs nothing else, and the curves as PNG."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from io import BytesIO
+from typing import Any
+
+from adapters.training.build import Session
+from adapters.training.card import Outcome, versions
+from adapters.training.config_load import to_yaml
+from adapters.training.data.summary import summarize
+from adapters.training.evaluate import Sample
+from adapters.training.folder import sync
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { border: 1px solid #ccc; padding: .3rem .7rem;
+text-align: left; vertical-align: top } img { max-width: 100% }
+pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; white-space: pre-wrap } h1 small { color: #777 }
+"""
+
+
+def write_report(session: Session, outcome: Outcome) -> None:
+    """Write ``report.html`` and ``curves.png`` into the run's directory."""
+    root = session.folder.root
+    picture = curves_png(outcome.metrics)
+    (root / "curves.png").write_bytes(picture)
+    (root / "report.html").write_text(report_html(session, outcome, picture), encoding="utf-8")
+    for name in ("curves.png", "report.html"):
+        sync(root / name)
+
+
+def report_html(session: Session, outcome: Outcome, picture: bytes) -> str:
+    """The whole page; everything that comes from data or models is escaped."""
+    name = escape(session.config.adapter_name)
+    parts = [
+        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{name}</title>",
+        f"<style>{_STYLE}</style></head><body>",
+        f"<h1>{name} <small>on {escape(session.base.name)}</small></h1>",
+        _facts(session, outcome),
+        "<h2>Base beside adapter</h2>",
+        _scores(outcome),
+        "<h2>Curves</h2>",
+        f'<img alt="curves" src="data:image/png;base64,{base64.b64encode(picture).decode()}">',
+        _samples("Samples", outcome.baseline.samples),
+        _history(outcome.metrics),
+        f"<h2>Configuration</h2><pre>{escape(to_yaml(session.config))}</pre>",
+        f"<p>{escape(', '.join(f'{library} {number}' for library, number in versions().items()))}</p>",
+        "</body></html>",
+    ]
+    return "\n".join(parts)
+
+
+def _facts(session: Session, outcome: Outcome) -> str:
+    train = summarize(session.prepared.train)
+    rows = {
+        "trained parameters": f"{outcome.trainable:,}",
+        "steps": f"{outcome.steps:,} in {outcome.seconds:.0f} s",
+        "training rows": f"{train.rows:,} ({train.sequences:,} sequences)",
+        "training tokens": f"{train.tokens:,}, of them learned {train.supervised:,}",
+        "cut to max_length": f"{train.cut_sequences:,} sequences, {train.cut_tokens:,} tokens lost",
+        "adapter on disk": f"its logits differ from the trained ones by {outcome.gate.difference:.3%}; "
+        f"the adapter changes the base's by {outcome.gate.effect:.1%}",
+    }
+    return _table([], [(escape(key), escape(value)) for key, value in rows.items()])
+
+
+def _scores(outcome: Outcome) -> str:
+    base, adapter = outcome.baseline.base, outcome.baseline.adapter
+    if not adapter:
+        return "<p>No rows were held out, so nothing was measured.</p>"
+    rows = [(escape(k), f"{base[k]:.3f}" if k in base else "", f"{v:.3f}") for k, v in adapter.items()]
+    return _table(["on held-out rows", "base", "adapter"], rows)
+
+
+def _samples(title: str, samples: Sequence[Sample]) -> str:
+    if not samples:
+        return ""
+    rows = [
+        tuple(f"<pre>{escape(text)}</pre>" for text in (s.prompt, s.expected or "", s.base, s.adapter))
+        for s in samples
+    ]
+    return f"<h2>{escape(title)}</h2>" + _table(["prompt", "expected", "base", "adapter"], rows)
+
+
+def _history(metrics: Sequence[dict[str, Any]]) -> str:
+    """The samples taken while it trained."""
+    rows = [
+        tuple(f"<pre>{escape(str(line[key]))}</pre>" for key in ("step", "prompt", "base", "adapter"))
+        for line in metrics
+        if line["kind"] == "sample"
+    ]
+    if not rows:
+        return ""
+    return "<h2>While it trained</h2>" + _table(["step", "prompt", "base", "adapter"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML already."""
+    top = "<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>" if head else ""
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table>{top}{body}</table>"
+
+
+def curves_png(metrics: Sequence[dict[str, Any]]) -> bytes:
+    """Loss and eval loss, learning rate, gradient norm and speed over the steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (slow, and only for this)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    panels = (
+        ("loss", (("loss", "train"), ("eval_loss", "held out"))),
+        ("learning rate", (("learning_rate", ""),)),
+        ("gradient norm", (("grad_norm", ""),)),
+        ("tokens a second", (("tokens_per_second", ""),)),
+    )
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for key, label in curves:
+            steps, values = series(metrics, key)
+            if steps:
+                axes.plot(steps, values, label=label or None, marker="." if len(steps) < 30 else None)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if len(curves) > 1 and any(series(metrics, key)[0] for key, _ in curves):
+            axes.legend()
+    canvas, out = FigureCanvasAgg(figure), BytesIO()
+    canvas.print_png(out)
+    return out.getvalue()
+
+
+def series(metrics: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric."""
+    found = [(line["step"], line[key]) for line in metrics if isinstance(line.get(key), int | float)]
+    return [step for step, _ in found], [float(value) for _, value in found]

@@ -1,0 +1,204 @@
+"""One training run from configuration to published adapter."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from adapters.training.base import find_base
+from adapters.training.build import Session, build_trainer, is_main_process
+from adapters.training.card import Outcome, card
+from adapters.training.config import TrainConfig
+from adapters.training.dry_run import prepare_data, show_data
+from adapters.training.errors import Interrupted
+from adapters.training.evaluate import Baseline, evaluate
+from adapters.training.export import read_initial, save_initial, write_artifact
+from adapters.training.folder import Folder, sync
+from adapters.training.gate import GateResult, Probed, check, probe
+from adapters.training.model import BaseLoader, InitialWeights
+from adapters.training.progress import (
+    BarCallback,
+    CheckpointCallback,
+    LogCallback,
+    MetricsLog,
+    StopCallback,
+    read_metrics,
+    stop_on_signals,
+)
+from adapters.training.publish import upload
+from adapters.training.report import write_report
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run made."""
+
+    adapter: Path  # the published artifact
+    steps: int
+    seconds: float  # of training
+    baseline: Baseline
+    gate: GateResult
+    metrics: tuple[dict[str, Any], ...]  # the lines of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is left of the trained model once it is freed."""
+
+    probed: Probed
+    steps: int
+    seconds: float
+    trainable: int
+
+
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> TrainingResult | None:
+    """Train one adapter and publish it to ``output_dir/adapter``.
+
+    Args:
+        resume: go on from the last checkpoint in ``output_dir``.
+        overwrite: replace the run in ``output_dir``.
+        console: where progress is shown; None works silently.
+
+    Returns:
+        The result; None in the processes of a distributed run that write no files.
+
+    Raises:
+        DataError: the data can't be trained on; nothing has been written.
+        RunExists, CheckpointError: ``output_dir`` is not as ``resume`` and ``overwrite`` say.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
+        GateFailed: the adapter would not serve as trained; it was not published.
+        PublishError: the server did not take the adapter, which stays in ``output_dir``.
+        AdapterError: anything else that stops a run, as a sentence.
+    """
+    console = Console(quiet=True) if console is None or not is_main_process() else console
+    session = open_session(config, console)
+    checkpoint = _begin(session, resume=resume, overwrite=overwrite)
+    trained = _fit(session, checkpoint, console)
+    if not is_main_process():
+        return None
+    baseline, gate = _judge(session, trained, console)
+    outcome = Outcome(
+        baseline,
+        gate,
+        read_metrics(session.folder.metrics),
+        trained.steps,
+        trained.seconds,
+        trained.trainable,
+    )
+    _publish(session, outcome)
+    write_report(session, outcome)
+    console.print(f"adapter: {session.folder.adapter}", highlight=False, soft_wrap=True)
+    if config.publish is not None:
+        upload(session.folder.adapter, config.publish, config.adapter_name)
+        console.print(f"served as {config.adapter_name} at {config.publish}", highlight=False, soft_wrap=True)
+    return TrainingResult(
+        session.folder.adapter, trained.steps, trained.seconds, baseline, gate, tuple(outcome.metrics)
+    )
+
+
+def open_session(config: TrainConfig, console: Console) -> Session:
+    """Find the base, check the data and show what is in it."""
+    transformers_logging.disable_progress_bar()
+    base = find_base(config.base_model)
+    prepared = prepare_data(config, base)
+    show_data(prepared, console)
+    return Session(
+        config, base, prepared, Folder(config.output_dir), BaseLoader(config, base, prepared.classes)
+    )
+
+
+def _begin(session: Session, *, resume: bool, overwrite: bool) -> Path | None:
+    """Only the main process writes; the others wait for nothing, since they only read checkpoints."""
+    folder = session.folder
+    if not is_main_process():
+        return folder.last_checkpoint() if resume else None
+    return folder.begin(session.config, session.prepared.digest, resume=resume, overwrite=overwrite)
+
+
+def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained:
+    """Train, and leave the artifact in the run's partial directory."""
+    stop, bar, log = StopCallback(), BarCallback(console), MetricsLog(session.folder.metrics)
+    if checkpoint is not None and is_main_process():
+        log.rewind(int(checkpoint.name.rpartition("-")[2]))
+    trainer, initial = build_trainer(session, [LogCallback(log), CheckpointCallback(), bar, stop], log)
+    initial = _keep_initial(session.folder, initial, resumed=checkpoint is not None)
+    started = time.monotonic()
+    try:
+        with stop_on_signals(stop):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        bar.close()
+    seconds = time.monotonic() - started
+    if stop.signal is not None:
+        raise Interrupted(
+            f"stopped by {stop.signal.name} at step {trainer.state.global_step} of "
+            f"{trainer.state.max_steps}; --resume goes on from there"
+        )
+    return _export(session, trainer, initial, seconds)
+
+
+def _keep_initial(folder: Folder, initial: InitialWeights, *, resumed: bool) -> InitialWeights:
+    if not initial:
+        return initial
+    if resumed:
+        return read_initial(folder.initial)
+    if is_main_process():
+        save_initial(initial, folder.initial)
+    return initial
+
+
+def _export(session: Session, trainer: Any, initial: InitialWeights, seconds: float) -> Trained:
+    """Write the artifact and probe the trained model; the model is freed on return."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    probed = probe(model, session)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if is_main_process():
+        partial = session.folder.partial
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        write_artifact(model, partial, session.loader.saved_dtype, initial, state)
+        session.base.tokenizer.save_pretrained(partial)
+    steps = trainer.state.global_step
+    trainer.accelerator.free_memory()
+    return Trained(probed, steps, seconds, trainable)
+
+
+def _judge(session: Session, trained: Trained, console: Console) -> tuple[Baseline, GateResult]:
+    """Reload what was written onto a pristine base, compare, and measure it beside the base."""
+    gc.collect()
+    if session.loader.device.type == "cuda":
+        torch.cuda.empty_cache()
+    console.print("checking the adapter on a pristine base")
+    model = session.loader.load_with(str(session.folder.partial))
+    reloaded = probe(model, session)
+    with model.disable_adapter():
+        base = probe(model, session)
+    gate = check(trained.probed, reloaded, base, session.loader.dtype)
+    return evaluate(model, session), gate
+
+
+def _publish(session: Session, outcome: Outcome) -> None:
+    """Add the card, flush everything, and let the adapter appear by one rename."""
+    folder = session.folder
+    (folder.partial / "README.md").write_text(card(session, outcome), encoding="utf-8")
+    for path in (*folder.partial.iterdir(), folder.partial):
+        sync(path)
+    if folder.adapter.exists():  # of the same run, before it was resumed
+        shutil.rmtree(folder.adapter)
+    folder.partial.rename(folder.adapter)
+    sync(folder.root)

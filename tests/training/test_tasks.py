@@ -1,0 +1,63 @@
+"""Preferences, classes and quantized bases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+
+from adapters.training.errors import TrainingConfigError
+from tests.harness import Harness
+from tests.tiny import tiny_model
+from tests.training.runs import LABELS, PAIRS, config, losses, run
+
+
+def test_preferences(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = config(tiny_llama, tmp_path, PAIRS, task="dpo", eval_split=0.2)
+    result = run(settings)
+    curve = losses(result)
+    assert curve[0] == pytest.approx(0.6931, abs=1e-3)  # log 2: the reference is the base itself
+    assert curve[-1] < 0.3
+    base, adapter = result.baseline.base, result.baseline.adapter
+    assert adapter["better answer likelier"] == 1.0
+    assert adapter["margin"] > base["margin"] + 1
+    harness = Harness(tiny_llama)
+    harness.load(result.adapter)
+
+
+def test_classes(tiny_llama: Path, tmp_path: Path) -> None:
+    result = run(config(tiny_llama, tmp_path, LABELS, task="classification", eval_split=0.2, max_steps=20))
+    assert result.baseline.adapter["accuracy"] >= result.baseline.base["accuracy"] + 0.25
+    model = AutoPeftModelForSequenceClassification.from_pretrained(result.adapter, num_labels=2).eval()
+    tokenizer = AutoTokenizer.from_pretrained(result.adapter)
+    with torch.no_grad():
+        logits = [model(**tokenizer(text, return_tensors="pt")).logits[0] for text in ("bad 90", "good 91")]
+    assert [int(row.argmax()) for row in logits] == [0, 1]
+
+
+QUANTIZED: dict[str, dict[str, Any]] = {"nf4": {"dtype": "bf16"}, "int8": {"dtype": "bf16"}}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose layers have inputs in multiples of 64."""
+    return tiny_model(tmp_path_factory.mktemp("wide"), intermediate_size=128)
+
+
+@pytest.mark.filterwarnings("ignore:.*MatMul8bitLt.*", "ignore:.*inputs will be cast.*")
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantized_bases(kind: str, wide: Path, tmp_path: Path) -> None:
+    result = run(config(wide, tmp_path, quantization=kind, **QUANTIZED[kind]))
+    assert losses(result)[-1] < 0.8 * losses(result)[0]
+    assert result.baseline.adapter["loss"] < 0.8 * result.baseline.base["loss"]
+    harness = Harness(wide)
+    harness.load(result.adapter)
+
+
+def test_nf4_on_a_cpu_names_the_layer_that_does_not_fit(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingConfigError, match=r"layers\.0\.mlp\.down_proj has 96: use int8 or none"):
+        run(config(tiny_llama, tmp_path, quantization="nf4"))
