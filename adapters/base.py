@@ -40,3 +40,9 @@ class BaseModel:
     vocab_size: int | None = None  # rows of its embeddings; None if that is not known
     text: BaseText | None = None  # its tokenizer and template; None: adapters can't bring their own
     norms: Mapping[str, TargetModule] = field(default_factory=dict)  # with a bias that can be changed
+    quantization: str = "none"  # or "nf4", "int8": what its linear layers are kept in while serving
+
+    @property
+    def weights_key(self) -> str:
+        """Names the weights that are multiplied: the same base in fewer bits has others."""
+        return self.fingerprint if self.quantization == "none" else f"{self.quantization}-{self.fingerprint}"

@@ -16,6 +16,8 @@ from adapters.files import WEIGHTS_NAME, FileFault, open_regular, parse_json_obj
 
 KEY = "manylora"
 _MAX_HEADER = 16 << 20  # bytes; the metadata of larger ones is not looked at
+_MAX_JSON = 1 << 16  # characters
+_MAX_FINGERPRINT = 128  # characters
 _PRECISIONS = ("none", "nf4", "int8")
 
 
@@ -41,23 +43,37 @@ class Provenance:
 
 
 def read_provenance(directory: Path) -> Provenance:
-    """What the adapter in ``directory`` says of itself; empty where it says nothing that can be read."""
+    """What the adapter in ``directory`` says of itself; empty where it says nothing that can be read.
+
+    It is a stranger's word: bounded, plain JSON, and only ever shown.
+    """
     try:
-        recorded = json.loads(_metadata(directory / WEIGHTS_NAME).get(KEY, "{}"))
-    except (FileFault, OSError, ValueError, RecursionError):
-        return Provenance()
-    if not isinstance(recorded, dict):
+        recorded = _recorded(directory / WEIGHTS_NAME)
+    except (FileFault, OSError):
         return Provenance()
     quantization, base = recorded.get("base_quantization"), recorded.get("base_fingerprint")
     lineage = recorded.get("lineage")
     return Provenance(
         base_quantization=quantization if quantization in _PRECISIONS else None,
-        base_fingerprint=base if isinstance(base, str) and len(base) <= 128 else None,
+        base_fingerprint=base if isinstance(base, str) and len(base) <= _MAX_FINGERPRINT else None,
         lineage=lineage if isinstance(lineage, dict) else {},
     )
 
 
-def _metadata(path: Path) -> Mapping[str, str]:
+def _recorded(path: Path) -> Mapping[str, Any]:
+    """Our JSON in the metadata, which can be written back as it is (1e999 could not)."""
+    text = _metadata(path).get(KEY, "{}")
+    if not isinstance(text, str) or len(text) > _MAX_JSON:
+        return {}
+    recorded = parse_json_object(text.encode("utf-8", "replace"), KEY)
+    try:
+        json.dumps(recorded, allow_nan=False)
+    except ValueError:
+        return {}
+    return recorded
+
+
+def _metadata(path: Path) -> Mapping[str, Any]:
     """The ``__metadata__`` of a safetensors file, with nothing else read than its header."""
     with open_regular(path) as file:
         prefix = bytearray(8)

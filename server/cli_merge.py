@@ -242,7 +242,7 @@ def export_table(exported: Exported) -> Table:
     """What the comparison with the unmerged adapters found."""
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table("merged model against base with adapters", "")
+    table = Table("merged against unmerged", "")
     found = exported.verification
     if found is None:
         table.add_row("not compared", "--no-verify")

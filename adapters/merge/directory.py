@@ -53,6 +53,7 @@ def new_directory(out: Path) -> Iterator[Path]:
 
 
 def _sync(directory: Path) -> None:
-    for entry in directory.rglob("*"):
+    for entry in directory.iterdir():
+        entry.chmod(0o644)  # safetensors writes files that only their owner can read
         sync_path(entry)
     sync_path(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 from adapters.artifact import Artifact, Limits, read_artifact
 from adapters.base import BaseModel
 from adapters.errors import AdapterNotFound, AdapterTooLarge, ArtifactError, SourceMissing
+from adapters.provenance import Provenance, read_provenance
 from adapters.publish import reclaim
 from adapters.records import RevisionRecord
 from adapters.registry import Registry
 from adapters.store import RevisionStore
 from server.model.norms import NormFile
 from server.model.pages import PackedAdapter, PagePool
+
+logger = logging.getLogger(__name__)
 
 # Fills the empty directory it is given with an artifact; returns the exact source where it knows that better.
 Fetch = Callable[[Path], str | None]
@@ -50,7 +54,11 @@ class Library:
                 f"this adapter needs {packed.data.nbytes} bytes of adapter memory, the server has "
                 f"{self._pool.capacity_bytes} (--adapter-memory)"
             )
-        return self._facts(artifact, source), packed
+        provenance = read_provenance(directory)
+        warning = provenance.warning(self._base.quantization)
+        if warning is not None:
+            logger.warning("the adapter from %s: %s", source, warning)
+        return self._facts(artifact, source, provenance, warning), packed
 
     def put_back(self, digest: str, source: str, fetch: Fetch) -> None:
         """Fetch a revision that is missing from the store, and put it there if it is what it was.
@@ -82,7 +90,7 @@ class Library:
         artifact = read_artifact(directory, self._base, self._limits)
         if artifact.digest != digest:
             raise ArtifactError([f"the stored copy of revision {digest[:SHOWN_DIGITS]} has changed"])
-        norms = NormFile.beside(directory, digest, self._base.fingerprint, self._pool.data.dtype)
+        norms = NormFile.beside(directory, digest, self._base.weights_key, self._pool.data.dtype)
         return self._pool.pack(digest, artifact.delta, artifact.activation, norms)
 
     def reclaim(self, digest: str) -> None:
@@ -97,7 +105,9 @@ class Library:
             return False
         return True
 
-    def _facts(self, artifact: Artifact, source: str) -> RevisionRecord:
+    def _facts(
+        self, artifact: Artifact, source: str, provenance: Provenance, warning: str | None
+    ) -> RevisionRecord:
         return RevisionRecord(
             digest=artifact.digest,
             nbytes=artifact.nbytes,
@@ -109,4 +119,6 @@ class Library:
             base_fingerprint=self._base.fingerprint,
             source=source,
             created=time.time(),
+            lineage=provenance.lineage or None,
+            details={} if warning is None else {"warnings": [warning]},
         )

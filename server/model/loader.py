@@ -219,5 +219,6 @@ def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel
         others=frozenset(n for n in named if n not in adaptable),
         vocab_size=loaded.hf.get_input_embeddings().weight.shape[0],
         text=loaded.tokenizer.base_text(),
+        quantization=loaded.quantize,
         norms={module.name: module for module in decoder.modules if not module.linear},
     )
