@@ -81,6 +81,13 @@ class BaseWeights(Protocol):
         """b [out], or None where the module has none."""
 
 
+class BaseProducts(Protocol):
+    """The base's own arithmetic on the LoRA target modules."""
+
+    def product(self, module: int, x: torch.Tensor) -> torch.Tensor:
+        """``W x`` [T, out] of rows ``x`` [T, in], without the bias, in their dtype."""
+
+
 @dataclass(frozen=True)
 class LoraInputs:
     """Which pages each sequence of the step runs with, as a CSR list over sequences."""

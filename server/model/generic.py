@@ -99,6 +99,12 @@ class GenericDecoder:
     def bias(self, module: int) -> torch.Tensor | None:
         return self._layers[module].bias  # type: ignore[return-value]
 
+    def product(self, module: int, x: torch.Tensor) -> torch.Tensor:
+        """``W x`` of rows ``x`` [T, in]; adapters have no part in it."""
+        y: torch.Tensor = self._layers[module].forward(x)
+        bias = self.bias(module)
+        return y if bias is None else y - bias
+
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:  # noqa: ARG002
         targets = [ModuleShape(m.in_features, m.out_features, m.linear) for m in self.modules]
         self._planner = LoraPlanner(pool, targets, self)

@@ -35,6 +35,9 @@ class Base:
     def bias(self, module: int) -> torch.Tensor | None:
         return None if module == 1 else self.biases[module]
 
+    def product(self, module: int, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.weight(module))
+
     def output(self, module: int, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(x, self.weight(module), self.bias(module))
 

@@ -16,7 +16,7 @@ import torch
 from server.kernels.inputs import (
     PAGE_ALIGN,
     AdapterPages,
-    BaseWeights,
+    BaseProducts,
     Float32,
     Int32,
     Int64,
@@ -73,7 +73,7 @@ class LoraPlan:
         shapes: Sequence[ModuleShape],
         inputs: LoraInputs,
         rows: Int32,
-        base: BaseWeights,
+        base: BaseProducts,
     ) -> None:
         self._pool = pool
         self._shapes = shapes
@@ -144,7 +144,7 @@ class LoraPlan:
 class LoraPlanner:
     """Plans step after step. While the batch only decodes its plan stays the same, and is kept."""
 
-    def __init__(self, pool: torch.Tensor, shapes: Sequence[ModuleShape], base: BaseWeights) -> None:
+    def __init__(self, pool: torch.Tensor, shapes: Sequence[ModuleShape], base: BaseProducts) -> None:
         self._pool = pool
         self._shapes = shapes
         self._base = base

@@ -71,9 +71,12 @@ class ReferenceStep:
             return self._weights.weight(module)
         return matrix.weight()[self._weights.rows(module)]
 
-    def bias(self, module: int) -> torch.Tensor | None:
-        """b [out] of a LoRA target module."""
-        return self._weights.bias(module)
+    def product(self, module: int, x: torch.Tensor) -> torch.Tensor:
+        """``W x`` [T, out] of a LoRA target module, made by the matrix that holds it."""
+        layer, name = self._weights.place(module)
+        y = self._layers[layer].matrices[name](x)[:, self._weights.rows(module)]
+        bias = self._weights.bias(module)
+        return y if bias is None else y - bias
 
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from server.kernels.inputs import (
     PAGE_ALIGN,
-    BaseWeights,
+    BaseProducts,
     Float32,
     Int32,
     Int64,
@@ -46,7 +45,7 @@ class VectorPlan:
         shapes: Sequence[ModuleShape],
         inputs: LoraInputs,
         query_start: Int32,
-        base: BaseWeights,
+        base: BaseProducts,
     ) -> None:
         self._pool = pool
         self._shapes = shapes
@@ -77,7 +76,7 @@ class VectorPlan:
             result += constant
         if input_gain is not None:
             scaled = (x.index_select(0, self._rows).float() * input_gain).to(x.dtype)
-            result += F.linear(scaled, self._base.weight(module))
+            result += self._base.product(module, scaled)
         y.index_copy_(0, self._rows, result.to(y.dtype))
 
     def _sum(self, vectors: _Vectors, module: int, features: int) -> torch.Tensor | None:
