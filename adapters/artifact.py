@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +33,9 @@ from adapters.support import OPTIONS
 from adapters.targets import lay_over
 from adapters.tensors import TensorFile, read_tensors
 from adapters.text import AdapterText, read_text
+from adapters.vocabulary import VocabularyDelta
+from adapters.vocabulary_layout import VocabularyLayout, lay_out_vocabulary
+from adapters.vocabulary_tensors import read_vocabulary, vocabulary_size
 
 MAX_ENTRIES = 1000  # of a directory that are looked at
 
@@ -52,6 +55,7 @@ class Artifact:
     directory: Path
     digest: str  # hex SHA-256 of exactly the bytes that this was made from
     delta: Mapping[str, ModuleDelta]  # module name -> its change, in the base's forward order
+    vocabulary: VocabularyDelta | None = field(default=None, kw_only=True)  # of embeddings and head
     text: AdapterText  # its chat template and tokenizer, where they are not the base's
     kind: str  # "LORA", "LORA+DORA", "IA3", ...: the peft_type and what is added to it
     nbytes: int  # of all tensors, as stored
@@ -75,6 +79,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     config, parsed = _read_config(directory, faults)
     targets = lay_over(parsed, base, faults) if parsed is not None else None
     layout = lay_out(parsed, targets, base) if parsed is not None and targets is not None else None
+    tables = lay_out_vocabulary(parsed, base, faults) if parsed is not None else None
     digest = artifact_digest(config)
     file = None
     if WEIGHTS_NAME not in names and names != {CONFIG_NAME}:
@@ -85,12 +90,20 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     texts = _read_text_files(directory, faults)
     add_text_files(digest, texts)
     if file is not None and _may_be_served(config):
-        check_tensors(file, layout, base, limits.max_rank, faults)
-    text = read_text(texts, base.text, base.vocab_size, faults)
+        check_tensors(file, layout, base, limits.max_rank, faults, tables=tables)
+    text = read_text(texts, base.text, _vocab_size(file, tables), faults)
     faults.raise_any()
     assert layout is not None, "a fault was not recorded"
     assert file is not None, "a fault was not recorded"
-    return _artifact(directory, digest.hexdigest(), layout, base, file=file, text=text)
+    artifact = _artifact(directory, digest.hexdigest(), layout, base, file=file, text=text)
+    return artifact if tables is None else replace(artifact, vocabulary=read_vocabulary(file, tables))
+
+
+def _vocab_size(file: TensorFile | None, tables: VocabularyLayout | None) -> int | None:
+    """Tokens that the adapter's embeddings have a row for, as far as that can be said."""
+    if tables is None:
+        return None
+    return tables.size if file is None else vocabulary_size(file, tables)
 
 
 def _read_config(directory: Path, faults: Faults) -> tuple[dict[str, Any], AdapterConfig | None]:
@@ -152,7 +165,7 @@ def _artifact(
         text=text,
         kind=config.served_as,
         nbytes=file.nbytes,
-        rank=max(target.rank for target in layout.targets.values()),
+        rank=max((target.rank for target in layout.targets.values()), default=0),
         activation=config.activation,
         base_model_name=config.base_model_name,
         peft_version=config.peft_version,

@@ -22,6 +22,19 @@ class TargetModule:
     linear: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class BaseVocabulary:
+    """The tables at both ends of the base: embeddings [size, width] and output head [size, head_width]."""
+
+    embedding: str  # dotted path in the module tree
+    head: str
+    size: int
+    width: int
+    head_width: int
+    tied: bool  # whether both are one tensor
+    head_bias: bool = False
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """Identity and adaptable modules of the base model.
@@ -37,7 +50,7 @@ class BaseModel:
     fingerprint: str  # hex digest over config and weights; equal only for the same base
     modules: Mapping[str, TargetModule]
     others: frozenset[str]
-    vocab_size: int | None = None  # rows of its embeddings; None if that is not known
+    vocabulary: BaseVocabulary | None = None  # None: adapters can't change its tables
     text: BaseText | None = None  # its tokenizer and template; None: adapters can't bring their own
     norms: Mapping[str, TargetModule] = field(default_factory=dict)  # with a bias that can be changed
     quantization: str = "none"  # or "nf4", "int8": what its linear layers are kept in while serving

@@ -12,6 +12,7 @@ from adapters.support import INITS, KINDS, OPTIONS, Option, Treatment
 
 MAX_LAYERS_PATTERNS = 16
 MAX_INVOCATION_TOKENS = 256
+MAX_SAVED_MODULES = 16
 _DEFAULT_RANK = {"LORA": 8, "IA3": 1, "VERA": 256}
 
 
@@ -33,6 +34,9 @@ class AdapterConfig:
     layers_to_transform: frozenset[int]  # empty: all of them
     layers_patterns: tuple[str, ...]
     activation: tuple[int, ...] | None  # the tokens that switch an aLoRA on; None for any other adapter
+    modules_to_save: tuple[str, ...]  # endings of the names of modules that are replaced as a whole
+    tokens: Mapping[str, tuple[int, ...]]  # ending of a table's name ("": the embeddings) -> replaced rows
+    ensure_weight_tying: bool
     feedforward_modules: Selector  # of IA3: those whose input is scaled
     projection_key: int | None  # of VERA: the seed of its projections; None where they are saved
     base_model_name: str | None  # only a hint
@@ -44,6 +48,7 @@ class AdapterConfig:
         added = {
             "+DORA": self.use_dora,
             "+BIAS": self.lora_bias or self.bias is not Bias.NONE,
+            "+VOCABULARY": bool(self.modules_to_save or self.tokens),
             "+ALORA": self.activation is not None,
         }
         return self.kind + "".join(name for name, used in added.items() if used)
@@ -87,6 +92,9 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
         layers_to_transform=indices,
         layers_patterns=patterns,
         activation=reader.tokens("alora_invocation_tokens", MAX_INVOCATION_TOKENS),
+        modules_to_save=reader.names("modules_to_save", MAX_SAVED_MODULES),
+        tokens=reader.tokens_by_table("trainable_token_indices"),
+        ensure_weight_tying=reader.flag("ensure_weight_tying"),
         feedforward_modules=reader.selector("feedforward_modules"),
         projection_key=reader.projection_key(kind),
         base_model_name=reader.text("base_model_name_or_path"),

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from adapters.faults import Faults, shown
 
 MAX_ALPHA = 1e6
+MAX_TOKEN = 1 << 31
 MAX_RANK = 65536  # of a config; the server's own limit is far lower
 
 Number = TypeVar("Number", int, float)
@@ -113,6 +114,22 @@ class ConfigReader:
             return frozenset(values)
         self._wrong(key, "an integer or a list of integers", value)
         return frozenset()
+
+    def tokens_by_table(self, key: str) -> dict[str, tuple[int, ...]]:
+        """A list of token ids, or one for each of several names; a list alone goes under ""."""
+        value = self._config.get(key)
+        if value in (None, [], {}):
+            return {}
+        listed = value if isinstance(value, dict) else {"": value}
+        result = {}
+        for name, tokens in listed.items():
+            ids = tokens if isinstance(tokens, list) else []
+            ids = [t for t in ids if isinstance(t, int) and not isinstance(t, bool) and 0 <= t < MAX_TOKEN]
+            if not isinstance(tokens, list) or not tokens or len(ids) < len(tokens):
+                self._wrong(key, "a list of token ids, or an object from names to such lists", value)
+                return {}
+            result[name] = tuple(ids)
+        return result
 
     def tokens(self, key: str, limit: int) -> tuple[int, ...] | None:
         """A list of token ids that is not empty; absent and null are None."""

@@ -9,6 +9,8 @@ from adapters.base import BaseModel
 from adapters.faults import Faults, shown, some
 from adapters.slots import PREFIX, Layout, Slot, tensor_keys
 from adapters.tensors import TensorFile
+from adapters.vocabulary_layout import VocabularyLayout
+from adapters.vocabulary_tensors import check_vocabulary, claimed, does_something
 
 _KEY = re.compile(
     r"base_model\.model\.(?P<module>.+?)\."
@@ -25,10 +27,21 @@ _EXAMPLES = 4  # tensors or modules named in one fault
 
 
 def check_tensors(
-    file: TensorFile, layout: Layout | None, base: BaseModel, max_rank: int, faults: Faults
+    file: TensorFile,
+    layout: Layout | None,
+    base: BaseModel,
+    max_rank: int,
+    faults: Faults,
+    *,
+    tables: VocabularyLayout | None = None,
 ) -> None:
-    """Compare the file with what the config asks for; ``layout`` is None if that is not known."""
-    _check_strays(file, layout, base, faults)
+    """Compare the file with what the config asks for; ``layout`` is None if that is not known.
+
+    ``tables`` is what it says about embeddings and head, None where the base's can't be changed.
+    """
+    _check_strays(file, layout, base, frozenset() if tables is None else claimed(tables), faults)
+    if tables is not None:
+        check_vocabulary(file, tables, base, max_rank, faults)
     if layout is None:
         _check_pairs(file, base, faults)
     else:
@@ -37,15 +50,22 @@ def check_tensors(
     _check_ranks(file, layout, base, max_rank, faults)
     if file.complete:
         _check_finite(file, faults)
-        _check_effect(file, layout, base, faults)
+        if tables is None or not does_something(file, tables):
+            _check_effect(file, layout, base, faults)
+            if tables is not None and tables.changes and layout is not None and not layout.modules:
+                faults.add(
+                    "the adapter would do nothing: A or B of each table is all zeros (was it trained?)"
+                )
 
 
-def _check_strays(file: TensorFile, layout: Layout | None, base: BaseModel, faults: Faults) -> None:
+def _check_strays(
+    file: TensorFile, layout: Layout | None, base: BaseModel, tables: frozenset[str], faults: Faults
+) -> None:
     """Every tensor without a place is a fault, told by kind."""
     expected = None if layout is None else {slot.key for slot in layout.slots()}
     strays: dict[str, list[str]] = {}
     for key in file.infos:
-        if expected is not None and key in expected:
+        if key in tables or (expected is not None and key in expected):
             continue
         match = _KEY.fullmatch(key)
         name = match["module"] if match else ""
@@ -60,10 +80,12 @@ def _why_stray(key: str, module: str, base: BaseModel) -> str:
     """Why no config could place the tensor on this base; empty if one could."""
     if module in base.modules or module in base.norms or key in ("base_model.vera_A", "base_model.vera_B"):
         return ""
+    if base.vocabulary is not None:
+        for table in (base.vocabulary.embedding, base.vocabulary.head):
+            if key.startswith(f"{PREFIX}{table}."):
+                return "the config does not change the embeddings or the output head in that way"
     if module in base.others or ".lora_embedding_" in key:
-        return (
-            "only linear layers inside the decoder blocks are served yet, not embeddings or the output head"
-        )
+        return "outside the decoder blocks only the input embeddings and the output head can be changed"
     if _NAMED_KEY.fullmatch(key):
         return "their names hold an adapter's name; save the adapter with PEFT's save_pretrained"
     if not module:

@@ -92,7 +92,8 @@ _TARGETS: tuple[Option, ...] = (
     Option(
         "target_modules",
         _SERVED,
-        'a list, a regular expression or "all-linear", of the linear layers in the blocks',
+        'a list, a regular expression or "all-linear", of the linear layers in the blocks; of LoRA also '
+        "the input embeddings and the output head, by name",
     ),
     Option("layers_to_transform", _SERVED, "a layer index or a list of them"),
     Option("layers_pattern", _SERVED, "names of lists of blocks, with layers_to_transform only, as in PEFT"),
@@ -102,10 +103,9 @@ _EXCLUDE = Option("exclude_modules", _SERVED, "a list or a regular expression")
 
 _MODULES_TO_SAVE = Option(
     "modules_to_save",
-    _REFUSED,
-    "whole replaced modules are not served",
-    f"{_MERGE}, or retrain without it",
-    EMPTY,
+    _SERVED,
+    "the input embeddings and the output head: whole tables, of which the rows that differ from the base's "
+    "take adapter memory; other modules are refused",
 )
 
 _BIAS = Option(
@@ -134,13 +134,15 @@ _LORA: tuple[Option, ...] = (
     Option("corda_config", _NO_EFFECT, "read only when the adapter is initialized"),
     Option("lora_ga_config", _NO_EFFECT, "read only when the adapter is initialized"),
     Option("runtime_config", _NO_EFFECT, "never saved by PEFT, and dropped by it on loading"),
-    Option("ensure_weight_tying", _NO_EFFECT, "concerns embeddings only, which are refused when targeted"),
+    Option(
+        "ensure_weight_tying",
+        _SERVED,
+        "on a base with tied embeddings, what changes them changes the output head as well",
+    ),
     Option(
         "trainable_token_indices",
-        _REFUSED,
-        "trained token embeddings are not served",
-        f"{_MERGE}, or retrain without it",
-        EMPTY,
+        _SERVED,
+        "rows of the embeddings and, on a base with tied embeddings, of the output head",
     ),
     Option(
         "target_parameters",

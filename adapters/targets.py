@@ -14,6 +14,7 @@ from adapters.faults import Faults, shown, some
 from adapters.patterns import Deadline, PatternFault, assign, block_index, select
 
 ALL_LINEAR = "all-linear"
+_EMBEDDINGS = ("embed_tokens", "lm_head")  # peft.utils.constants.EMBEDDING_LAYER_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def lay_over(config: AdapterConfig, base: BaseModel, faults: Faults) -> dict[str
     feedforward = _feedforward(config, names, deadline, faults)
     ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, faults)
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, faults)
-    if len(faults) == before and not names:
+    if len(faults) == before and not names and not chosen & table_names(config, base):
         said = _said(config.target_modules)
         faults.add(f"target modules {said} are not found in the base model ({base.architecture})")
     if len(faults) != before:
@@ -46,11 +47,45 @@ def lay_over(config: AdapterConfig, base: BaseModel, faults: Faults) -> dict[str
         return {name: Target(0, 1.0, name in feedforward) for name in names}
     if config.kind == "VERA":
         return dict.fromkeys(names, Target(config.r, 1.0))
-    result = {}
-    for name in names:
-        rank, alpha = ranks.get(name, config.r), alphas.get(name, config.alpha)
-        result[name] = Target(rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank)
-    return result
+    return {name: _lora(config, ranks.get(name), alphas.get(name)) for name in names}
+
+
+def table_names(config: AdapterConfig, base: BaseModel) -> frozenset[str]:
+    """The modules outside the blocks that LoRA may target: the input embeddings and the output head."""
+    if base.vocabulary is None or config.kind != "LORA":
+        return frozenset()
+    return frozenset({base.vocabulary.embedding, base.vocabulary.head})
+
+
+def table_targets(config: AdapterConfig, base: BaseModel) -> dict[str, Target]:
+    """Those of them that the config selects. What :func:`lay_over` reports is not reported again."""
+    unheard = Faults()
+    deadline = Deadline()
+    names = sorted(_selected(config, base, deadline, unheard) & table_names(config, base))
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, unheard)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, unheard)
+    return {name: _lora(config, ranks.get(name), alphas.get(name)) for name in names}
+
+
+def saves_embeddings(config: AdapterConfig) -> bool:
+    """Whether PEFT sees ``modules_to_save`` name embeddings or head, which it knows by two names only."""
+    return any(name.rpartition(".")[2] in _EMBEDDINGS for name in config.modules_to_save)
+
+
+def targets_embeddings(config: AdapterConfig) -> bool:
+    """The same of ``target_modules``."""
+    if not isinstance(config.target_modules, str):
+        return any(name.rpartition(".")[2] in _EMBEDDINGS for name in config.target_modules)
+    try:
+        return bool(select(config.target_modules, list(_EMBEDDINGS), Deadline()))
+    except PatternFault:  # reported where the targets are selected
+        return False
+
+
+def _lora(config: AdapterConfig, own_rank: int | None, own_alpha: float | None) -> Target:
+    rank = config.r if own_rank is None else own_rank
+    alpha = config.alpha if own_alpha is None else own_alpha
+    return Target(rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank)
 
 
 def _selected(config: AdapterConfig, base: BaseModel, deadline: Deadline, faults: Faults) -> frozenset[str]:
@@ -63,11 +98,11 @@ def _selected(config: AdapterConfig, base: BaseModel, deadline: Deadline, faults
         faults.add(f"target_modules, exclude_modules or layers_pattern: {fault}")
         return frozenset()
     chosen = targets - excluded
-    unserved = sorted(chosen & base.others)
+    unserved = sorted((chosen & base.others) - table_names(config, base))
     if unserved:
         faults.add(
             f"target_modules selects {some(unserved, len(unserved))}: only linear layers inside the decoder "
-            "blocks are served, embeddings, norms and the output head are not yet"
+            "blocks are served, and by LoRA the input embeddings and the output head"
         )
     return chosen
 

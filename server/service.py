@@ -160,7 +160,7 @@ def _allocate_and_probe(
         max_model_len=loaded.max_model_len,
     )
     capacity = adapter_bytes(settings.adapter_memory, available)
-    pool = PagePool(decoder.modules, capacity, loaded.dtype, loaded.device, decoder)
+    pool = PagePool(decoder.modules, capacity, loaded.dtype, loaded.device, decoder, tables=decoder.tables)
     decoder.allocate(pool.data, max(num_blocks, PROBE_BLOCKS), max(settings.max_batch_tokens, PROBE_ROWS))
     error = max(
         probe(loaded.hf, decoder, loaded.dtype), probe_adapters(loaded.hf, decoder, pool, loaded.dtype)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from adapters.base import BaseModel, TargetModule
+from adapters.base_models.layers import describe_vocabulary
 from adapters.config import parse_config
 from adapters.faults import Faults
 from adapters.files import CONFIG_NAME, WEIGHTS_NAME
@@ -48,6 +49,7 @@ def base_model_of(model: nn.Module, name: str = "base") -> BaseModel:
         modules=modules,
         others=frozenset({*others, *norms}),
         norms=norms,
+        vocabulary=describe_vocabulary(model),
     )
 
 

@@ -61,7 +61,12 @@ class Harness:
         )
         assert generic or isinstance(self.decoder, FusedDecoder | GenericDecoder)
         self.pool = PagePool(
-            self.decoder.modules, adapter_bytes, self.loaded.dtype, self.loaded.device, self.decoder
+            self.decoder.modules,
+            adapter_bytes,
+            self.loaded.dtype,
+            self.loaded.device,
+            self.decoder,
+            tables=self.decoder.tables,
         )
         self.decoder.allocate(self.pool.data, num_blocks, max_batch_tokens)
         self.base: BaseModel = describe_base(self.loaded, self.decoder, "base")
@@ -89,7 +94,9 @@ class Harness:
     def load(self, directory: Path) -> AdapterPages:
         """Put the adapter at ``directory`` into the pool."""
         artifact = read_artifact(directory, self.base, Limits(max_rank=128, max_bytes=1 << 30))
-        packed = self.pool.pack(artifact.digest, artifact.delta, artifact.activation)
+        packed = self.pool.pack(
+            artifact.digest, artifact.delta, artifact.activation, vocabulary=artifact.vocabulary
+        )
         pages = self.pool.reserve(packed)
         assert pages is not None
         self.pool.write(pages, packed)

@@ -50,7 +50,7 @@ def test_each_file_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", "pytorch_lora_weights.pkl"])
 def test_pickles_are_refused_with_a_way_out(tmp_path: Path, name: str) -> None:
-    write_adapter(tmp_path, BASE, use_dora=True)
+    write_adapter(tmp_path, BASE, use_qalora=True)
     (tmp_path / WEIGHTS_NAME).rename(tmp_path / name)
     faults = faults_of(tmp_path)
     assert len(faults) == 2, "the config is judged as well"

@@ -229,19 +229,6 @@ def test_inits_that_change_the_base(
     torch.testing.assert_close(logits(served), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_saved_modules_are_refused_with_their_tensors(
-    tmp_path: Path, directory: Path, base: BaseModel
-) -> None:
-    tuned = peft.LoraConfig(modules_to_save=["lm_head"], init_lora_weights=False, task_type="CAUSAL_LM")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT explains what tied weights mean for merging
-        peft.get_peft_model(load(directory), tuned).save_pretrained(tmp_path / "head")
-    with pytest.raises(ArtifactError) as error:
-        read_artifact(tmp_path / "head", base, LIMITS)
-    assert any(fault.startswith("modules_to_save=['lm_head'] is not served") for fault in error.value.faults)
-    assert any("unexpected tensors 'base_model.model.lm_head" in fault for fault in error.value.faults)
-
-
 def test_a_fresh_adapter_does_nothing_and_is_refused(
     tmp_path: Path, directory: Path, base: BaseModel
 ) -> None:

@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from adapters.artifact import Artifact, read_artifact
-from adapters.base import BaseModel
+from adapters.base import BaseModel, BaseVocabulary
 from adapters.errors import ArtifactError
 from adapters.store import RevisionStore
 from adapters.text import MAX_TEMPLATE
@@ -23,12 +23,13 @@ from tests.adapter_factory import write_artifact
 from tests.artifact_cases import BASE, LIMITS, valid
 from tests.tiny import VOCAB, byte_tokenizer
 
+TABLES = BaseVocabulary("model.embed_tokens", "lm_head", VOCAB, 8, 8, tied=True)
 OWN = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
 
 
 @pytest.fixture(scope="module")
 def base() -> BaseModel:
-    return dataclasses.replace(BASE, vocab_size=VOCAB, text=Tokenizer(byte_tokenizer()).base_text())
+    return dataclasses.replace(BASE, vocabulary=TABLES, text=Tokenizer(byte_tokenizer()).base_text())
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from adapters.base import TargetModule
+from adapters.base import BaseVocabulary, TargetModule
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -32,3 +32,22 @@ def target_of(name: str, module: Any) -> TargetModule:
     if is_transposed(module):
         return TargetModule(name, module.weight.shape[0], module.weight.shape[1], bias=True)
     return TargetModule(name, module.in_features, module.out_features, module.bias is not None)
+
+
+def describe_vocabulary(model: Any) -> BaseVocabulary | None:
+    """The tables at both ends of ``model``; None if they are not of one size."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
+        return None
+    if embedding.weight.shape[0] != head.weight.shape[0]:
+        return None
+    names = {id(module): name for name, module in model.named_modules()}
+    return BaseVocabulary(
+        embedding=names[id(embedding)],
+        head=names[id(head)],
+        size=embedding.weight.shape[0],
+        width=embedding.weight.shape[1],
+        head_width=head.weight.shape[1],
+        tied=embedding.weight is head.weight,
+        head_bias=head.bias is not None,
+    )

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters.base import BaseModel
 from adapters.base_models.checkpoint import Checkpoint
-from adapters.base_models.layers import biased_norms, target_of
+from adapters.base_models.layers import biased_norms, describe_vocabulary, target_of
 from adapters.chat import ChatTokenizer
 from adapters.errors import BaseModelError
 from adapters.text import BaseText
@@ -96,7 +96,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
             fingerprint=fingerprint(self),
             modules={n: target_of(n, m) for n, m in linears.items()},
             others=frozenset(leaves) - linears.keys(),
-            vocab_size=self.skeleton.get_input_embeddings().weight.shape[0],
+            vocabulary=describe_vocabulary(self.skeleton),
             text=self._text(),
             norms={n: target_of(n, m) for n, m in norms.items()},
         )

@@ -119,6 +119,8 @@ def _inexpressible(artifact: Artifact, recipe: Recipe) -> str | None:
     """Why no LoRA adapter computes what this one does."""
     if artifact.activation is not None:
         return "it acts only from certain tokens on (aLoRA)"
+    if artifact.vocabulary is not None:
+        return "it changes the embeddings or the output head; a mix with it can be served"
     deltas = artifact.delta.values()
     for has, reason in _REASONS:
         if any(has(delta) for delta in deltas):

@@ -106,9 +106,29 @@ class Engine:
     def _sample(self, logits: torch.Tensor, batch: Batch) -> list[int]:
         if not batch.sampling:
             return []
-        rows = [row for _, row in batch.sampling]
-        chosen = logits if len(rows) == len(logits) else logits[rows]
-        return sample(chosen, [s for s, _ in batch.sampling], self._tokenizer.eos_ids)
+        tokens = [0] * len(batch.sampling)
+        for width, members in self._by_width(batch.sampling, logits).items():
+            rows = [batch.sampling[i][1] for i in members]
+            chosen = logits if len(rows) == len(logits) else logits[rows]
+            drawn = sample(
+                chosen[:, :width], [batch.sampling[i][0] for i in members], self._tokenizer.eos_ids
+            )
+            for i, token in zip(members, drawn, strict=True):
+                tokens[i] = token
+        return tokens
+
+    def _by_width(self, wanted: Iterable[tuple[Sequence, int]], logits: torch.Tensor) -> dict[int, list[int]]:
+        """The indices of ``wanted`` by the number of tokens its sequences know; mostly one group of all.
+
+        What a sequence draws must not depend on the vocabularies of others in the batch.
+        """
+        if logits.shape[1] == self._decoder.vocab_size:
+            return {logits.shape[1]: list(range(len(list(wanted))))}
+        groups: dict[int, list[int]] = {}
+        for i, (sequence, _) in enumerate(wanted):
+            width = max(self._decoder.vocab_size, sequence.vocab_size)
+            groups.setdefault(width, []).append(i)
+        return groups
 
     def _update(self, logits: torch.Tensor, batch: Batch, tokens: list[int]) -> None:
         """Account for the computed rows, append the drawn tokens, end what is finished."""
@@ -143,7 +163,8 @@ class Engine:
         start = len(sequence.prompt_scores) + 1
         following = sequence.token_ids[start : start + count]
         assert sequence.params.prompt_logprobs is not None
-        rows = logits[first : first + count]
+        width = max(self._decoder.vocab_size, sequence.vocab_size)
+        rows = logits[first : first + count, :width]
         sequence.prompt_scores += logprobs_of(rows, following, sequence.params.prompt_logprobs)
 
     def _hand_out(self, rows: torch.Tensor, sequence: Sequence) -> None:
@@ -163,11 +184,13 @@ class Engine:
         if not wanted:
             return {}
         top = max(s.params.logprobs or 0 for s, _, _ in wanted)
-        found = logprobs_of(logits[[row for _, row, _ in wanted]], [t for _, _, t in wanted], top)
-        return {
-            s.id: TokenLogprob(lp.token_id, lp.logprob, lp.top[: s.params.logprobs])
-            for (s, _, _), lp in zip(wanted, found, strict=True)
-        }
+        result = {}
+        for width, members in self._by_width([(s, row) for s, row, _ in wanted], logits).items():
+            chosen = [wanted[i] for i in members]
+            found = logprobs_of(logits[[row for _, row, _ in chosen], :width], [t for _, _, t in chosen], top)
+            for (s, _, _), lp in zip(chosen, found, strict=True):
+                result[s.id] = TokenLogprob(lp.token_id, lp.logprob, lp.top[: s.params.logprobs])
+        return result
 
     def _append(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         """Add a drawn token and say what the client gets to see of it."""

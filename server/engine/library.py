@@ -48,7 +48,9 @@ class Library:
             AdapterTooLarge: it alone exceeds the memory given to adapters.
         """
         artifact = read_artifact(directory, self._base, self._limits)
-        packed = self._pool.pack(artifact.digest, artifact.delta, artifact.activation)
+        packed = self._pool.pack(
+            artifact.digest, artifact.delta, artifact.activation, vocabulary=artifact.vocabulary
+        )
         if packed.data.nbytes > self._pool.capacity_bytes:
             raise AdapterTooLarge(
                 f"this adapter needs {packed.data.nbytes} bytes of adapter memory, the server has "
@@ -91,7 +93,9 @@ class Library:
         if artifact.digest != digest:
             raise ArtifactError([f"the stored copy of revision {digest[:SHOWN_DIGITS]} has changed"])
         norms = NormFile.beside(directory, digest, self._base.weights_key, self._pool.data.dtype)
-        return self._pool.pack(digest, artifact.delta, artifact.activation, norms)
+        return self._pool.pack(
+            digest, artifact.delta, artifact.activation, norms, vocabulary=artifact.vocabulary
+        )
 
     def reclaim(self, digest: str) -> None:
         """Delete a revision's files, unless some name has it again; StoreError if the disk refused."""
@@ -120,5 +124,13 @@ class Library:
             source=source,
             created=time.time(),
             lineage=provenance.lineage or None,
-            details={} if warning is None else {"warnings": [warning]},
+            details=_details(artifact) | ({} if warning is None else {"warnings": [warning]}),
         )
+
+
+def _details(artifact: Artifact) -> dict[str, object]:
+    """Facts for people: which chat template and tokenizer answer, and how many tokens it knows."""
+    details: dict[str, object] = dict(artifact.text.details())
+    if artifact.vocabulary is not None:
+        details["vocabulary"] = artifact.vocabulary.size
+    return details

@@ -221,6 +221,12 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
+    def vocab_size(self) -> int:
+        """Tokens that the largest vocabulary of the mix knows; 0 if all have the base's."""
+        own = [pages.vocabulary.size for pages, _ in self.mix.members if pages.vocabulary is not None]
+        return max(own, default=0)
+
+    @property
     def stage(self) -> Stage:
         """What the next token to be computed runs with."""
         return self.stages[bisect_right(self.stages, self.num_computed_tokens, key=_start_of) - 1]

@@ -39,6 +39,36 @@ class VectorPages:
 
 
 @dataclass(frozen=True, eq=False)
+class TablePages:
+    """Where an adapter's change of a vocabulary table (embeddings or head) lies in the pool.
+
+    For the embeddings A is stored by token, [V', r], and B as [r, D]; for the head A is [r, D] and B is
+    stored by rank, [r, V']. The scaling is folded into B. Nothing is padded.
+    """
+
+    tokens: Int64  # [n] ascending: the tokens whose rows are replaced
+    rows: int  # first element of the replaced rows [n, D]
+    rank: int  # 0 without A and B
+    a: int  # first element
+    b: int
+
+
+@dataclass(frozen=True, eq=False)
+class VocabularyPages:
+    """An adapter's own vocabulary. With the mix {(k, w_k)} a row has, E and H being the base's tables,
+
+    the embedding  E[t] + Σ_k w_k [ (E_k[t] − E[t]) + B_k A_k[t] ]  of its token t, and
+    the logits     H h + Σ_k w_k [ (H_k h − H h) + B_k (A_k h) ]    of its final hidden state h,
+
+    where E_k and H_k have the replaced rows, and E and H are zero for tokens the base does not have.
+    """
+
+    size: int  # V', at least the base's
+    embedding: TablePages | None = None
+    head: TablePages | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class AdapterPages:
     """Where a resident adapter lies in the pool. Immutable while any sequence holds it.
 
@@ -57,6 +87,7 @@ class AdapterPages:
     start: int = 0  # first element of the whole adapter in the pool
     activation: tuple[int, ...] | None = None  # tokens that switch it on (aLoRA); read by schedulers only
     vectors: VectorPages | None = None  # None: the adapter is plain LoRA
+    vocabulary: VocabularyPages | None = None  # None: embeddings and head are the base's
 
 
 @dataclass(frozen=True)
@@ -124,6 +155,14 @@ def lora_inputs(mixes: Sequence[Sequence[tuple[AdapterPages, float]]]) -> LoraIn
 
 
 @dataclass(frozen=True)
+class EmbeddedRows:
+    """Rows of a step whose embeddings are given, instead of looked up."""
+
+    rows: Int64  # [n] ascending
+    values: torch.Tensor  # [n, D] float32, contiguous
+
+
+@dataclass(frozen=True)
 class StepInputs:
     """One step over T rows (tokens) of S sequences; each sequence owns a contiguous range of rows.
 
@@ -139,3 +178,5 @@ class StepInputs:
     block_tables: Int32  # [S, B] block ids, padded with 0
     logits_rows: Int64  # [R] rows whose logits are wanted, ascending
     lora: LoraInputs | None  # None when every sequence runs the base
+    embedded: EmbeddedRows | None = None  # their token ids are not looked at, but must be valid
+    hidden: torch.Tensor | None = None  # [R, D] the step fills it with what the head is applied to

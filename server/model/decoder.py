@@ -9,6 +9,7 @@ import torch
 
 from adapters.base import TargetModule
 from server.kernels.inputs import StepInputs
+from server.model.tables import BaseTables
 
 
 class Decoder(Protocol):
@@ -25,6 +26,14 @@ class Decoder(Protocol):
     @property
     def modules(self) -> Sequence[TargetModule]:
         """The adaptable linear layers, then norms with a bias; an adapter's page table is in this order."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens the base's head has: the width of the logits of a step without larger vocabularies."""
+
+    @property
+    def tables(self) -> BaseTables:
+        """The base's embeddings and head, as far as adapters are compared with them."""
 
     @property
     def kv_bytes_per_block(self) -> int:
@@ -46,7 +55,11 @@ class Decoder(Protocol):
         """
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
-        """Run one step; the logits [R, V] of ``inputs.logits_rows``, valid until the next step."""
+        """Run one step; the logits [R, W] of ``inputs.logits_rows``, valid until the next step.
+
+        W is the largest vocabulary of the step's rows: :attr:`vocab_size`, or more where adapters add
+        tokens. A row is minus infinity beyond its own.
+        """
 
     def take_over(self, model: Any) -> None:
         """Free what ``model``, from which this decoder was made, holds a second time.

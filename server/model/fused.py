@@ -15,8 +15,10 @@ from server.kernels.cpu import NativeStep
 from server.kernels.inputs import StepInputs
 from server.kernels.reference.quantized import Quantized
 from server.kernels.reference.step import ReferenceStep
+from server.kernels.reference.vocabulary import plan_vocabulary
 from server.kernels.weights import DecoderWeights, LayerWeights, Matrix, QuantizedMatrix
 from server.model.quantize import is_quantized
+from server.model.tables import BaseTables
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ class FusedDecoder:
         self.modules = _target_modules(model)
         self._backend: type[NativeStep | ReferenceStep] = _choose_backend(self.weights, kernels)
         self._step: NativeStep | ReferenceStep | None = None
+        self.tables = BaseTables(self.weights.embedding, self.weights.lm_head)
+        self.vocab_size = self.weights.lm_head.shape[0]
 
     @staticmethod
     def unsupported(model: Any) -> str | None:
@@ -84,6 +88,7 @@ class FusedDecoder:
         return self.weights.bias(module)
 
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:
+        self._pool = pool
         if self.native:
             self._step = NativeStep(self.weights, pool, num_blocks, max_rows, torch.get_num_threads())
         else:
@@ -91,11 +96,16 @@ class FusedDecoder:
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
         assert self._step is not None, "allocate() comes before step()"
-        return self._step.step(inputs)
+        plan = plan_vocabulary(self._pool, self.weights.embedding, inputs, self.vocab_size)
+        if plan is None:
+            return self._step.step(inputs)
+        inputs = plan.prepare(inputs)
+        return plan.finish(self._step.step(inputs), inputs.hidden)
 
     def take_over(self, model: Any) -> None:
         """The step has its own form of the matrices: let go of the model's, and of the stacked ones."""
         assert self._step is not None, "allocate() comes first"
+        self.tables.let_go_of_head()
         self.weights = self.weights.without_matrices()
         for module in _projections(model).values():
             if not is_quantized(module):

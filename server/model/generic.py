@@ -19,12 +19,14 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters.base_models.layers import biased_norms, target_of
 from server.errors import ModelRefused
-from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
+from server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, ModuleShape, StepInputs
 from server.kernels.memory import total_bytes
 from server.kernels.reference.attention import AttentionPlan, PagedKV
 from server.kernels.reference.lora import LoraPlan, LoraPlanner
 from server.kernels.reference.quantized import Int8Linear, layer_tensors
+from server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary
 from server.model.quantize import weight_of
+from server.model.tables import BaseTables
 
 ATTENTION_NAME = "manylora_paged"
 # Attention arguments some models pass that change the result and that paged_attention does not implement.
@@ -40,6 +42,9 @@ class _Forward:
     plan: AttentionPlan | None = None  # None while the model is being surveyed
     kv: Mapping[int, PagedKV] | None = None
     lora: LoraPlan | None = None
+    vocabulary: VocabularyPlan | None = None
+    embedded: EmbeddedRows | None = None
+    logits_rows: torch.Tensor | None = None  # of the rows that the head sees; None: all of them
     survey: _Survey | None = None
 
 
@@ -83,6 +88,11 @@ class GenericDecoder:
         self._hook({m.name: layers[m.name] for m in self.modules if not m.linear}, self._add_constant)
         self._index = {m.name: i for i, m in enumerate(self.modules)}
         self._kv: dict[int, PagedKV] = {}
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        self.tables = BaseTables(embedding.weight, head.weight)
+        self.vocab_size = head.weight.shape[0]
+        embedding.register_forward_hook(self._embed)
+        head.register_forward_hook(self._correct_logits)
 
     @property
     def kv_bytes_per_block(self) -> int:
@@ -106,6 +116,7 @@ class GenericDecoder:
         return y if bias is None else y - bias
 
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:  # noqa: ARG002
+        self._pool = pool
         targets = [ModuleShape(m.in_features, m.out_features, m.linear) for m in self.modules]
         self._planner = LoraPlanner(pool, targets, self)
         shapes = self._survey.kv_shapes
@@ -118,12 +129,17 @@ class GenericDecoder:
         lora = self._planner.plan(inputs)
         plan = AttentionPlan(inputs, device)
         forward = _Forward(len(inputs.token_ids), plan, self._kv, lora)
-        return self._run(
+        vocabulary = plan_vocabulary(self._pool, self._like, inputs, self.vocab_size)
+        if vocabulary is not None:
+            inputs = vocabulary.prepare(inputs)
+            forward.vocabulary, forward.embedded = vocabulary, inputs.embedded
+        logits = self._run(
             forward,
             torch.from_numpy(inputs.token_ids).to(device),
             torch.from_numpy(inputs.positions).to(device),
             torch.from_numpy(inputs.logits_rows).to(device),
         )
+        return logits if vocabulary is None else vocabulary.mask(logits)
 
     def take_over(self, model: Any) -> None:
         """Nothing is held twice: the model itself runs."""
@@ -141,6 +157,8 @@ class GenericDecoder:
         narrowed = "logits_to_keep" in self._parameters
         if narrowed:
             arguments["logits_to_keep"] = rows
+        else:
+            forward.logits_rows = rows
         config = self._model.config
         before = config._attn_implementation
         config._attn_implementation = ATTENTION_NAME
@@ -202,6 +220,38 @@ class GenericDecoder:
         if self._forward is None or self._forward.lora is None or self._forward.lora.plain:
             return None
         return self._add_delta(name, module, args, output)
+
+    def _embed(
+        self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Put in the embeddings of rows that have their own, scaled as the module scales its own."""
+        del args
+        if self._forward is None or self._forward.embedded is None:
+            return None
+        given = self._forward.embedded
+        scale = getattr(module, "embed_scale", 1.0)
+        rows = torch.from_numpy(given.rows).to(output.device)
+        y = output.clone()
+        y.view(-1, y.shape[-1])[rows] = (given.values.to(y.device) * scale).to(y.dtype)
+        return y
+
+    def _correct_logits(
+        self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Correct the logits of rows that have their own head, before the model scales or bends them."""
+        del module
+        if self._forward is None or self._forward.vocabulary is None:
+            return None
+        x, y = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1])
+        rows = self._forward.logits_rows
+        plan = self._forward.vocabulary
+        if rows is None:
+            wide = plan.correct(y, x)
+        else:
+            corrected = plan.correct(y[rows], x[rows])
+            wide = torch.nn.functional.pad(y, (0, corrected.shape[1] - y.shape[1]))
+            wide[rows] = corrected
+        return wide.view(*output.shape[:-1], -1)
 
 
 def paged_attention(

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adapters.base import BaseModel
+from adapters.base_models.layers import describe_vocabulary
 from adapters.base_models.stored import StoredModel, fingerprint
 from adapters.errors import BaseModelError
 from server.errors import ConfigError, ModelRefused
@@ -217,7 +218,7 @@ def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel
         fingerprint=loaded.fingerprint,
         modules=adaptable,
         others=frozenset(n for n in named if n not in adaptable),
-        vocab_size=loaded.hf.get_input_embeddings().weight.shape[0],
+        vocabulary=describe_vocabulary(loaded.hf),
         text=loaded.tokenizer.base_text(),
         quantization=loaded.quantize,
         norms={module.name: module for module in decoder.modules if not module.linear},

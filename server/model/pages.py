@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from adapters.base import TargetModule
 from adapters.delta import ModuleDelta
 from adapters.errors import ArtifactError
 from adapters.faults import some
+from adapters.vocabulary import VocabularyDelta
 from server.kernels.inputs import (
     PAGE_ALIGN,
     AdapterPages,
@@ -20,11 +21,13 @@ from server.kernels.inputs import (
     Int32,
     Int64,
     VectorPages,
+    VocabularyPages,
     page_length,
 )
 from server.kernels.memory import zeros
 from server.model.norms import NormFile, RowNorms
 from server.model.packing import FoldedModule, ZeroNorm, elements, fold
+from server.model.tables import BaseTables, pack_vocabulary, place
 
 _NEGLIGIBLE = 1e-6  # gains and constants of an untrained DoRA: rounding
 
@@ -39,6 +42,7 @@ class PackedAdapter:
     rank: Int32  # [M]
     activation: tuple[int, ...] | None = None  # the tokens that switch it on (aLoRA)
     vectors: VectorPages | None = None  # here -1 where a module has none
+    vocabulary: VocabularyPages | None = None
 
 
 class PageSpace:
@@ -97,10 +101,16 @@ class PagePool:
         dtype: torch.dtype,
         device: torch.device,
         base: BaseWeights | None = None,
+        *,
+        tables: BaseTables | None = None,
     ) -> None:
-        """``base`` holds the weights of ``modules``; without it only plain LoRA and IA3 can be packed."""
+        """``base`` holds the weights of ``modules``; without it only plain LoRA and IA3 can be packed.
+
+        ``tables`` are the base's embeddings and head; without them no adapter may change those.
+        """
         self.modules = tuple(modules)
         self._base = base
+        self._tables = tables
         widest = max((max(m.in_features, m.out_features) for m in modules), default=PAGE_ALIGN)
         zero = page_length(widest)
         elements = max(capacity // dtype.itemsize, zero)
@@ -121,8 +131,15 @@ class PagePool:
         if start is None:
             return None
         offset = np.where(packed.rank > 0, packed.offset + start, 0)
-        vectors = None if packed.vectors is None else _placed(packed.vectors, start)
-        return AdapterPages(packed.digest, offset, packed.rank, start, packed.activation, vectors)
+        return AdapterPages(
+            packed.digest,
+            offset,
+            packed.rank,
+            start,
+            packed.activation,
+            None if packed.vectors is None else _placed(packed.vectors, start),
+            None if packed.vocabulary is None else place(packed.vocabulary, start),
+        )
 
     def write(self, pages: AdapterPages, packed: PackedAdapter) -> None:
         """Copy the pages in. Any thread may call this, once, before the pages are used."""
@@ -138,6 +155,8 @@ class PagePool:
         deltas: Mapping[str, ModuleDelta],
         activation: tuple[int, ...] | None = None,
         norms: NormFile | None = None,
+        *,
+        vocabulary: VocabularyDelta | None = None,
     ) -> PackedAdapter:
         """Lay an adapter out; what is folded in is so in fp32, before the one rounding to the pool dtype.
 
@@ -161,8 +180,9 @@ class PagePool:
             where = some(broken, len(broken))
             raise ArtifactError([f"DoRA's magnitudes have no direction: rows of W + BA are zero in {where}"])
         row_norms.keep()
-        packed = layout.finish(digest, activation)
-        if packed.vectors is not None and self._idle(packed, layout.largest):
+        packed = self._with_vocabulary(layout.finish(digest, activation), vocabulary)
+        judged_here = packed.vectors is not None or (vocabulary is not None and not deltas)
+        if judged_here and packed.vocabulary is None and self._idle(packed, layout.largest):
             raise ArtifactError(["the adapter would do nothing on this base (was it trained?)"])
         return packed
 
@@ -175,6 +195,19 @@ class PagePool:
             if packed.data[start : start + int(rank) * page_length(module.out_features)].any():
                 return False
         return True
+
+    def _with_vocabulary(self, packed: PackedAdapter, delta: VocabularyDelta | None) -> PackedAdapter:
+        """The adapter with its tables behind its modules."""
+        if delta is None:
+            return packed
+        assert self._tables is not None, "an adapter's tables are compared with the base's"
+        own = pack_vocabulary(delta, self._tables, self.data.dtype)
+        if own is None:
+            return packed
+        start = len(packed.data)
+        data = torch.zeros(page_length(start + own.elements), dtype=self.data.dtype)
+        data[:start] = packed.data
+        return replace(packed, data=data, vocabulary=own.put(data, start))
 
     def check(self) -> None:
         """Assert the allocator's invariants."""

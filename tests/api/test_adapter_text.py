@@ -12,10 +12,12 @@ from tokenizers import AddedToken
 
 from tests.adapter_factory import write_adapter
 from tests.api.running import Running, serving, tiny_service
+from tests.engine.tables import GROWN, make
 from tests.tiny import byte_tokenizer, tiny_model
 
 OWN = "{% for m in messages %}[{{ m.content }}]{% endfor %}{{ eos_token }}"
 BOMB = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+FAR = 293  # an id behind the base's vocabulary
 MESSAGES = [{"role": "user", "content": "hi"}]
 TEMPLATES = {"own": OWN, "copy": OWN, "other": "other", "bomb": BOMB, "picky": "{{ raise_exception('no') }}"}
 
@@ -34,6 +36,11 @@ def _write(root: Path, model: Path) -> dict[str, Path]:
         tokenizer.eos_token = token
         tokenizer.save_pretrained(paths[name])
     byte_tokenizer().save_pretrained(paths["plain"])
+    options = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    paths["grown"] = make(root / "grown", model, seed=9, rows=GROWN, **options)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"<t{i}>" for i in range(FAR - 258)])
+    tokenizer.save_pretrained(paths["grown"])
     return paths
 
 
@@ -161,3 +168,21 @@ def test_a_stream_reads_with_the_adapters_tokenizer(server: Running) -> None:
             if line.startswith("data: {"):
                 text += "".join(c["text"] for c in json.loads(line[6:])["choices"])
     assert text == "<call><call>"
+
+
+def test_tokens_behind_the_bases_vocabulary(server: Running) -> None:
+    """Read, generated, scored and written for the adapter that has them, and unknown to everyone else."""
+    text = f"<t{FAR - 259}>"
+    ids = tokenize(server, "grown", prompt=f"a{text}")["tokens"]
+    assert ids[-1] == FAR
+    body = {"prompt": ids, "max_tokens": 2, "logit_bias": {str(FAR): 100}, "logprobs": 2, "echo": True}
+    with server.http() as http:
+        answer = http.post("/v1/completions", json={"model": "grown", **body}).json()
+        assert answer["choices"][0]["text"] == f"a{text}{text}{text}"
+        assert answer["choices"][0]["logprobs"]["tokens"] == ["a", text, text, text]
+        for model in ("tiny", "plain"):
+            refused = http.post("/v1/completions", json={"model": model, **body})
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == "prompt"
+        mixed = http.post("/v1/completions", json={"model": "grown*0.5+plain", **body})
+        assert mixed.status_code == 200

@@ -92,6 +92,10 @@ class Step(ctypes.Structure):
         ("logits_rows", _P),
         ("lora", ctypes.POINTER(Lora)),
         ("logits", _P),
+        ("given_count", _I64),
+        ("given_rows", _P),
+        ("given", _P),
+        ("final_hidden", _P),
     )
 
 
@@ -104,6 +108,7 @@ FAULTS = {
     6: "a logits row lies outside the step",
     7: "a mix names an adapter that is not in the step",
     8: "out of memory",
+    9: "a row whose embedding is given lies outside the step",
 }
 
 

@@ -96,6 +96,7 @@ class NativeStep:
         if count > self._logits.shape[0]:
             self._logits = torch.empty(count, self._logits.shape[1])
         lora = None if inputs.lora is None else ctypes.pointer(self._lora.struct(inputs.lora))
+        given = inputs.embedded
         arguments = abi.Step(
             rows=len(inputs.token_ids),
             sequences=len(inputs.context),
@@ -110,6 +111,10 @@ class NativeStep:
             logits_rows=inputs.logits_rows.ctypes.data,
             lora=lora,
             logits=self._logits.data_ptr(),
+            given_count=0 if given is None else len(given.rows),
+            given_rows=None if given is None else given.rows.ctypes.data,
+            given=None if given is None else given.values.data_ptr(),
+            final_hidden=None if inputs.hidden is None else inputs.hidden.data_ptr(),
         )
         fault = self._native.manylora_step(self._engine, arguments)
         if fault != 0:

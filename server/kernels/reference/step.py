@@ -88,11 +88,17 @@ class ReferenceStep:
         positions = torch.from_numpy(inputs.positions).to(device)
         cos, sin = (t[positions].unsqueeze(1).to(weights.embedding.dtype) for t in (weights.cos, weights.sin))
         x = F.embedding(torch.from_numpy(inputs.token_ids).to(device), weights.embedding)
+        if inputs.embedded is not None:
+            given = inputs.embedded
+            x[torch.from_numpy(given.rows).to(device)] = given.values.to(x.dtype)
         work = _Work(cos, sin, plan, lora)
         for index, (layer, kv) in enumerate(zip(self._layers, self._kv, strict=True)):
             x = layer.forward(x, work, kv, index * MODULES_PER_LAYER)
         rows = x[torch.from_numpy(inputs.logits_rows).to(device)]
-        return self._lm_head(rms_norm(rows, weights.final_norm, weights.eps))
+        final = rms_norm(rows, weights.final_norm, weights.eps)
+        if inputs.hidden is not None:
+            inputs.hidden.copy_(final)
+        return self._lm_head(final)
 
 
 @dataclass(frozen=True)

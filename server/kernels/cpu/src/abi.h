@@ -81,6 +81,10 @@ struct Step {
   const int64_t* logits_rows;    // [logits_count]
   const Lora* lora;              // null when every sequence runs the base
   float* logits;                 // [logits_count][vocab rounded up to 32]
+  int64_t given_count;
+  const int64_t* given_rows;     // [given_count] ascending: rows whose embeddings are given
+  const float* given;            // [given_count][hidden]
+  bf16* final_hidden;            // [logits_count][hidden] filled with what the head is applied to; or null
 };
 
 // What manylora_step found wrong with its arguments; 0 is success.
@@ -94,6 +98,7 @@ enum StepFault {
   kBadLogitsRow = 6,
   kBadAdapter = 7,
   kOutOfMemory = 8,
+  kBadGivenRow = 9,
 };
 
 struct Engine;

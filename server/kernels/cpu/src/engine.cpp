@@ -96,6 +96,7 @@ void Engine::work(const Step& step, const Worker& worker) {
     worker.sync();
   };
   embed(d.embedding, step.token_ids, space_.residual.data(), hidden, step.rows, d.hidden, worker);
+  if (step.given_count > 0) take_given(step, worker);
   mine.upcoming.restart(lora_.any_direct ? 0 : kMaxEarly);
   for (int64_t number = 0; number < Upcoming::kWindow - 1; number++) announce(number, mine, worker);
   for (int64_t layer = 0; layer < d.layers; layer++) {
@@ -110,6 +111,17 @@ void Engine::work(const Step& step, const Worker& worker) {
     project(step, 4 * layer + kDown, mine, worker);
   }
   logits(step, worker);
+}
+
+// Embeddings that the caller gives, over those just looked up: a thread does the rows it looked up itself.
+void Engine::take_given(const Step& step, const Worker& worker) {
+  const Range mine = worker.share(step.rows);
+  const int64_t hidden = padded(decoder_.hidden);
+  for (int64_t i = 0; i < step.given_count; i++) {
+    const int64_t row = step.given_rows[i];
+    if (row < mine.begin || row >= mine.end) continue;
+    std::copy_n(step.given + i * decoder_.hidden, decoder_.hidden, space_.residual.data() + row * hidden);
+  }
 }
 
 void Engine::attend(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker) {
@@ -204,6 +216,12 @@ void Engine::logits(const Step& step, const Worker& worker) {
             space_.normed.data(), hidden},
            worker);
   worker.sync();
+  if (step.final_hidden != nullptr) {
+    const Range mine = worker.share(step.logits_count);
+    for (int64_t r = mine.begin; r < mine.end; r++) {
+      std::copy_n(space_.normed.data() + r * hidden, d.hidden, step.final_hidden + r * d.hidden);
+    }
+  }
   Gemm job = product_of(4 * d.layers, step.logits_count);
   job.output.data = step.logits;
   multiply(job, 4 * d.layers, worker);
@@ -293,6 +311,9 @@ StepFault Engine::check(const Step& step) const {
   }
   for (int64_t i = 0; i < step.logits_count; i++) {
     if (step.logits_rows[i] < 0 || step.logits_rows[i] >= step.rows) return kBadLogitsRow;
+  }
+  for (int64_t i = 0; i < step.given_count; i++) {
+    if (step.given_rows[i] < 0 || step.given_rows[i] >= step.rows) return kBadGivenRow;
   }
   if (step.lora == nullptr) return kStepDone;
   for (int64_t s = 0; s < step.sequences; s++) {

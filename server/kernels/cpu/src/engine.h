@@ -43,6 +43,7 @@ struct Engine {
 
   void prepare(const Step& step);
   void work(const Step& step, const Worker& worker);
+  void take_given(const Step& step, const Worker& worker);
   void attend(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker);
   void project(const Step& step, int64_t number, ThreadState& mine, const Worker& worker);
   void announce(int64_t number, ThreadState& mine, const Worker& worker);
