@@ -1,4 +1,4 @@
-"""The command line: ``manylora pull``, ``manylora serve`` and ``manylora train``.
+"""The command line: ``manylora`` ``pull``, ``serve``, ``adapters`` and ``train``.
 
 Only what the help needs is imported here; torch and the server come with the command that runs them.
 The options of ``serve`` are the fields of :class:`server.config.Settings`, one flag each.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapters.errors import AdapterError
+from server.admin.commands import adapters
 from server.cli_merge import compose, merge
 from server.cli_train import train
 from server.config import CONFIG_VARIABLE, Flag, Settings, default_text, flag_of
@@ -35,6 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(adapters)
 
 
 def main() -> None:

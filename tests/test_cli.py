@@ -44,7 +44,7 @@ def refusal(result: Result) -> str:
 def test_help_names_the_commands() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    for command in ("pull", "serve"):
+    for command in ("pull", "serve", "adapters"):
         assert re.search(rf"^│ {command} ", result.stdout, re.MULTILINE)
 
 
@@ -65,11 +65,22 @@ def test_version() -> None:
     assert re.fullmatch(r"manylora \d+\.\d+\.\d+\n", result.stdout)
 
 
-def test_help_needs_nothing_slow() -> None:
+SLOW = {"torch", "transformers", "fastapi", "numpy", "huggingface_hub", "sqlalchemy", "uvicorn"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "slow"),
+    [
+        (["serve", "--help"], SLOW | {"httpx", "rich.progress"}),
+        (["adapters", "add", "--help"], SLOW | {"httpx"}),
+        (["adapters", "ls", "--url", "http://127.0.0.1:1"], SLOW),
+    ],
+)
+def test_start_up_imports_nothing_slow(arguments: list[str], slow: set[str]) -> None:
     script = (
         "import sys\nfrom server.cli import app\n"
-        "try: app(['serve', '--help'])\nexcept SystemExit: pass\n"
-        "print({'torch', 'transformers', 'fastapi', 'numpy', 'huggingface_hub'} & set(sys.modules))"
+        f"try: app({arguments!r})\nexcept SystemExit: pass\n"
+        f"print({slow!r} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"

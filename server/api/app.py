@@ -12,15 +12,29 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from adapters.errors import AdapterError
-from server.api import chat, compare, completions, docs, health, lora, models, tokenize
+from server.api import (
+    adapters,
+    aliases,
+    chat,
+    compare,
+    completions,
+    docs,
+    health,
+    lora,
+    models,
+    publish,
+    tokenize,
+)
 from server.api.errors import handle
 from server.api.middleware import ApiKeys, BodyLimit, KeyRing, RequestId
 from server.api.openapi import Application
+from server.api.publications import Publications
 from server.errors import ServerError
 from server.service import Service
 
 OPEN_PATHS = docs.PATHS | {"/health", "/ready", "/openapi.json"}  # need no key
 
+_RESOURCES = (chat, completions, compare, models, adapters, publish, aliases, lora, tokenize, health, docs)
 _HANDLED = (
     ServerError,
     AdapterError,
@@ -45,7 +59,8 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.state.comparisons = compare.Comparisons()
-    for resource in (chat, completions, compare, models, lora, tokenize, health, docs):
+    app.state.publications = Publications()
+    for resource in _RESOURCES:
         app.include_router(resource.router)
     for kind in _HANDLED:
         app.add_exception_handler(kind, handle)

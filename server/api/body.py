@@ -42,10 +42,10 @@ Body = TypeVar("Body", bound=RequestBody)
 _NON_FINITE = re.compile(rb"NaN|Infinity|\d[eE]\+?\d{3}")
 
 
-def parse_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
+def parse_body(model: type[Body], *, optional: bool = False) -> Callable[[Request], Awaitable[Body]]:
     """A route dependency that reads, parses and validates the body as ``model``.
 
-    The content type is not looked at: everything here is JSON.
+    The content type is not looked at: everything here is JSON. An ``optional`` body may be empty.
 
     Raises:
         RequestError: not JSON, not an object, or an unsupported parameter.
@@ -53,7 +53,8 @@ def parse_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
     """
 
     async def dependency(request: Request) -> Body:
-        values = parse_json(await request.body())
+        content = await request.body()
+        values = {} if optional and not content else parse_json(content)
         if not isinstance(values, dict):
             raise RequestError("The request body must be a JSON object")
         return model.model_validate(drop_unsupported(values, model.unsupported))

@@ -31,7 +31,7 @@ async def create_chat_completion(
     wanted, wanted_name = _max_tokens(body)
     _check_logprobs(body)
     check_fields(body)
-    mix = asked_mix(service, body.model, body.adapters, body.user)
+    mix = asked_mix(service, body.model, body.adapters, body.end_user)
     async with resolved(service, request, mix) as asked:
         opened = body.add_generation_prompt is not False
         ids = await chat_ids(service, asked.language, body.messages, add_generation_prompt=opened)

@@ -34,7 +34,7 @@ async def create_completion(
     """Continue ``prompt`` with the base model, an adapter or a mix; as a stream if asked."""
     _check(body)
     check_fields(body)
-    mix = asked_mix(service, body.model, body.adapters, body.user)
+    mix = asked_mix(service, body.model, body.adapters, body.end_user)
     special = body.add_special_tokens is not False
     async with resolved(service, request, mix) as asked:
         language = asked.language

@@ -186,9 +186,9 @@ def _sentence(path: str, message: str, kind: str) -> str:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """``("messages", 0, "role")`` -> ``messages[0].role``."""
+    """``("messages", 0, "role")`` -> ``messages[0].role``; ``("query", "limit")`` -> ``limit``."""
     path = ""
-    for step in location:
+    for step in location[1:] if location[:1] in (("query",), ("path",)) else location:
         if isinstance(step, int):
             path += f"[{step}]"
         else:

@@ -35,11 +35,10 @@ MAX_PATH_LENGTH: Final = 4096
 MAX_UPLOAD_PARTS: Final = 64  # files and fields of one form
 MAX_UPLOAD_FIELD_BYTES: Final = 4096
 MAX_PART_HEADER_BYTES: Final = 1024
-MAX_TAGS: Final = 32
 MAX_TAG_LENGTH: Final = 64  # characters
 MAX_PAGE: Final = 1000  # adapters in one answer
-MAX_ARMS: Final = 16  # targets of one alias
 MAX_DEADLINE: Final = 3600.0  # seconds that a deletion may wait for running requests
+DEFAULT_DEADLINE: Final = 30.0
 MAX_REPORTED_FAULTS: Final = 8  # validation faults listed in one message
 
 DEFAULT_COMPARE_TOKENS: Final = 64  # of one answer

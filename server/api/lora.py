@@ -13,6 +13,7 @@ from pydantic import Field
 from adapters.errors import AdapterExists, AdapterTooLarge, SourceForbidden
 from adapters.mix import check_name
 from adapters.sources import resolve_directory
+from server.api.adapter_views import short
 from server.api.body import RequestBody, parse_body
 from server.api.errors import blame
 from server.api.limits import MAX_PATH_LENGTH, MAX_USER_LENGTH
@@ -70,7 +71,7 @@ async def load_lora_adapter(
         loaded = await service.adapters.load(body.lora_name, path, replace=bool(body.load_inplace))
     return PlainTextResponse(
         f"Success: LoRA adapter '{body.lora_name}' added successfully.",
-        headers={"x-manylora-revision": loaded.digest[:8]},
+        headers={"x-manylora-model": f"{loaded.name}@{short(loaded.digest)}"},
     )
 
 

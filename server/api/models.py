@@ -1,11 +1,14 @@
-"""``GET /v1/models``: the base model and every registered adapter."""
+"""``GET /v1/models``: the base model, every adapter that serves, and every alias."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Response
 
+from adapters.errors import AdapterNotFound
+from adapters.records import AliasRecord
 from server.api.responses import Json
 from server.api.state import ServiceState
 from server.engine.status import Registered
@@ -17,20 +20,22 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 @router.get("", summary="List what can be asked for")
 async def list_models(service: ServiceState) -> Response:
-    """The base model first, then the adapters by name. Mixes of them need no entry."""
+    """The base model first, then adapters and aliases, each by name. Mixes of them need no entry."""
     adapters = sorted(service.adapters.list(), key=lambda adapter: adapter.name)
     cards = [_base_card(service), *(_adapter_card(service, adapter) for adapter in adapters)]
+    cards += [_alias_card(service, alias) for alias in service.adapters.aliases()]
     return Json({"object": "list", "data": cards})
 
 
 @router.get("/{model_id:path}", summary="One of them")
 async def retrieve_model(service: ServiceState, model_id: str) -> Response:
-    """The base model or an adapter by name; 404 ``model_not_found`` for anything else."""
+    """The base model, an adapter or an alias by name; 404 ``model_not_found`` for anything else."""
     if model_id == service.model_name:
         return Json(_base_card(service))
-    for adapter in service.adapters.list():
-        if adapter.name == model_id:
-            return Json(_adapter_card(service, adapter))
+    with suppress(AdapterNotFound):
+        return Json(_adapter_card(service, service.adapters.get(model_id)))
+    with suppress(AdapterNotFound):
+        return Json(_alias_card(service, service.adapters.alias(model_id)))
     raise ModelNotFound(f"The model '{model_id[:200]}' does not exist")
 
 
@@ -60,4 +65,16 @@ def _adapter_card(service: Service, adapter: Registered) -> dict[str, Any]:
         "modules": adapter.modules,
         "bytes": adapter.nbytes,
         "resident": adapter.resident,
+    }
+
+
+def _alias_card(service: Service, alias: AliasRecord) -> dict[str, Any]:
+    return {
+        "id": alias.name,
+        "object": "model",
+        "created": int(alias.created),
+        "owned_by": "manylora",
+        "root": ", ".join(target for target, _ in alias.arms),
+        "parent": service.model_name,
+        "max_model_len": service.max_model_len,
     }

@@ -7,23 +7,44 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from server.api.adapters import RollbackBody
+from server.api.aliases import AliasBody
 from server.api.body import RequestBody
 from server.api.compare_body import CompareBody
 from server.api.lora import LoadBody, UnloadBody
+from server.api.publish import SourceBody
 from server.api.schemas import ChatBody, CompletionBody
 from server.api.tokenize import DetokenizeBody, TokenizeBody
 from server.service import Service
 
 Examples = dict[str, dict[str, Any]]
 
-_BODIES: dict[str, type[RequestBody]] = {
-    "/v1/chat/completions": ChatBody,
-    "/v1/completions": CompletionBody,
-    "/v1/compare": CompareBody,
-    "/v1/load_lora_adapter": LoadBody,
-    "/v1/unload_lora_adapter": UnloadBody,
-    "/tokenize": TokenizeBody,
-    "/detokenize": DetokenizeBody,
+_BODIES: dict[tuple[str, str], type[RequestBody]] = {
+    ("/v1/chat/completions", "post"): ChatBody,
+    ("/v1/completions", "post"): CompletionBody,
+    ("/v1/compare", "post"): CompareBody,
+    ("/v1/adapters/{name}", "put"): SourceBody,
+    ("/v1/adapters/{name}/rollback", "post"): RollbackBody,
+    ("/v1/aliases/{name}", "put"): AliasBody,
+    ("/v1/load_lora_adapter", "post"): LoadBody,
+    ("/v1/unload_lora_adapter", "post"): UnloadBody,
+    ("/tokenize", "post"): TokenizeBody,
+    ("/detokenize", "post"): DetokenizeBody,
+}
+_OPTIONAL = {RollbackBody}
+_FORM = {
+    "schema": {
+        "type": "object",
+        "required": ["files"],
+        "properties": {
+            "files": {
+                "type": "array",
+                "items": {"type": "string", "format": "binary"},
+                "description": "adapter_config.json, adapter_model.safetensors, …, or one archive of them.",
+            },
+            "tags": {"type": "array", "items": {"type": "string"}},
+        },
+    },
 }
 _ERROR = {
     "description": "What was wrong, in OpenAI's shape.",
@@ -57,8 +78,10 @@ def complete(schema: dict[str, Any], service: Service) -> dict[str, Any]:
     _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     components = schema.setdefault("components", {})
     components.setdefault("schemas", {}).update(definitions["$defs"], Error=_ERROR_SCHEMA)
-    for path, model in _BODIES.items():
-        schema["paths"][path]["post"]["requestBody"] = _request_body(model, _examples(path, service))
+    for (path, method), model in _BODIES.items():
+        schema["paths"][path][method]["requestBody"] = _request_body(model, _examples(path, service))
+    schema["paths"]["/v1/adapters/{name}"]["put"]["requestBody"]["content"]["multipart/form-data"] = _FORM
+    _name_examples(schema, service)
     for operations in schema["paths"].values():
         for operation in operations.values():
             operation["responses"]["4XX"] = _ERROR
@@ -71,7 +94,20 @@ def complete(schema: dict[str, Any], service: Service) -> dict[str, Any]:
 
 def _request_body(model: type[RequestBody], examples: Examples) -> dict[str, Any]:
     reference = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"required": True, "content": {"application/json": {"schema": reference, "examples": examples}}}
+    content = {"application/json": {"schema": reference, "examples": examples}}
+    return {"required": model not in _OPTIONAL, "content": content}
+
+
+def _name_examples(schema: dict[str, Any], service: Service) -> None:
+    """Fill in the names in paths with ones that are there, or that can be made."""
+    adapters = [adapter.name for adapter in service.adapters.list()]
+    aliases = [alias.name for alias in service.adapters.aliases()]
+    for path, operations in schema["paths"].items():
+        known, fresh = (aliases, "my-alias") if path.startswith("/v1/aliases") else (adapters, "my-adapter")
+        for method, operation in operations.items():
+            for parameter in operation.get("parameters", []):
+                if parameter["name"] == "name":
+                    parameter["example"] = known[0] if known and method != "put" else fresh
 
 
 def _examples(path: str, service: Service) -> Examples:
@@ -83,11 +119,9 @@ def _examples(path: str, service: Service) -> Examples:
         return _completion_examples(base)
     if path == "/v1/compare":
         return _compare_examples(base, adapters)
-    if path == "/tokenize":
-        return {"text": _example("A text", {"prompt": "Hello"})}
-    if path == "/detokenize":
-        return {"ids": _example("Some ids", {"tokens": [1, 2, 3]})}
-    return _adapter_examples(path, service)
+    if path.startswith("/v1/aliases"):
+        return _alias_examples(base, adapters)
+    return _other_examples(service)[path]
 
 
 def _chat_examples(base: str, adapters: list[str]) -> Examples:
@@ -125,12 +159,28 @@ def _compare_examples(base: str, adapters: list[str]) -> Examples:
     return {"base and adapter": _example("The base model and an adapter", asked)}
 
 
-def _adapter_examples(path: str, service: Service) -> Examples:
-    if path == "/v1/unload_lora_adapter":
-        return {"name": _example("By name", {"lora_name": "my-adapter"})}
+def _other_examples(service: Service) -> dict[str, Examples]:
     roots = service.config.adapter_root
     directory = f"{roots[0]}/my-adapter" if roots else "/adapters/my-adapter"
-    return {"directory": _example("From a directory", {"lora_name": "my-adapter", "lora_path": directory})}
+    load = {"lora_name": "my-adapter", "lora_path": directory}
+    source = {"source": directory, "tags": ["tried"]}
+    return {
+        "/v1/adapters/{name}": {"directory": _example("From a directory of the server", source)},
+        "/v1/adapters/{name}/rollback": {"before": _example("The one before", {})},
+        "/v1/load_lora_adapter": {"directory": _example("From a directory", load)},
+        "/v1/unload_lora_adapter": {"name": _example("By name", {"lora_name": "my-adapter"})},
+        "/tokenize": {"text": _example("A text", {"prompt": "Hello"})},
+        "/detokenize": {"ids": _example("Some ids", {"tokens": [1, 2, 3]})},
+    }
+
+
+def _alias_examples(base: str, adapters: list[str]) -> Examples:
+    first, last = (adapters[0], adapters[-1]) if adapters else (base, base)
+    split = [{"target": first, "share": 0.9}, {"target": last, "share": 0.1}]
+    return {
+        "target": _example("Another name for one", {"target": first}),
+        "split": _example("A tenth of the users get another", {"split": split}),
+    }
 
 
 def _example(summary: str, value: dict[str, Any]) -> dict[str, Any]:

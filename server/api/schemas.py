@@ -127,6 +127,11 @@ class SamplingBody(RequestBody):
         None, max_length=limits.MAX_USER_LENGTH, description="The same under OpenAI's newer name."
     )
 
+    @property
+    def end_user(self) -> str | None:
+        """Whose request it is, under whichever name that came; the newer one counts."""
+        return self.user if self.safety_identifier is None else self.safety_identifier
+
 
 class GenerationBody(SamplingBody):
     """Fields that chat and plain completions share."""

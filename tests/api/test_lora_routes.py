@@ -72,7 +72,8 @@ def test_load_use_unload(server: Running, model: Path, root: Path) -> None:
     assert loaded.status_code == 200
     assert loaded.text == "Success: LoRA adapter 'a' added successfully."
     assert _names(server) == ["tiny", "a"]
-    assert server.client().models.retrieve("a").to_dict()["revision"] == loaded.headers["x-manylora-revision"]
+    revision = server.client().models.retrieve("a").to_dict()["revision"]
+    assert loaded.headers["x-manylora-model"] == f"a@{revision}"
     assert _text(server, "a") != _text(server, "tiny")
     unloaded = _post(server, UNLOAD, lora_name="a")
     assert unloaded.status_code == 200

@@ -169,7 +169,7 @@ def test_examples_in_the_docs_run(server: Running) -> None:
         ran = 0
         for path, operations in schema["paths"].items():
             body = operations.get("post", {}).get("requestBody")
-            if body is None or "lora_adapter" in path:
+            if body is None or "lora_adapter" in path or "{name}" in path:
                 continue
             for example in body["content"]["application/json"]["examples"].values():
                 answer = http.post(path, json=example["value"])

@@ -1,0 +1,154 @@
+"""Adapters as tables on the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from server.admin.lines import place, size
+
+_STATE_STYLE = {"ready": "green", "loading": "yellow", "draining": "yellow", "failed": "red"}
+_WIDE = 10_000  # characters: where no terminal limits them, lines are not broken
+
+Answer = Mapping[str, Any]
+
+
+def show(what: RenderableType) -> None:
+    """Print to stdout: as wide as the terminal, or as wide as it gets for a file or pipe."""
+    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(what)
+
+
+class _Bytes(DownloadColumn):
+    """What has been sent; nothing for work that has no bytes to count."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
+def progress_bars() -> Progress:
+    """Bars on stderr, while there is something to wait for; none where that is no terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        _Bytes(binary_units=True),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def adapter_table(adapters: Sequence[Answer]) -> RenderableType:
+    """One row an adapter."""
+    if not adapters:
+        return Text("no adapters")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("name", "state", "revision", "kind", "where", "used", "tags"):
+        table.add_column(heading, no_wrap=heading != "tags", overflow="ellipsis")
+    for heading in ("rank", "requests", "running"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for adapter in adapters:
+        traffic = adapter["traffic"]
+        table.add_row(
+            adapter["id"],
+            _state(adapter),
+            adapter["revision"] or "-",
+            adapter["kind"] or "-",
+            place(adapter) + (" (pinned)" if adapter["pinned"] else ""),
+            ago(adapter["last_used"]),
+            ", ".join(adapter["tags"]),
+            str(adapter["rank"]),
+            str(traffic["requests"]),
+            str(traffic["running"]),
+        )
+    return table
+
+
+def adapter_sheet(adapter: Answer) -> RenderableType:
+    """Everything about one adapter: facts first, its revisions below."""
+    facts = _facts([(key, value) for key, value in _rows(adapter) if value])
+    revisions = adapter["revisions"]
+    if not revisions:
+        return facts
+    return Group(facts, Text(), _revision_table(revisions))
+
+
+def _rows(adapter: Answer) -> Iterable[tuple[str, RenderableType]]:
+    tiers, traffic, publication = adapter["residency"], adapter["traffic"], adapter["publication"]
+    yield "name", adapter["id"]
+    yield "state", _state(adapter)
+    yield "error", adapter["error"] or ""
+    if publication is not None and publication["state"] == "loading":
+        yield "loading", publication["source"]
+    yield "revision", adapter["revision"] or ""
+    yield "source", adapter["source"]
+    if adapter["digest"] is not None:
+        yield "kind", f"{adapter['kind']}, rank {adapter['rank']}"
+        yield "modules", f"{adapter['modules']} of {adapter['total_modules']}"
+        yield "trained on", adapter["base_model"] or ""
+    yield "pinned", "yes" if adapter["pinned"] else ""
+    yield "where", ", ".join(f"{tier} {size(count)}" for tier, count in tiers.items() if count)
+    yield "tags", ", ".join(adapter["tags"])
+    yield "created", ago(adapter["created"])
+    yield "updated", ago(adapter["updated"])
+    yield "last used", ago(adapter["last_used"])
+    yield "requests", f"{traffic['requests']} ended, {traffic['running']} running"
+    yield "tokens", f"{traffic['prompt_tokens']} read, {traffic['generated_tokens']} generated"
+    for key, value in adapter["details"].items():
+        yield key.replace("_", " "), _detail(value)
+
+
+def _detail(value: Any) -> str:
+    if isinstance(value, list):
+        return "\n".join(map(_detail, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_detail(part)}" for key, part in value.items())
+    return "" if value is None else str(value)
+
+
+def _facts(rows: Iterable[tuple[str, RenderableType]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for key, value in rows:
+        table.add_row(Text(key, style="dim"), Text(value) if isinstance(value, str) else value)
+    return table
+
+
+def _revision_table(revisions: Sequence[Answer]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("revision", "", "published", "size", "kind", "rank", "source"):
+        table.add_column(heading, justify="right" if heading in {"size", "rank"} else "left")
+    for revision in revisions:
+        table.add_row(
+            revision["revision"],
+            "current" if revision["current"] else "",
+            ago(revision["created"]),
+            size(revision["bytes"]),
+            revision["kind"],
+            str(revision["rank"]),
+            Text(revision["source"]),
+        )
+    return table
+
+
+def _state(adapter: Answer) -> Text:
+    state = adapter["state"]
+    return Text(state, style=_STATE_STYLE.get(state, ""))
+
+
+def ago(then: float | None, now: float | None = None) -> str:
+    """How long ago a time in unix seconds was: ``3 min ago``, ``never`` for None."""
+    if then is None:
+        return "never"
+    seconds = max(0.0, (time.time() if now is None else now) - then)
+    for length, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

@@ -1,0 +1,85 @@
+"""``/v1/aliases``: names that stand for a model string, or for a weighted split of several."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Response
+from pydantic import Field
+
+from adapters.errors import AdapterExists, AdapterNameError, MixError
+from adapters.mix import MAX_ENTRIES, check_name
+from server.api.adapter_views import alias
+from server.api.body import RequestBody, bounded, parse_body
+from server.api.errors import blame
+from server.api.limits import MAX_MODEL_LENGTH, MAX_USER_LENGTH
+from server.api.responses import Json
+from server.api.state import ServiceState
+from server.errors import RequestError
+
+router = APIRouter(prefix="/v1/aliases", tags=["adapters"])
+
+Name = Annotated[str, Path(max_length=MAX_USER_LENGTH, description="The alias.")]
+Target = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_LENGTH)]
+
+
+class Arm(RequestBody):
+    """One part of a split."""
+
+    target: Target = Field(description="A model string: 'support', 'support@3f9a1c2e', 'a*0.7+b*0.3'.")
+    share: float = Field(gt=0, le=1e6, allow_inf_nan=False, description="Relative to the other shares.")
+
+
+class AliasBody(RequestBody):
+    """What the alias stands for: either ``target`` or ``split``."""
+
+    target: Target | None = None
+    split: Annotated[list[Arm], bounded(MAX_ENTRIES, "split")] | None = None
+
+    @property
+    def arms(self) -> list[tuple[str, float]]:
+        """The targets and their shares."""
+        if (self.target is None) == (self.split is None):
+            raise RequestError("Give either 'target' or 'split'", "target")
+        if self.target is not None:
+            return [(self.target, 1.0)]
+        if not self.split:
+            raise RequestError("'split' must not be empty", "split")
+        return [(arm.target, arm.share) for arm in self.split]
+
+
+@router.get("", summary="List aliases")
+async def list_aliases(service: ServiceState) -> Response:
+    """All of them, by name."""
+    records = sorted(service.adapters.aliases(), key=lambda record: record.name)
+    return Json({"object": "list", "data": [alias(record) for record in records]})
+
+
+@router.get("/{name}", summary="One alias")
+async def get_alias(service: ServiceState, name: Name) -> Response:
+    """What it stands for."""
+    with blame("name"):
+        return Json(alias(service.adapters.alias(name)))
+
+
+@router.put("/{name}", summary="Make a name stand for others")
+async def put_alias(
+    service: ServiceState, name: Name, body: Annotated[AliasBody, Depends(parse_body(AliasBody))]
+) -> Response:
+    """A request for the alias runs with its target, or with one of the split: the same for the same ``user``.
+
+    Replaces what the alias stood for; requests that run keep what they have.
+    """
+    arms, param = body.arms, "target" if body.split is None else "split"
+    with blame("name"):
+        check_name(name)
+    with blame("name", AdapterExists), blame(param, MixError), blame(param, AdapterNameError):
+        return Json(alias(await service.adapters.put_alias(name, arms)))
+
+
+@router.delete("/{name}", summary="Delete an alias")
+async def delete_alias(service: ServiceState, name: Name) -> Response:
+    """Requests for it are refused from now on; its targets stay."""
+    with blame("name"):
+        await service.adapters.delete_alias(name)
+    return Json({"id": name, "object": "alias.deleted", "deleted": True})

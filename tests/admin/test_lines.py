@@ -1,0 +1,63 @@
+"""How answers are put for people: sizes, times, shares, and the arguments of an alias."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.admin.client import Unusable
+from server.admin.lines import arms_of, share, size
+from server.admin.session import _first
+from server.admin.tables import ago
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (9_857_000, "9.4 MiB"),
+        (200 << 20, "200 MiB"),
+        (1 << 40, "1.0 TiB"),
+        (5 << 50, "5120 TiB"),
+    ],
+)
+def test_sizes(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "0 s ago"),
+        (59, "59 s ago"),
+        (60, "1 min ago"),
+        (3599, "59 min ago"),
+        (7200, "2 h ago"),
+        (1e6, "11 d ago"),
+    ],
+)
+def test_times(seconds: float, text: str) -> None:
+    assert ago(1e9, 1e9 + seconds) == text
+    assert ago(None) == "never"
+
+
+def test_shares() -> None:
+    assert [share(part) for part in (0.9, 1 / 3, 0.005, 1.0)] == ["90%", "33.3%", "0.5%", "100%"]
+
+
+def test_arms() -> None:
+    assert arms_of(["support"]) == {"target": "support"}
+    assert arms_of(["a=0.9", "b@12ab*0.5+c=1e-1"]) == {
+        "split": [{"target": "a", "share": 0.9}, {"target": "b@12ab*0.5+c", "share": 0.1}]
+    }
+    for bad in (["a", "b"], ["a=", "b=1"], ["=1"], ["a=x"], ["a=1", "b"]):
+        with pytest.raises(Unusable, match="is not TARGET=SHARE"):
+            arms_of(bad)
+
+
+@pytest.mark.parametrize(
+    ("keys", "first"), [(None, None), ("", None), ("a", "a"), ("a, b", "a"), ('["a,b", "c"]', "a,b")]
+)
+def test_the_first_key_is_taken(keys: str | None, first: str | None) -> None:
+    assert _first(keys) == first
