@@ -108,6 +108,10 @@ class Settings(BaseSettings):
         Texts,
         Flag(ADAPTERS, "PREFIX", "URLs to fetch from, as s3://bucket/lora/. Repeatable.", repeatable=True),
     ] = []
+    resolve: Annotated[
+        Texts,
+        Flag(ADAPTERS, "SOURCE", "Look unknown names up here: hf://org/{name}. Repeatable.", repeatable=True),
+    ] = []
     adapter_memory: Annotated[
         AutoSize, Flag(ADAPTERS, "SIZE", "Memory for resident adapters, as 512MiB. Default: auto.")
     ] = None
@@ -197,6 +201,9 @@ class Settings(BaseSettings):
             raise ValueError(f"served_model_name: {self.model_name!r} must not contain '+', '*' or '@'")
         if self.model_name in self.adapter:
             raise ValueError(f"adapter: {self.model_name!r} is the base model's name")
+        for source in self.resolve:
+            if "{name}" not in source:
+                raise ValueError(f"resolve: {source!r} has no {{name}} in it")
         for field in SECRETS:
             if any(not key.get_secret_value().strip() for key in getattr(self, field)):
                 raise ValueError(f"{field}: a key is empty")

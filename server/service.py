@@ -14,6 +14,7 @@ from adapters.base import BaseModel
 from adapters.errors import AdapterError
 from adapters.policy import SourcePolicy
 from adapters.registry import Registry
+from adapters.sources import fetch, find, policy_for
 from adapters.store import RevisionStore
 from server.config import Settings
 from server.engine.async_engine import AsyncEngine
@@ -190,6 +191,7 @@ def source_policy(settings: Settings) -> SourcePolicy:
 def _adapters(
     base: BaseModel, pool: PagePool, store: RevisionStore, settings: Settings, *, metrics: Metrics
 ) -> AdapterManager:
+    policy = policy_for(settings.resolve, source_policy(settings))
     return AdapterManager(
         base=base,
         store=store,
@@ -199,6 +201,8 @@ def _adapters(
         metrics=metrics,
         max_waiting=settings.max_waiting,
         memory_bytes=cache_bytes(settings.adapter_cache_memory),
+        fetch=lambda source, into: fetch(source, into, policy),
+        find=(lambda name: find(name, settings.resolve, policy)) if settings.resolve else None,
     )
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from time import monotonic
 
-from adapters.errors import AdapterError, SourceForbidden, SourceMissing
+from adapters.errors import AdapterError
 from server.engine.catalogue import Catalogue
 from server.errors import QueueFull
+from server.threads import yielding_pool
 
 logger = logging.getLogger(__name__)
 
-NAME_FIELD = "{name}"  # in a template, where the adapter's name goes
-
+_THREADS = 4  # names for which sources are asked at the same time
 _MAX_RUNNING = 64  # names looked up at the same time; further unknown names are told to try again
 _MAX_MISSES = 10_000  # names that are remembered not to exist
 _MISS_SECONDS = 5.0  # for which they are, where sources were asked
@@ -28,21 +28,26 @@ class Lookup:
     def __init__(
         self,
         catalogue: Catalogue,
-        templates: Sequence[str],
+        find: Callable[[str], str | None] | None,
         publish: Callable[[str, str], Awaitable[object]],
     ) -> None:
-        """``templates`` are sources with ``{name}`` in them; ``publish(name, source)`` brings one in."""
+        """``find(name)`` says where there is an adapter of that name, or None; it blocks.
+
+        ``publish(name, source)`` brings one in. Without ``find`` only the registry is asked.
+        """
         self._catalogue = catalogue
-        self._templates = tuple(templates)
+        self._find_source = find
         self._publish = publish
         self._running: dict[str, asyncio.Task[None]] = {}
         self._misses: OrderedDict[str, tuple[float, AdapterError]] = OrderedDict()  # oldest first
+        self._threads = yielding_pool(_THREADS, "lookup")
 
     async def find(self, name: str) -> None:
-        """Return once the catalogue has ``name``. Whoever waits may be cancelled, the lookup goes on.
+        """Return once the catalogue has ``name``, as it is now. Whoever waits may be cancelled.
 
         Raises:
             AdapterNotFound: neither the registry nor a source has it. This is remembered for seconds.
+            SourceMissing: a source could not be asked. So is this.
             ArtifactError, AdapterTooLarge: a source has it, but it can't be served. So is this.
             QueueFull: too many unknown names are being looked up.
         """
@@ -61,29 +66,33 @@ class Lookup:
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         del self._running[name]
         self._misses.pop(name, None)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, AdapterError):
-            seconds = _MISS_SECONDS if self._templates else _REGISTRY_MISS_SECONDS
+            seconds = _REGISTRY_MISS_SECONDS if self._find_source is None else _MISS_SECONDS
             self._misses[name] = monotonic() + seconds, error
             while len(self._misses) > _MAX_MISSES:
                 self._misses.popitem(last=False)
 
     async def _find(self, name: str) -> None:
         await self._catalogue.refresh(name)
-        for template in self._templates:
-            if name in self._catalogue.names or name in self._catalogue.aliases:
-                return
-            source = template.replace(NAME_FIELD, name)
-            try:
-                await self._publish(name, source)
-                return
-            except (SourceMissing, SourceForbidden) as error:
-                logger.debug("adapter %s is not at %s: %s", name, source, error)
-            except AdapterError as error:
-                logger.warning("adapter %s, found at %s, can't be served: %s", name, source, error)
-                raise
-        self._catalogue.get(name)
+        if self._is_known(name):
+            return
+        source = await self._ask_sources(name)
+        if source is None:
+            self._catalogue.get(name)  # which says that there is none
+        else:
+            logger.info("adapter %s is asked for, and found at %s", name, source)
+            await self._publish(name, source)
+
+    def _is_known(self, name: str) -> bool:
+        return name in self._catalogue.names or name in self._catalogue.aliases
+
+    async def _ask_sources(self, name: str) -> str | None:
+        if self._find_source is None:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._find_source, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from adapters.artifact import Limits
@@ -18,7 +18,7 @@ from server.engine.library import Library
 from server.engine.lookup import Lookup
 from server.engine.overview import Overview
 from server.engine.placement import Placement
-from server.engine.publishing import Publisher, Wanted
+from server.engine.publishing import Publisher
 from server.engine.restoring import Restorer
 from server.engine.status import Deleted
 from server.engine.tiers import Tiers
@@ -40,16 +40,17 @@ class Parts:
         metrics: Metrics,
         max_waiting: int = 1024,
         memory_bytes: int = 0,
-        fetch: Callable[[str, Path], None] | None = None,
-        templates: Sequence[str] = (),
+        fetch: Callable[[str, Path], str] | None = None,
+        find: Callable[[str], str | None] | None = None,
     ) -> None:
         """Nothing is read until :meth:`start`.
 
         Args:
             max_waiting: bound on the requests that wait for adapters to be brought in.
             memory_bytes: host memory for packed adapters, on the device or not.
-            fetch: ``fetch(source, directory)`` fills a directory from a URL; it blocks.
-            templates: sources with ``{name}`` in them, where names are looked for that nobody has published.
+            fetch: ``fetch(source, directory)`` fills a directory from a URL, and returns the URL as it is to
+                be recorded; it blocks.
+            find: ``find(name)`` says from where to fetch a name that nobody has published; it blocks.
         """
         self.base = base
         self._store = store
@@ -69,7 +70,7 @@ class Parts:
         )
         self._follower = Follower(self._catalogue)
         self._overview = Overview(self._catalogue, self._holdings, metrics, self._follower.used)
-        self._lookup = Lookup(self._catalogue, templates, self._publish_found)
+        self._lookup = Lookup(self._catalogue, find, self._publish_found)
         self._deleting: dict[str, asyncio.Task[Deleted]] = {}  # by name
         self._refused: set[str] = set()  # those among them that the registry does not show as draining yet
         self._pinned: dict[str, str] = {}  # digest by name
@@ -134,6 +135,5 @@ class Parts:
 
     async def _publish_found(self, name: str, source: str) -> None:
         fetch = self._fetch
-        assert fetch is not None, "there are templates only where something can fetch"
-        wanted = Wanted(name, source, lambda into: fetch(source, into))
-        await self._publisher.publish_found(wanted).done()
+        assert fetch is not None, "what can be found can be fetched"
+        await self._publisher.publish_found(name, source, lambda into: fetch(source, into)).done()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
@@ -115,7 +115,7 @@ class Publisher:
         await self._catalogue.change(
             wanted.name, lambda registry: registry.begin(wanted.name, wanted.source, wanted.tags or ())
         )
-        return self._begin(wanted, self._publish(wanted))
+        return self._begin(wanted.name, wanted.source, self._publish(wanted))
 
     def publish_directory(self, wanted: Wanted, directory: Path) -> Publication:
         """Begin to publish what ``wanted`` copies from ``directory``, which is checked first.
@@ -123,11 +123,11 @@ class Publisher:
         So a fault leaves no trace in the registry, and if the name is that revision already, nothing is
         copied.
         """
-        return self._begin(wanted, self._publish_directory(wanted, directory))
+        return self._begin(wanted.name, wanted.source, self._publish_directory(wanted, directory))
 
-    def publish_found(self, wanted: Wanted) -> Publication:
+    def publish_found(self, name: str, source: str, fetch: Fetch) -> Publication:
         """Begin to publish what may not be there: only what was fetched and is sound is announced."""
-        return self._begin(wanted, self._publish_found(wanted))
+        return self._begin(name, source, self._publish_found(name, source, fetch))
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run something that may take long in one of the threads that fetch."""
@@ -138,24 +138,28 @@ class Publisher:
         await asyncio.gather(*self._running, return_exceptions=True)
         self._fetchers.shutdown()
 
-    def _begin(self, wanted: Wanted, work: Coroutine[None, None, Registered]) -> Publication:
+    def _begin(self, name: str, source: str, work: Coroutine[None, None, Registered]) -> Publication:
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
-        return Publication(wanted.name, wanted.source, task)
+        return Publication(name, source, task)
 
     def _ended(self, task: asyncio.Task[Registered]) -> None:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # whether or not somebody waited for it
 
-    async def _publish_found(self, wanted: Wanted) -> Registered:
+    async def _publish_found(self, name: str, source: str, fetch: Fetch) -> Registered:
         stack = ExitStack()
         try:
             directory = await self.run(lambda: stack.enter_context(self._store.temporary()))
-            await self.run(lambda: wanted.fetch(directory))
-            copied = replace(wanted, fetch=lambda into: copy(directory, into))
-            return await self._publish_directory(copied, directory)
+            exact = await self.run(lambda: fetch(directory))
+
+            def again(into: Path) -> str | None:
+                copy(directory, into)
+                return exact
+
+            return await self._publish_directory(Wanted(name, source, again), directory)
         finally:
             await self.run(stack.close)
 

@@ -74,7 +74,7 @@ class AdapterManager(Lifecycle):
             QueueFull: too many unknown names are being looked up.
         """
         for term in terms:
-            if not self._is_known(term.name):
+            if not self._is_ready(term.name):  # as far as this server knows
                 await self._lookup.find(term.name)
         terms = expand(terms, self._catalogue.aliases, self.base.name, user)
         digests = {term: digest_of(term, self._admitted(term.name)) for term in terms}
@@ -97,10 +97,11 @@ class AdapterManager(Lifecycle):
 
     def knows(self, terms: Sequence[MixTerm]) -> bool:
         """Whether :meth:`resolve` would answer at once."""
-        return all(self._is_known(term.name) for term in terms)
+        return all(self._is_ready(term.name) for term in terms)
 
-    def _is_known(self, name: str) -> bool:
-        return name in self._catalogue.names or name in self._catalogue.aliases
+    def _is_ready(self, name: str) -> bool:
+        record = self._catalogue.names.get(name)
+        return name in self._catalogue.aliases or (record is not None and record.state is State.READY)
 
     def _admitted(self, name: str) -> NameRecord:
         if name in self._refused:

@@ -25,7 +25,7 @@ class Restorer:
         catalogue: Catalogue,
         library: Library,
         run: Callable[[Callable[[], None]], Awaitable[None]],
-        fetch: Callable[[str, Path], None] | None,
+        fetch: Callable[[str, Path], str] | None,
         metrics: Metrics,
     ) -> None:
         """``run`` calls in a worker thread, where ``fetch(source, directory)`` may block. None: no fetch."""

@@ -34,12 +34,15 @@ KEPT = 3  # revisions of a name
 class Shop:
     """``room`` is how many adapters of :meth:`write` fit on the device."""
 
-    def __init__(self, harness: Harness, root: Path, room: int, memory: int = 0, **options: Any) -> None:
+    def __init__(
+        self, harness: Harness, root: Path, room: int, memory: int = 0, url: str | None = None, **options: Any
+    ) -> None:
         self.harness = harness
         self._ids = itertools.count(1)
         self.root = root
         self.store = RevisionStore(root / "store")
-        self.registry = Registry(f"sqlite:///{root}/registry.db", owner=self.store.owner, history=KEPT)
+        address = f"sqlite:///{root}/registry.db" if url is None else url
+        self.registry = Registry(address, owner=self.store.owner, history=KEPT)
         module = harness.decoder.modules
         pages = sum(page_length(m.in_features) + page_length(m.out_features) for m in module)
         unit = 4 * RANK * pages
@@ -115,7 +118,7 @@ class Shop:
 def open_shop(
     harness: Harness, root: Path, room: int = 4, *, memory: int = 0, **options: Any
 ) -> Iterator[Shop]:
-    shop = Shop(harness, root, room, memory, **options)
+    shop = Shop(harness, root, room, memory=memory, **options)
     try:
         yield shop
     finally:

@@ -108,9 +108,10 @@ async def test_files_that_vanished_are_fetched_again(harness: Harness, tmp_path:
     """From a remote source, by one fetch for everybody, while others are served."""
     fetched: list[str] = []
 
-    def fetch(source: str, into: Path) -> None:
+    def fetch(source: str, into: Path) -> str:
         fetched.append(source)
         shutil.copytree(tmp_path / source.rpartition("/")[2], into, dirs_exist_ok=True)
+        return source
 
     with open_shop(harness, tmp_path, room=2, fetch=fetch) as shop:
         for name in "abc":
@@ -132,8 +133,9 @@ async def test_a_source_that_has_something_else_now(harness: Harness, tmp_path: 
     with open_shop(harness, tmp_path, room=1) as made:
         other = made.write("other", seed=9)
 
-    def fetch(_: str, into: Path) -> None:
+    def fetch(source: str, into: Path) -> str:
         shutil.copytree(other, into, dirs_exist_ok=True)
+        return source
 
     with open_shop(harness, tmp_path, room=1, fetch=fetch) as shop:
         path = shop.write("a", seed=1)
