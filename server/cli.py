@@ -17,7 +17,7 @@ import typer
 from adapters.errors import AdapterError
 from server.admin.commands import adapters
 from server.cli_merge import compose, merge
-from server.cli_train import train
+from server.cli_train import estimate, train
 from server.config import CONFIG_VARIABLE, Flag, Settings, default_text, flag_of
 from server.config_loading import load_settings
 from server.errors import ServerError
@@ -174,6 +174,7 @@ app.command()(compose)
 app.command()(merge)
 app.command()(_with_options(serve))
 app.command()(train)
+app.command()(estimate)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ Training never runs in a server's process; what it needs (torch, PEFT, TRL) is i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -78,6 +78,17 @@ Overwrite = Annotated[
 ]
 
 
+WithLauncher = Annotated[
+    Literal["accelerate", "torchrun"] | None,
+    typer.Option(
+        "--launcher", help="Train in several processes; its own options follow after --.", rich_help_panel=RUN
+    ),
+]
+LauncherOptions = Annotated[
+    list[str] | None, typer.Argument(metavar="[-- LAUNCHER OPTIONS]", help="As: -- --nproc-per-node 2")
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Mode:
     """What is to be done with a configuration."""
@@ -85,6 +96,8 @@ class Mode:
     dry_run: bool = False
     resume: bool = False
     overwrite: bool = False
+    launcher: Literal["accelerate", "torchrun"] | None = None
+    launcher_options: Sequence[str] = ()
 
 
 def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None:
@@ -107,6 +120,14 @@ def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None
         show_data(prepared, console)
         show_example(prepared, base, Console())
         return
+    if mode.launcher is not None:
+        from adapters.training.launch import launch  # noqa: PLC0415
+
+        wanted = [f"--{name}" for name in ("resume", "overwrite") if getattr(mode, name)]
+        launch(settings, mode.launcher, mode.launcher_options, wanted)
+        return
+    if mode.launcher_options:
+        raise TrainingConfigError(f"{mode.launcher_options[0]!r}: only --launcher takes options of its own")
     from adapters.training.run import train  # noqa: PLC0415  (brings torch, PEFT and TRL)
 
     train(settings, resume=mode.resume, overwrite=mode.overwrite, console=console)
@@ -126,11 +147,13 @@ def _need_libraries() -> None:
 
 
 @with_train_options
-def train(
+def train(  # noqa: PLR0917 - typer makes a flag of each
     config: ConfigFile = None,
     dry_run: DryRun = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    launcher: WithLauncher = None,
+    launcher_options: LauncherOptions = None,
     **options: Any,
 ) -> None:
     """Train a LoRA adapter from a JSON Lines file.
@@ -140,6 +163,40 @@ def train(
     from server.cli import fail  # noqa: PLC0415  (which imports this module)
 
     try:
-        run_train(given(options), config, Mode(dry_run, resume, overwrite))
+        run_train(given(options), config, Mode(dry_run, resume, overwrite, launcher, launcher_options or ()))
     except AdapterError as error:
         raise fail(error) from error
+
+
+def estimate(  # noqa: PLR0917 - typer makes a flag of each
+    base_model: Annotated[
+        str, typer.Option(metavar="MODEL", help="smollm2-135m, a Hub id, or a directory with a config.json.")
+    ] = "smollm2-135m",
+    method: Annotated[
+        Literal["full", "lora", "lora-8bit", "qlora"] | None,
+        typer.Option(help="Only this one. Default: all side by side.", show_default=False),
+    ] = None,
+    r: Annotated[int, typer.Option("--r", "--lora-r", min=1, max=1024, help="Rank.")] = 16,
+    target: Annotated[
+        Literal["all-linear", "attention", "mlp"], typer.Option(help="Modules that the adapter changes.")
+    ] = "all-linear",
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in one forward and backward.")] = 8,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Compute activations again.")] = False,
+) -> None:
+    """Say how much memory training would take, without loading any weights."""
+    from server.cli import fail  # noqa: PLC0415  (which imports this module)
+
+    try:
+        _need_libraries()
+        from adapters.training.base import find_shape  # noqa: PLC0415
+        from adapters.training.estimate import METHODS, Plan  # noqa: PLC0415
+        from adapters.training.estimate_table import estimate_tables  # noqa: PLC0415
+
+        plan = Plan(r, target, max_length, batch_size, gradient_checkpointing=gradient_checkpointing)
+        tables = estimate_tables(find_shape(base_model), plan, METHODS if method is None else [method])
+    except AdapterError as error:
+        raise fail(error) from error
+    from rich.console import Console  # noqa: PLC0415
+
+    Console().print(tables)

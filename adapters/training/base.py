@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adapters.base_models.catalog import resolve_model
 from adapters.base_models.directory import default_data_dir
+from adapters.base_models.packaged import PACKAGED
 from adapters.errors import BaseModelError
 from adapters.training.errors import TrainingConfigError
 from adapters.training.template import Template
@@ -71,6 +73,21 @@ def find_base(name: str, progress: Any = None) -> Base:
     return Base(name, directory, config, tokenizer, frozenset((*own, *more)))
 
 
+def find_shape(name: str) -> Any:
+    """The transformers config of a base model, without its weights (a Hub id costs one small file).
+
+    Raises:
+        BaseModelError: there is none.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415  (slow)
+
+    is_local = name in PACKAGED or Path(name).expanduser().exists()
+    try:
+        return AutoConfig.from_pretrained(resolve_model(name, default_data_dir()) if is_local else name)
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{name}: no config can be read: {error}") from error
+
+
 def _as_ids(value: int | Sequence[int] | None) -> Collection[int]:
     return () if value is None else (value,) if isinstance(value, int) else tuple(value)
 
@@ -85,7 +102,9 @@ def pick_device(name: str) -> torch.device:
 
     if name == "cuda" and not torch.cuda.is_available():
         raise TrainingConfigError("--device cuda: this machine has no CUDA device that torch can use")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # of the processes of one machine
 
 
 def pick_dtype(name: str, device: torch.device, *, needs_fp32: bool) -> torch.dtype:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
-from adapters.training.model import block_layers, meta_model
+from adapters.training.model import block_layers, has_conv1d, meta_model
 
 Method = Literal["full", "lora", "lora-8bit", "qlora"]
 METHODS: tuple[Method, ...] = ("full", "lora", "lora-8bit", "qlora")
@@ -45,17 +45,24 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one method; ``peak`` is their sum."""
+    """Bytes of one method."""
 
     method: Method
     weights: int
     gradients: int
     optimizer: int
-    activations: int  # kept for the backward pass, with the logits and the largest temporary
+    activations: int  # kept for the backward pass, with the logits
+    update: int  # temporaries of the optimizer's step
+    is_checkpointed: bool  # activations are computed again
 
     @property
     def peak(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        """Kept activations are freed while gradients come to be; none are left when the optimizer steps.
+
+        Activations that are computed again are there beside the gradients of all later layers.
+        """
+        backward = self.activations + (self.gradients if self.is_checkpointed else 0)
+        return self.weights + self.optimizer + max(backward, self.gradients + self.update)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,8 @@ def estimate(config: Any, plan: Plan, methods: Sequence[Method] = METHODS) -> li
                 gradients=FP32 * learned,
                 optimizer=ADAM * learned,
                 activations=_activations(config, plan, sizes, is_full=is_full),
+                update=2 * FP32 * (sizes.embedding if is_full else 0),
+                is_checkpointed=plan.gradient_checkpointing,
             )
         )
     return rows
@@ -109,6 +118,7 @@ class _Sizes:
     total: int
     linear: int  # of the linear layers that bitsandbytes quantizes: all but the head
     largest: int  # of one of them
+    embedding: int  # the largest of all: of the input embeddings
     vocabulary: int
     hidden: int
     layers: int
@@ -125,6 +135,7 @@ class _Sizes:
             total=sum(p.numel() for p in model.parameters()),
             linear=sum(linear),
             largest=max(linear),
+            embedding=model.get_input_embeddings().weight.numel(),
             vocabulary=text.vocab_size,
             hidden=text.hidden_size,
             layers=text.num_hidden_layers,
@@ -168,7 +179,10 @@ def _kept(config: Any, plan: Plan, layers: int, *, is_full: bool) -> int:
     if not is_full:
         model.requires_grad_(False)
         adapter = LoraConfig(
-            r=plan.r, target_modules=sorted(_wanted(model, plan.target)), task_type="CAUSAL_LM"
+            r=plan.r,
+            target_modules=sorted(_wanted(model, plan.target)),
+            fan_in_fan_out=has_conv1d(model),
+            task_type="CAUSAL_LM",
         )
         get_peft_model(model, adapter, low_cpu_mem_usage=True)
     with FakeTensorMode():

@@ -19,6 +19,7 @@ from transformers import (
     BitsAndBytesConfig,
     set_seed,
 )
+from transformers.pytorch_utils import Conv1D
 
 from adapters.errors import BaseModelError
 from adapters.training.base import Base, pick_device, pick_dtype
@@ -164,6 +165,7 @@ def _lora_config(model: Any, config: TrainConfig, name: str, init: bool | str) -
         target_modules=targets(model, config.target_modules),
         rank_pattern=dict(config.rank_pattern),
         alpha_pattern={key: int(v) if v.is_integer() else v for key, v in config.alpha_pattern.items()},
+        fan_in_fan_out=has_conv1d(model),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights=init,
@@ -213,5 +215,10 @@ def _last_number(name: str) -> tuple[str, str, str]:
     return (match[1], match[2], match[3]) if match else ("", "", name)
 
 
+def has_conv1d(model: Any) -> bool:
+    """Whether linear layers are GPT-2's Conv1D, whose weights are [in, out]."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
 def _is_linear(module: Any) -> bool:
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+    return isinstance(module, torch.nn.Linear | Conv1D)

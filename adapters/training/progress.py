@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -168,14 +169,16 @@ class StopCallback(TrainerCallback):  # type: ignore[misc]
 def stop_on_signals(callback: StopCallback) -> Iterator[None]:
     """SIGINT and SIGTERM ask ``callback`` to stop; a second one ends the process at once.
 
-    Only the main thread gets signals; on another one nothing is changed.
+    Only the main thread gets signals; on another one nothing is changed. Nor is it in one of several
+    processes, which would stop at different steps: there the last checkpoint is what is resumed from.
     """
 
     def ask(number: int, _frame: FrameType | None) -> None:
         callback.signal = signal.Signals(number)
         signal.signal(number, previous[signal.Signals(number)])
 
-    if threading.current_thread() is not threading.main_thread():
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if threading.current_thread() is not threading.main_thread() or not is_alone:
         yield
         return
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,0 +1,43 @@
+"""One process of a run that ``accelerate launch`` or ``torchrun`` starts, from a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from adapters.errors import AdapterError
+from adapters.training.config_load import load_config
+
+
+def main() -> int:
+    """Train as the YAML file says; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m adapters.training.worker", description=__doc__)
+    parser.add_argument("config", type=Path, help="YAML file with the options of manylora train")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
+    given = parser.parse_args()
+    from torch import distributed  # noqa: PLC0415  (after the arguments are known to be good)
+
+    from adapters.training.run import train  # noqa: PLC0415
+
+    try:
+        train(
+            load_config({}, given.config),
+            resume=given.resume,
+            overwrite=given.overwrite,
+            console=Console(stderr=True),
+        )
+    except AdapterError as error:
+        print(f"manylora: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
