@@ -32,7 +32,7 @@ _AHEAD = 4  # sets in line whose members are read already; what they hold in mem
 class _Waiter:
     members: tuple[Revision, ...]
     granted: asyncio.Future[None]
-    since: float
+    since: float | None = None  # when it was first found that there is no room
     brief: bool = False  # wants its members to be resident, and to hold them no longer than that
     loads: dict[str, asyncio.Future[PackedAdapter]] = field(default_factory=dict)  # of missing members
 
@@ -158,7 +158,9 @@ class Placement:
         return all(r.digest in self._resident for r in members)
 
     def _must_queue(self) -> bool:
-        return bool(self._line) and monotonic() - self._line[0].since > _PATIENCE
+        """Whether the first in line has waited too long for room; a read that takes long is no reason."""
+        since = self._line[0].since if self._line else None
+        return since is not None and monotonic() - since > _PATIENCE
 
     def hold(self, members: Sequence[Revision]) -> None:
         """Begin one hold on each member, all of which are resident."""
@@ -167,7 +169,7 @@ class Placement:
             self._resident.move_to_end(revision.digest)
 
     def _join(self, members: Sequence[Revision], *, brief: bool = False) -> _Waiter:
-        waiter = _Waiter(tuple(members), asyncio.get_running_loop().create_future(), monotonic(), brief)
+        waiter = _Waiter(tuple(members), asyncio.get_running_loop().create_future(), brief=brief)
         self._line.append(waiter)
         self._read_ahead()
         if self._loader is None or self._loader.done():
@@ -205,6 +207,7 @@ class Placement:
                 self._released.clear()
                 progress = await self._place(waiter, packed)
             if not progress:
+                waiter.since = monotonic() if waiter.since is None else waiter.since
                 await self._released.wait()
 
     async def _place(self, waiter: _Waiter, packed: Mapping[str, PackedAdapter]) -> bool:

@@ -33,6 +33,8 @@ async def test_a_request_with_many_prompts_waits_once(
         request = asyncio.create_task(app(exchange.scope, exchange.receive, exchange.send))
         while not manager._placement._line:
             await asyncio.sleep(0)
+        while manager._placement._line[0].since is None:  # it is read, and there is no room
+            await asyncio.sleep(0)
         behind = asyncio.create_task(manager.lease(await manager.resolve(parse_mix("beta"))))
         await asyncio.sleep(0)
         held.release()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import threading
 
 import pytest
 
 import server.engine.placement as placement_module
+from server.engine.revision import Revision
+from server.model.pages import PackedAdapter
 from tests.engine.shelf import Shelf, cancel, waiting_for
+from tests.engine.shop import Shop
 from tests.engine.waiting import settle, until
 
 
@@ -100,6 +105,7 @@ async def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     hot, cold = shelf.revision("hot"), shelf.revision("cold")
     await shelf.placement.acquire([hot])
     first = await waiting_for(shelf, cold)
+    await until(lambda: shelf.placement._line[0].since)
     now[0] += 0.2
     await shelf.placement.acquire([hot])
     shelf.placement.release([hot])
@@ -164,3 +170,51 @@ async def test_the_empty_set_needs_nothing() -> None:
     task = await waiting_for(shelf, shelf.revision("b"))
     await shelf.placement.acquire([])
     await cancel(task)
+
+
+async def test_zipf_traffic_over_500_adapters_starves_nobody() -> None:
+    """Room for 20: every request is served, the rare ones too, and none waits for more than its share."""
+    rng = random.Random(0)
+    shelf = Shelf(20, memory=40)
+    revisions = [shelf.revision(f"r{i}") for i in range(500)]
+    weights = [1 / (i + 1) for i in range(500)]
+    served, waits = 0, []
+
+    async def request(revision: Revision) -> None:
+        nonlocal served
+        before = served
+        await shelf.placement.acquire([revision])
+        waits.append(served - before)  # others that were served in between
+        await asyncio.sleep(0)
+        assert shelf.intact(revision)
+        shelf.placement.release([revision])
+        served += 1
+
+    async def client() -> None:
+        for revision in rng.choices(revisions, weights, k=40):
+            await request(revision)
+
+    await asyncio.wait_for(asyncio.gather(*(client() for _ in range(32))), 120)
+    assert served == 32 * 40
+    assert sorted(waits)[int(0.99 * len(waits))] < 32 * 8
+    shelf.placement.check()
+
+
+async def test_a_read_that_hangs_stops_no_running_step(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    await shop.load("a", "b")
+    await shop.manager.evict("b")
+    gate = threading.Event()
+    read = shop.manager._tiers._read
+
+    def hanging(digest: str) -> PackedAdapter:
+        assert gate.wait(30)
+        return read(digest)
+
+    monkeypatch.setattr(shop.manager._tiers, "_read", hanging)
+    cold = asyncio.create_task(shop.lease("b"))
+    await settle()
+    answers = [await shop.answer("a", (1, 2, 3), shop.harness.new_engine()) for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert not cold.done()
+    gate.set()
+    (await cold).release()
