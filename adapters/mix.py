@@ -1,7 +1,7 @@
 """The mix: what one request runs with, as (thing, weight) pairs, and its textual grammar.
 
     expression := term ("+" term)*
-    term       := name ["@" revision] ["*" weight]
+    term       := name ["@" (revision | revision ".merged" | "merged")] ["*" weight]
     weight     := ["-"] (digits ["." [digits]] | "." digits) [("e" | "E") ["-"] digits]
 
 ``support``, ``support@3f9a1c2e``, ``support*0.5`` and ``support*0.7+legal*-0.3`` are all mixes; the
@@ -26,7 +26,8 @@ MAX_ENTRIES = 8
 MAX_WEIGHT = 8.0
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-_REVISION = re.compile(r"[0-9a-f]{4,64}|merged")
+_MERGED = "merged"
+_REVISION = re.compile(rf"([0-9a-f]{{4,64}})(\.{_MERGED})?|{_MERGED}")
 _WEIGHT = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]-?[0-9]+)?")
 
 
@@ -35,8 +36,9 @@ class MixTerm:
     """One term as the client wrote it: names not yet resolved to revisions."""
 
     name: str
-    revision: str | None = None  # digest prefix, or "merged" for the variant
+    revision: str | None = None  # digest prefix
     weight: float = 1.0
+    merged: bool = False  # to be answered by the mix's merged copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,13 @@ def parse_mix(expression: str) -> tuple[MixTerm, ...]:
 def _parse_term(text: str) -> MixTerm:
     head, star, weight_text = text.partition("*")
     name, at, revision = head.partition("@")
-    if at and not _REVISION.fullmatch(revision):
+    found = _REVISION.fullmatch(revision)
+    if at and found is None:
         raise MixError(f"{text[:200]!r}: after '@' comes a revision (4 to 64 hex digits) or 'merged'")
     if star and not _WEIGHT.fullmatch(weight_text):
         raise MixError(f"{text[:200]!r}: after '*' comes a weight such as 0.5, without a plus sign")
     weight = check_weight(float(weight_text), repr(name[:200])) if star else 1.0
-    return MixTerm(check_name(name), revision if at else None, weight)
+    return MixTerm(check_name(name), found[1] if found else None, weight, revision.endswith(_MERGED))
 
 
 def format_mix(terms: Iterable[MixTerm]) -> str:
@@ -103,7 +106,9 @@ def format_mix(terms: Iterable[MixTerm]) -> str:
 
 
 def _format_term(term: MixTerm) -> str:
-    revision = "" if term.revision is None else f"@{term.revision}"
+    parts = [term.revision, _MERGED if term.merged else None]
+    revision = ".".join(part for part in parts if part is not None)
+    revision = f"@{revision}" if revision else ""
     weight = "" if term.weight == 1.0 else f"*{float(term.weight)!r}"
     return f"{term.name}{revision}{weight}"
 

@@ -119,6 +119,9 @@ class Settings(BaseSettings):
         AutoSize,
         Flag(ADAPTERS, "SIZE", "Host memory that caches adapters, as 1GiB. Default: auto."),
     ] = None
+    merge_memory: Annotated[
+        AutoSize, Flag(ADAPTERS, "SIZE", "Memory for merged copies, as 2GiB. Default: auto.")
+    ] = None
     keep_revisions: Annotated[
         int,
         Flag(ADAPTERS, "COUNT", "Revisions of a name that are kept, to roll back to."),

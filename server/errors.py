@@ -55,3 +55,7 @@ class QueueFull(ServerError):
 
 class EngineDead(ServerError):
     """The engine thread has stopped; nothing can be generated until the process restarts."""
+
+
+class CopyFailed(ServerError):
+    """A merged copy could not be built; the message says of what and why."""

@@ -12,6 +12,7 @@ from server.kernels.inputs import BLOCK_SIZE
 
 _KV_SHARE = 0.4  # of what is free once the model is loaded
 _ADAPTER_SHARE = 0.25
+_MERGE_SHARE = 0.25
 _CACHE_SHARE = 0.1  # of the host's memory
 _MOST_CACHE = 1 << 30
 _MEMINFO = Path("/proc/meminfo")
@@ -65,3 +66,8 @@ def cache_bytes(wanted: int | None) -> int:
 def adapter_bytes(wanted: int | None, available: int) -> int:
     """Bytes of device memory for rank pages; a quarter of what is free if the user does not say."""
     return int(available * _ADAPTER_SHARE) if wanted is None else wanted
+
+
+def merge_bytes(wanted: int | None, available: int) -> int:
+    """Bytes for merged copies; a quarter of what is free if the user does not say. Taken only when used."""
+    return int(available * _MERGE_SHARE) if wanted is None else wanted

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from adapters.artifact import Limits
@@ -19,10 +20,11 @@ from adapters.store import RevisionStore
 from server.config import Settings
 from server.engine.async_engine import AsyncEngine
 from server.engine.engine import Engine, EngineConfig
+from server.engine.measuring import PROBES, compare
 from server.engine.residency import AdapterManager
 from server.errors import ConfigError, ModelRefused
 from server.kernels.inputs import BLOCK_SIZE
-from server.memory import adapter_bytes, available_bytes, cache_bytes, num_kv_blocks
+from server.memory import adapter_bytes, available_bytes, cache_bytes, merge_bytes, num_kv_blocks
 from server.metrics import Metrics
 from server.model.decoder import Decoder
 from server.model.languages import Languages
@@ -114,18 +116,26 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
     metrics = Metrics()
     core = _engine(loaded, prepared, settings, metrics)
     max_open = settings.max_num_seqs + settings.max_waiting
+    engine = AsyncEngine(core, max_model_len=max_model_len, max_open=max_open)
     store = RevisionStore(settings.data_dir / "adapters")
+    base = describe_base(loaded, prepared.decoder, name)
+    adapters = _adapters(base, prepared.pool, store, settings, metrics=metrics)
+    prompts = [loaded.tokenizer.encode(text)[: max_model_len - 1] for text in PROBES]
+    adapters.keep_merged_copies(
+        prepared.decoder,
+        partial(compare, engine, prompts),
+        budget=merge_bytes(settings.merge_memory, available_bytes(loaded.device)),
+        element_bytes=loaded.dtype.itemsize,
+    )
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
     return Service(
         config=settings,
         model_name=name,
         tokenizer=loaded.tokenizer,
         languages=Languages(loaded.tokenizer, processes, store.path),
-        engine=AsyncEngine(core, max_model_len=max_model_len, max_open=max_open),
+        engine=engine,
         core=core,
-        adapters=_adapters(
-            describe_base(loaded, prepared.decoder, name), prepared.pool, store, settings, metrics=metrics
-        ),
+        adapters=adapters,
         store=store,
         sources=source_policy(settings),
         metrics=metrics,

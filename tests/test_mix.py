@@ -23,8 +23,8 @@ from adapters.mix import (
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,20}", fullmatch=True)
 weights = st.floats(-8, 8, allow_nan=False)
-revisions = st.none() | st.just("merged") | st.from_regex(r"[0-9a-f]{4,64}", fullmatch=True)
-terms = st.builds(MixTerm, names, revisions, weights)
+revisions = st.none() | st.from_regex(r"[0-9a-f]{4,64}", fullmatch=True)
+terms = st.builds(MixTerm, names, revisions, weights, st.booleans())
 entries = st.lists(st.builds(MixEntry, st.sampled_from(["aa", "bb", "cc"]), weights), max_size=8)
 
 
@@ -33,12 +33,13 @@ entries = st.lists(st.builds(MixEntry, st.sampled_from(["aa", "bb", "cc"]), weig
     [
         ("support", [MixTerm("support")]),
         ("support@3f9a1c2e", [MixTerm("support", "3f9a1c2e")]),
-        ("support@merged", [MixTerm("support", "merged")]),
+        ("support@merged", [MixTerm("support", merged=True)]),
+        ("support@3f9a1c2e.merged", [MixTerm("support", "3f9a1c2e", merged=True)]),
         ("support*0.5", [MixTerm("support", None, 0.5)]),
         ("a*0", [MixTerm("a", None, 0.0)]),
         ("a*.5+b*2.", [MixTerm("a", None, 0.5), MixTerm("b", None, 2.0)]),
         ("a*0.7+legal*-0.3", [MixTerm("a", None, 0.7), MixTerm("legal", None, -0.3)]),
-        ("a@merged*0.25+b", [MixTerm("a", "merged", 0.25), MixTerm("b")]),
+        ("a@merged*0.25+b", [MixTerm("a", None, 0.25, merged=True), MixTerm("b")]),
         ("a*1e-3", [MixTerm("a", None, 0.001)]),
         ("a*1e0", [MixTerm("a", None, 1.0)]),
         ("org.model:v1-2*8", [MixTerm("org.model:v1-2", None, 8.0)]),
@@ -54,6 +55,7 @@ def test_expressions(expression: str, expected: list[MixTerm]) -> None:
     [
         "a*", "a*x", "a*0.5*2", "a*nan", "a*inf", "a*-inf", "a*8.01", "a*1e1", "a*1e400", "a*1_0", "a* 1",
         "a*٣", "a*0x1", "a*--1", "a*1e", "a*.", "a@", "a@xyz", "a@3F9A", "a@abc", "a@merged@merged",
+        "a@.merged", "a@3f9a.merge",
         "a*1e+0", "a*+1", "+".join(["a"] * (MAX_ENTRIES + 1)), "+" * 1_000_000,
     ],
 )  # fmt: skip

@@ -21,6 +21,7 @@ from server.api import (
     docs,
     health,
     lora,
+    merge,
     models,
     publish,
     tokenize,
@@ -34,7 +35,20 @@ from server.service import Service
 
 OPEN_PATHS = docs.PATHS | {"/health", "/ready", "/openapi.json"}  # need no key
 
-_RESOURCES = (chat, completions, compare, models, adapters, publish, aliases, lora, tokenize, health, docs)
+_RESOURCES = (
+    chat,
+    completions,
+    compare,
+    models,
+    adapters,
+    publish,
+    aliases,
+    merge,
+    lora,
+    tokenize,
+    health,
+    docs,
+)
 _HANDLED = (
     ServerError,
     AdapterError,

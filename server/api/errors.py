@@ -35,7 +35,7 @@ from adapters.errors import (
 )
 from server.api.limits import MAX_NAME_SHOWN, MAX_REPORTED_FAULTS
 from server.api.responses import Json
-from server.errors import EngineDead, ModelNotFound, QueueFull, RequestError, ServerError
+from server.errors import CopyFailed, EngineDead, ModelNotFound, QueueFull, RequestError, ServerError
 
 INVALID = "invalid_request_error"
 
@@ -106,6 +106,7 @@ TABLE: dict[type[Exception], Row] = {
     AdapterTooLarge: Row(422, INVALID, "adapter_too_large", "unprocessable", "model"),
     QueueFull: Row(429, "rate_limit_error", "queue_full", "queue_full"),
     ClientDisconnect: Row(499, INVALID, "client_closed", None),
+    CopyFailed: Row(500, "server_error", "merge_failed", "internal"),
     GenerationFailed: Row(500, "server_error", "generation_failed", None),
     StoreError: Row(507, "server_error", "store_failed", "internal"),
     SourceUnreachable: Row(502, "server_error", "source_unreachable", "unavailable", "source"),

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 from fastapi import Request
@@ -69,7 +69,7 @@ def _terms_of(adapters: Sequence[AdapterWeight]) -> tuple[MixTerm, ...]:
         (term, *others) = parse_mix(entry.name)
         if others or "*" in entry.name:
             raise MixError(f"'{entry.name}': an entry names one adapter, its strength goes into 'weight'")
-        terms.append(MixTerm(term.name, term.revision, check_weight(entry.weight, f"'{term.name}'")))
+        terms.append(replace(term, weight=check_weight(entry.weight, f"'{term.name}'")))
     return tuple(terms)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from adapters.errors import AdapterNotFound, MixError
 from adapters.mix import MAX_ENTRIES, MixTerm, check_weight, parse_mix
@@ -43,7 +44,9 @@ def _expand(term: MixTerm, alias: AliasRecord | None, base: str, user: str | Non
     target = choose(alias, user)
     where = f"{target!r} in alias {term.name!r}"
     return [
-        MixTerm(part.name, part.revision, check_weight(part.weight * term.weight, where))
+        replace(
+            part, weight=check_weight(part.weight * term.weight, where), merged=part.merged or term.merged
+        )
         for part in target_terms(target, base)
     ]
 

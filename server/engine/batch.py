@@ -47,6 +47,7 @@ def build_batch(scheduled: Seq[Scheduled]) -> Batch:
         block_tables=tables,
         logits_rows=np.array(logits.rows, np.int64),
         lora=lora_inputs([s.stage.members for s in sequences]),
+        merged=sequences[0].mix.merged,  # of all of them: the scheduler sees to that
     )
     return Batch(inputs, ordered, tuple(logits.sampling), tuple(logits.scoring), tuple(logits.wanted))
 

@@ -83,6 +83,8 @@ class Holdings:
             AdapterNotFound: a member was deleted meanwhile, and its files with it.
             SourceMissing, ArtifactError: its files are gone or damaged.
         """
+        if resolution.variant is not None:
+            return Lease(self, resolution)
         try:
             await self._acquire(resolution.members)
         except BaseException:
@@ -106,7 +108,10 @@ class Holdings:
         """A further lease on a mix that is leased now."""
         assert not resolution.dropped
         self.refer(resolution.members)
-        self.placement.hold(resolution.members)
+        if resolution.variant is not None:
+            resolution.variant.refer()
+        else:
+            self.placement.hold(resolution.members)
         return Lease(self, replace(resolution))
 
     def drop(self, resolution: Resolution) -> None:
@@ -116,6 +121,8 @@ class Holdings:
         resolution.dropped = True
         if resolution.leased:
             self.placement.release(resolution.members)
+        if resolution.variant is not None:
+            resolution.variant.release()
         for revision in resolution.members:
             revision.references -= 1
             if not revision.references:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from server.engine.revision import Revision
 from server.engine.sequence import ResolvedMix
+from server.engine.variants import Variant
 
 
 @dataclass(eq=False)
@@ -17,6 +18,7 @@ class Resolution:
     served_model: str  # the mix with the revisions that answer: "support@3f9a1c2e*0.7"
     label: str  # in the metrics
     digest: bytes
+    variant: Variant | None = None  # the merged copy that runs instead of the members
     leased: bool = False
     dropped: bool = False
 
@@ -42,10 +44,7 @@ class Lease:
         self._holder = holder
         self._resolution = resolution
         self.served_model = resolution.served_model
-        pages = [(revision.pages, weight) for revision, weight in resolution.entries]
-        members = tuple((p, w) for p, w in pages if p is not None)
-        assert len(members) == len(pages), "a lease covers resident revisions only"
-        self.mix = ResolvedMix(members, resolution.digest, resolution.label)
+        self.mix = _running(resolution)
 
     def share(self) -> Lease:
         """Another lease on the same mix, at once: its members are on the device already.
@@ -58,3 +57,13 @@ class Lease:
     def release(self) -> None:
         """Give the references back. Calling it again does nothing."""
         self._holder.drop(self._resolution)
+
+
+def _running(resolution: Resolution) -> ResolvedMix:
+    if resolution.variant is not None:  # K and V differ from the mix's by rounding: their blocks are apart
+        digest = b"merged:" + resolution.digest
+        return ResolvedMix((), digest, resolution.label, resolution.variant.weights)
+    pages = [(revision.pages, weight) for revision, weight in resolution.entries]
+    members = tuple((p, w) for p, w in pages if p is not None)
+    assert len(members) == len(pages), "a lease covers resident revisions only"
+    return ResolvedMix(members, resolution.digest, resolution.label)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from adapters.artifact import Artifact, Limits, read_artifact
 from adapters.base import BaseModel
+from adapters.delta import ModuleDelta
 from adapters.errors import AdapterNotFound, AdapterTooLarge, ArtifactError, SourceMissing
 from adapters.provenance import Provenance, read_provenance
 from adapters.publish import reclaim
@@ -85,17 +86,27 @@ class Library:
             SourceMissing: its directory is not there.
             ArtifactError: it is not what it was.
         """
-        try:
-            directory = self._store.path(digest)
-        except AdapterNotFound:
-            raise SourceMissing(f"the files of revision {digest[:SHOWN_DIGITS]} are gone") from None
-        artifact = read_artifact(directory, self._base, self._limits)
-        if artifact.digest != digest:
-            raise ArtifactError([f"the stored copy of revision {digest[:SHOWN_DIGITS]} has changed"])
-        norms = NormFile.beside(directory, digest, self._base.weights_key, self._pool.data.dtype)
+        artifact = self._artifact(digest)
+        norms = NormFile.beside(artifact.directory, digest, self._base.weights_key, self._pool.data.dtype)
         return self._pool.pack(
             digest, artifact.delta, artifact.activation, norms, vocabulary=artifact.vocabulary
         )
+
+    def deltas(self, digest: str) -> Mapping[str, ModuleDelta]:
+        """What a revision does to each target module.
+
+        Raises:
+            SourceMissing: its directory is not there.
+            ArtifactError: it is not what it was, or has parts that are not weights of target modules.
+        """
+        artifact = self._artifact(digest)
+        if artifact.activation is not None:
+            raise ArtifactError(["an aLoRA can't be merged: it does not run from the first token on"])
+        if artifact.vocabulary is not None:
+            raise ArtifactError(
+                ["an adapter with embeddings or a head of its own can't be merged here; export it"]
+            )
+        return artifact.delta
 
     def reclaim(self, digest: str) -> None:
         """Delete a revision's files, unless some name has it again; StoreError if the disk refused."""
@@ -108,6 +119,16 @@ class Library:
         except AdapterNotFound:
             return False
         return True
+
+    def _artifact(self, digest: str) -> Artifact:
+        try:
+            directory = self._store.path(digest)
+        except AdapterNotFound:
+            raise SourceMissing(f"the files of revision {digest[:SHOWN_DIGITS]} are gone") from None
+        artifact = read_artifact(directory, self._base, self._limits)
+        if artifact.digest != digest:
+            raise ArtifactError([f"the stored copy of revision {digest[:SHOWN_DIGITS]} has changed"])
+        return artifact
 
     def _facts(
         self, artifact: Artifact, source: str, provenance: Provenance, warning: str | None

@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from adapters.errors import AdapterNotFound, AdapterTooLarge
-from adapters.mix import MixEntry, MixTerm, mix_digest, normalize
+from adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
 from adapters.records import NameRecord, RevisionRecord, State
 from server.engine.aliases import expand
+from server.engine.copies import Copies
 from server.engine.lease import Lease, Resolution
-from server.engine.lifecycle import Lifecycle
-from server.engine.resolving import describe, digest_of, label_of
+from server.engine.resolving import asks_merged, describe, digest_of, label_of
 from server.engine.status import AdapterStatus, Registered
+from server.engine.variants import Variant
 from server.metric_families import BASE
 
 
-class AdapterManager(Lifecycle):
+class AdapterManager(Copies):
     """Names, the revisions they point to, and the requests that hold those. Lives on the event loop."""
 
     def get(self, name: str) -> Registered:
@@ -68,7 +69,7 @@ class AdapterManager(Lifecycle):
 
         Raises:
             AdapterNotFound: a name, or its revision, does not exist or does not serve.
-            MixError: a variant is asked for, or the aliases come to no valid mix.
+            MixError: merged copies are asked for of some members only, or the aliases come to no valid mix.
             AdapterTooLarge: the members together exceed the memory given to adapters.
             ArtifactError: a source has an adapter of an unknown name, but it can't be served.
             QueueFull: too many unknown names are being looked up.
@@ -77,11 +78,12 @@ class AdapterManager(Lifecycle):
             if not self._is_ready(term.name):  # as far as this server knows
                 await self._lookup.find(term.name)
         terms = expand(terms, self._catalogue.aliases, self.base.name, user)
+        merged = asks_merged(terms)
         digests = {term: digest_of(term, self._admitted(term.name)) for term in terms}
         entries = normalize(MixEntry(digests[term], term.weight) for term in terms)
         members = tuple((self._holdings.revision(e.digest), e.weight) for e in entries)
         needed = sum(revision.nbytes for revision, _ in members)
-        if needed > self._placement.capacity_bytes:
+        if not merged and needed > self._placement.capacity_bytes:
             raise AdapterTooLarge(
                 f"this mix needs {needed} bytes of adapter memory, the server has "
                 f"{self._placement.capacity_bytes}"
@@ -89,11 +91,16 @@ class AdapterManager(Lifecycle):
         for name in {term.name for term in terms}:
             self._follower.touch(name)
             self._metrics.adapter_used(name)
+        variant = self._merged_copy(entries, terms) if merged else None
         self._holdings.refer(revision for revision, _ in members)
-        self._holdings.warm_up(revision for revision, _ in members)
+        if variant is None:
+            self._holdings.warm_up(revision for revision, _ in members)
         return Resolution(
-            members, describe(terms, digests, self.base.name), label_of(terms), mix_digest(entries)
+            members, describe(terms, digests, self.base.name), label_of(terms), mix_digest(entries), variant
         )
+
+    def _merged_copy(self, entries: Sequence[MixEntry], terms: Sequence[MixTerm]) -> Variant:
+        return self._copies().take(entries, format_mix(terms))
 
     def knows(self, terms: Sequence[MixTerm]) -> bool:
         """Whether :meth:`resolve` would answer at once."""

@@ -16,10 +16,7 @@ def digest_of(term: MixTerm, record: NameRecord) -> str:
 
     Raises:
         AdapterNotFound: the name has no such revision.
-        MixError: a variant is asked for.
     """
-    if term.revision == "merged":
-        raise MixError(f"'{term.name}@merged': this server keeps no merged copies")
     assert record.digest is not None
     if term.revision is None or record.digest.startswith(term.revision):
         return record.digest
@@ -40,12 +37,27 @@ def find_revision(record: NameRecord, prefix: str) -> str:
     raise AdapterNotFound(f"adapter {record.name!r} has {problem} {prefix}; its revisions are {have}")
 
 
+def asks_merged(terms: Sequence[MixTerm]) -> bool:
+    """Whether the merged copy of a mix is asked for.
+
+    Raises:
+        MixError: of some members, but not of all: a copy is made of a whole mix.
+    """
+    plain = [term.name for term in terms if not term.merged]
+    if plain and len(plain) < len(terms):
+        raise MixError(
+            f"a merged copy is of a whole mix: write '@merged' behind {plain[0]!r} as well, or nowhere"
+        )
+    return bool(terms) and not plain
+
+
 def describe(terms: Sequence[MixTerm], digests: Mapping[MixTerm, str], base: str) -> str:
     """The mix as a model string that names the revisions it runs."""
     if not terms:
         return base
     parts = (
-        f"{term.name}@{digests[term][:SHOWN_DIGITS]}" + ("" if term.weight == 1.0 else f"*{term.weight:g}")
+        f"{term.name}@{digests[term][:SHOWN_DIGITS]}{'.merged' if term.merged else ''}"
+        + ("" if term.weight == 1.0 else f"*{term.weight:g}")
         for term in terms
     )
     return "+".join(parts)

@@ -3,7 +3,8 @@
 There is no prefill and no decode phase: a sequence's ``num_computed_tokens`` catches up with its
 length, as fast as the step's token budget allows. Rows that need one token go first, so that a long
 prompt delays running answers by at most one budget. The rows of a sequence in one step all run the same
-members of its mix: a chunk ends where an aLoRA sets in.
+members of its mix: a chunk ends where an aLoRA sets in. And all rows of a step run on the same weights,
+the base's or those of one merged copy: where several have work, they take turns.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from time import monotonic
 
 from server.engine.block_manager import BlockManager
 from server.engine.sequence import Sequence
+from server.kernels.weights import MergedWeights
 
 MAX_WANTED_LOGITS = 32  # rows of a step whose logits are delivered: others wait for the lm_head on each
 
@@ -56,6 +58,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._preemptions = 0
+        self._last_turn: dict[int, int] = {}  # by identity of the weights, the step they last ran in
+        self._steps = 0
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -74,10 +78,25 @@ class Scheduler:
         return count
 
     def schedule(self) -> list[Scheduled]:
-        """The next step's work. Empty only if nothing is waiting or running."""
+        """The next step's work, all of it on one set of weights. Empty only if nothing waits or runs."""
+        self._steps += 1
+        for weights in self._turns():
+            if chosen := self._schedule(weights):
+                self._last_turn[id(weights)] = self._steps
+                return chosen
+        return []
+
+    def _turns(self) -> list[MergedWeights | None]:
+        """The weights that somebody asks for, those first that ran longest ago."""
+        asked = {id(s.mix.merged): s.mix.merged for s in (*self.running, *self.waiting)}
+        self._last_turn = {key: step for key, step in self._last_turn.items() if key in asked}
+        return sorted(asked.values(), key=lambda weights: self._last_turn.get(id(weights), 0))
+
+    def _schedule(self, weights: MergedWeights | None) -> list[Scheduled]:
         chosen: dict[int, Scheduled] = {}
         room, before = _Room(self._max_batch_tokens), self._preemptions
-        for sequence in sorted(self.running, key=lambda s: s.num_uncomputed_tokens > 1):
+        mine = [sequence for sequence in self.running if sequence.mix.merged is weights]
+        for sequence in sorted(mine, key=lambda s: s.num_uncomputed_tokens > 1):
             if sequence not in self.running:  # preempted for one before it
                 continue
             count = room.count(sequence, sequence.num_computed_tokens)
@@ -85,7 +104,7 @@ class Scheduler:
                 chosen[sequence.id] = Scheduled(sequence, count)
                 room.take(chosen[sequence.id])
         if self._preemptions == before:  # else a newcomer would only be preempted again
-            self._admit(chosen, room)
+            self._admit(chosen, room, weights)
         return list(chosen.values())
 
     def _make_room(self, sequence: Sequence, count: int, chosen: dict[int, Scheduled], room: _Room) -> bool:
@@ -110,12 +129,12 @@ class Scheduler:
         self._preemptions += 1
         self.waiting.appendleft(sequence)
 
-    def _admit(self, chosen: dict[int, Scheduled], room: _Room) -> None:
+    def _admit(self, chosen: dict[int, Scheduled], room: _Room, weights: MergedWeights | None) -> None:
         """Start waiting sequences while rows, budget and blocks last; siblings wait for their leader."""
         held: list[Sequence] = []
         while self.waiting and room.rows > 0 and len(self.running) < self._max_running:
             sequence = self.waiting.popleft()
-            if _follows_unfinished_prompt(sequence):
+            if sequence.mix.merged is not weights or _follows_unfinished_prompt(sequence):
                 held.append(sequence)
                 continue
             cached = self.blocks.match_prefix(sequence)

@@ -15,6 +15,7 @@ import torch
 
 from adapters.mix import MixEntry, mix_digest
 from server.kernels.inputs import AdapterPages
+from server.kernels.weights import MergedWeights
 
 
 class FinishReason(StrEnum):
@@ -56,6 +57,7 @@ class ResolvedMix:
     members: tuple[tuple[AdapterPages, float], ...] = ()
     digest: bytes = b""  # adapters.mix.mix_digest; b"" is the base
     label: str = "(base)"  # the adapter's name, or one of server.metrics.OWN_LABELS
+    merged: MergedWeights | None = None  # the weights a merged copy runs on, instead of the base's
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from server.kernels.weights import MergedWeights
+
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -180,3 +182,4 @@ class StepInputs:
     lora: LoraInputs | None  # None when every sequence runs the base
     embedded: EmbeddedRows | None = None  # their token ids are not looked at, but must be valid
     hidden: torch.Tensor | None = None  # [R, D] the step fills it with what the head is applied to
+    merged: MergedWeights | None = None  # the weights all rows run on; None: the base's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,6 +14,7 @@ _ALL = slice(None)
 # Of each of the seven: the matrix it is stacked in, and which part of it.
 _STACKED = (("qkv", 0), ("qkv", 1), ("qkv", 2), ("o", 0), ("gate_up", 0), ("gate_up", 1), ("down", 0))
 _MATRICES = ("qkv", "o", "gate_up", "down")
+_GROUPS = ((0, 1, 2), (3,), (4, 5), (6,))  # modules of each matrix
 
 
 class QuantizedLayer(Protocol):
@@ -51,6 +53,25 @@ class QuantizedMatrix:
 
 
 Matrix = torch.Tensor | QuantizedMatrix
+
+
+class MergedWeights(Protocol):
+    """The base with other weights in some target modules; everything else is the base's own memory.
+
+    Filled by one thread while steps run with other weights; unchanged once a step runs with it.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes beside the base."""
+
+    def put(
+        self,
+        modules: Sequence[int],
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor | None],
+    ) -> None:
+        """Give the target ``modules``, one whole group, the ``weights`` [out, in] and ``biases`` [out]."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +158,11 @@ class DecoderWeights:
         bias: torch.Tensor | None = getattr(self.layers[layer], f"{name}_bias")
         return None if bias is None else bias[self.rows(module)]
 
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The target modules by the matrix that holds them."""
+        first = range(0, MODULES_PER_LAYER * len(self.layers), MODULES_PER_LAYER)
+        return tuple(tuple(i + k for k in group) for i in first for group in _GROUPS)
+
     def place(self, module: int) -> tuple[int, str]:
         """The layer of a LoRA target module, and the field of the matrix that holds it."""
         return module // MODULES_PER_LAYER, _STACKED[module % MODULES_PER_LAYER][0]
@@ -155,6 +181,16 @@ class DecoderWeights:
 
     def _part(self, module: int) -> int:
         return _STACKED[module % MODULES_PER_LAYER][1]
+
+
+def stack_biases(
+    weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
+) -> torch.Tensor | None:
+    """The biases along out, zeros for a module that has none beside one that does; None if none has."""
+    if all(bias is None for bias in biases):
+        return None
+    parts = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)]
+    return torch.cat(parts)
 
 
 def dense(matrix: Matrix) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from adapters.base import TargetModule
 from server.kernels.inputs import StepInputs
+from server.kernels.weights import MergedWeights
 from server.model.tables import BaseTables
 
 
@@ -53,6 +54,13 @@ class Decoder(Protocol):
 
         ``max_rows`` bounds the rows T of a step.
         """
+
+    @property
+    def merge_groups(self) -> Sequence[tuple[int, ...]]:
+        """The modules by number, those together whose merged weights are given together."""
+
+    def merged(self) -> MergedWeights:
+        """Weights for :attr:`StepInputs.merged`; so far they are the base's. After :meth:`allocate`."""
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step; the logits [R, W] of ``inputs.logits_rows``, valid until the next step.

@@ -16,7 +16,14 @@ from server.kernels.inputs import StepInputs
 from server.kernels.reference.quantized import Quantized
 from server.kernels.reference.step import ReferenceStep
 from server.kernels.reference.vocabulary import plan_vocabulary
-from server.kernels.weights import DecoderWeights, LayerWeights, Matrix, QuantizedMatrix
+from server.kernels.weights import (
+    DecoderWeights,
+    LayerWeights,
+    Matrix,
+    MergedWeights,
+    QuantizedMatrix,
+    stack_biases,
+)
 from server.model.quantize import is_quantized
 from server.model.tables import BaseTables
 
@@ -93,6 +100,14 @@ class FusedDecoder:
             self._step = NativeStep(self.weights, pool, num_blocks, max_rows, torch.get_num_threads())
         else:
             self._step = ReferenceStep(self.weights, pool, num_blocks)
+
+    @property
+    def merge_groups(self) -> Sequence[tuple[int, ...]]:
+        return self.weights.groups()
+
+    def merged(self) -> MergedWeights:
+        assert self._step is not None, "allocate() comes first"
+        return self._step.merged()
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
         assert self._step is not None, "allocate() comes before step()"
@@ -179,17 +194,11 @@ def _stack_weights(linears: Sequence[nn.Linear]) -> Matrix:
 
 
 def _stack_biases(linears: Sequence[nn.Linear]) -> torch.Tensor | None:
-    """Biases along out, zeros for a layer that has none beside one that does.
-
-    None if none has, or if the layers are quantized: they add it themselves.
-    """
-    if _any_quantized(linears) or all(linear.bias is None for linear in linears):
+    """Biases along out; None if there are none, or if the layers are quantized: they add it themselves."""
+    if _any_quantized(linears):
         return None
-    parts = [
-        linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
-        for linear in linears
-    ]
-    return torch.cat(parts)
+    biases = [None if linear.bias is None else linear.bias.detach() for linear in linears]
+    return stack_biases([linear.weight.detach() for linear in linears], biases)
 
 
 def _any_quantized(linears: Sequence[nn.Module]) -> bool:

@@ -20,7 +20,7 @@ FIELDS: list[Case] = [
     (CHAT, {"model": "meta/unknown"}, 404, "model", "meta/unknown"),
     (CHAT, {"model": "alpha*0.5+nobody*0.5"}, 404, "model", "nobody"),
     (CHAT, {"model": "alpha@00000000"}, 404, "model", "revision"),
-    (CHAT, {"model": "alpha@merged"}, 400, "model", "merged"),
+    (CHAT, {"model": "alpha@merged"}, 404, "model", "no merged copy"),
     (CHAT, {"model": "alpha*"}, 400, "model", "weight"),
     (CHAT, {"model": "alpha*nan"}, 400, "model", "weight"),
     (CHAT, {"model": "alpha*9"}, 400, "model", "between -8 and 8"),

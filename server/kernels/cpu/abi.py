@@ -96,6 +96,7 @@ class Step(ctypes.Structure):
         ("given_rows", _P),
         ("given", _P),
         ("final_hidden", _P),
+        ("layer", _P),
     )
 
 

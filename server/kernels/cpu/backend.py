@@ -10,9 +10,9 @@ import torch
 
 from server.kernels.cpu import abi
 from server.kernels.cpu.build import KernelBuildError, Variant, best_variant, library
-from server.kernels.cpu.pack import PackedWeights
+from server.kernels.cpu.pack import MergedLayers, PackedWeights
 from server.kernels.inputs import BLOCK_SIZE, AdapterPages, LoraInputs, StepInputs
-from server.kernels.weights import DecoderWeights, dense
+from server.kernels.weights import DecoderWeights, MergedWeights, dense
 
 _MAX_HEAD_DIM = 256
 
@@ -86,6 +86,10 @@ class NativeStep:
         start, stop, _ = self._weights.rows(module).indices(outputs)
         return self._packed.rows(layer, name, range(start, stop), inputs)
 
+    def merged(self) -> MergedWeights:
+        """Weights to run with instead of the base's; so far they are the base's."""
+        return MergedLayers(self._native, self._packed, self._weights)
+
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step. Returns fp32 logits [R, V] of ``inputs.logits_rows``, valid until the next step.
 
@@ -95,6 +99,8 @@ class NativeStep:
         count = len(inputs.logits_rows)
         if count > self._logits.shape[0]:
             self._logits = torch.empty(count, self._logits.shape[1])
+        merged = inputs.merged
+        assert merged is None or isinstance(merged, MergedLayers)
         lora = None if inputs.lora is None else ctypes.pointer(self._lora.struct(inputs.lora))
         given = inputs.embedded
         arguments = abi.Step(
@@ -115,6 +121,7 @@ class NativeStep:
             given_rows=None if given is None else given.rows.ctypes.data,
             given=None if given is None else given.values.data_ptr(),
             final_hidden=None if inputs.hidden is None else inputs.hidden.data_ptr(),
+            layer=None if merged is None else ctypes.addressof(merged.layers),
         )
         fault = self._native.manylora_step(self._engine, arguments)
         if fault != 0:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 
 from server.kernels.cpu import abi
 from server.kernels.cpu.memory import Arena
 from server.kernels.memory import total_bytes
-from server.kernels.weights import DecoderWeights, LayerWeights, dense
+from server.kernels.weights import DecoderWeights, LayerWeights, dense, stack_biases
 
 _BLOCK = 32  # outputs of a packed block
+_LINE = 64  # bytes a piece of an arena may be rounded up by
+_MATRICES = ("qkv", "o", "gate_up", "down")  # of a layer
 
 
 class PackedWeights:
@@ -28,7 +31,7 @@ class PackedWeights:
             layer=self._layers,
             embedding=self._hold(weights.embedding.contiguous()),
             final_norm=self._vector(weights.final_norm),
-            lm_head=self._hold(self._matrix(weights.lm_head)),
+            lm_head=self._hold(self._matrix("lm_head", weights.lm_head)),
             cos=self._vector(weights.cos),
             sin=self._vector(weights.sin),
             layers=len(weights.layers),
@@ -42,6 +45,10 @@ class PackedWeights:
             eps=weights.eps,
             scale=weights.scale,
         )
+
+    def copy_layers(self) -> ctypes.Array[abi.Layer]:
+        """A table of the layers, to be changed at will; it points to memory of these weights."""
+        return (abi.Layer * len(self._layers))(*self._layers)
 
     @property
     def nbytes(self) -> int:
@@ -64,26 +71,21 @@ class PackedWeights:
         return whole[skipped : skipped + len(rows)]
 
     def _layer(self, layer: LayerWeights) -> abi.Layer:
-        packed = {
-            "qkv": self._matrix(dense(layer.qkv)),
-            "o": self._matrix(dense(layer.o)),
-            "gate_up": self._gate_up(dense(layer.gate_up)),
-            "down": self._matrix(dense(layer.down)),
-        }
+        packed = {name: self._matrix(name, dense(getattr(layer, name))) for name in _MATRICES}
         self._matrices.append(packed)
         return abi.Layer(
             input_norm=self._vector(layer.input_norm),
             qkv=packed["qkv"].data_ptr(),
-            qkv_bias=self._bias(layer.qkv_bias),
+            qkv_bias=self._bias("qkv", layer.qkv_bias),
             q_norm=self._vector(layer.q_norm),
             k_norm=self._vector(layer.k_norm),
             o=packed["o"].data_ptr(),
-            o_bias=self._bias(layer.o_bias),
+            o_bias=self._bias("o", layer.o_bias),
             post_norm=self._vector(layer.post_norm),
             gate_up=packed["gate_up"].data_ptr(),
-            gate_up_bias=self._bias(None if layer.gate_up_bias is None else _interleave(layer.gate_up_bias)),
+            gate_up_bias=self._bias("gate_up", layer.gate_up_bias),
             down=packed["down"].data_ptr(),
-            down_bias=self._bias(layer.down_bias),
+            down_bias=self._bias("down", layer.down_bias),
             window=0 if layer.window is None else layer.window,
         )
 
@@ -94,24 +96,59 @@ class PackedWeights:
     def _vector(self, tensor: torch.Tensor | None) -> int | None:
         return None if tensor is None else self._hold(tensor.float().contiguous())
 
-    def _bias(self, bias: torch.Tensor | None) -> int | None:
-        if bias is None:
-            return None
-        return self._hold(torch.nn.functional.pad(bias.float(), (0, -len(bias) % _BLOCK)))
+    def _bias(self, name: str, bias: torch.Tensor | None) -> int | None:
+        return None if bias is None else self._hold(_padded_bias(name, bias))
 
-    def _matrix(self, matrix: torch.Tensor) -> torch.Tensor:
-        outputs, inputs = matrix.shape
-        packed = self._arena.take(_packed_elements(matrix), torch.bfloat16)
-        self._native.manylora_pack(matrix.contiguous().data_ptr(), packed.data_ptr(), outputs, inputs)
-        return packed
+    def _matrix(self, name: str, matrix: torch.Tensor) -> torch.Tensor:
+        return pack(self._native, name, matrix, self._arena)
 
-    def _gate_up(self, matrix: torch.Tensor) -> torch.Tensor:
-        outputs, inputs = matrix.shape
-        packed = self._arena.take(outputs * inputs, torch.bfloat16)
-        self._native.manylora_pack_gate_up(
-            matrix.contiguous().data_ptr(), packed.data_ptr(), outputs // 2, inputs
-        )
-        return packed
+
+class MergedLayers:
+    """See :class:`MergedWeights`: the base's table of layers, with other pointers in some places."""
+
+    def __init__(self, native: ctypes.CDLL, base: PackedWeights, weights: DecoderWeights) -> None:
+        self._native = native
+        self._base = base  # whose memory the other pointers point to
+        self._weights = weights
+        self._keep: list[torch.Tensor] = []
+        self.layers = base.copy_layers()
+
+    @property
+    def nbytes(self) -> int:
+        return total_bytes(self._keep)
+
+    def put(
+        self,
+        modules: Sequence[int],
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor | None],
+    ) -> None:
+        layer, name = self._weights.place(modules[0])
+        matrix = torch.cat(tuple(weights))
+        packed = pack(self._native, name, matrix, Arena(2 * _packed_elements(matrix) + _LINE))
+        self._keep.append(packed)
+        setattr(self.layers[layer], name, packed.data_ptr())
+        bias = stack_biases(weights, biases)
+        if bias is not None:
+            padded = _padded_bias(name, bias)
+            self._keep.append(padded)
+            setattr(self.layers[layer], f"{name}_bias", padded.data_ptr())
+
+
+def pack(native: ctypes.CDLL, name: str, matrix: torch.Tensor, arena: Arena) -> torch.Tensor:
+    """``matrix`` [out, in], which is ``name`` in :class:`LayerWeights` or the head, in the kernels' form."""
+    outputs, inputs = matrix.shape
+    packed = arena.take(_packed_elements(matrix), torch.bfloat16)
+    if name == "gate_up":
+        native.manylora_pack_gate_up(matrix.contiguous().data_ptr(), packed.data_ptr(), outputs // 2, inputs)
+    else:
+        native.manylora_pack(matrix.contiguous().data_ptr(), packed.data_ptr(), outputs, inputs)
+    return packed
+
+
+def _padded_bias(name: str, bias: torch.Tensor) -> torch.Tensor:
+    ordered = _interleave(bias) if name == "gate_up" else bias
+    return torch.nn.functional.pad(ordered.float(), (0, -len(bias) % _BLOCK))
 
 
 def _packed_elements(matrix: torch.Tensor) -> int:
@@ -123,7 +160,7 @@ def _packed_bytes(weights: DecoderWeights) -> int:
     matrices = [weights.lm_head]
     for layer in weights.layers:
         matrices += [dense(matrix) for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-    return sum(2 * _packed_elements(matrix) + 64 for matrix in matrices)
+    return sum(2 * _packed_elements(matrix) + _LINE for matrix in matrices)
 
 
 def _interleave(bias: torch.Tensor) -> torch.Tensor:

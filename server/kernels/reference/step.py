@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,14 @@ from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
 from server.kernels.reference.attention import AttentionPlan, PagedKV
 from server.kernels.reference.linear import Linear, PackedLinear, linear
 from server.kernels.reference.lora import LoraPlan, LoraPlanner
-from server.kernels.weights import MODULES_PER_LAYER, DecoderWeights, LayerWeights, QuantizedMatrix
+from server.kernels.weights import (
+    MODULES_PER_LAYER,
+    DecoderWeights,
+    LayerWeights,
+    MergedWeights,
+    QuantizedMatrix,
+    stack_biases,
+)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -78,6 +86,10 @@ class ReferenceStep:
         bias = self._weights.bias(module)
         return y if bias is None else y - bias
 
+    def merged(self) -> MergedWeights:
+        """Weights to run with instead of the base's; so far they are the base's."""
+        return _MergedLayers(self._layers, self._weights)
+
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step and return the logits [R, V] of ``inputs.logits_rows``."""
@@ -92,13 +104,36 @@ class ReferenceStep:
             given = inputs.embedded
             x[torch.from_numpy(given.rows).to(device)] = given.values.to(x.dtype)
         work = _Work(cos, sin, plan, lora)
-        for index, (layer, kv) in enumerate(zip(self._layers, self._kv, strict=True)):
+        merged = inputs.merged
+        assert merged is None or isinstance(merged, _MergedLayers)
+        layers = self._layers if merged is None else merged.layers
+        for index, (layer, kv) in enumerate(zip(layers, self._kv, strict=True)):
             x = layer.forward(x, work, kv, index * MODULES_PER_LAYER)
         rows = x[torch.from_numpy(inputs.logits_rows).to(device)]
         final = rms_norm(rows, weights.final_norm, weights.eps)
         if inputs.hidden is not None:
             inputs.hidden.copy_(final)
         return self._lm_head(final)
+
+
+class _MergedLayers:
+    """See :class:`MergedWeights`."""
+
+    def __init__(self, base: Sequence[_Layer], weights: DecoderWeights) -> None:
+        self.layers = list(base)
+        self._weights = weights
+        self.nbytes = 0
+
+    def put(
+        self,
+        modules: Sequence[int],
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor | None],
+    ) -> None:
+        layer, name = self._weights.place(modules[0])
+        matrix = PackedLinear(torch.cat(tuple(weights)), stack_biases(weights, biases))
+        self.layers[layer] = self.layers[layer].with_matrix(name, matrix)
+        self.nbytes += matrix.nbytes
 
 
 @dataclass(frozen=True)
@@ -124,6 +159,12 @@ class _Layer:
     def matrices(self) -> Mapping[str, Linear]:
         """By their names in :class:`LayerWeights`."""
         return {"qkv": self._qkv, "o": self._o, "gate_up": self._gate_up, "down": self._down}
+
+    def with_matrix(self, name: str, matrix: Linear) -> _Layer:
+        """This layer with another matrix under a name of :attr:`matrices`."""
+        changed = copy(self)
+        setattr(changed, f"_{name}", matrix)
+        return changed
 
     def forward(self, x: torch.Tensor, work: _Work, kv: PagedKV, module: int) -> torch.Tensor:
         """``x`` [T, D] -> [T, D]; ``module`` is the number of this layer's q projection."""

@@ -85,6 +85,7 @@ struct Step {
   const int64_t* given_rows;     // [given_count] ascending: rows whose embeddings are given
   const float* given;            // [given_count][hidden]
   bf16* final_hidden;            // [logits_count][hidden] filled with what the head is applied to; or null
+  const Layer* layer;            // [layers] in place of the decoder's, windows the same; null: the decoder's
 };
 
 // What manylora_step found wrong with its arguments; 0 is success.

@@ -56,6 +56,7 @@ void Engine::prepare(const Step& step) {
     space_.product.reserve(rows * padded(d.intermediate));
     space_.rows = rows;
   }
+  active_ = step.layer != nullptr ? step.layer : layers_.data();
   queues_[0].reset();
   lora_.build(step.lora, d.pool, step, padded(std::max({qkv_columns(d), d.hidden, 2 * d.intermediate})),
               padded(std::max({d.hidden, d.heads * d.head_dim, d.intermediate})));
@@ -100,7 +101,7 @@ void Engine::work(const Step& step, const Worker& worker) {
   mine.upcoming.restart(lora_.any_direct ? 0 : kMaxEarly);
   for (int64_t number = 0; number < Upcoming::kWindow - 1; number++) announce(number, mine, worker);
   for (int64_t layer = 0; layer < d.layers; layer++) {
-    const Layer& weights = layers_[static_cast<size_t>(layer)];
+    const Layer& weights = active_[layer];
     if (worker.index == 0) shared_.next_task.store(0, std::memory_order_relaxed);
     norm(weights.input_norm);
     project(step, 4 * layer + kQkv, mine, worker);
@@ -126,7 +127,7 @@ void Engine::take_given(const Step& step, const Worker& worker) {
 
 void Engine::attend(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker) {
   const Decoder& d = decoder_;
-  const Layer& weights = layers_[static_cast<size_t>(layer)];
+  const Layer& weights = active_[layer];
   const int64_t stride = padded(qkv_columns(d));
   rope({space_.qkv.data(), stride, step.rows, d.heads, cache_of(layer), d.cos, d.sin, step.positions, step.slots,
         weights.q_norm, weights.k_norm, d.eps},
@@ -244,7 +245,7 @@ Gemm Engine::product_of(int64_t number, int64_t rows) const {
     job.output = {Sink::kFloat, nullptr, padded(d.vocab)};
     return job;
   }
-  const Layer& weights = layers_[static_cast<size_t>(number / 4)];
+  const Layer& weights = active_[number / 4];
   switch (number % 4) {
     case kQkv:
       job.weight = weights.qkv;

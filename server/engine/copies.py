@@ -1,0 +1,107 @@
+"""Merged copies as an operator meets them: made of a mix by name, measured against it, looked at, freed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from adapters.delta import ModuleDelta
+from adapters.errors import AdapterNotFound, MixError
+from adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
+from server.engine.lease import Lease, Resolution
+from server.engine.lifecycle import Lifecycle
+from server.engine.resolving import describe, digest_of
+from server.engine.variants import MergeError, Variant, Variants
+from server.metric_families import OTHER
+from server.model.decoder import Decoder
+
+Compare = Callable[[Lease, Lease], Awaitable[MergeError]]  # unmerged, merged; takes both leases over
+
+
+class Copies(Lifecycle):
+    """What an operator does to merged copies. Lives on the event loop."""
+
+    variants: Variants | None = None  # None: this server keeps no merged copies
+
+    def keep_merged_copies(
+        self, decoder: Decoder, compare: Compare, *, budget: int, element_bytes: int
+    ) -> None:
+        """Let merged copies be made from now on, of at most ``budget`` bytes together."""
+
+        async def measure(variant: Variant) -> MergeError:
+            return await self._measure(variant, compare)
+
+        self.variants = Variants(decoder, self._deltas, measure, budget=budget, element_bytes=element_bytes)
+
+    async def merge(self, terms: Sequence[MixTerm]) -> Variant:
+        """Begin to build the merged copy of a mix of current or named revisions, unless there is one.
+
+        Raises:
+            AdapterNotFound: a member does not exist or does not serve.
+            MixError: the mix is the base model, or names a merged copy.
+            ArtifactError: a member has parts that can't be merged.
+            AdapterTooLarge: the copy does not fit beside those in use.
+        """
+        entries, model = self._entries(terms)
+        return await self._copies().build(entries, model)
+
+    async def merged(self, variant: Variant) -> None:
+        """Wait until a copy that was begun is ready or has failed."""
+        await self._copies().finished(variant)
+
+    def merged_copy(self, terms: Sequence[MixTerm]) -> Variant:
+        """The merged copy of a mix, in whatever state.
+
+        Raises:
+            AdapterNotFound: a member or the copy does not exist.
+        """
+        entries, model = self._entries(terms)
+        variant = self._copies().find(entries)
+        if variant is None:
+            raise AdapterNotFound(f"there is no merged copy of {model!r}")
+        return variant
+
+    async def free_merged(self, terms: Sequence[MixTerm], deadline: float) -> tuple[int, int]:
+        """Drop the merged copy of a mix; the bytes freed, and the requests that still hold it.
+
+        New requests are refused at once; after ``deadline`` seconds this answers though some still run.
+
+        Raises:
+            AdapterNotFound: a member or the copy does not exist.
+        """
+        variant = self.merged_copy(terms)
+        freed = await self._copies().free(variant, deadline)
+        return freed, variant.references
+
+    async def close(self) -> None:
+        if self.variants is not None:
+            await self.variants.close()
+        await super().close()
+
+    def _copies(self) -> Variants:
+        if self.variants is None:
+            raise MixError("this server keeps no merged copies")
+        return self.variants
+
+    def _entries(self, terms: Sequence[MixTerm]) -> tuple[tuple[MixEntry, ...], str]:
+        """The revisions of a mix, and its name with these."""
+        if any(term.merged for term in terms):
+            raise MixError(f"{format_mix(terms)!r} names a merged copy already")
+        digests = {term: digest_of(term, self._catalogue.get_ready(term.name)) for term in terms}
+        entries = normalize(MixEntry(digests[term], term.weight) for term in terms)
+        if not entries:
+            raise MixError("there is nothing to merge: that is the base model")
+        return entries, describe(terms, digests, self.base.name)
+
+    def _deltas(self, digest: str) -> Mapping[str, ModuleDelta]:
+        """In a worker thread."""
+        return self._library.deltas(digest)
+
+    async def _measure(self, variant: Variant, compare: Compare) -> MergeError:
+        digest = mix_digest(variant.entries)
+        members = tuple((self._holdings.revision(e.digest), e.weight) for e in variant.entries)
+        plain = Resolution(members, variant.model, OTHER, digest)
+        self._holdings.refer(revision for revision, _ in members)
+        unmerged = await self._holdings.lease(plain)
+        variant.refer()
+        merged = Lease(self._holdings, Resolution((), variant.model, OTHER, digest, variant))
+        return await compare(unmerged, merged)

@@ -1,0 +1,93 @@
+"""Sequences on merged copies of the base, beside sequences on the base and on unmerged adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.artifact import Limits, read_artifact
+from server.engine.sequence import ResolvedMix, Sequence
+from server.kernels.inputs import AdapterPages
+from server.kernels.weights import MergedWeights
+from server.model.merging import merge, merged_elements
+from tests.adapter_factory import write_adapter
+from tests.engine.oracle import assert_logits_match
+from tests.engine.zoo import prompt_of, recorded_logits
+from tests.harness import Harness
+from tests.tiny import tiny_model
+
+LIMITS = Limits(max_rank=64, max_bytes=1 << 30)
+
+
+class Stand:
+    """A harness with two adapters, and merged copies of mixes of them."""
+
+    def __init__(self, directory: Path, **options: object) -> None:
+        self.harness = Harness(tiny_model(directory / "model", options.pop("family", "llama")), **options)  # type: ignore[arg-type]
+        self.artifacts = []
+        self.pages: list[AdapterPages] = []
+        some = ["q_proj", "down_proj"] if self.harness.decoder.name == "fused" else "all-linear"
+        for i, targets in enumerate((some, "all-linear")):
+            path = write_adapter(directory / str(i), self.harness.base, targets=targets, rank=4 + i, seed=i)
+            self.artifacts.append(read_artifact(path, self.harness.base, LIMITS))
+            self.pages.append(self.harness.load(path))
+
+    def merged(self, *weights: float) -> MergedWeights:
+        made = self.harness.decoder.merged()
+        members = [(a.delta, w) for a, w in zip(self.artifacts, weights, strict=True) if w]
+        for _ in merge(self.harness.decoder, members, made):
+            pass
+        element = self.harness.loaded.dtype.itemsize
+        assert made.nbytes <= merged_elements(self.harness.decoder, members) * element * 1.2
+        return made
+
+    def on(self, merged: MergedWeights, prompt: int) -> Sequence:
+        sequence = self.harness.sequence(prompt_of(prompt, prompt), max_tokens=8)
+        sequence.mix = ResolvedMix((), b"merged", "merged", merged)
+        return sequence
+
+    def unmerged(self, prompt: int, *weights: float) -> Sequence:
+        members = [(p, w) for p, w in zip(self.pages, weights, strict=True) if w]
+        return self.harness.sequence(prompt_of(prompt, prompt), *members, max_tokens=8)
+
+
+CASES = [
+    {"kernels": "native", "dtype": "bf16"},
+    {"kernels": "pytorch"},
+    {"generic": True},
+    {"family": "gpt2"},
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case.values())))
+def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Stand:
+    return Stand(tmp_path, **request.param)
+
+
+def test_a_merged_copy_answers_like_its_mix(stand: Stand) -> None:
+    """Several copies, the base and unmerged rows at once: every row as if it ran alone."""
+    one, both = stand.merged(1.0, 0.0), stand.merged(0.5, -0.25)
+    pairs = [(one, (1.0, 0.0)), (both, (0.5, -0.25)), (one, (1.0, 0.0)), (both, (0.5, -0.25))]
+    copies = [stand.on(merged, 5 + 8 * i) for i, (merged, _) in enumerate(pairs)]
+    twins = [stand.unmerged(5 + 8 * i, *weights) for i, (_, weights) in enumerate(pairs)]
+    base = stand.unmerged(9, 0.0, 0.0)
+    with recorded_logits() as logits:
+        alone = stand.harness.run(stand.unmerged(9, 0.0, 0.0))
+        answers = stand.harness.run(*copies, base, *twins)
+    assert answers[len(copies)].token_ids == alone[0].token_ids
+    for copy, twin, answer, expected in zip(copies, twins, answers, answers[len(copies) + 1 :], strict=False):
+        if stand.harness.loaded.dtype == torch.float32:
+            assert answer.token_ids == expected.token_ids
+            assert_logits_match(torch.stack(logits[copy.id]), torch.stack(logits[twin.id]))
+        else:  # the merged weights are rounded once more
+            assert_logits_match(logits[copy.id][0], logits[twin.id][0], tolerance=0.02)
+
+
+def test_the_base_is_untouched(stand: Stand) -> None:
+    before = [stand.harness.decoder.weight(m).clone() for m in range(len(stand.harness.decoder.modules))]
+    for _ in range(3):
+        stand.harness.run(stand.on(stand.merged(1.0, 1.0), 7))
+    for module, weight in enumerate(before):
+        assert torch.equal(stand.harness.decoder.weight(module), weight)
