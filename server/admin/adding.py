@@ -65,7 +65,8 @@ def add(
             answer = _wait(client, adapter_path(name), answer, progress)
         publication = answer["publication"]
         if publication is not None and publication["error"] is not None:
-            raise Refused(publication["error"]["message"], 422, publication["error"]["code"])
+            faults = publication["error"]["message"].replace("; ", "\n")
+            raise Refused(f"{name} can't be served:\n{faults}", 422, publication["error"]["code"])
     session.tell(answer, lambda found: published_line(before, found))
 
 

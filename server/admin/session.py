@@ -75,13 +75,13 @@ class Session:
                 try:
                     self.tell(act(client, name), line)
                 except Refused as error:
-                    complain(error)
+                    complain(error if name in str(error) else f"{name}: {error}")
                     refused = True
         if refused:
             raise typer.Exit(REFUSED)
 
 
-def complain(error: Exception) -> None:
+def complain(error: Exception | str) -> None:
     """Say on stderr what went wrong."""
     for line in str(error).splitlines():
         typer.echo(f"manylora: {line}", err=True)

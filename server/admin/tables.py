@@ -15,6 +15,7 @@ from rich.text import Text
 from server.admin.lines import place, size
 
 _STATE_STYLE = {"ready": "green", "loading": "yellow", "draining": "yellow", "failed": "red"}
+_COLUMNS = ("name", "state", "revision", "kind", "rank", "where", "requests", "running", "used", "tags")
 _WIDE = 10_000  # characters: where no terminal limits them, lines are not broken
 
 Answer = Mapping[str, Any]
@@ -22,7 +23,14 @@ Answer = Mapping[str, Any]
 
 def show(what: RenderableType) -> None:
     """Print to stdout: as wide as the terminal, or as wide as it gets for a file or pipe."""
-    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(what)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(what)
+        return
+    console = Console(width=_WIDE, highlight=False)
+    with console.capture() as capture:
+        console.print(what)
+    for line in capture.get().splitlines():
+        sys.stdout.write(f"{line.rstrip()}\n")
 
 
 class _Bytes(DownloadColumn):
@@ -51,10 +59,9 @@ def adapter_table(adapters: Sequence[Answer]) -> RenderableType:
     if not adapters:
         return Text("no adapters")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("name", "state", "revision", "kind", "where", "used", "tags"):
-        table.add_column(heading, no_wrap=heading != "tags", overflow="ellipsis")
-    for heading in ("rank", "requests", "running"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in _COLUMNS:
+        numbers = heading in {"rank", "requests", "running"}
+        table.add_column(heading, justify="right" if numbers else "left", no_wrap=heading != "tags")
     for adapter in adapters:
         traffic = adapter["traffic"]
         table.add_row(
@@ -62,12 +69,12 @@ def adapter_table(adapters: Sequence[Answer]) -> RenderableType:
             _state(adapter),
             adapter["revision"] or "-",
             adapter["kind"] or "-",
+            str(adapter["rank"] or "-"),
             place(adapter) + (" (pinned)" if adapter["pinned"] else ""),
-            ago(adapter["last_used"]),
-            ", ".join(adapter["tags"]),
-            str(adapter["rank"]),
             str(traffic["requests"]),
             str(traffic["running"]),
+            ago(adapter["last_used"]),
+            ", ".join(adapter["tags"]),
         )
     return table
 

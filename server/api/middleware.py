@@ -67,7 +67,7 @@ class BodyLimit:
         declared = headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared[:20]) > limit:
             self.metrics.rejected("invalid")
-            await describe(_too_large(limit)).response()(scope, receive, send)
+            await describe(self._too_large(limit)).response()(scope, receive, send)
             return
         seen = 0
 
@@ -76,19 +76,19 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > limit:
-                raise _too_large(limit)  # surfaces in the route that reads the body
+                raise self._too_large(limit)  # surfaces in the route that reads the body
             return message
 
         await self.app(scope, receive_bounded, send)
+
+    def _too_large(self, limit: int) -> BodyTooLarge:
+        option = " (--max-upload-bytes)" if limit == self.upload_limit else ""
+        return BodyTooLarge(f"The request body is larger than {limit} bytes{option}")
 
 
 def _is_upload(scope: Scope, headers: Headers) -> bool:
     kind = headers.get("content-type", "")
     return scope["method"] == "PUT" and scope["path"].startswith(f"{ADAPTERS}/") and is_multipart(kind)
-
-
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The request body is larger than {limit} bytes")
 
 
 class KeyRing:

@@ -32,7 +32,12 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, model: Path, roots: Path) -> Iterator[Running]:
     service = tiny_service(
-        model, tmp_path_factory.mktemp("data"), adapter_root=[roots], api_key=["user"], admin_api_key=[KEY]
+        model,
+        tmp_path_factory.mktemp("data"),
+        adapter_root=[roots],
+        api_key=["user"],
+        admin_api_key=[KEY],
+        max_upload_bytes=1 << 20,
     )
     with serving(service) as running:
         yield running
@@ -83,8 +88,7 @@ def test_the_life_of_an_adapter(server: Running, adapter: Path, tmp_path: Path, 
     assert f" in place of {first[1]}: rank 8" in said
     assert out(server, "rollback", "pirate") == f"pirate serves revision {first[1]}\n"
     assert re.fullmatch(r"pirate: device [\d.]+ KiB, pinned\n", out(server, "pin", "pirate"))
-    refused = refusal(run(server, "evict", "pirate"), 1)
-    assert "pinned" in refused
+    assert refusal(run(server, "evict", "pirate"), 1).startswith("manylora: pirate: it is pinned")
     assert out(server, "unpin", "pirate").endswith("KiB\n")
     assert re.fullmatch(r"pirate: disk [\d.]+ KiB\n", out(server, "evict", "pirate"))
     assert re.fullmatch(r"pirate: device [\d.]+ KiB\n", out(server, "prefetch", "pirate"))
@@ -176,8 +180,10 @@ def test_every_fault_is_printed(server: Running, adapter: Path) -> None:
     config = adapter / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 16', '"lora_alpha": -1, "novel": 3'))
     said = refusal(run(server, "add", "a", str(adapter)), 1)
-    assert "lora_alpha" in said
-    assert "novel" in said
+    lines = said.splitlines()
+    assert lines[0] == "manylora: a can't be served:"
+    assert any("lora_alpha" in line and "novel" not in line for line in lines)
+    assert any("novel" in line and "lora_alpha" not in line for line in lines)
     shown = out(server, "show", "a")
     assert "failed" in shown
     assert "novel" in shown
@@ -206,6 +212,14 @@ def test_no_server(adapter: Path) -> None:
             "start one with 'manylora serve', or give --url\n"
         )
     assert "not an http://" in refusal(run(None, "ls", "--url", "localhost:8000"), 2)
+
+
+def test_an_upload_that_is_too_large(server: Running, tmp_path: Path) -> None:
+    """The server says so and hangs up while the file is still being sent."""
+    with (tmp_path / "large.zip").open("wb") as file:
+        file.truncate(64 << 20)
+    said = refusal(run(server, "add", "a", str(tmp_path / "large.zip")), 1)
+    assert said == "manylora: The request body is larger than 1048576 bytes (--max-upload-bytes)\n"
 
 
 def test_another_server(server: Running) -> None:
