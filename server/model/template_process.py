@@ -1,9 +1,9 @@
 """The process that renders chat templates of adapters. Run as a script; imports nothing of this server.
 
 A template is a program by a stranger. Here it runs without the server's memory, files or network, and what
-it can take is bounded by the kernel: a timer that kills the process whatever it is doing, a limit on memory,
-no new file descriptors, no writing. The first process only forks: one child for each template, so that no
-template meets another's conversations.
+it can take is bounded by the kernel: a timer over its CPU time that kills the process whatever it is doing,
+a limit on memory, no new file descriptors, no writing. The first process only forks: one child for each
+template, so that no template meets another's conversations.
 
 ``argv[1]`` is the descriptor of a socket, over which the descriptors of the children's sockets arrive.
 A child reads and writes messages: eight bytes of length, then JSON. First comes ``{"template", "seconds",
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _serve(connection: socket.socket) -> None:
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which is to die
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which is to die
     _limit()
     stream = connection.makefile("rwb")
     first = _read(stream)
@@ -55,10 +55,10 @@ def _serve(connection: socket.socket) -> None:
         length = stream.read(8)
         if len(length) < 8:
             return
-        signal.setitimer(signal.ITIMER_REAL, first["seconds"])
+        signal.setitimer(signal.ITIMER_PROF, first["seconds"])
         conversation = json.loads(stream.read(int.from_bytes(length, "little")))
         answer = json.dumps(_render(first["template"], conversation, first["max_chars"])).encode()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         stream.write(len(answer).to_bytes(8, "little") + answer)
         stream.flush()
 

@@ -19,7 +19,8 @@ from server.errors import QueueFull
 
 _SCRIPT = Path(__file__).with_name("template_process.py")
 _START_SECONDS = 60.0  # the first process imports transformers
-_GRACE = 1.0  # seconds that the server waits longer than the kernel's timer
+_PATIENCE = 5.0  # times the allowed CPU time that the server waits: the machine may be busy
+_GRACE = 1.0  # seconds in which a process without work ends
 _MAX_WAITING = 64  # conversations for one template
 _MAX_ANSWER = 8 << 20  # bytes read of an answer, should a child have escaped its limits
 
@@ -53,7 +54,7 @@ class TemplateProcesses:
     """
 
     def __init__(self, *, seconds: float = 2.0, max_chars: int = 1 << 20, max_processes: int = 16) -> None:
-        """A rendering may take ``seconds`` and write ``max_chars``."""
+        """A rendering may take ``seconds`` of CPU time and write ``max_chars``."""
         self._seconds = seconds
         self._max_chars = max_chars
         self._max_processes = max_processes
@@ -170,13 +171,13 @@ class _Child:
             _write(self._streams[1], self._first)
         reader, writer = self._streams
         _write(writer, conversation)
-        patience = self._seconds + _GRACE + (_START_SECONDS if fresh else 0)
+        patience = _PATIENCE * self._seconds + (_START_SECONDS if fresh else 0)
         try:
             async with asyncio.timeout(patience):
                 answer = json.loads(await _read(reader))
         except (TimeoutError, OSError, EOFError, ValueError) as error:
             raise ChatTemplateError(
-                f"it did not end within {self._seconds:g} seconds, or was killed for the resources it took"
+                f"it did not end within {self._seconds:g} seconds of CPU time, or was killed for its memory"
             ) from error
         if "error" in answer:
             raise ChatTemplateError(str(answer["error"]))

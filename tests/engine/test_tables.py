@@ -238,3 +238,21 @@ def test_a_step_without_tables_makes_no_plan(llama: Tables, monkeypatch: pytest.
     answer_of(llama, prompt_of(5), "plain", max_tokens=2)
     with pytest.raises(AssertionError):
         answer_of(llama, prompt_of(5), "tokens", max_tokens=2)
+
+
+def test_in_bf16_on_the_native_kernels(tmp_path: Path) -> None:
+    """As close to PEFT in float32 as plain LoRA is, whatever the adapter does to the tables."""
+    tables = Tables(tmp_path, "llama", tied=False, dtype="bf16")
+    if not getattr(tables.harness.decoder, "native", False):
+        pytest.skip("no native kernels on this machine")
+    errors = {}
+    rows = {
+        name: tables.harness.sequence(tables.prompt(name, 9), (tables.pages[name], 1.0), max_tokens=1)
+        for name in tables.paths
+    }
+    with recorded_logits() as logits:
+        tables.harness.run(*rows.values())
+    for name, row in rows.items():
+        want = tables.expected(name, list(row.token_ids[: row.num_prompt_tokens]))[-1]
+        errors[name] = float((logits[row.id][0].float() - want).norm() / want.norm())
+    assert max(errors.values()) < max(0.05, 2 * errors["plain"]), errors
