@@ -84,8 +84,21 @@ WithLauncher = Annotated[
         "--launcher", help="Train in several processes; its own options follow after --.", rich_help_panel=RUN
     ),
 ]
-LauncherOptions = Annotated[
-    list[str] | None, typer.Argument(metavar="[-- LAUNCHER OPTIONS]", help="As: -- --nproc-per-node 2")
+Jobs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--jobs",
+        metavar="FILE...",
+        help="Train one adapter for each of these YAML files, all at once on one base.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
+Rest = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[FILES | -- LAUNCHER OPTIONS]", help="More files of --jobs, or as: -- --nproc-per-node 2"
+    ),
 ]
 
 
@@ -133,6 +146,31 @@ def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None
     train(settings, resume=mode.resume, overwrite=mode.overwrite, console=console)
 
 
+def run_jobs(files: Sequence[Path], flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None:
+    """Train one adapter for each file; flags hold for all of them.
+
+    Raises:
+        AdapterError: with one line for every fault.
+    """
+    unfit = {
+        "--config": config is not None,
+        "--dry-run": mode.dry_run,
+        "--resume": mode.resume,
+        "--launcher": mode.launcher is not None,
+    }
+    if any(unfit.values()):
+        raise TrainingConfigError(
+            f"--jobs does not go with {', '.join(name for name in unfit if unfit[name])}"
+        )
+    settings = [load_config(flags, file) for file in files]
+    _need_libraries()
+    from rich.console import Console  # noqa: PLC0415
+
+    from adapters.training.jobs import train_jobs  # noqa: PLC0415
+
+    train_jobs(settings, overwrite=mode.overwrite, console=Console(stderr=True))
+
+
 def _need_libraries() -> None:
     """The trainer's libraries are an extra.
 
@@ -153,7 +191,8 @@ def train(  # noqa: PLR0917 - typer makes a flag of each
     resume: Resume = False,
     overwrite: Overwrite = False,
     launcher: WithLauncher = None,
-    launcher_options: LauncherOptions = None,
+    jobs: Jobs = None,
+    rest: Rest = None,
     **options: Any,
 ) -> None:
     """Train a LoRA adapter from a JSON Lines file.
@@ -163,7 +202,15 @@ def train(  # noqa: PLR0917 - typer makes a flag of each
     from server.cli import fail  # noqa: PLC0415  (which imports this module)
 
     try:
-        run_train(given(options), config, Mode(dry_run, resume, overwrite, launcher, launcher_options or ()))
+        if jobs:
+            run_jobs(
+                [*jobs, *map(Path, rest or ())],
+                given(options),
+                config,
+                Mode(dry_run, resume, overwrite, launcher),
+            )
+        else:
+            run_train(given(options), config, Mode(dry_run, resume, overwrite, launcher, rest or ()))
     except AdapterError as error:
         raise fail(error) from error
 

@@ -90,7 +90,7 @@ def train(
     trained = _fit(session, checkpoint, console)
     if not is_main_process():
         return None
-    baseline, gate = _judge(session, trained, console)
+    baseline, gate = judge(session, trained, console)
     outcome = Outcome(
         baseline,
         gate,
@@ -99,12 +99,7 @@ def train(
         trained.seconds,
         trained.trainable,
     )
-    _publish(session, outcome)
-    write_report(session, outcome)
-    console.print(f"adapter: {session.folder.adapter}", highlight=False, soft_wrap=True)
-    if config.publish is not None:
-        upload(session.folder.adapter, config.publish, config.adapter_name)
-        console.print(f"served as {config.adapter_name} at {config.publish}", highlight=False, soft_wrap=True)
+    finish(session, outcome, console)
     return TrainingResult(
         session.folder.adapter, trained.steps, trained.seconds, baseline, gate, tuple(outcome.metrics)
     )
@@ -178,7 +173,7 @@ def _export(session: Session, trainer: Any, initial: InitialWeights, seconds: fl
     return Trained(probed, steps, seconds, trainable)
 
 
-def _judge(session: Session, trained: Trained, console: Console) -> tuple[Baseline, GateResult]:
+def judge(session: Session, trained: Trained, console: Console) -> tuple[Baseline, GateResult]:
     """Reload what was written onto a pristine base, compare, and measure it beside the base."""
     gc.collect()
     if session.loader.device.type == "cuda":
@@ -190,6 +185,17 @@ def _judge(session: Session, trained: Trained, console: Console) -> tuple[Baseli
         base = probe(model, session)
     gate = check(trained.probed, reloaded, base, session.loader.dtype)
     return evaluate(model, session), gate
+
+
+def finish(session: Session, outcome: Outcome, console: Console) -> None:
+    """Publish the adapter, write the report, and send the adapter to a server where one is named."""
+    config = session.config
+    _publish(session, outcome)
+    write_report(session, outcome)
+    console.print(f"adapter: {session.folder.adapter}", highlight=False, soft_wrap=True)
+    if config.publish is not None:
+        upload(session.folder.adapter, config.publish, config.adapter_name)
+        console.print(f"served as {config.adapter_name} at {config.publish}", highlight=False, soft_wrap=True)
 
 
 def _publish(session: Session, outcome: Outcome) -> None:

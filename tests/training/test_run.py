@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from adapters.training.build import build_trainer
 from adapters.training.errors import GateFailed, RunExists, TrainingError
 from adapters.training.progress import MetricsLog
-from adapters.training.run import _judge, open_session
+from adapters.training.run import judge, open_session
 from adapters.training.sft import SupervisedTrainer
 from tests.harness import Harness, hf_greedy
 from tests.training.runs import ROWS, config, losses, run
@@ -133,17 +133,17 @@ def test_the_gate_refuses_what_was_not_trained(tiny_llama: Path, tmp_path: Path)
     result.adapter.rename(session.folder.partial)
     weights = session.folder.partial / "adapter_model.safetensors"
     trained = _trained(session)
-    _judge(session, trained, Console(quiet=True))
+    judge(session, trained, Console(quiet=True))
     tensors = load_file(weights)
     broken = {key: value * (0 if "layers.1.mlp" in key else 1) for key, value in tensors.items()}
     save_file(broken, weights)
     with pytest.raises(GateFailed, match="is not what was trained"):
-        _judge(session, trained, Console(quiet=True))
+        judge(session, trained, Console(quiet=True))
     save_file(tensors, weights)
     file = session.folder.partial / "adapter_config.json"
     file.write_text(file.read_text().replace('"lora_alpha": 8', '"lora_alpha": 7'))
     with pytest.raises(GateFailed, match="is not what was trained"):
-        _judge(session, trained, Console(quiet=True))
+        judge(session, trained, Console(quiet=True))
 
 
 def _trained(session: Any) -> Any:
