@@ -1,4 +1,4 @@
-"""The command line: ``manylora`` ``pull``, ``serve``, ``adapters`` and ``train``.
+"""The command line: everything that ``manylora --help`` lists.
 
 Only what the help needs is imported here; torch and the server come with the command that runs them.
 The options of ``serve`` are the fields of :class:`server.config.Settings`, one flag each.
@@ -18,6 +18,7 @@ from adapters.errors import AdapterError
 from server.admin.commands import adapters
 from server.cli_merge import compose, merge
 from server.cli_train import estimate, train
+from server.compare.command import compare
 from server.config import CONFIG_VARIABLE, Flag, Settings, default_text, flag_of
 from server.config_loading import load_settings
 from server.errors import ServerError
@@ -172,6 +173,7 @@ def _with_options(function: Callable[..., None]) -> Callable[..., None]:
 
 app.command()(compose)
 app.command()(merge)
+app.command()(compare)
 app.command()(_with_options(serve))
 app.command()(train)
 app.command()(estimate)

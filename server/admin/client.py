@@ -9,8 +9,9 @@ ClientError
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -90,6 +91,19 @@ class Client:
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         return self._ask("POST", path, json={} if body is None else body)
 
+    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of a streamed answer, as they come; one with an error is raised."""
+        with (
+            self._reaching(),
+            self._http.stream("POST", path, json={**body, "stream": True}) as answer,
+        ):
+            if not answer.is_success:
+                answer.read()
+                _read(answer, self.url)
+            for line in answer.iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    yield _event(line[6:], answer.status_code, self.url)
+
     def put(self, path: str, body: Mapping[str, Any], **query: str | int | bool | None) -> Any:
         return self._ask("PUT", path, json=body, params=_given(query))
 
@@ -134,8 +148,15 @@ class Client:
             return self._ask("PUT", path, files=parts, data=data, params=_given(query))
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
-        try:
+        with self._reaching():
             answer = self._http.request(method, path, **options)
+        return _read(answer, self.url)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """What goes wrong on the way to the server, as an error of ours."""
+        try:
+            yield
         except httpx.TimeoutException:
             raise Unreachable(f"{self.url} does not answer") from None
         except httpx.ConnectError as error:
@@ -144,7 +165,6 @@ class Client:
             ) from None
         except httpx.TransportError as error:
             raise Unreachable(f"{self.url} broke off: {_reason(error)}") from None
-        return _read(answer, self.url)
 
 
 def adapter_path(name: str, action: str = "") -> str:
@@ -174,6 +194,18 @@ def _read(answer: httpx.Response, url: str) -> Any:
         error = value["error"]
         raise Refused(str(error["message"]), answer.status_code, error["code"])
     except (ValueError, LookupError, TypeError):
-        raise Unreachable(
-            f"{url} is not a manylora server, or a proxy stands before it: it answered {answer.status_code}"
-        ) from None
+        raise _stranger(url, answer.status_code) from None
+
+
+def _event(data: str, status: int, url: str) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+        if "error" in event:
+            raise Refused(str(event["error"]["message"]), status, event["error"]["code"])
+        return dict(event)
+    except (ValueError, LookupError, TypeError):
+        raise _stranger(url, status) from None
+
+
+def _stranger(url: str, status: int) -> Unreachable:
+    return Unreachable(f"{url} is not a manylora server, or a proxy stands before it: it answered {status}")

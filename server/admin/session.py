@@ -32,7 +32,11 @@ _Url = Annotated[str, typer.Option("--url", metavar="URL", envvar=URL_VARIABLE, 
 _Key = Annotated[
     str | None,
     typer.Option(
-        "--api-key", metavar="KEY", envvar=KEY_VARIABLES, help="It must manage adapters.", show_default=False
+        "--api-key",
+        metavar="KEY",
+        envvar=KEY_VARIABLES,
+        help="Its key; adapters takes one that manages them.",
+        show_default=False,
     ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print what the server answers, one JSON a line.")]

@@ -71,4 +71,6 @@ async def _events(comparison: Comparison) -> AsyncGenerator[bytes, None]:
     async with aclosing(comparison.progress()) as states:
         async for state in states:
             yield encode(state)
-    yield encode(await comparison.result())
+    result = await comparison.result()
+    await comparison.aclose()  # whoever has the result finds everything free again
+    yield encode(result)

@@ -66,7 +66,7 @@ async def plan_comparison(
     body.check()
     targets = tuple(
         [
-            await stack.enter_async_context(_target(service, request, body.user, index, name))
+            await stack.enter_async_context(_target(service, request, body.end_user, index, name))
             for index, name in enumerate(body.targets)
         ]
     )

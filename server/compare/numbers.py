@@ -1,0 +1,54 @@
+"""Numbers of a comparison as people read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def nats(value: float) -> str:
+    """A divergence: ``0``, ``3.1e-09`` or ``0.042``."""
+    if value == 0:
+        return "0"
+    return f"{value:.1e}" if value < 1e-3 else f"{value:.3g}"
+
+
+def share(value: float) -> str:
+    """A share in per cent; 100% only where it is exactly that."""
+    text = f"{100 * value:.1f}%"
+    return "99.9%" if text == "100.0%" and value < 1 else text.replace(".0%", "%")
+
+
+def seconds(value: float) -> str:
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def rate(value: float | None) -> str:
+    """Tokens a second."""
+    return "-" if value is None else f"{value:.1f}"
+
+
+def first_divergent(pair: dict[str, Any]) -> str:
+    """Where the likeliest token differs first: ``token 4: ' is' / ' be'``."""
+    found = pair["first_divergent"]
+    if found is None:
+        return "none"
+    return f"token {found['position']}: {found['baseline']!r} / {found['target']!r}"
+
+
+METRICS: tuple[tuple[str, str], ...] = (
+    ("mean KL", "mean_kl"),
+    ("max KL", "max_kl"),
+    ("mean JS", "mean_js"),
+    ("max JS", "max_js"),
+    ("same top token", "top1_agreement"),
+    ("largest logit difference", "largest_logit_difference"),
+    ("perplexity", "perplexity"),
+)
+
+
+def metric(entry: dict[str, Any], key: str) -> str:
+    """One number of a target's summary."""
+    value = entry[key]
+    if key == "top1_agreement":
+        return share(value)
+    return f"{value:.4g}" if key == "perplexity" else nats(value)
