@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,3 +73,11 @@ def adapter_bytes(wanted: int | None, available: int) -> int:
 def merge_bytes(wanted: int | None, available: int) -> int:
     """Bytes for merged copies; a quarter of what is free if the user does not say. Taken only when used."""
     return int(available * _MERGE_SHARE) if wanted is None else wanted
+
+
+def return_freed() -> None:
+    """Give memory that was freed back to the system: glibc keeps hundreds of MB of what loading took."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # not in musl, nor on macOS
+        trim(0)

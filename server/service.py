@@ -24,13 +24,21 @@ from server.engine.measuring import PROBES, compare
 from server.engine.residency import AdapterManager
 from server.errors import ConfigError, ModelRefused
 from server.kernels.inputs import BLOCK_SIZE
-from server.memory import adapter_bytes, available_bytes, cache_bytes, merge_bytes, num_kv_blocks
+from server.memory import (
+    adapter_bytes,
+    available_bytes,
+    cache_bytes,
+    merge_bytes,
+    num_kv_blocks,
+    return_freed,
+)
 from server.metrics import Metrics
 from server.model.decoder import Decoder
 from server.model.languages import Languages
 from server.model.loader import LoadedModel, decoder_candidates, describe_base, load_model
 from server.model.pages import PagePool
 from server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
+from server.model.quantize import unrounded_activations
 from server.model.templates import TemplateProcesses
 from server.model.tokenizer import Tokenizer
 from server.threads import background_pool
@@ -156,6 +164,7 @@ def _prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
             refusals.append(str(refusal))
         else:
             decoder.take_over(loaded.hf)
+            return_freed()
             return prepared
     raise ModelRefused("no decoder serves this model correctly: " + "; ".join(refusals))
 
@@ -173,9 +182,10 @@ def _allocate_and_probe(
     capacity = adapter_bytes(settings.adapter_memory, available)
     pool = PagePool(decoder.modules, capacity, loaded.dtype, loaded.device, decoder, tables=decoder.tables)
     decoder.allocate(pool.data, max(num_blocks, PROBE_BLOCKS), max(settings.max_batch_tokens, PROBE_ROWS))
-    error = max(
-        probe(loaded.hf, decoder, loaded.dtype), probe_adapters(loaded.hf, decoder, pool, loaded.dtype)
-    )
+    with unrounded_activations(loaded.hf):
+        error = max(
+            probe(loaded.hf, decoder, loaded.dtype), probe_adapters(loaded.hf, decoder, pool, loaded.dtype)
+        )
     return _Prepared(decoder, pool, num_blocks, error)
 
 

@@ -78,6 +78,18 @@ def test_an_int8_row_is_what_bitsandbytes_computes_for_it_alone() -> None:
 
 
 @torch.inference_mode()
+def test_activations_that_are_not_rounded() -> None:
+    """What decoders are compared with: a smooth function, and the rounding one afterwards."""
+    layer, x = separated(layer_of("int8")).float(), rows_with_outliers().float()
+    rounded = layer(x)
+    exact = torch.nn.functional.linear(x, layer.dequantized(), layer.bias)
+    with quantize.unrounded_activations(layer):
+        torch.testing.assert_close(layer(x), exact, rtol=1e-5, atol=1e-5)
+    assert torch.equal(layer(x), rounded)
+    assert 1e-4 < float((rounded - exact).abs().max()) < 0.1
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_do_not_depend_on_each_other(kind: str) -> None:
     x = rows_with_outliers()
