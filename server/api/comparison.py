@@ -19,13 +19,14 @@ import torch
 
 from server.api.answer import new_id
 from server.api.compare_plan import CasePlan, Plan
-from server.api.errors import GenerationFailed
-from server.api.generate import Generation, start
+from server.api.errors import GenerationFailed, blame
+from server.api.generate import Asked, Generation, start
 from server.api.limits import MAX_COMPARE_LOGITS_BYTES
 from server.compare.divergence import NotNumbers
 from server.compare.results import Answer, Case, ModelScores, Report, measure
 from server.engine.async_engine import GenerateRequest
 from server.engine.sequence import SamplingParams
+from server.errors import RequestError
 from server.service import Service
 
 T = TypeVar("T")
@@ -237,14 +238,20 @@ class Comparison:
         """Submit a request to a target, with a lease of its own: nobody waits for one and has another."""
         manager, asked = self._service.adapters, self._plan.targets[target].asked
         if asked.resolution is None:
-            generation = await start(self._service, asked, [request])
+            generation = await self._submit(target, asked, request)
         else:
             resolution = manager.again(asked.resolution)
+            asked = replace(asked, resolution=resolution)
             try:
-                generation = await start(self._service, replace(asked, resolution=resolution), [request])
+                generation = await self._submit(target, asked, request)
             finally:
                 if not resolution.leased:
                     manager.drop(resolution)
+        return generation
+
+    async def _submit(self, target: int, asked: Asked, request: GenerateRequest) -> Generation:
+        with blame(f"targets[{target}]", RequestError):
+            generation = await start(self._service, asked, [request])
         self._to_submit -= 1
         if self._to_submit == 0:
             self._begun.set()

@@ -53,18 +53,25 @@ def scores(logits: torch.Tensor, tokens: Sequence[int]) -> Scores:
 def distances(baseline: torch.Tensor, logits: torch.Tensor) -> Distances:
     """Distances of ``logits`` from ``baseline``, both [n, V].
 
+    Where one has fewer tokens, because an adapter adds some, the others' are impossible to it.
+
     Raises:
         NotNumbers: either is no distribution.
     """
+    width = max(baseline.shape[1], logits.shape[1])
     found = Distances([], [], [])
     for start in range(0, len(baseline), _ROWS):
-        rows, others = baseline[start : start + _ROWS], logits[start : start + _ROWS]
+        rows, others = (_widen(x[start : start + _ROWS], width) for x in (baseline, logits))
         p, q = _log_softmax(rows), _log_softmax(others)
         found.kl.extend(_kl(p, q).tolist())
         found.js.extend(_js(p, q).tolist())
         apart = rows.double().clamp_min(FLOOR) - others.double().clamp_min(FLOOR)
         found.logits.extend(apart.abs().amax(-1).tolist())
     return found
+
+
+def _widen(logits: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(logits, (0, width - logits.shape[1]), value=float("-inf"))
 
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:

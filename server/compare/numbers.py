@@ -28,11 +28,11 @@ def rate(value: float | None) -> str:
 
 
 def first_divergent(pair: dict[str, Any]) -> str:
-    """Where the likeliest token differs first: ``token 4: ' is' / ' be'``."""
+    """Where the likeliest token differs first."""
     found = pair["first_divergent"]
     if found is None:
-        return "none"
-    return f"token {found['position']}: {found['baseline']!r} / {found['target']!r}"
+        return "the same top token everywhere"
+    return f"first other top token at {found['position']}: {found['target']!r}, not {found['baseline']!r}"
 
 
 METRICS: tuple[tuple[str, str], ...] = (

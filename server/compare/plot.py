@@ -18,8 +18,8 @@ def divergence_plot(lines: Sequence[Line], thresholds: Sequence[tuple[str, float
     highest = max(1, math.ceil(max((_power(v) for _, values in lines for v in values), default=0)))
     count = max(len(values) for _, values in lines)
     frame = _Frame(count, highest)
-    parts = [*frame.grid(), *(frame.threshold(name, value) for name, value in thresholds)]
-    parts += [frame.line(index, *line) for index, line in enumerate(lines)]
+    parts = [*frame.grid(), *(frame.line(index, *line) for index, line in enumerate(lines))]
+    parts += [frame.threshold(name, value) for name, value in thresholds]
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="KL divergence by position">'
         + "".join(parts)

@@ -119,7 +119,7 @@ def _strips(result: Result, case: Result) -> str:
     strips = "".join(
         f"<h3>{escape(_name(result, pair['target']))}</h3>"
         f'<p class="strip">{_strip(case, pair, scores[result["baseline"]], scores[pair["target"]])}</p>'
-        f'<p class="soft">first divergent {escape(first_divergent(pair))}'
+        f'<p class="soft">{escape(first_divergent(pair))}'
         f"{'; the same model, computed once' if pair['same_model'] else ''}</p>"
         for pair in case["pairs"]
     )

@@ -11,7 +11,7 @@ STYLE: Final = """\
   --edge: #d9dde5; --heat: 226 92 40; --mark: #ffe9a8; --good: #16794c; --warn: #946200; --bad: #b3261e;
   --s0: #2a6fd6; --s1: #d9601a; --s2: #12875f; --s3: #8a4fc7; --s4: #b58900; --s5: #c23a78; --s6: #4a6274; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7eaf0; --soft: #a2abba; --paper: #14171d;
-  --panel: #1d222b; --edge: #343b48; --heat: 255 120 60; --mark: #5c4a10; --good: #58c796; --warn: #e0b040;
+  --panel: #1d222b; --edge: #343b48; --heat: 190 64 24; --mark: #5c4a10; --good: #58c796; --warn: #e0b040;
   --bad: #ff8a80; --s0: #6ea8ff; --s1: #ff9a5a; --s2: #4fcf9f; --s3: #c39bff; --s4: #e5c04a; --s5: #ff7fb5;
   --s6: #a9bccb; } }
 * { box-sizing: border-box; }
@@ -42,7 +42,8 @@ mark { background: var(--mark); color: inherit; border-radius: 3px; }
   height: 10px; margin-right: 5px; border-radius: 2px; }
 svg { display: block; width: 100%; min-width: 560px; max-width: 900px; height: auto; }
 svg text { font-size: 11px; fill: var(--soft); } svg .grid { stroke: var(--edge); stroke-width: 1; }
-svg line.limit { stroke: var(--soft); stroke-dasharray: 5 4; } svg text.limit { font-size: 10px; }
+svg line.limit { stroke: var(--soft); stroke-dasharray: 5 4; } svg text.limit { font-size: 10px;
+  paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 svg .series polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
 """ + "\n".join(
     f".s{i} polyline {{ stroke: var(--s{i}); }} "

@@ -99,7 +99,7 @@ def _strips(result: Result, case: Result) -> list[RenderableType]:
         ):
             style = _HEAT[_step(kl)] + ("" if agrees else " underline")
             strip.append(_tame(token["text"]).replace("\n", "⏎\n"), style=style.strip())
-        parts += [strip, Text(f"  first divergent {first_divergent(pair)}", style="dim")]
+        parts += [strip, Text(f"  {_tame(first_divergent(pair))}", style="dim")]
     return parts
 
 

@@ -20,7 +20,7 @@ from server.engine.engine import Engine, Event
 from server.engine.finish_rate import FinishRate
 from server.engine.lease import Lease
 from server.engine.sequence import Delta, FinishReason, SamplingParams, Sequence
-from server.errors import ContextTooLong, EngineDead, QueueFull
+from server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
 from server.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -135,12 +135,15 @@ class AsyncEngine:
 
         Raises:
             ContextTooLong: prompt and ``max_tokens`` exceed the context.
+            RequestError: a given token is unknown to the mix.
             QueueFull: too many sequences are running and waiting.
             EngineDead: the engine thread has ended.
         """
         if not self.alive:
             raise EngineDead("the engine has stopped; restart the server")
         self._check_length(request)
+        if max(request.given_ids, default=0) >= max(self._engine.vocab_size, lease.mix.vocab_size):
+            raise RequestError(f"{lease.served_model!r} does not know every token of the given text")
         if len(self._streams) + request.n > self.max_open:
             raise QueueFull(
                 f"{len(self._streams)} sequences are running or waiting; try again later",

@@ -54,6 +54,11 @@ class Engine:
         self._events: list[Event] = []  # of the step that runs, so that none is lost if it raises
 
     @property
+    def vocab_size(self) -> int:
+        """Tokens that the base knows; adapters may know more."""
+        return self._decoder.vocab_size
+
+    @property
     def has_work(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
@@ -122,13 +127,16 @@ class Engine:
 
         What a sequence draws must not depend on the vocabularies of others in the batch.
         """
-        if logits.shape[1] == self._decoder.vocab_size:
+        if logits.shape[1] == self.vocab_size:
             return {logits.shape[1]: list(range(len(list(wanted))))}
         groups: dict[int, list[int]] = {}
         for i, (sequence, _) in enumerate(wanted):
-            width = max(self._decoder.vocab_size, sequence.vocab_size)
-            groups.setdefault(width, []).append(i)
+            groups.setdefault(self._width(sequence), []).append(i)
         return groups
+
+    def _width(self, sequence: Sequence) -> int:
+        """How many tokens the sequence knows."""
+        return max(self.vocab_size, sequence.vocab_size)
 
     def _update(self, logits: torch.Tensor, batch: Batch, tokens: list[int]) -> None:
         """Account for the computed rows, append the drawn tokens, end what is finished."""
@@ -137,7 +145,7 @@ class Engine:
         for sequence, first, count in batch.scoring:
             self._score_prompt(logits, sequence, first, count)
         for sequence, first, count in batch.wanted:
-            self._hand_out(logits[first : first + count], sequence)
+            self._hand_out(logits[first : first + count, : self._width(sequence)], sequence)
         logprobs = self._logprobs(logits, batch, tokens)
         self._metrics.token_after_abort(sum(s.finish_reason is not None for s, _ in batch.sampling))
         for (sequence, _), token in zip(batch.sampling, tokens, strict=True):
@@ -163,8 +171,7 @@ class Engine:
         start = len(sequence.prompt_scores) + 1
         following = sequence.token_ids[start : start + count]
         assert sequence.params.prompt_logprobs is not None
-        width = max(self._decoder.vocab_size, sequence.vocab_size)
-        rows = logits[first : first + count, :width]
+        rows = logits[first : first + count, : self._width(sequence)]
         sequence.prompt_scores += logprobs_of(rows, following, sequence.params.prompt_logprobs)
 
     def _hand_out(self, rows: torch.Tensor, sequence: Sequence) -> None:

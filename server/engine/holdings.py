@@ -83,7 +83,8 @@ class Holdings:
             AdapterNotFound: a member was deleted meanwhile, and its files with it.
             SourceMissing, ArtifactError: its files are gone or damaged.
         """
-        if resolution.variant is not None:
+        if resolution.variant is not None:  # its weights are there: nothing to wait for, nor to hold
+            resolution.leased = True
             return Lease(self, resolution)
         try:
             await self._acquire(resolution.members)
@@ -106,23 +107,29 @@ class Holdings:
 
     def share(self, resolution: Resolution) -> Lease:
         """A further lease on a mix that is leased now."""
+        shared = self.again(resolution)
+        shared.leased = True
+        if resolution.variant is None:
+            self.placement.hold(resolution.members)
+        return Lease(self, shared)
+
+    def again(self, resolution: Resolution) -> Resolution:
+        """The same revisions referenced once more, for another lease, whatever their names mean by now."""
         assert not resolution.dropped
         self.refer(resolution.members)
         if resolution.variant is not None:
             resolution.variant.refer()
-        else:
-            self.placement.hold(resolution.members)
-        return Lease(self, replace(resolution))
+        return replace(resolution, leased=False)
 
     def drop(self, resolution: Resolution) -> None:
         """Give a resolution's references back, once."""
         if resolution.dropped:
             return
         resolution.dropped = True
-        if resolution.leased:
-            self.placement.release(resolution.members)
         if resolution.variant is not None:
             resolution.variant.release()
+        elif resolution.leased:
+            self.placement.release(resolution.members)
         for revision in resolution.members:
             revision.references -= 1
             if not revision.references:

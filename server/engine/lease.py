@@ -19,7 +19,7 @@ class Resolution:
     label: str  # in the metrics
     digest: bytes
     variant: Variant | None = None  # the merged copy that runs instead of the members
-    leased: bool = False
+    leased: bool = False  # a lease has the references, and ends them
     dropped: bool = False
 
     @property

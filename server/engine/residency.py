@@ -9,7 +9,6 @@ memory (``catalogue``), how revisions get in (``publishing``), who holds them an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from adapters.errors import AdapterNotFound, AdapterTooLarge
 from adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
@@ -144,9 +143,7 @@ class AdapterManager(Copies):
 
     def again(self, resolution: Resolution) -> Resolution:
         """The same revisions referenced once more, for another lease, whatever their names mean by now."""
-        assert not resolution.dropped
-        self._holdings.refer(resolution.members)
-        return replace(resolution, leased=False)
+        return self._holdings.again(resolution)
 
     def drop(self, resolution: Resolution) -> None:
         """Give a resolution's references back, once; those of a lease end with it."""

@@ -59,6 +59,12 @@ class ResolvedMix:
     label: str = "(base)"  # the adapter's name, or one of server.metrics.OWN_LABELS
     merged: MergedWeights | None = None  # the weights a merged copy runs on, instead of the base's
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the largest vocabulary of the members knows; 0 if all have the base's."""
+        own = [pages.vocabulary.size for pages, _ in self.members if pages.vocabulary is not None]
+        return max(own, default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -225,8 +231,7 @@ class Sequence:
     @property
     def vocab_size(self) -> int:
         """Tokens that the largest vocabulary of the mix knows; 0 if all have the base's."""
-        own = [pages.vocabulary.size for pages, _ in self.mix.members if pages.vocabulary is not None]
-        return max(own, default=0)
+        return self.mix.vocab_size
 
     @property
     def stage(self) -> Stage:

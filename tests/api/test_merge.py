@@ -36,6 +36,22 @@ def ask(server: Running, model: str, **options: Any) -> tuple[str, str]:
     return answer.choices[0].message.content or "", answer.model
 
 
+def test_a_stream_holds_its_copy_to_the_end(server: Running) -> None:
+    with server.http() as http:
+        assert http.post(ROUTE.format("alpha")).status_code == 200
+    variants = server.service.adapters.variants
+    assert variants is not None
+    (variant,) = variants.list()
+    stream = server.client().chat.completions.create(
+        model="alpha@merged", messages=MESSAGES, max_tokens=1000, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    assert variant.references == 1
+    stream.close()
+    server.wait_until_idle()
+    assert variant.references == 0
+
+
 def test_a_merged_adapter_answers_like_the_adapter(server: Running) -> None:
     expected, _ = ask(server, "alpha")
     with server.http() as http:

@@ -14,7 +14,8 @@ from tests.api.conftest import ADAPTERS
 from tests.api.running import Running
 from tests.compare.conftest import MESSAGES, compare
 from tests.engine.oracle import Peft
-from tests.tiny import byte_tokenizer
+from tests.engine.tables import GROWN, make
+from tests.tiny import VOCAB, byte_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,28 @@ def test_rank_halves_make_the_whole(server: Running, tmp_path: Path, model: Path
     assert result["summary"][1]["level"] == "equal up to rounding"
 
 
+def test_an_adapter_against_its_merged_copy(server: Running) -> None:
+    """In float32, so what is left is rounding; and the copy is as unused as before."""
+    variants = server.service.adapters.variants
+    assert variants is not None
+    with server.http() as http:
+        assert http.post("/v1/adapters/beta/merge").status_code == 200
+    try:
+        result = compare(server, "beta", "beta@merged", "tiny", "beta@merged", max_tokens=40)
+        (variant,) = variants.list()
+        assert variant.references == 0
+    finally:
+        with server.http() as http:
+            assert http.delete("/v1/adapters/beta/merge").status_code == 200
+    merged, base, again = result["cases"][0]["pairs"]
+    assert not merged["same_model"]
+    assert 0 < max(merged["logit_difference"]) < 1e-3
+    assert max(merged["kl"]) < 1e-8
+    assert merged["kl"] == again["kl"]
+    assert max(base["kl"]) > 0.01
+    assert [entry["level"] for entry in result["summary"][1:3]] == ["equal up to rounding", "different"]
+
+
 def test_answers_are_those_of_the_chat_route(server: Running) -> None:
     result = compare(server, "tiny", "alpha", "beta*0.5", max_tokens=20)
     case = result["cases"][0]
@@ -165,6 +188,26 @@ def test_seeds_and_one_by_one(server: Running) -> None:
     assert texts[0] != [
         a["text"] for a in compare(server, "alpha", "beta", max_tokens=16)["cases"][0]["answers"]
     ]
+
+
+def test_an_adapter_that_adds_tokens(server: Running, tmp_path: Path, model: Path) -> None:
+    """It can be compared with the base, until its answer has a token that the base does not know."""
+    tables: dict[str, Any] = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    grown = make(tmp_path / "grown", model, seed=4, rows=GROWN, **tables)
+    server.call(server.service.adapters.load("grown", grown))
+    body = {"messages": MESSAGES, "temperature": 2.0, "seed": 1, "max_tokens": 300, "ignore_eos": True}
+    try:
+        result = compare(server, "tiny", "grown", max_tokens=20)
+        with server.http() as http:
+            refused = http.post("/v1/compare", json={**body, "targets": ["grown", "tiny"]})
+            alone = http.post("/v1/compare", json={**body, "targets": ["grown", "grown*0.5"]})
+    finally:
+        server.call(server.service.adapters.unload("grown"))
+    assert 0 < result["summary"][1]["mean_kl"] < math.inf
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["error"]["param"] == "targets[1]"
+    assert alone.status_code == 200, alone.text
+    assert max(token["id"] for token in alone.json()["cases"][0]["reference"]["tokens"]) >= VOCAB
 
 
 def test_another_baseline(server: Running) -> None:

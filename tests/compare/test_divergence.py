@@ -69,6 +69,14 @@ def test_impossible_tokens_give_finite_numbers() -> None:
     assert scores(b, [1] * len(b)).logprobs == [-9999.0] * len(b)
 
 
+def test_a_model_with_fewer_tokens_finds_the_others_impossible() -> None:
+    wide, narrow = draw(10), draw(11, width=50)
+    padded = torch.nn.functional.pad(narrow, (0, 3), value=float("-inf"))
+    assert distances(wide, narrow) == distances(wide, padded)
+    assert distances(narrow, wide) == distances(padded, wide)
+    assert min(distances(wide, narrow).kl) > max(distances(narrow, wide).js)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_no_distribution_is_refused(value: float) -> None:
     a = draw(6)
