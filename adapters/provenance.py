@@ -30,9 +30,13 @@ class Provenance:
     lineage: Mapping[str, Any] = field(default_factory=dict)  # of a composed adapter: method, members, ...
 
     def metadata(self) -> dict[str, str]:
-        """For ``safetensors.torch.save_file``."""
+        """For ``safetensors.torch.save_file``.
+
+        One key only: the library writes several in random order, and the same adapter made again would
+        have another digest.
+        """
         known = {key: value for key, value in vars(self).items() if value}
-        return {"format": "pt", KEY: json.dumps(known, sort_keys=True)}
+        return {KEY: json.dumps(known, sort_keys=True)}
 
     def warning(self, quantization: str) -> str | None:
         """What to tell somebody who runs the adapter on a base in ``quantization``; None: nothing known."""

@@ -19,7 +19,7 @@ from server.api.disconnect import unless_disconnected
 from server.api.errors import blame
 from server.api.limits import MAX_PATH_LENGTH
 from server.api.multipart import is_multipart
-from server.api.publications import PublicationsState, outcome
+from server.api.publications import Publications, PublicationsState, outcome
 from server.api.state import ServiceState
 from server.api.upload import Offer, Received, receive_upload
 from server.engine.publishing import Publication
@@ -63,12 +63,24 @@ async def put_adapter(
     the adapter until its ``publication`` is no longer ``loading``. With ``wait`` the answer is 201 for a new
     name, 200 otherwise, or the error with everything that is wrong with the files.
     """
-    replace = _may_replace(request, asked.replace)
     with blame("name"):
-        service.adapters.check_free(name, replace)
-    known = _is_known(service, name)
+        service.adapters.check_free(name, _may_replace(request, asked.replace))
     offer = await _offer(request, service)
-    publication = await _begin(service, name, offer, replace)
+    return await publish(request, service, publications, name, asked=asked, offer=offer)
+
+
+async def publish(
+    request: Request,
+    service: Service,
+    publications: Publications,
+    name: str,
+    *,
+    asked: PutParameters,
+    offer: Offer,
+) -> Response:
+    """Publish what is offered, and answer as the client asked."""
+    known = _is_known(service, name)
+    publication = await _begin(service, name, offer, _may_replace(request, asked.replace))
     publications.add(publication, offer)
     if not asked.wait:
         answer = await in_full(service, publications, name, 202)

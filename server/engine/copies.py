@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from adapters.artifact import Artifact
 from adapters.delta import ModuleDelta
 from adapters.errors import AdapterNotFound, MixError
 from adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
@@ -47,6 +48,22 @@ class Copies(Lifecycle):
     async def merged(self, variant: Variant) -> None:
         """Wait until a copy that was begun is ready or has failed."""
         await self._copies().finished(variant)
+
+    def reader(self, terms: Sequence[MixTerm]) -> Callable[[], list[tuple[MixTerm, Artifact, float]]]:
+        """What reads the members of a mix from disk, in a thread; their revisions are found now.
+
+        Raises:
+            AdapterNotFound: a member does not exist or does not serve.
+        """
+        digests = [digest_of(term, self._catalogue.get_ready(term.name)) for term in terms]
+
+        def read() -> list[tuple[MixTerm, Artifact, float]]:
+            return [
+                (term, self._library.artifact(digest), term.weight)
+                for term, digest in zip(terms, digests, strict=True)
+            ]
+
+        return read
 
     def merged_copy(self, terms: Sequence[MixTerm]) -> Variant:
         """The merged copy of a mix, in whatever state.

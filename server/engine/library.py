@@ -86,7 +86,7 @@ class Library:
             SourceMissing: its directory is not there.
             ArtifactError: it is not what it was.
         """
-        artifact = self._artifact(digest)
+        artifact = self.artifact(digest)
         norms = NormFile.beside(artifact.directory, digest, self._base.weights_key, self._pool.data.dtype)
         return self._pool.pack(
             digest, artifact.delta, artifact.activation, norms, vocabulary=artifact.vocabulary
@@ -99,7 +99,7 @@ class Library:
             SourceMissing: its directory is not there.
             ArtifactError: it is not what it was, or has parts that are not weights of target modules.
         """
-        artifact = self._artifact(digest)
+        artifact = self.artifact(digest)
         if artifact.activation is not None:
             raise ArtifactError(["an aLoRA can't be merged: it does not run from the first token on"])
         if artifact.vocabulary is not None:
@@ -120,7 +120,13 @@ class Library:
             return False
         return True
 
-    def _artifact(self, digest: str) -> Artifact:
+    def artifact(self, digest: str) -> Artifact:
+        """A revision as it was published.
+
+        Raises:
+            SourceMissing: its directory is not there.
+            ArtifactError: it is not what it was.
+        """
         try:
             directory = self._store.path(digest)
         except AdapterNotFound:

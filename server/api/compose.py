@@ -1,0 +1,109 @@
+"""``POST /v1/adapters/{name}/compose``: a new adapter out of several that are served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import Field
+
+from adapters.errors import MixError
+from adapters.files import KEPT_NAMES
+from adapters.merge.compose import compose, save
+from adapters.merge.recipe import Member, recipe_of
+from adapters.mix import MAX_ENTRIES, MixTerm, check_weight, format_mix, parse_mix
+from server.api.adapters import Name
+from server.api.body import RequestBody, parse_body
+from server.api.errors import blame
+from server.api.limits import MAX_USER_LENGTH
+from server.api.publications import PublicationsState
+from server.api.publish import PutParameters, publish
+from server.api.state import ServiceState
+from server.api.upload import Offer
+
+router = APIRouter(prefix="/v1/adapters/{name}/compose", tags=["adapters"])
+
+_MAX_SEED = 2**63 - 1
+
+
+class MemberBody(RequestBody):
+    """One member."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    name: str = Field(
+        min_length=1, max_length=MAX_USER_LENGTH, description="An adapter, or a revision of it."
+    )
+    weight: float = 1.0
+
+
+class ComposeBody(RequestBody):
+    """What to compose, and how."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    members: list[MemberBody] = Field(min_length=1, max_length=MAX_ENTRIES)
+    method: str = Field(
+        "linear",
+        max_length=32,
+        description="linear (exact), svd, ties, dare_linear, dare_ties or magnitude_prune.",
+    )
+    rank: int | None = Field(None, ge=1, le=4096, description="Of the result: every method but linear.")
+    density: float | None = Field(
+        None, gt=0, le=1, description="Share of each member's changes that is kept."
+    )
+    seed: int | None = Field(None, ge=0, le=_MAX_SEED, description="Of what DARE drops.")
+    sign_method: str | None = Field(None, max_length=32, description="total or frequency: ties, dare_ties.")
+    tags: list[str] | None = None
+
+
+@router.post("", summary="Compose an adapter out of others")
+async def compose_adapter(
+    *,
+    request: Request,
+    service: ServiceState,
+    publications: PublicationsState,
+    name: Name,
+    asked: Annotated[PutParameters, Query()],
+    body: Annotated[ComposeBody, Depends(parse_body(ComposeBody))],
+) -> Response:
+    """Compute the members' combination and publish it as a revision of ``name``, like an upload.
+
+    The revisions are those the members' names have now; they, the weights and the method are recorded as
+    the new revision's lineage.
+    """
+    with blame("members"):
+        terms = [_term(member) for member in body.members]
+        read = service.adapters.reader(terms)
+    with blame("method"):
+        recipe = recipe_of(
+            body.method,
+            rank=body.rank,
+            density=body.density,
+            seed=body.seed,
+            sign_method=body.sign_method,
+        )
+
+    def fetch(into: Path) -> None:
+        members = [Member(term.name, artifact, weight) for term, artifact, weight in read()]
+        composed = into / "composed"
+        save(compose(members, recipe, service.adapters.base), composed)
+        for file in sorted(composed.iterdir()):
+            if file.name in KEPT_NAMES:
+                file.rename(into / file.name)
+            else:
+                file.unlink()
+        composed.rmdir()
+
+    tags = None if body.tags is None else tuple(body.tags)
+    offer = Offer(f"compose:{recipe.method}:{format_mix(terms)}", "members", tags, fetch)
+    return await publish(request, service, publications, name, asked=asked, offer=offer)
+
+
+def _term(member: MemberBody) -> MixTerm:
+    (term, *others) = parse_mix(member.name)
+    if others or "*" in member.name or term.merged:
+        raise MixError(f"'{member.name}': a member names one adapter, its strength goes into 'weight'")
+    return MixTerm(term.name, term.revision, check_weight(member.weight, f"'{term.name}'"))
