@@ -12,7 +12,6 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from examples.card import write_card
 from examples.chat import IGNORED, Batch, batches, collate, encode
 from examples.evaluate import answer, failures, score
-from examples.pirate import pirate_recipe
 from examples.recipe import Recipe
-from examples.structured import json_recipe
-from examples.support import support_recipe
+from examples.rows import RECIPES
 
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "pirate": pirate_recipe,
-    "json": json_recipe,
-    "support": support_recipe,
-}
 WARMUP = 0.1  # share of the steps
 LOGIT_TOLERANCE = 0.005  # relative; what rounding the adapter to bf16 may change
 

@@ -19,9 +19,10 @@ from examples.chat import IGNORED, Encoded, batches, encode
 from examples.evaluate import Answer, answer, failures, score
 from examples.pirate import speaks_pirate, to_pirate
 from examples.recipe import HeldOut, Recipe
+from examples.rows import RECIPES
 from examples.structured import is_answer_object
 from examples.support import signs
-from examples.train import BASE_NAME, RECIPES, cosine_with_warmup, load_base, train
+from examples.train import BASE_NAME, cosine_with_warmup, load_base, train
 from server.model.tokenizer import Tokenizer
 from tests.adapter_factory import base_of_directory
 from tests.tiny import byte_tokenizer, tiny_model
