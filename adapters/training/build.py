@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from trl import DPOConfig, SFTConfig
 
 from adapters.training.arguments import common_arguments
@@ -17,6 +18,7 @@ from adapters.training.classify import ClassificationTrainer, PaddedTexts, class
 from adapters.training.config import TrainConfig
 from adapters.training.data.prepare import Prepared
 from adapters.training.dpo import PreferenceTrainer, dpo_dataset
+from adapters.training.errors import TrainingConfigError
 from adapters.training.eva import initialize_eva
 from adapters.training.folder import Folder
 from adapters.training.model import BaseLoader, InitialWeights, add_adapter, trainable_in_fp32
@@ -42,6 +44,7 @@ def build_trainer(
 ) -> tuple[Any, InitialWeights]:
     """The trainer, and A and B before training where the init changes the base."""
     config, prepared = session.config, session.prepared
+    _check_trackers(config.report_to)
     # TRL fills the pad token into the tokenizer and the model; it has to be one that exists.
     if session.base.tokenizer.pad_token_id is None:
         session.base.tokenizer.pad_token_id = session.base.pad_id
@@ -70,6 +73,12 @@ def build_trainer(
     trainer.loraplus_ratio = config.loraplus_ratio
     trainer.remove_callback(PrinterCallback)
     return trainer, initial
+
+
+def _check_trackers(wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in get_available_reporting_integrations()]
+    if missing:
+        raise TrainingConfigError(f"--report-to {missing[0]}: not a tracker that is installed here")
 
 
 def _trainer(config: TrainConfig, arguments: dict[str, Any], options: dict[str, Any], pad_id: int) -> Any:

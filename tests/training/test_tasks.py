@@ -61,3 +61,8 @@ def test_quantized_bases(kind: str, wide: Path, tmp_path: Path) -> None:
 def test_nf4_on_a_cpu_names_the_layer_that_does_not_fit(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingConfigError, match=r"layers\.0\.mlp\.down_proj has 96: use int8 or none"):
         run(config(tiny_llama, tmp_path, quantization="nf4"))
+
+
+def test_a_tracker_that_is_not_installed(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingConfigError, match="--report-to nonesuch: not a tracker that is installed"):
+        run(config(tiny_llama, tmp_path, report_to=["nonesuch"]))
