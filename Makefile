@@ -49,9 +49,9 @@ serve: $(RUNTIME) ## Serve MODEL with the example adapters on HOST:PORT.
 	@exec $(BIN)/manylora serve --model $(MODEL) --host $(HOST) --port $(PORT) --adapter-root examples/adapters \
 		$(foreach name,$(EXAMPLES),--adapter $(name)=examples/adapters/$(name))
 
-test: $(DEVELOPMENT) ## Run all tests; fetches the real model they need.
+test: $(DEVELOPMENT) ## Run all tests, one process a core; fetches the real model they need.
 	$(BIN)/manylora pull smollm2-135m
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 check: $(DEVELOPMENT) ## Lint, formatting, types, and the import rules.
 	$(BIN)/ruff check .

@@ -7,8 +7,8 @@ attention interface to the paged cache; a forward hook on each linear layer adds
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from server.kernels.reference.lora import LoraPlan, LoraPlanner
 from server.kernels.reference.quantized import Int8Linear, layer_tensors
 from server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary
 from server.kernels.weights import MergedWeights
+from server.model.merged_modules import MergedModules
 from server.model.quantize import weight_of
 from server.model.tables import BaseTables
 
@@ -136,7 +137,7 @@ class GenericDecoder:
             inputs = vocabulary.prepare(inputs)
             forward.vocabulary, forward.embedded = vocabulary, inputs.embedded
         merged = inputs.merged
-        assert merged is None or isinstance(merged, _MergedModules)
+        assert merged is None or isinstance(merged, MergedModules)
         logits = self._run(
             forward,
             torch.from_numpy(inputs.token_ids).to(device),
@@ -159,7 +160,7 @@ class GenericDecoder:
         return [(index,) for index in range(len(self.modules))]
 
     def merged(self) -> MergedWeights:
-        return _MergedModules(self._model, [module.name for module in self.modules])
+        return MergedModules(self._model, [module.name for module in self.modules])
 
     def _run(
         self,
@@ -167,7 +168,7 @@ class GenericDecoder:
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         rows: torch.Tensor,
-        merged: _MergedModules | None = None,
+        merged: MergedModules | None = None,
     ) -> torch.Tensor:
         """Forward the flat batch as one sequence; attention alone knows the sequences apart."""
         arguments: dict[str, Any] = {"use_cache": False, "position_ids": positions[None], "manylora": forward}
@@ -270,43 +271,6 @@ class GenericDecoder:
             wide = torch.nn.functional.pad(y, (0, corrected.shape[1] - y.shape[1]))
             wide[rows] = corrected
         return wide.view(*output.shape[:-1], -1)
-
-
-class _MergedModules:
-    """See :class:`MergedWeights`. Its layers stand in the model's tree while a step runs with them."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self._model = model
-        self._names = names
-        self._linears: dict[str, nn.Module] = {}
-        self.nbytes = 0
-
-    def put(
-        self,
-        modules: Sequence[int],
-        weights: Sequence[torch.Tensor],
-        biases: Sequence[torch.Tensor | None],
-    ) -> None:
-        for module, weight, bias in zip(modules, weights, biases, strict=True):
-            outputs, inputs = weight.shape
-            linear = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
-            linear.weight = nn.Parameter(weight, requires_grad=False)
-            if bias is not None:
-                linear.bias = nn.Parameter(bias, requires_grad=False)
-            self._linears[self._names[module]] = linear
-            self.nbytes += weight.numel() * weight.element_size()
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model's own layers are back afterwards, whatever happened."""
-        own = {name: self._model.get_submodule(name) for name in self._linears}
-        try:
-            for name, linear in self._linears.items():
-                self._model.set_submodule(name, linear)
-            yield
-        finally:
-            for name, module in own.items():
-                self._model.set_submodule(name, module)
 
 
 def paged_attention(
