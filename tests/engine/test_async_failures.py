@@ -25,6 +25,7 @@ class Faulty:
     def __init__(self, decoder: Any, at: int) -> None:
         self._decoder = decoder
         self.left = at
+        self.vocab_size = decoder.vocab_size
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
         self.left -= 1

@@ -108,7 +108,7 @@ class LoraPlan:
         if any(weight != 1.0 for _, weight in parts):
             weights = [torch.full((a.shape[0],), weight) for (a, _), weight in parts]
             reduced = (reduced.float() * torch.cat(weights).to(x.device)).to(x.dtype)
-        y[segment.start : segment.stop].addmm_(reduced, b)
+        y[segment.start : segment.stop] += reduced @ b
 
     def _pages(
         self, module: int, shape: ModuleShape, pages: AdapterPages
