@@ -108,7 +108,7 @@ async def _run(base: Path, registered: int, resident: int) -> ColdFigures:
         publishing = systems.manylora(base, adapters, Path(scratch), 32)
         (await systems.start(publishing, log)).stop()
         known = systems.manylora(base, (), Path(scratch), 32)
-        room = ("--adapter-memory", str(resident * stored), "--adapter-cache-memory", "0")
+        room = ("--adapter-memory", str(resident * stored), "--adapter-cache-memory", "1")  # no adapter fits
         began = loop.time()
         server = await systems.start(replace(known, command=(*known.command, *room)), log)
         try:
