@@ -74,7 +74,7 @@ class Running:
         return self.service.adapters.num_references
 
     def wait_until_idle(self) -> None:
-        """Wait until no sequence is open, then check that blocks, pages and references balance.
+        """Wait until no sequence is open and what was deleted is freed, then check that everything balances.
 
         Raises:
             AssertionError: something still runs after a long while, or is leaked.
@@ -83,8 +83,9 @@ class Running:
 
     async def _idle(self) -> None:
         deadline = monotonic() + PATIENCE
-        while self.service.engine.num_open or self.service.core.has_work:
-            assert monotonic() < deadline, f"{self.service.engine.num_open} sequences still open"
+        engine, holdings = self.service.engine, self.service.adapters._holdings
+        while engine.num_open or self.service.core.has_work or holdings.num_retiring:
+            assert monotonic() < deadline, f"{engine.num_open} sequences, {holdings.num_retiring} to be freed"
             await asyncio.sleep(0.001)
         self.service.core.check()
         self.service.adapters.check()
