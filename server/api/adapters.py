@@ -15,6 +15,7 @@ from server.api.limits import DEFAULT_DEADLINE, MAX_DEADLINE, MAX_PAGE, MAX_TAG_
 from server.api.publications import Publications, PublicationsState
 from server.api.responses import Json
 from server.api.state import ServiceState
+from server.engine.status import Filter
 from server.service import Service
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
@@ -68,7 +69,8 @@ Nothing = Annotated[NoBody, Depends(parse_body(NoBody, optional=True))]
 @router.get("", summary="List adapters")
 async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, Query()]) -> Response:
     """Adapters by name, a page at a time: while ``has_more``, ask again with ``after`` = ``last_id``."""
-    found = service.adapters.page(**{**dict(asked), "limit": asked.limit + 1})
+    wanted = Filter(asked.prefix, asked.tag, asked.state, asked.resident)
+    found = service.adapters.page(wanted, after=asked.after, limit=asked.limit + 1)
     page = found[: asked.limit]
     return Json(
         {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import islice
 
 from adapters.records import NameRecord, State
 from server.engine.catalogue import Catalogue
 from server.engine.holdings import Holdings
-from server.engine.status import AdapterStatus, Registered, Residency, status_of
+from server.engine.status import AdapterStatus, Filter, Registered, Residency, registered_of, status_of
 from server.metrics import Metrics
 
 
@@ -38,29 +39,20 @@ class Overview:
             last_used=self._used.get(name),
         )
 
-    def page(
-        self,
-        *,
-        prefix: str = "",
-        tag: str | None = None,
-        state: State | None = None,
-        resident: bool | None = None,
-        after: str = "",
-        limit: int = 100,
-    ) -> list[AdapterStatus]:
-        """The first ``limit`` names beyond ``after``, sorted, of which all this is true."""
+    def page(self, wanted: Filter, *, after: str, limit: int) -> list[AdapterStatus]:
+        """The first ``limit`` names beyond ``after``, sorted, that pass the filter."""
         names = sorted(self._catalogue.names)
-        found: list[AdapterStatus] = []
-        for name in names[bisect_right(names, after) :]:
-            record = self._catalogue.names[name]
-            matches = (
-                name.startswith(prefix) and tag in {None, *record.tags} and state in {None, record.state}
-            )
-            if matches and resident in {None, self._is_resident(record)}:
-                found.append(self.status(name))
-                if len(found) == limit:
-                    break
-        return found
+        beyond = names[bisect_right(names, after) :]
+        passing = (name for name in beyond if self._passes(self._catalogue.names[name], wanted))
+        return [self.status(name) for name in islice(passing, limit)]
+
+    def _passes(self, record: NameRecord, wanted: Filter) -> bool:
+        return (
+            record.name.startswith(wanted.prefix)
+            and wanted.tag in {None, *record.tags}
+            and wanted.state in {None, record.state}
+            and wanted.resident in {None, self._is_resident(record)}
+        )
 
     def _is_resident(self, record: NameRecord) -> bool:
         return record.digest is not None and self._holdings.is_resident(record.digest)
@@ -77,13 +69,9 @@ class Overview:
     def _registered(self, record: NameRecord) -> Registered:
         facts = self._catalogue.facts(record.digest)
         assert facts is not None, "a name that serves has a revision"
-        return Registered(
-            name=record.name,
-            digest=facts.digest,
-            source=record.source,
-            rank=facts.rank,
-            modules=facts.modules,
+        return registered_of(
+            record,
+            facts,
             nbytes=self._holdings.device_bytes(facts.digest) or facts.nbytes,
             resident=self._holdings.is_resident(facts.digest),
-            created=record.created,
         )

@@ -21,7 +21,7 @@ from server.engine.catalogue import Catalogue
 from server.engine.holdings import Holdings
 from server.engine.library import Fetch, Library
 from server.engine.locks import KeyedLocks
-from server.engine.status import Registered
+from server.engine.status import Registered, registered_of
 from server.metrics import Metrics
 from server.model.pages import PackedAdapter
 from server.threads import yielding_pool
@@ -183,17 +183,8 @@ class Publisher:
             return self._registered(record, facts, packed)
 
     def _registered(self, record: NameRecord, facts: RevisionRecord, packed: PackedAdapter) -> Registered:
-        """What was published, which may have been deleted since."""
-        return Registered(
-            name=record.name,
-            digest=facts.digest,
-            source=record.source,
-            rank=facts.rank,
-            modules=facts.modules,
-            nbytes=packed.data.nbytes,
-            resident=self._holdings.is_resident(facts.digest),
-            created=record.created,
-        )
+        resident = self._holdings.is_resident(facts.digest)  # it may have been deleted since
+        return registered_of(record, facts, nbytes=packed.data.nbytes, resident=resident)
 
     def _publish_now(self, wanted: Wanted) -> tuple[NameRecord, RevisionRecord, PackedAdapter]:
         """The whole protocol, in a worker thread. Old revisions are left to those who hold them."""

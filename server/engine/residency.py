@@ -17,7 +17,7 @@ from server.engine.aliases import expand
 from server.engine.copies import Copies
 from server.engine.lease import Lease, Resolution
 from server.engine.resolving import asks_merged, describe, digest_of, label_of
-from server.engine.status import AdapterStatus, Registered
+from server.engine.status import EVERY_NAME, AdapterStatus, Filter, Registered
 from server.engine.variants import Variant
 from server.metric_families import BASE
 
@@ -41,20 +41,9 @@ class AdapterManager(Copies):
         """
         return await self._catalogue.all_facts(self._catalogue.get(name).history)
 
-    def page(
-        self,
-        *,
-        prefix: str = "",
-        tag: str | None = None,
-        state: State | None = None,
-        resident: bool | None = None,
-        after: str = "",
-        limit: int = 100,
-    ) -> list[AdapterStatus]:
-        """The first ``limit`` names beyond ``after``, sorted, of which all this is true."""
-        return self._overview.page(
-            prefix=prefix, tag=tag, state=state, resident=resident, after=after, limit=limit
-        )
+    def page(self, wanted: Filter = EVERY_NAME, *, after: str = "", limit: int = 100) -> list[AdapterStatus]:
+        """The first ``limit`` names beyond ``after``, sorted, that pass the filter."""
+        return self._overview.page(wanted, after=after, limit=limit)
 
     def list(self) -> list[Registered]:
         """The names that serve."""

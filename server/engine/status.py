@@ -61,12 +61,39 @@ class AdapterStatus:
 
 
 @dataclass(frozen=True)
+class Filter:
+    """Which names are asked for: all of this must be true of them."""
+
+    prefix: str = ""
+    tag: str | None = None
+    state: State | None = None
+    resident: bool | None = None  # the current revision is on the device
+
+
+EVERY_NAME = Filter()
+
+
+@dataclass(frozen=True)
 class Deleted:
     """What became of a name that was deleted."""
 
     bytes_freed: int  # on the device
     drained: bool  # every request that ran with it has ended
     running: int  # requests that still hold it; its memory is freed when they end
+
+
+def registered_of(record: NameRecord, facts: RevisionRecord, *, nbytes: int, resident: bool) -> Registered:
+    """What a name is that serves the revision of ``facts``."""
+    return Registered(
+        name=record.name,
+        digest=facts.digest,
+        source=record.source,
+        rank=facts.rank,
+        modules=facts.modules,
+        nbytes=nbytes,
+        resident=resident,
+        created=record.created,
+    )
 
 
 def status_of(

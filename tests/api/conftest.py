@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from server.service import Service
 from tests.adapter_factory import write_adapter
 from tests.api.running import Running, serving, tiny_service
 from tests.tiny import tiny_model
@@ -28,15 +30,23 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     return root
 
 
+def service_of(data: Path, model: Path, adapters: Path, **options: Any) -> Service:
+    """A service that serves all of :data:`ADAPTERS`."""
+    named = {name: adapters / name for name in ADAPTERS}
+    return tiny_service(model, data, adapter=named, adapter_root=[adapters], **options)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:
-    service = tiny_service(
-        model,
-        tmp_path_factory.mktemp("data"),
-        adapter={name: adapters / name for name in ADAPTERS},
-        adapter_root=[adapters],
-    )
-    with serving(service) as running:
+    with serving(service_of(tmp_path_factory.mktemp("data"), model, adapters)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:
+    """A server that computes few tokens a step, and all of them, so that everything takes many steps."""
+    few: dict[str, Any] = {"max_batch_tokens": 16, "max_num_seqs": 8, "enable_prefix_cache": False}
+    with serving(service_of(tmp_path_factory.mktemp("data"), model, adapters, **few)) as running:
         yield running
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from adapters.errors import AdapterInUse, AdapterNotFound
 from server.engine.residency import AdapterManager
+from server.engine.status import Filter
 from tests.adapter_factory import write_adapter
 from tests.api.running import Running, serving, tiny_service
 
@@ -103,7 +104,7 @@ class Churn:
         if what == "publish":
             await self.manager.load(name, path, replace=True)
         elif what == "evict":
-            idle = [s.name for s in self.manager.page(resident=True) if not s.references]
+            idle = [s.name for s in self.manager.page(Filter(resident=True)) if not s.references]
             await self.manager.evict(idle[0] if idle else name)
         elif what == "roll back":
             await self.manager.rollback(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,21 +16,6 @@ from tests.api.conftest import ADAPTERS
 from tests.api.running import Running, serving, tiny_service
 
 ROUNDS = 200
-
-
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:
-    """A server that computes few tokens a step, so that a prompt takes many steps."""
-    service = tiny_service(
-        model,
-        tmp_path_factory.mktemp("data"),
-        adapter={name: adapters / name for name in ADAPTERS},
-        max_batch_tokens=16,
-        max_num_seqs=8,
-        enable_prefix_cache=False,
-    )
-    with serving(service) as running:
-        yield running
 
 
 def connect(server: Running, path: str, body: dict[str, Any]) -> socket.socket:

@@ -15,8 +15,8 @@ from starlette.types import Message
 from server.api import sse
 from server.api.app import create_app
 from server.service import Service
-from tests.api.conftest import ADAPTERS
-from tests.api.running import Running, serving, tiny_service
+from tests.api.conftest import service_of
+from tests.api.running import Running, serving
 
 BODY = {
     "model": "alpha",
@@ -30,7 +30,7 @@ BODY = {
 
 @pytest.fixture
 def service(tmp_path: Path, model: Path, adapters: Path) -> Service:
-    return tiny_service(model, tmp_path, adapter={name: adapters / name for name in ADAPTERS})
+    return service_of(tmp_path, model, adapters)
 
 
 class Exchange:

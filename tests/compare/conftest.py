@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.api.conftest import adapters, model, server, shared
+from tests.api.conftest import adapters, model, server, shared, slow
 from tests.api.running import Running
 
-__all__ = ["adapters", "compare", "model", "server", "shared"]
+__all__ = ["adapters", "compare", "model", "server", "shared", "slow"]
 
 MESSAGES = [{"role": "user", "content": "Tell me <b>something</b> & more"}]
 

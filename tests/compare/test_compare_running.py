@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,6 @@ from tests.api.test_disconnect import connect
 from tests.compare.conftest import MESSAGES, compare
 
 LONG = "".join(chr(97 + i * 7 % 26) for i in range(400))
-
-
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:
-    """A server that computes few tokens a step, so that everything takes many steps."""
-    service = tiny_service(
-        model,
-        tmp_path_factory.mktemp("data"),
-        adapter={name: adapters / name for name in ADAPTERS},
-        max_batch_tokens=16,
-        max_num_seqs=8,
-    )
-    with serving(service) as running:
-        yield running
 
 
 def events(server: Running, body: dict[str, Any]) -> list[dict[str, Any]]:

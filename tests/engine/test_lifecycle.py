@@ -9,7 +9,7 @@ import pytest
 from adapters.errors import AdapterInUse, AdapterNotFound, AdapterTooLarge, SourceMissing
 from adapters.mix import parse_mix
 from adapters.records import State
-from server.engine.status import Deleted
+from server.engine.status import Deleted, Filter
 from tests.engine.shop import KEPT, RANK, Shop
 from tests.engine.waiting import until
 from tests.engine.zoo import prompt_of
@@ -45,10 +45,10 @@ async def test_pages_of_names(small: Shop) -> None:
     page = small.manager.page
     assert [status.name for status in page(limit=2)] == ["a", "b"]
     assert [status.name for status in page(after="b", limit=2)] == ["c", "d"]
-    assert [status.name for status in page(prefix="e")] == ["e"]
-    assert len(page(resident=True)) == 2
-    assert len(page(resident=False)) == 3
-    assert page(state=State.DRAINING) == page(tag="none") == page(after="e") == []
+    assert [status.name for status in page(Filter(prefix="e"))] == ["e"]
+    assert len(page(Filter(resident=True))) == 2
+    assert len(page(Filter(resident=False))) == 3
+    assert page(Filter(state=State.DRAINING)) == page(Filter(tag="none")) == page(after="e") == []
 
 
 async def test_rolling_back_and_forth(shop: Shop) -> None:

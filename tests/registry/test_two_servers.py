@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from adapters.errors import AdapterNotFound
+from server.engine.status import Filter
 from tests.engine.shop import Shop, open_shop
 from tests.engine.waiting import until
 from tests.harness import Harness
@@ -121,7 +122,7 @@ async def test_a_pin_through_one_is_a_pin_on_the_other(shop: Shop, harness: Harn
         await asyncio.gather(shop.manager.start(), twin.manager.start())
         await shop.load("a", "b", "c")
         await shop.manager.pin("a")
-        await soon(lambda: twin.manager.page(resident=True))
+        await soon(lambda: twin.manager.page(Filter(resident=True)))
         assert twin.manager.status("a").pinned
         await twin.manager.unpin("a")
         await soon(lambda: not shop.manager.status("a").pinned)
