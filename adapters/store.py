@@ -157,10 +157,13 @@ class RevisionStore:
         Raises:
             AdapterNotFound: there is no such revision.
         """
-        path = self.root / digest
-        if not _DIGEST.fullmatch(digest) or not path.is_dir():
+        if not self.has(digest):
             raise AdapterNotFound(f"no revision {digest[:64]!r} in the store")
-        return path
+        return self.root / digest
+
+    def has(self, digest: str) -> bool:
+        """Whether there is such a revision."""
+        return bool(_DIGEST.fullmatch(digest)) and (self.root / digest).is_dir()
 
     def digests(self) -> list[str]:
         """The full digests of all revisions, sorted.

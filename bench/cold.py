@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from time import perf_counter
+from typing import Annotated, TypeVar
+from urllib.request import Request, urlopen
 
 import typer
 
@@ -25,7 +29,18 @@ from bench.prompts import english
 from bench.run import RESULTS, resolve_base
 
 _STREAMS = 4  # answered while adapters are loaded
+_STREAM_TOKENS = 600
 _PROMPT_WORDS = 24
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """Milliseconds between the tokens of the streams while something else goes on."""
+
+    median: float
+    longest: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +53,11 @@ class ColdFigures:
     warm_first_token: float  # median
     cold_first_token: float  # median
     cold_first_token_p90: float
-    median_gap: float  # between tokens of the streams, while nothing is loaded
-    longest_gap: float  # the same
-    median_gap_loading: float  # while adapters are loaded one after the other
-    longest_gap_loading: float
+    load: float  # median of loads by POST …/prefetch beside the streams, answer included
+    gaps_alone: Gaps
+    gaps_loading: Gaps  # while adapters are loaded by POST …/prefetch, one after the other
+    gaps_warm: Gaps  # while requests for adapters on the device arrive, one after the other
+    gaps_cold: Gaps  # while requests for adapters on disk do
 
 
 async def _ask(server: systems.RunningSystem, adapter: int, seed: str, tokens: int) -> Exchange:
@@ -61,17 +77,43 @@ async def _first_tokens(server: systems.RunningSystem, adapters: Sequence[int], 
     return found
 
 
-async def _gaps_beside(
-    server: systems.RunningSystem, adapters: Sequence[int], tokens: int, seed: str
-) -> list[float]:
-    """Milliseconds between the tokens of a few streams; ``adapters`` are asked for meanwhile."""
+async def _loads(server: systems.RunningSystem, adapters: Sequence[int]) -> list[float]:
+    """Milliseconds that each takes to be loaded, one after the other."""
+    found = []
+    for adapter in adapters:
+        began = perf_counter()
+        await asyncio.to_thread(_prefetch, f"{server.url}/v1/adapters/a{adapter}/prefetch")
+        found.append(1000 * (perf_counter() - began))
+    return found
+
+
+def _prefetch(url: str) -> None:
+    with urlopen(Request(url, method="POST"), timeout=60) as answer:
+        if not json.load(answer)["residency"]["device"]:
+            raise systems.SystemFailed(f"{url}: there was no room for it")
+
+
+async def _beside(
+    server: systems.RunningSystem, work: Callable[[], Awaitable[T]], seed: str
+) -> tuple[Gaps, T]:
+    """The gaps of a few streams from when ``work`` begins until it ends, and what it returns."""
     streams = [
-        asyncio.create_task(_ask(server, number, f"{seed}-stream-{number}", tokens))
+        asyncio.create_task(_ask(server, number, f"{seed}-stream-{number}", _STREAM_TOKENS))
         for number in range(_STREAMS)
     ]
-    await _first_tokens(server, adapters, seed)
-    done = await asyncio.gather(*streams)
-    return [1000 * gap for exchange in done for gap in exchange.gaps[1:]]
+    await asyncio.sleep(0.5)  # until they are past their prompts
+    began = perf_counter()
+    result = await work()
+    ended = perf_counter()
+    if any(stream.done() for stream in streams):
+        raise systems.SystemFailed("the streams ended before what was to be measured beside them")
+    gaps = [
+        1000 * (later - earlier)
+        for exchange in await asyncio.gather(*streams)
+        for earlier, later in pairwise(exchange.chunks)
+        if began < earlier and later < ended
+    ]
+    return Gaps(median(gaps), max(gaps)), result
 
 
 async def measure(
@@ -84,8 +126,10 @@ async def measure(
     warm = await _first_tokens(server, hot * 12, "warm")
     cold_times = await _first_tokens(server, cold[:100], "cold")
     await _first_tokens(server, hot, "again")
-    quiet = await _gaps_beside(server, hot * 12, 400, "quiet")
-    loading = await _gaps_beside(server, cold[100:150], 400, "loading")
+    alone, _ = await _beside(server, lambda: asyncio.sleep(2), "alone")
+    loading, loads = await _beside(server, lambda: _loads(server, cold[100:150]), "loading")
+    beside_warm, _ = await _beside(server, lambda: _first_tokens(server, hot * 12, "beside"), "warm")
+    beside_cold, _ = await _beside(server, lambda: _first_tokens(server, cold[:50], "beside cold"), "cold")
     return ColdFigures(
         registered=registered,
         resident=resident,
@@ -93,10 +137,11 @@ async def measure(
         warm_first_token=median(warm),
         cold_first_token=median(cold_times),
         cold_first_token_p90=report.percentile(cold_times, 0.9),
-        median_gap=median(quiet),
-        longest_gap=max(quiet),
-        median_gap_loading=median(loading),
-        longest_gap_loading=max(loading),
+        load=median(loads),
+        gaps_alone=alone,
+        gaps_loading=loading,
+        gaps_warm=beside_warm,
+        gaps_cold=beside_cold,
     )
 
 
@@ -107,8 +152,9 @@ async def _run(base: Path, registered: int, resident: int) -> ColdFigures:
     with tempfile.TemporaryDirectory(prefix="manylora-bench-") as scratch:
         publishing = systems.manylora(base, adapters, Path(scratch), 32)
         (await systems.start(publishing, log)).stop()
+        os.sync()  # writing 6 GB behind the scenes takes the cores and the disk from what is measured
         known = systems.manylora(base, (), Path(scratch), 32)
-        room = ("--adapter-memory", str(resident * stored), "--adapter-cache-memory", "1")  # no adapter fits
+        room = ("--adapter-memory", str(resident * stored), "--adapter-cache-memory", "0")
         began = loop.time()
         server = await systems.start(replace(known, command=(*known.command, *room)), log)
         try:

@@ -1,4 +1,8 @@
-"""Revisions on disk as this server reads them: checked when they come in, and again when they are read."""
+"""Revisions on disk as this server reads them: checked when they come in, and kept packed from then on.
+
+A cold load reads the packed form (:mod:`server.model.packed_file`). Where there is none yet, or it is
+damaged, the revision is read, compared with its digest, checked and packed again.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,15 @@ from pathlib import Path
 
 from adapters.artifact import Artifact, Limits, read_artifact
 from adapters.base import BaseModel
+from adapters.beside import keep_beside
 from adapters.delta import ModuleDelta
-from adapters.errors import AdapterNotFound, AdapterTooLarge, ArtifactError, SourceMissing
+from adapters.errors import AdapterNotFound, AdapterTooLarge, ArtifactError, SourceMissing, StoreError
 from adapters.provenance import Provenance, read_provenance
 from adapters.publish import reclaim
 from adapters.records import RevisionRecord
 from adapters.registry import Registry
 from adapters.store import RevisionStore
-from server.model.norms import NormFile
+from server.model.packed_file import PREFIX, Packing, read_packed, serialize
 from server.model.pages import PackedAdapter, PagePool
 
 logger = logging.getLogger(__name__)
@@ -25,6 +30,7 @@ logger = logging.getLogger(__name__)
 Fetch = Callable[[Path], str | None]
 
 SHOWN_DIGITS = 8  # of a digest, in model strings and messages
+_SMALL = 1 << 20  # bytes that a packed form may take, however little is stored
 
 
 class Library:
@@ -38,6 +44,7 @@ class Library:
         self._store = store
         self._pool = pool
         self._limits = limits
+        self._packing = Packing.of(pool.modules, base.weights_key, pool.data.dtype)
 
     def check(self, directory: Path, source: str) -> tuple[RevisionRecord, PackedAdapter]:
         """Read the artifact in ``directory`` and find out whether, and as what, it can be served.
@@ -80,17 +87,34 @@ class Library:
             self._store.move_in(directory, digest)
 
     def read(self, digest: str) -> PackedAdapter:
-        """Bring a revision in from disk.
+        """Bring a revision in from disk, as it was packed before if that was kept.
 
         Raises:
             SourceMissing: its directory is not there.
             ArtifactError: it is not what it was.
         """
+        packed = read_packed(self._directory(digest), digest, self._packing, self._pool.capacity_bytes)
+        if packed is not None and packed.rank.max(initial=0) <= self._limits.max_rank:
+            return packed
         artifact = self.artifact(digest)
-        norms = NormFile.beside(artifact.directory, digest, self._base.weights_key, self._pool.data.dtype)
-        return self._pool.pack(
-            digest, artifact.delta, artifact.activation, norms, vocabulary=artifact.vocabulary
-        )
+        packed = self._pool.pack(digest, artifact.delta, artifact.activation, vocabulary=artifact.vocabulary)
+        self.keep_packed(packed, artifact.nbytes)
+        return packed
+
+    def keep_packed(self, packed: PackedAdapter, stored: int) -> None:
+        """Keep a revision's packed form on disk, unless it is far larger than its ``stored`` bytes are.
+
+        VeRA's is: its modules share what is packed for each of them. A disk that refuses is no fault.
+        """
+        if packed.data.nbytes > 2 * stored + _SMALL:
+            return
+        parts = serialize(packed, self._packing)
+        try:
+            keep_beside(self._store, packed.digest, self._packing.file_name, parts, kind=PREFIX)
+        except AdapterNotFound:  # deleted meanwhile
+            return
+        except StoreError as error:
+            logger.warning("revision %s is not kept packed: %s", packed.digest[:SHOWN_DIGITS], error)
 
     def deltas(self, digest: str) -> Mapping[str, ModuleDelta]:
         """What a revision does to each target module.
@@ -114,11 +138,7 @@ class Library:
 
     def has(self, digest: str) -> bool:
         """Whether the revision's directory is there."""
-        try:
-            self._store.path(digest)
-        except AdapterNotFound:
-            return False
-        return True
+        return self._store.has(digest)
 
     def artifact(self, digest: str) -> Artifact:
         """A revision as it was published.
@@ -127,14 +147,16 @@ class Library:
             SourceMissing: its directory is not there.
             ArtifactError: it is not what it was.
         """
-        try:
-            directory = self._store.path(digest)
-        except AdapterNotFound:
-            raise SourceMissing(f"the files of revision {digest[:SHOWN_DIGITS]} are gone") from None
-        artifact = read_artifact(directory, self._base, self._limits)
+        artifact = read_artifact(self._directory(digest), self._base, self._limits)
         if artifact.digest != digest:
             raise ArtifactError([f"the stored copy of revision {digest[:SHOWN_DIGITS]} has changed"])
         return artifact
+
+    def _directory(self, digest: str) -> Path:
+        try:
+            return self._store.path(digest)
+        except AdapterNotFound:
+            raise SourceMissing(f"the files of revision {digest[:SHOWN_DIGITS]} are gone") from None
 
     def _facts(
         self, artifact: Artifact, source: str, provenance: Provenance, warning: str | None

@@ -180,6 +180,7 @@ class Publisher:
                 await self._catalogue.refresh(wanted.name)
             await self._holdings.offer(packed)
             self._metrics.adapter_read("publish", monotonic() - began)
+            await self.run(lambda: self._library.keep_packed(packed, facts.nbytes))
             return self._registered(record, facts, packed)
 
     def _registered(self, record: NameRecord, facts: RevisionRecord, packed: PackedAdapter) -> Registered:

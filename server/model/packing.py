@@ -20,7 +20,7 @@ import torch
 from adapters.base import TargetModule
 from adapters.delta import ModuleDelta
 from server.kernels.inputs import BaseWeights, page_length
-from server.model.norms import RowNorms
+from server.model.norms import row_norms
 
 
 class ZeroNorm(Exception):
@@ -38,8 +38,8 @@ class FoldedModule:
     input_gain: torch.Tensor | None = None  # [in] float32
 
 
-def fold(delta: ModuleDelta, index: int, base: BaseWeights | None, norms: RowNorms) -> FoldedModule:
-    """Fold the change to module ``index``; ``base`` is needed for biases only.
+def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModule:
+    """Fold the change to module ``index``; ``base`` is needed for DoRA and for biases only.
 
     Raises:
         ZeroNorm: see there.
@@ -48,7 +48,8 @@ def fold(delta: ModuleDelta, index: int, base: BaseWeights | None, norms: RowNor
         return FoldedModule(delta.a, delta.scaled_b().T)
     scale = None
     if delta.magnitude is not None:
-        scale = _dora_gain(delta.magnitude, norms.of(index, delta))
+        assert base is not None, "DoRA needs the base's weights"
+        scale = _dora_gain(delta.magnitude, row_norms(base.weight(index), delta))
     b = delta.scaled_b() if scale is None else delta.scaled_b() * scale[:, None]
     gain = None if scale is None else scale - 1
     if delta.output_scale is not None:

@@ -25,7 +25,6 @@ from server.kernels.inputs import (
     page_length,
 )
 from server.kernels.memory import zeros
-from server.model.norms import NormFile, RowNorms
 from server.model.packing import FoldedModule, ZeroNorm, elements, fold
 from server.model.tables import BaseTables, pack_vocabulary, place
 
@@ -154,13 +153,10 @@ class PagePool:
         digest: str,
         deltas: Mapping[str, ModuleDelta],
         activation: tuple[int, ...] | None = None,
-        norms: NormFile | None = None,
         *,
         vocabulary: VocabularyDelta | None = None,
     ) -> PackedAdapter:
         """Lay an adapter out; what is folded in is so in fp32, before the one rounding to the pool dtype.
-
-        ``norms`` is where DoRA's norms may be kept, so that they need not be computed again.
 
         Raises:
             ArtifactError: magnitudes that no weight of this base can have (see :class:`ZeroNorm`), or
@@ -169,17 +165,15 @@ class PagePool:
         parts = [(i, deltas[m.name]) for i, m in enumerate(self.modules) if m.name in deltas]
         size = sum(elements(delta, self.modules[i], i, self._base) for i, delta in parts)
         layout = _Layout(torch.zeros(size, dtype=self.data.dtype), len(self.modules))
-        row_norms = RowNorms(self._base, norms, sum(len(d.b) for _, d in parts if d.magnitude is not None))
         broken = []
         for index, delta in parts:
             try:
-                layout.place(index, fold(delta, index, self._base, row_norms))
+                layout.place(index, fold(delta, index, self._base))
             except ZeroNorm:
                 broken.append(self.modules[index].name)
         if broken:
             where = some(broken, len(broken))
             raise ArtifactError([f"DoRA's magnitudes have no direction: rows of W + BA are zero in {where}"])
-        row_norms.keep()
         packed = self._with_vocabulary(layout.finish(digest, activation), vocabulary)
         judged_here = packed.vectors is not None or (vocabulary is not None and not deltas)
         if judged_here and packed.vocabulary is None and self._idle(packed, layout.largest):

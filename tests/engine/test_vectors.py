@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +10,8 @@ import torch
 
 from adapters.base import TargetModule
 from adapters.delta import ModuleDelta
-from adapters.errors import ArtifactError
 from server.kernels.inputs import AdapterPages, ModuleShape, lora_inputs
 from server.kernels.reference.lora import LoraPlan
-from server.model.norms import NormFile
 from server.model.pages import PagePool
 
 MODULES = (TargetModule("q", 40, 64), TargetModule("v", 40, 24), TargetModule("down", 100, 40))
@@ -164,40 +161,3 @@ def test_a_constant_is_only_kept_where_there_is_one() -> None:
     pages = load(pool, "dora", [random_delta(m, "dora", 1) for m in range(3)])
     assert pages.vectors is not None
     assert (pages.vectors.constant != 0).tolist() == [True, False, True]
-
-
-def test_norms_are_kept_beside_the_revision(tmp_path: Path) -> None:
-    """And are those that would be computed; what is not whole is computed again."""
-    base = Base()
-    pool = pool_of(base)
-    deltas = {m.name: random_delta(i, "dora", 1) for i, m in enumerate(MODULES)}
-    file = NormFile.beside(tmp_path, "digest", "fingerprint", torch.float32)
-    computed = pool.pack("digest", deltas)
-    assert torch.equal(pool.pack("digest", deltas, norms=file).data, computed.data)
-    base.weights = [torch.full_like(weight, torch.nan) for weight in base.weights]
-    assert torch.equal(pool.pack("digest", deltas, norms=file).data, computed.data), "they are not read"
-    assert [path.name for path in tmp_path.iterdir()] == ["norms-fingerprint-float32"]
-    content = bytearray(file.path.read_bytes())
-    content[40] ^= 1
-    for broken in (bytes(content), bytes(content[:-4]), b""):
-        file.path.write_bytes(broken)
-        with pytest.raises(ArtifactError):  # the weights are no numbers
-            pool.pack("digest", deltas, norms=file)
-
-
-def test_norms_of_another_base_are_not_taken(tmp_path: Path) -> None:
-    file = NormFile.beside(tmp_path, "digest", "fingerprint", torch.float32)
-    file.write(torch.ones(7))
-    assert file.read(7) is not None
-    for other in (("other", "fingerprint"), ("digest", "finger"), ("digest", "fingerprint-of-another")):
-        path = NormFile.beside(tmp_path, *other, torch.float32).path
-        file.path.replace(path)
-        assert NormFile.beside(tmp_path, *other, torch.float32).read(7) is None
-        path.replace(file.path)
-
-
-def test_a_disk_that_refuses_is_no_fault(tmp_path: Path) -> None:
-    pool = pool_of(Base())
-    deltas = {"q": random_delta(0, "dora", 1)}
-    file = NormFile.beside(tmp_path / "absent", "digest", "fingerprint", torch.float32)
-    assert torch.equal(pool.pack("digest", deltas, norms=file).data, pool.pack("digest", deltas).data)
