@@ -122,12 +122,30 @@ def reconcile(registry: Registry, store: RevisionStore) -> Reconciled:
     agreements: list[Agreement] = []
 
     def settled() -> set[str]:  # nobody publishes or removes meanwhile
-        for record in registry.unfinished():
-            if not store.alive(record.owner):
-                registry.abandon(record.name, record.owner)
-                abandoned.append(record.name)
+        abandoned.extend(_bury(registry, store))
         agreements.append(registry.agree(set(store.digests())))
         return registry.referenced()
 
     freed = store.discard(None, settled)
     return Reconciled(tuple(abandoned), agreements[0], sum(freed.values()))
+
+
+def tend(registry: Registry, store: RevisionStore) -> tuple[str, ...]:
+    """What of :func:`reconcile` can be done while requests run; returns the names that were changed.
+
+    What dead processes left half done goes, and names whose files are back serve again. Files are deleted
+    by no name's account: a request may wait for them. Where files are missing is seen when they are read.
+
+    Raises:
+        StoreError: the disk or the database refused.
+    """
+    store.sweep()
+    return (*_bury(registry, store), *registry.recover(store.has))
+
+
+def _bury(registry: Registry, store: RevisionStore) -> list[str]:
+    """Give up what dead processes were loading or draining; the names."""
+    dead = [record for record in registry.unfinished() if not store.alive(record.owner)]
+    for record in dead:
+        registry.abandon(record.name, record.owner)
+    return [record.name for record in dead]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Agreement:
 
 
 class UpkeepRegistry:
-    """What a server does to a registry when it starts."""
+    """What a server does to a registry when it starts, and when processes have died or files gone."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -65,6 +65,30 @@ class UpkeepRegistry:
                 forget_revisions(connection, record.history)
             put_change(connection, name, generation)
 
+    def lose(self, name: str, digest: str) -> None:
+        """Make ``name`` FAILED if it serves the revision ``digest``, whose files are missing."""
+        with self._database.write() as (connection, generation):
+            of_name = (names.c.name == name, names.c.digest == digest)
+            ready = (*of_name, names.c.state == State.READY.value)
+            if connection.execute(names.update().where(*ready).values(_lost(digest))).rowcount:
+                put_change(connection, name, generation)
+
+    def recover(self, present: Callable[[str], bool]) -> tuple[str, ...]:
+        """Make FAILED names READY whose current revision is ``present`` on disk; returns them.
+
+        Nothing is written where there are none.
+        """
+        with self._database.read() as connection:
+            back = [name for name, digest in _failed(connection) if present(digest)]
+        if not back:
+            return ()
+        with self._database.write() as (connection, generation):
+            found = [name for name, digest in _failed(connection) if name in back and present(digest)]
+            for name in found:
+                connection.execute(names.update().where(names.c.name == name).values(_ready()))
+                put_change(connection, name, generation)
+        return tuple(found)
+
     def agree(self, present: Collection[str]) -> Agreement:
         """Make names whose revision is not ``present`` on disk FAILED, and those READY where it is back."""
         with self._database.write() as (connection, generation):
@@ -79,19 +103,33 @@ def _check_current(
     failed, restored = [], []
     query = select(names.c.name, names.c.digest, names.c.state).where(names.c.digest.is_not(None))
     for name, digest, state in connection.execute(query.order_by(names.c.name)).all():
-        values: dict[str, Any] = {"updated": time.time()}
         if state == State.READY.value and digest not in present:
             failed.append(name)
-            error = f"the files of revision {digest[:8]} are missing from the store"
-            values |= {"state": State.FAILED.value, "error": error}
+            values = _lost(digest)
         elif state == State.FAILED.value and digest in present:
             restored.append(name)
-            values |= {"state": State.READY.value, "error": None}
+            values = _ready()
         else:
             continue
         connection.execute(names.update().where(names.c.name == name).values(values))
         put_change(connection, name, generation)
     return failed, restored
+
+
+def _failed(connection: Connection) -> list[tuple[str, str]]:
+    """Name and digest of those that failed though they have a revision."""
+    query = select(names.c.name, names.c.digest).where(names.c.digest.is_not(None))
+    query = query.where(names.c.state == State.FAILED.value).order_by(names.c.name)
+    return [(name, digest) for name, digest in connection.execute(query).all()]
+
+
+def _lost(digest: str) -> dict[str, Any]:
+    error = f"the files of revision {digest[:8]} are missing from the store"
+    return {"state": State.FAILED.value, "error": error, "updated": time.time()}
+
+
+def _ready() -> dict[str, Any]:
+    return {"state": State.READY.value, "error": None, "updated": time.time()}
 
 
 def _check_history(connection: Connection, generation: int, present: Collection[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapters.artifact import Limits
 from adapters.base import BaseModel
-from adapters.publish import reconcile
+from adapters.publish import reconcile, tend
 from adapters.registry import Registry
 from adapters.store import RevisionStore
 from server.engine.catalogue import Catalogue
@@ -22,6 +22,7 @@ from server.engine.publishing import Publisher
 from server.engine.restoring import Restorer
 from server.engine.status import Deleted
 from server.engine.tiers import Tiers
+from server.engine.upkeep import Upkeep
 from server.metrics import Metrics
 from server.model.pages import PagePool
 
@@ -69,6 +70,7 @@ class Parts:
             self._catalogue, library, self._holdings, registry=registry, store=store, metrics=metrics
         )
         self._follower = Follower(self._catalogue)
+        self._upkeep = Upkeep(lambda: self._publisher.run(lambda: tend(registry, store)))
         self._overview = Overview(self._catalogue, self._holdings, metrics, self._follower.used)
         self._lookup = Lookup(self._catalogue, find, self._publish_found)
         self._deleting: dict[str, asyncio.Task[Deleted]] = {}  # by name
@@ -84,10 +86,12 @@ class Parts:
         await self._tiers.run(reconcile, self._registry, self._store)
         await self._catalogue.read_all()
         self._follower.start()
+        self._upkeep.start()
         await asyncio.gather(*self._arriving, return_exceptions=True)
 
     async def close(self) -> None:
         """Finish what has begun, and let go of registry and store."""
+        await self._upkeep.close()
         await self._lookup.close()
         self._holdings.stop_waiting()
         await asyncio.gather(*self._deleting.values(), return_exceptions=True)

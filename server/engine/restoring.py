@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
 from adapters.errors import AdapterNotFound, SourceMissing
 from adapters.records import NameRecord, State
+from adapters.registry import Registry
 from server.engine.catalogue import Catalogue
 from server.engine.library import SHOWN_DIGITS, Library
 from server.metrics import Metrics
@@ -69,20 +71,35 @@ class Restorer:
             raise AdapterNotFound(f"revision {shown} was deleted")
         source, fetch = found[0].source, self._fetch
         if fetch is None or not is_remote(source):
+            await self._lose(digest)
             raise SourceMissing(f"the files of revision {shown} are gone")
         began = monotonic()
-        await self._run(lambda: self._library.put_back(digest, source, lambda into: fetch(source, into)))
+        try:
+            await self._run(lambda: self._library.put_back(digest, source, lambda into: fetch(source, into)))
+        except SourceMissing:
+            await self._lose(digest)
+            raise
         for name in self._catalogue.holders(digest):
             await self._serve_again(name, digest)
         self._metrics.adapter_hit("remote")
         self._metrics.adapter_read("remote", monotonic() - began)
         logger.warning("revision %s had vanished from disk and was fetched again from %s", shown, source)
 
+    async def _lose(self, digest: str) -> None:
+        """Show that what points to the revision can't serve any more, if its directory is what is missing."""
+        if not self._library.has(digest):
+            for name in self._catalogue.holders(digest):
+                await self._catalogue.change(name, partial(_lose, name=name, digest=digest))
+
     async def _serve_again(self, name: str, digest: str) -> None:
         """End the failure of a name whose current revision had been found missing."""
         record = self._catalogue.names.get(name)
         if record is not None and record.state is State.FAILED and record.digest == digest:
             await self._catalogue.change(name, lambda registry: registry.rollback(name, digest))
+
+
+def _lose(registry: Registry, *, name: str, digest: str) -> None:
+    registry.lose(name, digest)
 
 
 def is_remote(source: str) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from adapters.errors import AdapterExists, AdapterNotFound, ArtifactError, StoreError
 from adapters.files import CONFIG_NAME, WEIGHTS_NAME
-from adapters.publish import publish, reclaim, reconcile
+from adapters.publish import publish, reclaim, reconcile, tend
 from adapters.registry import Registry, State
 from adapters.store import RevisionStore
 from tests.registry.desk import STEPS, bring_in, copy_from, examine, write
@@ -155,6 +155,26 @@ def test_a_revision_that_disappears_and_comes_back(url: str, tmp_path: Path) -> 
         (tmp_path / "elsewhere").rename(path)
         assert reconcile(registry, store).agreement.restored == ("a",)
         assert (registry.get("a").state, registry.get("a").error) == (State.READY, None)
+
+
+def test_what_is_done_while_servers_run(url: str, tmp_path: Path) -> None:
+    with server(url, tmp_path / "store") as (registry, store):
+        path = bring_in(registry, store, "a", write(tmp_path / "one")).directory
+        bring_in(registry, store, "b", write(tmp_path / "two", seed=1))
+        path.rename(tmp_path / "elsewhere")
+        registry.lose("b", path.name)
+        registry.lose("a", path.name)
+        assert [registry.get(name).state for name in "ab"] == [State.FAILED, State.READY]
+        generation, _ = registry.changes(0)
+        assert tend(registry, store) == ()
+        assert registry.changes(generation) == (generation, []), "nothing to do, nothing written"
+        (tmp_path / "elsewhere").rename(path)
+        with Registry(url, owner="0" * 16) as dead:
+            dead.begin("c", "x")
+        assert tend(registry, store) == ("c", "a")
+        assert (registry.get("a").state, registry.get("a").error) == (State.READY, None)
+        assert registry.changes(generation)[1] == ["a", "c"]
+        assert registry.count() == 2
 
 
 def test_a_loading_name_with_a_past_is_kept_as_failed(url: str, tmp_path: Path) -> None:
