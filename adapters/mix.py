@@ -88,6 +88,15 @@ def parse_mix(expression: str) -> tuple[MixTerm, ...]:
     return tuple(_parse_term(part) for part in parts)
 
 
+def parse_target(target: str) -> tuple[MixTerm, ...]:
+    """The terms of what an alias stands for: a model string, or "" for the base model, whatever its name is.
+
+    Raises:
+        MixError, AdapterNameError: as :func:`parse_mix`.
+    """
+    return parse_mix(target) if target else ()
+
+
 def _parse_term(text: str) -> MixTerm:
     head, star, weight_text = text.partition("*")
     name, at, revision = head.partition("@")

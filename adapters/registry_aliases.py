@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, delete, insert
 
 from adapters.errors import AdapterExists, AdapterNotFound, MixError
-from adapters.mix import MAX_ENTRIES, check_name, parse_mix
+from adapters.mix import MAX_ENTRIES, check_name, parse_target
 from adapters.records import AliasRecord
 from adapters.registry_rows import alias_records, find, put_change
 from adapters.registry_schema import Database, aliases
@@ -24,6 +24,8 @@ class AliasRegistry:
 
     def put_alias(self, name: str, arms: Sequence[tuple[str, float]]) -> AliasRecord:
         """Make ``name`` stand for the model strings ``arms``, each with its share (positive, of any sum).
+
+        "" is the base model. Servers of one registry may call theirs differently, and not as adapters are.
 
         Whether the targets exist is not asked: that is known when a request resolves.
 
@@ -76,7 +78,7 @@ def _check_arms(arms: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     if not 1 <= len(arms) <= MAX_ENTRIES:
         raise MixError(f"an alias stands for 1 to {MAX_ENTRIES} model strings")
     for target, share in arms:
-        parse_mix(target)
+        parse_target(target)
         if not (math.isfinite(share) and share > 0):
             raise MixError(f"the share of {target!r} must be a positive number")
     return [(target, float(share)) for target, share in arms]
@@ -94,7 +96,7 @@ def _refuse_chains(name: str, arms: Sequence[tuple[str, float]], known: Sequence
 
 
 def _names(target: str) -> set[str]:
-    return {term.name for term in parse_mix(target)}
+    return {term.name for term in parse_target(target)}
 
 
 def _require_alias(connection: Connection, name: str) -> AliasRecord:

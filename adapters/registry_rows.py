@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Row, Select, delete, exists, func, insert, select
 
 from adapters.errors import AdapterNotFound
-from adapters.mix import is_name, parse_mix
+from adapters.mix import is_name, parse_target
 from adapters.records import AliasRecord, NameRecord, RevisionRecord, State
 from adapters.registry_schema import aliases, changes, history, names, revisions, tags
 
@@ -120,7 +120,7 @@ def put_history(connection: Connection, name: str, digest: str, generation: int,
         term.revision
         for alias in alias_records(connection)
         for target, _ in alias.arms
-        for term in parse_mix(target)
+        for term in parse_target(target)
         if term.name == name and term.revision is not None
     )
     beyond = connection.execute(latest.offset(keep)).scalars()

@@ -50,6 +50,8 @@ MAX_BYTES = 2**50  # a petabyte: beyond it the number is a typing error
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1, le=MAX_BYTES)]
 AutoSize = Annotated[Size | None, BeforeValidator(read_auto)]
+SizeOrNone = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=MAX_BYTES)]
+AutoSizeOrNone = Annotated[SizeOrNone | None, BeforeValidator(read_auto)]
 AutoLength = Annotated[Annotated[int, Field(ge=1, le=2**24)] | None, BeforeValidator(read_auto)]
 Port = Annotated[int, BeforeValidator(refuse_service_link), Field(ge=0, le=65535)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -116,8 +118,8 @@ class Settings(BaseSettings):
         AutoSize, Flag(ADAPTERS, "SIZE", "Memory for resident adapters, as 512MiB. Default: auto.")
     ] = None
     adapter_cache_memory: Annotated[
-        AutoSize,
-        Flag(ADAPTERS, "SIZE", "Host memory that caches adapters, as 1GiB. Default: auto."),
+        AutoSizeOrNone,
+        Flag(ADAPTERS, "SIZE", "Host memory that caches adapters, as 1GiB; 0: none. Default: auto."),
     ] = None
     merge_memory: Annotated[
         AutoSize, Flag(ADAPTERS, "SIZE", "Memory for merged copies, as 2GiB. Default: auto.")

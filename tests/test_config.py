@@ -158,6 +158,13 @@ def test_bad_file(tmp_path: Path, content: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_no_memory_is_a_size_where_it_means_something() -> None:
+    assert load_settings({"adapter_cache_memory": "0"}).adapter_cache_memory == 0
+    assert load_settings({"adapter_cache_memory": "auto"}).adapter_cache_memory is None
+    with pytest.raises(ConfigError, match="--adapter-memory: must be greater than or equal to 1"):
+        load_settings({"adapter_memory": "0"})
+
+
 def test_missing_and_empty_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_settings({}, tmp_path / "none.yaml")

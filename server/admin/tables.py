@@ -16,6 +16,7 @@ from server.admin.lines import place, size
 
 _STATE_STYLE = {"ready": "green", "loading": "yellow", "draining": "yellow", "failed": "red"}
 _COLUMNS = ("name", "state", "revision", "kind", "rank", "where", "requests", "running", "used", "tags")
+_WHOSE = {"base": "the base's", "adapter": "its own"}
 _WIDE = 10_000  # characters: where no terminal limits them, lines are not broken
 
 Answer = Mapping[str, Any]
@@ -110,7 +111,8 @@ def _rows(adapter: Answer) -> Iterable[tuple[str, RenderableType]]:
     yield "requests", f"{traffic['requests']} ended, {traffic['running']} running"
     yield "tokens", f"{traffic['prompt_tokens']} read, {traffic['generated_tokens']} generated"
     for key, value in adapter["details"].items():
-        yield key.replace("_", " "), _detail(value)
+        whose = _WHOSE.get(str(value).partition(":")[0]) if key in {"chat_template", "tokenizer"} else None
+        yield key.replace("_", " "), whose or _detail(value)
 
 
 def _detail(value: Any) -> str:

@@ -84,6 +84,7 @@ def _revision(record: RevisionRecord, current: bool) -> dict[str, Any]:
         "modules": record.modules,
         "total_modules": record.total_modules,
         "base_model": record.base_model_name,
+        "base_fingerprint": record.base_fingerprint,
         "lineage": record.lineage,
         "details": record.details,
     }

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from adapters.errors import AdapterNotFound, MixError
-from adapters.mix import MAX_ENTRIES, MixTerm, check_weight, parse_mix
+from adapters.mix import MAX_ENTRIES, MixTerm, check_weight, parse_target
 from adapters.records import AliasRecord
 
 _HASHED = 2.0**64
@@ -74,12 +74,22 @@ def _fraction(name: str, user: str) -> float:
 
 
 def target_terms(target: str, base: str) -> tuple[MixTerm, ...]:
-    """The terms of an arm's model string; () for the base model.
+    """The terms of an arm's model string; () for the base model, which aliases keep as "".
 
     Raises:
         MixError, AdapterNameError: it is malformed.
     """
-    return () if target == base else parse_mix(target)
+    return () if target == base else parse_target(target)
+
+
+def stored(arms: Sequence[tuple[str, float]], base: str) -> list[tuple[str, float]]:
+    """Arms as the registry keeps them."""
+    return [("" if target == base else target, share) for target, share in arms]
+
+
+def shown(alias: AliasRecord, base: str) -> AliasRecord:
+    """An alias with the base model under its name."""
+    return replace(alias, arms=tuple((target or base, share) for target, share in alias.arms))
 
 
 def naming(name: str, aliases: Mapping[str, AliasRecord], base: str) -> list[str]:

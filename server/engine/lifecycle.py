@@ -10,7 +10,7 @@ from time import monotonic
 from adapters.errors import AdapterExists, AdapterInUse, AdapterNotFound
 from adapters.mix import check_name
 from adapters.records import AliasRecord, NameRecord, State
-from server.engine.aliases import naming, target_terms
+from server.engine.aliases import naming, shown, stored, target_terms
 from server.engine.library import Fetch
 from server.engine.parts import Parts
 from server.engine.publishing import Publication, Wanted, copy
@@ -211,7 +211,9 @@ class Lifecycle(Parts):
         for term in (term for target, _ in arms for term in target_terms(target, self.base.name)):
             if term.name not in self._catalogue.aliases:  # which the registry refuses
                 digest_of(term, self._catalogue.get_ready(term.name))
-        return await self._catalogue.change(name, lambda registry: registry.put_alias(name, arms))
+        kept = stored(arms, self.base.name)
+        record = await self._catalogue.change(name, lambda registry: registry.put_alias(name, kept))
+        return shown(record, self.base.name)
 
     async def delete_alias(self, name: str) -> AliasRecord:
         """Forget an alias; AdapterNotFound if there is none of that name."""
@@ -220,10 +222,11 @@ class Lifecycle(Parts):
     def alias(self, name: str) -> AliasRecord:
         """One alias; AdapterNotFound if there is none of that name."""
         try:
-            return self._catalogue.aliases[name]
+            return shown(self._catalogue.aliases[name], self.base.name)
         except KeyError:
             raise AdapterNotFound(f"there is no alias {name[:140]!r}") from None
 
     def aliases(self) -> list[AliasRecord]:
         """Every alias, by name."""
-        return [self._catalogue.aliases[name] for name in sorted(self._catalogue.aliases)]
+        aliases = self._catalogue.aliases
+        return [shown(aliases[name], self.base.name) for name in sorted(aliases)]

@@ -93,7 +93,15 @@ def test_the_life_of_an_adapter(server: Running, adapter: Path, tmp_path: Path, 
     assert re.fullmatch(r"pirate: disk [\d.]+ KiB\n", out(server, "evict", "pirate"))
     assert re.fullmatch(r"pirate: device [\d.]+ KiB\n", out(server, "prefetch", "pirate"))
     shown = out(server, "show", "pirate")
-    for part in (first[1], "LORA, rank 4", "4 of 14", "upload://", "current", "0 ended, 0 running"):
+    for part in (
+        first[1],
+        "LORA, rank 4",
+        "4 of 14",
+        "upload://",
+        "current",
+        "0 ended, 0 running",
+        "the base's",
+    ):
         assert part in shown
     assert re.fullmatch(
         r"pirate is deleted, [\d.]+ KiB of device memory free\n",

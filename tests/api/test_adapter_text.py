@@ -95,6 +95,17 @@ def test_whose_template_answers(server: Running, model: str, prompt: str) -> Non
     assert answer["usage"]["prompt_tokens"] == count
 
 
+def test_it_is_shown_whose_template_and_tokenizer_answer(server: Running) -> None:
+    def shown(name: str) -> tuple[str, str]:
+        with server.http() as http:
+            details = http.get(f"/v1/adapters/{name}").json()["details"]
+        return details["chat_template"].partition(":")[0], details["tokenizer"].partition(":")[0]
+
+    assert shown("plain") == ("base", "base")
+    assert shown("own") == ("adapter", "base")
+    assert shown("tokens") == ("base", "adapter")
+
+
 def test_the_answer_is_that_of_the_rendered_prompt(server: Running) -> None:
     _, answer = chat(server, "own")
     with server.http() as http:

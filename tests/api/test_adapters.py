@@ -134,8 +134,10 @@ def test_what_is_shown_of_one(admin: Admin, tmp_path: Path, model: Path) -> None
     assert found["last_used"] is None
     assert found["traffic"] == {"requests": 0, "prompt_tokens": 0, "generated_tokens": 0, "running": 0}
     assert found["publication"]["state"] == "ready"
+    assert found["details"] == {"chat_template": "base", "tokenizer": "base"}
     (revision,) = found["revisions"]
     assert (revision["digest"], revision["current"], revision["rank"]) == (digest, True, 4)
+    assert revision["base_fingerprint"] == admin.server.service.description["fingerprint"]
     (listed,) = admin.get()["data"]
     assert listed == {key: found[key] for key in listed}
 

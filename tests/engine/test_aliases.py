@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.errors import AdapterExists, AdapterInUse, AdapterNotFound, MixError
+from adapters.errors import AdapterExists, AdapterInUse, AdapterNameError, AdapterNotFound, MixError
 from adapters.mix import parse_mix
 from adapters.records import AliasRecord
 from server.engine.aliases import choose, expand
@@ -104,6 +105,31 @@ async def test_what_an_alias_may_be(shop: Shop) -> None:
         await manager.delete_alias("y")
     await manager.put_alias("y", [("base", 1.0)])
     assert (await shop.lease("y")).served_model == "base"
+
+
+async def test_the_base_model_is_a_target_whatever_it_is_called(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "org/model" is no model string, and a server that starts later may call it something else."""
+    manager = shop.manager
+    await shop.load("a")
+    for name in ("org/model", "elsewhere"):
+        monkeypatch.setattr(manager, "base", replace(manager.base, name=name))
+        if name == "org/model":
+            put = await manager.put_alias("x", [("org/model", 3.0), ("a", 1.0)])
+            assert put.arms == (("org/model", 3.0), ("a", 1.0))
+        assert manager.alias("x").arms == manager.aliases()[0].arms == ((name, 3.0), ("a", 1.0))
+        served = [await manager.resolve(parse_mix("x"), user=f"user{i}") for i in range(40)]
+        assert {resolution.served_model.partition("@")[0] for resolution in served} == {name, "a"}
+        for resolution in served:
+            manager.drop(resolution)
+    with pytest.raises(AdapterInUse, match="'x'"):
+        await manager.delete("a")
+    await manager.load("a", shop.write("a2", seed=5), replace=True)  # its history is cut, aliases are read
+    with pytest.raises(AdapterNameError):
+        await manager.put_alias("y", [("another/model", 1.0)])
+    await manager.delete_alias("x")
+    shop.check()
 
 
 async def test_a_target_of_an_alias_is_not_deleted(shop: Shop) -> None:

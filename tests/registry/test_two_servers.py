@@ -20,7 +20,7 @@ from tests.harness import Harness
 
 ROOT = Path(__file__).parents[2]
 SECOND = 1.0  # within which the other server knows
-SLACK = 4.0  # for a machine that does other things as well
+SLACK = 1.0  # for a machine that does other things as well
 
 
 class Other:
