@@ -10,6 +10,13 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+
+# Its version follows the base image.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+
 WORKDIR /src
 RUN python -m venv /opt/manylora
 ENV PATH=/opt/manylora/bin:$PATH
@@ -28,25 +35,31 @@ COPY adapters ./adapters
 COPY server ./server
 RUN pip install --no-deps . && pip check
 
+# The CPU kernels for every processor this image may start on: the image itself has no compiler.
+RUN manylora build-kernels --target all
+
 
 FROM python:${PYTHON_VERSION}-slim-bookworm
 
 LABEL org.opencontainers.image.title="manylora" \
       org.opencontainers.image.description="Hundreds of LoRA adapters in one batch on one base model"
 
-# The compiler builds the CPU kernels for the machine the container starts on (Triton's launchers on CUDA).
-# Its version follows the base image.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+# On CUDA, Triton compiles its launchers as they are first needed.
 # hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ \
-    && rm -rf /var/lib/apt/lists/* \
+RUN case "${TORCH_INDEX}" in */cpu) ;; *) \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/* ;; \
+    esac \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin manylora \
     && install -d -o manylora -g manylora /data /adapters
 
 COPY --from=build /opt/manylora /opt/manylora
 COPY --chown=root:root examples/adapters /opt/manylora/share/adapters
 
-# Models, adapter revisions and built kernels live in /data; /adapters is where load requests may read.
+# Models and adapter revisions live in /data; /adapters is where load requests may read.
 ENV PATH=/opt/manylora/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

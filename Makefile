@@ -90,5 +90,5 @@ lock: $(RUNTIME) ## Rewrite the lock files with the newest versions that pyproje
 	rm -rf $(LOCK)
 
 clean: ## Remove the environment, build output and caches; pulled models stay.
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info server/kernels/cpu/built .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ import typer
 
 from adapters.errors import AdapterError
 from server.admin.commands import adapters
+from server.cli_kernels import build_kernels
 from server.cli_merge import compose, merge
 from server.cli_train import estimate, train
 from server.compare.command import compare
@@ -171,6 +172,7 @@ def _with_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+app.command()(build_kernels)
 app.command()(compose)
 app.command()(merge)
 app.command()(compare)

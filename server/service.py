@@ -100,6 +100,7 @@ class _Prepared:
     pool: PagePool
     num_blocks: int  # the padding block included
     probe_error: float
+    kernels_note: str
 
 
 def build_service(settings: Settings, model_dir: Path) -> Service:
@@ -158,7 +159,8 @@ def _prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
     refusals: list[str] = []
     for decoder in decoder_candidates(loaded, settings.kernels):
         try:
-            prepared = _allocate_and_probe(loaded, decoder, settings, available)
+            note = "; ".join(refusals) if refusals else decoder.kernels_note
+            prepared = _allocate_and_probe(loaded, decoder, settings, available, note)
         except ModelRefused as refusal:
             logger.warning("%s", refusal)
             refusals.append(str(refusal))
@@ -170,7 +172,7 @@ def _prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
 
 
 def _allocate_and_probe(
-    loaded: LoadedModel, decoder: Decoder, settings: Settings, available: int
+    loaded: LoadedModel, decoder: Decoder, settings: Settings, available: int, kernels_note: str
 ) -> _Prepared:
     num_blocks = num_kv_blocks(
         settings.kv_cache_memory,
@@ -186,7 +188,7 @@ def _allocate_and_probe(
         error = max(
             probe(loaded.hf, decoder, loaded.dtype), probe_adapters(loaded.hf, decoder, pool, loaded.dtype)
         )
-    return _Prepared(decoder, pool, num_blocks, error)
+    return _Prepared(decoder, pool, num_blocks, error, kernels_note)
 
 
 def _engine(loaded: LoadedModel, prepared: _Prepared, settings: Settings, metrics: Metrics) -> Engine:
@@ -230,6 +232,7 @@ def _describe(loaded: LoadedModel, prepared: _Prepared, max_model_len: int) -> d
     return {
         "decoder": prepared.decoder.name,
         "kernels": prepared.decoder.kernels,
+        "kernels_note": prepared.kernels_note,
         "architecture": type(loaded.hf).__name__,
         "quantization": loaded.quantize,
         "base_bytes": prepared.decoder.weight_bytes,

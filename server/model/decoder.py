@@ -25,6 +25,10 @@ class Decoder(Protocol):
         """Which arithmetic runs: "pytorch", "cpu-avx512-bf16", ..."""
 
     @property
+    def kernels_note(self) -> str:
+        """Where native kernels came from, or why there are none, in one phrase."""
+
+    @property
     def modules(self) -> Sequence[TargetModule]:
         """The adaptable linear layers, then norms with a bias; an adapter's page table is in this order."""
 

@@ -12,6 +12,7 @@ from torch import nn
 from adapters.base import TargetModule
 from server.errors import ConfigError
 from server.kernels.cpu import NativeStep
+from server.kernels.cpu.library import best_library
 from server.kernels.inputs import StepInputs
 from server.kernels.reference.quantized import Quantized
 from server.kernels.reference.step import ReferenceStep
@@ -57,7 +58,8 @@ class FusedDecoder:
         """
         self.weights = extract_weights(model, max_len)
         self.modules = _target_modules(model)
-        self._backend: type[NativeStep | ReferenceStep] = _choose_backend(self.weights, kernels)
+        self._backend: type[NativeStep | ReferenceStep]
+        self._backend, self.kernels_note = _choose_backend(self.weights, kernels)
         self._step: NativeStep | ReferenceStep | None = None
         self.tables = BaseTables(self.weights.embedding, self.weights.lm_head)
         self.vocab_size = self.weights.lm_head.shape[0]
@@ -132,16 +134,17 @@ class FusedDecoder:
         return self._step.weight_bytes
 
 
-def _choose_backend(weights: DecoderWeights, kernels: str) -> type[NativeStep | ReferenceStep]:
+def _choose_backend(weights: DecoderWeights, kernels: str) -> tuple[type[NativeStep | ReferenceStep], str]:
+    """The step to run, and why in one phrase."""
     if kernels == "pytorch":
-        return ReferenceStep
+        return ReferenceStep, "chosen by --kernels pytorch"
     reason = NativeStep.unsupported(weights)
     if reason is None:
-        return NativeStep
+        return NativeStep, best_library().origin
     if kernels == "native":
         raise ConfigError(f"--kernels native: {reason}")
     logger.info("PyTorch kernels: %s", reason)
-    return ReferenceStep
+    return ReferenceStep, reason
 
 
 def extract_weights(model: Any, max_len: int) -> DecoderWeights:

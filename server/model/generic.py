@@ -64,6 +64,7 @@ class GenericDecoder:
 
     name = "generic"
     kernels = "pytorch"
+    kernels_note = "native kernels run the fused decoder only"
 
     def __init__(self, model: Any) -> None:
         """Survey ``model``.

@@ -87,7 +87,7 @@ def test_health_ready_version(server: Running) -> None:
         assert http.get("/ready").status_code == 200
         version = http.get("/version").json()
     assert version["model"] == "tiny"
-    assert {"version", "decoder", "kernels", "dtype", "device", "fingerprint"} <= set(version)
+    assert {"version", "decoder", "kernels", "kernels_note", "dtype", "device", "fingerprint"} <= set(version)
 
 
 def test_not_ready_before_adapters_are_loaded(server: Running) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from server.kernels.cpu import NativeStep, abi
-from server.kernels.cpu.build import VARIANTS, Variant, best_variant, library
+from server.kernels.cpu import NativeStep
+from server.kernels.cpu.build import Variant, usable_variants
 from server.kernels.reference.step import ReferenceStep
 from tests.kernels.worlds import (
     VECTORS,
@@ -15,13 +15,13 @@ from tests.kernels.worlds import (
     Pages,
     Sequence_,
     Shape,
+    library_of,
     oracle,
     random_decoder,
     relative_error,
 )
 
 BLOCKS = 128
-USABLE = VARIANTS[VARIANTS.index(best_variant()) :]
 
 SHAPES = {
     "plain": Shape(),
@@ -38,15 +38,15 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=USABLE, ids=lambda variant: variant.name)
+@pytest.fixture(scope="module", params=usable_variants(), ids=lambda variant: variant.name)
 def variant(request: pytest.FixtureRequest) -> Variant:
     chosen: Variant = request.param
-    library(chosen)  # fails here, not in the first test, if it can't be compiled
+    library_of(chosen)  # fails here, not in the first test, if it can't be compiled
     return chosen
 
 
 def native_step(shape: Shape, pages: Pages, variant: Variant, threads: int = 2) -> NativeStep:
-    return NativeStep(random_decoder(shape), pages.pool, BLOCKS, 8, threads, variant=variant)
+    return NativeStep(random_decoder(shape), pages.pool, BLOCKS, 8, threads, library=library_of(variant))
 
 
 def test_exp_is_accurate_to_two_units(variant: Variant) -> None:
@@ -55,7 +55,7 @@ def test_exp_is_accurate_to_two_units(variant: Variant) -> None:
     )
     x = torch.nn.functional.pad(x, (0, -len(x) % 16))
     y = torch.empty_like(x)
-    abi.load(library(variant)).manylora_exp(x.data_ptr(), y.data_ptr(), len(x))
+    library_of(variant).native.manylora_exp(x.data_ptr(), y.data_ptr(), len(x))
     exact = torch.where(x < -87, 0.0, x.double().exp())
     assert torch.all((y - exact).abs() <= exact * 2 * 2.0**-23)
     assert torch.all(y[x == 0] == 1)
@@ -64,7 +64,7 @@ def test_exp_is_accurate_to_two_units(variant: Variant) -> None:
 def test_exp_keeps_nan(variant: Variant) -> None:
     x = torch.full((16,), torch.nan)
     y = torch.zeros(16)
-    abi.load(library(variant)).manylora_exp(x.data_ptr(), y.data_ptr(), 16)
+    library_of(variant).native.manylora_exp(x.data_ptr(), y.data_ptr(), 16)
     assert y.isnan().all()
 
 
@@ -72,7 +72,7 @@ def test_exp_keeps_nan(variant: Variant) -> None:
 @pytest.mark.parametrize(("outputs", "inputs"), [(33, 16), (96, 48), (160, 576), (7, 144)])
 def test_gemm(variant: Variant, rows: int, outputs: int, inputs: int) -> None:
     torch.manual_seed(rows)
-    native = abi.load(library(variant))
+    native = library_of(variant).native
     x, weight = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16()
     padded = outputs + -outputs % 32
     packed, y = torch.empty(padded * inputs, dtype=torch.bfloat16), torch.empty(rows, padded)
@@ -239,8 +239,8 @@ def test_leftovers_of_another_sequence_do_not_leak(variant: Variant) -> None:
     weights = random_decoder(shape)
     weights.embedding[63] = torch.inf
     pages = Pages(weights)
-    native = NativeStep(weights, pages.pool, BLOCKS, 8, 2, variant=variant)
-    fresh = NativeStep(weights, pages.pool, BLOCKS, 8, 2, variant=variant)
+    native = NativeStep(weights, pages.pool, BLOCKS, 8, 2, library=library_of(variant))
+    fresh = NativeStep(weights, pages.pool, BLOCKS, 8, 2, library=library_of(variant))
     blocks = [5, 3]
     poisoned = Sequence_([63] * 32, blocks)
     assert native.step(Batcher.step([(poisoned, 32)])).isnan().all()
@@ -258,7 +258,7 @@ def test_a_neighbour_that_overflows_does_not_leak(variant: Variant) -> None:
     shape = Shape(vocab=64)
     weights = random_decoder(shape)
     weights.embedding[63] = torch.inf
-    native = NativeStep(weights, Pages(weights).pool, BLOCKS, 8, 2, variant=variant)
+    native = NativeStep(weights, Pages(weights).pool, BLOCKS, 8, 2, library=library_of(variant))
     batch = Batcher(BLOCKS, 60)
     good, bad = batch.sequence(40), Sequence_([63] * 40, batch.sequence(40).blocks)
     alone = native.step(batch.step([(good, 40)])).clone()
@@ -282,7 +282,7 @@ def test_a_neighbour_that_overflows_does_not_leak(variant: Variant) -> None:
 )
 def test_indices_outside_are_refused(field: str, value: int, said: str) -> None:
     shape = Shape()
-    native = native_step(shape, Pages(random_decoder(shape)), best_variant())
+    native = native_step(shape, Pages(random_decoder(shape)), usable_variants()[0])
     sequence = Batcher(BLOCKS, shape.vocab).sequence(20)
     Batcher.step([(sequence, 16)])
     inputs = Batcher.step([(sequence, 4)])

@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from server.kernels.cpu import NativeStep
-from server.kernels.cpu.build import VARIANTS, Variant, best_variant
+from server.kernels.cpu.build import Variant, usable_variants
 from server.model.fused import extract_weights
 from server.model.loader import load_model
 from tests.adapter_factory import write_adapter
 from tests.harness import Answer, Harness
+from tests.kernels.worlds import library_of
 from tests.tiny import FUSED_FAMILIES, tiny_model
 
 ADAPTERS: Mapping[str, dict[str, Any]] = {
@@ -104,13 +105,11 @@ def test_a_row_has_the_same_bits_in_any_batch_and_chunking(model: Path, adapters
         assert (one == other).all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", usable_variants(), ids=lambda variant: variant.name)
 def test_every_instruction_set_computes_the_same_model(
     variant: Variant, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if VARIANTS.index(variant) < VARIANTS.index(best_variant()):
-        pytest.skip(f"this CPU lacks {variant.name}")
-    monkeypatch.setattr("server.kernels.cpu.backend.best_variant", lambda: variant)
+    monkeypatch.setattr("server.kernels.cpu.backend.best_library", lambda: library_of(variant))
     for seed, (name, options) in enumerate(ADAPTERS.items()):
         write_adapter(tmp_path / name, tiny_llama, seed=seed, scale=0.1, **options)
     exact = _scores(tiny_llama, tmp_path, 256, "fp32", "pytorch")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
 
+from server.kernels.cpu.build import Variant
+from server.kernels.cpu.library import AHEAD_OF_TIME, Library, cache_directory, find_library
 from server.kernels.inputs import (
     BLOCK_SIZE,
     AdapterPages,
@@ -212,6 +215,12 @@ class Batcher:
             logits_rows=np.array(wanted, np.int64),
             lora=lora_inputs([sequence.mix for sequence, _ in work]),
         )
+
+
+@cache
+def library_of(variant: Variant) -> Library:
+    """The kernels for one instruction set, compiled where this machine has not yet."""
+    return find_library((variant,), AHEAD_OF_TIME, cache_directory())
 
 
 def oracle(weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> ReferenceStep:

@@ -188,6 +188,7 @@ def test_a_checkpoint_that_is_quantized_already(wide_llama: Path, tmp_path: Path
 def test_native_kernels_say_why_they_do_not_run(wide_llama: Path) -> None:
     with pytest.raises(ConfigError, match="--kernels native: the base is quantized"):
         next(decoder_candidates(load(wide_llama, "nf4"), "native"))
+    assert "the base is quantized" in next(decoder_candidates(load(wide_llama, "nf4"))).kernels_note
 
 
 def test_gpt2_is_quantized_too(tmp_path: Path) -> None:

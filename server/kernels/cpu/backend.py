@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from server.kernels.cpu import abi
-from server.kernels.cpu.build import KernelBuildError, Variant, best_variant, library
+from server.kernels.cpu.build import KernelBuildError
+from server.kernels.cpu.library import Library, best_library
 from server.kernels.cpu.pack import MergedLayers, PackedWeights
 from server.kernels.inputs import BLOCK_SIZE, AdapterPages, LoraInputs, StepInputs
 from server.kernels.weights import DecoderWeights, MergedWeights, dense
@@ -34,13 +35,13 @@ class NativeStep:
         max_rows: int,
         threads: int,
         *,
-        variant: Variant | None = None,
+        library: Library | None = None,
     ) -> None:
         assert pool.dtype == torch.bfloat16
         assert pool.is_contiguous()
-        chosen = best_variant() if variant is None else variant
-        self.name = f"cpu-{chosen.name}"
-        self._native = abi.load(library(chosen))
+        chosen = best_library() if library is None else library
+        self.name = f"cpu-{chosen.variant.name}"
+        self._native = chosen.native
         self._packed = PackedWeights(self._native, weights)
         self._pool = pool
         self._native.manylora_prefer_huge_pages(pool.data_ptr(), pool.numel() * pool.element_size())
@@ -64,8 +65,8 @@ class NativeStep:
         if reason := _unsupported_weights(weights):
             return reason
         try:
-            abi.load(library(best_variant()))
-        except (KernelBuildError, ImportError, OSError) as error:
+            best_library()
+        except KernelBuildError as error:
             return str(error)
         return None
 

@@ -1,18 +1,22 @@
-"""Compiles the C++ sources with the system's compiler, once per source, compiler and instruction set.
+"""Compiles the C++ sources with the system's compiler, for one instruction set at a time.
 
-The library lands in a cache directory under a name made from everything that goes into it, so a change
-of any of it builds anew and nothing is ever rebuilt in place.
+A library's name is made from everything that goes into it, so a change of any of it builds anew and nothing
+is ever rebuilt in place.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +49,17 @@ class Variant:
 
 
 _X86 = ("x86_64", "AMD64")
+_V3 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"})  # all that x86-64-v3 may use
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 VARIANTS = (  # fastest first
     Variant(
         "avx512-bf16",
-        frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}),
+        _V4 | {"avx512_bf16"},
         ("-march=x86-64-v4", "-mavx512bf16"),
         _X86,
     ),
-    Variant("avx2", frozenset({"avx2", "fma", "bmi2", "f16c"}), ("-march=x86-64-v3",), _X86),
+    Variant("avx2", _V3, ("-march=x86-64-v3",), _X86),
     Variant("portable", frozenset(), ()),
 )
 
@@ -62,40 +68,78 @@ class KernelBuildError(RuntimeError):
     """The kernels can't be compiled here; the message says why in one line."""
 
 
-def best_variant() -> Variant:
-    """The fastest variant this machine can run."""
+def usable_variants() -> tuple[Variant, ...]:
+    """What this machine can run, fastest first."""
     flags = _cpu_flags()
-    return next(v for v in VARIANTS if v.cpu_flags <= flags and _matches(v))
+    return tuple(variant for variant in compilable_variants() if variant.cpu_flags <= flags)
 
 
-def library(variant: Variant, cache: Path | None = None, extra_flags: tuple[str, ...] = ()) -> Path:
-    """Path of the compiled library of ``variant``, compiling it if the cache does not have it.
+def compilable_variants() -> tuple[Variant, ...]:
+    """What a compiler on this machine can make, whether or not this very CPU can run it."""
+    return tuple(v for v in VARIANTS if v.machines is None or platform.machine() in v.machines)
+
+
+def file_name(variant: Variant, extra_flags: tuple[str, ...] = (), extra: tuple[Path, ...] = ()) -> str:
+    """Name of the library made of the sources as they are, of ``extra`` ones, and of the flags.
+
+    The compiler has no part in it: a library can be found where there is none.
+    """
+    digest = hashlib.sha256()
+    for part in (sys.platform, platform.machine(), *_FLAGS, *variant.compiler_flags, *extra_flags):
+        digest.update(part.encode() + b"\0")
+    for source in (*sorted(SOURCES.iterdir()), *extra):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return f"manylora-{variant.name}-{digest.hexdigest()[:16]}.so"
+
+
+def build(
+    variant: Variant,
+    directory: Path,
+    *,
+    extra_flags: tuple[str, ...] = (),
+    extra_sources: tuple[Path, ...] = (),
+) -> Path:
+    """The library of ``variant`` in ``directory``, compiled unless it is there already.
+
+    A second process that wants the same one waits for the first. Files appear whole.
 
     Raises:
-        KernelBuildError: no compiler, it fails, or the cache can't be written.
+        KernelBuildError: no compiler, or it fails.
+        OSError: the directory can't be written.
     """
-    compiler = _compiler()
-    sources = sorted(SOURCES.glob("*.cpp"))
-    flags = (*_FLAGS, *variant.compiler_flags, *extra_flags)
-    directory = cache if cache is not None else _default_cache()
-    target = directory / f"manylora-{variant.name}-{_key(compiler, flags)}.so"
+    target = directory / file_name(variant, extra_flags, extra_sources)
     if target.exists():
         return target
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as work:
-            built = _compile(compiler, flags, sources, Path(work))
-            built.replace(target)  # atomic: a second process finds a whole file or none
-    except OSError as error:
-        raise KernelBuildError(f"the kernel cache {directory} can't be written: {error}") from error
+    directory.mkdir(parents=True, exist_ok=True)
+    with _alone(target.with_suffix(".lock")):
+        if target.exists():
+            return target
+        with tempfile.TemporaryDirectory(prefix="manylora-kernels-") as work:
+            sources = (*sorted(SOURCES.glob("*.cpp")), *extra_sources)
+            built = _compile((*_FLAGS, *variant.compiler_flags, *extra_flags), sources, Path(work))
+            arriving = target.with_suffix(".new")
+            try:
+                shutil.copyfile(built, arriving)
+                arriving.replace(target)
+            finally:
+                arriving.unlink(missing_ok=True)
     return target
 
 
-def _compile(compiler: str, flags: tuple[str, ...], sources: list[Path], work: Path) -> Path:
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold ``lock``; the kernel drops it when the process dies."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(flags: tuple[str, ...], sources: tuple[Path, ...], work: Path) -> Path:
+    compiler = _compiler()
     objects = [work / f"{source.stem}.o" for source in sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [
-            pool.submit(_run, [compiler, *flags, "-c", str(source), "-o", str(out)])
+            pool.submit(_run, [compiler, *flags, "-I", str(SOURCES), "-c", str(source), "-o", str(out)])
             for source, out in zip(sources, objects, strict=True)
         ]
         for job in jobs:
@@ -121,27 +165,9 @@ def _compiler() -> str:
     raise KernelBuildError("no C++ compiler found (install g++, or set CXX)")
 
 
-def _key(compiler: str, flags: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    for part in (version, platform.machine().encode(), *(flag.encode() for flag in flags)):
-        digest.update(part + b"\0")
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "manylora" / "kernels"
-
-
-def _matches(variant: Variant) -> bool:
-    return variant.machines is None or platform.machine() in variant.machines
-
-
 def _cpu_flags() -> frozenset[str]:
-    """Features of the CPU by their Linux names; empty where the system does not tell."""
+    """Features of the CPU by their Linux names, as far as the kernel enabled them; empty where the system
+    does not tell."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
