@@ -25,6 +25,7 @@ from adapters.errors import AdapterNameError, MixError
 MAX_ENTRIES = 8
 MAX_WEIGHT = 8.0
 
+_OPERATORS = re.compile(r"[+*@]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _MERGED = "merged"
 _REVISION = re.compile(rf"([0-9a-f]{{4,64}})(\.{_MERGED})?|{_MERGED}")
@@ -82,6 +83,8 @@ def parse_mix(expression: str) -> tuple[MixTerm, ...]:
         MixError: malformed expression, naming the term.
         AdapterNameError: a name that breaks the grammar.
     """
+    if _OPERATORS.search(expression) and expression.split() != [expression]:
+        raise MixError(f"{expression[:200]!r}: a mix is written without spaces, such as a*0.7+b*0.3")
     parts = expression.split("+", MAX_ENTRIES)  # a hostile megabyte of "+" makes nine parts, not a million
     if len(parts) > MAX_ENTRIES:
         raise MixError(f"a mix has at most {MAX_ENTRIES} entries")

@@ -61,3 +61,11 @@ class AliasRecord:
     arms: tuple[tuple[str, float], ...]  # (model string, share); shares are positive, of any sum
     created: float  # unix seconds
     updated: float
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """What one arm of an alias has come to."""
+
+    since: float  # unix seconds, when counting began
+    counts: Mapping[str, float]

@@ -21,6 +21,7 @@ from adapters.errors import AdapterExists, AdapterNameError, AdapterNotFound
 from adapters.mix import check_name, is_name
 from adapters.records import AliasRecord, NameRecord, RevisionRecord, State
 from adapters.registry_aliases import AliasRegistry
+from adapters.registry_arms import ArmRegistry
 from adapters.registry_reading import ReadingRegistry
 from adapters.registry_rows import (
     alias_records,
@@ -45,7 +46,7 @@ HISTORY = 16  # revisions of a name that stay, to roll back to
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{4,64}")
 
 
-class Registry(ReadingRegistry, AliasRegistry, UpkeepRegistry):
+class Registry(ReadingRegistry, AliasRegistry, ArmRegistry, UpkeepRegistry):
     """Names, revisions and aliases in a database. Thread-safe, and shared by processes."""
 
     def __init__(self, url: str, *, owner: str = "", history: int = HISTORY) -> None:

@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, delete, insert
+from sqlalchemy import delete, insert
 
-from adapters.errors import AdapterExists, AdapterNotFound, MixError
+from adapters.errors import AdapterExists, MixError
 from adapters.mix import MAX_ENTRIES, check_name, parse_target
 from adapters.records import AliasRecord
-from adapters.registry_rows import alias_records, find, put_change
+from adapters.registry_arms import replace_arms
+from adapters.registry_rows import alias_records, find, put_change, require_alias
 from adapters.registry_schema import Database, aliases
 
 
@@ -22,12 +23,13 @@ class AliasRegistry:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def put_alias(self, name: str, arms: Sequence[tuple[str, float]]) -> AliasRecord:
+    def put_alias(self, name: str, arms: Sequence[tuple[str, float]], *, reset: bool = False) -> AliasRecord:
         """Make ``name`` stand for the model strings ``arms``, each with its share (positive, of any sum).
 
         "" is the base model. Servers of one registry may call theirs differently, and not as adapters are.
 
-        Whether the targets exist is not asked: that is known when a request resolves.
+        Whether the targets exist is not asked: that is known when a request resolves. What was counted of
+        targets that stay is kept, unless ``reset``; what was counted of others is dropped.
 
         Raises:
             AdapterNameError: the name, or one in a target, is malformed.
@@ -44,6 +46,7 @@ class AliasRegistry:
             row = {"arms": json.dumps(checked), "updated": now}
             if connection.execute(aliases.update().where(aliases.c.name == name).values(row)).rowcount == 0:
                 connection.execute(insert(aliases).values(name=name, created=now, **row))
+            replace_arms(connection, name, [target for target, _ in checked], reset=reset)
             put_change(connection, name, generation)
             return alias_records(connection, name)[0]
 
@@ -54,7 +57,7 @@ class AliasRegistry:
             AdapterNotFound: there is no such alias.
         """
         with self._database.write() as (connection, generation):
-            before = _require_alias(connection, name)
+            before = require_alias(connection, name)
             connection.execute(delete(aliases).where(aliases.c.name == name))
             put_change(connection, name, generation)
             return before
@@ -66,7 +69,7 @@ class AliasRegistry:
             AdapterNotFound: there is no such alias.
         """
         with self._database.read() as connection:
-            return _require_alias(connection, name)
+            return require_alias(connection, name)
 
     def aliases(self) -> list[AliasRecord]:
         """All aliases, in order of their names."""
@@ -97,10 +100,3 @@ def _refuse_chains(name: str, arms: Sequence[tuple[str, float]], known: Sequence
 
 def _names(target: str) -> set[str]:
     return {term.name for term in parse_target(target)}
-
-
-def _require_alias(connection: Connection, name: str) -> AliasRecord:
-    found = alias_records(connection, name)
-    if not found:
-        raise AdapterNotFound(f"there is no alias {name[:140]!r}")
-    return found[0]

@@ -168,6 +168,18 @@ def alias_records(connection: Connection, name: str | None = None) -> list[Alias
     ]
 
 
+def require_alias(connection: Connection, name: str) -> AliasRecord:
+    """The alias called ``name``.
+
+    Raises:
+        AdapterNotFound: there is no such alias.
+    """
+    found = alias_records(connection, name)
+    if not found:
+        raise AdapterNotFound(f"there is no alias {name[:140]!r}")
+    return found[0]
+
+
 def storable(text: str) -> str:
     """``text`` shortened, without what a database can't store: NUL and lone surrogates, which are escaped."""
     return text[:_MAX_TEXT].encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")

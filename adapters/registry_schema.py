@@ -114,6 +114,14 @@ aliases = Table(
     Column("created", Double, nullable=False),
     Column("updated", Double, nullable=False),
 )
+arms = Table(  # what each arm of an alias has come to
+    "manylora_arms",
+    metadata,
+    Column("alias", _NAME, ForeignKey(aliases.c.name, ondelete="CASCADE"), primary_key=True),
+    Column("target", Text, primary_key=True),
+    Column("since", Double, nullable=False),
+    Column("counts", Text, nullable=False),  # JSON {what: number}
+)
 
 
 class Database:

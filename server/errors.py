@@ -5,6 +5,7 @@ ServerError
 ├── RequestError        the request is invalid; names the parameter
 │   └── ContextTooLong  prompt and answer do not fit the context window
 ├── ModelNotFound       the model string names nothing that is registered
+├── AnswerUnknown       no such answer can be scored
 ├── QueueFull           too many requests are waiting; says when to retry
 ├── EngineDead          the engine thread has stopped
 └── ConfigError         the server's own configuration is invalid
@@ -43,6 +44,10 @@ class ContextTooLong(RequestError):
 
 class ModelNotFound(ServerError):
     """The model string names neither the base model nor a registered adapter."""
+
+
+class AnswerUnknown(ServerError):
+    """The id is of no answer that this server remembers."""
 
 
 class QueueFull(ServerError):

@@ -82,16 +82,25 @@ class RequestFamilies:
         self.prompt = counter("prompt_tokens", "Prompt tokens of admitted requests.", "adapter")
         self.generated = counter("generated_tokens", "Tokens generated.", "adapter")
         self.aborted = counter("aborts", "Requests whose client went away or cancelled.", "adapter")
+        self.scores = counter("feedback", "Answers that users have scored.", "adapter")
+        self.points = Gauge("manylora_feedback_points", "Sum of scores.", ("adapter",), registry=registry)
         self.queue_by = summary("queue", "Time from arrival to the first step, by adapter.")
         self.first_token_by = summary("time_to_first_token", "Arrival to first token, by adapter.")
         self.inter_token_by = summary("inter_token", "Time between two tokens, by adapter.")
         self.request_by = summary("request", "Arrival to last token, by adapter.")
 
     @property
-    def by_adapter(self) -> tuple[Counter | Summary, ...]:
+    def by_adapter(self) -> tuple[Counter | Gauge | Summary, ...]:
         """The families whose only label is ``adapter``."""
-        counters = (self.prompt, self.generated, self.aborted)
-        return (*counters, self.queue_by, self.first_token_by, self.inter_token_by, self.request_by)
+        counters = (self.prompt, self.generated, self.aborted, self.scores)
+        return (
+            *counters,
+            self.points,
+            self.queue_by,
+            self.first_token_by,
+            self.inter_token_by,
+            self.request_by,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,8 @@ class Traffic:
     requests: int = 0  # ended, however
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    scores: int = 0  # answers that users have scored
+    points: float = 0.0  # the sum of their scores
 
 
 class Series:
@@ -111,6 +122,8 @@ class Series:
         self.prompt = families.prompt.labels(label)
         self.generated = families.generated.labels(label)
         self.aborted = families.aborted.labels(label)
+        self.scores = families.scores.labels(label)
+        self.points = families.points.labels(label)
         self.queue = families.queue_by.labels(label)
         self.first_token = families.first_token_by.labels(label)
         self.inter_token = families.inter_token_by.labels(label)
@@ -118,7 +131,13 @@ class Series:
 
     def traffic(self) -> Traffic:
         requests = sum(_value(counter) for counter in self.outcome.values())
-        return Traffic(requests, _value(self.prompt), _value(self.generated))
+        return Traffic(
+            requests=int(requests),
+            prompt_tokens=int(_value(self.prompt)),
+            generated_tokens=int(_value(self.generated)),
+            scores=int(_value(self.scores)),
+            points=_value(self.points),
+        )
 
 
 class AdapterFamilies:
@@ -152,7 +171,7 @@ class AdapterFamilies:
         )
 
 
-def _value(counter: Counter) -> int:
-    """The count of a child without labels of its own."""
-    (found,) = (s.value for m in counter.collect() for s in m.samples if s.name.endswith("_total"))
-    return int(found)
+def _value(child: Counter | Gauge) -> float:
+    """The value of a child without labels of its own."""
+    (found,) = (s.value for m in child.collect() for s in m.samples if not s.name.endswith("_created"))
+    return found

@@ -12,7 +12,7 @@ registered). Nothing a client sends can make a new series.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 
@@ -27,6 +27,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from server.arm_metrics import ArmCounts, arm_families
 from server.metric_families import (
     LOADED_FROM,
     OTHER,
@@ -56,6 +57,7 @@ class Metrics:
         self._rejected = {reason: self._requests.rejected.labels(reason) for reason in REJECTIONS}
         self._lock = Lock()
         self._series = {label: Series(self._requests, label) for label in OWN_LABELS}
+        self._arms: Callable[[], ArmCounts] = dict
         self._describe_build()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -157,6 +159,17 @@ class Metrics:
         series = self._series.get(name)
         return Traffic() if series is None else series.traffic()
 
+    def scored(self, label: str, score: float, previous: float | None) -> None:
+        """A user has scored an answer, for the first time or instead of the ``previous`` score."""
+        series = self._of(label)
+        if previous is None:
+            series.scores.inc()
+        series.points.inc(score - (0.0 if previous is None else previous))
+
+    def show_arms(self, counted: Callable[[], ArmCounts]) -> None:
+        """Show what ``counted``, called from any thread whenever metrics are asked for, says of arms."""
+        self._arms = counted
+
     def adapter_read(self, tier: str, seconds: float) -> None:
         """An adapter was brought in from ``tier``, one of :data:`LOADED_FROM`, in ``seconds``."""
         self._loads[tier].observe(seconds)
@@ -193,7 +206,7 @@ class Metrics:
 
     def exposition(self) -> tuple[bytes, str]:
         """The body of ``GET /metrics`` and its content type."""
-        return generate_latest(_WithoutCreated(self.registry)), CONTENT_TYPE_LATEST
+        return generate_latest(_Shown(self.registry, self._arms())), CONTENT_TYPE_LATEST
 
     def reference(self) -> str:
         """A Markdown table of every metric of ours, for ``docs/metrics.md``."""
@@ -209,20 +222,23 @@ class Metrics:
         return frozenset(sample.name for family in self._families() for sample in family.samples)
 
     def _families(self) -> list[Metric]:
-        ours = (family for family in _WithoutCreated(self.registry).collect() if _is_ours(family))
+        example = {("ALIAS", "ARM"): {"requests": 1.0}}  # so that there are labels to list
+        ours = (family for family in _Shown(self.registry, example).collect() if _is_ours(family))
         return sorted(ours, key=lambda family: family.name)
 
 
-class _WithoutCreated(Collector):
-    """The registry less its ``_created`` series, which nearly double the size of a scrape."""
+class _Shown(Collector):
+    """The arms, and the registry less its ``_created`` series, which nearly double the size of a scrape."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, arms: ArmCounts) -> None:
         self._registry = registry
+        self._arms = arms
 
     def collect(self) -> Iterable[Metric]:
         for family in self._registry.collect():
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             yield family
+        yield from arm_families(self._arms)
 
 
 def _is_ours(family: Metric) -> bool:

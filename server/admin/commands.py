@@ -152,20 +152,37 @@ def alias(
         ),
     ] = None,
     rm: Annotated[bool, typer.Option("--rm", help="Delete the alias NAME.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Count afresh, also for targets that stay.")] = False,
 ) -> None:
-    """Make NAME stand for another name, or split it; without targets show what there is."""
+    """Make NAME stand for another name, or split it; without targets show how its arms do."""
     from server.admin.client import Unusable, alias_path  # noqa: PLC0415
     from server.admin.lines import alias_line, arms_of  # noqa: PLC0415
 
     with session.talk() as client:
         if rm and (name is None or targets):
             raise Unusable("--rm takes the name of an alias and nothing else")
+        if reset and (rm or not targets):
+            raise Unusable("--reset goes with the targets of an alias")
         if name is None:
             for found in client.get("/v1/aliases")["data"]:
                 session.tell(found, alias_line)
         elif rm:
             session.tell(client.delete(alias_path(name)), lambda _: f"{name} is deleted")
         elif targets:
-            session.tell(client.put(alias_path(name), arms_of(targets)), alias_line)
+            session.tell(
+                client.put(alias_path(name), {**arms_of(targets), **({"reset": True} if reset else {})}),
+                alias_line,
+            )
         else:
-            session.tell(client.get(alias_path(name)), alias_line)
+            _show_arms(session, client.get(alias_path(name)))
+
+
+def _show_arms(session: Session, found: Any) -> None:
+    from server.admin.lines import alias_line  # noqa: PLC0415
+
+    session.tell(found, alias_line)
+    if not session.as_json:
+        from server.admin.arms import arms_table  # noqa: PLC0415
+        from server.admin.tables import show  # noqa: PLC0415
+
+        show(arms_table(found))

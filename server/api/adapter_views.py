@@ -43,6 +43,8 @@ def adapter(status: AdapterStatus) -> dict[str, Any]:
             "prompt_tokens": status.traffic.prompt_tokens,
             "generated_tokens": status.traffic.generated_tokens,
             "running": status.references,
+            "scores": status.traffic.scores,
+            "mean_score": status.traffic.points / status.traffic.scores if status.traffic.scores else None,
         },
     }
 

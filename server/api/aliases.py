@@ -10,6 +10,7 @@ from pydantic import Field
 from adapters.errors import AdapterExists, AdapterNameError, MixError
 from adapters.mix import MAX_ENTRIES, check_name
 from server.api.adapter_views import alias
+from server.api.arms import side_by_side
 from server.api.body import RequestBody, bounded, parse_body
 from server.api.errors import blame
 from server.api.limits import MAX_MODEL_LENGTH, MAX_USER_LENGTH
@@ -35,6 +36,7 @@ class AliasBody(RequestBody):
 
     target: Target | None = None
     split: Annotated[list[Arm], bounded(MAX_ENTRIES, "split")] | None = None
+    reset: bool | None = Field(None, description="Begin to count afresh for targets that stay, too.")
 
     @property
     def arms(self) -> list[tuple[str, float]]:
@@ -57,9 +59,14 @@ async def list_aliases(service: ServiceState) -> Response:
 
 @router.get("/{name}", summary="One alias")
 async def get_alias(service: ServiceState, name: Name) -> Response:
-    """What it stands for."""
+    """What it stands for, and what the answers of each of its arms have come to on all servers.
+
+    Means and rates carry 95% confidence intervals, and so do the differences from the first arm. There are
+    no differences before both arms have 10 values.
+    """
     with blame("name"):
-        return Json(alias(service.adapters.alias(name)))
+        record, counted = await service.adapters.experiments.totals(name)
+    return Json({**alias(record), **side_by_side(record, counted)})
 
 
 @router.put("/{name}", summary="Make a name stand for others")
@@ -68,13 +75,14 @@ async def put_alias(
 ) -> Response:
     """A request for the alias runs with its target, or with one of the split: the same for the same ``user``.
 
-    Replaces what the alias stood for; requests that run keep what they have.
+    Replaces what the alias stood for; requests that run keep what they have. What has been counted of a
+    target is kept while the alias has it, unless ``reset``.
     """
     arms, param = body.arms, "target" if body.split is None else "split"
     with blame("name"):
         check_name(name)
     with blame("name", AdapterExists), blame(param, MixError), blame(param, AdapterNameError):
-        return Json(alias(await service.adapters.put_alias(name, arms)))
+        return Json(alias(await service.adapters.put_alias(name, arms, reset=bool(body.reset))))
 
 
 @router.delete("/{name}", summary="Delete an alias")

@@ -11,14 +11,17 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
 
+from adapters.errors import AdapterError
 from server.api.disconnect import unless_disconnected
+from server.api.errors import GenerationFailed
 from server.api.generate import Asked, Generation, start
 from server.api.responses import Json
 from server.api.schemas import GenerationBody
 from server.api.sse import EventStream, stream_events
 from server.engine.async_engine import GenerateRequest
-from server.engine.sequence import Delta
+from server.engine.sequence import Delta, FinishReason
 from server.service import Service
 
 
@@ -106,9 +109,8 @@ async def answer(service: Service, request: Request, asked: Asked, form: AnswerF
         ClientDisconnect: the client left before its answer began.
         As :func:`start`; GenerationFailed and EngineDead for an answer that is not streamed.
     """
-    starting = start(service, asked, form.requests)
-    waits = asked.resolution is not None  # for adapters that are not on the device
-    generation = await (unless_disconnected(request, starting) if waits else starting)
+    generation = await _begin(service, request, asked, form.requests)
+    service.adapters.experiments.remember(form.head["id"], generation.model, asked.resolution)
     form.head["model"] = generation.model
     headers = {"x-manylora-model": quote(generation.model, safe="@*+:/-._ ")}  # the base's may be any text
     if form.stream:
@@ -119,6 +121,23 @@ async def answer(service: Service, request: Request, asked: Asked, form: AnswerF
         return Json(form.whole(), headers=headers)
     finally:
         await generation.aclose()
+
+
+async def _begin(
+    service: Service, request: Request, asked: Asked, prompts: Sequence[GenerateRequest]
+) -> Generation:
+    """Start the answers; what keeps them from it counts as theirs, unless it was the request's own fault."""
+    answering = service.adapters.experiments.begin(asked.arm)
+    starting = start(service, asked, prompts, None if answering is None else answering.ended)
+    waits = asked.resolution is not None  # for adapters that are not on the device
+    try:
+        return await (unless_disconnected(request, starting) if waits else starting)
+    except (ClientDisconnect, GenerationFailed, AdapterError) as error:
+        if answering is not None:
+            left = isinstance(error, ClientDisconnect)
+            reason = FinishReason.ABORT if left else FinishReason.ERROR
+            answering.failed(reason, sum(prompt.n for prompt in prompts))
+        raise
 
 
 async def _gather(generation: Generation, form: AnswerFormat) -> None:

@@ -85,7 +85,7 @@ async def _target(
     param = f"targets[{index}]"
     with blame(param, ServerError), blame(param):
         mix = asked_mix(service, name)
-    async with resolved(service, request, AskedMix(mix.terms, param, user)) as asked:
+    async with resolved(service, request, AskedMix(mix.terms, param, user, counted=False)) as asked:
         yield Target(name, asked)
 
 

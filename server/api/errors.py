@@ -35,7 +35,15 @@ from adapters.errors import (
 )
 from server.api.limits import MAX_NAME_SHOWN, MAX_REPORTED_FAULTS
 from server.api.responses import Json
-from server.errors import CopyFailed, EngineDead, ModelNotFound, QueueFull, RequestError, ServerError
+from server.errors import (
+    AnswerUnknown,
+    CopyFailed,
+    EngineDead,
+    ModelNotFound,
+    QueueFull,
+    RequestError,
+    ServerError,
+)
 
 INVALID = "invalid_request_error"
 
@@ -98,6 +106,7 @@ TABLE: dict[type[Exception], Row] = {
     SourceForbidden: Row(403, "permission_error", "source_forbidden", "forbidden", "lora_path"),
     ModelNotFound: Row(404, INVALID, "model_not_found", "not_found", "model"),
     AdapterNotFound: Row(404, INVALID, "model_not_found", "not_found", "model"),
+    AnswerUnknown: Row(404, INVALID, "answer_not_found", "not_found", "response_id"),
     AdapterExists: Row(409, "conflict_error", "adapter_exists", "conflict", "lora_name"),
     AdapterInUse: Row(409, "conflict_error", "adapter_in_use", "conflict"),
     BodyTooLarge: Row(413, INVALID, "body_too_large", "invalid"),

@@ -17,7 +17,8 @@ from adapters.mix import MixTerm, check_weight, parse_mix
 from server.api.disconnect import unless_disconnected
 from server.api.errors import GenerationFailed, blame
 from server.api.schemas import AdapterWeight
-from server.engine.async_engine import GenerateRequest, Stream
+from server.engine.aliases import Arm
+from server.engine.async_engine import Ended, GenerateRequest, Stream
 from server.engine.lease import Lease, Resolution
 from server.engine.residency import AdapterManager
 from server.engine.sequence import Delta, FinishReason
@@ -35,6 +36,7 @@ class AskedMix:
     terms: tuple[MixTerm, ...]  # empty for the base model
     param: str = "model"
     user: str | None = None  # who gets always the same arm of an alias
+    counted: bool = True  # for the arm
 
 
 def asked_mix(
@@ -51,8 +53,7 @@ def asked_mix(
             raise RequestError(
                 f"'adapters' goes with the base model: 'model' must be '{service.model_name}'", "adapters"
             )
-        with blame("adapters"):
-            return AskedMix(_terms_of(adapters), "adapters", user)
+        return AskedMix(_terms_of(adapters), "adapters", user)
     if model == service.model_name:
         return AskedMix(())
     try:
@@ -65,11 +66,12 @@ def asked_mix(
 
 def _terms_of(adapters: Sequence[AdapterWeight]) -> tuple[MixTerm, ...]:
     terms = []
-    for entry in adapters:
-        (term, *others) = parse_mix(entry.name)
-        if others or "*" in entry.name:
-            raise MixError(f"'{entry.name}': an entry names one adapter, its strength goes into 'weight'")
-        terms.append(replace(term, weight=check_weight(entry.weight, f"'{term.name}'")))
+    for index, entry in enumerate(adapters):
+        with blame(f"adapters[{index}]"):
+            (term, *others) = parse_mix(entry.name)
+            if others or "*" in entry.name:
+                raise MixError(f"'{entry.name}': an entry names one adapter, its strength goes into 'weight'")
+            terms.append(replace(term, weight=check_weight(entry.weight, f"'{term.name}'")))
     return tuple(terms)
 
 
@@ -85,6 +87,11 @@ class Asked:
     mix: AskedMix
     resolution: Resolution | None  # None for the base model
     language: Language
+
+    @property
+    def arm(self) -> Arm | None:
+        """What this counts for."""
+        return None if self.resolution is None or not self.mix.counted else self.resolution.arm
 
 
 @asynccontextmanager
@@ -125,6 +132,9 @@ async def _language(service: Service, mix: AskedMix, resolution: Resolution) -> 
         with blame(mix.param, MixError):
             return await service.languages.of(speakers)
     except (ArtifactError, AdapterNotFound, OSError) as error:
+        answering = service.adapters.experiments.begin(resolution.arm if mix.counted else None)
+        if answering is not None:
+            answering.failed(FinishReason.ERROR, 1)
         logger.exception("the files of a registered adapter can't be read")
         raise GenerationFailed("The server failed to load the adapter of this request") from error
 
@@ -165,8 +175,12 @@ class Generation:
                 await stream.aclose()
 
 
-async def start(service: Service, asked: Asked, prompts: Sequence[GenerateRequest]) -> Generation:
+async def start(
+    service: Service, asked: Asked, prompts: Sequence[GenerateRequest], ended: Ended | None = None
+) -> Generation:
     """Take the adapters, waiting for cold ones, and hand every prompt to the engine; all or nothing.
+
+    ``ended`` hears of each answer that has ended.
 
     Raises:
         GenerationFailed: a registered adapter can't be loaded any more.
@@ -186,7 +200,7 @@ async def start(service: Service, asked: Asked, prompts: Sequence[GenerateReques
             await _take(service.adapters, asked.resolution, leases)
         leases.extend(leases[0].share() for _ in prompts[1:])
         for prompt, lease in zip(prompts, leases, strict=True):
-            streams.append(service.engine.submit(prompt, lease))
+            streams.append(service.engine.submit(prompt, lease, ended))
     except BaseException:
         for lease in leases[len(streams) :]:
             lease.release()

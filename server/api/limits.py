@@ -30,6 +30,7 @@ MAX_TOKENS: Final = 2**31 - 1  # syntactic; the context window is the real bound
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 MAX_USER_LENGTH: Final = 512
+MAX_RESPONSE_ID_LENGTH: Final = 128
 MAX_SALT_LENGTH: Final = 256
 MAX_PATH_LENGTH: Final = 4096
 MAX_UPLOAD_PARTS: Final = 64  # files and fields of one form

@@ -11,6 +11,7 @@ from server.api.adapters import RollbackBody
 from server.api.aliases import AliasBody
 from server.api.body import RequestBody
 from server.api.compare_body import CompareBody
+from server.api.feedback import FeedbackBody
 from server.api.lora import LoadBody, UnloadBody
 from server.api.publish import SourceBody
 from server.api.schemas import ChatBody, CompletionBody
@@ -23,6 +24,7 @@ _BODIES: dict[tuple[str, str], type[RequestBody]] = {
     ("/v1/chat/completions", "post"): ChatBody,
     ("/v1/completions", "post"): CompletionBody,
     ("/v1/compare", "post"): CompareBody,
+    ("/v1/feedback", "post"): FeedbackBody,
     ("/v1/adapters/{name}", "put"): SourceBody,
     ("/v1/adapters/{name}/rollback", "post"): RollbackBody,
     ("/v1/aliases/{name}", "put"): AliasBody,
@@ -164,7 +166,10 @@ def _other_examples(service: Service) -> dict[str, Examples]:
     directory = f"{roots[0]}/my-adapter" if roots else "/adapters/my-adapter"
     load = {"lora_name": "my-adapter", "lora_path": directory}
     source = {"source": directory, "tags": ["tried"]}
+    latest = service.adapters.experiments.latest
+    answer = "chatcmpl-…" if latest is None else latest
     return {
+        "/v1/feedback": {"thumb": _example("Thumbs up", {"response_id": answer, "score": 1})},
         "/v1/adapters/{name}": {"directory": _example("From a directory of the server", source)},
         "/v1/adapters/{name}/rollback": {"before": _example("The one before", {})},
         "/v1/load_lora_adapter": {"directory": _example("From a directory", load)},

@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from adapters.errors import AdapterNotFound, MixError
 from adapters.mix import MAX_ENTRIES, MixTerm, check_weight, parse_target
@@ -15,33 +15,50 @@ from adapters.records import AliasRecord
 _HASHED = 2.0**64
 
 
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One of the model strings that an alias stands for."""
+
+    alias: str
+    target: str  # as the registry keeps it: "" is the base model
+
+
 def expand(
     terms: Sequence[MixTerm], aliases: Mapping[str, AliasRecord], base: str, user: str | None
-) -> tuple[MixTerm, ...]:
+) -> tuple[tuple[MixTerm, ...], Arm | None]:
     """The terms with every alias replaced by the arm that ``user`` gets of it.
 
-    An arm that is a mix keeps its proportions: its weights are multiplied by the alias's own.
+    An arm that is a mix keeps its proportions: its weights are multiplied by the alias's own. If all that
+    was asked for is one alias, its arm is returned as well.
 
     Raises:
         AdapterNotFound: a revision of an alias is asked for.
         MixError: more entries than a mix may have, or a weight out of bounds.
     """
     if not any(term.name in aliases for term in terms):
-        return tuple(terms)
-    expanded = [part for term in terms for part in _expand(term, aliases.get(term.name), base, user)]
+        return tuple(terms), None
+    expanded: list[MixTerm] = []
+    arm: Arm | None = None
+    for term in terms:
+        alias = aliases.get(term.name)
+        if alias is None:
+            expanded.append(term)
+            continue
+        target = choose(alias, user)
+        expanded += _expand(term, target, base)
+        if len(terms) == 1 and term.weight == 1.0 and not term.merged:
+            arm = Arm(alias.name, target)
     if len(expanded) > MAX_ENTRIES:
         raise MixError(
             f"with its aliases replaced the mix has {len(expanded)} of at most {MAX_ENTRIES} entries"
         )
-    return tuple(expanded)
+    return tuple(expanded), arm
 
 
-def _expand(term: MixTerm, alias: AliasRecord | None, base: str, user: str | None) -> list[MixTerm]:
-    if alias is None:
-        return [term]
+def _expand(term: MixTerm, target: str, base: str) -> list[MixTerm]:
+    """The terms of ``target``, which ``term`` stands for."""
     if term.revision is not None:
         raise AdapterNotFound(f"{term.name!r} is an alias, and an alias has no revisions")
-    target = choose(alias, user)
     where = f"{target!r} in alias {term.name!r}"
     return [
         replace(
@@ -89,7 +106,12 @@ def stored(arms: Sequence[tuple[str, float]], base: str) -> list[tuple[str, floa
 
 def shown(alias: AliasRecord, base: str) -> AliasRecord:
     """An alias with the base model under its name."""
-    return replace(alias, arms=tuple((target or base, share) for target, share in alias.arms))
+    return replace(alias, arms=tuple((shown_target(target, base), share) for target, share in alias.arms))
+
+
+def shown_target(target: str, base: str) -> str:
+    """One of its targets, likewise."""
+    return base if target == "" else target
 
 
 def naming(name: str, aliases: Mapping[str, AliasRecord], base: str) -> list[str]:

@@ -25,6 +25,8 @@ from server.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+Ended = Callable[[Sequence, FinishReason], None]  # hears of a sequence that has ended, on the loop
+
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
@@ -43,10 +45,13 @@ class GenerateRequest:
 class Stream:
     """The deltas of one request's sequences, interleaved; ends once every sequence has ended."""
 
-    def __init__(self, sequences: list[Sequence], lease: Lease, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, sequences: list[Sequence], lease: Lease, wake: Callable[[], None], ended: Ended | None
+    ) -> None:
         self._open = {s.id: s for s in sequences}
         self._lease = lease
         self._wake = wake
+        self._ended = ended
         self._deltas: deque[Delta] = deque()
         self._ready = asyncio.Event()
 
@@ -78,6 +83,8 @@ class Stream:
             self._deltas.append(delta)
         if delta.finish_reason is not None:
             del self._open[sequence.id]
+            if self._ended is not None:
+                self._ended(sequence, delta.finish_reason)
             if not self._open:
                 self._lease.release()
         self._ready.set()
@@ -130,8 +137,10 @@ class AsyncEngine:
             await asyncio.to_thread(self._thread.join)
             await asyncio.sleep(0)  # let the last call_soon_threadsafe run
 
-    def submit(self, request: GenerateRequest, lease: Lease) -> Stream:
+    def submit(self, request: GenerateRequest, lease: Lease, ended: Ended | None = None) -> Stream:
         """Queue a request. On success the stream owns ``lease`` and releases it with its last event.
+
+        ``ended`` is called once for each sequence, however it ends; it must not raise.
 
         Raises:
             ContextTooLong: prompt and ``max_tokens`` exceed the context.
@@ -152,7 +161,7 @@ class AsyncEngine:
         if not self._streams:
             self._rate.resumed(monotonic())
         sequences = self._sequences(request, lease)
-        stream = Stream(sequences, lease, lambda: self._commands.put(None))
+        stream = Stream(sequences, lease, lambda: self._commands.put(None), ended)
         for sequence in sequences:
             self._streams[sequence.id] = stream
             self._commands.put(sequence)

@@ -8,18 +8,20 @@ import time
 
 from adapters.errors import AdapterError
 from server.engine.catalogue import Catalogue
+from server.engine.experiments import Experiments
 
 logger = logging.getLogger(__name__)
 
 _FOLLOW_SECONDS = 0.3  # how old what is known of other servers' changes may be
-_TELL_EVERY = 30  # rounds: last-used times are no news that anybody waits for
+_TELL_EVERY = 30  # rounds: last-used times and arms' counts are no news that anybody waits for
 
 
 class Follower:
     """Keeps catalogue and registry in step while it runs."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, experiments: Experiments) -> None:
         self._catalogue = catalogue
+        self._experiments = experiments
         self.used: dict[str, float] = {}  # unix seconds, of names that requests used since the start
         self._untold: set[str] = set()
         self._task: asyncio.Task[None] | None = None
@@ -65,3 +67,4 @@ class Follower:
         if used:
             await self._catalogue.run(lambda registry: registry.touch(used))
             self._untold.clear()
+        await self._experiments.tell()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from server.engine.aliases import Arm
 from server.engine.revision import Revision
 from server.engine.sequence import ResolvedMix
 from server.engine.variants import Variant
@@ -19,6 +20,7 @@ class Resolution:
     label: str  # in the metrics
     digest: bytes
     variant: Variant | None = None  # the merged copy that runs instead of the members
+    arm: Arm | None = None  # of the alias that was asked for, if one was
     leased: bool = False  # a lease has the references, and ends them
     dropped: bool = False
 

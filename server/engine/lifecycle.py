@@ -195,10 +195,13 @@ class Lifecycle(Parts):
 
     # Aliases.
 
-    async def put_alias(self, name: str, arms: Sequence[tuple[str, float]]) -> AliasRecord:
+    async def put_alias(
+        self, name: str, arms: Sequence[tuple[str, float]], *, reset: bool = False
+    ) -> AliasRecord:
         """Let ``name`` mean a model string, or one of several with probabilities like their shares.
 
         A target is a name, a name and revision, a mix of these, or the base model. Targets must exist.
+        What was counted of targets that stay is kept, unless ``reset``.
 
         Raises:
             AdapterNameError, MixError: malformed, or a target is an alias itself.
@@ -212,12 +215,17 @@ class Lifecycle(Parts):
             if term.name not in self._catalogue.aliases:  # which the registry refuses
                 digest_of(term, self._catalogue.get_ready(term.name))
         kept = stored(arms, self.base.name)
-        record = await self._catalogue.change(name, lambda registry: registry.put_alias(name, kept))
+        record = await self._catalogue.change(
+            name, lambda registry: registry.put_alias(name, kept, reset=reset)
+        )
+        self.experiments.forget(name, everything=reset)
         return shown(record, self.base.name)
 
     async def delete_alias(self, name: str) -> AliasRecord:
         """Forget an alias; AdapterNotFound if there is none of that name."""
-        return await self._catalogue.change(name, lambda registry: registry.remove_alias(name))
+        record = await self._catalogue.change(name, lambda registry: registry.remove_alias(name))
+        self.experiments.forget(name, everything=True)
+        return record
 
     def alias(self, name: str) -> AliasRecord:
         """One alias; AdapterNotFound if there is none of that name."""

@@ -12,6 +12,7 @@ from adapters.publish import reconcile, tend
 from adapters.registry import Registry
 from adapters.store import RevisionStore
 from server.engine.catalogue import Catalogue
+from server.engine.experiments import Experiments
 from server.engine.follower import Follower
 from server.engine.holdings import Holdings
 from server.engine.library import Library
@@ -69,7 +70,8 @@ class Parts:
         self._publisher = Publisher(
             self._catalogue, library, self._holdings, registry=registry, store=store, metrics=metrics
         )
-        self._follower = Follower(self._catalogue)
+        self.experiments = Experiments(self._catalogue, base.name, metrics)
+        self._follower = Follower(self._catalogue, self.experiments)
         self._upkeep = Upkeep(lambda: self._publisher.run(lambda: tend(registry, store)))
         self._overview = Overview(self._catalogue, self._holdings, metrics, self._follower.used)
         self._lookup = Lookup(self._catalogue, find, self._publish_found)

@@ -65,7 +65,7 @@ class AdapterManager(Copies):
         for term in terms:
             if not self._is_ready(term.name):  # as far as this server knows
                 await self._lookup.find(term.name)
-        terms = expand(terms, self._catalogue.aliases, self.base.name, user)
+        terms, arm = expand(terms, self._catalogue.aliases, self.base.name, user)
         merged = asks_merged(terms)
         digests = {term: digest_of(term, self._admitted(term.name)) for term in terms}
         entries = normalize(MixEntry(digests[term], term.weight) for term in terms)
@@ -83,9 +83,8 @@ class AdapterManager(Copies):
         self._holdings.refer(revision for revision, _ in members)
         if variant is None:
             self._holdings.warm_up(revision for revision, _ in members)
-        return Resolution(
-            members, describe(terms, digests, self.base.name), label_of(terms), mix_digest(entries), variant
-        )
+        model = describe(terms, digests, self.base.name)
+        return Resolution(members, model, label_of(terms), mix_digest(entries), variant, arm)
 
     def _merged_copy(self, entries: Sequence[MixEntry], terms: Sequence[MixTerm]) -> Variant:
         return self._copies().take(entries, format_mix(terms))

@@ -175,7 +175,12 @@ def test_aliases(server: Running, adapter: Path) -> None:
     assert out(server, "alias") == ""
     assert out(server, "alias", "live", "a") == "live -> a\n"
     assert out(server, "alias", "live", "a=0.9", "a*0.5=0.1") == "live -> 90% a, 10% a*0.5\n"
-    assert out(server, "alias", "live") == "live -> 90% a, 10% a*0.5\n"
+    shown = out(server, "alias", "live").splitlines()
+    assert shown[0] == "live -> 90% a, 10% a*0.5"
+    assert shown[1].split() == ["a", "a*0.5", "difference"]
+    assert next(line for line in shown if line.startswith("requests")).split() == ["requests", "0", "0"]
+    assert "--reset" in refusal(run(server, "alias", "live", "--reset"), 2)
+    assert out(server, "alias", "live", "a=0.9", "a*0.5=0.1", "--reset").startswith("live -> 90% a")
     assert out(server, "alias") == "live -> 90% a, 10% a*0.5\n"
     assert "TARGET=SHARE" in refusal(run(server, "alias", "live", "a", "b"), 2)
     assert "TARGET=SHARE" in refusal(run(server, "alias", "live", "a=", "b=1"), 2)

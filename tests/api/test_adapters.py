@@ -132,7 +132,8 @@ def test_what_is_shown_of_one(admin: Admin, tmp_path: Path, model: Path) -> None
     assert found["residency"]["disk"] > 0
     assert found["created"] <= found["updated"]
     assert found["last_used"] is None
-    assert found["traffic"] == {"requests": 0, "prompt_tokens": 0, "generated_tokens": 0, "running": 0}
+    none = {"requests": 0, "prompt_tokens": 0, "generated_tokens": 0, "running": 0}
+    assert found["traffic"] == {**none, "scores": 0, "mean_score": None}
     assert found["publication"]["state"] == "ready"
     assert found["details"] == {"chat_template": "base", "tokenizer": "base"}
     (revision,) = found["revisions"]
@@ -151,6 +152,8 @@ def test_traffic_is_counted(admin: Admin, tmp_path: Path, model: Path) -> None:
         "prompt_tokens": sum(usage.prompt_tokens for usage in used),
         "generated_tokens": sum(usage.completion_tokens for usage in used),
         "running": 0,
+        "scores": 0,
+        "mean_score": None,
     }
     assert admin.get("/a")["last_used"] >= admin.get("/a")["created"]
     stream = admin.server.client().completions.create(

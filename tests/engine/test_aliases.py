@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adapters.errors import AdapterExists, AdapterInUse, AdapterNameError, AdapterNotFound, MixError
 from adapters.mix import parse_mix
 from adapters.records import AliasRecord
-from server.engine.aliases import choose, expand
+from server.engine.aliases import Arm, choose, expand
 from tests.engine.shop import Shop
 
 SPLIT = AliasRecord("x", (("a", 3.0), ("b", 1.0)), 0.0, 0.0)
@@ -49,9 +49,10 @@ def test_replacing_aliases_in_a_mix() -> None:
         "x": AliasRecord("x", (("a*0.5+b@0123abcd", 1.0),), 0.0, 0.0),
         "y": AliasRecord("y", (("base", 1.0),), 0.0, 0.0),
     }
-    assert expand(parse_mix("x*0.5+c+y"), aliases, "base", None) == parse_mix("a*0.25+b@0123abcd*0.5+c")
-    assert expand(parse_mix("a+c"), aliases, "base", None) == parse_mix("a+c")
-    assert expand(parse_mix("y"), aliases, "base", None) == ()
+    mixed = parse_mix("a*0.25+b@0123abcd*0.5+c"), None
+    assert expand(parse_mix("x*0.5+c+y"), aliases, "base", None) == mixed
+    assert expand(parse_mix("a+c"), aliases, "base", None) == (parse_mix("a+c"), None)
+    assert expand(parse_mix("y"), aliases, "base", None) == ((), Arm("y", "base"))
     with pytest.raises(AdapterNotFound, match="no revisions"):
         expand(parse_mix("x@0123"), aliases, "base", None)
     with pytest.raises(MixError, match="entries"):
