@@ -24,9 +24,10 @@ import typer
 
 from bench import machine, peers, report, systems
 from bench.adapters import write_adapters
-from bench.client import Exchange
-from bench.prompts import english
 from bench.run import RESULTS, resolve_base
+from server.loadgen.client import Exchange
+from server.loadgen.figures import percentile
+from server.loadgen.prompts import english
 
 _STREAMS = 4  # answered while adapters are loaded
 _STREAM_TOKENS = 600
@@ -136,7 +137,7 @@ async def measure(
         start_seconds=start_seconds,
         warm_first_token=median(warm),
         cold_first_token=median(cold_times),
-        cold_first_token_p90=report.percentile(cold_times, 0.9),
+        cold_first_token_p90=percentile(cold_times, 0.9),
         load=median(loads),
         gaps_alone=alone,
         gaps_loading=loading,

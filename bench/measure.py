@@ -12,9 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import report
-from bench.load import Load, Observed, apply
 from bench.systems import RunningSystem, System, start
+from server.loadgen.figures import Figures, medians, summarize
+from server.loadgen.load import Load, Observed, apply
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Plan:
     logs: Path
 
 
-async def measure(systems: Sequence[System], plan: Plan, console: Console) -> list[report.Figures]:
+async def measure(systems: Sequence[System], plan: Plan, console: Console) -> list[Figures]:
     """Medians over the repetitions, a row for each load and system, in the order given.
 
     Before the first repetition each pair is warmed up with one request a client. While one system is
@@ -41,7 +41,7 @@ async def measure(systems: Sequence[System], plan: Plan, console: Console) -> li
     this = asyncio.current_task()
     assert this is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
-    runs: defaultdict[tuple[int, int], list[report.Figures]] = defaultdict(list)
+    runs: defaultdict[tuple[int, int], list[Figures]] = defaultdict(list)
     async with AsyncExitStack() as stack:
         running = [await _start(system, plan, stack, console) for system in systems]
         pairs = [
@@ -56,9 +56,9 @@ async def measure(systems: Sequence[System], plan: Plan, console: Console) -> li
             for i, j in pairs:
                 observed = await _observe(running[j], plan.loads[i], f"{plan.seed}/{repetition}")
                 name = plan.loads[i].workload.name
-                runs[i, j].append(report.figures(running[j].system.name, name, observed))
+                runs[i, j].append(summarize(running[j].system.name, name, observed))
                 _tell(runs[i, j][-1], observed, console)
-    return [report.medians(runs[pair]) for pair in pairs]
+    return [medians(runs[pair]) for pair in pairs]
 
 
 async def _start(system: System, plan: Plan, stack: AsyncExitStack, console: Console) -> RunningSystem:
@@ -78,7 +78,7 @@ async def _observe(server: RunningSystem, load: Load, seed: str) -> Observed:
         server.pause()
 
 
-def _tell(figures: report.Figures, observed: Observed, console: Console) -> None:
+def _tell(figures: Figures, observed: Observed, console: Console) -> None:
     rate = figures.output_tokens_per_second
     console.print(f"{figures.workload} {figures.system}: {rate:.1f} tok/s", markup=False, highlight=False)
     errors = {exchange.error for exchange in observed.exchanges if exchange.error is not None}

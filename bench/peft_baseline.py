@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench import machine, peers, report
 from bench.adapters import write_adapters
-from bench.prompts import PromptShape
 from bench.run import RESULTS, resolve_base
+from server.loadgen.prompts import PromptShape
 
 Generate = Callable[[Sequence[str]], None]  # answers one prompt for each adapter
 

@@ -18,11 +18,14 @@ import typer
 
 from bench import machine, peers, report
 from bench.adapters import write_adapters
-from bench.load import Load
 from bench.measure import Plan, measure
-from bench.prompts import PromptShape
 from bench.systems import ALL_KINDS, System, SystemFailed, manylora, parse_system
-from bench.workload import Workload, parse_workload
+from server.loadgen.figures import Figures
+from server.loadgen.load import Load
+from server.loadgen.plot import draw
+from server.loadgen.prompts import PromptShape
+from server.loadgen.table import show_table, wide_console
+from server.loadgen.workload import Workload, parse_workload
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -72,9 +75,9 @@ def run(
     repeat: int,
     ranks: Sequence[int],
     dtype: str,
-) -> list[report.Figures]:
+) -> list[Figures]:
     """Write the adapters, start the systems, measure, print the table."""
-    console = report.console()
+    console = wide_console(stderr=True)
     count = max(load.workload.adapters for load in loads)
     clients = max(load.workload.clients for load in loads)
     adapters = write_adapters(base, peers.cache() / "adapters", count=count, ranks=ranks, dtype=dtype)
@@ -82,7 +85,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="manylora-bench-") as scratch:
         built = [build(name, base, adapters, clients, Path(scratch)) for name in systems]
         rows = asyncio.run(measure(built, plan, console))
-    report.table(rows, console)
+    show_table(rows, console)
     return rows
 
 
@@ -114,6 +117,7 @@ def main(
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Medians are of so many runs.")] = 3,
     label: Annotated[str, typer.Option(help="Name of the result file.")] = "run",
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures, PNG or SVG.")] = None,
 ) -> None:
     """Measure servers side by side."""
     shape = PromptShape(prompt_tokens, shared_tokens)
@@ -143,6 +147,8 @@ def main(
     }
     line = report.json_line("http", about, rows)
     report.save(line, RESULTS, f"{started:%Y%m%d-%H%M%S}-{label}")
+    if plot is not None:
+        draw(rows, plot)
     print(line)
 
 

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from urllib.error import URLError
-from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from bench.client import Exchange, complete
-from bench.workload import Kind
+from server.loadgen.client import Endpoint, Exchange, complete, greedy
+from server.loadgen.workload import Kind, model_string
 
 Adapters = tuple[int, ...]
 Body = Callable[[Adapters], dict[str, object]]  # the fields of a request that choose adapters
@@ -35,10 +34,7 @@ class SystemFailed(Exception):
 
 def by_model(members: Adapters) -> dict[str, object]:
     """Adapters chosen by the model's name, as all servers of OpenAI's kind do; mixes in our notation."""
-    names = [f"a{member}" for member in members]
-    if len(names) < 2:
-        return {"model": names[0] if names else BASE}
-    return {"model": "+".join(f"{name}*{1 / len(names):g}" for name in names)}
+    return {"model": model_string([f"a{member}" for member in members], BASE)}
 
 
 def by_lora_list(members: Adapters) -> dict[str, object]:
@@ -64,26 +60,18 @@ class RunningSystem:
     """A system that answers. One that we started is stopped by :meth:`stop`."""
 
     def __init__(self, system: System, url: str, process: subprocess.Popen[bytes] | None) -> None:
-        parts = urlsplit(url)
-        if parts.hostname is None:
-            raise SystemFailed(f"{system.name}: {url!r} is not a URL")
+        try:
+            self._endpoint = Endpoint.of(url)
+        except ValueError as error:
+            raise SystemFailed(f"{system.name}: {error}") from None
         self.system = system
         self.url = url
-        self._host, self._port = parts.hostname, parts.port or 80
         self._process = process
 
     async def send(self, prompt: str, members: Adapters, output_tokens: int) -> Exchange:
         """One greedy completion of exactly ``output_tokens`` tokens."""
-        body = {
-            **self.system.body(members),
-            "prompt": prompt,
-            "max_tokens": output_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        return await complete(self._host, self._port, body, timeout=900)
+        body = greedy(self.system.body(members), prompt, output_tokens)
+        return await complete(self._endpoint, body, timeout=900)
 
     def pause(self) -> None:
         """Stop its processes from using the CPU while another system is measured."""

@@ -23,6 +23,7 @@ from server.compare.command import compare
 from server.config import CONFIG_VARIABLE, Flag, Settings, default_text, flag_of
 from server.config_loading import load_settings
 from server.errors import ServerError
+from server.loadgen.command import bench
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -176,6 +177,7 @@ app.command()(build_kernels)
 app.command()(compose)
 app.command()(merge)
 app.command()(compare)
+app.command()(bench)
 app.command()(_with_options(serve))
 app.command()(train)
 app.command()(estimate)

@@ -18,10 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench import report
-from bench.load import Load, apply, arrivals
 from bench.measure import Plan, measure
-from bench.prompts import PromptShape
 from bench.systems import (
     ALL_KINDS,
     RunningSystem,
@@ -30,7 +27,10 @@ from bench.systems import (
     parse_system,
     start,
 )
-from bench.workload import parse_workload
+from server.loadgen.figures import summarize
+from server.loadgen.load import Load, apply, arrivals
+from server.loadgen.prompts import PromptShape
+from server.loadgen.workload import parse_workload
 
 Answer = Callable[[dict[str, Any]], list[bytes]]  # request body -> pieces of the response, sent one by one
 
@@ -124,7 +124,7 @@ async def test_a_closed_loop_keeps_every_client_busy_and_prompts_apart() -> None
     assert len(observed.exchanges) == 12
     assert Counter(body["model"] for body in bodies) == {"a0": 4, "a1": 4, "a2": 4}
     assert len({body["prompt"][:20] for body in bodies}) == 12
-    figures = report.figures("test", load.workload.name, observed)
+    figures = summarize("test", load.workload.name, observed)
     assert figures.errors == 0
     assert figures.output_tokens_per_second == pytest.approx(48 / observed.wall)
     assert figures.output_tokens == 4

@@ -13,14 +13,16 @@ from safetensors.torch import load_file
 
 from bench import report
 from bench.adapters import linear_layers, write_adapters
-from bench.client import Exchange
 from bench.gguf_export import gguf_name, interleave_halves
-from bench.load import Observed
 from bench.peers import vllm_requirements
-from bench.prompts import PromptShape
-from bench.sse import BadResponse, EventReader, ResponseReader, Unchunker
 from bench.systems import by_lora_list, by_model, parse_system
-from bench.workload import Workload, parse_workload
+from server.loadgen.client import Exchange
+from server.loadgen.figures import Figures, medians, percentile, summarize
+from server.loadgen.load import Observed
+from server.loadgen.prompts import PromptShape
+from server.loadgen.sse import BadResponse, EventReader, ResponseReader, Unchunker
+from server.loadgen.table import show_table
+from server.loadgen.workload import Workload, parse_workload
 
 BODY = (b'data: {"choices": [1, 2]}\n\ndat', b'a: {"usage": null}\n\ndata:', b" [DONE]\n\n", b"")
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -117,19 +119,19 @@ def test_prompts_are_long_enough_apart_and_share_what_is_asked() -> None:
     [([], 0.5, 0.0), ([4.0], 0.99, 4.0), ([3.0, 1.0, 2.0], 0.5, 2.0), ([1.0, 2.0, 3.0, 4.0], 0.5, 2.0)],
 )
 def test_percentiles(values: list[float], share: float, expected: float) -> None:
-    assert report.percentile(values, share) == expected
-    assert report.percentile(list(range(1, 101)), 0.99) == 99
+    assert percentile(values, share) == expected
+    assert percentile(list(range(1, 101)), 0.99) == 99
 
 
-def run_of(rate_wall: float, errors: int = 0) -> report.Figures:
+def run_of(rate_wall: float, errors: int = 0) -> Figures:
     good = Exchange(sent=0.0, chunks=[0.1, 0.3], end=0.4, prompt_tokens=7, output_tokens=10)
     bad = Exchange(sent=0.0, error="HTTP 500")
     observed = Observed([good] * 2 + [bad] * errors, wall=rate_wall, client_cpu=0.1)
-    return report.figures("test", "base@2", observed)
+    return summarize("test", "base@2", observed)
 
 
 def test_medians_and_the_json_line(tmp_path: Path) -> None:
-    row = report.medians([run_of(1.0), run_of(2.0, errors=1), run_of(4.0)])
+    row = medians([run_of(1.0), run_of(2.0, errors=1), run_of(4.0)])
     assert row.output_tokens_per_second == 10.0
     assert (row.requests, row.errors) == (7, 1)
     assert row.ttft_p50 == 0.1
@@ -140,14 +142,14 @@ def test_medians_and_the_json_line(tmp_path: Path) -> None:
     assert kept["rows"][0]["output_tokens_per_second"] == 10.0
     assert kept["commit"] == "abc"
     console = Console(record=True, width=120, quiet=False, file=(tmp_path / "table").open("w"))
-    report.table([row], console)
+    show_table([row], console)
     console.file.close()
     assert "10.0" in console.export_text()
 
 
 def test_all_failed_is_a_row_of_errors() -> None:
     observed = Observed([Exchange(sent=0.0, error="HTTP 500")], wall=1.0, client_cpu=0.0)
-    row = report.figures("test", "base@1", observed)
+    row = summarize("test", "base@1", observed)
     assert (row.errors, row.output_tokens_per_second, row.ttft_p50) == (1, 0.0, 0.0)
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from time import perf_counter, process_time
 
-from bench.client import Exchange
-from bench.prompts import PromptShape
-from bench.workload import Workload
+from server.loadgen.client import Exchange
+from server.loadgen.prompts import PromptShape
+from server.loadgen.workload import Workload
 
 Send = Callable[[str, tuple[int, ...], int], Awaitable[Exchange]]  # (prompt, adapter indices, output tokens)
 

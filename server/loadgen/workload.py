@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -56,6 +57,13 @@ class Workload:
 @lru_cache(maxsize=8)
 def _zipf(count: int) -> tuple[float, ...]:
     return tuple(accumulate((rank + 1) ** -ZIPF_EXPONENT for rank in range(count)))
+
+
+def model_string(members: Sequence[str], base: str) -> str:
+    """What a request asks for: the base, one adapter, or a mix of equal weights that sum to 1."""
+    if len(members) < 2:
+        return members[0] if members else base
+    return "+".join(f"{member}*{1 / len(members):g}" for member in members)
 
 
 def parse_workload(text: str) -> Workload:

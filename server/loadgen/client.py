@@ -7,8 +7,9 @@ import json
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
+from urllib.parse import urlsplit
 
-from bench.sse import BadResponse, EventReader, ResponseReader
+from server.loadgen.sse import BadResponse, EventReader, ResponseReader
 
 _EMPTY_TEXT = (b'"text":""', b'"text": ""')
 _TELLING = (b'"usage":{', b'"usage": {', b'"error"')  # inside a JSON string the quotes would be escaped
@@ -96,13 +97,56 @@ class _Protocol(asyncio.Protocol):
             self._closed.set_result(exchange)
 
 
-async def complete(host: str, port: int, body: dict[str, object], timeout: float) -> Exchange:
-    """``POST /v1/completions`` and read the stream to its end. Faults are told in ``Exchange.error``."""
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where completions are asked for."""
+
+    host: str
+    port: int
+    path: str = "/v1/completions"
+    tls: bool = False
+    key: str | None = None
+
+    @classmethod
+    def of(cls, url: str, key: str | None = None) -> Endpoint:
+        """The completions of the server at ``url``, which may end in ``/v1``.
+
+        Raises:
+            ValueError: it is not the URL of an HTTP server.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or parts.hostname is None:
+            raise ValueError(f"{url!r} is not an http:// or https:// URL")
+        tls = parts.scheme == "https"
+        path = parts.path.rstrip("/").removesuffix("/v1") + "/v1/completions"
+        return cls(parts.hostname, parts.port or (443 if tls else 80), path, tls, key)
+
+    def request(self, body: dict[str, object]) -> bytes:
+        """The bytes of one request on a connection of its own."""
+        content = json.dumps(body).encode()
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        head = (
+            f"POST {self.path} HTTP/1.1",
+            f"Host: {host}:{self.port}",
+            *(() if self.key is None else (f"Authorization: Bearer {self.key}",)),
+            "Content-Type: application/json",
+            "Accept: text/event-stream",
+            "Connection: close",
+            f"Content-Length: {len(content)}",
+        )
+        return "\r\n".join(head).encode() + b"\r\n\r\n" + content
+
+
+async def complete(endpoint: Endpoint, body: dict[str, object], timeout: float) -> Exchange:
+    """Ask for one completion and read the stream to its end. Faults are told in ``Exchange.error``."""
     loop = asyncio.get_running_loop()
     closed: asyncio.Future[Exchange] = loop.create_future()
-    request = _http_request(f"{host}:{port}", json.dumps(body).encode())
+    request = endpoint.request(body)
+    tls = True if endpoint.tls else None
     try:
-        transport, _ = await loop.create_connection(lambda: _Protocol(request, closed), host, port)
+        transport, _ = await loop.create_connection(
+            lambda: _Protocol(request, closed), endpoint.host, endpoint.port, ssl=tls
+        )
     except OSError as error:
         return Exchange(sent=perf_counter(), end=perf_counter(), error=f"can't connect: {error}")
     try:
@@ -114,13 +158,14 @@ async def complete(host: str, port: int, body: dict[str, object], timeout: float
         transport.abort()
 
 
-def _http_request(host: str, body: bytes) -> bytes:
-    head = (
-        "POST /v1/completions HTTP/1.1",
-        f"Host: {host}",
-        "Content-Type: application/json",
-        "Accept: text/event-stream",
-        "Connection: close",
-        f"Content-Length: {len(body)}",
-    )
-    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+def greedy(choice: dict[str, object], prompt: str, output_tokens: int) -> dict[str, object]:
+    """The body of a streamed completion of exactly ``output_tokens`` tokens; ``choice`` names the model."""
+    return {
+        **choice,
+        "prompt": prompt,
+        "max_tokens": output_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
