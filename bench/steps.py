@@ -1,0 +1,171 @@
+"""Single steps of a decoder in process: batches of a given shape, timed, and what they must at least cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from adapters.base import TargetModule
+from server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs, page_length
+from server.model.decoder import Decoder
+from server.model.loader import decoder_candidates, load_model
+
+_READ = 1 << 28  # bytes of each of two arrays that are read to measure bandwidth: no cache holds them
+_SQUARE = 2048  # side of the matrices multiplied to measure arithmetic
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One step: so many sequences, each of ``rows`` new tokens that end at ``context``."""
+
+    batch: int
+    context: int = 200
+    rank: int = 16
+    distinct: int = 0  # different adapters, dealt to the sequences in turn; 0: the base alone
+    rows: int = 1  # 1 is a decode step
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the hardware can do at most, as measured in the same run."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step must move and compute."""
+
+    weight_bytes: float
+    weight_flops: float
+    kv_bytes: float
+    adapter_bytes: float
+    adapter_flops: float
+    rows: int
+
+    def least_seconds(self, machine: Machine) -> float:
+        """The roofline: the time of all bytes or of all arithmetic, whichever is longer."""
+        moved = (self.weight_bytes + self.kv_bytes + self.adapter_bytes) / machine.bytes_per_second
+        return max(moved, (self.weight_flops + self.adapter_flops) / machine.flops_per_second)
+
+
+def measure_machine(device: torch.device) -> Machine:
+    """Bandwidth of reading memory, and the rate of bf16 matrix products; the best of a few tries."""
+    x = torch.ones(_READ // 4, device=device)
+    y = torch.ones(_READ // 4, device=device)
+    a = torch.randn(_SQUARE, _SQUARE, device=device).bfloat16()
+    read = min(_timed(lambda: torch.dot(x, y), device) for _ in range(7))
+    product = min(_timed(lambda: a @ a, device) for _ in range(7))
+    return Machine(2 * _READ / read, 2 * _SQUARE**3 / product)
+
+
+class Workbench:
+    """A decoder with room for the batches of all shapes, and random adapters of every rank they name."""
+
+    def __init__(self, base: Path, shapes: Sequence[Shape], *, device: str, kernels: str) -> None:
+        loaded = load_model(base, dtype="bf16", device=device, max_model_len=None)
+        self.device = loaded.device
+        self.decoder: Decoder = next(iter(decoder_candidates(loaded, kernels)))
+        counts = {
+            rank: max(s.distinct for s in shapes if s.rank == rank) for rank in {s.rank for s in shapes}
+        }
+        sizes = {rank: self._elements(rank) for rank in counts}
+        pool = torch.empty(sum(sizes[rank] * count for rank, count in counts.items()) + _start(self.decoder))
+        self._pool = pool.normal_(0, 0.003).to(self.device, torch.bfloat16)
+        self._pool[: _start(self.decoder)] = 0
+        self._blocks = 1 + max(s.batch * -(-s.context // BLOCK_SIZE) for s in shapes)
+        self.decoder.allocate(self._pool, self._blocks, max(s.batch * s.rows for s in shapes))
+        self._adapters: dict[int, list[AdapterPages]] = {}
+        at = _start(self.decoder)
+        for rank, count in counts.items():
+            self._adapters[rank] = [self._pages(rank, at + i * sizes[rank]) for i in range(count)]
+            at += count * sizes[rank]
+        self._kv_bytes = self.decoder.kv_bytes_per_block / BLOCK_SIZE
+        config = loaded.hf.config
+        self._layer_parameters = sum(m.in_features * m.out_features for m in self.decoder.modules if m.linear)
+        self._head_parameters = config.vocab_size * config.hidden_size
+        self._vocabulary = config.vocab_size
+
+    def _elements(self, rank: int) -> int:
+        return sum(rank * (page_length(m.in_features) + page_length(m.out_features)) for m in self._linear)
+
+    @property
+    def _linear(self) -> list[TargetModule]:
+        return [module for module in self.decoder.modules if module.linear]
+
+    def _pages(self, rank: int, start: int) -> AdapterPages:
+        offsets, ranks, at = [], [], start
+        for module in self.decoder.modules:
+            own = rank if module.linear else 0
+            offsets.append(at if own else 0)
+            ranks.append(own)
+            at += own * (page_length(module.in_features) + page_length(module.out_features))
+        return AdapterPages(f"{rank}/{start}", np.array(offsets, np.int64), np.array(ranks, np.int32), start)
+
+    def inputs(self, shape: Shape) -> StepInputs:
+        """A step of that shape, its blocks scattered over the cache."""
+        rng = np.random.default_rng(0)
+        per_sequence = -(-shape.context // BLOCK_SIZE)
+        tables = 1 + rng.permutation(self._blocks - 1)[: shape.batch * per_sequence]
+        tables = tables.reshape(shape.batch, per_sequence)
+        span = np.arange(shape.context - shape.rows, shape.context)
+        slots = tables[:, span // BLOCK_SIZE] * BLOCK_SIZE + span % BLOCK_SIZE
+        ends = np.arange(shape.batch + 1, dtype=np.int32) * shape.rows
+        adapters = self._adapters[shape.rank]
+        # Sequences of one mix are adjacent in a step.
+        chosen = sorted(i % shape.distinct for i in range(shape.batch)) if shape.distinct else []
+        mixes = [[(adapters[i], 1.0)] for i in chosen]
+        return StepInputs(
+            token_ids=rng.integers(0, self._vocabulary, shape.batch * shape.rows),
+            positions=np.tile(span, shape.batch).astype(np.int64),
+            slots=slots.reshape(-1),
+            query_start=ends,
+            context=np.full(shape.batch, shape.context, np.int32),
+            block_tables=tables.astype(np.int32),
+            logits_rows=(ends[1:] - 1).astype(np.int64),
+            lora=lora_inputs(mixes) if mixes else None,
+        )
+
+    def seconds(self, inputs: Sequence[StepInputs], *, repeat: int) -> list[float]:
+        """The median time of each step; they take turns, so that all meet the same machine."""
+        for step in inputs:
+            self.decoder.step(step)
+        times = [[self._seconds(step) for step in inputs] for _ in range(repeat)]
+        return [median(own) for own in zip(*times, strict=True)]
+
+    def _seconds(self, inputs: StepInputs) -> float:
+        return _timed(lambda: self.decoder.step(inputs), self.device)
+
+    def work(self, shape: Shape) -> Work:
+        """What a step of that shape must move and compute; the head runs once a sequence."""
+        rows = shape.batch * shape.rows
+        adapter = sum(shape.rank * (m.in_features + m.out_features) for m in self._linear)
+        distinct = min(shape.distinct, shape.batch)
+        return Work(
+            weight_bytes=2.0 * (self._layer_parameters + self._head_parameters),
+            weight_flops=2.0 * (self._layer_parameters * rows + self._head_parameters * shape.batch),
+            kv_bytes=self._kv_bytes * shape.context * shape.batch,
+            adapter_bytes=2.0 * adapter * distinct,
+            adapter_flops=2.0 * adapter * rows if distinct else 0.0,
+            rows=rows,
+        )
+
+
+def _start(decoder: Decoder) -> int:
+    """Where adapters begin: the pool's first page is zero."""
+    return page_length(max(max(m.in_features, m.out_features) for m in decoder.modules))
+
+
+def _timed(run: Callable[[], object], device: torch.device) -> float:
+    begin = perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter() - begin
