@@ -72,17 +72,19 @@ bench: $(DEVELOPMENT) ## Measure throughput; prints one JSON line last.
 
 # Resolves the open ranges of pyproject.toml afresh in an environment of its own; torch moves only when
 # asked to: make lock TORCH=2.14.0. Local versions (torch's +cpu) and the CUDA libraries that one
-# platform's torch pulls in are left to pip.
+# platform's torch pulls in are left to pip, and so is Triton, except for development: its kernels are
+# tested without a GPU. Its version in pyproject.toml is the one that torch's CUDA builds ask for.
 TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
 LOCK := $(VENV)/lock
 EXTRAS := postgres,quantize,s3,train
 FREEZE = $(LOCK)/bin/python -m pip freeze --all --exclude-editable --exclude pip \
-	| sed 's/+[a-z0-9.]*$$//' | grep -Ev '^(nvidia-|cuda-|triton==)'
+	| sed "s/+[a-z0-9.]*$$//; s/^triton==.*/&; $(TRITON_RUNS_ON)/" | grep -Ev '^(nvidia-|cuda-)'
+TRITON_RUNS_ON := sys_platform == 'linux' and platform_machine == 'x86_64'
 
 lock: $(RUNTIME) ## Rewrite the lock files with the newest versions that pyproject.toml allows.
 	$(BIN)/python -m venv --clear $(LOCK)
 	$(LOCK)/bin/python -m pip install --quiet torch==$(TORCH) -e '.[$(EXTRAS)]'
-	{ echo "# What the server runs with. Written by: make lock"; $(FREEZE); } > $(LOCK)/requirements.lock
+	{ echo "# What the server runs with. Written by: make lock"; $(FREEZE) | grep -v '^triton=='; } > $(LOCK)/requirements.lock
 	$(LOCK)/bin/python -m pip install --quiet -c $(LOCK)/requirements.lock -e '.[$(EXTRAS),dev,bench]'
 	{ echo "# What tests, checks and benchmarks need besides requirements.lock. Written by: make lock"; \
 		$(FREEZE) | grep -vxFf $(LOCK)/requirements.lock; } > $(LOCK)/requirements-dev.lock

@@ -8,6 +8,8 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 _PACKAGES = ("manylora", "torch", "transformers", "peft", "numpy")
 
 
@@ -17,8 +19,10 @@ def setting() -> dict[str, object]:
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores this process may use, memory in GiB, system."""
+    """Processor, cores this process may use, memory in GiB, system; and the GPU, if there is one."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
+        **gpu,
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

@@ -30,7 +30,9 @@ from server.loadgen.workload import Workload, parse_workload
 RESULTS = Path(__file__).parent / "results"
 
 
-def build(name: str, base: Path, adapters: Sequence[Path], clients: int, scratch: Path) -> System:
+def build(
+    name: str, base: Path, adapters: Sequence[Path], clients: int, scratch: Path, *, device: str = "auto"
+) -> System:
     """The system called ``name``: ours, a peer, or else ``NAME=URL`` or ``NAME=COMMAND``.
 
     Raises:
@@ -39,7 +41,7 @@ def build(name: str, base: Path, adapters: Sequence[Path], clients: int, scratch
     """
     match name:
         case "manylora":
-            return manylora(base, adapters, scratch / "data", clients)
+            return manylora(base, adapters, scratch / "data", clients, device)
         case "vllm":
             return peers.vllm(base, adapters, clients)
         case "vllm-base":
@@ -75,6 +77,7 @@ def run(
     repeat: int,
     ranks: Sequence[int],
     dtype: str,
+    device: str,
 ) -> list[Figures]:
     """Write the adapters, start the systems, measure, print the table."""
     console = wide_console(stderr=True)
@@ -83,7 +86,7 @@ def run(
     adapters = write_adapters(base, peers.cache() / "adapters", count=count, ranks=ranks, dtype=dtype)
     plan = Plan(loads, repeat, datetime.now(UTC).isoformat(), peers.cache() / "logs")
     with tempfile.TemporaryDirectory(prefix="manylora-bench-") as scratch:
-        built = [build(name, base, adapters, clients, Path(scratch)) for name in systems]
+        built = [build(name, base, adapters, clients, Path(scratch), device=device) for name in systems]
         rows = asyncio.run(measure(built, plan, console))
     show_table(rows, console)
     return rows
@@ -108,6 +111,10 @@ def main(
         list[int] | None, typer.Option(help="Ranks of the adapters, in turn. Default: 16.")
     ] = None,
     dtype: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the adapters.")] = "bf16",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="That manylora runs on. auto: a GPU if there is one."),
+    ] = "auto",
     prompt_tokens: Annotated[int, typer.Option(min=16)] = 173,
     shared_tokens: Annotated[int, typer.Option(min=0, help="Of each prompt, common to all.")] = 0,
     output_tokens: Annotated[int, typer.Option(min=1)] = 64,
@@ -126,7 +133,13 @@ def main(
     started = datetime.now(UTC)
     try:
         rows = run(
-            resolve_base(base), system or ["manylora"], loads, repeat=repeat, ranks=rank or [16], dtype=dtype
+            resolve_base(base),
+            system or ["manylora"],
+            loads,
+            repeat=repeat,
+            ranks=rank or [16],
+            dtype=dtype,
+            device=device,
         )
     except (SystemFailed, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
@@ -139,6 +152,7 @@ def main(
         "output_tokens": output_tokens,
     }
     options |= {"rounds": rounds, "repeat": repeat, "rate": rate, "ranks": rank or [16], "dtype": dtype}
+    options["device"] = device
     about = {
         "started": f"{started:%Y-%m-%dT%H:%M:%SZ}",
         **machine.setting(),

@@ -155,12 +155,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def manylora(base: Path, adapters: Sequence[Path], data: Path, max_num_seqs: int) -> System:
+def manylora(
+    base: Path, adapters: Sequence[Path], data: Path, max_num_seqs: int, device: str = "auto"
+) -> System:
     """Our own server from this checkout, all adapters registered."""
     flags = [f"--adapter=a{number}={path}" for number, path in enumerate(adapters)]
     rank = max((int(path.name.rpartition("-r")[2]) for path in adapters), default=16)
     command = [sys.executable, "-m", "server.cli", "serve", "--model", str(base), "--served-model-name", BASE]
     command += ["--port", "{port}", "--data-dir", str(data), "--max-num-seqs", str(max_num_seqs)]
+    command += ["--device", device]
     command += ["--max-lora-rank", str(max(rank, 1)), *flags]
     return System("manylora", tuple(command), ready_path="/ready", kinds=ALL_KINDS)
 

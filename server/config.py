@@ -174,7 +174,9 @@ class Settings(BaseSettings):
     ] = None
     kernels: Annotated[
         Literal["auto", "native", "pytorch"],
-        Flag(ENGINE, "KERNELS", "native (a CPU step in C++), pytorch, or auto: native where it runs."),
+        Flag(
+            ENGINE, "KERNELS", "native (C++ on CPUs, Triton on GPUs), pytorch, or auto: native where it runs."
+        ),
     ] = "auto"
     enable_prefix_cache: Annotated[
         bool, Flag(ENGINE, "", "Compute common prompt beginnings once.", off="--no-prefix-cache")

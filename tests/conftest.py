@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from adapters.base_models.catalog import resolve_model
 from server.config import Settings
 from tests.tiny import tiny_model
+
+if not torch.cuda.is_available():
+    # Read when Triton is imported: its kernels run in its interpreter then, on the CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from bench import report
 from bench.adapters import linear_layers, write_adapters
 from bench.gguf_export import gguf_name, interleave_halves
 from bench.peers import vllm_requirements
-from bench.systems import by_lora_list, by_model, parse_system
+from bench.systems import by_lora_list, by_model, manylora, parse_system
 from server.loadgen.client import Exchange
 from server.loadgen.figures import Figures, medians, percentile, summarize
 from server.loadgen.load import Observed
@@ -101,6 +101,12 @@ def test_how_requests_name_adapters() -> None:
 def test_malformed_systems_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"NAME=URL|port"):
         parse_system(text)
+
+
+def test_our_server_is_started_on_the_device_that_was_asked_for(tmp_path: Path) -> None:
+    command = manylora(tmp_path, [tmp_path / "a-r64"], tmp_path, 8, "cuda").command
+    assert command[command.index("--device") + 1] == "cuda"
+    assert command[command.index("--max-lora-rank") + 1] == "64"
 
 
 def test_prompts_are_long_enough_apart_and_share_what_is_asked() -> None:

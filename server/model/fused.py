@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,7 +12,6 @@ from torch import nn
 from adapters.base import TargetModule
 from server.errors import ConfigError
 from server.kernels.cpu import NativeStep
-from server.kernels.cpu.library import best_library
 from server.kernels.inputs import StepInputs
 from server.kernels.reference.quantized import Quantized
 from server.kernels.reference.step import ReferenceStep
@@ -27,6 +26,9 @@ from server.kernels.weights import (
 )
 from server.model.quantize import is_quantized
 from server.model.tables import BaseTables
+
+if TYPE_CHECKING:
+    from server.kernels.cuda.backend import TritonStep
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class FusedDecoder:
     def __init__(self, model: Any, max_len: int, kernels: str = "auto") -> None:
         """Take the weights of ``model``, a Hugging Face causal LM of one of :data:`FAMILIES`.
 
-        ``kernels`` is "auto" (native where it runs, else PyTorch), "native" or "pytorch".
+        ``kernels`` is "auto" (native where they run, else PyTorch), "native" or "pytorch".
 
         Raises:
             ConfigError: native kernels were asked for and can't run here.
@@ -79,8 +81,8 @@ class FusedDecoder:
 
     @property
     def native(self) -> bool:
-        """Whether steps run in the native kernels."""
-        return self._backend is NativeStep
+        """Whether steps run in kernels of our own, for the device."""
+        return self._backend is not ReferenceStep
 
     @property
     def kernels(self) -> str:
@@ -98,10 +100,10 @@ class FusedDecoder:
 
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:
         self._pool = pool
-        if self.native:
-            self._step = NativeStep(self.weights, pool, num_blocks, max_rows, torch.get_num_threads())
+        if issubclass(self._backend, NativeStep):
+            self._step = self._backend(self.weights, pool, num_blocks, max_rows, torch.get_num_threads())
         else:
-            self._step = ReferenceStep(self.weights, pool, num_blocks)
+            self._step = self._backend(self.weights, pool, num_blocks)
 
     @property
     def merge_groups(self) -> Sequence[tuple[int, ...]]:
@@ -138,13 +140,26 @@ def _choose_backend(weights: DecoderWeights, kernels: str) -> tuple[type[NativeS
     """The step to run, and why in one phrase."""
     if kernels == "pytorch":
         return ReferenceStep, "chosen by --kernels pytorch"
-    reason = NativeStep.unsupported(weights)
+    native = native_backend(weights.embedding.device)
+    reason = native if isinstance(native, str) else native.unsupported(weights)
     if reason is None:
-        return NativeStep, best_library().origin
+        assert not isinstance(native, str)
+        return native, native.origin()
     if kernels == "native":
         raise ConfigError(f"--kernels native: {reason}")
     logger.info("PyTorch kernels: %s", reason)
     return ReferenceStep, reason
+
+
+def native_backend(device: torch.device) -> type[NativeStep | TritonStep] | str:
+    """The backend with kernels of our own for ``device``, or why there is none."""
+    if device.type != "cuda":
+        return NativeStep
+    try:
+        from server.kernels.cuda.backend import TritonStep  # noqa: PLC0415 - only CUDA builds bring Triton
+    except ImportError as error:
+        return f"Triton can't be imported: {error}"
+    return TritonStep
 
 
 def extract_weights(model: Any, max_len: int) -> DecoderWeights:

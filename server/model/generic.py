@@ -22,8 +22,8 @@ from adapters.base_models.layers import biased_norms, target_of
 from server.errors import ModelRefused
 from server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, ModuleShape, StepInputs
 from server.kernels.memory import total_bytes
-from server.kernels.reference.attention import AttentionPlan, PagedKV
-from server.kernels.reference.lora import LoraPlan, LoraPlanner
+from server.kernels.reference.attention import AttentionPlan, PagedKV, plan_attention
+from server.kernels.reference.lora import LoraDelta, LoraPlanner
 from server.kernels.reference.quantized import Int8Linear, layer_tensors
 from server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary
 from server.kernels.weights import MergedWeights
@@ -44,7 +44,7 @@ class _Forward:
     rows: int
     plan: AttentionPlan | None = None  # None while the model is being surveyed
     kv: Mapping[int, PagedKV] | None = None
-    lora: LoraPlan | None = None
+    lora: LoraDelta | None = None
     vocabulary: VocabularyPlan | None = None
     embedded: EmbeddedRows | None = None
     logits_rows: torch.Tensor | None = None  # of the rows that the head sees; None: all of them
@@ -131,7 +131,7 @@ class GenericDecoder:
     def step(self, inputs: StepInputs) -> torch.Tensor:
         device = self._like.device
         lora = self._planner.plan(inputs)
-        plan = AttentionPlan(inputs, device)
+        plan = plan_attention(inputs, device)
         forward = _Forward(len(inputs.token_ids), plan, self._kv, lora)
         vocabulary = plan_vocabulary(self._pool, self._like, inputs, self.vocab_size)
         if vocabulary is not None:

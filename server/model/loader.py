@@ -195,10 +195,12 @@ def decoder_candidates(loaded: LoadedModel, kernels: str = "auto") -> Iterator[D
     reason = FusedDecoder.unsupported(loaded.hf)
     if reason is None:
         fused = FusedDecoder(loaded.hf, loaded.max_model_len, kernels)
+        native = fused.native
         yield fused
         if kernels == "native":
             return
-        if fused.native:
+        del fused  # it was refused: on a GPU there is no room for two caches
+        if native:
             yield FusedDecoder(loaded.hf, loaded.max_model_len, "pytorch")
     elif kernels == "native":
         raise ConfigError(f"--kernels native: {reason}")

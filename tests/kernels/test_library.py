@@ -175,8 +175,7 @@ def test_without_a_compiler_pytorch_runs_and_the_server_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    for module in ("server.kernels.cpu.backend", "server.model.fused"):
-        monkeypatch.setattr(f"{module}.best_library", lambda: find(tmp_path, *usable_variants()))
+    monkeypatch.setattr("server.kernels.cpu.backend.best_library", lambda: find(tmp_path, *usable_variants()))
     small: dict[str, Any] = {"kv_cache_memory": 1 << 20, "adapter_memory": 1 << 20}
     settings = Settings(model=str(tiny_llama), data_dir=tmp_path, dtype="bf16", device="cpu", **small)
     service = build_service(settings, tiny_llama)

@@ -71,6 +71,11 @@ class NativeStep:
         return None
 
     @staticmethod
+    def origin() -> str:
+        """Where the kernels come from, in one phrase."""
+        return best_library().origin
+
+    @staticmethod
     def kv_bytes_per_block(weights: DecoderWeights) -> int:
         """Bytes of K and V that one block takes over all layers."""
         return BLOCK_SIZE * 2 * 2 * weights.n_kv_heads * weights.head_dim * len(weights.layers)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,6 +39,22 @@ def _gather(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     return flat.index_select(0, blocks.flatten()).view(blocks.shape[0], -1, *cache.shape[1:])
 
 
+class RowAttention(Protocol):
+    """The attention of some rows of a step."""
+
+    def attend(
+        self,
+        kv: PagedKV,
+        query: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> None:
+        """Fill the rows' part of ``out`` [T, nh, hdv] for ``query`` [T, nh, hd]."""
+
+
 @dataclass(frozen=True)
 class _Decode:
     """The sequences with one query row, attended together."""
@@ -45,6 +63,24 @@ class _Decode:
     blocks: torch.Tensor  # [R, B]
     context: torch.Tensor  # [R]
     stale: torch.Tensor  # [N] gathered positions, counted over all rows, behind a context in its last block
+
+    def attend(
+        self,
+        kv: PagedKV,
+        query: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> None:
+        keys, values = kv.gather(self.blocks)
+        for gathered in (keys, values):
+            # Left there by whoever had the block before: hidden by the mask, unless it is not finite.
+            gathered.flatten(0, 1).index_fill_(0, self.stale, 0)
+        mask = _visible(self.context - 1, keys.shape[1], window)[:, None, None]
+        q = query[self.rows].unsqueeze(2)
+        out[self.rows] = _sdpa(q, keys, values, mask, scale=scale, softcap=softcap).squeeze(2)
 
 
 @dataclass(frozen=True)
@@ -56,16 +92,31 @@ class _Chunk:
     blocks: torch.Tensor  # [1, B]
     context: int
 
+    def attend(
+        self,
+        kv: PagedKV,
+        query: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> None:
+        keys, values = (t[:, : self.context] for t in kv.gather(self.blocks))
+        length = self.stop - self.start
+        last = torch.arange(self.context - length, self.context, device=query.device)
+        mask = _visible(last, self.context, window)[None, None]
+        q = query[self.start : self.stop].transpose(0, 1)[None]
+        attended = _sdpa(q, keys, values, mask, scale=scale, softcap=softcap)
+        out[self.start : self.stop] = attended[0].transpose(0, 1)
 
+
+@dataclass(frozen=True)
 class AttentionPlan:
     """The attention work of one step, prepared once and used by every layer."""
 
-    def __init__(self, inputs: StepInputs, device: torch.device) -> None:
-        counts = np.diff(inputs.query_start)
-        single = np.flatnonzero(counts == 1)
-        self.slots = torch.from_numpy(inputs.slots).to(device)
-        self._decode = _decode_group(inputs, single, device) if len(single) else None
-        self._chunks = [_chunk(inputs, int(s), device) for s in np.flatnonzero(counts > 1)]
+    slots: torch.Tensor  # [T] where the rows' K and V are written
+    parts: Sequence[RowAttention]  # of all rows
 
     def attend(
         self,
@@ -82,25 +133,24 @@ class AttentionPlan:
         scores by ``c * tanh(s / c)`` (Gemma 2).
         """
         out = query.new_empty(query.shape[0], query.shape[1], kv.values.shape[2])
-        if self._decode is not None:
-            group = self._decode
-            keys, values = kv.gather(group.blocks)
-            for gathered in (keys, values):
-                # Left there by whoever had the block before: hidden by the mask, unless it is not finite.
-                gathered.flatten(0, 1).index_fill_(0, group.stale, 0)
-            mask = _visible(group.context - 1, keys.shape[1], window)[:, None, None]
-            q = query[group.rows].unsqueeze(2)
-            out[group.rows] = _sdpa(q, keys, values, mask, scale=scale, softcap=softcap).squeeze(2)
-        for chunk in self._chunks:
-            keys, values = (t[:, : chunk.context] for t in kv.gather(chunk.blocks))
-            length = chunk.stop - chunk.start
-            last = torch.arange(chunk.context - length, chunk.context, device=query.device)
-            mask = _visible(last, chunk.context, window)[None, None]
-            q = query[chunk.start : chunk.stop].transpose(0, 1)[None]
-            out[chunk.start : chunk.stop] = _sdpa(q, keys, values, mask, scale=scale, softcap=softcap)[
-                0
-            ].transpose(0, 1)
+        for part in self.parts:
+            part.attend(kv, query, out, scale=scale, window=window, softcap=softcap)
         return out
+
+
+# Of the step's sequences with one row each, which are given by number.
+PlanRows = Callable[[StepInputs, np.ndarray, torch.device], RowAttention]
+
+
+def plan_attention(inputs: StepInputs, device: torch.device, decode: PlanRows | None = None) -> AttentionPlan:
+    """Plan a step; ``decode`` plans the sequences with one row each, in place of the reference's own."""
+    counts = np.diff(inputs.query_start)
+    single = np.flatnonzero(counts == 1)
+    parts: list[RowAttention] = []
+    if len(single):
+        parts.append((_decode_group if decode is None else decode)(inputs, single, device))
+    parts += [_chunk(inputs, int(s), device) for s in np.flatnonzero(counts > 1)]
+    return AttentionPlan(torch.from_numpy(inputs.slots).to(device), parts)
 
 
 def _decode_group(inputs: StepInputs, single: np.ndarray, device: torch.device) -> _Decode:

@@ -7,8 +7,9 @@ through one batched product. Rows without a mix are not touched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,14 +29,7 @@ from server.kernels.inputs import (
 from server.kernels.reference.vectors import VectorPlan
 
 _SEGMENT_ROWS = 8  # from this many rows on, a matrix product beats gathering the pages row by row
-_BUCKETS = (
-    8,
-    16,
-    32,
-    64,
-    128,
-    256,
-)  # gathered rows are grouped by rank so that small ones don't pay for large
+_BUCKETS = (8, 16, 32, 64, 128, 256)  # rows are gathered by rank: small ones don't pay for large
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,17 @@ class _Gathered:
     used: tuple[bool, ...]  # [M] whether any row has a page there
 
 
+class LoraDelta(Protocol):
+    """The adapter work of one step, prepared once and applied by every target module."""
+
+    plain: bool  # no adapter of the step has vectors
+
+    def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add the delta of ``module`` for input ``x`` [T, in] to the base's ``y`` [T, out] in place."""
+
+
 class LoraPlan:
-    """The adapter work of one step, prepared once and applied by every target module.
+    """:class:`LoraDelta` in PyTorch.
 
     ``pool`` is the flat page pool; its first ``page_length(widest module)`` elements are zero.
     """
@@ -79,12 +82,12 @@ class LoraPlan:
         self._shapes = shapes
         self.plain = all(pages.vectors is None for pages in inputs.adapters)
         self._vectors = None if self.plain else VectorPlan(pool, shapes, inputs, rows, base)
-        self._segments, loose = _split(inputs, rows)
+        segments, loose = split_rows(inputs, rows, _SEGMENT_ROWS)
+        self._segments = [_Segment(first, stop, _members(inputs, s)) for first, stop, s in segments]
         linear = [shape for shape in shapes if shape.linear]
         self._gathered = [_gather_plan(linear, inputs, g, pool.device) for g in _by_rank(inputs, loose)]
 
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add the delta of ``module`` for input ``x`` [T, in] to the base's ``y`` [T, out] in place."""
         if self._vectors is not None:
             self._vectors.add(module, x, y)
         shape = self._shapes[module]
@@ -141,43 +144,62 @@ class LoraPlan:
         return view.index_select(0, index.flatten()).view(*index.shape, length)[..., :features]
 
 
+Planning = Callable[[torch.Tensor, Sequence[ModuleShape], LoraInputs, Int32, BaseProducts], LoraDelta]
+
+
 class LoraPlanner:
     """Plans step after step. While the batch only decodes its plan stays the same, and is kept."""
 
-    def __init__(self, pool: torch.Tensor, shapes: Sequence[ModuleShape], base: BaseProducts) -> None:
+    def __init__(
+        self,
+        pool: torch.Tensor,
+        shapes: Sequence[ModuleShape],
+        base: BaseProducts,
+        make: Planning = LoraPlan,
+    ) -> None:
         self._pool = pool
         self._shapes = shapes
         self._base = base
+        self._make = make
         self._inputs: LoraInputs | None = None
         self._rows: Int32 | None = None
-        self._plan: LoraPlan | None = None
+        self._plan: LoraDelta | None = None
 
-    def plan(self, inputs: StepInputs) -> LoraPlan | None:
+    def plan(self, inputs: StepInputs) -> LoraDelta | None:
         """The adapter work of a step, or None when every sequence runs the base."""
         if inputs.lora is None:
             return None
         if self._plan is None or not self._is_last(inputs.lora, inputs.query_start):
-            self._plan = LoraPlan(self._pool, self._shapes, inputs.lora, inputs.query_start, self._base)
+            self._plan = self._make(self._pool, self._shapes, inputs.lora, inputs.query_start, self._base)
             self._inputs, self._rows = inputs.lora, inputs.query_start
         return self._plan
 
     def _is_last(self, inputs: LoraInputs, rows: Int32) -> bool:
-        last = self._inputs
-        assert last is not None
+        assert self._inputs is not None
         assert self._rows is not None
-        return (
-            len(last.adapters) == len(inputs.adapters)
-            and all(a is b for a, b in zip(last.adapters, inputs.adapters, strict=True))
-            and np.array_equal(last.start, inputs.start)
-            and np.array_equal(last.adapter, inputs.adapter)
-            and np.array_equal(last.weight, inputs.weight)
-            and np.array_equal(self._rows, rows)
-        )
+        return same_mixes(self._inputs, inputs) and np.array_equal(self._rows, rows)
 
 
-def _split(inputs: LoraInputs, query_start: Int32) -> tuple[list[_Segment], list[tuple[int, int]]]:
-    """Join adjacent sequences of equal mixes; return segments, and (row, sequence) of the loose rows."""
-    segments: list[_Segment] = []
+def same_mixes(one: LoraInputs, other: LoraInputs) -> bool:
+    """Whether the sequences of two steps run with the same adapters in the same places."""
+    return (
+        len(one.adapters) == len(other.adapters)
+        and all(a is b for a, b in zip(one.adapters, other.adapters, strict=True))
+        and np.array_equal(one.start, other.start)
+        and np.array_equal(one.adapter, other.adapter)
+        and np.array_equal(one.weight, other.weight)
+    )
+
+
+def split_rows(
+    inputs: LoraInputs, query_start: Int32, least: int
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
+    """Join adjacent sequences of equal mixes; rows without a mix are left out.
+
+    Returns (first row, last row + 1, a sequence) of each run of at least ``least`` rows, and (row, sequence)
+    of the loose ones.
+    """
+    segments: list[tuple[int, int, int]] = []
     loose: list[tuple[int, int]] = []
     count = len(inputs.start) - 1
     sequence = 0
@@ -187,8 +209,8 @@ def _split(inputs: LoraInputs, query_start: Int32) -> tuple[list[_Segment], list
             last += 1
         start, stop = int(query_start[sequence]), int(query_start[last])
         if inputs.start[sequence] < inputs.start[sequence + 1]:
-            if stop - start >= _SEGMENT_ROWS:
-                segments.append(_Segment(start, stop, _members(inputs, sequence)))
+            if stop - start >= least:
+                segments.append((start, stop, sequence))
             else:
                 loose += [(row, sequence) for row in range(start, stop)]
         sequence = last

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
-from server.kernels.reference.attention import AttentionPlan, PagedKV
+from server.kernels.reference.attention import AttentionPlan, PagedKV, PlanRows, plan_attention
 from server.kernels.reference.linear import Linear, PackedLinear, linear
-from server.kernels.reference.lora import LoraPlan, LoraPlanner
+from server.kernels.reference.lora import LoraDelta, LoraPlanner
 from server.kernels.weights import (
     MODULES_PER_LAYER,
     DecoderWeights,
@@ -48,6 +48,7 @@ class ReferenceStep:
     """Runs steps on any device and dtype. Owns the KV cache."""
 
     name = "pytorch"
+    _decode_rows: PlanRows | None = None  # the reference's own
 
     def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:
         self._weights = weights.without_matrices()
@@ -95,25 +96,37 @@ class ReferenceStep:
         """Run one step and return the logits [R, V] of ``inputs.logits_rows``."""
         weights = self._weights
         device = weights.embedding.device
-        plan = AttentionPlan(inputs, device)
-        lora = self._planner.plan(inputs)
-        positions = torch.from_numpy(inputs.positions).to(device)
-        cos, sin = (t[positions].unsqueeze(1).to(weights.embedding.dtype) for t in (weights.cos, weights.sin))
         x = F.embedding(torch.from_numpy(inputs.token_ids).to(device), weights.embedding)
         if inputs.embedded is not None:
             given = inputs.embedded
             x[torch.from_numpy(given.rows).to(device)] = given.values.to(x.dtype)
-        work = _Work(cos, sin, plan, lora)
         merged = inputs.merged
         assert merged is None or isinstance(merged, _MergedLayers)
-        layers = self._layers if merged is None else merged.layers
-        for index, (layer, kv) in enumerate(zip(layers, self._kv, strict=True)):
-            x = layer.forward(x, work, kv, index * MODULES_PER_LAYER)
-        rows = x[torch.from_numpy(inputs.logits_rows).to(device)]
-        final = rms_norm(rows, weights.final_norm, weights.eps)
+        work = self._work(
+            torch.from_numpy(inputs.positions).to(device),
+            plan_attention(inputs, device, self._decode_rows),
+            self._planner.plan(inputs),
+        )
+        x = self._run(self._layers if merged is None else merged.layers, x, work)
+        final = self._final(x[torch.from_numpy(inputs.logits_rows).to(device)])
         if inputs.hidden is not None:
             inputs.hidden.copy_(final)
         return self._lm_head(final)
+
+    def _work(self, positions: torch.Tensor, plan: AttentionPlan, lora: LoraDelta | None) -> _Work:
+        tables = self._weights.cos, self._weights.sin
+        cos, sin = (t[positions].unsqueeze(1).to(self._weights.embedding.dtype) for t in tables)
+        return _Work(cos, sin, plan, lora)
+
+    def _run(self, layers: Sequence[_Layer], x: torch.Tensor, work: _Work) -> torch.Tensor:
+        """Hidden states [T, D] behind the last layer, of the embeddings ``x`` [T, D]."""
+        for index, (layer, kv) in enumerate(zip(layers, self._kv, strict=True)):
+            x = layer.forward(x, work, kv, index * MODULES_PER_LAYER)
+        return x
+
+    def _final(self, x: torch.Tensor) -> torch.Tensor:
+        """What the head is applied to."""
+        return rms_norm(x, self._weights.final_norm, self._weights.eps)
 
 
 class _MergedLayers:
@@ -143,7 +156,7 @@ class _Work:
     cos: torch.Tensor  # [T, 1, hd / 2]
     sin: torch.Tensor  # [T, 1, hd / 2]
     plan: AttentionPlan
-    lora: LoraPlan | None
+    lora: LoraDelta | None
 
 
 class _Layer:
@@ -190,7 +203,7 @@ class _Layer:
             work.lora.add(module + 3, out, y)
         return y
 
-    def _mlp(self, h: torch.Tensor, lora: LoraPlan | None, module: int) -> torch.Tensor:
+    def _mlp(self, h: torch.Tensor, lora: LoraDelta | None, module: int) -> torch.Tensor:
         gate, up = self._gate_up(h).chunk(2, dim=-1)
         if lora is not None:
             lora.add(module, h, gate)

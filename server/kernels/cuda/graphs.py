@@ -1,0 +1,53 @@
+"""CUDA graphs: work that is launched once, and from then on replayed by one call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+class CudaGraphs:
+    """Captures functions, one for each key, and replays them on the current stream.
+
+    A function must read and write memory that stays in place, and may not ask the device for anything.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._pool: Any = None  # replayed one after the other, they share their memory
+        self._broken = False
+
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        """Do what ``function`` does; it is called only until its graph exists."""
+        if self._broken:
+            function()
+            return
+        if key not in self._graphs:
+            try:
+                self._graphs[key] = self._capture(function)
+            except RuntimeError as error:  # what torch raises for every error of CUDA
+                self._broken = True
+                logger.warning("decode steps run without CUDA graphs: %s", error)
+                function()
+                return
+        self._graphs[key].replay()
+
+    def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        # Once without capturing: kernels are compiled and libraries take their workspaces on first use.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: other threads copy adapters to the device meanwhile, which is none of the graph's.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            function()
+        return graph

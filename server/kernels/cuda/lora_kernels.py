@@ -1,0 +1,234 @@
+"""Triton kernels of the adapters' delta ``y += Σ_k w_k · B_k (A_k x)``; ``lora.py`` launches them.
+
+Two passes. *Shrink* makes A x, split along the input features so that one row keeps many processors
+busy: every slice writes a partial sum of its own. *Expand* adds the slices up in ascending order and
+goes on with B. Nothing is added atomically, and a slice has one size whatever the batch: a row has the
+same bits beside any others.
+
+A decode row is one program for each slice, a product of a matrix and a vector: its pages are read
+once, which is what it costs, and no tile is filled up with rows that don't exist. Rows of a prompt
+share their mix, and go through the tensor cores in tiles of rows.
+
+Which pages a row has is read from the adapters' own tables. ``start`` [S + 1], ``adapter`` [E] and
+``weight`` [E] list the mix of each sequence; ``offset`` and ``rank`` [adapters, modules] say where the
+pages of an adapter begin: ``rank`` rows of A, each ``a_page`` elements, then as many columns of B. A row's
+partial sums lie in the order of its mix, the ranks of one member behind those of the one before.
+"""
+
+import triton
+import triton.language as tl
+
+# Numbers that differ from step to step or from module to module: compiled once, not for each kind of them.
+_VARYING = ["module", "capacity"]
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def shrink_rows(
+    x,  # [T, in], rows x_stride apart
+    x_stride,
+    in_features,
+    pool,
+    a_page,
+    work,  # [n, 2] row, sequence
+    start,
+    adapter,
+    offset,
+    rank,
+    modules,
+    module,
+    partial,  # [slices, n, capacity] float32
+    capacity,
+    SLICE: tl.constexpr,
+    RANKS: tl.constexpr,
+):
+    """One program for each row and slice of the input features."""
+    item, part = tl.program_id(0), tl.program_id(1)
+    row = tl.load(work + 2 * item).to(tl.int64)
+    sequence = tl.load(work + 2 * item + 1)
+    k = part * SLICE + tl.arange(0, SLICE)
+    inside = k < in_features
+    values = tl.load(x + row * x_stride + k, mask=inside, other=0.0).to(tl.float32)
+    place = partial + (part * tl.num_programs(0) + item).to(tl.int64) * capacity
+    for entry in range(tl.load(start + sequence), tl.load(start + sequence + 1)):
+        cell = tl.load(adapter + entry) * modules + module
+        pages = pool + tl.multiple_of(tl.load(offset + cell), 32)
+        count = tl.load(rank + cell)
+        for first in range(0, count, RANKS):
+            r = first + tl.arange(0, RANKS)
+            a = tl.load(
+                pages + r[:, None] * a_page + k[None, :],
+                mask=(r < count)[:, None] & inside[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            tl.store(place + r, tl.sum(a * values[None, :], axis=1), mask=r < count)
+        place += count
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def expand_rows(
+    partial,  # [slices, n, capacity] float32
+    capacity,
+    in_features,
+    out_features,
+    pool,
+    a_page,
+    b_page,
+    work,  # [n, 2] row, sequence
+    start,
+    adapter,
+    weight,
+    offset,
+    rank,
+    modules,
+    module,
+    y,  # [T, out], rows y_stride apart
+    y_stride,
+    SLICE: tl.constexpr,
+    RANKS: tl.constexpr,
+    OUT: tl.constexpr,
+):
+    """One program for each row and tile of the output features."""
+    item, tile = tl.program_id(0), tl.program_id(1)
+    row = tl.load(work + 2 * item).to(tl.int64)
+    sequence = tl.load(work + 2 * item + 1)
+    n = tile * OUT + tl.arange(0, OUT)
+    inside = n < out_features
+    sums = tl.zeros([OUT], tl.float32)
+    place = partial + item.to(tl.int64) * capacity
+    per_slice = tl.num_programs(0).to(tl.int64) * capacity
+    for entry in range(tl.load(start + sequence), tl.load(start + sequence + 1)):
+        cell = tl.load(adapter + entry) * modules + module
+        count = tl.load(rank + cell)
+        pages = pool + tl.multiple_of(tl.load(offset + cell) + count * a_page, 32)
+        coefficient = tl.load(weight + entry)
+        for first in range(0, count, RANKS):
+            r = first + tl.arange(0, RANKS)
+            reduced = tl.zeros([RANKS], tl.float32)
+            for part in range(0, tl.cdiv(in_features, SLICE)):
+                reduced += tl.load(place + part * per_slice + r, mask=r < count, other=0.0)
+            b = tl.load(
+                pages + r[:, None] * b_page + n[None, :],
+                mask=(r < count)[:, None] & inside[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            sums += tl.sum(b * (reduced * coefficient)[:, None], axis=0)
+        place += count
+    at = y + row * y_stride + n
+    base = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(at, (base + sums).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def shrink_tiles(
+    x,  # [T, in], rows x_stride apart
+    x_stride,
+    in_features,
+    pool,
+    a_page,
+    work,  # [n, 3] first row, last row + 1, sequence
+    start,
+    adapter,
+    offset,
+    rank,
+    modules,
+    module,
+    partial,  # [slices, n * ROWS, capacity] float32
+    capacity,
+    SLICE: tl.constexpr,
+    RANKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """One program for each tile of rows that share a mix, and slice of the input features."""
+    item, part = tl.program_id(0), tl.program_id(1)
+    lines = tl.arange(0, ROWS)
+    rows = tl.load(work + 3 * item).to(tl.int64) + lines
+    real = rows < tl.load(work + 3 * item + 1)
+    sequence = tl.load(work + 3 * item + 2)
+    place = partial + ((part * tl.num_programs(0) + item) * ROWS + lines).to(tl.int64) * capacity
+    for entry in range(tl.load(start + sequence), tl.load(start + sequence + 1)):
+        cell = tl.load(adapter + entry) * modules + module
+        pages = pool + tl.multiple_of(tl.load(offset + cell), 32)
+        count = tl.load(rank + cell)
+        for first in range(0, count, RANKS):
+            r = first + tl.arange(0, RANKS)
+            sums = tl.zeros([ROWS, RANKS], tl.float32)
+            for step in range(0, SLICE, DEPTH):
+                k = part * SLICE + step + tl.arange(0, DEPTH)
+                inside = k < in_features
+                values = tl.load(
+                    x + rows[:, None] * x_stride + k[None, :],
+                    mask=real[:, None] & inside[None, :],
+                    other=0.0,
+                )
+                a = tl.load(
+                    pages + r[:, None] * a_page + k[None, :],
+                    mask=(r < count)[:, None] & inside[None, :],
+                    other=0.0,
+                )
+                sums = tl.dot(values.to(DOT), tl.trans(a.to(DOT)), sums, input_precision="ieee")
+            tl.store(place[:, None] + r[None, :], sums, mask=real[:, None] & (r < count)[None, :])
+        place += count
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def expand_tiles(
+    partial,  # [slices, n * ROWS, capacity] float32
+    capacity,
+    in_features,
+    out_features,
+    pool,
+    a_page,
+    b_page,
+    work,  # [n, 3] first row, last row + 1, sequence
+    start,
+    adapter,
+    weight,
+    offset,
+    rank,
+    modules,
+    module,
+    y,  # [T, out], rows y_stride apart
+    y_stride,
+    SLICE: tl.constexpr,
+    RANKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUT: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """One program for each tile of rows that share a mix, and tile of the output features."""
+    item, tile = tl.program_id(0), tl.program_id(1)
+    lines = tl.arange(0, ROWS)
+    rows = tl.load(work + 3 * item).to(tl.int64) + lines
+    real = rows < tl.load(work + 3 * item + 1)
+    sequence = tl.load(work + 3 * item + 2)
+    n = tile * OUT + tl.arange(0, OUT)
+    inside = n < out_features
+    sums = tl.zeros([ROWS, OUT], tl.float32)
+    place = partial + (item * ROWS + lines).to(tl.int64) * capacity
+    per_slice = tl.num_programs(0).to(tl.int64) * ROWS * capacity
+    for entry in range(tl.load(start + sequence), tl.load(start + sequence + 1)):
+        cell = tl.load(adapter + entry) * modules + module
+        count = tl.load(rank + cell)
+        pages = pool + tl.multiple_of(tl.load(offset + cell) + count * a_page, 32)
+        coefficient = tl.load(weight + entry)
+        for first in range(0, count, RANKS):
+            r = first + tl.arange(0, RANKS)
+            wanted = real[:, None] & (r < count)[None, :]
+            reduced = tl.zeros([ROWS, RANKS], tl.float32)
+            for part in range(0, tl.cdiv(in_features, SLICE)):
+                reduced += tl.load(place[:, None] + part * per_slice + r[None, :], mask=wanted, other=0.0)
+            b = tl.load(
+                pages + r[:, None] * b_page + n[None, :],
+                mask=(r < count)[:, None] & inside[None, :],
+                other=0.0,
+            )
+            # Tensor cores want both factors in the pages' own type: A x is rounded to it, as in PyTorch.
+            scaled = (reduced * coefficient).to(pool.dtype.element_ty)
+            sums = tl.dot(scaled.to(DOT), b.to(DOT), sums, input_precision="ieee")
+        place += count
+    at = y + rows[:, None] * y_stride + n[None, :]
+    mask = real[:, None] & inside[None, :]
+    base = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(at, (base + sums).to(y.dtype.element_ty), mask=mask)
