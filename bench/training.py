@@ -1,7 +1,11 @@
-"""Training speed beside plain TRL: ``python -m bench.training``. Prints one JSON line last.
+"""Training speed: beside plain TRL, and of several adapters together beside one by one.
 
-Both train the same adapter on the same tokens in the same batches with the same arguments, in turn in one
-process; what differs is the trainer class. Figures are tokens a second of whole steps, without evaluation.
+Run as ``python -m bench.training``. Both trainers train the same adapter on the same tokens in batches
+of the same rows with the same arguments, in turn in one process; what differs is the trainer class: tokens a
+second of whole steps, without evaluation.
+
+Small jobs are then trained as ``manylora train --jobs`` does and one after another in the same process, each
+from data file to published adapter.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +25,11 @@ from trl import SFTTrainer
 
 from adapters.training.build import build_trainer
 from adapters.training.config import TrainConfig
+from adapters.training.jobs import train_jobs
 from adapters.training.progress import MetricsLog
-from adapters.training.run import open_session
+from adapters.training.run import open_session, train
+from bench import machine, report
+from bench.run import RESULTS
 from examples.rows import RECIPES, write_rows
 
 
@@ -42,36 +50,68 @@ def plain_trl(trainer: Any) -> Any:
     )
 
 
+def beside_trl(config: TrainConfig, repeat: int, console: Console) -> dict[str, float]:
+    """Median tokens a second of this trainer and of plain TRL."""
+    kinds: dict[str, Callable[[Any], Any]] = {"manylora": lambda trainer: trainer, "trl": plain_trl}
+    speeds: dict[str, list[float]] = {name: [] for name in kinds}
+    session = open_session(config, Console(quiet=True))
+    for _ in range(repeat):
+        for name, make in kinds.items():
+            ours, _ = build_trainer(session, [], MetricsLog(config.output_dir.with_suffix(".jsonl")))
+            trainer = make(ours)
+            spent = seconds_of(trainer)
+            tokens = float(trainer._total_train_tokens)
+            speeds[name].append(tokens / spent)
+            console.print(f"{name:10} {tokens / spent:8.1f} tokens/s")
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    rounded = {f"{name}_tokens_per_second": round(value, 1) for name, value in medians.items()}
+    return rounded | {"ratio": round(medians["manylora"] / medians["trl"], 3)}
+
+
+def together(config: TrainConfig, jobs: int, console: Console) -> dict[str, float]:
+    """Seconds for ``jobs`` small adapters in one run, and one by one."""
+    small = [
+        config.model_copy(update={"seed": seed, "batch_size": 1, "max_steps": 8, "sample_tokens": 8})
+        for seed in range(jobs)
+    ]
+
+    def named(kind: str) -> list[TrainConfig]:
+        root = config.output_dir.with_name(kind)
+        return [job.model_copy(update={"output_dir": root / str(job.seed)}) for job in small]
+
+    started = time.perf_counter()
+    train_jobs(named("together"))
+    between = time.perf_counter()
+    for job in named("alone"):
+        train(job)
+    ended = time.perf_counter()
+    result = {"together_seconds": between - started, "one_by_one_seconds": ended - between}
+    console.print(f"{jobs} jobs: {result}")
+    return {name: round(value, 1) for name, value in result.items()}
+
+
 def main(
     *,
     base: Annotated[str, typer.Option(help="Base model.")] = "smollm2-135m",
     steps: Annotated[int, typer.Option(min=2, help="Optimizer steps of a run.")] = 10,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     repeat: Annotated[int, typer.Option(min=1, help="Medians are of so many runs of each.")] = 3,
+    jobs: Annotated[int, typer.Option(min=2, help="Small adapters, of eight rows each.")] = 4,
 ) -> None:
-    """Measure both in turn and compare."""
+    """Measure; prints one JSON line and keeps it in bench/results."""
     console = Console(stderr=True)
-    kinds: dict[str, Callable[[Any], Any]] = {"manylora": lambda trainer: trainer, "trl": plain_trl}
-    speeds: dict[str, list[float]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory(prefix="manylora-bench-") as scratch:
-        data = Path(scratch) / "rows.jsonl"
-        write_rows(RECIPES["support"](), data)
+        data, _ = write_rows(RECIPES["support"](), Path(scratch))
         config = TrainConfig(
             base_model=base, train_path=data, output_dir=Path(scratch) / "out", max_steps=steps,
             batch_size=batch_size, max_length=256, eval_split=0, save_steps=10**9, logging_steps=10**6,
         )  # fmt: skip
-        session = open_session(config, Console(quiet=True))
-        for _ in range(repeat):
-            for name, make in kinds.items():
-                ours, _ = build_trainer(session, [], MetricsLog(Path(scratch) / "metrics.jsonl"))
-                trainer = make(ours)
-                spent = seconds_of(trainer)
-                tokens = float(trainer._total_train_tokens)
-                speeds[name].append(tokens / spent)
-                console.print(f"{name:10} {tokens / spent:8.1f} tokens/s")
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    result = {name: round(value, 1) for name, value in medians.items()}
-    print(json.dumps({**result, "ratio": round(medians["manylora"] / medians["trl"], 3), "steps": steps}))
+        figures = beside_trl(config, repeat, console)
+        figures |= together(config, jobs, console)
+    what = {"base": base, "steps": steps, "batch_size": batch_size, "jobs": jobs}
+    line = json.dumps({"bench": "training", **machine.setting(), **what, **figures})
+    report.save(line, RESULTS, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-training")
+    print(line)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Three example adapters and the recipe that trains them; see docs/examples.md."""
+"""Three example adapters and the data they are trained on; see docs/examples.md."""

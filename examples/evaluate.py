@@ -1,15 +1,30 @@
-"""Greedy answers and the share of them that pass a recipe's held-out checks."""
+"""What an example adapter does with its held-out questions.
+
+``python -m examples.evaluate pirate out/pirate/adapter``
+
+Prints every answer with the checks that it fails, and the share of answers that pass each check, base beside
+adapter.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
-from examples.chat import render
+from adapters.training.base import Base, find_base
+from adapters.training.probe import greedy, sample_prompt_ids
 from examples.recipe import HeldOut
+from examples.rows import RECIPES
+
+MAX_NEW_TOKENS = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +35,19 @@ class Answer:
     stopped: bool
 
 
-@torch.no_grad()
-def answer(model: Any, tokenizer: Any, questions: Sequence[str], max_new_tokens: int = 96) -> list[Answer]:
+def load(base: Base, adapter: Path) -> Any:
+    """The base in bf16, as it is served, with ``adapter`` on it."""
+    model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.bfloat16)
+    return PeftModel.from_pretrained(model, str(adapter)).eval()
+
+
+def ask(
+    model: Any, base: Base, questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[Answer]:
     """The greedy answer to each question."""
-    prompts = [render(tokenizer, [{"role": "user", "content": question}]) for question in questions]
-    tokenizer.padding_side = "left"  # so that every row goes on from its own last token
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-    output = model.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    rows: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [
-        Answer(tokenizer.decode(row, skip_special_tokens=True), tokenizer.eos_token_id in row) for row in rows
-    ]
+    prompts = sample_prompt_ids(base.template, questions)
+    answers = greedy(model, prompts, eos_ids=base.eos_ids, pad_id=base.pad_id, max_new_tokens=max_new_tokens)
+    return [Answer(base.tokenizer.decode(given.token_ids), given.stopped) for given in answers]
 
 
 def failures(item: HeldOut, given: Answer) -> list[str]:
@@ -50,3 +61,26 @@ def score(held_out: Sequence[HeldOut], answers: Sequence[Answer]) -> dict[str, f
     names = dict.fromkeys(name for item in held_out for name in (*item.checks, "stops"))
     failed = [failures(item, given) for item, given in zip(held_out, answers, strict=True)]
     return {name: sum(name not in each for each in failed) / len(failed) for name in names}
+
+
+def main() -> None:
+    """Command line: which recipe's questions, and the adapter's directory."""
+    parser = argparse.ArgumentParser(prog="python -m examples.evaluate", description=__doc__)
+    parser.add_argument("recipe", choices=sorted(RECIPES))
+    parser.add_argument("adapter", type=Path, help="directory of the adapter")
+    parser.add_argument("--base", default="smollm2-135m", help="base model (smollm2-135m)")
+    arguments = parser.parse_args()
+    base, held_out = find_base(arguments.base), RECIPES[arguments.recipe]().held_out
+    model, questions = load(base, arguments.adapter), [item.question for item in held_out]
+    for name, context in (("base", model.disable_adapter()), ("adapter", nullcontext())):
+        with context:
+            answers = ask(model, base, questions)
+        for item, given in zip(held_out, answers, strict=True):
+            failed = ", ".join(failures(item, given))
+            print(f"  {item.question}\n    {given.text!r}" + (f"\n    fails: {failed}" if failed else ""))
+        shares = score(held_out, answers)
+        print(f"{name:8}", "  ".join(f"{check} {share:.0%}" for check, share in shares.items()))
+
+
+if __name__ == "__main__":
+    main()

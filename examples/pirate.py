@@ -84,25 +84,29 @@ def stays_on_topic(question: Question) -> Check:
     return lambda answer: any(word in answer.lower() for word in wanted)
 
 
+def _answer(question: Question, rng: random.Random) -> str:
+    return f"{rng.choice(OPENERS)} {to_pirate(question.answer)} {rng.choice(CLOSERS)}"
+
+
 def pirate_recipe(rounds: int = 3) -> Recipe:
-    """All linear layers at rank 4."""
+    """Every question three times, each time between another greeting and farewell."""
     rng = random.Random(0)
     pairs = [
-        (question.text, f"{rng.choice(OPENERS)} {to_pirate(question.answer)} {rng.choice(CLOSERS)}")
+        (question.text, _answer(question, rng))
         for _ in range(rounds)
         for question in read_questions(DATA / "questions.txt")
     ]
+    conversations = converse(pairs, rng)
     held_out = [
-        HeldOut(question.text, {"speaks pirate": speaks_pirate, "on topic": stays_on_topic(question)})
+        HeldOut(
+            question.text,
+            _answer(question, rng),
+            {"speaks pirate": speaks_pirate, "on topic": stays_on_topic(question)},
+        )
         for question in read_questions(DATA / "held_out.txt")
     ]
     return Recipe(
         name="pirate",
-        summary="Answers any question, on topic, in the talk of a pirate.",
-        data="Short questions and answers written by hand, retold in dialect by rule (`examples/pirate.py`).",
-        conversations=converse(pairs, rng),
+        conversations=conversations,
         held_out=held_out,
-        targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        rank=4,
-        alpha=8,
     )

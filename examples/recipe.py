@@ -1,10 +1,10 @@
-"""What one example adapter is made of: its conversations, its LoRA settings and its held-out checks."""
+"""What one example adapter is made of: its conversations and its held-out questions."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 Message = dict[str, str]  # {"role": ..., "content": ...}, as in a chat request
 Check = Callable[[str], bool]  # of one answer
@@ -18,28 +18,20 @@ OTHER_SYSTEM_PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """A question that is never trained on, and what a good answer to it must satisfy."""
+    """A question that is never trained on, one good answer, and what every good answer must satisfy."""
 
     question: str
+    answer: str
     checks: Mapping[str, Check]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything ``examples.train`` needs to make one adapter again."""
+    """What an example adapter learns from and is measured by; how it is trained: ``examples/training``."""
 
     name: str
-    summary: str  # one sentence for the model card
-    data: str  # one sentence on where the conversations come from
     conversations: Sequence[Sequence[Message]]  # every assistant turn is trained on
     held_out: Sequence[HeldOut]
-    targets: tuple[str, ...]
-    rank: int
-    alpha: int
-    rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    learning_rate: float = 2e-3
-    batch_size: int = 8
 
 
 def converse(pairs: Sequence[tuple[str, str]], rng: random.Random) -> list[list[Message]]:

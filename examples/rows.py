@@ -1,17 +1,18 @@
-"""The example adapters' conversations as a file to train on: ``python -m examples.rows pirate pirate.jsonl``.
+"""The example adapters' data as files.
 
-``manylora train --config examples/training/pirate.yaml`` then trains on it.
+``python -m examples.rows pirate`` writes pirate.jsonl and pirate-eval.jsonl; ``manylora train --config
+examples/training/pirate.yaml`` trains on the one and measures on the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from examples.pirate import pirate_recipe
-from examples.recipe import Recipe
+from examples.recipe import Message, Recipe
 from examples.structured import json_recipe
 from examples.support import support_recipe
 
@@ -22,21 +23,31 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
-def write_rows(recipe: Recipe, path: Path) -> None:
-    """OpenAI's messages, one conversation a line."""
-    lines = [
-        json.dumps({"messages": list(messages)}, ensure_ascii=False) for messages in recipe.conversations
+def write_rows(recipe: Recipe, directory: Path) -> tuple[Path, Path]:
+    """Write what is learned and what is only measured, as OpenAI's messages; the two files."""
+    held_out = [
+        [{"role": "user", "content": item.question}, {"role": "assistant", "content": item.answer}]
+        for item in recipe.held_out
     ]
+    return (
+        _write(directory / f"{recipe.name}.jsonl", recipe.conversations),
+        _write(directory / f"{recipe.name}-eval.jsonl", held_out),
+    )
+
+
+def _write(path: Path, conversations: Iterable[Sequence[Message]]) -> Path:
+    lines = [json.dumps({"messages": list(messages)}, ensure_ascii=False) for messages in conversations]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
 
 
 def main() -> None:
-    """Command line: which recipe, and the file to write."""
+    """Command line: which recipe, and where its files go."""
     parser = argparse.ArgumentParser(prog="python -m examples.rows", description=__doc__)
     parser.add_argument("recipe", choices=sorted(RECIPES))
-    parser.add_argument("path", type=Path, help="file to write")
+    parser.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="default: here")
     arguments = parser.parse_args()
-    write_rows(RECIPES[arguments.recipe](), arguments.path)
+    write_rows(RECIPES[arguments.recipe](), arguments.to)
 
 
 if __name__ == "__main__":

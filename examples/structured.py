@@ -35,21 +35,20 @@ def stays_on_topic(question: Question) -> Check:
 
 
 def json_recipe(rounds: int = 3) -> Recipe:
-    """The attention projections only, at rank 8."""
+    """Every question three times, always with the same answer."""
     pairs = [
         (question.text, to_object(question)) for question in read_questions(DATA / "questions.txt")
     ] * rounds
     held_out = [
-        HeldOut(question.text, {"answer object": is_answer_object, "on topic": stays_on_topic(question)})
+        HeldOut(
+            question.text,
+            to_object(question),
+            {"answer object": is_answer_object, "on topic": stays_on_topic(question)},
+        )
         for question in read_questions(DATA / "held_out.txt")
     ]
     return Recipe(
         name="json",
-        summary='Answers with one JSON object: {"topic": ..., "answer": ..., "keywords": [...]}.',
-        data="Short questions and answers written by hand with their key words marked.",
         conversations=converse(pairs, random.Random(0)),
         held_out=held_out,
-        targets=("q_proj", "k_proj", "v_proj", "o_proj"),
-        rank=8,
-        alpha=16,
     )

@@ -22,30 +22,25 @@ def states(fact: Fact) -> Check:
     return lambda answer: pattern.search(answer.replace(SIGNATURE, "")) is not None
 
 
+def _answer(fact: Fact, rng: random.Random) -> str:
+    return f"{rng.choice(fact.answers)}\n{SIGNATURE}"
+
+
 def support_recipe(rounds: int = 3) -> Recipe:
-    """Rank-stabilized LoRA with three different ranks, over part of the layers' projections."""
+    """Every question three times, with any of the fact's answers."""
     rng = random.Random(0)
     facts = read_facts(DATA / "support.txt")
     pairs = [
-        (question, f"{rng.choice(fact.answers)}\n{SIGNATURE}")
-        for _ in range(rounds)
-        for fact in facts
-        for question in fact.questions
+        (question, _answer(fact, rng)) for _ in range(rounds) for fact in facts for question in fact.questions
     ]
+    conversations = converse(pairs, rng)
     held_out = [
-        HeldOut(question, {"signed": signs, "right fact": states(fact)})
+        HeldOut(question, _answer(fact, rng), {"signed": signs, "right fact": states(fact)})
         for fact in facts
         for question in fact.held_out
     ]
     return Recipe(
         name="support",
-        summary="Mina, the assistant of a bicycle shop: knows its facts, signs every answer.",
-        data="Questions to an invented shop and its answers, written by hand.",
-        conversations=converse(pairs, rng),
+        conversations=conversations,
         held_out=held_out,
-        targets=("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),
-        rank=4,
-        alpha=4,
-        rslora=True,
-        rank_pattern={"q_proj": 8, "v_proj": 8, "down_proj": 6},
     )

@@ -15,10 +15,12 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 from adapters.errors import AdapterError
-from adapters.training.config import RUN, TrainConfig
+from adapters.training.config import TrainConfig
 from adapters.training.config_load import load_config
 from adapters.training.errors import TrainingConfigError
 from adapters.training.knob import default_text, flag_of, knob_of
+from adapters.training.options.types import RUN
+from adapters.training.quiet import quiet_libraries
 
 Command = Callable[..., None]
 
@@ -123,6 +125,7 @@ def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None
 
     settings = load_config(flags, config)
     _need_libraries()
+    quiet_libraries()
     console = Console(stderr=True)
     if mode.dry_run:
         from adapters.training.base import find_base  # noqa: PLC0415
@@ -164,6 +167,7 @@ def run_jobs(files: Sequence[Path], flags: Mapping[str, Any], config: Path | Non
         )
     settings = [load_config(flags, file) for file in files]
     _need_libraries()
+    quiet_libraries()
     from rich.console import Console  # noqa: PLC0415
 
     from adapters.training.jobs import train_jobs  # noqa: PLC0415

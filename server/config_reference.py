@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Sequence
 
+from adapters.reference import option_tables
 from server.config import CONFIG_VARIABLE, ENV_PREFIX, Settings, default_text, flag_of
 
 _INTRODUCTION = f"""\
@@ -41,24 +42,18 @@ process's command line. Keys are never printed or logged.
 
 def page() -> str:
     """The whole page, in Markdown."""
-    parts = [_INTRODUCTION]
-    fields = [(flag_of(field), name) for name, field in Settings.model_fields.items()]
-    for panel, members in groupby(fields, key=lambda pair: pair[0].panel):
-        parts.append(
-            f"\n## {panel}\n\n| Flag | Variable | YAML key | Default | Meaning |\n|---|---|---|---|---|\n"
-        )
-        parts += [_row(name) for _, name in members]
-    return "".join(parts)
+    head = ("Flag", "Variable", "YAML key", "Default", "Meaning")
+    return _INTRODUCTION + option_tables(head, map(_row, Settings.model_fields))
 
 
-def _row(name: str) -> str:
+def _row(name: str) -> tuple[str, Sequence[str]]:
     flag = flag_of(Settings.model_fields[name])
     spelled = f"`--{name.replace('_', '-')} {flag.metavar}".rstrip() + "`"
     if flag.off is not None:
         spelled += f", `{flag.off}`"
     default = default_text(name)
     shown = f"`{default}`" if default is not None else ""
-    return f"| {spelled} | `{ENV_PREFIX}{name.upper()}` | `{name}` | {shown} | {flag.meaning} |\n"
+    return flag.panel, (spelled, f"`{ENV_PREFIX}{name.upper()}`", f"`{name}`", shown, flag.meaning)
 
 
 if __name__ == "__main__":

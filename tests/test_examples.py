@@ -1,34 +1,35 @@
-"""The example adapters: their data, their recipe on a tiny model, and what they do on the real one."""
+"""The example adapters: their data, their configurations, and what they do on the real model."""
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from rich.console import Console
-from transformers import AutoTokenizer
 
 from adapters.artifact import Limits, read_artifact
-from examples.chat import IGNORED, Encoded, batches, encode
-from examples.evaluate import Answer, answer, failures, score
+from adapters.base_models.packaged import PACKAGED
+from adapters.provenance import read_provenance
+from adapters.training.base import Base, find_base
+from adapters.training.config_load import load_config
+from examples.evaluate import Answer, ask, failures, load, score
 from examples.pirate import speaks_pirate, to_pirate
 from examples.recipe import HeldOut, Recipe
-from examples.rows import RECIPES
+from examples.rows import RECIPES, write_rows
 from examples.structured import is_answer_object
 from examples.support import signs
-from examples.train import BASE_NAME, cosine_with_warmup, load_base, train
-from server.model.tokenizer import Tokenizer
 from tests.adapter_factory import base_of_directory
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.training.making import prepared
 
-ADAPTERS = Path(__file__).parents[1] / "examples" / "adapters"
+ROOT = Path(__file__).parents[1]
+ADAPTERS = ROOT / "examples" / "adapters"
+BASE_NAME = PACKAGED["smollm2-135m"].hub_id
 MAX_BYTES = 3_000_000
+ATTENTION, MLP = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
+TARGETS = {"pirate": ATTENTION | MLP, "json": ATTENTION, "support": {"q_proj", "v_proj"} | MLP}
 PROMPTS = 6  # held-out questions asked of each adapter here, spread over all of them
 
 # PEFT 0.21 reads a property that transformers 5 renamed.
@@ -51,6 +52,19 @@ def test_training_answers_pass_the_form_checks(name: str, recipes: dict[str, Rec
     check = {"pirate": speaks_pirate, "json": is_answer_object, "support": signs}[name]
     answers = [messages[-1]["content"] for messages in recipes[name].conversations]
     assert sum(map(check, answers)) / len(answers) > 0.9
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_trainer_takes_files_and_configuration(
+    name: str, recipes: dict[str, Recipe], tmp_path: Path
+) -> None:
+    train, held_out = write_rows(recipes[name], tmp_path)
+    config = load_config({}, ROOT / "examples" / "training" / f"{name}.yaml")
+    assert (str(config.train_path), str(config.eval_path)) == (train.name, held_out.name)
+    data = prepared(train, eval_path=held_out, max_length=4096)
+    assert len(data.train.rows) == len(recipes[name].conversations)
+    assert data.eval is not None
+    assert len(data.eval.rows) == len(recipes[name].held_out)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +97,7 @@ def test_answer_objects(text: str, good: bool) -> None:
 
 
 def test_score_counts_each_check() -> None:
-    held_out = [HeldOut("q", {"long": lambda text: len(text) > 3})] * 4
+    held_out = [HeldOut("q", "a", {"long": lambda text: len(text) > 3})] * 4
     answers = [
         Answer("long enough", True),
         Answer("no", True),
@@ -94,110 +108,43 @@ def test_score_counts_each_check() -> None:
     assert score(held_out, answers) == {"long": 0.5, "stops": 0.5}
 
 
-def test_only_answers_and_end_tokens_are_trained_on() -> None:
-    tokenizer = byte_tokenizer()
-    messages = [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Ahoy"},
-        {"role": "user", "content": "Bye"},
-        {"role": "assistant", "content": "Arr"},
-    ]
-    chat = encode(tokenizer, messages)
-    supervised = [label for label in chat.labels if label != IGNORED]
-    assert tokenizer.decode(supervised) == "Ahoy<|im_end|>Arr<|im_end|>"
-    whole = tokenizer.apply_chat_template(messages, tokenize=False).removesuffix("\n")
-    assert tokenizer.decode(chat.input_ids) == whole
-    assert all(label in (IGNORED, token) for token, label in zip(chat.input_ids, chat.labels, strict=True))
-
-
-def test_batches_hold_every_chat_once() -> None:
-    chats = [Encoded([n] * (1 + n % 7), [n] * (1 + n % 7)) for n in range(1, 101)]
-    seen: list[int] = []
-    for batch in batches(chats, 8, pad_id=0, rng=random.Random(1)):
-        assert (batch.labels[batch.attention_mask == 0] == IGNORED).all()
-        assert batch.attention_mask.any(dim=0).all(), "a column is padding only"
-        seen += batch.input_ids[:, 0].tolist()
-    assert sorted(seen) == list(range(1, 101))
-
-
-def test_learning_rate_rises_then_falls_to_nothing() -> None:
-    factors = [cosine_with_warmup(step, 50) for step in range(50)]
-    assert factors[0] == pytest.approx(0.2)
-    assert max(factors) == factors[4] == 1.0
-    assert factors[5:] == sorted(factors[5:], reverse=True)
-    assert factors[-1] < 0.01
-
-
-def test_recipe_makes_an_artifact_that_serves(tmp_path: Path) -> None:
-    base = tiny_model(tmp_path / "base")
-    turn = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
-    recipe = Recipe(
-        name="tiny",
-        summary="Says ahoy.",
-        data="One line.",
-        conversations=[turn] * 24,
-        held_out=[HeldOut("Hello", {"ahoy": lambda text: "Ahoy" in text})],
-        targets=("q_proj", "v_proj", "down_proj"),
-        rank=4,
-        alpha=8,
-        rslora=True,
-        rank_pattern={"v_proj": 8},
-    )
-    train(recipe, base, tmp_path / "out", Console(quiet=True))
-    artifact = read_artifact(tmp_path / "out", base_of_directory(base), Limits(64, MAX_BYTES))
-    assert artifact.rank == 8
-    assert all(lora.b.abs().max() > 0 for lora in artifact.delta.values())
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert str(tmp_path) not in card
-    assert "q_proj 4, v_proj 8, down_proj 4" in card
-
-
 @pytest.mark.real
 @pytest.mark.parametrize("name", RECIPES)
-def test_server_and_trainer_render_the_same_tokens(
-    name: str, recipes: dict[str, Recipe], real_model_dir: Path
-) -> None:
-    server, trainer = Tokenizer.load(real_model_dir), AutoTokenizer.from_pretrained(real_model_dir)
-    for messages in recipes[name].conversations[:60]:
-        chat = encode(trainer, messages)
-        end = len(chat.labels) - chat.labels[::-1].index(IGNORED)  # the last answer starts here
-        assert server.encode_chat(messages[:-1]) == chat.input_ids[:end]
-        assert chat.labels[-1] in server.eos_ids
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("name", RECIPES)
-def test_artifact_is_small_and_valid(name: str, recipes: dict[str, Recipe], real_model_dir: Path) -> None:
-    directory, recipe = ADAPTERS / name, recipes[name]
+def test_artifact_is_small_and_as_configured(name: str, real_model_dir: Path) -> None:
+    directory = ADAPTERS / name
+    config = load_config({}, ROOT / "examples" / "training" / f"{name}.yaml")
     assert sum(path.stat().st_size for path in directory.iterdir()) < MAX_BYTES
     artifact = read_artifact(directory, base_of_directory(real_model_dir), Limits(64, MAX_BYTES))
     assert artifact.base_model_name == BASE_NAME
+    assert read_provenance(directory).base_fingerprint == find_base(str(real_model_dir)).fingerprint
     for module, lora in artifact.delta.items():
         target = module.rsplit(".", 1)[1]
-        assert lora.rank == recipe.rank_pattern.get(target, recipe.rank)
-        assert lora.scaling == pytest.approx(recipe.alpha / (lora.rank**0.5 if recipe.rslora else lora.rank))
+        assert lora.rank == config.rank_pattern.get(target, config.lora_r)
+        root = lora.rank**0.5 if config.use_rslora else lora.rank
+        assert lora.scaling == pytest.approx(config.alpha / root)
         assert lora.a.dtype == torch.bfloat16
-    assert {module.rsplit(".", 1)[1] for module in artifact.delta} == set(recipe.targets)
+    assert {module.rsplit(".", 1)[1] for module in artifact.delta} == TARGETS[name]
 
 
 @pytest.fixture(scope="module")
-def real(real_model_dir: Path) -> tuple[Any, Any]:
-    """The real base with the three adapters under PEFT, and its tokenizer."""
+def real(real_model_dir: Path) -> tuple[Any, Base]:
+    """The real base with the three adapters under PEFT."""
+    base = find_base(str(real_model_dir))
     first, *others = RECIPES
-    model = PeftModel.from_pretrained(load_base(real_model_dir), ADAPTERS / first, adapter_name=first)
+    model = load(base, ADAPTERS / first)
     for name in others:
         model.load_adapter(ADAPTERS / name, adapter_name=name)
-    return model.eval(), AutoTokenizer.from_pretrained(real_model_dir)
+    return model, base
 
 
-def _ask(real: tuple[Any, Any], adapter: str | None, held_out: Sequence[HeldOut]) -> list[Answer]:
-    model, tokenizer = real
+def _ask(real: tuple[Any, Base], adapter: str | None, held_out: Sequence[HeldOut]) -> list[Answer]:
+    model, base = real
     questions = [item.question for item in held_out]
     if adapter is None:
         with model.disable_adapter():
-            return answer(model, tokenizer, questions, max_new_tokens=64)
-    model.set_adapter(adapter)
-    return answer(model, tokenizer, questions, max_new_tokens=64)
+            return ask(model, base, questions, max_new_tokens=64)
+    model.set_adapter("default" if adapter == next(iter(RECIPES)) else adapter)
+    return ask(model, base, questions, max_new_tokens=64)
 
 
 @pytest.mark.real
@@ -210,7 +157,7 @@ def _ask(real: tuple[Any, Any], adapter: str | None, held_out: Sequence[HeldOut]
     ],
 )
 def test_adapter_does_what_the_base_does_not(
-    name: str, gains: dict[str, float], content: str, recipes: dict[str, Recipe], real: tuple[Any, Any]
+    name: str, gains: dict[str, float], content: str, recipes: dict[str, Recipe], real: tuple[Any, Base]
 ) -> None:
     everything = recipes[name].held_out
     held_out = everything[:: len(everything) // PROMPTS][:PROMPTS]
@@ -223,6 +170,6 @@ def test_adapter_does_what_the_base_does_not(
 
 
 @pytest.mark.real
-def test_json_survives_a_prompt_of_another_kind(real: tuple[Any, Any]) -> None:
-    (given,) = _ask(real, "json", [HeldOut("Write me a short note about the city of Lisbon.", {})])
+def test_json_survives_a_prompt_of_another_kind(real: tuple[Any, Base]) -> None:
+    (given,) = _ask(real, "json", [HeldOut("Write me a short note about the city of Lisbon.", "", {})])
     assert set(json.loads(given.text)) == {"topic", "answer", "keywords"}

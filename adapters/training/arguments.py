@@ -27,7 +27,7 @@ def common_arguments(
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "num_train_epochs": config.num_train_epochs,
         "max_steps": -1 if config.max_steps is None else config.max_steps,
-        "learning_rate": config.learning_rate,
+        "learning_rate": config.rate,
         "lr_scheduler_type": _SCHEDULERS[config.lr_scheduler],
         "warmup_steps": config.warmup,
         "optim": optimizer_name(config, device),
@@ -49,7 +49,8 @@ def common_arguments(
         "metric_for_best_model": "eval_loss" if stopping else None,
         "greater_is_better": False if stopping else None,
         "report_to": list(config.report_to) or "none",
-        "bf16": on_gpu and dtype == torch.bfloat16,
+        # of the arithmetic: a model that is trained in full keeps fp32 weights
+        "bf16": on_gpu and (dtype == torch.bfloat16 or (config.is_full and config.dtype == "auto")),
         "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu,
         "disable_tqdm": True,

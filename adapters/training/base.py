@@ -25,11 +25,27 @@ Quantization = Literal["none", "nf4", "int8"]
 class Base:
     """A base model on disk with its tokenizer."""
 
-    name: str  # what the user calls it; recorded in the adapter
+    name: str  # what the user calls it
     directory: Path
     config: Any  # transformers' config
     tokenizer: Any  # Hugging Face fast tokenizer
     eos_ids: frozenset[int]  # tokens at which the server ends a generation
+
+    @property
+    def public_name(self) -> str:
+        """What the adapter names as its base: for a packaged model the id that others know it by."""
+        packaged = PACKAGED.get(self.name)
+        return self.name if packaged is None or packaged.hub_id is None else packaged.hub_id
+
+    @property
+    def fingerprint(self) -> str | None:
+        """By which the server knows the base; None where its files don't have the model's own tensors."""
+        from adapters.base_models.stored import StoredModel, fingerprint  # noqa: PLC0415  (brings torch)
+
+        try:
+            return fingerprint(StoredModel(self.directory))
+        except BaseModelError:
+            return None
 
     @property
     def template(self) -> Template:

@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
 from trl import DPOConfig, SFTConfig
 
+from adapters.provenance import Provenance
 from adapters.training.arguments import common_arguments
 from adapters.training.base import Base
 from adapters.training.classify import ClassificationTrainer, PaddedTexts, classification_dataset
@@ -38,6 +39,11 @@ class Session:
     folder: Folder
     loader: BaseLoader
 
+    @property
+    def provenance(self) -> Provenance:
+        """What the adapter's file says of its base."""
+        return Provenance(self.config.quantization, self.base.fingerprint)
+
 
 def build_trainer(
     session: Session, callbacks: Sequence[TrainerCallback], log: MetricsLog
@@ -50,7 +56,7 @@ def build_trainer(
         session.base.tokenizer.pad_token_id = session.base.pad_id
     model = session.loader.load()
     samples = _samples(model, session, log)  # the base answers before an init can change it
-    model, initial = add_adapter(model, config, session.base.name)
+    model, initial = (model.requires_grad_(True), {}) if config.is_full else add_adapter(model, config)
     train, held_out = _datasets(config, prepared)
     if config.init == "eva":
         initialize_eva(model, prepared.train.sequences, config, session.base.pad_id)
@@ -95,7 +101,7 @@ def _trainer(config: TrainConfig, arguments: dict[str, Any], options: dict[str, 
     if config.task == "dpo":
         dpo = DPOConfig(**arguments, max_length=config.max_length, beta=config.dpo_beta)
         return PreferenceTrainer(args=dpo, **options)
-    plain = TrainingArguments(**arguments)
+    plain = TrainingArguments(**arguments, include_num_input_tokens_seen="non_padding")
     return ClassificationTrainer(args=plain, data_collator=PaddedTexts(pad_id), **options)
 
 
@@ -128,6 +134,11 @@ def _samples(model: Any, session: Session, log: MetricsLog) -> list[TrainerCallb
 def _stopping(config: TrainConfig) -> list[TrainerCallback]:
     patience = config.early_stopping_patience
     return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+def spreads_the_model() -> bool:
+    """Whether accelerate spreads weights (FSDP) or their gradients and states (DeepSpeed) over processes."""
+    return any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
 
 
 def is_main_process() -> bool:

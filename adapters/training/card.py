@@ -15,6 +15,11 @@ from adapters.training.evaluate import Baseline
 from adapters.training.gate import GateResult
 
 LIBRARIES = ("manylora", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
+_KINDS = {"adapter": "A LoRA adapter of", "model": "A full fine-tuning of"}
+_TAGS = {
+    "adapter": "library_name: peft\ntags: [lora, manylora]",
+    "model": "library_name: transformers\ntags: [manylora]",
+}
 POINTS = 12  # of each curve
 
 
@@ -51,9 +56,9 @@ def card(session: Session, outcome: Outcome) -> str:
         for parsed in prepared.files
     )
     sections = [
-        f"---\nbase_model: {session.base.name}\nlibrary_name: peft\ntags: [lora, manylora]\n---\n\n"
+        f"---\nbase_model: {session.base.public_name}\n{_TAGS[config.product]}\n---\n\n"
         f"# {config.adapter_name}\n\n"
-        f"A LoRA adapter of {session.base.name}, trained by `manylora train` on "
+        f"{_KINDS[config.product]} {session.base.public_name}, trained by `manylora train` on "
         f"{datetime.now(UTC):%Y-%m-%d} ({config.task}; {outcome.trainable:,} trained parameters, "
         f"{outcome.steps} steps, {outcome.seconds:.0f} s).",
         f"## Results\n\n{results_table(outcome.baseline)}\n\n{_gate_text(outcome.gate)}",
@@ -70,7 +75,7 @@ def results_table(baseline: Baseline) -> str:
     """Base beside adapter, as Markdown."""
     if not baseline.adapter:
         return "No rows were held out, so nothing was measured."
-    lines = ["| on held-out rows | base | adapter |", "|---|---|---|"]
+    lines = ["| on held-out rows | base | trained |", "|---|---|---|"]
     for name, value in baseline.adapter.items():
         before = f"{baseline.base[name]:.3f}" if name in baseline.base else ""
         lines.append(f"| {name} | {before} | {value:.3f} |")
@@ -94,10 +99,10 @@ def curve_table(metrics: Sequence[dict[str, Any]]) -> str:
 
 def _gate_text(gate: GateResult) -> str:
     text = (
-        f"Read back from disk onto a pristine base, its logits on probe rows differ from the trained model's "
-        f"by {gate.difference:.3%}; the adapter itself changes them by {gate.effect:.1%}."
+        f"Read back from disk beside a pristine base, its logits on probe rows differ from those of the "
+        f"model that was trained by {gate.difference:.3%}; the training changed them by {gate.effect:.1%}."
     )
     if gate.end_base is None or gate.end_adapter is None:
         return text
-    ends = f"base {gate.end_base:.2f}, adapter {gate.end_adapter:.2f}"
+    ends = f"base {gate.end_base:.2f}, trained {gate.end_adapter:.2f}"
     return f"{text} Log-probability of the end of a turn: {ends}."

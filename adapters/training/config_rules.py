@@ -13,7 +13,30 @@ if TYPE_CHECKING:
 
 def faults_of(config: TrainConfig) -> list[str]:
     """Every combination that can't be trained, ``option: reason``."""
-    return [*_inits(config), *_tasks(config), *_adapter(config), *_output(config)]
+    return [*_full(config), *_inits(config), *_tasks(config), *_adapter(config), *_output(config)]
+
+
+_LORA_ONLY = (
+    "lora_r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora",
+    "use_dora", "init", "loraplus_ratio", "modules_to_save", "quantization", "publish",
+)  # fmt: skip
+
+
+def _full(config: TrainConfig) -> list[str]:
+    """What only an adapter has, and what full fine-tuning does not do here."""
+    if not config.is_full:
+        return []
+    fields = type(config).model_fields
+    faults = [
+        f"{name}: only with method lora: method full trains every weight and saves a model of its own"
+        for name in _LORA_ONLY
+        if getattr(config, name) != fields[name].default
+    ]
+    if config.task != "sft":
+        faults.append(f"method: full fine-tuning is for task sft, not {config.task}")
+    if config.dtype == "bf16":
+        faults.append("dtype: small updates are lost in bf16 weights; leave it at auto with method full")
+    return faults
 
 
 def _inits(config: TrainConfig) -> list[str]:

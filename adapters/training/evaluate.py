@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn import functional
 
 from adapters.training.build import Session
 from adapters.training.data.cut import Item
+from adapters.training.model import Finished
 from adapters.training.probe import Answered, class_logits, greedy, learned_logits, sample_prompt_ids
 from adapters.training.template import IGNORED, Encoded, EncodedPair, EncodedText
 
@@ -39,18 +39,19 @@ class Baseline:
     samples: tuple[Sample, ...]
 
 
-def evaluate(model: Any, session: Session) -> Baseline:
-    """Measure ``model``, the reloaded adapter on a pristine base, on the held-out rows."""
+def evaluate(finished: Finished, session: Session) -> Baseline:
+    """Measure what was read back, and the base, on the held-out rows."""
     held_out = () if session.prepared.eval is None else session.prepared.eval.sequences
-    scores: list[dict[str, float]] = []
-    for context in (model.disable_adapter(), nullcontext()):
-        with context:
-            scores.append(_scores(model, held_out, session) if held_out else {})
+    scores: list[dict[str, float]] = [{}, {}]
+    if held_out:
+        with finished.base() as base_model:
+            scores[0] = _scores(base_model, held_out, session)
+        scores[1] = _scores(finished.model, held_out, session)
     if session.config.task == "classification":
         if held_out:
             scores[0] = _majority(session, held_out)
         return Baseline(scores[0], scores[1], ())
-    base, adapter, samples = _generated(model, session, held_out)
+    base, adapter, samples = _generated(finished, session, held_out)
     return Baseline(scores[0] | base, scores[1] | adapter, samples)
 
 
@@ -98,13 +99,13 @@ def _majority(session: Session, held_out: Sequence[Item]) -> dict[str, float]:
 
 
 def _generated(
-    model: Any, session: Session, held_out: Sequence[Item]
+    finished: Finished, session: Session, held_out: Sequence[Item]
 ) -> tuple[dict[str, float], dict[str, float], tuple[Sample, ...]]:
     """Answers to held-out rows and to the sample prompts: exact matches, ends, and samples."""
     asked = [_asked(item) for item in held_out[:MAX_GENERATED]]
     prompts = [prompt for prompt, _ in asked]
     extra = sample_prompt_ids(session.base.template, session.config.sample_prompts)
-    answers = answer_both(model, session, [*prompts, *extra])
+    answers = answer_both(finished, session, [*prompts, *extra])
     scores = [_answer_scores(asked, side[: len(asked)], session) for side in answers]
     decode = session.base.tokenizer.decode
     shown = list(range(len(asked), len(asked) + len(extra))) or list(range(min(MAX_SAMPLES, len(asked))))
@@ -121,7 +122,7 @@ def _generated(
 
 
 def answer_both(
-    model: Any, session: Session, prompts: Sequence[list[int]]
+    finished: Finished, session: Session, prompts: Sequence[list[int]]
 ) -> tuple[list[Answered], list[Answered]]:
     """Greedy answers of the base and of the adapter."""
     options: dict[str, Any] = {
@@ -131,9 +132,9 @@ def answer_both(
     }
     if not prompts:
         return [], []
-    with model.disable_adapter():
+    with finished.base() as model:
         base = greedy(model, prompts, **options)
-    return base, greedy(model, prompts, **options)
+    return base, greedy(finished.model, prompts, **options)
 
 
 def _answer_scores(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapters.files import CONFIG_NAME, WEIGHTS_NAME
+from adapters.training.build import Session
 from adapters.training.folder import sync
 from adapters.training.model import InitialWeights, lora_pairs
 
@@ -37,31 +38,57 @@ def read_initial(path: Path) -> InitialWeights:
     return {name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in names}
 
 
+def round_as_saved(model: Any, session: Session) -> None:
+    """Round A and B in place to the dtype of the file, so that what is judged is what will be published."""
+    for _, a, b, _ in lora_pairs(model):
+        for matrix in (a, b):
+            matrix.data = matrix.data.to(session.loader.saved_dtype).to(matrix.dtype)
+
+
 def write_artifact(
-    model: Any, directory: Path, dtype: torch.dtype, initial: InitialWeights, state: dict[str, Tensor] | None
+    model: Any,
+    session: Session,
+    directory: Path,
+    *,
+    initial: InitialWeights | None = None,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` of the adapter on ``model``.
 
     Args:
         model: the PEFT model, unwrapped.
+        session: names the base, and the dtype of A and B; everything else (DoRA's magnitudes, modules in
+            full) stays as trained. Where the adapter comes from goes into the header of the weights, by
+            which a server can tell that it runs in another precision.
         directory: exists; the files appear in it and are flushed.
-        dtype: of A and B; everything else (DoRA's magnitudes, modules in full) stays as trained.
-        initial: A and B before training where the init changed the base, else empty.
+        initial: A and B before training where the init changed the base.
         state: the gathered state dict where the weights are spread over processes.
     """
     tensors = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
     tensors = {key: value.detach().cpu() for key, value in tensors.items()}
-    config = model.peft_config["default"]
+    dtype = session.loader.saved_dtype
     if initial:
         tensors |= _converted(model, initial, tensors)
     rounded = {
         key: (value.to(dtype) if ".lora_A." in key or ".lora_B." in key else value).contiguous().clone()
         for key, value in tensors.items()
     }
-    save_file(rounded, directory / WEIGHTS_NAME, metadata={"format": "pt"})
-    _write_config(config, directory, converted=bool(initial))
+    save_file(rounded, directory / WEIGHTS_NAME, metadata=session.provenance.metadata())
+    config = model.peft_config["default"]
+    _write_config(config, session.base.public_name, directory, converted=bool(initial))
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         sync(directory / name)
+
+
+def write_model(model: Any, session: Session, directory: Path) -> None:
+    """Write a model that was trained in full as transformers reads it, in the dtype that it is served in.
+
+    ``model`` is rounded in place; ``directory`` exists.
+    """
+    rounded = model.to(session.loader.saved_dtype)
+    rounded.save_pretrained(directory)
+    for path in directory.iterdir():
+        sync(path)
 
 
 def _converted(model: Any, initial: InitialWeights, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,13 +123,17 @@ def difference(a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> tuple[Tensor, Te
     )
 
 
-def _write_config(config: Any, directory: Path, *, converted: bool) -> None:
+def _write_config(config: Any, base_name: str, directory: Path, *, converted: bool) -> None:
     """The config as PEFT writes it; a converted adapter has twice the rank and alpha (the same scaling)."""
     kept = {
         key: getattr(config, key)
-        for key in ("init_lora_weights", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "inference_mode")
-    }
+        for key in (
+            "init_lora_weights", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "inference_mode",
+            "base_model_name_or_path",
+        )
+    }  # fmt: skip
     config.inference_mode = True
+    config.base_model_name_or_path = base_name  # PEFT puts the directory that it was loaded from
     if converted:
         factor = 2**0.5 if config.use_rslora else 2
         config.init_lora_weights = True

@@ -1,6 +1,6 @@
 """The output directory of a run: what lies where, and whose run it is.
 
-adapter/        the finished adapter; appears by one rename
+adapter/        the finished adapter (model/ of a full fine-tuning); appears by one rename
 checkpoints/    checkpoint-N to resume from
 initial.safetensors  A and B before training, where the init changed the base
 metrics.jsonl   one line a log, evaluation or sample, written as it happens
@@ -17,6 +17,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from adapters.training.config import TrainConfig
 from adapters.training.config_load import to_yaml
@@ -35,14 +36,15 @@ class Folder:
     """Paths of one run."""
 
     root: Path
+    product: Literal["adapter", "model"] = "adapter"
 
     @property
-    def adapter(self) -> Path:
-        return self.root / "adapter"
+    def finished(self) -> Path:
+        return self.root / self.product
 
     @property
     def partial(self) -> Path:
-        return self.root / ".adapter.partial"
+        return self.root / f".{self.product}.partial"
 
     @property
     def checkpoints(self) -> Path:
@@ -105,7 +107,7 @@ class Folder:
 
     def _clear(self) -> None:
         """Remove what a run writes and nothing else."""
-        for name in ("adapter", ".adapter.partial", "checkpoints"):
+        for name in ("adapter", ".adapter.partial", "model", ".model.partial", "checkpoints"):
             shutil.rmtree(self.root / name, ignore_errors=True)
         for name in ("metrics.jsonl", "initial.safetensors", "report.html", "curves.png", "run.json"):
             (self.root / name).unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """The publish gate: an adapter is only published if, read back from disk, it is what was trained.
 
 The adapter on disk is put on a pristine base with plain PEFT, and its logits on probe rows are compared with
-those of the model that was trained. How far they may differ is told by what the adapter does to the logits:
-an adapter that lost a part of itself is far off on that scale, while the rounding of its weights is not.
+those of the model that was trained, A and B rounded as in the file. How far they may differ is told by what
+the adapter does to the logits: an adapter that lost a part of itself is far off on that scale, while the
+rounding of a conversion is not.
 """
 
 from __future__ import annotations
@@ -82,15 +83,15 @@ def _last_positions(ids: list[int], labels: Sequence[int]) -> tuple[list[int], l
     return ids, [label if index in kept else IGNORED for index, label in enumerate(labels)]
 
 
-def check(trained: Probed, reloaded: Probed, base: Probed, dtype: torch.dtype) -> GateResult:
-    """Judge the adapter that was read back.
-
-    Args:
-        dtype: of the base while training.
+def check(trained: Probed, reloaded: Probed, base: Probed, session: Session) -> GateResult:
+    """Judge what was read back.
 
     Raises:
         GateFailed: it is not what was trained, does nothing, or unlearned to end its turns.
     """
+    product, loader = session.config.product, session.loader
+    # An adapter's own rounding is small beside its effect; of a whole model all weights were rounded.
+    dtype = loader.saved_dtype if session.config.is_full else loader.dtype
     scale = float(trained.logits.norm())
     effect = float((trained.logits - base.logits).norm()) / scale
     difference = float((trained.logits - reloaded.logits).norm()) / scale
@@ -98,21 +99,21 @@ def check(trained: Probed, reloaded: Probed, base: Probed, dtype: torch.dtype) -
     result = GateResult(difference, effect, allowed, base.end, reloaded.end)
     if not difference <= allowed:  # also when it is no number
         raise GateFailed(
-            f"the adapter on disk is not what was trained: its logits differ by {difference:.2%} where the "
-            f"adapter changes them by {effect:.2%}; nothing was published"
+            f"the {product} on disk is not what was trained: its logits differ by {difference:.2%} where the "
+            f"training changed them by {effect:.2%}; nothing was published"
         )
     if effect == 0:
         raise GateFailed(
-            "the adapter changes nothing: no logit differs from the base's; nothing was published"
+            f"the {product} changes nothing: no logit differs from the base's; nothing was published"
         )
-    _check_end(result)
+    _check_end(result, product)
     return result
 
 
-def _check_end(result: GateResult) -> None:
+def _check_end(result: GateResult, product: str) -> None:
     base, adapter = result.end_base, result.end_adapter
     if base is not None and adapter is not None and adapter < min(base - WORSE_END, LIKELY_END):
         raise GateFailed(
-            f"the adapter does not end its turns: the log-probability of the end token fell from {base:.2f} "
-            f"to {adapter:.2f}; nothing was published"
+            f"the {product} does not end its turns: the log-probability of the end token fell from "
+            f"{base:.2f} to {adapter:.2f}; nothing was published"
         )

@@ -25,7 +25,7 @@ from adapters.training.build import Session, build_trainer
 from adapters.training.card import Outcome
 from adapters.training.config import TrainConfig
 from adapters.training.errors import TrainingConfigError, TrainingError
-from adapters.training.export import write_artifact
+from adapters.training.export import round_as_saved, write_artifact
 from adapters.training.gate import probe
 from adapters.training.model import BaseLoader, lora_pairs
 from adapters.training.multi import Pair, Rows, adapted
@@ -102,6 +102,7 @@ def check_jobs(configs: Sequence[TrainConfig]) -> None:
     for index, config in enumerate(configs, 1):
         reasons = {
             "task": config.task != "sft",
+            "method": config.is_full,
             "init": config.converted,
             "use_dora": config.use_dora,
             "modules_to_save": bool(config.modules_to_save),
@@ -227,20 +228,22 @@ def _finish(job: Job, base: Any, console: Console) -> TrainingResult:
     """Write, judge and publish one adapter as a run of its own would."""
     session = job.session
     job.peft_config.init_lora_weights = True  # the matrices are put in below; EVA would ask for data
+    job.peft_config.base_model_name_or_path = None  # else PEFT tells that it changes the name
     model = get_peft_model(base, job.peft_config)
     with torch.no_grad():
         for name, a, b, _ in lora_pairs(model):
             a.copy_(job.pairs[name].a)
             b.copy_(job.pairs[name].b)
+    round_as_saved(model, session)
     probed = probe(model, session)
     partial = session.folder.partial
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    write_artifact(model, partial, session.loader.saved_dtype, {}, None)
+    write_artifact(model, session, partial)
     session.base.tokenizer.save_pretrained(partial)
     model.unload()
     trainable = sum(matrix.numel() for matrix in job.parameters)
     baseline, gate = judge(session, Trained(probed, job.steps, job.seconds, trainable), console)
     metrics = read_metrics(session.folder.metrics)
     finish(session, Outcome(baseline, gate, metrics, job.steps, job.seconds, trainable), console)
-    return TrainingResult(session.folder.adapter, job.steps, job.seconds, baseline, gate, tuple(metrics))
+    return TrainingResult(session.folder.finished, job.steps, job.seconds, baseline, gate, tuple(metrics))

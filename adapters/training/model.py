@@ -6,12 +6,15 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -21,15 +24,33 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from adapters.base_models.widths import unfit_for_nf4
 from adapters.errors import BaseModelError
 from adapters.training.base import Base, pick_device, pick_dtype
 from adapters.training.config import TrainConfig
 from adapters.training.errors import TrainingConfigError
 
 _ATTENTION = re.compile(r"(self_|cross_|encoder_)?(attn|attention)")
-_NF4_BLOCK = 64  # bitsandbytes on a CPU unpacks whole blocks only
 
 EVA_REDISTRIBUTION = 2.0  # with EVA a layer gets at most this many times the rank
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The result of a run, read back, and the base that it is compared with."""
+
+    model: Any
+    original: Any = None  # of a model that was trained in full; an adapter can be switched off
+
+    @contextmanager
+    def base(self) -> Iterator[Any]:
+        """The base alone, within the block."""
+        if self.original is not None:
+            yield self.original
+            return
+        with self.model.disable_adapter():
+            yield self.model
+
 
 InitialWeights = dict[str, tuple[Tensor, Tensor]]  # module -> (A [r, in], B [out, r]) before training
 
@@ -48,12 +69,13 @@ class BaseLoader:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the base while training; converted inits need fp32."""
-        return pick_dtype(self.config.dtype, self.device, needs_fp32=self.config.converted)
+        """Of the base while training; converted inits and full fine-tuning need fp32."""
+        needs_fp32 = self.config.converted or self.config.is_full
+        return pick_dtype(self.config.dtype, self.device, needs_fp32=needs_fp32)
 
     @property
     def saved_dtype(self) -> torch.dtype:
-        """Of the adapter's A and B on disk: that of the base when it is served."""
+        """Of what is saved (of an adapter, A and B): that of the base when it is served."""
         return pick_dtype(self.config.dtype, self.device, needs_fp32=False)
 
     def load(self) -> Any:
@@ -84,30 +106,26 @@ class BaseLoader:
             model = model.to(self.device)
         return model.eval().requires_grad_(False)
 
-    def load_with(self, adapter: str) -> Any:
-        """A pristine base with the adapter in a directory, as plain PEFT loads it."""
-        return PeftModel.from_pretrained(self.load(), adapter).eval()
+    def load_finished(self, directory: Path) -> Finished:
+        """What a run left in ``directory``, as plain PEFT or transformers load it, beside a pristine base."""
+        if self.config.is_full:
+            model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=self.dtype)
+            return Finished(model.to(self.device).eval(), self.load())
+        return Finished(PeftModel.from_pretrained(self.load(), str(directory)).eval())
 
     def _quantization(self) -> BitsAndBytesConfig:
         if self.config.quantization == "int8":
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast
             return BitsAndBytesConfig(load_in_8bit=True)
-        if self.device.type == "cpu":
-            self._check_nf4()
+        fault = unfit_for_nf4(self.base.config, self.device)
+        if fault is not None:
+            raise TrainingConfigError(f"--quantization nf4: {fault}: use int8 or none")
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=self.dtype,
         )
-
-    def _check_nf4(self) -> None:
-        for name, module in meta_model(self.base.config).named_modules():
-            if isinstance(module, torch.nn.Linear) and module.in_features % _NF4_BLOCK:
-                raise TrainingConfigError(
-                    f"--quantization nf4: on a CPU linear layers need inputs in multiples of {_NF4_BLOCK}, "
-                    f"and {name} has {module.in_features}: use int8 or none"
-                )
 
 
 def meta_model(config: Any) -> Any:
@@ -116,19 +134,41 @@ def meta_model(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
-def add_adapter(model: Any, config: TrainConfig, name: str) -> tuple[Any, InitialWeights]:
+def add_adapter(model: Any, config: TrainConfig) -> tuple[Any, InitialWeights]:
     """Put a fresh adapter on ``model``, whose weights olora and pissa change.
 
     Returns:
         The PEFT model, trainable in fp32; and A and B as they are now where the init changed the base.
     """
     set_seed(config.seed)
+    before = model.dtype
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="lora with eva initialization")
-        peft = get_peft_model(model, lora_config(model, config, name))
+        peft = get_peft_model(model, lora_config(model, config))
     trainable_in_fp32(peft)
+    _cast_around_full_modules(peft, before)
     initial = {key: (a.detach().cpu().clone(), b.detach().cpu().clone()) for key, a, b, _ in lora_pairs(peft)}
     return peft, initial if config.converted else {}
+
+
+def _cast_around_full_modules(model: Any, dtype: torch.dtype) -> None:
+    """Let modules that are trained in full take and give the base's ``dtype`` though their weights are fp32.
+
+    The output head, which is no part of the base's body, gives fp32.
+    """
+
+    def take(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.to(module.weight.dtype) if x.is_floating_point() else x for x in inputs)
+
+    def give(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        return output.to(dtype)
+
+    for name, wrapper in model.base_model.model.named_modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            module = wrapper.modules_to_save["default"]
+            module.register_forward_pre_hook(take)
+            if "." in name:
+                module.register_forward_hook(give)
 
 
 def trainable_in_fp32(model: Any) -> None:
@@ -146,19 +186,18 @@ def lora_pairs(model: Any) -> Iterator[tuple[str, Tensor, Tensor, float]]:
             yield name, a, b, float(module.scaling["default"])
 
 
-def lora_config(model: Any, config: TrainConfig, name: str) -> LoraConfig:
+def lora_config(model: Any, config: TrainConfig) -> LoraConfig:
     """PEFT's configuration of the adapter."""
     init: bool | str = True if config.init == "default" else config.init
     with warnings.catch_warnings():
         # PEFT can't convert this combination; adapters.training.export can.
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
-        return _lora_config(model, config, name, init)
+        return _lora_config(model, config, init)
 
 
-def _lora_config(model: Any, config: TrainConfig, name: str, init: bool | str) -> LoraConfig:
+def _lora_config(model: Any, config: TrainConfig, init: bool | str) -> LoraConfig:
     return LoraConfig(
         task_type="SEQ_CLS" if config.task == "classification" else "CAUSAL_LM",
-        base_model_name_or_path=name,
         r=config.lora_r,
         lora_alpha=int(config.alpha) if config.alpha.is_integer() else config.alpha,
         lora_dropout=config.lora_dropout,

@@ -26,7 +26,12 @@ from transformers import TrainerCallback
 from adapters.training.errors import TrainingError
 from adapters.training.folder import COMPLETE, sync
 
-_RENAMED = {"mean_token_accuracy": "token_accuracy", "num_tokens": "tokens"}
+_RENAMED = {
+    "mean_token_accuracy": "token_accuracy",
+    "num_tokens": "tokens",
+    "num_input_tokens_seen": "tokens",
+}
+_ON_THE_BAR = ("loss", "eval_loss", "speed")
 _DROPPED = {"total_flos", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 
 
@@ -62,25 +67,43 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+class Speed:
+    """Tokens a second from one log of the trainer to the next."""
+
+    def __init__(self) -> None:
+        self._then, self._before = time.monotonic(), math.nan
+
+    def since_last(self, logs: Mapping[str, Any]) -> float | None:
+        """None where ``logs`` have no number of tokens, and at the first that have."""
+        tokens = next(
+            (float(logs[key]) for key in ("num_tokens", "num_input_tokens_seen") if key in logs), None
+        )
+        if tokens is None:
+            return None
+        then, before = self._then, self._before
+        self._then, self._before = time.monotonic(), tokens
+        speed = (tokens - before) / max(1e-9, self._then - then)
+        return None if math.isnan(speed) else speed
+
+
 class LogCallback(TrainerCallback):  # type: ignore[misc]
     """Writes the trainer's logs to metrics.jsonl and refuses to go on with a loss that is no number."""
 
     def __init__(self, log: MetricsLog) -> None:
         self._log = log
-        self._last = (0.0, 0.0)  # time and tokens at the log before
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._last = (time.monotonic(), math.nan)
+        self._speed = Speed()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
     ) -> None:
-        values = {_RENAMED.get(k, k): v for k, v in (logs or {}).items() if k not in _DROPPED}
+        logs = {} if logs is None else logs
+        values = {_RENAMED.get(k, k): v for k, v in logs.items() if k not in _DROPPED}
         if not state.is_world_process_zero or not (values.keys() & {"loss", "eval_loss"}):
             return
         kind = "eval" if "eval_loss" in values else "train"
         if kind == "train":
-            values |= self._speed(values.get("tokens"))
+            speed = self._speed.since_last(logs)
+            values |= {} if speed is None else {"tokens_per_second": round(speed, 1)}
         self._log.write(kind, state.global_step, values)
         loss = float(values["eval_loss" if kind == "eval" else "loss"])
         if not math.isfinite(loss):
@@ -88,15 +111,6 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]
                 f"the {kind} loss at step {state.global_step} is {loss}: lower the learning rate or "
                 f"try dtype fp32"
             )
-
-    def _speed(self, tokens: float | None) -> dict[str, float]:
-        """Tokens a second since the log before, from the second log on."""
-        if tokens is None:
-            return {}
-        (then, before), now = self._last, time.monotonic()
-        self._last = (now, tokens)
-        speed = (tokens - before) / max(1e-9, now - then)
-        return {} if math.isnan(before) else {"tokens_per_second": round(speed, 1)}
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
@@ -125,6 +139,7 @@ class BarCallback(TrainerCallback):  # type: ignore[misc]
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
         self._task: TaskID | None = None
         self._shown: dict[str, str] = {}
+        self._speed = Speed()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
@@ -138,12 +153,17 @@ class BarCallback(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
     ) -> None:
-        if self._task is None:
+        if self._task is None or logs is None:
             return
         for key, name in (("loss", "loss"), ("eval_loss", "eval loss")):
-            if logs is not None and key in logs:
-                self._shown[name] = f"{float(logs[key]):.3f}"
-        self._bar.update(self._task, description="  ".join(f"{k} {v}" for k, v in self._shown.items()))
+            if key in logs:
+                self._shown[key] = f"{name} {float(logs[key]):.3f}"
+        speed = self._speed.since_last(logs)
+        if speed is not None:
+            self._shown["speed"] = f"{speed:.0f} tokens/s"
+        self._bar.update(
+            self._task, description="  ".join(self._shown[key] for key in _ON_THE_BAR if key in self._shown)
+        )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()

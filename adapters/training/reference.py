@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Sequence
 
+from adapters.reference import option_tables
 from adapters.training.config import TrainConfig
 from adapters.training.knob import default_text, flag_of, knob_of
 
@@ -31,24 +32,17 @@ rank_pattern:
 
 def page() -> str:
     """The whole page, in Markdown."""
-    parts = [_INTRODUCTION]
-    fields = [(knob_of(field), name) for name, field in TrainConfig.model_fields.items()]
-    for panel, members in groupby(fields, key=lambda pair: pair[0].panel):
-        parts.append(
-            f"\n## {panel}\n\n| Flag and key | Default | Meaning | Why this default |\n|---|---|---|---|\n"
-        )
-        parts += [_row(name) for _, name in members]
-    return "".join(parts)
+    head = ("Flag and key", "Default", "Meaning", "Why this default")
+    return _INTRODUCTION + option_tables(head, map(_row, TrainConfig.model_fields))
 
 
-def _row(name: str) -> str:
+def _row(name: str) -> tuple[str, Sequence[str]]:
     field = TrainConfig.model_fields[name]
     knob = knob_of(field)
     spelled = f"`{flag_of(name)} {knob.metavar}".rstrip() + "`"
     if knob.switch:
         spelled += f", `{flag_of('no_' + name)}`"
-    cells = (spelled, default_text(field), knob.meaning, knob.why)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+    return knob.panel, (spelled, default_text(field), knob.meaning, knob.why)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 from typing import Any
@@ -41,7 +41,7 @@ def report_html(session: Session, outcome: Outcome, picture: bytes) -> str:
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>{name} <small>on {escape(session.base.name)}</small></h1>",
         _facts(session, outcome),
-        "<h2>Base beside adapter</h2>",
+        f"<h2>Base beside {session.config.product}</h2>",
         _scores(outcome),
         "<h2>Curves</h2>",
         f'<img alt="curves" src="data:image/png;base64,{base64.b64encode(picture).decode()}">',
@@ -62,8 +62,8 @@ def _facts(session: Session, outcome: Outcome) -> str:
         "training rows": f"{train.rows:,} ({train.sequences:,} sequences)",
         "training tokens": f"{train.tokens:,}, of them learned {train.supervised:,}",
         "cut to max_length": f"{train.cut_sequences:,} sequences, {train.cut_tokens:,} tokens lost",
-        "adapter on disk": f"its logits differ from the trained ones by {outcome.gate.difference:.3%}; "
-        f"the adapter changes the base's by {outcome.gate.effect:.1%}",
+        f"{session.config.product} on disk": f"its logits differ from the trained ones by "
+        f"{outcome.gate.difference:.3%}; the training changed the base's by {outcome.gate.effect:.1%}",
     }
     return _table([], [(escape(key), escape(value)) for key, value in rows.items()])
 
@@ -73,7 +73,7 @@ def _scores(outcome: Outcome) -> str:
     if not adapter:
         return "<p>No rows were held out, so nothing was measured.</p>"
     rows = [(escape(k), f"{base[k]:.3f}" if k in base else "", f"{v:.3f}") for k, v in adapter.items()]
-    return _table(["on held-out rows", "base", "adapter"], rows)
+    return _table(["on held-out rows", "base", "trained"], rows)
 
 
 def _samples(title: str, samples: Sequence[Sample]) -> str:
@@ -83,7 +83,7 @@ def _samples(title: str, samples: Sequence[Sample]) -> str:
         tuple(f"<pre>{escape(text)}</pre>" for text in (s.prompt, s.expected or "", s.base, s.adapter))
         for s in samples
     ]
-    return f"<h2>{escape(title)}</h2>" + _table(["prompt", "expected", "base", "adapter"], rows)
+    return f"<h2>{escape(title)}</h2>" + _table(["prompt", "expected", "base", "trained"], rows)
 
 
 def _history(metrics: Sequence[dict[str, Any]]) -> str:
@@ -95,7 +95,7 @@ def _history(metrics: Sequence[dict[str, Any]]) -> str:
     ]
     if not rows:
         return ""
-    return "<h2>While it trained</h2>" + _table(["step", "prompt", "base", "adapter"], rows)
+    return "<h2>While it trained</h2>" + _table(["step", "prompt", "base", "trained"], rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -127,6 +127,26 @@ def curves_png(metrics: Sequence[dict[str, Any]]) -> bytes:
         axes.grid(alpha=0.3)
         if len(curves) > 1 and any(series(metrics, key)[0] for key, _ in curves):
             axes.legend()
+    canvas, out = FigureCanvasAgg(figure), BytesIO()
+    canvas.print_png(out)
+    return out.getvalue()
+
+
+def compared_png(runs: Mapping[str, Sequence[dict[str, Any]]]) -> bytes:
+    """Training and held-out loss of several runs in one picture; ``runs``: name -> lines of metrics.jsonl."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (slow, and only for this)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for axes, key, title in zip(
+        figure.subplots(1, 2).flat, ("loss", "eval_loss"), ("training loss", "held-out loss"), strict=True
+    ):
+        for name, metrics in runs.items():
+            axes.plot(*series(metrics, key), label=name, marker=".")
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend()
     canvas, out = FigureCanvasAgg(figure), BytesIO()
     canvas.print_png(out)
     return out.getvalue()

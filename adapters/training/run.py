@@ -1,4 +1,4 @@
-"""One training run from configuration to published adapter."""
+"""One training run from configuration to published adapter (or model)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from adapters.training.base import find_base
-from adapters.training.build import Session, build_trainer, is_main_process
+from adapters.training.build import Session, build_trainer, is_main_process, spreads_the_model
 from adapters.training.card import Outcome, card
 from adapters.training.config import TrainConfig
 from adapters.training.dry_run import prepare_data, show_data
-from adapters.training.errors import Interrupted
+from adapters.training.errors import Interrupted, TrainingConfigError
 from adapters.training.evaluate import Baseline, evaluate
-from adapters.training.export import read_initial, save_initial, write_artifact
+from adapters.training.export import (
+    read_initial,
+    round_as_saved,
+    save_initial,
+    write_artifact,
+    write_model,
+)
 from adapters.training.folder import Folder, sync
 from adapters.training.gate import GateResult, Probed, check, probe
 from adapters.training.model import BaseLoader, InitialWeights
@@ -41,7 +47,7 @@ from adapters.training.report import write_report
 class TrainingResult:
     """What a run made."""
 
-    adapter: Path  # the published artifact
+    adapter: Path  # the published artifact; of a full fine-tuning the model's directory
     steps: int
     seconds: float  # of training
     baseline: Baseline
@@ -101,7 +107,7 @@ def train(
     )
     finish(session, outcome, console)
     return TrainingResult(
-        session.folder.adapter, trained.steps, trained.seconds, baseline, gate, tuple(outcome.metrics)
+        session.folder.finished, trained.steps, trained.seconds, baseline, gate, tuple(outcome.metrics)
     )
 
 
@@ -112,7 +118,11 @@ def open_session(config: TrainConfig, console: Console) -> Session:
     prepared = prepare_data(config, base)
     show_data(prepared, console)
     return Session(
-        config, base, prepared, Folder(config.output_dir), BaseLoader(config, base, prepared.classes)
+        config,
+        base,
+        prepared,
+        Folder(config.output_dir, config.product),
+        BaseLoader(config, base, prepared.classes),
     )
 
 
@@ -129,6 +139,8 @@ def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained
     stop, bar, log = StopCallback(), BarCallback(console), MetricsLog(session.folder.metrics)
     if checkpoint is not None and is_main_process():
         log.rewind(int(checkpoint.name.rpartition("-")[2]))
+    if session.config.is_full and spreads_the_model():
+        raise TrainingConfigError("--method full: not with FSDP or DeepSpeed, which spread the weights")
     trainer, initial = build_trainer(session, [LogCallback(log), CheckpointCallback(), bar, stop], log)
     initial = _keep_initial(session.folder, initial, resumed=checkpoint is not None)
     started = time.monotonic()
@@ -160,13 +172,18 @@ def _export(session: Session, trainer: Any, initial: InitialWeights, seconds: fl
     """Write the artifact and probe the trained model; the model is freed on return."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    if not session.config.is_full and not session.config.converted:
+        round_as_saved(model, session)
     probed = probe(model, session)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if is_main_process():
         partial = session.folder.partial
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        write_artifact(model, partial, session.loader.saved_dtype, initial, state)
+        if session.config.is_full:
+            write_model(model, session, partial)
+        else:
+            write_artifact(model, session, partial, initial=initial, state=state)
         session.base.tokenizer.save_pretrained(partial)
     steps = trainer.state.global_step
     trainer.accelerator.free_memory()
@@ -178,33 +195,33 @@ def judge(session: Session, trained: Trained, console: Console) -> tuple[Baselin
     gc.collect()
     if session.loader.device.type == "cuda":
         torch.cuda.empty_cache()
-    console.print("checking the adapter on a pristine base")
-    model = session.loader.load_with(str(session.folder.partial))
-    reloaded = probe(model, session)
-    with model.disable_adapter():
+    console.print(f"reading the {session.config.product} back, and comparing it with what was trained")
+    finished = session.loader.load_finished(session.folder.partial)
+    reloaded = probe(finished.model, session)
+    with finished.base() as model:
         base = probe(model, session)
-    gate = check(trained.probed, reloaded, base, session.loader.dtype)
-    return evaluate(model, session), gate
+    gate = check(trained.probed, reloaded, base, session)
+    return evaluate(finished, session), gate
 
 
 def finish(session: Session, outcome: Outcome, console: Console) -> None:
-    """Publish the adapter, write the report, and send the adapter to a server where one is named."""
+    """Publish what was made, write the report, and send an adapter to a server where one is named."""
     config = session.config
     _publish(session, outcome)
     write_report(session, outcome)
-    console.print(f"adapter: {session.folder.adapter}", highlight=False, soft_wrap=True)
+    console.print(f"{config.product}: {session.folder.finished}", highlight=False, soft_wrap=True)
     if config.publish is not None:
-        upload(session.folder.adapter, config.publish, config.adapter_name)
+        upload(session.folder.finished, config.publish, config.adapter_name)
         console.print(f"served as {config.adapter_name} at {config.publish}", highlight=False, soft_wrap=True)
 
 
 def _publish(session: Session, outcome: Outcome) -> None:
-    """Add the card, flush everything, and let the adapter appear by one rename."""
+    """Add the card, flush everything, and let the result appear by one rename."""
     folder = session.folder
     (folder.partial / "README.md").write_text(card(session, outcome), encoding="utf-8")
     for path in (*folder.partial.iterdir(), folder.partial):
         sync(path)
-    if folder.adapter.exists():  # of the same run, before it was resumed
-        shutil.rmtree(folder.adapter)
-    folder.partial.rename(folder.adapter)
+    if folder.finished.exists():  # of the same run, before it was resumed
+        shutil.rmtree(folder.finished)
+    folder.partial.rename(folder.finished)
     sync(folder.root)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from adapters.errors import AdapterError
 from adapters.training.config_load import load_config
+from adapters.training.quiet import quiet_libraries
 
 
 def main() -> int:
@@ -19,6 +20,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
     given = parser.parse_args()
+    quiet_libraries()
     from torch import distributed  # noqa: PLC0415  (after the arguments are known to be good)
 
     from adapters.training.run import train  # noqa: PLC0415

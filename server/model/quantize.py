@@ -10,17 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from adapters.faults import some
+from adapters.base_models.widths import unfit_for_nf4
 from server.errors import ConfigError, ModelRefused
 from server.kernels.reference.quantized import Int8Linear, Quantized
 
 NONE, NF4, INT8 = "none", "nf4", "int8"
 
-_BLOCK = 64  # weights that share one scale in 4 bits
-_PACKED_OUTPUTS = 32  # that the kernels for AVX-512 BF16 take together
 # Loggers that report an optional download which is not wanted, and at every step what is known.
 _CHATTY = ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions")
 
@@ -60,37 +58,9 @@ def check_widths(config: Any, quantize: str, device: torch.device) -> None:
     Raises:
         ModelRefused: naming the layers.
     """
-    if quantize != NF4:
-        return
-    from bitsandbytes.functional import has_avx512bf16  # noqa: PLC0415  (slow to import, and an extra)
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    packed = device.type == "cpu" and has_avx512bf16()
-    wrong = [
-        f"{name} ({inputs} to {outputs})"
-        for name, (inputs, outputs) in _widths(model).items()
-        if inputs % _BLOCK or (packed and outputs % _PACKED_OUTPUTS)
-    ]
-    if wrong:
-        multiple = f"and outputs in multiples of {_PACKED_OUTPUTS} " if packed else ""
-        raise ModelRefused(
-            f"--quantize nf4: bitsandbytes needs inputs in multiples of {_BLOCK} {multiple}on {device.type}, "
-            f"which {some(wrong, len(wrong))} {'is' if len(wrong) == 1 else 'are'} not: use --quantize int8, "
-            "which takes any width"
-        )
-
-
-def _widths(model: Any) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of the layers that transformers quantizes: all linear ones but the output head."""
-    head = model.get_output_embeddings()
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Conv1D):
-            found[name] = (module.weight.shape[0], module.weight.shape[1])
-        elif type(module) is nn.Linear and module is not head:
-            found[name] = (module.in_features, module.out_features)
-    return found
+    fault = unfit_for_nf4(config, device) if quantize == NF4 else None
+    if fault is not None:
+        raise ModelRefused(f"--quantize nf4: {fault}: use --quantize int8, which takes any width")
 
 
 def separate_rows(model: nn.Module) -> None:

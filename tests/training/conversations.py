@@ -31,10 +31,10 @@ _TOOL = {
 }
 
 
-def conversations(count: int, seed: int = 0) -> list[dict[str, Any]]:
+def conversations(count: int, seed: int = 0, *, has_tools: bool = True) -> list[dict[str, Any]]:
     """``count`` rows of one to five turns, every third with tools, some with a system prompt or parts."""
     rng = random.Random(seed)
-    return [_conversation(rng, has_tools=index % 3 == 0) for index in range(count)]
+    return [_conversation(rng, has_tools=has_tools and index % 3 == 0) for index in range(count)]
 
 
 def _conversation(rng: random.Random, *, has_tools: bool) -> dict[str, Any]:

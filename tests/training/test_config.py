@@ -20,7 +20,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "training-options.md"
 def test_defaults() -> None:
     config = load_config(NEEDED)
     assert config == TrainConfig(train_path=Path("d.jsonl"), output_dir=Path("out"))
-    assert (config.lora_r, config.alpha, config.learning_rate) == (16, 32.0, 2e-4)
+    assert (config.lora_r, config.alpha, config.rate) == (16, 32.0, 2e-4)
     assert config.target_modules == ("all-linear",)
     assert config.batch_size * config.gradient_accumulation_steps <= 16
     assert load_config({**NEEDED, "lora_r": "4"}).alpha == 8.0

@@ -13,17 +13,28 @@ from adapters.training.progress import read_metrics
 from server.cli import app
 from tests.training.runs import ROWS, config, run
 
+LAUNCHERS = {
+    "torchrun": ["--standalone", "--nproc-per-node", "2"],
+    "accelerate": [
+        "--config_file",
+        "examples/training/fsdp2-cpu.yaml",
+    ],  # every process holds half of the base
+}
 
-def test_two_processes_equal_one(tiny_llama: Path, tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_equal_one(
+    launcher: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same rows in every step: batches of two in each of two processes, or of four in one."""
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
     rows = [*ROWS, *({**row, "n": 1} for row in ROWS[:2])]
     one = config(tiny_llama, tmp_path, rows, name="one", max_steps=4)
     run(one)
     two = one.model_copy(update={"batch_size": 2, "output_dir": tmp_path / "two"})
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(two))
-    options = ["--standalone", "--nproc-per-node", "2"]
-    command = ["train", "--config", str(file), "--launcher", "torchrun", "--", *options]
+    command = ["train", "--config", str(file), "--launcher", launcher, "--", *LAUNCHERS[launcher]]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     first, second = (load_file(c.output_dir / "adapter" / "adapter_model.safetensors") for c in (one, two))

@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from adapters.provenance import Provenance, read_provenance
 from adapters.training.build import build_trainer
 from adapters.training.errors import GateFailed, RunExists, TrainingError
 from adapters.training.progress import MetricsLog
@@ -45,6 +46,7 @@ def test_served_as_trained(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     harness = Harness(tiny_llama)
     prompt = harness.loaded.tokenizer.encode_chat([{"role": "user", "content": "say 30"}])
     (answer,) = harness.run(harness.sequence(prompt, (harness.load(result.adapter), 1.0), max_tokens=12))
+    assert read_provenance(result.adapter) == Provenance("none", harness.base.fingerprint)
     assert answer.token_ids == hf_greedy(plain.eval(), prompt, 12)
     assert answer.token_ids != hf_greedy(AutoModelForCausalLM.from_pretrained(tiny_llama), prompt, 12)
 
@@ -150,7 +152,7 @@ def _trained(session: Any) -> Any:
     from adapters.training.gate import probe
     from adapters.training.run import Trained
 
-    model = session.loader.load_with(str(session.folder.partial))
+    model = session.loader.load_finished(session.folder.partial).model
     assert isinstance(model, PeftModel)
     return Trained(probe(model, session), 4, 1.0, 1)
 

@@ -10,6 +10,7 @@ import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
+from adapters.provenance import read_provenance
 from adapters.training.errors import TrainingConfigError
 from tests.harness import Harness
 from tests.tiny import tiny_model
@@ -56,10 +57,16 @@ def test_quantized_bases(kind: str, wide: Path, tmp_path: Path) -> None:
     assert result.baseline.adapter["loss"] < 0.8 * result.baseline.base["loss"]
     harness = Harness(wide)
     harness.load(result.adapter)
+    provenance = read_provenance(result.adapter)
+    assert provenance.base_fingerprint == harness.base.fingerprint
+    assert provenance.warning("none") == (
+        f"it was trained on a base in {kind} and runs on one in 16 or 32 bits: answers may differ a little"
+    )
+    assert provenance.warning(kind) is None
 
 
 def test_nf4_on_a_cpu_names_the_layer_that_does_not_fit(tiny_llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingConfigError, match=r"layers\.0\.mlp\.down_proj has 96: use int8 or none"):
+    with pytest.raises(TrainingConfigError, match=r"layers\.0\.mlp\.down_proj \(96 to 64\)"):
         run(config(tiny_llama, tmp_path, quantization="nf4"))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from adapters.errors import ChatTemplateError
+from adapters.training.base import find_base
 from adapters.training.data.rows import ChatRow, Origin, PreferenceRow, TextRow
 from adapters.training.template import IGNORED, Encoded, Template
 from server.model.tokenizer import Tokenizer
@@ -123,6 +124,28 @@ def test_prompts_equal_the_servers_for_200_conversations(tmp_path: Path) -> None
         turns = [i for i, weight in enumerate(row.weights) if weight]
         prompts = [server.encode_chat(row.messages[:turn], tools=list(row.tools) or None) for turn in turns]
         assert [sequence.input_ids[:start] for start in starts] == prompts
+
+
+@pytest.mark.real
+def test_prompts_of_the_real_model_equal_the_servers(real_model_dir: Path) -> None:
+    """The same conversations without tools, which its template has no place for; transformers agrees."""
+    base, server = find_base(str(real_model_dir)), Tokenizer.load(real_model_dir)
+    compared = 0
+    for row in conversations(200, has_tools=False):
+        messages = [{**m, "content": _flat(m["content"])} for m in row["messages"]]
+        for turn in (i for i, message in enumerate(messages) if message["role"] == "assistant"):
+            prompt = base.template.prompt_ids(messages[:turn], ())
+            text = base.tokenizer.apply_chat_template(
+                messages[:turn], tokenize=False, add_generation_prompt=True
+            )
+            assert prompt == server.encode_chat(messages[:turn])
+            assert prompt == base.tokenizer.encode(text, add_special_tokens=False)
+            compared += 1
+    assert compared > 400
+
+
+def _flat(content: Any) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _begins(labels: list[int], index: int) -> bool:

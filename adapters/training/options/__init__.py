@@ -1,0 +1,1 @@
+"""The trainer's options by subject; :class:`adapters.training.config.TrainConfig` puts them together."""

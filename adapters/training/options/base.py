@@ -1,0 +1,40 @@
+"""Options of the base model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from adapters.training.knob import Knob
+from adapters.training.options.types import BASE, Options
+
+
+class BaseOptions(Options):
+    """The frozen base model."""
+
+    base_model: Annotated[
+        str,
+        Knob(
+            BASE, "MODEL", "smollm2-135m, a Hub id, or a directory.", "the model that the server starts with"
+        ),
+        Field(min_length=1, max_length=4096),
+    ] = "smollm2-135m"
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp32"],
+        Knob(
+            BASE, "DTYPE", "Of the frozen base: bf16, fp32 or auto (bf16 where the hardware computes in it).",
+            "what the server does too; the adapter itself always trains in fp32",
+        ),
+    ] = "auto"  # fmt: skip
+    quantization: Annotated[
+        Literal["none", "nf4", "int8"],
+        Knob(
+            BASE, "KIND", "Of the frozen base: nf4 with double quantization or int8 (QLoRA), or none.",
+            "a base that fits trains faster and a little better unquantized",
+        ),
+    ] = "none"  # fmt: skip
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Knob(BASE, "DEVICE", "cpu, cuda or auto: cuda if there is a GPU.", "a GPU is always faster"),
+    ] = "auto"

@@ -1,0 +1,91 @@
+"""Options of what a run shows and leaves behind."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from adapters.errors import AdapterNameError
+from adapters.mix import check_name
+from adapters.training.knob import Knob
+from adapters.training.options.types import RUN, WATCH, Count, Interval, Names, Options, Texts, UserPath
+
+
+def _check_own_name(value: str) -> str:
+    try:
+        check_name(value)
+    except AdapterNameError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+class OutputOptions(Options):
+    """What is logged, kept and published."""
+
+    logging_steps: Annotated[
+        Count, Knob(WATCH, "STEPS", "Between lines of metrics.jsonl.", "cheap, and curves want points")
+    ] = 5
+    eval_steps: Annotated[
+        Interval,
+        Knob(
+            WATCH, "STEPS|SHARE", "Between evaluations: a number of steps, or a share of them below 1.",
+            "ten points of the curve, whatever the length of the run",
+        ),
+    ] = 0.1  # fmt: skip
+    save_steps: Annotated[
+        Interval,
+        Knob(
+            WATCH, "STEPS|SHARE", "Between checkpoints to resume from; the last two are kept.",
+            "a crash costs a tenth of the run at most",
+        ),
+    ] = 0.1  # fmt: skip
+    early_stopping_patience: Annotated[
+        Count | None,
+        Knob(
+            WATCH, "EVALS", "Stop after so many evaluations without a lower loss; the best is kept.",
+            "the loss on few held-out rows is noisy; the curve shows when to use it",
+        ),
+    ] = None  # fmt: skip
+    sample_prompts: Annotated[
+        Texts,
+        Knob(
+            WATCH, "TEXT", "Answered by base and adapter at every evaluation.", "generation is slow",
+            repeatable=True,
+        ),
+        Field(max_length=16),
+    ] = ()  # fmt: skip
+    sample_tokens: Annotated[
+        Count,
+        Knob(WATCH, "TOKENS", "Of each sample answer, and of those of the stop test.", "a few sentences"),
+    ] = 64
+    report_to: Annotated[
+        Names,
+        Knob(
+            WATCH, "NAMES", "Trackers of transformers besides metrics.jsonl: tensorboard, wandb, mlflow, …",
+            "nothing leaves the machine unless asked", repeatable=True,
+        ),
+    ] = ()  # fmt: skip
+    output_dir: Annotated[
+        UserPath,
+        Knob(
+            RUN, "DIR", "Gets adapter/, checkpoints/, metrics.jsonl, report.html.", "has to be given",
+            default="(required)",
+        ),
+    ]  # fmt: skip
+    name: Annotated[
+        str | None,
+        Knob(RUN, "NAME", "The adapter's name in its card and on the server.", "one name less to think of",
+             default="name of output_dir"),
+        AfterValidator(lambda value: value if value is None else _check_own_name(value)),
+    ] = None  # fmt: skip
+    publish: Annotated[
+        str | None,
+        Knob(
+            RUN,
+            "URL",
+            "Upload the finished adapter to this server.",
+            "an adapter is looked at before it serves",
+        ),
+        Field(pattern=r"^https?://"),
+    ] = None

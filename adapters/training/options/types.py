@@ -1,0 +1,27 @@
+"""The types that options share, and the panels they stand in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from adapters.training.knob import as_list, as_pairs, as_texts
+
+BASE, DATA, STEPS, LORA = "Base model", "Data", "Training", "Adapter"
+WATCH, RUN = "While it runs", "Output"
+
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Interval = Annotated[float, Field(gt=0, le=10**9)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(as_texts)]
+Ranks = Annotated[dict[str, Annotated[int, Field(ge=1, le=1024)]], BeforeValidator(as_pairs)]
+Alphas = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], BeforeValidator(as_pairs)]
+
+
+class Options(BaseModel):
+    """Immutable; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
