@@ -47,6 +47,15 @@ class _Room:
         self.logits -= sign * sequence.num_wanted_logits(sequence.num_computed_tokens, item.count)
 
 
+@dataclass(slots=True)
+class _Users:
+    """The sequences, running or waiting, that run on the same weights."""
+
+    weights: MergedWeights | None  # None: the base's
+    count: int = 0
+    last_turn: int = 0  # the last step that was theirs
+
+
 class Scheduler:
     """Admission in order of arrival, a token budget per step, preemption of the youngest by recompute."""
 
@@ -58,10 +67,12 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._preemptions = 0
-        self._last_turn: dict[int, int] = {}  # by identity of the weights, the step they last ran in
+        self._users: dict[int, _Users] = {}  # by identity of the weights they run on
         self._steps = 0
 
     def add(self, sequence: Sequence) -> None:
+        weights = sequence.mix.merged
+        self._users.setdefault(id(weights), _Users(weights)).count += 1
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -70,6 +81,10 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
+        users = self._users[id(sequence.mix.merged)]
+        users.count -= 1
+        if not users.count:
+            del self._users[id(sequence.mix.merged)]
         self.blocks.free(sequence)
 
     def take_preemptions(self) -> int:
@@ -80,22 +95,21 @@ class Scheduler:
     def schedule(self) -> list[Scheduled]:
         """The next step's work, all of it on one set of weights. Empty only if nothing waits or runs."""
         self._steps += 1
-        for weights in self._turns():
-            if chosen := self._schedule(weights):
-                self._last_turn[id(weights)] = self._steps
+        turns = list(self._users.values())
+        if len(turns) > 1:
+            turns.sort(key=lambda users: users.last_turn)
+        for users in turns:
+            if chosen := self._schedule(users.weights):
+                users.last_turn = self._steps
                 return chosen
         return []
-
-    def _turns(self) -> list[MergedWeights | None]:
-        """The weights that somebody asks for, those first that ran longest ago."""
-        asked = {id(s.mix.merged): s.mix.merged for s in (*self.running, *self.waiting)}
-        self._last_turn = {key: step for key, step in self._last_turn.items() if key in asked}
-        return sorted(asked.values(), key=lambda weights: self._last_turn.get(id(weights), 0))
 
     def _schedule(self, weights: MergedWeights | None) -> list[Scheduled]:
         chosen: dict[int, Scheduled] = {}
         room, before = _Room(self._max_batch_tokens), self._preemptions
-        mine = [sequence for sequence in self.running if sequence.mix.merged is weights]
+        mine = self.running
+        if len(self._users) > 1:
+            mine = [sequence for sequence in self.running if sequence.mix.merged is weights]
         for sequence in sorted(mine, key=lambda s: s.num_uncomputed_tokens > 1):
             if sequence not in self.running:  # preempted for one before it
                 continue
