@@ -15,6 +15,7 @@ AdapterError
 ├── ChatTemplateError   a conversation can't be rendered
 ├── MergeFailed         a merged model does not answer like the base with the adapters
 └── StoreError          the revision store can't be used: in use by another process, or the disk refused
+    └── OutputExists    there is something already where a result was to be written
 """
 
 from __future__ import annotations
@@ -84,3 +85,7 @@ class StoreError(AdapterError):
 
 class MergeFailed(AdapterError):
     """The merged model differs from the base with the adapters by more than rounding."""
+
+
+class OutputExists(StoreError):
+    """A result is written to a new place only, and something is at that place."""

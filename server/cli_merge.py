@@ -122,6 +122,7 @@ def merge(
         from adapters.merge.directory import check_absent  # noqa: PLC0415
         from adapters.merge.export import export  # noqa: PLC0415  (brings torch)
         from adapters.merge.export_plan import plan_export  # noqa: PLC0415
+        from server.memory import verification_dtype  # noqa: PLC0415
 
         check_absent(out)
         name, stored = _open_base(base, data_dir)
@@ -132,7 +133,7 @@ def merge(
             exported = export(
                 plan,
                 out,
-                compute_dtype=_compute_dtype(plan.parameters) if verify else None,
+                compute_dtype=verification_dtype(plan.parameters) if verify else None,
                 progress=lambda done, _: bars.update(task, completed=done),
             )
     except (ServerError, AdapterError) as error:
@@ -202,16 +203,6 @@ def _size(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise ConfigError(f"--max-shard-size: {error}") from None
-
-
-def _compute_dtype(parameters: int) -> Any:
-    """float32 if a model of so many parameters fits the memory in it, else bf16."""
-    import torch  # noqa: PLC0415  (takes seconds)
-
-    from server.memory import available_bytes  # noqa: PLC0415
-
-    room = available_bytes(torch.device("cpu"))
-    return torch.float32 if 4 * parameters * 1.2 < room else torch.bfloat16
 
 
 def composition_table(composition: Composition, per_module: bool) -> Table:

@@ -124,6 +124,32 @@ class Settings(BaseSettings):
     merge_memory: Annotated[
         AutoSize, Flag(ADAPTERS, "SIZE", "Memory for merged copies, as 2GiB. Default: auto.")
     ] = None
+    export_root: Annotated[
+        UserPath | None,
+        Flag(
+            ADAPTERS,
+            "DIR",
+            "Exported models are written here. Default: no exports.",
+        ),
+    ] = None
+    auto_merge: Annotated[
+        bool, Flag(ADAPTERS, "", "Merge the adapter that nearly all answers are for, while they are.")
+    ] = False
+    auto_merge_share: Annotated[
+        float,
+        Flag(ADAPTERS, "SHARE", "Of the answers, that makes an adapter be merged."),
+        Field(ge=0.5, le=1, allow_inf_nan=False),
+    ] = 0.98
+    auto_merge_seconds: Annotated[
+        float,
+        Flag(ADAPTERS, "SECONDS", "How long it must have had that share."),
+        Field(ge=1, le=86400, allow_inf_nan=False),
+    ] = 60.0
+    auto_merge_sequences: Annotated[
+        float,
+        Flag(ADAPTERS, "COUNT", "How many of its answers must run at once, on average."),
+        Field(ge=0.1, le=4096, allow_inf_nan=False),
+    ] = 4.0
     keep_revisions: Annotated[
         int,
         Flag(ADAPTERS, "COUNT", "Revisions of a name that are kept, to roll back to."),

@@ -8,6 +8,8 @@ ServerError
 ├── AnswerUnknown       no such answer can be scored
 ├── QueueFull           too many requests are waiting; says when to retry
 ├── EngineDead          the engine thread has stopped
+├── CopyFailed          a merged copy could not be built
+├── ExportFailed        a standalone model could not be written
 └── ConfigError         the server's own configuration is invalid
 """
 
@@ -60,6 +62,10 @@ class QueueFull(ServerError):
 
 class EngineDead(ServerError):
     """The engine thread has stopped; nothing can be generated until the process restarts."""
+
+
+class ExportFailed(ServerError):
+    """A standalone model could not be written; the message says of what and why."""
 
 
 class CopyFailed(ServerError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from adapters.errors import MergeFailed
 from server.errors import ConfigError
 from server.kernels.inputs import BLOCK_SIZE
 
@@ -17,6 +18,7 @@ _ADAPTER_SHARE = 0.25
 _MERGE_SHARE = 0.25
 _CACHE_SHARE = 0.1  # of the host's memory
 _MOST_CACHE = 1 << 30
+_LOADING = 1.2  # memory that loading a model takes, in sizes of the model
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -73,6 +75,22 @@ def adapter_bytes(wanted: int | None, available: int) -> int:
 def merge_bytes(wanted: int | None, available: int) -> int:
     """Bytes for merged copies; a quarter of what is free if the user does not say. Taken only when used."""
     return int(available * _MERGE_SHARE) if wanted is None else wanted
+
+
+def verification_dtype(parameters: int) -> torch.dtype:
+    """In which dtype a model of so many parameters can be loaded to look at its logits: float32, else bf16.
+
+    Raises:
+        MergeFailed: there is not the memory for either.
+    """
+    room = available_bytes(torch.device("cpu"))
+    for dtype in (torch.float32, torch.bfloat16):
+        if dtype.itemsize * parameters * _LOADING < room:
+            return dtype
+    raise MergeFailed(
+        f"comparing the merged model with the adapters takes {2 * parameters * _LOADING / 1e9:.1f} GB of "
+        f"memory, and {room / 1e9:.1f} GB are free: free some, or leave the comparison out"
+    )
 
 
 def return_freed() -> None:

@@ -156,6 +156,13 @@ class AdapterFamilies:
             "Adapters taken off the device to make room for others.",
             registry=registry,
         )
+        self.merged = gauge("merged_copies", "Merged copies of the base, those being built included.")
+        self.merged_bytes = gauge("merged_copies_bytes", "Memory they take.")
+        self.auto_merged = Counter(
+            "manylora_auto_merges_total",
+            "Copies that were merged because most answers were for one adapter.",
+            registry=registry,
+        )
         self.hits = Counter(
             "manylora_adapter_tier_hits_total",
             "Adapters that requests needed, by where they were found.",

@@ -192,6 +192,15 @@ class Metrics:
         self._adapters.nbytes.set(nbytes)
         self._adapters.host_bytes.set(host_bytes)
 
+    def merged_copies(self, count: int, nbytes: int) -> None:
+        """There are so many merged copies, taking ``nbytes``."""
+        self._adapters.merged.set(count)
+        self._adapters.merged_bytes.set(nbytes)
+
+    def auto_merged(self) -> None:
+        """A copy was merged that nobody asked for."""
+        self._adapters.auto_merged.inc()
+
     def forget(self, name: str) -> None:
         """Drop every series of adapter ``name``; what still ends under it counts as ``other``."""
         if name in OWN_LABELS:

@@ -19,10 +19,12 @@ from adapters.sources import fetch, find, policy_for
 from adapters.store import RevisionStore
 from server.config import Settings
 from server.engine.async_engine import AsyncEngine
+from server.engine.auto_merge import AutoMergeRules
 from server.engine.engine import Engine, EngineConfig
 from server.engine.measuring import PROBES, compare
 from server.engine.residency import AdapterManager
 from server.errors import ConfigError, ModelRefused
+from server.exporting.exports import Exports
 from server.kernels.inputs import BLOCK_SIZE
 from server.memory import (
     adapter_bytes,
@@ -60,6 +62,7 @@ class Service:
     engine: AsyncEngine
     core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
     adapters: AdapterManager
+    exports: Exports
     store: RevisionStore
     sources: SourcePolicy  # from where adapters may be fetched, and how much of them
     metrics: Metrics
@@ -87,6 +90,7 @@ class Service:
     async def stop(self) -> None:
         """Stop admitting, end what runs, free what is held."""
         self.ready = False
+        await self.exports.close()
         await self.engine.stop()
         await self.languages.close()
         await self.adapters.close()
@@ -136,6 +140,11 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         budget=merge_bytes(settings.merge_memory, available_bytes(loaded.device)),
         element_bytes=loaded.dtype.itemsize,
     )
+    if settings.auto_merge:
+        rules = AutoMergeRules(
+            settings.auto_merge_share, settings.auto_merge_seconds, settings.auto_merge_sequences
+        )
+        adapters.merge_automatically(rules, engine.answering)
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
     return Service(
         config=settings,
@@ -145,6 +154,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         engine=engine,
         core=core,
         adapters=adapters,
+        exports=Exports(adapters, store.path, model_dir, settings.export_root),
         store=store,
         sources=source_policy(settings),
         metrics=metrics,

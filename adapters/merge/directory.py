@@ -1,4 +1,8 @@
-"""A directory that appears as a whole or not at all."""
+"""A directory that appears as a whole or not at all.
+
+It is written under a hidden name beside its place, under a lock that the kernel drops with the process.
+So what a killed process has left is known by not being locked, and the next one to write there removes it.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,24 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from adapters.disk import sync_path
-from adapters.errors import StoreError
+from adapters.errors import OutputExists, StoreError
+from adapters.locks import is_locked_directory, locked_directory
+
+_PARTIAL = ".partial"
 
 
 def check_absent(out: Path) -> None:
     """Refuse early what would be refused at the end.
 
     Raises:
-        StoreError: there is something at ``out`` already.
+        OutputExists: there is something at ``out`` already.
     """
     if os.path.lexists(out):
-        raise StoreError(f"{out} exists already: remove it, or choose another directory")
+        raise OutputExists(f"{out} exists already: remove it, or choose another directory")
 
 
 @contextmanager
@@ -33,23 +40,46 @@ def new_directory(out: Path) -> Iterator[Path]:
         StoreError: there is something at ``out`` already, or the disk refused; says what to do.
     """
     check_absent(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise StoreError(f"{out} can't be written: {error.strerror}") from None
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(out)
-        sync_path(out.parent)
-    except OSError as error:
-        raise StoreError(
-            f"{out} can't be written: {error.strerror or error}; nothing was left behind"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            temporary = _temporary(out, stack)
+        except OSError as error:
+            raise StoreError(f"{out} can't be written: {error.strerror}") from None
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o755)
+            temporary.rename(out)
+            sync_path(out.parent)
+        except OSError as error:
+            raise StoreError(
+                f"{out} can't be written: {error.strerror or error}; nothing was left behind"
+            ) from error
+
+
+def _temporary(out: Path, stack: ExitStack) -> Path:
+    """A new directory, locked and removed with ``stack``."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked_directory(out.parent):  # nobody removes it before it is locked
+        _remove_abandoned(out)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_PARTIAL, dir=out.parent))
+        stack.enter_context(locked_directory(temporary))
+    stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
+
+
+def remove_abandoned(out: Path) -> None:
+    """Remove what processes have left that were killed while they wrote ``out``."""
+    with suppress(OSError), locked_directory(out.parent):
+        _remove_abandoned(out)
+
+
+def _remove_abandoned(out: Path) -> None:
+    for entry in out.parent.iterdir():
+        if entry.name.startswith(f".{out.name}.") and entry.name.endswith(_PARTIAL):
+            with suppress(OSError):
+                if not is_locked_directory(entry):
+                    shutil.rmtree(entry, ignore_errors=True)
 
 
 def _sync(directory: Path) -> None:

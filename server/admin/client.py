@@ -88,8 +88,8 @@ class Client:
     def get(self, path: str, **query: str | int | bool | None) -> Any:
         return self._ask("GET", path, params=_given(query))
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        return self._ask("POST", path, json={} if body is None else body)
+    def post(self, path: str, body: Mapping[str, Any] | None = None, **query: str | int | bool | None) -> Any:
+        return self._ask("POST", path, json={} if body is None else body, params=_given(query))
 
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a streamed answer, as they come; one with an error is raised."""

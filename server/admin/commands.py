@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from server.admin.adding import add
+from server.admin.exporting import export
 from server.admin.session import Session, with_session
 
 adapters = typer.Typer(name="adapters", no_args_is_help=True, help="Manage the adapters of a running server.")
@@ -17,6 +18,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", show_default=False)]
 
 adapters.command()(with_session(add))
+adapters.command()(with_session(export))
 
 
 @adapters.command("ls")

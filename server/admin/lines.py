@@ -42,6 +42,23 @@ def serving_line(adapter: Answer) -> str:
     return f"{adapter['id']} serves revision {adapter['revision']}"
 
 
+def exported_line(answer: Answer) -> str:
+    """Where a standalone model is, or how far it has got, and what the comparison found."""
+    if answer["state"] != "ready":
+        return f"{answer['of']} is being written to {answer['directory']}"
+    written = (
+        f"{answer['of']} is in {answer['directory']}: {size(answer['bytes'])} in {answer['files']} files"
+    )
+    found = answer["measured"]
+    if found is None:
+        return f"{written}, not compared"
+    return (
+        f"{written}; its logits differ by {found['logit_difference']:.2g} of their spread from the adapter's "
+        f"(the adapter's own effect: {found['adapter_effect']:.2g}), "
+        f"same likeliest token in {share(found['top1_agreement'])} of {found['rows']} rows"
+    )
+
+
 def deleted_line(answer: Answer) -> str:
     freed = f"{answer['id']} is deleted, {size(answer['bytes_freed'])} of device memory free"
     if answer["drained"]:

@@ -85,7 +85,8 @@ async def _target(
     param = f"targets[{index}]"
     with blame(param, ServerError), blame(param):
         mix = asked_mix(service, name)
-    async with resolved(service, request, AskedMix(mix.terms, param, user, counted=False)) as asked:
+    mix = AskedMix(mix.terms, param, user, counted=False, as_asked=True)
+    async with resolved(service, request, mix) as asked:
         yield Target(name, asked)
 
 

@@ -37,6 +37,7 @@ class AskedMix:
     param: str = "model"
     user: str | None = None  # who gets always the same arm of an alias
     counted: bool = True  # for the arm
+    as_asked: bool = False  # no automatically merged copy in its place
 
 
 def asked_mix(
@@ -116,12 +117,12 @@ async def resolved(service: Service, request: Request, mix: AskedMix) -> AsyncGe
 
 async def _resolve(manager: AdapterManager, request: Request, mix: AskedMix) -> Resolution:
     with blame(mix.param):
-        work = manager.resolve(mix.terms, user=mix.user)
+        work = manager.resolve(mix.terms, user=mix.user, as_asked=mix.as_asked)
         return await (work if manager.knows(mix.terms) else unless_disconnected(request, work))
 
 
 async def _language(service: Service, mix: AskedMix, resolution: Resolution) -> Language:
-    labels = [part.partition("*")[0] for part in resolution.served_model.split("+")]
+    labels = [part.partition("*")[0].removesuffix(".merged") for part in resolution.served_model.split("+")]
     speakers = []
     for revision in resolution.members:
         short = revision.digest[:8]

@@ -70,6 +70,7 @@ def _view(variant: Variant) -> dict[str, Any]:
         "object": "merged_copy",
         "of": variant.model,
         "state": variant.state.value,
+        "automatic": variant.automatic,
         "progress": variant.progress,
         "bytes": variant.nbytes,
         "seconds": variant.seconds,

@@ -11,6 +11,8 @@ from server.api.adapters import RollbackBody
 from server.api.aliases import AliasBody
 from server.api.body import RequestBody
 from server.api.compare_body import CompareBody
+from server.api.compose import ComposeBody
+from server.api.export import ExportBody
 from server.api.feedback import FeedbackBody
 from server.api.lora import LoadBody, UnloadBody
 from server.api.publish import SourceBody
@@ -27,13 +29,15 @@ _BODIES: dict[tuple[str, str], type[RequestBody]] = {
     ("/v1/feedback", "post"): FeedbackBody,
     ("/v1/adapters/{name}", "put"): SourceBody,
     ("/v1/adapters/{name}/rollback", "post"): RollbackBody,
+    ("/v1/adapters/{name}/compose", "post"): ComposeBody,
+    ("/v1/adapters/{name}/export", "post"): ExportBody,
     ("/v1/aliases/{name}", "put"): AliasBody,
     ("/v1/load_lora_adapter", "post"): LoadBody,
     ("/v1/unload_lora_adapter", "post"): UnloadBody,
     ("/tokenize", "post"): TokenizeBody,
     ("/detokenize", "post"): DetokenizeBody,
 }
-_OPTIONAL = {RollbackBody}
+_OPTIONAL = {RollbackBody, ExportBody}
 _FORM = {
     "schema": {
         "type": "object",
@@ -168,10 +172,14 @@ def _other_examples(service: Service) -> dict[str, Examples]:
     source = {"source": directory, "tags": ["tried"]}
     latest = service.adapters.experiments.latest
     answer = "chatcmpl-…" if latest is None else latest
+    names = [adapter.name for adapter in service.adapters.list()] or ["my-adapter"]
+    halves = [{"name": names[0], "weight": 0.5}, {"name": names[-1], "weight": 0.5}]
     return {
         "/v1/feedback": {"thumb": _example("Thumbs up", {"response_id": answer, "score": 1})},
         "/v1/adapters/{name}": {"directory": _example("From a directory of the server", source)},
         "/v1/adapters/{name}/rollback": {"before": _example("The one before", {})},
+        "/v1/adapters/{name}/compose": {"halves": _example("Half and half", {"members": halves})},
+        "/v1/adapters/{name}/export": {"bf16": _example("In bfloat16", {"dtype": "bf16"})},
         "/v1/load_lora_adapter": {"directory": _example("From a directory", load)},
         "/v1/unload_lora_adapter": {"name": _example("By name", {"lora_name": "my-adapter"})},
         "/tokenize": {"text": _example("A text", {"prompt": "Hello"})},

@@ -18,7 +18,7 @@ from time import monotonic
 
 from server.engine.engine import Engine, Event
 from server.engine.finish_rate import FinishRate
-from server.engine.lease import Lease
+from server.engine.lease import Lease, Resolution
 from server.engine.sequence import Delta, FinishReason, SamplingParams, Sequence
 from server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
 from server.model.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ class Stream:
         self, sequences: list[Sequence], lease: Lease, wake: Callable[[], None], ended: Ended | None
     ) -> None:
         self._open = {s.id: s for s in sequences}
-        self._lease = lease
+        self.lease = lease
         self._wake = wake
         self._ended = ended
         self._deltas: deque[Delta] = deque()
@@ -86,7 +86,7 @@ class Stream:
             if self._ended is not None:
                 self._ended(sequence, delta.finish_reason)
             if not self._open:
-                self._lease.release()
+                self.lease.release()
         self._ready.set()
 
     def fail(self, message: str) -> None:
@@ -120,6 +120,10 @@ class AsyncEngine:
     def num_open(self) -> int:
         """Sequences submitted and not yet ended."""
         return len(self._streams)
+
+    def answering(self) -> list[Resolution]:
+        """What each sequence that is submitted and has not ended runs with."""
+        return [stream.lease.resolution for stream in self._streams.values()]
 
     def start(self) -> None:
         """Start the engine thread; call from the event loop's thread."""
@@ -203,9 +207,7 @@ class AsyncEngine:
             while not self._stopping or self._engine.has_work or not self._commands.empty():
                 self._take_commands()
                 if self._engine.has_work:
-                    events = self._step()
-                    if events:
-                        self._call(self._deliver, events)
+                    self._step_and_tell()
         except Exception:  # a defect outside of a step: nothing can be trusted to go on
             logger.critical("the engine thread has ended", exc_info=True)
             self._stopping = True
@@ -217,6 +219,12 @@ class AsyncEngine:
             command = self._commands.get()
             if command is not None:
                 self._engine.add(command)
+
+    def _step_and_tell(self) -> None:
+        """A method of its own: an idle thread must hold no events, and with them a merged copy's weights."""
+        events = self._step()
+        if events:
+            self._call(self._deliver, events)
 
     def _step(self) -> list[Event]:
         try:

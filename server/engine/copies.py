@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from adapters.artifact import Artifact
 from adapters.delta import ModuleDelta
 from adapters.errors import AdapterNotFound, MixError
 from adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
+from server.engine.auto_merge import AutoMerge, AutoMergeRules
 from server.engine.lease import Lease, Resolution
 from server.engine.lifecycle import Lifecycle
 from server.engine.resolving import describe, digest_of
@@ -22,6 +23,7 @@ class Copies(Lifecycle):
     """What an operator does to merged copies. Lives on the event loop."""
 
     variants: Variants | None = None  # None: this server keeps no merged copies
+    auto_merge: AutoMerge | None = None  # None: copies are made only of what is asked for
 
     def keep_merged_copies(
         self, decoder: Decoder, compare: Compare, *, budget: int, element_bytes: int
@@ -31,7 +33,20 @@ class Copies(Lifecycle):
         async def measure(variant: Variant) -> MergeError:
             return await self._measure(variant, compare)
 
-        self.variants = Variants(decoder, self._deltas, measure, budget=budget, element_bytes=element_bytes)
+        self.variants = Variants(
+            decoder, self._deltas, measure, self._metrics, budget=budget, element_bytes=element_bytes
+        )
+
+    def merge_automatically(
+        self, rules: AutoMergeRules, answering: Callable[[], Iterable[Resolution]]
+    ) -> None:
+        """Merge what most answers are for from :meth:`start` on; ``answering`` says what each runs with."""
+        self.auto_merge = AutoMerge(self._copies(), answering, rules, self._metrics)
+
+    async def start(self) -> None:
+        await super().start()
+        if self.auto_merge is not None:
+            self.auto_merge.start()
 
     async def merge(self, terms: Sequence[MixTerm]) -> Variant:
         """Begin to build the merged copy of a mix of current or named revisions, unless there is one.
@@ -55,15 +70,34 @@ class Copies(Lifecycle):
         Raises:
             AdapterNotFound: a member does not exist or does not serve.
         """
-        digests = [digest_of(term, self._catalogue.get_ready(term.name)) for term in terms]
+        found = self.digests(terms)
 
         def read() -> list[tuple[MixTerm, Artifact, float]]:
-            return [
-                (term, self._library.artifact(digest), term.weight)
-                for term, digest in zip(terms, digests, strict=True)
-            ]
+            return [(term, self._library.artifact(digest), term.weight) for term, digest in found]
 
         return read
+
+    def digests(self, terms: Sequence[MixTerm]) -> list[tuple[MixTerm, str]]:
+        """The terms of a mix with the revisions they mean now.
+
+        Raises:
+            AdapterNotFound: a member does not exist or does not serve.
+        """
+        return [(term, digest_of(term, self._catalogue.get_ready(term.name))) for term in terms]
+
+    def hold(self, terms: Sequence[MixTerm]) -> Resolution:
+        """Reference the revisions of a mix, for their files, wherever they are; until they are dropped.
+
+        Raises:
+            AdapterNotFound: a member does not exist or does not serve.
+            MixError: the mix is the base model, or names a merged copy.
+        """
+        return self._hold(*self._entries(terms))
+
+    def _hold(self, entries: Sequence[MixEntry], model: str) -> Resolution:
+        members = tuple((self._holdings.revision(e.digest), e.weight) for e in entries)
+        self._holdings.refer(revision for revision, _ in members)
+        return Resolution(members, model, OTHER, mix_digest(entries))
 
     def merged_copy(self, terms: Sequence[MixTerm]) -> Variant:
         """The merged copy of a mix, in whatever state.
@@ -90,9 +124,16 @@ class Copies(Lifecycle):
         return freed, variant.references
 
     async def close(self) -> None:
+        if self.auto_merge is not None:
+            await self.auto_merge.close()
         if self.variants is not None:
             await self.variants.close()
         await super().close()
+
+    def _note(self, names: Collection[str], orphans: Collection[str]) -> None:
+        if self.variants is not None:
+            self.variants.forget(orphans)
+        super()._note(names, orphans)
 
     def _copies(self) -> Variants:
         if self.variants is None:
@@ -107,18 +148,15 @@ class Copies(Lifecycle):
         entries = normalize(MixEntry(digests[term], term.weight) for term in terms)
         if not entries:
             raise MixError("there is nothing to merge: that is the base model")
-        return entries, describe(terms, digests, self.base.name)
+        return entries, describe(terms, digests, self.base.name, merged=False)
 
     def _deltas(self, digest: str) -> Mapping[str, ModuleDelta]:
         """In a worker thread."""
         return self._library.deltas(digest)
 
     async def _measure(self, variant: Variant, compare: Compare) -> MergeError:
-        digest = mix_digest(variant.entries)
-        members = tuple((self._holdings.revision(e.digest), e.weight) for e in variant.entries)
-        plain = Resolution(members, variant.model, OTHER, digest)
-        self._holdings.refer(revision for revision, _ in members)
+        plain = self._hold(variant.entries, variant.model)
         unmerged = await self._holdings.lease(plain)
         variant.refer()
-        merged = Lease(self._holdings, Resolution((), variant.model, OTHER, digest, variant))
+        merged = Lease(self._holdings, Resolution((), variant.model, OTHER, plain.digest, variant))
         return await compare(unmerged, merged)

@@ -44,7 +44,7 @@ class Lease:
 
     def __init__(self, holder: Holder, resolution: Resolution) -> None:
         self._holder = holder
-        self._resolution = resolution
+        self.resolution = resolution
         self.served_model = resolution.served_model
         self.mix = _running(resolution)
 
@@ -54,11 +54,11 @@ class Lease:
         A request with several prompts takes one lease and shares it. If it queued for each, it could
         wait in line behind a request that waits for the very memory it holds.
         """
-        return self._holder.share(self._resolution)
+        return self._holder.share(self.resolution)
 
     def release(self) -> None:
         """Give the references back. Calling it again does nothing."""
-        self._holder.drop(self._resolution)
+        self._holder.drop(self.resolution)
 
 
 def _running(resolution: Resolution) -> ResolvedMix:

@@ -49,11 +49,14 @@ class AdapterManager(Copies):
         """The names that serve."""
         return self._overview.serving()
 
-    async def resolve(self, terms: Sequence[MixTerm], *, user: str | None = None) -> Resolution:
+    async def resolve(
+        self, terms: Sequence[MixTerm], *, user: str | None = None, as_asked: bool = False
+    ) -> Resolution:
         """Find the revisions of a mix and reference them. Waits for nothing if the names are known.
 
         Args:
             terms: may name aliases, of which ``user`` gets always the same arm.
+            as_asked: a copy that was merged automatically is no substitute for the mix.
 
         Raises:
             AdapterNotFound: a name, or its revision, does not exist or does not serve.
@@ -70,8 +73,9 @@ class AdapterManager(Copies):
         digests = {term: digest_of(term, self._admitted(term.name)) for term in terms}
         entries = normalize(MixEntry(digests[term], term.weight) for term in terms)
         members = tuple((self._holdings.revision(e.digest), e.weight) for e in entries)
+        variant = self._copy_for(entries, terms, merged, as_asked)
         needed = sum(revision.nbytes for revision, _ in members)
-        if not merged and needed > self._placement.capacity_bytes:
+        if variant is None and needed > self._placement.capacity_bytes:
             raise AdapterTooLarge(
                 f"this mix needs {needed} bytes of adapter memory, the server has "
                 f"{self._placement.capacity_bytes}"
@@ -79,15 +83,24 @@ class AdapterManager(Copies):
         for name in {term.name for term in terms}:
             self._follower.touch(name)
             self._metrics.adapter_used(name)
-        variant = self._merged_copy(entries, terms) if merged else None
         self._holdings.refer(revision for revision, _ in members)
         if variant is None:
             self._holdings.warm_up(revision for revision, _ in members)
-        model = describe(terms, digests, self.base.name)
-        return Resolution(members, model, label_of(terms), mix_digest(entries), variant, arm)
+        served = describe(terms, digests, self.base.name, merged=variant is not None)
+        return Resolution(members, served, label_of(terms), mix_digest(entries), variant, arm)
 
-    def _merged_copy(self, entries: Sequence[MixEntry], terms: Sequence[MixTerm]) -> Variant:
-        return self._copies().take(entries, format_mix(terms))
+    def _copy_for(
+        self, entries: Sequence[MixEntry], terms: Sequence[MixTerm], merged: bool, as_asked: bool
+    ) -> Variant | None:
+        """The merged copy that is to answer, referenced, if one is."""
+        if merged:
+            return self._copies().take(entries, format_mix(terms))
+        if self.auto_merge is None or as_asked:
+            return None
+        variant = self.auto_merge.copy_of(entries)
+        if variant is not None:
+            variant.refer()
+        return variant
 
     def knows(self, terms: Sequence[MixTerm]) -> bool:
         """Whether :meth:`resolve` would answer at once."""

@@ -51,12 +51,12 @@ def asks_merged(terms: Sequence[MixTerm]) -> bool:
     return bool(terms) and not plain
 
 
-def describe(terms: Sequence[MixTerm], digests: Mapping[MixTerm, str], base: str) -> str:
-    """The mix as a model string that names the revisions it runs."""
+def describe(terms: Sequence[MixTerm], digests: Mapping[MixTerm, str], base: str, *, merged: bool) -> str:
+    """The mix as a model string that names the revisions it runs, and whether its merged copy does."""
     if not terms:
         return base
     parts = (
-        f"{term.name}@{digests[term][:SHOWN_DIGITS]}{'.merged' if term.merged else ''}"
+        f"{term.name}@{digests[term][:SHOWN_DIGITS]}{'.merged' if merged else ''}"
         + ("" if term.weight == 1.0 else f"*{term.weight:g}")
         for term in terms
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,9 +19,12 @@ from adapters.delta import ModuleDelta
 from adapters.errors import AdapterNotFound, AdapterTooLarge
 from adapters.mix import MixEntry, mix_digest
 from server.kernels.weights import MergedWeights
+from server.metrics import Metrics
 from server.model.decoder import Decoder
 from server.model.merging import Members, merge, merged_elements
 from server.threads import yielding_pool
+
+DRAIN_SECONDS = 30.0  # that requests get which run on an automatic copy whose room is needed
 
 
 class VariantState(StrEnum):
@@ -50,6 +53,7 @@ class Variant:
     entries: tuple[MixEntry, ...]
     weights: MergedWeights
     nbytes: int  # it takes, or will take
+    automatic: bool = False  # nobody asked for it
     created: float = field(default_factory=time.time)  # unix seconds
     last_used: float = field(default_factory=time.time)
     state: VariantState = VariantState.BUILDING
@@ -87,16 +91,24 @@ class Variants:
     """The merged copies of a server, within a budget of bytes; those idle longest make room. Event loop."""
 
     def __init__(
-        self, decoder: Decoder, read: Read, measure: Measure, *, budget: int, element_bytes: int
+        self,
+        decoder: Decoder,
+        read: Read,
+        measure: Measure,
+        metrics: Metrics,
+        *,
+        budget: int,
+        element_bytes: int,
     ) -> None:
         """``element_bytes``: of one weight of the base as it computes."""
         self._decoder = decoder
         self._read = read
         self._measure = measure
+        self._metrics = metrics
         self._budget = budget
         self._element_bytes = element_bytes
         self._variants: dict[bytes, Variant] = {}
-        self._building: dict[bytes, asyncio.Task[None]] = {}
+        self._building: dict[Variant, asyncio.Task[None]] = {}
         self._draining: set[Variant] = set()
         self._builder = yielding_pool(1, "merge")
 
@@ -130,32 +142,44 @@ class Variants:
         variant.refer()
         return variant
 
-    async def build(self, entries: Sequence[MixEntry], model: str) -> Variant:
+    async def build(self, entries: Sequence[MixEntry], model: str, *, automatic: bool = False) -> Variant:
         """Begin to build the copy of a mix, unless it is there or being built; see :meth:`finished`.
+
+        ``automatic``: nobody asked for it, so it takes no room from copies that somebody did ask for,
+        while it gives way to them, in use or not.
 
         Raises:
             ArtifactError, SourceMissing: the files of a member are gone or damaged.
             AdapterTooLarge: it does not fit into the budget beside the copies in use.
         """
-        known = self.find(entries)
-        if known is not None and known.state is not VariantState.FAILED:
+        if (known := self._known(entries, automatic)) is not None:
             return known
         members = await asyncio.get_running_loop().run_in_executor(
             self._builder, lambda: [(self._read(entry.digest), entry.weight) for entry in entries]
         )
-        known = self.find(entries)
-        if known is not None and known.state is not VariantState.FAILED:
-            return known
         nbytes = merged_elements(self._decoder, members) * self._element_bytes
-        self._make_room(nbytes, model)
-        variant = Variant(model, tuple(entries), self._decoder.merged(), nbytes)
+        if not automatic:
+            await self._retreat(nbytes)
+        if (known := self._known(entries, automatic)) is not None:
+            return known
+        self._make_room(nbytes, model, automatic)
+        variant = Variant(model, tuple(entries), self._decoder.merged(), nbytes, automatic)
         self._variants[variant.key] = variant
-        self._building[variant.key] = asyncio.create_task(self._build(variant, members))
+        self._building[variant] = asyncio.create_task(self._build(variant, members))
+        self._observe()
         return variant
+
+    def _known(self, entries: Sequence[MixEntry], automatic: bool) -> Variant | None:
+        """The copy of a mix, unless it has failed; from now on it is one that was asked for."""
+        known = self.find(entries)
+        if known is None or known.state is VariantState.FAILED:
+            return None
+        known.automatic &= automatic
+        return known
 
     async def finished(self, variant: Variant) -> None:
         """Wait until a copy is ready or has failed."""
-        task = self._building.get(variant.key)
+        task = self._building.get(variant)
         if task is not None:
             await asyncio.shield(asyncio.wait({task}))
 
@@ -168,33 +192,55 @@ class Variants:
                 await asyncio.wait_for(variant.unused.wait(), deadline)
         return 0 if variant.references else variant.nbytes
 
+    def forget(self, digests: Collection[str]) -> None:
+        """Drop the copies made of any of these revisions, which no name has any more."""
+        for variant in self.list():
+            if any(entry.digest in digests for entry in variant.entries):
+                self._take_out(variant)
+
     async def close(self) -> None:
         """Stop building."""
         for variant in self.list():
             await self._drop(variant)
+        await asyncio.gather(*self._building.values())
         self._builder.shutdown()
 
     async def _drop(self, variant: Variant) -> None:
+        self._take_out(variant)
+        await self.finished(variant)
+
+    def _take_out(self, variant: Variant) -> None:
         if self._variants.get(variant.key) is variant:
             del self._variants[variant.key]
         variant.stopped.set()
-        await self.finished(variant)
         if variant.references:
             self._draining.add(variant)
+        self._observe()
 
-    def _make_room(self, nbytes: int, model: str) -> None:
+    async def _retreat(self, nbytes: int) -> None:
+        """Free automatic copies where ``nbytes`` more do not fit beside them."""
+        for variant in [v for v in self.list() if v.automatic]:
+            if self.nbytes + nbytes > self._budget:
+                await self.free(variant, DRAIN_SECONDS)
+
+    def _make_room(self, nbytes: int, model: str, automatic: bool) -> None:
         idle = [
-            v for v in self._variants.values() if not v.references and v.state is not VariantState.BUILDING
+            v
+            for v in self._variants.values()
+            if not v.references and v.state is not VariantState.BUILDING and v.automatic >= automatic
         ]
         for variant in sorted(idle, key=lambda v: v.last_used):
             if self.nbytes + nbytes <= self._budget:
                 return
-            del self._variants[variant.key]
+            self._take_out(variant)
         if self.nbytes + nbytes > self._budget:
             raise AdapterTooLarge(
                 f"a merged copy of {model!r} needs {nbytes} bytes; of the {self._budget} for such copies "
                 f"(--merge-memory), {self.nbytes} are in use"
             )
+
+    def _observe(self) -> None:
+        self._metrics.merged_copies(len(self._variants), sum(v.nbytes for v in self._variants.values()))
 
     async def _build(self, variant: Variant, members: Members) -> None:
         began = time.monotonic()
@@ -209,7 +255,7 @@ class Variants:
         except Exception as error:
             variant.error, variant.state = str(error) or type(error).__name__, VariantState.FAILED
         finally:
-            del self._building[variant.key]
+            del self._building[variant]
 
     def _fill(self, variant: Variant, members: Members) -> None:
         """In the builder's thread."""

@@ -30,11 +30,9 @@ def merge(decoder: Decoder, members: Members, into: MergedWeights) -> Iterator[f
 
 def merged_elements(decoder: Decoder, members: Members) -> int:
     """Weights in the matrices that :func:`merge` makes for ``members``."""
+    sizes = [m.out_features * (m.in_features if m.linear else 1) for m in decoder.modules]
     return sum(
-        decoder.modules[m].in_features * decoder.modules[m].out_features
-        for group in decoder.merge_groups
-        if any(_parts(decoder, members, group))
-        for m in group
+        sizes[m] for group in decoder.merge_groups if any(_parts(decoder, members, group)) for m in group
     )
 
 
@@ -51,4 +49,7 @@ def _merged(
     if not parts:
         return weight, bias
     merged = merged_bias(bias, parts)
-    return merged_weight(weight, parts).to(weight.dtype), None if merged is None else merged.to(weight.dtype)
+    rounded = None if merged is None else merged.to(weight.dtype)
+    if not decoder.modules[module].linear:  # of a norm adapters change the bias only
+        return weight, rounded
+    return merged_weight(weight, parts).to(weight.dtype), rounded

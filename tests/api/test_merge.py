@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from server.kernels.weights import MergedWeights
 from tests.api.conftest import ADAPTERS
 from tests.api.running import Running, serving, tiny_service
 
@@ -99,12 +103,14 @@ def test_copies_run_beside_streams_of_everything_else(server: Running) -> None:
     async def all_of_it() -> None:
         async with server.async_client() as client:
             for _ in range(3):
-                running = [asyncio.create_task(stream(model)) for model in models * 3]
+                asked = [*models * 3, "beta"]
+                running = [asyncio.create_task(stream(model)) for model in asked]
+                assert len(running) == 16
                 made = await client.post(ROUTE.format("beta")[3:], cast_to=object)
                 assert made["state"] == "ready"  # type: ignore[index]
                 running += [asyncio.create_task(stream("beta@merged")) for _ in range(3)]
                 answers = await asyncio.gather(*running)
-                assert answers == [expected[m] for m in models * 3] + [expected["beta"]] * 3
+                assert answers == [expected[m] for m in asked] + [expected["beta"]] * 3
                 await client.delete(ROUTE.format("beta")[3:], cast_to=object)
 
     asyncio.run(all_of_it())
@@ -113,12 +119,19 @@ def test_copies_run_beside_streams_of_everything_else(server: Running) -> None:
 def test_fifty_copies_leave_nothing_behind(server: Running) -> None:
     decoder = server.service.core._decoder
     before = [decoder.weight(module).clone() for module in range(len(decoder.modules))]
+    variants = server.service.adapters.variants
+    assert variants is not None
+    made: list[weakref.ref[MergedWeights]] = []
     with server.http() as http:
         for i in range(50):
             name = ADAPTERS[i % len(ADAPTERS)]
             assert http.post(ROUTE.format(name)).status_code == 200
+            made.append(weakref.ref(variants.list()[0].weights))
             assert http.delete(ROUTE.format(name)).json()["drained"] is True
-    assert all((decoder.weight(m) == weight).all() for m, weight in enumerate(before))
+    assert all(torch.equal(decoder.weight(m), weight) for m, weight in enumerate(before))
+    assert variants.nbytes == 0
+    gc.collect()
+    assert not any(weights() for weights in made), "nothing keeps the weights of a freed copy"
 
 
 def test_without_waiting_the_state_is_polled(server: Running) -> None:

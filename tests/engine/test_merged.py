@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from adapters.artifact import Limits, read_artifact
 from server.engine.sequence import ResolvedMix, Sequence
@@ -13,9 +19,10 @@ from server.kernels.inputs import AdapterPages
 from server.kernels.weights import MergedWeights
 from server.model.merging import merge, merged_elements
 from tests.adapter_factory import write_adapter
+from tests.engine.kinds import write_kinds
 from tests.engine.oracle import assert_logits_match
 from tests.engine.zoo import prompt_of, recorded_logits
-from tests.harness import Harness
+from tests.harness import Harness, hf_greedy
 from tests.tiny import tiny_model
 
 LIMITS = Limits(max_rank=64, max_bytes=1 << 30)
@@ -26,6 +33,7 @@ class Stand:
 
     def __init__(self, directory: Path, **options: object) -> None:
         self.harness = Harness(tiny_model(directory / "model", options.pop("family", "llama")), **options)  # type: ignore[arg-type]
+        self.directory = directory
         self.artifacts = []
         self.pages: list[AdapterPages] = []
         some = ["q_proj", "down_proj"] if self.harness.decoder.name == "fused" else "all-linear"
@@ -91,3 +99,52 @@ def test_the_base_is_untouched(stand: Stand) -> None:
         stand.harness.run(stand.on(stand.merged(1.0, 1.0), 7))
     for module, weight in enumerate(before):
         assert torch.equal(stand.harness.decoder.weight(module), weight)
+
+
+def test_a_merged_copy_is_what_peft_merges(stand: Stand) -> None:
+    if stand.harness.loaded.dtype != torch.float32:
+        pytest.skip("PEFT's own merge rounds otherwise; against the mix, bf16 is tested above")
+    one = stand.on(stand.merged(0.0, 1.0), 9)
+    base = AutoModelForCausalLM.from_pretrained(stand.directory / "model", dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's remark on Conv1D
+        peft: Any = PeftModel.from_pretrained(base, stand.directory / "1")
+        merged = peft.merge_and_unload()
+    with recorded_logits() as logits:
+        (answer,) = stand.harness.run(one)
+    assert answer.token_ids == hf_greedy(merged, prompt_of(9, 9), 8)
+    with torch.inference_mode():
+        expected = merged(torch.tensor([[*prompt_of(9, 9), *answer.token_ids]])).logits[0, 8:-1]
+    assert_logits_match(torch.stack(logits[one.id]), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_every_kind_that_can_be_merged_answers_as_unmerged(tmp_path: Path, family: str) -> None:
+    """Biases of layers and of norms, DoRA, IA3, VeRA."""
+    model = tiny_model(tmp_path / "model", family)
+    harness = Harness(model)
+    for kind, path in write_kinds(tmp_path / "kinds", model, family).items():
+        artifact, pages = read_artifact(path, harness.base, LIMITS), harness.load(path)
+        made = harness.decoder.merged()
+        for _ in merge(harness.decoder, [(artifact.delta, 0.75)], made):
+            pass
+        copy = harness.sequence(prompt_of(7), max_tokens=4)
+        copy.mix = ResolvedMix((), b"merged", "merged", made)
+        twin = harness.sequence(prompt_of(7), (pages, 0.75), max_tokens=4)
+        with recorded_logits() as logits:
+            answers = harness.run(copy, twin)
+        assert answers[0].token_ids == answers[1].token_ids, kind
+        assert_logits_match(torch.stack(logits[copy.id]), torch.stack(logits[twin.id]), name=kind)
+
+
+def test_fifty_copies_are_forgotten(stand: Stand) -> None:
+    made = []
+    for i in range(50):
+        merged = stand.merged(1.0, 0.5 + i / 50)
+        if i % 10 == 0:
+            stand.harness.run(stand.on(merged, 7))
+            stand.harness.new_engine()  # whose prefix cache holds none of them
+        made.append(weakref.ref(merged))
+        del merged
+    gc.collect()
+    assert not any(copy() for copy in made)
