@@ -11,11 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 from adapters.base import BaseModel
+from adapters.classes import Classes, read_classes
 from adapters.config import AdapterConfig, parse_config
 from adapters.delta import ModuleDelta
 from adapters.errors import SourceMissing
 from adapters.faults import Faults, shown
 from adapters.files import (
+    CLASSES_NAME,
     CONFIG_NAME,
     PICKLES,
     WEIGHTS_NAME,
@@ -35,7 +37,7 @@ from adapters.tensors import TensorFile, read_tensors
 from adapters.text import AdapterText, read_text
 from adapters.vocabulary import VocabularyDelta
 from adapters.vocabulary_layout import VocabularyLayout, lay_out_vocabulary
-from adapters.vocabulary_tensors import read_vocabulary, vocabulary_size
+from adapters.vocabulary_tensors import class_count, read_vocabulary, vocabulary_size
 
 MAX_ENTRIES = 1000  # of a directory that are looked at
 
@@ -56,6 +58,7 @@ class Artifact:
     digest: str  # hex SHA-256 of exactly the bytes that this was made from
     delta: Mapping[str, ModuleDelta]  # module name -> its change, in the base's forward order
     vocabulary: VocabularyDelta | None = field(default=None, kw_only=True)  # of embeddings and head
+    classes: Classes | None = field(default=None, kw_only=True)  # of an adapter that classifies, complete
     text: AdapterText  # its chat template and tokenizer, where they are not the base's
     kind: str  # "LORA", "LORA+DORA", "IA3", ...: the peft_type and what is added to it
     nbytes: int  # of all tensors, as stored
@@ -87,16 +90,22 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     else:
         path, bound = directory / WEIGHTS_NAME, _header_bound(base)
         file = read_tensors(path, digest, faults, max_header=bound, max_bytes=limits.max_bytes)
-    texts = _read_text_files(directory, faults)
+    texts = _read_text_files(directory, config, faults)
     add_text_files(digest, texts)
     if file is not None and _may_be_served(config):
         check_tensors(file, layout, base, limits.max_rank, faults, tables=tables)
+    classes = read_classes(texts, faults)
     text = read_text(texts, base.text, _vocab_size(file, tables), faults)
+    count = None if tables is None or file is None else class_count(file, tables)
+    if count is not None and classes.labels is not None and len(classes.labels) != count:
+        faults.add(f"{CLASSES_NAME} names {len(classes.labels)} classes, the head has {count}")
     faults.raise_any()
     assert layout is not None, "a fault was not recorded"
     assert file is not None, "a fault was not recorded"
     artifact = _artifact(directory, digest.hexdigest(), layout, base, file=file, text=text)
-    return artifact if tables is None else replace(artifact, vocabulary=read_vocabulary(file, tables))
+    if tables is not None:
+        artifact = replace(artifact, vocabulary=read_vocabulary(file, tables))
+    return artifact if count is None else replace(artifact, classes=classes.complete(count))
 
 
 def _vocab_size(file: TensorFile | None, tables: VocabularyLayout | None) -> int | None:
@@ -116,9 +125,9 @@ def _read_config(directory: Path, faults: Faults) -> tuple[dict[str, Any], Adapt
     return config, parse_config(config, faults)
 
 
-def _read_text_files(directory: Path, faults: Faults) -> dict[str, bytes]:
+def _read_text_files(directory: Path, config: Mapping[str, Any], faults: Faults) -> dict[str, bytes]:
     try:
-        return read_text_files(directory)
+        return read_text_files(directory, config)
     except FileFault as fault:
         faults.add(str(fault))
         return {}

@@ -8,11 +8,14 @@ from typing import Any
 
 from adapters.config_reader import Bias, ConfigReader, Selector
 from adapters.faults import Faults, shown
+from adapters.files import classifies
 from adapters.support import INITS, KINDS, OPTIONS, Option, Treatment
 
 MAX_LAYERS_PATTERNS = 16
 MAX_INVOCATION_TOKENS = 256
 MAX_SAVED_MODULES = 16
+CLASS_HEADS = ("score", "classifier")  # what transformers calls the head of a classification model
+TASKS = ("CAUSAL_LM", "SEQ_CLS")
 _DEFAULT_RANK = {"LORA": 8, "IA3": 1, "VERA": 256}
 
 
@@ -34,6 +37,7 @@ class AdapterConfig:
     layers_to_transform: frozenset[int]  # empty: all of them
     layers_patterns: tuple[str, ...]
     activation: tuple[int, ...] | None  # the tokens that switch an aLoRA on; None for any other adapter
+    classifies: bool  # it has a head over classes, where the base has one over tokens
     modules_to_save: tuple[str, ...]  # endings of the names of modules that are replaced as a whole
     tokens: Mapping[str, tuple[int, ...]]  # ending of a table's name ("": the embeddings) -> replaced rows
     ensure_weight_tying: bool
@@ -49,6 +53,7 @@ class AdapterConfig:
             "+DORA": self.use_dora,
             "+BIAS": self.lora_bias or self.bias is not Bias.NONE,
             "+VOCABULARY": bool(self.modules_to_save or self.tokens),
+            "+CLASSES": self.classifies,
             "+ALORA": self.activation is not None,
         }
         return self.kind + "".join(name for name, used in added.items() if used)
@@ -92,7 +97,8 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
         layers_to_transform=indices,
         layers_patterns=patterns,
         activation=reader.tokens("alora_invocation_tokens", MAX_INVOCATION_TOKENS),
-        modules_to_save=reader.names("modules_to_save", MAX_SAVED_MODULES),
+        classifies=classifies(config),
+        modules_to_save=_saved(reader, config),
         tokens=reader.tokens_by_table("trainable_token_indices"),
         ensure_weight_tying=reader.flag("ensure_weight_tying"),
         feedforward_modules=reader.selector("feedforward_modules"),
@@ -102,6 +108,12 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
     )
     _check_combination(result, config, faults)
     return result if len(faults) == before else None
+
+
+def _saved(reader: ConfigReader, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules to save of the base; a classification head is none of those, and always saved."""
+    names = reader.names("modules_to_save", MAX_SAVED_MODULES)
+    return tuple(name for name in names if name not in CLASS_HEADS) if classifies(config) else names
 
 
 def _check_combination(result: AdapterConfig, config: Mapping[str, Any], faults: Faults) -> None:
@@ -145,8 +157,8 @@ def _check_auto_mapping(value: Any, faults: Faults) -> None:
 def _check_options(config: Mapping[str, Any], known: Sequence[Option], faults: Faults) -> None:
     options = {option.key: option for option in known}
     task = config.get("task_type")
-    if task not in (None, "CAUSAL_LM"):
-        faults.add(f"task_type {shown(task)} is not served: only CAUSAL_LM is")
+    if task is not None and task not in TASKS:
+        faults.add(f"task_type {shown(task)} is not served: only {' and '.join(TASKS)} are")
     for key, value in config.items():
         option = options.get(key)
         if option is None:

@@ -28,7 +28,8 @@ def copy_artifact(source: Path, target: Path) -> str:
         OSError: the disk refused.
     """
     content = read_config_bytes(source / CONFIG_NAME)
-    digest = artifact_digest(parse_config_bytes(content))
+    config = parse_config_bytes(content)
+    digest = artifact_digest(config)
     _write(target / CONFIG_NAME, content)
     with open_regular(source / WEIGHTS_NAME) as file, (target / WEIGHTS_NAME).open("wb") as copy:
         left = os.fstat(file.fileno()).st_size
@@ -41,7 +42,7 @@ def copy_artifact(source: Path, target: Path) -> str:
             left -= len(chunk)
         copy.flush()
         os.fsync(copy.fileno())
-    texts = read_text_files(source)
+    texts = read_text_files(source, config)
     add_text_files(digest, texts)
     for name, text in texts.items():
         _write(target / name, text)

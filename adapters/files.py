@@ -31,7 +31,9 @@ TEXT_NAMES = (
 )
 MAX_TEXT_BYTES = 64 << 20  # of all of them together
 
-KEPT_NAMES = (CONFIG_NAME, WEIGHTS_NAME, *TEXT_NAMES)  # all that a revision keeps
+CLASSES_NAME = "config.json"  # transformers': names the classes of an adapter that classifies
+
+KEPT_NAMES = (CONFIG_NAME, WEIGHTS_NAME, *TEXT_NAMES, CLASSES_NAME)  # all that a revision keeps
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -93,15 +95,23 @@ def read_config_bytes(path: Path) -> bytes:
     return _read_bounded(path, MAX_CONFIG_BYTES)
 
 
-def read_text_files(directory: Path) -> dict[str, bytes]:
-    """Those of :data:`TEXT_NAMES` that ``directory`` holds.
+def classifies(config: Mapping[str, Any]) -> bool:
+    """Whether ``adapter_config.json`` is that of an adapter which classifies instead of writing."""
+    task, mapping = config.get("task_type"), config.get("auto_mapping")
+    if task is not None or not isinstance(mapping, dict):
+        return bool(task == "SEQ_CLS")
+    return str(mapping.get("base_model_class")).endswith("ForSequenceClassification")
+
+
+def read_text_files(directory: Path, config: Mapping[str, Any]) -> dict[str, bytes]:
+    """Those of :data:`TEXT_NAMES` that ``directory`` holds; where ``config`` classifies, its labels as well.
 
     Raises:
         FileFault: one can't be read, or they are too large.
     """
     files: dict[str, bytes] = {}
     left = MAX_TEXT_BYTES
-    for name in TEXT_NAMES:
+    for name in (*TEXT_NAMES, CLASSES_NAME) if classifies(config) else TEXT_NAMES:
         if os.path.lexists(directory / name):
             files[name] = _read_bounded(directory / name, left)
             left -= len(files[name])

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from adapters.base import BaseModel
+from adapters.config import CLASS_HEADS
 from adapters.faults import Faults, shown, some
 from adapters.slots import PREFIX, Layout, Slot, tensor_keys
 from adapters.tensors import TensorFile
@@ -23,6 +24,8 @@ _OPTION_OF = {  # the endings of tensors that belong to an option, and how to sa
     ".lora_B.bias": "the config does not set lora_bias",
     ".base_layer.bias": "the config's bias does not select them",
 }
+_CLASS_HEADS = tuple(f"{PREFIX}{name}.weight" for name in CLASS_HEADS)
+_PLACED = ("base_model.vera_A", "base_model.vera_B", *_CLASS_HEADS)  # on any base
 _EXAMPLES = 4  # tensors or modules named in one fault
 
 
@@ -78,7 +81,7 @@ def _check_strays(
 
 def _why_stray(key: str, module: str, base: BaseModel) -> str:
     """Why no config could place the tensor on this base; empty if one could."""
-    if module in base.modules or module in base.norms or key in ("base_model.vera_A", "base_model.vera_B"):
+    if module in base.modules or module in base.norms or key in _PLACED:
         return ""
     if base.vocabulary is not None:
         for table in (base.vocabulary.embedding, base.vocabulary.head):
@@ -94,6 +97,8 @@ def _why_stray(key: str, module: str, base: BaseModel) -> str:
 
 
 def _why_unasked(key: str, module: str, layout: Layout) -> str:
+    if key in _CLASS_HEADS:
+        return 'the head of a classification adapter, whose task_type is "SEQ_CLS"'
     if module and module not in layout.modules and not key.endswith(f"{module}.bias"):
         return "target_modules does not select their modules"
     for ending, reason in _OPTION_OF.items():

@@ -34,6 +34,11 @@ class RevisionRecord:
     lineage: Mapping[str, Any] | None = None  # JSON-safe: members, weights, method
     details: Mapping[str, Any] = field(default_factory=dict)  # JSON-safe facts for people
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The classes of an adapter that classifies."""
+        return tuple(self.details["labels"]) if "labels" in self.details else None
+
 
 @dataclass(frozen=True)
 class NameRecord:

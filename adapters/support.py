@@ -75,16 +75,16 @@ _MIX = "name a mix of the members, with fixed weights"
 
 _COMMON: tuple[Option, ...] = (
     Option("peft_type", _SERVED, "the kinds are in the table below"),
-    Option("task_type", _SERVED, "CAUSAL_LM or null; the others have another head"),
+    Option("task_type", _SERVED, "CAUSAL_LM or null; SEQ_CLS to classify; the others have another head"),
     Option("base_model_name_or_path", _NO_EFFECT, "a hint: the base is matched by modules and shapes"),
     Option("revision", _NO_EFFECT, "of the base model, a hint like its name"),
     Option("peft_version", _NO_EFFECT, "recorded with the adapter"),
     Option("inference_mode", _NO_EFFECT, "training only"),
     Option(
         "auto_mapping",
-        _NO_EFFECT,
-        "PEFT writes it when task_type is missing; refused unless it names a class of transformers, "
-        "and never imported",
+        _SERVED,
+        "PEFT writes it when task_type is missing: a ...ForSequenceClassification classifies; refused "
+        "unless it names a class of transformers, and never imported",
     ),
 )
 
@@ -105,7 +105,8 @@ _MODULES_TO_SAVE = Option(
     "modules_to_save",
     _SERVED,
     "the input embeddings and the output head: whole tables, of which the rows that differ from the base's "
-    "take adapter memory; other modules are refused",
+    "take adapter memory; of an adapter that classifies its head (score or classifier); other modules are "
+    "refused",
 )
 
 _BIAS = Option(

@@ -23,6 +23,7 @@ from adapters.faults import Faults, shown, some
 from adapters.files import (
     SPECIAL_TOKENS_NAME,
     TEMPLATE_NAME,
+    TEXT_NAMES,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     VOCABULARY_NAMES,
@@ -97,8 +98,9 @@ def read_text(
     ``vocab_size``: rows of the embeddings that the adapter runs with; ids of added tokens lie below it.
     """
     if base is None:
-        if files:
-            faults.add(f"{some(sorted(files), len(files))}: the base was described without its tokenizer")
+        own = sorted(files.keys() & {*TEXT_NAMES})
+        if own:
+            faults.add(f"{some(own, len(own))}: the base was described without its tokenizer")
         return AdapterText()
     config = _object(files, TOKENIZER_CONFIG_NAME, faults)
     template = _template(files, config, faults)

@@ -36,3 +36,4 @@ class VocabularyDelta:
     size: int  # V', tokens that the adapter knows: those of the base, and more where it was resized
     embedding: TableDelta | None = None
     head: TableDelta | None = None
+    classes: torch.Tensor | None = None  # [n, D] the head of an adapter that classifies, instead of tokens

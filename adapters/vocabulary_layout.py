@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from adapters.base import BaseModel, BaseVocabulary
-from adapters.config import AdapterConfig
+from adapters.config import CLASS_HEADS, AdapterConfig
 from adapters.faults import Faults, shown, some
 from adapters.slots import PREFIX
 from adapters.targets import Target, saves_embeddings, table_targets, targets_embeddings
@@ -52,11 +52,12 @@ class VocabularyLayout:
     head: TableLayout
     size: int
     tied: bool
+    class_heads: tuple[str, ...] = ()  # where the head over classes may be, which then is the only one
 
     @property
-    def tables(self) -> tuple[TableLayout, TableLayout]:
-        """Embeddings and head."""
-        return self.embedding, self.head
+    def tables(self) -> tuple[TableLayout, ...]:
+        """Embeddings and head, or the embeddings alone of what classifies."""
+        return (self.embedding,) if self.class_heads else (self.embedding, self.head)
 
     @property
     def changes(self) -> bool:
@@ -70,6 +71,8 @@ def lay_out_vocabulary(config: AdapterConfig, base: BaseModel, faults: Faults) -
     if vocabulary is None:
         if config.modules_to_save or config.tokens:
             faults.add("modules_to_save and trainable_token_indices are not served on this base's embeddings")
+        if config.classifies:
+            faults.add("classification heads are not served on this base")
         return None
     saved = _saved(config, base, faults)
     lora = table_targets(config, base)
@@ -80,9 +83,11 @@ def lay_out_vocabulary(config: AdapterConfig, base: BaseModel, faults: Faults) -
         replace(t, lora=lora.get(t.name), saved=t.name in saved, tokens=tokens.get(t.name, ()))
         for t in (embedding, head)
     )
-    if vocabulary.tied:
+    heads = tuple(f"{PREFIX}{name}.weight" for name in CLASS_HEADS) if config.classifies else ()
+    tied = vocabulary.tied and not heads  # a classification model has no output head to share them with
+    if tied:
         embedding, head = _tie(config, embedding, head, faults)
-    layout = VocabularyLayout(embedding, head, vocabulary.size, vocabulary.tied)
+    layout = VocabularyLayout(embedding, head, vocabulary.size, tied, heads)
     _check_combinations(config, layout, vocabulary, faults)
     return layout
 
@@ -155,5 +160,7 @@ def _check_combinations(
         faults.add("lora_bias is not served on embeddings and output head")
     if layout.changes and config.activation is not None:
         faults.add("alora_invocation_tokens cannot be used with changes to embeddings or output head")
+    if layout.class_heads and config.activation is not None:
+        faults.add("alora_invocation_tokens cannot be used with a classification head")
     if vocabulary.head_bias and (layout.head.saved or layout.head.tokens):
         faults.add("the output head of this base has a bias: only LoRA is served on it")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from adapters.base import BaseModel
+from adapters.classes import MAX_CLASSES
 from adapters.faults import Faults, shown, some
 from adapters.tensors import TensorFile
 from adapters.vocabulary import TableDelta, VocabularyDelta
@@ -18,7 +19,7 @@ _EXAMPLES = 4
 
 def claimed(layout: VocabularyLayout) -> frozenset[str]:
     """The names of all tensors that the layout has a place for."""
-    return frozenset(
+    return frozenset(layout.class_heads) | frozenset(
         table.key(ending)
         for table in layout.tables
         for ending in (*_factors(table), *_rows(table), *_whole(table))
@@ -42,11 +43,17 @@ def check_vocabulary(
         _check_sizes(file, layout, sizes, base, faults)
     if len(faults) == before and file.complete:
         _check_copies(file, layout, faults)
+    if layout.class_heads:
+        _check_classes(file, layout, base, faults)
 
 
 def read_vocabulary(file: TensorFile, layout: VocabularyLayout) -> VocabularyDelta | None:
     """The changes to both tables; None if there are none. Everything has been checked."""
-    embedding, head = _read(file, layout.embedding, layout), _read(file, layout.head, layout)
+    embedding = _read(file, layout.embedding, layout)
+    if layout.class_heads:
+        (key,) = _class_heads(file, layout)
+        return VocabularyDelta(vocabulary_size(file, layout), embedding, classes=file.tensor(key).float())
+    head = _read(file, layout.head, layout)
     if embedding is None and head is None:
         return None
     return VocabularyDelta(vocabulary_size(file, layout), embedding, head)
@@ -59,7 +66,7 @@ def vocabulary_size(file: TensorFile, layout: VocabularyLayout) -> int:
 
 def does_something(file: TensorFile, layout: VocabularyLayout) -> bool:
     """Whether the tables may differ from the base's; what are mere copies is seen when they meet it."""
-    if any(table.saved or table.tokens for table in layout.tables):
+    if layout.class_heads or any(table.saved or table.tokens for table in layout.tables):
         return True
     factors = [_lora_keys(table, layout) for table in layout.tables if table.lora is not None]
     return any(not any(_is_zero(file, key) for key in keys) for keys in factors)
@@ -129,7 +136,8 @@ def _sizes(file: TensorFile, table: TableLayout) -> Iterator[int]:
 def _check_sizes(
     file: TensorFile, layout: VocabularyLayout, sizes: dict[str, int], base: BaseModel, faults: Faults
 ) -> None:
-    embedding, head = (sizes[table.name] for table in layout.tables)
+    embedding = sizes[layout.embedding.name]
+    head = sizes.get(layout.head.name, embedding)
     if layout.tied and layout.size in (embedding, head):  # one tensor: what resizes one resizes the other
         embedding = head = max(embedding, head)
     if embedding != head:
@@ -148,6 +156,35 @@ def _check_sizes(
     top = max((token for table in layout.tables for token in table.tokens), default=0)
     if top >= embedding:
         faults.add(f"trainable_token_indices names token {top}; the vocabulary has {embedding}")
+
+
+def _class_heads(file: TensorFile, layout: VocabularyLayout) -> list[str]:
+    return [key for key in layout.class_heads if key in file.infos]
+
+
+def _check_classes(file: TensorFile, layout: VocabularyLayout, base: BaseModel, faults: Faults) -> None:
+    """One head [classes, width] that says something."""
+    assert base.vocabulary is not None
+    found, width = _class_heads(file, layout), base.vocabulary.head_width
+    if len(found) != 1:
+        which = "the file holds both" if found else "it is missing"
+        names = some(layout.class_heads, len(layout.class_heads))
+        faults.add(f"a classification adapter has its head in one of {names}: {which} (modules_to_save)")
+        return
+    info = file.infos[found[0]]
+    if len(info.shape) != 2 or info.shape[1] != width or not 1 <= info.shape[0] <= MAX_CLASSES:
+        faults.add(
+            f"size mismatch for {shown(info.name)}: the file has {list(info.shape)}, [classes, {width}] is "
+            f"needed with 1 to {MAX_CLASSES} classes"
+        )
+    elif file.complete and file.holds_only(info.name, 0.0):
+        faults.add(f"{shown(info.name)} is all zeros: every class would always be equally likely")
+
+
+def class_count(file: TensorFile, layout: VocabularyLayout) -> int | None:
+    """How many classes the head has; None where that can't be said."""
+    shapes = [file.infos[key].shape for key in _class_heads(file, layout)]
+    return shapes[0][0] if len(shapes) == 1 and len(shapes[0]) == 2 else None
 
 
 def _check_copies(file: TensorFile, layout: VocabularyLayout, faults: Faults) -> None:

@@ -150,7 +150,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         config=settings,
         model_name=name,
         tokenizer=loaded.tokenizer,
-        languages=Languages(loaded.tokenizer, processes, store.path),
+        languages=Languages(loaded.tokenizer, processes, store.path, loaded.pad_id),
         engine=engine,
         core=core,
         adapters=adapters,

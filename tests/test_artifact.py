@@ -95,7 +95,7 @@ CONFIG_FAULTS: list[tuple[Change, str]] = [
     (set_key("peft_type", "LOHA"), "peft_type LOHA is not served.*save_as_lora"),
     (set_key("peft_type", "NEWLORA"), "peft_type 'NEWLORA' is not a kind"),
     (set_key("peft_type", ["LORA"]), "not a kind"),
-    (set_key("task_type", "SEQ_CLS"), "task_type 'SEQ_CLS' is not served"),
+    (set_key("task_type", "TOKEN_CLS"), "task_type 'TOKEN_CLS' is not served"),
     (set_key("auto_mapping", {"base_model_class": "X"}), "auto_mapping=.*set it to null"),
     (set_key("use_dora", 0), "use_dora should be true or false"),
     (set_key("lora_bias", "yes"), "lora_bias should be true or false"),

@@ -256,7 +256,7 @@ THREE: list[tuple[str, tuple[Change, ...], tuple[str, ...]]] = [
     ),
     (
         "ia3",
-        (poison(f"{Q}.ia3_l"), put(f"{V}.ia3_l", torch.ones(4, 1)), set_key("task_type", "SEQ_CLS")),
+        (poison(f"{Q}.ia3_l"), put(f"{V}.ia3_l", torch.ones(4, 1)), set_key("task_type", "TOKEN_CLS")),
         ("NaN", "unexpected tensors", "task_type"),
     ),
     (

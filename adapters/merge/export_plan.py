@@ -90,7 +90,9 @@ def plan_export(
     for member in members:
         if member.artifact.activation is not None:
             faults.add(f"{member.name} acts only from certain tokens on (aLoRA): weights can't say that")
-        if member.artifact.vocabulary is not None:
+        if member.artifact.classes is not None:
+            faults.add(f"{member.name} classifies: a causal language model has no place for its head")
+        elif member.artifact.vocabulary is not None:
             faults.add(f"{member.name} changes the embeddings or the output head, which is not merged here")
     used = _normalized(members)
     if not used:

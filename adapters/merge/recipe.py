@@ -119,6 +119,8 @@ def _inexpressible(artifact: Artifact, recipe: Recipe) -> str | None:
     """Why no LoRA adapter computes what this one does."""
     if artifact.activation is not None:
         return "it acts only from certain tokens on (aLoRA)"
+    if artifact.classes is not None:
+        return "it classifies, and the heads of two adapters have no sum"
     if artifact.vocabulary is not None:
         return "it changes the embeddings or the output head; a mix with it can be served"
     deltas = artifact.delta.values()

@@ -31,6 +31,6 @@ def texts_of(members: Sequence[Member], faults: Faults) -> dict[str, bytes]:
         return {}
     member = next(iter(own.values()))
     try:
-        return read_text_files(member.artifact.directory)
+        return read_text_files(member.artifact.directory, {})
     except FileFault as fault:
         raise ArtifactError([f"{member.name}: {fault}"]) from None

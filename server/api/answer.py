@@ -109,10 +109,10 @@ async def answer(service: Service, request: Request, asked: Asked, form: AnswerF
         ClientDisconnect: the client left before its answer began.
         As :func:`start`; GenerationFailed and EngineDead for an answer that is not streamed.
     """
-    generation = await _begin(service, request, asked, form.requests)
+    generation = await begin(service, request, asked, form.requests)
     service.adapters.experiments.remember(form.head["id"], generation.model, asked.resolution)
     form.head["model"] = generation.model
-    headers = {"x-manylora-model": quote(generation.model, safe="@*+:/-._ ")}  # the base's may be any text
+    headers = model_header(generation)
     if form.stream:
         events = stream_events(generation, form)
         return EventStream(events, generation.aclose, headers, service.config.shutdown_timeout)
@@ -123,12 +123,17 @@ async def answer(service: Service, request: Request, asked: Asked, form: AnswerF
         await generation.aclose()
 
 
-async def _begin(
-    service: Service, request: Request, asked: Asked, prompts: Sequence[GenerateRequest]
+async def begin(
+    service: Service, request: Request, asked: Asked, prompts: Sequence[GenerateRequest], param: str = "n"
 ) -> Generation:
-    """Start the answers; what keeps them from it counts as theirs, unless it was the request's own fault."""
+    """Start the answers; what keeps them from it counts as theirs, unless it was the request's own fault.
+
+    Raises:
+        ClientDisconnect: the client left while the request waited for adapters.
+        As :func:`start`.
+    """
     answering = service.adapters.experiments.begin(asked.arm)
-    starting = start(service, asked, prompts, None if answering is None else answering.ended)
+    starting = start(service, asked, prompts, None if answering is None else answering.ended, param=param)
     waits = asked.resolution is not None  # for adapters that are not on the device
     try:
         return await (unless_disconnected(request, starting) if waits else starting)
@@ -138,6 +143,11 @@ async def _begin(
             reason = FinishReason.ABORT if left else FinishReason.ERROR
             answering.failed(reason, sum(prompt.n for prompt in prompts))
         raise
+
+
+def model_header(generation: Generation) -> dict[str, str]:
+    """The header that names the revisions which answer."""
+    return {"x-manylora-model": quote(generation.model, safe="@*+:/-._ ")}  # the base's may be any text
 
 
 async def _gather(generation: Generation, form: AnswerFormat) -> None:

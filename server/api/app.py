@@ -16,6 +16,7 @@ from server.api import (
     adapters,
     aliases,
     chat,
+    classify,
     compare,
     completions,
     compose,
@@ -41,6 +42,7 @@ OPEN_PATHS = docs.PATHS | {"/health", "/ready", "/openapi.json"}  # need no key
 _RESOURCES = (
     chat,
     completions,
+    classify,
     compare,
     feedback,
     models,

@@ -96,23 +96,48 @@ class Asked:
 
 
 @asynccontextmanager
-async def resolved(service: Service, request: Request, mix: AskedMix) -> AsyncGenerator[Asked, None]:
+async def resolved(
+    service: Service, request: Request, mix: AskedMix, *, classify: bool | None = False
+) -> AsyncGenerator[Asked, None]:
     """Name -> revision: happens here, once. The references end with the block, unless a lease has them.
 
+    Args:
+        classify: whether classes are asked for, or text; None for what both kinds of adapters can do.
+
     Raises:
+        RequestError: what is named does the other of the two.
         AdapterNotFound, AdapterTooLarge, MixError: the mix can't be served.
         ClientDisconnect: the client left while an unknown name was looked up.
         GenerationFailed: the files of a registered adapter can't be read any more.
     """
     if not mix.terms:
-        yield Asked(mix, None, service.languages.base)
+        asked = Asked(mix, None, service.languages.base)
+        _check_task(asked, classify)
+        yield asked
         return
     resolution = await _resolve(service.adapters, request, mix)
     try:
-        yield Asked(mix, resolution, await _language(service, mix, resolution))
+        asked = Asked(mix, resolution, await _language(service, mix, resolution))
+        _check_task(asked, classify)
+        yield asked
     finally:
         if not resolution.leased:
             service.adapters.drop(resolution)
+
+
+def _check_task(asked: Asked, classify: bool | None) -> None:
+    resolution, param = asked.resolution, asked.mix.param
+    name = "the base model" if resolution is None else f"'{resolution.served_model}'"
+    if classify is False and asked.language.classes is not None:
+        raise RequestError(f"{name} classifies and writes no text: use /classify", param, "unsupported_task")
+    if classify and asked.language.classes is None:
+        raise RequestError(
+            f"{name} has no classes: name an adapter that was trained to classify (task_type SEQ_CLS)",
+            param,
+            "unsupported_task",
+        )
+    if classify and resolution is not None and resolution.entries[0][1] != 1.0:
+        raise RequestError(f"{name}: an adapter that classifies has no strength but 1", param)
 
 
 async def _resolve(manager: AdapterManager, request: Request, mix: AskedMix) -> Resolution:
@@ -177,20 +202,29 @@ class Generation:
 
 
 async def start(
-    service: Service, asked: Asked, prompts: Sequence[GenerateRequest], ended: Ended | None = None
+    service: Service,
+    asked: Asked,
+    prompts: Sequence[GenerateRequest],
+    ended: Ended | None = None,
+    *,
+    param: str = "n",
 ) -> Generation:
     """Take the adapters, waiting for cold ones, and hand every prompt to the engine; all or nothing.
 
-    ``ended`` hears of each answer that has ended.
+    Args:
+        ended: hears of each answer that has ended.
+        param: the parameter to blame for too many answers at once.
 
     Raises:
+        RequestError: more answers than the server takes.
         GenerationFailed: a registered adapter can't be loaded any more.
         QueueFull, EngineDead, ContextTooLong: the engine doesn't take the prompts.
     """
     wanted = sum(prompt.n for prompt in prompts)
     if wanted > service.engine.max_open:
         raise RequestError(
-            f"this request asks for {wanted} answers at once, the server takes {service.engine.max_open}", "n"
+            f"this request asks for {wanted} answers at once, the server takes {service.engine.max_open}",
+            param,
         )
     leases: list[Lease] = []
     streams: list[Stream] = []

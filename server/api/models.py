@@ -65,6 +65,7 @@ def _adapter_card(service: Service, adapter: Registered) -> dict[str, Any]:
         "modules": adapter.modules,
         "bytes": adapter.nbytes,
         "resident": adapter.resident,
+        **({} if adapter.labels is None else {"task": "classify", "labels": adapter.labels}),
     }
 
 

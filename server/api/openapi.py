@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 from server.api.adapters import RollbackBody
 from server.api.aliases import AliasBody
 from server.api.body import RequestBody
+from server.api.classify import ClassifyBody
 from server.api.compare_body import CompareBody
 from server.api.compose import ComposeBody
 from server.api.export import ExportBody
@@ -25,6 +26,7 @@ Examples = dict[str, dict[str, Any]]
 _BODIES: dict[tuple[str, str], type[RequestBody]] = {
     ("/v1/chat/completions", "post"): ChatBody,
     ("/v1/completions", "post"): CompletionBody,
+    ("/classify", "post"): ClassifyBody,
     ("/v1/compare", "post"): CompareBody,
     ("/v1/feedback", "post"): FeedbackBody,
     ("/v1/adapters/{name}", "put"): SourceBody,
@@ -118,11 +120,13 @@ def _name_examples(schema: dict[str, Any], service: Service) -> None:
 
 def _examples(path: str, service: Service) -> Examples:
     base = service.model_name
-    adapters = [adapter.name for adapter in service.adapters.list()]
+    adapters = [adapter.name for adapter in service.adapters.list() if adapter.labels is None]
     if path == "/v1/chat/completions":
         return _chat_examples(base, adapters)
     if path == "/v1/completions":
         return _completion_examples(base)
+    if path == "/classify":
+        return _classify_examples([a.name for a in service.adapters.list() if a.labels is not None])
     if path == "/v1/compare":
         return _compare_examples(base, adapters)
     if path.startswith("/v1/aliases"):
@@ -157,6 +161,11 @@ def _completion_examples(base: str) -> Examples:
             "Log-probabilities of a text", {**text, "max_tokens": 0, "echo": True, "logprobs": 1}
         ),
     }
+
+
+def _classify_examples(classifiers: list[str]) -> Examples:
+    texts = ["Great service, thank you!", "It broke after a day."]
+    return {name: _example(f"With {name}", {"model": name, "input": texts}) for name in classifiers[:1]}
 
 
 def _compare_examples(base: str, adapters: list[str]) -> Examples:

@@ -42,22 +42,27 @@ async def _check_names(language: Language, messages: list[dict[str, str]]) -> No
 
 
 async def prompt_ids(
-    service: Service, language: Language, prompt: Prompt, *, add_special_tokens: bool = True
+    service: Service,
+    language: Language,
+    prompt: Prompt,
+    *,
+    add_special_tokens: bool = True,
+    param: str = "prompt",
 ) -> tuple[int, ...]:
-    """The token ids of one prompt of the completions endpoint.
+    """The token ids of one prompt that came in the field ``param``.
 
     Raises:
         ContextTooLong: by its length alone it can't fit.
         RequestError: an id outside the vocabulary.
     """
     if isinstance(prompt, str):
-        _check_size(service, len(prompt), "prompt")
+        _check_size(service, len(prompt), param)
         return await language.encode(prompt, add_special_tokens=add_special_tokens)
     vocab_size = language.tokenizer.vocab_size
     if len(prompt) > service.max_model_len:  # told by answer_budget; its ids need no look
         return prompt
     if min(prompt) < 0 or max(prompt) >= vocab_size:
-        raise RequestError(f"'prompt': token ids go from 0 to {vocab_size - 1}", "prompt")
+        raise RequestError(f"'{param}': token ids go from 0 to {vocab_size - 1}", param)
     return prompt
 
 

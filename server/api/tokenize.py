@@ -51,7 +51,7 @@ async def tokenize(
     request: Request, service: ServiceState, body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody))]
 ) -> Response:
     """The ids exactly as a generation request would see them."""
-    async with resolved(service, request, _mix(service, body.model)) as asked:
+    async with resolved(service, request, _mix(service, body.model), classify=None) as asked:
         ids = await _ids(service, asked.language, body)
         text = asked.language.tokenizer.token_text
         texts = [text(token) for token in ids] if body.return_token_strs else None
@@ -93,7 +93,7 @@ async def detokenize(
     body: Annotated[DetokenizeBody, Depends(parse_body(DetokenizeBody))],
 ) -> Response:
     """The text of ``tokens``, special ones written out."""
-    async with resolved(service, request, _mix(service, body.model)) as asked:
+    async with resolved(service, request, _mix(service, body.model), classify=None) as asked:
         tokenizer = asked.language.tokenizer
         if any(token >= tokenizer.vocab_size for token in body.tokens):
             raise RequestError(f"'tokens': token ids go from 0 to {tokenizer.vocab_size - 1}", "tokens")

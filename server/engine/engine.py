@@ -135,8 +135,8 @@ class Engine:
         return groups
 
     def _width(self, sequence: Sequence) -> int:
-        """How many tokens the sequence knows."""
-        return max(self.vocab_size, sequence.vocab_size)
+        """How many tokens the sequence knows, or classes."""
+        return sequence.mix.num_classes or max(self.vocab_size, sequence.vocab_size)
 
     def _update(self, logits: torch.Tensor, batch: Batch, tokens: list[int]) -> None:
         """Account for the computed rows, append the drawn tokens, end what is finished."""
@@ -265,13 +265,14 @@ class Engine:
         for sequence in (item.sequence for item in scheduled):
             if sequence.params.max_tokens == 0 and not sequence.num_uncomputed_tokens:
                 scores = self._prompt_logprobs(sequence)
+                reason = FinishReason.STOP if sequence.mix.num_classes else FinishReason.LENGTH
                 self._end(
                     sequence,
                     Delta(
                         sequence.index,
                         prompt_logprobs=scores,
                         cached_tokens=sequence.num_cached_tokens,
-                        finish_reason=FinishReason.LENGTH,
+                        finish_reason=reason,
                     ),
                 )
 

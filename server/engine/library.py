@@ -126,6 +126,8 @@ class Library:
         artifact = self.artifact(digest)
         if artifact.activation is not None:
             raise ArtifactError(["an aLoRA can't be merged: it does not run from the first token on"])
+        if artifact.classes is not None:
+            raise ArtifactError(["an adapter that classifies can't be merged: the copy would have no head"])
         if artifact.vocabulary is not None:
             raise ArtifactError(
                 ["an adapter with embeddings or a head of its own can't be merged here; export it"]
@@ -180,6 +182,9 @@ class Library:
 def _details(artifact: Artifact) -> dict[str, object]:
     """Facts for people: which chat template and tokenizer answer, and how many tokens it knows."""
     details: dict[str, object] = dict(artifact.text.details())
-    if artifact.vocabulary is not None:
+    if artifact.classes is not None:
+        details["labels"] = list(artifact.classes.labels or ())
+        details["problem_type"] = artifact.classes.problem
+    elif artifact.vocabulary is not None:
         details["vocabulary"] = artifact.vocabulary.size
     return details

@@ -65,6 +65,12 @@ class ResolvedMix:
         own = [pages.vocabulary.size for pages, _ in self.members if pages.vocabulary is not None]
         return max(own, default=0)
 
+    @property
+    def num_classes(self) -> int:
+        """Classes of an adapter that classifies, whose logits are theirs; 0 for what writes."""
+        heads = [pages.vocabulary.classes for pages, _ in self.members if pages.vocabulary is not None]
+        return max((head.count for head in heads if head is not None), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:

@@ -31,6 +31,7 @@ class Registered:
     nbytes: int  # on the device, or as stored if it has not been there yet
     resident: bool
     created: float  # unix seconds
+    labels: tuple[str, ...] | None  # of an adapter that classifies
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def registered_of(record: NameRecord, facts: RevisionRecord, *, nbytes: int, res
         nbytes=nbytes,
         resident=resident,
         created=record.created,
+        labels=facts.labels,
     )
 
 

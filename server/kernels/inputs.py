@@ -56,6 +56,17 @@ class TablePages:
 
 
 @dataclass(frozen=True, eq=False)
+class ClassPages:
+    """Where the head [count, D] of an adapter that classifies lies in the pool.
+
+    It is float32 whatever the pool's dtype is, in as many elements as that takes.
+    """
+
+    count: int
+    start: int  # first element
+
+
+@dataclass(frozen=True, eq=False)
 class VocabularyPages:
     """An adapter's own vocabulary. With the mix {(k, w_k)} a row has, E and H being the base's tables,
 
@@ -63,11 +74,14 @@ class VocabularyPages:
     the logits     H h + Σ_k w_k [ (H_k h − H h) + B_k (A_k h) ]    of its final hidden state h,
 
     where E_k and H_k have the replaced rows, and E and H are zero for tokens the base does not have.
+    With ``classes``, a matrix C, the row has C h in the place of its first logits, in float32; such an
+    adapter is the only one of its mix, with weight 1.
     """
 
     size: int  # V', at least the base's
     embedding: TablePages | None = None
     head: TablePages | None = None
+    classes: ClassPages | None = None
 
 
 @dataclass(frozen=True, eq=False)

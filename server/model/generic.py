@@ -47,6 +47,7 @@ class _Forward:
     lora: LoraDelta | None = None
     vocabulary: VocabularyPlan | None = None
     embedded: EmbeddedRows | None = None
+    hidden: torch.Tensor | None = None  # [R, D] what the head was applied to, if adapters have their own
     logits_rows: torch.Tensor | None = None  # of the rows that the head sees; None: all of them
     survey: _Survey | None = None
 
@@ -146,7 +147,7 @@ class GenericDecoder:
             torch.from_numpy(inputs.logits_rows).to(device),
             merged,
         )
-        return logits if vocabulary is None else vocabulary.mask(logits)
+        return logits if vocabulary is None else vocabulary.conclude(logits, forward.hidden)
 
     def take_over(self, model: Any) -> None:
         """Nothing is held twice: the model itself runs."""
@@ -265,6 +266,7 @@ class GenericDecoder:
         x, y = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1])
         rows = self._forward.logits_rows
         plan = self._forward.vocabulary
+        self._forward.hidden = x if rows is None else x[rows]
         if rows is None:
             wide = plan.correct(y, x)
         else:

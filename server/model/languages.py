@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from adapters.classes import Classes, read_classes
 from adapters.errors import ArtifactError, ChatTemplateError, MixError
 from adapters.faults import Faults
-from adapters.files import FileFault, read_text_files
+from adapters.files import CONFIG_NAME, FileFault, classifies, read_config, read_text_files
 from adapters.text import AdapterText, BaseText, read_text
 from server.errors import RequestError
 from server.model.templates import Conversation, TemplateProcesses
@@ -39,6 +40,7 @@ class Language:
     tokenizer: Tokenizer
     template: Callable[[Conversation], Awaitable[str]] | None = None  # None: the base's, in ``tokenizer``
     conflict: str | None = None  # why no template speaks for the mix
+    classes: Classes | None = None  # of an adapter that answers with the probabilities of labels instead
 
     async def render(
         self,
@@ -81,13 +83,18 @@ class Languages:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, processes: TemplateProcesses, locate: Callable[[str], Path]
+        self,
+        tokenizer: Tokenizer,
+        processes: TemplateProcesses,
+        locate: Callable[[str], Path],
+        pad_id: int | None = None,
     ) -> None:
-        """``locate`` finds the directory of a revision by digest."""
+        """``locate`` finds the directory of a revision by digest; ``pad_id`` is the base's padding."""
         self._tokenizer = tokenizer
         self._base = tokenizer.base_text()
         self._processes = processes
         self._locate = locate
+        self._pad_id = pad_id
         self._texts: _Recent[_Text] = _Recent(_MAX_TEXTS)
         self._tokenizers: _Recent[Tokenizer] = _Recent(_MAX_TOKENIZERS)
 
@@ -100,10 +107,13 @@ class Languages:
         """The language of a mix.
 
         Raises:
-            MixError: two members bring different tokenizers.
+            MixError: two members bring different tokenizers, or one of several classifies.
             AdapterError: the files of a member can't be read.
         """
         texts = [await self._text(speaker) for speaker in speakers]
+        classifier = next((text for text in texts if text.classes is not None), None)
+        if classifier is not None and len(texts) > 1:
+            raise MixError(f"{classifier.speaker.label!r} classifies, so it can't be part of a mix")
         tokenizer, clash = _one(texts, lambda text: text.tokenizer)
         if clash is not None:
             raise MixError(f"{clash} bring different tokenizers, so their mix can't read text")
@@ -115,6 +125,7 @@ class Languages:
             self._tokenizer if tokenizer is None else await self._tokenizer_of(tokenizer),
             None if template is None else self._template_of(template),
             conflict,
+            None if classifier is None else classifier.classes,
         )
 
     async def close(self) -> None:
@@ -124,15 +135,17 @@ class Languages:
     async def _text(self, speaker: Speaker) -> _Text:
         text = self._texts.get(speaker.digest)
         if text is None:
-            read = await asyncio.to_thread(_read, self._locate(speaker.digest), self._base)
-            text = _Text(speaker, read.template, read.template_digest, read.tokenizer_digest)
+            read, classes = await asyncio.to_thread(_read, self._locate(speaker.digest), self._base)
+            if classes is not None and classes.pad_id is None:
+                classes = replace(classes, pad_id=self._pad_id)
+            text = _Text(speaker, read.template, read.template_digest, read.tokenizer_digest, classes)
             self._texts.put(speaker.digest, text)
         return replace(text, speaker=speaker)
 
     async def _tokenizer_of(self, text: _Text) -> Tokenizer:
         tokenizer = self._tokenizers.get(text.tokenizer)
         if tokenizer is None:
-            read = await asyncio.to_thread(_read, self._locate(text.speaker.digest), self._base)
+            read, _ = await asyncio.to_thread(_read, self._locate(text.speaker.digest), self._base)
             tokenizer = await asyncio.to_thread(self._tokenizer.with_text, read)
             self._tokenizers.put(text.tokenizer, tokenizer)
         return tokenizer
@@ -160,6 +173,7 @@ class _Text:
     template: str | None
     template_digest: str | None
     tokenizer: str | None  # its digest
+    classes: Classes | None
 
 
 class _Recent(Generic[V]):
@@ -181,14 +195,17 @@ class _Recent(Generic[V]):
             self._values.popitem(last=False)
 
 
-def _read(directory: Path, base: BaseText) -> AdapterText:
+def _read(directory: Path, base: BaseText) -> tuple[AdapterText, Classes | None]:
     faults = Faults()
     try:
-        text = read_text(read_text_files(directory), base, None, faults)
+        config = read_config(directory / CONFIG_NAME)
+        files = read_text_files(directory, config)
     except FileFault as fault:
         raise ArtifactError([str(fault)]) from None
+    text = read_text(files, base, None, faults)
+    classes = read_classes(files, faults) if classifies(config) else None
     faults.raise_any()
-    return text
+    return text, classes
 
 
 def _one(texts: Sequence[_Text], key: Callable[[_Text], str | None]) -> tuple[_Text | None, str | None]:

@@ -47,6 +47,12 @@ class LoadedModel:
     fingerprint: str
     max_model_len: int
 
+    @property
+    def pad_id(self) -> int | None:
+        """The padding token of the model's config, by which a classifier finds the end of a text."""
+        pad: int | None = getattr(self.hf.config.get_text_config(), "pad_token_id", None)
+        return pad
+
 
 def resolve_device(name: str) -> torch.device:
     """The torch device for "auto", "cpu" or "cuda".

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from adapters.vocabulary import TableDelta, VocabularyDelta
-from server.kernels.inputs import Int64, TablePages, VocabularyPages
+from server.kernels.inputs import ClassPages, Int64, TablePages, VocabularyPages
 
 _CHUNK = 1 << 22  # elements looked at at a time
 
@@ -79,19 +79,30 @@ class PackedVocabulary:
 
     size: int
     tables: dict[str, PackedTable]  # "embedding", "head"
+    classes: torch.Tensor | None  # [n, D] float32
+    itemsize: int  # of the pool's dtype
 
     @property
     def elements(self) -> int:
         """Elements of the pool that they take."""
-        return sum(table.elements for table in self.tables.values())
+        return self._class_elements + sum(table.elements for table in self.tables.values())
+
+    @property
+    def _class_elements(self) -> int:
+        return 0 if self.classes is None else self.classes.nbytes // self.itemsize
 
     def put(self, data: torch.Tensor, position: int) -> VocabularyPages:
-        """Write them to ``data`` from ``position`` on."""
+        """Write them to ``data`` from ``position`` on, the start of a page."""
         pages = {}
+        classes = None
+        if self.classes is not None:  # first: float32 needs a place that is a multiple of its size
+            end = position + self._class_elements
+            data[position:end].view(torch.float32)[:] = self.classes.flatten()
+            classes, position = ClassPages(len(self.classes), position), end
         for name, table in self.tables.items():
             pages[name] = table.put(data, position)
             position += table.elements
-        return VocabularyPages(self.size, pages.get("embedding"), pages.get("head"))
+        return VocabularyPages(self.size, pages.get("embedding"), pages.get("head"), classes)
 
 
 def pack_vocabulary(delta: VocabularyDelta, base: BaseTables, dtype: torch.dtype) -> PackedVocabulary | None:
@@ -102,9 +113,9 @@ def pack_vocabulary(delta: VocabularyDelta, base: BaseTables, dtype: torch.dtype
             part = _pack(table, base.prints(name), dtype, by_token=name == "embedding")
             if part.elements:
                 packed[name] = part
-    if not packed and delta.size <= len(base.prints("embedding")):
+    if not packed and delta.classes is None and delta.size <= len(base.prints("embedding")):
         return None
-    return PackedVocabulary(delta.size, packed)
+    return PackedVocabulary(delta.size, packed, delta.classes, dtype.itemsize)
 
 
 def _pack(delta: TableDelta, base: torch.Tensor, dtype: torch.dtype, *, by_token: bool) -> PackedTable:
@@ -132,7 +143,13 @@ def _pack(delta: TableDelta, base: torch.Tensor, dtype: torch.dtype, *, by_token
 
 def place(pages: VocabularyPages, start: int) -> VocabularyPages:
     """Offsets from an adapter's start to offsets in the pool."""
-    return VocabularyPages(pages.size, _placed(pages.embedding, start), _placed(pages.head, start))
+    classes = pages.classes
+    return VocabularyPages(
+        pages.size,
+        _placed(pages.embedding, start),
+        _placed(pages.head, start),
+        None if classes is None else ClassPages(classes.count, classes.start + start),
+    )
 
 
 def _placed(pages: TablePages | None, start: int) -> TablePages | None:

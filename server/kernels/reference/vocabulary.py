@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from server.kernels.inputs import (
+    ClassPages,
     EmbeddedRows,
     Int64,
     LoraInputs,
@@ -57,14 +58,14 @@ class VocabularyPlan:
             embedded = EmbeddedRows(rows, values.contiguous())
             tokens = np.where(tokens < len(self._embedding), tokens, 0)
         hidden = None
-        if any(v.head for g in self._groups for v, _ in g.members):
+        if any(v.head or v.classes for g in self._groups for v, _ in g.members):
             shape = len(inputs.logits_rows), self._embedding.shape[1]
             hidden = torch.empty(shape, dtype=self._embedding.dtype, device=self._embedding.device)
         return replace(inputs, token_ids=tokens, embedded=embedded, hidden=hidden)
 
     def finish(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
         """The logits [R, W], W the largest vocabulary of the step; minus infinity beyond a row's own."""
-        return self.mask(self.correct(logits, hidden))
+        return self.conclude(self.correct(logits, hidden), hidden)
 
     @torch.inference_mode()
     def correct(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
@@ -79,8 +80,29 @@ class VocabularyPlan:
         return wide
 
     @torch.inference_mode()
-    def mask(self, logits: torch.Tensor) -> torch.Tensor:
-        """Minus infinity in the columns behind each row's own vocabulary, in place."""
+    def conclude(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
+        """The rest of :meth:`finish`: classes, and minus infinity behind each row's own vocabulary."""
+        return self._mask(self._classify(logits, hidden))
+
+    def _classify(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
+        heads = [(g, v.classes) for g in self._groups for v, _ in g.members if v.classes and len(g.logits)]
+        if not heads:
+            return logits
+        assert hidden is not None
+        missing = max(pages.count for _, pages in heads) - logits.shape[1]
+        wide = F.pad(logits.float(), (0, max(0, missing)))  # 16 bits are too few for probabilities
+        for group, pages in heads:
+            rows = torch.from_numpy(group.logits).to(wide.device)
+            wide[rows, : pages.count] = F.linear(
+                hidden[rows].float(), self._class_head(pages, hidden.shape[1])
+            )
+        return wide
+
+    def _class_head(self, pages: ClassPages, width: int) -> torch.Tensor:
+        size = pages.count * width * _FLOAT_BYTES // self._pool.element_size()
+        return self._pool[pages.start : pages.start + size].view(torch.float32).view(pages.count, width)
+
+    def _mask(self, logits: torch.Tensor) -> torch.Tensor:
         if logits.shape[1] > self._vocab_size:
             own = torch.full((len(logits), 1), self._vocab_size)
             for group in self._groups:
@@ -160,6 +182,7 @@ class VocabularyPlan:
         return self._pool[start : start + rows * columns].view(rows, columns)
 
 
+_FLOAT_BYTES = 4
 _NONE: Int64 = np.empty(0, np.int64)
 
 
