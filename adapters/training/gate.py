@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapters.classes import read_classes
+from adapters.faults import Faults
+from adapters.files import CLASSES_NAME, CONFIG_NAME, read_config, read_text_files
 from adapters.training.build import Session
 from adapters.training.data.cut import Item
 from adapters.training.errors import GateFailed
@@ -108,6 +111,22 @@ def check(trained: Probed, reloaded: Probed, base: Probed, session: Session) -> 
         )
     _check_end(result, product)
     return result
+
+
+def check_classes(session: Session) -> None:
+    """The labels that the server reads beside the adapter are those that were trained, in their order.
+
+    Raises:
+        GateFailed: they are not.
+    """
+    if session.config.task != "classification":
+        return
+    faults, partial = Faults(), session.folder.partial
+    classes = read_classes(read_text_files(partial, read_config(partial / CONFIG_NAME)), faults)
+    faults.raise_any()
+    found = classes.complete(len(session.prepared.classes))
+    if found.labels != session.prepared.classes or found.pad_id != session.base.pad_id:
+        raise GateFailed(f"{CLASSES_NAME} beside the adapter names other classes; nothing was published")
 
 
 def _check_end(result: GateResult, product: str) -> None:

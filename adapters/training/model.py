@@ -100,8 +100,9 @@ class BaseLoader:
             model = kind.from_pretrained(self.base.directory, **options)
         except Exception as error:  # the libraries raise whatever their parts do: there is no common base
             raise BaseModelError(f"{self.base.name} can't be loaded: {error}") from error
-        if self.classes and model.config.pad_token_id is None:
+        if self.classes:
             model.config.pad_token_id = self.base.pad_id  # by which it finds the last token of a row
+            model.config.problem_type = "single_label_classification"
         if self.config.quantization == "none":
             model = model.to(self.device)
         return model.eval().requires_grad_(False)

@@ -28,7 +28,7 @@ from adapters.training.export import (
     write_model,
 )
 from adapters.training.folder import Folder, sync
-from adapters.training.gate import GateResult, Probed, check, probe
+from adapters.training.gate import GateResult, Probed, check, check_classes, probe
 from adapters.training.model import BaseLoader, InitialWeights
 from adapters.training.progress import (
     BarCallback,
@@ -185,6 +185,8 @@ def _export(session: Session, trainer: Any, initial: InitialWeights, seconds: fl
         else:
             write_artifact(model, session, partial, initial=initial, state=state)
         session.base.tokenizer.save_pretrained(partial)
+        if session.prepared.classes:
+            model.config.save_pretrained(partial)  # names the classes
     steps = trainer.state.global_step
     trainer.accelerator.free_memory()
     return Trained(probed, steps, seconds, trainable)
@@ -201,6 +203,7 @@ def judge(session: Session, trained: Trained, console: Console) -> tuple[Baselin
     with finished.base() as model:
         base = probe(model, session)
     gate = check(trained.probed, reloaded, base, session)
+    check_classes(session)
     return evaluate(finished, session), gate
 
 

@@ -17,7 +17,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ import torch
 
 from adapters.base import TargetModule
 from adapters.files import FileFault, open_regular, read_into
-from server.kernels.inputs import PAGE_ALIGN, TablePages, VectorPages, VocabularyPages
+from server.kernels.inputs import PAGE_ALIGN, ClassPages, TablePages, VectorPages, VocabularyPages
 from server.kernels.memory import mapped
 from server.model.pages import PackedAdapter
 
-LAYOUT = 1  # of pages in the pool and of this file: a change of either takes the next number
+LAYOUT = 2  # of pages in the pool and of this file: a change of either takes the next number
 PREFIX = "packed-"
 _WORD = 8
 _ALIGN = 64
@@ -106,6 +106,7 @@ def _header(packed: PackedAdapter) -> dict[str, Any]:
             "size": vocabulary.size,
             "embedding": _table_header(vocabulary.embedding),
             "head": _table_header(vocabulary.head),
+            "classes": None if vocabulary.classes is None else asdict(vocabulary.classes),
         },
     }
 
@@ -131,9 +132,17 @@ def _adapter(digest: str, data: torch.Tensor, header: Mapping[str, Any]) -> Pack
         np.array(header["rank"], np.int32),
         None if activation is None else tuple(activation),
         None if vectors is None else VectorPages(*(np.array(table, np.int64) for table in vectors)),
-        None
-        if vocabulary is None
-        else VocabularyPages(vocabulary["size"], _table(vocabulary["embedding"]), _table(vocabulary["head"])),
+        None if vocabulary is None else _vocabulary(vocabulary),
+    )
+
+
+def _vocabulary(header: Mapping[str, Any]) -> VocabularyPages:
+    classes = header["classes"]
+    return VocabularyPages(
+        header["size"],
+        _table(header["embedding"]),
+        _table(header["head"]),
+        None if classes is None else ClassPages(**classes),
     )
 
 

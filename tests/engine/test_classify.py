@@ -60,10 +60,10 @@ def test_beside_generating_rows(tmp_path: Path, family: str, generic: bool) -> N
     for (name, prompt), answer in zip(texts, answers[:3] + answers[5:], strict=True):
         assert_logits_match(scores_of(answer)[None], judges[name].scores(prompt)[None], TOLERANCE, name)
     plain = Peft(model, {"writer": writer})
-    for sequence, answer, name in zip(writing, answers[3:5], (None, "writer"), strict=True):
-        with plain.running(name) as judge:
-            prompt = sequence.token_ids[: sequence.num_prompt_tokens]
-            assert answer.token_ids == hf_greedy(judge, prompt, 6)
+    for sequence, answer, adapter in zip(writing, answers[3:5], (None, "writer"), strict=True):
+        with plain.running(adapter) as judge:
+            read = sequence.token_ids[: sequence.num_prompt_tokens]
+            assert answer.token_ids == hf_greedy(judge, read, 6)
 
 
 def test_the_prefix_cache_serves_classes(tiny_llama: Path, tmp_path: Path) -> None:

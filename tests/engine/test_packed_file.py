@@ -17,7 +17,7 @@ from adapters.base import TargetModule
 from adapters.beside import keep_beside
 from adapters.errors import AdapterNotFound, StoreError
 from adapters.store import RevisionStore
-from server.kernels.inputs import TablePages, VectorPages, VocabularyPages
+from server.kernels.inputs import ClassPages, TablePages, VectorPages, VocabularyPages
 from server.model.packed_file import PREFIX, Packing, read_packed, serialize
 from server.model.pages import PackedAdapter
 
@@ -38,7 +38,7 @@ def plain(dtype: torch.dtype = torch.float32) -> PackedAdapter:
 def everything() -> PackedAdapter:
     vectors = VectorPages(*(np.array(offsets) for offsets in ([1, -1], [-1, 32], [-1, -1])))
     table = TablePages(np.array([3, 70_000]), 100, 2, 200, 300)
-    vocabulary = VocabularyPages(70_001, None, table)
+    vocabulary = VocabularyPages(70_001, None, table, ClassPages(3, 96))
     return replace(plain(torch.bfloat16), activation=(5, 6), vectors=vectors, vocabulary=vocabulary)
 
 

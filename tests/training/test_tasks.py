@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from adapters.provenance import read_provenance
-from adapters.training.errors import TrainingConfigError
+from adapters.training.errors import GateFailed, TrainingConfigError
+from adapters.training.export import write_artifact
+from tests.engine.oracle import assert_logits_match
+from tests.engine.test_classify import asking, scores_of
 from tests.harness import Harness
 from tests.tiny import tiny_model
 from tests.training.runs import LABELS, PAIRS, config, losses, run
@@ -33,11 +36,32 @@ def test_preferences(tiny_llama: Path, tmp_path: Path) -> None:
 def test_classes(tiny_llama: Path, tmp_path: Path) -> None:
     result = run(config(tiny_llama, tmp_path, LABELS, task="classification", eval_split=0.2, max_steps=20))
     assert result.baseline.adapter["accuracy"] >= result.baseline.base["accuracy"] + 0.25
+    assert AutoConfig.from_pretrained(result.adapter).id2label == {0: "0", 1: "1"}
     model = AutoPeftModelForSequenceClassification.from_pretrained(result.adapter, num_labels=2).eval()
     tokenizer = AutoTokenizer.from_pretrained(result.adapter)
     with torch.no_grad():
         logits = [model(**tokenizer(text, return_tensors="pt")).logits[0] for text in ("bad 90", "good 91")]
     assert [int(row.argmax()) for row in logits] == [0, 1]
+    harness = Harness(tiny_llama)
+    pages, ids = harness.load(result.adapter), [tokenizer(text).input_ids for text in ("bad 90", "good 91")]
+    answers = harness.run(*(asking(harness, tuple(text), pages) for text in ids))
+    for answer, expected in zip(answers, logits, strict=True):
+        assert_logits_match(scores_of(answer)[None], expected[None], 1e-4)
+
+
+def test_other_labels_are_not_published(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tiny_llama, tmp_path, LABELS, task="classification", max_steps=2)
+
+    def swapped(model: Any, *rest: Any, **options: Any) -> None:
+        write_artifact(model, *rest, **options)
+        model.config.id2label = {0: "1", 1: "0"}
+
+    monkeypatch.setattr("adapters.training.run.write_artifact", swapped)
+    with pytest.raises(GateFailed, match=r"config\.json beside the adapter names other classes"):
+        run(settings)
+    assert not (tmp_path / "out" / "adapter").exists()
 
 
 QUANTIZED: dict[str, dict[str, Any]] = {"nf4": {"dtype": "bf16"}, "int8": {"dtype": "bf16"}}
