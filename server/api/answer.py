@@ -136,13 +136,16 @@ async def begin(
     starting = start(service, asked, prompts, None if answering is None else answering.ended, param=param)
     waits = asked.resolution is not None  # for adapters that are not on the device
     try:
-        return await (unless_disconnected(request, starting) if waits else starting)
+        generation = await (unless_disconnected(request, starting) if waits else starting)
     except (ClientDisconnect, GenerationFailed, AdapterError) as error:
         if answering is not None:
             left = isinstance(error, ClientDisconnect)
             reason = FinishReason.ABORT if left else FinishReason.ERROR
             answering.failed(reason, sum(prompt.n for prompt in prompts))
         raise
+    if answering is not None:
+        answering.begun()
+    return generation
 
 
 def model_header(generation: Generation) -> dict[str, str]:

@@ -157,7 +157,7 @@ async def _language(service: Service, mix: AskedMix, resolution: Resolution) -> 
         await service.adapters.ensure_on_disk(resolution)
         with blame(mix.param, MixError):
             return await service.languages.of(speakers)
-    except (ArtifactError, AdapterNotFound, OSError) as error:
+    except (ArtifactError, AdapterNotFound, SourceMissing, OSError) as error:
         answering = service.adapters.experiments.begin(resolution.arm if mix.counted else None)
         if answering is not None:
             answering.failed(FinishReason.ERROR, 1)

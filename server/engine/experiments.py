@@ -58,7 +58,10 @@ class Answering:
         self._experiments = experiments
         self._arm = arm
         self._began = monotonic()
-        experiments.count(arm, {"requests": 1})
+
+    def begun(self) -> None:
+        """The engine has taken them: they will end."""
+        self._experiments.count(self._arm, {"requests": 1})
 
     def ended(self, sequence: Sequence, reason: FinishReason) -> None:
         """One of them has ended."""
@@ -66,7 +69,7 @@ class Answering:
 
     def failed(self, reason: FinishReason, count: int) -> None:
         """All of them ended before they reached the engine."""
-        self._experiments.count(self._arm, {reason.value: count})
+        self._experiments.count(self._arm, {"requests": 1, reason.value: count})
 
 
 class Experiments:
