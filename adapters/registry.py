@@ -33,6 +33,7 @@ from adapters.registry_rows import (
     put_revision,
     put_tags,
     require,
+    revision_records,
     storable,
 )
 from adapters.registry_schema import Database, names
@@ -158,7 +159,8 @@ class Registry(ReadingRegistry, AliasRegistry, ArmRegistry, UpkeepRegistry):
             if len(found) != 1:
                 which = "several revisions that begin with" if found else "no revision"
                 raise AdapterNotFound(f"adapter {name!r} has {which} {digest_prefix[:64]!r}")
-            self._point(connection, name, found[0], generation, {})
+            source = revision_records(connection, found)[found[0]].source
+            self._point(connection, name, found[0], generation, {"source": source})
             return require(connection, name)
 
     def drain(self, name: str) -> None:

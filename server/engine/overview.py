@@ -29,7 +29,8 @@ class Overview:
         """Everything about a name; AdapterNotFound if there is no such name."""
         record = self._catalogue.get(name)
         facts = self._catalogue.facts(record.digest)
-        stored = 0 if facts is None else facts.nbytes
+        lost = record.state is State.FAILED  # a name that has a revision fails for want of its files
+        stored = 0 if facts is None or lost else facts.nbytes
         return status_of(
             record,
             facts,

@@ -155,11 +155,12 @@ class Publisher:
             directory = await self.run(lambda: stack.enter_context(self._store.temporary()))
             exact = await self.run(lambda: fetch(directory))
 
-            def again(into: Path) -> str | None:
+            def again(into: Path) -> None:
                 copy(directory, into)
-                return exact
 
-            return await self._publish_directory(Wanted(name, source, again), directory)
+            return await self._publish_directory(
+                Wanted(name, source if exact is None else exact, again), directory
+            )
         finally:
             await self.run(stack.close)
 

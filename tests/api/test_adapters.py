@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from tests.adapter_factory import write_adapter
@@ -189,6 +191,21 @@ def test_an_adapter_in_use_is_not_evicted(admin: Admin, tmp_path: Path, model: P
     assert next(stream).choices
     assert error_of(admin.post("a", "evict"))[:2] == (409, "adapter_in_use")
     stream.close()
+
+
+def test_files_that_are_gone(admin: Admin, tmp_path: Path, model: Path) -> None:
+    """Whoever finds out gets a fault of the server; from then on it is told what is wrong with the name."""
+    digest = put(admin, tmp_path, model, "a")["digest"]
+    assert admin.post("a", "evict").status_code == 200
+    shutil.rmtree(admin.server.service.store.path(digest))
+    with pytest.raises(openai.InternalServerError, match="failed to load the adapter"):
+        text(admin, "a")
+    with pytest.raises(openai.NotFoundError, match="missing from the store"):
+        text(admin, "a")
+    shown = admin.get("/a")
+    assert shown["state"] == "failed"
+    assert "missing from the store" in shown["error"]
+    assert shown["residency"] == {"device": 0, "memory": 0, "disk": 0}
 
 
 def test_rollback(admin: Admin, tmp_path: Path, model: Path) -> None:

@@ -62,7 +62,7 @@ async def test_a_name_is_found_when_it_is_asked_for(harness: Harness, tmp_path: 
         lease.release()
         (await shop.lease("a")).release()
         assert shelves.asked == shelves.fetched == {"a": 1}
-        assert shop.manager.status("a").source == "s3://bucket/a"
+        assert shop.manager.status("a").source == "s3://bucket/a@1", "exactly"
         assert [facts.source for facts in await shop.manager.revisions("a")] == ["s3://bucket/a@1"]
         assert await shop.manager.unload("a") == shop.unit
         shop.check()

@@ -12,6 +12,7 @@ import server.engine.upkeep as upkeep_module
 from adapters.errors import AdapterNotFound, SourceMissing, StoreError
 from adapters.records import State
 from adapters.registry import Registry
+from server.engine.status import Residency
 from server.engine.upkeep import Upkeep
 from tests.engine.shop import open_shop
 from tests.engine.waiting import until
@@ -37,6 +38,7 @@ async def test_files_that_vanish_are_missed_when_they_are_needed_and_welcome_whe
         assert (
             manager.status("a").error == f"the files of revision {path.name[:8]} are missing from the store"
         )
+        assert manager.status("a").residency == Residency(0, 0, 0)
         with pytest.raises(AdapterNotFound, match="missing from the store"):
             await shop.lease("a")
         (await shop.lease("b")).release()

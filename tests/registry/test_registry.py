@@ -98,6 +98,7 @@ def test_history_and_rollback(registry: Registry) -> None:
     assert registry.get("a").history == (digest("two"), digest("three"), digest("one"))
     back = registry.rollback("a", digest("one")[:8])
     assert back.digest == digest("one")
+    assert back.source == registry.revision(digest("one")).source == "file:///srv/one"
     assert back.history == (digest("one"), digest("two"), digest("three"))
     for prefix in ("", "abc", "0000", digest("four"), "%", "\0", digest("one").upper()):
         with pytest.raises(AdapterNotFound):
