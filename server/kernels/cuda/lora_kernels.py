@@ -154,8 +154,8 @@ def shrink_tiles(
         for first in range(0, count, RANKS):
             r = first + tl.arange(0, RANKS)
             sums = tl.zeros([ROWS, RANKS], tl.float32)
-            for step in range(0, SLICE, DEPTH):
-                k = part * SLICE + step + tl.arange(0, DEPTH)
+            for begin in range(part * SLICE, tl.minimum((part + 1) * SLICE, in_features), DEPTH):
+                k = begin + tl.arange(0, DEPTH)
                 inside = k < in_features
                 values = tl.load(
                     x + rows[:, None] * x_stride + k[None, :],
