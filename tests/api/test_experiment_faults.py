@@ -1,4 +1,4 @@
-"""Arms that can't be loaded, clients that leave before that, registries that fail, answers long past."""
+"""Odd arms: one that can't be loaded, one that is the base; clients that leave; a registry that fails."""
 
 from __future__ import annotations
 
@@ -124,3 +124,13 @@ def test_only_so_many_answers_are_remembered_for_so_long(
     assert [score(one) for one in ids] == [404, 200, 200]
     monkeypatch.setattr(experiments, "REMEMBERED_SECONDS", 0.0)
     assert [score(one) for one in ids] == [404, 404, 404]
+
+
+def test_the_base_model_is_an_arm_under_its_name(server: Running) -> None:
+    admin = Admin(server)
+    assert admin.ask("PUT", "/v1/aliases/test", json={"target": "tiny"}).status_code == 200
+    scored = admin.ask("POST", "/v1/feedback", json={"response_id": ask(server).json()["id"], "score": 1})
+    assert scored.json()["arm"] == "tiny"
+    (arm,) = admin.ask("GET", "/v1/aliases/test").json()["arms"]
+    assert (arm["target"], arm["answers"], arm["score"]["count"]) == ("tiny", 2, 1)
+    assert b'manylora_arm_scores{alias="test",arm="tiny"} 1.0' in server.service.metrics.exposition()[0]

@@ -221,14 +221,6 @@ def test_metrics_by_arm(server: Running) -> None:
     assert metric(server, "requests_total") == metric(server, "request_seconds_sum") == {}
 
 
-def test_the_base_model_is_an_arm_under_its_name(server: Running) -> None:
-    Admin(server).ask("PUT", "/v1/aliases/test", json={"target": "tiny"})
-    made = server.client().completions.create(model="test", prompt="x", max_tokens=2)
-    assert feedback(server, made.id, 1).json()["arm"] == "tiny"
-    assert counts(server, "answers") == {"tiny": 1}
-    assert metric(server, "scores") == {("test", "tiny"): 1}
-
-
 def test_an_alias_that_changes(server: Running) -> None:
     admin = Admin(server)
     made = [server.client().completions.create(model="test", prompt="x", max_tokens=1) for _ in range(8)]
