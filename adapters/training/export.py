@@ -39,10 +39,17 @@ def read_initial(path: Path) -> InitialWeights:
 
 
 def round_as_saved(model: Any, session: Session) -> None:
-    """Round A and B in place to the dtype of the file, so that what is judged is what will be published."""
-    for _, a, b, _ in lora_pairs(model):
-        for matrix in (a, b):
-            matrix.data = matrix.data.to(session.loader.saved_dtype).to(matrix.dtype)
+    """Round what is saved in place to the dtype of the file: what is judged is what will be published.
+
+    Converted adapters are left alone: their factors only come to be when they are written.
+    """
+    if session.config.is_full:
+        matrices = list(model.parameters())
+    else:
+        converted = session.config.converted
+        matrices = [] if converted else [m for _, a, b, _ in lora_pairs(model) for m in (a, b)]
+    for matrix in matrices:
+        matrix.data = matrix.data.to(session.loader.saved_dtype).to(matrix.dtype)
 
 
 def write_artifact(
@@ -83,10 +90,9 @@ def write_artifact(
 def write_model(model: Any, session: Session, directory: Path) -> None:
     """Write a model that was trained in full as transformers reads it, in the dtype that it is served in.
 
-    ``model`` is rounded in place; ``directory`` exists.
+    ``model`` takes that dtype itself; ``directory`` exists.
     """
-    rounded = model.to(session.loader.saved_dtype)
-    rounded.save_pretrained(directory)
+    model.to(session.loader.saved_dtype).save_pretrained(directory)
     for path in directory.iterdir():
         sync(path)
 

@@ -1,9 +1,9 @@
 """The publish gate: an adapter is only published if, read back from disk, it is what was trained.
 
 The adapter on disk is put on a pristine base with plain PEFT, and its logits on probe rows are compared with
-those of the model that was trained, A and B rounded as in the file. How far they may differ is told by what
-the adapter does to the logits: an adapter that lost a part of itself is far off on that scale, while the
-rounding of a conversion is not.
+those of the model that was trained, rounded as the file is. How far they may differ is told by what the
+adapter does to the logits: an adapter that lost a part of itself is far off on that scale, while the rounding
+of a conversion is not. A model that was trained in full is judged in the same way.
 """
 
 from __future__ import annotations
@@ -92,13 +92,11 @@ def check(trained: Probed, reloaded: Probed, base: Probed, session: Session) -> 
     Raises:
         GateFailed: it is not what was trained, does nothing, or unlearned to end its turns.
     """
-    product, loader = session.config.product, session.loader
-    # An adapter's own rounding is small beside its effect; of a whole model all weights were rounded.
-    dtype = loader.saved_dtype if session.config.is_full else loader.dtype
+    product = session.config.product
     scale = float(trained.logits.norm())
     effect = float((trained.logits - base.logits).norm()) / scale
     difference = float((trained.logits - reloaded.logits).norm()) / scale
-    allowed = max(MAX_LOSS_OF_EFFECT * effect, FLOOR[dtype])
+    allowed = max(MAX_LOSS_OF_EFFECT * effect, FLOOR[session.loader.dtype])
     result = GateResult(difference, effect, allowed, base.end, reloaded.end)
     if not difference <= allowed:  # also when it is no number
         raise GateFailed(

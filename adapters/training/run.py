@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import TrainerState
 from transformers.utils import logging as transformers_logging
 
 from adapters.training.base import find_base
@@ -146,7 +147,7 @@ def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained
     started = time.monotonic()
     try:
         with stop_on_signals(stop):
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            _train(trainer, checkpoint)
     finally:
         bar.close()
     seconds = time.monotonic() - started
@@ -156,6 +157,18 @@ def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained
             f"{trainer.state.max_steps}; --resume goes on from there"
         )
     return _export(session, trainer, initial, seconds)
+
+
+def _train(trainer: Any, checkpoint: Path | None) -> None:
+    """The steps that are left; none after the last one, where transformers would take one more."""
+    state = (
+        None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    )
+    if state is None or state.global_step < state.max_steps or spreads_the_model():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return
+    trainer.state = state
+    trainer._load_from_checkpoint(state.best_model_checkpoint or str(checkpoint))
 
 
 def _keep_initial(folder: Folder, initial: InitialWeights, *, resumed: bool) -> InitialWeights:
@@ -172,8 +185,7 @@ def _export(session: Session, trainer: Any, initial: InitialWeights, seconds: fl
     """Write the artifact and probe the trained model; the model is freed on return."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
-    if not session.config.is_full and not session.config.converted:
-        round_as_saved(model, session)
+    round_as_saved(model, session)
     probed = probe(model, session)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if is_main_process():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,18 @@ def test_a_signal_leaves_a_checkpoint(
     result = run(settings, resume=True)
     assert [line["step"] for line in result.metrics] == list(range(1, 9))
     assert result.gate.difference < result.gate.allowed
+
+
+def test_killed_after_the_last_step(tiny_llama: Path, tmp_path: Path) -> None:
+    """Before the adapter appeared: no step is taken twice, though the rate is as high as ever."""
+    settings = config(tiny_llama, tmp_path, max_steps=4, save_steps=2, lr_scheduler="constant", eval_split=0)
+    first = run(settings)
+    weights = load_file(first.adapter / "adapter_model.safetensors")
+    shutil.rmtree(first.adapter)
+    again = run(settings, resume=True)
+    assert again.metrics == first.metrics
+    after = load_file(again.adapter / "adapter_model.safetensors")
+    assert all(bool((weights[key] == after[key]).all()) for key in weights)
 
 
 def test_only_the_same_run_is_resumed(tiny_llama: Path, tmp_path: Path) -> None:
