@@ -13,7 +13,9 @@ import torch
 from server.engine.sequence import SamplingParams, Sequence, TokenLogprob
 
 _GREEDY_BELOW = 1e-5  # temperatures under this would overflow the division
-_CANDIDATES = 1024  # truncated sampling looks at this many likeliest tokens before it sorts all
+_CANDIDATES = 512  # truncated sampling looks at about so many likeliest tokens before it sorts all
+_GROUP = 32  # tokens, of which the likeliest bounds what can be among the candidates
+_PIECE = 256  # tokens whose probabilities are summed before the sums are
 
 
 def sample(logits: torch.Tensor, sequences: Seq[Sequence], end_ids: frozenset[int]) -> list[int]:
@@ -23,14 +25,17 @@ def sample(logits: torch.Tensor, sequences: Seq[Sequence], end_ids: frozenset[in
     tokenizer of its own has its own.
     """
     if all(_is_plain_greedy(s) for s in sequences):
-        return logits.argmax(-1).tolist()
+        return _likeliest(logits)
     adjusted = logits.float()
     if adjusted is logits:
         adjusted = logits.clone()
     for row, sequence in zip(adjusted, sequences, strict=True):
         _adjust(row, sequence, end_ids)
-    tokens = adjusted.argmax(-1)
+    tokens = torch.empty(len(sequences), dtype=torch.long, device=adjusted.device)
     drawn = [i for i, s in enumerate(sequences) if s.params.temperature >= _GREEDY_BELOW]
+    if len(drawn) < len(sequences):
+        greedy = [i for i, s in enumerate(sequences) if s.params.temperature < _GREEDY_BELOW]
+        tokens[greedy] = torch.tensor(_likeliest(adjusted[greedy]), device=adjusted.device)
     if drawn:
         params = [sequences[i].params for i in drawn]
         uniform = torch.tensor([sequences[i].rng.random() for i in drawn], dtype=torch.float64)
@@ -38,6 +43,13 @@ def sample(logits: torch.Tensor, sequences: Seq[Sequence], end_ids: frozenset[in
         scaled = adjusted[drawn] / temperature.to(adjusted.device)[:, None]
         tokens[drawn] = _draw(scaled, params, uniform.to(adjusted.device))
     return tokens.tolist()
+
+
+def _likeliest(logits: torch.Tensor) -> list[int]:
+    """The likeliest token per row, the first of equal ones. NumPy takes a tenth of torch's time on a CPU."""
+    if logits.device.type == "cpu":
+        return logits.float().numpy().argmax(-1).tolist()  # type: ignore[no-any-return]
+    return logits.argmax(-1).tolist()
 
 
 def logprobs_of(logits: torch.Tensor, token_ids: Seq[int], top: int) -> list[TokenLogprob]:
@@ -83,7 +95,7 @@ def _draw(scaled: torch.Tensor, params: Seq[SamplingParams], uniform: torch.Tens
     truncated = [i for i, p in enumerate(params) if _is_truncated(p)]
     whole = [i for i, p in enumerate(params) if not _is_truncated(p)]
     if whole:
-        tokens[whole] = _invert_cdf(scaled[whole].softmax(-1), uniform[whole])
+        tokens[whole] = _draw_whole(scaled[whole], uniform[whole])
     if truncated:
         tokens[truncated] = _draw_truncated(
             scaled[truncated], [params[i] for i in truncated], uniform[truncated]
@@ -95,23 +107,67 @@ def _is_truncated(params: SamplingParams) -> bool:
     return params.top_p < 1 or params.top_k > 0 or params.min_p > 0
 
 
+def _draw_whole(scaled: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Token per row of ``scaled`` [n, V] by its probability: first the piece it lies in, then the token."""
+    weights = (scaled - scaled.amax(-1, keepdim=True)).exp()
+    pieces = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _PIECE)).unflatten(1, (-1, _PIECE))
+    sums = pieces.sum(-1, dtype=torch.float64)
+    passed = sums.cumsum(-1)
+    target = uniform[:, None] * passed[:, -1:]
+    piece = torch.searchsorted(passed, target, right=True).clamp_(max=sums.shape[1] - 1)
+    rest = target - (passed - sums).gather(1, piece)
+    inside = pieces[torch.arange(len(pieces), device=pieces.device), piece[:, 0]].double().cumsum(-1)
+    rest = rest.minimum(
+        inside[:, -1:].nextafter(torch.zeros_like(rest))
+    )  # else rounding may pass the last one
+    token = piece * _PIECE + torch.searchsorted(inside, rest, right=True)
+    return token[:, 0].clamp_(max=scaled.shape[1] - 1)
+
+
 def _draw_truncated(scaled: torch.Tensor, params: Seq[SamplingParams], uniform: torch.Tensor) -> torch.Tensor:
     """Top-k, then top-p, then min-p, on candidates in falling order of probability.
 
     The few rows that may need more candidates are drawn again from all tokens. Only the row itself
-    decides that: among equal logits the order of the candidates differs with their number, and what
-    a request gets must not depend on its neighbours.
+    decides that: what a request gets must not depend on its neighbours.
     """
     vocabulary = scaled.shape[1]
-    width = min(vocabulary, _CANDIDATES)
-    kept, order = _truncate(scaled, width, params)
+    values, order = _candidates(scaled)
+    count = values.isneginf().logical_not_().sum(-1)
+    kept = _truncate(values, scaled.logsumexp(-1, keepdim=True), vocabulary, params)
     tokens = _pick(kept, order, uniform)
-    uncut = (kept[:, -1] > 0).tolist()
-    beyond = [i for i, p in enumerate(params) if uncut[i] or width < p.top_k < vocabulary]
-    if beyond and width < vocabulary:
-        kept, order = _truncate(scaled[beyond], vocabulary, [params[i] for i in beyond])
+    last = kept.gather(1, (count - 1).clamp_(min=0)[:, None])[:, 0]
+    found = zip(count.tolist(), (last > 0).tolist(), params, strict=True)
+    beyond = [i for i, (n, uncut, p) in enumerate(found) if n < vocabulary and (uncut or n < p.top_k)]
+    if beyond:
+        values, order = scaled[beyond].sort(dim=-1, descending=True, stable=True)
+        total = scaled[beyond].logsumexp(-1, keepdim=True)
+        kept = _truncate(values, total, vocabulary, [params[i] for i in beyond])
         tokens[beyond] = _pick(kept, order, uniform[beyond])
     return tokens
+
+
+def _candidates(scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest tokens of each row of ``scaled`` [n, V]: their values in falling order, and their ids.
+
+    At least ``_CANDIDATES`` of each row, as a rule few more: all that reach the value which so many of its
+    groups of tokens reach. Equal ones stand in the order of their ids. Rows with fewer than the longest
+    end in -inf. Choosing them this way takes a fifth of the time of ``topk``.
+    """
+    groups = scaled.shape[1] // _GROUP
+    if groups < 2 * _CANDIDATES:
+        values, order = scaled.sort(dim=-1, descending=True, stable=True)
+        return values, order
+    best = scaled[:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1)
+    bound = best.topk(_CANDIDATES, dim=-1).values[:, -1:]
+    rows, ids = (scaled < bound).logical_not_().nonzero(as_tuple=True)
+    counts = rows.bincount(minlength=len(scaled))
+    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    values = scaled.new_full((len(scaled), int(counts.max())), float("-inf"))
+    values[rows, place] = scaled[rows, ids]
+    order = torch.zeros_like(values, dtype=torch.long)
+    order[rows, place] = ids
+    values, index = values.sort(dim=-1, descending=True, stable=True)
+    return values, order.gather(1, index)
 
 
 def _pick(kept: torch.Tensor, order: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -120,22 +176,27 @@ def _pick(kept: torch.Tensor, order: torch.Tensor, uniform: torch.Tensor) -> tor
 
 
 def _truncate(
-    scaled: torch.Tensor, width: int, params: Seq[SamplingParams]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``width`` likeliest tokens' probabilities with the cut ones set to 0, and their ids."""
-    values, order = scaled.topk(width, dim=-1)
-    probability = (values - scaled.logsumexp(-1, keepdim=True)).exp()
-    device = scaled.device
-    top_k = torch.tensor([p.top_k if p.top_k > 0 else scaled.shape[1] for p in params], device=device)
+    values: torch.Tensor, total: torch.Tensor, vocabulary: int, params: Seq[SamplingParams]
+) -> torch.Tensor:
+    """Probabilities [n, k] of candidates with ``values`` in falling order, those that are cut set to 0.
+
+    ``total`` [n, 1]: the logarithm of the sum over all ``vocabulary`` tokens. Sums run from the first
+    candidate on, so that what stands behind a row's last changes nothing.
+    """
+    probability = (values - total).exp()
+    device = values.device
+    top_k = torch.tensor([p.top_k if p.top_k > 0 else vocabulary for p in params], device=device)
     top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device)
     min_p = torch.tensor([p.min_p for p in params], device=device)
-    probability = probability.masked_fill(torch.arange(width, device=device) >= top_k[:, None], 0.0)
+    beyond = torch.arange(values.shape[1], device=device) >= top_k[:, None]
+    probability = probability.masked_fill(beyond, 0.0)
+    cumulative = probability.double().cumsum(-1)
     # Top-p is a share of what top-k left; without top-k that is 1, though not all of it is in the candidates.
-    mass = torch.where(top_k < scaled.shape[1], probability.double().sum(-1), 1.0)
-    before = probability.double().cumsum(-1) - probability
+    mass = torch.where(top_k < vocabulary, cumulative[:, -1], 1.0)
+    before = cumulative - probability
     keep = (before < top_p[:, None] * mass[:, None]) & (probability >= min_p[:, None] * probability[:, :1])
     keep[:, 0] = True
-    return probability.masked_fill(~keep, 0.0), order
+    return probability.masked_fill(~keep, 0.0)
 
 
 def _invert_cdf(probability: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
