@@ -78,10 +78,10 @@ class Workbench:
         }
         sizes = {rank: self._elements(rank) for rank in counts}
         pool = torch.empty(sum(sizes[rank] * count for rank, count in counts.items()) + _start(self.decoder))
-        self._pool = pool.normal_(0, 0.003).to(self.device, torch.bfloat16)
-        self._pool[: _start(self.decoder)] = 0
-        self._blocks = 1 + max(s.batch * -(-s.context // BLOCK_SIZE) for s in shapes)
-        self.decoder.allocate(self._pool, self._blocks, max(s.batch * s.rows for s in shapes))
+        self.pool = pool.normal_(0, 0.003).to(self.device, torch.bfloat16)
+        self.pool[: _start(self.decoder)] = 0
+        self.blocks = 1 + max(s.batch * -(-s.context // BLOCK_SIZE) for s in shapes)
+        self.decoder.allocate(self.pool, self.blocks, max(s.batch * s.rows for s in shapes))
         self._adapters: dict[int, list[AdapterPages]] = {}
         at = _start(self.decoder)
         for rank, count in counts.items():
@@ -113,7 +113,7 @@ class Workbench:
         """A step of that shape, its blocks scattered over the cache."""
         rng = np.random.default_rng(0)
         per_sequence = -(-shape.context // BLOCK_SIZE)
-        tables = 1 + rng.permutation(self._blocks - 1)[: shape.batch * per_sequence]
+        tables = 1 + rng.permutation(self.blocks - 1)[: shape.batch * per_sequence]
         tables = tables.reshape(shape.batch, per_sequence)
         span = np.arange(shape.context - shape.rows, shape.context)
         slots = tables[:, span // BLOCK_SIZE] * BLOCK_SIZE + span % BLOCK_SIZE
