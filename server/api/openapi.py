@@ -179,12 +179,10 @@ def _other_examples(service: Service) -> dict[str, Examples]:
     directory = f"{roots[0]}/my-adapter" if roots else "/adapters/my-adapter"
     load = {"lora_name": "my-adapter", "lora_path": directory}
     source = {"source": directory, "tags": ["tried"]}
-    latest = service.adapters.experiments.latest
-    answer = "chatcmpl-…" if latest is None else latest
     names = [adapter.name for adapter in service.adapters.list()] or ["my-adapter"]
     halves = [{"name": names[0], "weight": 0.5}, {"name": names[-1], "weight": 0.5}]
     return {
-        "/v1/feedback": {"thumb": _example("Thumbs up", {"response_id": answer, "score": 1})},
+        "/v1/feedback": {"thumb": _example("Thumbs up", {"response_id": "chatcmpl-…", "score": 1})},
         "/v1/adapters/{name}": {"directory": _example("From a directory of the server", source)},
         "/v1/adapters/{name}/rollback": {"before": _example("The one before", {})},
         "/v1/adapters/{name}/compose": {"halves": _example("Half and half", {"members": halves})},

@@ -116,11 +116,6 @@ class Experiments:
         arm = answer.arm if answer.arm is not None and self.count(answer.arm, counts) else None
         return Scored(answer.model, None if arm is None else self._named(arm), previous)
 
-    @property
-    def latest(self) -> str | None:
-        """The id of the latest response that can be scored."""
-        return next(reversed(self._answers), None)
-
     def count(self, arm: Arm, counts: Mapping[str, float]) -> bool:
         """Add ``counts`` to what the arm has; says whether there (still) is such an arm."""
         if not self._exists(arm):
