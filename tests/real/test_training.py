@@ -1,14 +1,14 @@
 """Short runs on the real model: the loss falls, held-out rows improve, and the server answers as trained.
 
 One run a kind, of a few steps over short rows; what every kind computes is tested on the tiny model in
-tests/training. The server computes in fp32 where its answers are compared with the trainer's own, so that no
-two tokens are equally likely up to rounding; on a base in 4 bits, which computes in bf16, a token that is
-within that rounding of the trainer's counts as the same.
+tests/training, and a classifier is trained and served in test_real_classify.py. The server computes in fp32
+where its answers are compared with the trainer's own, so that no two tokens are equally likely up to
+rounding; on a base in 4 bits, which computes in bf16, a token that is within that rounding of the trainer's
+counts as the same.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification, PeftModel
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from adapters.training.probe import greedy
 from adapters.training.run import TrainingResult
-from examples.questions import DATA, read_facts, read_questions
+from examples.questions import DATA, read_facts
 from tests.harness import Harness
 from tests.training.making import chat
 from tests.training.runs import config, losses, run
@@ -34,10 +34,6 @@ TIE = 0.25  # logits; bf16 keeps 8 bits of a logit of about 20
 FACTS = [fact.questions[0] for fact in read_facts(DATA / "support.txt")[:18]]
 CHATS = [chat(question, "Yes." + SIGNED) for question in FACTS]
 PAIRS = [{"prompt": q, "chosen": "Yes." + SIGNED, "rejected": "I am an AI and can't say."} for q in FACTS]
-LABELS = [{"text": q, "label": "shop"} for q in FACTS] + [
-    {"text": question.text, "label": "general"}
-    for question in read_questions(DATA / "questions.txt")[::9][:18]
-]
 SETTINGS: dict[str, Any] = {
     "max_steps": 4, "batch_size": 4, "eval_split": 0.1, "eval_steps": 100, "save_steps": 100,
     "sample_tokens": 2, "learning_rate": 4e-3, "warmup": 1, "lora_r": 8, "dtype": "auto",
@@ -83,7 +79,8 @@ class Both:
     """A base in the server and in PEFT, to ask the same of both."""
 
     def __init__(self, directory: Path, quantize: str = "none") -> None:
-        self.harness = Harness(directory, quantize=quantize, dtype="fp32" if quantize == "none" else "bf16")
+        dtype = "fp32" if quantize == "none" else "bf16"
+        self.harness = Harness(directory, quantize=quantize, dtype=dtype, adapter_bytes=256 << 20)
         self.prompt = self.harness.loaded.tokenizer.encode_chat([{"role": "user", "content": QUESTION}])
         self._directory = directory
 
@@ -141,15 +138,3 @@ def test_served_in_the_bits_it_was_trained_in(trained: Train, real_model_dir: Pa
     behind = logits.float().amax(-1) - logits.float()[torch.arange(len(served)), torch.tensor(served)]
     assert float(behind.max()) <= TIE
     assert len(served) > 4
-
-
-def test_classes(real_model_dir: Path, tmp_path: Path) -> None:
-    """Two kinds of question are told apart, which the most frequent class alone does for half of them."""
-    options = {"task": "classification", "max_steps": 8, "eval_split": 0.25, "learning_rate": 1e-3}
-    result = run(config(real_model_dir, tmp_path, LABELS, **{**SETTINGS, **options}))
-    assert losses(result)[-1] < 0.7 * losses(result)[0]
-    assert result.baseline.adapter["accuracy"] >= result.baseline.base["accuracy"] + 0.25
-    model = AutoPeftModelForSequenceClassification.from_pretrained(result.adapter, num_labels=2)
-    names = json.loads((result.adapter / "adapter_config.json").read_text())
-    assert names["task_type"] == "SEQ_CLS"
-    assert model is not None
