@@ -133,7 +133,13 @@ class Settings(BaseSettings):
         ),
     ] = None
     auto_merge: Annotated[
-        bool, Flag(ADAPTERS, "", "Merge the adapter that nearly all answers are for, while they are.")
+        bool,
+        Flag(
+            ADAPTERS,
+            "",
+            "Merge the adapter that nearly all answers are for, while they are.",
+            off="--no-auto-merge",
+        ),
     ] = False
     auto_merge_share: Annotated[
         float,

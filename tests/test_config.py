@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from adapters.base_models.directory import default_data_dir
-from server.config import ENV_PREFIX, Settings
+from server.config import ENV_PREFIX, Settings, flag_of
 from server.config_loading import load_settings
 from server.config_reference import page
 from server.config_values import format_size, parse_list, parse_pairs, parse_size
@@ -257,3 +257,9 @@ def test_every_number_has_bounds() -> None:
 def test_page_is_current() -> None:
     committed = Path(__file__).parent.parent / "docs" / "configuration.md"
     assert committed.read_text() == page(), "run: make docs"
+
+
+def test_every_switch_can_be_turned_off() -> None:
+    for name, field in Settings.model_fields.items():
+        if field.annotation is bool:
+            assert flag_of(field).off == f"--no-{name.removeprefix('enable_').replace('_', '-')}"

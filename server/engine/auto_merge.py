@@ -152,5 +152,8 @@ class AutoMerge:
     async def _let_go(self) -> None:
         copy, self._copy, self._leader = self._copy, None, None
         if copy is not None and copy.automatic:
-            logger.info("the merged copy of %s is freed: others are asked for by now", copy.model)
+            logger.info(
+                "the merged copy of %s is freed: it is not what nearly all answers are for any more",
+                copy.model,
+            )
             await self._variants.free(copy, self._rules.seconds)
