@@ -48,7 +48,8 @@ struct LoraStep {
   int64_t max_entries = 0;          // of any segment
   int64_t t_stride = 0;             // no segment has more ranks at a site
   int64_t output_stride = 0;
-  Buffer<float> t;                  // [rows][t_stride] of tiled rows, mix weights included
+  int64_t t_rows = 0;               // of the step
+  Buffer<float> t;                  // [t_stride][t_rows] of tiled rows, mix weights included; a tile's rows are neighbours
   Buffer<float> outputs;            // [direct rows][output_stride] the GEMM's outputs, in the order of its blocks
 
   bool any_vectors = false;         // gains, constants or input gains
@@ -164,6 +165,6 @@ void lora_shrink(const LoraStep& step, const LoraSite& site, const LoraShare& sh
 // After the GEMM, if any segment is direct, with a barrier between.
 void lora_direct(const LoraStep& step, const LoraSite& site, LoraShare& share, LoraScratch& scratch);
 
-// t[row][rank] = weight * A x for `ranks` rows of A.
+// t[row * row_stride + rank * rank_stride] = weight * A x for `ranks` rows of A.
 void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row, int64_t rows, float weight, float* t,
-                 int64_t t_stride, ByteStream* ahead);
+                 int64_t row_stride, int64_t rank_stride, ByteStream* ahead);

@@ -7,50 +7,67 @@ namespace {
 using simd::Float;
 using simd::kLanes;
 
-constexpr int kVectors = 16 / kLanes;
-
-template <int Rows>
-void add_term(const DeltaTerm& term, int64_t t_stride, float (*tile)[kBlockOutputs]) {
-  Float acc[Rows][kVectors];
+// B t of the term's rows on top of `sum`, which the last adapter of a mix adds to `tile` (if not null). All
+// rows of the tile are multiplied by a column of B while it is in registers: factors are one pointer away.
+template <int Rows, int Vectors>
+ML_INLINE void add_columns(const DeltaTerm& term, int column, int64_t t_rows, float (*sum)[kBlockOutputs],
+                           float (*tile)[kBlockOutputs]) {
+  Float acc[Rows][Vectors];
   ML_UNROLL
   for (int m = 0; m < Rows; m++) {
     ML_UNROLL
-    for (int j = 0; j < kVectors; j++) acc[m][j] = simd::load(tile[term.row + m] + term.column + j * kLanes);
-  }
-  const bf16* b = term.b;
-  for (int64_t r = 0; r < term.rank; r++, b += term.length) {
-    Float column[kVectors];
-    ML_UNROLL
-    for (int j = 0; j < kVectors; j++) column[j] = simd::load_bf16(b + j * kLanes);
-    ML_UNROLL
-    for (int m = 0; m < Rows; m++) {
-      const Float factor = simd::splat(term.t[m * t_stride + r]);
-      ML_UNROLL
-      for (int j = 0; j < kVectors; j++) acc[m][j] = simd::fma(column[j], factor, acc[m][j]);
+    for (int j = 0; j < Vectors; j++) {
+      acc[m][j] = term.first ? simd::zero() : simd::load(sum[term.row + m] + column + j * kLanes);
     }
   }
+  const bf16* b = term.b + (column - term.column);
+  const float* t = term.t;
+  for (int64_t r = 0; r < term.rank; r++, b += term.length, t += t_rows) {
+    Float weight[Vectors];
+    ML_UNROLL
+    for (int j = 0; j < Vectors; j++) weight[j] = simd::load_bf16(b + j * kLanes);
+    ML_UNROLL
+    for (int m = 0; m < Rows; m++) {
+      const Float factor = simd::splat(t[m]);
+      ML_UNROLL
+      for (int j = 0; j < Vectors; j++) acc[m][j] = simd::fma(weight[j], factor, acc[m][j]);
+    }
+  }
+  const bool ends = term.last && tile != nullptr;
   ML_UNROLL
   for (int m = 0; m < Rows; m++) {
     ML_UNROLL
-    for (int j = 0; j < kVectors; j++) simd::store(tile[term.row + m] + term.column + j * kLanes, acc[m][j]);
+    for (int j = 0; j < Vectors; j++) {
+      float* y = (ends ? tile : sum)[term.row + m] + column + j * kLanes;
+      simd::store(y, ends ? simd::add(simd::load(y), acc[m][j]) : acc[m][j]);
+    }
   }
 }
 
-void add_term(const DeltaTerm& term, int64_t t_stride, float (*tile)[kBlockOutputs]) {
+constexpr int kHalf = 16 / kLanes;             // vectors of 16 outputs
+constexpr bool kWholeBlocks = kLanes == 16;    // registers suffice for all 32 outputs of a tile
+
+template <int Rows>
+void add_term(const DeltaTerm& term, int64_t t_rows, float (*sum)[kBlockOutputs], float (*tile)[kBlockOutputs]) {
+  if (kWholeBlocks && term.columns == kBlockOutputs) return add_columns<Rows, 2 * kHalf>(term, 0, t_rows, sum, tile);
+  for (int c = 0; c < term.columns; c += 16) add_columns<Rows, kHalf>(term, term.column + c, t_rows, sum, tile);
+}
+
+void add_term(const DeltaTerm& term, int64_t t_rows, float (*sum)[kBlockOutputs], float (*tile)[kBlockOutputs]) {
   switch (term.rows) {
-    case 1: return add_term<1>(term, t_stride, tile);
-    case 2: return add_term<2>(term, t_stride, tile);
-    case 3: return add_term<3>(term, t_stride, tile);
-    case 4: return add_term<4>(term, t_stride, tile);
+    case 1: return add_term<1>(term, t_rows, sum, tile);
+    case 2: return add_term<2>(term, t_rows, sum, tile);
+    case 3: return add_term<3>(term, t_rows, sum, tile);
+    case 4: return add_term<4>(term, t_rows, sum, tile);
 #if !defined(ML_SHORT_TILES)
-    case 5: return add_term<5>(term, t_stride, tile);
-    case 6: return add_term<6>(term, t_stride, tile);
-    case 7: return add_term<7>(term, t_stride, tile);
-    case 8: return add_term<8>(term, t_stride, tile);
-    case 9: return add_term<9>(term, t_stride, tile);
-    case 10: return add_term<10>(term, t_stride, tile);
-    case 11: return add_term<11>(term, t_stride, tile);
-    case 12: return add_term<12>(term, t_stride, tile);
+    case 5: return add_term<5>(term, t_rows, sum, tile);
+    case 6: return add_term<6>(term, t_rows, sum, tile);
+    case 7: return add_term<7>(term, t_rows, sum, tile);
+    case 8: return add_term<8>(term, t_rows, sum, tile);
+    case 9: return add_term<9>(term, t_rows, sum, tile);
+    case 10: return add_term<10>(term, t_rows, sum, tile);
+    case 11: return add_term<11>(term, t_rows, sum, tile);
+    case 12: return add_term<12>(term, t_rows, sum, tile);
 #endif
     default: __builtin_unreachable();
   }
@@ -76,6 +93,7 @@ void add_term(const VectorTerm& term, int64_t image_stride, const float (*tile)[
 }  // namespace
 
 void LoraDelta::begin_tile(int64_t row, int rows, int64_t block) {
+  if (block != block_) fetched_entry_ = -1;
   row_ = row;
   rows_ = rows;
   block_ = block;
@@ -94,21 +112,26 @@ void LoraDelta::begin_tile(int64_t row, int rows, int64_t block) {
 }
 
 void LoraDelta::add_terms(const LoraSegment& segment, int64_t row, int first, int rows, int64_t block) {
-  const float* t = step_.t.data() + row * step_.t_stride;
+  const float* t = step_.t.data() + row;
+  const bool fetched = segment.entry == fetched_entry_;
+  fetched_entry_ = segment.entry;
   for (int64_t e = segment.entry; e < segment.entry_end; e++) {
     int64_t module_begin = 0;
     for (int64_t m = 0; m < site_.modules; m++) {
       const LoraPages pages = pages_of(step_, site_, e, m);
       for (int half = 0; half < 2; half++) {
         const int64_t column = column_of(m, module_begin, block, half);
-        if (pages.rank == 0 || column < 0 || column >= site_.out[m]) continue;
+        if (column < 0 || column >= site_.out[m]) continue;
+        const bool whole = half == 0 && !site_.interleaved() && column + 16 < site_.out[m];
         // Lines are fetched in pairs, as far as the memory's rows are concerned: at every 64th output.
         const bool opens = column % 64 == 0 || (block == first_block_ && half == 0) || (column == 0);
-        const int lines = opens ? (column % 64 < 32 ? 2 : 1) : 0;
-        terms_[count_++] = {first, rows, half * 16, pages.b + column, round_up(site_.out[m], kPageAlign), pages.rank, t, lines};
+        const int lines = opens && !fetched ? (column % 64 < 32 ? 2 : 1) : 0;
+        terms_[count_++] = {first, rows, half * 16, whole ? 32 : 16, pages.b + column, round_up(site_.out[m], kPageAlign),
+                            pages.rank, t, lines, e == segment.entry, e + 1 == segment.entry_end};
         lines_ += lines * pages.rank;
+        if (whole) break;
       }
-      t += pages.rank;
+      t += pages.rank * step_.t_rows;
       module_begin += site_.out[m];
     }
   }
@@ -151,8 +174,13 @@ void LoraDelta::prefetch(int64_t done, int64_t steps) {
 
 void LoraDelta::add(float (*tile)[kBlockOutputs]) const {
   if (count_ == 0 && vector_count_ == 0) return;
-  alignas(64) float sum[simd::kGemmRows][kBlockOutputs] = {};  // the delta alone, as it is for direct rows
-  for (int64_t i = 0; i < count_; i++) add_term(terms_[i], step_.t_stride, sum);
+  alignas(64) float sum[simd::kGemmRows][kBlockOutputs];  // the delta alone, as it is for direct rows
+  if (vector_count_ == 0) {
+    for (int64_t i = 0; i < count_; i++) add_term(terms_[i], step_.t_rows, sum, tile);
+    return;
+  }
+  memset(sum, 0, sizeof sum);
+  for (int64_t i = 0; i < count_; i++) add_term(terms_[i], step_.t_rows, sum, nullptr);
   for (int64_t i = 0; i < vector_count_; i++) add_term(vectors_[i], step_.output_stride, tile, sum);
   for (int m = 0; m < rows_; m++) {
     if (step_.direct_row[static_cast<size_t>(row_ + m)] != kTiledRow) continue;

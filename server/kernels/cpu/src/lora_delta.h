@@ -7,16 +7,19 @@
 #include "lora.h"
 #include "pack.h"
 
-// Rows of a tile that share a run of 16 outputs of one module of one adapter.
+// Rows of a tile that share a run of outputs of one module of one adapter.
 struct DeltaTerm {
   int row;              // within the tile
   int rows;
   int column;           // within the tile: 0 or 16
-  const bf16* b;        // 16 outputs of rank 0
+  int columns;          // 16, or 32: the whole block
+  const bf16* b;        // these outputs of rank 0
   int64_t length;       // elements from one rank to the next
   int64_t rank;
   const float* t;       // of rank 0 and the first row
   int lines;            // cache lines of every rank to prefetch at this tile: 0 where an earlier tile did
+  bool first;           // of the mix: the delta starts from 0
+  bool last;
 };
 
 // Rows of a tile that share the vectors of one module of one adapter, or that have images.
@@ -67,4 +70,5 @@ class LoraDelta {
   int64_t fetched_ = 0;
   int64_t next_term_ = 0;
   int64_t next_rank_ = 0;
+  int64_t fetched_entry_ = -1;  // first entry of the last mix whose lines of the block were listed
 };

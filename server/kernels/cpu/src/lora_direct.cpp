@@ -83,7 +83,7 @@ void module_delta(const LoraStep& step, const LoraSite& site, const LoraSegment&
   for (int64_t e = segment.entry; e < segment.entry_end; e++) {
     const LoraPages pages = pages_of(step, site, e, module);
     if (pages.rank == 0) continue;
-    shrink_rows(pages.a, pages.rank, site, segment.row, segment.rows, step.lora->weight[e], t, step.t_stride, &share.stream);
+    shrink_rows(pages.a, pages.rank, site, segment.row, segment.rows, step.lora->weight[e], t, step.t_stride, 1, &share.stream);
     if (segment.rows == 1) {
       expand<1>(acc, pages, length, t, step.t_stride, share.stream);
     } else {

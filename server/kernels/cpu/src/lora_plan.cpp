@@ -63,7 +63,8 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
     max_entries = std::max<int64_t>(max_entries, mixes->start[s + 1] - mixes->start[s]);
     s = last;
   }
-  t.reserve(step.rows * t_stride);
+  t_rows = step.rows;
+  t.reserve(t_stride * t_rows);
   any_direct = direct_rows > 0;
   outputs.reserve(direct_rows * output_stride);
   for (int64_t a = 0; a < mixes->adapters; a++) {

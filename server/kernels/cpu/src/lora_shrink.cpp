@@ -71,7 +71,7 @@ void dot_tile(int rows, int64_t together, const bf16* const (&a)[kMaxRanks], con
 }  // namespace
 
 void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row, int64_t rows, float weight, float* t,
-                 int64_t t_stride, ByteStream* ahead) {
+                 int64_t row_stride, int64_t rank_stride, ByteStream* ahead) {
   const int64_t length = round_up(site.in, kPageAlign);
   const int64_t together = rows == 1 ? 8 : 4;
   Sums out;
@@ -83,7 +83,7 @@ void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row
       const int tile = static_cast<int>(std::min<int64_t>(simd::kShrinkRows, rows - m));
       dot_tile(tile, together, group, site.x + (row + m) * site.x_stride, site.x_stride, length, m == 0 ? ahead : nullptr, out);
       for (int j = 0; j < tile; j++) {
-        for (int64_t i = 0; i < count; i++) t[(m + j) * t_stride + r + i] = out[j][i] * weight;
+        for (int64_t i = 0; i < count; i++) t[(m + j) * row_stride + (r + i) * rank_stride] = out[j][i] * weight;
       }
     }
   }
@@ -91,7 +91,7 @@ void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row
 
 void lora_shrink(const LoraStep& step, const LoraSite& site, const LoraShare& share) {
   for (const ShrinkItem& item : share.shrink) {
-    float* t = step.t.data() + item.segment->row * step.t_stride + item.t_column;
-    shrink_rows(item.a, item.ranks, site, item.segment->row, item.segment->rows, item.weight, t, step.t_stride, nullptr);
+    float* t = step.t.data() + item.t_column * step.t_rows + item.segment->row;
+    shrink_rows(item.a, item.ranks, site, item.segment->row, item.segment->rows, item.weight, t, 1, step.t_rows, nullptr);
   }
 }

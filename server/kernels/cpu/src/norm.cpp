@@ -1,5 +1,6 @@
 #include "norm.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace {
@@ -29,10 +30,13 @@ void embed(const bf16* embedding, const int64_t* ids, float* x, int64_t stride, 
 
 void rms_norm(const RmsNorm& job, const Worker& worker) {
   const Range mine = worker.share(job.rows);
+  const auto row = [&](int64_t r) { return job.x + (job.gather != nullptr ? job.gather[r] : r) * job.x_stride; };
   for (int64_t r = mine.begin; r < mine.end; r++) {
-    const float* x = job.x + (job.gather != nullptr ? job.gather[r] : r) * job.x_stride;
+    const float* x = row(r);
+    const float* ahead = row(std::min(r + 2, mine.end - 1));  // half of it lies in another core's cache
     const Float scale = inverse_rms(x, job.hidden, job.eps);
     for (int64_t i = 0; i < job.hidden; i += kLanes) {
+      simd::prefetch(ahead + i);
       const Float normal = simd::mul(simd::load(x + i), scale);
       simd::store_bf16(job.out + r * job.out_stride + i, simd::mul(normal, simd::load(job.weight + i)));
     }
