@@ -40,7 +40,7 @@ def sample(logits: torch.Tensor, sequences: Seq[Sequence], end_ids: frozenset[in
         params = [sequences[i].params for i in drawn]
         uniform = torch.tensor([sequences[i].rng.random() for i in drawn], dtype=torch.float64)
         temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32)
-        scaled = adjusted[drawn] / temperature.to(adjusted.device)[:, None]
+        scaled = _rows(adjusted, drawn).div_(temperature.to(adjusted.device)[:, None])
         tokens[drawn] = _draw(scaled, params, uniform.to(adjusted.device))
     return tokens.tolist()
 
@@ -95,12 +95,17 @@ def _draw(scaled: torch.Tensor, params: Seq[SamplingParams], uniform: torch.Tens
     truncated = [i for i, p in enumerate(params) if _is_truncated(p)]
     whole = [i for i, p in enumerate(params) if not _is_truncated(p)]
     if whole:
-        tokens[whole] = _draw_whole(scaled[whole], uniform[whole])
+        tokens[whole] = _draw_whole(_rows(scaled, whole), uniform[whole])
     if truncated:
         tokens[truncated] = _draw_truncated(
-            scaled[truncated], [params[i] for i in truncated], uniform[truncated]
+            _rows(scaled, truncated), [params[i] for i in truncated], uniform[truncated]
         )
     return tokens
+
+
+def _rows(table: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """These rows, ascending: the table itself if all, else a copy. Fresh megabytes cost more than sums."""
+    return table if len(rows) == len(table) else table[rows]
 
 
 def _is_truncated(params: SamplingParams) -> bool:
@@ -108,9 +113,14 @@ def _is_truncated(params: SamplingParams) -> bool:
 
 
 def _draw_whole(scaled: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Token per row of ``scaled`` [n, V] by its probability: first the piece it lies in, then the token."""
-    weights = (scaled - scaled.amax(-1, keepdim=True)).exp()
-    pieces = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _PIECE)).unflatten(1, (-1, _PIECE))
+    """Token per row of ``scaled`` [n, V] by its probability: first the piece it lies in, then the token.
+
+    Computes in place: ``scaled`` is overwritten.
+    """
+    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
+    if missing := -weights.shape[1] % _PIECE:
+        weights = torch.nn.functional.pad(weights, (0, missing))
+    pieces = weights.unflatten(1, (-1, _PIECE))
     sums = pieces.sum(-1, dtype=torch.float64)
     passed = sums.cumsum(-1)
     target = uniform[:, None] * passed[:, -1:]
