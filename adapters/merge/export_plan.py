@@ -93,7 +93,9 @@ def plan_export(
         if member.artifact.classes is not None:
             faults.add(f"{member.name} classifies: a causal language model has no place for its head")
         elif member.artifact.vocabulary is not None:
-            faults.add(f"{member.name} changes the embeddings or the output head, which is not merged here")
+            faults.add(
+                f"{member.name} changes the embeddings or the output head: it can be served, not merged"
+            )
     used = _normalized(members)
     if not used:
         faults.add("nothing is left to merge: no adapters, or their weights add up to 0")

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Response
 from pydantic import Field
 
-from adapters.errors import AdapterExists, AdapterNameError, MixError
+from adapters.errors import AdapterExists, AdapterNameError, AdapterNotFound, MixError
 from adapters.mix import MAX_ENTRIES, check_name
 from server.api.adapter_views import alias
 from server.api.arms import side_by_side
@@ -81,7 +81,7 @@ async def put_alias(
     arms, param = body.arms, "target" if body.split is None else "split"
     with blame("name"):
         check_name(name)
-    with blame("name", AdapterExists), blame(param, MixError), blame(param, AdapterNameError):
+    with blame("name", AdapterExists), blame(param, (AdapterNotFound, MixError, AdapterNameError)):
         return Json(alias(await service.adapters.put_alias(name, arms, reset=bool(body.reset))))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import orjson
@@ -80,7 +80,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def _field_of_non_finite(body: bytes) -> str | None:
-    """The top-level field that holds NaN or Infinity, if that is all that is wrong with ``body``."""
+    """The path of a field that is NaN or Infinity, if that is all that is wrong with ``body``."""
     if not _NON_FINITE.search(body):
         return None
     try:
@@ -89,20 +89,19 @@ def _field_of_non_finite(body: bytes) -> str | None:
         return None
     if not isinstance(values, dict):
         return None
-    return next((name for name, value in values.items() if _has_non_finite(value)), None)
+    return next(_paths_of_non_finite(values), None)
 
 
-def _has_non_finite(value: Any) -> bool:
-    pending = [value]
+def _paths_of_non_finite(values: dict[str, Any]) -> Iterator[str]:
+    pending: list[tuple[str, Any]] = [*values.items()][::-1]
     while pending:
-        item = pending.pop()
+        path, item = pending.pop()
         if isinstance(item, float) and not math.isfinite(item):
-            return True
+            yield path
         if isinstance(item, list):
-            pending.extend(item)
+            pending.extend((f"{path}[{index}]", each) for index, each in enumerate(item))
         elif isinstance(item, dict):
-            pending.extend(item.values())
-    return False
+            pending.extend((f"{path}.{key}", each) for key, each in item.items())
 
 
 def drop_unsupported(

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
 
-from adapters.errors import MixError
+from adapters.errors import ArtifactError, MixError
 from adapters.files import KEPT_NAMES
 from adapters.merge.compose import compose, save
-from adapters.merge.recipe import Member, recipe_of
+from adapters.merge.recipe import Member, Recipe, recipe_of
 from adapters.mix import MAX_ENTRIES, MixTerm, check_weight, format_mix, parse_mix
 from server.api.adapters import Name
 from server.api.body import RequestBody, parse_body
@@ -22,6 +22,7 @@ from server.api.publications import PublicationsState
 from server.api.publish import PutParameters, publish
 from server.api.state import ServiceState
 from server.api.upload import Offer
+from server.errors import RequestError
 
 router = APIRouter(prefix="/v1/adapters/{name}/compose", tags=["adapters"])
 
@@ -77,14 +78,7 @@ async def compose_adapter(
     with blame("members"):
         terms = [_term(member) for member in body.members]
         read = service.adapters.reader(terms)
-    with blame("method"):
-        recipe = recipe_of(
-            body.method,
-            rank=body.rank,
-            density=body.density,
-            seed=body.seed,
-            sign_method=body.sign_method,
-        )
+    recipe = _recipe(body)
 
     def fetch(into: Path) -> None:
         members = [Member(term.name, artifact, weight) for term, artifact, weight in read()]
@@ -100,6 +94,19 @@ async def compose_adapter(
     tags = None if body.tags is None else tuple(body.tags)
     offer = Offer(f"compose:{recipe.method}:{format_mix(terms)}", "members", tags, fetch)
     return await publish(request, service, publications, name, asked=asked, offer=offer)
+
+
+def _recipe(body: ComposeBody) -> Recipe:
+    try:
+        return recipe_of(
+            body.method,
+            rank=body.rank,
+            density=body.density,
+            seed=body.seed,
+            sign_method=body.sign_method,
+        )
+    except ArtifactError as error:  # a fault of the parameters: no artifact has been looked at
+        raise RequestError(str(error), "method") from error
 
 
 def _term(member: MemberBody) -> MixTerm:

@@ -78,7 +78,7 @@ class GenerationFailed(ServerError):
 
 
 @contextmanager
-def blame(param: str, kind: type[Exception] = AdapterError) -> Iterator[None]:
+def blame(param: str, kind: type[Exception] | tuple[type[Exception], ...] = AdapterError) -> Iterator[None]:
     """Answers to exceptions of ``kind`` name ``param``."""
     try:
         yield

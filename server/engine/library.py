@@ -130,7 +130,7 @@ class Library:
             raise ArtifactError(["an adapter that classifies can't be merged: the copy would have no head"])
         if artifact.vocabulary is not None:
             raise ArtifactError(
-                ["an adapter with embeddings or a head of its own can't be merged here; export it"]
+                ["an adapter with embeddings or a head of its own can't be merged; it can be served"]
             )
         return artifact.delta
 

@@ -37,8 +37,8 @@ _MAX_BYTES = 1 << 40  # of an adapter: the server has let it in
 _STEPS = 100  # of progress, at most
 
 
-def carry_out(order: ExportOrder, tell: Tell) -> None:
-    """Write the model; tells the progress, and in the end what the comparison found.
+def carry_out(order: ExportOrder, tell: Tell) -> dict[str, Any]:
+    """Write the model; tells the progress, and returns what is to be told in the end.
 
     Raises:
         AdapterError: it can't be written; nothing is left of it.
@@ -65,20 +65,18 @@ def carry_out(order: ExportOrder, tell: Tell) -> None:
 
     exported = export(plan, Path(order.out), compute_dtype=compute_dtype, progress=progress)
     found = exported.verification
-    tell(
-        {
-            "files": exported.shards,
-            "measured": None
-            if found is None
-            else {
-                "rows": found.rows,
-                "logit_difference": found.error,
-                "adapter_effect": found.effect,
-                "top1_agreement": found.same_top,
-                "computed_in": str(found.compute_dtype).removeprefix("torch."),
-            },
-        }
-    )
+    return {
+        "files": exported.shards,
+        "measured": None
+        if found is None
+        else {
+            "rows": found.rows,
+            "logit_difference": found.error,
+            "adapter_effect": found.effect,
+            "top1_agreement": found.same_top,
+            "computed_in": str(found.compute_dtype).removeprefix("torch."),
+        },
+    }
 
 
 def main() -> None:
@@ -98,9 +96,11 @@ def main() -> None:
     order = ExportOrder.parse(server.readline())
     Thread(target=_end_with, args=(server,), daemon=True).start()
     try:
-        carry_out(order, tell)
+        said = carry_out(order, tell)
     except AdapterError as error:
-        tell({"error": type(error).__name__, "message": str(error)})
+        said = {"error": type(error).__name__, "message": str(error)}
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing half-written is left: let the interpreter end
+    tell(said)
 
 
 def _end(*_: object) -> None:

@@ -136,8 +136,9 @@ def test_names_that_can_not_be_aliases(admin: Admin) -> None:
 
 
 def test_a_missing_target(admin: Admin) -> None:
-    status, code, _ = error_of(put(admin, "live", target="gamma"))
-    assert (status, code) == (404, "model_not_found")
+    assert error_of(put(admin, "live", target="gamma")) == (404, "model_not_found", "target")
+    split = [{"target": "alpha", "share": 1}, {"target": "gamma", "share": 1}]
+    assert error_of(put(admin, "live", split=split)) == (404, "model_not_found", "split")
 
 
 def test_a_target_is_not_deleted_under_its_alias(admin: Admin) -> None:

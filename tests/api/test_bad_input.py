@@ -178,8 +178,12 @@ RAW: list[tuple[bytes, str | None, str]] = [
     ),
     (b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"top_p":-Infinity}', "top_p", "finite"),
     (b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"min_p":1e999}', "min_p", "min_p"),
-    (b'{"model":"tiny","messages":[],"logit_bias":{"1":NaN}}', "logit_bias", "finite"),
-    (b'{"model":"tiny","adapters":[{"name":"alpha","weight":NaN}],"messages":[]}', "adapters", "finite"),
+    (b'{"model":"tiny","messages":[],"logit_bias":{"1":NaN}}', "logit_bias.1", "finite"),
+    (
+        b'{"model":"tiny","adapters":[{"name":"alpha"},{"name":"beta","weight":NaN}],"messages":[]}',
+        "adapters[1].weight",
+        "finite",
+    ),
 ]
 
 

@@ -97,7 +97,9 @@ def test_from_the_command_line(server: Running, root: Path) -> None:
     assert "exists already" in again.stderr
 
 
-def test_a_stored_revision_that_has_changed(server: Running, root: Path) -> None:
+def test_a_stored_revision_that_has_changed(
+    server: Running, root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     digest = server.service.adapters.get("beta").digest
     weights = server.service.store.path(digest) / "adapter_model.safetensors"
     intact = weights.read_bytes()
@@ -115,6 +117,7 @@ def test_a_stored_revision_that_has_changed(server: Running, root: Path) -> None
     assert shown["state"] == "failed"
     assert shown["error"] == answer.json()["error"]
     assert not (root / "damaged").exists()
+    assert "Traceback" not in capfd.readouterr().err  # of the process: its end is no fault
 
 
 def test_cancelled_exports_leave_nothing(server: Running, root: Path) -> None:
