@@ -12,7 +12,13 @@ _FACTS = {"directory", "digest", "kind", "nbytes", "rank", "base_model_name", "p
 
 def test_every_part_is_merged_or_refused() -> None:
     """When this fails: say in recipe, export_plan, weights and verify what becomes of the new part."""
-    assert {f.name for f in fields(Artifact)} - _FACTS == {"delta", "vocabulary", "text", "activation"}
+    assert {f.name for f in fields(Artifact)} - _FACTS == {
+        "delta",
+        "vocabulary",
+        "text",
+        "activation",
+        "classes",
+    }
     low_rank = {"a", "b", "scaling", "a_scale", "b_scale"}
     others = {"magnitude", "b_bias", "bias", "output_scale", "input_scale"}
     assert {f.name for f in fields(ModuleDelta)} == low_rank | others

@@ -29,7 +29,7 @@ def test_the_walk_through(server: str) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         outputs.append(done.stdout)
     added, split, _, shown, tidied = outputs
-    for arm in ("helpdesk@481643e3", "helpdesk@1e621c19"):
+    for arm in ("helpdesk@dc5e0a7d", "helpdesk@eb115411"):
         assert arm.partition("@")[2] in added, "the page names revisions that the examples are no more"
         assert arm in split
     lines = [re.split(r" {2,}", line) for line in shown.splitlines()[2:]]
