@@ -44,7 +44,8 @@ class Flag:
     off: str | None = None  # the switch that turns a boolean off
 
 
-MODEL, ADAPTERS, HTTP, ENGINE, OPERATION = "Base model", "Adapters", "HTTP", "Engine", "Operation"
+MODEL, ADAPTERS, HTTP = "Base model", "Adapters", "HTTP"
+MERGING, ENGINE, OPERATION = "Merging", "Engine", "Operation"
 SECRETS = ("api_key", "admin_api_key")  # fields whose values are never shown
 MAX_BYTES = 2**50  # a petabyte: beyond it the number is a typing error
 
@@ -121,41 +122,6 @@ class Settings(BaseSettings):
         AutoSizeOrNone,
         Flag(ADAPTERS, "SIZE", "Host memory that caches adapters, as 1GiB; 0: none. Default: auto."),
     ] = None
-    merge_memory: Annotated[
-        AutoSize, Flag(ADAPTERS, "SIZE", "Memory for merged copies, as 2GiB. Default: auto.")
-    ] = None
-    export_root: Annotated[
-        UserPath | None,
-        Flag(
-            ADAPTERS,
-            "DIR",
-            "Exported models are written here. Default: no exports.",
-        ),
-    ] = None
-    auto_merge: Annotated[
-        bool,
-        Flag(
-            ADAPTERS,
-            "",
-            "Merge the adapter that nearly all answers are for, while they are.",
-            off="--no-auto-merge",
-        ),
-    ] = False
-    auto_merge_share: Annotated[
-        float,
-        Flag(ADAPTERS, "SHARE", "Of the answers, that makes an adapter be merged."),
-        Field(ge=0.5, le=1, allow_inf_nan=False),
-    ] = 0.98
-    auto_merge_seconds: Annotated[
-        float,
-        Flag(ADAPTERS, "SECONDS", "How long it must have had that share."),
-        Field(ge=1, le=86400, allow_inf_nan=False),
-    ] = 60.0
-    auto_merge_sequences: Annotated[
-        float,
-        Flag(ADAPTERS, "COUNT", "How many of its answers must run at once, on average."),
-        Field(ge=0.1, le=4096, allow_inf_nan=False),
-    ] = 4.0
     keep_revisions: Annotated[
         int,
         Flag(ADAPTERS, "COUNT", "Revisions of a name that are kept, to roll back to."),
@@ -194,6 +160,33 @@ class Settings(BaseSettings):
         Field(ge=1, le=1_000_000),
     ] = 1024
 
+    # --- merging
+    merge_memory: Annotated[
+        AutoSize, Flag(MERGING, "SIZE", "Memory for merged copies, as 2GiB. Default: auto.")
+    ] = None
+    auto_merge: Annotated[
+        bool,
+        Flag(MERGING, "", "Merge the adapter nearly all answers are for.", off="--no-auto-merge"),
+    ] = False
+    auto_merge_share: Annotated[
+        float,
+        Flag(MERGING, "SHARE", "How many of the answers that is."),
+        Field(ge=0.5, le=1, allow_inf_nan=False),
+    ] = 0.98
+    auto_merge_seconds: Annotated[
+        float,
+        Flag(MERGING, "SECONDS", "For how long they must have been."),
+        Field(ge=1, le=86400, allow_inf_nan=False),
+    ] = 60.0
+    auto_merge_sequences: Annotated[
+        float,
+        Flag(MERGING, "COUNT", "How many must run at once, on average."),
+        Field(ge=0.1, le=4096, allow_inf_nan=False),
+    ] = 4.0
+    export_root: Annotated[
+        UserPath | None, Flag(MERGING, "DIR", "Exported models go here. Default: no exports.")
+    ] = None
+
     # --- engine
     max_num_seqs: Annotated[
         int, Flag(ENGINE, "COUNT", "Sequences computed together."), Field(ge=1, le=4096)
@@ -201,14 +194,17 @@ class Settings(BaseSettings):
     max_batch_tokens: Annotated[
         int, Flag(ENGINE, "TOKENS", "Tokens computed in one step."), Field(ge=1, le=2**20)
     ] = 512
+    max_stretch: Annotated[
+        float,
+        Flag(ENGINE, "FACTOR", "A prompt makes running answers' steps at most so many times longer."),
+        Field(ge=1.1, le=1e6),
+    ] = 2.0
     kv_cache_memory: Annotated[
         AutoSize, Flag(ENGINE, "SIZE", "Memory for keys and values, as 2GiB. Default: auto.")
     ] = None
     kernels: Annotated[
         Literal["auto", "native", "pytorch"],
-        Flag(
-            ENGINE, "KERNELS", "native (C++ on CPUs, Triton on GPUs), pytorch, or auto: native where it runs."
-        ),
+        Flag(ENGINE, "KERNELS", "native (C++, or Triton on GPUs), pytorch, or auto."),
     ] = "auto"
     enable_prefix_cache: Annotated[
         bool, Flag(ENGINE, "", "Compute common prompt beginnings once.", off="--no-prefix-cache")

@@ -206,6 +206,7 @@ def _engine(loaded: LoadedModel, prepared: _Prepared, settings: Settings, metric
         num_blocks=prepared.num_blocks,
         max_num_seqs=settings.max_num_seqs,
         max_batch_tokens=settings.max_batch_tokens,
+        max_stretch=settings.max_stretch,
         prefix_cache=settings.enable_prefix_cache,
     )
     return Engine(prepared.decoder, loaded.tokenizer, config, fingerprint=loaded.fingerprint, metrics=metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from time import monotonic
@@ -11,6 +12,7 @@ import torch
 from server.engine.batch import Batch, build_batch
 from server.engine.block_manager import BlockManager
 from server.engine.detokenizer import Detokenizer
+from server.engine.pace import Pace
 from server.engine.sampler import logprobs_of, sample
 from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob, TokenReader
@@ -29,6 +31,7 @@ class EngineConfig:
     max_num_seqs: int
     max_batch_tokens: int
     prefix_cache: bool = True
+    max_stretch: float = math.inf  # see Pace
 
 
 class Engine:
@@ -47,8 +50,12 @@ class Engine:
         self._tokenizer = tokenizer
         self._metrics = metrics
         self.blocks = BlockManager(config.num_blocks, fingerprint, prefix_cache=config.prefix_cache)
+        self._pace = Pace(config.max_stretch)
         self.scheduler = Scheduler(
-            self.blocks, max_num_seqs=config.max_num_seqs, max_batch_tokens=config.max_batch_tokens
+            self.blocks,
+            max_num_seqs=config.max_num_seqs,
+            max_batch_tokens=config.max_batch_tokens,
+            pace=self._pace,
         )
         self._detokenizers: dict[int, Detokenizer] = {}
         self._events: list[Event] = []  # of the step that runs, so that none is lost if it raises
@@ -294,16 +301,18 @@ class Engine:
         self._events.append((sequence, delta))
 
     def _observe(self, batch: Batch, began: float) -> None:
+        seconds, rows = monotonic() - began, len(batch.inputs.token_ids)
+        self._pace.observe(rows, seconds)
         preempted = self.scheduler.take_preemptions()
         if preempted:
             self._metrics.preempted(preempted)
         self._metrics.step(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
-            batch_tokens=len(batch.inputs.token_ids),
+            batch_tokens=rows,
             batch_sequences=len(batch.scheduled),
             distinct_adapters=batch.distinct_adapters,
             kv_used=self.blocks.num_used,
             kv_total=self.blocks.num_blocks,
-            seconds=monotonic() - began,
+            seconds=seconds,
         )

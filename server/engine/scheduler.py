@@ -1,10 +1,10 @@
 """Which tokens of which sequences run in the next step.
 
 There is no prefill and no decode phase: a sequence's ``num_computed_tokens`` catches up with its
-length, as fast as the step's token budget allows. Rows that need one token go first, so that a long
-prompt delays running answers by at most one budget. The rows of a sequence in one step all run the same
-members of its mix: a chunk ends where an aLoRA sets in. And all rows of a step run on the same weights,
-the base's or those of one merged copy: where several have work, they take turns.
+length, as fast as the step's token budget allows. Rows that need one token go first; beside them only so
+many tokens of prompts run that the answers are not held up for long. The rows of a sequence in one step
+all run the same members of its mix: a chunk ends where an aLoRA sets in. And all rows of a step run on the
+same weights, the base's or those of one merged copy: where several have work, they take turns.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from server.engine.block_manager import BlockManager
+from server.engine.pace import Pace
 from server.engine.sequence import Sequence
 from server.kernels.weights import MergedWeights
 
@@ -59,8 +60,9 @@ class _Users:
 class Scheduler:
     """Admission in order of arrival, a token budget per step, preemption of the youngest by recompute."""
 
-    def __init__(self, blocks: BlockManager, *, max_num_seqs: int, max_batch_tokens: int) -> None:
+    def __init__(self, blocks: BlockManager, *, max_num_seqs: int, max_batch_tokens: int, pace: Pace) -> None:
         self.blocks = blocks
+        self._pace = pace
         # Every running sequence needs a row in every step, so no more of them than rows.
         self._max_running = min(max_num_seqs, max_batch_tokens)
         self._max_batch_tokens = max_batch_tokens
@@ -110,16 +112,21 @@ class Scheduler:
         mine = self.running
         if len(self._users) > 1:
             mine = [sequence for sequence in self.running if sequence.mix.merged is weights]
-        for sequence in sorted(mine, key=lambda s: s.num_uncomputed_tokens > 1):
+        self._continue([s for s in mine if s.num_uncomputed_tokens <= 1], chosen, room)
+        room.rows = int(min(room.rows, self._pace.prompt_rows(len(chosen))))
+        self._continue([s for s in mine if s.num_uncomputed_tokens > 1], chosen, room)
+        if self._preemptions == before:  # else a newcomer would only be preempted again
+            self._admit(chosen, room, weights)
+        return list(chosen.values())
+
+    def _continue(self, running: list[Sequence], chosen: dict[int, Scheduled], room: _Room) -> None:
+        for sequence in running:
             if sequence not in self.running:  # preempted for one before it
                 continue
             count = room.count(sequence, sequence.num_computed_tokens)
             if count and self._make_room(sequence, count, chosen, room):
                 chosen[sequence.id] = Scheduled(sequence, count)
                 room.take(chosen[sequence.id])
-        if self._preemptions == before:  # else a newcomer would only be preempted again
-            self._admit(chosen, room, weights)
-        return list(chosen.values())
 
     def _make_room(self, sequence: Sequence, count: int, chosen: dict[int, Scheduled], room: _Room) -> bool:
         """Get blocks for ``count`` more tokens, preempting the youngest others; False if it was itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -9,15 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.block_manager import BlockManager
+from server.engine.pace import Pace
 from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import FinishReason, ResolvedMix, Sequence
 from server.kernels.inputs import BLOCK_SIZE
 from tests.engine.making import make_sequence
 
+UNLIMITED = Pace(math.inf)
 
-def scheduler(*, blocks: int = 100, seqs: int = 8, tokens: int = 64, prefix_cache: bool = False) -> Scheduler:
+
+def scheduler(
+    *,
+    blocks: int = 100,
+    seqs: int = 8,
+    tokens: int = 64,
+    prefix_cache: bool = False,
+    pace: Pace = UNLIMITED,
+) -> Scheduler:
     manager = BlockManager(blocks + 1, "base", prefix_cache=prefix_cache)
-    return Scheduler(manager, max_num_seqs=seqs, max_batch_tokens=tokens)
+    return Scheduler(manager, max_num_seqs=seqs, max_batch_tokens=tokens, pace=pace)
 
 
 def step(made: Scheduler) -> dict[int, int]:
