@@ -19,6 +19,7 @@ from adapters.errors import (
 from adapters.files import WEIGHTS_NAME
 from adapters.mix import parse_mix
 from server.metric_families import MIX
+from server.model.packed_file import PREFIX
 from tests.engine.shop import KEPT, RANK, Shop
 from tests.engine.waiting import settle, until
 
@@ -248,7 +249,10 @@ async def test_a_stored_copy_that_is_gone_fails_only_its_own_requests(small: Sho
 async def test_a_stored_copy_that_has_changed_is_not_served(small: Shop) -> None:
     await small.load(*"abc")
     cold, warm = sorted(small.manager.list(), key=lambda r: r.resident)[:2]
-    shutil.copy(small.store.path(warm.digest) / WEIGHTS_NAME, small.store.path(cold.digest) / WEIGHTS_NAME)
+    changed = small.store.path(cold.digest)
+    for packed in changed.glob(f"{PREFIX}*"):  # else these would be, and they are the revision's own
+        packed.unlink()
+    shutil.copy(small.store.path(warm.digest) / WEIGHTS_NAME, changed / WEIGHTS_NAME)
     with pytest.raises(ArtifactError, match="changed"):
         await small.lease(cold.name)
     small.check()
