@@ -138,7 +138,8 @@ def merge(
             )
     except (ServerError, AdapterError) as error:
         raise fail(error) from error
-    _print(export_table(exported), f"{out}: {exported.nbytes / 1e9:.2f} GB in {exported.shards} files")
+    files = "1 file" if exported.shards == 1 else f"{exported.shards} files"
+    _print(export_table(exported), f"{out}: {exported.nbytes / 1e9:.2f} GB in {files}")
 
 
 def read_members(specs: Sequence[str], base: BaseModel) -> list[Member]:

@@ -46,9 +46,8 @@ def exported_line(answer: Answer) -> str:
     """Where a standalone model is, or how far it has got, and what the comparison found."""
     if answer["state"] != "ready":
         return f"{answer['of']} is being written to {answer['directory']}"
-    written = (
-        f"{answer['of']} is in {answer['directory']}: {size(answer['bytes'])} in {answer['files']} files"
-    )
+    files = "1 file" if answer["files"] == 1 else f"{answer['files']} files"
+    written = f"{answer['of']} is in {answer['directory']}: {size(answer['bytes'])} in {files}"
     found = answer["measured"]
     if found is None:
         return f"{written}, not compared"
