@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 _LINE = 64  # bytes
-_HUGE = 2 << 20  # bytes of a huge page
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -28,17 +27,9 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
 
 
 def mapped(size: int) -> torch.Tensor:
-    """``size`` bytes [size] uint8 in a mapping of their own, which take memory once they are written.
-
-    They begin on a huge page, and all that fill one lie on huge pages: a first touch of 10 MB in small
-    pages takes longer than to read a file of that size.
-    """
-    memory = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    start, filled = -whole.data_ptr() % _HUGE, size // _HUGE * _HUGE
-    if filled and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE, start, filled)
-    return whole[start : start + size]
+    """``size`` bytes [size] uint8 in a mapping of their own, which take memory once they are written."""
+    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:size]
 
 
 def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
