@@ -27,7 +27,7 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
 
 
 def mapped(size: int) -> torch.Tensor:
-    """``size`` bytes [size] uint8 in a mapping of their own, which take memory once they are written."""
+    """``size`` bytes [size] uint8 in a mapping of their own, which goes with the last reference."""
     memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=torch.uint8)[:size]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+
 import torch
 
-from server.kernels.memory import mapped
-
+_HUGE = 2 << 20
 _LINE = 64
 
 
@@ -14,7 +15,11 @@ class Arena:
 
     def __init__(self, size: int) -> None:
         """Reserve ``size`` bytes; pages take memory when they are written."""
-        self._bytes = mapped(size)
+        self._map = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        memory = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._bytes = memory[-memory.data_ptr() % _HUGE :][:size]
         self._used = 0
 
     def take(self, elements: int, dtype: torch.dtype) -> torch.Tensor:
