@@ -198,7 +198,7 @@ class Settings(BaseSettings):
         float,
         Flag(ENGINE, "FACTOR", "A prompt makes running answers' steps at most so many times longer."),
         Field(ge=1.1, le=1e6),
-    ] = 2.0
+    ] = 4.0
     kv_cache_memory: Annotated[
         AutoSize, Flag(ENGINE, "SIZE", "Memory for keys and values, as 2GiB. Default: auto.")
     ] = None
