@@ -213,6 +213,7 @@ def main(
             model=str(directory),
             data_dir=Path(scratch),
             enable_prefix_cache=False,
+            max_stretch=1e6,  # all streams are to decode at the same time
             adapter_memory=256 << 20,
             kv_cache_memory=2 << 30,
         )
