@@ -8,7 +8,6 @@ others have twice the share that they may have when it is merged, or until half 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from adapters.errors import AdapterError
 from adapters.mix import MixEntry, mix_digest
 from server.engine.lease import Resolution
+from server.engine.recurring import Recurring
 from server.engine.variants import Variant, Variants, VariantState
 from server.metrics import Metrics
 
@@ -71,7 +71,7 @@ class TrafficWindow:
         return sum(look.get(digest, 0) for look in self._looks)
 
 
-class AutoMerge:
+class AutoMerge(Recurring):
     """Keeps the copy of the one mix that leads. Lives on the event loop."""
 
     def __init__(
@@ -82,6 +82,7 @@ class AutoMerge:
         metrics: Metrics,
     ) -> None:
         """``answering`` gives, for every sequence being answered, what it runs with."""
+        super().__init__(rules.seconds / LOOKS, self.look)
         self._variants = variants
         self._answering = answering
         self._rules = rules
@@ -89,7 +90,6 @@ class AutoMerge:
         self._window = TrafficWindow(rules)
         self._leader: bytes | None = None  # whose copy is kept, or can't be made
         self._copy: Variant | None = None
-        self._looking: asyncio.Task[None] | None = None
 
     def copy_of(self, entries: Sequence[MixEntry]) -> Variant | None:
         """The copy that answers in place of a mix, if there is one by now."""
@@ -97,21 +97,6 @@ class AutoMerge:
         if copy is None or copy.state is not VariantState.READY:
             return None
         return copy if self._variants.find(entries) is copy else None
-
-    def start(self) -> None:
-        """Begin to look."""
-        self._looking = asyncio.create_task(self._look_on())
-
-    async def close(self) -> None:
-        """Look no more."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
-
-    async def _look_on(self) -> None:
-        while True:
-            await asyncio.sleep(self._rules.seconds / LOOKS)
-            await self.look()
 
     async def look(self) -> None:
         """See what is being answered, and act on it."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
 from adapters.errors import AdapterError
 from server.engine.catalogue import Catalogue
 from server.engine.experiments import Experiments
+from server.engine.recurring import Recurring
 
 logger = logging.getLogger(__name__)
 
@@ -16,15 +16,16 @@ _FOLLOW_SECONDS = 0.3  # how old what is known of other servers' changes may be
 _TELL_EVERY = 30  # rounds: last-used times and arms' counts are no news that anybody waits for
 
 
-class Follower:
+class Follower(Recurring):
     """Keeps catalogue and registry in step while it runs."""
 
     def __init__(self, catalogue: Catalogue, experiments: Experiments) -> None:
+        super().__init__(_FOLLOW_SECONDS, self._follow)
         self._catalogue = catalogue
         self._experiments = experiments
         self.used: dict[str, float] = {}  # unix seconds, of names that requests used since the start
         self._untold: set[str] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._rounds = 0
         self._failing = False
 
     def touch(self, name: str) -> None:
@@ -32,23 +33,14 @@ class Follower:
         self.used[name] = time.time()
         self._untold.add(name)
 
-    def start(self) -> None:
-        """Begin to follow."""
-        self._task = asyncio.create_task(self._run())
-
     async def close(self) -> None:
         """Stop following, and tell what has not been told."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await super().close()
         await self._round(tell=True)
 
-    async def _run(self) -> None:
-        rounds = 0
-        while True:
-            await asyncio.sleep(_FOLLOW_SECONDS)
-            rounds += 1
-            await self._round(tell=rounds % _TELL_EVERY == 0)
+    async def _follow(self) -> None:
+        self._rounds += 1
+        await self._round(tell=self._rounds % _TELL_EVERY == 0)
 
     async def _round(self, *, tell: bool) -> None:
         try:

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
 from adapters.errors import AdapterError
+from server.engine.recurring import Recurring
 
 logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 30.0
 
 
-class Upkeep:
+class Upkeep(Recurring):
     """Repeats a pass as long as it runs. The changes are news that the follower hears like any others."""
 
     def __init__(self, tend: Callable[[], Awaitable[tuple[str, ...]]]) -> None:
         """``tend()`` does what is to be done; returns the names that it changed."""
+        super().__init__(EVERY_SECONDS, self.look)
         self._tend = tend
-        self._task: asyncio.Task[None] | None = None
         self._failing = False
-
-    def start(self) -> None:
-        """Begin."""
-        self._task = asyncio.create_task(self._run())
-
-    async def close(self) -> None:
-        """Stop, once the pass that runs has ended."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(EVERY_SECONDS)
-            await self.look()
 
     async def look(self) -> None:
         """One pass."""

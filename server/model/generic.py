@@ -22,7 +22,7 @@ from adapters.base_models.layers import biased_norms, target_of
 from server.errors import ModelRefused
 from server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, ModuleShape, StepInputs
 from server.kernels.memory import total_bytes
-from server.kernels.reference.attention import AttentionPlan, PagedKV, plan_attention
+from server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring, plan_attention
 from server.kernels.reference.lora import LoraDelta, LoraPlanner
 from server.kernels.reference.quantized import Int8Linear, layer_tensors
 from server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary
@@ -303,7 +303,7 @@ def paged_attention(
     kv = manylora.kv[layer]
     kv.write(manylora.plan.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     rows = query[0].transpose(0, 1)
-    return manylora.plan.attend(kv, rows, scale=scale, window=sliding_window, softcap=softcap)[None], None
+    return manylora.plan.attend(kv, rows, Scoring(scale, sliding_window, softcap))[None], None
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from server.kernels.inputs import BLOCK_SIZE, StepInputs
-from server.kernels.reference.attention import PagedKV, plan_attention
+from server.kernels.reference.attention import PagedKV, Scoring, plan_attention
 from tests.kernels.worlds import Batcher, relative_error, rounding_slack
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
@@ -56,10 +56,10 @@ def moved(kv: PagedKV, to: torch.device | torch.dtype) -> PagedKV:
 
 
 def ours(
-    inputs: StepInputs, kv: PagedKV, query: torch.Tensor, device: torch.device, **options: Any
+    inputs: StepInputs, kv: PagedKV, query: torch.Tensor, device: torch.device, scoring: Scoring
 ) -> torch.Tensor:
     plan = plan_attention(inputs, device, decode_rows)
-    return plan.attend(moved(kv, device), query.to(device), **options).cpu()
+    return plan.attend(moved(kv, device), query.to(device), scoring).cpu()
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_every_grouping(
 ) -> None:
     inputs = step((5, 130, 48))
     kv, query = world(inputs, heads, kv_heads, key_dim, value_dim)
-    expected = plan_attention(inputs, torch.device("cpu")).attend(kv, query, scale=0.2)
-    torch.testing.assert_close(ours(inputs, kv, query, device, scale=0.2), expected, atol=2e-5, rtol=1e-4)
+    expected = plan_attention(inputs, torch.device("cpu")).attend(kv, query, Scoring(0.2))
+    torch.testing.assert_close(ours(inputs, kv, query, device, Scoring(0.2)), expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -84,16 +84,16 @@ def test_every_grouping(
 def test_contexts_windows_and_caps(device: torch.device, options: dict[str, Any]) -> None:
     inputs = step(CONTEXTS)
     kv, query = world(inputs, heads=2, kv_heads=1, key_dim=16)
-    expected = plan_attention(inputs, torch.device("cpu")).attend(kv, query, scale=0.7, **options)
-    result = ours(inputs, kv, query, device, scale=0.7, **options)
+    expected = plan_attention(inputs, torch.device("cpu")).attend(kv, query, Scoring(0.7, **options))
+    result = ours(inputs, kv, query, device, Scoring(0.7, **options))
     torch.testing.assert_close(result, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_beside_a_chunk_of_a_prompt(device: torch.device) -> None:
     inputs = step((20, 33, 50), chunk=9)
     kv, query = world(inputs, heads=4, kv_heads=2, key_dim=16)
-    expected = plan_attention(inputs, torch.device("cpu")).attend(kv, query, scale=0.3)
-    torch.testing.assert_close(ours(inputs, kv, query, device, scale=0.3), expected, atol=2e-5, rtol=1e-4)
+    expected = plan_attention(inputs, torch.device("cpu")).attend(kv, query, Scoring(0.3))
+    torch.testing.assert_close(ours(inputs, kv, query, device, Scoring(0.3)), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_in_bf16_it_errs_no_more_than_pytorch(device: torch.device) -> None:
@@ -101,24 +101,24 @@ def test_in_bf16_it_errs_no_more_than_pytorch(device: torch.device) -> None:
     kv, query = world(inputs, heads=6, kv_heads=2, key_dim=64)
     kv, query = moved(kv, torch.bfloat16), query.bfloat16()
     reference = plan_attention(inputs, torch.device("cpu"))
-    exact = reference.attend(moved(kv, torch.float32), query.float(), scale=0.2)
-    rounded = reference.attend(kv, query, scale=0.2)
-    result = ours(inputs, kv, query, device, scale=0.2)
+    exact = reference.attend(moved(kv, torch.float32), query.float(), Scoring(0.2))
+    rounded = reference.attend(kv, query, Scoring(0.2))
+    result = ours(inputs, kv, query, device, Scoring(0.2))
     assert relative_error(result, exact) < rounding_slack() * relative_error(rounded, exact)
 
 
 def test_a_row_has_the_same_bits_in_any_batch(device: torch.device) -> None:
     inputs = step((5, 130, 290))
     kv, query = world(inputs, heads=3, kv_heads=1, key_dim=16)
-    together = ours(inputs, kv, query, device, scale=0.2)
+    together = ours(inputs, kv, query, device, Scoring(0.2))
     rows = decode_rows(inputs, torch.arange(3).numpy(), device)
     longer = replace(rows, partitions=16)  # as in a bucket for longer contexts
     out = torch.empty_like(together, device=device)
-    longer.attend(moved(kv, device), query.to(device), out, scale=0.2, window=None, softcap=None)
+    longer.attend(moved(kv, device), query.to(device), out, Scoring(0.2))
     assert torch.equal(out.cpu(), together)
     alone = DecodeRows(rows.rows[:1], rows.context[1:2], rows.blocks[1:2], partitions=2)
     out = torch.empty_like(together[:1], device=device)
-    alone.attend(moved(kv, device), query[1:2].to(device), out, scale=0.2, window=None, softcap=None)
+    alone.attend(moved(kv, device), query[1:2].to(device), out, Scoring(0.2))
     assert torch.equal(out.cpu(), together[1:2])
 
 
@@ -128,6 +128,6 @@ def test_padding_becomes_zeros(device: torch.device) -> None:
     rows = decode_rows(inputs, torch.arange(2).numpy(), device)
     out = torch.full_like(query, float("nan")).to(device)
     padded = replace(rows, context=rows.context * torch.tensor([1, 0], dtype=torch.int32, device=device))
-    padded.attend(moved(kv, device), query.to(device), out, scale=0.2, window=None, softcap=None)
+    padded.attend(moved(kv, device), query.to(device), out, Scoring(0.2))
     assert out[0].isfinite().all()
     assert (out[1] == 0).all()

@@ -11,7 +11,7 @@ import triton
 from server.kernels.cuda.attention_kernels import attend_partition, join_partitions
 from server.kernels.cuda.types import dot_type
 from server.kernels.inputs import BLOCK_SIZE, StepInputs
-from server.kernels.reference.attention import PagedKV
+from server.kernels.reference.attention import PagedKV, Scoring
 
 PARTITION = 128  # tokens of a context that one program attends to; never a matter of the batch
 _TOKENS = 32  # taken together; a partition is a multiple of them
@@ -28,16 +28,7 @@ class DecodeRows:
     blocks: torch.Tensor  # [n, B] int32
     partitions: int  # as many as the longest context has
 
-    def attend(
-        self,
-        kv: PagedKV,
-        query: torch.Tensor,
-        out: torch.Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> None:
+    def attend(self, kv: PagedKV, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
         """Fill the rows' part of ``out`` [T, nh, hdv] for ``query`` [T, nh, hd]."""
         n, heads, (_, kv_heads, key_dim) = len(self.rows), query.shape[1], kv.keys.shape
         value_dim, group = kv.values.shape[2], heads // kv_heads
@@ -45,11 +36,12 @@ class DecodeRows:
         per_partition = n, heads, self.partitions
         peak, total = (query.new_empty(per_partition, dtype=torch.float32) for _ in range(2))
         weighted = query.new_empty(*per_partition, value_dim, dtype=torch.float32)
-        span = _NO_WINDOW if window is None else window
+        span = _NO_WINDOW if scoring.window is None else scoring.window
+        softcap = scoring.softcap
         attend_partition[(n, kv_heads, self.partitions)](
             query, query.stride(0), kv.keys, kv.values, self.rows, self.context,
             self.blocks, self.blocks.stride(0), self.partitions, peak, total, weighted,
-            scale, span, 0.0 if softcap is None else softcap,
+            scoring.scale, span, 0.0 if softcap is None else softcap,
             GROUP=group, GROUP_TILE=_tile(group),
             KEY_DIM=key_dim, KEY_TILE=_tile(key_dim), VALUE_DIM=value_dim, VALUE_TILE=_tile(value_dim),
             PARTITION=PARTITION, TOKENS=_TOKENS, BLOCK=BLOCK_SIZE,

@@ -7,7 +7,7 @@ import torch
 from server.kernels.cuda.attention import DecodeRows
 from server.kernels.cuda.lora import LoraTables, RankPages
 from server.kernels.inputs import BLOCK_SIZE, ModuleShape
-from server.kernels.reference.attention import PagedKV
+from server.kernels.reference.attention import PagedKV, Scoring
 from server.kernels.weights import DecoderWeights
 
 _WIDTH = 64
@@ -47,4 +47,4 @@ def _try_attention(weights: DecoderWeights) -> None:
     row = torch.zeros(1, dtype=torch.int32, device=like.device)
     query = like.new_zeros(1, weights.n_heads, weights.head_dim)
     rows = DecodeRows(row, row + BLOCK_SIZE, row[None], partitions=1)
-    rows.attend(kv, query, torch.empty_like(query), scale=weights.scale, window=None, softcap=None)
+    rows.attend(kv, query, torch.empty_like(query), Scoring(weights.scale))

@@ -39,19 +39,19 @@ def _gather(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     return flat.index_select(0, blocks.flatten()).view(blocks.shape[0], -1, *cache.shape[1:])
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How the scores of queries and keys become weights."""
+
+    scale: float
+    window: int | None = None  # a row sees only so many positions, itself included
+    softcap: float | None = None  # bounds the scores by c * tanh(s / c) (Gemma 2)
+
+
 class RowAttention(Protocol):
     """The attention of some rows of a step."""
 
-    def attend(
-        self,
-        kv: PagedKV,
-        query: torch.Tensor,
-        out: torch.Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> None:
+    def attend(self, kv: PagedKV, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
         """Fill the rows' part of ``out`` [T, nh, hdv] for ``query`` [T, nh, hd]."""
 
 
@@ -64,23 +64,14 @@ class _Decode:
     context: torch.Tensor  # [R]
     stale: torch.Tensor  # [N] gathered positions, counted over all rows, behind a context in its last block
 
-    def attend(
-        self,
-        kv: PagedKV,
-        query: torch.Tensor,
-        out: torch.Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> None:
+    def attend(self, kv: PagedKV, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
         keys, values = kv.gather(self.blocks)
         for gathered in (keys, values):
             # Left there by whoever had the block before: hidden by the mask, unless it is not finite.
             gathered.flatten(0, 1).index_fill_(0, self.stale, 0)
-        mask = _visible(self.context - 1, keys.shape[1], window)[:, None, None]
+        mask = _visible(self.context - 1, keys.shape[1], scoring.window)[:, None, None]
         q = query[self.rows].unsqueeze(2)
-        out[self.rows] = _sdpa(q, keys, values, mask, scale=scale, softcap=softcap).squeeze(2)
+        out[self.rows] = _sdpa(q, keys, values, mask, scoring).squeeze(2)
 
 
 @dataclass(frozen=True)
@@ -92,22 +83,13 @@ class _Chunk:
     blocks: torch.Tensor  # [1, B]
     context: int
 
-    def attend(
-        self,
-        kv: PagedKV,
-        query: torch.Tensor,
-        out: torch.Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> None:
+    def attend(self, kv: PagedKV, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
         keys, values = (t[:, : self.context] for t in kv.gather(self.blocks))
         length = self.stop - self.start
         last = torch.arange(self.context - length, self.context, device=query.device)
-        mask = _visible(last, self.context, window)[None, None]
+        mask = _visible(last, self.context, scoring.window)[None, None]
         q = query[self.start : self.stop].transpose(0, 1)[None]
-        attended = _sdpa(q, keys, values, mask, scale=scale, softcap=softcap)
+        attended = _sdpa(q, keys, values, mask, scoring)
         out[self.start : self.stop] = attended[0].transpose(0, 1)
 
 
@@ -118,23 +100,11 @@ class AttentionPlan:
     slots: torch.Tensor  # [T] where the rows' K and V are written
     parts: Sequence[RowAttention]  # of all rows
 
-    def attend(
-        self,
-        kv: PagedKV,
-        query: torch.Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> torch.Tensor:
-        """Attention output [T, nh, hdv] of ``query`` [T, nh, hd]; K and V must already be written.
-
-        ``window`` lets a row see only that many positions, itself included; ``softcap`` bounds the
-        scores by ``c * tanh(s / c)`` (Gemma 2).
-        """
+    def attend(self, kv: PagedKV, query: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+        """Attention output [T, nh, hdv] of ``query`` [T, nh, hd]; K and V must already be written."""
         out = query.new_empty(query.shape[0], query.shape[1], kv.values.shape[2])
         for part in self.parts:
-            part.attend(kv, query, out, scale=scale, window=window, softcap=softcap)
+            part.attend(kv, query, out, scoring)
         return out
 
 
@@ -199,9 +169,7 @@ def _sdpa(
     keys: torch.Tensor,  # [S, L, nkv, hd]
     values: torch.Tensor,  # [S, L, nkv, hdv]
     mask: torch.Tensor,  # broadcastable to [S, 1, n, L]
-    *,
-    scale: float,
-    softcap: float | None,
+    scoring: Scoring,
 ) -> torch.Tensor:
     """Attention output [S, nh, n, hdv]; the query heads of a group become rows of their KV head."""
     k, v = keys.transpose(1, 2), values.transpose(1, 2)
@@ -209,12 +177,12 @@ def _sdpa(
     rows = query.unflatten(1, (-1, groups)).flatten(2, 3)  # [S, nkv, groups * n, hd]
     if mask.shape[2] > 1:
         mask = mask.repeat(1, 1, groups, 1)
-    if softcap is None:
+    if scoring.softcap is None:
         # 8 times faster on a CPU than letting the library repeat the KV heads of one-row queries.
-        out = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=scale)
+        out = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=scoring.scale)
     else:
-        scores = (rows @ k.transpose(-1, -2)).float() * scale
-        scores = torch.tanh(scores / softcap) * softcap
+        scores = (rows @ k.transpose(-1, -2)).float() * scoring.scale
+        scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
         out = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(query.dtype) @ v
     per_head: torch.Tensor = out.unflatten(2, (groups, -1)).flatten(1, 2)
     return per_head

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
-from server.kernels.reference.attention import AttentionPlan, PagedKV, PlanRows, plan_attention
+from server.kernels.reference.attention import AttentionPlan, PagedKV, PlanRows, Scoring, plan_attention
 from server.kernels.reference.linear import Linear, PackedLinear, linear
 from server.kernels.reference.lora import LoraDelta, LoraPlanner
 from server.kernels.weights import (
@@ -197,7 +197,7 @@ class _Layer:
             q, k = rms_norm(q, self._layer.q_norm, w.eps), rms_norm(k, self._layer.k_norm, w.eps)
         kv.write(work.plan.slots, rotate(k, work.cos, work.sin), v)
         q = rotate(q, work.cos, work.sin)
-        out = work.plan.attend(kv, q, scale=w.scale, window=self._layer.window).flatten(1)
+        out = work.plan.attend(kv, q, Scoring(w.scale, self._layer.window)).flatten(1)
         y = self._o(out)
         if work.lora is not None:
             work.lora.add(module + 3, out, y)

@@ -1,0 +1,30 @@
+"""Work that comes back as long as the server runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+
+class Recurring:
+    """Does something every so many seconds on the event loop. What it does must not raise."""
+
+    def __init__(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
+        self._seconds = seconds
+        self._act = act
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; the first time comes after the first pause."""
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop, wherever it is."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            await self._act()
