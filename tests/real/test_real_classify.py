@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -14,6 +13,7 @@ import torch
 from transformers import AutoConfig
 
 from adapters.training.config_load import load_config
+from adapters.training.progress import read_metrics
 from adapters.training.run import train
 from tests.classifiers import Judge
 from tests.real.conftest import ROOT
@@ -30,12 +30,14 @@ COMMANDS = re.findall(
 def test_trained_served_and_equal(
     real_model_dir: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accuracy at least a quarter above the majority's; the probabilities are those of plain PEFT."""
+    """The loss halves, accuracy is a quarter above the majority's, and plain PEFT gives the probabilities."""
     monkeypatch.chdir(ROOT)
     options = {"base_model": str(real_model_dir), "output_dir": str(tmp_path / "out"), "device": "cpu"}
     config = load_config({**options, "eval_steps": 1000, "save_steps": 1000}, TRAINING / "topics.yaml")
     result = train(config)
     assert result is not None
+    curve = [line["loss"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl") if "loss" in line]
+    assert min(curve[-3:]) < curve[0] / 2
     base, adapter = result.baseline.base, result.baseline.adapter
     assert adapter["accuracy"] >= base["accuracy"] + 0.25
     url = f"http://127.0.0.1:{server}"
@@ -66,4 +68,3 @@ def test_trained_served_and_equal(
 
 def test_the_walk_through_is_complete() -> None:
     assert [command.split()[0] for command in COMMANDS] == ["manylora", "manylora", "curl"]
-    assert sys.executable
