@@ -49,7 +49,7 @@ def run_server(settings: Settings, progress: Progress) -> None:
     for name, path in settings.adapter.items():
         if not path.is_dir():  # said now rather than after the model is loaded
             raise ConfigError(f"--adapter {name}={path}: no such directory")
-    with _StartUp() as start_up, _listener(settings.host, settings.port) as listener:
+    with StartUp() as start_up, listening(settings.host, settings.port) as listener:
         directory = resolve_model(settings.model, settings.data_dir, progress)
         Console(stderr=True, highlight=False).print(f"Loading {settings.model_name} from {directory}")
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415  (brings torch: seconds)
@@ -68,8 +68,8 @@ def run_server(settings: Settings, progress: Progress) -> None:
             start_up.done()
             announce(service, listener.getsockname()[1], Console(highlight=False))
 
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(application, settings, listener, on_ready))
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            runner.run(serve(application, settings, listener, on_ready))
 
 
 def configure_logging(settings: Settings) -> None:
@@ -87,7 +87,7 @@ def configure_logging(settings: Settings) -> None:
         logging.getLogger("uvicorn.access").setLevel("INFO")
 
 
-async def _serve(
+async def serve(
     application: FastAPI, settings: Settings, listener: socket.socket, on_ready: Callable[[], None]
 ) -> None:
     """Start the service, accept requests until a signal, drain, stop the service.
@@ -124,7 +124,7 @@ class _HttpServer(uvicorn.Server):
         self._on_ready()
 
 
-class _StartUp:
+class StartUp:
     """Ends the process on a signal until :meth:`done`; from then on uvicorn's handlers do it gracefully.
 
     uvicorn raises the signal again when it has shut down. It comes back to this handler, which lets it
@@ -135,7 +135,7 @@ class _StartUp:
         self._starting = True
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> _StartUp:
+    def __enter__(self) -> StartUp:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
         return self
@@ -153,7 +153,7 @@ class _StartUp:
 
 
 @contextmanager
-def _listener(host: str, port: int) -> Iterator[socket.socket]:
+def listening(host: str, port: int) -> Iterator[socket.socket]:
     """A bound socket, not yet listening: a port in use is found before the model is loaded.
 
     Raises:
@@ -175,7 +175,8 @@ def _listener(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the server's event loop; None for asyncio's own."""
     try:
         import uvloop  # noqa: PLC0415
     except ImportError:  # not on every platform
