@@ -22,7 +22,7 @@ import torch
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_NICENESS = 5  # of threads that yield, above the process's own
+_NICENESS = 10  # of threads that yield, above the process's own
 
 
 def call_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -21,6 +21,7 @@ from adapters.publish import reclaim
 from adapters.records import RevisionRecord
 from adapters.registry import Registry
 from adapters.store import RevisionStore
+from server.kernels.memory import ReusedMemory
 from server.model.packed_file import PREFIX, Packing, read_packed, serialize
 from server.model.pages import PackedAdapter, PagePool
 
@@ -31,6 +32,7 @@ Fetch = Callable[[Path], str | None]
 
 SHOWN_DIGITS = 8  # of a digest, in model strings and messages
 _SMALL = 1 << 20  # bytes that a packed form may take, however little is stored
+_SPARE = 4  # revisions' worth of memory to read further ones into: as many as may be on their way
 
 
 class Library:
@@ -44,6 +46,7 @@ class Library:
         self._store = store
         self._pool = pool
         self._limits = limits
+        self._memory = ReusedMemory(_SPARE)
         self._packing = Packing.of(pool.modules, base.weights_key, pool.data.dtype)
 
     def check(self, directory: Path, source: str) -> tuple[RevisionRecord, PackedAdapter]:
@@ -93,7 +96,8 @@ class Library:
             SourceMissing: its directory is not there.
             ArtifactError: it is not what it was.
         """
-        packed = read_packed(self._directory(digest), digest, self._packing, self._pool.capacity_bytes)
+        directory, most = self._directory(digest), self._pool.capacity_bytes
+        packed = read_packed(directory, digest, self._packing, most, self._memory)
         if packed is not None and packed.rank.max(initial=0) <= self._limits.max_rank:
             return packed
         artifact = self.artifact(digest)

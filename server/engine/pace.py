@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import accumulate
+from math import inf
+
 _LEAST = 16  # tokens of prompts that any step may take on, so that prompts get on
-_LONG = 48  # rows of a step whose time is that of its rows; a shorter one may wait for the weights instead
-_SHORT = 8  # rows of a step whose time is that of reading the weights
+_LONG = (
+    48  # rows of a step from which on the time of a row is learned: of a shorter one it is the smaller part
+)
 _NEW = 0.1  # weight of a new observation
+_GENTLE = 2.0  # how many times the answers' own time a step takes while few tokens of prompts wait,
+_FEW = 4  # that is, no more than so many such steps take on
 
 
 class Pace:
     """Keeps a step with prompts in it from taking much longer than the answers alone would take.
 
-    A step of T rows takes about max(floor, row * T) seconds: below some number of rows it waits for the
-    weights, from there on every row costs the same. Both numbers are learned from the steps themselves, so
-    they are those of this machine and this load. Until they are known, there is no limit.
+    A step of n rows takes about start + row * n seconds. Both numbers are learned from the steps themselves,
+    so they are those of this machine and this load. Until they are known, there is no limit.
     """
 
     def __init__(self, stretch: float) -> None:
-        """``stretch``: how many times the answers' own time a step may take; infinite for no limit."""
+        """``stretch``: how many times the answers' own time a step may take; infinite for no limit at all."""
         self._stretch = stretch
         self._row: float | None = None  # seconds
-        self._floor: float | None = None  # seconds
+        self._start: float | None = None  # seconds
 
-    def prompt_rows(self, answers: int) -> float:
-        """The tokens of prompts that may run beside ``answers`` rows, each the next token of an answer."""
-        if self._row is None or not answers:
-            return float("inf")
-        floor = 0.0 if self._floor is None else self._floor
-        alone = max(floor, self._row * answers)
-        return max(_LEAST, self._stretch * alone / self._row - answers)
+    def prompt_rows(self, answers: int, prompts: Iterable[int]) -> float:
+        """The tokens of prompts that may run beside ``answers`` rows, each the next token of an answer.
+
+        ``prompts``: the tokens of each prompt that is not computed yet; no more of them are looked at than
+        needed. A short prompt is spread over steps of twice the answers' time, since that hardly delays it.
+        """
+        if self._row is None or self._start is None or not answers or self._stretch == inf:
+            return inf
+        alone = (self._start + self._row * answers) / self._row  # in rows
+        gentle = (min(_GENTLE, self._stretch) - 1) * alone
+        wide = _exceeds(_FEW * gentle, prompts)
+        return max(_LEAST, (self._stretch - 1) * alone if wide else gentle)
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a step that has run."""
         if rows >= _LONG:
-            self._row = _blend(self._row, seconds / rows)
-        elif rows <= _SHORT:
-            self._floor = _blend(self._floor, seconds)
+            self._row = _blend(self._row, max(seconds - (self._start or 0.0), 0.0) / rows)
+        if self._row is not None:
+            self._row = min(self._row, seconds / rows)  # or an outlier would last until the next long step
+            self._start = _blend(self._start, seconds - self._row * rows)
+
+
+def _exceeds(limit: float, amounts: Iterable[int]) -> bool:
+    """Whether the amounts come to more than ``limit``."""
+    return any(total > limit for total in accumulate(amounts))
 
 
 def _blend(known: float | None, seen: float) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import chain
 from time import monotonic
 
 from server.engine.block_manager import BlockManager
@@ -113,7 +114,8 @@ class Scheduler:
         if len(self._users) > 1:
             mine = [sequence for sequence in self.running if sequence.mix.merged is weights]
         self._continue([s for s in mine if s.num_uncomputed_tokens <= 1], chosen, room)
-        room.rows = int(min(room.rows, self._pace.prompt_rows(len(chosen))))
+        prompts = (s.num_uncomputed_tokens for s in chain(mine, self.waiting) if s.num_uncomputed_tokens > 1)
+        room.rows = int(min(room.rows, self._pace.prompt_rows(len(chosen), prompts)))
         self._continue([s for s in mine if s.num_uncomputed_tokens > 1], chosen, room)
         if self._preemptions == before:  # else a newcomer would only be preempted again
             self._admit(chosen, room, weights)

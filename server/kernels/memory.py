@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import mmap
+import weakref
+from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -26,10 +29,33 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
     return memory[start : start + size].view(dtype).view(*shape)
 
 
-def mapped(size: int) -> torch.Tensor:
-    """``size`` bytes [size] uint8 in a mapping of their own, which goes with the last reference."""
-    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=torch.uint8)[:size]
+class ReusedMemory:
+    """Memory in mappings of their own; one whose last tensor is gone serves the next that asks.
+
+    The system hands out a fresh mapping page by page, with a fault for each. For a file that it has in its
+    cache that takes ten times as long as reading the file. Any thread may call.
+    """
+
+    def __init__(self, spare: int) -> None:
+        """``spare``: how many mappings are kept for later."""
+        self._spare: deque[mmap.mmap] = deque(maxlen=spare)
+
+    def take(self, size: int) -> torch.Tensor:
+        """``size`` bytes [size] uint8 of no particular content."""
+        mapping = self._fitting(size)
+        owner = np.frombuffer(mapping, np.uint8)
+        # No lock: this runs whenever the garbage collector pleases, also within the lines of _fitting.
+        weakref.finalize(owner, self._spare.append, mapping).atexit = False
+        return torch.from_numpy(owner)[:size]
+
+    def _fitting(self, size: int) -> mmap.mmap:
+        """A spare mapping that is neither too small nor far too large, else a new one; those that are go."""
+        while self._spare:
+            with suppress(IndexError):  # another thread took the last one
+                mapping = self._spare.popleft()
+                if size <= len(mapping) <= 2 * size + mmap.PAGESIZE:
+                    return mapping
+        return mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def total_bytes(tensors: Iterable[torch.Tensor]) -> int:

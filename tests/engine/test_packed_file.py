@@ -18,12 +18,14 @@ from adapters.beside import keep_beside
 from adapters.errors import AdapterNotFound, StoreError
 from adapters.store import RevisionStore
 from server.kernels.inputs import ClassPages, TablePages, VectorPages, VocabularyPages
+from server.kernels.memory import ReusedMemory
 from server.model.packed_file import PREFIX, Packing, read_packed, serialize
 from server.model.pages import PackedAdapter
 
 MODULES = (TargetModule("q", 40, 64), TargetModule("v", 40, 24))
 DIGEST = "d1" * 32
 MOST = 1 << 20
+NEW = ReusedMemory(0)  # as there is nothing to use again
 
 
 def packing(dtype: torch.dtype = torch.float32, weights_key: str = "weights") -> Packing:
@@ -62,7 +64,7 @@ def write(directory: Path, packed: PackedAdapter, form: Packing) -> Path:
 def test_what_was_packed_comes_back(tmp_path: Path, packed: PackedAdapter) -> None:
     form = packing(packed.data.dtype)
     write(tmp_path, packed, form)
-    found = read_packed(tmp_path, DIGEST, form, MOST)
+    found = read_packed(tmp_path, DIGEST, form, MOST, NEW)
     assert found is not None
     assert same(found, packed)
     assert found.data.data_ptr() % 64 == 0
@@ -83,30 +85,30 @@ def test_what_was_packed_comes_back(tmp_path: Path, packed: PackedAdapter) -> No
 def test_damage_is_seen(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = write(tmp_path, plain(), packing())
     path.write_bytes(damage(path.read_bytes()))
-    assert read_packed(tmp_path, DIGEST, packing(), MOST) is None
+    assert read_packed(tmp_path, DIGEST, packing(), MOST, NEW) is None
 
 
 def test_it_is_that_of_one_revision_on_one_base_in_one_layout(tmp_path: Path) -> None:
     path = write(tmp_path, plain(), packing())
     fewer = Packing.of(MODULES[:1], "weights", torch.float32)
     for form in (packing(torch.bfloat16), packing(weights_key="nf4-weights"), fewer):
-        assert read_packed(tmp_path, DIGEST, form, MOST) is None
+        assert read_packed(tmp_path, DIGEST, form, MOST, NEW) is None
         shutil.copy(path, tmp_path / form.file_name)
-        assert read_packed(tmp_path, DIGEST, form, MOST) is None, "whatever the file is called"
-    assert read_packed(tmp_path, "e2" * 32, packing(), MOST) is None
-    assert read_packed(tmp_path, DIGEST, packing(), MOST) is not None
+        assert read_packed(tmp_path, DIGEST, form, MOST, NEW) is None, "whatever the file is called"
+    assert read_packed(tmp_path, "e2" * 32, packing(), MOST, NEW) is None
+    assert read_packed(tmp_path, DIGEST, packing(), MOST, NEW) is not None
 
 
 def test_what_can_not_be_one_is_not_read(tmp_path: Path) -> None:
     """A pipe would block, and a file of any size would take memory of that size."""
     path = tmp_path / packing().file_name
-    assert read_packed(tmp_path, DIGEST, packing(), MOST) is None
+    assert read_packed(tmp_path, DIGEST, packing(), MOST, NEW) is None
     os.mkfifo(path)
-    assert read_packed(tmp_path, DIGEST, packing(), MOST) is None
+    assert read_packed(tmp_path, DIGEST, packing(), MOST, NEW) is None
     path.unlink()
     with path.open("wb") as file:
         file.truncate(1 << 40)
-    assert read_packed(tmp_path, DIGEST, packing(), MOST) is None
+    assert read_packed(tmp_path, DIGEST, packing(), MOST, NEW) is None
 
 
 def test_only_the_last_two_of_a_kind_stay(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from server import memory
 from server.errors import ConfigError
+from server.kernels.memory import ReusedMemory
 
 GB = 1 << 30
 
@@ -76,3 +77,24 @@ def test_free_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_this_machine_has_some() -> None:
     assert memory.available_bytes(torch.device("cpu")) > 0
+
+
+def test_memory_is_used_again_once_its_last_tensor_is_gone() -> None:
+    reused = ReusedMemory(2)
+    first = reused.take(10_000)
+    place = first.data_ptr()
+    view = first[64:].view(torch.float32)
+    del first
+    second = reused.take(10_000)
+    assert second.data_ptr() != place, "a view is still there"
+    view.fill_(1.0)
+    del view
+    assert reused.take(9_000).data_ptr() == place
+    assert reused.take(10_000).shape == (10_000,)
+
+
+def test_memory_far_too_large_or_too_small_is_given_back_instead() -> None:
+    reused = ReusedMemory(1)
+    reused.take(1 << 20).fill_(1)
+    assert not reused.take(1 << 10).any(), "fresh from the system"
+    assert not reused.take(1 << 20).any()
