@@ -16,6 +16,7 @@ from adapters.errors import AdapterError, MixError
 from adapters.mix import check_weight
 from server.config_values import parse_size
 from server.errors import ConfigError, ServerError
+from server.signals import leaving_by_exception
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,7 +94,8 @@ def compose(
             composition = compose_members(
                 members, recipe, described, lambda done, count: bars.update(task, completed=done, total=count)
             )
-        save(composition, out)
+        with leaving_by_exception():
+            save(composition, out)
     except (ServerError, AdapterError) as error:
         raise fail(error) from error
     _print(composition_table(composition, per_module), f"{out}: rank {composition.rank}")
@@ -122,14 +124,15 @@ def merge(
         from adapters.merge.directory import check_absent  # noqa: PLC0415
         from adapters.merge.export import export  # noqa: PLC0415  (brings torch)
         from adapters.merge.export_plan import plan_export  # noqa: PLC0415
+        from server.admin.lines import size  # noqa: PLC0415  (brings httpx)
         from server.memory import verification_dtype  # noqa: PLC0415
 
         check_absent(out)
         name, stored = _open_base(base, data_dir)
         members = read_members(adapter, stored.describe(name))
         plan = plan_export(stored, name, members, _dtype(dtype), _size(max_shard_size))
-        with progress_bars() as bars:
-            task = bars.add_task(f"Writing {plan.nbytes / 1e9:.2f} GB", total=plan.nbytes)
+        with leaving_by_exception(), progress_bars() as bars:
+            task = bars.add_task(f"Writing {size(plan.nbytes)}", total=plan.nbytes)
             exported = export(
                 plan,
                 out,
@@ -139,7 +142,7 @@ def merge(
     except (ServerError, AdapterError) as error:
         raise fail(error) from error
     files = "1 file" if exported.shards == 1 else f"{exported.shards} files"
-    _print(export_table(exported), f"{out}: {exported.nbytes / 1e9:.2f} GB in {files}")
+    _print(export_table(exported), f"{out}: {size(exported.nbytes)} in {files}")
 
 
 def read_members(specs: Sequence[str], base: BaseModel) -> list[Member]:
@@ -201,9 +204,12 @@ def _dtype(name: str) -> Any:
 
 def _size(text: str) -> int:
     try:
-        return parse_size(text)
+        size = parse_size(text)
     except ValueError as error:
         raise ConfigError(f"--max-shard-size: {error}") from None
+    if not size:
+        raise ConfigError("--max-shard-size 0: a file holds at least one tensor")
+    return size
 
 
 def composition_table(composition: Composition, per_module: bool) -> Table:

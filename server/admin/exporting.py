@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.admin.session import Session
+from server.admin.session import Session, complain
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -63,9 +63,13 @@ def export(
 
 def _wait(client: Client, path: str, answer: Any, progress: Progress) -> Any:
     task = progress.add_task("writing", total=1.0)
-    while answer["state"] not in {"ready", "failed"}:
-        time.sleep(_PAUSE)
-        answer = client.get(path)
-        progress.update(task, completed=answer["progress"], description=answer["state"])
+    try:
+        while answer["state"] not in {"ready", "failed"}:
+            time.sleep(_PAUSE)
+            answer = client.get(path)
+            progress.update(task, completed=answer["progress"], description=answer["state"])
+    except KeyboardInterrupt:
+        complain(f"the server goes on writing; to cancel it: curl -X DELETE '{client.url}{path}'")
+        raise
     progress.remove_task(task)
     return answer

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -29,6 +28,7 @@ from adapters.merge.export_plan import DTYPES, plan_export
 from adapters.merge.recipe import Member
 from server.exporting.order import ExportOrder
 from server.memory import verification_dtype
+from server.signals import leave
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -86,7 +86,7 @@ def main() -> None:
     disable_progress_bar()
     os.nice(_NICENESS)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends us
 
     def tell(message: dict[str, Any]) -> None:
@@ -101,12 +101,6 @@ def main() -> None:
         said = {"error": type(error).__name__, "message": str(error)}
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing half-written is left: let the interpreter end
     tell(said)
-
-
-def _end(*_: object) -> None:
-    """Leave by an exception, so that what is half written is removed; once."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(1)
 
 
 def _end_with(server: FileIO) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -61,8 +64,35 @@ def test_merge(tiny_llama: Path, adapters: tuple[Path, Path], tmp_path: Path) ->
     result = invoke("merge", "--base", tiny_llama, *members, *options, "--out", out)
     assert result.exit_code == 0, result.output
     assert "same likeliest token" in result.stdout
+    assert " KiB in " in result.stdout
     assert (out / "model.safetensors.index.json").is_file()
     assert "| two | `" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_merge_that_is_ended_by_a_signal_leaves_nothing(
+    number: signal.Signals,
+    tiny_llama: Path,
+    adapters: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = []
+
+    def verify(plan: object, directory: Path, dtype: object) -> Any:
+        written.append((directory / "model.safetensors").exists())
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("adapters.merge.export.verify", verify)
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        result = invoke("merge", "--base", tiny_llama, "--adapter", adapters[0], "--out", tmp_path / "out")
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert written == [True]
+    assert result.exit_code == 128 + number
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in adapters}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +105,10 @@ def test_merge(tiny_llama: Path, adapters: tuple[Path, Path], tmp_path: Path) ->
         (["compose", "--adapter", "{one}/none"], "no adapter at"),
         (["merge", "--adapter", "{one}", "--dtype", "int8"], "--dtype int8: must be keep, bf16, fp16, fp32"),
         (["merge", "--adapter", "{one}", "--max-shard-size", "x"], "--max-shard-size: must be a size"),
+        (
+            ["merge", "--adapter", "{one}", "--max-shard-size", "0"],
+            "--max-shard-size 0: a file holds at least",
+        ),
         (["merge", "--adapter", "{one}", "--out", "{one}"], "exists already"),
     ],
 )
