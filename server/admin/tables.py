@@ -12,10 +12,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-from server.admin.lines import place, size
+from server.admin.lines import place, share, size
+from server.plain_text import plain
 
 _STATE_STYLE = {"ready": "green", "loading": "yellow", "draining": "yellow", "failed": "red"}
 _COLUMNS = ("name", "state", "revision", "kind", "rank", "where", "requests", "running", "used", "tags")
+_SETTINGS = ("rank", "density", "seed", "sign_method")  # of composing
 _WHOSE = {"base": "the base's", "adapter": "its own"}
 _WIDE = 10_000  # characters: where no terminal limits them, lines are not broken
 
@@ -98,6 +100,7 @@ def _rows(adapter: Answer) -> Iterable[tuple[str, RenderableType]]:
         yield "loading", publication["source"]
     yield "revision", adapter["revision"] or ""
     yield "source", adapter["source"]
+    yield "composed", _composed(next((r["lineage"] for r in adapter["revisions"] if r["current"]), None))
     if adapter["digest"] is not None:
         yield "kind", f"{adapter['kind']}, rank {adapter['rank']}"
         yield "modules", f"{adapter['modules']} of {adapter['total_modules']}"
@@ -115,6 +118,24 @@ def _rows(adapter: Answer) -> Iterable[tuple[str, RenderableType]]:
         yield key.replace("_", " "), whose or _detail(value)
 
 
+def _composed(lineage: Any) -> str:
+    """What an adapter was made of and how, if it says so. It is its own word: anything may stand there."""
+    if lineage is None:
+        return ""
+    try:
+        settings = [f"{key} {lineage[key]}" for key in _SETTINGS if key in lineage]
+        lost = (
+            "exact"
+            if lineage["method"] == "linear"
+            else f"{share(lineage['energy_lost'])} of the energy lost"
+        )
+        how = ", ".join([lineage["method"], *settings, lost])
+        members = [f"{m['name']}@{m['digest'][:8]}*{m['weight']:g}" for m in lineage["members"]]
+    except (KeyError, TypeError, ValueError, IndexError):
+        return _detail(lineage)
+    return "\n".join([how, *members])
+
+
 def _detail(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(map(_detail, value))
@@ -126,7 +147,7 @@ def _detail(value: Any) -> str:
 def _facts(rows: Iterable[tuple[str, RenderableType]]) -> Table:
     table = Table.grid(padding=(0, 2))
     for key, value in rows:
-        table.add_row(Text(key, style="dim"), Text(value) if isinstance(value, str) else value)
+        table.add_row(Text(key, style="dim"), Text(plain(value)) if isinstance(value, str) else value)
     return table
 
 
@@ -142,7 +163,7 @@ def _revision_table(revisions: Sequence[Answer]) -> Table:
             size(revision["bytes"]),
             revision["kind"],
             str(revision["rank"]),
-            Text(revision["source"]),
+            Text(plain(revision["source"])),
         )
     return table
 

@@ -110,6 +110,19 @@ def test_the_life_of_an_adapter(server: Running, adapter: Path, tmp_path: Path, 
     assert out(server, "ls") == "no adapters\n"
 
 
+def test_what_an_adapter_was_composed_of(server: Running, adapter: Path) -> None:
+    out(server, "add", "pirate", str(adapter))
+    with server.http() as http:
+        recipe = {"members": [{"name": "pirate", "weight": -0.5}], "method": "svd", "rank": 2}
+        http.post(
+            "/v1/adapters/less/compose?wait=true", json=recipe, headers={"authorization": f"Bearer {KEY}"}
+        )
+    assert re.search(
+        r"composed +svd, rank 2, [\d.]+% of the energy lost\n +pirate@[0-9a-f]{8}\*-0.5\n",
+        out(server, "show", "less"),
+    )
+
+
 def test_list(server: Running, adapter: Path) -> None:
     for name, tag in (("b", "x"), ("a-1", "y"), ("a-2", "x")):
         out(server, "add", name, str(adapter), "--tag", tag)

@@ -7,7 +7,7 @@ import pytest
 from server.admin.client import Unusable
 from server.admin.lines import arms_of, share, size
 from server.admin.session import _first
-from server.admin.tables import ago
+from server.admin.tables import _composed, ago
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,31 @@ def test_arms() -> None:
 )
 def test_the_first_key_is_taken(keys: str | None, first: str | None) -> None:
     assert _first(keys) == first
+
+
+def test_what_a_composed_adapter_says_of_itself() -> None:
+    members = [
+        {"name": "a", "digest": "0123456789", "weight": 0.7},
+        {"name": "b", "digest": "f" * 64, "weight": -1},
+    ]
+    svd = {"method": "svd", "rank": 5, "energy_lost": 0.08318, "members": members}
+    assert _composed(svd).split("\n") == [
+        "svd, rank 5, 8.32% of the energy lost",
+        "a@01234567*0.7",
+        "b@ffffffff*-1",
+    ]
+    exact = _composed({"method": "linear", "energy_lost": 0.0, "members": members[:1]})
+    assert exact == "linear, exact\na@01234567*0.7"
+    assert _composed(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("lineage", "shown"),
+    [
+        ({"by": "hand", "of": ["a", {"b": 1}]}, "by hand, of a\nb 1"),
+        ({"method": 3, "members": 5}, "method 3, members 5"),
+        ({"method": "svd", "energy_lost": "x", "members": []}, "method svd, energy_lost x, members "),
+    ],
+)
+def test_what_somebody_else_wrote_there_is_shown_as_it_is(lineage: dict[str, object], shown: str) -> None:
+    assert _composed(lineage) == shown
