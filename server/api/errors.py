@@ -200,6 +200,8 @@ def _sentence(path: str, message: str, kind: str) -> str:
     if kind == "extra_forbidden":
         return f"Unrecognized request argument supplied: {path}"
     text = "must be an object" if kind == "model_type" else message
+    if kind in {"too_short", "too_long"}:  # "List should have at least 2 items after validation, not 1"
+        text = text.replace("List should have", "must hold").replace(" after validation", "")
     return f"{path}: {text}" if path else text
 
 

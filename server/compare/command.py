@@ -78,6 +78,8 @@ def compare(
     with session.talk() as client:
         if reference is not None and baseline:
             raise Unusable("with --reference the first target is the baseline: leave --baseline out")
+        if baseline >= len(target):
+            raise Unusable(f"--baseline {baseline}: the targets are numbered from 0 to {len(target) - 1}")
         asked = questions(prompt or [], messages, file, raw=raw)
         body = {
             "targets": target,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
+
+from server.plain_text import as_html
 
 _WIDTH, _HEIGHT = 720, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 34
@@ -66,13 +67,13 @@ class _Frame:
         y, right = self.y(value), _WIDTH - _RIGHT
         return (
             f'<line class="limit" x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>'
-            f'<text class="limit" x="{right}" y="{y - 4:.1f}" text-anchor="end">{escape(name)}</text>'
+            f'<text class="limit" x="{right}" y="{y - 4:.1f}" text-anchor="end">{as_html(name)}</text>'
         )
 
     def line(self, index: int, label: str, values: Sequence[float]) -> str:
         points = " ".join(f"{self.x(i):.1f},{self.y(v):.1f}" for i, v in enumerate(values))
         dots = "".join(
-            f'<circle cx="{self.x(i):.1f}" cy="{self.y(v):.1f}" r="2.5"><title>{escape(label)}, '
+            f'<circle cx="{self.x(i):.1f}" cy="{self.y(v):.1f}" r="2.5"><title>{as_html(label)}, '
             f"token {i}: {v:.3g}</title></circle>"
             for i, v in enumerate(values)
         )

@@ -55,7 +55,8 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise Unusable(f"{path} can't be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise Unusable(f"{path} can't be read: {reason}") from None
 
 
 def _conversations(path: Path) -> list[Conversation]:

@@ -1,19 +1,19 @@
 """A comparison as one HTML file: everything is in it, nothing is fetched.
 
-Every text from outside (prompts, answers, names) goes through :func:`html.escape`.
+Every text from outside (prompts, answers, names) goes through :func:`as_html`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from server.compare.numbers import METRICS, first_divergent, metric, nats, rate, seconds
 from server.compare.plot import divergence_plot
 from server.compare.style import STYLE
 from server.compare.words import differing
+from server.plain_text import as_html
 
 Result = Mapping[str, Any]
 
@@ -43,11 +43,11 @@ def html_report(result: Result, prompts: Sequence[str], about: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{as_html(_POLICY)}">'
         f"<title>manylora comparison</title><style>{STYLE}</style></head><body><main>"
-        f"<h1>Comparison with {escape(_name(result, result['baseline']))}</h1>"
-        f'<p class="soft">{escape(about)}</p>'
-        f'<p><span class="badge {_CLASS[level]}">{escape(level)}</span></p>'
+        f"<h1>Comparison with {as_html(_name(result, result['baseline']))}</h1>"
+        f'<p class="soft">{as_html(about)}</p>'
+        f'<p><span class="badge {_CLASS[level]}">{as_html(level)}</span></p>'
         f"{_numbers(result)}{cases}{_verdict(result)}</main></body></html>\n"
     )
 
@@ -58,20 +58,20 @@ def _name(result: Result, target: int) -> str:
 
 
 def _numbers(result: Result) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading, _ in METRICS)
+    head = "".join(f"<th>{as_html(heading)}</th>" for heading, _ in METRICS)
     rows = []
     for entry in result["summary"]:
         target = entry["target"]
         baseline = target == result["baseline"]
         cells = "".join(
-            f"<td>{'-' if baseline and key != 'perplexity' else escape(metric(entry, key))}</td>"
+            f"<td>{'-' if baseline and key != 'perplexity' else as_html(metric(entry, key))}</td>"
             for _, key in METRICS
         )
         level = "baseline" if baseline else entry["level"]
         rows.append(
-            f"<tr><td>{escape(_name(result, target))}<br>"
-            f'<span class="soft">{escape(result["targets"][target]["model"])}</span></td>{cells}'
-            f'<td class="text {_CLASS.get(level, "soft")}">{escape(level)}</td></tr>'
+            f"<tr><td>{as_html(_name(result, target))}<br>"
+            f'<span class="soft">{as_html(result["targets"][target]["model"])}</span></td>{cells}'
+            f'<td class="text {_CLASS.get(level, "soft")}">{as_html(level)}</td></tr>'
         )
     return (
         f'<div class="wide"><table><thead><tr><th>target</th>{head}<th class="text">verdict</th></tr></thead>'
@@ -82,9 +82,9 @@ def _numbers(result: Result) -> str:
 def _case(result: Result, case: Result, prompt: str, index: int) -> str:
     lines = [(_name(result, pair["target"]), pair["kl"]) for pair in case["pairs"]]
     limits = [(t["level"], t["max_kl"]) for t in result["verdict"]["thresholds"] if t["max_kl"] is not None]
-    legend = "".join(f'<span><i class="s{i}"></i>{escape(name)}</span>' for i, (name, _) in enumerate(lines))
+    legend = "".join(f'<span><i class="s{i}"></i>{as_html(name)}</span>' for i, (name, _) in enumerate(lines))
     return (
-        f'<section><h2>Prompt {index + 1}</h2><pre class="prompt">{escape(prompt)}</pre>'
+        f'<section><h2>Prompt {index + 1}</h2><pre class="prompt">{as_html(prompt)}</pre>'
         f"{_answers(result, case)}{_strips(result, case)}"
         f'<h3>Divergence by position</h3><p class="soft legend">{legend}</p>'
         f'<div class="wide">{divergence_plot(lines, limits)}</div></section>'
@@ -100,7 +100,7 @@ def _answers(result: Result, case: Result) -> str:
 
 def _answer(result: Result, answer: Result, baseline: str) -> str:
     text = "".join(
-        f"<mark>{escape(piece)}</mark>" if differs else escape(piece)
+        f"<mark>{as_html(piece)}</mark>" if differs else as_html(piece)
         for piece, differs in differing(baseline, answer["text"])
     )
     pace = (
@@ -108,8 +108,8 @@ def _answer(result: Result, answer: Result, baseline: str) -> str:
         f"{seconds(answer['ttft_seconds'])}, all after {seconds(answer['total_seconds'])}, "
         f"{rate(answer['tokens_per_second'])} tokens/s"
     )
-    name = escape(_name(result, answer["target"]))
-    return f'<div class="answer"><h3>{name}</h3><pre>{text}</pre><p class="soft">{escape(pace)}</p></div>'
+    name = as_html(_name(result, answer["target"]))
+    return f'<div class="answer"><h3>{name}</h3><pre>{text}</pre><p class="soft">{as_html(pace)}</p></div>'
 
 
 def _strips(result: Result, case: Result) -> str:
@@ -117,9 +117,9 @@ def _strips(result: Result, case: Result) -> str:
     said = "the given text" if source is None else f"the answer of {_name(result, source)}"
     scores = {entry["target"]: entry for entry in case["scores"]}
     strips = "".join(
-        f"<h3>{escape(_name(result, pair['target']))}</h3>"
+        f"<h3>{as_html(_name(result, pair['target']))}</h3>"
         f'<p class="strip">{_strip(case, pair, scores[result["baseline"]], scores[pair["target"]])}</p>'
-        f'<p class="soft">{escape(first_divergent(pair))}'
+        f'<p class="soft">{as_html(first_divergent(pair))}'
         f"{'; the same model, computed once' if pair['same_model'] else ''}</p>"
         for pair in case["pairs"]
     )
@@ -128,7 +128,7 @@ def _strips(result: Result, case: Result) -> str:
         for power in range(-5, 2)
     )
     return (
-        f"<h3>Along {escape(said)}</h3>"
+        f"<h3>Along {as_html(said)}</h3>"
         f'<p class="soft legend">KL in nats: {scale}<span>underlined: another top token</span></p>{strips}'
     )
 
@@ -144,11 +144,11 @@ def _strip(case: Result, pair: Result, baseline: Result, other: Result) -> str:
             f"{baseline['logprobs'][index]:.3f} / {other['logprobs'][index]:.3f}; likeliest "
             f"{baseline['top_tokens'][index]!r} / {other['top_tokens'][index]!r}"
         )
-        shown = escape(token["text"]).replace("\n", "⏎\n")
+        shown = as_html(token["text"]).replace("\n", "⏎\n")
         heat, style = _heat(kl), "" if agrees else ' class="other"'
         parts.append(
             f'<span{style} style="background:rgb(var(--heat)/{heat:.2f})" '
-            f'title="{escape(hint)}">{shown}</span>'
+            f'title="{as_html(hint)}">{shown}</span>'
         )
     return "".join(parts)
 
@@ -161,15 +161,15 @@ def _heat(kl: float) -> float:
 def _verdict(result: Result) -> str:
     verdict = result["verdict"]
     rows = "".join(
-        f'<tr><td class="{_CLASS[t["level"]]}">{escape(t["level"])}</td>'
+        f'<tr><td class="{_CLASS[t["level"]]}">{as_html(t["level"])}</td>'
         f"<td>{'' if t['mean_kl'] is None else nats(t['mean_kl'])}</td>"
         f"<td>{'' if t['max_kl'] is None else nats(t['max_kl'])}</td>"
-        f'<td class="text">{escape(t["meaning"])}</td></tr>'
+        f'<td class="text">{as_html(t["meaning"])}</td></tr>'
         for t in verdict["thresholds"]
     )
     return (
         f'<section><h2>Verdict</h2><p class="{_CLASS[verdict["level"]]}">'
-        f"<b>{escape(verdict['sentence'])}</b></p>"
+        f"<b>{as_html(verdict['sentence'])}</b></p>"
         f'<div class="wide"><table><thead><tr><th>verdict</th><th>mean KL up to</th><th>max KL up to</th>'
         f'<th class="text">what it means</th></tr></thead><tbody>{rows}</tbody></table></div>'
         f"{_EXPLAINED}</section>"
