@@ -189,7 +189,9 @@ class Database:
         if isinstance(error, ImportError):
             return f"{error.name} is not installed (pip install 'manylora[postgres]')"
         cause = error.orig if isinstance(error, DBAPIError) else error
-        sentence = " ".join(str(cause).split())
+        # What PostgreSQL itself says, without the statement that it says it of.
+        said = getattr(getattr(cause, "diag", None), "message_primary", None)
+        sentence = " ".join(str(cause if said is None else said).split())
         for secret in _secrets(self._url):
             sentence = sentence.replace(secret, "***")
         return sentence[:300]

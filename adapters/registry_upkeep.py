@@ -37,14 +37,13 @@ class UpkeepRegistry:
             StoreError: it is tied to another one, whose revisions this directory doesn't have.
         """
         with self._database.write_quietly() as connection:
-            known = connection.execute(select(counter.c.store)).scalar_one()
-            if known is None:
+            if _bound(connection, identity) is None:
                 connection.execute(counter.update().values(store=identity))
-            elif known != identity:
-                raise StoreError(
-                    "the adapter registry belongs to another artifact directory: servers that share a "
-                    "registry must share that directory, and a new directory needs a new registry"
-                )
+
+    def check_bound(self, identity: str) -> None:
+        """Raise :class:`StoreError` where :meth:`bind` would; nothing is written."""
+        with self._database.read() as connection:
+            _bound(connection, identity)
 
     def abandon(self, name: str, owner: str) -> None:
         """Clean up after a dead process that was loading or draining ``name``, if that is still so.
@@ -89,12 +88,43 @@ class UpkeepRegistry:
                 put_change(connection, name, generation)
         return tuple(found)
 
+    def expire(self, seconds: float) -> tuple[str, ...]:
+        """Forget names that FAILED so long ago and have never served; returns them.
+
+        Nothing is written where there are none.
+        """
+        with self._database.read() as connection:
+            old = _expired(connection, seconds)
+        if not old:
+            return ()
+        with self._database.write() as (connection, generation):
+            found = _expired(connection, seconds)  # as it is now
+            for name in found:
+                connection.execute(delete(names).where(names.c.name == name))
+                put_change(connection, name, generation)
+        return tuple(found)
+
     def agree(self, present: Collection[str]) -> Agreement:
         """Make names whose revision is not ``present`` on disk FAILED, and those READY where it is back."""
         with self._database.write() as (connection, generation):
             failed, restored = _check_current(connection, generation, present)
             forgotten = _check_history(connection, generation, present)
         return Agreement(tuple(failed), tuple(restored), tuple(forgotten))
+
+
+def _bound(connection: Connection, identity: str) -> str | None:
+    """The artifact directory that the registry is tied to, if it is to one.
+
+    Raises:
+        StoreError: to another one than ``identity``.
+    """
+    known: str | None = connection.execute(select(counter.c.store)).scalar_one()
+    if known not in {None, identity}:
+        raise StoreError(
+            "the adapter registry belongs to another artifact directory: servers that share a "
+            "registry must share that directory, and a new directory needs a new registry"
+        )
+    return known
 
 
 def _check_current(
@@ -121,6 +151,13 @@ def _failed(connection: Connection) -> list[tuple[str, str]]:
     query = select(names.c.name, names.c.digest).where(names.c.digest.is_not(None))
     query = query.where(names.c.state == State.FAILED.value).order_by(names.c.name)
     return [(name, digest) for name, digest in connection.execute(query).all()]
+
+
+def _expired(connection: Connection, seconds: float) -> list[str]:
+    """The names without a revision that failed more than ``seconds`` ago."""
+    query = select(names.c.name).where(names.c.digest.is_(None), names.c.state == State.FAILED.value)
+    old = query.where(names.c.updated < time.time() - seconds).order_by(names.c.name)
+    return list(connection.execute(old).scalars())
 
 
 def _lost(digest: str) -> dict[str, Any]:

@@ -16,11 +16,12 @@ import typer
 
 from adapters.errors import AdapterError
 from server.admin.commands import adapters
+from server.cli_help import ServeHelp
 from server.cli_kernels import build_kernels
 from server.cli_merge import compose, merge
 from server.cli_train import estimate, train
 from server.compare.command import compare
-from server.config import CONFIG_VARIABLE, Flag, Settings, default_text, flag_of
+from server.config import Flag, Settings, flag_of
 from server.config_loading import load_settings
 from server.errors import ServerError
 from server.loadgen.command import bench
@@ -85,11 +86,7 @@ def pull(
 
 
 def serve(**options: Any) -> None:
-    """Serve a base model and its adapters through an OpenAI-compatible API.
-
-    Every option is also a variable (--max-num-seqs: MANYLORA_MAX_NUM_SEQS) and a
-    key of the YAML file (max_num_seqs). Flags beat variables, these the file.
-    """
+    """Serve a base model and its adapters through an OpenAI-compatible API."""
     config: Path | None = options.pop("config", None)
     flags = {name: value for name, value in options.items() if value is not None and value != []}
     debug = False
@@ -132,34 +129,22 @@ def _serve_parameters() -> Mapping[str, inspect.Parameter]:
     All values stay text, absent ones ``None``: ``Settings`` alone decides what is valid, whichever of
     flag, environment or file a value comes from.
     """
-    parameters = {
-        name: _parameter(name, flag_of(field), default_text(name))
-        for name, field in Settings.model_fields.items()
-    }
-    option = typer.Option(
-        "--config",
-        metavar="FILE",
-        help=f"YAML file with any of these options. Or: {CONFIG_VARIABLE}.",
-        show_default=False,
-        rich_help_panel=flag_of(Settings.model_fields["data_dir"]).panel,
-    )
+    parameters = {name: _parameter(name, flag_of(field)) for name, field in Settings.model_fields.items()}
+    option = typer.Option("--config", metavar="FILE")
     parameters["config"] = inspect.Parameter(
         "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
     )
     return parameters
 
 
-def _parameter(name: str, flag: Flag, default: str | None) -> inspect.Parameter:
+def _parameter(name: str, flag: Flag) -> inspect.Parameter:
     spelled = "--" + name.replace("_", "-")
     kind: Any
     if flag.off is not None:
         spelled, kind = f"{spelled}/{flag.off}", bool | None
     else:
         kind = list[str] | None if flag.repeatable else str | None
-    text = flag.meaning if default is None else f"{flag.meaning} Default: {default}."
-    option = typer.Option(
-        spelled, metavar=flag.metavar, help=text, show_default=False, rich_help_panel=flag.panel
-    )
+    option = typer.Option(spelled, metavar=flag.metavar)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
     )
@@ -178,7 +163,7 @@ app.command()(compose)
 app.command()(merge)
 app.command()(compare)
 app.command()(bench)
-app.command()(_with_options(serve))
+app.command(cls=ServeHelp)(_with_options(serve))
 app.command()(train)
 app.command()(estimate)
 

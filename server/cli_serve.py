@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adapters.base_models.catalog import resolve_model
+from adapters.errors import StoreError
 from server.api.protocol import BoundedHttpProtocol
 from server.config import Settings
 from server.errors import ConfigError
@@ -50,6 +51,7 @@ def run_server(settings: Settings, progress: Progress) -> None:
         if not path.is_dir():  # said now rather than after the model is loaded
             raise ConfigError(f"--adapter {name}={path}: no such directory")
     with StartUp() as start_up, listening(settings.host, settings.port) as listener:
+        check_storage(settings)
         directory = resolve_model(settings.model, settings.data_dir, progress)
         Console(stderr=True, highlight=False).print(f"Loading {settings.model_name} from {directory}")
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415  (brings torch: seconds)
@@ -70,6 +72,28 @@ def run_server(settings: Settings, progress: Progress) -> None:
 
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             runner.run(serve(application, settings, listener, on_ready))
+
+
+def check_storage(settings: Settings) -> None:
+    """Open the adapter store and the registry once, so that their faults are told before minutes of loading.
+
+    Raises:
+        ConfigError: one of them can't be used; names the option, and no password.
+    """
+    from adapters.registry import Registry  # noqa: PLC0415  (brings SQLAlchemy)
+    from adapters.store import RevisionStore  # noqa: PLC0415
+
+    try:
+        store = RevisionStore(settings.data_dir / "adapters")
+    except StoreError as error:
+        raise ConfigError(f"--data-dir: {error}") from error
+    with store:
+        try:
+            with Registry(settings.registry) as registry:
+                registry.check_bound(store.identity)
+        except StoreError as error:
+            option = "--data-dir" if settings.registry_url is None else "--registry-url"
+            raise ConfigError(f"{option}: {error}") from error
 
 
 def configure_logging(settings: Settings) -> None:

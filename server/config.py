@@ -42,6 +42,8 @@ class Flag:
     meaning: str
     repeatable: bool = False
     off: str | None = None  # the switch that turns a boolean off
+    without: str = ""  # what that switch means
+    default: str | None = None  # how to call what None stands for
 
 
 MODEL, ADAPTERS, HTTP = "Base model", "Adapters", "HTTP"
@@ -72,68 +74,64 @@ class Settings(BaseSettings):
     # --- base model
     model: Annotated[
         str,
-        Flag(MODEL, "MODEL", "smollm2-135m, a Hub id, or a directory."),
+        Flag(MODEL, "MODEL", "smollm2-135m, Hub id or directory."),
         Field(min_length=1, max_length=4096),
     ] = "smollm2-135m"
     served_model_name: Annotated[
         str | None,
-        Flag(MODEL, "NAME", "Name clients use for the base. Default: MODEL, or the directory's name."),
+        Flag(MODEL, "NAME", "What clients call the base.", default="MODEL's name"),
         Field(min_length=1, max_length=256),
     ] = None
     dtype: Annotated[
         Literal["auto", "bf16", "fp32"],
-        Flag(MODEL, "DTYPE", "bf16, fp32 or auto: bf16 where the hardware computes in it."),
+        Flag(MODEL, "DTYPE", "bf16, fp32, or auto: as the hardware likes."),
     ] = "auto"
     quantize: Annotated[
         Literal["none", "nf4", "int8"],
         Flag(MODEL, "BITS", "The base in 4 bits (nf4) or 8 (int8)."),
     ] = "none"
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], Flag(MODEL, "DEVICE", "cpu, cuda or auto: cuda if there is a GPU.")
+        Literal["auto", "cpu", "cuda"], Flag(MODEL, "DEVICE", "cpu, cuda, or auto: a GPU if there is one.")
     ] = "auto"
     max_model_len: Annotated[
-        AutoLength, Flag(MODEL, "TOKENS", "Longest prompt + answer. Default: the model's.")
+        AutoLength, Flag(MODEL, "N", "Longest prompt + answer, in tokens.", default="the model's")
     ] = None
 
     # --- adapters
     adapter: Annotated[
-        NamedPaths, Flag(ADAPTERS, "NAME=PATH", "Load this at start. Repeatable.", repeatable=True)
+        NamedPaths, Flag(ADAPTERS, "NAME=PATH", "Load this adapter at start.", repeatable=True)
     ] = {}
     adapter_root: Annotated[
         Roots,
-        Flag(ADAPTERS, "DIR", "Load requests may read from here, nowhere else. Repeatable.", repeatable=True),
+        Flag(ADAPTERS, "DIR", "Load requests read from here, nowhere else.", repeatable=True),
     ] = []
     adapter_repository: Annotated[
         Texts,
-        Flag(ADAPTERS, "GLOB", "Hub repositories to fetch from, as 'org/*'. Repeatable.", repeatable=True),
+        Flag(ADAPTERS, "GLOB", "Hub repositories to fetch from, as 'org/*'.", repeatable=True),
     ] = []
     adapter_url: Annotated[
         Texts,
-        Flag(ADAPTERS, "PREFIX", "URLs to fetch from, as s3://bucket/lora/. Repeatable.", repeatable=True),
+        Flag(ADAPTERS, "PREFIX", "URLs to fetch from, as s3://bucket/lora/.", repeatable=True),
     ] = []
     resolve: Annotated[
         Texts,
-        Flag(ADAPTERS, "SOURCE", "Look unknown names up here: hf://org/{name}. Repeatable.", repeatable=True),
+        Flag(ADAPTERS, "SOURCE", "Look unknown names up here: hf://org/{name}.", repeatable=True),
     ] = []
     adapter_memory: Annotated[
-        AutoSize, Flag(ADAPTERS, "SIZE", "Memory for resident adapters, as 512MiB. Default: auto.")
+        AutoSize, Flag(ADAPTERS, "SIZE", "Memory for resident adapters.", default="auto")
     ] = None
     adapter_cache_memory: Annotated[
         AutoSizeOrNone,
-        Flag(ADAPTERS, "SIZE", "Host memory that caches adapters, as 1GiB; 0: none. Default: auto."),
+        Flag(ADAPTERS, "SIZE", "Host memory for others; 0: none.", default="auto"),
     ] = None
     keep_revisions: Annotated[
         int,
-        Flag(ADAPTERS, "COUNT", "Revisions of a name that are kept, to roll back to."),
+        Flag(ADAPTERS, "N", "Revisions of a name that are kept."),
         Field(ge=1, le=64),
     ] = 5
     registry_url: Annotated[
         SecretStr | None,
-        Flag(
-            ADAPTERS,
-            "URL",
-            "SQLite or PostgreSQL with the adapters' names. Default: in the data directory.",
-        ),
+        Flag(ADAPTERS, "URL", "SQLite or PostgreSQL of names.", default="in --data-dir"),
     ] = None
     max_lora_rank: Annotated[
         int, Flag(ADAPTERS, "RANK", "Higher ranks are refused."), Field(ge=1, le=1024)
@@ -142,28 +140,26 @@ class Settings(BaseSettings):
     # --- HTTP
     host: Annotated[
         str,
-        Flag(HTTP, "HOST", "Address to listen on; 0.0.0.0 is everywhere."),
+        Flag(HTTP, "HOST", "Address to listen on; 0.0.0.0: all."),
         Field(min_length=1, max_length=255),
     ] = "127.0.0.1"
     port: Annotated[Port, Flag(HTTP, "PORT", "0 takes any free port.")] = 8000
-    api_key: Annotated[
-        Keys, Flag(HTTP, "KEY", "Accept only requests with this key. Repeatable.", repeatable=True)
-    ] = []
+    api_key: Annotated[Keys, Flag(HTTP, "KEY", "Accept only requests with this key.", repeatable=True)] = []
     admin_api_key: Annotated[
         Keys,
-        Flag(HTTP, "KEY", "Adapters are managed with this key only. Repeatable.", repeatable=True),
+        Flag(HTTP, "KEY", "Adapters are managed with this key only.", repeatable=True),
     ] = []
     max_upload_bytes: Annotated[Size, Flag(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
     max_waiting: Annotated[
         int,
-        Flag(HTTP, "COUNT", "Requests that may wait; more are answered 429."),
+        Flag(HTTP, "N", "Requests that may wait; more get 429."),
         Field(ge=1, le=1_000_000),
     ] = 1024
 
     # --- merging
-    merge_memory: Annotated[
-        AutoSize, Flag(MERGING, "SIZE", "Memory for merged copies, as 2GiB. Default: auto.")
-    ] = None
+    merge_memory: Annotated[AutoSize, Flag(MERGING, "SIZE", "Memory for merged copies.", default="auto")] = (
+        None
+    )
     auto_merge: Annotated[
         bool,
         Flag(MERGING, "", "Merge the adapter nearly all answers are for.", off="--no-auto-merge"),
@@ -175,44 +171,51 @@ class Settings(BaseSettings):
     ] = 0.98
     auto_merge_seconds: Annotated[
         float,
-        Flag(MERGING, "SECONDS", "For how long they must have been."),
+        Flag(MERGING, "S", "For how long they must have been."),
         Field(ge=1, le=86400, allow_inf_nan=False),
     ] = 60.0
     auto_merge_sequences: Annotated[
         float,
-        Flag(MERGING, "COUNT", "How many must run at once, on average."),
+        Flag(MERGING, "N", "How many must run at once, on average."),
         Field(ge=0.1, le=4096, allow_inf_nan=False),
     ] = 4.0
     export_root: Annotated[
-        UserPath | None, Flag(MERGING, "DIR", "Exported models go here. Default: no exports.")
+        UserPath | None, Flag(MERGING, "DIR", "Exported models go here.", default="no exports")
     ] = None
 
     # --- engine
-    max_num_seqs: Annotated[
-        int, Flag(ENGINE, "COUNT", "Sequences computed together."), Field(ge=1, le=4096)
-    ] = 128
+    max_num_seqs: Annotated[int, Flag(ENGINE, "N", "Sequences computed together."), Field(ge=1, le=4096)] = (
+        128
+    )
     max_batch_tokens: Annotated[
-        int, Flag(ENGINE, "TOKENS", "Tokens computed in one step."), Field(ge=1, le=2**20)
+        int, Flag(ENGINE, "N", "Tokens computed in one step."), Field(ge=1, le=2**20)
     ] = 512
     max_stretch: Annotated[
         float,
-        Flag(ENGINE, "FACTOR", "A prompt makes running answers' steps at most so many times longer."),
+        Flag(ENGINE, "X", "Prompts stretch answers' steps X times at most."),
         Field(ge=1.1, le=1e6),
     ] = 4.0
     kv_cache_memory: Annotated[
-        AutoSize, Flag(ENGINE, "SIZE", "Memory for keys and values, as 2GiB. Default: auto.")
+        AutoSize, Flag(ENGINE, "SIZE", "Memory for keys and values.", default="auto")
     ] = None
     kernels: Annotated[
         Literal["auto", "native", "pytorch"],
-        Flag(ENGINE, "KERNELS", "native (C++, or Triton on GPUs), pytorch, or auto."),
+        Flag(ENGINE, "KIND", "native (C++, Triton), pytorch, or auto."),
     ] = "auto"
     enable_prefix_cache: Annotated[
-        bool, Flag(ENGINE, "", "Compute common prompt beginnings once.", off="--no-prefix-cache")
+        bool,
+        Flag(
+            ENGINE,
+            "",
+            "Compute common prompt beginnings once.",
+            off="--no-prefix-cache",
+            without="Compute common prompt beginnings again.",
+        ),
     ] = True
 
     # --- operation
-    data_dir: Annotated[UserPath, Flag(OPERATION, "DIR", "Models and adapter revisions are kept here.")] = (
-        Field(default_factory=default_data_dir)
+    data_dir: Annotated[UserPath, Flag(OPERATION, "DIR", "For models and adapters.")] = Field(
+        default_factory=default_data_dir
     )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
@@ -221,7 +224,7 @@ class Settings(BaseSettings):
     access_log: Annotated[bool, Flag(OPERATION, "", "One log line a request.", off="--no-access-log")] = False
     shutdown_timeout: Annotated[
         float,
-        Flag(OPERATION, "SECONDS", "Time running requests get to finish."),
+        Flag(OPERATION, "S", "Time running requests get to finish."),
         Field(ge=0, le=3600, allow_inf_nan=False),
     ] = 10.0
 
@@ -266,11 +269,13 @@ def flag_of(field: FieldInfo) -> Flag:
 
 
 def default_text(name: str) -> str | None:
-    """The default of a field as help and docs show it; ``None`` where the description tells it."""
+    """The default of a field as help and docs show it; ``None`` where that is nothing."""
     field = Settings.model_fields[name]
     if name == "data_dir":
         return "~/.local/share/manylora"
-    if field.default is None or field.default in ([], {}):
+    if field.default is None:
+        return flag_of(field).default
+    if field.default in ([], {}):
         return None
     if name == "max_upload_bytes":
         return format_size(field.default)

@@ -52,8 +52,9 @@ def _row(name: str) -> tuple[str, Sequence[str]]:
     if flag.off is not None:
         spelled += f", `{flag.off}`"
     default = default_text(name)
-    shown = f"`{default}`" if default is not None else ""
-    return flag.panel, (spelled, f"`{ENV_PREFIX}{name.upper()}`", f"`{name}`", shown, flag.meaning)
+    shown = "" if default is None else default if flag.default == default else f"`{default}`"
+    meaning = f"{flag.meaning} Repeatable." if flag.repeatable else flag.meaning
+    return flag.panel, (spelled, f"`{ENV_PREFIX}{name.upper()}`", f"`{name}`", shown, meaning)
 
 
 if __name__ == "__main__":

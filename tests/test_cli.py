@@ -17,10 +17,12 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from adapters.registry import Registry
+from adapters.store import RevisionStore
 from server import cli_serve
 from server.cli import app
 from server.cli_serve import base_url, curl_line
-from server.config import Settings
+from server.config import Settings, flag_of
 from server.errors import ModelRefused
 
 SCREEN = {"COLUMNS": "80", "LINES": "40", "NO_COLOR": "1", "TERM": "dumb"}
@@ -48,15 +50,27 @@ def test_help_names_the_commands() -> None:
         assert re.search(rf"^│ {command} ", result.stdout, re.MULTILINE)
 
 
-def test_serve_help_fits_three_screens_and_has_every_option() -> None:
+def test_serve_help_has_one_line_for_every_option() -> None:
     result = invoke("serve", "--help")
     lines = result.stdout.splitlines()
-    assert len(lines) <= 120
+    assert len(lines) <= 61
     assert max(map(len, lines)) <= 80
-    for name in Settings.model_fields:
-        assert f"--{name.replace('_', '-')} " in result.stdout
-    assert "--no-prefix-cache" in result.stdout
+    for name, field in Settings.model_fields.items():
+        spelled = "--no-prefix-cache" if name == "enable_prefix_cache" else f"--{name.replace('_', '-')}"
+        flag = flag_of(field)
+        value = f"{flag.metavar}{'...' if flag.repeatable else ''}"
+        (line,) = (line for line in lines if line.startswith(f"│ {spelled} {value}"))
+        assert re.search(r"  \S.*[.\]] +│$", line), "with its meaning to the end"
+    assert "--config FILE" in result.stdout
     assert "…" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    "switch", ["--auto-merge", "--no-auto-merge", "--enable-prefix-cache", "--no-prefix-cache"]
+)
+def test_switches_have_two_positions(switch: str) -> None:
+    said = refusal(invoke("serve", "--port", "0", switch, "--model", "./nonexistent"))
+    assert said == "manylora: ./nonexistent: no such directory\n"
 
 
 def test_version() -> None:
@@ -123,6 +137,45 @@ def test_port_in_use(tmp_path: Path) -> None:
         # Found before the model, which does not exist, is looked for.
         said = refusal(invoke("serve", "--port", str(port), "--model", str(tmp_path / "none")))
     assert said == f"manylora: --host 127.0.0.1 --port {port}: Address already in use\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            "postgresql://me:hush@127.0.0.1:1/x",
+            "the adapter registry (PostgreSQL, database 'x' on 127.0.0.1): ",
+        ),
+        ("mysql://me:hush@db/x", "the registry's URL must start with sqlite:/// or postgresql://"),
+        ("sqlite:////proc/none/x.db", "the adapter registry (SQLite, /proc/none/x.db): "),
+    ],
+)
+def test_a_registry_that_can_not_be_used_is_told_before_the_model_is_looked_for(
+    tmp_path: Path, url: str, message: str
+) -> None:
+    options = ("--model", str(tmp_path / "none"), "--data-dir", str(tmp_path), "--port", "0")
+    said = refusal(invoke("serve", *options, "--registry-url", url))
+    assert said.startswith(f"manylora: --registry-url: {message}")
+    assert said.count("\n") == 1
+    assert "hush" not in said
+
+
+def test_a_data_directory_that_can_not_be_used_is_told_likewise(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    options = ("--model", str(tmp_path / "none"), "--data-dir", str(tmp_path / "file"), "--port", "0")
+    assert refusal(invoke("serve", *options)).startswith("manylora: --data-dir: the revision store ")
+
+
+def test_a_registry_of_another_directory_is_told_likewise(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/registry.db"
+    with RevisionStore(tmp_path / "one" / "adapters") as store, Registry(url) as registry:
+        registry.bind(store.identity)
+    options = ("--model", str(tmp_path / "none"), "--port", "0", "--registry-url", url, "--data-dir")
+    said = refusal(invoke("serve", *options, str(tmp_path / "two")))
+    assert said.startswith(
+        "manylora: --registry-url: the adapter registry belongs to another artifact directory"
+    )
+    assert "no such directory" in refusal(invoke("serve", *options, str(tmp_path / "one")))
 
 
 def test_signal_handlers_are_put_back() -> None:

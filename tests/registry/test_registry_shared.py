@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from adapters.errors import AdapterExists, StoreError
 from adapters.registry import Registry, State
@@ -146,6 +147,18 @@ def test_a_wrong_database_and_password(postgres: str) -> None:
     with pytest.raises(StoreError, match="does not exist") as error:
         Registry(f"{postgres}/nowhere")
     assert "hush" not in str(error.value)
+
+
+def test_a_user_who_may_not_make_tables(postgres: str) -> None:
+    """The reason is told without the statement."""
+    engine = create_engine(f"{postgres.replace('postgresql', 'postgresql+psycopg')}/postgres")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE ROLE reader LOGIN"))
+        connection.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
+    engine.dispose()
+    with pytest.raises(StoreError) as error:
+        Registry(f"{postgres.replace('tester', 'reader')}/postgres")
+    assert str(error.value).endswith("permission denied for schema public")
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
