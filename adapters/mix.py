@@ -88,6 +88,12 @@ def parse_mix(expression: str) -> tuple[MixTerm, ...]:
     parts = expression.split("+", MAX_ENTRIES)  # a hostile megabyte of "+" makes nine parts, not a million
     if len(parts) > MAX_ENTRIES:
         raise MixError(f"a mix has at most {MAX_ENTRIES} entries")
+    for number, part in enumerate(parts, 1):
+        if not part and len(parts) > 1:
+            raise MixError(
+                f"{expression[:200]!r}: entry {number} of {len(parts)} is empty; '+' stands between two "
+                "entries, as in a*0.7+b*0.3"
+            )
     return tuple(_parse_term(part) for part in parts)
 
 
@@ -104,6 +110,8 @@ def _parse_term(text: str) -> MixTerm:
     head, star, weight_text = text.partition("*")
     name, at, revision = head.partition("@")
     found = _REVISION.fullmatch(revision)
+    if not name and text:
+        raise MixError(f"{text[:200]!r}: before {text[0]!r} comes the name of an adapter")
     if at and found is None:
         raise MixError(f"{text[:200]!r}: after '@' comes a revision (4 to 64 hex digits) or 'merged'")
     if star and not _WEIGHT.fullmatch(weight_text):

@@ -98,6 +98,22 @@ def test_names(name: str) -> None:
     assert check_name(name) == name
 
 
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("+lora", "'+lora': entry 1 of 2 is empty"),
+        ("a++b", "'a++b': entry 2 of 3 is empty"),
+        ("a*0.5+", "'a*0.5+': entry 2 of 2 is empty"),
+        ("@merged", "'@merged': before '@' comes the name of an adapter"),
+        ("a+*0.5", "'*0.5': before '*' comes the name of an adapter"),
+    ],
+)
+def test_what_is_missing_is_said(expression: str, said: str) -> None:
+    with pytest.raises(MixError) as error:
+        parse_mix(expression)
+    assert str(error.value).startswith(said)
+
+
 def test_a_plus_sign_always_separates() -> None:
     with pytest.raises(MixError, match="without a plus sign"):
         parse_mix("a*1e+2")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -35,7 +36,9 @@ class MemberBody(RequestBody):
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     name: str = Field(
-        min_length=1, max_length=MAX_USER_LENGTH, description="An adapter, or a revision of it."
+        min_length=1,
+        max_length=MAX_USER_LENGTH,
+        description="An adapter, a revision of it, or an alias with one target.",
     )
     weight: float = 1.0
 
@@ -76,8 +79,10 @@ async def compose_adapter(
     the new revision's lineage.
     """
     with blame("members"):
-        terms = [_term(member) for member in body.members]
-        read = service.adapters.reader(terms)
+        asked_for = [_term(member) for member in body.members]
+        await service.adapters.look_up(asked_for)
+        read = service.adapters.reader(asked_for)
+        terms = _plain(term for term, _ in service.adapters.digests(asked_for))
     recipe = _recipe(body)
 
     def fetch(into: Path) -> None:
@@ -109,8 +114,19 @@ def _recipe(body: ComposeBody) -> Recipe:
         raise RequestError(str(error), "method") from error
 
 
+def _plain(found: Iterable[MixTerm]) -> list[MixTerm]:
+    """The members, with aliases replaced, if each of them is an adapter."""
+    terms = list(found)
+    merged = next((term.name for term in terms if term.merged), None)
+    if merged is not None:
+        raise MixError(f"'{merged}@merged' is a merged copy: only adapters can be composed")
+    if not terms:
+        raise MixError("there is nothing to compose: that is the base model")
+    return terms
+
+
 def _term(member: MemberBody) -> MixTerm:
     (term, *others) = parse_mix(member.name)
-    if others or "*" in member.name or term.merged:
+    if others or "*" in member.name:
         raise MixError(f"'{member.name}': a member names one adapter, its strength goes into 'weight'")
-    return MixTerm(term.name, term.revision, check_weight(member.weight, f"'{term.name}'"))
+    return replace(term, weight=check_weight(member.weight, f"'{term.name}'"))

@@ -66,7 +66,9 @@ async def export(
     dtype = None if body.dtype == "keep" else body.dtype
     wish = ExportWish(body.directory, dtype, body.max_shard_size, body.verify)
     with blame("name"), blame("directory", OutputExists):
-        begun = service.exports.begin(parse_mix(name), wish)
+        terms = parse_mix(name)
+        await service.adapters.look_up(terms)
+        begun = service.exports.begin(terms, wish)
         if asked.wait:
             await service.exports.finished(begun)
         if begun.error is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from adapters.errors import AdapterNotFound, MixError
@@ -35,6 +35,36 @@ def expand(
         AdapterNotFound: a revision of an alias is asked for.
         MixError: more entries than a mix may have, or a weight out of bounds.
     """
+    return _expand_all(terms, aliases, base, lambda alias: choose(alias, user))
+
+
+def expand_sole(
+    terms: Sequence[MixTerm], aliases: Mapping[str, AliasRecord], base: str
+) -> tuple[MixTerm, ...]:
+    """The terms with every alias replaced by its only target, for what is made of them once and for all.
+
+    Raises:
+        AdapterNotFound: a revision of an alias is asked for.
+        MixError: an alias splits its requests; more entries than a mix may have, or a weight out of bounds.
+    """
+    return _expand_all(terms, aliases, base, lambda alias: _sole_target(alias, base))[0]
+
+
+def _sole_target(alias: AliasRecord, base: str) -> str:
+    if len(alias.arms) == 1:
+        return alias.arms[0][0]
+    targets = ", ".join(shown_target(target, base) for target, _ in alias.arms)
+    raise MixError(
+        f"the alias {alias.name!r} splits its requests between {targets}: name the one that is meant"
+    )
+
+
+def _expand_all(
+    terms: Sequence[MixTerm],
+    aliases: Mapping[str, AliasRecord],
+    base: str,
+    pick: Callable[[AliasRecord], str],
+) -> tuple[tuple[MixTerm, ...], Arm | None]:
     if not any(term.name in aliases for term in terms):
         return tuple(terms), None
     expanded: list[MixTerm] = []
@@ -44,7 +74,7 @@ def expand(
         if alias is None:
             expanded.append(term)
             continue
-        target = choose(alias, user)
+        target = pick(alias)
         expanded += _expand(term, target, base)
         if len(terms) == 1 and term.weight == 1.0 and not term.merged:
             arm = Arm(alias.name, target)

@@ -8,6 +8,7 @@ from adapters.artifact import Artifact
 from adapters.delta import ModuleDelta
 from adapters.errors import AdapterNotFound, MixError
 from adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
+from server.engine.aliases import expand_sole
 from server.engine.auto_merge import AutoMerge, AutoMergeRules
 from server.engine.lease import Lease, Resolution
 from server.engine.lifecycle import Lifecycle
@@ -53,10 +54,12 @@ class Copies(Lifecycle):
 
         Raises:
             AdapterNotFound: a member does not exist or does not serve.
-            MixError: the mix is the base model, or names a merged copy.
+            MixError: the mix is the base model, or names a merged copy or an alias that is a split.
             ArtifactError: a member has parts that can't be merged.
             AdapterTooLarge: the copy does not fit beside those in use.
+            QueueFull: too many unknown names are being looked up.
         """
+        await self.look_up(terms)
         entries, model = self._entries(terms)
         return await self._copies().build(entries, model)
 
@@ -68,7 +71,7 @@ class Copies(Lifecycle):
         """What reads the members of a mix from disk, in a thread; their revisions are found now.
 
         Raises:
-            AdapterNotFound: a member does not exist or does not serve.
+            As :meth:`digests`.
         """
         found = self.digests(terms)
 
@@ -78,19 +81,21 @@ class Copies(Lifecycle):
         return read
 
     def digests(self, terms: Sequence[MixTerm]) -> list[tuple[MixTerm, str]]:
-        """The terms of a mix with the revisions they mean now.
+        """The terms of a mix, aliases replaced, with the revisions they mean now.
 
         Raises:
             AdapterNotFound: a member does not exist or does not serve.
+            MixError: an alias splits its requests.
         """
-        return [(term, digest_of(term, self._catalogue.get_ready(term.name))) for term in terms]
+        found = expand_sole(terms, self._catalogue.aliases, self.base.name)
+        return [(term, digest_of(term, self._catalogue.get_ready(term.name))) for term in found]
 
     def hold(self, terms: Sequence[MixTerm]) -> Resolution:
         """Reference the revisions of a mix, for their files, wherever they are; until they are dropped.
 
         Raises:
             AdapterNotFound: a member does not exist or does not serve.
-            MixError: the mix is the base model, or names a merged copy.
+            MixError: the mix is the base model, or names a merged copy or an alias that is a split.
         """
         return self._hold(*self._entries(terms))
 
@@ -142,13 +147,13 @@ class Copies(Lifecycle):
 
     def _entries(self, terms: Sequence[MixTerm]) -> tuple[tuple[MixEntry, ...], str]:
         """The revisions of a mix, and its name with these."""
-        if any(term.merged for term in terms):
-            raise MixError(f"{format_mix(terms)!r} names a merged copy already")
-        digests = {term: digest_of(term, self._catalogue.get_ready(term.name)) for term in terms}
-        entries = normalize(MixEntry(digests[term], term.weight) for term in terms)
+        found = self.digests(terms)
+        if any(term.merged for term, _ in found):
+            raise MixError(f"{format_mix(term for term, _ in found)!r} names a merged copy already")
+        entries = normalize(MixEntry(digest, term.weight) for term, digest in found)
         if not entries:
             raise MixError("there is nothing to merge: that is the base model")
-        return entries, describe(terms, digests, self.base.name, merged=False)
+        return entries, describe([term for term, _ in found], dict(found), self.base.name, merged=False)
 
     def _deltas(self, digest: str) -> Mapping[str, ModuleDelta]:
         """In a worker thread."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adapters.errors import AdapterExists, AdapterInUse, AdapterNameError, AdapterNotFound, MixError
 from adapters.mix import parse_mix
 from adapters.records import AliasRecord
-from server.engine.aliases import Arm, choose, expand
+from server.engine.aliases import Arm, choose, expand, expand_sole
 from tests.engine.shop import Shop
 
 SPLIT = AliasRecord("x", (("a", 3.0), ("b", 1.0)), 0.0, 0.0)
@@ -42,6 +42,13 @@ def test_moving_share_moves_only_the_users_in_between() -> None:
 def test_every_user_gets_some_arm(user: str, shares: list[float]) -> None:
     alias = AliasRecord("x", tuple((f"arm{i}", share) for i, share in enumerate(shares)), 0.0, 0.0)
     assert choose(alias, user) in {target for target, _ in alias.arms}
+
+
+def test_a_split_has_no_sole_target() -> None:
+    aliases = {"x": SPLIT, "y": AliasRecord("y", (("a*0.5", 1.0),), 0.0, 0.0)}
+    assert expand_sole(parse_mix("y*2+c"), aliases, "base") == parse_mix("a+c")
+    with pytest.raises(MixError, match="'x' splits its requests between a, b"):
+        expand_sole(parse_mix("y+x"), aliases, "base")
 
 
 def test_replacing_aliases_in_a_mix() -> None:
