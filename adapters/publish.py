@@ -25,6 +25,8 @@ from adapters.registry import Registry
 from adapters.registry_upkeep import Agreement
 from adapters.store import RevisionStore
 
+KEEP_FAILED_SECONDS = 3600.0  # for which a name is shown whose first publication failed
+
 
 @dataclass(frozen=True)
 class Published:
@@ -123,7 +125,7 @@ def reconcile(registry: Registry, store: RevisionStore) -> Reconciled:
 
     def settled() -> set[str]:  # nobody publishes or removes meanwhile
         abandoned.extend(_bury(registry, store))
-        agreements.append(registry.agree(set(store.digests())))
+        agreements.append(registry.agree({digest for digest in store.digests() if store.has(digest)}))
         return registry.referenced()
 
     freed = store.discard(None, settled)
@@ -133,14 +135,42 @@ def reconcile(registry: Registry, store: RevisionStore) -> Reconciled:
 def tend(registry: Registry, store: RevisionStore) -> tuple[str, ...]:
     """What of :func:`reconcile` can be done while requests run; returns the names that were changed.
 
-    What dead processes left half done goes, and names whose files are back serve again. Files are deleted
-    by no name's account: a request may wait for them. Where files are missing is seen when they are read.
+    What dead processes left half done goes, names whose files are back serve again, and names that never
+    served are forgotten an hour after they failed. Revisions that no name has are left to :class:`Orphans`:
+    a request may wait for them. Where files are missing is seen when they are read.
 
     Raises:
         StoreError: the disk or the database refused.
     """
     store.sweep()
-    return (*_bury(registry, store), *registry.recover(store.has))
+    dead = _bury(registry, store)
+    return (*dead, *registry.recover(store.has), *registry.expire(KEEP_FAILED_SECONDS))
+
+
+class Orphans:
+    """Revisions that no name has and nobody frees, such as those of a publisher that was killed.
+
+    One is deleted when two looks in a row have found it, so whoever looks decides by its pauses how long
+    a revision stays that another server has just left nameless, and may still run requests with.
+    """
+
+    def __init__(self, registry: Registry, store: RevisionStore) -> None:
+        self._registry = registry
+        self._store = store
+        self._before: frozenset[str] = frozenset()
+
+    def look(self, in_use: Collection[str]) -> dict[str, int]:
+        """Delete what was an orphan at the last look and is one still, except what is ``in_use`` here.
+
+        Returns the bytes of disk of each revision that was deleted. Blocks.
+
+        Raises:
+            StoreError: the disk or the database refused.
+        """
+        orphans = set(self._store.digests()) - self._registry.referenced() - set(in_use)
+        again = orphans & self._before
+        self._before = frozenset(orphans - again)
+        return self._store.discard(again, self._registry.referenced) if again else {}
 
 
 def _bury(registry: Registry, store: RevisionStore) -> list[str]:

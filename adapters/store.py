@@ -26,7 +26,7 @@ from typing import BinaryIO, Self
 
 from adapters.disk import copy_artifact, sync_path
 from adapters.errors import AdapterNotFound, ArtifactError, StoreError
-from adapters.files import KEPT_NAMES, FileFault
+from adapters.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME, FileFault
 from adapters.locks import locked, try_lock
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -35,6 +35,7 @@ _LOCK = ".lock"
 _LIVE = ".live-"
 _TEMPORARY = ".tmp-"
 _IDENTITY = ".identity"
+_NEEDED = (CONFIG_NAME, WEIGHTS_NAME)
 
 
 class RevisionStore:
@@ -137,12 +138,17 @@ class RevisionStore:
     def move_in(self, temporary: Path, digest: str) -> Path:
         """Make a settled temporary directory the revision ``digest``, unless that is there already.
 
+        What is there but has lost files is replaced.
+
         Raises:
             StoreError: the disk refused.
         """
         target = self.root / digest
         assert _DIGEST.fullmatch(digest), "a digest is 64 hex digits"
         with self._faults("can't be written to"), self.publishing():
+            if target.is_dir() and not _has_files_of(target, temporary):
+                with self.temporary() as aside:
+                    _move_out(target, aside / digest)
             try:
                 temporary.rename(target)
             except OSError as error:  # somebody published the same content before: that copy stays
@@ -162,8 +168,9 @@ class RevisionStore:
         return self.root / digest
 
     def has(self, digest: str) -> bool:
-        """Whether there is such a revision."""
-        return bool(_DIGEST.fullmatch(digest)) and (self.root / digest).is_dir()
+        """Whether there is such a revision, with its config and its weights."""
+        path = self.root / digest
+        return bool(_DIGEST.fullmatch(digest)) and all((path / name).is_file() for name in _NEEDED)
 
     def digests(self) -> list[str]:
         """The full digests of all revisions, sorted.
@@ -181,10 +188,9 @@ class RevisionStore:
             AdapterNotFound: there is no such revision.
             StoreError: the disk refused.
         """
-        self.path(digest)
         freed = self.discard([digest], set)
         if digest not in freed:
-            raise AdapterNotFound(f"no revision {digest!r} in the store")
+            raise AdapterNotFound(f"no revision {digest[:64]!r} in the store")
         return freed[digest]
 
     def discard(
@@ -274,6 +280,16 @@ def _dead(path: Path) -> bool:
     if lock is None:
         return False
     lock.close()
+    return True
+
+
+def _has_files_of(revision: Path, copy: Path) -> bool:
+    """Whether ``revision`` still has every file that another copy of it has, none of them cut short."""
+    for file in copy.iterdir():
+        same = revision / file.name
+        # The config may be formatted otherwise.
+        if not same.is_file() or (file.name != CONFIG_NAME and same.stat().st_size != file.stat().st_size):
+            return False
     return True
 
 

@@ -70,6 +70,22 @@ def test_publishing_twice_changes_nothing(tmp_path: Path, adapter: Path) -> None
         assert no_temporaries(store)
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_publishing_what_has_lost_a_file_brings_it_back(tmp_path: Path, adapter: Path, cut: bool) -> None:
+    with RevisionStore(tmp_path / "store") as store:
+        digest, path = store.publish(adapter)
+        weights = (path / WEIGHTS_NAME).read_bytes()
+        if cut:
+            (path / WEIGHTS_NAME).write_bytes(weights[:-1])
+        else:
+            (path / WEIGHTS_NAME).unlink()
+            assert not store.has(digest)
+        assert store.publish(adapter) == (digest, path)
+        assert store.has(digest)
+        assert (path / WEIGHTS_NAME).read_bytes() == weights
+        assert no_temporaries(store)
+
+
 def test_publishing_at_the_same_time(tmp_path: Path, adapter: Path) -> None:
     with RevisionStore(tmp_path / "store") as store, ThreadPoolExecutor(8) as pool:
         published = set(pool.map(lambda _: store.publish(adapter), range(16)))

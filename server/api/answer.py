@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from adapters.errors import AdapterError
 from server.api.disconnect import unless_disconnected
-from server.api.errors import GenerationFailed
+from server.api.errors import AdapterUnavailable
 from server.api.generate import Asked, Generation, start
 from server.api.responses import Json
 from server.api.schemas import GenerationBody
@@ -137,7 +137,7 @@ async def begin(
     waits = asked.resolution is not None  # for adapters that are not on the device
     try:
         generation = await (unless_disconnected(request, starting) if waits else starting)
-    except (ClientDisconnect, GenerationFailed, AdapterError) as error:
+    except (ClientDisconnect, AdapterUnavailable, AdapterError) as error:
         if answering is not None:
             left = isinstance(error, ClientDisconnect)
             reason = FinishReason.ABORT if left else FinishReason.ERROR

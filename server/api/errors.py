@@ -73,6 +73,10 @@ class Blamed(ServerError):
         self.param = param
 
 
+class AdapterUnavailable(ServerError):
+    """A registered adapter's files are gone or damaged, so that no request can run with it."""
+
+
 class GenerationFailed(ServerError):
     """A sequence ended by a fault of the server, not by the request."""
 
@@ -127,6 +131,7 @@ TABLE: dict[type[Exception], Row] = {
     OutputExists: Row(409, "conflict_error", "directory_exists", "conflict", "directory"),
     StoreError: Row(507, "server_error", "store_failed", "internal"),
     SourceUnreachable: Row(502, "server_error", "source_unreachable", "unavailable", "source"),
+    AdapterUnavailable: Row(503, "server_error", "adapter_unavailable", "unavailable", "model"),
     EngineDead: Row(503, "server_error", "engine_dead", "unavailable"),
 }
 

@@ -12,10 +12,17 @@ from dataclasses import dataclass, replace
 import anyio
 from fastapi import Request
 
-from adapters.errors import AdapterNameError, AdapterNotFound, ArtifactError, MixError, SourceMissing
+from adapters.errors import (
+    AdapterNameError,
+    AdapterNotFound,
+    ArtifactError,
+    MixError,
+    SourceMissing,
+    SourceUnreachable,
+)
 from adapters.mix import MixTerm, check_weight, parse_mix
 from server.api.disconnect import unless_disconnected
-from server.api.errors import GenerationFailed, blame
+from server.api.errors import AdapterUnavailable, GenerationFailed, blame
 from server.api.schemas import AdapterWeight
 from server.engine.aliases import Arm
 from server.engine.async_engine import Ended, GenerateRequest, Stream
@@ -108,7 +115,7 @@ async def resolved(
         RequestError: what is named does the other of the two.
         AdapterNotFound, AdapterTooLarge, MixError: the mix can't be served.
         ClientDisconnect: the client left while an unknown name was looked up.
-        GenerationFailed: the files of a registered adapter can't be read any more.
+        AdapterUnavailable: the files of a registered adapter can't be read any more.
     """
     if not mix.terms:
         asked = Asked(mix, None, service.languages.base)
@@ -154,15 +161,15 @@ async def _language(service: Service, mix: AskedMix, resolution: Resolution) -> 
         label = next((label for label in labels if label.endswith(f"@{short}")), short)
         speakers.append(Speaker(label, revision.digest))
     try:
-        await service.adapters.ensure_on_disk(resolution)
+        unread = service.languages.unread(revision.digest for revision in resolution.members)
+        await service.adapters.ensure_on_disk(resolution, unread)
         with blame(mix.param, MixError):
             return await service.languages.of(speakers)
     except (ArtifactError, AdapterNotFound, SourceMissing, OSError) as error:
         answering = service.adapters.experiments.begin(resolution.arm if mix.counted else None)
         if answering is not None:
             answering.failed(FinishReason.ERROR, 1)
-        logger.exception("the files of a registered adapter can't be read")
-        raise GenerationFailed("The server failed to load the adapter of this request") from error
+        raise _unavailable(resolution, error) from error
 
 
 class Generation:
@@ -217,7 +224,7 @@ async def start(
 
     Raises:
         RequestError: more answers than the server takes.
-        GenerationFailed: a registered adapter can't be loaded any more.
+        AdapterUnavailable: a registered adapter can't be loaded any more.
         QueueFull, EngineDead, ContextTooLong: the engine doesn't take the prompts.
     """
     wanted = sum(prompt.n for prompt in prompts)
@@ -249,8 +256,21 @@ async def _take(manager: AdapterManager, resolution: Resolution, leases: list[Le
     try:
         leases.append(await manager.lease(resolution))
     except (ArtifactError, SourceMissing, OSError) as error:
-        logger.exception("a registered adapter can't be loaded")
-        raise GenerationFailed("The server failed to load the adapter of this request") from error
+        raise _unavailable(resolution, error) from error
+
+
+def _unavailable(resolution: Resolution, error: Exception) -> Exception:
+    """What the client is told, and the log."""
+    if isinstance(error, AdapterNotFound):  # it was deleted meanwhile, which is an answer
+        return error
+    reason = "its files can't be read" if isinstance(error, OSError) else str(error)
+    remedy = (
+        "try again later"
+        if isinstance(error, SourceUnreachable)
+        else "publish it again or roll it back to another revision"
+    )
+    logger.error("%s can't be loaded: %s", resolution.served_model, error)
+    return AdapterUnavailable(f"'{resolution.served_model}' can't be loaded: {reason}; {remedy}")
 
 
 async def _one(stream: Stream) -> AsyncGenerator[tuple[int, Delta], None]:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from time import monotonic
+from typing import TypeVar
 
 from adapters.errors import AdapterError, AdapterInUse, SourceMissing
 from server.engine.lease import Lease, Resolution
@@ -18,6 +19,8 @@ from server.engine.tiers import Tiers
 from server.model.pages import PackedAdapter
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _READ_EARLY = 4  # revisions that may be read before anybody waits for them
 
@@ -55,6 +58,10 @@ class Holdings:
     def references(self, digests: Iterable[str]) -> int:
         """Requests that hold any of the revisions, running or waiting for room."""
         return sum(self._revisions[d].references for d in digests if d in self._revisions)
+
+    def in_use(self) -> set[str]:
+        """The revisions that some request holds."""
+        return {digest for digest, revision in self._revisions.items() if revision.references}
 
     @property
     def num_references(self) -> int:
@@ -150,13 +157,34 @@ class Holdings:
 
     # Moving them by hand.
 
-    async def prefetch(self, digest: str) -> bool:
-        """Bring a revision in, to the device if idle ones can make room there; says whether it is there."""
+    async def prefetch(self, digest: str) -> None:
+        """Bring a revision in: to the device if idle ones can make room there, else to host memory.
+
+        Raises:
+            AdapterTooLarge: pinned ones leave it no room on the device.
+            AdapterInUse: running requests leave it none, and host memory doesn't keep it.
+            AdapterNotFound, SourceMissing, ArtifactError: its files are gone or damaged.
+        """
         revision = self.revision(digest)
-        if revision.pages is None:
-            packed = await asyncio.shield(self.tiers.load(digest))
-            await self.placement.offer(revision, packed)
-        return revision.pages is not None
+        if revision.pages is not None:
+            return
+        packed = await self._with_files(digest, lambda: asyncio.shield(self.tiers.load(digest)))
+        if await self.placement.offer(revision, packed):
+            return
+        self.placement.check_fits([revision])
+        if not self.tiers.bytes_of(digest):
+            raise AdapterInUse(
+                "there is no room for it now: running requests take the adapter memory, and the host memory "
+                "that caches adapters does not hold it (--adapter-cache-memory)"
+            )
+
+    async def _with_files(self, digest: str, bring: Callable[[], Awaitable[T]]) -> T:
+        """Do what reads a revision; where its files are missing they are fetched again first."""
+        try:
+            return await bring()
+        except SourceMissing:
+            await self._restore(digest)
+            return await bring()
 
     async def offer(self, packed: PackedAdapter) -> None:
         """Take what was just packed, to the device if idle ones can make room there."""
@@ -192,10 +220,11 @@ class Holdings:
 
         Raises:
             AdapterTooLarge: it can't be there beside what is pinned.
+            AdapterNotFound, SourceMissing, ArtifactError: its files are gone or damaged.
         """
         revision = self.revision(digest)
         if revision.pages is None:
-            await self.placement.bring(revision)
+            await self._with_files(digest, lambda: self.placement.bring(revision))
 
     def _bring(self, revision: Revision) -> asyncio.Future[None]:
         def tell(done: asyncio.Future[None]) -> None:

@@ -162,7 +162,10 @@ class Library:
         try:
             return self._store.path(digest)
         except AdapterNotFound:
-            raise SourceMissing(f"the files of revision {digest[:SHOWN_DIGITS]} are gone") from None
+            shown = digest[:SHOWN_DIGITS]
+            raise SourceMissing(
+                f"the files of revision {shown} are missing from the server's store"
+            ) from None
 
     def _facts(
         self, artifact: Artifact, source: str, provenance: Provenance, warning: str | None

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 from adapters.errors import AdapterExists, AdapterInUse, AdapterNotFound
-from adapters.mix import check_name
+from adapters.mix import MixTerm, check_name
 from adapters.records import AliasRecord, NameRecord, State
 from server.engine.aliases import naming, shown, stored, target_terms
 from server.engine.library import Fetch
@@ -22,6 +22,23 @@ DRAIN_SECONDS = 30.0  # how long a deletion waits for running requests before it
 
 class Lifecycle(Parts):
     """What an operator does to adapters. Lives on the event loop."""
+
+    # Finding.
+
+    async def look_up(self, terms: Sequence[MixTerm]) -> None:
+        """Ask the registry and the sources for those names of a mix that this server doesn't know.
+
+        Raises:
+            AdapterNotFound, ArtifactError, AdapterTooLarge, SourceMissing, QueueFull: as Lookup.find.
+        """
+        for term in terms:
+            if not self._is_ready(term.name):
+                await self._lookup.find(term.name)
+
+    def _is_ready(self, name: str) -> bool:
+        """Whether it serves or is an alias, as far as this server knows."""
+        record = self._catalogue.names.get(name)
+        return name in self._catalogue.aliases or (record is not None and record.state is State.READY)
 
     # Publishing.
 
@@ -102,6 +119,7 @@ class Lifecycle(Parts):
         Raises:
             AdapterNotFound: no such name, or it does not serve.
             AdapterTooLarge: it does not fit there beside what is pinned already.
+            SourceMissing, ArtifactError: its files are gone or damaged.
         """
         await self._holdings.make_resident(self._current(name))
         await self._catalogue.change(name, lambda registry: registry.set_pinned(name, True))
@@ -118,6 +136,8 @@ class Lifecycle(Parts):
 
         Raises:
             AdapterNotFound: no such name, or it does not serve.
+            AdapterTooLarge: pinned adapters leave it no room.
+            AdapterInUse: running requests do, and host memory doesn't keep it.
             SourceMissing, ArtifactError: its files are gone or damaged.
         """
         await self._holdings.prefetch(self._current(name))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapters.artifact import Limits
 from adapters.base import BaseModel
-from adapters.publish import reconcile, tend
+from adapters.publish import Orphans, reconcile, tend
 from adapters.registry import Registry
 from adapters.store import RevisionStore
 from server.engine.catalogue import Catalogue
@@ -72,7 +72,10 @@ class Parts:
         )
         self.experiments = Experiments(self._catalogue, base.name, metrics)
         self._follower = Follower(self._catalogue, self.experiments)
-        self._upkeep = Upkeep(lambda: self._publisher.run(lambda: tend(registry, store)))
+        self._orphans = Orphans(registry, store)
+        self._upkeep = Upkeep(
+            lambda: self._publisher.run(lambda: tend(registry, store)), self._delete_orphans
+        )
         self._overview = Overview(self._catalogue, self._holdings, metrics, self._follower.used)
         self._lookup = Lookup(self._catalogue, find, self._publish_found)
         self._deleting: dict[str, asyncio.Task[Deleted]] = {}  # by name
@@ -135,6 +138,10 @@ class Parts:
         self._metrics.adapters_resident(
             self._placement.num_resident, self._placement.resident_bytes, self._tiers.used_bytes
         )
+
+    async def _delete_orphans(self) -> Collection[str]:
+        in_use = self._holdings.in_use()
+        return await self._publisher.run(lambda: self._orphans.look(in_use))
 
     async def _run_slowly(self, work: Callable[[], None]) -> None:
         await self._publisher.run(work)

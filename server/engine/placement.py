@@ -222,7 +222,7 @@ class Placement:
             return True  # one was evicted while another was read: read it too
         for revision, found in missing:
             revision.nbytes = found.data.nbytes
-        self._check_fits(waiter.members)
+        self.check_fits(waiter.members)
         if self._reserve(missing, keep=resident):
             self.hold(resident)
             await self._write(missing)
@@ -230,7 +230,7 @@ class Placement:
             return True
         return self._make_way(waiter, resident)
 
-    def _check_fits(self, members: Sequence[Revision]) -> None:
+    def check_fits(self, members: Sequence[Revision]) -> None:
         """Refuse a set that could wait for ever.
 
         Raises:

@@ -8,11 +8,11 @@ memory (``catalogue``), how revisions get in (``publishing``), who holds them an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from adapters.errors import AdapterNotFound, AdapterTooLarge
 from adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
-from adapters.records import NameRecord, RevisionRecord, State
+from adapters.records import NameRecord, RevisionRecord
 from server.engine.aliases import expand
 from server.engine.copies import Copies
 from server.engine.lease import Lease, Resolution
@@ -65,9 +65,7 @@ class AdapterManager(Copies):
             ArtifactError: a source has an adapter of an unknown name, but it can't be served.
             QueueFull: too many unknown names are being looked up.
         """
-        for term in terms:
-            if not self._is_ready(term.name):  # as far as this server knows
-                await self._lookup.find(term.name)
+        await self.look_up(terms)
         terms, arm = expand(terms, self._catalogue.aliases, self.base.name, user)
         merged = asks_merged(terms)
         digests = {term: digest_of(term, self._admitted(term.name)) for term in terms}
@@ -106,10 +104,6 @@ class AdapterManager(Copies):
         """Whether :meth:`resolve` would answer at once."""
         return all(self._is_ready(term.name) for term in terms)
 
-    def _is_ready(self, name: str) -> bool:
-        record = self._catalogue.names.get(name)
-        return name in self._catalogue.aliases or (record is not None and record.state is State.READY)
-
     def _admitted(self, name: str) -> NameRecord:
         if name in self._refused:
             raise AdapterNotFound(f"the adapter {name!r} is being deleted")
@@ -118,16 +112,20 @@ class AdapterManager(Copies):
             return record
         return self._catalogue.get_ready(name)
 
-    async def ensure_on_disk(self, resolution: Resolution) -> None:
-        """Fetch again those members whose files have vanished and that come from a remote source.
+    async def ensure_on_disk(self, resolution: Resolution, also: Container[str] = ()) -> None:
+        """Fetch again those members whose files are needed, have vanished, and come from a remote source.
+
+        Needed are those that are neither on the device nor in host memory, and the digests in ``also``.
 
         Raises:
             AdapterNotFound: a member was deleted meanwhile, and its files with it.
             SourceMissing: its source can't be asked, or has it no more.
         """
         for revision in resolution.members:
-            if revision.pages is None and not self._library.has(revision.digest):
-                await self._restorer.restore(revision.digest)
+            digest = revision.digest
+            here = revision.pages is not None or self._tiers.bytes_of(digest) > 0
+            if (digest in also or not here) and not self._library.has(digest):
+                await self._restorer.restore(digest)
 
     async def lease(self, resolution: Resolution) -> Lease:
         """Wait until every member is on the device; failure or cancellation drops the references.

@@ -72,7 +72,7 @@ class Restorer:
         source, fetch = found[0].source, self._fetch
         if fetch is None or not is_remote(source):
             await self._lose(digest)
-            raise SourceMissing(f"the files of revision {shown} are gone")
+            raise SourceMissing(f"the files of revision {shown} are missing from the server's store")
         began = monotonic()
         try:
             await self._run(lambda: self._library.put_back(digest, source, lambda into: fetch(source, into)))

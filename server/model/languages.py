@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -102,6 +102,10 @@ class Languages:
     def base(self) -> Language:
         """The language of the base model."""
         return Language(self._tokenizer)
+
+    def unread(self, digests: Iterable[str]) -> set[str]:
+        """Those revisions whose files :meth:`of` would have to read."""
+        return {digest for digest in digests if self._texts.get(digest) is None}
 
     async def of(self, speakers: Sequence[Speaker]) -> Language:
         """The language of a mix.

@@ -183,6 +183,19 @@ def test_pin_and_evict(admin: Admin, tmp_path: Path, model: Path) -> None:
     assert admin.get("/a")["residency"]["device"] > 0
 
 
+def test_what_is_on_the_device_or_in_memory_serves_without_its_files(
+    admin: Admin, tmp_path: Path, model: Path
+) -> None:
+    digest = put(admin, tmp_path, model, "a")["digest"]
+    before = text(admin, "a")
+    holdings = admin.server.service.adapters._holdings
+    shutil.rmtree(admin.server.service.store.path(digest))
+    assert text(admin, "a") == before
+    admin.server.call(holdings.placement.remove(holdings.revision(digest)))
+    assert admin.get("/a")["residency"]["device"] == 0 < admin.get("/a")["residency"]["memory"]
+    assert text(admin, "a") == before
+
+
 def test_an_adapter_in_use_is_not_evicted(admin: Admin, tmp_path: Path, model: Path) -> None:
     put(admin, tmp_path, model, "a")
     stream = admin.server.client().completions.create(
@@ -194,18 +207,29 @@ def test_an_adapter_in_use_is_not_evicted(admin: Admin, tmp_path: Path, model: P
 
 
 def test_files_that_are_gone(admin: Admin, tmp_path: Path, model: Path) -> None:
-    """Whoever finds out gets a fault of the server; from then on it is told what is wrong with the name."""
+    """Whoever finds out is told, with the remedy; from then on the name is shown as failed."""
     digest = put(admin, tmp_path, model, "a")["digest"]
+    before = text(admin, "a")
     assert admin.post("a", "evict").status_code == 200
-    shutil.rmtree(admin.server.service.store.path(digest))
-    with pytest.raises(openai.InternalServerError, match="failed to load the adapter"):
+    whole = admin.server.service.store.path(digest)
+    for file in whole.iterdir():  # what nobody should do by hand
+        file.unlink()
+    with pytest.raises(openai.InternalServerError) as told:
         text(admin, "a")
+    assert (told.value.status_code, told.value.code) == (503, "adapter_unavailable")
+    assert (
+        f"'a@{digest[:8]}' can't be loaded: the files of revision {digest[:8]} are missing from the server's "
+        "store; publish it again or roll it back to another revision"
+    ) in told.value.message
     with pytest.raises(openai.NotFoundError, match="missing from the store"):
         text(admin, "a")
     shown = admin.get("/a")
     assert shown["state"] == "failed"
     assert "missing from the store" in shown["error"]
     assert shown["residency"] == {"device": 0, "memory": 0, "disk": 0}
+    assert put(admin, tmp_path, model, "a")["state"] == "ready"
+    assert admin.post("a", "evict").status_code == 200
+    assert text(admin, "a") == before
 
 
 def test_rollback(admin: Admin, tmp_path: Path, model: Path) -> None:

@@ -52,19 +52,19 @@ def test_an_adapter_that_can_not_be_loaded(server: Running, monkeypatch: pytest.
         raise SourceMissing("its files are gone")
 
     monkeypatch.setattr(server.service.adapters, "lease", gone)
-    assert ask(server).status_code == 500
-    assert ask(server, stream=True).status_code == 500
+    assert ask(server).status_code == 503
+    assert ask(server, stream=True).status_code == 503
     assert ended(server) == (2, {"error": 4})
 
 
 def test_files_that_can_not_be_read(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def gone(_: object) -> Any:
+    async def gone(*_: object) -> Any:
         raise SourceMissing("its files are gone")
 
     monkeypatch.setattr(server.service.adapters, "ensure_on_disk", gone)
-    assert error_of(ask(server))[:2] == (500, "generation_failed")
+    assert error_of(ask(server))[:2] == (503, "adapter_unavailable")
     compared = Admin(server).ask("POST", "/v1/compare", json={"targets": ["tiny", "test"], "prompt": "x"})
-    assert compared.status_code == 500
+    assert compared.status_code == 503
     assert ended(server) == (1, {"error": 1})
 
 

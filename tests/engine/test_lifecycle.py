@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +12,10 @@ from adapters.errors import AdapterInUse, AdapterNotFound, AdapterTooLarge, Sour
 from adapters.mix import parse_mix
 from adapters.records import State
 from server.engine.status import Deleted, Filter
-from tests.engine.shop import KEPT, RANK, Shop
+from tests.engine.shop import KEPT, RANK, Shop, open_shop
 from tests.engine.waiting import until
 from tests.engine.zoo import prompt_of
+from tests.harness import Harness
 
 
 async def publish(shop: Shop, name: str, seed: int) -> str:
@@ -161,6 +164,49 @@ async def test_prefetching_where_there_is_no_room_goes_to_memory(cached: Shop) -
     for lease in leases:
         lease.release()
     cached.check()
+
+
+async def test_prefetching_what_pins_leave_no_room_is_refused(cached: Shop) -> None:
+    await cached.load(*"abc")
+    await cached.manager.evict("c")
+    for name in "ab":
+        await cached.manager.pin(name)
+    for attempt in (cached.manager.prefetch, cached.manager.pin):
+        with pytest.raises(AdapterTooLarge, match="taken by pinned adapters"):
+            await attempt("c")
+    assert cached.manager.status("c").residency.memory == cached.unit, "as near as it can be"
+
+
+async def test_prefetching_to_nowhere_is_refused(small: Shop) -> None:
+    await small.load(*"abc")
+    await small.manager.evict("c")
+    leases = [await small.lease(name) for name in "ab"]
+    with pytest.raises(AdapterInUse, match="no room for it now"):  # the host memory keeps none
+        await small.manager.prefetch("c")
+    for lease in leases:
+        lease.release()
+    assert (await small.manager.prefetch("c")).residency.device == small.unit
+
+
+@pytest.mark.parametrize("action", ["pin", "prefetch"])
+async def test_moving_what_has_lost_its_files(harness: Harness, tmp_path: Path, action: str) -> None:
+    """It is fetched again from a remote source; otherwise it is shown as failed, with the reason."""
+
+    def fetch(source: str, into: Path) -> str:
+        shutil.copytree(tmp_path / source.rpartition("/")[2], into, dirs_exist_ok=True)
+        return source
+
+    with open_shop(harness, tmp_path, fetch=fetch) as shop:
+        for name, source in {"a": "s3://bucket/a", "b": "upload"}.items():
+            await shop.publish(name, shop.write(name, seed=ord(name)), source)
+            await shop.manager.evict(name)
+            shutil.rmtree(shop.store.path(shop.manager.get(name).digest))
+        move = getattr(shop.manager, action)
+        assert (await move("a")).residency.device == shop.unit
+        with pytest.raises(SourceMissing, match="missing from the server's store"):
+            await move("b")
+        assert shop.manager.status("b").state is State.FAILED
+        shop.check()
 
 
 async def test_deleting_frees_every_tier(cached: Shop) -> None:

@@ -16,6 +16,7 @@ import adapters.disk as disk_module
 import server.engine.library as library_module
 from adapters.artifact import read_artifact
 from adapters.errors import AdapterNotFound
+from adapters.files import CONFIG_NAME, WEIGHTS_NAME
 from adapters.publish import publish
 from adapters.records import RevisionRecord, State
 from adapters.registry_rows import put_change, put_history, put_revision
@@ -158,6 +159,8 @@ def _register_many(shop: Shop) -> None:
         for i in set(range(MANY)) - {777}:
             name, digest = f"n{i}", f"{i:064x}"
             (shop.store.root / digest).mkdir()
+            for file in (CONFIG_NAME, WEIGHTS_NAME):
+                (shop.store.root / digest / file).touch()
             put_revision(connection, replace(facts, digest=digest))
             row = {"name": name, "digest": digest, "state": "ready", "source": f"s3://bucket/adapters/{name}"}
             more = {"pinned": False, "created": 1.0, "updated": 1.0, "owner": ""}

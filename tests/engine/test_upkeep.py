@@ -32,7 +32,7 @@ async def test_files_that_vanish_are_missed_when_they_are_needed_and_welcome_whe
         path.rename(tmp_path / "elsewhere")
         shutil.rmtree(resident)
         assert manager.status("a").state is State.READY
-        with pytest.raises(SourceMissing, match="gone"):
+        with pytest.raises(SourceMissing, match="missing from the server's store"):
             await shop.lease("a")
         assert manager.status("a").state is State.FAILED
         assert (
@@ -83,10 +83,13 @@ async def test_what_living_servers_do_is_left_alone(harness: Harness, tmp_path: 
         await shop.manager.close()
 
 
-async def test_a_pass_that_fails_is_told_once_and_repeated(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_pass_that_fails_is_told_once_and_repeated(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcomes: Iterator[StoreError | tuple[str, ...]] = iter(
         [StoreError("down"), StoreError("down"), (), StoreError("down again"), ("a",)]
     )
+    monkeypatch.setattr(upkeep_module, "ORPHANS_EVERY", 5)
 
     async def tend() -> tuple[str, ...]:
         outcome = next(outcomes)
@@ -94,8 +97,33 @@ async def test_a_pass_that_fails_is_told_once_and_repeated(caplog: pytest.LogCap
             raise outcome
         return outcome
 
-    upkeep = Upkeep(tend)
+    async def delete_orphans() -> dict[str, int]:
+        return {"0123": 1}
+
+    upkeep = Upkeep(tend, delete_orphans)
     for _ in range(5):
         await upkeep.look()
     said = [record.getMessage() for record in caplog.records]
-    assert [line.rpartition(": ")[2] for line in said] == ["down", "down again", "a"]
+    assert [line.rpartition(": ")[2] for line in said] == ["down", "down again", "a", "0123"]
+
+
+async def test_revisions_that_no_name_has_go_unless_a_request_holds_them(
+    harness: Harness, tmp_path: Path
+) -> None:
+    """Each server looks for itself; what a name gets back in between stays."""
+    with open_shop(harness, tmp_path) as shop, open_shop(harness, tmp_path) as twin:
+        await shop.manager.start()
+        orphan, held, claimed = (
+            shop.store.publish(shop.write(name, seed=i))[0] for i, name in enumerate("abc")
+        )
+        revision = shop.manager._holdings.revision(held)
+        shop.manager._holdings.refer([revision])
+        for server in (shop, twin):
+            assert not await server.manager._delete_orphans()
+        await shop.manager.load("c", shop.root / "c")
+        assert shop.manager.get("c").digest == claimed
+        assert set(await shop.manager._delete_orphans()) == {orphan}
+        revision.references -= 1
+        assert set(await twin.manager._delete_orphans()) == {held}
+        assert shop.store.digests() == [claimed]
+        await shop.manager.close()

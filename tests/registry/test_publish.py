@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 
 from adapters.errors import AdapterExists, AdapterNotFound, ArtifactError, StoreError
 from adapters.files import CONFIG_NAME, WEIGHTS_NAME
-from adapters.publish import publish, reclaim, reconcile, tend
+from adapters.publish import KEEP_FAILED_SECONDS, publish, reclaim, reconcile, tend
 from adapters.registry import Registry, State
 from adapters.store import RevisionStore
 from tests.registry.desk import STEPS, bring_in, copy_from, examine, write
@@ -175,6 +176,28 @@ def test_what_is_done_while_servers_run(url: str, tmp_path: Path) -> None:
         assert (registry.get("a").state, registry.get("a").error) == (State.READY, None)
         assert registry.changes(generation)[1] == ["a", "c"]
         assert registry.count() == 2
+
+
+def test_names_that_never_served_are_forgotten_an_hour_after_they_failed(url: str, tmp_path: Path) -> None:
+    with server(url, tmp_path / "store") as (registry, store):
+        registry.begin("fresh", "x")
+        registry.fail("fresh", "no adapter")
+        with pytest.MonkeyPatch.context() as patch:
+            earlier = time.time() - KEEP_FAILED_SECONDS
+            patch.setattr(time, "time", lambda: earlier)
+            for name in ("old", "again"):
+                registry.begin(name, "x")
+                registry.fail(name, "no adapter")
+            bring_in(registry, store, "served", write(tmp_path / "one"))
+            registry.fail("served", "a later attempt")
+            lost = bring_in(registry, store, "lost", write(tmp_path / "two", seed=1))
+            registry.lose("lost", lost.directory.name)
+            lost.directory.rename(tmp_path / "elsewhere")
+        registry.begin("again", "x")
+        generation, _ = registry.changes(0)
+        assert tend(registry, store) == ("old",)
+        assert registry.changes(generation)[1] == ["old"]
+        assert [record.name for record in registry.page()] == ["again", "fresh", "lost", "served"]
 
 
 def test_a_loading_name_with_a_past_is_kept_as_failed(url: str, tmp_path: Path) -> None:
