@@ -5,6 +5,7 @@ AdapterError
 ├── AdapterNameError    the name is malformed
 ├── MixError            the mix expression is malformed; names the entry
 ├── AdapterNotFound     no adapter or revision of that name
+│   └── AdapterDeleted      it was deleted while a revision of it was on its way
 ├── AdapterExists       the name is taken and replacing was not asked for
 ├── AdapterInUse        requests, a pin or an alias need what was to be taken away
 ├── SourceForbidden     the source lies outside what this server may read
@@ -45,6 +46,10 @@ class MixError(AdapterError):
 
 class AdapterNotFound(AdapterError):
     """No adapter (or revision) is registered under that name."""
+
+
+class AdapterDeleted(AdapterNotFound):
+    """The name was deleted after its publication had begun, so that nothing was published."""
 
 
 class AdapterExists(AdapterError):

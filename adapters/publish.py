@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
 from pathlib import Path
 
-from adapters.errors import AdapterError, AdapterExists
+from adapters.errors import AdapterDeleted, AdapterError, AdapterExists
 from adapters.records import NameRecord, RevisionRecord, State
 from adapters.registry import Registry
 from adapters.registry_upkeep import Agreement
@@ -56,21 +56,25 @@ def publish(
     tags: Collection[str] | None = None,
     replace: bool = True,
     reclaim_old: bool = True,
+    announced: NameRecord | None = None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Published:
     """Bring in a revision and make ``name`` point to it. Blocks; call it from a worker thread.
 
     ``fetch`` fills an empty directory with regular files; ``validate`` reads them and says what they
     are. ``on_step`` is called after each step with its name: announce, fetch, validate, settle, move in,
-    register. Revisions that drop out of the name's history are deleted, unless ``reclaim_old`` is false:
+    register. ``announced`` is what the registry said if the name was announced before this is called.
+    Revisions that drop out of the name's history are deleted, unless ``reclaim_old`` is false:
     a server waits until no request runs with them. A fault is recorded with the name, and raised.
 
     Raises:
         AdapterNameError, AdapterExists: before anything is fetched, or when another was faster.
+        AdapterDeleted: the name was deleted after it was announced.
         StoreError: the disk or the database refused.
         AdapterError: what ``fetch`` and ``validate`` raise.
     """
-    before = registry.begin(name, source, tags or ())
+    before = registry.begin(name, source, tags or (), announced=announced)
+    moved_in: list[str] = []
     try:
         on_step("announce")
         if not replace and before.state is State.READY:
@@ -86,10 +90,14 @@ def publish(
             on_step("settle")
             with store.publishing():
                 directory = store.move_in(temporary, revision.digest)
+                moved_in.append(revision.digest)
                 on_step("move in")
-                record = registry.publish(name, revision, replace=replace, source=source, tags=tags)
+                record = registry.publish(
+                    name, revision, replace=replace, source=source, tags=tags, announced=before
+                )
             on_step("register")
-    except AdapterExists:  # what is there is sound, and so says nothing of this attempt
+    except (AdapterExists, AdapterDeleted):  # what is there, if anything, says nothing of this attempt
+        reclaim(registry, store, moved_in)
         raise
     except BaseException as error:
         with suppress(AdapterError):  # the first fault is the one to tell

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from sqlalchemy import Connection, bindparam, delete, insert, or_
 
-from adapters.errors import AdapterExists, AdapterNameError, AdapterNotFound
+from adapters.errors import AdapterDeleted, AdapterExists, AdapterNameError, AdapterNotFound
 from adapters.mix import check_name, is_name
 from adapters.records import AliasRecord, NameRecord, RevisionRecord, State
 from adapters.registry_aliases import AliasRegistry
@@ -75,20 +75,25 @@ class Registry(ReadingRegistry, AliasRegistry, ArmRegistry, UpkeepRegistry):
         """Close the idle connections."""
         self._database.close()
 
-    def begin(self, name: str, source: str, tags: Collection[str] = ()) -> NameRecord:
-        """Announce that a revision for ``name`` is on its way.
+    def begin(
+        self, name: str, source: str, tags: Collection[str] = (), *, announced: NameRecord | None = None
+    ) -> NameRecord:
+        """Announce that a revision for ``name`` is on its way, perhaps again.
 
         A name that serves goes on serving; any other is LOADING until :meth:`publish` or :meth:`fail`.
+        ``announced`` is what an earlier call returned.
 
         Raises:
             AdapterNameError: the name or a tag is malformed.
             AdapterExists: the name is that of an alias.
+            AdapterDeleted: the name was deleted since it was ``announced``.
         """
         check_name(name)
         check_tags(tags)
         with self._database.write() as (connection, generation):
             _refuse_alias(connection, name)
             before = find(connection, name)
+            _refuse_deleted(name, before, announced)
             loading = {"state": State.LOADING.value, "owner": self._owner, "source": storable(source)}
             if before is None:
                 _insert(connection, name, loading)
@@ -109,20 +114,23 @@ class Registry(ReadingRegistry, AliasRegistry, ArmRegistry, UpkeepRegistry):
         replace: bool,
         source: str,
         tags: Collection[str] | None = None,
+        announced: NameRecord | None = None,
     ) -> NameRecord:
-        """Make ``name`` mean ``revision`` from now on; the name need not have been announced.
+        """Make ``name`` mean ``revision`` from now on; the name need not have been ``announced``.
 
         Without ``tags`` those it has stay.
 
         Raises:
             AdapterNameError: the name or a tag is malformed.
             AdapterExists: the name serves already and ``replace`` is false, or it is that of an alias.
+            AdapterDeleted: the name was deleted since it was ``announced``.
         """
         check_name(name)
         check_tags(tags or ())
         with self._database.write() as (connection, generation):
             _refuse_alias(connection, name)
             before = find(connection, name)
+            _refuse_deleted(name, before, announced)
             if before is not None and not replace and before.state is State.READY:
                 raise AdapterExists(f"the name {name!r} is taken; unload it first or ask to replace it")
             put_revision(connection, revision)
@@ -239,6 +247,14 @@ def check_tags(tags: Collection[str]) -> None:
 def _refuse_alias(connection: Connection, name: str) -> None:
     if alias_records(connection, name):
         raise AdapterExists(f"the name {name!r} is that of an alias")
+
+
+def _refuse_deleted(name: str, now: NameRecord | None, announced: NameRecord | None) -> None:
+    """Raise AdapterDeleted if a deletion was asked for after the announcement; one before it gives way."""
+    if announced is None or announced.state is State.DRAINING:
+        return
+    if now is None or now.created != announced.created or now.state is State.DRAINING:
+        raise AdapterDeleted(f"the adapter {name!r} was deleted while it was being published")
 
 
 def _insert(connection: Connection, name: str, values: Mapping[str, Any]) -> None:

@@ -123,7 +123,7 @@ def _header(read: Read) -> tarfile.TarInfo | None:
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
-        raise BadArchive("it is neither a zip nor a tar archive, or has a damaged header") from None
+        raise BadArchive("it is no .tar, .tar.gz or .zip, or its header is damaged") from None
     if header.size < 0:
         raise BadArchive("an entry has a negative size")
     return header

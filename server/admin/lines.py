@@ -59,7 +59,7 @@ def exported_line(answer: Answer) -> str:
 
 
 def deleted_line(answer: Answer) -> str:
-    freed = f"{answer['id']} is deleted, {size(answer['bytes_freed'])} of device memory free"
+    freed = f"{answer['id']} is deleted, {size(answer['bytes_freed'])} of device memory freed"
     if answer["drained"]:
         return freed
     return f"{freed}; {answer['running']} requests still run and free the rest when they end"

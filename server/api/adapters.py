@@ -87,6 +87,8 @@ async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, 
 async def get_adapter(service: ServiceState, publications: PublicationsState, name: Name) -> Response:
     """Its state, its revisions, where its bytes are and what it has served."""
     with blame("name"):
+        if not service.adapters.has(name):  # another server may have published it a moment ago
+            await service.adapters.catch_up()
         return await in_full(service, publications, name)
 
 

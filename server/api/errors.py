@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from adapters.errors import (
+    AdapterDeleted,
     AdapterError,
     AdapterExists,
     AdapterInUse,
@@ -115,6 +116,7 @@ TABLE: dict[type[Exception], Row] = {
     ModelNotFound: Row(404, INVALID, "model_not_found", "not_found", "model"),
     AdapterNotFound: Row(404, INVALID, "model_not_found", "not_found", "model"),
     AnswerUnknown: Row(404, INVALID, "answer_not_found", "not_found", "response_id"),
+    AdapterDeleted: Row(409, "conflict_error", "adapter_deleted", "conflict"),
     AdapterExists: Row(409, "conflict_error", "adapter_exists", "conflict", "lora_name"),
     AdapterInUse: Row(409, "conflict_error", "adapter_in_use", "conflict"),
     BodyTooLarge: Row(413, INVALID, "body_too_large", "invalid"),

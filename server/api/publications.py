@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from adapters.errors import AdapterExists
+from adapters.errors import AdapterDeleted, AdapterExists
 from adapters.records import State
 from server.api.errors import blame, describe
 from server.api.upload import Offer
@@ -52,9 +52,9 @@ async def outcome(publication: Publication, param: str) -> None:
     """Wait until the adapter is published.
 
     Raises:
-        Blamed: it can't be; names ``param``, or the name where that is taken.
+        Blamed: it can't be; names ``param``, or the name where that is taken or was deleted.
     """
-    with blame(param), blame("name", AdapterExists):
+    with blame(param), blame("name", (AdapterExists, AdapterDeleted)):
         await publication.done()
 
 

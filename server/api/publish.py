@@ -98,7 +98,7 @@ async def _offer(request: Request, service: Service) -> Offer:
     """
     if is_multipart(request.headers.get("content-type", "")):
         return await receive_upload(request, service)
-    body = await parse_body(SourceBody)(request)
+    body = await _source(request)
     with blame("source"):
         await asyncio.to_thread(check, body.source, service.sources)
     received = Received()
@@ -108,6 +108,16 @@ async def _offer(request: Request, service: Service) -> Offer:
 
     tags = None if body.tags is None else tuple(body.tags)
     return Offer(body.source, "source", tags, fetch, received=received)
+
+
+async def _source(request: Request) -> SourceBody:
+    try:
+        return await parse_body(SourceBody)(request)
+    except RequestError as error:
+        if error.code == "invalid_json":
+            hint = "files are uploaded as a form (multipart/form-data), with curl as -F files=@FILE"
+            raise RequestError(f"{error}; {hint}", error.param, error.code) from error
+        raise
 
 
 async def _begin(service: Service, name: str, offer: Offer, replace: bool) -> Publication:

@@ -35,6 +35,14 @@ class Lifecycle(Parts):
             if not self._is_ready(term.name):
                 await self._lookup.find(term.name)
 
+    async def catch_up(self) -> None:
+        """See what other servers have changed by now, before something is decided by it."""
+        await self._catalogue.follow()
+
+    def has(self, name: str) -> bool:
+        """Whether there is an adapter of that name, as far as this server knows."""
+        return name in self._catalogue.names
+
     def _is_ready(self, name: str) -> bool:
         """Whether it serves or is an alias, as far as this server knows."""
         record = self._catalogue.names.get(name)
@@ -101,6 +109,7 @@ class Lifecycle(Parts):
         Raises:
             AdapterNotFound: no such name, or no such revision in its history.
         """
+        await self.catch_up()
         record = self._catalogue.get(name)
         if revision is not None:
             digest = find_revision(record, revision)
@@ -121,13 +130,13 @@ class Lifecycle(Parts):
             AdapterTooLarge: it does not fit there beside what is pinned already.
             SourceMissing, ArtifactError: its files are gone or damaged.
         """
+        await self.catch_up()
         await self._holdings.make_resident(self._current(name))
         await self._catalogue.change(name, lambda registry: registry.set_pinned(name, True))
         return self._overview.status(name)
 
     async def unpin(self, name: str) -> AdapterStatus:
         """Let ``name`` be evicted again; AdapterNotFound if there is no such name."""
-        self._catalogue.get(name)
         await self._catalogue.change(name, lambda registry: registry.set_pinned(name, False))
         return self._overview.status(name)
 
@@ -173,6 +182,7 @@ class Lifecycle(Parts):
             AdapterNotFound: no such name, or it is being deleted already.
             AdapterInUse: an alias points to it; change or delete the alias first.
         """
+        await self.catch_up()
         record = self._catalogue.get(name)
         if name in self._deleting:
             raise AdapterNotFound(f"the adapter {name!r} is being deleted already")
@@ -231,6 +241,7 @@ class Lifecycle(Parts):
         check_name(name)
         if name == self.base.name:
             raise AdapterExists(f"{name!r} is the name of the base model")
+        await self.catch_up()
         for term in (term for target, _ in arms for term in target_terms(target, self.base.name)):
             if term.name not in self._catalogue.aliases:  # which the registry refuses
                 digest_of(term, self._catalogue.get_ready(term.name))

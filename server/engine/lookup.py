@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, StoreError
 from server.engine.catalogue import Catalogue
 from server.errors import QueueFull
 from server.threads import yielding_pool
@@ -48,6 +48,7 @@ class Lookup:
         Raises:
             AdapterNotFound: neither the registry nor a source has it. This is remembered for seconds.
             SourceMissing: a source could not be asked. So is this.
+            StoreError: the registry could not be asked. So is this.
             ArtifactError, AdapterTooLarge: a source has it, but it can't be served. So is this.
             QueueFull: too many unknown names are being looked up.
         """
@@ -79,7 +80,13 @@ class Lookup:
                 self._misses.popitem(last=False)
 
     async def _find(self, name: str) -> None:
-        await self._catalogue.refresh(name)
+        try:
+            await self._catalogue.refresh(name)
+        except StoreError as error:  # where the registry is, is nobody's business who asks for an answer
+            logger.warning("%s can't be looked up: %s", name, error)
+            raise StoreError(
+                f"this server doesn't know {name!r}, and the adapter registry can't be asked for it"
+            ) from None
         if self._is_known(name):
             return
         source = await self._ask_sources(name)

@@ -112,10 +112,10 @@ class Publisher:
         Raises:
             AdapterNameError, AdapterExists: the name or a tag can't be used.
         """
-        await self._catalogue.change(
+        record = await self._catalogue.change(
             wanted.name, lambda registry: registry.begin(wanted.name, wanted.source, wanted.tags or ())
         )
-        return self._begin(wanted.name, wanted.source, self._publish(wanted))
+        return self._begin(wanted.name, wanted.source, self._publish(wanted, record))
 
     def publish_directory(self, wanted: Wanted, directory: Path) -> Publication:
         """Begin to publish what ``wanted`` copies from ``directory``, which is checked first.
@@ -172,11 +172,11 @@ class Publisher:
             return self._registered(record, found, packed)
         return await self._publish(wanted)
 
-    async def _publish(self, wanted: Wanted) -> Registered:
+    async def _publish(self, wanted: Wanted, announced: NameRecord | None = None) -> Registered:
         async with self._order.hold(wanted.name):
             began = monotonic()
             try:
-                record, facts, packed = await self.run(lambda: self._publish_now(wanted))
+                record, facts, packed = await self.run(lambda: self._publish_now(wanted, announced))
             finally:
                 await self._catalogue.refresh(wanted.name)
             await self._holdings.offer(packed)
@@ -188,7 +188,9 @@ class Publisher:
         resident = self._holdings.is_resident(facts.digest)  # it may have been deleted since
         return registered_of(record, facts, nbytes=packed.data.nbytes, resident=resident)
 
-    def _publish_now(self, wanted: Wanted) -> tuple[NameRecord, RevisionRecord, PackedAdapter]:
+    def _publish_now(
+        self, wanted: Wanted, announced: NameRecord | None
+    ) -> tuple[NameRecord, RevisionRecord, PackedAdapter]:
         """The whole protocol, in a worker thread. Old revisions are left to those who hold them."""
         checked: list[tuple[RevisionRecord, PackedAdapter]] = []
 
@@ -207,6 +209,7 @@ class Publisher:
             tags=wanted.tags,
             replace=wanted.replace,
             reclaim_old=False,
+            announced=announced,
         )
         return published.name, *checked[0]
 

@@ -104,7 +104,7 @@ def test_the_life_of_an_adapter(server: Running, adapter: Path, tmp_path: Path, 
     ):
         assert part in shown
     assert re.fullmatch(
-        r"pirate is deleted, [\d.]+ KiB of device memory free\n",
+        r"pirate is deleted, [\d.]+ KiB of device memory freed\n",
         out(server, "rm", "pirate", "--deadline", "5"),
     )
     assert out(server, "ls") == "no adapters\n"

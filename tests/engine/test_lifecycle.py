@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
-from adapters.errors import AdapterInUse, AdapterNotFound, AdapterTooLarge, SourceMissing
+from adapters.errors import AdapterDeleted, AdapterInUse, AdapterNotFound, AdapterTooLarge, SourceMissing
 from adapters.mix import parse_mix
 from adapters.records import State
 from server.engine.status import Deleted, Filter
@@ -217,6 +218,32 @@ async def test_deleting_frees_every_tier(cached: Shop) -> None:
     assert cached.store.digests() == []
     with pytest.raises(AdapterNotFound):
         await cached.manager.delete("a")
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_deleting_what_is_being_published(shop: Shop, known: bool) -> None:
+    """Neither what is on its way nor what waits for its turn brings the name back; what comes later does."""
+    if known:
+        await publish(shop, "a", 1)
+    path, gate = shop.write("a-2", seed=2), threading.Event()
+
+    def fetch(into: Path) -> None:
+        assert gate.wait(30)
+        shutil.copytree(path, into, dirs_exist_ok=True)
+
+    before = [await shop.manager.begin_publish("a", fetch, source="x") for _ in range(2)]
+    assert (await shop.manager.delete("a")).drained
+    after = await shop.manager.begin_publish("b", fetch, source="x")
+    gate.set()
+    for publication in before:
+        with pytest.raises(AdapterDeleted, match="deleted while it was being published"):
+            await publication.done()
+    await after.done()
+    assert [status.name for status in shop.manager.page()] == ["b"]
+    await shop.manager.delete("b")
+    await shop.quiet()
+    assert shop.store.digests() == []
+    shop.check()
 
 
 async def test_a_name_that_drains(shop: Shop) -> None:

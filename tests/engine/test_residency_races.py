@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import server.engine.lifecycle as lifecycle_module
-from adapters.errors import AdapterNotFound
+from adapters.errors import AdapterDeleted, AdapterNotFound
 from adapters.files import WEIGHTS_NAME
 from server.engine.publishing import copy
 from server.engine.residency import AdapterManager
@@ -230,6 +230,6 @@ async def _unload(manager: AdapterManager, name: str) -> str:
 
 
 async def _replace(shop: Shop, name: str, seed: int) -> str:
-    with suppress(asyncio.CancelledError):
+    with suppress(AdapterDeleted, asyncio.CancelledError):
         await shop.manager.load(name, shop.write(f"replacement-{seed}", seed=seed), replace=True)
     return "changed"

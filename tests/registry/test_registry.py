@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from adapters.errors import AdapterExists, AdapterNameError, AdapterNotFound
-from adapters.registry import Registry, State
+from adapters.errors import AdapterDeleted, AdapterExists, AdapterNameError, AdapterNotFound
+from adapters.registry import NameRecord, Registry, State
 from tests.registry.facts import digest, revision
 
 
@@ -133,6 +133,26 @@ def test_a_name_published_again_while_it_drained_stays(registry: Registry) -> No
     publish(registry, "a", "two")
     with pytest.raises(AdapterNotFound, match="not draining: it is ready"):
         registry.remove("a", state=State.DRAINING)
+    assert registry.get("a").state is State.READY
+
+
+def test_what_was_deleted_since_it_was_announced_is_not_published(registry: Registry) -> None:
+    def refused(announced: NameRecord) -> None:
+        with pytest.raises(AdapterDeleted, match="'a' was deleted while"):
+            registry.begin("a", "x", announced=announced)
+        with pytest.raises(AdapterDeleted):
+            publish(registry, "a", "one", announced=announced)
+
+    first = registry.begin("a", "x")
+    assert registry.begin("a", "x", announced=first).created == first.created
+    registry.drain("a")
+    refused(first)
+    late = registry.begin("a", "x")  # asked for after the deletion: it gives way
+    registry.remove("a", state=State.DRAINING)
+    refused(first)
+    assert registry.count() == 0
+    publish(registry, "a", "one", announced=late)
+    refused(first)
     assert registry.get("a").state is State.READY
 
 

@@ -95,6 +95,8 @@ async def test_what_one_does_is_so_on_the_other(
         assert await other.do("alias", "x", "b") == "x"
         (await shop.lease("x")).release()
         await shop.manager.delete_alias("x")
+        await shop.manager.load("c", tmp_path / "b")
+        assert await other.do("delete", "c"), "what is done to a name is done to it as it is now"
 
         assert await other.do("delete", "a"), "its own requests are none"
         await soon(lambda: not [r for r in shop.manager.list() if r.name == "a"])
