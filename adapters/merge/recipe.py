@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from adapters.artifact import Artifact
 from adapters.delta import ModuleDelta
+from adapters.errors import ArtifactError
 from adapters.faults import Faults
 from adapters.mix import MixEntry, normalize
 
@@ -41,6 +42,15 @@ class Recipe:
     sign_method: SignMethod | None = None  # ties, dare_ties: "total" weighs, "frequency" counts
 
 
+class RecipeError(ArtifactError):
+    """Settings are missing, out of range, or of another method."""
+
+    def __init__(self, faults: Sequence[tuple[str, str]]) -> None:
+        """``faults``: the setting each is about, and what is wrong."""
+        super().__init__([fault for _, fault in faults])
+        self.settings = tuple(setting for setting, _ in faults)
+
+
 def recipe_of(
     method: str,
     *,
@@ -52,7 +62,7 @@ def recipe_of(
     """A checked recipe from what a user gave: density 0.5, seed 0 and sign_method "total" where needed.
 
     Raises:
-        ArtifactError: with every fault, as :func:`check_recipe`.
+        RecipeError: as :func:`check_recipe`.
     """
     recipe = Recipe(
         method=method,  # type: ignore[arg-type]  # checked below, like the sign method
@@ -69,30 +79,33 @@ def check_recipe(recipe: Recipe) -> None:
     """Refuse a recipe with settings that are missing, out of range, or of another method.
 
     Raises:
-        ArtifactError: with every fault.
+        RecipeError: with every fault.
     """
-    faults = Faults()
-    if recipe.method not in METHODS:
-        faults.add(f"method {recipe.method!r} is none of {', '.join(METHODS)}")
-        faults.raise_any()
-    _check("rank", recipe.rank, recipe.method != "linear", recipe.method, faults)
-    _check("density", recipe.density, recipe.method in SPARSE, recipe.method, faults)
-    _check("seed", recipe.seed, recipe.method in RANDOM, recipe.method, faults)
-    _check("sign_method", recipe.sign_method, recipe.method in SIGNED, recipe.method, faults)
+    method = recipe.method
+    if method not in METHODS:
+        raise RecipeError([("method", f"method {method!r} is none of {', '.join(METHODS)}")])
+    faults = [
+        *_misplaced("rank", recipe.rank, method != "linear", method),
+        *_misplaced("density", recipe.density, method in SPARSE, method),
+        *_misplaced("seed", recipe.seed, method in RANDOM, method),
+        *_misplaced("sign_method", recipe.sign_method, method in SIGNED, method),
+    ]
     if recipe.rank is not None and recipe.rank < 1:
-        faults.add(f"rank {recipe.rank} is not a positive number")
+        faults.append(("rank", f"rank {recipe.rank} is not a positive number"))
     if recipe.density is not None and not 0 < recipe.density <= 1:
-        faults.add(f"density {recipe.density} is not above 0 and up to 1")
+        faults.append(("density", f"density {recipe.density} is not above 0 and up to 1"))
     if recipe.sign_method not in (None, *SIGN_METHODS):
-        faults.add(f"sign_method {recipe.sign_method!r} is none of {', '.join(SIGN_METHODS)}")
-    faults.raise_any()
+        known = ", ".join(SIGN_METHODS)
+        faults.append(("sign_method", f"sign_method {recipe.sign_method!r} is none of {known}"))
+    if faults:
+        raise RecipeError(faults)
 
 
-def _check(key: str, value: object, needed: bool, method: str, faults: Faults) -> None:
+def _misplaced(setting: str, value: object, needed: bool, method: str) -> list[tuple[str, str]]:
+    """The fault that a setting is missing, or that the method has none of that name."""
     if needed and value is None:
-        faults.add(f"{method} needs {key}")
-    if not needed and value is not None:
-        faults.add(f"{method} has no {key}")
+        return [(setting, f"{method} needs {setting}")]
+    return [(setting, f"{method} has no {setting}")] if not needed and value is not None else []
 
 
 def check_members(members: Sequence[Member], recipe: Recipe) -> tuple[Member, ...]:

@@ -47,6 +47,12 @@ class AliasBody(RequestBody):
             return [(self.target, 1.0)]
         if not self.split:
             raise RequestError("'split' must not be empty", "split")
+        targets = [arm.target for arm in self.split]
+        for index, target in enumerate(targets):
+            if target in targets[:index]:
+                raise RequestError(
+                    f"'{target}' is in the split twice: give it one share", f"split[{index}].target"
+                )
         return [(arm.target, arm.share) for arm in self.split]
 
 

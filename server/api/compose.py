@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
 
-from adapters.errors import ArtifactError, MixError
+from adapters.errors import MixError
 from adapters.files import KEPT_NAMES
 from adapters.merge.compose import compose, save
-from adapters.merge.recipe import Member, Recipe, recipe_of
-from adapters.mix import MAX_ENTRIES, MixTerm, check_weight, format_mix, parse_mix
+from adapters.merge.recipe import Member, Recipe, RecipeError, recipe_of
+from adapters.mix import MAX_ENTRIES, MixTerm, format_mix
 from server.api.adapters import Name
 from server.api.body import RequestBody, parse_body
+from server.api.entries import blaming_entries, terms_of
 from server.api.errors import blame
 from server.api.limits import MAX_USER_LENGTH
 from server.api.publications import PublicationsState
@@ -78,8 +78,8 @@ async def compose_adapter(
     The revisions are those the members' names have now; they, the weights and the method are recorded as
     the new revision's lineage.
     """
-    with blame("members"):
-        asked_for = [_term(member) for member in body.members]
+    asked_for = terms_of(body.members, "members")
+    with blame("members"), blaming_entries(service.adapters, asked_for, "members"):
         await service.adapters.look_up(asked_for)
         read = service.adapters.reader(asked_for)
         terms = _plain(term for term, _ in service.adapters.digests(asked_for))
@@ -110,8 +110,8 @@ def _recipe(body: ComposeBody) -> Recipe:
             seed=body.seed,
             sign_method=body.sign_method,
         )
-    except ArtifactError as error:  # a fault of the parameters: no artifact has been looked at
-        raise RequestError(str(error), "method") from error
+    except RecipeError as error:
+        raise RequestError(str(error), error.settings[0]) from error
 
 
 def _plain(found: Iterable[MixTerm]) -> list[MixTerm]:
@@ -123,10 +123,3 @@ def _plain(found: Iterable[MixTerm]) -> list[MixTerm]:
     if not terms:
         raise MixError("there is nothing to compose: that is the base model")
     return terms
-
-
-def _term(member: MemberBody) -> MixTerm:
-    (term, *others) = parse_mix(member.name)
-    if others or "*" in member.name:
-        raise MixError(f"'{member.name}': a member names one adapter, its strength goes into 'weight'")
-    return replace(term, weight=check_weight(member.weight, f"'{term.name}'"))

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import anyio
 from fastapi import Request
@@ -20,8 +20,9 @@ from adapters.errors import (
     SourceMissing,
     SourceUnreachable,
 )
-from adapters.mix import MixTerm, check_weight, parse_mix
+from adapters.mix import MixTerm, parse_mix
 from server.api.disconnect import unless_disconnected
+from server.api.entries import blaming_entries, terms_of
 from server.api.errors import AdapterUnavailable, GenerationFailed, blame
 from server.api.schemas import AdapterWeight
 from server.engine.aliases import Arm
@@ -34,6 +35,8 @@ from server.model.languages import Language, Speaker
 from server.service import Service
 
 logger = logging.getLogger(__name__)
+
+ENTRIES = "adapters"  # the parameter that lists a mix's entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,9 @@ def asked_mix(
     if adapters:
         if model != service.model_name:
             raise RequestError(
-                f"'adapters' goes with the base model: 'model' must be '{service.model_name}'", "adapters"
+                f"'adapters' goes with the base model: 'model' must be '{service.model_name}'", ENTRIES
             )
-        return AskedMix(_terms_of(adapters), "adapters", user)
+        return AskedMix(terms_of(adapters, ENTRIES), ENTRIES, user)
     if model == service.model_name:
         return AskedMix(())
     try:
@@ -70,17 +73,6 @@ def asked_mix(
         if set(model) & set("+*@"):
             raise
         raise ModelNotFound(f"The model '{model[:200]}' does not exist") from None
-
-
-def _terms_of(adapters: Sequence[AdapterWeight]) -> tuple[MixTerm, ...]:
-    terms = []
-    for index, entry in enumerate(adapters):
-        with blame(f"adapters[{index}]"):
-            (term, *others) = parse_mix(entry.name)
-            if others or "*" in entry.name:
-                raise MixError(f"'{entry.name}': an entry names one adapter, its strength goes into 'weight'")
-            terms.append(replace(term, weight=check_weight(entry.weight, f"'{term.name}'")))
-    return tuple(terms)
 
 
 def salt_of(cache_salt: str | None) -> bytes:
@@ -148,7 +140,8 @@ def _check_task(asked: Asked, classify: bool | None) -> None:
 
 
 async def _resolve(manager: AdapterManager, request: Request, mix: AskedMix) -> Resolution:
-    with blame(mix.param):
+    listed = mix.param == ENTRIES
+    with blame(mix.param), blaming_entries(manager, mix.terms if listed else (), mix.param):
         work = manager.resolve(mix.terms, user=mix.user, as_asked=mix.as_asked)
         return await (work if manager.knows(mix.terms) else unless_disconnected(request, work))
 

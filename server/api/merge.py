@@ -15,6 +15,7 @@ from server.api.responses import Json
 from server.api.state import ServiceState
 from server.engine.variants import Variant, VariantState
 from server.errors import CopyFailed
+from server.service import Service
 
 router = APIRouter(prefix="/v1/adapters/{name}/merge", tags=["merged copies"])
 
@@ -46,14 +47,14 @@ async def merge(
     if variant.state is VariantState.FAILED:
         raise CopyFailed(f"merging {variant.model} failed: {variant.error}")
     ready = variant.state is VariantState.READY
-    return Json(_view(variant), status_code=200 if ready else 202)
+    return Json(_view(variant, service), status_code=200 if ready else 202)
 
 
 @router.get("", summary="A merged copy: its state, its size and its measured error")
 async def merged(service: ServiceState, name: Mix) -> Response:
     """404 if there is none of this mix."""
     with blame("name"):
-        return Json(_view(service.adapters.merged_copy(parse_mix(name))))
+        return Json(_view(service.adapters.merged_copy(parse_mix(name)), service))
 
 
 @router.delete("", summary="Free a merged copy")
@@ -64,7 +65,7 @@ async def free(service: ServiceState, name: Mix, asked: Annotated[DeleteParamete
     return Json({"bytes_freed": freed, "drained": running == 0, "running": running})
 
 
-def _view(variant: Variant) -> dict[str, Any]:
+def _view(variant: Variant, service: Service) -> dict[str, Any]:
     error = variant.measured
     return {
         "object": "merged_copy",
@@ -73,6 +74,8 @@ def _view(variant: Variant) -> dict[str, Any]:
         "automatic": variant.automatic,
         "progress": variant.progress,
         "bytes": variant.nbytes,
+        "dtype": service.description["dtype"],
+        "base_quantization": service.description["quantization"],
         "seconds": variant.seconds,
         "created": int(variant.created),
         "last_used": int(variant.last_used),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
-from adapters.errors import AdapterExists, AdapterInUse, AdapterNotFound
+from adapters.errors import AdapterExists, AdapterInUse, AdapterNotFound, MixError
 from adapters.mix import MixTerm, check_name
 from adapters.records import AliasRecord, NameRecord, State
 from server.engine.aliases import naming, shown, stored, target_terms
@@ -30,8 +30,13 @@ class Lifecycle(Parts):
 
         Raises:
             AdapterNotFound, ArtifactError, AdapterTooLarge, SourceMissing, QueueFull: as Lookup.find.
+            MixError: the base model is among them.
         """
         for term in terms:
+            if term.name == self.base.name:
+                raise MixError(
+                    f"{term.name!r} is the base model, which is part of every mix: name adapters only"
+                )
             if not self._is_ready(term.name):
                 await self._lookup.find(term.name)
 

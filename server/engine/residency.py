@@ -9,6 +9,7 @@ memory (``catalogue``), how revisions get in (``publishing``), who holds them an
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from dataclasses import replace
 
 from adapters.errors import AdapterNotFound, AdapterTooLarge
 from adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
@@ -92,7 +93,7 @@ class AdapterManager(Copies):
     ) -> Variant | None:
         """The merged copy that is to answer, referenced, if one is."""
         if merged:
-            return self._copies().take(entries, format_mix(terms))
+            return self._copies().take(entries, format_mix(replace(term, merged=False) for term in terms))
         if self.auto_merge is None or as_asked:
             return None
         variant = self.auto_merge.copy_of(entries)

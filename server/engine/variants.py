@@ -127,7 +127,7 @@ class Variants:
         return self._variants.get(mix_digest(entries))
 
     def take(self, entries: Sequence[MixEntry], model: str) -> Variant:
-        """Reference the copy of a mix for one request; ``model`` is what the client called it.
+        """Reference the copy of a mix for one request; ``model`` is what the client called the mix.
 
         Raises:
             AdapterNotFound: there is none, or it is not ready.
@@ -135,7 +135,7 @@ class Variants:
         variant = self.find(entries)
         if variant is None:
             raise AdapterNotFound(
-                f"there is no merged copy of {model!r}; POST /v1/adapters/.../merge makes one"
+                f"there is no merged copy of {model!r}; POST /v1/adapters/{model}/merge makes one"
             )
         if variant.state is not VariantState.READY:
             raise AdapterNotFound(f"the merged copy of {model!r} is not ready: it is {variant.state.value}")

@@ -116,6 +116,7 @@ def test_aliases_are_models(admin: Admin) -> None:
         ({"split": [{"target": "alpha", "share": "1"}]}, "split[0].share"),
         ({"split": [{"target": "alpha*x", "share": 1}]}, "split"),
         ({"split": [{"target": "alpha", "share": 1}] * 1000}, "split"),
+        ({"split": [{"target": t, "share": 1} for t in ("alpha", "beta", "alpha")]}, "split[2].target"),
         ({"target": "alpha", "sticky": True}, "sticky"),
         ({"target": "alpha", "reset": 1}, "reset"),
     ],

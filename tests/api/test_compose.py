@@ -69,13 +69,13 @@ def test_every_method_makes_an_adapter_that_peft_loads(
 @pytest.mark.parametrize(
     ("body", "status", "param", "text"),
     [
-        ({"members": [{"name": "nobody"}]}, 404, "members", "nobody"),
+        ({"members": [{"name": "alpha"}, {"name": "nobody"}]}, 404, "members[1].name", "nobody"),
         ({"members": []}, 400, "members", ""),
-        ({"members": [{"name": "alpha+beta"}]}, 400, "members", "one adapter"),
-        ({"members": [{"name": "alpha", "weight": 99}]}, 400, "members", "alpha"),
+        ({"members": [{"name": "alpha+beta"}]}, 400, "members[0].name", "one adapter"),
+        ({"members": [{"name": "alpha", "weight": 99}]}, 400, "members[0].weight", "alpha"),
         ({"members": MEMBERS, "method": "average"}, 400, "method", "average"),
-        ({"members": MEMBERS, "method": "svd"}, 400, "method", "rank"),
-        ({"members": MEMBERS, "density": 0.5}, 400, "method", "density"),
+        ({"members": MEMBERS, "method": "svd"}, 400, "rank", "rank"),
+        ({"members": MEMBERS, "density": 0.5}, 400, "density", "density"),
         ({"members": MEMBERS, "color": "red"}, 400, "color", "color"),
         ({"members": [{"name": "alpha"}, {"name": "alpha", "weight": -1.0}]}, 422, "members", ""),
     ],

@@ -64,6 +64,7 @@ def test_a_merged_adapter_answers_like_the_adapter(server: Running) -> None:
         body = made.json()
         assert body["state"] == "ready"
         assert body["bytes"] > 0
+        assert (body["dtype"], body["base_quantization"]) == ("float32", "none")
         assert body["measured"]["rows"] > 20
         assert body["measured"]["top1_agreement"] == 1.0
         assert 0 <= body["measured"]["max_logit_difference"] < 1e-5
@@ -77,7 +78,7 @@ def test_a_merged_adapter_answers_like_the_adapter(server: Running) -> None:
         assert freed == {"bytes_freed": body["bytes"], "drained": True, "running": 0}
         gone = http.post("/v1/chat/completions", json={"model": "alpha@merged", "messages": MESSAGES})
         assert gone.status_code == 404
-        assert "no merged copy" in gone.json()["error"]["message"]
+        assert "no merged copy of 'alpha'; POST /v1/adapters/alpha/merge" in gone.json()["error"]["message"]
 
 
 def test_a_merged_mix_answers_like_the_mix(server: Running) -> None:

@@ -28,7 +28,7 @@ BODY: dict[str, Any] = {"targets": ["tiny", "alpha"], "messages": MESSAGES}
         ({"targets": ["tiny", "alpha", "alpha@0000"]}, (404, "targets[2]", "model_not_found")),
         ({"targets": ["tiny", "alpha*9"]}, (400, "targets[1]", "invalid_mix")),
         ({"targets": ["tiny", "alpha*x"]}, (400, "targets[1]", "invalid_mix")),
-        ({"targets": ["tiny", "+alpha"]}, (400, "targets[1]", "invalid_adapter_name")),
+        ({"targets": ["tiny", "+alpha"]}, (400, "targets[1]", "invalid_mix")),
         ({"messages": None}, (400, "messages", None)),
         ({"prompt": "x"}, (400, "prompt", None)),
         ({"messages": None, "prompt": ["x"] * (MAX_COMPARE_PROMPTS + 1)}, (400, "prompt", None)),
