@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ from server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
 from server.model.quantize import unrounded_activations
 from server.model.templates import TemplateProcesses
 from server.model.tokenizer import Tokenizer
-from server.threads import background_pool
+from server.threads import background_pool, yielding_pool
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Service:
     core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
     adapters: AdapterManager
     exports: Exports
+    measuring: Executor  # for work on the logits of whole vocabularies
     store: RevisionStore
     sources: SourcePolicy  # from where adapters may be fetched, and how much of them
     metrics: Metrics
@@ -94,6 +96,7 @@ class Service:
         await self.engine.stop()
         await self.languages.close()
         await self.adapters.close()
+        self.measuring.shutdown()
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,12 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
     store = RevisionStore(settings.data_dir / "adapters")
     base = describe_base(loaded, prepared.decoder, name)
     adapters = _adapters(base, prepared.pool, store, settings, metrics=metrics)
+    measuring = yielding_pool(1, "measuring")
     prompts = [loaded.tokenizer.encode(text)[: max_model_len - 1] for text in PROBES]
     adapters.keep_merged_copies(
         prepared.decoder,
-        partial(compare, engine, prompts),
+        partial(compare, engine, measuring, prompts),
+        lambda: engine.num_open > 0,
         budget=merge_bytes(settings.merge_memory, available_bytes(loaded.device)),
         element_bytes=loaded.dtype.itemsize,
     )
@@ -155,6 +160,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         core=core,
         adapters=adapters,
         exports=Exports(adapters, store.path, model_dir, settings.export_root),
+        measuring=measuring,
         store=store,
         sources=source_policy(settings),
         metrics=metrics,

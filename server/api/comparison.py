@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -181,8 +182,9 @@ class Comparison:
             window = range(first, min(first + width, len(tokens)))
             rows = await _together(self._logits(case, target, tokens, window) for target in distinct)
             try:
-                measured = await asyncio.to_thread(
-                    measure, rows, tokens[window.start : window.stop], models[plan.baseline]
+                measured = await asyncio.get_running_loop().run_in_executor(
+                    self._service.measuring,
+                    partial(measure, rows, tokens[window.start : window.stop], models[plan.baseline]),
                 )
             except NotNumbers as error:
                 raise GenerationFailed("The model's logits are not numbers") from error

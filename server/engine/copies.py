@@ -27,15 +27,24 @@ class Copies(Lifecycle):
     auto_merge: AutoMerge | None = None  # None: copies are made only of what is asked for
 
     def keep_merged_copies(
-        self, decoder: Decoder, compare: Compare, *, budget: int, element_bytes: int
+        self, decoder: Decoder, compare: Compare, busy: Callable[[], bool], *, budget: int, element_bytes: int
     ) -> None:
-        """Let merged copies be made from now on, of at most ``budget`` bytes together."""
+        """Let merged copies be made from now on, of at most ``budget`` bytes together.
+
+        ``busy`` tells whether answers are in progress, for which merging makes way.
+        """
 
         async def measure(variant: Variant) -> MergeError:
             return await self._measure(variant, compare)
 
         self.variants = Variants(
-            decoder, self._deltas, measure, self._metrics, budget=budget, element_bytes=element_bytes
+            decoder,
+            self._deltas,
+            measure,
+            self._metrics,
+            busy=busy,
+            budget=budget,
+            element_bytes=element_bytes,
         )
 
     def merge_automatically(

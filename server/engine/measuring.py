@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Executor
 
 import torch
 
@@ -12,6 +13,7 @@ from server.engine.lease import Lease
 from server.engine.sequence import SamplingParams
 from server.engine.variants import MergeError
 
+_TOGETHER = 4  # rows of logits compared at a time: the working memory stays in the cache
 PROBES = (
     "The quick brown fox jumps over the lazy dog, and then it asks: why is the sky blue on a clear day?",
     "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(n - 2)\n",
@@ -20,17 +22,19 @@ PROBES = (
 
 
 async def compare(
-    engine: AsyncEngine, prompts: Sequence[Sequence[int]], expected: Lease, found: Lease
+    engine: AsyncEngine, worker: Executor, prompts: Sequence[Sequence[int]], expected: Lease, found: Lease
 ) -> MergeError:
     """Compare ``found`` with ``expected`` over the tokens of ``prompts``. Gives both leases back.
 
-    Runs in the batch with everything else.
+    Runs in the batch with everything else; what is done with whole vocabularies, in ``worker``.
     """
+    loop = asyncio.get_running_loop()
     try:
         totals = _Totals()
         for prompt in prompts:
             one, other = [await _logits(engine, prompt, lease.share()) for lease in (expected, found)]
-            await asyncio.to_thread(totals.add, one, other)  # whole vocabularies: streams would wait for it
+            for rows in zip(one.split(_TOGETHER), other.split(_TOGETHER), strict=True):
+                await loop.run_in_executor(worker, totals.add, *rows)
         return totals.result()
     finally:
         expected.release()

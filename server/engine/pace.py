@@ -28,18 +28,25 @@ class Pace:
         self._row: float | None = None  # seconds
         self._start: float | None = None  # seconds
 
-    def prompt_rows(self, answers: int, prompts: Iterable[int]) -> float:
+    def prompt_rows(self, answers: int, prompts: Iterable[int], others: int = 0) -> float:
         """The tokens of prompts that may run beside ``answers`` rows, each the next token of an answer.
 
         ``prompts``: the tokens of each prompt that is not computed yet; no more of them are looked at than
         needed. A short prompt is spread over steps of twice the answers' time, since that hardly delays it.
+        ``others``: answers that wait for this whole step, since they run on other weights.
         """
-        if self._row is None or self._start is None or not answers or self._stretch == inf:
+        if self._row is None or self._start is None or self._stretch == inf or not (answers or others):
             return inf
-        alone = (self._start + self._row * answers) / self._row  # in rows
-        gentle = (min(_GENTLE, self._stretch) - 1) * alone
+        start = self._start / self._row  # in rows, as all that follows
+
+        def rows(stretch: float) -> float:
+            beside = (stretch - 1) * (start + answers) if answers else inf
+            between = (stretch - 1) * (start + others) - (start + answers) if others else inf
+            return min(beside, between)
+
+        gentle = rows(min(_GENTLE, self._stretch))
         wide = _exceeds(_FEW * gentle, prompts)
-        return max(_LEAST, (self._stretch - 1) * alone if wide else gentle)
+        return max(_LEAST, rows(self._stretch) if wide else gentle)
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a step that has run."""

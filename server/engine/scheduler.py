@@ -19,7 +19,8 @@ from server.engine.pace import Pace
 from server.engine.sequence import Sequence
 from server.kernels.weights import MergedWeights
 
-MAX_WANTED_LOGITS = 32  # rows of a step whose logits are delivered: others wait for the lm_head on each
+MAX_WANTED_LOGITS = 32  # rows of a step whose logits are delivered: the lm_head runs on each
+MAX_LOGITS_BESIDE_ANSWERS = 8  # the same while answers wait for the step
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +111,17 @@ class Scheduler:
     def _schedule(self, weights: MergedWeights | None) -> list[Scheduled]:
         chosen: dict[int, Scheduled] = {}
         room, before = _Room(self._max_batch_tokens), self._preemptions
-        mine = self.running
+        mine, others = self.running, 0
         if len(self._users) > 1:
-            mine = [sequence for sequence in self.running if sequence.mix.merged is weights]
+            mine = [s for s in self.running if s.mix.merged is weights]
+            others = sum(s.num_uncomputed_tokens <= 1 for s in self.running) - sum(
+                s.num_uncomputed_tokens <= 1 for s in mine
+            )
         self._continue([s for s in mine if s.num_uncomputed_tokens <= 1], chosen, room)
         prompts = (s.num_uncomputed_tokens for s in chain(mine, self.waiting) if s.num_uncomputed_tokens > 1)
-        room.rows = int(min(room.rows, self._pace.prompt_rows(len(chosen), prompts)))
+        room.rows = int(min(room.rows, self._pace.prompt_rows(len(chosen), prompts, others)))
+        if chosen or others:
+            room.logits = MAX_LOGITS_BESIDE_ANSWERS
         self._continue([s for s in mine if s.num_uncomputed_tokens > 1], chosen, room)
         if self._preemptions == before:  # else a newcomer would only be preempted again
             self._admit(chosen, room, weights)

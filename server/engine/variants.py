@@ -1,7 +1,7 @@
 """Merged copies: mixes whose weights were added into a copy of the base's, kept beside it.
 
-A copy is built by a thread of low priority that pauses after every matrix for as long as it took, so
-that answers in progress keep at least their share of the processor. Base and adapters run on unchanged:
+A copy is built by a thread of low priority that, while there are answers in progress, pauses after every
+matrix for three times as long as it took. Base and adapters run on unchanged:
 nothing that a step reads is written, and freeing a copy only drops it.
 """
 
@@ -24,6 +24,7 @@ from server.model.decoder import Decoder
 from server.model.merging import Members, merge, merged_elements
 from server.threads import yielding_pool
 
+_PAUSE = 3.0  # times what was computed before
 DRAIN_SECONDS = 30.0  # that requests get which run on an automatic copy whose room is needed
 
 
@@ -97,13 +98,15 @@ class Variants:
         measure: Measure,
         metrics: Metrics,
         *,
+        busy: Callable[[], bool],
         budget: int,
         element_bytes: int,
     ) -> None:
-        """``element_bytes``: of one weight of the base as it computes."""
+        """``busy``: whether answers are in progress; ``element_bytes``: of one weight as it computes."""
         self._decoder = decoder
         self._read = read
         self._measure = measure
+        self._busy = busy
         self._metrics = metrics
         self._budget = budget
         self._element_bytes = element_bytes
@@ -266,4 +269,5 @@ class Variants:
             if share is None:
                 return
             variant.progress = share
-            variant.stopped.wait(time.monotonic() - began)
+            if self._busy():
+                variant.stopped.wait(_PAUSE * (time.monotonic() - began))

@@ -17,13 +17,18 @@ Members = Sequence[tuple[Mapping[str, ModuleDelta], float]]  # each by module na
 def merge(decoder: Decoder, members: Members, into: MergedWeights) -> Iterator[float]:
     """Fill ``into`` with ``W + Σ w_k ΔW_k``, computed in fp32 from the base and rounded once to its dtype.
 
-    Yields after each matrix the share that is done, for the caller to pause or to stop. Matrices that no
-    member changes stay the base's. Runs on any thread: nothing that a step reads is written.
+    Yields after each matrix, and before it is put in its place, the share that is done, for the caller to
+    pause or to stop. Matrices that no member changes stay the base's. Runs on any thread: nothing that a
+    step reads is written.
     """
     groups = [(g, parts) for g in decoder.merge_groups if any(parts := _parts(decoder, members, g))]
     for done, (group, parts) in enumerate(groups, 1):
+        merged = []
+        for module, changes in zip(group, parts, strict=True):
+            with torch.inference_mode():
+                merged.append(_merged(decoder, module, changes))
+            yield (done - 1) / len(groups)
         with torch.inference_mode():
-            merged = [_merged(decoder, m, p) for m, p in zip(group, parts, strict=True)]
             into.put(group, [weight for weight, _ in merged], [bias for _, bias in merged])
         yield done / len(groups)
 

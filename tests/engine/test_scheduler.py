@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from server.engine.block_manager import BlockManager
 from server.engine.pace import Pace
 from server.engine.scheduler import Scheduled, Scheduler
-from server.engine.sequence import FinishReason, ResolvedMix, Sequence
+from server.engine.sequence import FinishReason, Sequence
 from server.kernels.inputs import BLOCK_SIZE
 from tests.engine.making import make_sequence
 
@@ -234,58 +234,3 @@ def checked_step(made: Scheduler, tokens: int, seqs: int) -> None:
     assert len(ran) <= seqs
     if made.take_preemptions() == 0:
         assert all(s.id in ran for s in before), "a decoding row was left out"
-
-
-def on_weights(name: str | None, length: int = 4, max_tokens: int = 4) -> Sequence:
-    """A sequence on weights of that name; all those of one name share them."""
-    made = make_sequence(range(length), max_tokens=max_tokens)
-    if name is not None:
-        made.mix = ResolvedMix((), name.encode(), name, _WEIGHTS[name])
-    return made
-
-
-class NoWeights:
-    """Told apart by identity, as the scheduler does."""
-
-    nbytes = 0
-
-    def put(self, *_: object) -> None:
-        raise AssertionError
-
-
-_WEIGHTS = {name: NoWeights() for name in "ab"}
-
-
-def test_a_step_runs_on_one_set_of_weights_and_all_take_turns() -> None:
-    made = scheduler()
-    rows = [on_weights(name) for name in ("a", None, "b", "a", None)]
-    for row in rows:
-        made.add(row)
-    seen = []
-    while made.waiting or made.running:
-        ran = step(made)
-        (weights,) = {row.mix.label for row in rows if row.id in ran}
-        seen.append(weights)
-    assert sorted(seen) == sorted(["(base)", "a", "b"] * 4)
-    assert all(len(set(seen[i : i + 3])) == 3 for i in range(0, len(seen), 3))
-
-
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([None, "a", "b"]), st.integers(1, 40), st.integers(1, 6)), max_size=12
-    ),
-    st.integers(4, 12),
-    st.integers(2, 16),
-)
-@settings(deadline=None)
-def test_every_sequence_ends_whatever_it_runs_on(
-    asked: list[tuple[str | None, int, int]], blocks: int, tokens: int
-) -> None:
-    made = scheduler(blocks=blocks, tokens=tokens, seqs=4)
-    for name, length, count in asked:
-        made.add(on_weights(name, length, count))
-    for _ in range(5000):
-        if not made.waiting and not made.running:
-            return
-        assert step(made)
-    raise AssertionError("some sequence never ends")
