@@ -16,6 +16,7 @@ import adapters.beside as beside_module
 from adapters.base import TargetModule
 from adapters.beside import keep_beside
 from adapters.errors import AdapterNotFound, StoreError
+from adapters.files import CONFIG_NAME, WEIGHTS_NAME
 from adapters.store import RevisionStore
 from server.kernels.inputs import ClassPages, TablePages, VectorPages, VocabularyPages
 from server.kernels.memory import ReusedMemory
@@ -111,15 +112,24 @@ def test_what_can_not_be_one_is_not_read(tmp_path: Path) -> None:
     assert read_packed(tmp_path, DIGEST, packing(), MOST, NEW) is None
 
 
+def revision(store: Path) -> Path:
+    """A directory that counts as one, and holds nothing."""
+    directory = store / DIGEST
+    directory.mkdir()
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        (directory / name).touch()
+    return directory
+
+
 def test_only_the_last_two_of_a_kind_stay(tmp_path: Path) -> None:
     with RevisionStore(tmp_path) as store:
-        directory = tmp_path / DIGEST
-        directory.mkdir()
+        directory = revision(tmp_path)
         (directory / "other").write_text("")
         for age, name in enumerate(("a", "b", "c", "a")):
             keep_beside(store, DIGEST, f"{PREFIX}{name}", [name.encode(), memoryview(b"!")], kind=PREFIX)
             os.utime(directory / f"{PREFIX}{name}", ns=(age, age))
-        assert {path.name for path in directory.iterdir()} == {"other", f"{PREFIX}a", f"{PREFIX}c"}
+        kept = {path.name for path in directory.iterdir()} - {CONFIG_NAME, WEIGHTS_NAME}
+        assert kept == {"other", f"{PREFIX}a", f"{PREFIX}c"}
         assert (directory / f"{PREFIX}a").read_bytes() == b"a!"
         assert not list(tmp_path.glob(".tmp-*"))
 
@@ -130,8 +140,8 @@ def test_a_revision_that_is_gone_and_a_disk_that_is_full(
     with RevisionStore(tmp_path) as store:
         with pytest.raises(AdapterNotFound):
             keep_beside(store, DIGEST, "x-1", [b""], kind="x-")
-        (tmp_path / DIGEST).mkdir()
+        directory = revision(tmp_path)
         monkeypatch.setattr(beside_module, "SPARE_BYTES", 1 << 60)
         with pytest.raises(StoreError, match="No space left"):
             keep_beside(store, DIGEST, "x-1", [b""], kind="x-")
-        assert not list((tmp_path / DIGEST).iterdir())
+        assert {path.name for path in directory.iterdir()} == {CONFIG_NAME, WEIGHTS_NAME}
