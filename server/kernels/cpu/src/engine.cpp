@@ -68,8 +68,8 @@ void Engine::prepare(const Step& step) {
   for (ThreadState& state : states_) {
     for (LoraShare& share : state.lora) share.reserve(lora_);
     state.lora_scratch.reserve(lora_);
-    state.delta_terms.reserve(simd::kGemmRows * 2 * lora_.max_entries);
-    if (lora_.any_vectors) state.vector_terms.reserve(simd::kGemmRows * 2 * (lora_.max_entries + 1));
+    state.delta_lines.reserve(simd::kGemmRows * 2 * lora_.max_entries);
+    state.delta_panel.reserve(2 * kBlockOutputs * lora_.max_pairs);
   }
 }
 
@@ -174,7 +174,7 @@ void Engine::project(const Step& step, int64_t number, ThreadState& mine, const 
     worker.sync();
   }
   if (lora_.any_vectors) make_images(site, number, worker);
-  LoraDelta delta(lora_, site, mine.delta_terms.data(), mine.vector_terms.data(), own_first_block(job.outputs, worker));
+  LoraDelta delta(lora_, site, mine.delta_lines.data(), mine.delta_panel.data(), own_first_block(job.outputs, worker));
   job.delta = &delta;
   if (lora_.any_direct) job.next = share.ranges.front().data;
   multiply(job, number, worker);

@@ -26,8 +26,8 @@ struct ThreadState {
   LoraShare lora[Upcoming::kWindow];  // of this product and the next ones, by number modulo the window
   Upcoming upcoming;
   LoraScratch lora_scratch;
-  Buffer<DeltaTerm> delta_terms;
-  Buffer<VectorTerm> vector_terms;
+  Buffer<DeltaLines> delta_lines;
+  Buffer<bf16> delta_panel;
   AttentionScratch attention;
 };
 

@@ -1,13 +1,15 @@
 // The adapters' delta y += sum over a row's mix of weight * (B (A x) + gain y + constant), for the outputs y of one
 // GEMM, and W (sum of weight * input_gain x), which is a GEMM of its own ("image", lora_vectors.cpp). Two ways:
-//   - Segments of several rows ("tiled"): t = A x is computed before the GEMM, and the GEMM multiplies its tiles'
-//     part of B while they are in registers (lora_delta.h).
+//   - Segments of several rows ("tiled"): t = A x is computed before the GEMM, and B t is added to each of the GEMM's
+//     tiles while it is in the nearest cache (lora_delta.h).
 //   - Rows that share their mix with at most one other ("direct"): the GEMM leaves their outputs in fp32; after
 //     it, A and B are read front to back, as fast as memory gives them, and the outputs are completed.
 //
 // Weights are read in place from the page pool: for a module, `rank` rows of A then `rank` columns of B, each
-// padded to 32 elements. Every number is accumulated in one fixed order (inputs ascending; then adapters in
-// the mix's order, ranks ascending, starting from 0; then gains and constants in the mix's order; then the image), so neither the way nor the other rows of the step change a bit.
+// padded to 32 elements. t, weighted, is rounded to bf16 as the base's inputs are, and multiplied by B two ranks at a
+// time; an odd rank gets a zero beside it. Every number is accumulated in one fixed order (inputs ascending; then
+// adapters in the mix's order, ranks ascending, starting from 0; then gains and constants in the mix's order; then the
+// image), so neither the way nor the other rows of the step change a bit.
 #pragma once
 
 #include <cstdint>
@@ -24,17 +26,19 @@ constexpr int64_t kMaxSiteModules = 3;
 constexpr int64_t kDirectRows = 2;
 constexpr int64_t kPagesAhead = 16384;  // bytes that pages are prefetched ahead of their use
 
-// Rows with the same mix: entries entry .. entry_end - 1 of the step's list.
+// Adjacent rows with the same mix: entries entry .. entry_end - 1 of the step's list.
 struct LoraSegment {
   int64_t row;
   int64_t rows;
   int64_t entry;
   int64_t entry_end;
   bool direct;
+
+  int64_t end() const { return row + rows; }
+  bool tiled() const { return !direct && entry < entry_end; }
 };
 
-constexpr int64_t kBaseRow = -1;    // the row runs the base
-constexpr int64_t kTiledRow = -2;   // its delta is added tile by tile
+constexpr int64_t kNotDirect = -1;
 
 // The mixes of one step.
 struct LoraStep {
@@ -42,14 +46,16 @@ struct LoraStep {
   const bf16* pool = nullptr;
   std::vector<LoraSegment> segments;
   std::vector<int32_t> segment_of;  // [rows]
-  std::vector<int64_t> direct_row;  // [rows] row of `outputs`, or kBaseRow or kTiledRow
+  std::vector<int64_t> direct_row;  // [rows] row of `outputs`, or kNotDirect
+  int64_t direct_rows = 0;
   bool any_direct = false;
   bool any_tiled = false;
   int64_t max_entries = 0;          // of any segment
-  int64_t t_stride = 0;             // no segment has more ranks at a site
+  int64_t pieces = 0;               // that segments are cut into when their t is computed
+  int64_t max_pairs = 0;            // of ranks: no segment has more at a module
   int64_t output_stride = 0;
-  int64_t t_rows = 0;               // of the step
-  Buffer<float> t;                  // [t_stride][t_rows] of tiled rows, mix weights included; a tile's rows are neighbours
+  int64_t t_stride = 0;
+  Buffer<bf16> t;                   // [kMaxSiteModules max_pairs][rows][2] of tiled rows: by module, then by adapter
   Buffer<float> outputs;            // [direct rows][output_stride] the GEMM's outputs, in the order of its blocks
 
   bool any_vectors = false;         // gains, constants or input gains
@@ -63,6 +69,7 @@ struct LoraStep {
   void build(const Lora* mixes, const bf16* pages, const Step& step, int64_t columns, int64_t inputs);
 
  private:
+  void add_segment(const LoraSegment& segment);
   void find_scaled(const Step& step, int64_t inputs);
 };
 
@@ -87,6 +94,8 @@ struct LoraPages {
 };
 
 LoraPages pages_of(const LoraStep& step, const LoraSite& site, int64_t entry, int64_t module);
+
+constexpr int64_t pairs_of(int64_t rank) { return (rank + 1) / 2; }
 
 // The vectors of one module of one adapter; null where it has none.
 struct LoraVectors {
@@ -123,12 +132,13 @@ ML_INLINE simd::Float add_vectors(const LoraVectors& vectors, int64_t column, si
   return sum;
 }
 
-// Some rows of A of one module of one entry, for a tiled segment.
+// Some rows of A of one module of one entry, from an even one on, for rows of a tiled segment.
 struct ShrinkItem {
-  const LoraSegment* segment;
+  int64_t row;
+  int64_t rows;
   const bf16* a;         // first row to do
   int64_t ranks;
-  int64_t t_column;
+  int64_t t_pair;        // the first one's place in t
   float weight;
 };
 
@@ -153,7 +163,7 @@ struct LoraShare {
 // Working memory of a thread's direct items.
 struct LoraScratch {
   Buffer<float> panel;   // [2 modules][kDirectRows][output_stride]
-  Buffer<float> t;       // [kDirectRows][t_stride]
+  Buffer<bf16> t;        // [max_pairs][kDirectRows][2]
   std::vector<LoraVectors> vectors[2];  // of the two modules
 
   void reserve(const LoraStep& step);
@@ -165,6 +175,6 @@ void lora_shrink(const LoraStep& step, const LoraSite& site, const LoraShare& sh
 // After the GEMM, if any segment is direct, with a barrier between.
 void lora_direct(const LoraStep& step, const LoraSite& site, LoraShare& share, LoraScratch& scratch);
 
-// t[row * row_stride + rank * rank_stride] = weight * A x for `ranks` rows of A.
-void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row, int64_t rows, float weight, float* t,
-                 int64_t row_stride, int64_t rank_stride, ByteStream* ahead);
+// t[rank / 2 * stride + 2 row + rank % 2] = weight * A x for `ranks` rows of A; 0 for one more if they are odd.
+void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row, int64_t rows, float weight, bf16* t,
+                 int64_t stride, ByteStream* ahead);

@@ -6,161 +6,122 @@ namespace {
 
 using simd::Float;
 using simd::kLanes;
+using simd::Pairs;
 
-// B t of the term's rows on top of `sum`, which the last adapter of a mix adds to `tile` (if not null). All
-// rows of the tile are multiplied by a column of B while it is in registers: factors are one pointer away.
-template <int Rows, int Vectors>
-ML_INLINE void add_columns(const DeltaTerm& term, int column, int64_t t_rows, float (*sum)[kBlockOutputs],
-                           float (*tile)[kBlockOutputs]) {
-  Float acc[Rows][Vectors];
+constexpr int kVectors = 16 / kLanes;      // of 16 outputs
+constexpr int64_t kPairElements = 2 * 16;  // of 16 outputs of two ranks
+alignas(64) const bf16 kNoRank[16] = {};
+
+// B t of `Rows` rows for 16 outputs, added to those of the tile `out` or in place of them.
+template <int Rows>
+void multiply(const bf16* b, int64_t pairs, const bf16* t, int64_t stride, bool onto, float* out) {
+  Float acc[Rows][kVectors];
   ML_UNROLL
   for (int m = 0; m < Rows; m++) {
     ML_UNROLL
-    for (int j = 0; j < Vectors; j++) {
-      acc[m][j] = term.first ? simd::zero() : simd::load(sum[term.row + m] + column + j * kLanes);
-    }
+    for (int j = 0; j < kVectors; j++) acc[m][j] = simd::zero();
   }
-  const bf16* b = term.b + (column - term.column);
-  const float* t = term.t;
-  for (int64_t r = 0; r < term.rank; r++, b += term.length, t += t_rows) {
-    Float weight[Vectors];
+  for (const bf16* const end = b + pairs * kPairElements; b != end; b += kPairElements, t += stride) {
+    Pairs column[kVectors];
     ML_UNROLL
-    for (int j = 0; j < Vectors; j++) weight[j] = simd::load_bf16(b + j * kLanes);
+    for (int j = 0; j < kVectors; j++) column[j] = simd::load_pairs(b + j * 2 * kLanes);
     ML_UNROLL
     for (int m = 0; m < Rows; m++) {
-      const Float factor = simd::splat(t[m]);
+      const Pairs factor = simd::splat_pair(t + 2 * m);
       ML_UNROLL
-      for (int j = 0; j < Vectors; j++) acc[m][j] = simd::fma(weight[j], factor, acc[m][j]);
+      for (int j = 0; j < kVectors; j++) acc[m][j] = simd::dot2(acc[m][j], column[j], factor);
     }
   }
-  const bool ends = term.last && tile != nullptr;
   ML_UNROLL
   for (int m = 0; m < Rows; m++) {
     ML_UNROLL
-    for (int j = 0; j < Vectors; j++) {
-      float* y = (ends ? tile : sum)[term.row + m] + column + j * kLanes;
-      simd::store(y, ends ? simd::add(simd::load(y), acc[m][j]) : acc[m][j]);
+    for (int j = 0; j < kVectors; j++) {
+      float* y = out + m * kBlockOutputs + j * kLanes;
+      simd::store(y, onto ? simd::add(simd::load(y), acc[m][j]) : acc[m][j]);
     }
   }
 }
 
-constexpr int kHalf = 16 / kLanes;             // vectors of 16 outputs
-constexpr bool kWholeBlocks = kLanes == 16;    // registers suffice for all 32 outputs of a tile
-
-template <int Rows>
-void add_term(const DeltaTerm& term, int64_t t_rows, float (*sum)[kBlockOutputs], float (*tile)[kBlockOutputs]) {
-  if (kWholeBlocks && term.columns == kBlockOutputs) return add_columns<Rows, 2 * kHalf>(term, 0, t_rows, sum, tile);
-  for (int c = 0; c < term.columns; c += 16) add_columns<Rows, kHalf>(term, term.column + c, t_rows, sum, tile);
-}
-
-void add_term(const DeltaTerm& term, int64_t t_rows, float (*sum)[kBlockOutputs], float (*tile)[kBlockOutputs]) {
-  switch (term.rows) {
-    case 1: return add_term<1>(term, t_rows, sum, tile);
-    case 2: return add_term<2>(term, t_rows, sum, tile);
-    case 3: return add_term<3>(term, t_rows, sum, tile);
-    case 4: return add_term<4>(term, t_rows, sum, tile);
+void multiply(int rows, const bf16* b, int64_t pairs, const bf16* t, int64_t stride, bool onto, float* out) {
+  switch (rows) {
+    case 1: return multiply<1>(b, pairs, t, stride, onto, out);
+    case 2: return multiply<2>(b, pairs, t, stride, onto, out);
+    case 3: return multiply<3>(b, pairs, t, stride, onto, out);
+    case 4: return multiply<4>(b, pairs, t, stride, onto, out);
 #if !defined(ML_SHORT_TILES)
-    case 5: return add_term<5>(term, t_rows, sum, tile);
-    case 6: return add_term<6>(term, t_rows, sum, tile);
-    case 7: return add_term<7>(term, t_rows, sum, tile);
-    case 8: return add_term<8>(term, t_rows, sum, tile);
-    case 9: return add_term<9>(term, t_rows, sum, tile);
-    case 10: return add_term<10>(term, t_rows, sum, tile);
-    case 11: return add_term<11>(term, t_rows, sum, tile);
-    case 12: return add_term<12>(term, t_rows, sum, tile);
+    case 5: return multiply<5>(b, pairs, t, stride, onto, out);
+    case 6: return multiply<6>(b, pairs, t, stride, onto, out);
+    case 7: return multiply<7>(b, pairs, t, stride, onto, out);
+    case 8: return multiply<8>(b, pairs, t, stride, onto, out);
+    case 9: return multiply<9>(b, pairs, t, stride, onto, out);
+    case 10: return multiply<10>(b, pairs, t, stride, onto, out);
+    case 11: return multiply<11>(b, pairs, t, stride, onto, out);
+    case 12: return multiply<12>(b, pairs, t, stride, onto, out);
 #endif
     default: __builtin_unreachable();
   }
 }
 
-// Adds to the deltas `sum` of the outputs `tile`.
-void add_term(const VectorTerm& term, int64_t image_stride, const float (*tile)[kBlockOutputs], float (*sum)[kBlockOutputs]) {
-  for (int m = 0; m < term.rows; m++) {
-    const float* y = tile[term.row + m] + term.column;
-    float* delta = sum[term.row + m] + term.column;
-    for (int c = 0; c < 16; c += kLanes) {
-      Float piece = simd::load(delta + c);
-      if (term.image != nullptr) {
-        piece = simd::add(piece, simd::load(term.image + m * image_stride + c));
-      } else {
-        piece = add_vectors(term.vectors, term.at + c, simd::load(y + c), piece);
-      }
-      simd::store(delta + c, piece);
+// 16 outputs of all ranks to pairs of ranks. Returns the end of what it wrote.
+bf16* pack_pairs(const bf16* b, int64_t length, int64_t rank, bf16* out) {
+  for (int64_t r = 0; r < rank; r += 2, b += 2 * length) {
+    const bf16* second = r + 1 < rank ? b + length : kNoRank;
+    for (int j = 0; j < kVectors; j++, out += 2 * kLanes) {
+      simd::store_pairs(out, simd::join_pairs(b + j * kLanes, second + j * kLanes));
     }
   }
+  return out;
 }
 
 }  // namespace
 
 void LoraDelta::begin_tile(int64_t row, int rows, int64_t block) {
-  if (block != block_) fetched_entry_ = -1;
+  if (block != block_) packed_entry_ = -1;
   row_ = row;
   rows_ = rows;
   block_ = block;
-  count_ = vector_count_ = lines_ = fetched_ = next_term_ = next_rank_ = 0;
-  for (int m = 0; m < rows;) {
-    if (step_.direct_row[static_cast<size_t>(row + m)] != kTiledRow) {
-      m++;
-      continue;
-    }
-    const LoraSegment& segment = step_.segments[static_cast<size_t>(step_.segment_of[static_cast<size_t>(row + m)])];
-    const int count = static_cast<int>(std::min<int64_t>(rows - m, segment.row + segment.rows - row - m));
-    add_terms(segment, row + m, m, count, block);
-    if (step_.any_vectors) add_vector_terms(segment, row + m, m, count, block);
-    m += count;
+  find_runs();
+  term_count_ = lines_ = fetched_ = next_term_ = next_rank_ = 0;
+  for (int i = 0; i < run_count_; i++) {
+    if (runs_[i].segment->entry != packed_entry_) list_lines(*runs_[i].segment);
   }
 }
 
-void LoraDelta::add_terms(const LoraSegment& segment, int64_t row, int first, int rows, int64_t block) {
-  const float* t = step_.t.data() + row;
-  const bool fetched = segment.entry == fetched_entry_;
-  fetched_entry_ = segment.entry;
-  for (int64_t e = segment.entry; e < segment.entry_end; e++) {
-    int64_t module_begin = 0;
-    for (int64_t m = 0; m < site_.modules; m++) {
-      const LoraPages pages = pages_of(step_, site_, e, m);
-      for (int half = 0; half < 2; half++) {
-        const int64_t column = column_of(m, module_begin, block, half);
-        if (column < 0 || column >= site_.out[m]) continue;
-        const bool whole = half == 0 && !site_.interleaved() && column + 16 < site_.out[m];
-        // Lines are fetched in pairs, as far as the memory's rows are concerned: at every 64th output.
-        const bool opens = column % 64 == 0 || (block == first_block_ && half == 0) || (column == 0);
-        const int lines = opens && !fetched ? (column % 64 < 32 ? 2 : 1) : 0;
-        terms_[count_++] = {first, rows, half * 16, whole ? 32 : 16, pages.b + column, round_up(site_.out[m], kPageAlign),
-                            pages.rank, t, lines, e == segment.entry, e + 1 == segment.entry_end};
-        lines_ += lines * pages.rank;
-        if (whole) break;
-      }
-      t += pages.rank * step_.t_rows;
-      module_begin += site_.out[m];
-    }
+void LoraDelta::find_runs() {
+  run_count_ = 0;
+  for (int64_t row = row_; row < row_ + rows_;) {
+    const LoraSegment& segment = step_.segments[static_cast<size_t>(step_.segment_of[static_cast<size_t>(row)])];
+    const int64_t end = std::min(segment.end(), row_ + rows_);
+    if (segment.tiled()) runs_[run_count_++] = {&segment, static_cast<int>(row - row_), static_cast<int>(end - row)};
+    row = end;
   }
 }
 
-void LoraDelta::add_vector_terms(const LoraSegment& segment, int64_t row, int first, int rows, int64_t block) {
+// Lines are fetched in pairs, as far as the memory's rows are concerned: at every 64th output.
+void LoraDelta::list_lines(const LoraSegment& segment) {
   int64_t module_begin = 0;
   for (int64_t m = 0; m < site_.modules; m++) {
+    const int64_t length = round_up(site_.out[m], kPageAlign);
     for (int half = 0; half < 2; half++) {
-      const int64_t column = column_of(m, module_begin, block, half);
+      const int64_t column = column_of(m, module_begin, half);
       if (column < 0 || column >= site_.out[m]) continue;
+      if (column % 64 != 0 && (block_ != first_block_ || half != 0)) continue;
       for (int64_t e = segment.entry; e < segment.entry_end; e++) {
-        const LoraVectors vectors = vectors_of(step_, site_, e, m);
-        if (vectors.at_output()) vectors_[vector_count_++] = {first, rows, half * 16, column, vectors, nullptr};
-      }
-      if (scales_input(step_, site_, segment, m)) {
-        const float* image = image_of(step_, row, m) + block * kBlockOutputs + half * 16;
-        vectors_[vector_count_++] = {first, rows, half * 16, column, {}, image};
+        const LoraPages pages = pages_of(step_, site_, e, m);
+        const int lines = column % 64 < 32 ? 2 : 1;
+        terms_[term_count_++] = {pages.b + column, length, pages.rank, lines};
+        lines_ += lines * pages.rank;
       }
     }
     module_begin += site_.out[m];
   }
 }
 
-void LoraDelta::prefetch(int64_t done, int64_t steps) {
+void LoraDelta::fetch_due(int64_t done, int64_t steps) {
   const int64_t due = lines_ * done / steps;
   while (fetched_ < due) {
-    const DeltaTerm& term = terms_[next_term_];
-    if (next_rank_ == term.rank || term.lines == 0) {
+    const DeltaLines& term = terms_[next_term_];
+    if (next_rank_ == term.rank) {
       next_term_++;
       next_rank_ = 0;
       continue;
@@ -172,25 +133,96 @@ void LoraDelta::prefetch(int64_t done, int64_t steps) {
   }
 }
 
-void LoraDelta::add(float (*tile)[kBlockOutputs]) const {
-  if (count_ == 0 && vector_count_ == 0) return;
-  alignas(64) float sum[simd::kGemmRows][kBlockOutputs];  // the delta alone, as it is for direct rows
-  if (vector_count_ == 0) {
-    for (int64_t i = 0; i < count_; i++) add_term(terms_[i], step_.t_rows, sum, tile);
-    return;
+// Puts the mix's columns of the block into the panel, unless they are there.
+void LoraDelta::pack(const LoraSegment& segment) {
+  if (segment.entry == packed_entry_) return;
+  packed_entry_ = segment.entry;
+  half_[0] = half_[1] = {panel_, 0, 0};
+  bf16* out = panel_;
+  int64_t module_begin = 0;
+  int64_t t_pair = 0;
+  for (int64_t m = 0; m < site_.modules; m++) {
+    const int64_t length = round_up(site_.out[m], kPageAlign);
+    for (int half = 0; half < 2; half++) {
+      const int64_t column = column_of(m, module_begin, half);
+      if (column < 0 || column >= site_.out[m]) continue;
+      const bf16* begin = out;
+      for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+        const LoraPages pages = pages_of(step_, site_, e, m);
+        out = pack_pairs(pages.b + column, length, pages.rank, out);
+      }
+      half_[half] = {begin, (out - begin) / kPairElements, t_pair};
+    }
+    for (int64_t e = segment.entry; e < segment.entry_end; e++) t_pair += pairs_of(pages_of(step_, site_, e, m).rank);
+    module_begin += site_.out[m];
   }
-  memset(sum, 0, sizeof sum);
-  for (int64_t i = 0; i < count_; i++) add_term(terms_[i], step_.t_rows, sum, nullptr);
-  for (int64_t i = 0; i < vector_count_; i++) add_term(vectors_[i], step_.output_stride, tile, sum);
-  for (int m = 0; m < rows_; m++) {
-    if (step_.direct_row[static_cast<size_t>(row_ + m)] != kTiledRow) continue;
+}
+
+void LoraDelta::add(float (*tile)[kBlockOutputs]) {
+  for (int i = 0; i < run_count_; i++) {
+    const DeltaRun& run = runs_[i];
+    pack(*run.segment);
+    if (step_.any_vectors) {
+      add_with_vectors(run, tile + run.first);
+    } else {
+      add_product(run, true, tile + run.first);
+    }
+  }
+}
+
+void LoraDelta::add_product(const DeltaRun& run, bool onto, float (*out)[kBlockOutputs]) const {
+  const bf16* t = step_.t.data() + 2 * (row_ + run.first);
+  for (int half = 0; half < 2; half++) {
+    const Half& columns = half_[half];
+    if (columns.pairs == 0) continue;
+    multiply(run.rows, columns.b, columns.pairs, t + columns.t_pair * step_.t_stride, step_.t_stride, onto, out[0] + half * 16);
+  }
+}
+
+void LoraDelta::add_with_vectors(const DeltaRun& run, float (*tile)[kBlockOutputs]) const {
+  alignas(64) float sum[simd::kGemmRows][kBlockOutputs];  // the delta alone, as it is for direct rows
+  memset(sum, 0, static_cast<size_t>(run.rows) * sizeof sum[0]);
+  add_product(run, false, sum);
+  int64_t module_begin = 0;
+  for (int64_t m = 0; m < site_.modules; m++) {
+    for (int half = 0; half < 2; half++) {
+      const int64_t column = column_of(m, module_begin, half);
+      if (column >= 0 && column < site_.out[m]) add_vectors_of(run, m, half, column, tile, sum);
+    }
+    module_begin += site_.out[m];
+  }
+  for (int m = 0; m < run.rows; m++) {
     for (int c = 0; c < kBlockOutputs; c += kLanes) {
       simd::store(tile[m] + c, simd::add(simd::load(tile[m] + c), simd::load(sum[m] + c)));
     }
   }
 }
 
-bool LoraDelta::keep(int row, const float* outputs) const {
+// Adds what the vectors of a module give for one half of the block, from `column` of the module on, to the deltas `sum`.
+void LoraDelta::add_vectors_of(const DeltaRun& run, int64_t module, int half, int64_t column, const float (*tile)[kBlockOutputs],
+                               float (*sum)[kBlockOutputs]) const {
+  const LoraSegment& segment = *run.segment;
+  for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+    const LoraVectors vectors = vectors_of(step_, site_, e, module);
+    if (!vectors.at_output()) continue;
+    for (int m = 0; m < run.rows; m++) {
+      for (int c = 0; c < 16; c += kLanes) {
+        float* delta = sum[m] + half * 16 + c;
+        simd::store(delta, add_vectors(vectors, column + c, simd::load(tile[m] + half * 16 + c), simd::load(delta)));
+      }
+    }
+  }
+  if (!scales_input(step_, site_, segment, module)) return;
+  const float* image = image_of(step_, row_ + run.first, module) + block_ * kBlockOutputs + half * 16;
+  for (int m = 0; m < run.rows; m++, image += step_.output_stride) {
+    for (int c = 0; c < 16; c += kLanes) {
+      float* delta = sum[m] + half * 16 + c;
+      simd::store(delta, simd::add(simd::load(delta), simd::load(image + c)));
+    }
+  }
+}
+
+bool LoraDelta::keep_direct(int row, const float* outputs) const {
   const int64_t direct = step_.direct_row[static_cast<size_t>(row_ + row)];
   if (direct < 0) return false;
   float* y = step_.outputs.data() + direct * step_.output_stride + block_ * kBlockOutputs;

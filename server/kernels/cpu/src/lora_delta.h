@@ -7,68 +7,77 @@
 #include "lora.h"
 #include "pack.h"
 
-// Rows of a tile that share a run of outputs of one module of one adapter.
-struct DeltaTerm {
-  int row;              // within the tile
+// Rows of a tile with the same mix.
+struct DeltaRun {
+  const LoraSegment* segment;
+  int first;                   // within the tile
   int rows;
-  int column;           // within the tile: 0 or 16
-  int columns;          // 16, or 32: the whole block
-  const bf16* b;        // these outputs of rank 0
-  int64_t length;       // elements from one rank to the next
-  int64_t rank;
-  const float* t;       // of rank 0 and the first row
-  int lines;            // cache lines of every rank to prefetch at this tile: 0 where an earlier tile did
-  bool first;           // of the mix: the delta starts from 0
-  bool last;
 };
 
-// Rows of a tile that share the vectors of one module of one adapter, or that have images.
-struct VectorTerm {
-  int row;              // within the tile
-  int rows;
-  int column;           // within the tile: 0 or 16
-  int64_t at;           // first of the 16 outputs within the module
-  LoraVectors vectors;
-  const float* image;   // of the first row; or null
+// Cache lines of B that a tile is the first to need.
+struct DeltaLines {
+  const bf16* b;
+  int64_t length;       // elements from one rank to the next
+  int64_t rank;
+  int lines;            // of every rank
 };
 
 class LoraDelta {
  public:
-  // `terms` has room for kGemmRows * 2 * max_entries, `vectors` for as many and kGemmRows * 2; `first_block` is where the thread's own blocks begin.
-  LoraDelta(const LoraStep& step, const LoraSite& site, DeltaTerm* terms, VectorTerm* vectors, int64_t first_block)
-      : step_(step), site_(site), terms_(terms), vectors_(vectors), first_block_(first_block) {}
+  // `terms` has room for kGemmRows * 2 * max_entries, `panel` for 64 * max_pairs; `first_block` is where the
+  // thread's own blocks begin.
+  LoraDelta(const LoraStep& step, const LoraSite& site, DeltaLines* terms, bf16* panel, int64_t first_block)
+      : step_(step), site_(site), terms_(terms), panel_(panel), first_block_(first_block) {}
 
   // Prepares for rows row .. row + rows - 1 and one block of 32 outputs.
   void begin_tile(int64_t row, int rows, int64_t block);
   // Prefetches the part of the tile's lines that is due when `done` of `steps` steps are done.
-  void prefetch(int64_t done, int64_t steps);
+  void prefetch(int64_t done, int64_t steps) {
+    if (fetched_ < lines_) fetch_due(done, steps);
+  }
   // Adds the delta to tiled rows.
-  void add(float (*tile)[kBlockOutputs]) const;
+  void add(float (*tile)[kBlockOutputs]);
   // If the row is direct, stores its outputs away; the GEMM must not write them.
-  bool keep(int row, const float* outputs) const;
+  bool keep(int row, const float* outputs) const { return step_.any_direct && keep_direct(row, outputs); }
 
  private:
-  void add_terms(const LoraSegment& segment, int64_t row, int first, int rows, int64_t block);
-  void add_vector_terms(const LoraSegment& segment, int64_t row, int first, int rows, int64_t block);
+  // 16 outputs of the panel: the columns of B of all adapters of a mix, as [pairs of ranks][16][2].
+  struct Half {
+    const bf16* b;
+    int64_t pairs;
+    int64_t t_pair;     // the first one's place in t
+  };
+
+  void find_runs();
+  void fetch_due(int64_t done, int64_t steps);
+  void list_lines(const LoraSegment& segment);
+  void pack(const LoraSegment& segment);
+  bool keep_direct(int row, const float* outputs) const;
+  void add_product(const DeltaRun& run, bool onto, float (*out)[kBlockOutputs]) const;
+  void add_with_vectors(const DeltaRun& run, float (*tile)[kBlockOutputs]) const;
+  void add_vectors_of(const DeltaRun& run, int64_t module, int half, int64_t column, const float (*tile)[kBlockOutputs],
+                      float (*sum)[kBlockOutputs]) const;
   // The place of a half of a block within a module; outside it if the half belongs to another one.
-  int64_t column_of(int64_t module, int64_t module_begin, int64_t block, int half) const {
-    if (site_.interleaved()) return half == module ? block * 16 : -1;
-    return block * kBlockOutputs + half * 16 - module_begin;
+  int64_t column_of(int64_t module, int64_t module_begin, int half) const {
+    if (site_.interleaved()) return half == module ? block_ * 16 : -1;
+    return block_ * kBlockOutputs + half * 16 - module_begin;
   }
 
   const LoraStep& step_;
   const LoraSite& site_;
-  DeltaTerm* terms_;
-  VectorTerm* vectors_;
+  DeltaLines* terms_;
+  bf16* panel_;
   int64_t first_block_;
-  int64_t row_ = 0;          // the tile
+  int64_t row_ = 0;           // the tile
   int rows_ = 0;
-  int64_t block_ = 0;
-  int64_t count_ = 0;        // of its terms
-  int64_t vector_count_ = 0;
-  int64_t lines_ = 0;        // to prefetch for the tile
+  int64_t block_ = -1;
+  DeltaRun runs_[simd::kGemmRows];
+  int run_count_ = 0;
+  int64_t term_count_ = 0;
+  int64_t lines_ = 0;         // to prefetch for the tile
   int64_t fetched_ = 0;
   int64_t next_term_ = 0;
   int64_t next_rank_ = 0;
-  int64_t fetched_entry_ = -1;  // first entry of the last mix whose lines of the block were listed
+  int64_t packed_entry_ = -1; // first entry of the mix whose columns of the block are in the panel
+  Half half_[2] = {};
 };

@@ -4,7 +4,7 @@
 
 namespace {
 
-constexpr int64_t kSegmentRows = 48;   // longer ones are cut, so that a thread's share is never a single row of A
+constexpr int64_t kShrinkPiece = 48;   // rows of x that are multiplied by A together: they stay in the L2 cache
 constexpr int64_t kRowsPerFetch = 12;  // reading a page from memory costs about as much as using it for so many rows
 
 bool same_mix(const Lora& lora, int64_t one, int64_t other) {
@@ -23,7 +23,7 @@ int64_t units_before(int64_t at, int64_t unit, int64_t count) {
   return std::clamp<int64_t>((at + unit / 2) / unit, 0, count);
 }
 
-int64_t cost_of_rank(const LoraSegment& segment) { return kRowsPerFetch + segment.rows; }
+int64_t cost_of_rank(int64_t rows) { return kRowsPerFetch + rows; }
 
 }  // namespace
 
@@ -34,43 +34,40 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
   segments.clear();
   segment_of.clear();
   direct_row.clear();
-  t_stride = 0;
-  max_entries = 0;
+  direct_rows = pieces = max_pairs = max_entries = 0;
   any_direct = any_tiled = any_vectors = false;
   scaled_row.clear();
   scaled_from.clear();
   if (mixes == nullptr) return;
-  int64_t direct_rows = 0;
   for (int64_t s = 0; s < step.sequences;) {
     int64_t last = s + 1;
     while (last < step.sequences && same_mix(*mixes, s, last)) last++;
-    const int64_t end = step.query_start[last];
-    for (int64_t row = step.query_start[s]; row < end; row += kSegmentRows) {
-      const int64_t rows = std::min(kSegmentRows, end - row);
-      segment_of.insert(segment_of.end(), static_cast<size_t>(rows), static_cast<int32_t>(segments.size()));
-      const bool adapted = mixes->start[s] < mixes->start[s + 1];
-      const bool direct = adapted && rows <= kDirectRows;
-      const bool tiled = adapted && !direct;
-      segments.push_back({row, rows, mixes->start[s], mixes->start[s + 1], direct});
-      for (int64_t i = 0; i < rows; i++) {
-        direct_row.push_back(direct ? direct_rows++ : tiled ? kTiledRow : kBaseRow);
-      }
-      any_tiled = any_tiled || tiled;
-    }
-    int64_t ranks = 0;
-    for (int64_t e = mixes->start[s]; e < mixes->start[s + 1]; e++) ranks += mixes->max_rank[mixes->adapter[e]];
-    t_stride = std::max(t_stride, round_up(kMaxSiteModules * ranks, 16));
-    max_entries = std::max<int64_t>(max_entries, mixes->start[s + 1] - mixes->start[s]);
+    const int64_t row = step.query_start[s];
+    const int64_t rows = step.query_start[last] - row;
+    const bool direct = mixes->start[s] < mixes->start[s + 1] && rows <= kDirectRows;
+    if (rows > 0) add_segment({row, rows, mixes->start[s], mixes->start[s + 1], direct});
     s = last;
   }
-  t_rows = step.rows;
-  t.reserve(t_stride * t_rows);
+  t_stride = 2 * step.rows;
+  t.reserve(kMaxSiteModules * max_pairs * t_stride);
   any_direct = direct_rows > 0;
   outputs.reserve(direct_rows * output_stride);
   for (int64_t a = 0; a < mixes->adapters; a++) {
     any_vectors = any_vectors || mixes->gain[a] != nullptr || mixes->constant[a] != nullptr || mixes->input_gain[a] != nullptr;
   }
   if (any_vectors) find_scaled(step, inputs);
+}
+
+void LoraStep::add_segment(const LoraSegment& segment) {
+  segment_of.insert(segment_of.end(), static_cast<size_t>(segment.rows), static_cast<int32_t>(segments.size()));
+  for (int64_t i = 0; i < segment.rows; i++) direct_row.push_back(segment.direct ? direct_rows++ : kNotDirect);
+  segments.push_back(segment);
+  any_tiled = any_tiled || segment.tiled();
+  pieces += (segment.rows + kShrinkPiece - 1) / kShrinkPiece;
+  int64_t pairs = 0;
+  for (int64_t e = segment.entry; e < segment.entry_end; e++) pairs += pairs_of(lora->max_rank[lora->adapter[e]]);
+  max_pairs = std::max(max_pairs, pairs);
+  max_entries = std::max(max_entries, segment.entry_end - segment.entry);
 }
 
 LoraPages pages_of(const LoraStep& step, const LoraSite& site, int64_t entry, int64_t module) {
@@ -82,7 +79,7 @@ LoraPages pages_of(const LoraStep& step, const LoraSite& site, int64_t entry, in
 
 void LoraShare::reserve(const LoraStep& step) {
   const size_t pages = step.segments.size() * static_cast<size_t>(kMaxSiteModules * step.max_entries);
-  shrink.reserve(pages);
+  shrink.reserve(static_cast<size_t>(step.pieces * kMaxSiteModules * step.max_entries));
   direct.reserve(step.segments.size() * kMaxSiteModules);
   ranges.reserve(pages + 1);
 }
@@ -90,7 +87,7 @@ void LoraShare::reserve(const LoraStep& step) {
 void LoraScratch::reserve(const LoraStep& step) {
   for (std::vector<LoraVectors>& list : vectors) list.reserve(static_cast<size_t>(step.max_entries));
   panel.reserve(2 * kDirectRows * step.output_stride);
-  t.reserve(kDirectRows * step.t_stride);
+  t.reserve(2 * kDirectRows * step.max_pairs);
 }
 
 namespace {
@@ -117,10 +114,10 @@ class Splitter {
   void walk() {
     at_ = 0;
     for (const LoraSegment& segment : step_.segments) {
-      if (segment.direct) {
-        place_direct(segment);
-      } else {
-        place_shrink(segment);
+      if (segment.direct) place_direct(segment);
+      if (!segment.tiled()) continue;
+      for (int64_t row = segment.row; row < segment.end(); row += kShrinkPiece) {
+        place_shrink(segment, row, std::min(kShrinkPiece, segment.end() - row));
       }
     }
   }
@@ -138,7 +135,7 @@ class Splitter {
       const DirectItem item{&segment, m, m + together};
       int64_t elements = site_.in;
       for (int64_t k = m; k < item.module_end; k++) elements += rank_of(segment, k) * (site_.in + site_.out[k]);
-      const Range units = mine(elements * cost_of_rank(segment), 1);
+      const Range units = mine(elements * cost_of_rank(segment.rows), 1);
       if (units.begin == units.end) continue;
       share_.direct.push_back(item);
       for (int64_t k = m; k < item.module_end; k++) list_pages(segment, k);
@@ -160,18 +157,17 @@ class Splitter {
     }
   }
 
-  void place_shrink(const LoraSegment& segment) {
+  void place_shrink(const LoraSegment& segment, int64_t row, int64_t rows) {
     const int64_t length = round_up(site_.in, kPageAlign);
-    int64_t t_column = 0;
-    for (int64_t e = segment.entry; e < segment.entry_end; e++) {
-      for (int64_t m = 0; m < site_.modules; m++) {
+    int64_t t_pair = 0;
+    for (int64_t m = 0; m < site_.modules; m++) {
+      for (int64_t e = segment.entry; e < segment.entry_end; e++) {
         const LoraPages pages = pages_of(step_, site_, e, m);
-        const Range ranks = mine(length * cost_of_rank(segment), pages.rank);
-        const bf16* a = pages.a + ranks.begin * length;
-        if (ranks.begin < ranks.end) {
-          share_.shrink.push_back({&segment, a, ranks.end - ranks.begin, t_column + ranks.begin, step_.lora->weight[e]});
-        }
-        t_column += pages.rank;
+        const Range pairs = mine(2 * length * cost_of_rank(rows), pairs_of(pages.rank));
+        const int64_t first = 2 * pairs.begin;
+        const int64_t ranks = std::min(2 * pairs.end, pages.rank) - first;
+        if (ranks > 0) share_.shrink.push_back({row, rows, pages.a + first * length, ranks, t_pair + pairs.begin, step_.lora->weight[e]});
+        t_pair += pairs_of(pages.rank);
       }
     }
   }

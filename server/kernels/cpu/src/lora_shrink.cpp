@@ -13,10 +13,11 @@ using simd::Pairs;
 constexpr int kMaxRanks = 8;
 constexpr int64_t kPieceSteps = 8;  // steps served by one prefetched piece
 
-using Sums = float[simd::kShrinkRows][kMaxRanks];
+using Sums = bf16[simd::kShrinkRows][kMaxRanks];
 
 template <int Rows, int kRanks>
-void dot_tile(const bf16* const (&a)[kMaxRanks], const bf16* x, int64_t stride, int64_t count, ByteStream* ahead, Sums& out) {
+void dot_tile(const bf16* const (&a)[kMaxRanks], const bf16* x, int64_t stride, int64_t count, float weight, ByteStream* ahead,
+              Sums& out) {
   Float acc[Rows][kRanks];
   ML_UNROLL
   for (int m = 0; m < Rows; m++) {
@@ -48,30 +49,36 @@ void dot_tile(const bf16* const (&a)[kMaxRanks], const bf16* x, int64_t stride, 
   ML_UNROLL
   for (int m = 0; m < Rows; m++) {
     ML_UNROLL
-    for (int r = 0; r < kRanks; r += 4) simd::sum4(acc[m][r], acc[m][r + 1], acc[m][r + 2], acc[m][r + 3], out[m] + r);
+    for (int r = 0; r < kRanks; r += 4) simd::sum4(acc[m][r], acc[m][r + 1], acc[m][r + 2], acc[m][r + 3], weight, out[m] + r);
   }
 }
 
 void dot_tile(int rows, int64_t together, const bf16* const (&a)[kMaxRanks], const bf16* x, int64_t stride, int64_t count,
-              ByteStream* ahead, Sums& out) {
-  if (together == 8) return dot_tile<1, 8>(a, x, stride, count, ahead, out);
+              float weight, ByteStream* ahead, Sums& out) {
+  if (together == 8) return dot_tile<1, 8>(a, x, stride, count, weight, ahead, out);
   switch (rows) {
-    case 1: return dot_tile<1, 4>(a, x, stride, count, ahead, out);
-    case 2: return dot_tile<2, 4>(a, x, stride, count, ahead, out);
+    case 1: return dot_tile<1, 4>(a, x, stride, count, weight, ahead, out);
+    case 2: return dot_tile<2, 4>(a, x, stride, count, weight, ahead, out);
 #if !defined(ML_SHORT_TILES)
-    case 3: return dot_tile<3, 4>(a, x, stride, count, ahead, out);
-    case 4: return dot_tile<4, 4>(a, x, stride, count, ahead, out);
-    case 5: return dot_tile<5, 4>(a, x, stride, count, ahead, out);
-    case 6: return dot_tile<6, 4>(a, x, stride, count, ahead, out);
+    case 3: return dot_tile<3, 4>(a, x, stride, count, weight, ahead, out);
+    case 4: return dot_tile<4, 4>(a, x, stride, count, weight, ahead, out);
+    case 5: return dot_tile<5, 4>(a, x, stride, count, weight, ahead, out);
+    case 6: return dot_tile<6, 4>(a, x, stride, count, weight, ahead, out);
 #endif
     default: __builtin_unreachable();
   }
 }
 
+// The first `count` sums of a row to their places in t.
+void copy_sums(bf16 (&sums)[kMaxRanks], int64_t count, bf16* t, int64_t stride) {
+  if (count % 2 == 1) sums[count] = 0;
+  for (int64_t r = 0; r < count; r += 2, t += stride) memcpy(t, sums + r, 2 * sizeof(bf16));
+}
+
 }  // namespace
 
-void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row, int64_t rows, float weight, float* t,
-                 int64_t row_stride, int64_t rank_stride, ByteStream* ahead) {
+void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row, int64_t rows, float weight, bf16* t,
+                 int64_t stride, ByteStream* ahead) {
   const int64_t length = round_up(site.in, kPageAlign);
   const int64_t together = rows == 1 ? 8 : 4;
   Sums out;
@@ -81,17 +88,16 @@ void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row
     for (int64_t i = 0; i < together; i++) group[i] = a + (r + std::min(i, count - 1)) * length;
     for (int64_t m = 0; m < rows; m += simd::kShrinkRows) {
       const int tile = static_cast<int>(std::min<int64_t>(simd::kShrinkRows, rows - m));
-      dot_tile(tile, together, group, site.x + (row + m) * site.x_stride, site.x_stride, length, m == 0 ? ahead : nullptr, out);
-      for (int j = 0; j < tile; j++) {
-        for (int64_t i = 0; i < count; i++) t[(m + j) * row_stride + (r + i) * rank_stride] = out[j][i] * weight;
-      }
+      dot_tile(tile, together, group, site.x + (row + m) * site.x_stride, site.x_stride, length, weight,
+               m == 0 ? ahead : nullptr, out);
+      for (int j = 0; j < tile; j++) copy_sums(out[j], count, t + r / 2 * stride + 2 * (m + j), stride);
     }
   }
 }
 
 void lora_shrink(const LoraStep& step, const LoraSite& site, const LoraShare& share) {
   for (const ShrinkItem& item : share.shrink) {
-    float* t = step.t.data() + item.t_column * step.t_rows + item.segment->row;
-    shrink_rows(item.a, item.ranks, site, item.segment->row, item.segment->rows, item.weight, t, 1, step.t_rows, nullptr);
+    bf16* t = step.t.data() + item.t_pair * step.t_stride + 2 * item.row;
+    shrink_rows(item.a, item.ranks, site, item.row, item.rows, item.weight, t, step.t_stride, nullptr);
   }
 }

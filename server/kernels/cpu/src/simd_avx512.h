@@ -57,6 +57,7 @@ ML_INLINE Float round_bf16(Float v) {
 }
 
 ML_INLINE Pairs load_pairs(const bf16* p) { return _mm512_loadu_si512(p); }
+ML_INLINE void store_pairs(bf16* p, Pairs v) { _mm512_storeu_si512(p, v); }
 
 ML_INLINE Float low_half(Pairs w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
 ML_INLINE Float high_half(Pairs w) { return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(-65536))); }
@@ -80,19 +81,36 @@ ML_INLINE Pairs splat_pair(const bf16* p) {
   return _mm512_set1_epi32(pair);
 }
 
+// Lane i holds item i of both: as the weights of two inputs that dot2 takes.
+ML_INLINE Pairs join_pairs(const bf16* first, const bf16* second) {
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)));
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(second)));
+  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+// The same for items 2 i, and 2 i + 1, of two vectors that hold two adjacent ones in a lane.
+ML_INLINE Pairs join_even(Pairs first, Pairs second) {
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, first, _mm512_slli_epi32(second, 16));
+}
+ML_INLINE Pairs join_odd(Pairs first, Pairs second) {
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second);
+}
+
 // acc + w[0] x[0] + w[1] x[1] in every lane
 ML_INLINE Float dot2(Float acc, Pairs w, Pairs x) {
   return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
 }
 
-// The four vectors' sums, each by the same tree whatever the other three hold.
-ML_INLINE void sum4(Float a, Float b, Float c, Float d, float* out) {
+// The four vectors' sums, each by the same tree whatever the other three hold, times a factor.
+ML_INLINE void sum4(Float a, Float b, Float c, Float d, float factor, bf16* out) {
   const Float ab = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   const Float cd = add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
   const Float quad = add(_mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
                          _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(quad), _mm512_extractf32x8_ps(quad, 1));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+  const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  const __m128bh rounded = _mm_cvtneps_pbh(_mm_mul_ps(sums, _mm_set1_ps(factor)));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), reinterpret_cast<__m128i>(rounded));
 }
 
 }  // namespace simd

@@ -120,11 +120,22 @@ ML_INLINE Pairs load_pairs(const bf16* p) {
   return v;
 }
 
+ML_INLINE void store_pairs(bf16* p, Pairs v) { memcpy(p, &v, sizeof v); }
+
 ML_INLINE Pairs splat_pair(const bf16* p) {
   uint32_t pair;
   memcpy(&pair, p, sizeof pair);
   return Pairs{pair, pair, pair, pair, pair, pair, pair, pair};
 }
+
+// Lane i holds item i of both: as the weights of two inputs that dot2 takes.
+ML_INLINE Pairs join_pairs(const bf16* first, const bf16* second) {
+  return (reinterpret_cast<Pairs>(load_bf16(first)) >> 16) | reinterpret_cast<Pairs>(load_bf16(second));
+}
+
+// The same for items 2 i, and 2 i + 1, of two vectors that hold two adjacent ones in a lane.
+ML_INLINE Pairs join_even(Pairs first, Pairs second) { return (first & 0xffffu) | (second << 16); }
+ML_INLINE Pairs join_odd(Pairs first, Pairs second) { return (first >> 16) | (second & 0xffff0000u); }
 
 ML_INLINE void split_even_odd(Float a, Float b, Float* even, Float* odd) {
   *even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
@@ -140,11 +151,12 @@ ML_INLINE Float dot2(Float acc, Pairs w, Pairs x) {
   return fma(high_half(w), high_half(x), fma(low_half(w), low_half(x), acc));
 }
 
-ML_INLINE void sum4(Float a, Float b, Float c, Float d, float* out) {
-  out[0] = sum(a);
-  out[1] = sum(b);
-  out[2] = sum(c);
-  out[3] = sum(d);
+// The four vectors' sums times a factor.
+ML_INLINE void sum4(Float a, Float b, Float c, Float d, float factor, bf16* out) {
+  out[0] = to_bf16(sum(a) * factor);
+  out[1] = to_bf16(sum(b) * factor);
+  out[2] = to_bf16(sum(c) * factor);
+  out[3] = to_bf16(sum(d) * factor);
 }
 
 }  // namespace simd
