@@ -131,12 +131,12 @@ class _Numbers:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         whole = self._table(METRICS, verdict=True)
         if console.measure(whole, options=options.update(max_width=10_000)).maximum <= options.max_width:
-            yield Padding(whole, (0, 0, 1, 0))
+            yield Padding(whole, (0, 0, 1, 0), expand=False)
             return
         first = [metric for metric in METRICS if metric[1] in _FIRST]
         others = [metric for metric in METRICS if metric[1] not in _FIRST]
-        yield Padding(self._table(first, verdict=True), (0, 0, 1, 0))
-        yield Padding(self._table(others, verdict=False), (0, 0, 1, 0))
+        yield Padding(self._table(first, verdict=True), (0, 0, 1, 0), expand=False)
+        yield Padding(self._table(others, verdict=False), (0, 0, 1, 0), expand=False)
 
     def _table(self, metrics: Sequence[tuple[str, str]], *, verdict: bool) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
