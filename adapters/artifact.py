@@ -62,7 +62,7 @@ class Artifact:
     text: AdapterText  # its chat template and tokenizer, where they are not the base's
     kind: str  # "LORA", "LORA+DORA", "IA3", ...: the peft_type and what is added to it
     nbytes: int  # of all tensors, as stored
-    rank: int  # the largest of any module; 0 where no module has A and B
+    rank: int  # the largest of any module and table; 0 where none has A and B
     activation: tuple[int, ...] | None  # the tokens that switch it on (aLoRA)
     base_model_name: str | None  # what the config says it was trained on: only a hint
     peft_version: str | None  # that wrote it, where recorded
@@ -104,7 +104,9 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     assert file is not None, "a fault was not recorded"
     artifact = _artifact(directory, digest.hexdigest(), layout, base, file=file, text=text)
     if tables is not None:
-        artifact = replace(artifact, vocabulary=read_vocabulary(file, tables))
+        vocabulary = read_vocabulary(file, tables)
+        rank = artifact.rank if vocabulary is None else max(artifact.rank, vocabulary.rank)
+        artifact = replace(artifact, vocabulary=vocabulary, rank=rank)
     return artifact if count is None else replace(artifact, classes=classes.complete(count))
 
 

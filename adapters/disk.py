@@ -1,4 +1,4 @@
-"""Writing the files of a revision so that they outlive a loss of power."""
+"""Writing the files of a revision so that they outlive a loss of power, and comparing them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapters.files import (
     read_text_files,
 )
 
-_CHUNK = 1 << 20  # bytes copied at a time
+_CHUNK = 1 << 20  # bytes copied or compared at a time
 
 
 def copy_artifact(source: Path, target: Path) -> str:
@@ -49,6 +49,17 @@ def copy_artifact(source: Path, target: Path) -> str:
     target.chmod(0o755)
     sync_path(target)
     return digest.hexdigest()
+
+
+def same_bytes(one: Path, two: Path) -> bool:
+    """Whether two files have the same content."""
+    if one.stat().st_size != two.stat().st_size:
+        return False
+    with one.open("rb") as first, two.open("rb") as second:
+        while piece := first.read(_CHUNK):
+            if piece != second.read(_CHUNK):
+                return False
+    return True
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from adapters.disk import copy_artifact, sync_path
+from adapters.disk import copy_artifact, same_bytes, sync_path
 from adapters.errors import AdapterNotFound, ArtifactError, StoreError
 from adapters.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME, FileFault
 from adapters.locks import locked, try_lock
@@ -138,7 +138,7 @@ class RevisionStore:
     def move_in(self, temporary: Path, digest: str) -> Path:
         """Make a settled temporary directory the revision ``digest``, unless that is there already.
 
-        What is there but has lost files is replaced.
+        What is there but has lost files, or has other bytes, is replaced.
 
         Raises:
             StoreError: the disk refused.
@@ -284,13 +284,9 @@ def _dead(path: Path) -> bool:
 
 
 def _has_files_of(revision: Path, copy: Path) -> bool:
-    """Whether ``revision`` still has every file that another copy of it has, none of them cut short."""
-    for file in copy.iterdir():
-        same = revision / file.name
-        # The config may be formatted otherwise.
-        if not same.is_file() or (file.name != CONFIG_NAME and same.stat().st_size != file.stat().st_size):
-            return False
-    return True
+    """Whether ``revision`` still has every file of ``copy``; only the config may be formatted otherwise."""
+    files = [(revision / file.name, file) for file in copy.iterdir()]
+    return all(old.is_file() and (new.name == CONFIG_NAME or same_bytes(old, new)) for old, new in files)
 
 
 def _move_out(path: Path, target: Path) -> bool:

@@ -37,3 +37,8 @@ class VocabularyDelta:
     embedding: TableDelta | None = None
     head: TableDelta | None = None
     classes: torch.Tensor | None = None  # [n, D] the head of an adapter that classifies, instead of tokens
+
+    @property
+    def rank(self) -> int:
+        """The larger of the two; 0 where neither has A and B."""
+        return max(0 if table is None else table.rank for table in (self.embedding, self.head))

@@ -97,6 +97,7 @@ def test_an_adapter_may_change_the_tables_alone(tmp_path: Path) -> None:
     assert not artifact.delta
     assert artifact.vocabulary is not None
     assert artifact.vocabulary.head is None
+    assert artifact.rank == artifact.vocabulary.rank == LORA_TENSORS[f"{EMBEDDING}lora_embedding_A"].shape[0]
 
 
 def test_all_linear_leaves_the_head_alone(tmp_path: Path) -> None:

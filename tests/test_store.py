@@ -70,16 +70,16 @@ def test_publishing_twice_changes_nothing(tmp_path: Path, adapter: Path) -> None
         assert no_temporaries(store)
 
 
-@pytest.mark.parametrize("cut", [False, True])
-def test_publishing_what_has_lost_a_file_brings_it_back(tmp_path: Path, adapter: Path, cut: bool) -> None:
+@pytest.mark.parametrize("fault", ["gone", "cut", "changed"])
+def test_publishing_what_is_damaged_brings_it_back(tmp_path: Path, adapter: Path, fault: str) -> None:
     with RevisionStore(tmp_path / "store") as store:
         digest, path = store.publish(adapter)
         weights = (path / WEIGHTS_NAME).read_bytes()
-        if cut:
-            (path / WEIGHTS_NAME).write_bytes(weights[:-1])
-        else:
+        if fault == "gone":
             (path / WEIGHTS_NAME).unlink()
             assert not store.has(digest)
+        else:
+            (path / WEIGHTS_NAME).write_bytes(weights[:-1] + (b"" if fault == "cut" else b"\x7f"))
         assert store.publish(adapter) == (digest, path)
         assert store.has(digest)
         assert (path / WEIGHTS_NAME).read_bytes() == weights

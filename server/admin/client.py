@@ -63,11 +63,12 @@ class Client:
     """Speaks to the server at ``url``; use it in a ``with`` block."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        """
+        """``url`` may end in /v1, as OpenAI's clients have it.
+
         Raises:
             Unusable: ``url`` is not the URL of an HTTP server.
         """
-        self.url = url.rstrip("/")
+        self.url = url.rstrip("/").removesuffix("/v1")
         headers = [] if key is None else [(b"authorization", f"Bearer {key}".encode())]
         timeout = httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS)
         if not self.url.startswith(("http://", "https://")):

@@ -6,6 +6,7 @@ four keys. Messages are sentences for the caller; nothing of an unexpected fault
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ from server.errors import (
     ServerError,
 )
 
+logger = logging.getLogger(__name__)
+
 INVALID = "invalid_request_error"
 
 
@@ -89,6 +92,17 @@ def blame(param: str, kind: type[Exception] | tuple[type[Exception], ...] = Adap
         yield
     except kind as error:
         raise Blamed(error, param) from error
+
+
+def unavailable(model: str, error: Exception) -> Exception:
+    """What is told of ``model``, whose adapters could not be read: the reason, and what to do."""
+    if isinstance(error, AdapterNotFound):  # it was deleted meanwhile, which is an answer
+        return error
+    reason = "its files can't be read" if isinstance(error, OSError) else str(error)
+    later = isinstance(error, SourceUnreachable)
+    remedy = "try again later" if later else "publish it again or roll it back to another revision"
+    logger.error("%s can't be loaded: %s", model, error)
+    return AdapterUnavailable(f"'{model}' can't be loaded: {reason}; {remedy}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,11 @@ from adapters.errors import (
     ArtifactError,
     MixError,
     SourceMissing,
-    SourceUnreachable,
 )
 from adapters.mix import MixTerm, parse_mix
 from server.api.disconnect import unless_disconnected
 from server.api.entries import blaming_entries, terms_of
-from server.api.errors import AdapterUnavailable, GenerationFailed, blame
+from server.api.errors import GenerationFailed, blame, unavailable
 from server.api.schemas import AdapterWeight
 from server.engine.aliases import Arm
 from server.engine.async_engine import Ended, GenerateRequest, Stream
@@ -162,7 +161,7 @@ async def _language(service: Service, mix: AskedMix, resolution: Resolution) -> 
         answering = service.adapters.experiments.begin(resolution.arm if mix.counted else None)
         if answering is not None:
             answering.failed(FinishReason.ERROR, 1)
-        raise _unavailable(resolution, error) from error
+        raise unavailable(resolution.served_model, error) from error
 
 
 class Generation:
@@ -249,21 +248,7 @@ async def _take(manager: AdapterManager, resolution: Resolution, leases: list[Le
     try:
         leases.append(await manager.lease(resolution))
     except (ArtifactError, SourceMissing, OSError) as error:
-        raise _unavailable(resolution, error) from error
-
-
-def _unavailable(resolution: Resolution, error: Exception) -> Exception:
-    """What the client is told, and the log."""
-    if isinstance(error, AdapterNotFound):  # it was deleted meanwhile, which is an answer
-        return error
-    reason = "its files can't be read" if isinstance(error, OSError) else str(error)
-    remedy = (
-        "try again later"
-        if isinstance(error, SourceUnreachable)
-        else "publish it again or roll it back to another revision"
-    )
-    logger.error("%s can't be loaded: %s", resolution.served_model, error)
-    return AdapterUnavailable(f"'{resolution.served_model}' can't be loaded: {reason}; {remedy}")
+        raise unavailable(resolution.served_model, error) from error
 
 
 async def _one(stream: Stream) -> AsyncGenerator[tuple[int, Delta], None]:

@@ -1,4 +1,4 @@
-"""The revisions this server has in its hands: who refers to them, where they are, and when they are freed."""
+"""The revisions this server has in its hands: what requests hold, what is moved, and when they are freed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.engine.lease import Lease, Resolution
 from server.engine.library import SHOWN_DIGITS, Library
 from server.engine.placement import Placement
 from server.engine.revision import Revision
-from server.engine.status import Residency
+from server.engine.revisions import Revisions
 from server.engine.tiers import Tiers
 from server.model.pages import PackedAdapter
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 _READ_EARLY = 4  # revisions that may be read before anybody waits for them
 
 
-class Holdings:
+class Holdings(Revisions):
     """References and residency by revision. A revision that no name has is freed with its last reference."""
 
     def __init__(
@@ -38,48 +38,13 @@ class Holdings:
         restore: Callable[[str], Awaitable[None]],
     ) -> None:
         """``is_held`` tells whether some name has a revision; ``restore`` brings lost files back."""
-        self.tiers = tiers
-        self.placement = placement
+        super().__init__(tiers, placement)
         self._library = library
         self._is_held = is_held
         self._restore = restore
-        self._revisions: dict[str, Revision] = {}
-        self._pinned: frozenset[str] = frozenset()
         self._retiring: dict[str, asyncio.Task[int]] = {}
         self._closing = False
         self._waiting: list[asyncio.Future[None]] = []  # for :meth:`changed`
-
-    def revision(self, digest: str) -> Revision:
-        """The one object that stands for a revision."""
-        if digest not in self._revisions:
-            self._revisions[digest] = Revision(digest, pinned=digest in self._pinned)
-        return self._revisions[digest]
-
-    def references(self, digests: Iterable[str]) -> int:
-        """Requests that hold any of the revisions, running or waiting for room."""
-        return sum(self._revisions[d].references for d in digests if d in self._revisions)
-
-    def in_use(self) -> set[str]:
-        """The revisions that some request holds."""
-        return {digest for digest, revision in self._revisions.items() if revision.references}
-
-    @property
-    def num_references(self) -> int:
-        """References that resolved requests hold."""
-        return self.references(self._revisions)
-
-    def is_resident(self, digest: str) -> bool:
-        """Whether its pages are on the device."""
-        return self.placement.is_resident(digest)
-
-    def device_bytes(self, digest: str) -> int:
-        """Bytes it takes on the device when it is there; 0 if that isn't known yet."""
-        return self._revisions[digest].nbytes if digest in self._revisions else 0
-
-    def residency(self, digest: str, stored: int) -> Residency:
-        """Where its bytes are."""
-        device = self.device_bytes(digest) if self.is_resident(digest) else 0
-        return Residency(device, self.tiers.bytes_of(digest), stored)
 
     # What requests hold.
 

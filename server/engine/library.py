@@ -151,12 +151,22 @@ class Library:
 
         Raises:
             SourceMissing: its directory is not there.
-            ArtifactError: it is not what it was.
+            ArtifactError: it is not what it was, or it was published for another base and doesn't fit this.
         """
-        artifact = read_artifact(self._directory(digest), self._base, self._limits)
+        try:
+            artifact = read_artifact(self._directory(digest), self._base, self._limits)
+        except ArtifactError as error:
+            if self._is_of_other_base(digest):
+                faults = ["it was published for another base model and does not fit this one", *error.faults]
+                raise ArtifactError(faults) from None
+            raise
         if artifact.digest != digest:
             raise ArtifactError([f"the stored copy of revision {digest[:SHOWN_DIGITS]} has changed"])
         return artifact
+
+    def _is_of_other_base(self, digest: str) -> bool:
+        facts = self._registry.revisions([digest]).get(digest)
+        return facts is not None and facts.base_fingerprint not in {None, self._base.fingerprint}
 
     def _directory(self, digest: str) -> Path:
         try:

@@ -170,10 +170,9 @@ class Lifecycle(Parts):
         return self._overview.status(name)
 
     def _current(self, name: str) -> str:
-        record = self._catalogue.get(name)
-        if record.digest is None or record.state is not State.READY:
-            raise AdapterNotFound(f"the adapter {name!r} does not serve: it is {record.state.value}")
-        return record.digest
+        digest = self._catalogue.get_ready(name).digest
+        assert digest is not None
+        return digest
 
     # Deleting.
 
@@ -187,17 +186,21 @@ class Lifecycle(Parts):
             AdapterNotFound: no such name, or it is being deleted already.
             AdapterInUse: an alias points to it; change or delete the alias first.
         """
-        await self.catch_up()
+        if not self.has(name) or self._aliases_of(name):  # as far as this server knows
+            await self.catch_up()
         record = self._catalogue.get(name)
         if name in self._deleting:
             raise AdapterNotFound(f"the adapter {name!r} is being deleted already")
-        aliases = naming(name, self._catalogue.aliases, self.base.name)
+        aliases = self._aliases_of(name)
         if aliases:
             raise AdapterInUse(f"the alias {aliases[0]!r} points to {name!r}: change or delete it first")
         work = asyncio.create_task(self._delete(record, monotonic() + deadline))
         self._deleting[name] = work
         work.add_done_callback(lambda _: self._deleting.pop(name))
         return await asyncio.shield(work)  # seen through, whoever goes away
+
+    def _aliases_of(self, name: str) -> list[str]:
+        return naming(name, self._catalogue.aliases, self.base.name)
 
     async def unload(self, name: str) -> int:
         """Delete ``name`` within 30 seconds; returns the device bytes freed."""

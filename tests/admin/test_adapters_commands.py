@@ -250,6 +250,7 @@ def test_an_upload_that_is_too_large(server: Running, tmp_path: Path) -> None:
 
 def test_another_server(server: Running) -> None:
     """Something answers, but not with what a manylora server says."""
+    assert run(server, "ls", "--url", f"{server.url}/v1/").exit_code == 0, "as OpenAI's clients have it"
     said = refusal(run(server, "ls", "--url", f"{server.url}/docs"), 1)
     assert "nothing at GET" in said
 

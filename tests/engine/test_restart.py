@@ -15,7 +15,7 @@ import pytest
 import adapters.disk as disk_module
 import server.engine.library as library_module
 from adapters.artifact import read_artifact
-from adapters.errors import AdapterNotFound
+from adapters.errors import AdapterNotFound, ArtifactError
 from adapters.files import CONFIG_NAME, WEIGHTS_NAME
 from adapters.publish import publish
 from adapters.records import RevisionRecord, State
@@ -23,6 +23,7 @@ from adapters.registry_rows import put_change, put_history, put_revision
 from adapters.registry_schema import names
 from tests.engine.shop import Shop, open_shop
 from tests.harness import Harness
+from tests.tiny import tiny_model
 
 MANY = 1000
 
@@ -119,6 +120,18 @@ async def test_what_a_dead_process_left_is_cleaned_up(harness: Harness, tmp_path
         with pytest.raises(AdapterNotFound, match="missing"):
             await shop.lease("lost")
         (await shop.lease("served")).release()
+        await shop.manager.close()
+
+
+async def test_an_adapter_of_another_base_is_told_as_that(harness: Harness, tmp_path: Path) -> None:
+    with open_shop(harness, tmp_path) as shop:
+        await shop.load("a")
+        await shop.manager.close()
+    other = Harness(tiny_model(tmp_path / "other", num_hidden_layers=1))
+    with open_shop(other, tmp_path) as shop:
+        await shop.manager.start()
+        with pytest.raises(ArtifactError, match=r"published for another base model.*unexpected tensors"):
+            await shop.lease("a")
         await shop.manager.close()
 
 
