@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import neighbour
 from bench.int8_quality import Recipe, calibrate, compared, linears, log_probabilities, quantized, rounded
 from bench.levels import measure, steps_of
 from bench.steps import Shape, Workbench
@@ -24,6 +25,16 @@ def test_every_level_takes_the_same_steps(tiny_llama: Path) -> None:
     assert all(len(own) == 2 and min(own) > 0 for own in found.values())
     logits = [step(inputs[1]) for step in steps.values()]
     assert all(torch.allclose(one, logits[0], atol=0.1) for one in logits)
+
+
+def test_steps_are_timed_beside_neighbours_that_are_gone_afterwards(tiny_llama: Path) -> None:
+    shapes = [Shape(2, context=40)]
+    bench = Workbench(tiny_llama, shapes, device="cpu", kernels="pytorch")
+    found = neighbour.measure(bench, [bench.inputs(shapes[0])], [0, 1], repeat=1)
+    assert [len(own) for own in found] == [1, 1]
+    with neighbour.neighbours(2) as running:
+        assert [process.poll() for process in running] == [None, None]
+    assert all(process.poll() is not None for process in running)
 
 
 def test_groups_are_rounded_by_themselves() -> None:
