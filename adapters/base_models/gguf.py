@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from errno import EIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +54,8 @@ def convert_gguf(file: Path, directory: Path, advance: Callable[[int, int], None
         OSError: reading or writing failed.
     """
     import gguf  # noqa: PLC0415  (slow to import; only needed once per model)
-    from safetensors import SafetensorError  # noqa: PLC0415
-    from safetensors.torch import save_file  # noqa: PLC0415
+
+    from adapters.saving import save_tensors  # noqa: PLC0415
 
     try:
         reader = gguf.GGUFReader(file)
@@ -74,11 +73,7 @@ def convert_gguf(file: Path, directory: Path, advance: Callable[[int, int], None
         advance(done, len(reader.tensors))
         name, weight = _convert_tensor(tensor, fields)
         tensors[name] = weight
-    try:
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # how it reports that writing failed; the number is in the text
-        code = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(code[1]) if code else EIO, str(error)) from error
+    save_tensors(tensors, directory / "model.safetensors", {"format": "pt"})
     tied = "lm_head.weight" not in tensors
     _write_json(directory / "config.json", _model_config(fields, tied))
     _write_json(directory / "generation_config.json", _token_ids(fields))

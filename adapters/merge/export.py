@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from adapters.base_models.checkpoint import INDEX, WEIGHTS
 from adapters.base_models.layers import is_transposed
@@ -21,6 +20,7 @@ from adapters.merge.directory import new_directory
 from adapters.merge.export_plan import ExportPlan, PlannedTensor
 from adapters.merge.verify import Verification, verify
 from adapters.merge.weights import merged_bias, merged_weight
+from adapters.saving import save_tensors
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
@@ -86,7 +86,7 @@ def _write_weights(plan: ExportPlan, directory: Path, progress: Progress | None)
             done += tensor.nbytes
             if progress is not None:
                 progress(done, plan.nbytes)
-        save_file(tensors, directory / file, metadata={"format": "pt"})
+        save_tensors(tensors, directory / file, {"format": "pt"})
     if count > 1:
         content = {"metadata": {"total_size": plan.nbytes}, "weight_map": index}
         (directory / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

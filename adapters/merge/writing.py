@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from adapters.base import BaseModel
 from adapters.files import CONFIG_NAME, WEIGHTS_NAME
@@ -17,6 +16,7 @@ from adapters.merge.card import made_by
 from adapters.merge.directory import new_directory
 from adapters.merge.lowrank import Factors
 from adapters.provenance import Provenance
+from adapters.saving import save_tensors
 from adapters.slots import PREFIX, tensor_keys
 
 README = "README.md"
@@ -51,7 +51,7 @@ def write_adapter(
     config = adapter_config(ranks, base, lora_bias=bool(b_biases))
     with new_directory(out) as directory:
         (directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(tensors, directory / WEIGHTS_NAME, metadata=provenance.metadata())
+        save_tensors(tensors, directory / WEIGHTS_NAME, provenance.metadata())
         for name, content in texts.items():
             (directory / name).write_bytes(content)
         (directory / README).write_text(_card(out.name, base.name, lineage), encoding="utf-8")

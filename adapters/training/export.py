@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters.files import CONFIG_NAME, WEIGHTS_NAME
+from adapters.saving import save_tensors
 from adapters.training.build import Session
 from adapters.training.folder import sync
 from adapters.training.model import InitialWeights, lora_pairs
@@ -27,7 +28,7 @@ def save_initial(initial: InitialWeights, path: Path) -> None:
     tensors = {
         f"{name}.{part}": t for name, pair in initial.items() for part, t in zip("AB", pair, strict=True)
     }
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    save_tensors({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
     sync(path)
 
 
@@ -80,7 +81,7 @@ def write_artifact(
         key: (value.to(dtype) if ".lora_A." in key or ".lora_B." in key else value).contiguous().clone()
         for key, value in tensors.items()
     }
-    save_file(rounded, directory / WEIGHTS_NAME, metadata=session.provenance.metadata())
+    save_tensors(rounded, directory / WEIGHTS_NAME, session.provenance.metadata())
     config = model.peft_config["default"]
     _write_config(config, session.base.public_name, directory, converted=bool(initial))
     for name in (WEIGHTS_NAME, CONFIG_NAME):

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from adapters.artifact import read_artifact
@@ -273,9 +274,9 @@ def test_nothing_half_written(make: Make, base: BaseModel, tmp_path: Path, monke
     before = sorted(tmp_path.iterdir())
 
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("adapters.merge.writing.save_file", full)
+    monkeypatch.setattr("adapters.saving.save_file", full)
     with pytest.raises(StoreError, match="No space left"):
         save(composition, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
