@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from adapters.base import BaseModel
@@ -69,8 +71,12 @@ class StoredModel(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._file_name)
 
+    def file_name(self, name: str) -> str | None:
+        """Under which name the files have a tensor, if they do and the model has one of that name."""
+        return self._file_name.get(name)
+
     def stored_name(self, name: str) -> str:
-        """Under which name the files have the tensor: its own, or that of the one it is tied to.
+        """Under which name the files have the tensor: its own, that of the one it is tied to, or an old one.
 
         Raises:
             BaseModelError: they have no such tensor.
@@ -78,7 +84,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
         stored = self._file_name[name]
         if stored is None:
             raise BaseModelError(
-                f"{self.directory} has no tensor {name!r}: transformers renames or fuses its weights on "
+                f"{self.directory} has no tensor {name!r}: transformers fuses or splits its weights on "
                 "loading; load it there, save_pretrained it, and use that copy"
             )
         return stored
@@ -110,13 +116,26 @@ class StoredModel(Mapping[str, torch.Tensor]):
 
 def _names_in_files(skeleton: Any, checkpoint: Checkpoint) -> dict[str, str | None]:
     """For each tensor of the state dict the name that the files have it under, if they do."""
+    state = skeleton.state_dict()
+    renamed = _renamed(skeleton, checkpoint, state)
     parameters = dict(skeleton.named_parameters(remove_duplicate=False))
     tied: dict[int, list[str]] = {}
     for name, parameter in parameters.items():
         tied.setdefault(id(parameter), []).append(name)
     found: dict[str, str | None] = {}
-    for name, tensor in skeleton.state_dict().items():
+    for name, tensor in state.items():
         same = [name, *tied.get(id(parameters.get(name)), ())]
-        fitting = (n for n in same if n in checkpoint and checkpoint.infos[n].shape == tuple(tensor.shape))
+        names = (n if n in checkpoint else renamed.get(n) for n in same)
+        fitting = (n for n in names if n and checkpoint.infos[n].shape == tuple(tensor.shape))
         found[name] = next(fitting, None)
     return found
+
+
+def _renamed(skeleton: Any, checkpoint: Checkpoint, state: Mapping[str, Any]) -> dict[str, str]:
+    """What transformers calls the tensors of the files once they are loaded, where it only renames them.
+
+    Those of GPT-2 have no ``transformer.``, GPT-NeoX's output head is ``embed_out``.
+    """
+    rules = [rule for rule in get_model_conversion_mapping(skeleton) if isinstance(rule, WeightRenaming)]
+    prefix = skeleton.base_model_prefix
+    return {rename_source_key(name, rules, [], prefix, state)[0]: name for name in checkpoint}

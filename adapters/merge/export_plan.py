@@ -123,12 +123,12 @@ def _tensors(
             _place(stored, f"{module}.weight", module, module_of, homeless)
         if any(part.bias is not None or part.b_bias is not None for part, _ in parts):
             _place(stored, f"{module}.bias", module, module_of, biasless)
-        elif f"{module}.bias" in infos and any(part.output_scale is not None for part, _ in parts):
-            module_of[f"{module}.bias"] = module
+        elif any(part.output_scale is not None for part, _ in parts):
+            _place(stored, f"{module}.bias", module, module_of, [])
     if homeless:
         faults.add(
-            f"the base's files have no tensors {some(homeless, len(homeless))}: transformers renames or "
-            "fuses them on loading; load the base there, save_pretrained it, and merge into that copy"
+            f"the base's files have no tensors {some(homeless, len(homeless))}: transformers fuses or "
+            "splits them on loading; load the base there, save_pretrained it, and merge into that copy"
         )
     if biasless:
         faults.add(
@@ -142,10 +142,11 @@ def _place(
     stored: StoredModel, tensor: str, module: str, module_of: dict[str, str], absent: list[str]
 ) -> None:
     """Note that ``module`` changes the stored tensor, or that there is none."""
-    if tensor in stored.checkpoint.infos:
-        module_of[tensor] = module
-    else:
+    name = stored.file_name(tensor)
+    if name is None:
         absent.append(tensor)
+    else:
+        module_of[name] = module
 
 
 def _only_bias(delta: ModuleDelta) -> bool:

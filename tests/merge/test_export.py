@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -152,7 +153,7 @@ def test_memory_is_bounded_by_a_shard(tmp_path: Path, monkeypatch: pytest.Monkey
         sizes.append(sum(t.nbytes for t in tensors.values()))
         save_file(dict(tensors), *args, **kwargs)
 
-    monkeypatch.setattr("adapters.merge.export.save_file", watched)
+    monkeypatch.setattr("adapters.saving.save_file", watched)
     exported = export(world.plan(member, max_shard_bytes=limit), tmp_path / "out")
     assert len(sizes) == exported.shards > 3
     assert max(sizes) <= limit
@@ -211,10 +212,10 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path, monkeypatch: pyte
     def full(tensors: Mapping[str, torch.Tensor], *args: Any, **kwargs: Any) -> None:
         calls.append(tensors)
         if len(calls) == 3:
-            raise OSError(28, "No space left on device")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
         save_file(dict(tensors), *args, **kwargs)
 
-    monkeypatch.setattr("adapters.merge.export.save_file", full)
+    monkeypatch.setattr("adapters.saving.save_file", full)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(StoreError, match="No space left on device; nothing was left behind"):
         export(plan, tmp_path / "out")
@@ -232,8 +233,25 @@ def test_what_can_not_be_merged(tmp_path: Path) -> None:
     tensors = load_file(world.directory / "model.safetensors")
     renamed = {name.replace("self_attn", "attention"): tensor for name, tensor in tensors.items()}
     save_file(renamed, world.directory / "model.safetensors")
-    with pytest.raises(ArtifactError, match="transformers renames or fuses"):
+    with pytest.raises(ArtifactError, match="transformers fuses or splits"):
         plan_export(StoredModel(world.directory), "base", [a])
+
+
+@pytest.mark.parametrize(("family", "old"), [("gpt_neox", "embed_out.weight"), ("gpt2", "wte.weight")])
+def test_files_with_names_that_transformers_changes(tmp_path: Path, family: str, old: str) -> None:
+    """GPT-NeoX's output head, and GPT-2 as it is on the Hub: ``wte`` for ``transformer.wte``."""
+    world = World(tmp_path, family)
+    file = world.directory / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    assert old in tensors
+    stored = StoredModel(world.directory)
+    assert stored.describe("base").fingerprint == world.base.fingerprint
+    member = world.member("a", 1.0)
+    export(plan_export(stored, "base", [member]), tmp_path / "out")
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(tensors)
+    peft: Any = PeftModel.from_pretrained(loaded(world.directory), member.artifact.directory)
+    assert_close(logits(loaded(tmp_path / "out")), logits(peft.merge_and_unload()), 1e-4)
 
 
 def test_a_quantized_base(tmp_path: Path) -> None:
