@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bench import neighbour
 from bench.int8_quality import Recipe, calibrate, compared, linears, log_probabilities, quantized, rounded
 from bench.levels import measure, steps_of
+from bench.sampling import KINDS, draws_of, logits_of, milliseconds
 from bench.steps import Shape, Workbench
 from server.kernels.cpu.build import usable_variants
+from server.kernels.reference import sampling
 from server.model.loader import load_model
 
 
@@ -58,3 +62,14 @@ def test_int8_is_near_bf16_and_leaves_the_model_as_it_was(tiny_llama: Path, smoo
     assert (row.positions, linears(model)) == (40, before)
     assert 0 < row.kl < 1e-2
     assert torch.equal(log_probabilities(model, window), exact)
+
+
+def test_drawing_is_timed_in_turns(tiny_llama: Path) -> None:
+    logits = logits_of(str(tiny_llama), rows=4)
+    draws = {name: draws_of(logits, params, np.random.default_rng(0)) for name, params in KINDS.items()}
+    calls = {name: partial(sampling.draw, own) for name, own in draws.items()}
+    found = milliseconds(calls, repeat=2)
+    assert found.keys() == KINDS.keys()
+    assert all(time > 0 for time in found.values())
+    assert draws["greedy"].temperature.max() == 0
+    assert logits.shape[0] == 4

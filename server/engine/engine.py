@@ -123,7 +123,10 @@ class Engine:
             rows = [batch.sampling[i][1] for i in members]
             chosen = logits if len(rows) == len(logits) else logits[rows]
             drawn = sample(
-                chosen[:, :width], [batch.sampling[i][0] for i in members], self._tokenizer.eos_ids
+                chosen[:, :width],
+                [batch.sampling[i][0] for i in members],
+                self._tokenizer.eos_ids,
+                self._decoder.draw,
             )
             for i, token in zip(members, drawn, strict=True):
                 tokens[i] = token

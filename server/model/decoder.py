@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from adapters.base import TargetModule
+from server.kernels.draws import Draw
 from server.kernels.inputs import StepInputs
 from server.kernels.weights import MergedWeights
 from server.model.tables import BaseTables
@@ -72,6 +73,10 @@ class Decoder(Protocol):
         W is the largest vocabulary of the step's rows: :attr:`vocab_size`, or more where adapters add
         tokens. A row is minus infinity beyond its own.
         """
+
+    @property
+    def draw(self) -> Draw:
+        """Draws tokens from logits that :meth:`step` returned. After :meth:`allocate`."""
 
     def take_over(self, model: Any) -> None:
         """Free what ``model``, from which this decoder was made, holds a second time.

@@ -12,6 +12,7 @@ from torch import nn
 from adapters.base import TargetModule
 from server.errors import ConfigError
 from server.kernels.cpu import NativeStep
+from server.kernels.draws import Draw
 from server.kernels.inputs import StepInputs
 from server.kernels.reference.quantized import Quantized
 from server.kernels.reference.step import ReferenceStep
@@ -120,6 +121,11 @@ class FusedDecoder:
             return self._step.step(inputs)
         inputs = plan.prepare(inputs)
         return plan.finish(self._step.step(inputs), inputs.hidden)
+
+    @property
+    def draw(self) -> Draw:
+        assert self._step is not None, "allocate() comes first"
+        return self._step.draw
 
     def take_over(self, model: Any) -> None:
         """The step has its own form of the matrices: let go of the model's, and of the stacked ones."""

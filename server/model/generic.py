@@ -20,8 +20,10 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters.base_models.layers import biased_norms, target_of
 from server.errors import ModelRefused
+from server.kernels.draws import Draw
 from server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, ModuleShape, StepInputs
 from server.kernels.memory import total_bytes
+from server.kernels.reference import sampling
 from server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring, plan_attention
 from server.kernels.reference.lora import LoraDelta, LoraPlanner
 from server.kernels.reference.quantized import Int8Linear, layer_tensors
@@ -148,6 +150,10 @@ class GenericDecoder:
             merged,
         )
         return logits if vocabulary is None else vocabulary.conclude(logits, forward.hidden)
+
+    @property
+    def draw(self) -> Draw:
+        return sampling.draw
 
     def take_over(self, model: Any) -> None:
         """Nothing is held twice: the model itself runs."""

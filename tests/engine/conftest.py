@@ -7,11 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from server.kernels.cpu.build import usable_variants
+from server.kernels.cpu.sampling import NativeDraw
+from server.kernels.draws import Draw
+from server.kernels.reference import sampling
 from tests.engine.desk import Desk, opened
 from tests.engine.shop import Shop, open_shop
 from tests.engine.zoo import Zoo, tiny_zoo
 from tests.harness import Harness
+from tests.kernels.worlds import library_of
 from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="session", params=["pytorch", "native"])
+def draw(request: pytest.FixtureRequest) -> Draw:
+    """Both ways to draw tokens."""
+    if request.param == "pytorch":
+        return sampling.draw
+    return NativeDraw(library_of(usable_variants()[0]).native, threads=2)
 
 
 @pytest.fixture(

@@ -26,6 +26,7 @@ class Faulty:
         self._decoder = decoder
         self.left = at
         self.vocab_size = decoder.vocab_size
+        self.draw = decoder.draw
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
         self.left -= 1

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from server.engine.sampler import logprobs_of, sample
 from server.engine.sequence import Sequence
+from server.kernels.draws import Draw
 from tests.engine.making import make_sequence
 
 END = frozenset({3})
@@ -21,15 +22,15 @@ PROMPT = (0, 1)
 
 
 def drawn(
-    logits: torch.Tensor, count: int = 300, *, prompt: tuple[int, ...] = PROMPT, **params: Any
+    draw: Draw, logits: torch.Tensor, count: int = 300, *, prompt: tuple[int, ...] = PROMPT, **params: Any
 ) -> set[int]:
     """The tokens that ``count`` independent rows of ``logits`` draw."""
     rows = [make_sequence(prompt, seed=i, **params) for i in range(count)]
-    return set(sample(logits.expand(count, -1), rows, END))
+    return set(sample(logits.expand(count, -1), rows, END, draw))
 
 
-def greedy(logits: torch.Tensor, sequence: Sequence) -> int:
-    return sample(logits[None], [sequence], END)[0]
+def greedy(draw: Draw, logits: torch.Tensor, sequence: Sequence) -> int:
+    return sample(logits[None], [sequence], END, draw)[0]
 
 
 @pytest.mark.parametrize(
@@ -56,15 +57,15 @@ def greedy(logits: torch.Tensor, sequence: Sequence) -> int:
         ({"temperature": 2.0, "min_p": 0.7}, {1, 3}),  # min-p looks at the tempered distribution
     ],
 )
-def test_what_can_be_drawn(params: dict[str, Any], expected: set[int]) -> None:
-    assert drawn(LOGITS, **params) == expected
+def test_what_can_be_drawn(draw: Draw, params: dict[str, Any], expected: set[int]) -> None:
+    assert drawn(draw, LOGITS, **params) == expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_no_randomness_is_spent_on_greedy_rows(temperature: float) -> None:
+def test_no_randomness_is_spent_on_greedy_rows(draw: Draw, temperature: float) -> None:
     sequence = make_sequence(PROMPT, seed=1, temperature=temperature)
     before = sequence.rng.getstate()
-    greedy(LOGITS, sequence)
+    greedy(draw, LOGITS, sequence)
     assert (sequence.rng.getstate() == before) == (temperature == 0)
 
 
@@ -74,7 +75,7 @@ def test_no_randomness_is_spent_on_greedy_rows(temperature: float) -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize("output", [(), (3,), (3, 3, 5), (0, 0, 0, 1)])
 def test_penalties_equal_the_definition(
-    repetition: float, presence: float, frequency: float, output: tuple[int, ...]
+    draw: Draw, repetition: float, presence: float, frequency: float, output: tuple[int, ...]
 ) -> None:
     sequence = make_sequence(
         PROMPT,
@@ -93,23 +94,23 @@ def test_penalties_equal_the_definition(
         probe = LOGITS + bias
         want = [e + bias for e in expected] if repetition == 1.0 else None
         if want is not None:
-            assert greedy(probe, sequence) == max(range(len(want)), key=want.__getitem__)
-    assert greedy(LOGITS, sequence) == max(range(len(expected)), key=expected.__getitem__)
+            assert greedy(draw, probe, sequence) == max(range(len(want)), key=want.__getitem__)
+    assert greedy(draw, LOGITS, sequence) == max(range(len(expected)), key=expected.__getitem__)
 
 
 @pytest.mark.parametrize("bias", [{4: 100.0}, {4: 50.0, 1: -100.0}, {4: 100}])
-def test_a_large_bias_decides(bias: dict[int, float]) -> None:
-    assert drawn(LOGITS, temperature=1.0, logit_bias=bias) == {4}
+def test_a_large_bias_decides(draw: Draw, bias: dict[int, float]) -> None:
+    assert drawn(draw, LOGITS, temperature=1.0, logit_bias=bias) == {4}
 
 
-def test_a_bias_of_minus_100_bans() -> None:
+def test_a_bias_of_minus_100_bans(draw: Draw) -> None:
     banned = dict.fromkeys((1, 3), -100.0)
-    assert drawn(LOGITS, temperature=2.0, logit_bias=banned) == {0, 2, 4, 5}
+    assert drawn(draw, LOGITS, temperature=2.0, logit_bias=banned) == {0, 2, 4, 5}
 
 
-def test_small_biases_add_up_with_the_logits() -> None:
-    assert greedy(LOGITS, make_sequence(PROMPT, temperature=0.0, logit_bias={3: 0.4})) == 1
-    assert greedy(LOGITS, make_sequence(PROMPT, temperature=0.0, logit_bias={3: 0.6})) == 3
+def test_small_biases_add_up_with_the_logits(draw: Draw) -> None:
+    assert greedy(draw, LOGITS, make_sequence(PROMPT, temperature=0.0, logit_bias={3: 0.4})) == 1
+    assert greedy(draw, LOGITS, make_sequence(PROMPT, temperature=0.0, logit_bias={3: 0.6})) == 3
 
 
 @pytest.mark.parametrize(
@@ -126,24 +127,24 @@ def test_small_biases_add_up_with_the_logits() -> None:
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.01])
 def test_min_tokens_holds_ends_back(
-    params: dict[str, Any], outputs: int, expected: int, temperature: float
+    draw: Draw, params: dict[str, Any], outputs: int, expected: int, temperature: float
 ) -> None:
     logits = torch.tensor([0.0, 5.0, 4.0, 6.0])
     sequence = make_sequence(PROMPT, temperature=temperature, seed=1, **params)
     sequence.token_ids += [0] * outputs
-    assert greedy(logits, sequence) == expected
+    assert greedy(draw, logits, sequence) == expected
 
 
-def test_the_logits_given_stay_as_they_are() -> None:
+def test_the_logits_given_stay_as_they_are(draw: Draw) -> None:
     logits = LOGITS.clone()[None]
-    sample(logits, [make_sequence(PROMPT, temperature=1.0, logit_bias={0: 9.0}, min_tokens=2)], END)
+    sample(logits, [make_sequence(PROMPT, temperature=1.0, logit_bias={0: 9.0}, min_tokens=2)], END, draw)
     assert torch.equal(logits[0], LOGITS)
 
 
-def answers(sequences: list[Sequence], logits: torch.Tensor, count: int = 12) -> list[list[int]]:
+def answers(draw: Draw, sequences: list[Sequence], logits: torch.Tensor, count: int = 12) -> list[list[int]]:
     """``count`` tokens per sequence, drawn together from the same logits again and again."""
     for _ in range(count):
-        for sequence, token in zip(sequences, sample(logits, sequences, END), strict=True):
+        for sequence, token in zip(sequences, sample(logits, sequences, END, draw), strict=True):
             sequence.token_ids.append(token)
     return [s.output_ids for s in sequences]
 
@@ -162,26 +163,26 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("vocabulary", [3000, 40_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_neighbours_do_not_change_what_is_drawn(dtype: torch.dtype, vocabulary: int) -> None:
+def test_neighbours_do_not_change_what_is_drawn(draw: Draw, dtype: torch.dtype, vocabulary: int) -> None:
     """Also in bf16, where many logits are equal and their order is up to the sort."""
     logits = torch.randn(len(KINDS), vocabulary, generator=torch.Generator().manual_seed(0)).to(dtype)
 
     def fresh() -> list[Sequence]:
         return [make_sequence(PROMPT, seed=7 + i, **kind) for i, kind in enumerate(KINDS.values())]
 
-    together = answers(fresh(), logits)
+    together = answers(draw, fresh(), logits)
     for i, name in enumerate(KINDS):
         alone = fresh()[i]
-        assert answers([alone], logits[i : i + 1]) == [together[i]], name
-    backwards = answers(fresh()[::-1], logits.flip(0))
+        assert answers(draw, [alone], logits[i : i + 1]) == [together[i]], name
+    backwards = answers(draw, fresh()[::-1], logits.flip(0))
     assert backwards[::-1] == together
 
 
-def test_a_seed_repeats_and_siblings_differ() -> None:
+def test_a_seed_repeats_and_siblings_differ(draw: Draw) -> None:
     logits = torch.zeros(1, 500)
 
     def run(**params: Any) -> list[int]:
-        return answers([make_sequence(PROMPT, **params)], logits)[0]
+        return answers(draw, [make_sequence(PROMPT, **params)], logits)[0]
 
     assert run(seed=5) == run(seed=5)
     assert run(seed=5) != run(seed=6)
@@ -202,14 +203,14 @@ def test_a_seed_repeats_and_siblings_differ() -> None:
         ({"top_k": 20, "top_p": 0.8, "min_p": 0.01, "temperature": 1.5}, None),
     ],
 )
-def test_the_drawn_distribution(params: dict[str, Any], kept: int | None) -> None:
+def test_the_drawn_distribution(draw: Draw, params: dict[str, Any], kept: int | None) -> None:
     """Chi-square of 20,000 draws against the definition, with fixed seeds."""
     count = 20_000
     logits = torch.randn(40, generator=torch.Generator().manual_seed(1)) * 1.5
     expected = reference(logits.tolist(), **params)
     assert kept is None or sum(p > 0 for p in expected) == kept
     sequences = [make_sequence((0,), seed=i, **params) for i in range(count)]
-    found = Counter(sample(logits.expand(count, -1), sequences, END))
+    found = Counter(sample(logits.expand(count, -1), sequences, END, draw))
     assert all(expected[token] > 0 for token in found)
     likely = [t for t, p in enumerate(expected) if p * count >= 5]
     chi = sum((found[t] - expected[t] * count) ** 2 / (expected[t] * count) for t in likely)
@@ -249,21 +250,21 @@ def reference(
     min_p=st.sampled_from([0.0, 1e-9, 0.5, 1.0]),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
-def test_whatever_is_drawn_could_be_drawn(logits: list[float], **params: Any) -> None:
+def test_whatever_is_drawn_could_be_drawn(draw: Draw, logits: list[float], **params: Any) -> None:
     row = torch.tensor([0.0, *logits])
-    token = greedy(row, make_sequence((0,), **params))
+    token = greedy(draw, row, make_sequence((0,), **params))
     assert row[token] > -math.inf
     if params["top_k"]:
         assert int((row > row[token]).sum()) < params["top_k"]
 
 
-def test_a_row_of_nan_does_not_reach_its_neighbours() -> None:
+def test_a_row_of_nan_does_not_reach_its_neighbours(draw: Draw) -> None:
     logits = torch.stack([LOGITS, torch.full_like(LOGITS, math.nan), LOGITS])
     kinds: list[dict[str, Any]] = [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"top_k": 2, "min_p": 0.1}]
     for params in kinds:
         rows = [make_sequence(PROMPT, seed=3, **params) for _ in range(3)]
-        tokens = sample(logits, rows, END)
-        assert tokens[0] == tokens[2] == greedy(LOGITS, make_sequence(PROMPT, seed=3, **params))
+        tokens = sample(logits, rows, END, draw)
+        assert tokens[0] == tokens[2] == greedy(draw, LOGITS, make_sequence(PROMPT, seed=3, **params))
         assert 0 <= tokens[1] < len(LOGITS)
 
 

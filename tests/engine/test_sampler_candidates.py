@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from server.engine.sampler import _candidates, sample
+from server.engine.sampler import sample
+from server.kernels.draws import Draw
+from server.kernels.reference.sampling import _candidates
 from tests.engine.making import make_sequence
 
 END = frozenset({3})
@@ -40,7 +42,7 @@ class Fixed(random.Random):
     ],
 )
 def test_a_nucleus_beyond_the_first_candidates(
-    params: dict[str, Any], kept: float | None, vocabulary: int
+    draw: Draw, params: dict[str, Any], kept: float | None, vocabulary: int
 ) -> None:
     """A nearly flat distribution: a share ``u`` of the kept tokens is drawn below ``u``."""
     size = params["top_k"] * params.get("top_p", 1.0) if kept is None else kept * vocabulary
@@ -50,7 +52,7 @@ def test_a_nucleus_beyond_the_first_candidates(
         row.rng = Fixed(share)
     logits = (-torch.arange(vocabulary) * 1e-7).expand(len(rows), -1)
     near = 2e-3 * size + 1
-    assert sample(logits, rows, END) == pytest.approx([share * size for share in shares], abs=near)
+    assert sample(logits, rows, END, draw) == pytest.approx([share * size for share in shares], abs=near)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -69,10 +71,10 @@ def test_candidates_are_the_likeliest_tokens_in_order(dtype: torch.dtype, vocabu
         assert torch.equal(ids[:count], best.indices[:count])
 
 
-def test_no_token_without_probability_is_drawn() -> None:
+def test_no_token_without_probability_is_drawn(draw: Draw) -> None:
     """However close to 1 the number is: the last tokens are banned."""
     logits = torch.zeros(1, 1000)
     logits[:, 600:] = -math.inf
     row = make_sequence(PROMPT)
     row.rng = Fixed(1 - 2**-53)
-    assert sample(logits, [row], END) == [599]
+    assert sample(logits, [row], END, draw) == [599]

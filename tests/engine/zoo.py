@@ -14,6 +14,7 @@ import torch
 
 from server.engine.sampler import sample
 from server.engine.sequence import Sequence as Row
+from server.kernels.draws import Draw
 from server.kernels.inputs import AdapterPages
 from tests.adapter_factory import write_adapter
 from tests.engine.oracle import Peft, assert_logits_match
@@ -109,10 +110,12 @@ def recorded_logits() -> Iterator[dict[int, list[torch.Tensor]]]:
     """The logits that each sequence's tokens are drawn from, by sequence id."""
     found: dict[int, list[torch.Tensor]] = {}
 
-    def recording(logits: torch.Tensor, sequences: Sequence[Row], end_ids: frozenset[int]) -> list[int]:
+    def recording(
+        logits: torch.Tensor, sequences: Sequence[Row], end_ids: frozenset[int], draw: Draw
+    ) -> list[int]:
         for row, sequence in zip(logits, sequences, strict=True):
             found.setdefault(sequence.id, []).append(row.clone())
-        return sample(logits, sequences, end_ids)
+        return sample(logits, sequences, end_ids, draw)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("server.engine.engine.sample", recording)

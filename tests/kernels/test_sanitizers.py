@@ -1,4 +1,4 @@
-"""The native step under the sanitizers for addresses and undefined behaviour, and the one for threads.
+"""Native steps and draws under the sanitizers for addresses, undefined behaviour and threads.
 
 Each runs in a process of its own, into which the sanitizer's runtime is loaded first.
 """
@@ -23,9 +23,12 @@ OPENMP = Path(__file__).with_name("openmp_by_threads.cpp")
 SCRIPT = """
 import sys
 from pathlib import Path
+import numpy as np, torch
 from server.kernels.cpu import NativeStep, abi
+from server.kernels.cpu.sampling import NativeDraw
 from server.kernels.cpu.library import Library
 from server.kernels.cpu.build import VARIANTS
+from tests.kernels.test_draws import PARAMS, draws_of
 from tests.kernels.worlds import VECTORS, Batcher, Pages, Shape, random_decoder
 
 library = Library(VARIANTS[-1], abi.load(Path(sys.argv[1])), "under test")
@@ -53,6 +56,13 @@ for shape in (
         assert native.step(batch.step([(alone, 149)])).isfinite().all()
         assert native.step(batch.step([(alone, 1)])).isfinite().all()
     del native
+for width in (5, 300, 5000):
+    table = torch.randn(len(PARAMS), width)
+    shares = np.random.default_rng(0).random(len(PARAMS))
+    few = table.masked_fill(table > 0, -torch.inf)
+    for logits in (table, table.round(), few, torch.full_like(table, torch.nan)):
+        drawn = NativeDraw(library.native, threads)(draws_of(logits, list(PARAMS), shares))
+        assert all(0 <= token < width for token in drawn)
 print("clean")
 """
 

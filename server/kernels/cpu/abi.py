@@ -100,6 +100,22 @@ class Step(ctypes.Structure):
     )
 
 
+class Draw(ctypes.Structure):
+    """How the next tokens are drawn."""
+
+    _fields_ = (
+        ("rows", _I64),
+        ("width", _I64),
+        ("logits", _P),
+        ("temperature", _P),
+        ("top_k", _P),
+        ("top_p", _P),
+        ("min_p", _P),
+        ("uniform", _P),
+        ("tokens", _P),
+    )
+
+
 FAULTS = {
     1: "a token id lies outside the vocabulary",
     2: "a position lies outside the rotary table",
@@ -123,7 +139,7 @@ def load(path: Path) -> ctypes.CDLL:
     native = ctypes.CDLL(str(path))
     native.manylora_struct_size.argtypes = (ctypes.c_int,)
     native.manylora_struct_size.restype = _I64
-    for which, struct in enumerate((Layer, Decoder, Lora, Step)):
+    for which, struct in enumerate((Layer, Decoder, Lora, Step, Draw)):
         if native.manylora_struct_size(which) != ctypes.sizeof(struct):
             raise ImportError(f"{path}: the layout of {struct.__name__} differs from the binding's")
     native.manylora_open.argtypes = (ctypes.POINTER(Decoder),)
@@ -132,6 +148,12 @@ def load(path: Path) -> ctypes.CDLL:
     native.manylora_close.restype = None
     native.manylora_step.argtypes = (_P, ctypes.POINTER(Step))
     native.manylora_step.restype = ctypes.c_int
+    native.manylora_open_sampler.argtypes = (_I64,)
+    native.manylora_open_sampler.restype = _P
+    native.manylora_close_sampler.argtypes = (_P,)
+    native.manylora_close_sampler.restype = None
+    native.manylora_draw.argtypes = (_P, ctypes.POINTER(Draw))
+    native.manylora_draw.restype = ctypes.c_int
     native.manylora_prefer_huge_pages.argtypes = (_P, _I64)
     native.manylora_prefer_huge_pages.restype = None
     for name in ("manylora_pack", "manylora_pack_gate_up"):

@@ -12,6 +12,8 @@ from server.kernels.cpu import abi
 from server.kernels.cpu.build import KernelBuildError
 from server.kernels.cpu.library import Library, best_library
 from server.kernels.cpu.pack import MergedLayers, PackedWeights
+from server.kernels.cpu.sampling import NativeDraw
+from server.kernels.draws import Draw
 from server.kernels.inputs import BLOCK_SIZE, AdapterPages, LoraInputs, StepInputs
 from server.kernels.weights import DecoderWeights, MergedWeights, dense
 
@@ -56,6 +58,7 @@ class NativeStep:
         if not self._engine:
             raise MemoryError(f"no room for a KV cache of {num_blocks} blocks")
         self._finalizer = weakref.finalize(self, self._native.manylora_close, self._engine)
+        self.draw: Draw = NativeDraw(self._native, threads)
 
     @staticmethod
     def unsupported(weights: DecoderWeights) -> str | None:

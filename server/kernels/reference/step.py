@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
+from server.kernels.reference import sampling
 from server.kernels.reference.attention import AttentionPlan, PagedKV, PlanRows, Scoring, plan_attention
 from server.kernels.reference.linear import Linear, PackedLinear, linear
 from server.kernels.reference.lora import LoraDelta, LoraPlanner
@@ -48,6 +49,7 @@ class ReferenceStep:
     """Runs steps on any device and dtype. Owns the KV cache."""
 
     name = "pytorch"
+    draw = staticmethod(sampling.draw)
     _decode_rows: PlanRows | None = None  # the reference's own
 
     def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:

@@ -7,6 +7,7 @@
 #include "engine.h"
 #include "gemm.h"
 #include "pack.h"
+#include "sampling.h"
 
 extern "C" {
 
@@ -16,6 +17,7 @@ int64_t manylora_struct_size(int which) {
     case 1: return sizeof(Decoder);
     case 2: return sizeof(Lora);
     case 3: return sizeof(Step);
+    case 4: return sizeof(Draw);
     default: return -1;
   }
 }
@@ -35,6 +37,25 @@ int manylora_step(Engine* engine, const Step* step) {
   if (fault != kStepDone || step->rows == 0) return fault;
   try {
     engine->run(*step);
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
+  }
+  return kStepDone;
+}
+
+Sampler* manylora_open_sampler(int64_t threads) {
+  try {
+    return new Sampler(threads);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+void manylora_close_sampler(Sampler* sampler) { delete sampler; }
+
+int manylora_draw(Sampler* sampler, const Draw* draw) {
+  try {
+    sampler->run(*draw);
   } catch (const std::bad_alloc&) {
     return kOutOfMemory;
   }

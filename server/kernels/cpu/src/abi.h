@@ -88,7 +88,20 @@ struct Step {
   const Layer* layer;            // [layers] in place of the decoder's, windows the same; null: the decoder's
 };
 
-// What manylora_step found wrong with its arguments; 0 is success.
+// How the next token of each row is drawn.
+struct Draw {
+  int64_t rows;
+  int64_t width;               // tokens of the vocabulary
+  const float* const* logits;  // [rows][width]
+  const float* temperature;    // [rows] 0: the likeliest token, the first of equal ones
+  const int64_t* top_k;        // [rows] 0: all
+  const double* top_p;         // [rows] 1: all
+  const float* min_p;          // [rows] 0: all
+  const double* uniform;       // [rows] in [0, 1): which of the kept tokens
+  int64_t* tokens;             // [rows] the result
+};
+
+// What manylora_step or manylora_draw found wrong; 0 is success.
 enum StepFault {
   kStepDone = 0,
   kBadToken = 1,
@@ -103,11 +116,16 @@ enum StepFault {
 };
 
 struct Engine;
+struct Sampler;
 
-int64_t manylora_struct_size(int which);  // 0 Layer, 1 Decoder, 2 Lora, 3 Step
+int64_t manylora_struct_size(int which);  // 0 Layer, 1 Decoder, 2 Lora, 3 Step, 4 Draw
 Engine* manylora_open(const Decoder* decoder);  // null when memory is short; copies the struct and its layers
 void manylora_close(Engine* engine);
 int manylora_step(Engine* engine, const Step* step);
+
+Sampler* manylora_open_sampler(int64_t threads);  // null when memory is short
+void manylora_close_sampler(Sampler* sampler);
+int manylora_draw(Sampler* sampler, const Draw* draw);
 
 // Asks for huge pages behind memory that will be streamed: with small ones every few lines cost a TLB miss.
 void manylora_prefer_huge_pages(void* memory, int64_t bytes);

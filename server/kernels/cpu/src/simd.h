@@ -59,6 +59,8 @@ ML_INLINE Float silu_mul(Float gate, Float up) {
   return mul(div(gate, denominator), up);
 }
 
+ML_INLINE float min_lane(Float v) { return -max_lane(sub(zero(), v)); }
+
 ML_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 }  // namespace simd

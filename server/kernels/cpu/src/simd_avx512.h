@@ -42,6 +42,13 @@ ML_INLINE Float keep_range(Float v, int first, int low, int high) {
   return _mm512_mask_mov_ps(splat(-INFINITY), inside, v);
 }
 
+// Writes the lanes of v whose keys lie in [low, high] to out, which has room for all; returns how many.
+ML_INLINE int keep_between(Float v, Float key, float low, float high, float* out) {
+  const __mmask16 inside = _mm512_cmp_ps_mask(key, splat(low), _CMP_GE_OQ) & _mm512_cmp_ps_mask(key, splat(high), _CMP_LE_OQ);
+  store(out, _mm512_maskz_compress_ps(inside, v));
+  return __builtin_popcount(inside);
+}
+
 ML_INLINE Float load_bf16(const bf16* p) {
   const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));

@@ -78,6 +78,15 @@ ML_INLINE Float keep_range(Float v, int first, int low, int high) {
   return select((item >= low) & (item < high), v, splat(-INFINITY));
 }
 
+ML_INLINE int keep_between(Float v, Float key, float low, float high, float* out) {
+  int kept = 0;
+  for (int i = 0; i < kLanes; i++) {
+    out[kept] = v[i];
+    kept += key[i] >= low && key[i] <= high;
+  }
+  return kept;
+}
+
 ML_INLINE Float low_half(Pairs w) { return reinterpret_cast<Float>(w << 16); }
 ML_INLINE Float high_half(Pairs w) { return reinterpret_cast<Float>(w & 0xffff0000u); }
 
