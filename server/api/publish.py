@@ -131,6 +131,7 @@ async def _begin(service: Service, name: str, offer: Offer, replace: bool) -> Pu
     except BaseException:
         offer.drop()
         raise
+    publication.when_ended(offer.drop)  # it may have ended before it fetched anything
     return publication
 
 

@@ -100,6 +100,8 @@ class Catalogue:
         try:
             return self.names[name]
         except KeyError:
+            if name in self.aliases:
+                raise AdapterNotFound(f"{name!r} is an alias, not an adapter") from None
             raise AdapterNotFound(f"no adapter is registered under the name {name[:140]!r}") from None
 
     def get_ready(self, name: str) -> NameRecord:

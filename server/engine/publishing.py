@@ -65,6 +65,11 @@ class Publication:
             return None
         return "the server is stopping" if self._work.cancelled() else _text(self._work.exception())
 
+    def when_ended(self, act: Callable[[], None]) -> None:
+        """Have a thread call ``act`` once this has ended, however."""
+        loop = asyncio.get_running_loop()
+        self._work.add_done_callback(lambda _: loop.run_in_executor(None, act))
+
     async def done(self) -> Registered:
         """Wait for the end; whoever waits may be cancelled, the work goes on.
 

@@ -7,14 +7,16 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
 
-from adapters.records import State
+from adapters.errors import AdapterDeleted
+from adapters.records import NameRecord, State
 from tests.adapter_factory import write_adapter
 from tests.api.admin import Admin, error_of, tarred, zipped
-from tests.api.running import Running, serving, tiny_service
+from tests.api.running import PATIENCE, Running, serving, tiny_service
 
 LIMIT = 1 << 20  # bytes of an upload
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -184,6 +186,27 @@ def test_forms_that_are_refused(admin: Admin, adapter: Path) -> None:
     assert form(json={"source": "x"}, params={"wiat": "true"})[2] == "wiat"
     assert error_of(admin.upload("a", adapter, tags=["white space"]))[2] == "tags"
     assert error_of(admin.upload("a", adapter, tags=[f"t{i}" for i in range(33)]))[2] == "tags"
+
+
+def test_what_is_not_even_looked_at_leaves_nothing(
+    admin: Admin, adapter: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the name is deleted while the upload waits for its turn."""
+    registry = admin.server.service.adapters._registry
+    begin = registry.begin
+
+    def deleted(*what: Any, announced: NameRecord | None = None) -> NameRecord:
+        if announced is not None:
+            raise AdapterDeleted("deleted")
+        return begin(*what)
+
+    monkeypatch.setattr(registry, "begin", deleted)
+    assert error_of(admin.upload("a", adapter, wait="true")) == (409, "adapter_deleted", "name")
+    monkeypatch.undo()
+    deadline = monotonic() + PATIENCE
+    while files_in(data):
+        assert monotonic() < deadline
+        sleep(0.001)
 
 
 def test_two_files_of_one_name(admin: Admin, adapter: Path) -> None:

@@ -109,6 +109,8 @@ async def test_what_an_alias_may_be(shop: Shop) -> None:
             await manager.put_alias(name, arms)
     with pytest.raises(AdapterExists, match="alias"):
         await manager.load("x", shop.root / "a")
+    with pytest.raises(AdapterNotFound, match="'x' is an alias, not an adapter"):
+        await manager.pin("x")
     with pytest.raises(AdapterNotFound):
         await manager.delete_alias("y")
     await manager.put_alias("y", [("base", 1.0)])
