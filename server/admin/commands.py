@@ -46,9 +46,9 @@ def list_adapters(
         for adapter in found:
             session.tell(adapter, str)
         return
-    from server.admin.tables import adapter_table, show  # noqa: PLC0415
+    from server.admin.tables import adapter_table, show, terminal_width  # noqa: PLC0415
 
-    show(adapter_table(found))
+    show(adapter_table(found, terminal_width()))
 
 
 @adapters.command("show")

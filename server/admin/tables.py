@@ -16,12 +16,18 @@ from server.admin.lines import place, share, size
 from server.plain_text import plain
 
 _STATE_STYLE = {"ready": "green", "loading": "yellow", "draining": "yellow", "failed": "red"}
-_COLUMNS = ("name", "state", "revision", "kind", "rank", "where", "requests", "running", "used", "tags")
+_GAP = 2  # characters between columns
+_SPARED = ("running", "tags", "rank", "used", "requests", "kind")  # where a terminal is too narrow, in turn
 _SETTINGS = ("rank", "density", "seed", "sign_method")  # of composing
 _WHOSE = {"base": "the base's", "adapter": "its own"}
 _WIDE = 10_000  # characters: where no terminal limits them, lines are not broken
 
 Answer = Mapping[str, Any]
+
+
+def terminal_width() -> int | None:
+    """Characters of a line of the terminal; None where stdout is none."""
+    return Console().width if sys.stdout.isatty() else None
 
 
 def show(what: RenderableType) -> None:
@@ -57,29 +63,40 @@ def progress_bars() -> Progress:
     )
 
 
-def adapter_table(adapters: Sequence[Answer]) -> RenderableType:
-    """One row an adapter."""
+def adapter_table(adapters: Sequence[Answer], width: int | None = None) -> RenderableType:
+    """One row an adapter. Columns that a line of ``width`` characters has no room for are left out."""
     if not adapters:
         return Text("no adapters")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in _COLUMNS:
-        numbers = heading in {"rank", "requests", "running"}
-        table.add_column(heading, justify="right" if numbers else "left", no_wrap=heading != "tags")
-    for adapter in adapters:
-        traffic = adapter["traffic"]
-        table.add_row(
-            adapter["id"],
-            _state(adapter),
-            adapter["revision"] or "-",
-            adapter["kind"] or "-",
-            str(adapter["rank"] or "-"),
-            place(adapter) + (" (pinned)" if adapter["pinned"] else ""),
-            str(traffic["requests"]),
-            str(traffic["running"]),
-            ago(adapter["last_used"]),
-            ", ".join(adapter["tags"]),
-        )
+    rows = [_cells(adapter) for adapter in adapters]
+    widths = {heading: max(len(heading), *(len(row[heading]) for row in rows)) for heading in rows[0]}
+    spared = iter(_SPARED)
+    while width is not None and sum(widths.values()) + _GAP * (len(widths) - 1) > width:
+        if (heading := next(spared, None)) is None:
+            break
+        del widths[heading]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    for heading in widths:
+        numbers, broken = heading in {"rank", "requests", "running"}, heading in {"name", "tags"}
+        table.add_column(heading, justify="right" if numbers else "left", overflow="fold", no_wrap=not broken)
+    for row in rows:
+        table.add_row(*(row[heading] for heading in widths))
     return table
+
+
+def _cells(adapter: Answer) -> dict[str, Text]:
+    traffic = adapter["traffic"]
+    cells = {
+        "revision": adapter["revision"] or "-",
+        "kind": adapter["kind"] or "-",
+        "rank": str(adapter["rank"] or "-"),
+        "where": place(adapter) + (" (pinned)" if adapter["pinned"] else ""),
+        "requests": str(traffic["requests"]),
+        "running": str(traffic["running"]),
+        "used": ago(adapter["last_used"]),
+        "tags": ", ".join(adapter["tags"]),
+    }
+    texts = {heading: Text(text) for heading, text in cells.items()}
+    return {"name": Text(adapter["id"]), "state": _state(adapter), **texts}
 
 
 def adapter_sheet(adapter: Answer) -> RenderableType:

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 from adapters.errors import AdapterExists, AdapterInUse, AdapterNotFound, MixError
-from adapters.mix import MixTerm, check_name
+from adapters.mix import MixTerm, check_name, is_name
 from adapters.records import AliasRecord, NameRecord, State
 from server.engine.aliases import naming, shown, stored, target_terms
 from server.engine.library import Fetch
@@ -135,8 +135,7 @@ class Lifecycle(Parts):
             AdapterTooLarge: it does not fit there beside what is pinned already.
             SourceMissing, ArtifactError: its files are gone or damaged.
         """
-        await self.catch_up()
-        await self._holdings.make_resident(self._current(name))
+        await self._holdings.make_resident(await self._current(name))
         await self._catalogue.change(name, lambda registry: registry.set_pinned(name, True))
         return self._overview.status(name)
 
@@ -154,7 +153,7 @@ class Lifecycle(Parts):
             AdapterInUse: running requests do, and host memory doesn't keep it.
             SourceMissing, ArtifactError: its files are gone or damaged.
         """
-        await self._holdings.prefetch(self._current(name))
+        await self._holdings.prefetch(await self._current(name))
         self._observe()
         return self._overview.status(name)
 
@@ -169,7 +168,10 @@ class Lifecycle(Parts):
         self._observe()
         return self._overview.status(name)
 
-    def _current(self, name: str) -> str:
+    async def _current(self, name: str) -> str:
+        """The revision that ``name`` serves; it is looked up if need be, as for a request."""
+        if is_name(name):
+            await self.look_up([MixTerm(name)])
         digest = self._catalogue.get_ready(name).digest
         assert digest is not None
         return digest
@@ -238,7 +240,8 @@ class Lifecycle(Parts):
     ) -> AliasRecord:
         """Let ``name`` mean a model string, or one of several with probabilities like their shares.
 
-        A target is a name, a name and revision, a mix of these, or the base model. Targets must exist.
+        A target is a name, a name and revision, a mix of these, or the base model. Targets must exist; they
+        are looked up if need be.
         What was counted of targets that stay is kept, unless ``reset``.
 
         Raises:
@@ -250,7 +253,9 @@ class Lifecycle(Parts):
         if name == self.base.name:
             raise AdapterExists(f"{name!r} is the name of the base model")
         await self.catch_up()
-        for term in (term for target, _ in arms for term in target_terms(target, self.base.name)):
+        terms = [term for target, _ in arms for term in target_terms(target, self.base.name)]
+        await self.look_up(terms)
+        for term in terms:
             if term.name not in self._catalogue.aliases:  # which the registry refuses
                 digest_of(term, self._catalogue.get_ready(term.name))
         kept = stored(arms, self.base.name)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from rich.console import Console
 
 from server.admin.client import Unusable
 from server.admin.lines import arms_of, share, size
 from server.admin.session import _first
-from server.admin.tables import _composed, ago
+from server.admin.tables import _composed, adapter_table, ago
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,44 @@ def test_sizes(count: int, text: str) -> None:
 def test_times(seconds: float, text: str) -> None:
     assert ago(1e9, 1e9 + seconds) == text
     assert ago(None) == "never"
+
+
+def listed(name: str) -> dict[str, Any]:
+    """An adapter as the server lists it."""
+    return {
+        "id": name,
+        "state": "draining",
+        "revision": "0123abcd",
+        "kind": "LORA+VOCABULARY",
+        "rank": 64,
+        "residency": {"device": 14 << 10, "memory": 0, "disk": 1},
+        "pinned": True,
+        "traffic": {"requests": 12345, "running": 16},
+        "last_used": None,
+        "tags": ["prod", "team=a"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("width", "headings"),
+    [
+        (None, "name state revision kind rank where requests running used tags"),
+        (110, "name state revision kind rank where requests used"),
+        (90, "name state revision kind where"),
+        (60, "name state revision where"),
+        (30, "name state revision where"),
+    ],
+)
+def test_a_list_leaves_out_columns_rather_than_cut_them(width: int | None, headings: str) -> None:
+    console = Console(width=width or 1000, color_system=None)
+    with console.capture() as shown:
+        console.print(adapter_table([listed("support"), listed("a-name-of-twenty-one")], width))
+    first, *lines = shown.get().splitlines()
+    if width != 30:  # where nothing fits any more
+        assert first.split() == headings.split()
+        assert "draining  0123abcd" in lines[0]
+        assert "device 14.0 KiB (pinned)" in lines[0]
+        assert len(lines) == (2 if width != 60 else 3), "only a name is broken"
 
 
 def test_shares() -> None:

@@ -68,6 +68,25 @@ async def test_a_name_is_found_when_it_is_asked_for(harness: Harness, tmp_path: 
         shop.check()
 
 
+async def test_what_an_operator_names_is_looked_up_like_what_a_request_names(
+    harness: Harness, tmp_path: Path
+) -> None:
+    with looking(harness, tmp_path) as (shop, shelves):
+        manager = shop.manager
+        for seed, name in enumerate("abc"):
+            shop.write(name, seed=seed)
+        assert (await manager.prefetch("a")).residency.device == shop.unit
+        assert (await manager.pin("b")).pinned
+        await manager.put_alias("x", [("c*0.5", 1.0)])
+        (await shop.lease("x")).release()
+        assert shelves.fetched == {"a": 1, "b": 1, "c": 1}
+        for name in ("nowhere", "../a"):
+            with pytest.raises(AdapterNotFound):
+                await manager.pin(name)
+        assert "../a" not in shelves.asked, "that is no name"
+        shop.check()
+
+
 async def test_requests_at_the_same_time_share_one_lookup(harness: Harness, tmp_path: Path) -> None:
     with looking(harness, tmp_path) as (shop, shelves):
         shop.write("a")
