@@ -136,7 +136,7 @@ def merge(
             exported = export(
                 plan,
                 out,
-                compute_dtype=verification_dtype(plan.parameters) if verify else None,
+                compute_dtype=verification_dtype(plan.parameters, plan.loaded_bytes) if verify else None,
                 progress=lambda done, _: bars.update(task, completed=done),
             )
     except (ServerError, AdapterError) as error:

@@ -77,19 +77,25 @@ def merge_bytes(wanted: int | None, available: int) -> int:
     return int(available * _MERGE_SHARE) if wanted is None else wanted
 
 
-def verification_dtype(parameters: int) -> torch.dtype:
-    """In which dtype a model of so many parameters can be loaded to look at its logits: float32, else bf16.
+def verification_dtype(parameters: int, stored_bytes: int) -> torch.dtype:
+    """In which dtype a model's logits can be computed to look at them: float32, else bf16.
+
+    Args:
+        parameters: of the model; in bf16 all of them are loaded as that.
+        stored_bytes: what it takes with its weights as they are stored, which float32 is computed with.
 
     Raises:
         MergeFailed: there is not the memory for either.
     """
     room = available_bytes(torch.device("cpu"))
-    for dtype in (torch.float32, torch.bfloat16):
-        if dtype.itemsize * parameters * _LOADING < room:
+    needed = {torch.float32: stored_bytes, torch.bfloat16: 2 * parameters}
+    for dtype, nbytes in needed.items():
+        if nbytes * _LOADING < room:
             return dtype
+    least = min(needed.values()) * _LOADING / 1e9
     raise MergeFailed(
-        f"comparing the merged model with the adapters takes {2 * parameters * _LOADING / 1e9:.1f} GB of "
-        f"memory, and {room / 1e9:.1f} GB are free: free some, or leave the comparison out"
+        f"comparing the merged model with the adapters takes {least:.1f} GB of memory, "
+        f"and {room / 1e9:.1f} GB are free: free some, or leave the comparison out"
     )
 
 

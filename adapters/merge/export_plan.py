@@ -55,9 +55,21 @@ class ExportPlan:
         return sum(math.prod(info.shape) for info in self.stored.checkpoint.infos.values())
 
     @property
+    def loaded_bytes(self) -> int:
+        """What the larger of base and result takes as it is stored, and its largest tensor in float32."""
+        infos = self.stored.checkpoint.infos.values()
+        base = sum(math.prod(info.shape) * _itemsize(info.dtype) for info in infos)
+        return max(base, self.nbytes) + 4 * max(math.prod(info.shape) for info in infos)
+
+    @property
     def deltas(self) -> dict[str, Deltas]:
         """Per module, what is merged into it."""
         return deltas_of(self.members)
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes of one number, or 8 where it is no float."""
+    return FLOATS[dtype].itemsize if dtype in FLOATS else 8
 
 
 def deltas_of(members: Sequence[Member]) -> dict[str, Deltas]:

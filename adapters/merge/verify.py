@@ -75,7 +75,36 @@ def _base_logits(plan: ExportPlan, dtype: torch.dtype) -> tuple[torch.Tensor, to
 
 
 def _load(directory: Path, dtype: torch.dtype) -> Any:
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval().requires_grad_(False)
+    """The model, computing in ``dtype``; for float32 its weights stay as they are stored."""
+    kept = "auto" if dtype == torch.float32 else dtype
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=kept).eval().requires_grad_(False)
+    if dtype == torch.float32:
+        for module in model.modules():
+            _widen(module)
+    return model
+
+
+def _widen(module: nn.Module) -> None:
+    """Have a module compute with float32 copies of its own weights, which are there while it runs only.
+
+    The whole model in float32 would take twice the memory of one in 16 bits.
+    """
+    own = [p for p in module.parameters(recurse=False) if p.is_floating_point() and p.dtype != torch.float32]
+    stored: list[torch.Tensor] = []
+
+    def before(*_: object) -> None:
+        stored[:] = [parameter.data for parameter in own]
+        for parameter in own:
+            parameter.data = parameter.data.float()
+
+    def after(*_: object) -> None:
+        for parameter, data in zip(own, stored, strict=True):
+            parameter.data = data
+        stored.clear()
+
+    if own:
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after, always_call=True)
 
 
 @torch.inference_mode()

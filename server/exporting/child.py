@@ -53,7 +53,7 @@ def carry_out(order: ExportOrder, tell: Tell) -> dict[str, Any]:
         members.append(Member(member.name, artifact, member.weight))
     dtype = None if order.dtype is None else DTYPES[order.dtype]
     plan = plan_export(stored, order.base_name, members, dtype, order.max_shard_bytes)
-    compute_dtype = verification_dtype(plan.parameters) if order.verify else None
+    compute_dtype = verification_dtype(plan.parameters, plan.loaded_bytes) if order.verify else None
     shown = -1
 
     def progress(done: int, total: int) -> None:
