@@ -195,12 +195,12 @@ def _other_examples(service: Service) -> dict[str, Examples]:
 
 
 def _alias_examples(base: str, adapters: list[str]) -> Examples:
-    first, last = (adapters[0], adapters[-1]) if adapters else (base, base)
-    split = [{"target": first, "share": 0.9}, {"target": last, "share": 0.1}]
-    return {
-        "target": _example("Another name for one", {"target": first}),
-        "split": _example("A tenth of the users get another", {"split": split}),
-    }
+    names = [*adapters[:2], base][:2]  # where there are two: the parts of a split differ
+    examples = {"target": _example("Another name for one", {"target": names[0]})}
+    if len(names) > 1:
+        split = [{"target": names[0], "share": 0.9}, {"target": names[1], "share": 0.1}]
+        examples["split"] = _example("A tenth of the users get another", {"split": split})
+    return examples
 
 
 def _example(summary: str, value: dict[str, Any]) -> dict[str, Any]:
