@@ -41,6 +41,7 @@ class Gaps:
     """Milliseconds between the tokens of the streams while something else goes on."""
 
     median: float
+    p99: float
     longest: float
 
 
@@ -114,7 +115,7 @@ async def _beside(
         for earlier, later in pairwise(exchange.chunks)
         if began < earlier and later < ended
     ]
-    return Gaps(median(gaps), max(gaps)), result
+    return Gaps(median(gaps), percentile(gaps, 0.99), max(gaps)), result
 
 
 async def measure(

@@ -26,6 +26,7 @@ from bench.run import RESULTS, resolve_base
 from server.config import Settings
 from server.engine.async_engine import GenerateRequest, Stream
 from server.engine.sequence import SamplingParams
+from server.loadgen.figures import percentile
 from server.loadgen.prompts import english
 from server.memory import return_freed
 from server.service import Service, build_service
@@ -52,8 +53,10 @@ class Stall:
 
     streams: int
     median_gap: float  # before the copy is built
+    p99_gap: float
     longest_gap: float
     median_gap_building: float  # until it has been built and measured
+    p99_gap_building: float
     longest_gap_building: float
     seconds: float  # from the request for the copy until it is ready
 
@@ -128,7 +131,8 @@ class Bench:
         before = _gaps(times, prefilled, began)
         building = _gaps(times, began, ended)
         _tell_longest(times, began, ended)
-        return Stall(_STREAMS, median(before), max(before), median(building), max(building), ended - began)
+        spread = [(median(gaps), percentile(gaps, 0.99), max(gaps)) for gaps in (before, building)]
+        return Stall(_STREAMS, *spread[0], *spread[1], ended - began)
 
     async def cycles(self, count: int) -> Cycles:
         """Build and free a copy ``count`` times, of one adapter after the other."""
