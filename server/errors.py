@@ -10,6 +10,7 @@ ServerError
 ├── EngineDead          the engine thread has stopped
 ├── CopyFailed          a merged copy could not be built
 ├── ExportFailed        a standalone model could not be written
+├── Cancelled           somebody has ended what this request waited for
 └── ConfigError         the server's own configuration is invalid
 """
 
@@ -70,3 +71,7 @@ class ExportFailed(ServerError):
 
 class CopyFailed(ServerError):
     """A merged copy could not be built; the message says of what and why."""
+
+
+class Cancelled(ServerError):
+    """Somebody has ended what this request asked for and waited for: freed the copy, cancelled the export."""

@@ -42,6 +42,7 @@ from server.api.limits import MAX_NAME_SHOWN, MAX_REPORTED_FAULTS
 from server.api.responses import Json
 from server.errors import (
     AnswerUnknown,
+    Cancelled,
     CopyFailed,
     EngineDead,
     ExportFailed,
@@ -133,6 +134,7 @@ TABLE: dict[type[Exception], Row] = {
     AdapterDeleted: Row(409, "conflict_error", "adapter_deleted", "conflict"),
     AdapterExists: Row(409, "conflict_error", "adapter_exists", "conflict", "lora_name"),
     AdapterInUse: Row(409, "conflict_error", "adapter_in_use", "conflict"),
+    Cancelled: Row(409, "conflict_error", "cancelled", "conflict"),
     BodyTooLarge: Row(413, INVALID, "body_too_large", "invalid"),
     ArtifactError: Row(422, INVALID, "invalid_adapter", "unprocessable", "lora_path"),
     SourceMissing: Row(422, INVALID, "artifact_missing", "unprocessable", "lora_path"),

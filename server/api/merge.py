@@ -14,7 +14,7 @@ from server.api.limits import MAX_MODEL_LENGTH
 from server.api.responses import Json
 from server.api.state import ServiceState
 from server.engine.variants import Variant, VariantState
-from server.errors import CopyFailed
+from server.errors import Cancelled, CopyFailed
 from server.service import Service
 
 router = APIRouter(prefix="/v1/adapters/{name}/merge", tags=["merged copies"])
@@ -45,6 +45,8 @@ async def merge(
         if asked.wait:
             await service.adapters.merged(variant)
     if variant.state is VariantState.FAILED:
+        if variant.stopped.is_set():
+            raise Cancelled(f"the merged copy of {variant.model} was freed while this request waited for it")
         raise CopyFailed(f"merging {variant.model} failed: {variant.error}")
     ready = variant.state is VariantState.READY
     return Json(_view(variant, service), status_code=200 if ready else 202)

@@ -24,7 +24,7 @@ from adapters.mix import MixTerm
 from server.engine.lease import Resolution
 from server.engine.library import SHOWN_DIGITS
 from server.engine.residency import AdapterManager
-from server.errors import ExportFailed, QueueFull, RequestError
+from server.errors import Cancelled, ExportFailed, QueueFull, RequestError
 from server.exporting.order import ExportOrder, OrderedMember
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class Exports:
             export.state = ExportState.READY
             logger.info("%s was exported to %s", export.model, export.out)
         except asyncio.CancelledError:
-            export.error = ExportFailed(f"the export of {export.model} was cancelled")
+            export.error = Cancelled(f"the export of {export.model} was cancelled")
         except Exception as error:  # told to whoever asks
             export.error = error
             logger.warning("%s was not exported: %s", export.model, error)

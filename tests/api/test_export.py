@@ -128,7 +128,7 @@ def test_cancelled_exports_leave_nothing(server: Running, root: Path) -> None:
         for name in ("beta", "alpha"):
             cancelled = http.delete(ROUTE.format(name)).json()
             assert cancelled["state"] == "failed"
-            assert cancelled["error"]["code"] == "export_failed"
+            assert cancelled["error"]["code"] == "cancelled"
             assert "was cancelled" in cancelled["error"]["message"]
     assert not list(root.glob("cancelled*"))
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,21 @@ def test_without_waiting_the_state_is_polled(server: Running) -> None:
         assert begun.status_code in {200, 202}
         assert http.post(ROUTE.format("gamma")).json()["state"] == "ready"
         assert http.get(ROUTE.format("gamma")).json()["progress"] == 1.0
+
+
+def test_a_copy_that_is_freed_while_it_is_waited_for(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = server.service.adapters.variants
+    monkeypatch.setattr(variants, "_fill", lambda variant, _: variant.stopped.wait(30))
+    with server.http() as http, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(http.post, ROUTE.format("gamma"))
+        while http.get(ROUTE.format("gamma")).status_code == 404:
+            pass
+        assert http.delete(ROUTE.format("gamma")).status_code == 200
+        answer = waiting.result()
+    assert answer.status_code == 409
+    assert answer.json()["error"]["code"] == "cancelled"
 
 
 @pytest.mark.parametrize(
