@@ -51,6 +51,9 @@ for shape in (
     sequences = [batch.sequence(n, m) for n, m in zip((200, 17, 40, 5, 30, 5, 6), mixes)]
     for take in (lambda s: len(s.tokens) - 2, lambda s: 1, lambda s: 1):
         assert native.step(batch.step([(s, take(s)) for s in sequences], all_logits=True)).isfinite().all()
+    for s in sequences:
+        s.done = 0
+    assert native.step(batch.step([(s, len(s.tokens)) for s in sequences])).isfinite().all()
     for mix in ((), ((one, 1.0),)):  # a row alone: its context is split over the threads
         alone = batch.sequence(150, mix)
         assert native.step(batch.step([(alone, 149)])).isfinite().all()

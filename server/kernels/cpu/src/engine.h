@@ -6,10 +6,16 @@
 #include "abi.h"
 #include "attention.h"
 #include "gemm.h"
+#include "last_rows.h"
 #include "lora.h"
 #include "memory.h"
 #include "queue.h"
 #include "worker.h"
+
+// Columns of an activation in memory: whole blocks.
+inline int64_t padded(int64_t columns) { return round_up(columns, kBlockOutputs); }
+
+inline int64_t qkv_columns(const Decoder& d) { return (d.heads + 2 * d.kv_heads) * d.head_dim; }
 
 // Activations, row-major. Columns behind the used ones up to a multiple of 32 are zero and stay so.
 struct Workspace {
@@ -42,8 +48,12 @@ struct Engine {
   enum Kind { kQkv, kO, kGateUp, kDown };
 
   void prepare(const Step& step);
+  void prepare_lora(const Step& step, LoraStep& lora);
+  void plan_attention(const Step& step, int threads);
   void work(const Step& step, const Worker& worker);
   void take_given(const Step& step, const Worker& worker);
+  void rotate(const Step& step, int64_t layer, const Worker& worker);
+  void keep_last_rows(const Worker& worker);
   void attend(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker);
   void project(const Step& step, int64_t number, ThreadState& mine, const Worker& worker);
   void announce(int64_t number, ThreadState& mine, const Worker& worker);
@@ -54,6 +64,8 @@ struct Engine {
   Gemm product_of(int64_t number, int64_t rows) const;
   LoraSite site_of(int64_t number) const;
   const bf16* own_weights_of(int64_t number, const Worker& worker) const;
+  bool in_last_rows(int64_t number) const { return some_last_ && number > 4 * (decoder_.layers - 1) + kQkv; }
+  const LoraStep& lora_of(int64_t number) const { return in_last_rows(number) ? last_lora_ : lora_; }
   const AttentionPlan& plan_of(int64_t layer) const;
   KvCache cache_of(int64_t layer) const;
 
@@ -66,6 +78,10 @@ struct Engine {
   std::vector<ThreadState> states_;    // one a thread
   std::vector<AttentionPlan> plans_;   // one for each window that occurs
   std::vector<size_t> layer_plan_;
+  LastRows last_rows_;
+  LoraStep last_lora_;                 // of the last rows
+  AttentionPlan last_plan_;
+  bool some_last_ = false;             // whether the last rows are fewer than all
   AttentionShared shared_;
   StealQueue queues_[2];               // of this product and the next
   StealQueue image_queue_;

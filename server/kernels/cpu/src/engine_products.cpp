@@ -1,0 +1,71 @@
+// Which matrices, rows and adapters' modules each product of a step has.
+#include "engine.h"
+
+namespace {
+
+constexpr int64_t kModulesPerLayer = 7;  // q, k, v, o, gate, up, down
+
+}  // namespace
+
+// The product of that number; the language model's head comes after the last layer's.
+Gemm Engine::product_of(int64_t number, int64_t rows) const {
+  const Decoder& d = decoder_;
+  const int64_t hidden = padded(d.hidden);
+  const int64_t attended = padded(d.heads * d.head_dim);
+  const int64_t product = padded(d.intermediate);
+  Gemm job{};
+  job.rows = rows;
+  job.x = space_.normed.data();
+  job.x_stride = hidden;
+  job.inputs = d.hidden;
+  if (number == 4 * d.layers) {
+    job.weight = d.lm_head;
+    job.outputs = d.vocab;
+    job.output = {Sink::kFloat, nullptr, padded(d.vocab)};
+    return job;
+  }
+  const Layer& weights = active_[number / 4];
+  switch (number % 4) {
+    case kQkv:
+      job.weight = weights.qkv;
+      job.bias = weights.qkv_bias;
+      job.outputs = qkv_columns(d);
+      job.output = {Sink::kBf16, space_.qkv.data(), padded(job.outputs)};
+      break;
+    case kGateUp:
+      job.weight = weights.gate_up;
+      job.bias = weights.gate_up_bias;
+      job.outputs = 2 * d.intermediate;
+      job.output = {Sink::kSiluMul, space_.product.data(), product};
+      break;
+    default:  // o and down add to the residual stream
+      const bool is_o = number % 4 == kO;
+      job.x = is_o ? space_.attended.data() : space_.product.data();
+      job.x_stride = is_o ? attended : product;
+      job.inputs = is_o ? d.heads * d.head_dim : d.intermediate;
+      job.weight = is_o ? weights.o : weights.down;
+      job.bias = is_o ? weights.o_bias : weights.down_bias;
+      job.outputs = d.hidden;
+      job.output = {Sink::kAddFloat, space_.residual.data(), hidden};
+  }
+  return job;
+}
+
+LoraSite Engine::site_of(int64_t number) const {
+  const Decoder& d = decoder_;
+  const Gemm job = product_of(number, 0);
+  const int64_t first = number / 4 * kModulesPerLayer;
+  const int64_t q = d.heads * d.head_dim;
+  const int64_t kv = d.kv_heads * d.head_dim;
+  switch (number % 4) {
+    case kQkv: return {first, 3, job.inputs, {q, kv, kv}, job.x, job.x_stride, job.output};
+    case kO: return {first + 3, 1, job.inputs, {d.hidden, 0, 0}, job.x, job.x_stride, job.output};
+    case kGateUp: return {first + 4, 2, job.inputs, {d.intermediate, d.intermediate, 0}, job.x, job.x_stride, job.output};
+    default: return {first + 6, 1, job.inputs, {d.hidden, 0, 0}, job.x, job.x_stride, job.output};
+  }
+}
+
+const bf16* Engine::own_weights_of(int64_t number, const Worker& worker) const {
+  const Gemm job = product_of(number, 0);
+  return own_weights(job.weight, job.outputs, job.inputs, worker);
+}
