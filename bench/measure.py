@@ -54,7 +54,8 @@ async def measure(systems: Sequence[System], plan: Plan, console: Console) -> li
             await _observe(running[j], replace(plan.loads[i], rounds=1, rate=None), f"{plan.seed}/warm-up")
         for repetition in range(plan.repeat):
             for i, j in pairs:
-                observed = await _observe(running[j], plan.loads[i], f"{plan.seed}/{repetition}")
+                # Of its own for each load: a prompt that another load sent is in the systems' prefix caches.
+                observed = await _observe(running[j], plan.loads[i], f"{plan.seed}/{repetition}/{i}")
                 name = plan.loads[i].workload.name
                 runs[i, j].append(summarize(running[j].system.name, name, observed))
                 _tell(runs[i, j][-1], observed, console)
