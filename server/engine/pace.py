@@ -28,25 +28,29 @@ class Pace:
         self._row: float | None = None  # seconds
         self._start: float | None = None  # seconds
 
-    def prompt_rows(self, answers: int, prompts: Iterable[int], others: int = 0) -> float:
+    def prompt_rows(
+        self, answers: int, prompts: Iterable[int], *, joining: int = 0, others: int = 0
+    ) -> float:
         """The tokens of prompts that may run beside ``answers`` rows, each the next token of an answer.
 
         ``prompts``: the tokens of each prompt that is not computed yet; no more of them are looked at than
         needed. A short prompt is spread over steps of twice the answers' time, since that hardly delays it.
+        ``joining``: sequences that will be answered together with those, once their prompts are computed:
+        where much waits, what counts is the time that a step of all of them will take.
         ``others``: answers that wait for this whole step, since they run on other weights.
         """
         if self._row is None or self._start is None or self._stretch == inf or not (answers or others):
             return inf
         start = self._start / self._row  # in rows, as all that follows
 
-        def rows(stretch: float) -> float:
-            beside = (stretch - 1) * (start + answers) if answers else inf
-            between = (stretch - 1) * (start + others) - (start + answers) if others else inf
-            return min(beside, between)
+        def rows(stretch: float, joining: int) -> float:
+            beside = stretch * (start + answers + joining) if answers else inf
+            between = (stretch - 1) * (start + others) if others else inf
+            return min(beside, between) - (start + answers)
 
-        gentle = rows(min(_GENTLE, self._stretch))
+        gentle = rows(min(_GENTLE, self._stretch), 0)
         wide = _exceeds(_FEW * gentle, prompts)
-        return max(_LEAST, rows(self._stretch) if wide else gentle)
+        return max(_LEAST, rows(self._stretch, joining) if wide else gentle)
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a step that has run."""

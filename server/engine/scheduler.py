@@ -114,12 +114,14 @@ class Scheduler:
         mine, others = self.running, 0
         if len(self._users) > 1:
             mine = [s for s in self.running if s.mix.merged is weights]
-            others = sum(s.num_uncomputed_tokens <= 1 for s in self.running) - sum(
-                s.num_uncomputed_tokens <= 1 for s in mine
-            )
+            elsewhere = (s for s in self.running if s.mix.merged is not weights)
+            others = sum(s.num_uncomputed_tokens <= 1 for s in elsewhere)
         self._continue([s for s in mine if s.num_uncomputed_tokens <= 1], chosen, room)
         prompts = (s.num_uncomputed_tokens for s in chain(mine, self.waiting) if s.num_uncomputed_tokens > 1)
-        room.rows = int(min(room.rows, self._pace.prompt_rows(len(chosen), prompts, others)))
+        joining = min(self._users[id(weights)].count, self._max_running) - len(chosen)
+        room.rows = int(
+            min(room.rows, self._pace.prompt_rows(len(chosen), prompts, joining=joining, others=others))
+        )
         if chosen or others:
             room.logits = MAX_LOGITS_BESIDE_ANSWERS
         self._continue([s for s in mine if s.num_uncomputed_tokens > 1], chosen, room)

@@ -28,13 +28,15 @@ def learned(stretch: float = 2.0) -> Pace:
     return pace
 
 
-@given(st.integers(1, 400), st.floats(1.1, 20))
-def test_a_step_takes_at_most_so_many_times_the_answers_own_time(answers: int, stretch: float) -> None:
-    rows = learned(stretch).prompt_rows(answers, MANY)
+@given(st.integers(1, 400), st.integers(0, 400), st.floats(1.1, 20))
+def test_a_step_takes_at_most_so_many_times_the_answers_own_time(
+    answers: int, joining: int, stretch: float
+) -> None:
+    rows = learned(stretch).prompt_rows(answers, MANY, joining=joining)
     assert rows >= 16
     if rows > 16:
         taken = seconds(answers) + ROW * rows
-        assert taken == pytest.approx(stretch * seconds(answers), rel=0.01)
+        assert taken == pytest.approx(stretch * seconds(answers + joining), rel=0.01)
 
 
 @given(st.integers(1, 400), st.lists(st.integers(1, 2000)), st.floats(2, 20))
@@ -42,7 +44,7 @@ def test_a_few_tokens_are_spread_over_steps_of_twice_the_time(
     answers: int, prompts: list[int], stretch: float
 ) -> None:
     pace = learned(stretch)
-    gentle = pace.prompt_rows(answers, ())
+    gentle = pace.prompt_rows(answers, (), joining=len(prompts))
     assert gentle == max(16, learned(2.0).prompt_rows(answers, MANY))
     few = sum(prompts) <= 4 * (START / ROW + answers) * 0.99
     many = sum(prompts) > 4 * (START / ROW + answers) * 1.01
@@ -87,8 +89,8 @@ def test_a_prompt_beside_answers_is_cut_and_one_alone_is_not() -> None:
     a, b = add(made, 100, 60, max_tokens=50)
     assert step(made) == {a.id: 100, b.id: 60}
     (c,) = add(made, 1000)
-    allowed = int(learned().prompt_rows(2, MANY))
-    assert 16 <= allowed <= 17
+    allowed = int(learned().prompt_rows(2, MANY, joining=1))
+    assert 18 <= allowed <= 19
     assert step(made) == {a.id: 1, b.id: 1, c.id: allowed}
     assert step(made) == {a.id: 1, b.id: 1, c.id: allowed}, "one that has begun goes on at the same pace"
     made.remove(a)
