@@ -16,6 +16,7 @@ AdapterError
 ├── ChatTemplateError   a conversation can't be rendered
 ├── MergeFailed         a merged model does not answer like the base with the adapters
 └── StoreError          the revision store can't be used: in use by another process, or the disk refused
+    ├── RegistryUnavailable     the database server of the registry does not answer, or refuses
     └── OutputExists    there is something already where a result was to be written
 """
 
@@ -86,6 +87,10 @@ class ChatTemplateError(AdapterError):
 
 class StoreError(AdapterError):
     """The revision store can't be opened or written; the message says what refused."""
+
+
+class RegistryUnavailable(StoreError):
+    """The adapter registry is on a database server, and that can't be used for now."""
 
 
 class MergeFailed(AdapterError):

@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from adapters.errors import StoreError
+from adapters.errors import RegistryUnavailable, StoreError
 
 VERSION = 1  # of the tables; a database written by a newer one is refused
 WAIT_SECONDS = 30  # for another writer, before a mutation gives up
@@ -173,13 +173,15 @@ class Database:
 
     @contextmanager
     def faults(self) -> Iterator[None]:
-        """Turn what the database raises into :class:`StoreError`, without credentials or SQL."""
+        """Turn what the database raises into :class:`StoreError`, without credentials or SQL.
+
+        What a database server raises becomes :class:`RegistryUnavailable`.
+        """
         try:
             yield
         except (SQLAlchemyError, OSError, sqlite3.Error, ImportError) as error:
-            raise StoreError(
-                f"the adapter registry ({_describe(self._url)}): {self._reason(error)}"
-            ) from None
+            kind = StoreError if self._url.drivername == "sqlite" else RegistryUnavailable
+            raise kind(f"the adapter registry ({_describe(self._url)}): {self._reason(error)}") from None
 
     def close(self) -> None:
         """Close the idle connections."""

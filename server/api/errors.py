@@ -33,6 +33,7 @@ from adapters.errors import (
     MergeFailed,
     MixError,
     OutputExists,
+    RegistryUnavailable,
     SourceForbidden,
     SourceMissing,
     SourceUnreachable,
@@ -149,6 +150,7 @@ TABLE: dict[type[Exception], Row] = {
     OutputExists: Row(409, "conflict_error", "directory_exists", "conflict", "directory"),
     StoreError: Row(507, "server_error", "store_failed", "internal"),
     SourceUnreachable: Row(502, "server_error", "source_unreachable", "unavailable", "source"),
+    RegistryUnavailable: Row(503, "server_error", "registry_unavailable", "unavailable"),
     AdapterUnavailable: Row(503, "server_error", "adapter_unavailable", "unavailable", "model"),
     EngineDead: Row(503, "server_error", "engine_dead", "unavailable"),
 }

@@ -14,7 +14,7 @@ from fastapi import Request
 from adapters.archives import unpack
 from adapters.errors import ArtifactError
 from adapters.faults import shown
-from adapters.files import KEPT_NAMES, PICKLES, WEIGHTS_NAME, pickle_fault
+from adapters.files import CONFIG_NAME, KEPT_NAMES, PICKLES, WEIGHTS_NAME, pickle_fault
 from adapters.policy import SourcePolicy
 from server.api.multipart import Form, receive_form
 from server.engine.library import Fetch
@@ -22,6 +22,7 @@ from server.errors import RequestError
 from server.service import Service
 
 _FIELDS = ("tags",)
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _LAST_STEP = re.compile(r"[^/\\]*\Z")  # of a path, whichever system it comes from
 
 
@@ -110,7 +111,7 @@ def _place(files: Sequence[tuple[str, Path]], into: Path, policy: SourcePolicy) 
     """Put the files that an adapter consists of into ``into``; others are left behind.
 
     Raises:
-        ArtifactError: two files have the same name, the weights are a pickle, or the archive can't be used.
+        ArtifactError: two files have the same name, the weights are a pickle, or an archive can't be used.
     """
     names = [name for name, _ in files]
     if is_archive(names):
@@ -120,6 +121,11 @@ def _place(files: Sequence[tuple[str, Path]], into: Path, policy: SourcePolicy) 
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ArtifactError([f"the upload has two files called {shown(name)}" for name in twice])
+    archives = sorted(name for name in names if name.endswith(_ARCHIVES))
+    if archives and not {CONFIG_NAME, WEIGHTS_NAME} <= set(names):
+        raise ArtifactError(
+            [f"the upload has the archive {shown(archives[0])} beside other files: send it alone"]
+        )
     pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles and WEIGHTS_NAME not in names:
         raise ArtifactError([pickle_fault(pickles[0])])

@@ -84,7 +84,7 @@ class Lookup:
             await self._catalogue.refresh(name)
         except StoreError as error:  # where the registry is, is nobody's business who asks for an answer
             logger.warning("%s can't be looked up: %s", name, error)
-            raise StoreError(
+            raise type(error)(
                 f"this server doesn't know {name!r}, and the adapter registry can't be asked for it"
             ) from None
         if self._is_known(name):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import SourceMissing, StoreError
+from adapters.errors import RegistryUnavailable, SourceMissing, StoreError
 from server.engine import experiments
 from server.errors import QueueFull
 from tests.api.admin import Admin, error_of
@@ -97,14 +97,23 @@ def test_a_queue_that_is_full_is_not_the_arms_fault(server: Running, monkeypatch
     assert ended(server) == (0, {})
 
 
-def test_what_the_registry_refused_is_told_again(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (StoreError("the disk is full"), (507, "store_failed")),
+        (RegistryUnavailable("connection refused"), (503, "registry_unavailable")),
+    ],
+)
+def test_what_the_registry_refused_is_told_again(
+    error: StoreError, answer: tuple[int, str], server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_: object) -> None:
-        raise StoreError("the disk is full")
+        raise error
 
     assert ask(server).status_code == 200
     with monkeypatch.context() as patch:
         patch.setattr(server.service.adapters._registry, "add_to_arms", refuse)
-        assert error_of(Admin(server).ask("GET", "/v1/aliases/test"))[:2] == (507, "store_failed")
+        assert error_of(Admin(server).ask("GET", "/v1/aliases/test"))[:2] == answer
         assert ask(server).status_code == 200
     requests, reasons = ended(server)
     assert (requests, sum(reasons.values())) == (2, 4)

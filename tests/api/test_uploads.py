@@ -215,6 +215,16 @@ def test_two_files_of_one_name(admin: Admin, adapter: Path) -> None:
     assert f"two files called '{CONFIG}'" in refused.json()["error"]["message"]
 
 
+def test_an_archive_beside_other_files(admin: Admin, adapter: Path, tmp_path: Path) -> None:
+    """The files count where they are an adapter; else it is said why the archive does not."""
+    archive = tmp_path / "all.zip"
+    archive.write_bytes(zipped(adapter))
+    assert admin.upload("a", adapter, archive, wait="true").status_code == 201
+    refused = admin.upload("b", adapter / CONFIG, archive, wait="true")
+    assert error_of(refused) == (422, "invalid_adapter", "files")
+    assert "'all.zip' beside other files: send it alone" in refused.json()["error"]["message"]
+
+
 def test_sources(admin: Admin, roots: Path, model: Path, tmp_path: Path) -> None:
     path = write_adapter(roots / "inside", model)
     for name, source in (("a", str(path)), ("b", f"file://{path}"), ("c", "inside")):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from adapters.errors import AdapterExists, StoreError
+from adapters.errors import AdapterExists, RegistryUnavailable, StoreError
 from adapters.registry import Registry, State
 from tests.registry.facts import digest, revision
 
@@ -144,7 +144,7 @@ def test_urls_that_do_not_work(url: str) -> None:
 
 
 def test_a_wrong_database_and_password(postgres: str) -> None:
-    with pytest.raises(StoreError, match="does not exist") as error:
+    with pytest.raises(RegistryUnavailable, match="does not exist") as error:
         Registry(f"{postgres}/nowhere")
     assert "hush" not in str(error.value)
 
@@ -156,7 +156,7 @@ def test_a_user_who_may_not_make_tables(postgres: str) -> None:
         connection.execute(text("CREATE ROLE reader LOGIN"))
         connection.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
     engine.dispose()
-    with pytest.raises(StoreError) as error:
+    with pytest.raises(RegistryUnavailable) as error:
         Registry(f"{postgres.replace('tester', 'reader')}/postgres")
     assert str(error.value).endswith("permission denied for schema public")
 
@@ -164,6 +164,7 @@ def test_a_user_who_may_not_make_tables(postgres: str) -> None:
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     path = tmp_path / "registry.sqlite3"
     path.write_bytes(b"something else " * 100)
-    with pytest.raises(StoreError, match="not a database"):
+    with pytest.raises(StoreError, match="not a database") as error:
         Registry(f"sqlite:///{path}")
+    assert not isinstance(error.value, RegistryUnavailable)  # no server whose return one could wait for
     assert path.read_bytes() == b"something else " * 100
