@@ -158,7 +158,8 @@ async def test_systems_take_turns_and_skip_what_they_cannot_serve(tmp_path: Path
     ]
     assert all(row.requests == 4 and row.errors == 0 for row in rows)
     assert len(bodies) == 3 * 2 * (1 + 2)  # one warm-up
-    assert len({body["prompt"] for body in bodies}) == 2 * 3, "the same prompts for every system"
+    prompts = {body["prompt"] for body in bodies}
+    assert len(prompts) == 2 + 2 * 2 * 2, "the same for every system, others for each load and repetition"
 
 
 async def test_a_system_is_started_paused_and_stopped(tmp_path: Path) -> None:
