@@ -135,20 +135,21 @@ async def measure(
     warm = await _first_tokens(server, hot * 12, "warm")
     cold_times = await _first_tokens(server, cold[:100], "cold")
     await _first_tokens(server, hot, "again")
-    rounds: list[list[list[float]]] = [[], [], [], []]
+    # Far more are loaded in turn than fit, so that none is still there when a later round asks for it.
+    works: dict[str, Callable[[], Awaitable[list[float]]]] = {
+        "alone": lambda: asyncio.sleep(2, []),
+        "loading": lambda: _loads(server, cold[:50]),
+        "warm": lambda: _first_tokens(server, hot * 12, "beside"),
+        "cold": lambda: _first_tokens(server, cold[50:100], "beside cold"),
+    }
+    gaps: dict[str, list[list[float]]] = {name: [] for name in works}
     loads = []
     for number in range(_ROUNDS):
-        # Far more are loaded in turn than fit, so that none is still there when a later round asks for it.
-        works: tuple[Callable[[], Awaitable[list[float]]], ...] = (
-            lambda: asyncio.sleep(2, []),
-            lambda: _loads(server, cold[:50]),
-            lambda: _first_tokens(server, hot * 12, "beside"),
-            lambda: _first_tokens(server, cold[50:100], "beside cold"),
-        )
-        for kind, work in enumerate(works):
-            gaps, times = await _beside(server, work, f"{kind} {number}")
-            rounds[kind].append(gaps)
-            loads += times if kind == 1 else []
+        for name, work in works.items():
+            found, times = await _beside(server, work, f"{name} {number}")
+            gaps[name].append(found)
+            if name == "loading":
+                loads += times
     return ColdFigures(
         registered=registered,
         resident=resident,
@@ -157,10 +158,10 @@ async def measure(
         cold_first_token=median(cold_times),
         cold_first_token_p90=percentile(cold_times, 0.9),
         load=median(loads),
-        gaps_alone=_summary(rounds[0]),
-        gaps_loading=_summary(rounds[1]),
-        gaps_warm=_summary(rounds[2]),
-        gaps_cold=_summary(rounds[3]),
+        gaps_alone=_summary(gaps["alone"]),
+        gaps_loading=_summary(gaps["loading"]),
+        gaps_warm=_summary(gaps["warm"]),
+        gaps_cold=_summary(gaps["cold"]),
     )
 
 

@@ -103,13 +103,14 @@ class Scheduler:
         if len(turns) > 1:
             turns.sort(key=lambda users: users.last_turn)
         for users in turns:
-            if chosen := self._schedule(users.weights):
+            if chosen := self._schedule(users):
                 users.last_turn = self._steps
                 return chosen
         return []
 
-    def _schedule(self, weights: MergedWeights | None) -> list[Scheduled]:
+    def _schedule(self, users: _Users) -> list[Scheduled]:
         chosen: dict[int, Scheduled] = {}
+        weights = users.weights
         room, before = _Room(self._max_batch_tokens), self._preemptions
         mine, others = self.running, 0
         if len(self._users) > 1:
@@ -118,7 +119,7 @@ class Scheduler:
             others = sum(s.num_uncomputed_tokens <= 1 for s in elsewhere)
         self._continue([s for s in mine if s.num_uncomputed_tokens <= 1], chosen, room)
         prompts = (s.num_uncomputed_tokens for s in chain(mine, self.waiting) if s.num_uncomputed_tokens > 1)
-        joining = min(self._users[id(weights)].count, self._max_running) - len(chosen)
+        joining = min(users.count, self._max_running) - len(chosen)
         room.rows = int(
             min(room.rows, self._pace.prompt_rows(len(chosen), prompts, joining=joining, others=others))
         )
