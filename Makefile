@@ -57,15 +57,15 @@ check: $(DEVELOPMENT) ## Lint, formatting, types, and the import rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_imports.py
+	$(BIN)/python -m pytest tests/project/test_imports.py
 
 format: $(DEVELOPMENT) ## Format the code and fix what the linter can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: $(RUNTIME) ## Rewrite the pages that are generated from the code.
-	$(BIN)/python -m server.config_reference > docs/configuration.md
-	$(BIN)/python -m adapters.training.reference > docs/training-options.md
+	$(BIN)/python -m manylora.server.options.reference > docs/configuration.md
+	$(BIN)/python -m manylora.adapters.training.reference > docs/training-options.md
 
 bench: $(DEVELOPMENT) ## Measure throughput; prints one JSON line last.
 	$(BIN)/python -m bench

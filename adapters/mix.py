@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from adapters.errors import AdapterNameError, MixError
+from manylora.adapters.errors import AdapterNameError, MixError
 
 MAX_ENTRIES = 8
 MAX_WEIGHT = 8.0

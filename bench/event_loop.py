@@ -27,12 +27,12 @@ import typer
 
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
-from server.api.app import create_app
-from server.cli_serve import StartUp, event_loop_factory, listening, serve
-from server.config import Settings
-from server.metrics import Metrics
-from server.service import Service, build_service
-from server.threads import call_in_thread
+from manylora.server.api.http.app import create_app
+from manylora.server.cli.serve import StartUp, event_loop_factory, listening, serve
+from manylora.server.metrics.metrics import Metrics
+from manylora.server.options.settings import Settings
+from manylora.server.service import Service, build_service
+from manylora.server.threads import call_in_thread
 
 _BASE = "(base)"  # the metrics' name of it
 _GOAL_TOKENS = 800  # a second
@@ -66,7 +66,7 @@ class Cost:
 
 async def under_load(service: Service, url: str, load: tuple[str, ...]) -> Cost:
     """What a whole run of ``manylora bench`` costs the thread this is called in."""
-    command = (sys.executable, "-m", "server.cli", "bench", "--url", url, "--json", *load)
+    command = (sys.executable, "-m", "manylora", "bench", "--url", url, "--json", *load)
     tokens, began, spent = service.metrics.traffic(_BASE).generated_tokens, perf_counter(), thread_time()
     client = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
     if await client.wait() != 0:

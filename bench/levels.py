@@ -18,11 +18,11 @@ import typer
 
 from bench.run import resolve_base
 from bench.steps import Shape, Workbench
-from server.kernels.cpu import NativeStep
-from server.kernels.cpu.build import usable_variants
-from server.kernels.cpu.library import AHEAD_OF_TIME, cache_directory, find_library
-from server.kernels.inputs import StepInputs
-from server.model.fused import FusedDecoder
+from manylora.server.kernels.cpu import NativeStep
+from manylora.server.kernels.cpu.build import usable_variants
+from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, cache_directory, find_library
+from manylora.server.kernels.inputs import StepInputs
+from manylora.server.model.fused import FusedDecoder
 
 SHAPES = {
     "1": Shape(1),

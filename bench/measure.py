@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.systems import RunningSystem, System, start
-from server.loadgen.figures import Figures, medians, summarize
-from server.loadgen.load import Load, Observed, apply
+from manylora.server.cli.loadgen.figures import Figures, medians, summarize
+from manylora.server.cli.loadgen.load import Load, Observed, apply
 
 
 @dataclass(frozen=True, slots=True)

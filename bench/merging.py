@@ -19,17 +19,17 @@ from typing import Annotated
 
 import typer
 
-from adapters.mix import parse_mix
 from bench import machine, peers, report
 from bench.adapters import write_adapters
 from bench.run import RESULTS, resolve_base
-from server.config import Settings
-from server.engine.async_engine import GenerateRequest, Stream
-from server.engine.sequence import SamplingParams
-from server.loadgen.figures import percentile
-from server.loadgen.prompts import english
-from server.memory import return_freed
-from server.service import Service, build_service
+from manylora.adapters.mix import parse_mix
+from manylora.server.cli.loadgen.figures import percentile
+from manylora.server.cli.loadgen.prompts import english
+from manylora.server.engine.async_engine import GenerateRequest, Stream
+from manylora.server.engine.sequence import SamplingParams
+from manylora.server.memory_budget import return_freed
+from manylora.server.options.settings import Settings
+from manylora.server.service import Service, build_service
 
 _PROMPT_WORDS = 120
 _STREAMS = 16  # beside which a copy is built

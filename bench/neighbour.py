@@ -24,7 +24,7 @@ import typer
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
 from bench.steps import Shape, Workbench
-from server.kernels.inputs import StepInputs
+from manylora.server.kernels.inputs import StepInputs
 
 SHAPES = {
     "1": Shape(1),

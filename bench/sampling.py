@@ -20,12 +20,12 @@ import typer
 
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
-from server.kernels.cpu.library import best_library
-from server.kernels.cpu.sampling import NativeDraw
-from server.kernels.draws import Draw, Draws
-from server.kernels.reference import sampling
-from server.loadgen.prompts import english
-from server.model.loader import load_model
+from manylora.server.cli.loadgen.prompts import english
+from manylora.server.kernels.cpu.library import best_library
+from manylora.server.kernels.cpu.sampling import NativeDraw
+from manylora.server.kernels.draws import Draw, Draws
+from manylora.server.kernels.reference import sampling
+from manylora.server.model.loader import load_model
 
 _COLD = 1 << 24  # bytes written between two calls, as a step writes and reads other memory
 KINDS: dict[str, dict[str, float]] = {

@@ -17,8 +17,8 @@ from time import monotonic
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from server.loadgen.client import Endpoint, Exchange, complete, greedy
-from server.loadgen.workload import Kind, model_string
+from manylora.server.cli.loadgen.client import Endpoint, Exchange, complete, greedy
+from manylora.server.cli.loadgen.workload import Kind, model_string
 
 Adapters = tuple[int, ...]
 Body = Callable[[Adapters], dict[str, object]]  # the fields of a request that choose adapters
@@ -161,7 +161,7 @@ def manylora(
     """Our own server from this checkout, all adapters registered."""
     flags = [f"--adapter=a{number}={path}" for number, path in enumerate(adapters)]
     rank = max((int(path.name.rpartition("-r")[2]) for path in adapters), default=16)
-    command = [sys.executable, "-m", "server.cli", "serve", "--model", str(base), "--served-model-name", BASE]
+    command = [sys.executable, "-m", "manylora", "serve", "--model", str(base), "--served-model-name", BASE]
     command += ["--port", "{port}", "--data-dir", str(data), "--max-num-seqs", str(max_num_seqs)]
     command += ["--device", device]
     command += ["--max-lora-rank", str(max(rank, 1)), *flags]

@@ -18,14 +18,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from adapters.mix import parse_mix
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
-from server.config import Settings
-from server.engine.async_engine import GenerateRequest
-from server.engine.sequence import SamplingParams, TokenLogprob
-from server.loadgen.prompts import english
-from server.service import Service, build_service
+from manylora.adapters.mix import parse_mix
+from manylora.server.cli.loadgen.prompts import english
+from manylora.server.engine.async_engine import GenerateRequest
+from manylora.server.engine.sequence import SamplingParams, TokenLogprob
+from manylora.server.options.settings import Settings
+from manylora.server.service import Service, build_service
 
 ADAPTERS = Path(__file__).parent.parent / "examples" / "adapters"
 NAMES = ("json", "pirate", "support")

@@ -23,14 +23,14 @@ import typer
 from rich.console import Console
 from trl import SFTTrainer
 
-from adapters.training.build import build_trainer
-from adapters.training.config import TrainConfig
-from adapters.training.jobs import train_jobs
-from adapters.training.progress import MetricsLog
-from adapters.training.run import open_session, train
 from bench import machine, report
 from bench.run import RESULTS
 from examples.rows import RECIPES, write_rows
+from manylora.adapters.training.build import build_trainer
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.jobs import train_jobs
+from manylora.adapters.training.progress import MetricsLog
+from manylora.adapters.training.run import open_session, train
 
 
 def seconds_of(trainer: Any) -> float:

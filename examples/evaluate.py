@@ -19,10 +19,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from adapters.training.base import Base, find_base
-from adapters.training.probe import greedy, sample_prompt_ids
 from examples.recipe import HeldOut
 from examples.rows import RECIPES
+from manylora.adapters.training.base import Base, find_base
+from manylora.adapters.training.probe import greedy, sample_prompt_ids
 
 MAX_NEW_TOKENS = 96
 

@@ -11,23 +11,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from adapters.artifact import Limits
-from adapters.base import BaseModel
-from adapters.errors import AdapterError
-from adapters.policy import SourcePolicy
-from adapters.registry import Registry
-from adapters.sources import fetch, find, policy_for
-from adapters.store import RevisionStore
-from server.config import Settings
-from server.engine.async_engine import AsyncEngine
-from server.engine.auto_merge import AutoMergeRules
-from server.engine.engine import Engine, EngineConfig
-from server.engine.measuring import PROBES, compare
-from server.engine.residency import AdapterManager
-from server.errors import ConfigError, ModelRefused
-from server.exporting.exports import Exports
-from server.kernels.inputs import BLOCK_SIZE
-from server.memory import (
+from manylora.adapters.errors import AdapterError
+from manylora.adapters.format.artifact import Limits
+from manylora.adapters.format.base import BaseModel
+from manylora.adapters.registry.registry import Registry
+from manylora.adapters.sources.fetching import fetch, find, policy_for
+from manylora.adapters.sources.policy import SourcePolicy
+from manylora.adapters.store.store import RevisionStore
+from manylora.server.engine.async_engine import AsyncEngine
+from manylora.server.engine.engine import Engine, EngineConfig
+from manylora.server.errors import ConfigError, ModelRefused
+from manylora.server.exporting.exports import Exports
+from manylora.server.kernels.inputs import BLOCK_SIZE
+from manylora.server.memory_budget import (
     adapter_bytes,
     available_bytes,
     cache_bytes,
@@ -35,16 +31,20 @@ from server.memory import (
     num_kv_blocks,
     return_freed,
 )
-from server.metrics import Metrics
-from server.model.decoder import Decoder
-from server.model.languages import Languages
-from server.model.loader import LoadedModel, decoder_candidates, describe_base, load_model
-from server.model.pages import PagePool
-from server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
-from server.model.quantize import unrounded_activations
-from server.model.templates import TemplateProcesses
-from server.model.tokenizer import Tokenizer
-from server.threads import background_pool, yielding_pool
+from manylora.server.merged.auto_merge import AutoMergeRules
+from manylora.server.merged.measuring import PROBES, compare
+from manylora.server.metrics.metrics import Metrics
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.languages import Languages
+from manylora.server.model.loader import LoadedModel, decoder_candidates, describe_base, load_model
+from manylora.server.model.pages import PagePool
+from manylora.server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
+from manylora.server.model.quantize import unrounded_activations
+from manylora.server.model.templates import TemplateProcesses
+from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.names.manager import AdapterManager
+from manylora.server.options.settings import Settings
+from manylora.server.threads import background_pool, yielding_pool
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.base_models.catalog import resolve_model
-from server.config import Settings
-from tests.tiny import tiny_model
+from manylora.adapters.base_models.catalog import resolve_model
+from manylora.server.options.settings import Settings
+from tests.support.tiny_models import tiny_model
 
 if not torch.cuda.is_available():
     # Read when Triton is imported: its kernels run in its interpreter then, on the CPU.

@@ -1,6 +1,6 @@
 """From what the user calls a model to a directory with its files.
 
-Three kinds of name: a packaged model (:mod:`adapters.base_models.packaged`), a model on the Hub, a
+Three kinds of name: a packaged model (:mod:`manylora.adapters.base_models.packaged`), a model on the Hub, a
 directory. Only safetensors are ever taken, and no code that comes with a model runs.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.base_models.packaged import PACKAGED, PackagedModel, fetch_packaged
-from adapters.errors import BaseModelError
+from manylora.adapters.base_models.packaged import PACKAGED, PackagedModel, fetch_packaged
+from manylora.adapters.errors import BaseModelError
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from adapters.errors import BaseModelError
+from manylora.adapters.errors import BaseModelError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

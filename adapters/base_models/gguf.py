@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.errors import BaseModelError
+from manylora.adapters.errors import BaseModelError
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def convert_gguf(file: Path, directory: Path, advance: Callable[[int, int], None
     """
     import gguf  # noqa: PLC0415  (slow to import; only needed once per model)
 
-    from adapters.saving import save_tensors  # noqa: PLC0415
+    from manylora.adapters.format.saving import save_tensors  # noqa: PLC0415
 
     try:
         reader = gguf.GGUFReader(file)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from adapters.base import BaseVocabulary, TargetModule
+from manylora.adapters.format.base import BaseVocabulary, TargetModule
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from adapters.base_models.gguf import convert_gguf
-from adapters.errors import BaseModelError
+from manylora.adapters.base_models.gguf import convert_gguf
+from manylora.adapters.errors import BaseModelError
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -15,12 +15,12 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
-from adapters.base import BaseModel
-from adapters.base_models.checkpoint import Checkpoint
-from adapters.base_models.layers import biased_norms, describe_vocabulary, target_of
-from adapters.chat import ChatTokenizer
-from adapters.errors import BaseModelError
-from adapters.text import BaseText
+from manylora.adapters.base_models.checkpoint import Checkpoint
+from manylora.adapters.base_models.layers import biased_norms, describe_vocabulary, target_of
+from manylora.adapters.errors import BaseModelError
+from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.text.chat import ChatTokenizer
+from manylora.adapters.format.text.conventions import BaseText
 
 _SAMPLE = 4096  # elements of each tensor that enter the fingerprint
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from adapters.faults import some
+from manylora.adapters.format.faults import some
 
 _BLOCK = 64  # weights that share one scale in 4 bits
 _PACKED_OUTPUTS = 32  # that the kernels for AVX-512 BF16 take together

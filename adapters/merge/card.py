@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from importlib.metadata import PackageNotFoundError, version
 
-from adapters.merge.export_plan import ExportPlan
-from adapters.merge.verify import Verification
+from manylora.adapters.merge.export_plan import ExportPlan
+from manylora.adapters.merge.verify import Verification
 
 
 def model_card(name: str, plan: ExportPlan, verification: Verification | None) -> str:

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from adapters.base import BaseModel
-from adapters.delta import ModuleDelta
-from adapters.errors import ArtifactError
-from adapters.faults import Faults, some
-from adapters.merge.lowrank import NO_ENERGY, Energy, Factors, approximate, concatenate, truncate
-from adapters.merge.recipe import SPARSE, Member, Recipe, check_members, check_recipe
-from adapters.merge.sparse import merge_sparse
-from adapters.merge.texts import texts_of
-from adapters.merge.writing import write_adapter
+from manylora.adapters.errors import ArtifactError
+from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.faults import Faults, some
+from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.adapters.merge.lowrank import NO_ENERGY, Energy, Factors, approximate, concatenate, truncate
+from manylora.adapters.merge.recipe import SPARSE, Member, Recipe, check_members, check_recipe
+from manylora.adapters.merge.sparse import merge_sparse
+from manylora.adapters.merge.texts import texts_of
+from manylora.adapters.merge.writing import write_adapter
 
 Progress = Callable[[int, int], None]  # modules done, modules in all
 

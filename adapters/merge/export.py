@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from adapters.base_models.checkpoint import INDEX, WEIGHTS
-from adapters.base_models.layers import is_transposed
-from adapters.errors import StoreError
-from adapters.files import TEXT_NAMES
-from adapters.merge.card import model_card
-from adapters.merge.directory import new_directory
-from adapters.merge.export_plan import ExportPlan, PlannedTensor
-from adapters.merge.verify import Verification, verify
-from adapters.merge.weights import merged_bias, merged_weight
-from adapters.saving import save_tensors
+from manylora.adapters.base_models.checkpoint import INDEX, WEIGHTS
+from manylora.adapters.base_models.layers import is_transposed
+from manylora.adapters.errors import StoreError
+from manylora.adapters.format.files import TEXT_NAMES
+from manylora.adapters.format.saving import save_tensors
+from manylora.adapters.merge.card import model_card
+from manylora.adapters.merge.directory import new_directory
+from manylora.adapters.merge.export_plan import ExportPlan, PlannedTensor
+from manylora.adapters.merge.verify import Verification, verify
+from manylora.adapters.merge.weights import merged_bias, merged_weight
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters.base_models.checkpoint import FLOATS
-from adapters.base_models.stored import StoredModel
-from adapters.delta import ModuleDelta
-from adapters.faults import Faults, some
-from adapters.merge.recipe import Member
-from adapters.merge.texts import texts_of
-from adapters.mix import MixEntry, normalize
+from manylora.adapters.base_models.checkpoint import FLOATS
+from manylora.adapters.base_models.stored import StoredModel
+from manylora.adapters.format.faults import Faults, some
+from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.adapters.merge.recipe import Member
+from manylora.adapters.merge.texts import texts_of
+from manylora.adapters.mix import MixEntry, normalize
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAX_SHARD_BYTES = 2 << 30

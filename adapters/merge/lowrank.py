@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters.delta import ModuleDelta
+from manylora.adapters.format.weights.delta import ModuleDelta
 
 
 @dataclass(frozen=True)

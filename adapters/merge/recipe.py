@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from adapters.artifact import Artifact
-from adapters.delta import ModuleDelta
-from adapters.errors import ArtifactError
-from adapters.faults import Faults
-from adapters.mix import MixEntry, normalize
+from manylora.adapters.errors import ArtifactError
+from manylora.adapters.format.artifact import Artifact
+from manylora.adapters.format.faults import Faults
+from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.adapters.mix import MixEntry, normalize
 
 Method = Literal["linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 SignMethod = Literal["total", "frequency"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from adapters.merge.recipe import Recipe
+from manylora.adapters.merge.recipe import Recipe
 
 
 def merge_sparse(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adapters.errors import ArtifactError
-from adapters.faults import Faults, some
-from adapters.files import FileFault, read_text_files
-from adapters.merge.recipe import Member
+from manylora.adapters.errors import ArtifactError
+from manylora.adapters.format.faults import Faults, some
+from manylora.adapters.format.files import FileFault, read_text_files
+from manylora.adapters.merge.recipe import Member
 
 
 def texts_of(members: Sequence[Member], faults: Faults) -> dict[str, bytes]:

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from adapters.base_models.layers import is_transposed
-from adapters.delta import ModuleDelta
-from adapters.errors import MergeFailed
-from adapters.merge.export_plan import Deltas, ExportPlan
+from manylora.adapters.base_models.layers import is_transposed
+from manylora.adapters.errors import MergeFailed
+from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.adapters.merge.export_plan import Deltas, ExportPlan
 
 # Largest accepted difference of a row of logits, relative to the row's own spread, by the dtype of the
 # merged weights where both models compute in float32. Where they don't, rounding at every layer adds to it.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from adapters.delta import ModuleDelta
+from manylora.adapters.format.weights.delta import ModuleDelta
 
 
 def merged_weight(weight: torch.Tensor, deltas: Iterable[tuple[ModuleDelta, float]]) -> torch.Tensor:

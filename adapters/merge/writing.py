@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from adapters.base import BaseModel
-from adapters.files import CONFIG_NAME, WEIGHTS_NAME
-from adapters.merge.card import made_by
-from adapters.merge.directory import new_directory
-from adapters.merge.lowrank import Factors
-from adapters.provenance import Provenance
-from adapters.saving import save_tensors
-from adapters.slots import PREFIX, tensor_keys
+from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
+from manylora.adapters.format.provenance import Provenance
+from manylora.adapters.format.saving import save_tensors
+from manylora.adapters.format.weights.expected_tensors import PREFIX, tensor_keys
+from manylora.adapters.merge.card import made_by
+from manylora.adapters.merge.directory import new_directory
+from manylora.adapters.merge.lowrank import Factors
 
 README = "README.md"
 

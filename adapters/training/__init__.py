@@ -1,11 +1,11 @@
 """The companion trainer: from a JSON Lines file to an adapter that is served exactly as it was trained.
 
-    from adapters.training import TrainConfig, train
+    from manylora.adapters.training import TrainConfig, train
 
     result = train(TrainConfig(train_path="data.jsonl", output_dir="out/support"))
     print(result.adapter, result.baseline.adapter)
 
-It needs the ``train`` extra and no server. :mod:`adapters.training.config` has the options,
+It needs the ``train`` extra and no server. :mod:`manylora.adapters.training.config` has the options,
 docs/training.md tells how it works.
 """
 
@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adapters.training.config import TrainConfig
+from manylora.adapters.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from adapters.training.run import TrainingResult
+    from manylora.adapters.training.run import TrainingResult
 
 __all__ = ["TrainConfig", "train"]
 
 
 def train(config: TrainConfig, **options: Any) -> TrainingResult | None:
-    """Train one adapter; see :func:`adapters.training.run.train`, which this imports when called."""
-    from adapters.training.run import train as run  # noqa: PLC0415  (brings torch)
+    """Train one adapter; see :func:`manylora.adapters.training.run.train`, which this imports when called."""
+    from manylora.adapters.training.run import train as run  # noqa: PLC0415  (brings torch)
 
     return run(config, **options)

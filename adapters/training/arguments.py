@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adapters.training.config import TrainConfig
+from manylora.adapters.training.config import TrainConfig
 
 _SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 

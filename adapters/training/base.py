@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adapters.base_models.catalog import resolve_model
-from adapters.base_models.directory import default_data_dir
-from adapters.base_models.packaged import PACKAGED
-from adapters.errors import BaseModelError
-from adapters.training.errors import TrainingConfigError
-from adapters.training.template import Template
+from manylora.adapters.base_models.catalog import resolve_model
+from manylora.adapters.base_models.directory import default_data_dir
+from manylora.adapters.base_models.packaged import PACKAGED
+from manylora.adapters.errors import BaseModelError
+from manylora.adapters.training.errors import TrainingConfigError
+from manylora.adapters.training.template import Template
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class Base:
     @property
     def fingerprint(self) -> str | None:
         """By which the server knows the base; None where its files don't have the model's own tensors."""
-        from adapters.base_models.stored import StoredModel, fingerprint  # noqa: PLC0415  (brings torch)
+        from manylora.adapters.base_models.stored import StoredModel, fingerprint  # noqa: PLC0415  (brings torch)
 
         try:
             return fingerprint(StoredModel(self.directory))

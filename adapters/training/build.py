@@ -12,21 +12,21 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
 from trl import DPOConfig, SFTConfig
 
-from adapters.provenance import Provenance
-from adapters.training.arguments import common_arguments
-from adapters.training.base import Base
-from adapters.training.classify import ClassificationTrainer, PaddedTexts, classification_dataset
-from adapters.training.config import TrainConfig
-from adapters.training.data.prepare import Prepared
-from adapters.training.dpo import PreferenceTrainer, dpo_dataset
-from adapters.training.errors import TrainingConfigError
-from adapters.training.eva import initialize_eva
-from adapters.training.folder import Folder
-from adapters.training.model import BaseLoader, InitialWeights, add_adapter, trainable_in_fp32
-from adapters.training.probe import greedy, sample_prompt_ids
-from adapters.training.progress import MetricsLog
-from adapters.training.samples import SampleCallback
-from adapters.training.sft import SupervisedTrainer, sft_dataset
+from manylora.adapters.format.provenance import Provenance
+from manylora.adapters.training.arguments import common_arguments
+from manylora.adapters.training.base import Base
+from manylora.adapters.training.classify import ClassificationTrainer, PaddedTexts, classification_dataset
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.data.prepare import Prepared
+from manylora.adapters.training.dpo import PreferenceTrainer, dpo_dataset
+from manylora.adapters.training.errors import TrainingConfigError
+from manylora.adapters.training.eva import initialize_eva
+from manylora.adapters.training.folder import Folder
+from manylora.adapters.training.model import BaseLoader, InitialWeights, add_adapter, trainable_in_fp32
+from manylora.adapters.training.probe import greedy, sample_prompt_ids
+from manylora.adapters.training.progress import MetricsLog
+from manylora.adapters.training.samples import SampleCallback
+from manylora.adapters.training.sft import SupervisedTrainer, sft_dataset
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from adapters.training.build import Session
-from adapters.training.config_load import to_yaml
-from adapters.training.data.summary import summarize
-from adapters.training.evaluate import Baseline
-from adapters.training.gate import GateResult
+from manylora.adapters.training.build import Session
+from manylora.adapters.training.config_load import to_yaml
+from manylora.adapters.training.data.summary import summarize
+from manylora.adapters.training.evaluate import Baseline
+from manylora.adapters.training.gate import GateResult
 
 LIBRARIES = ("manylora", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 _KINDS = {"adapter": "A LoRA adapter of", "model": "A full fine-tuning of"}

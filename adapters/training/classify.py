@@ -10,9 +10,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import Trainer
 
-from adapters.training.data.cut import Item
-from adapters.training.sft import QuietTrainer
-from adapters.training.template import EncodedText
+from manylora.adapters.training.data.cut import Item
+from manylora.adapters.training.sft import QuietTrainer
+from manylora.adapters.training.template import EncodedText
 
 
 class ClassificationTrainer(QuietTrainer, Trainer):  # type: ignore[misc]

@@ -11,12 +11,12 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from adapters.training.config_rules import faults_of
-from adapters.training.options.base import BaseOptions
-from adapters.training.options.data import DataOptions
-from adapters.training.options.lora import LoraOptions
-from adapters.training.options.output import OutputOptions
-from adapters.training.options.steps import StepOptions
+from manylora.adapters.training.config_rules import faults_of
+from manylora.adapters.training.options.base import BaseOptions
+from manylora.adapters.training.options.data import DataOptions
+from manylora.adapters.training.options.lora import LoraOptions
+from manylora.adapters.training.options.output import OutputOptions
+from manylora.adapters.training.options.steps import StepOptions
 
 LORA_RATE, FULL_RATE = 2e-4, 2e-5
 

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from adapters.training.config import TrainConfig
-from adapters.training.errors import TrainingConfigError
-from adapters.training.knob import flag_of
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.errors import TrainingConfigError
+from manylora.adapters.training.knob import flag_of
 
 
 def load_config(flags: Mapping[str, object], file: Path | None = None) -> TrainConfig:

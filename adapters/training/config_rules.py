@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapters.errors import AdapterNameError
-from adapters.mix import check_name
+from manylora.adapters.errors import AdapterNameError
+from manylora.adapters.mix import check_name
 
 if TYPE_CHECKING:
-    from adapters.training.config import TrainConfig
+    from manylora.adapters.training.config import TrainConfig
 
 
 def faults_of(config: TrainConfig) -> list[str]:

@@ -1,6 +1,6 @@
 """The losses of several runs in one picture.
 
-``python -m adapters.training.curves out/a out/b --png both.png``
+``python -m manylora.adapters.training.curves out/a out/b --png both.png``
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from adapters.training.folder import Folder
-from adapters.training.progress import read_metrics
-from adapters.training.report import compared_png
+from manylora.adapters.training.folder import Folder
+from manylora.adapters.training.progress import read_metrics
+from manylora.adapters.training.report import compared_png
 
 
 def main() -> None:
     """Command line: the output directories of the runs, which name the curves, and the file to write."""
-    parser = argparse.ArgumentParser(prog="python -m adapters.training.curves", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m manylora.adapters.training.curves", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="output directory of a run")
     parser.add_argument("--png", type=Path, required=True, metavar="FILE", help="picture to write")
     given = parser.parse_args()

@@ -8,9 +8,9 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOTrainer
 
-from adapters.training.data.cut import Item
-from adapters.training.sft import QuietTrainer
-from adapters.training.template import EncodedPair
+from manylora.adapters.training.data.cut import Item
+from manylora.adapters.training.sft import QuietTrainer
+from manylora.adapters.training.template import EncodedPair
 
 
 class PreferenceTrainer(QuietTrainer, DPOTrainer):  # type: ignore[misc]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from adapters.training.base import Base
-from adapters.training.config import TrainConfig
-from adapters.training.data.prepare import DataConfig, Prepared, prepare
-from adapters.training.data.summary import example, summary_table
-from adapters.training.errors import TrainingConfigError
+from manylora.adapters.training.base import Base
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.data.prepare import DataConfig, Prepared, prepare
+from manylora.adapters.training.data.summary import example, summary_table
+from manylora.adapters.training.errors import TrainingConfigError
 
 
 def prepare_data(config: TrainConfig, base: Base) -> Prepared:

@@ -1,4 +1,4 @@
-"""Everything that can stop a training run, as one tree under :class:`adapters.errors.AdapterError`.
+"""Everything that can stop a training run, as one tree under :class:`manylora.adapters.errors.AdapterError`.
 
 TrainingError
 ├── TrainingConfigError  an option is unknown, out of range or does not go with another one
@@ -12,7 +12,7 @@ TrainingError
 
 from __future__ import annotations
 
-from adapters.errors import AdapterError
+from manylora.adapters.errors import AdapterError
 
 
 class TrainingError(AdapterError):

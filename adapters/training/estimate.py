@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
-from adapters.training.model import block_layers, has_conv1d, meta_model
+from manylora.adapters.training.model import block_layers, has_conv1d, meta_model
 
 Method = Literal["full", "lora", "lora-8bit", "qlora"]
 METHODS: tuple[Method, ...] = ("full", "lora", "lora-8bit", "qlora")

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from adapters.training.estimate import Method, Plan, estimate, target_table
+from manylora.adapters.training.estimate import Method, Plan, estimate, target_table
 
 _TITLES: dict[Method, str] = {
     "full": "full, fp32",

@@ -8,12 +8,12 @@ from typing import Any
 from peft.tuners.lora.eva import initialize_lora_eva_weights
 from torch import Tensor
 
-from adapters.training.config import TrainConfig
-from adapters.training.data.cut import Item
-from adapters.training.errors import TrainingError
-from adapters.training.model import EVA_REDISTRIBUTION, trainable_in_fp32
-from adapters.training.probe import learned_ids, pad_right
-from adapters.training.template import IGNORED
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.data.cut import Item
+from manylora.adapters.training.errors import TrainingError
+from manylora.adapters.training.model import EVA_REDISTRIBUTION, trainable_in_fp32
+from manylora.adapters.training.probe import learned_ids, pad_right
+from manylora.adapters.training.template import IGNORED
 
 MAX_BATCHES = 32
 ROWS_A_COMPONENT = 2  # learned tokens a batch has for every direction that is looked for

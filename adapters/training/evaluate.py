@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from adapters.training.build import Session
-from adapters.training.data.cut import Item
-from adapters.training.model import Finished
-from adapters.training.probe import Answered, class_logits, greedy, learned_logits, sample_prompt_ids
-from adapters.training.template import IGNORED, Encoded, EncodedPair, EncodedText
+from manylora.adapters.training.build import Session
+from manylora.adapters.training.data.cut import Item
+from manylora.adapters.training.model import Finished
+from manylora.adapters.training.probe import Answered, class_logits, greedy, learned_logits, sample_prompt_ids
+from manylora.adapters.training.template import IGNORED, Encoded, EncodedPair, EncodedText
 
 MAX_EXACT_TOKENS = 32  # answers of that length can be expected to be repeated exactly
 MAX_GENERATED = 16  # held-out rows that are answered

@@ -16,11 +16,11 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapters.files import CONFIG_NAME, WEIGHTS_NAME
-from adapters.saving import save_tensors
-from adapters.training.build import Session
-from adapters.training.folder import sync
-from adapters.training.model import InitialWeights, lora_pairs
+from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
+from manylora.adapters.format.saving import save_tensors
+from manylora.adapters.training.build import Session
+from manylora.adapters.training.folder import sync
+from manylora.adapters.training.model import InitialWeights, lora_pairs
 
 
 def save_initial(initial: InitialWeights, path: Path) -> None:

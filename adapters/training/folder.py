@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapters.training.config import TrainConfig
-from adapters.training.config_load import to_yaml
-from adapters.training.errors import CheckpointError, RunExists
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.config_load import to_yaml
+from manylora.adapters.training.errors import CheckpointError, RunExists
 
 COMPLETE = "complete"  # a file that a checkpoint holds once everything of it is on disk
 # Options that change neither the weights nor their order: a run may go on with others.

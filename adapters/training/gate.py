@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.classes import read_classes
-from adapters.faults import Faults
-from adapters.files import CLASSES_NAME, CONFIG_NAME, read_config, read_text_files
-from adapters.training.build import Session
-from adapters.training.data.cut import Item
-from adapters.training.errors import GateFailed
-from adapters.training.probe import class_logits, learned_ids, learned_logits
-from adapters.training.template import IGNORED
+from manylora.adapters.format.classes import read_classes
+from manylora.adapters.format.faults import Faults
+from manylora.adapters.format.files import CLASSES_NAME, CONFIG_NAME, read_config, read_text_files
+from manylora.adapters.training.build import Session
+from manylora.adapters.training.data.cut import Item
+from manylora.adapters.training.errors import GateFailed
+from manylora.adapters.training.probe import class_logits, learned_ids, learned_logits
+from manylora.adapters.training.template import IGNORED
 
 PROBES = 4  # rows
 POSITIONS = 64  # learned positions of each that are compared, its last ones

@@ -21,18 +21,18 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 
-from adapters.training.build import Session, build_trainer
-from adapters.training.card import Outcome
-from adapters.training.config import TrainConfig
-from adapters.training.errors import TrainingConfigError, TrainingError
-from adapters.training.export import round_as_saved, write_artifact
-from adapters.training.gate import probe
-from adapters.training.model import BaseLoader, lora_pairs
-from adapters.training.multi import Pair, Rows, adapted
-from adapters.training.probe import pad_right
-from adapters.training.progress import MetricsLog, read_metrics
-from adapters.training.run import Trained, TrainingResult, finish, judge, open_session
-from adapters.training.template import IGNORED
+from manylora.adapters.training.build import Session, build_trainer
+from manylora.adapters.training.card import Outcome
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.errors import TrainingConfigError, TrainingError
+from manylora.adapters.training.export import round_as_saved, write_artifact
+from manylora.adapters.training.gate import probe
+from manylora.adapters.training.model import BaseLoader, lora_pairs
+from manylora.adapters.training.multi import Pair, Rows, adapted
+from manylora.adapters.training.probe import pad_right
+from manylora.adapters.training.progress import MetricsLog, read_metrics
+from manylora.adapters.training.run import Trained, TrainingResult, finish, judge, open_session
+from manylora.adapters.training.template import IGNORED
 
 _SHARED = ("base_model", "dtype", "device", "quantization")
 
@@ -73,7 +73,8 @@ def train_jobs(
 
     Raises:
         TrainingConfigError: they have no common base, or one needs what only a run of its own can do.
-        AdapterError: as for :func:`adapters.training.run.train`; adapters finished before stay published.
+        AdapterError: as for :func:`~manylora.adapters.training.run.train`; adapters finished before
+            stay published.
     """
     console = Console(quiet=True) if console is None else console
     check_jobs(configs)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from adapters.training.config import TrainConfig
-from adapters.training.config_load import to_yaml
-from adapters.training.errors import TrainingError
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.config_load import to_yaml
+from manylora.adapters.training.errors import TrainingError
 
 Launcher = Literal["accelerate", "torchrun"]
 _MODULES: dict[Launcher, tuple[str, ...]] = {
@@ -21,7 +21,7 @@ _MODULES: dict[Launcher, tuple[str, ...]] = {
 
 
 def launch(config: TrainConfig, launcher: Launcher, arguments: Sequence[str], options: Sequence[str]) -> None:
-    """Run :mod:`adapters.training.worker` under ``launcher`` and wait for its end.
+    """Run :mod:`manylora.adapters.training.worker` under ``launcher`` and wait for its end.
 
     Args:
         arguments: of the launcher, as ``--nproc-per-node 2``.
@@ -33,7 +33,7 @@ def launch(config: TrainConfig, launcher: Launcher, arguments: Sequence[str], op
     with tempfile.TemporaryDirectory(prefix="manylora-") as scratch:
         file = Path(scratch) / "run.yaml"
         file.write_text(to_yaml(config), encoding="utf-8")
-        worker = ["-m", "adapters.training.worker", str(file), *options]
+        worker = ["-m", "manylora.adapters.training.worker", str(file), *options]
         command = [sys.executable, "-m", *_MODULES[launcher], *arguments, *worker]
         status = subprocess.run(command, check=False).returncode
     if status != 0:

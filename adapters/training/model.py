@@ -24,11 +24,11 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from adapters.base_models.widths import unfit_for_nf4
-from adapters.errors import BaseModelError
-from adapters.training.base import Base, pick_device, pick_dtype
-from adapters.training.config import TrainConfig
-from adapters.training.errors import TrainingConfigError
+from manylora.adapters.base_models.widths import unfit_for_nf4
+from manylora.adapters.errors import BaseModelError
+from manylora.adapters.training.base import Base, pick_device, pick_dtype
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.errors import TrainingConfigError
 
 _ATTENTION = re.compile(r"(self_|cross_|encoder_)?(attn|attention)")
 
@@ -191,7 +191,7 @@ def lora_config(model: Any, config: TrainConfig) -> LoraConfig:
     """PEFT's configuration of the adapter."""
     init: bool | str = True if config.init == "default" else config.init
     with warnings.catch_warnings():
-        # PEFT can't convert this combination; adapters.training.export can.
+        # PEFT can't convert this combination; manylora.adapters.training.export can.
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
         return _lora_config(model, config, init)
 

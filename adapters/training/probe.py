@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from adapters.training.data.cut import Item
-from adapters.training.template import IGNORED, Encoded, EncodedPair, Template
+from manylora.adapters.training.data.cut import Item
+from manylora.adapters.training.template import IGNORED, Encoded, EncodedPair, Template
 
 BATCH = 8
 

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from adapters.training.errors import TrainingError
-from adapters.training.folder import COMPLETE, sync
+from manylora.adapters.training.errors import TrainingError
+from manylora.adapters.training.folder import COMPLETE, sync
 
 _RENAMED = {
     "mean_token_accuracy": "token_accuracy",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from adapters.training.errors import PublishError
+from manylora.adapters.training.errors import PublishError
 
 KEY_VARIABLE = "MANYLORA_ADMIN_API_KEY"  # the server's key for managing adapters, where it asks for one
 SECONDS = 300.0  # the server answers when the adapter serves

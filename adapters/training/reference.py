@@ -1,12 +1,12 @@
-"""Writes ``docs/training-options.md`` from :class:`adapters.training.config.TrainConfig`."""
+"""Writes ``docs/training-options.md`` from :class:`manylora.adapters.training.config.TrainConfig`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adapters.reference import option_tables
-from adapters.training.config import TrainConfig
-from adapters.training.knob import default_text, flag_of, knob_of
+from manylora.adapters.options.tables import option_tables
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.knob import default_text, flag_of, knob_of
 
 _INTRODUCTION = """\
 # Options of the trainer

@@ -8,12 +8,12 @@ from html import escape
 from io import BytesIO
 from typing import Any
 
-from adapters.training.build import Session
-from adapters.training.card import Outcome, versions
-from adapters.training.config_load import to_yaml
-from adapters.training.data.summary import summarize
-from adapters.training.evaluate import Sample
-from adapters.training.folder import sync
+from manylora.adapters.training.build import Session
+from manylora.adapters.training.card import Outcome, versions
+from manylora.adapters.training.config_load import to_yaml
+from manylora.adapters.training.data.summary import summarize
+from manylora.adapters.training.evaluate import Sample
+from manylora.adapters.training.folder import sync
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }

@@ -14,24 +14,24 @@ from rich.console import Console
 from transformers import TrainerState
 from transformers.utils import logging as transformers_logging
 
-from adapters.training.base import find_base
-from adapters.training.build import Session, build_trainer, is_main_process, spreads_the_model
-from adapters.training.card import Outcome, card
-from adapters.training.config import TrainConfig
-from adapters.training.dry_run import prepare_data, show_data
-from adapters.training.errors import Interrupted, TrainingConfigError
-from adapters.training.evaluate import Baseline, evaluate
-from adapters.training.export import (
+from manylora.adapters.training.base import find_base
+from manylora.adapters.training.build import Session, build_trainer, is_main_process, spreads_the_model
+from manylora.adapters.training.card import Outcome, card
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.dry_run import prepare_data, show_data
+from manylora.adapters.training.errors import Interrupted, TrainingConfigError
+from manylora.adapters.training.evaluate import Baseline, evaluate
+from manylora.adapters.training.export import (
     read_initial,
     round_as_saved,
     save_initial,
     write_artifact,
     write_model,
 )
-from adapters.training.folder import Folder, sync
-from adapters.training.gate import GateResult, Probed, check, check_classes, probe
-from adapters.training.model import BaseLoader, InitialWeights
-from adapters.training.progress import (
+from manylora.adapters.training.folder import Folder, sync
+from manylora.adapters.training.gate import GateResult, Probed, check, check_classes, probe
+from manylora.adapters.training.model import BaseLoader, InitialWeights
+from manylora.adapters.training.progress import (
     BarCallback,
     CheckpointCallback,
     LogCallback,
@@ -40,8 +40,8 @@ from adapters.training.progress import (
     read_metrics,
     stop_on_signals,
 )
-from adapters.training.publish import upload
-from adapters.training.report import write_report
+from manylora.adapters.training.publish import upload
+from manylora.adapters.training.report import write_report
 
 
 @dataclass(frozen=True)

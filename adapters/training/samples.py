@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from adapters.training.probe import Answered
-from adapters.training.progress import MetricsLog
+from manylora.adapters.training.probe import Answered
+from manylora.adapters.training.progress import MetricsLog
 
 Answer = Callable[[Any], list[Answered]]  # takes a model
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 from trl import SFTTrainer
 from trl.data_utils import pack_dataset
 
-from adapters.training.data.cut import Item
-from adapters.training.template import IGNORED, Encoded
+from manylora.adapters.training.data.cut import Item
+from manylora.adapters.training.template import IGNORED, Encoded
 
 
 class QuietTrainer:

@@ -13,9 +13,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.chat import ChatTokenizer, Message
-from adapters.errors import ChatTemplateError
-from adapters.training.data.rows import ChatRow, LabelRow, Origin, PreferenceRow, TextRow, Tools
+from manylora.adapters.errors import ChatTemplateError
+from manylora.adapters.format.text.chat import ChatTokenizer, Message
+from manylora.adapters.training.data.rows import ChatRow, LabelRow, Origin, PreferenceRow, TextRow, Tools
 
 IGNORED = -100  # the label of tokens that are not trained on
 

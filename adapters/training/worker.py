@@ -8,14 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from adapters.errors import AdapterError
-from adapters.training.config_load import load_config
-from adapters.training.quiet import quiet_libraries
+from manylora.adapters.errors import AdapterError
+from manylora.adapters.training.config_load import load_config
+from manylora.adapters.training.quiet import quiet_libraries
 
 
 def main() -> int:
     """Train as the YAML file says; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m adapters.training.worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m manylora.adapters.training.worker", description=__doc__)
     parser.add_argument("config", type=Path, help="YAML file with the options of manylora train")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
@@ -23,7 +23,7 @@ def main() -> int:
     quiet_libraries()
     from torch import distributed  # noqa: PLC0415  (after the arguments are known to be good)
 
-    from adapters.training.run import train  # noqa: PLC0415
+    from manylora.adapters.training.run import train  # noqa: PLC0415
 
     try:
         train(

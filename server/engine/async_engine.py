@@ -16,12 +16,12 @@ from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
 
-from server.engine.engine import Engine, Event
-from server.engine.finish_rate import FinishRate
-from server.engine.lease import Lease, Resolution
-from server.engine.sequence import Delta, FinishReason, SamplingParams, Sequence
-from server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
-from server.model.tokenizer import Tokenizer
+from manylora.server.engine.engine import Engine, Event
+from manylora.server.engine.retry_after import FinishRate
+from manylora.server.engine.sequence import Delta, FinishReason, SamplingParams, Sequence
+from manylora.server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
+from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.residency.lease import Lease, Resolution
 
 logger = logging.getLogger(__name__)
 

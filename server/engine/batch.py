@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.engine.scheduler import Scheduled
-from server.engine.sequence import Sequence
-from server.kernels.inputs import BLOCK_SIZE, StepInputs, lora_inputs
+from manylora.server.engine.scheduler import Scheduled
+from manylora.server.engine.sequence import Sequence
+from manylora.server.kernels.inputs import BLOCK_SIZE, StepInputs, lora_inputs
 
 
 @dataclass(frozen=True)

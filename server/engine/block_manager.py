@@ -13,8 +13,8 @@ import hashlib
 from array import array
 from collections import OrderedDict
 
-from server.engine.sequence import Sequence
-from server.kernels.inputs import BLOCK_SIZE
+from manylora.server.engine.sequence import Sequence
+from manylora.server.kernels.inputs import BLOCK_SIZE
 
 
 class BlockManager:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.engine.sequence import TokenReader
+from manylora.server.engine.sequence import TokenReader
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER = 4  # bytes; more undecodable tokens than this are no character in the making

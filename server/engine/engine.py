@@ -9,16 +9,16 @@ from time import monotonic
 
 import torch
 
-from server.engine.batch import Batch, build_batch
-from server.engine.block_manager import BlockManager
-from server.engine.detokenizer import Detokenizer
-from server.engine.pace import Pace
-from server.engine.sampler import logprobs_of, sample
-from server.engine.scheduler import Scheduled, Scheduler
-from server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob, TokenReader
-from server.metrics import Metrics
-from server.model.decoder import Decoder
-from server.model.tokenizer import Tokenizer
+from manylora.server.engine.batch import Batch, build_batch
+from manylora.server.engine.block_manager import BlockManager
+from manylora.server.engine.detokenizer import Detokenizer
+from manylora.server.engine.prompt_budget import Pace
+from manylora.server.engine.sampler import logprobs_of, sample
+from manylora.server.engine.scheduler import Scheduled, Scheduler
+from manylora.server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob, TokenReader
+from manylora.server.metrics.metrics import Metrics
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.tokenizer import Tokenizer
 
 Event = tuple[Sequence, Delta]
 

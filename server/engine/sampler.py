@@ -11,8 +11,8 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
-from server.engine.sequence import Sequence, TokenLogprob
-from server.kernels.draws import Draw, Draws
+from manylora.server.engine.sequence import Sequence, TokenLogprob
+from manylora.server.kernels.draws import Draw, Draws
 
 _GREEDY_BELOW = 1e-5  # temperatures under this would overflow the division
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from itertools import chain
 from time import monotonic
 
-from server.engine.block_manager import BlockManager
-from server.engine.pace import Pace
-from server.engine.sequence import Sequence
-from server.kernels.weights import MergedWeights
+from manylora.server.engine.block_manager import BlockManager
+from manylora.server.engine.prompt_budget import Pace
+from manylora.server.engine.sequence import Sequence
+from manylora.server.kernels.weights import MergedWeights
 
 MAX_WANTED_LOGITS = 32  # rows of a step whose logits are delivered: the lm_head runs on each
 MAX_LOGITS_BESIDE_ANSWERS = 8  # the same while answers wait for the step

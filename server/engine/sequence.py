@@ -13,9 +13,9 @@ from typing import Protocol
 
 import torch
 
-from adapters.mix import MixEntry, mix_digest
-from server.kernels.inputs import AdapterPages
-from server.kernels.weights import MergedWeights
+from manylora.adapters.mix import MixEntry, mix_digest
+from manylora.server.kernels.inputs import AdapterPages
+from manylora.server.kernels.weights import MergedWeights
 
 
 class FinishReason(StrEnum):
@@ -55,8 +55,8 @@ class ResolvedMix:
     """What a request runs with: resident pages with their weights, in canonical order."""
 
     members: tuple[tuple[AdapterPages, float], ...] = ()
-    digest: bytes = b""  # adapters.mix.mix_digest; b"" is the base
-    label: str = "(base)"  # the adapter's name, or one of server.metrics.OWN_LABELS
+    digest: bytes = b""  # manylora.adapters.mix.mix_digest; b"" is the base
+    label: str = "(base)"  # the adapter's name, or one of manylora.server.metrics.metrics.OWN_LABELS
     merged: MergedWeights | None = None  # the weights a merged copy runs on, instead of the base's
 
     @property
@@ -78,7 +78,7 @@ class Stage:
 
     start: int  # the first token it runs for
     members: tuple[tuple[AdapterPages, float], ...]
-    digest: bytes  # adapters.mix.mix_digest of ``members``
+    digest: bytes  # manylora.adapters.mix.mix_digest of ``members``
 
 
 def plan_stages(prompt_ids: tuple[int, ...], mix: ResolvedMix) -> tuple[Stage, ...]:

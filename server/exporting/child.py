@@ -1,4 +1,4 @@
-"""The process that writes a model: ``python -m server.exporting.child``, the order on its standard input.
+"""The process that writes a standalone model. It reads its order from standard input.
 
 A process of its own, so that merging and comparing take no interpreter lock and no memory of the server's
 and step back behind it. When its input ends, because the server has ended it or is gone, it ends as well
@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from adapters.artifact import Limits, read_artifact
-from adapters.base_models.stored import StoredModel
-from adapters.config_reader import MAX_RANK
-from adapters.errors import AdapterError, ArtifactError
-from adapters.merge.export import export
-from adapters.merge.export_plan import DTYPES, plan_export
-from adapters.merge.recipe import Member
-from server.exporting.order import ExportOrder
-from server.memory import verification_dtype
-from server.signals import leave
+from manylora.adapters.base_models.stored import StoredModel
+from manylora.adapters.errors import AdapterError, ArtifactError
+from manylora.adapters.format.artifact import Limits, read_artifact
+from manylora.adapters.format.config.reader import MAX_RANK
+from manylora.adapters.merge.export import export
+from manylora.adapters.merge.export_plan import DTYPES, plan_export
+from manylora.adapters.merge.recipe import Member
+from manylora.server.exporting.order import ExportOrder
+from manylora.server.memory_budget import verification_dtype
+from manylora.server.signals import leave
 
 Tell = Callable[[dict[str, Any]], None]
 

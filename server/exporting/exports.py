@@ -17,15 +17,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from adapters import errors
-from adapters.errors import AdapterError, AdapterNotFound, ArtifactError, OutputExists
-from adapters.merge.directory import check_absent, remove_abandoned
-from adapters.mix import MixTerm
-from server.engine.lease import Resolution
-from server.engine.library import SHOWN_DIGITS
-from server.engine.residency import AdapterManager
-from server.errors import Cancelled, ExportFailed, QueueFull, RequestError
-from server.exporting.order import ExportOrder, OrderedMember
+from manylora.adapters import errors
+from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactError, OutputExists
+from manylora.adapters.merge.directory import check_absent, remove_abandoned
+from manylora.adapters.mix import MixTerm
+from manylora.server.errors import Cancelled, ExportFailed, QueueFull, RequestError
+from manylora.server.exporting.order import ExportOrder, OrderedMember
+from manylora.server.names.manager import AdapterManager
+from manylora.server.residency.lease import Resolution
+from manylora.server.residency.revision_loader import SHOWN_DIGITS
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class Exports:
 
     async def _write(self, export: Export, order: ExportOrder) -> None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "server.exporting.child", stdin=PIPE, stdout=PIPE
+            sys.executable, "-m", "manylora.server.exporting.child", stdin=PIPE, stdout=PIPE
         )
         assert process.stdin is not None
         assert process.stdout is not None

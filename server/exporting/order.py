@@ -25,7 +25,7 @@ class ExportOrder:
     base_name: str
     members: tuple[OrderedMember, ...]
     out: str  # must not exist
-    dtype: str | None  # a key of adapters.merge.export_plan.DTYPES; None keeps each tensor's own
+    dtype: str | None  # a key of manylora.adapters.merge.export_plan.DTYPES; None keeps each tensor's own
     max_shard_bytes: int
     verify: bool
 

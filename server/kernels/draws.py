@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from server.kernels.inputs import Float32, Int64
+from manylora.server.kernels.inputs import Float32, Int64
 
 Float64 = npt.NDArray[np.float64]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from server.kernels.weights import MergedWeights
+from manylora.server.kernels.weights import MergedWeights
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import torch
 
-from adapters.base import TargetModule
-from server.kernels.draws import Draw
-from server.kernels.inputs import StepInputs
-from server.kernels.weights import MergedWeights
-from server.model.tables import BaseTables
+from manylora.adapters.format.base import TargetModule
+from manylora.server.kernels.draws import Draw
+from manylora.server.kernels.inputs import StepInputs
+from manylora.server.kernels.weights import MergedWeights
+from manylora.server.model.tables import BaseTables
 
 
 class Decoder(Protocol):

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from adapters.base import TargetModule
-from server.errors import ConfigError
-from server.kernels.cpu import NativeStep
-from server.kernels.draws import Draw
-from server.kernels.inputs import StepInputs
-from server.kernels.reference.quantized import Quantized
-from server.kernels.reference.step import ReferenceStep
-from server.kernels.reference.vocabulary import plan_vocabulary
-from server.kernels.weights import (
+from manylora.adapters.format.base import TargetModule
+from manylora.server.errors import ConfigError
+from manylora.server.kernels.cpu import NativeStep
+from manylora.server.kernels.draws import Draw
+from manylora.server.kernels.inputs import StepInputs
+from manylora.server.kernels.reference.quantized import Quantized
+from manylora.server.kernels.reference.step import ReferenceStep
+from manylora.server.kernels.reference.vocabulary import plan_vocabulary
+from manylora.server.kernels.weights import (
     DecoderWeights,
     LayerWeights,
     Matrix,
@@ -25,11 +25,11 @@ from server.kernels.weights import (
     QuantizedMatrix,
     stack_biases,
 )
-from server.model.quantize import is_quantized
-from server.model.tables import BaseTables
+from manylora.server.model.quantize import is_quantized
+from manylora.server.model.tables import BaseTables
 
 if TYPE_CHECKING:
-    from server.kernels.cuda.backend import TritonStep
+    from manylora.server.kernels.cuda.backend import TritonStep
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def native_backend(device: torch.device) -> type[NativeStep | TritonStep] | str:
     if device.type != "cuda":
         return NativeStep
     try:
-        from server.kernels.cuda.backend import TritonStep  # noqa: PLC0415 - only CUDA builds bring Triton
+        from manylora.server.kernels.cuda.backend import TritonStep  # noqa: PLC0415 - only CUDA builds bring Triton
     except ImportError as error:
         return f"Triton can't be imported: {error}"
     return TritonStep

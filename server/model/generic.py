@@ -18,20 +18,20 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
-from adapters.base_models.layers import biased_norms, target_of
-from server.errors import ModelRefused
-from server.kernels.draws import Draw
-from server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, ModuleShape, StepInputs
-from server.kernels.memory import total_bytes
-from server.kernels.reference import sampling
-from server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring, plan_attention
-from server.kernels.reference.lora import LoraDelta, LoraPlanner
-from server.kernels.reference.quantized import Int8Linear, layer_tensors
-from server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary
-from server.kernels.weights import MergedWeights
-from server.model.merged_modules import MergedModules
-from server.model.quantize import weight_of
-from server.model.tables import BaseTables
+from manylora.adapters.base_models.layers import biased_norms, target_of
+from manylora.server.errors import ModelRefused
+from manylora.server.kernels.buffers import total_bytes
+from manylora.server.kernels.draws import Draw
+from manylora.server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, ModuleShape, StepInputs
+from manylora.server.kernels.reference import sampling
+from manylora.server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring, plan_attention
+from manylora.server.kernels.reference.lora import LoraDelta, LoraPlanner
+from manylora.server.kernels.reference.quantized import Int8Linear, layer_tensors
+from manylora.server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary
+from manylora.server.kernels.weights import MergedWeights
+from manylora.server.model.merged_modules import MergedModules
+from manylora.server.model.quantize import weight_of
+from manylora.server.model.tables import BaseTables
 
 ATTENTION_NAME = "manylora_paged"
 # Attention arguments some models pass that change the result and that paged_attention does not implement.

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from adapters.classes import Classes, read_classes
-from adapters.errors import ArtifactError, ChatTemplateError, MixError
-from adapters.faults import Faults
-from adapters.files import CONFIG_NAME, FileFault, classifies, read_config, read_text_files
-from adapters.text import AdapterText, BaseText, read_text
-from server.errors import RequestError
-from server.model.templates import Conversation, TemplateProcesses
-from server.model.tokenizer import Tokenizer
+from manylora.adapters.errors import ArtifactError, ChatTemplateError, MixError
+from manylora.adapters.format.classes import Classes, read_classes
+from manylora.adapters.format.faults import Faults
+from manylora.adapters.format.files import CONFIG_NAME, FileFault, classifies, read_config, read_text_files
+from manylora.adapters.format.text.conventions import AdapterText, BaseText, read_text
+from manylora.server.errors import RequestError
+from manylora.server.model.templates import Conversation, TemplateProcesses
+from manylora.server.model.tokenizer import Tokenizer
 
 V = TypeVar("V")
 

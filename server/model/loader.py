@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from adapters.base import BaseModel
-from adapters.base_models.layers import describe_vocabulary
-from adapters.base_models.stored import StoredModel, fingerprint
-from adapters.errors import BaseModelError
-from server.errors import ConfigError, ModelRefused
-from server.model.decoder import Decoder
-from server.model.fused import FusedDecoder
-from server.model.generic import GenericDecoder
-from server.model.quantize import (
+from manylora.adapters.base_models.layers import describe_vocabulary
+from manylora.adapters.base_models.stored import StoredModel, fingerprint
+from manylora.adapters.errors import BaseModelError
+from manylora.adapters.format.base import BaseModel
+from manylora.server.errors import ConfigError, ModelRefused
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.fused import FusedDecoder
+from manylora.server.model.generic import GenericDecoder
+from manylora.server.model.quantize import (
     INT8,
     NONE,
     check_available,
@@ -27,7 +27,7 @@ from server.model.quantize import (
     quantization_config,
     separate_rows,
 )
-from server.model.tokenizer import Tokenizer
+from manylora.server.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from adapters.delta import ModuleDelta
-from adapters.merge.weights import merged_bias, merged_weight
-from server.kernels.weights import MergedWeights
-from server.model.decoder import Decoder
+from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.adapters.merge.weights import merged_bias, merged_weight
+from manylora.server.kernels.weights import MergedWeights
+from manylora.server.model.decoder import Decoder
 
 Members = Sequence[tuple[Mapping[str, ModuleDelta], float]]  # each by module name, with its mix weight
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from adapters.delta import ModuleDelta
+from manylora.adapters.format.weights.delta import ModuleDelta
 
 _CHUNK = 1 << 20  # elements of W that are widened to fp32 at a time
 

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapters.base import TargetModule
-from adapters.files import FileFault, open_regular, read_into
-from server.kernels.inputs import PAGE_ALIGN, ClassPages, TablePages, VectorPages, VocabularyPages
-from server.kernels.memory import ReusedMemory
-from server.model.pages import PackedAdapter
+from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.files import FileFault, open_regular, read_into
+from manylora.server.kernels.buffers import ReusedMemory
+from manylora.server.kernels.inputs import PAGE_ALIGN, ClassPages, TablePages, VectorPages, VocabularyPages
+from manylora.server.model.pages import PackedAdapter
 
 LAYOUT = 3  # of pages in the pool and of this file: a change of either takes the next number
 PREFIX = "packed-"

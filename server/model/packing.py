@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters.base import TargetModule
-from adapters.delta import ModuleDelta
-from server.kernels.inputs import BaseWeights, page_length
-from server.model.norms import row_norms
+from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.server.kernels.inputs import BaseWeights, page_length
+from manylora.server.model.norms import row_norms
 
 
 class ZeroNorm(Exception):

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from adapters.base import TargetModule
-from adapters.delta import ModuleDelta
-from adapters.errors import ArtifactError
-from adapters.faults import some
-from adapters.vocabulary import VocabularyDelta
-from server.kernels.inputs import (
+from manylora.adapters.errors import ArtifactError
+from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.faults import some
+from manylora.adapters.format.vocabulary.changes import VocabularyDelta
+from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.server.kernels.buffers import zeros
+from manylora.server.kernels.inputs import (
     PAGE_ALIGN,
     AdapterPages,
     BaseWeights,
@@ -24,9 +25,8 @@ from server.kernels.inputs import (
     VocabularyPages,
     page_length,
 )
-from server.kernels.memory import zeros
-from server.model.packing import FoldedModule, ZeroNorm, elements, fold
-from server.model.tables import BaseTables, pack_vocabulary, place
+from manylora.server.model.packing import FoldedModule, ZeroNorm, elements, fold
+from manylora.server.model.tables import BaseTables, pack_vocabulary, place
 
 _NEGLIGIBLE = 1e-6  # gains and constants of an untrained DoRA: rounding
 

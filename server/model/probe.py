@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from adapters.base import TargetModule
-from adapters.delta import ModuleDelta
-from server.errors import ModelRefused
-from server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs
-from server.model.decoder import Decoder
-from server.model.pages import PagePool
-from server.model.quantize import weight_of
+from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.server.errors import ModelRefused
+from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs
+from manylora.server.model.decoder import Decoder
+from manylora.server.model.pages import PagePool
+from manylora.server.model.quantize import weight_of
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from adapters.base_models.widths import unfit_for_nf4
-from server.errors import ConfigError, ModelRefused
-from server.kernels.reference.quantized import Int8Linear, Quantized
+from manylora.adapters.base_models.widths import unfit_for_nf4
+from manylora.server.errors import ConfigError, ModelRefused
+from manylora.server.kernels.reference.quantized import Int8Linear, Quantized
 
 NONE, NF4, INT8 = "none", "nf4", "int8"
 

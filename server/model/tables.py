@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from adapters.vocabulary import TableDelta, VocabularyDelta
-from server.kernels.inputs import ClassPages, Int64, TablePages, VocabularyPages
+from manylora.adapters.format.vocabulary.changes import TableDelta, VocabularyDelta
+from manylora.server.kernels.inputs import ClassPages, Int64, TablePages, VocabularyPages
 
 _CHUNK = 1 << 22  # elements looked at at a time
 

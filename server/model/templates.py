@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import ChatTemplateError
-from server.errors import QueueFull
+from manylora.adapters.errors import ChatTemplateError
+from manylora.server.errors import QueueFull
 
 _SCRIPT = Path(__file__).with_name("template_process.py")
 _START_SECONDS = 60.0  # the first process imports transformers

@@ -1,4 +1,4 @@
-"""Text to token ids and back: what serving needs beside the chat template (:mod:`adapters.chat`)."""
+"""Text to token ids and back: what serving needs beside the chat template."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from adapters.chat import ChatTokenizer, Message, Tools
-from adapters.errors import ChatTemplateError
-from adapters.text import AdapterText
-from server.errors import ModelRefused, RequestError
+from manylora.adapters.errors import ChatTemplateError
+from manylora.adapters.format.text.chat import ChatTokenizer, Message, Tools
+from manylora.adapters.format.text.conventions import AdapterText
+from manylora.server.errors import ModelRefused, RequestError
 
 
 class Tokenizer(ChatTokenizer):

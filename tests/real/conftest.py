@@ -11,7 +11,8 @@ from threading import Timer
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 START_SECONDS = 120.0
 
 
@@ -20,7 +21,7 @@ def server(real_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """Address of a served real model with the example adapters."""
     adapters = sorted(p.parent for p in (ROOT / "examples" / "adapters").glob("*/adapter_config.json"))
     options = [f"--adapter={path.name}={path.relative_to(ROOT)}" for path in adapters]
-    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--model", str(real_model_dir)]
+    command = [sys.executable, "-m", "manylora", "serve", "--port", "0", "--model", str(real_model_dir)]
     command += ["--served-model-name", "smollm2-135m", "--adapter-root", "examples/adapters", *options]
     command += ["--data-dir", str(tmp_path_factory.mktemp("data")), "--kv-cache-memory", "256MiB"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:

@@ -6,11 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 BLOCKS = re.findall(
     r"^```(bash|python)\n(.*?)^```", (ROOT / "docs" / "ab-testing.md").read_text(), re.DOTALL | re.MULTILINE
 )
@@ -22,7 +22,7 @@ def test_the_walk_through(server: str) -> None:
     environment = {**os.environ, "MANYLORA_URL": f"http://127.0.0.1:{server}"}
     outputs = []
     for language, code in BLOCKS:
-        program = code.replace(".venv/bin/manylora", f"{sys.executable} -m server.cli")
+        program = code.replace(".venv/bin/manylora", f"{sys.executable} -m manylora")
         program = program.replace(":8000", f":{server}")
         command = ["bash", "-euc", program] if language == "bash" else [sys.executable, "-c", program]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.texts import EXACT, MODELS, NATIVE, QUESTIONS, Text, differences, texts
-from server.engine.sequence import TokenLogprob
+from manylora.server.engine.sequence import TokenLogprob
 
 COUNT, TOKENS = 15, 12  # bench.texts asks all fifty: 45 are the same
 BF16_STEP = 0.125  # between neighbouring bf16 numbers of the size of the likeliest logits, 16 to 32

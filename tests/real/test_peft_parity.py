@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from server.engine.sequence import Sequence as Row
-from tests.adapter_factory import write_adapter
-from tests.engine.oracle import Peft, assert_logits_match
-from tests.engine.zoo import Ask, Zoo, recorded_logits
-from tests.harness import Answer
+from manylora.server.engine.sequence import Sequence as Row
+from tests.support.adapter_set import Ask, Zoo, recorded_logits
+from tests.support.adapters import write_adapter
+from tests.support.engine_harness import Answer
+from tests.support.peft_oracle import Peft, assert_logits_match
 
 pytestmark = pytest.mark.real
 

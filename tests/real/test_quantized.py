@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.adapter_factory import write_adapter
-from tests.engine.oracle import Peft
-from tests.engine.zoo import Ask, Zoo, recorded_logits
+from tests.support.adapter_set import Ask, Zoo, recorded_logits
+from tests.support.adapters import write_adapter
+from tests.support.paths import ROOT
+from tests.support.peft_oracle import Peft
 
 pytestmark = pytest.mark.real
 pytest.importorskip("bitsandbytes")
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "adapters"
+EXAMPLES = ROOT / "examples" / "adapters"
 
 
 def test_nf4_answers_as_peft_does_on_the_same_base(real_model_dir: Path, tmp_path: Path) -> None:

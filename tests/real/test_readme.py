@@ -6,11 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 CURL = [code for language, code in BLOCKS if language == "bash" and code.startswith("curl")]
 COMMANDS = [code for language, code in BLOCKS if language == "bash" and "bin/manylora" in code]
@@ -35,7 +35,7 @@ def test_the_curl_commands_answer(server: str, code: str) -> None:
 
 @pytest.mark.parametrize("code", COMMANDS, ids=[f"commands-{i}" for i in range(len(COMMANDS))])
 def test_the_commands_do_what_they_say(server: str, code: str) -> None:
-    program = code.replace(".venv/bin/manylora", f"{sys.executable} -m server.cli")
+    program = code.replace(".venv/bin/manylora", f"{sys.executable} -m manylora")
     environment = {**os.environ, "MANYLORA_URL": f"http://127.0.0.1:{server}"}
     done = subprocess.run(
         ["bash", "-euc", program], cwd=ROOT, capture_output=True, text=True, check=False, env=environment

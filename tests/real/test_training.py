@@ -19,12 +19,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from adapters.training.probe import greedy
-from adapters.training.run import TrainingResult
 from examples.questions import DATA, read_facts
-from tests.harness import Harness
-from tests.training.making import chat
-from tests.training.runs import config, losses, run
+from manylora.adapters.training.probe import greedy
+from manylora.adapters.training.run import TrainingResult
+from tests.support.engine_harness import Harness
+from tests.support.training_data import chat
+from tests.support.training_runs import config, losses, run
 
 pytestmark = pytest.mark.real
 SIGNED = "\n- Mina, Larkspur Cycles"

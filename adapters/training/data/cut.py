@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from adapters.training.data.faults import Finding, Findings
-from adapters.training.template import Encoded, EncodedPair, EncodedText
+from manylora.adapters.training.data.faults import Finding, Findings
+from manylora.adapters.training.template import Encoded, EncodedPair, EncodedText
 
 Item = Encoded | EncodedPair | EncodedText
 MAX_TOLD = 10  # warnings of one kind that name their line; the rest is counted

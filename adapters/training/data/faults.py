@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.training.errors import DataError
+from manylora.adapters.training.errors import DataError
 
 MAX_SHOWN = 30  # faults printed; all are counted
 

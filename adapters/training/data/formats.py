@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from adapters.faults import shown
-from adapters.training.data.faults import Findings
-from adapters.training.data.lines import DataFile, Line
-from adapters.training.data.messages import Say, parse_messages, parse_tools
-from adapters.training.data.rows import ChatRow, LabelRow, Origin, PreferenceRow, Row, TextRow
+from manylora.adapters.format.faults import shown
+from manylora.adapters.training.data.faults import Findings
+from manylora.adapters.training.data.lines import DataFile, Line
+from manylora.adapters.training.data.messages import Say, parse_messages, parse_tools
+from manylora.adapters.training.data.rows import ChatRow, LabelRow, Origin, PreferenceRow, Row, TextRow
 
 Task = Literal["sft", "dpo", "classification"]
 Parser = Callable[[Mapping[str, Any], Origin, Say], Row | None]

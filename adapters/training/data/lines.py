@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from adapters.training.data.faults import Findings
+from manylora.adapters.training.data.faults import Findings
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _ONE_A_LINE = "write one JSON object a line (jq -c '.[]' FILE > FILE.jsonl)"

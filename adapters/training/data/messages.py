@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.chat import join_parts, template_message
-from adapters.faults import shown
-from adapters.training.data.rows import Messages, Tools
+from manylora.adapters.format.faults import shown
+from manylora.adapters.format.text.chat import join_parts, template_message
+from manylora.adapters.training.data.rows import Messages, Tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _KEPT = ("name", "tool_call_id")

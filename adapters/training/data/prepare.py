@@ -10,14 +10,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapters.errors import ChatTemplateError
-from adapters.training.data.cut import MAX_TOLD, Cutter, Item
-from adapters.training.data.faults import Finding, Findings
-from adapters.training.data.formats import ParsedFile, Task, parse_file
-from adapters.training.data.lines import read_lines
-from adapters.training.data.rows import ChatRow, LabelRow, PreferenceRow, Row, TextRow, content_digest
-from adapters.training.data.split import hold_out
-from adapters.training.template import EncodedPair, EncodedText, Template
+from manylora.adapters.errors import ChatTemplateError
+from manylora.adapters.training.data.cut import MAX_TOLD, Cutter, Item
+from manylora.adapters.training.data.faults import Finding, Findings
+from manylora.adapters.training.data.formats import ParsedFile, Task, parse_file
+from manylora.adapters.training.data.lines import read_lines
+from manylora.adapters.training.data.rows import (
+    ChatRow,
+    LabelRow,
+    PreferenceRow,
+    Row,
+    TextRow,
+    content_digest,
+)
+from manylora.adapters.training.data.split import hold_out
+from manylora.adapters.training.template import EncodedPair, EncodedText, Template
 
 
 @dataclass(frozen=True, slots=True)

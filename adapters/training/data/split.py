@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from adapters.training.data.rows import Row, content_digest
+from manylora.adapters.training.data.rows import Row, content_digest
 
 
 def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:

@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from adapters.training.data.cut import Item
-from adapters.training.data.prepare import Part, Prepared
-from adapters.training.template import IGNORED, Encoded, EncodedPair, EncodedText
+from manylora.adapters.training.data.cut import Item
+from manylora.adapters.training.data.prepare import Part, Prepared
+from manylora.adapters.training.template import IGNORED, Encoded, EncodedPair, EncodedText
 
 BINS = 8
 LEARNED = "bold green"

@@ -1,1 +1,1 @@
-"""The trainer's options by subject; :class:`adapters.training.config.TrainConfig` puts them together."""
+"""The trainer's options by subject, put together in :mod:`manylora.adapters.training.config`."""

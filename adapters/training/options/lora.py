@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from adapters.training.knob import Knob
-from adapters.training.options.types import LORA, Alphas, Names, Options, Ranks
+from manylora.adapters.training.knob import Knob
+from manylora.adapters.training.options.types import LORA, Alphas, Names, Options, Ranks
 
 _INIT = re.compile(r"default|gaussian|olora|pissa|pissa_niter_[1-9]\d?|eva|orthogonal")
 

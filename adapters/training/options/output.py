@@ -6,10 +6,19 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from adapters.errors import AdapterNameError
-from adapters.mix import check_name
-from adapters.training.knob import Knob
-from adapters.training.options.types import RUN, WATCH, Count, Interval, Names, Options, Texts, UserPath
+from manylora.adapters.errors import AdapterNameError
+from manylora.adapters.mix import check_name
+from manylora.adapters.training.knob import Knob
+from manylora.adapters.training.options.types import (
+    RUN,
+    WATCH,
+    Count,
+    Interval,
+    Names,
+    Options,
+    Texts,
+    UserPath,
+)
 
 
 def _check_own_name(value: str) -> str:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from adapters.training.knob import Knob
-from adapters.training.options.types import STEPS, Count, Options
+from manylora.adapters.training.knob import Knob
+from manylora.adapters.training.options.types import STEPS, Count, Options
 
 
 class StepOptions(Options):

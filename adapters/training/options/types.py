@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from adapters.training.knob import as_list, as_pairs, as_texts
+from manylora.adapters.training.knob import as_list, as_pairs, as_texts
 
 BASE, DATA, STEPS, LORA = "Base model", "Data", "Training", "Adapter"
 WATCH, RUN = "While it runs", "Output"

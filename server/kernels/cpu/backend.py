@@ -8,14 +8,14 @@ import weakref
 import numpy as np
 import torch
 
-from server.kernels.cpu import abi
-from server.kernels.cpu.build import KernelBuildError
-from server.kernels.cpu.library import Library, best_library
-from server.kernels.cpu.pack import MergedLayers, PackedWeights
-from server.kernels.cpu.sampling import NativeDraw
-from server.kernels.draws import Draw
-from server.kernels.inputs import BLOCK_SIZE, AdapterPages, LoraInputs, StepInputs
-from server.kernels.weights import DecoderWeights, MergedWeights, dense
+from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.cpu.build import KernelBuildError
+from manylora.server.kernels.cpu.library import Library, best_library
+from manylora.server.kernels.cpu.pack import MergedLayers, PackedWeights
+from manylora.server.kernels.cpu.sampling import NativeDraw
+from manylora.server.kernels.draws import Draw
+from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, LoraInputs, StepInputs
+from manylora.server.kernels.weights import DecoderWeights, MergedWeights, dense
 
 _MAX_HEAD_DIM = 256
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from server.kernels.cpu import abi
-from server.kernels.cpu.build import KernelBuildError, Variant, build, file_name, usable_variants
+from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.cpu.build import KernelBuildError, Variant, build, file_name, usable_variants
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from server.kernels.cpu import abi
-from server.kernels.cpu.memory import Arena
-from server.kernels.memory import total_bytes
-from server.kernels.weights import DecoderWeights, LayerWeights, dense, stack_biases
+from manylora.server.kernels.buffers import total_bytes
+from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.cpu.huge_pages import Arena
+from manylora.server.kernels.weights import DecoderWeights, LayerWeights, dense, stack_biases
 
 _BLOCK = 32  # outputs of a packed block
 _LINE = 64  # bytes a piece of an arena may be rounded up by

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from server.kernels.cpu import abi
-from server.kernels.draws import Draws
+from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.draws import Draws
 
 
 class NativeDraw:

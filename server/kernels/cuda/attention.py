@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import triton
 
-from server.kernels.cuda.attention_kernels import attend_partition, join_partitions
-from server.kernels.cuda.types import dot_type
-from server.kernels.inputs import BLOCK_SIZE, StepInputs
-from server.kernels.reference.attention import PagedKV, Scoring
+from manylora.server.kernels.cuda.attention_kernels import attend_partition, join_partitions
+from manylora.server.kernels.cuda.types import dot_type
+from manylora.server.kernels.inputs import BLOCK_SIZE, StepInputs
+from manylora.server.kernels.reference.attention import PagedKV, Scoring
 
 PARTITION = 128  # tokens of a context that one program attends to; never a matter of the batch
 _TOKENS = 32  # taken together; a partition is a multiple of them

@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from server.kernels.cuda.attention import decode_rows
-from server.kernels.cuda.decode import MAX_RANK, MAX_ROWS, DecodeBuffers, DecodeSteps
-from server.kernels.cuda.graphs import CudaGraphs
-from server.kernels.cuda.lora import RankPages, TritonLoraPlan
-from server.kernels.cuda.trial import trial
-from server.kernels.inputs import StepInputs
-from server.kernels.reference.attention import AttentionPlan
-from server.kernels.reference.lora import LoraPlanner
-from server.kernels.reference.step import ReferenceStep, target_shapes
-from server.kernels.weights import DecoderWeights
+from manylora.server.kernels.cuda.attention import decode_rows
+from manylora.server.kernels.cuda.decode import MAX_RANK, MAX_ROWS, DecodeBuffers, DecodeSteps
+from manylora.server.kernels.cuda.graphs import CudaGraphs
+from manylora.server.kernels.cuda.lora import RankPages, TritonLoraPlan
+from manylora.server.kernels.cuda.trial import trial
+from manylora.server.kernels.inputs import StepInputs
+from manylora.server.kernels.reference.attention import AttentionPlan
+from manylora.server.kernels.reference.lora import LoraPlanner
+from manylora.server.kernels.reference.step import ReferenceStep, target_shapes
+from manylora.server.kernels.weights import DecoderWeights
 
 
 class TritonStep(ReferenceStep):

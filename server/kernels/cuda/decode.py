@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from server.kernels.cuda.attention import PARTITION, DecodeRows
-from server.kernels.cuda.graphs import CudaGraphs
-from server.kernels.cuda.lora import LoraTables, page_tables, total_rank
-from server.kernels.cuda.mirror import Mirror
-from server.kernels.inputs import BLOCK_SIZE, LoraInputs, StepInputs
-from server.kernels.reference.lora import same_mixes
+from manylora.server.kernels.cuda.attention import PARTITION, DecodeRows
+from manylora.server.kernels.cuda.graphs import CudaGraphs
+from manylora.server.kernels.cuda.lora import LoraTables, page_tables, total_rank
+from manylora.server.kernels.cuda.pinned_arrays import Mirror
+from manylora.server.kernels.inputs import BLOCK_SIZE, LoraInputs, StepInputs
+from manylora.server.kernels.reference.lora import same_mixes
 
 MAX_ROWS = 256  # of a bucket; larger steps are long enough to hide their launches
 MAX_RANK = 256  # the largest sum of ranks of a row's mix

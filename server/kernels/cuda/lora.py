@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import triton
 
-from server.kernels.cuda import lora_kernels
-from server.kernels.cuda.types import dot_type
-from server.kernels.inputs import (
+from manylora.server.kernels.cuda import lora_kernels
+from manylora.server.kernels.cuda.types import dot_type
+from manylora.server.kernels.inputs import (
     AdapterPages,
     BaseProducts,
     Int32,
@@ -20,8 +20,8 @@ from server.kernels.inputs import (
     ModuleShape,
     page_length,
 )
-from server.kernels.reference.lora import split_rows
-from server.kernels.reference.vectors import VectorPlan
+from manylora.server.kernels.reference.lora import split_rows
+from manylora.server.kernels.reference.vectors import VectorPlan
 
 _TILE_ROWS = 16  # from this many rows of one mix on, they go through the tensor cores in tiles
 _RANKS = 16  # rank pages taken together; the least that tensor cores multiply

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from server.kernels.cuda.attention import DecodeRows
-from server.kernels.cuda.lora import LoraTables, RankPages
-from server.kernels.inputs import BLOCK_SIZE, ModuleShape
-from server.kernels.reference.attention import PagedKV, Scoring
-from server.kernels.weights import DecoderWeights
+from manylora.server.kernels.cuda.attention import DecodeRows
+from manylora.server.kernels.cuda.lora import LoraTables, RankPages
+from manylora.server.kernels.inputs import BLOCK_SIZE, ModuleShape
+from manylora.server.kernels.reference.attention import PagedKV, Scoring
+from manylora.server.kernels.weights import DecoderWeights
 
 _WIDTH = 64
 _RANK = 3

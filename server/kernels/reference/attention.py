@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from server.kernels.inputs import BLOCK_SIZE, Int32, Int64, StepInputs
-from server.kernels.memory import zeros
+from manylora.server.kernels.buffers import zeros
+from manylora.server.kernels.inputs import BLOCK_SIZE, Int32, Int64, StepInputs
 
 
 class PagedKV:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from server.kernels.weights import Matrix, QuantizedMatrix
+from manylora.server.kernels.weights import Matrix, QuantizedMatrix
 
 _PACK_ROWS = 64  # the row count the CPU library optimizes its weight layout for
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from server.kernels.inputs import (
+from manylora.server.kernels.inputs import (
     PAGE_ALIGN,
     AdapterPages,
     BaseProducts,
@@ -26,7 +26,7 @@ from server.kernels.inputs import (
     StepInputs,
     page_length,
 )
-from server.kernels.reference.vectors import VectorPlan
+from manylora.server.kernels.reference.vectors import VectorPlan
 
 _SEGMENT_ROWS = 8  # from this many rows on, a matrix product beats gathering the pages row by row
 _BUCKETS = (8, 16, 32, 64, 128, 256)  # rows are gathered by rank: small ones don't pay for large

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from server.kernels.memory import total_bytes
+from manylora.server.kernels.buffers import total_bytes
 
 _PACKED_OUTPUTS = 32  # whose 4-bit codes bitsandbytes keeps together for CPUs with AVX-512 BF16
 
@@ -68,7 +68,7 @@ class Int8Linear(nn.Module):
 
 
 class Quantized:
-    """A quantized layer as the step takes it: :class:`server.kernels.weights.QuantizedLayer`."""
+    """A quantized layer as the step takes it: :class:`manylora.server.kernels.weights.QuantizedLayer`."""
 
     def __init__(self, module: Any) -> None:
         """``module``: an :class:`Int8Linear` or bitsandbytes' ``Linear4bit``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from server.kernels.draws import Draws
+from manylora.server.kernels.draws import Draws
 
 _CANDIDATES = 512  # truncated sampling looks at about so many likeliest tokens before it sorts all
 _GROUP = 32  # tokens, of which the likeliest bounds what can be among the candidates

@@ -9,12 +9,18 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
-from server.kernels.reference import sampling
-from server.kernels.reference.attention import AttentionPlan, PagedKV, PlanRows, Scoring, plan_attention
-from server.kernels.reference.linear import Linear, PackedLinear, linear
-from server.kernels.reference.lora import LoraDelta, LoraPlanner
-from server.kernels.weights import (
+from manylora.server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
+from manylora.server.kernels.reference import sampling
+from manylora.server.kernels.reference.attention import (
+    AttentionPlan,
+    PagedKV,
+    PlanRows,
+    Scoring,
+    plan_attention,
+)
+from manylora.server.kernels.reference.linear import Linear, PackedLinear, linear
+from manylora.server.kernels.reference.lora import LoraDelta, LoraPlanner
+from manylora.server.kernels.weights import (
     MODULES_PER_LAYER,
     DecoderWeights,
     LayerWeights,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from server.kernels.inputs import (
+from manylora.server.kernels.inputs import (
     PAGE_ALIGN,
     BaseProducts,
     Float32,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from server.kernels.inputs import (
+from manylora.server.kernels.inputs import (
     ClassPages,
     EmbeddedRows,
     Int64,

@@ -1,0 +1,197 @@
+"""``adapter_config.json``: parsed against the allow-list of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from manylora.adapters.format.config.reader import Bias, ConfigReader, Selector
+from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment
+from manylora.adapters.format.faults import Faults, shown
+from manylora.adapters.format.files import classifies
+
+MAX_LAYERS_PATTERNS = 16
+MAX_INVOCATION_TOKENS = 256
+MAX_SAVED_MODULES = 16
+CLASS_HEADS = ("score", "classifier")  # what transformers calls the head of a classification model
+TASKS = ("CAUSAL_LM", "SEQ_CLS")
+_DEFAULT_RANK = {"LORA": 8, "IA3": 1, "VERA": 256}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """The part of the config that decides what the adapter computes. Absent keys have PEFT's defaults."""
+
+    kind: str  # the peft_type: LORA, IA3 or VERA
+    r: int  # unused by IA3
+    alpha: float  # of LORA only
+    use_rslora: bool
+    use_dora: bool
+    lora_bias: bool
+    bias: Bias
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    target_modules: Selector
+    exclude_modules: Selector
+    layers_to_transform: frozenset[int]  # empty: all of them
+    layers_patterns: tuple[str, ...]
+    activation: tuple[int, ...] | None  # the tokens that switch an aLoRA on; None for any other adapter
+    classifies: bool  # it has a head over classes, where the base has one over tokens
+    modules_to_save: tuple[str, ...]  # endings of the names of modules that are replaced as a whole
+    tokens: Mapping[str, tuple[int, ...]]  # ending of a table's name ("": the embeddings) -> replaced rows
+    ensure_weight_tying: bool
+    feedforward_modules: Selector  # of IA3: those whose input is scaled
+    projection_key: int | None  # of VERA: the seed of its projections; None where they are saved
+    base_model_name: str | None  # only a hint
+    peft_version: str | None
+
+    @property
+    def served_as(self) -> str:
+        """The kind with what is added to it: "LORA", "LORA+DORA", "IA3", ..."""
+        added = {
+            "+DORA": self.use_dora,
+            "+BIAS": self.lora_bias or self.bias is not Bias.NONE,
+            "+VOCABULARY": bool(self.modules_to_save or self.tokens),
+            "+CLASSES": self.classifies,
+            "+ALORA": self.activation is not None,
+        }
+        return self.kind + "".join(name for name, used in added.items() if used)
+
+
+def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | None:
+    """Check every key of ``config``.
+
+    None if it is of no kind that is served, or what it says about modules, ranks and alphas can't be read.
+    Options that are refused are faults as well, but the rest of the config can then still be judged.
+    """
+    kind = _served_kind(config, faults)
+    if kind is None:
+        return None
+    _check_options(config, OPTIONS[kind], faults)
+    _check_init(config.get("init_lora_weights", True), faults)
+    _check_auto_mapping(config.get("auto_mapping"), faults)
+    before = len(faults)
+    reader = ConfigReader(config, faults)
+    targets = reader.selector("target_modules")
+    if config.get("target_modules") in (None, "", []):
+        faults.add("target_modules is missing or empty: name the modules that the adapter changes")
+    indices = reader.indices("layers_to_transform")
+    patterns = reader.names("layers_pattern", MAX_LAYERS_PATTERNS)
+    if isinstance(targets, str) and (indices or patterns):
+        faults.add("layers_to_transform and layers_pattern cannot be used when target_modules is a string")
+    if patterns and not indices:
+        faults.add("when layers_pattern is specified, layers_to_transform must also be specified")
+    result = AdapterConfig(
+        kind=kind,
+        r=reader.rank("r", config.get("r", _DEFAULT_RANK[kind])),
+        alpha=reader.alpha("lora_alpha", config.get("lora_alpha", 8)),
+        use_rslora=reader.flag("use_rslora"),
+        use_dora=reader.flag("use_dora"),
+        lora_bias=reader.flag("lora_bias"),
+        bias=reader.bias(),
+        rank_pattern=reader.pattern("rank_pattern", reader.rank),
+        alpha_pattern=reader.pattern("alpha_pattern", reader.alpha),
+        target_modules=targets,
+        exclude_modules=reader.selector("exclude_modules"),
+        layers_to_transform=indices,
+        layers_patterns=patterns,
+        activation=reader.tokens("alora_invocation_tokens", MAX_INVOCATION_TOKENS),
+        classifies=classifies(config),
+        modules_to_save=_saved(reader, config),
+        tokens=reader.tokens_by_table("trainable_token_indices"),
+        ensure_weight_tying=reader.flag("ensure_weight_tying"),
+        feedforward_modules=reader.selector("feedforward_modules"),
+        projection_key=reader.projection_key(kind),
+        base_model_name=reader.text("base_model_name_or_path"),
+        peft_version=reader.text("peft_version"),
+    )
+    _check_combination(result, config, faults)
+    return result if len(faults) == before else None
+
+
+def _saved(reader: ConfigReader, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules to save of the base; a classification head is none of those, and always saved."""
+    names = reader.names("modules_to_save", MAX_SAVED_MODULES)
+    return tuple(name for name in names if name not in CLASS_HEADS) if classifies(config) else names
+
+
+def _check_combination(result: AdapterConfig, config: Mapping[str, Any], faults: Faults) -> None:
+    """What is served alone, but not together: PEFT has no meaning for it, or another one."""
+    if result.use_dora and result.lora_bias:
+        faults.add("lora_bias cannot be used with use_dora")
+    if result.use_dora and result.activation is not None:
+        faults.add("alora_invocation_tokens cannot be used with use_dora")
+    if result.bias is not Bias.NONE and result.activation is not None:
+        faults.add("bias cannot be used with alora_invocation_tokens: it would act before the activation too")
+    if result.kind == "IA3" and config.get("feedforward_modules") is None:
+        faults.add("feedforward_modules is missing: name the modules whose input is scaled, or none ([])")
+
+
+def _served_kind(config: Mapping[str, Any], faults: Faults) -> str | None:
+    peft_type = config.get("peft_type")
+    if isinstance(peft_type, str) and peft_type in OPTIONS:
+        return peft_type
+    kind = next((kind for kind in KINDS if kind.peft_type == peft_type), None)
+    if peft_type is None:
+        faults.add("peft_type is missing: this is not the config of a PEFT adapter")
+    elif kind is None:
+        served = ", ".join(OPTIONS)
+        faults.add(
+            f"peft_type {shown(peft_type)} is not a kind of adapter this server knows; served: {served}"
+        )
+    else:
+        faults.add(f"peft_type {kind.peft_type} is not served: {_because(kind.note, kind.remedy)}")
+    return None
+
+
+def _check_auto_mapping(value: Any, faults: Faults) -> None:
+    """Nothing it names is ever imported; what names code of its own belongs to another kind of model."""
+    if value is None:
+        return
+    library = value.get("parent_library") if isinstance(value, dict) else None
+    if not isinstance(library, str) or library.partition(".")[0] != "transformers":
+        faults.add(f"auto_mapping={shown(value)} does not name a class of transformers: set it to null")
+
+
+def _check_options(config: Mapping[str, Any], known: Sequence[Option], faults: Faults) -> None:
+    options = {option.key: option for option in known}
+    task = config.get("task_type")
+    if task is not None and task not in TASKS:
+        faults.add(f"task_type {shown(task)} is not served: only {' and '.join(TASKS)} are")
+    for key, value in config.items():
+        option = options.get(key)
+        if option is None:
+            _check_unknown(key, value, faults)
+        elif option.treatment is Treatment.REFUSED and not option.is_off(value):
+            faults.add(_refusal(option, value))
+
+
+def _refusal(option: Option, value: object) -> str:
+    return f"{option.key}={shown(value)} is not served: {_because(option.note, option.remedy)}"
+
+
+def _because(reason: str, remedy: str) -> str:
+    return f"{reason} ({remedy})" if remedy else reason
+
+
+def _check_unknown(key: str, value: object, faults: Faults) -> None:
+    """Refuse an unknown key unless its value is empty.
+
+    Options are added to PEFT switched off (null, false or empty), so that older configs keep their
+    meaning; a newer config that does not use the new option therefore loads.
+    """
+    if value is None or value is False or value in ("", [], {}):
+        return
+    faults.add(f"{shown(key)} is not an option this server knows, and it is set to {shown(value)}")
+
+
+def _check_init(value: object, faults: Faults) -> None:
+    if isinstance(value, bool) or value is None:  # PEFT treats null as false
+        return
+    text = value.lower() if isinstance(value, str) else ""
+    init = next((init for init in INITS if init.matches(text)), None)
+    if init is None or init.value in ("true", "false"):
+        faults.add(f"init_lora_weights={shown(value)} is not an initialization this server knows")
+    elif init.treatment is Treatment.REFUSED:
+        faults.add(f"init_lora_weights={shown(value)} is not served: {_because(init.note, init.remedy)}")

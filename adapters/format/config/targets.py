@@ -1,0 +1,175 @@
+"""Which modules of a base model a config means, and what it says about each one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.config.config import AdapterConfig
+from manylora.adapters.format.config.patterns import Deadline, PatternFault, assign, block_index, select
+from manylora.adapters.format.config.reader import Selector
+from manylora.adapters.format.faults import Faults, shown, some
+
+ALL_LINEAR = "all-linear"
+_EMBEDDINGS = ("embed_tokens", "lm_head")  # peft.utils.constants.EMBEDDING_LAYER_NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the config says about one target module."""
+
+    rank: int  # 0 for IA3
+    scaling: float  # alpha / rank, or alpha / √rank under rsLoRA; 1 for the other kinds
+    feedforward: bool = False  # of IA3: its input is scaled instead of its output
+
+
+def lay_over(config: AdapterConfig, base: BaseModel, faults: Faults) -> dict[str, Target] | None:
+    """The modules of ``base`` that the config selects, in forward order.
+
+    None (and a fault) if that can't be said: a bad pattern, or a module that can't be adapted.
+    """
+    deadline = Deadline()
+    before = len(faults)
+    chosen = _selected(config, base, deadline, faults)
+    names = [name for name in base.modules if name in chosen]
+    feedforward = _feedforward(config, names, deadline, faults)
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, faults)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, faults)
+    if len(faults) == before and not names and not chosen & table_names(config, base):
+        said = _said(config.target_modules)
+        faults.add(f"target modules {said} are not found in the base model ({base.architecture})")
+    if len(faults) != before:
+        return None
+    if config.kind == "IA3":
+        return {name: Target(0, 1.0, name in feedforward) for name in names}
+    if config.kind == "VERA":
+        return dict.fromkeys(names, Target(config.r, 1.0))
+    return {name: _lora(config, ranks.get(name), alphas.get(name)) for name in names}
+
+
+def table_names(config: AdapterConfig, base: BaseModel) -> frozenset[str]:
+    """The modules outside the blocks that LoRA may target: the input embeddings and the output head."""
+    if base.vocabulary is None or config.kind != "LORA":
+        return frozenset()
+    return frozenset({base.vocabulary.embedding, base.vocabulary.head})
+
+
+def table_targets(config: AdapterConfig, base: BaseModel) -> dict[str, Target]:
+    """Those of them that the config selects. What :func:`lay_over` reports is not reported again."""
+    unheard = Faults()
+    deadline = Deadline()
+    names = sorted(_selected(config, base, deadline, unheard) & table_names(config, base))
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, unheard)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, unheard)
+    return {name: _lora(config, ranks.get(name), alphas.get(name)) for name in names}
+
+
+def saves_embeddings(config: AdapterConfig) -> bool:
+    """Whether PEFT sees ``modules_to_save`` name embeddings or head, which it knows by two names only."""
+    return any(name.rpartition(".")[2] in _EMBEDDINGS for name in config.modules_to_save)
+
+
+def targets_embeddings(config: AdapterConfig) -> bool:
+    """The same of ``target_modules``."""
+    if not isinstance(config.target_modules, str):
+        return any(name.rpartition(".")[2] in _EMBEDDINGS for name in config.target_modules)
+    try:
+        return bool(select(config.target_modules, list(_EMBEDDINGS), Deadline()))
+    except PatternFault:  # reported where the targets are selected
+        return False
+
+
+def _lora(config: AdapterConfig, own_rank: int | None, own_alpha: float | None) -> Target:
+    rank = config.r if own_rank is None else own_rank
+    alpha = config.alpha if own_alpha is None else own_alpha
+    return Target(rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank)
+
+
+def _selected(config: AdapterConfig, base: BaseModel, deadline: Deadline, faults: Faults) -> frozenset[str]:
+    """The modules of the base that the config selects, by PEFT's rules."""
+    everything = [*base.modules, *base.others]
+    try:
+        targets = _targets(config, base, everything, deadline)
+        excluded = _matching(config.exclude_modules, everything, deadline)
+    except PatternFault as fault:
+        faults.add(f"target_modules, exclude_modules or layers_pattern: {fault}")
+        return frozenset()
+    chosen = targets - excluded
+    unserved = sorted((chosen & base.others) - table_names(config, base))
+    if unserved:
+        faults.add(
+            f"target_modules selects {some(unserved, len(unserved))}: only linear layers inside the decoder "
+            "blocks are served, and by LoRA the input embeddings and the output head"
+        )
+    return chosen
+
+
+def _targets(
+    config: AdapterConfig, base: BaseModel, everything: list[str], deadline: Deadline
+) -> frozenset[str]:
+    if isinstance(config.target_modules, str):
+        if config.target_modules.lower() == ALL_LINEAR:
+            return frozenset(base.modules)
+        return select(config.target_modules, everything, deadline)
+    found = _matching(config.target_modules, everything, deadline)
+    if not config.layers_to_transform:
+        return found
+    return frozenset(
+        name
+        for name in found
+        if name in config.target_modules  # PEFT's rule: a full name is taken whatever its block
+        or block_index(name, config.layers_patterns) in config.layers_to_transform
+    )
+
+
+def _matching(selector: Selector, names: list[str], deadline: Deadline) -> frozenset[str]:
+    if isinstance(selector, str):
+        return select(selector, names, deadline) if selector else frozenset()
+    suffixes = tuple(f".{suffix}" for suffix in selector)
+    found = set()
+    for name in names:
+        deadline.check()
+        if name in selector or name.endswith(suffixes):
+            found.add(name)
+    return frozenset(found)
+
+
+def _feedforward(
+    config: AdapterConfig, names: list[str], deadline: Deadline, faults: Faults
+) -> frozenset[str]:
+    """Those of the modules whose input IA3 scales. PEFT compares mere endings: "proj" fits "up_proj"."""
+    wanted = config.feedforward_modules
+    try:
+        return (
+            select(wanted, names, deadline) if isinstance(wanted, str) else _ending(wanted, names, deadline)
+        )
+    except PatternFault as fault:
+        faults.add(f"feedforward_modules: {fault}")
+        return frozenset()
+
+
+def _ending(endings: Iterable[str], names: list[str], deadline: Deadline) -> frozenset[str]:
+    listed = tuple(endings)
+    found = set()
+    for name in names:
+        deadline.check()
+        if name.endswith(listed):
+            found.add(name)
+    return frozenset(found)
+
+
+def _by_pattern(
+    key: str, patterns: Mapping[str, Any], names: list[str], deadline: Deadline, faults: Faults
+) -> dict[str, Any]:
+    try:
+        return {name: patterns[fit] for name, fit in assign(patterns, names, deadline).items()}
+    except PatternFault as fault:
+        faults.add(f"{key}: {fault}")
+        return {}
+
+
+def _said(selector: Selector) -> str:
+    return shown(selector) if isinstance(selector, str) else some(sorted(selector), len(selector))

@@ -1,0 +1,88 @@
+"""Conversations to text and token ids: the one template that serves and trains.
+
+A prompt of the server and a row of the trainer go through the functions here and through nothing else, so
+that an adapter meets the tokens it was trained on. Knows neither requests nor training data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from manylora.adapters.errors import ChatTemplateError
+from manylora.adapters.format.text.conventions import BaseText
+
+Message = Mapping[str, Any]
+Tools = Sequence[Mapping[str, Any]]
+
+
+class ChatTokenizer:
+    """A Hugging Face fast tokenizer with its chat template. Safe to use from any thread."""
+
+    def __init__(self, hf: Any) -> None:
+        self._hf = hf
+        self._backend = hf.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._hf.chat_template is not None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``; special tokens written out in it are recognized."""
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids  # type: ignore[no-any-return]
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """By role: "eos_token" -> "</s>"."""
+        return {k: v for k, v in self._hf.special_tokens_map.items() if isinstance(v, str)}
+
+    def base_text(self) -> BaseText:
+        """What the text of adapters is compared with."""
+        template = self._hf.chat_template
+        return BaseText(
+            template=template.get("default") if isinstance(template, dict) else template,
+            special=self.special_tokens,
+            load=self._backend.to_str,
+        )
+
+    def render_chat(
+        self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = True
+    ) -> str:
+        """``messages`` as text through the chat template.
+
+        Raises:
+            ChatTemplateError: there is no template, or it rejects the messages.
+        """
+        if not self.has_chat_template:
+            raise ChatTemplateError("this model has no chat template")
+        try:
+            text = self._hf.apply_chat_template(
+                list(messages), tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        except Exception as error:  # a template is a program that runs on the messages: it raises anything
+            raise ChatTemplateError(f"the chat template rejects these messages: {error}") from error
+        assert isinstance(text, str)
+        return text
+
+    def encode_chat(
+        self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Token ids of a conversation. The template writes its own special tokens, so none are added.
+
+        Raises:
+            ChatTemplateError: there is no template, or it rejects the messages.
+        """
+        text = self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        return self.encode(text, add_special_tokens=False)
+
+
+def join_parts(texts: Sequence[str]) -> str:
+    """The text parts of one message as a template sees them: one string, parts joined by line breaks."""
+    return "\n".join(texts)
+
+
+def template_message(role: str, content: str, **fields: Any) -> dict[str, Any]:
+    """One message as a template sees it; ``developer`` is the newer name of ``system``."""
+    return {"role": "system" if role == "developer" else role, "content": content, **fields}

@@ -1,0 +1,94 @@
+"""The tensors that an artifact must hold: their names, and the shapes they must have on this base.
+
+A slot's part is the field of :class:`ModuleDelta` that its tensor becomes. VeRA's modules share one A and
+one B, as large as the largest of them needs, of which each takes its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from manylora.adapters.format.base import BaseModel, TargetModule
+from manylora.adapters.format.config.config import AdapterConfig
+from manylora.adapters.format.config.reader import Bias
+from manylora.adapters.format.config.targets import Target
+
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One tensor."""
+
+    key: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every tensor of the artifact."""
+
+    config: AdapterConfig
+    targets: Mapping[str, Target]
+    modules: Mapping[str, Mapping[str, Slot]]  # module -> part -> slot; targets, then others with a bias
+    shared: Mapping[str, Slot]  # part -> slot, of VeRA's projections
+
+    def slots(self) -> list[Slot]:
+        """All of them."""
+        return [slot for parts in (*self.modules.values(), self.shared) for slot in parts.values()]
+
+
+def tensor_keys(module: str) -> tuple[str, str]:
+    """The names under which PEFT saves A and B of ``module``."""
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+
+
+def lay_out(config: AdapterConfig, targets: Mapping[str, Target], base: BaseModel) -> Layout:
+    """The tensors that a config with those target modules needs on ``base``."""
+    modules: dict[str, Mapping[str, Slot]] = {
+        name: _parts(config, base.modules[name], target) for name, target in targets.items()
+    }
+    if config.bias is Bias.ALL:
+        for module in (*base.modules.values(), *base.norms.values()):
+            if module.bias and module.name not in targets:
+                modules[module.name] = {"bias": Slot(f"{PREFIX}{module.name}.bias", (module.out_features,))}
+    return Layout(config, targets, modules, _projections(config, targets, base))
+
+
+def projection_shapes(
+    config: AdapterConfig, targets: Mapping[str, Target], base: BaseModel
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of VeRA's shared A and B: as large as the largest of the target modules needs them."""
+    modules = [base.modules[name] for name in targets]
+    width_in, width_out = max(m.in_features for m in modules), max(m.out_features for m in modules)
+    return (config.r, width_in), (width_out, config.r)
+
+
+def _parts(config: AdapterConfig, module: TargetModule, target: Target) -> dict[str, Slot]:
+    prefix, width_in, width_out = f"{PREFIX}{module.name}", module.in_features, module.out_features
+    parts = {}
+    if config.kind == "IA3" and target.feedforward:
+        parts["input_scale"] = Slot(f"{prefix}.ia3_l", (1, width_in))
+    elif config.kind == "IA3":
+        parts["output_scale"] = Slot(f"{prefix}.ia3_l", (width_out, 1))
+    elif config.kind == "VERA":
+        parts["b_scale"] = Slot(f"{prefix}.vera_lambda_b", (width_out,))
+        parts["a_scale"] = Slot(f"{prefix}.vera_lambda_d", (target.rank,))
+    else:
+        a, b = tensor_keys(module.name)
+        parts["a"], parts["b"] = Slot(a, (target.rank, width_in)), Slot(b, (width_out, target.rank))
+    if config.use_dora:
+        parts["magnitude"] = Slot(f"{prefix}.lora_magnitude_vector", (width_out,))
+    if config.lora_bias:
+        parts["b_bias"] = Slot(f"{prefix}.lora_B.bias", (width_out,))
+    if config.bias is not Bias.NONE and module.bias:
+        parts["bias"] = Slot(f"{prefix}.base_layer.bias", (width_out,))
+    return parts
+
+
+def _projections(config: AdapterConfig, targets: Mapping[str, Target], base: BaseModel) -> dict[str, Slot]:
+    if config.kind != "VERA" or config.projection_key is not None:
+        return {}
+    a, b = projection_shapes(config, targets, base)
+    return {"a": Slot("base_model.vera_A", a), "b": Slot("base_model.vera_B", b)}

@@ -1,0 +1,281 @@
+"""The registry's tables, and connections to the database that holds them: SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    Engine,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    insert,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from manylora.adapters.errors import RegistryUnavailable, StoreError
+
+VERSION = 1  # of the tables; a database written by a newer one is refused
+WAIT_SECONDS = 30  # for another writer, before a mutation gives up
+_ADVISORY_LOCK = 0x6D616E796C6F7261  # "manylora": who may create the tables in PostgreSQL
+_READS = "manylora_reads"  # execution option: a transaction that only reads
+
+# Names are ASCII; "C" makes PostgreSQL sort and compare them by bytes, as SQLite does.
+_NAME = String(128).with_variant(String(128, collation="C"), "postgresql")
+_DIGEST = String(64)
+
+metadata = MetaData()
+
+counter = Table(  # one row, which every mutation updates first: that puts mutations in one order
+    "manylora_counter",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("store", String(64)),  # identity of the artifact directory this registry describes
+)
+changes = Table(  # the generation in which each name or alias last changed; removed ones stay
+    "manylora_changes",
+    metadata,
+    Column("name", _NAME, primary_key=True),
+    Column("generation", BigInteger, nullable=False, index=True),
+)
+revisions = Table(
+    "manylora_revisions",
+    metadata,
+    Column("digest", _DIGEST, primary_key=True),
+    Column("nbytes", BigInteger, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("modules", Integer, nullable=False),
+    Column("total_modules", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("base_model_name", Text),
+    Column("base_fingerprint", Text),
+    Column("source", Text, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("lineage", Text),  # JSON
+    Column("details", Text, nullable=False),  # JSON
+)
+names = Table(
+    "manylora_names",
+    metadata,
+    Column("name", _NAME, primary_key=True),
+    Column("digest", _DIGEST, ForeignKey(revisions.c.digest)),
+    Column("state", String(16), nullable=False, index=True),
+    Column("error", Text),
+    Column("pinned", Boolean, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("updated", Double, nullable=False),
+    Column("last_used", Double),
+    Column("source", Text, nullable=False),
+    Column("owner", String(64), nullable=False),
+)
+tags = Table(
+    "manylora_tags",
+    metadata,
+    Column("name", _NAME, ForeignKey(names.c.name, ondelete="CASCADE"), primary_key=True),
+    Column("tag", String(64), primary_key=True, index=True),
+)
+history = Table(
+    "manylora_history",
+    metadata,
+    Column("name", _NAME, ForeignKey(names.c.name, ondelete="CASCADE"), primary_key=True),
+    Column("digest", _DIGEST, ForeignKey(revisions.c.digest), primary_key=True),
+    Column("since", BigInteger, nullable=False),  # the generation in which it last became current
+    Index("manylora_history_digest", "digest"),
+)
+aliases = Table(
+    "manylora_aliases",
+    metadata,
+    Column("name", _NAME, primary_key=True),
+    Column("arms", Text, nullable=False),  # JSON [[target, share], …]
+    Column("created", Double, nullable=False),
+    Column("updated", Double, nullable=False),
+)
+arms = Table(  # what each arm of an alias has come to
+    "manylora_arms",
+    metadata,
+    Column("alias", _NAME, ForeignKey(aliases.c.name, ondelete="CASCADE"), primary_key=True),
+    Column("target", Text, primary_key=True),
+    Column("since", Double, nullable=False),
+    Column("counts", Text, nullable=False),  # JSON {what: number}
+)
+
+
+class Database:
+    """Connections to one registry. Thread-safe; faults become :class:`StoreError` in plain words."""
+
+    def __init__(self, url: str) -> None:
+        """Connect, creating the tables where they are missing.
+
+        Raises:
+            StoreError: the URL is not one of SQLite or PostgreSQL, or the database can't be used.
+        """
+        self._url = _parse(url)
+        with self.faults(), ExitStack() as opened:
+            self._engine = _engine(self._url)
+            opened.callback(self._engine.dispose)
+            with _one_at_a_time(self._url), self._engine.begin() as connection:
+                _create(connection)
+            opened.pop_all()
+        reading = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._reader = self._engine.execution_options(**{_READS: True}, **({} if self._sqlite else reading))
+
+    @property
+    def _sqlite(self) -> bool:
+        return self._url.get_backend_name() == "sqlite"
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction whose statements all see the same moment."""
+        with self.faults(), self._reader.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[tuple[Connection, int]]:
+        """A transaction that no other mutation overlaps, and its generation."""
+        with self.faults(), self._engine.begin() as connection:
+            connection.execute(counter.update().values(generation=counter.c.generation + 1))
+            yield connection, self.generation(connection)
+
+    @contextmanager
+    def write_quietly(self) -> Iterator[Connection]:
+        """As :meth:`write`, for what is no news to other servers: the generation stays."""
+        with self.faults(), self._engine.begin() as connection:
+            connection.execute(select(counter.c.id).with_for_update())
+            yield connection
+
+    def generation(self, connection: Connection) -> int:
+        """How many mutations there have been."""
+        return int(connection.execute(select(counter.c.generation)).scalar_one())
+
+    @contextmanager
+    def faults(self) -> Iterator[None]:
+        """Turn what the database raises into :class:`StoreError`, without credentials or SQL.
+
+        What a database server raises becomes :class:`RegistryUnavailable`.
+        """
+        try:
+            yield
+        except (SQLAlchemyError, OSError, sqlite3.Error, ImportError) as error:
+            kind = StoreError if self._url.drivername == "sqlite" else RegistryUnavailable
+            raise kind(f"the adapter registry ({_describe(self._url)}): {self._reason(error)}") from None
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._engine.dispose()
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, ImportError):
+            return f"{error.name} is not installed (pip install 'manylora[postgres]')"
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        # What PostgreSQL itself says, without the statement that it says it of.
+        said = getattr(getattr(cause, "diag", None), "message_primary", None)
+        sentence = " ".join(str(cause if said is None else said).split())
+        for secret in _secrets(self._url):
+            sentence = sentence.replace(secret, "***")
+        return sentence[:300]
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # its message would quote the URL
+        raise StoreError("the registry's URL can't be parsed: use sqlite:///PATH or postgresql://…") from None
+    if parsed.drivername in {"postgresql", "postgres", "postgresql+psycopg"}:
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in {"sqlite", "sqlite+pysqlite"}:
+        raise StoreError("the registry's URL must start with sqlite:/// or postgresql://")
+    if parsed.database in {None, "", ":memory:"} or parsed.query:
+        raise StoreError("the registry's URL must name a file: sqlite:///PATH, without parameters")
+    return parsed.set(drivername="sqlite")
+
+
+def _describe(url: URL) -> str:
+    if url.get_backend_name() == "sqlite":
+        return f"SQLite, {url.database}"
+    return f"PostgreSQL, database {url.database!r} on {url.host or 'the local socket'}"
+
+
+def _secrets(url: URL) -> list[str]:
+    """What no message may contain, as it may be written in one."""
+    found = [] if url.password is None else [str(url.password)]
+    for key, value in url.query.items():
+        if "pass" in key.lower():
+            found += [value] if isinstance(value, str) else value
+    return [form for secret in found if secret for form in (secret, quote_plus(secret), repr(secret)[1:-1])]
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() == "sqlite":
+        assert url.database is not None, "checked when parsed"
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(url, connect_args={"timeout": WAIT_SECONDS})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    options: dict[str, Any] = {"connect_timeout": 10, "options": f"-c lock_timeout={WAIT_SECONDS}s"}
+    own = {key: value for key, value in options.items() if key not in url.query}
+    return create_engine(url, connect_args=own, pool_pre_ping=True)
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions of its own: see below
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads first and writes later can fail at once when another one wrote in
+    # between; one that says so from the start waits for its turn.
+    reads = connection.get_execution_options().get(_READS, False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _one_at_a_time(url: URL) -> Iterator[None]:
+    """While SQLite files are created and switched to WAL, for which SQLite itself does not wait."""
+    if url.get_backend_name() != "sqlite":
+        yield
+        return
+    assert url.database is not None, "checked when parsed"
+    # The directory, for SQLite's own locks on the file would be lost when a second descriptor closes.
+    descriptor = os.open(Path(url.database).parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _create(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+    metadata.create_all(connection)
+    version = connection.execute(select(counter.c.version)).scalar_one_or_none()
+    if version is None:
+        connection.execute(insert(counter).values(id=1, version=VERSION, generation=0))
+    elif version > VERSION:
+        raise StoreError(f"the adapter registry was written by a newer version ({version}) than this one")

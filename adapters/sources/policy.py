@@ -1,0 +1,111 @@
+"""What may be brought in, and how much of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from manylora.adapters.errors import ArtifactError, SourceMissing
+from manylora.adapters.format.faults import shown
+from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, PICKLES, WEIGHTS_NAME, pickle_fault
+
+CHUNK = 1 << 20  # bytes copied at a time
+Progress = Callable[[int, int | None], None]  # bytes so far, and in total where that is known
+
+
+@dataclass(frozen=True)
+class SourcePolicy:
+    """Where adapters may come from; whatever is not listed is refused."""
+
+    roots: tuple[Path, ...] = ()  # directories of this machine
+    repositories: tuple[str, ...] = ()  # of the Hugging Face Hub, as globs: "org/*"
+    urls: tuple[str, ...] = ()  # prefixes of URLs for fsspec: "s3://bucket/adapters/"
+    max_bytes: int = 4 << 30  # of all files of one adapter
+    max_files: int = 1000  # that an archive may hold, with those that are not kept
+    hub_endpoint: str | None = None  # another Hub than huggingface.co
+    # Options of fsspec by protocol; they may hold keys, so they are never shown.
+    storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+
+
+class Meter:
+    """Counts what comes in from one source, and says when it is too much."""
+
+    def __init__(
+        self, policy: SourcePolicy, progress: Progress | None = None, total: int | None = None
+    ) -> None:
+        """``total`` bytes are expected; the limit holds whatever was promised."""
+        self._policy = policy
+        self._progress = progress
+        self._total = total
+        self.nbytes = 0
+        self.files = 0
+
+    def file(self) -> None:
+        """Count one file.
+
+        Raises:
+            ArtifactError: that is one too many.
+        """
+        self.files += 1
+        if self.files > self._policy.max_files:
+            raise ArtifactError([f"there are more than {self._policy.max_files:,} files"])
+
+    def take(self, nbytes: int) -> None:
+        """Count bytes, before they are kept.
+
+        Raises:
+            ArtifactError: they are too many.
+        """
+        self.nbytes += nbytes
+        self.foresee(self.nbytes)
+        if self._progress is not None:
+            self._progress(self.nbytes, self._total)
+
+    def counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """``chunks``, each counted before it is handed on."""
+        for chunk in chunks:
+            self.take(len(chunk))
+            yield chunk
+
+    def foresee(self, nbytes: int) -> None:
+        """Check a size that was announced.
+
+        Raises:
+            ArtifactError: it is too much.
+        """
+        if nbytes > self._policy.max_bytes:
+            raise ArtifactError([f"the files have more than {self._policy.max_bytes:,} bytes, the limit"])
+
+
+def is_kept(name: str) -> bool:
+    """Whether a revision keeps files of that name; no others are fetched."""
+    return name in KEPT_NAMES
+
+
+def check_found(names: Collection[str], source: str) -> None:
+    """Check that the files at ``source`` look like an adapter, before any of them is fetched.
+
+    Raises:
+        SourceMissing: there is nothing of one.
+        ArtifactError: its weights are a pickle.
+    """
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if WEIGHTS_NAME not in names and pickles:
+        raise ArtifactError([pickle_fault(min(pickles))])
+    if CONFIG_NAME not in names and WEIGHTS_NAME not in names:
+        raise SourceMissing(f"no adapter at {shown(source)}: neither {CONFIG_NAME} nor {WEIGHTS_NAME}")
+
+
+def write_new(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file that must not be there yet; links are not followed.
+
+    Raises:
+        OSError: it is there, or the disk refused.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+        for chunk in chunks:
+            file.write(chunk)

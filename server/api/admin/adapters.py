@@ -1,0 +1,179 @@
+"""``/v1/adapters``: what there is, and everything that can be done with an adapter but publishing it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from manylora.adapters.registry.records import State
+from manylora.server.api.admin.publications import Publications, PublicationsState
+from manylora.server.api.admin.views import adapter, adapter_in_full, short
+from manylora.server.api.http.body import RequestBody, parse_body
+from manylora.server.api.http.errors import blame
+from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.limits import (
+    DEFAULT_DEADLINE,
+    MAX_DEADLINE,
+    MAX_PAGE,
+    MAX_TAG_LENGTH,
+    MAX_USER_LENGTH,
+)
+from manylora.server.api.http.state import ServiceState
+from manylora.server.names.status import Filter
+from manylora.server.service import Service
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+Name = Annotated[str, Path(max_length=MAX_USER_LENGTH, description="The adapter's name.")]
+Text = Annotated[str, Field(max_length=MAX_USER_LENGTH)]
+
+
+class Parameters(BaseModel):
+    """Base of a route's query parameters: those that are not known are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListParameters(Parameters):
+    """Which adapters to list."""
+
+    prefix: Text = Field("", description="Only names that begin with this.")
+    tag: str | None = Field(None, max_length=MAX_TAG_LENGTH, description="Only adapters with this tag.")
+    state: State | None = Field(None, description="Only adapters in this state.")
+    resident: bool | None = Field(None, description="Only adapters that are, or are not, on the device.")
+    after: Text = Field("", description="Only names after this one: 'last_id' of the page before.")
+    limit: int = Field(100, ge=1, le=MAX_PAGE, description="At most so many.")
+
+
+class DeleteParameters(Parameters):
+    """How long to wait for running requests."""
+
+    deadline: float = Field(
+        DEFAULT_DEADLINE, ge=0, le=MAX_DEADLINE, description="Seconds that running requests get to finish."
+    )
+
+
+class NoBody(RequestBody):
+    """Nothing to say."""
+
+
+class RollbackBody(RequestBody):
+    """Which revision to go back to."""
+
+    revision: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{4,64}$",
+        description="4 to 64 hex digits of it. By default the revision before the current one.",
+    )
+
+
+Nothing = Annotated[NoBody, Depends(parse_body(NoBody, optional=True))]
+
+
+@router.get("", summary="List adapters")
+async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, Query()]) -> Response:
+    """Adapters by name, a page at a time: while ``has_more``, ask again with ``after`` = ``last_id``."""
+    wanted = Filter(asked.prefix, asked.tag, asked.state, asked.resident)
+    found = service.adapters.page(wanted, after=asked.after, limit=asked.limit + 1)
+    page = found[: asked.limit]
+    return Json(
+        {
+            "object": "list",
+            "data": [adapter(status) for status in page],
+            "first_id": page[0].name if page else None,
+            "last_id": page[-1].name if page else None,
+            "has_more": len(found) > len(page),
+        }
+    )
+
+
+@router.get("/{name}", summary="One adapter")
+async def get_adapter(service: ServiceState, publications: PublicationsState, name: Name) -> Response:
+    """Its state, its revisions, where its bytes are and what it has served."""
+    with blame("name"):
+        if not service.adapters.has(name):  # another server may have published it a moment ago
+            await service.adapters.catch_up()
+        return await in_full(service, publications, name)
+
+
+@router.post("/{name}/pin", summary="Keep an adapter on the device")
+async def pin(service: ServiceState, name: Name, _: Nothing) -> Response:
+    """It is brought to the device and not evicted from there until it is unpinned."""
+    with blame("name"):
+        return Json(adapter(await service.adapters.pin(name)))
+
+
+@router.post("/{name}/unpin", summary="Let an adapter be evicted again")
+async def unpin(service: ServiceState, name: Name, _: Nothing) -> Response:
+    """It stays where it is until somebody needs the room."""
+    with blame("name"):
+        return Json(adapter(await service.adapters.unpin(name)))
+
+
+@router.post("/{name}/prefetch", summary="Bring an adapter in before it is asked for")
+async def prefetch(service: ServiceState, name: Name, _: Nothing) -> Response:
+    """To the device if unused adapters can make room there, else to host memory."""
+    with blame("name"):
+        return Json(adapter(await service.adapters.prefetch(name)))
+
+
+@router.post("/{name}/evict", summary="Take an adapter off the device and out of host memory")
+async def evict(service: ServiceState, name: Name, _: Nothing) -> Response:
+    """The next request brings it back from disk. Refused while it is in use or pinned."""
+    with blame("name"):
+        return Json(adapter(await service.adapters.evict(name)))
+
+
+@router.post("/{name}/rollback", summary="Go back to an earlier revision")
+async def rollback(
+    service: ServiceState,
+    publications: PublicationsState,
+    name: Name,
+    body: Annotated[RollbackBody, Depends(parse_body(RollbackBody, optional=True))],
+) -> Response:
+    """New requests get that revision; those running keep theirs. Nothing is read again."""
+    with blame("name" if body.revision is None else "revision"):
+        await service.adapters.rollback(name, body.revision)
+    return await in_full(service, publications, name)
+
+
+@router.delete("/{name}", summary="Delete an adapter")
+async def delete_adapter(
+    service: ServiceState,
+    publications: PublicationsState,
+    name: Name,
+    asked: Annotated[DeleteParameters, Query()],
+) -> Response:
+    """Refuse new requests at once, wait for running ones until the deadline, free what it took.
+
+    What still runs then is completed; its memory is freed when it ends.
+    """
+    with blame("name"):
+        deleted = await service.adapters.delete(name, asked.deadline)
+    publications.forget(name)
+    return Json(
+        {
+            "id": name,
+            "object": "adapter.deleted",
+            "deleted": True,
+            "bytes_freed": deleted.bytes_freed,
+            "drained": deleted.drained,
+            "running": deleted.running,
+        }
+    )
+
+
+async def in_full(
+    service: Service, publications: Publications, name: str, http_status: int = 200
+) -> Response:
+    """An adapter with the facts of every revision it can be rolled back to, and its publication.
+
+    In this order: what a publication that has ended did to the name is seen.
+    """
+    publication = await publications.show(name)
+    status = service.adapters.status(name)
+    revisions = await service.adapters.revisions(name)
+    headers = {} if status.digest is None else {"x-manylora-model": f"{status.name}@{short(status.digest)}"}
+    return Json(adapter_in_full(status, revisions, publication), http_status, headers)

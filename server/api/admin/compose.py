@@ -1,0 +1,125 @@
+"""``POST /v1/adapters/{name}/compose``: a new adapter out of several that are served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import Field
+
+from manylora.adapters.errors import MixError
+from manylora.adapters.format.files import KEPT_NAMES
+from manylora.adapters.merge.compose import compose, save
+from manylora.adapters.merge.recipe import Member, Recipe, RecipeError, recipe_of
+from manylora.adapters.mix import MAX_ENTRIES, MixTerm, format_mix
+from manylora.server.api.admin.adapters import Name
+from manylora.server.api.admin.publications import PublicationsState
+from manylora.server.api.admin.publish import PutParameters, publish
+from manylora.server.api.admin.upload import Offer
+from manylora.server.api.generate.mix_entries import blaming_entries, terms_of
+from manylora.server.api.http.body import RequestBody, parse_body
+from manylora.server.api.http.errors import blame
+from manylora.server.api.http.limits import MAX_USER_LENGTH
+from manylora.server.api.http.state import ServiceState
+from manylora.server.errors import RequestError
+
+router = APIRouter(prefix="/v1/adapters/{name}/compose", tags=["adapters"])
+
+_MAX_SEED = 2**63 - 1
+
+
+class MemberBody(RequestBody):
+    """One member."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    name: str = Field(
+        min_length=1,
+        max_length=MAX_USER_LENGTH,
+        description="An adapter, a revision of it, or an alias with one target.",
+    )
+    weight: float = 1.0
+
+
+class ComposeBody(RequestBody):
+    """What to compose, and how."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    members: list[MemberBody] = Field(min_length=1, max_length=MAX_ENTRIES)
+    method: str = Field(
+        "linear",
+        max_length=32,
+        description="linear (exact), svd, ties, dare_linear, dare_ties or magnitude_prune.",
+    )
+    rank: int | None = Field(None, ge=1, le=4096, description="Of the result: every method but linear.")
+    density: float | None = Field(
+        None, gt=0, le=1, description="Share of each member's changes that is kept."
+    )
+    seed: int | None = Field(None, ge=0, le=_MAX_SEED, description="Of what DARE drops.")
+    sign_method: str | None = Field(None, max_length=32, description="total or frequency: ties, dare_ties.")
+    tags: list[str] | None = None
+
+
+@router.post("", summary="Compose an adapter out of others")
+async def compose_adapter(
+    *,
+    request: Request,
+    service: ServiceState,
+    publications: PublicationsState,
+    name: Name,
+    asked: Annotated[PutParameters, Query()],
+    body: Annotated[ComposeBody, Depends(parse_body(ComposeBody))],
+) -> Response:
+    """Compute the members' combination and publish it as a revision of ``name``, like an upload.
+
+    The revisions are those the members' names have now; they, the weights and the method are recorded as
+    the new revision's lineage.
+    """
+    asked_for = terms_of(body.members, "members")
+    with blame("members"), blaming_entries(service.adapters, asked_for, "members"):
+        await service.adapters.look_up(asked_for)
+        read = service.adapters.reader(asked_for)
+        terms = _plain(term for term, _ in service.adapters.digests(asked_for))
+    recipe = _recipe(body)
+
+    def fetch(into: Path) -> None:
+        members = [Member(term.name, artifact, weight) for term, artifact, weight in read()]
+        composed = into / "composed"
+        save(compose(members, recipe, service.adapters.base), composed)
+        for file in sorted(composed.iterdir()):
+            if file.name in KEPT_NAMES:
+                file.rename(into / file.name)
+            else:
+                file.unlink()
+        composed.rmdir()
+
+    tags = None if body.tags is None else tuple(body.tags)
+    offer = Offer(f"compose:{recipe.method}:{format_mix(terms)}", "members", tags, fetch)
+    return await publish(request, service, publications, name, asked=asked, offer=offer)
+
+
+def _recipe(body: ComposeBody) -> Recipe:
+    try:
+        return recipe_of(
+            body.method,
+            rank=body.rank,
+            density=body.density,
+            seed=body.seed,
+            sign_method=body.sign_method,
+        )
+    except RecipeError as error:
+        raise RequestError(str(error), error.settings[0]) from error
+
+
+def _plain(found: Iterable[MixTerm]) -> list[MixTerm]:
+    """The members, with aliases replaced, if each of them is an adapter."""
+    terms = list(found)
+    merged = next((term.name for term in terms if term.merged), None)
+    if merged is not None:
+        raise MixError(f"'{merged}@merged' is a merged copy: only adapters can be composed")
+    if not terms:
+        raise MixError("there is nothing to compose: that is the base model")
+    return terms

@@ -1,0 +1,108 @@
+"""``/v1/adapters/{name}/export``: standalone models, written on the server's disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import Field
+
+from manylora.adapters.errors import OutputExists
+from manylora.adapters.merge.export_plan import MAX_SHARD_BYTES
+from manylora.adapters.mix import parse_mix
+from manylora.server.api.admin.adapters import Nothing, Parameters
+from manylora.server.api.admin.merge import Mix
+from manylora.server.api.http.body import RequestBody, parse_body
+from manylora.server.api.http.errors import Blamed, blame, describe
+from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.limits import MAX_USER_LENGTH
+from manylora.server.api.http.state import ServiceState
+from manylora.server.exporting.exports import Export, ExportState, ExportWish
+
+router = APIRouter(prefix="/v1/adapters/{name}/export", tags=["exports"])
+
+_MIN_SHARD_BYTES, _MAX_SHARD_BYTES = 1 << 20, 1 << 40
+
+
+class ExportParameters(Parameters):
+    """Whether to wait."""
+
+    wait: bool = Field(True, description="Answer when the model is written, or at once with 202.")
+
+
+class ExportBody(RequestBody):
+    """What the result is to be like."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    directory: str | None = Field(
+        None,
+        max_length=MAX_USER_LENGTH,
+        description="Its name under --export-root. Default: the adapter's name and revision.",
+    )
+    dtype: Literal["keep", "bf16", "fp16", "fp32"] = Field("keep", description="keep: the base's own.")
+    max_shard_size: int = Field(
+        MAX_SHARD_BYTES,
+        ge=_MIN_SHARD_BYTES,
+        le=_MAX_SHARD_BYTES,
+        description="Bytes of one file, and of the memory that merging takes.",
+    )
+    verify: bool = Field(True, description="Load it with transformers and compare its logits.")
+
+
+@router.post("", summary="Write the base with an adapter or a mix merged in as a standalone model")
+async def export(
+    service: ServiceState,
+    name: Mix,
+    asked: Annotated[ExportParameters, Query()],
+    body: Annotated[ExportBody, Depends(parse_body(ExportBody, optional=True))],
+) -> Response:
+    """A process of its own writes it, so that answers are not held up; one after the other.
+
+    The directory appears as a whole once its logits have been compared with those of the base with the
+    adapters beside it. Of an export that fails or is cancelled nothing is left.
+    """
+    dtype = None if body.dtype == "keep" else body.dtype
+    wish = ExportWish(body.directory, dtype, body.max_shard_size, body.verify)
+    with blame("name"), blame("directory", OutputExists):
+        terms = parse_mix(name)
+        await service.adapters.look_up(terms)
+        begun = service.exports.begin(terms, wish)
+        if asked.wait:
+            await service.exports.finished(begun)
+        if begun.error is not None:
+            raise begun.error
+    return Json(_view(begun), 200 if begun.state is ExportState.READY else 202)
+
+
+@router.get("", summary="The latest export of an adapter or a mix: its state, and what the comparison found")
+async def show_export(service: ServiceState, name: Mix) -> Response:
+    """404 if this server has exported nothing of it since it started."""
+    with blame("name"):
+        return Json(_view(service.exports.find(parse_mix(name))))
+
+
+@router.delete("", summary="Cancel an export")
+async def cancel_export(service: ServiceState, name: Mix, _: Nothing) -> Response:
+    """What it has written goes. One that has ended stays as it is."""
+    with blame("name"):
+        found = service.exports.find(parse_mix(name))
+    await service.exports.cancel(found)
+    return Json(_view(found))
+
+
+def _view(export: Export) -> dict[str, Any]:
+    return {
+        "object": "export",
+        "of": export.model,
+        "directory": str(export.out),
+        "state": export.state.value,
+        "progress": export.written / export.nbytes if export.nbytes else 0.0,
+        "bytes": export.nbytes,
+        "files": export.files,
+        "seconds": export.seconds,
+        "created": int(export.created),
+        "measured": export.measured,
+        "error": None if export.error is None else describe(Blamed(export.error, "name")).body["error"],
+    }

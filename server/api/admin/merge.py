@@ -1,0 +1,94 @@
+"""``/v1/adapters/{name}/merge``: merged copies, built while the server runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import Field
+
+from manylora.adapters.mix import parse_mix
+from manylora.server.api.admin.adapters import DeleteParameters, Nothing, Parameters
+from manylora.server.api.http.errors import blame
+from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.limits import MAX_MODEL_LENGTH
+from manylora.server.api.http.state import ServiceState
+from manylora.server.errors import Cancelled, CopyFailed
+from manylora.server.merged.variants import Variant, VariantState
+from manylora.server.service import Service
+
+router = APIRouter(prefix="/v1/adapters/{name}/merge", tags=["merged copies"])
+
+Mix = Annotated[
+    str, Path(max_length=MAX_MODEL_LENGTH, description="An adapter, a revision of it, or a mix of several.")
+]
+
+
+class MergeParameters(Parameters):
+    """Whether to wait."""
+
+    wait: bool = Field(True, description="Answer when the copy is ready, or at once with 202.")
+
+
+@router.post("", summary="Merge an adapter or a mix into a copy of the base")
+async def merge(
+    service: ServiceState, name: Mix, asked: Annotated[MergeParameters, Query()], _: Nothing
+) -> Response:
+    """Build a copy of the base's target weights with the mix added in; traffic goes on meanwhile.
+
+    ``name@merged`` as the model then selects it; for a mix, each of its members with ``@merged``. The
+    answer says how far the copy's logits are from those of the unmerged mix on a few probe prompts.
+    """
+    with blame("name"):
+        terms = parse_mix(name)
+        variant = await service.adapters.merge(terms)
+        if asked.wait:
+            await service.adapters.merged(variant)
+    if variant.state is VariantState.FAILED:
+        if variant.stopped.is_set():
+            raise Cancelled(f"the merged copy of {variant.model} was freed while this request waited for it")
+        raise CopyFailed(f"merging {variant.model} failed: {variant.error}")
+    ready = variant.state is VariantState.READY
+    return Json(_view(variant, service), status_code=200 if ready else 202)
+
+
+@router.get("", summary="A merged copy: its state, its size and its measured error")
+async def merged(service: ServiceState, name: Mix) -> Response:
+    """404 if there is none of this mix."""
+    with blame("name"):
+        return Json(_view(service.adapters.merged_copy(parse_mix(name)), service))
+
+
+@router.delete("", summary="Free a merged copy")
+async def free(service: ServiceState, name: Mix, asked: Annotated[DeleteParameters, Query()]) -> Response:
+    """Refuse new requests at once, let running ones finish until the deadline, then free the memory."""
+    with blame("name"):
+        freed, running = await service.adapters.free_merged(parse_mix(name), asked.deadline)
+    return Json({"bytes_freed": freed, "drained": running == 0, "running": running})
+
+
+def _view(variant: Variant, service: Service) -> dict[str, Any]:
+    error = variant.measured
+    return {
+        "object": "merged_copy",
+        "of": variant.model,
+        "state": variant.state.value,
+        "automatic": variant.automatic,
+        "progress": variant.progress,
+        "bytes": variant.nbytes,
+        "dtype": service.description["dtype"],
+        "base_quantization": service.description["quantization"],
+        "seconds": variant.seconds,
+        "created": int(variant.created),
+        "last_used": int(variant.last_used),
+        "running": variant.references,
+        "error": variant.error,
+        "measured": None
+        if error is None
+        else {
+            "rows": error.rows,
+            "max_logit_difference": error.max_logit_difference,
+            "mean_kl": error.mean_kl,
+            "top1_agreement": error.top1_agreement,
+        },
+    }

@@ -1,0 +1,159 @@
+"""``PUT /v1/adapters/{name}``: a new revision, from an upload or from a source the server fetches it from."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
+
+from manylora.adapters.errors import AdapterNotFound
+from manylora.adapters.registry.registry import check_tags
+from manylora.adapters.sources.fetching import check
+from manylora.adapters.sources.fetching import fetch as fetch_source
+from manylora.server.api.admin.adapters import Name, Parameters, in_full
+from manylora.server.api.admin.publications import Publications, PublicationsState, outcome
+from manylora.server.api.admin.upload import Offer, Received, receive_upload
+from manylora.server.api.http.body import RequestBody, parse_body
+from manylora.server.api.http.disconnect import unless_disconnected
+from manylora.server.api.http.errors import blame
+from manylora.server.api.http.limits import MAX_PATH_LENGTH
+from manylora.server.api.http.multipart import is_multipart
+from manylora.server.api.http.state import ServiceState
+from manylora.server.errors import RequestError
+from manylora.server.names.publishing import Publication
+from manylora.server.service import Service
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+
+class PutParameters(Parameters):
+    """What to do about what is there, and when to answer."""
+
+    wait: bool = Field(False, description="Answer when it is done, instead of 202 at once.")
+    replace: bool | None = Field(None, description="false: refuse a name that serves already.")
+
+
+class SourceBody(RequestBody):
+    """Where the server is to fetch the adapter from."""
+
+    source: str = Field(
+        min_length=1,
+        max_length=MAX_PATH_LENGTH,
+        pattern=r"^[^\x00]*$",
+        description="hf://ORG/REPOSITORY@REVISION, s3://BUCKET/PREFIX, file:///DIRECTORY, or a directory.",
+    )
+    tags: list[str] | None = Field(None, description="Replace those the adapter has; by default they stay.")
+
+
+@router.put("/{name}", summary="Publish an adapter")
+async def put_adapter(
+    request: Request,
+    service: ServiceState,
+    publications: PublicationsState,
+    name: Name,
+    asked: Annotated[PutParameters, Query()],
+) -> Response:
+    """Upload the files of a PEFT adapter (or one tar or zip of them), or name a source to fetch it from.
+
+    It is checked whole before the name moves to it: until then, and if anything is wrong, the name serves
+    what it served before. The same content again changes nothing. 202 means that the work goes on: ask for
+    the adapter until its ``publication`` is no longer ``loading``. With ``wait`` the answer is 201 for a new
+    name, 200 otherwise, or the error with everything that is wrong with the files.
+    """
+    with blame("name"):
+        service.adapters.check_free(name, _may_replace(request, asked.replace))
+    offer = await _offer(request, service)
+    return await publish(request, service, publications, name, asked=asked, offer=offer)
+
+
+async def publish(
+    request: Request,
+    service: Service,
+    publications: Publications,
+    name: str,
+    *,
+    asked: PutParameters,
+    offer: Offer,
+) -> Response:
+    """Publish what is offered, and answer as the client asked."""
+    known = _is_known(service, name)
+    publication = await _begin(service, name, offer, _may_replace(request, asked.replace))
+    publications.add(publication, offer)
+    if not asked.wait:
+        answer = await in_full(service, publications, name, 202)
+        answer.headers["location"] = f"{router.prefix}/{name}"
+        return answer
+    await unless_disconnected(request, outcome(publication, offer.param))
+    return await in_full(service, publications, name, 200 if known else 201)
+
+
+async def _offer(request: Request, service: Service) -> Offer:
+    """What the request wants to be published, with its files received.
+
+    Raises:
+        As :func:`receive_upload`; SourceForbidden: the server may not read that source.
+    """
+    if is_multipart(request.headers.get("content-type", "")):
+        return await receive_upload(request, service)
+    body = await _source(request)
+    with blame("source"):
+        await asyncio.to_thread(check, body.source, service.sources)
+    received = Received()
+
+    def fetch(into: Path) -> str:
+        return fetch_source(body.source, into, service.sources, received)
+
+    tags = None if body.tags is None else tuple(body.tags)
+    return Offer(body.source, "source", tags, fetch, received=received)
+
+
+async def _source(request: Request) -> SourceBody:
+    try:
+        return await parse_body(SourceBody)(request)
+    except RequestError as error:
+        if error.code == "invalid_json":
+            hint = "files are uploaded as a form (multipart/form-data), with curl as -F files=@FILE"
+            raise RequestError(f"{error}; {hint}", error.param, error.code) from error
+        raise
+
+
+async def _begin(service: Service, name: str, offer: Offer, replace: bool) -> Publication:
+    try:
+        with blame("tags"):
+            check_tags(offer.tags or ())
+        with blame("name"):
+            publication = await service.adapters.begin_publish(
+                name, offer.fetch, source=offer.source, replace=replace, tags=offer.tags
+            )
+    except BaseException:
+        offer.drop()
+        raise
+    publication.when_ended(offer.drop)  # it may have ended before it fetched anything
+    return publication
+
+
+def _is_known(service: Service, name: str) -> bool:
+    try:
+        return service.adapters.status(name).digest is not None
+    except AdapterNotFound:
+        return False
+
+
+def _may_replace(request: Request, replace: bool | None) -> bool:
+    """Whether the name may be in use, as ``replace`` or a precondition says.
+
+    Raises:
+        RequestError: another precondition, or one that contradicts ``replace``.
+    """
+    for header in ("If-Match", "If-None-Match"):
+        value = request.headers.get(header)
+        if value is not None and (header, value.strip()) != ("If-None-Match", "*"):
+            raise RequestError(f"'{header}: {value[:100]}' is not supported", header, "unsupported_parameter")
+    if "if-none-match" not in request.headers:
+        return replace is not False
+    if replace:
+        raise RequestError("'If-None-Match: *' contradicts 'replace=true'", "replace")
+    return False

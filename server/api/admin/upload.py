@@ -1,0 +1,134 @@
+"""An uploaded adapter: received into a directory of its own, then moved or unpacked to be checked."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import Request
+
+from manylora.adapters.errors import ArtifactError
+from manylora.adapters.format.faults import shown
+from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, PICKLES, WEIGHTS_NAME, pickle_fault
+from manylora.adapters.sources.archives import unpack
+from manylora.adapters.sources.policy import SourcePolicy
+from manylora.server.api.http.multipart import Form, receive_form
+from manylora.server.errors import RequestError
+from manylora.server.residency.revision_loader import Fetch
+from manylora.server.service import Service
+
+_FIELDS = ("tags",)
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+_LAST_STEP = re.compile(r"[^/\\]*\Z")  # of a path, whichever system it comes from
+
+
+class Received:
+    """How much of an adapter has come in. Written by one thread, read by another: two numbers."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self.total: int | None = None  # None while it isn't known
+
+    def __call__(self, nbytes: int, total: int | None) -> None:
+        self.nbytes, self.total = nbytes, total
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An adapter that is to be published."""
+
+    source: str  # what the registry says it came from
+    param: str  # of the request, to blame for what is wrong with its files
+    tags: tuple[str, ...] | None  # None: those that the name has
+    fetch: Fetch  # puts the files into an empty directory, once; blocks
+    drop: Callable[[], None] = lambda: None  # lets go of what is held for it; harmless after ``fetch``
+    received: Received = field(default_factory=Received)
+
+
+async def receive_upload(request: Request, service: Service) -> Offer:
+    """Receive a form with the files of an adapter or one archive of them, and with ``tags``.
+
+    Whatever goes wrong, also a client that leaves half way, nothing stays on disk.
+
+    Raises:
+        RequestError: not a well-formed form, without files, or with a field that means nothing.
+        BodyTooLarge: more bytes than an upload may have.
+        ClientDisconnect: the client left.
+    """
+    held = ExitStack()
+    try:
+        directory = await asyncio.to_thread(held.enter_context, service.store.temporary())
+        form = await receive_form(request.stream(), request.headers["content-type"], directory)
+        tags = _tags(form)
+        if not form.files:
+            raise RequestError("The form has no file", "files")
+    except BaseException:
+        held.close()
+        raise
+    files = [(_basename(name), path) for name, path in form.files]
+
+    received = Received()
+    received.nbytes = received.total = sum(path.stat().st_size for _, path in files)
+
+    def fetch(into: Path) -> None:
+        with held:
+            _place(files, into, service.sources)
+
+    return Offer(_source(files), "files", tags, fetch, held.close, received)
+
+
+def _tags(form: Form) -> tuple[str, ...] | None:
+    """None if the form says nothing of tags; an empty one stands for none."""
+    for name, _ in form.fields:
+        if name not in _FIELDS:
+            raise RequestError(
+                f"Unrecognized field of the form: {shown(name)}", name[:100], "unknown_parameter"
+            )
+    return tuple(value for _, value in form.fields if value) if form.fields else None
+
+
+def _basename(name: str) -> str:
+    match = _LAST_STEP.search(name)
+    assert match is not None, "the pattern matches the end of any text"
+    return match.group()
+
+
+def _source(files: Sequence[tuple[str, Path]]) -> str:
+    names = [name for name, _ in files]
+    return f"upload://{names[0]}" if is_archive(names) else "upload://"
+
+
+def is_archive(names: Sequence[str]) -> bool:
+    """Whether an upload of these files is one archive rather than the files of an adapter."""
+    return len(names) == 1 and names[0] not in KEPT_NAMES
+
+
+def _place(files: Sequence[tuple[str, Path]], into: Path, policy: SourcePolicy) -> None:
+    """Put the files that an adapter consists of into ``into``; others are left behind.
+
+    Raises:
+        ArtifactError: two files have the same name, the weights are a pickle, or an archive can't be used.
+    """
+    names = [name for name, _ in files]
+    if is_archive(names):
+        with files[0][1].open("rb") as archive:
+            unpack(archive, into, policy)
+        return
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ArtifactError([f"the upload has two files called {shown(name)}" for name in twice])
+    archives = sorted(name for name in names if name.endswith(_ARCHIVES))
+    if archives and not {CONFIG_NAME, WEIGHTS_NAME} <= set(names):
+        raise ArtifactError(
+            [f"the upload has the archive {shown(archives[0])} beside other files: send it alone"]
+        )
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    if pickles and WEIGHTS_NAME not in names:
+        raise ArtifactError([pickle_fault(pickles[0])])
+    for name, path in files:
+        if name in KEPT_NAMES:
+            path.rename(into / name)

@@ -1,0 +1,92 @@
+"""How adapters, their revisions and aliases look as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from manylora.adapters.registry.records import AliasRecord, RevisionRecord
+from manylora.server.names.status import AdapterStatus
+
+SHOWN_DIGITS = 8  # of a digest, wherever a revision is named
+
+
+def short(digest: str) -> str:
+    """A revision as model strings name it."""
+    return digest[:SHOWN_DIGITS]
+
+
+def adapter(status: AdapterStatus) -> dict[str, Any]:
+    """One adapter, as in the list. Times are unix seconds, sizes bytes."""
+    tiers = status.residency
+    return {
+        "id": status.name,
+        "object": "adapter",
+        "state": status.state,
+        "revision": None if status.digest is None else short(status.digest),
+        "digest": status.digest,
+        "source": status.source,
+        "error": status.error,
+        "pinned": status.pinned,
+        "tags": status.tags,
+        "created": status.created,
+        "updated": status.updated,
+        "last_used": status.last_used,
+        "kind": status.kind,
+        "rank": status.rank,
+        "modules": status.modules,
+        "total_modules": status.total_modules,
+        "base_model": status.base_model_name,
+        "residency": {"device": tiers.device, "memory": tiers.memory, "disk": tiers.disk},
+        "traffic": {
+            "requests": status.traffic.requests,
+            "prompt_tokens": status.traffic.prompt_tokens,
+            "generated_tokens": status.traffic.generated_tokens,
+            "running": status.references,
+            "scores": status.traffic.scores,
+            "mean_score": status.traffic.points / status.traffic.scores if status.traffic.scores else None,
+        },
+    }
+
+
+def adapter_in_full(
+    status: AdapterStatus, revisions: Sequence[RevisionRecord], publication: dict[str, Any] | None
+) -> dict[str, Any]:
+    """One adapter with its revisions, the latest first, and the latest attempt to publish under its name."""
+    return {
+        **adapter(status),
+        "details": status.details,
+        "publication": publication,
+        "revisions": [_revision(record, record.digest == status.digest) for record in revisions],
+    }
+
+
+def alias(record: AliasRecord) -> dict[str, Any]:
+    """One alias; the shares of its split add up to 1."""
+    total = sum(share for _, share in record.arms)
+    return {
+        "id": record.name,
+        "object": "alias",
+        "split": [{"target": target, "share": share / total} for target, share in record.arms],
+        "created": record.created,
+        "updated": record.updated,
+    }
+
+
+def _revision(record: RevisionRecord, current: bool) -> dict[str, Any]:
+    return {
+        "revision": short(record.digest),
+        "digest": record.digest,
+        "current": current,
+        "source": record.source,
+        "created": record.created,
+        "bytes": record.nbytes,
+        "kind": record.kind,
+        "rank": record.rank,
+        "modules": record.modules,
+        "total_modules": record.total_modules,
+        "base_model": record.base_model_name,
+        "base_fingerprint": record.base_fingerprint,
+        "lineage": record.lineage,
+        "details": record.details,
+    }

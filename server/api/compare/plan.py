@@ -1,0 +1,169 @@
+"""From the body of a comparison to all there is to run, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from manylora.adapters.errors import AdapterError, MixError
+from manylora.server.api.compare.body import CompareBody
+from manylora.server.api.generate.generate import Asked, AskedMix, asked_mix, resolved, salt_of
+from manylora.server.api.generate.sampling import answer_budget, sampling_params
+from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
+from manylora.server.api.http.errors import Blamed, blame
+from manylora.server.api.http.limits import DEFAULT_COMPARE_TOKENS, MAX_COMPARE_TOKENS
+from manylora.server.engine.sequence import SamplingParams
+from manylora.server.errors import ContextTooLong, RequestError, ServerError
+from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.service import CHARS_PER_TOKEN, Service
+
+
+@dataclass(frozen=True)
+class Target:
+    """One model of the comparison: as it was asked for, and the revisions that answer."""
+
+    name: str
+    asked: Asked
+
+    @property
+    def model(self) -> str:
+        return self.name if self.asked.resolution is None else self.asked.resolution.served_model
+
+
+@dataclass(frozen=True)
+class CasePlan:
+    """One prompt."""
+
+    prompts: tuple[tuple[int, ...], ...]  # token ids by target: their chat templates may differ
+    params: tuple[SamplingParams, ...]  # of the answers, by target; empty if none are asked for
+    reference: tuple[str, tuple[int, ...]] | None  # text and token ids; None: the baseline's answer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison whose targets are referenced and whose prompts are tokenized."""
+
+    targets: tuple[Target, ...]
+    cases: tuple[CasePlan, ...]
+    baseline: int
+    tokenizer: Tokenizer  # of all targets
+    salt: bytes
+    one_by_one: bool
+
+
+async def plan_comparison(
+    service: Service, request: Request, body: CompareBody, stack: AsyncExitStack
+) -> Plan:
+    """Resolve and tokenize everything. The references of the targets end with ``stack``.
+
+    Raises:
+        RequestError, ContextTooLong: naming the parameter.
+        Blamed: a target can't be compared; names the entry of ``targets``.
+    """
+    body.check()
+    targets = tuple(
+        [
+            await stack.enter_async_context(_target(service, request, body.end_user, index, name))
+            for index, name in enumerate(body.targets)
+        ]
+    )
+    tokenizer = _shared_tokenizer(targets)
+    if body.temperature is None:
+        body = body.model_copy(update={"temperature": 0.0})
+    cases = [await _case(service, body, index, targets) for index in range(body.size)]
+    salt = salt_of(body.cache_salt)
+    return Plan(targets, tuple(cases), body.baseline, tokenizer, salt, bool(body.one_by_one))
+
+
+@asynccontextmanager
+async def _target(
+    service: Service, request: Request, user: str | None, index: int, name: str
+) -> AsyncGenerator[Target, None]:
+    param = f"targets[{index}]"
+    with blame(param, ServerError), blame(param):
+        mix = asked_mix(service, name)
+    mix = AskedMix(mix.terms, param, user, counted=False, as_asked=True)
+    async with resolved(service, request, mix) as asked:
+        yield Target(name, asked)
+
+
+def _shared_tokenizer(targets: tuple[Target, ...]) -> Tokenizer:
+    first = targets[0].asked.language.tokenizer
+    for index, target in enumerate(targets):
+        if target.asked.language.tokenizer is not first:
+            raise Blamed(
+                MixError(
+                    f"{target.name!r} and {targets[0].name!r} have different tokenizers: "
+                    "they can't be compared token by token"
+                ),
+                f"targets[{index}]",
+            )
+    return first
+
+
+async def _case(service: Service, body: CompareBody, index: int, targets: tuple[Target, ...]) -> CasePlan:
+    prompts = tuple(
+        [await _ids(service, body, index, target, f"targets[{i}]") for i, target in enumerate(targets)]
+    )
+    longest = max(map(len, prompts))
+    reference = await _reference(service, body, index, targets[0].asked, longest)
+    params: list[SamplingParams] = []
+    for ids, target in zip(prompts, targets, strict=True):
+        wanted = _wanted(service, body, len(ids))
+        budget = answer_budget(len(ids), wanted, service.max_model_len, (_where(body), "max_tokens"))
+        vocab_size = target.asked.language.tokenizer.vocab_size
+        params.append(sampling_params(body, max_tokens=budget, vocab_size=vocab_size))
+    return CasePlan(prompts, tuple(params) if body.max_tokens != 0 else (), reference)
+
+
+def _where(body: CompareBody) -> str:
+    if body.prompt is not None:
+        return "prompt"
+    return "messages" if body.conversations is None else "conversations"
+
+
+def _wanted(service: Service, body: CompareBody, prompt_tokens: int) -> int | None:
+    """The length an answer may have; unless asked for, at most the default and what fits."""
+    if body.max_tokens is not None:
+        return body.max_tokens
+    room = service.max_model_len - prompt_tokens
+    return DEFAULT_COMPARE_TOKENS if room >= DEFAULT_COMPARE_TOKENS else None
+
+
+async def _ids(
+    service: Service, body: CompareBody, index: int, target: Target, param: str
+) -> tuple[int, ...]:
+    language = target.asked.language
+    if body.prompt is not None:
+        special = body.add_special_tokens is not False
+        return await prompt_ids(service, language, body.prompt[index], add_special_tokens=special)
+    messages = body.messages if body.conversations is None else body.conversations[index]
+    assert messages is not None
+    with blame(param, AdapterError):
+        return await chat_ids(service, language, messages)
+
+
+async def _reference(
+    service: Service, body: CompareBody, index: int, asked: Asked, prompt_tokens: int
+) -> tuple[str, tuple[int, ...]] | None:
+    """The given text and its tokens, which must fit behind the longest prompt."""
+    if not isinstance(body.reference, str | tuple):
+        return None
+    text = body.reference if isinstance(body.reference, str) else body.reference[index]
+    if len(text) > MAX_COMPARE_TOKENS * CHARS_PER_TOKEN:
+        raise RequestError(f"'reference' must have 1 to {MAX_COMPARE_TOKENS} tokens", "reference")
+    ids = await asked.language.encode(text, add_special_tokens=False)
+    if not 0 < len(ids) <= MAX_COMPARE_TOKENS:
+        raise RequestError(
+            f"'reference' must have 1 to {MAX_COMPARE_TOKENS} tokens, and has {len(ids)}", "reference"
+        )
+    if prompt_tokens + len(ids) > service.max_model_len:
+        raise ContextTooLong(
+            f"The context window is {service.max_model_len} tokens; the prompt has {prompt_tokens} and "
+            f"the reference {len(ids)}",
+            "reference",
+        )
+    return text, ids

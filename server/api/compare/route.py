@@ -1,0 +1,76 @@
+"""``POST /v1/compare``: the same prompts under several models, side by side and token by token."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from manylora.server.api.compare.body import CompareBody
+from manylora.server.api.compare.plan import plan_comparison
+from manylora.server.api.compare.running import Comparison
+from manylora.server.api.http.body import parse_body
+from manylora.server.api.http.disconnect import unless_disconnected
+from manylora.server.api.http.event_stream import EventStream, encode, told_to_the_end
+from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.limits import MAX_COMPARISONS
+from manylora.server.api.http.state import ServiceState
+from manylora.server.errors import QueueFull
+
+router = APIRouter(tags=["compare"])
+
+_RETRY_SECONDS = 5.0
+
+
+class Comparisons:
+    """How many comparisons run: each holds up to 64 MiB of logits."""
+
+    def __init__(self) -> None:
+        self.running = 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """
+        Raises:
+            QueueFull: as many run as may.
+        """
+        if self.running >= MAX_COMPARISONS:
+            raise QueueFull(f"{self.running} comparisons are running; try again later", _RETRY_SECONDS)
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+
+@router.post("/v1/compare", summary="Compare models")
+async def compare(
+    request: Request, service: ServiceState, body: Annotated[CompareBody, Depends(parse_body(CompareBody))]
+) -> Response:
+    """Let 2 to 8 targets answer, and score one reference under all of them; with progress as a stream."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(request.app.state.comparisons.one_more())
+        plan = await plan_comparison(service, request, body, stack)
+        comparison = Comparison(service, plan, stack.pop_all())
+    try:
+        await unless_disconnected(request, comparison.begun())
+        if not body.stream:
+            result = await unless_disconnected(request, comparison.result())
+            await comparison.aclose()
+            return Json(result)
+    except BaseException:
+        await comparison.aclose()
+        raise
+    events = told_to_the_end(_events(comparison))
+    return EventStream(events, comparison.aclose, {}, service.config.shutdown_timeout)
+
+
+async def _events(comparison: Comparison) -> AsyncGenerator[bytes, None]:
+    async with aclosing(comparison.progress()) as states:
+        async for state in states:
+            yield encode(state)
+    result = await comparison.result()
+    await comparison.aclose()  # whoever has the result finds everything free again
+    yield encode(result)

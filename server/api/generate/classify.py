@@ -1,0 +1,224 @@
+"""``POST /classify``: which class a text belongs to, with vLLM's fields."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import Field
+
+from manylora.adapters.format.classes import Classes, Problem
+from manylora.adapters.mix import MAX_ENTRIES
+from manylora.server.api.generate.answer import begin, model_header, new_id
+from manylora.server.api.generate.generate import Generation, asked_mix, resolved, salt_of
+from manylora.server.api.generate.schemas import AdapterWeight, Messages, Prompts
+from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
+from manylora.server.api.http import limits
+from manylora.server.api.http.body import RequestBody, bounded, parse_body
+from manylora.server.api.http.disconnect import unless_disconnected
+from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.state import ServiceState
+from manylora.server.engine.async_engine import GenerateRequest
+from manylora.server.engine.sequence import SamplingParams
+from manylora.server.errors import ContextTooLong, RequestError
+from manylora.server.model.languages import Language
+from manylora.server.service import Service
+
+router = APIRouter(tags=["classify"])
+
+Ids = tuple[int, ...]
+
+
+class ClassifyBody(RequestBody):
+    """Either ``input`` or ``messages``."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "chat_template": (),
+        "chat_template_kwargs": ({},),
+        "continue_final_message": (False,),
+        "media_io_kwargs": ({},),
+        "mm_processor_kwargs": ({},),
+        "padding": ("do_not_pad",),
+        "priority": (0,),
+        "request_id": (),
+    }
+
+    model: str = Field(
+        min_length=1,
+        max_length=limits.MAX_MODEL_LENGTH,
+        description="An adapter that classifies, or 'adapter@revision'.",
+    )
+    adapters: Annotated[list[AdapterWeight], bounded(MAX_ENTRIES, "adapters")] | None = Field(
+        None, description="The adapter as JSON; goes with the base model in 'model'."
+    )
+    input: Prompts | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = Field(
+        None, description="Default: true for input; messages get theirs from the chat template."
+    )
+    add_generation_prompt: bool | None = Field(None, description="Default: false. Only with messages.")
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, le=limits.MAX_TOKENS, description="Tokens that are read; -1: as many as the context has."
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        None, description="Where longer texts are cut. Default: right, so their beginning is read."
+    )
+    use_activation: bool | None = Field(
+        None, description="Default: true. With false 'probs' holds what the head says, before softmax."
+    )
+    cache_salt: str | None = Field(None, min_length=1, max_length=limits.MAX_SALT_LENGTH)
+    user: str | None = Field(
+        None,
+        max_length=limits.MAX_USER_LENGTH,
+        description="Your end user's id: always gets the same arm of an alias.",
+    )
+
+
+@router.post("/classify", summary="Classify texts")
+async def classify(
+    request: Request, service: ServiceState, body: Annotated[ClassifyBody, Depends(parse_body(ClassifyBody))]
+) -> Response:
+    """The probabilities of an adapter's classes for each input, or for a conversation."""
+    _check(service, body)
+    mix = asked_mix(service, body.model, body.adapters, body.user)
+    async with resolved(service, request, mix, classify=True) as asked:
+        classes = asked.language.classes
+        assert classes is not None, "resolved() sees to that"
+        texts = await _ids(service, asked.language, body)
+        request_id = new_id("classify")
+        requests = [_request(service, body, ids, classes=classes, request_id=request_id) for ids in texts]
+        generation = await begin(service, request, asked, requests, "input")
+        service.adapters.experiments.remember(request_id, generation.model, asked.resolution)
+        try:
+            scores, cached = await unless_disconnected(request, _gather(generation, len(texts)))
+        finally:
+            await generation.aclose()
+    return Json(
+        {
+            "id": request_id,
+            "object": "list",
+            "created": int(time.time()),
+            "model": generation.model,
+            "data": [
+                _entry(i, row, classes, body.use_activation is not False) for i, row in enumerate(scores)
+            ],
+            "usage": _usage(texts, cached),
+        },
+        headers=model_header(generation),
+    )
+
+
+def _check(service: Service, body: ClassifyBody) -> None:
+    if (body.input is None) == (body.messages is None):
+        raise RequestError("Give either 'input' or 'messages'", "input")
+    if body.input is not None and body.add_generation_prompt is not None:
+        raise RequestError("'add_generation_prompt' goes with 'messages'", "add_generation_prompt")
+    if body.messages is not None and body.add_special_tokens:
+        raise RequestError(
+            "'add_special_tokens' is not supported with 'messages': the chat template writes them",
+            "add_special_tokens",
+            "unsupported_parameter",
+        )
+    if body.truncate_prompt_tokens is None and body.truncation_side is not None:
+        raise RequestError("'truncation_side' goes with 'truncate_prompt_tokens'", "truncation_side")
+    if body.truncate_prompt_tokens == 0 or (body.truncate_prompt_tokens or 0) > service.max_model_len:
+        raise RequestError(
+            f"'truncate_prompt_tokens' must be -1, or from 1 to {service.max_model_len}",
+            "truncate_prompt_tokens",
+        )
+
+
+async def _ids(service: Service, language: Language, body: ClassifyBody) -> list[Ids]:
+    """The token ids of each text, cut as asked."""
+    if body.messages is not None:
+        opened = bool(body.add_generation_prompt)
+        ids = await chat_ids(service, language, body.messages, add_generation_prompt=opened)
+        return [_cut(service, ids, body)]
+    assert body.input is not None
+    special = body.add_special_tokens is not False
+    given = [text if isinstance(text, str) else _cut(service, text, body) for text in body.input]
+    found = [
+        await prompt_ids(service, language, text, add_special_tokens=special, param="input") for text in given
+    ]
+    return [_cut(service, ids, body) for ids in found]
+
+
+def _cut(service: Service, ids: Ids, body: ClassifyBody) -> Ids:
+    keep = body.truncate_prompt_tokens
+    if keep is None:
+        return ids
+    keep = service.max_model_len if keep == -1 else keep
+    return ids[-keep:] if body.truncation_side == "left" else ids[:keep]
+
+
+def _request(
+    service: Service, body: ClassifyBody, ids: Ids, *, classes: Classes, request_id: str
+) -> GenerateRequest:
+    param = "input" if body.messages is None else "messages"
+    if not ids:
+        raise RequestError(f"'{param}' is empty: it must give at least one token", param)
+    if len(ids) > service.max_model_len:
+        raise ContextTooLong(
+            f"The context window is {service.max_model_len} tokens and the text has {len(ids)}; "
+            "'truncate_prompt_tokens': -1 cuts it",
+            param,
+        )
+    read = without_padding(ids, classes.pad_id)
+    return GenerateRequest(
+        read,
+        SamplingParams(max_tokens=0),
+        salt=salt_of(body.cache_salt),
+        request_id=request_id,
+        logits_from=len(read) - 1,
+    )
+
+
+def without_padding(ids: Ids, pad_id: int | None) -> Ids:
+    """``ids`` up to the last one that is no padding, where transformers' classification models look."""
+    end = len(ids)
+    while end > 1 and ids[end - 1] == pad_id:
+        end -= 1
+    return ids[:end]
+
+
+async def _gather(generation: Generation, count: int) -> tuple[list[torch.Tensor], int]:
+    """What the head says of each text, float32 [classes], and the tokens taken from the prefix cache."""
+    scores: dict[int, torch.Tensor] = {}
+    cached: dict[int, int] = {}
+    async with aclosing(generation.events()) as events:
+        async for index, delta in events:
+            if delta.logits is not None:
+                scores[index] = delta.logits.rows[0]
+            cached[index] = delta.cached_tokens
+    return [scores[index] for index in range(count)], sum(cached.values())
+
+
+def _entry(index: int, scores: torch.Tensor, classes: Classes, activated: bool) -> dict[str, Any]:
+    meant = classes.complete(len(scores))
+    assert meant.labels is not None
+    return {
+        "index": index,
+        "label": meant.labels[int(scores.argmax())],
+        "probs": (_activate(scores, meant) if activated else scores).tolist(),
+        "num_classes": len(scores),
+    }
+
+
+def _activate(scores: torch.Tensor, classes: Classes) -> torch.Tensor:
+    if classes.problem is Problem.SINGLE_LABEL:
+        return scores.softmax(-1)
+    return scores.sigmoid() if classes.problem is Problem.MULTI_LABEL else scores
+
+
+def _usage(texts: Sequence[Ids], cached: int) -> dict[str, Any]:
+    tokens = sum(map(len, texts))
+    return {
+        "prompt_tokens": tokens,
+        "total_tokens": tokens,
+        "completion_tokens": 0,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }

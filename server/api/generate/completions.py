@@ -1,0 +1,147 @@
+"""``POST /v1/completions``: plain continuation, for one prompt or many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from manylora.server.api.generate.answer import AnswerFormat, answer, new_id
+from manylora.server.api.generate.generate import asked_mix, resolved, salt_of
+from manylora.server.api.generate.logprobs import CompletionLogprobs, join
+from manylora.server.api.generate.sampling import answer_budget, check_fields, sampling_params
+from manylora.server.api.generate.schemas import CompletionBody
+from manylora.server.api.generate.token_ids import prompt_ids
+from manylora.server.api.http.body import parse_body
+from manylora.server.api.http.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
+from manylora.server.api.http.state import ServiceState
+from manylora.server.engine.async_engine import GenerateRequest
+from manylora.server.engine.sequence import Delta, TokenLogprob
+from manylora.server.errors import RequestError
+from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.service import Service
+
+router = APIRouter(tags=["generate"])
+
+
+@router.post("/v1/completions", summary="Continue a text")
+async def create_completion(
+    request: Request,
+    service: ServiceState,
+    body: Annotated[CompletionBody, Depends(parse_body(CompletionBody))],
+) -> Response:
+    """Continue ``prompt`` with the base model, an adapter or a mix; as a stream if asked."""
+    _check(body)
+    check_fields(body)
+    mix = asked_mix(service, body.model, body.adapters, body.end_user)
+    special = body.add_special_tokens is not False
+    async with resolved(service, request, mix) as asked:
+        language = asked.language
+        prompts = [await prompt_ids(service, language, p, add_special_tokens=special) for p in body.prompt]
+        request_id = new_id("cmpl")
+        requests = [
+            _generate_request(service, body, ids, tokenizer=language.tokenizer, request_id=request_id)
+            for ids in prompts
+        ]
+        return await answer(service, request, asked, CompletionFormat(service, body, requests))
+
+
+def _n(body: CompletionBody) -> int:
+    return 1 if body.n is None else body.n
+
+
+def _max_tokens(body: CompletionBody) -> int:
+    return DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+
+
+def _check(body: CompletionBody) -> None:
+    n = _n(body)
+    if body.best_of is not None and body.best_of != n:
+        raise RequestError(
+            f"'best_of' is not supported unless it equals 'n' ({n})", "best_of", "unsupported_parameter"
+        )
+    if len(body.prompt) * n > MAX_SEQUENCES:
+        raise RequestError(f"'prompt' times 'n' may make at most {MAX_SEQUENCES} answers", "n")
+    if _max_tokens(body) == 0 and not body.echo:
+        raise RequestError("'max_tokens' may be 0 only with 'echo': true", "max_tokens")
+
+
+def _generate_request(
+    service: Service, body: CompletionBody, ids: tuple[int, ...], *, tokenizer: Tokenizer, request_id: str
+) -> GenerateRequest:
+    budget = answer_budget(len(ids), _max_tokens(body), service.max_model_len, ("prompt", "max_tokens"))
+    params = sampling_params(
+        body,
+        max_tokens=budget,
+        vocab_size=tokenizer.vocab_size,
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
+    )
+    return GenerateRequest(ids, params, _n(body), salt_of(body.cache_salt), request_id, tokenizer)
+
+
+class CompletionFormat(AnswerFormat):
+    """``text_completion``, whole and in chunks."""
+
+    def __init__(self, service: Service, body: CompletionBody, requests: Sequence[GenerateRequest]) -> None:
+        super().__init__(service, body, requests, "text_completion")
+        self.echoes = _echoes(self.tokenizer, body) if body.echo else None
+        self.logprobs: list[CompletionLogprobs] | None = None
+        count = len(requests) * self.n
+        if body.logprobs is not None:
+            skip = body.skip_special_tokens is not False
+            self.logprobs = [
+                CompletionLogprobs(self.tokenizer, skip_special_tokens=skip) for _ in range(count)
+            ]
+        self.begun = [False] * count
+        self.gathered: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+
+    def chunks(self, choice: int, delta: Delta) -> list[dict[str, Any]]:
+        entry = self._entry(choice, delta)
+        held_back = not (entry["text"] or delta.logprobs or entry["finish_reason"])
+        return [] if held_back else [self.chunk([entry])]
+
+    def add(self, choice: int, delta: Delta) -> None:
+        self.gathered[choice].append(self._entry(choice, delta))
+
+    def choices(self) -> list[dict[str, Any]]:
+        return [self._choice(parts) for parts in self.gathered]
+
+    def _choice(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            **parts[-1],
+            "text": "".join(part["text"] for part in parts),
+            "logprobs": None if self.logprobs is None else join([part["logprobs"] for part in parts]),
+        }
+
+    def _entry(self, choice: int, delta: Delta) -> dict[str, Any]:
+        """One choice of a chunk; the first of each choice carries the echo."""
+        self.count(choice, delta)
+        first, self.begun[choice] = not self.begun[choice], True
+        echo = self.echoes[choice // self.n] if first and self.echoes is not None else ""
+        return {
+            "index": choice,
+            "text": echo + delta.text,
+            "logprobs": self._logprobs(choice, delta),
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+
+    def _logprobs(self, choice: int, delta: Delta) -> dict[str, Any] | None:
+        if self.logprobs is None:
+            return None
+        entries: list[tuple[int, TokenLogprob | None]] = []
+        if delta.prompt_logprobs:
+            ids = self.requests[choice // self.n].prompt_ids
+            entries.extend(zip(ids, delta.prompt_logprobs, strict=True))
+        entries.extend((entry.token_id, entry) for entry in delta.logprobs)
+        return self.logprobs[choice].take(entries)
+
+
+def _echoes(tokenizer: Tokenizer, body: CompletionBody) -> list[str]:
+    """The text that each prompt's answers begin with."""
+    return [
+        prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=False)
+        for prompt in body.prompt
+    ]

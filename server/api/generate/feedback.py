@@ -1,0 +1,52 @@
+"""``POST /v1/feedback``: how good an answer was."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+from pydantic import Field
+
+from manylora.server.api.http.body import RequestBody, parse_body
+from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.limits import MAX_RESPONSE_ID_LENGTH
+from manylora.server.api.http.state import ServiceState
+
+router = APIRouter(prefix="/v1/feedback", tags=["generate"])
+
+
+class FeedbackBody(RequestBody):
+    """A user's score for one answer."""
+
+    response_id: str = Field(
+        min_length=1, max_length=MAX_RESPONSE_ID_LENGTH, description="The 'id' of the answer."
+    )
+    score: float = Field(
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="0 is worst and 1 best: thumbs are 0 and 1, k of n stars are (k-1)/(n-1).",
+    )
+
+
+@router.post("", summary="Score an answer")
+async def give_feedback(
+    service: ServiceState, body: Annotated[FeedbackBody, Depends(parse_body(FeedbackBody))]
+) -> Response:
+    """Count a score for the adapter that answered, and for the arm if an alias was asked for.
+
+    A second score for the same answer replaces the first.
+    """
+    found = service.adapters.experiments.score(body.response_id, body.score)
+    alias, arm = (None, None) if found.arm is None else found.arm
+    return Json(
+        {
+            "object": "feedback",
+            "response_id": body.response_id,
+            "score": body.score,
+            "previous_score": found.previous,
+            "model": found.model,
+            "alias": alias,
+            "arm": arm,
+        }
+    )

@@ -1,0 +1,77 @@
+"""Log-probabilities in the shapes of the two endpoints."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from manylora.server.engine.sequence import TokenLogprob
+from manylora.server.model.tokenizer import Tokenizer
+
+FLOOR = -9999.0  # stands for minus infinity, which JSON has not
+
+
+def chat_logprobs(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """The ``logprobs`` object of a chat choice."""
+    return {"content": [_chat_token(tokenizer, entry) for entry in logprobs], "refusal": None}
+
+
+def _chat_token(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, Any]:
+    token = _chat_entry(tokenizer, entry.token_id, entry.logprob)
+    token["top_logprobs"] = [_chat_entry(tokenizer, *top) for top in entry.top]
+    return token
+
+
+def _chat_entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+    return {
+        "token": tokenizer.token_text(token_id),
+        "logprob": max(logprob, FLOOR),
+        "bytes": list(tokenizer.token_bytes(token_id)),
+    }
+
+
+class CompletionLogprobs:
+    """The ``logprobs`` object of one completion choice, built token by token.
+
+    ``text_offset`` counts characters from the start of the choice's text (its echoed prompt included),
+    over all tokens: a character's offset is that of the token which completes it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
+        self.tokenizer = tokenizer
+        self.skip_special_tokens = skip_special_tokens  # such tokens have no place in the text
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.offset = 0
+
+    def take(self, entries: Sequence[tuple[int, TokenLogprob | None]]) -> dict[str, Any]:
+        """The object for the next ``entries``: token ids, each with its log-probability if it has one."""
+        return {
+            "tokens": [self.tokenizer.token_text(token_id) for token_id, _ in entries],
+            "token_logprobs": [None if entry is None else max(entry.logprob, FLOOR) for _, entry in entries],
+            "top_logprobs": [None if entry is None else self._top(entry) for _, entry in entries],
+            "text_offset": [self._advance(token_id) for token_id, _ in entries],
+        }
+
+    def _top(self, entry: TokenLogprob) -> dict[str, float]:
+        """The likeliest tokens and the chosen one. Of tokens with the same text the likeliest counts."""
+        top: dict[str, float] = {}
+        for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
+            text = self.tokenizer.token_text(token_id)
+            top[text] = max(top.get(text, FLOOR), logprob)
+        return top
+
+    def _advance(self, token_id: int) -> int:
+        offset = self.offset
+        if not (self.skip_special_tokens and self.tokenizer.is_special(token_id)):
+            self.offset += len(self.decoder.decode(self.tokenizer.token_bytes(token_id)))
+        return offset
+
+
+def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One ``logprobs`` object out of consecutive ones (of either endpoint)."""
+    first = parts[0] if parts else {}
+    return {
+        key: [item for part in parts for item in part[key]] if isinstance(first[key], list) else first[key]
+        for key in first
+    }

@@ -1,0 +1,62 @@
+"""Mixes as lists of names and weights, as ``adapters`` of a request and ``members`` of a composition are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Protocol
+
+from manylora.adapters.errors import AdapterNotFound, MixError
+from manylora.adapters.mix import MixTerm, check_weight, parse_mix
+from manylora.server.api.http.errors import Blamed, blame
+from manylora.server.names.manager import AdapterManager
+
+
+class Entry(Protocol):
+    """One of them as the client wrote it."""
+
+    @property
+    def name(self) -> str:
+        """An adapter, a revision of it, or an alias."""
+
+    @property
+    def weight(self) -> float: ...
+
+
+def terms_of(entries: Sequence[Entry], param: str) -> tuple[MixTerm, ...]:
+    """The terms that ``entries`` of the parameter ``param`` stand for.
+
+    Raises:
+        Blamed: for a MixError or AdapterNameError; names the entry and what of it is wrong.
+    """
+    return tuple(_term(entry, f"{param}[{index}]") for index, entry in enumerate(entries))
+
+
+def _term(entry: Entry, param: str) -> MixTerm:
+    with blame(f"{param}.name"):
+        (term, *others) = parse_mix(entry.name)
+        if others or "*" in entry.name:
+            raise MixError(f"'{entry.name}': an entry names one adapter, its strength goes into 'weight'")
+    with blame(f"{param}.weight"):
+        return replace(term, weight=check_weight(entry.weight, f"'{term.name}'"))
+
+
+@contextmanager
+def blaming_entries(manager: AdapterManager, terms: Sequence[MixTerm], param: str) -> Iterator[None]:
+    """An adapter that is not found in the block is blamed on the entry of ``param`` that names it."""
+    try:
+        yield
+    except AdapterNotFound as error:
+        raise Blamed(error, _first_missing(manager, terms, param)) from error
+
+
+def _first_missing(manager: AdapterManager, terms: Sequence[MixTerm], param: str) -> str:
+    for index, term in enumerate(terms):
+        try:
+            manager.digests([term])
+        except AdapterNotFound:
+            return f"{param}[{index}].name"
+        except MixError:  # an alias that is a split: there, at least
+            continue
+    return param

@@ -1,0 +1,117 @@
+"""From request fields to :class:`SamplingParams`: defaults, and the checks that span several fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from manylora.server.api.generate.schemas import GenerationBody, SamplingBody
+from manylora.server.engine.sequence import SamplingParams
+from manylora.server.errors import ContextTooLong, RequestError
+
+T = TypeVar("T")
+
+
+def check_fields(body: GenerationBody) -> None:
+    """Refuse combinations that make no sense whatever the prompt.
+
+    Raises:
+        RequestError: naming the parameter to change.
+    """
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("'stream_options' is only allowed with 'stream': true", "stream_options")
+
+
+def answer_budget(prompt_tokens: int, wanted: int | None, max_model_len: int, names: tuple[str, str]) -> int:
+    """How many tokens an answer may have: ``wanted``, or all that fits the context.
+
+    ``names`` are the parameters that hold the prompt and the wanted number, for the errors.
+
+    Raises:
+        RequestError: an empty prompt.
+        ContextTooLong: the prompt leaves no room for an answer, or not enough for ``wanted``.
+    """
+    prompt_name, wanted_name = names
+    room = max_model_len - prompt_tokens
+    if prompt_tokens == 0:
+        raise RequestError(f"'{prompt_name}' is empty: it must give at least one token", prompt_name)
+    if room < 0 or (room == 0 and wanted != 0):
+        raise ContextTooLong(
+            f"The context window is {max_model_len} tokens and the prompt has {prompt_tokens}, "
+            "which leaves no room for an answer",
+            prompt_name,
+        )
+    if wanted is None:
+        return room
+    if wanted > room:
+        raise ContextTooLong(
+            f"The context window is {max_model_len} tokens; the prompt has {prompt_tokens} and "
+            f"'{wanted_name}' asks for {wanted}, which is {wanted - room} too many",
+            wanted_name,
+        )
+    return wanted
+
+
+def sampling_params(
+    body: SamplingBody,
+    *,
+    max_tokens: int,
+    vocab_size: int,
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
+    """The sampling parameters of one prompt's answers.
+
+    Raises:
+        RequestError: naming the parameter that is wrong.
+    """
+    min_tokens = _or(body.min_tokens, 0)
+    if min_tokens > max_tokens:
+        raise RequestError(
+            f"'min_tokens' ({min_tokens}) exceeds the {max_tokens} tokens the answer may have", "min_tokens"
+        )
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=_or(body.temperature, 1.0),
+        top_p=_or(body.top_p, 1.0),
+        top_k=max(_or(body.top_k, 0), 0),  # -1 and 0 both mean off
+        min_p=_or(body.min_p, 0.0),
+        presence_penalty=_or(body.presence_penalty, 0.0),
+        frequency_penalty=_or(body.frequency_penalty, 0.0),
+        repetition_penalty=_or(body.repetition_penalty, 1.0),
+        logit_bias=_logit_bias(body.logit_bias, vocab_size),
+        seed=body.seed,
+        stop=() if body.stop is None else tuple(body.stop),
+        stop_token_ids=_stop_token_ids(body.stop_token_ids, vocab_size),
+        ignore_eos=_or(body.ignore_eos, False),
+        skip_special_tokens=_or(body.skip_special_tokens, True),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _or(value: T | None, default: T) -> T:
+    """``default`` only for ``None``: 0, 0.0 and False are values."""
+    return default if value is None else value
+
+
+def _logit_bias(bias: Mapping[str, float] | None, vocab_size: int) -> dict[int, float]:
+    if bias is None:
+        return {}
+    return {_token_id(key, vocab_size, "logit_bias"): value for key, value in bias.items()}
+
+
+def _stop_token_ids(ids: list[int] | None, vocab_size: int) -> tuple[int, ...]:
+    if ids is None:
+        return ()
+    return tuple(_token_id(str(token), vocab_size, "stop_token_ids") for token in ids)
+
+
+def _token_id(text: str, vocab_size: int, param: str) -> int:
+    """``text`` as a token id of the vocabulary."""
+    if text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < vocab_size:
+        return int(text)
+    raise RequestError(
+        f"'{param}': {text[:40]!r} is not a token id; ids go from 0 to {vocab_size - 1}", param
+    )

@@ -1,0 +1,76 @@
+"""From messages and prompts to token ids, off the event loop when they are long."""
+
+from __future__ import annotations
+
+from manylora.server.api.generate.schemas import Message, Prompt
+from manylora.server.errors import ContextTooLong, RequestError
+from manylora.server.model.languages import Language
+from manylora.server.service import CHARS_PER_TOKEN, Service
+
+
+async def chat_ids(
+    service: Service, language: Language, messages: list[Message], *, add_generation_prompt: bool = True
+) -> tuple[int, ...]:
+    """The token ids of a conversation.
+
+    Raises:
+        ContextTooLong: by its length alone it can't fit.
+        RequestError: the template refuses the messages, or doesn't use a ``name`` that one of them has.
+        MixError: the members of the mix bring different templates.
+    """
+    rendered = [message.for_template() for message in messages]
+    _check_size(service, sum(len(message["content"]) for message in rendered), "messages")
+    await _check_names(language, rendered)
+    text = await language.render(rendered, add_generation_prompt=add_generation_prompt)
+    _check_size(service, len(text), "messages")
+    return await language.encode(text, add_special_tokens=False)  # the template writes its own
+
+
+async def _check_names(language: Language, messages: list[dict[str, str]]) -> None:
+    """A ``name`` that changes nothing is refused rather than ignored."""
+    named = [i for i, message in enumerate(messages) if "name" in message]
+    if not named:
+        return
+    nameless = [{"role": message["role"], "content": message["content"]} for message in messages]
+    if await language.render(nameless) == await language.render(messages):
+        param = f"messages[{named[0]}].name"
+        raise RequestError(
+            f"'{param}' is not supported: this model's chat template has no place for names",
+            param,
+            "unsupported_parameter",
+        )
+
+
+async def prompt_ids(
+    service: Service,
+    language: Language,
+    prompt: Prompt,
+    *,
+    add_special_tokens: bool = True,
+    param: str = "prompt",
+) -> tuple[int, ...]:
+    """The token ids of one prompt that came in the field ``param``.
+
+    Raises:
+        ContextTooLong: by its length alone it can't fit.
+        RequestError: an id outside the vocabulary.
+    """
+    if isinstance(prompt, str):
+        _check_size(service, len(prompt), param)
+        return await language.encode(prompt, add_special_tokens=add_special_tokens)
+    vocab_size = language.tokenizer.vocab_size
+    if len(prompt) > service.max_model_len:  # told by answer_budget; its ids need no look
+        return prompt
+    if min(prompt) < 0 or max(prompt) >= vocab_size:
+        raise RequestError(f"'{param}': token ids go from 0 to {vocab_size - 1}", param)
+    return prompt
+
+
+def _check_size(service: Service, chars: int, param: str) -> None:
+    limit = service.max_model_len * CHARS_PER_TOKEN
+    if chars > limit:
+        raise ContextTooLong(
+            f"'{param}' has {chars} characters; with a context window of {service.max_model_len} tokens "
+            f"at most {limit} are taken",
+            param,
+        )

@@ -1,0 +1,105 @@
+"""``POST /tokenize`` and ``/detokenize``, with vLLM's fields."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import FailFast, Field
+
+from manylora.server.api.generate.generate import AskedMix, asked_mix, resolved
+from manylora.server.api.generate.schemas import Messages, TokenId
+from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
+from manylora.server.api.http.body import RequestBody, bounded, parse_body
+from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
+from manylora.server.api.http.state import ServiceState
+from manylora.server.errors import RequestError
+from manylora.server.model.languages import Language
+from manylora.server.service import Service
+
+router = APIRouter(tags=["tokenize"])
+
+Model = Annotated[
+    str | None, Field(max_length=MAX_MODEL_LENGTH, description="Any served model or mix. Default: the base.")
+]
+
+
+class TokenizeBody(RequestBody):
+    """Either ``prompt`` or ``messages``."""
+
+    model: Model = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = Field(
+        None, description="Default: true for a prompt; messages get theirs from the chat template."
+    )
+    add_generation_prompt: bool | None = Field(None, description="Default: true. Only with messages.")
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(RequestBody):
+    """The ids to turn into text."""
+
+    model: Model = None
+    tokens: Annotated[list[TokenId], FailFast(), bounded(MAX_DETOKENIZE, "tokens")]
+
+
+@router.post("/tokenize", summary="Text or messages to token ids")
+async def tokenize(
+    request: Request, service: ServiceState, body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody))]
+) -> Response:
+    """The ids exactly as a generation request would see them."""
+    async with resolved(service, request, _mix(service, body.model), classify=None) as asked:
+        ids = await _ids(service, asked.language, body)
+        text = asked.language.tokenizer.token_text
+        texts = [text(token) for token in ids] if body.return_token_strs else None
+    return Json(
+        {
+            "count": len(ids),
+            "max_model_len": service.max_model_len,
+            "tokens": ids,
+            "token_strs": texts,
+        }
+    )
+
+
+async def _ids(service: Service, language: Language, body: TokenizeBody) -> tuple[int, ...]:
+    if (body.prompt is None) == (body.messages is None):
+        raise RequestError("Give either 'prompt' or 'messages'", "prompt")
+    if body.prompt is not None:
+        if body.add_generation_prompt is not None:
+            raise RequestError("'add_generation_prompt' goes with 'messages'", "add_generation_prompt")
+        return await prompt_ids(
+            service, language, body.prompt, add_special_tokens=body.add_special_tokens is not False
+        )
+    if body.add_special_tokens:
+        raise RequestError(
+            "'add_special_tokens' is not supported with 'messages': the chat template writes them",
+            "add_special_tokens",
+            "unsupported_parameter",
+        )
+    assert body.messages is not None
+    return await chat_ids(
+        service, language, body.messages, add_generation_prompt=body.add_generation_prompt is not False
+    )
+
+
+@router.post("/detokenize", summary="Token ids to text")
+async def detokenize(
+    request: Request,
+    service: ServiceState,
+    body: Annotated[DetokenizeBody, Depends(parse_body(DetokenizeBody))],
+) -> Response:
+    """The text of ``tokens``, special ones written out."""
+    async with resolved(service, request, _mix(service, body.model), classify=None) as asked:
+        tokenizer = asked.language.tokenizer
+        if any(token >= tokenizer.vocab_size for token in body.tokens):
+            raise RequestError(f"'tokens': token ids go from 0 to {tokenizer.vocab_size - 1}", "tokens")
+        text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)
+    return Json({"prompt": text})
+
+
+def _mix(service: Service, model: str | None) -> AskedMix:
+    return AskedMix(()) if model is None else asked_mix(service, model)

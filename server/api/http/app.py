@@ -1,0 +1,100 @@
+"""The application: routes, what wraps them, and the service's life cycle."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import SecretStr, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from manylora.adapters.errors import AdapterError
+from manylora.server.api.admin import adapters, aliases, compose, export, lora, merge, publish
+from manylora.server.api.admin.publications import Publications
+from manylora.server.api.compare import route as compare
+from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
+from manylora.server.api.http import docs, health
+from manylora.server.api.http.errors import handle
+from manylora.server.api.http.middleware import ApiKeys, BodyLimit, KeyRing, RequestId
+from manylora.server.api.http.openapi import Application
+from manylora.server.errors import ServerError
+from manylora.server.service import Service
+
+OPEN_PATHS = docs.PATHS | {"/health", "/ready", "/openapi.json"}  # need no key
+
+_RESOURCES = (
+    chat,
+    completions,
+    classify,
+    compare,
+    feedback,
+    models,
+    adapters,
+    publish,
+    aliases,
+    merge,
+    export,
+    compose,
+    lora,
+    tokenize,
+    health,
+    docs,
+)
+_HANDLED = (
+    ServerError,
+    AdapterError,
+    ValidationError,
+    RequestValidationError,
+    HTTPException,
+    ClientDisconnect,
+    Exception,
+)
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application that serves ``service``; starting and stopping it starts and stops the service."""
+    app = Application(
+        title="manylora",
+        description="One base model, many LoRA adapters, and weighted mixes of them, in one batch.",
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.state.service = service
+    app.state.comparisons = compare.Comparisons()
+    app.state.publications = Publications()
+    for resource in _RESOURCES:
+        app.include_router(resource.router)
+    for kind in _HANDLED:
+        app.add_exception_handler(kind, handle)
+    _wrap(app, service)
+    return app
+
+
+def _wrap(app: FastAPI, service: Service) -> None:
+    """Add the middleware, innermost first."""
+    config, metrics = service.config, service.metrics
+    app.add_middleware(BodyLimit, metrics=metrics, upload_limit=config.max_upload_bytes)
+    keys, admin_keys = _ring(config.api_key), _ring(config.admin_api_key)
+    if keys or admin_keys:
+        app.add_middleware(ApiKeys, metrics=metrics, keys=keys, admin_keys=admin_keys, open_paths=OPEN_PATHS)
+    app.add_middleware(RequestId)
+
+
+def _ring(keys: list[SecretStr]) -> KeyRing:
+    return KeyRing(key.get_secret_value() for key in keys)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    try:
+        await service.start()
+        yield
+    finally:
+        await service.stop()

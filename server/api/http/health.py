@@ -1,0 +1,50 @@
+"""Is it alive, can it serve, what is it, how is it doing."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, Response
+
+from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.state import ServiceState
+from manylora.server.errors import EngineDead
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/health", summary="Is the process alive?")
+async def health(service: ServiceState) -> Response:
+    """200 while the engine runs, 503 once it has died: time to restart the process."""
+    if not service.engine.alive:
+        raise EngineDead("The engine has stopped")
+    return Json({"status": "alive"})
+
+
+@router.get("/ready", summary="Can it serve?")
+async def ready(service: ServiceState) -> Response:
+    """200 once the model and the adapters given at start are loaded; 503 before and while stopping."""
+    if not (service.ready and service.engine.alive):
+        return Json({"status": "not ready"}, status_code=503, headers={"retry-after": "1"})
+    return Json({"status": "ready"})
+
+
+@router.get("/version", summary="What is running?")
+async def version_of_server(service: ServiceState) -> Response:
+    """Version, model, decoder, kernels, number format and device."""
+    return Json({"version": _package_version(), "model": service.model_name, **service.description})
+
+
+def _package_version() -> str:
+    try:
+        return version("manylora")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+@router.get("/metrics", summary="Prometheus metrics")
+async def metrics(service: ServiceState) -> Response:
+    """The exposition that Prometheus scrapes."""
+    text, content_type = await asyncio.to_thread(service.metrics.exposition)  # 0.2 s for 1,000 adapters
+    return Response(text, media_type=content_type)

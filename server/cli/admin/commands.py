@@ -1,0 +1,190 @@
+"""``manylora adapters``: manage the adapters of a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+
+from manylora.server.cli.admin.adding import add
+from manylora.server.cli.admin.exporting import export
+from manylora.server.cli.admin.session import Session, with_session
+
+adapters = typer.Typer(name="adapters", no_args_is_help=True, help="Manage the adapters of a running server.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+Names = Annotated[list[str], typer.Argument(metavar="NAME...", show_default=False)]
+
+adapters.command()(with_session(add))
+adapters.command()(with_session(export))
+
+
+@adapters.command("ls")
+@with_session
+def list_adapters(
+    session: Session,
+    prefix: Annotated[str | None, typer.Argument(metavar="PREFIX", show_default=False)] = None,
+    *,
+    tag: Annotated[str | None, typer.Option(metavar="TAG", help="Only those with this tag.")] = None,
+    state: Annotated[
+        str | None, typer.Option(metavar="STATE", help="loading, ready, draining or failed.")
+    ] = None,
+    resident: Annotated[
+        bool | None,
+        typer.Option("--resident/--not-resident", help="On the device, or not.", show_default=False),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="COUNT", help="At most so many.")] = None,
+) -> None:
+    """List the adapters, or those whose name begins with PREFIX."""
+    with session.talk() as client:
+        asked = {"prefix": prefix, "tag": tag, "state": state, "resident": resident}
+        size = None if limit is None else min(limit, 1000)
+        found = list(islice(client.pages("/v1/adapters", **asked, limit=size), limit))
+    if session.as_json:
+        for adapter in found:
+            session.tell(adapter, str)
+        return
+    from manylora.server.cli.admin.tables import adapter_table, show, terminal_width  # noqa: PLC0415
+
+    show(adapter_table(found, terminal_width()))
+
+
+@adapters.command("show")
+@with_session
+def show_adapter(session: Session, name: Name) -> None:
+    """Show one adapter: state, revisions, where its bytes are, what it has served."""
+    from manylora.server.cli.admin.client import adapter_path  # noqa: PLC0415
+
+    with session.talk() as client:
+        found = client.get(adapter_path(name))
+    if session.as_json:
+        session.tell(found, str)
+        return
+    from manylora.server.cli.admin.tables import adapter_sheet, show  # noqa: PLC0415
+
+    show(adapter_sheet(found))
+
+
+@adapters.command("rm")
+@with_session
+def remove(
+    session: Session,
+    names: Names,
+    deadline: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="How long running requests may take to end.")
+    ] = 30.0,
+) -> None:
+    """Delete adapters: refuse new requests, let running ones finish, free what they took."""
+    from manylora.server.cli.admin.client import adapter_path  # noqa: PLC0415
+    from manylora.server.cli.admin.lines import deleted_line  # noqa: PLC0415
+
+    session.each(
+        names,
+        lambda client, name: client.delete(adapter_path(name), patience=deadline, deadline=deadline),
+        deleted_line,
+    )
+
+
+@adapters.command()
+@with_session
+def pin(session: Session, names: Names) -> None:
+    """Bring adapters to the device and keep them there."""
+    _act(session, "pin", names)
+
+
+@adapters.command()
+@with_session
+def unpin(session: Session, names: Names) -> None:
+    """Let adapters be evicted again."""
+    _act(session, "unpin", names)
+
+
+@adapters.command()
+@with_session
+def prefetch(session: Session, names: Names) -> None:
+    """Bring adapters in before they are asked for."""
+    _act(session, "prefetch", names)
+
+
+@adapters.command()
+@with_session
+def evict(session: Session, names: Names) -> None:
+    """Take adapters off the device; the next request brings them back."""
+    _act(session, "evict", names)
+
+
+def _act(session: Session, action: str, names: Sequence[str]) -> None:
+    from manylora.server.cli.admin.client import adapter_path  # noqa: PLC0415
+    from manylora.server.cli.admin.lines import residency_line  # noqa: PLC0415
+
+    session.each(names, lambda client, name: client.post(adapter_path(name, action)), residency_line)
+
+
+@adapters.command()
+@with_session
+def rollback(
+    session: Session,
+    name: Name,
+    revision: Annotated[
+        str | None,
+        typer.Argument(metavar="REVISION", help="Default: the one before the current.", show_default=False),
+    ] = None,
+) -> None:
+    """Make an adapter serve an earlier revision again."""
+    from manylora.server.cli.admin.client import adapter_path  # noqa: PLC0415
+    from manylora.server.cli.admin.lines import serving_line  # noqa: PLC0415
+
+    body: dict[str, Any] = {} if revision is None else {"revision": revision}
+    session.each([name], lambda client, n: client.post(adapter_path(n, "rollback"), body), serving_line)
+
+
+@adapters.command()
+@with_session
+def alias(
+    session: Session,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False)] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TARGET",
+            help="A model string, or several, each with its share: a=0.9 b@3f9a1c2e=0.1",
+            show_default=False,
+        ),
+    ] = None,
+    rm: Annotated[bool, typer.Option("--rm", help="Delete the alias NAME.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Count afresh, also for targets that stay.")] = False,
+) -> None:
+    """Make NAME stand for another name, or split it; without targets show how its arms do."""
+    from manylora.server.cli.admin.client import Unusable, alias_path  # noqa: PLC0415
+    from manylora.server.cli.admin.lines import alias_line, arms_of  # noqa: PLC0415
+
+    with session.talk() as client:
+        if rm and (name is None or targets):
+            raise Unusable("--rm takes the name of an alias and nothing else")
+        if reset and (rm or not targets):
+            raise Unusable("--reset goes with the targets of an alias")
+        if name is None:
+            for found in client.get("/v1/aliases")["data"]:
+                session.tell(found, alias_line)
+        elif rm:
+            session.tell(client.delete(alias_path(name)), lambda _: f"{name} is deleted")
+        elif targets:
+            session.tell(
+                client.put(alias_path(name), {**arms_of(targets), **({"reset": True} if reset else {})}),
+                alias_line,
+            )
+        else:
+            _show_arms(session, client.get(alias_path(name)))
+
+
+def _show_arms(session: Session, found: Any) -> None:
+    from manylora.server.cli.admin.lines import alias_line  # noqa: PLC0415
+
+    session.tell(found, alias_line)
+    if not session.as_json:
+        from manylora.server.cli.admin.arms import arms_table  # noqa: PLC0415
+        from manylora.server.cli.admin.tables import show  # noqa: PLC0415
+
+        show(arms_table(found))

@@ -1,0 +1,51 @@
+"""The help of ``serve``: a flag and its value in one column, so that an option takes one line of 80."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from typer.core import TyperCommand
+
+from manylora.server.options.settings import CONFIG_VARIABLE, OPERATION, Settings, default_text, flag_of
+
+_WHERE = """\
+ Every option is also a variable (--max-num-seqs: MANYLORA_MAX_NUM_SEQS) and a
+ key of the YAML file (max_num_seqs). Flags beat variables, these the file.
+ Sizes are written as 512MiB or 2GiB. Defaults are in brackets. What ends in ...
+ can be given several times."""
+
+
+class ServeHelp(TyperCommand):
+    """A command whose options are the fields of :class:`Settings`, and ``--config``."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write it to click's ``formatter``."""
+        console = Console(highlight=False, markup=False)
+        with console.capture() as written:
+            console.print(f" Usage: {ctx.command_path} [OPTIONS]\n\n {self.help}\n\n{_WHERE}\n")
+            for panel, rows in groupby(_rows(), key=lambda row: row[0]):
+                table = Table.grid(padding=(0, 2))
+                for _, flag, meaning in rows:
+                    table.add_row(flag, meaning)
+                console.print(Panel(table, title=panel, title_align="left", border_style="dim"))
+        formatter.write(written.get())
+
+
+def _rows() -> Iterable[tuple[str, str, str]]:
+    """Panel, flag and meaning of each option."""
+    for name, field in Settings.model_fields.items():
+        flag, default = flag_of(field), default_text(name)
+        spelled = "--" + name.replace("_", "-")
+        if flag.off is not None:  # of a switch, the position that it is not in anyway
+            yield flag.panel, *((flag.off, flag.without) if field.default else (spelled, flag.meaning))
+            continue
+        value = f"{flag.metavar}..." if flag.repeatable else flag.metavar
+        shown = "" if default is None else f" [{default}]"
+        yield flag.panel, f"{spelled} {value}", f"{flag.meaning}{shown}"
+    yield OPERATION, "--config FILE", f"YAML file with any of these options [{CONFIG_VARIABLE}]"
+    yield OPERATION, "--help, -h", "Show this."

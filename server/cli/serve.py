@@ -1,0 +1,252 @@
+"""Runs a server from its settings: model, service, application, HTTP, and the end of all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import math
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from fastapi import FastAPI
+from rich.console import Console
+from rich.table import Table
+
+from manylora.adapters.base_models.catalog import resolve_model
+from manylora.adapters.errors import StoreError
+from manylora.server.api.http.protocol import BoundedHttpProtocol
+from manylora.server.errors import ConfigError
+from manylora.server.options.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from manylora.server.service import Service
+
+BACKLOG = 2048  # connections the kernel holds until they are accepted
+KEEP_ALIVE_SECONDS = 75  # longer than common proxies keep theirs, so that the proxy is the one to close
+
+
+def run_server(settings: Settings, progress: Progress) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what is running within ``settings.shutdown_timeout``.
+
+    A signal during start-up ends the process at once with status 128 + its number.
+
+    Raises:
+        ConfigError: the address can't be listened on, or an option does not fit model or machine.
+        ModelRefused: the model can't be served.
+        AdapterError: there is no such model, or an adapter given in the settings can't be loaded.
+    """
+    configure_logging(settings)
+    for name, path in settings.adapter.items():
+        if not path.is_dir():  # said now rather than after the model is loaded
+            raise ConfigError(f"--adapter {name}={path}: no such directory")
+    with StartUp() as start_up, listening(settings.host, settings.port) as listener:
+        check_storage(settings)
+        directory = resolve_model(settings.model, settings.data_dir, progress)
+        Console(stderr=True, highlight=False).print(f"Loading {settings.model_name} from {directory}")
+        from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415  (brings torch: seconds)
+
+        from manylora.server.api.http.app import create_app  # noqa: PLC0415
+        from manylora.server.service import build_service  # noqa: PLC0415
+        from manylora.server.threads import call_in_thread  # noqa: PLC0415
+
+        disable_progress_bar()
+        service = call_in_thread(build_service, settings, directory)
+        gc.collect()
+        gc.freeze()  # torch's millions of objects stay: collecting garbage need not visit them again
+        application = create_app(service)
+
+        def on_ready() -> None:
+            start_up.done()
+            announce(service, listener.getsockname()[1], Console(highlight=False))
+
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            runner.run(serve(application, settings, listener, on_ready))
+
+
+def check_storage(settings: Settings) -> None:
+    """Open the adapter store and the registry once, so that their faults are told before minutes of loading.
+
+    Raises:
+        ConfigError: one of them can't be used; names the option, and no password.
+    """
+    from manylora.adapters.registry.registry import Registry  # noqa: PLC0415  (brings SQLAlchemy)
+    from manylora.adapters.store.store import RevisionStore  # noqa: PLC0415
+
+    try:
+        store = RevisionStore(settings.data_dir / "adapters")
+    except StoreError as error:
+        raise ConfigError(f"--data-dir: {error}") from error
+    with store:
+        try:
+            with Registry(settings.registry) as registry:
+                registry.check_bound(store.identity)
+        except StoreError as error:
+            option = "--data-dir" if settings.registry_url is None else "--registry-url"
+            raise ConfigError(f"{option}: {error}") from error
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log to stderr: our own packages at the chosen level, everything else from warnings on."""
+    level = settings.log_level.upper()
+    debug = level == "DEBUG"
+    logging.basicConfig(
+        level="INFO" if debug else "WARNING",
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for package in ("server", "adapters"):
+        logging.getLogger(package).setLevel(level)
+    if settings.access_log:
+        logging.getLogger("uvicorn.access").setLevel("INFO")
+
+
+async def serve(
+    application: FastAPI, settings: Settings, listener: socket.socket, on_ready: Callable[[], None]
+) -> None:
+    """Start the service, accept requests until a signal, drain, stop the service.
+
+    The application's lifespan is entered here instead of by uvicorn, so that what goes wrong in it
+    arrives as the exception it is.
+    """
+    config = uvicorn.Config(
+        application,
+        lifespan="off",
+        http=BoundedHttpProtocol,
+        ws="none",
+        log_config=None,
+        access_log=settings.access_log,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
+    )
+    async with application.router.lifespan_context(application):
+        await _HttpServer(config, on_ready).serve(sockets=[listener])
+
+
+class _HttpServer(uvicorn.Server):
+    """A server that says when it accepts requests."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+
+class StartUp:
+    """Ends the process on a signal until :meth:`done`; from then on uvicorn's handlers do it gracefully.
+
+    uvicorn raises the signal again when it has shut down. It comes back to this handler, which lets it
+    pass, so that the process ends with status 0.
+    """
+
+    def __init__(self) -> None:
+        self._starting = True
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StartUp:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def done(self) -> None:
+        self._starting = False
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._starting:
+            raise SystemExit(128 + number)
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A bound socket, not yet listening: a port in use is found before the model is loaded.
+
+    Raises:
+        ConfigError: there is no such address here, or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"--host {host}: {error.strerror or error}") from error
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise ConfigError(f"--host {host} --port {port}: {error.strerror}") from error
+        yield listener
+
+
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the server's event loop; None for asyncio's own."""
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:  # not on every platform
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def announce(service: Service, port: int, console: Console) -> None:
+    """Print what is being served and a command that streams an answer."""
+    settings, about = service.config, service.description
+    names = [registered.name for registered in service.adapters.list()]
+    table = Table.grid(padding=(0, 2))
+    bits = "" if settings.quantize == "none" else f", {settings.quantize} weights"
+    model = f"{service.model_name} ({about['architecture']}), {about['dtype']} on {about['device']}{bits}"
+    table.add_row("base model", model)
+    table.add_row("decoder", f"{about['decoder']}, {about['kernels']} kernels")
+    table.add_row("KV cache", f"{about['kv_blocks']} blocks, context of {service.max_model_len} tokens")
+    table.add_row("adapters", ", ".join(names) or "none")
+    console.print(table)
+    url = base_url(settings.host, port)
+    console.print(f"\nReady on [bold]{url}[/bold]  (API docs: {url}/docs). Try:\n")
+    # Never wrapped, so that it can be copied.
+    console.print(
+        curl_line(url, names[0] if names else service.model_name, bool(settings.api_key)),
+        soft_wrap=True,
+        markup=False,
+        style="green",
+    )
+
+
+def base_url(host: str, port: int) -> str:
+    """Where a client on this machine reaches the server."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def curl_line(url: str, model: str, needs_key: bool) -> str:
+    """A shell command that streams an answer from ``model``; the key is taken from ``MANYLORA_API_KEY``."""
+    body = {
+        "model": model,
+        "stream": True,
+        "messages": [{"role": "user", "content": "Where should I go on holiday?"}],
+    }
+    key = ' -H "Authorization: Bearer $MANYLORA_API_KEY"' if needs_key else ""
+    return (
+        f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json'{key} "
+        f"-d {shlex.quote(json.dumps(body))}"
+    )

@@ -1,0 +1,253 @@
+"""``manylora train``: its options are the fields of :class:`manylora.adapters.training.config.TrainConfig`.
+
+Training never runs in a server's process; what it needs (torch, PEFT, TRL) is imported when it starts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from manylora.adapters.errors import AdapterError
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.config_load import load_config
+from manylora.adapters.training.errors import TrainingConfigError
+from manylora.adapters.training.knob import default_text, flag_of, knob_of
+from manylora.adapters.training.options.types import RUN
+from manylora.adapters.training.quiet import quiet_libraries
+
+Command = Callable[..., None]
+
+
+def with_train_options(function: Command) -> Command:
+    """Give ``function(..., **options)`` one typer option per field of the configuration, before its own.
+
+    Values stay text and absent ones ``None``: the configuration alone decides what is valid.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = [_parameter(name) for name in TrainConfig.model_fields]
+    parameters = [*(p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in own), *options]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return function
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None and value != []}
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    field = TrainConfig.model_fields[name]
+    knob = knob_of(field)
+    spelled = f"{flag_of(name)}/{flag_of('no_' + name)}" if knob.switch else flag_of(name)
+    kind: Any = bool | None if knob.switch else list[str] | None if knob.repeatable else str | None
+    option = typer.Option(
+        spelled,
+        metavar=knob.metavar,
+        help=f"{knob.meaning} Default: {default_text(field)}.",
+        show_default=False,
+        rich_help_panel=knob.panel,
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    )
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML file with any of these options.", show_default=False,
+                 rich_help_panel=RUN),
+]  # fmt: skip
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Check and show the data and one rendered row; stop.", rich_help_panel=RUN
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last checkpoint in output_dir.", rich_help_panel=RUN)
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the run in output_dir.", rich_help_panel=RUN)
+]
+
+
+WithLauncher = Annotated[
+    Literal["accelerate", "torchrun"] | None,
+    typer.Option(
+        "--launcher", help="Train in several processes; its own options follow after --.", rich_help_panel=RUN
+    ),
+]
+Jobs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--jobs",
+        metavar="FILE...",
+        help="Train one adapter for each of these YAML files, all at once on one base.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
+Rest = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[FILES | -- LAUNCHER OPTIONS]", help="More files of --jobs, or as: -- --nproc-per-node 2"
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What is to be done with a configuration."""
+
+    dry_run: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    launcher: Literal["accelerate", "torchrun"] | None = None
+    launcher_options: Sequence[str] = ()
+
+
+def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None:
+    """Train as the flags and the file say.
+
+    Raises:
+        AdapterError: with one line for every fault.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    settings = load_config(flags, config)
+    _need_libraries()
+    quiet_libraries()
+    console = Console(stderr=True)
+    if mode.dry_run:
+        from manylora.adapters.training.base import find_base  # noqa: PLC0415
+        from manylora.adapters.training.dry_run import prepare_data, show_data, show_example  # noqa: PLC0415
+
+        base = find_base(settings.base_model)
+        prepared = prepare_data(settings, base)
+        show_data(prepared, console)
+        show_example(prepared, base, Console())
+        return
+    if mode.launcher is not None:
+        from manylora.adapters.training.launch import launch  # noqa: PLC0415
+
+        wanted = [f"--{name}" for name in ("resume", "overwrite") if getattr(mode, name)]
+        launch(settings, mode.launcher, mode.launcher_options, wanted)
+        return
+    if mode.launcher_options:
+        raise TrainingConfigError(f"{mode.launcher_options[0]!r}: only --launcher takes options of its own")
+    from manylora.adapters.training.run import train  # noqa: PLC0415  (brings torch, PEFT and TRL)
+
+    train(settings, resume=mode.resume, overwrite=mode.overwrite, console=console)
+
+
+def run_jobs(files: Sequence[Path], flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None:
+    """Train one adapter for each file; flags hold for all of them.
+
+    Raises:
+        AdapterError: with one line for every fault.
+    """
+    unfit = {
+        "--config": config is not None,
+        "--dry-run": mode.dry_run,
+        "--resume": mode.resume,
+        "--launcher": mode.launcher is not None,
+    }
+    if any(unfit.values()):
+        raise TrainingConfigError(
+            f"--jobs does not go with {', '.join(name for name in unfit if unfit[name])}"
+        )
+    settings = [load_config(flags, file) for file in files]
+    _need_libraries()
+    quiet_libraries()
+    from rich.console import Console  # noqa: PLC0415
+
+    from manylora.adapters.training.jobs import train_jobs  # noqa: PLC0415
+
+    train_jobs(settings, overwrite=mode.overwrite, console=Console(stderr=True))
+
+
+def _need_libraries() -> None:
+    """The trainer's libraries are an extra.
+
+    Raises:
+        TrainingConfigError: one is missing; says how to install them.
+    """
+    missing = [name for name in ("peft", "trl", "datasets", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise TrainingConfigError(
+            f"training needs {', '.join(missing)}: install them with pip install 'manylora[train]'"
+        )
+
+
+@with_train_options
+def train(  # noqa: PLR0917 - typer makes a flag of each
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    launcher: WithLauncher = None,
+    jobs: Jobs = None,
+    rest: Rest = None,
+    **options: Any,
+) -> None:
+    """Train a LoRA adapter from a JSON Lines file.
+
+    Every option is also a key of the YAML file (--lora-r: lora_r). Flags beat the file.
+    """
+    from manylora.server.cli.main import fail  # noqa: PLC0415  (which imports this module)
+
+    try:
+        if jobs:
+            run_jobs(
+                [*jobs, *map(Path, rest or ())],
+                given(options),
+                config,
+                Mode(dry_run, resume, overwrite, launcher),
+            )
+        else:
+            run_train(given(options), config, Mode(dry_run, resume, overwrite, launcher, rest or ()))
+    except AdapterError as error:
+        raise fail(error) from error
+
+
+def estimate(  # noqa: PLR0917 - typer makes a flag of each
+    base_model: Annotated[
+        str, typer.Option(metavar="MODEL", help="smollm2-135m, a Hub id, or a directory with a config.json.")
+    ] = "smollm2-135m",
+    method: Annotated[
+        Literal["full", "lora", "lora-8bit", "qlora"] | None,
+        typer.Option(help="Only this one. Default: all side by side.", show_default=False),
+    ] = None,
+    r: Annotated[int, typer.Option("--r", "--lora-r", min=1, max=1024, help="Rank.")] = 16,
+    target: Annotated[
+        Literal["all-linear", "attention", "mlp"], typer.Option(help="Modules that the adapter changes.")
+    ] = "all-linear",
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in one forward and backward.")] = 8,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Compute activations again.")] = False,
+) -> None:
+    """Say how much memory training would take, without loading any weights."""
+    from manylora.server.cli.main import fail  # noqa: PLC0415  (which imports this module)
+
+    try:
+        _need_libraries()
+        from manylora.adapters.training.base import find_shape  # noqa: PLC0415
+        from manylora.adapters.training.estimate import METHODS, Plan  # noqa: PLC0415
+        from manylora.adapters.training.estimate_table import estimate_tables  # noqa: PLC0415
+
+        plan = Plan(r, target, max_length, batch_size, gradient_checkpointing=gradient_checkpointing)
+        tables = estimate_tables(find_shape(base_model), plan, METHODS if method is None else [method])
+    except AdapterError as error:
+        raise fail(error) from error
+    from rich.console import Console  # noqa: PLC0415
+
+    Console().print(tables)

@@ -1,0 +1,233 @@
+"""Publishing adapters: the steps of :mod:`manylora.adapters.store.publish`, run in worker threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TypeVar
+
+from manylora.adapters.errors import ArtifactError
+from manylora.adapters.format.files import FileFault
+from manylora.adapters.registry.records import NameRecord, RevisionRecord, State
+from manylora.adapters.registry.registry import Registry
+from manylora.adapters.store.disk import copy_artifact
+from manylora.adapters.store.publish import publish
+from manylora.adapters.store.store import RevisionStore
+from manylora.server.metrics.metrics import Metrics
+from manylora.server.model.pages import PackedAdapter
+from manylora.server.names.keyed_locks import KeyedLocks
+from manylora.server.names.registry_mirror import Catalogue
+from manylora.server.names.status import Registered, registered_of
+from manylora.server.residency.references import Holdings
+from manylora.server.residency.revision_loader import Fetch, Library
+from manylora.server.threads import yielding_pool
+
+T = TypeVar("T")
+
+_FETCHES = 4  # adapters fetched and checked at the same time
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be published under which name."""
+
+    name: str
+    source: str
+    fetch: Fetch
+    replace: bool = True
+    tags: tuple[str, ...] | None = None  # None: keep those the name has
+
+
+class Publication:
+    """One revision on its way to a name. It is seen through whether or not anybody waits for it."""
+
+    def __init__(self, name: str, source: str, work: asyncio.Task[Registered]) -> None:
+        self.name = name
+        self.source = source
+        self._work = work
+
+    @property
+    def state(self) -> State:
+        """LOADING, and in the end READY or FAILED."""
+        if not self._work.done():
+            return State.LOADING
+        failed = self._work.cancelled() or self._work.exception() is not None
+        return State.FAILED if failed else State.READY
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed."""
+        if not self._work.done():
+            return None
+        return "the server is stopping" if self._work.cancelled() else _text(self._work.exception())
+
+    def when_ended(self, act: Callable[[], None]) -> None:
+        """Have a thread call ``act`` once this has ended, however."""
+        loop = asyncio.get_running_loop()
+        self._work.add_done_callback(lambda _: loop.run_in_executor(None, act))
+
+    async def done(self) -> Registered:
+        """Wait for the end; whoever waits may be cancelled, the work goes on.
+
+        Raises:
+            AdapterError: it failed. A name that served before goes on serving what it did.
+        """
+        return await asyncio.shield(self._work)
+
+
+def _text(error: BaseException | None) -> str | None:
+    return None if error is None else str(error)
+
+
+class Publisher:
+    """Runs publications, those of one name in the order in which they began."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        library: Library,
+        holdings: Holdings,
+        *,
+        registry: Registry,
+        store: RevisionStore,
+        metrics: Metrics,
+    ) -> None:
+        self._catalogue = catalogue
+        self._library = library
+        self._holdings = holdings
+        self._registry = registry
+        self._store = store
+        self._metrics = metrics
+        self._order = KeyedLocks()
+        self._running: set[asyncio.Task[Registered]] = set()
+        self._fetchers = yielding_pool(_FETCHES, "fetch")
+
+    @property
+    def num_running(self) -> int:
+        """Publications that have not ended."""
+        return len(self._running)
+
+    async def announce(self, wanted: Wanted) -> Publication:
+        """Begin to publish; the registry says from now on what becomes of it.
+
+        Raises:
+            AdapterNameError, AdapterExists: the name or a tag can't be used.
+        """
+        record = await self._catalogue.change(
+            wanted.name, lambda registry: registry.begin(wanted.name, wanted.source, wanted.tags or ())
+        )
+        return self._begin(wanted.name, wanted.source, self._publish(wanted, record))
+
+    def publish_directory(self, wanted: Wanted, directory: Path) -> Publication:
+        """Begin to publish what ``wanted`` copies from ``directory``, which is checked first.
+
+        So a fault leaves no trace in the registry, and if the name is that revision already, nothing is
+        copied.
+        """
+        return self._begin(wanted.name, wanted.source, self._publish_directory(wanted, directory))
+
+    def publish_found(self, name: str, source: str, fetch: Fetch) -> Publication:
+        """Begin to publish what may not be there: only what was fetched and is sound is announced."""
+        return self._begin(name, source, self._publish_found(name, source, fetch))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run something that may take long in one of the threads that fetch."""
+        return await asyncio.get_running_loop().run_in_executor(self._fetchers, work)
+
+    async def close(self) -> None:
+        """Wait for what has begun."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._fetchers.shutdown()
+
+    def _begin(self, name: str, source: str, work: Coroutine[None, None, Registered]) -> Publication:
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return Publication(name, source, task)
+
+    def _ended(self, task: asyncio.Task[Registered]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # whether or not somebody waited for it
+
+    async def _publish_found(self, name: str, source: str, fetch: Fetch) -> Registered:
+        stack = ExitStack()
+        try:
+            directory = await self.run(lambda: stack.enter_context(self._store.temporary()))
+            exact = await self.run(lambda: fetch(directory))
+
+            def again(into: Path) -> None:
+                copy(directory, into)
+
+            return await self._publish_directory(
+                Wanted(name, source if exact is None else exact, again), directory
+            )
+        finally:
+            await self.run(stack.close)
+
+    async def _publish_directory(self, wanted: Wanted, directory: Path) -> Registered:
+        found, packed = await self.run(lambda: self._library.check(directory, wanted.source))
+        record = self._catalogue.names.get(wanted.name)
+        if record is not None and _says(record, wanted, found.digest):
+            await self._holdings.offer(packed)
+            return self._registered(record, found, packed)
+        return await self._publish(wanted)
+
+    async def _publish(self, wanted: Wanted, announced: NameRecord | None = None) -> Registered:
+        async with self._order.hold(wanted.name):
+            began = monotonic()
+            try:
+                record, facts, packed = await self.run(lambda: self._publish_now(wanted, announced))
+            finally:
+                await self._catalogue.refresh(wanted.name)
+            await self._holdings.offer(packed)
+            self._metrics.adapter_read("publish", monotonic() - began)
+            await self.run(lambda: self._library.keep_packed(packed, facts.nbytes))
+            return self._registered(record, facts, packed)
+
+    def _registered(self, record: NameRecord, facts: RevisionRecord, packed: PackedAdapter) -> Registered:
+        resident = self._holdings.is_resident(facts.digest)  # it may have been deleted since
+        return registered_of(record, facts, nbytes=packed.data.nbytes, resident=resident)
+
+    def _publish_now(
+        self, wanted: Wanted, announced: NameRecord | None
+    ) -> tuple[NameRecord, RevisionRecord, PackedAdapter]:
+        """The whole protocol, in a worker thread. Old revisions are left to those who hold them."""
+        checked: list[tuple[RevisionRecord, PackedAdapter]] = []
+
+        def validate(directory: Path) -> RevisionRecord:
+            facts, packed = self._library.check(directory, wanted.source)
+            checked.append((facts, packed))
+            return facts
+
+        published = publish(
+            self._registry,
+            self._store,
+            wanted.name,
+            fetch=wanted.fetch,
+            validate=validate,
+            source=wanted.source,
+            tags=wanted.tags,
+            replace=wanted.replace,
+            reclaim_old=False,
+            announced=announced,
+        )
+        return published.name, *checked[0]
+
+
+def copy(directory: Path, into: Path) -> None:
+    """Copy the files of an artifact; ArtifactError if they can't be read."""
+    try:
+        copy_artifact(directory, into)
+    except FileFault as fault:
+        raise ArtifactError([str(fault)]) from None
+
+
+def _says(record: NameRecord, wanted: Wanted, digest: str) -> bool:
+    """Whether ``record`` is already what publishing would make of it."""
+    same = record.digest == digest and record.state is State.READY and record.error is None
+    return same and wanted.replace and record.source == wanted.source and wanted.tags in {None, record.tags}

@@ -1,0 +1,134 @@
+"""What is shown of an adapter: the facts of the registry beside where its bytes are and what it served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from manylora.adapters.registry.records import NameRecord, RevisionRecord, State
+from manylora.server.metrics.families import Traffic
+
+
+@dataclass(frozen=True)
+class Residency:
+    """Bytes that an adapter's current revision takes in each tier; 0 where it isn't."""
+
+    device: int
+    memory: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What ``/v1/models`` shows of a name that serves."""
+
+    name: str
+    digest: str
+    source: str
+    rank: int
+    modules: int
+    nbytes: int  # on the device, or as stored if it has not been there yet
+    resident: bool
+    created: float  # unix seconds
+    labels: tuple[str, ...] | None  # of an adapter that classifies
+
+
+@dataclass(frozen=True)
+class AdapterStatus:
+    """Everything about a name. Facts of the revision are 0, "" or empty while there is none."""
+
+    name: str
+    state: State
+    digest: str | None  # of the current revision
+    history: tuple[str, ...]  # digests it can be rolled back to, the latest first; the current one included
+    error: str | None
+    pinned: bool
+    tags: tuple[str, ...]
+    created: float  # unix seconds, like the other times
+    updated: float
+    last_used: float | None
+    source: str
+    rank: int
+    modules: int
+    total_modules: int
+    kind: str
+    base_model_name: str | None
+    residency: Residency
+    references: int  # requests that run with it or wait for it, on this server
+    traffic: Traffic  # on this server
+    lineage: Mapping[str, Any] | None
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which names are asked for: all of this must be true of them."""
+
+    prefix: str = ""
+    tag: str | None = None
+    state: State | None = None
+    resident: bool | None = None  # the current revision is on the device
+
+
+EVERY_NAME = Filter()
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What became of a name that was deleted."""
+
+    bytes_freed: int  # on the device
+    drained: bool  # every request that ran with it has ended
+    running: int  # requests that still hold it; its memory is freed when they end
+
+
+def registered_of(record: NameRecord, facts: RevisionRecord, *, nbytes: int, resident: bool) -> Registered:
+    """What a name is that serves the revision of ``facts``."""
+    return Registered(
+        name=record.name,
+        digest=facts.digest,
+        source=record.source,
+        rank=facts.rank,
+        modules=facts.modules,
+        nbytes=nbytes,
+        resident=resident,
+        created=record.created,
+        labels=facts.labels,
+    )
+
+
+def status_of(
+    record: NameRecord,
+    facts: RevisionRecord | None,
+    *,
+    residency: Residency,
+    references: int,
+    traffic: Traffic,
+    last_used: float | None,
+) -> AdapterStatus:
+    """Put together what the registry and this server know of one name."""
+    times = [time for time in (record.last_used, last_used) if time is not None]
+    return AdapterStatus(
+        name=record.name,
+        state=record.state,
+        digest=record.digest,
+        history=record.history,
+        error=record.error,
+        pinned=record.pinned,
+        tags=record.tags,
+        created=record.created,
+        updated=record.updated,
+        last_used=max(times, default=None),
+        source=record.source,
+        rank=0 if facts is None else facts.rank,
+        modules=0 if facts is None else facts.modules,
+        total_modules=0 if facts is None else facts.total_modules,
+        kind="" if facts is None else facts.kind,
+        base_model_name=None if facts is None else facts.base_model_name,
+        residency=residency,
+        references=references,
+        traffic=traffic,
+        lineage=None if facts is None else facts.lineage,
+        details={} if facts is None else facts.details,
+    )

@@ -1,0 +1,60 @@
+"""The table of what is served is complete, and is the one in the documentation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import peft
+import pytest
+from peft.utils import PeftType
+
+from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment, support_tables
+from tests.support.paths import ROOT
+
+CONFIGS: dict[str, Any] = {"LORA": peft.LoraConfig, "IA3": peft.IA3Config, "VERA": peft.VeraConfig}
+DOCS = ROOT / "docs" / "adapters.md"
+
+
+def test_the_documentation_holds_the_generated_tables() -> None:
+    assert support_tables() in DOCS.read_text(), (
+        "put what manylora.adapters.format.config.support.support_tables() returns between the markers of "
+        "docs/adapters.md"
+    )
+
+
+def test_every_kind_of_the_installed_peft_has_a_row() -> None:
+    assert {kind.value for kind in PeftType} <= {kind.peft_type for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_every_option_of_the_installed_peft_has_a_row(kind: str) -> None:
+    fields = {field.name for field in dataclasses.fields(CONFIGS[kind])}
+    assert fields <= {option.key for option in OPTIONS[kind]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [(k, o) for k, options in OPTIONS.items() for o in options if o.treatment is Treatment.REFUSED],
+)
+def test_an_option_is_off_by_default(kind: str, option: Option) -> None:
+    """Otherwise every adapter that PEFT saves would be refused."""
+    assert option.is_off(getattr(CONFIGS[kind](), option.key))
+
+
+def test_rows_are_unique_and_every_refusal_has_a_reason() -> None:
+    options = OPTIONS.values()
+    for names in (
+        *([o.key for o in p] for p in options),
+        [k.peft_type for k in KINDS],
+        [i.value for i in INITS],
+    ):
+        assert len(names) == len(set(names))
+    for notes in (*([o.note for o in p] for p in options), [k.note for k in KINDS], [i.note for i in INITS]):
+        assert all(notes)
+
+
+def test_zero_is_not_off() -> None:
+    qalora = next(option for option in OPTIONS["LORA"] if option.key == "use_qalora")
+    assert qalora.is_off(False)
+    assert not qalora.is_off(0)

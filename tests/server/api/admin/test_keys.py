@@ -1,0 +1,84 @@
+"""Who may manage adapters: the admin key if there is one, else whoever may ask for answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+
+from manylora.server.api.http.app import OPEN_PATHS, create_app
+from manylora.server.api.http.middleware import KeyRing, is_admin
+from tests.support.running_server import Running, serving, tiny_service
+
+ANSWER = "/v1/completions"
+BODY: dict[str, Any] = {"model": "tiny", "prompt": "Hi", "max_tokens": 1}
+ADMIN = ("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "x"})
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Running]:
+    service = tiny_service(
+        model, tmp_path_factory.mktemp("data"), api_key=["user"], admin_api_key=["admin", "second"]
+    )
+    with serving(service) as running:
+        yield running
+
+
+def _ask(server: Running, path: str, body: dict[str, Any], key: str | None) -> tuple[int, str | None]:
+    """Status and the code of the error."""
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    with server.http() as http:
+        answer = http.post(path, json=body, headers=headers)
+    return answer.status_code, None if answer.is_success else answer.json()["error"]["code"]
+
+
+@pytest.mark.parametrize("key", ["admin", "second"])
+def test_an_admin_key_opens_everything(both: Running, key: str) -> None:
+    assert _ask(both, *ADMIN, key) == (403, "source_forbidden")  # it got as far as the route
+    assert _ask(both, ANSWER, BODY, key) == (200, None)
+
+
+def test_another_key_does_not_manage_adapters(both: Running) -> None:
+    assert _ask(both, ANSWER, BODY, "user") == (200, None)
+    assert _ask(both, *ADMIN, "user") == (403, "admin_key_needed")
+
+
+@pytest.mark.parametrize("key", [None, "wrong", "admin2", "adm"])
+def test_no_key(both: Running, key: str | None) -> None:
+    assert _ask(both, *ADMIN, key) == (401, "invalid_api_key")
+    assert _ask(both, ANSWER, BODY, key) == (401, "invalid_api_key")
+
+
+def test_with_only_an_admin_key_answers_are_open(tmp_path: Path, model: Path) -> None:
+    with serving(tiny_service(model, tmp_path, admin_api_key=["admin"])) as running:
+        assert _ask(running, ANSWER, BODY, None) == (200, None)
+        assert _ask(running, ANSWER, BODY, "anything") == (200, None)
+        assert _ask(running, *ADMIN, None) == (401, "invalid_api_key")
+        assert _ask(running, *ADMIN, "admin") == (403, "source_forbidden")
+
+
+def test_routes_of_adapters_carry_the_tag(both: Running) -> None:
+    """A new route is either under the guarded paths or not about adapters."""
+    for route in create_app(both.service).routes:
+        if isinstance(route, APIRoute):
+            assert ("adapters" in route.tags) == is_admin(route.path), route.path
+    assert not any(map(is_admin, OPEN_PATHS))
+    assert is_admin("/v1/adapters/a/pin")
+    assert not is_admin("/v1/adaptersx")
+
+
+def test_the_schema_says_that_keys_are_needed(both: Running) -> None:
+    with both.http() as http:
+        assert http.get("/openapi.json").json()["security"] == [{"key": []}]
+
+
+def test_keys_are_kept_as_digests() -> None:
+    ring = KeyRing(["secret"])
+    assert "secret" not in repr(vars(ring))
+    assert ring.holds("secret")
+    assert not ring.holds("")
+    assert not KeyRing([])
+    assert not KeyRing([]).holds("")

@@ -1,0 +1,176 @@
+"""Streams as bytes: on raw ASGI, with faults in the middle, with clients that keep still."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from starlette.types import Message
+
+from manylora.server.api.http import event_stream as sse
+from manylora.server.api.http.app import create_app
+from manylora.server.service import Service
+from tests.support.running_server import Running, serving
+from tests.support.served_adapters import service_of
+
+BODY = {
+    "model": "alpha",
+    "messages": [{"role": "user", "content": "Hello"}],
+    "max_tokens": 6,
+    "temperature": 0,
+    "ignore_eos": True,
+    "stream": True,
+}
+
+
+@pytest.fixture
+def service(tmp_path: Path, model: Path, adapters: Path) -> Service:
+    return service_of(tmp_path, model, adapters)
+
+
+class Exchange:
+    """One HTTP exchange on raw ASGI: what the application sends, and a client that can hang up."""
+
+    def __init__(self, body: dict[str, Any], path: str = "/v1/chat/completions") -> None:
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "scheme": "http",
+            "query_string": b"",
+            "headers": [(b"host", b"test"), (b"content-type", b"application/json")],
+            "client": ("test", 1),
+            "server": ("test", 80),
+        }
+        self.body: bytes | None = json.dumps(body).encode()
+        self.sent: list[Message] = []
+        self.hung_up = asyncio.Event()
+        self.hang_up_after: int | None = None  # messages
+
+    async def receive(self) -> Message:
+        if self.body is not None:
+            body, self.body = self.body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self.hung_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+        if len(self.sent) == self.hang_up_after:
+            self.hung_up.set()
+
+    @property
+    def payload(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+
+async def test_raw_asgi_stream(service: Service) -> None:
+    app = create_app(service)
+    exchange = Exchange(BODY)
+    async with app.router.lifespan_context(app):
+        await app(exchange.scope, exchange.receive, exchange.send)
+    start, *rest = exchange.sent
+    assert start["type"] == "http.response.start"
+    assert start["status"] == 200
+    headers = dict(start["headers"])
+    assert headers[b"content-type"].startswith(b"text/event-stream")
+    assert headers[b"x-manylora-model"].startswith(b"alpha@")
+    assert headers[b"x-request-id"].startswith(b"req-")
+    assert [message["more_body"] for message in rest] == [True] * (len(rest) - 1) + [False]
+    assert len(rest) >= 4  # it comes in pieces, not in one
+    events = exchange.payload.decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(event.startswith("data: {") for event in events[:-2])
+
+
+async def test_raw_asgi_client_hangs_up(service: Service) -> None:
+    app = create_app(service)
+    exchange = Exchange({**BODY, "max_tokens": 1500})
+    exchange.hang_up_after = 3
+    async with app.router.lifespan_context(app):
+        await app(exchange.scope, exchange.receive, exchange.send)
+        assert b"[DONE]" not in exchange.payload
+        assert service.adapters.num_references <= 1  # the engine confirms within a step
+        while service.engine.num_open:
+            await asyncio.sleep(0)
+        assert service.adapters.num_references == 0
+        assert service.metrics.registry.get_sample_value("manylora_aborts_total", {"adapter": "alpha"}) == 1
+        assert service.metrics.registry.get_sample_value("manylora_tokens_after_abort_total") == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_raw_asgi_hang_up_before_the_first_byte(service: Service, stream: bool) -> None:
+    app = create_app(service)
+    exchange = Exchange({**BODY, "max_tokens": 1500, "stream": stream})
+    exchange.hung_up.set()
+    async with app.router.lifespan_context(app):
+        await app(exchange.scope, exchange.receive, exchange.send)
+        while service.engine.num_open:
+            await asyncio.sleep(0)
+        assert service.adapters.num_references == 0
+    assert b"[DONE]" not in exchange.payload
+
+
+async def test_silent_streams_get_comments(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "PING_SECONDS", 0.001)
+    app = create_app(service)
+    exchange = Exchange({**BODY, "max_tokens": 200})
+    async with app.router.lifespan_context(app):
+        await app(exchange.scope, exchange.receive, exchange.send)
+    assert b": keep-alive\n\n" in exchange.payload
+    assert exchange.payload.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.fixture
+def faulty(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """A server whose fifth step fails."""
+    step, count = service.core.step, 0
+
+    def failing() -> Any:
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise RuntimeError("secret detail of the kernel")
+        return step()
+
+    monkeypatch.setattr(service.core, "step", failing)
+    with serving(service) as running:
+        yield running
+
+
+def test_a_fault_in_a_stream_is_an_event(faulty: Running) -> None:
+    with faulty.http() as http, http.stream("POST", "/v1/chat/completions", json=BODY) as answer:
+        assert answer.status_code == 200
+        events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert events[-1] == "[DONE]"
+    error = json.loads(events[-2])["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "server_error"
+    assert "secret" not in json.dumps(events)
+    faulty.wait_until_idle()
+    assert faulty.client().chat.completions.create(model="alpha", messages=[{"role": "user", "content": "x"}])
+
+
+def test_the_client_raises_on_a_fault_in_a_stream(faulty: Running) -> None:
+    stream = faulty.client().chat.completions.create(
+        model="alpha", messages=[{"role": "user", "content": "Hello"}], max_tokens=50, stream=True
+    )
+    with pytest.raises(openai.APIError, match="failed while generating"):
+        list(stream)
+
+
+def test_a_fault_without_a_stream_is_a_500(faulty: Running) -> None:
+    with faulty.http() as http:
+        answer = http.post("/v1/chat/completions", json={**BODY, "stream": False})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "generation_failed"
+    assert "secret" not in answer.text

@@ -1,0 +1,138 @@
+"""Native steps and draws under the sanitizers for addresses, undefined behaviour and threads.
+
+Each runs in a process of its own, into which the sanitizer's runtime is loaded first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from manylora.server.kernels.cpu.build import VARIANTS, KernelBuildError, Variant, build, usable_variants
+from manylora.server.kernels.cpu.library import cache_directory
+
+MEMORY = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g")
+THREADS = ("-fsanitize=thread", "-O1", "-g")
+OPENMP = Path(__file__).with_name("openmp_by_threads.cpp")
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from manylora.server.kernels.cpu import NativeStep, abi
+from manylora.server.kernels.cpu.sampling import NativeDraw
+from manylora.server.kernels.cpu.library import Library
+from manylora.server.kernels.cpu.build import VARIANTS
+from tests.server.kernels.test_draws import PARAMS, draws_of
+from tests.support.kernel_cases import VECTORS, Batcher, Pages, Shape, random_decoder
+
+library = Library(VARIANTS[-1], abi.load(Path(sys.argv[1])), "under test")
+threads = int(sys.argv[2])
+for shape in (
+    Shape(layers=1, bias=True, qk_norm=True, windows=(40,)),
+    Shape(layers=1, heads=9, kv_heads=3, head_dim=80, hidden=48, intermediate=80, vocab=33),
+):
+    weights = random_decoder(shape)
+    pages = Pages(weights, elements=1 << 18)
+    one, two = pages.random(5, seed=1), pages.random([17, 1, 0, 5, 16, 3, 2], seed=2)
+    scaled = pages.random([4, 0, 3, 0, 0, 9, 2], seed=3, vectors=VECTORS)
+    scales_only = pages.random(0, seed=4, vectors=["gci"] * 7)
+    native = NativeStep(weights, pages.pool[: pages.used], 48, 4, threads, library=library)
+    batch = Batcher(48, shape.vocab)
+    mixes = (
+        (), ((one, 1.0),), ((two, 1.0),), ((one, -0.5), (two, 1.5)),
+        ((scaled, 1.0),), ((scales_only, 1.0),), ((one, 1.0), (scales_only, 0.5), (scaled, -1.0)),
+    )
+    sequences = [batch.sequence(n, m) for n, m in zip((200, 17, 40, 5, 30, 5, 6), mixes)]
+    for take in (lambda s: len(s.tokens) - 2, lambda s: 1, lambda s: 1):
+        assert native.step(batch.step([(s, take(s)) for s in sequences], all_logits=True)).isfinite().all()
+    for s in sequences:
+        s.done = 0
+    assert native.step(batch.step([(s, len(s.tokens)) for s in sequences])).isfinite().all()
+    for mix in ((), ((one, 1.0),)):  # a row alone: its context is split over the threads
+        alone = batch.sequence(150, mix)
+        assert native.step(batch.step([(alone, 149)])).isfinite().all()
+        assert native.step(batch.step([(alone, 1)])).isfinite().all()
+    del native
+for width in (5, 300, 5000):
+    table = torch.randn(len(PARAMS), width)
+    shares = np.random.default_rng(0).random(len(PARAMS))
+    few = table.masked_fill(table > 0, -torch.inf)
+    for logits in (table, table.round(), few, torch.full_like(table, torch.nan)):
+        drawn = NativeDraw(library.native, threads)(draws_of(logits, list(PARAMS), shares))
+        assert all(0 <= token < width for token in drawn)
+print("clean")
+"""
+
+levels = pytest.mark.parametrize(
+    "variant",
+    sorted({usable_variants()[0], VARIANTS[-1]}, key=VARIANTS.index),
+    ids=lambda variant: variant.name,
+)
+
+
+def runtime(name: str) -> str | None:
+    """Path of a sanitizer's runtime library, as the compiler finds it."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        return None
+    found = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    path = Path(found.stdout.strip())
+    return str(path.resolve()) if path.is_absolute() and path.exists() else None
+
+
+def run_steps(library: Path, threads: int, runtimes: list[str], **options: str) -> None:
+    """Run SCRIPT in a process that has ``runtimes`` loaded; what they report fails the test."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(library), str(threads)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "LD_PRELOAD": " ".join(runtimes), **options},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout.strip() == "clean"
+
+
+def sanitized(variant: Variant, flags: tuple[str, ...], *extra: Path) -> Path:
+    try:
+        return build(variant, cache_directory(), extra_flags=flags, extra_sources=extra)
+    except KernelBuildError as error:
+        pytest.skip(str(error))
+
+
+def runtimes_of(*names: str) -> list[str]:
+    paths = [runtime(name) for name in names]
+    if None in paths:
+        pytest.skip("the compiler has no sanitizers")
+    return [path for path in paths if path is not None]
+
+
+@levels
+def test_no_fault_is_found(variant: Variant) -> None:
+    run_steps(
+        sanitized(variant, MEMORY),
+        2,
+        runtimes_of("libasan.so", "libubsan.so"),
+        ASAN_OPTIONS="detect_leaks=0",  # Python and torch keep what they allocate
+        UBSAN_OPTIONS="print_stacktrace=1",
+    )
+
+
+def test_no_race_is_found() -> None:
+    """Of the fastest level: the kernels share their division of work between threads.
+
+    Three threads, so that two of them may run against each other while the third is elsewhere.
+    """
+    run_steps(
+        sanitized(usable_variants()[0], THREADS, OPENMP),
+        3,
+        runtimes_of("libtsan.so"),
+        # What uninstrumented code does, torch's and Python's, is not looked at.
+        TSAN_OPTIONS="halt_on_error=1 exitcode=66 ignore_noninstrumented_modules=1",
+    )

@@ -1,0 +1,212 @@
+"""The step with Triton kernels against the PyTorch step, and what lets its decode steps be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from manylora.server.kernels.inputs import BLOCK_SIZE, StepInputs
+from manylora.server.kernels.reference.step import ReferenceStep
+from tests.support.kernel_cases import (
+    VECTORS,
+    Batcher,
+    Mix,
+    Pages,
+    Sequence_,
+    Shape,
+    in_float32,
+    on,
+    random_decoder,
+)
+
+pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+
+from manylora.server.kernels.cuda import attention, lora_kernels
+from manylora.server.kernels.cuda.backend import TritonStep
+from manylora.server.kernels.cuda.decode import MAX_RANK, MAX_ROWS, Bucket, bucket_of
+
+BLOCKS = 64
+WEIGHTS = in_float32(
+    random_decoder(
+        Shape(hidden=48, intermediate=72, heads=2, kv_heads=1, head_dim=16, qk_norm=True, windows=(None, 20))
+    )
+)
+PAGES = Pages(WEIGHTS)
+A, B, C = PAGES.random(4, 1), PAGES.random((9, 0, 3, 16, 1, 0, 20), 2), PAGES.random(33, 3)
+SCALED = PAGES.random(4, 4, vectors=VECTORS)
+WIDE = PAGES.random(MAX_RANK, 5)
+MIXES: tuple[Mix, ...] = (((C, 1.0),), ((A, 1.0),), ((B, 0.5), (C, -0.5)), (), ((A, 1.0),))
+LENGTHS = (30, 19, 45, 140, 33)
+
+
+def steps(device: torch.device) -> tuple[TritonStep, ReferenceStep]:
+    """The same decoder in Triton and in PyTorch, on the CPU."""
+    pool = PAGES.pool.float()
+    return TritonStep(on(device, WEIGHTS), pool.to(device), BLOCKS), ReferenceStep(WEIGHTS, pool, BLOCKS)
+
+
+class Run:
+    """Sequences that both compute side by side."""
+
+    def __init__(self, device: torch.device, mixes: tuple[Mix, ...] = MIXES) -> None:
+        self.triton, self.reference = steps(device)
+        batcher = Batcher(BLOCKS, WEIGHTS.embedding.shape[0], first=1)
+        lengths = LENGTHS[: len(mixes)]
+        self.sequences = [batcher.sequence(n, mix) for n, mix in zip(lengths, mixes, strict=True)]
+
+    def compare(self, *counts: int) -> StepInputs:
+        """One step that computes so many tokens of the sequences in turn."""
+        work = [(s, n) for s, n in zip(self.sequences, counts, strict=True) if n]
+        inputs = Batcher.step(work)
+        expected = self.reference.step(inputs)
+        torch.testing.assert_close(self.triton.step(inputs).cpu(), expected, atol=2e-3, rtol=2e-3)
+        return inputs
+
+
+def test_prompts_decode_rows_and_both_at_once(device: torch.device) -> None:
+    run = Run(device)
+    run.compare(28, 16, 20, 0, 31)
+    run.compare(1, 1, 16, 136, 1)
+    assert bucket_of(run.compare(0, 0, 1, 1, 1)) == Bucket(3, 4)
+
+
+def test_decode_steps_of_changing_batches(device: torch.device) -> None:
+    run = Run(device)
+    run.compare(16, 16, 16, 16, 16)
+    for counts in ((1, 1, 1, 1, 1), (1, 1, 1, 1, 1), (0, 0, 1, 0, 0)):
+        assert bucket_of(run.compare(*counts)) == Bucket(6 if sum(counts) == 5 else 1, 1)
+
+
+def test_a_step_that_no_bucket_holds(device: torch.device) -> None:
+    run = Run(device, (((SCALED, 1.0),),))
+    run.compare(28)
+    assert bucket_of(run.compare(1)) is None
+
+
+def decode(rows: int, context: int = 5, mix: Mix = ()) -> StepInputs:
+    blocks = list(range(1, 2 + context // BLOCK_SIZE))
+    return Batcher.step([(Sequence_([0] * context, blocks, mix, context - 1), 1) for _ in range(rows)])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "bucket"),
+    [
+        (decode(1), Bucket(1, 1)),
+        (decode(3), Bucket(3, 1)),
+        (decode(5), Bucket(6, 1)),
+        (decode(7), Bucket(8, 1)),
+        (decode(13, 128), Bucket(16, 1)),
+        (decode(25, 129), Bucket(32, 4)),
+        (decode(2, 513), Bucket(2, 16)),
+        (decode(MAX_ROWS), Bucket(MAX_ROWS, 1)),
+        (decode(MAX_ROWS + 1), None),
+        (decode(2, mix=((A, 1.0),) * 4), Bucket(2, 1)),
+        (decode(2, mix=((A, 1.0),) * 5), None),
+        (decode(2, mix=((WIDE, 1.0),)), Bucket(2, 1)),
+        (decode(2, mix=((WIDE, 1.0), (A, 1.0))), None),
+        (decode(2, mix=((SCALED, 1.0),)), None),
+        (replace(decode(2), logits_rows=np.array([1])), None),
+        (replace(decode(2), logits_rows=np.array([0, 0])), None),
+        (replace(decode(2), hidden=torch.empty(2, 48)), None),
+    ],
+)
+def test_buckets(inputs: StepInputs, bucket: Bucket | None) -> None:
+    assert bucket_of(inputs) == bucket
+
+
+KERNELS = (
+    (lora_kernels, "shrink_rows"),
+    (lora_kernels, "expand_rows"),
+    (attention, "attend_partition"),
+    (attention, "join_partitions"),
+)
+
+
+class Trace(TorchDispatchMode):
+    """What is asked of the device, in order; refuses what makes the host wait for it or depends on data."""
+
+    FORBIDDEN = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "unique",
+        "equal",
+        "is_nonzero",
+        "lift_fresh",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[object, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        assert not any(f"aten.{word}." in name for word in self.FORBIDDEN), name
+        self.calls.append((name, [_seen(a) for a in args], sorted((kwargs or {}).items(), key=str)))
+        return func(*args, **(kwargs or {}))
+
+    def kernel(self, name: str) -> Any:
+        """A stand-in for a kernel, that only notes how it was launched."""
+        trace = self
+
+        class Kernel:
+            def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+                return lambda *args, **options: trace.calls.append(
+                    (name, grid, [_seen(a) for a in args], sorted(options.items(), key=str))
+                )
+
+        return Kernel()
+
+
+def _seen(value: object) -> object:
+    """What of an argument is fixed once a graph is captured."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return [_seen(v) for v in value]
+    return value
+
+
+def test_two_steps_of_a_bucket_differ_in_nothing_but_buffers(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton, _ = steps(device)
+    batches: tuple[tuple[tuple[int, Mix], ...], ...] = (
+        tuple(zip((140, 30, 300, 9, 21), MIXES, strict=True)),
+        tuple(zip((9, 8, 7, 6, 5, 400), (*MIXES[:4], ((C, 2.0), (A, 1.0)), ()), strict=True)),
+    )
+    traces = []
+    for seed, batch in enumerate(batches):
+        batcher = Batcher(BLOCKS, WEIGHTS.embedding.shape[0], seed, first=1)
+        sequences = [batcher.sequence(length, mix) for length, mix in batch]
+        for sequence in sequences:
+            sequence.done = len(sequence.tokens) - 1
+        inputs = Batcher.step([(sequence, 1) for sequence in sequences])
+        assert bucket_of(inputs) == Bucket(6, 4)
+        triton.step(inputs)
+        with Trace() as trace, monkeypatch.context() as patch:
+            for module, name in KERNELS:
+                patch.setattr(module, name, trace.kernel(name))
+            triton._decode_forward(triton._decode._buffers[Bucket(6, 4)], True)
+        traces.append(trace.calls)
+    assert [call[0] for call in traces[0]].count("shrink_rows") == 14
+    assert traces[0] == traces[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_are_captured_and_replayed(device: torch.device, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(device)
+    run.compare(16, 16, 16, 16, 16)
+    for _ in range(3):
+        run.compare(1, 1, 1, 1, 1)
+    run.compare(0, 0, 0, 1, 0)
+    assert not caplog.records  # nothing fell back
+    graphs = run.triton._decode._graphs
+    assert graphs is not None
+    assert set(graphs._graphs) == {(Bucket(6, 1), True), (Bucket(1, 1), False)}

@@ -1,0 +1,152 @@
+"""Adapters of every kind that lives on linear layers, each judged by PEFT in a model of its own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.weights.delta import ModuleDelta
+from tests.support.adapter_set import _LLAMA, TARGETS
+from tests.support.adapters import write_kind
+from tests.support.peft_oracle import Peft, read
+
+
+def write_kinds(root: Path, model: Path, family: str) -> dict[str, Path]:
+    """One adapter of each kind, with the options that matter to it."""
+    attention, mlp = ([*names] for names in TARGETS.get(family, _LLAMA))
+    lora: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
+    down = mlp[-1]
+    conv: dict[str, Any] = {"fan_in_fan_out": True} if family == "gpt2" else {}
+    configs: dict[str, dict[str, Any]] = {
+        "plain": {**lora, "target_modules": "all-linear"},
+        "dora": {**lora, "target_modules": "all-linear", "use_dora": True, "rank_pattern": {down: 3}},
+        "dora-rslora": {
+            **lora,
+            "target_modules": attention,
+            "use_dora": True,
+            "use_rslora": True,
+            "layers_to_transform": [1],
+        },
+        "lora-bias": {**lora, "target_modules": [attention[0], down], "lora_bias": True},
+        "bias-targets": {**lora, "target_modules": [attention[-1], *mlp], "bias": "lora_only"},
+        "bias-all": {**lora, "target_modules": [attention[0]], "bias": "all"},
+        "dora-bias": {**lora, "target_modules": "all-linear", "use_dora": True, "bias": "lora_only"},
+        "ia3": {"peft_type": "IA3", "target_modules": [*attention, down], "feedforward_modules": [down]},
+        "ia3-inputs": {
+            "peft_type": "IA3",
+            "target_modules": "all-linear",
+            "feedforward_modules": f".*({attention[0]}|{mlp[0]})",
+            "exclude_modules": [attention[-1]],
+        },
+        "vera": {
+            "peft_type": "VERA",
+            "r": 24,
+            "target_modules": [*attention, *mlp],
+            "layers_to_transform": [0],
+        },
+        "vera-seed": {
+            "peft_type": "VERA",
+            "r": 40,
+            "target_modules": "all-linear",
+            "save_projection": False,
+            "projection_prng_key": 1234567,
+        },
+    }
+    return {
+        name: write_kind(root / name, model, seed=seed, **config, **conv)
+        for seed, (name, config) in enumerate(configs.items(), 1)
+    }
+
+
+class Judge:
+    """PEFT with one adapter at a time: trained biases replace the base's, even for other adapters."""
+
+    def __init__(
+        self,
+        directory: Path,
+        paths: Mapping[str, Path],
+        dtype: torch.dtype = torch.float32,
+        quantize: str = "none",
+    ) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's remarks on biases, projections and Conv1D
+            self._of = {
+                name: Peft(directory, {} if name is None else {name: paths[name]}, dtype, quantize)
+                for name in (None, *paths)
+            }
+
+    def logits(self, ids: Sequence[int], adapter: str | None) -> torch.Tensor:
+        """Logits [T, V] of a full forward over ``ids``."""
+        return self._of[adapter].logits(ids, adapter)
+
+
+class Hooked:
+    """The base model with mixes added by hooks, from the definition of :class:`ModuleDelta`."""
+
+    def __init__(self, directory: Path, base: BaseModel, paths: Mapping[str, Path]) -> None:
+        self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self._deltas = {name: read(path, base).delta for name, path in paths.items()}
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int], mix: Sequence[tuple[str, float]]) -> torch.Tensor:
+        """Logits [T, V] of a full forward over ``ids`` with the mix."""
+        with self._running(mix):
+            logits: torch.Tensor = self._model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        return logits
+
+    @contextmanager
+    def _running(self, mix: Sequence[tuple[str, float]]) -> Any:
+        names = {module for name, _ in mix for module in self._deltas[name]}
+        handles = []
+        for module in names:
+            members = [(self._deltas[n][module], w) for n, w in mix if module in self._deltas[n]]
+            hook = partial(_add_changes, members)
+            handles.append(self._model.get_submodule(module).register_forward_hook(hook))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _add_changes(
+    members: Sequence[tuple[ModuleDelta, float]],
+    layer: nn.Module,
+    args: tuple[torch.Tensor, ...],
+    output: torch.Tensor,
+) -> torch.Tensor:
+    return output + sum(weight * _change(delta, layer, args[0], output) for delta, weight in members)
+
+
+def _change(delta: ModuleDelta, layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """What the adapter alone adds to the layer's output ``y``, in float64."""
+    own = layer.bias if delta.bias is None else delta.bias
+    if isinstance(layer, nn.LayerNorm):
+        return torch.as_tensor(own - layer.bias)
+    weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+    weight, inputs, low_rank = (
+        weight.double(),
+        x.double(),
+        delta.scaled_b().double() @ delta.a.double(),
+    )
+    total = weight + low_rank
+    if delta.magnitude is not None:
+        total = total * (delta.magnitude.double() / total.norm(dim=1))[:, None]
+    if delta.input_scale is not None:
+        total = total * delta.input_scale
+    result = inputs @ total.T
+    result = result if own is None else result + own
+    result = result if delta.output_scale is None else result * delta.output_scale
+    result = result if delta.b_bias is None else result + delta.scaling * delta.b_bias
+    change: torch.Tensor = (result - y).float()
+    return change

@@ -1,0 +1,242 @@
+"""Random decoders, adapters and batches for the parity tests of kernel backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+
+from manylora.server.kernels.cpu.build import Variant
+from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, Library, cache_directory, find_library
+from manylora.server.kernels.inputs import (
+    BLOCK_SIZE,
+    AdapterPages,
+    StepInputs,
+    VectorPages,
+    lora_inputs,
+    page_length,
+)
+from manylora.server.kernels.reference.step import ReferenceStep, target_shapes
+from manylora.server.kernels.weights import DecoderWeights, LayerWeights
+
+Mix = tuple[tuple[AdapterPages, float], ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and features of a random decoder."""
+
+    hidden: int = 64
+    intermediate: int = 96
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    vocab: int = 101
+    layers: int = 2
+    bias: bool = False
+    qk_norm: bool = False
+    windows: tuple[int | None, ...] = (None,)  # of the layers, repeated
+    positions: int = 1024
+
+
+def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
+    """A decoder whose logits depend on every part: weights are scaled so that activations stay near 1."""
+    torch.manual_seed(seed)
+
+    def matrix(out: int, inputs: int, gain: float = 1.0) -> torch.Tensor:
+        return torch.randn(out, inputs).mul(gain * inputs**-0.5).bfloat16()
+
+    def vector(size: int) -> torch.Tensor:
+        return (1 + 0.3 * torch.randn(size)).bfloat16()
+
+    def bias(size: int) -> torch.Tensor | None:
+        return (0.3 * torch.randn(size)).bfloat16() if shape.bias else None
+
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    layers = tuple(
+        LayerWeights(
+            input_norm=vector(shape.hidden),
+            qkv=matrix(q + 2 * kv, shape.hidden, 1.5),
+            qkv_bias=bias(q + 2 * kv),
+            q_norm=vector(shape.head_dim) if shape.qk_norm else None,
+            k_norm=vector(shape.head_dim) if shape.qk_norm else None,
+            o=matrix(shape.hidden, q),
+            o_bias=bias(shape.hidden),
+            post_norm=vector(shape.hidden),
+            gate_up=matrix(2 * shape.intermediate, shape.hidden),
+            gate_up_bias=bias(2 * shape.intermediate),
+            down=matrix(shape.hidden, shape.intermediate),
+            down_bias=bias(shape.hidden),
+            window=shape.windows[i % len(shape.windows)],
+        )
+        for i in range(shape.layers)
+    )
+    half = shape.head_dim // 2
+    angles = torch.outer(torch.arange(shape.positions).float(), 10000.0 ** (-torch.arange(half) / half))
+    return DecoderWeights(
+        embedding=torch.randn(shape.vocab, shape.hidden).bfloat16(),
+        layers=layers,
+        final_norm=vector(shape.hidden),
+        lm_head=matrix(shape.vocab, shape.hidden),
+        cos=angles.cos(),
+        sin=angles.sin(),
+        n_heads=shape.heads,
+        n_kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        intermediate=shape.intermediate,
+        eps=1e-5,
+        scale=shape.head_dim**-0.5,
+    )
+
+
+def in_float32(weights: DecoderWeights) -> DecoderWeights:
+    """The same numbers, computed with in fp32."""
+    return _converted(weights, lambda tensor: tensor.float())
+
+
+def on(device: torch.device, weights: DecoderWeights) -> DecoderWeights:
+    """The same decoder on a device."""
+    return _converted(weights, lambda tensor: tensor.to(device))
+
+
+def _converted(weights: DecoderWeights, change: Callable[[torch.Tensor], torch.Tensor]) -> DecoderWeights:
+    def new(value: object) -> object:
+        return change(value) if isinstance(value, torch.Tensor) else value
+
+    layers = tuple(LayerWeights(**{k: new(v) for k, v in vars(layer).items()}) for layer in weights.layers)  # type: ignore[arg-type]
+    return DecoderWeights(**{**{k: new(v) for k, v in vars(weights).items()}, "layers": layers})  # type: ignore[arg-type]
+
+
+VECTORS = ("gc", "g", "", "i", "gi", "c", "gci")  # of q, k, v, o, gate, up, down
+
+
+class Pages:
+    """A pool of rank pages that adapters are written to one after the other."""
+
+    def __init__(self, weights: DecoderWeights, elements: int = 1 << 22) -> None:
+        self.pool = torch.zeros(elements, dtype=torch.bfloat16)
+        self._shapes = target_shapes(weights)
+        self._next = page_length(max(max(s.in_features, s.out_features) for s in self._shapes))
+
+    @property
+    def used(self) -> int:
+        """Elements written so far; nothing behind them may be read."""
+        return self._next
+
+    def random(
+        self,
+        rank: int | Sequence[int],
+        seed: int,
+        strength: float = 1.0,
+        vectors: Sequence[str] | None = None,
+    ) -> AdapterPages:
+        """An adapter of that rank in every module, or of ``rank[m % 7]`` in module m.
+
+        ``vectors[m % 7]`` says by letters which of gain, constant and input gain module m has.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        ranks = [rank] * 7 if isinstance(rank, int) else list(rank)
+        offsets, all_ranks = [], []
+        tables = {letter: np.zeros(len(self._shapes), np.int64) for letter in "gci"}
+        for module, shape in enumerate(self._shapes):
+            r = ranks[module % 7]
+            all_ranks.append(r)
+            offsets.append(self._next if r else 0)
+            a = torch.randn(r, shape.in_features, generator=generator) * shape.in_features**-0.5
+            b = torch.randn(r, shape.out_features, generator=generator) * strength * max(r, 1) ** -0.5
+            self._write(a)
+            self._write(b)
+            for letter in vectors[module % 7] if vectors is not None else "":
+                tables[letter][module] = self._next
+                width = shape.in_features if letter == "i" else shape.out_features
+                self._write(0.3 * strength * torch.randn(1, width, generator=generator))
+        return AdapterPages(
+            f"{seed:08x}",
+            np.array(offsets, np.int64),
+            np.array(all_ranks, np.int32),
+            vectors=None if vectors is None else VectorPages(tables["g"], tables["c"], tables["i"]),
+        )
+
+    def _write(self, rows: torch.Tensor) -> None:
+        length = page_length(rows.shape[1])
+        end = self._next + rows.shape[0] * length
+        assert end <= len(self.pool)
+        self.pool[self._next : end].view(-1, length)[:, : rows.shape[1]] = rows.bfloat16()
+        self._next = end
+
+
+@dataclass
+class Sequence_:
+    """A sequence under test: its tokens, its blocks and how far it has been computed."""
+
+    tokens: list[int]
+    blocks: list[int]
+    mix: Mix = ()
+    done: int = 0
+
+
+class Batcher:
+    """Builds steps over sequences; their blocks are scattered over the cache."""
+
+    def __init__(self, num_blocks: int, vocab: int, seed: int = 0, *, first: int = 0) -> None:
+        """``first`` is the lowest of the blocks; the engine's is 1."""
+        self._random = np.random.default_rng(seed)
+        self._free = [int(b) for b in self._random.permutation(num_blocks) if b >= first]
+        self._vocab = vocab
+
+    def sequence(self, length: int, mix: Mix = ()) -> Sequence_:
+        tokens = [int(t) for t in self._random.integers(0, self._vocab, length)]
+        return Sequence_(tokens, [int(self._free.pop()) for _ in range(-(-length // BLOCK_SIZE))], mix)
+
+    @staticmethod
+    def step(work: Sequence[tuple[Sequence_, int]], all_logits: bool = False) -> StepInputs:
+        """One step that computes the next ``n`` tokens of each (sequence, n), and marks them done."""
+        tokens, positions, slots, starts, contexts, wanted = [], [], [], [0], [], []
+        for sequence, count in work:
+            span = range(sequence.done, sequence.done + count)
+            tokens += [sequence.tokens[p] for p in span]
+            positions += list(span)
+            slots += [sequence.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in span]
+            starts.append(len(tokens))
+            contexts.append(span.stop)
+            wanted += list(range(starts[-2], starts[-1])) if all_logits else [len(tokens) - 1]
+            sequence.done += count
+        width = max(len(sequence.blocks) for sequence, _ in work)
+        tables = np.zeros((len(work), width), np.int32)
+        for i, (sequence, _) in enumerate(work):
+            tables[i, : len(sequence.blocks)] = sequence.blocks
+        return StepInputs(
+            token_ids=np.array(tokens, np.int64),
+            positions=np.array(positions, np.int64),
+            slots=np.array(slots, np.int64),
+            query_start=np.array(starts, np.int32),
+            context=np.array(contexts, np.int32),
+            block_tables=tables,
+            logits_rows=np.array(wanted, np.int64),
+            lora=lora_inputs([sequence.mix for sequence, _ in work]),
+        )
+
+
+@cache
+def library_of(variant: Variant) -> Library:
+    """The kernels for one instruction set, compiled where this machine has not yet."""
+    return find_library((variant,), AHEAD_OF_TIME, cache_directory())
+
+
+def oracle(weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> ReferenceStep:
+    """The reference in fp32: what the exact arithmetic on these bf16 weights gives."""
+    return ReferenceStep(in_float32(weights), pool.float(), num_blocks)
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of the difference over that of the expected values."""
+    actual, expected = actual.float(), expected.float()
+    return float((actual - expected).norm() / expected.norm())
+
+
+def rounding_slack() -> float:
+    """How much more than PyTorch a Triton kernel may err in bf16: its interpreter rounds towards zero."""
+    return 1.2 if torch.cuda.is_available() else 2.4

@@ -1,0 +1,132 @@
+"""A real server on a real port, in a thread of its own, and questions to ask of its inside."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeVar
+
+import httpx
+import openai
+import uvicorn
+
+from manylora.server.api.http.app import create_app
+from manylora.server.api.http.protocol import BoundedHttpProtocol
+from manylora.server.options.settings import Settings
+from manylora.server.service import Service, build_service
+
+T = TypeVar("T")
+
+PATIENCE = 30.0  # seconds after which something that should have happened has not
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens, and on which loop it runs."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = threading.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.loop = asyncio.get_running_loop()
+        self.listening.set()
+
+
+@dataclass
+class Running:
+    """A server that answers at ``url``."""
+
+    service: Service
+    server: _Server
+    url: str
+    clients: dict[str, openai.OpenAI] = field(default_factory=dict)
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        """The official client. It does not retry, so that a test sees the first answer."""
+        key = repr(sorted(options.items()))
+        if key not in self.clients:
+            defaults = {"api_key": "none", "max_retries": 0}
+            self.clients[key] = openai.OpenAI(base_url=f"{self.url}/v1", **{**defaults, **options})
+        return self.clients[key]
+
+    def async_client(self, **options: Any) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, **options}
+        )
+
+    def http(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=PATIENCE, **options)
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` on the server's own loop."""
+        assert self.server.loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self.server.loop).result(PATIENCE)
+
+    @property
+    def references(self) -> int:
+        return self.service.adapters.num_references
+
+    def wait_until_idle(self) -> None:
+        """Wait until no sequence is open and what was deleted is freed, then check that everything balances.
+
+        Raises:
+            AssertionError: something still runs after a long while, or is leaked.
+        """
+        self.call(self._idle())
+
+    async def _idle(self) -> None:
+        deadline = monotonic() + PATIENCE
+        engine, holdings = self.service.engine, self.service.adapters._holdings
+        while engine.num_open or self.service.core.has_work or holdings.num_retiring:
+            assert monotonic() < deadline, f"{engine.num_open} sequences, {holdings.num_retiring} to be freed"
+            await asyncio.sleep(0.001)
+        self.service.core.check()
+        self.service.adapters.check()
+        assert self.references == 0
+        assert self.service.core.blocks.num_used == 0
+
+
+@contextmanager
+def serving(service: Service) -> Iterator[Running]:
+    """Serve ``service`` until the block ends."""
+    config = uvicorn.Config(
+        create_app(service), host="127.0.0.1", port=0, log_level="warning", http=BoundedHttpProtocol
+    )
+    server = _Server(config)
+    thread = threading.Thread(target=server.run, name="uvicorn")
+    thread.start()
+    try:
+        assert server.listening.wait(PATIENCE)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        running = Running(service, server, f"http://127.0.0.1:{port}")
+        try:
+            yield running
+        finally:
+            for client in running.clients.values():
+                client.close()
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def tiny_service(model: Path, data_dir: Path, **options: Any) -> Service:
+    """The real service on a tiny model called ``tiny``."""
+    defaults: dict[str, Any] = {
+        "model": str(model),
+        "served_model_name": "tiny",
+        "data_dir": data_dir,
+        "dtype": "fp32",
+        "device": "cpu",
+        "kv_cache_memory": 8 << 20,
+        "adapter_memory": 4 << 20,
+        "max_num_seqs": 16,
+    }
+    return build_service(Settings(**{**defaults, **options}), model)

@@ -1,0 +1,46 @@
+"""A second server's adapter manager, in a process of its own: commands come in by line, answers go out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from manylora.adapters.errors import AdapterError
+from tests.support.adapter_manager import Shop, open_shop
+from tests.support.engine_harness import Harness
+
+
+async def obey(shop: Shop, command: str, *words: str) -> Any:
+    """Do what one line says."""
+    if command == "load":
+        return (await shop.manager.load(words[0], Path(words[1]), replace=True)).digest
+    if command == "ask":
+        try:
+            lease = await shop.lease(words[0])
+        except AdapterError as error:
+            return type(error).__name__
+        lease.release()
+        return lease.served_model
+    if command == "delete":
+        return (await shop.manager.delete(words[0])).drained
+    if command == "alias":
+        return (await shop.manager.put_alias(words[0], [(words[1], 1.0)])).name
+    assert command == "rollback"
+    return (await shop.manager.rollback(words[0])).digest
+
+
+async def main(model: Path, root: Path, url: str) -> None:
+    """Serve until the input ends."""
+    with open_shop(Harness(model), root, room=2, url=url) as shop:
+        await shop.manager.start()
+        print(json.dumps("ready"), flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            print(json.dumps(await obey(shop, *line.split())), flush=True)
+        await shop.manager.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
