@@ -76,7 +76,7 @@ Nothing = Annotated[NoBody, Depends(parse_body(NoBody, optional=True))]
 async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, Query()]) -> Response:
     """Adapters by name, a page at a time: while ``has_more``, ask again with ``after`` = ``last_id``."""
     wanted = Filter(asked.prefix, asked.tag, asked.state, asked.resident)
-    found = service.adapters.page(wanted, after=asked.after, limit=asked.limit + 1)
+    found = service.adapters.views.page(wanted, after=asked.after, limit=asked.limit + 1)
     page = found[: asked.limit]
     return Json(
         {
@@ -93,8 +93,8 @@ async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, 
 async def get_adapter(service: ServiceState, publications: PublicationsState, name: Name) -> Response:
     """Its state, its revisions, where its bytes are and what it has served."""
     with blame("name"):
-        if not service.adapters.has(name):  # another server may have published it a moment ago
-            await service.adapters.catch_up()
+        if not service.adapters.admin.has(name):  # another server may have published it a moment ago
+            await service.adapters.admin.catch_up()
         return await in_full(service, publications, name)
 
 
@@ -102,28 +102,28 @@ async def get_adapter(service: ServiceState, publications: PublicationsState, na
 async def pin(service: ServiceState, name: Name, _: Nothing) -> Response:
     """It is brought to the device and not evicted from there until it is unpinned."""
     with blame("name"):
-        return Json(adapter(await service.adapters.pin(name)))
+        return Json(adapter(await service.adapters.admin.pin(name)))
 
 
 @router.post("/{name}/unpin", summary="Let an adapter be evicted again")
 async def unpin(service: ServiceState, name: Name, _: Nothing) -> Response:
     """It stays where it is until somebody needs the room."""
     with blame("name"):
-        return Json(adapter(await service.adapters.unpin(name)))
+        return Json(adapter(await service.adapters.admin.unpin(name)))
 
 
 @router.post("/{name}/prefetch", summary="Bring an adapter in before it is asked for")
 async def prefetch(service: ServiceState, name: Name, _: Nothing) -> Response:
     """To the device if unused adapters can make room there, else to host memory."""
     with blame("name"):
-        return Json(adapter(await service.adapters.prefetch(name)))
+        return Json(adapter(await service.adapters.admin.prefetch(name)))
 
 
 @router.post("/{name}/evict", summary="Take an adapter off the device and out of host memory")
 async def evict(service: ServiceState, name: Name, _: Nothing) -> Response:
     """The next request brings it back from disk. Refused while it is in use or pinned."""
     with blame("name"):
-        return Json(adapter(await service.adapters.evict(name)))
+        return Json(adapter(await service.adapters.admin.evict(name)))
 
 
 @router.post("/{name}/rollback", summary="Go back to an earlier revision")
@@ -135,7 +135,7 @@ async def rollback(
 ) -> Response:
     """New requests get that revision; those running keep theirs. Nothing is read again."""
     with blame("name" if body.revision is None else "revision"):
-        await service.adapters.rollback(name, body.revision)
+        await service.adapters.admin.rollback(name, body.revision)
     return await in_full(service, publications, name)
 
 
@@ -151,7 +151,7 @@ async def delete_adapter(
     What still runs then is completed; its memory is freed when it ends.
     """
     with blame("name"):
-        deleted = await service.adapters.delete(name, asked.deadline)
+        deleted = await service.adapters.deletions.delete(name, asked.deadline)
     publications.forget(name)
     return Json(
         {
@@ -173,7 +173,7 @@ async def in_full(
     In this order: what a publication that has ended did to the name is seen.
     """
     publication = await publications.show(name)
-    status = service.adapters.status(name)
-    revisions = await service.adapters.revisions(name)
+    status = service.adapters.views.status(name)
+    revisions = await service.adapters.views.revisions(name)
     headers = {} if status.digest is None else {"x-manylora-model": f"{status.name}@{short(status.digest)}"}
     return Json(adapter_in_full(status, revisions, publication), http_status, headers)

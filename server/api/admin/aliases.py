@@ -59,7 +59,7 @@ class AliasBody(RequestBody):
 @router.get("", summary="List aliases")
 async def list_aliases(service: ServiceState) -> Response:
     """All of them, by name."""
-    records = sorted(service.adapters.aliases(), key=lambda record: record.name)
+    records = service.adapters.aliases.list()
     return Json({"object": "list", "data": [alias(record) for record in records]})
 
 
@@ -88,12 +88,12 @@ async def put_alias(
     with blame("name"):
         check_name(name)
     with blame("name", AdapterExists), blame(param, (AdapterNotFound, MixError, AdapterNameError)):
-        return Json(alias(await service.adapters.put_alias(name, arms, reset=bool(body.reset))))
+        return Json(alias(await service.adapters.aliases.put(name, arms, reset=bool(body.reset))))
 
 
 @router.delete("/{name}", summary="Delete an alias")
 async def delete_alias(service: ServiceState, name: Name) -> Response:
     """Requests for it are refused from now on; its targets stay."""
     with blame("name"):
-        await service.adapters.delete_alias(name)
+        await service.adapters.aliases.delete(name)
     return Json({"id": name, "object": "alias.deleted", "deleted": True})

@@ -64,7 +64,7 @@ async def put_adapter(
     name, 200 otherwise, or the error with everything that is wrong with the files.
     """
     with blame("name"):
-        service.adapters.check_free(name, _may_replace(request, asked.replace))
+        service.adapters.admin.check_free(name, _may_replace(request, asked.replace))
     offer = await _offer(request, service)
     return await publish(request, service, publications, name, asked=asked, offer=offer)
 
@@ -125,7 +125,7 @@ async def _begin(service: Service, name: str, offer: Offer, replace: bool) -> Pu
         with blame("tags"):
             check_tags(offer.tags or ())
         with blame("name"):
-            publication = await service.adapters.begin_publish(
+            publication = await service.adapters.admin.begin_publish(
                 name, offer.fetch, source=offer.source, replace=replace, tags=offer.tags
             )
     except BaseException:
@@ -137,7 +137,7 @@ async def _begin(service: Service, name: str, offer: Offer, replace: bool) -> Pu
 
 def _is_known(service: Service, name: str) -> bool:
     try:
-        return service.adapters.status(name).digest is not None
+        return service.adapters.views.status(name).digest is not None
     except AdapterNotFound:
         return False
 

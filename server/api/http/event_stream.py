@@ -13,7 +13,7 @@ from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from manylora.server.api.generate.generate import Generation
+from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http.errors import describe
 from manylora.server.api.http.limits import PING_SECONDS, SEND_TIMEOUT_SECONDS
 from manylora.server.engine.sequence import Delta

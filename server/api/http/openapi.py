@@ -108,8 +108,8 @@ def _request_body(model: type[RequestBody], examples: Examples) -> dict[str, Any
 
 def _name_examples(schema: dict[str, Any], service: Service) -> None:
     """Fill in the names in paths with ones that are there, or that can be made."""
-    adapters = [adapter.name for adapter in service.adapters.list()]
-    aliases = [alias.name for alias in service.adapters.aliases()]
+    adapters = [adapter.name for adapter in service.adapters.views.serving()]
+    aliases = [alias.name for alias in service.adapters.aliases.list()]
     for path, operations in schema["paths"].items():
         known, fresh = (aliases, "my-alias") if path.startswith("/v1/aliases") else (adapters, "my-adapter")
         for method, operation in operations.items():
@@ -120,13 +120,13 @@ def _name_examples(schema: dict[str, Any], service: Service) -> None:
 
 def _examples(path: str, service: Service) -> Examples:
     base = service.model_name
-    adapters = [adapter.name for adapter in service.adapters.list() if adapter.labels is None]
+    adapters = [adapter.name for adapter in service.adapters.views.serving() if adapter.labels is None]
     if path == "/v1/chat/completions":
         return _chat_examples(base, adapters)
     if path == "/v1/completions":
         return _completion_examples(base)
     if path == "/classify":
-        return _classify_examples([a.name for a in service.adapters.list() if a.labels is not None])
+        return _classify_examples([a.name for a in service.adapters.views.serving() if a.labels is not None])
     if path == "/v1/compare":
         return _compare_examples(base, adapters)
     if path.startswith("/v1/aliases"):
@@ -179,7 +179,7 @@ def _other_examples(service: Service) -> dict[str, Examples]:
     directory = f"{roots[0]}/my-adapter" if roots else "/adapters/my-adapter"
     load = {"lora_name": "my-adapter", "lora_path": directory}
     source = {"source": directory, "tags": ["tried"]}
-    names = [adapter.name for adapter in service.adapters.list()] or ["my-adapter"]
+    names = [adapter.name for adapter in service.adapters.views.serving()] or ["my-adapter"]
     halves = [{"name": names[0], "weight": 0.5}, {"name": names[-1], "weight": 0.5}]
     return {
         "/v1/feedback": {"thumb": _example("Thumbs up", {"response_id": "chatcmpl-…", "score": 1})},
