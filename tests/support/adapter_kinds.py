@@ -68,7 +68,7 @@ def write_kinds(root: Path, model: Path, family: str) -> dict[str, Path]:
     }
 
 
-class Judge:
+class PeftPerAdapter:
     """PEFT with one adapter at a time: trained biases replace the base's, even for other adapters."""
 
     def __init__(
@@ -90,7 +90,7 @@ class Judge:
         return self._of[adapter].logits(ids, adapter)
 
 
-class Hooked:
+class HookedModel:
     """The base model with mixes added by hooks, from the definition of :class:`ModuleDelta`."""
 
     def __init__(self, directory: Path, base: BaseModel, paths: Mapping[str, Path]) -> None:

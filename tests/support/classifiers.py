@@ -47,7 +47,7 @@ def make_classifier(
     return directory
 
 
-class Judge:
+class PeftClassifier:
     """One classification adapter under plain PEFT, as its config.json sets it up."""
 
     def __init__(

@@ -36,7 +36,7 @@ class Answer:
         return self.deltas[-1]
 
 
-class Harness:
+class EngineHarness:
     """A loaded model, its decoder and pool, and any number of engines and adapters on it."""
 
     def __init__(

@@ -15,7 +15,7 @@ from manylora.server.engine.engine import Engine, Event
 from manylora.server.engine.sequence import Delta, ResolvedMix, SamplingParams
 from manylora.server.residency.lease import Lease
 from tests.support.adapter_set import prompt_of
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.waiting import until
 
 
@@ -30,7 +30,7 @@ class CountedLease:
         self.released += 1
 
 
-class Desk:
+class RunningEngine:
     """A running engine, and every terminal event it has reported."""
 
     def __init__(self, core: Engine, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,18 +69,18 @@ class Desk:
 
 
 @asynccontextmanager
-async def opened(
-    harness: Harness, patch: pytest.MonkeyPatch, *, max_open: int = 100, **sizes: int
-) -> AsyncIterator[Desk]:
+async def start_engine(
+    harness: EngineHarness, patch: pytest.MonkeyPatch, *, max_open: int = 100, **sizes: int
+) -> AsyncIterator[RunningEngine]:
     core = harness.new_engine(**sizes)
     engine = AsyncEngine(core, max_model_len=512, max_open=max_open)
-    desk = Desk(core, engine, patch)
+    running_engine = RunningEngine(core, engine, patch)
     engine.start()
     try:
-        yield desk
+        yield running_engine
     finally:
         await engine.stop()
-    await desk.idle()
+    await running_engine.idle()
 
 
 async def collect(stream: Stream) -> list[Delta]:

@@ -13,8 +13,8 @@ from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.model.fused import FusedDecoder
 from tests.support.adapter_set import TARGETS, prompt_of
 from tests.support.adapters import write_adapter
-from tests.support.classifiers import Judge, make_classifier
-from tests.support.engine_harness import Answer, Harness, hf_greedy
+from tests.support.classifiers import PeftClassifier, make_classifier
+from tests.support.engine_harness import Answer, EngineHarness, hf_greedy
 from tests.support.peft_oracle import Peft, assert_logits_match
 from tests.support.tiny_models import FUSED_FAMILIES, tiny_model
 
@@ -22,7 +22,7 @@ CASES = [("llama", False), ("qwen3", False), ("llama", True), ("gemma2", True), 
 TOLERANCE = 1e-4
 
 
-def asking(harness: Harness, prompt: tuple[int, ...], pages: AdapterPages) -> Sequence:
+def asking(harness: EngineHarness, prompt: tuple[int, ...], pages: AdapterPages) -> Sequence:
     """A sequence that wants the classes of ``prompt``."""
     sequence = harness.sequence(prompt, (pages, 1.0), max_tokens=0)
     sequence.next_logits = len(prompt) - 1
@@ -47,7 +47,7 @@ def test_beside_generating_rows(tmp_path: Path, family: str, generic: bool) -> N
     }
     options: dict[str, Any] = {"targets": TARGETS[family][0]} if family in TARGETS else {}
     writer = write_adapter(tmp_path / "writer", model, seed=3, **options)
-    harness = Harness(model, generic=generic, max_batch_tokens=32)
+    harness = EngineHarness(model, generic=generic, max_batch_tokens=32)
     assert isinstance(harness.decoder, FusedDecoder) != generic
     assert generic or family in FUSED_FAMILIES
     pages = {name: harness.load(path) for name, path in (made | {"writer": writer}).items()}
@@ -56,19 +56,19 @@ def test_beside_generating_rows(tmp_path: Path, family: str, generic: bool) -> N
     writing = [harness.sequence(prompt_of(20), max_tokens=6)]
     writing.append(harness.sequence(prompt_of(9), (pages["writer"], 1.0), max_tokens=6))
     answers = harness.run(*asked[:3], *writing, *asked[3:])
-    judges = {"two": Judge(made["two"], model), "five": Judge(made["five"], model, 5)}
+    oracles = {"two": PeftClassifier(made["two"], model), "five": PeftClassifier(made["five"], model, 5)}
     for (name, prompt), answer in zip(texts, answers[:3] + answers[5:], strict=True):
-        assert_logits_match(scores_of(answer)[None], judges[name].scores(prompt)[None], TOLERANCE, name)
+        assert_logits_match(scores_of(answer)[None], oracles[name].scores(prompt)[None], TOLERANCE, name)
     plain = Peft(model, {"writer": writer})
     for sequence, answer, adapter in zip(writing, answers[3:5], (None, "writer"), strict=True):
-        with plain.running(adapter) as judge:
+        with plain.running(adapter) as oracle:
             read = sequence.token_ids[: sequence.num_prompt_tokens]
-            assert answer.token_ids == hf_greedy(judge, read, 6)
+            assert answer.token_ids == hf_greedy(oracle, read, 6)
 
 
 def test_the_prefix_cache_serves_classes(tiny_llama: Path, tmp_path: Path) -> None:
     path = make_classifier(tmp_path / "two", tiny_llama)
-    harness = Harness(tiny_llama)
+    harness = EngineHarness(tiny_llama)
     pages, prompt = harness.load(path), prompt_of(50)
     (first,) = harness.run(asking(harness, prompt, pages))
     (again,) = harness.run(asking(harness, prompt, pages))
@@ -78,23 +78,25 @@ def test_the_prefix_cache_serves_classes(tiny_llama: Path, tmp_path: Path) -> No
 
 def test_more_texts_than_a_step_delivers(tiny_llama: Path, tmp_path: Path) -> None:
     path = make_classifier(tmp_path / "two", tiny_llama)
-    harness, judge = Harness(tiny_llama), Judge(path, tiny_llama)
+    harness, oracle = EngineHarness(tiny_llama), PeftClassifier(path, tiny_llama)
     pages = harness.load(path)
     prompts = [prompt_of(3, seed) for seed in range(40)]
     answers = harness.run(*(asking(harness, prompt, pages) for prompt in prompts))
     for prompt, answer in zip(prompts, answers, strict=True):
-        assert_logits_match(scores_of(answer)[None], judge.scores(prompt)[None], TOLERANCE)
+        assert_logits_match(scores_of(answer)[None], oracle.scores(prompt)[None], TOLERANCE)
 
 
 def test_preempted_and_computed_again(tiny_llama: Path, tmp_path: Path) -> None:
     path = make_classifier(tmp_path / "two", tiny_llama)
-    harness = Harness(tiny_llama, num_blocks=6, max_batch_tokens=16)
+    harness = EngineHarness(tiny_llama, num_blocks=6, max_batch_tokens=16)
     prompt = prompt_of(60)
     older = harness.sequence(prompt_of(15), max_tokens=40)
     younger = asking(harness, prompt, harness.load(path))
     _, answer = harness.run(older, younger)
     assert younger.num_preemptions
-    assert_logits_match(scores_of(answer)[None], Judge(path, tiny_llama).scores(prompt)[None], TOLERANCE)
+    assert_logits_match(
+        scores_of(answer)[None], PeftClassifier(path, tiny_llama).scores(prompt)[None], TOLERANCE
+    )
 
 
 def test_with_embeddings_of_its_own(tmp_path: Path) -> None:
@@ -102,9 +104,9 @@ def test_with_embeddings_of_its_own(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", "llama", tie_word_embeddings=True)
     lora = {"modules_to_save": ["score", "embed_tokens"], "target_modules": ["q_proj"]}
     path = make_classifier(tmp_path / "own", model, lora=lora)
-    harness, prompt = Harness(model), prompt_of(12)
+    harness, prompt = EngineHarness(model), prompt_of(12)
     (answer,) = harness.run(asking(harness, prompt, harness.load(path)))
-    assert_logits_match(scores_of(answer)[None], Judge(path, model).scores(prompt)[None], TOLERANCE)
+    assert_logits_match(scores_of(answer)[None], PeftClassifier(path, model).scores(prompt)[None], TOLERANCE)
 
 
 @pytest.mark.parametrize("kernels", ["pytorch", "generic", "native"])
@@ -112,11 +114,11 @@ def test_in_bf16_it_errs_no_more_than_peft(tmp_path: Path, kernels: str) -> None
     model = tiny_model(tmp_path / "model", "llama")
     path = make_classifier(tmp_path / "five", model, labels=list("abcde"))
     chosen = "native" if kernels == "native" else "pytorch"
-    harness = Harness(model, generic=kernels == "generic", dtype="bf16", kernels=chosen)
+    harness = EngineHarness(model, generic=kernels == "generic", dtype="bf16", kernels=chosen)
     pages, prompts = harness.load(path), [prompt_of(30, seed) for seed in range(12)]
     writing = harness.sequence(prompt_of(9), max_tokens=3)
     answers = harness.run(writing, *(asking(harness, prompt, pages) for prompt in prompts))[1:]
-    exact, rounded = Judge(path, model, 5), Judge(path, model, 5, torch.bfloat16)
+    exact, rounded = PeftClassifier(path, model, 5), PeftClassifier(path, model, 5, torch.bfloat16)
     ours = theirs = 0.0
     for prompt, answer in zip(prompts, answers, strict=True):
         want = exact.scores(prompt)

@@ -6,7 +6,7 @@ import pytest
 
 from manylora.server.engine import async_engine
 from manylora.server.engine.retry_after import FinishRate
-from tests.support.running_engine import Desk, collect
+from tests.support.running_engine import RunningEngine, collect
 
 
 def after(*gaps: float) -> FinishRate:
@@ -34,10 +34,12 @@ def test_a_pause_does_not_count() -> None:
     assert rate.retry_after == pytest.approx(1.0)
 
 
-async def test_the_engine_leaves_idle_time_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_engine_leaves_idle_time_out(
+    running_engine: RunningEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [0.0]
     monkeypatch.setattr(async_engine, "monotonic", lambda: clock[0])
     for _ in range(3):
         clock[0] += 100_000.0
-        await collect(desk.ask(max_tokens=2))
-    assert desk.engine._rate.retry_after == 1.0
+        await collect(running_engine.ask(max_tokens=2))
+    assert running_engine.engine._rate.retry_after == 1.0
