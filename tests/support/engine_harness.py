@@ -82,12 +82,13 @@ class EngineHarness:
             max_batch_tokens or self._config.max_batch_tokens,
             self._config.prefix_cache,
         )
+        self.metrics = Metrics()
         self.engine = Engine(
             self.decoder,
             self.loaded.tokenizer,
             config,
             fingerprint=self.loaded.fingerprint,
-            metrics=Metrics(),
+            metrics=self.metrics,
         )
         return self.engine
 

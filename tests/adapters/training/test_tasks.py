@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 from manylora.adapters.format.provenance import read_provenance
 from manylora.adapters.training.errors import GateFailed, TrainingConfigError
 from manylora.adapters.training.export import write_artifact
-from tests.server.engine.test_classify import asking, scores_of
+from tests.support.classifiers import request_scores, scores_of
 from tests.support.engine_harness import EngineHarness
 from tests.support.peft_oracle import assert_logits_match
 from tests.support.tiny_models import tiny_model
@@ -44,7 +44,7 @@ def test_classes(tiny_llama: Path, tmp_path: Path) -> None:
     assert [int(row.argmax()) for row in logits] == [0, 1]
     harness = EngineHarness(tiny_llama)
     pages, ids = harness.load(result.adapter), [tokenizer(text).input_ids for text in ("bad 90", "good 91")]
-    answers = harness.run(*(asking(harness, tuple(text), pages) for text in ids))
+    answers = harness.run(*(request_scores(harness, tuple(text), pages) for text in ids))
     for answer, expected in zip(answers, logits, strict=True):
         assert_logits_match(scores_of(answer)[None], expected[None], 1e-4)
 

@@ -63,9 +63,8 @@ async def test_leaving_while_the_prompt_is_computed(
 async def test_leaving_while_waiting_in_the_queue(
     harness: EngineHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with start_engine(
-        harness, monkeypatch, max_batch_tokens=1
-    ) as running_engine:  # one row: one runs, all others wait
+    one_row: dict[str, int] = {"max_batch_tokens": 1}  # one sequence runs, all others wait
+    async with start_engine(harness, monkeypatch, **one_row) as running_engine:
         first = running_engine.ask(max_tokens=300)
         waiting = [running_engine.ask() for _ in range(5)]
         await anext(first)
@@ -100,7 +99,7 @@ async def test_no_token_is_drawn_after_an_abort(running_engine: RunningEngine) -
     """Within a step the sequence is gone; what that step computed for it is thrown away."""
     stream = running_engine.ask(max_tokens=400)
     await anext(stream)
-    sequence = next(iter(stream._open.values()))
+    (sequence,) = running_engine.core.scheduler.running
     await stream.aclose()
     await running_engine.idle()
     left = len(list(await collect(stream)))

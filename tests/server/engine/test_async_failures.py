@@ -16,7 +16,7 @@ from manylora.server.errors import EngineDead
 from manylora.server.kernels.inputs import StepInputs
 from tests.support.engine_harness import EngineHarness
 from tests.support.running_engine import RunningEngine, collect, start_engine
-from tests.support.waiting import settle
+from tests.support.waiting import until
 
 
 class Faulty:
@@ -41,7 +41,7 @@ async def test_a_step_that_raises_ends_its_requests_and_nothing_else(
     running_engine: RunningEngine, at: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = [d.token_ids for d in await collect(running_engine.ask(20, 8))]
-    monkeypatch.setattr(running_engine.core, "_decoder", Faulty(running_engine.core._decoder, at))
+    monkeypatch.setattr(running_engine.core, "decoder", Faulty(running_engine.core.decoder, at))
     results = await asyncio.gather(*(collect(running_engine.ask(20, 8, n=n)) for n in (1, 2)))
     failed = [d for r in results for d in r if d.finish_reason is FinishReason.ERROR]
     assert failed
@@ -56,13 +56,15 @@ async def test_a_request_that_left_in_the_failing_step_ends_as_well(
     running_engine: RunningEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end belongs to the same step; it must reach the loop although the step raised."""
-    begun, stays = running_engine.ask(max_tokens=400), running_engine.ask(max_tokens=400)
+    begun = running_engine.ask(max_tokens=400)
     await anext(begun)
+    (leaving,) = running_engine.core.scheduler.running
+    stays = running_engine.ask(max_tokens=400)
     await anext(stays)
     original = running_engine.core.scheduler.schedule
 
     def leave_then_fail() -> object:
-        if begun._open and next(iter(begun._open.values())).finish_reason is FinishReason.ABORT:
+        if leaving.finish_reason is FinishReason.ABORT:
             raise RuntimeError("after the aborted were dropped")
         return original()
 
@@ -123,7 +125,7 @@ async def test_what_is_sent_in_the_last_moment_ends_too(
     core = harness.new_engine()
     engine = AsyncEngine(core, max_model_len=512, max_open=10)
     running_engine = RunningEngine(core, engine, monkeypatch)
-    step = engine._step
+    step = core.step
     gate = asyncio.Event()
     loop = asyncio.get_running_loop()
     proceed = threading.Event()
@@ -133,13 +135,13 @@ async def test_what_is_sent_in_the_last_moment_ends_too(
         assert proceed.wait(30)
         return step()
 
-    monkeypatch.setattr(engine, "_step", slow)
+    monkeypatch.setattr(core, "step", slow)
     engine.start()
     first = running_engine.ask(max_tokens=1)
     await gate.wait()
     last = running_engine.ask(max_tokens=1)
     stop = asyncio.create_task(engine.stop())
-    await settle()
+    await until(lambda: not engine.alive)
     proceed.set()
     await stop
     for stream in (first, last):

@@ -146,5 +146,5 @@ def test_what_is_counted(harness: EngineHarness) -> None:
 
 def sample_of(harness: EngineHarness, name: str) -> float:
     """The sum of a metric over its labels."""
-    families = harness.engine._metrics.registry.collect()
+    families = harness.metrics.registry.collect()
     return sum(s.value for family in families for s in family.samples if s.name == name)

@@ -6,6 +6,7 @@ import pytest
 
 from manylora.server.engine import async_engine
 from manylora.server.engine.retry_after import FinishRate
+from manylora.server.errors import QueueFull
 from tests.support.running_engine import RunningEngine, collect
 
 
@@ -42,4 +43,6 @@ async def test_the_engine_leaves_idle_time_out(
     for _ in range(3):
         clock[0] += 100_000.0
         await collect(running_engine.ask(max_tokens=2))
-    assert running_engine.engine._rate.retry_after == 1.0
+    with pytest.raises(QueueFull) as caught:
+        running_engine.ask(n=running_engine.engine.max_open + 1)
+    assert caught.value.retry_after == 1.0

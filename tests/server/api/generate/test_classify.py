@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from tests.server.api.http.test_disconnect import connect
 from tests.support.adapters import write_adapter
 from tests.support.classifiers import PeftClassifier, make_classifier
+from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.tiny_models import byte_tokenizer
 
