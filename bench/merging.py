@@ -137,7 +137,7 @@ class Bench:
     async def cycles(self, count: int) -> Cycles:
         """Build and free a copy ``count`` times, of one adapter after the other."""
         terms = [parse_mix(f"a{i % _ADAPTERS}") for i in range(count + 1)]
-        decoder = self.service.core._decoder
+        decoder = self.service.core.decoder
         before = [decoder.weight(m).clone() for m in range(len(decoder.modules))]
         adapters = self.service.adapters
         sizes, nbytes = [], 0

@@ -46,7 +46,7 @@ class Engine:
         fingerprint: str,
         metrics: Metrics,
     ) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self._tokenizer = tokenizer
         self._metrics = metrics
         self.blocks = BlockManager(config.num_blocks, fingerprint, prefix_cache=config.prefix_cache)
@@ -63,7 +63,7 @@ class Engine:
     @property
     def vocab_size(self) -> int:
         """Tokens that the base knows; adapters may know more."""
-        return self._decoder.vocab_size
+        return self.decoder.vocab_size
 
     @property
     def has_work(self) -> bool:
@@ -87,7 +87,7 @@ class Engine:
         scheduled = self.scheduler.schedule()
         if scheduled:
             batch = build_batch(scheduled)
-            logits = self._decoder.step(batch.inputs)
+            logits = self.decoder.step(batch.inputs)
             tokens = self._sample(logits, batch)
             self._update(logits, batch, tokens)
             self._observe(batch, began)
@@ -126,7 +126,7 @@ class Engine:
                 chosen[:, :width],
                 [batch.sampling[i][0] for i in members],
                 self._tokenizer.eos_ids,
-                self._decoder.draw,
+                self.decoder.draw,
             )
             for i, token in zip(members, drawn, strict=True):
                 tokens[i] = token

@@ -24,18 +24,24 @@ from manylora.server.model.pages import PagePool
 from manylora.server.names.manager import AdapterManager
 from manylora.server.residency.lease import Lease
 from tests.support.adapters import write_adapter
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.waiting import until
 
 RANK = 4
 KEPT = 3  # revisions of a name
 
 
-class Shop:
+class ManagerSetup:
     """``room`` is how many adapters of :meth:`write` fit on the device."""
 
     def __init__(
-        self, harness: Harness, root: Path, room: int, memory: int = 0, url: str | None = None, **options: Any
+        self,
+        harness: EngineHarness,
+        root: Path,
+        room: int,
+        memory: int = 0,
+        url: str | None = None,
+        **options: Any,
     ) -> None:
         self.harness = harness
         self._ids = itertools.count(1)
@@ -115,13 +121,13 @@ class Shop:
 
 
 @contextmanager
-def open_shop(
-    harness: Harness, root: Path, room: int = 4, *, memory: int = 0, **options: Any
-) -> Iterator[Shop]:
-    shop = Shop(harness, root, room, memory=memory, **options)
+def open_manager_setup(
+    harness: EngineHarness, root: Path, room: int = 4, *, memory: int = 0, **options: Any
+) -> Iterator[ManagerSetup]:
+    setup = ManagerSetup(harness, root, room, memory=memory, **options)
     try:
-        yield shop
+        yield setup
     finally:
-        shop.registry.close()
-        shop.store.close()
+        setup.registry.close()
+        setup.store.close()
         harness.decoder.allocate(harness.pool.data, 257, 256)

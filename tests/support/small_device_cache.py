@@ -24,7 +24,7 @@ UNIT = 64  # elements: one row of A and one column of B of the only module
 ZERO_PAGE = 32
 
 
-class Shelf:
+class SmallDeviceCache:
     """A placement over ``room`` units, with revisions whose content tells them apart."""
 
     def __init__(self, room: int, *, memory: int = 0) -> None:
@@ -87,9 +87,9 @@ class Shelf:
             monkeypatch.setattr(self.pool, "write", original)
 
 
-async def waiting_for(shelf: Shelf, *revisions: Revision) -> asyncio.Task[None]:
+async def waiting_for(cache: SmallDeviceCache, *revisions: Revision) -> asyncio.Task[None]:
     """A task that has asked for ``revisions`` and does not have them."""
-    task = asyncio.create_task(shelf.placement.acquire(revisions))
+    task = asyncio.create_task(cache.placement.acquire(revisions))
     await settle()
     assert not task.done()
     return task

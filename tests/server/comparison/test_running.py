@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from manylora.server.api.http.limits import MAX_COMPARISONS
-from tests.server.api.http.test_disconnect import connect
+from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS, MESSAGES, compare
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manylora.server.engine.prompt_budget import Pace
-from tests.server.engine.test_scheduler import add, scheduler, step
+from tests.support.scheduling import add, scheduler, step
 
 START, ROW = 0.009, 0.0006  # seconds: whatever a step has in it, and a row
 MANY = (100_000,)  # tokens of prompts that wait

@@ -6,7 +6,8 @@ import pytest
 
 from manylora.server.engine import async_engine
 from manylora.server.engine.retry_after import FinishRate
-from tests.support.running_engine import Desk, collect
+from manylora.server.errors import QueueFull
+from tests.support.running_engine import RunningEngine, collect
 
 
 def after(*gaps: float) -> FinishRate:
@@ -34,10 +35,14 @@ def test_a_pause_does_not_count() -> None:
     assert rate.retry_after == pytest.approx(1.0)
 
 
-async def test_the_engine_leaves_idle_time_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_engine_leaves_idle_time_out(
+    running_engine: RunningEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [0.0]
     monkeypatch.setattr(async_engine, "monotonic", lambda: clock[0])
     for _ in range(3):
         clock[0] += 100_000.0
-        await collect(desk.ask(max_tokens=2))
-    assert desk.engine._rate.retry_after == 1.0
+        await collect(running_engine.ask(max_tokens=2))
+    with pytest.raises(QueueFull) as caught:
+        running_engine.ask(n=running_engine.engine.max_open + 1)
+    assert caught.value.retry_after == 1.0

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from manylora.server.engine.prompt_budget import Pace
 from manylora.server.engine.sequence import ResolvedMix, Sequence
-from tests.server.engine.test_scheduler import scheduler, step
+from tests.support.scheduling import scheduler, step
 from tests.support.sequences import make_sequence
 
 

@@ -13,7 +13,7 @@ from manylora.adapters.errors import AdapterExists, AdapterInUse, AdapterNameErr
 from manylora.adapters.mix import parse_mix
 from manylora.adapters.registry.records import AliasRecord
 from manylora.server.names.aliases import Arm, choose, expand, expand_sole
-from tests.support.adapter_manager import Shop
+from tests.support.adapter_manager import ManagerSetup
 
 SPLIT = AliasRecord("x", (("a", 3.0), ("b", 1.0)), 0.0, 0.0)
 
@@ -69,30 +69,30 @@ def test_replacing_aliases_in_a_mix() -> None:
         expand(parse_mix("x*1.5"), heavy, "base", None)
 
 
-async def test_requests_for_an_alias(shop: Shop) -> None:
-    await shop.load("a", "b")
-    digests = {name: shop.manager.get(name).digest[:8] for name in "ab"}
-    await shop.manager.put_alias("x", [("a", 1.0), (f"b@{digests['b']}", 1.0)])
+async def test_requests_for_an_alias(setup: ManagerSetup) -> None:
+    await setup.load("a", "b")
+    digests = {name: setup.manager.get(name).digest[:8] for name in "ab"}
+    await setup.manager.put_alias("x", [("a", 1.0), (f"b@{digests['b']}", 1.0)])
     served: Counter[tuple[int, str]] = Counter()
     for user in range(40):
         for _ in range(2):
-            resolution = await shop.manager.resolve(parse_mix("x"), user=f"user{user}")
+            resolution = await setup.manager.resolve(parse_mix("x"), user=f"user{user}")
             served[user, resolution.served_model] += 1
-            shop.manager.drop(resolution)
+            setup.manager.drop(resolution)
     assert set(served.values()) == {2}, "each of them got the same twice"
     assert {model for _, model in served} == {f"a@{digests['a']}", f"b@{digests['b']}"}
-    lease = await shop.lease("x*0.5")
+    lease = await setup.lease("x*0.5")
     assert [weight for _, weight in lease.mix.members] == [0.5]
     lease.release()
-    await shop.manager.delete_alias("x")
+    await setup.manager.delete_alias("x")
     with pytest.raises(AdapterNotFound):
-        await shop.lease("x")
-    shop.check()
+        await setup.lease("x")
+    setup.check()
 
 
-async def test_what_an_alias_may_be(shop: Shop) -> None:
-    await shop.load("a")
-    manager = shop.manager
+async def test_what_an_alias_may_be(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    manager = setup.manager
     await manager.put_alias("x", [("a", 2.0)])
     assert [alias.name for alias in manager.aliases()] == ["x"]
     assert manager.alias("x").arms == (("a", 2.0),)
@@ -108,21 +108,21 @@ async def test_what_an_alias_may_be(shop: Shop) -> None:
         with pytest.raises(error):
             await manager.put_alias(name, arms)
     with pytest.raises(AdapterExists, match="alias"):
-        await manager.load("x", shop.root / "a")
+        await manager.load("x", setup.root / "a")
     with pytest.raises(AdapterNotFound, match="'x' is an alias, not an adapter"):
         await manager.pin("x")
     with pytest.raises(AdapterNotFound):
         await manager.delete_alias("y")
     await manager.put_alias("y", [("base", 1.0)])
-    assert (await shop.lease("y")).served_model == "base"
+    assert (await setup.lease("y")).served_model == "base"
 
 
 async def test_the_base_model_is_a_target_whatever_it_is_called(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    setup: ManagerSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ "org/model" is no model string, and a server that starts later may call it something else."""
-    manager = shop.manager
-    await shop.load("a")
+    manager = setup.manager
+    await setup.load("a")
     for name in ("org/model", "elsewhere"):
         monkeypatch.setattr(manager, "base", replace(manager.base, name=name))
         if name == "org/model":
@@ -135,29 +135,29 @@ async def test_the_base_model_is_a_target_whatever_it_is_called(
             manager.drop(resolution)
     with pytest.raises(AdapterInUse, match="'x'"):
         await manager.delete("a")
-    await manager.load("a", shop.write("a2", seed=5), replace=True)  # its history is cut, aliases are read
+    await manager.load("a", setup.write("a2", seed=5), replace=True)  # its history is cut, aliases are read
     with pytest.raises(AdapterNameError):
         await manager.put_alias("y", [("another/model", 1.0)])
     await manager.delete_alias("x")
-    shop.check()
+    setup.check()
 
 
-async def test_a_target_of_an_alias_is_not_deleted(shop: Shop) -> None:
-    await shop.load("a")
-    await shop.manager.put_alias("x", [("a*0.5", 1.0)])
+async def test_a_target_of_an_alias_is_not_deleted(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    await setup.manager.put_alias("x", [("a*0.5", 1.0)])
     with pytest.raises(AdapterInUse, match="'x'"):
-        await shop.manager.delete("a")
-    (await shop.lease("a")).release()
-    await shop.manager.delete_alias("x")
-    assert (await shop.manager.delete("a")).drained
+        await setup.manager.delete("a")
+    (await setup.lease("a")).release()
+    await setup.manager.delete_alias("x")
+    assert (await setup.manager.delete("a")).drained
 
 
-async def test_a_revision_that_an_alias_names_stays_in_the_history(shop: Shop) -> None:
-    await shop.load("a")
-    first = shop.manager.get("a").digest
-    await shop.manager.put_alias("x", [(f"a@{first[:8]}", 1.0)])
+async def test_a_revision_that_an_alias_names_stays_in_the_history(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    first = setup.manager.get("a").digest
+    await setup.manager.put_alias("x", [(f"a@{first[:8]}", 1.0)])
     for seed in range(6):
-        await shop.manager.load("a", shop.write("new", seed=50 + seed), replace=True)
-    lease = await shop.lease("x")
+        await setup.manager.load("a", setup.write("new", seed=50 + seed), replace=True)
+    lease = await setup.lease("x")
     assert lease.served_model == f"a@{first[:8]}"
     lease.release()

@@ -14,49 +14,51 @@ from manylora.adapters.registry.records import State
 from manylora.adapters.registry.registry import Registry
 from manylora.server.names.janitor import Upkeep
 from manylora.server.names.status import Residency
-from tests.support.adapter_manager import open_shop
-from tests.support.engine_harness import Harness
+from tests.support.adapter_manager import open_manager_setup
+from tests.support.engine_harness import EngineHarness
 from tests.support.waiting import until
 
 
 async def test_files_that_vanish_are_missed_when_they_are_needed_and_welcome_when_they_are_back(
-    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harness: EngineHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep_module, "EVERY_SECONDS", 0.01)
-    with open_shop(harness, tmp_path, room=2) as shop:
-        manager = shop.manager
+    with open_manager_setup(harness, tmp_path, room=2) as setup:
+        manager = setup.manager
         await manager.start()
-        await shop.load("a", "b")
-        path, resident = (shop.store.path(manager.get(name).digest) for name in "ab")
+        await setup.load("a", "b")
+        path, resident = (setup.store.path(manager.get(name).digest) for name in "ab")
         await manager.evict("a")
         path.rename(tmp_path / "elsewhere")
         shutil.rmtree(resident)
         assert manager.status("a").state is State.READY
         with pytest.raises(SourceMissing, match="missing from the server's store"):
-            await shop.lease("a")
+            await setup.lease("a")
         assert manager.status("a").state is State.FAILED
         assert (
             manager.status("a").error == f"the files of revision {path.name[:8]} are missing from the store"
         )
         assert manager.status("a").residency == Residency(0, 0, 0)
         with pytest.raises(AdapterNotFound, match="missing from the store"):
-            await shop.lease("a")
-        (await shop.lease("b")).release()
+            await setup.lease("a")
+        (await setup.lease("b")).release()
         assert manager.status("b").state is State.READY, "it is on the device, and serves"
         (tmp_path / "elsewhere").rename(path)
         await until(lambda: manager.status("a").state is State.READY)
         assert manager.status("a").error is None
-        (await shop.lease("a")).release()
-        shop.check()
+        (await setup.lease("a")).release()
+        setup.check()
         await manager.close()
 
 
-async def test_what_a_dead_server_left_goes_while_another_runs(harness: Harness, tmp_path: Path) -> None:
-    with open_shop(harness, tmp_path) as shop:
-        manager = shop.manager
+async def test_what_a_dead_server_left_goes_while_another_runs(
+    harness: EngineHarness, tmp_path: Path
+) -> None:
+    with open_manager_setup(harness, tmp_path) as setup:
+        manager = setup.manager
         await manager.start()
-        await shop.load("kept", "draining")
-        debris = shop.store.root / f".tmp-{'0' * 16}-x"
+        await setup.load("kept", "draining")
+        debris = setup.store.root / f".tmp-{'0' * 16}-x"
         debris.mkdir()
         with Registry(f"sqlite:///{tmp_path}/registry.db", owner="0" * 16) as dead:
             dead.begin("loading", "s3://bucket/x")
@@ -65,22 +67,22 @@ async def test_what_a_dead_server_left_goes_while_another_runs(harness: Harness,
         await manager._upkeep.look()
         assert not debris.exists()
         await until(lambda: [status.name for status in manager.page()] == ["kept"])
-        await shop.quiet()
-        assert shop.store.digests() == [manager.get("kept").digest]
-        generation, _ = shop.registry.changes(0)
+        await setup.quiet()
+        assert setup.store.digests() == [manager.get("kept").digest]
+        generation, _ = setup.registry.changes(0)
         await manager._upkeep.look()
-        assert shop.registry.changes(0)[0] == generation, "where nothing is wrong nothing is written"
+        assert setup.registry.changes(0)[0] == generation, "where nothing is wrong nothing is written"
         await manager.close()
 
 
-async def test_what_living_servers_do_is_left_alone(harness: Harness, tmp_path: Path) -> None:
-    with open_shop(harness, tmp_path) as shop, open_shop(harness, tmp_path) as twin:
+async def test_what_living_servers_do_is_left_alone(harness: EngineHarness, tmp_path: Path) -> None:
+    with open_manager_setup(harness, tmp_path) as setup, open_manager_setup(harness, tmp_path) as twin:
         with twin.store.temporary() as temporary:
             twin.registry.begin("loading", "s3://bucket/x")
-            await shop.manager._upkeep.look()
+            await setup.manager._upkeep.look()
             assert temporary.is_dir()
-            assert shop.registry.get("loading").state is State.LOADING
-        await shop.manager.close()
+            assert setup.registry.get("loading").state is State.LOADING
+        await setup.manager.close()
 
 
 async def test_a_pass_that_fails_is_told_once_and_repeated(
@@ -108,22 +110,22 @@ async def test_a_pass_that_fails_is_told_once_and_repeated(
 
 
 async def test_revisions_that_no_name_has_go_unless_a_request_holds_them(
-    harness: Harness, tmp_path: Path
+    harness: EngineHarness, tmp_path: Path
 ) -> None:
     """Each server looks for itself; what a name gets back in between stays."""
-    with open_shop(harness, tmp_path) as shop, open_shop(harness, tmp_path) as twin:
-        await shop.manager.start()
+    with open_manager_setup(harness, tmp_path) as setup, open_manager_setup(harness, tmp_path) as twin:
+        await setup.manager.start()
         orphan, held, claimed = (
-            shop.store.publish(shop.write(name, seed=i))[0] for i, name in enumerate("abc")
+            setup.store.publish(setup.write(name, seed=i))[0] for i, name in enumerate("abc")
         )
-        revision = shop.manager._holdings.revision(held)
-        shop.manager._holdings.refer([revision])
-        for server in (shop, twin):
+        revision = setup.manager._holdings.revision(held)
+        setup.manager._holdings.refer([revision])
+        for server in (setup, twin):
             assert not await server.manager._delete_orphans()
-        await shop.manager.load("c", shop.root / "c")
-        assert shop.manager.get("c").digest == claimed
-        assert set(await shop.manager._delete_orphans()) == {orphan}
+        await setup.manager.load("c", setup.root / "c")
+        assert setup.manager.get("c").digest == claimed
+        assert set(await setup.manager._delete_orphans()) == {orphan}
         revision.references -= 1
         assert set(await twin.manager._delete_orphans()) == {held}
-        assert shop.store.digests() == [claimed]
-        await shop.manager.close()
+        assert setup.store.digests() == [claimed]
+        await setup.manager.close()

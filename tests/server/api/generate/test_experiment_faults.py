@@ -14,8 +14,8 @@ import pytest
 from manylora.adapters.errors import RegistryUnavailable, SourceMissing, StoreError
 from manylora.server.errors import QueueFull
 from manylora.server.experiments import experiments
-from tests.server.api.http.test_disconnect import connect
 from tests.support.admin_client import Admin, error_of
+from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 
 ASKED = {"model": "test", "prompt": "x", "max_tokens": 2, "n": 2}

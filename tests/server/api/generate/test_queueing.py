@@ -10,7 +10,7 @@ import pytest
 
 from manylora.adapters.mix import parse_mix
 from manylora.server.api.http.app import create_app
-from tests.server.api.generate.test_streaming import Exchange
+from tests.support.raw_requests import AsgiExchange
 from tests.support.running_server import tiny_service
 
 
@@ -26,11 +26,11 @@ async def test_a_request_with_many_prompts_waits_once(
         adapter_memory=70_000,  # either of them, not both
     )
     app, manager = create_app(service), service.adapters
-    exchange = Exchange({"model": "alpha", "prompt": ["a", "b", "c"], "max_tokens": 2}, "/v1/completions")
+    exchange = AsgiExchange({"model": "alpha", "prompt": ["a", "b", "c"], "max_tokens": 2}, "/v1/completions")
     async with app.router.lifespan_context(app), asyncio.timeout(30):
         assert max(a.nbytes for a in manager.list()) < 70_000 < sum(a.nbytes for a in manager.list())
         held = await manager.lease(await manager.resolve(parse_mix("beta")))
-        request = asyncio.create_task(app(exchange.scope, exchange.receive, exchange.send))
+        request = asyncio.create_task(exchange.run(app))
         while not manager._placement._line:
             await asyncio.sleep(0)
         while manager._placement._line[0].since is None:  # it is read, and there is no room

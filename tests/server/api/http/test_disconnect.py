@@ -7,27 +7,15 @@ import json
 import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from manylora.server.metrics.families import OWN_LABELS
+from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS
 
 ROUNDS = 200
-
-
-def connect(server: Running, path: str, body: dict[str, Any]) -> socket.socket:
-    """Send a request and leave the connection open."""
-    url = urlsplit(server.url)
-    assert url.hostname is not None
-    assert url.port is not None
-    connection = socket.create_connection((url.hostname, url.port), timeout=30)
-    payload = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    connection.sendall(head.encode() + f"Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
-    return connection
 
 
 def _value(server: Running, name: str, **labels: str) -> float:
