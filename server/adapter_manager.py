@@ -27,7 +27,7 @@ from manylora.server.names.admin import AdapterAdmin
 from manylora.server.names.alias_admin import AliasAdmin
 from manylora.server.names.deletions import Deletions
 from manylora.server.names.janitor import Janitor
-from manylora.server.names.lookup import Lookup
+from manylora.server.names.lookup import MISS_SECONDS, Lookup
 from manylora.server.names.pins import Pins
 from manylora.server.names.publishing import Publisher
 from manylora.server.names.refetch import Refetcher
@@ -45,7 +45,7 @@ from manylora.server.residency.revision_loader import RevisionLoader
 from manylora.server.threads import SlowWork
 
 _FETCHES = 4  # adapters fetched and checked at the same time
-_LOOKUPS = 2  # names for which sources are asked at the same time
+_LOOKUPS = 4  # names for which sources are asked at the same time
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class AdapterSources:
     """``fetch(source, directory)`` fills a directory and returns the URL to be recorded; it blocks."""
     find: Callable[[str], str | None] | None = None
     """``find(name)`` says from where to fetch a name; it blocks."""
+    miss_seconds: float = MISS_SECONDS
+    """For so long a name is remembered that ``find`` did not find."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class AdapterManager:
         self.experiments = Experiments(mirror, base.name, metrics)
         self._sync = RegistrySync(mirror, self.experiments.tell)
         self._orphans = Orphans(registry, store)
-        self._janitor = Janitor(self._tend, self._delete_orphans)
+        self.janitor = Janitor(self._tend, self._delete_orphans)
         self._publisher = Publisher(
             mirror,
             loader,
@@ -139,14 +141,16 @@ class AdapterManager:
             fetching=self._fetching,
             fetch=sources.fetch,
         )
-        self._lookup = Lookup(mirror, sources.find, self._publisher.publish_found, slow.limited(_LOOKUPS))
+        self._lookup = Lookup(
+            mirror, sources.find, self._publisher.publish_found, slow.limited(_LOOKUPS), sources.miss_seconds
+        )
         self.views = Views(mirror, residency, metrics)
         self.deletions = Deletions(mirror, references, self._reclaimer, base.name)
 
         # Merged copies.
-        self._variants = None if merging is None else self._make_variants(merging)
+        self.variants = None if merging is None else self._makevariants(merging)
         self.auto_merge = None if merging is None else self._make_auto_merge(merging)
-        copies = None if self._variants is None else RequestCopies(self._variants, self.auto_merge)
+        copies = None if self.variants is None else RequestCopies(self.variants, self.auto_merge)
 
         # What requests and operators ask for.
         self.resolver = Resolver(
@@ -159,7 +163,7 @@ class AdapterManager:
             base=base.name,
         )
         self.resolve = self.resolver.resolve
-        self.merged = MergedCopies(self.resolver, self._variants)
+        self.merged = MergedCopies(self.resolver, self.variants)
         self.admin = AdapterAdmin(
             mirror,
             resolver=self.resolver,
@@ -180,7 +184,7 @@ class AdapterManager:
         await self._fetching.run(reconcile, self._registry, self._store)
         await self._mirror.read_all()
         self._sync.start()
-        self._janitor.start()
+        self.janitor.start()
         await self._pins.arrived()
         if self.auto_merge is not None:
             self.auto_merge.start()
@@ -189,9 +193,9 @@ class AdapterManager:
         """Finish what has begun, and let go of registry and store."""
         if self.auto_merge is not None:
             await self.auto_merge.close()
-        if self._variants is not None:
-            await self._variants.close()
-        await self._janitor.close()
+        if self.variants is not None:
+            await self.variants.close()
+        await self.janitor.close()
         await self._lookup.close()
         self.residency.references.stop_waiting()
         await self.deletions.close()
@@ -215,7 +219,7 @@ class AdapterManager:
         """Whether nothing is being published or freed."""
         return not (self._reclaimer.num_running or self._publisher.num_running)
 
-    def _make_variants(self, merging: MergeOptions) -> Variants:
+    def _makevariants(self, merging: MergeOptions) -> Variants:
         async def measure(variant: Variant) -> MergeError:
             return await merging.measure.measure(self.residency, variant)
 
@@ -231,14 +235,14 @@ class AdapterManager:
         )
 
     def _make_auto_merge(self, merging: MergeOptions) -> AutoMerge | None:
-        if merging.automatic is None or self._variants is None:
+        if merging.automatic is None or self.variants is None:
             return None
-        return AutoMerge(self._variants, merging.answering, merging.automatic, self._metrics)
+        return AutoMerge(self.variants, merging.answering, merging.automatic, self._metrics)
 
     def _names_changed(self, names: Collection[str], orphans: Collection[str]) -> None:
         """Act on what the mirror has learnt: which names are different, which revisions no name has."""
-        if self._variants is not None:
-            self._variants.forget(orphans)
+        if self.variants is not None:
+            self.variants.forget(orphans)
         for name in names:
             if name not in self._mirror.names:
                 self._metrics.forget(name)

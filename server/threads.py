@@ -23,7 +23,7 @@ import torch
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_SLOW_WORKERS = 8
+_SLOW_WORKERS = 10
 _NICENESS = 10  # of threads that yield, above the process's own
 
 

@@ -21,6 +21,7 @@ class Janitor:
         self,
         tend: Callable[[], Awaitable[tuple[str, ...]]],
         delete_orphans: Callable[[], Awaitable[Collection[str]]],
+        orphans_every: int = ORPHANS_EVERY,
     ) -> None:
         """``tend()`` does what is to be done about names, and returns those that it changed.
 
@@ -28,6 +29,7 @@ class Janitor:
         """
         self._tend = tend
         self._delete_orphans = delete_orphans
+        self._orphans_every = orphans_every  # passes
         self._passes = 0
         self._failing = False
         self._task = PeriodicTask(EVERY_SECONDS, self.clean_up)
@@ -45,7 +47,7 @@ class Janitor:
         self._passes += 1
         try:
             names = await self._tend()
-            orphans = await self._delete_orphans() if self._passes % ORPHANS_EVERY == 0 else ()
+            orphans = await self._delete_orphans() if self._passes % self._orphans_every == 0 else ()
         except AdapterError as error:
             if not self._failing:
                 logger.warning("the adapter registry is not looked after: %s", error)

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_RUNNING = 64  # names looked up at the same time; further unknown names are told to try again
 _MAX_MISSES = 10_000  # names that are remembered not to exist
-_MISS_SECONDS = 5.0  # for which they are, where sources were asked
+MISS_SECONDS = 5.0  # for which they are, where sources were asked
 _REGISTRY_MISS_SECONDS = 0.25  # and where only the registry was
 
 
@@ -30,6 +30,7 @@ class Lookup:
         find: Callable[[str], str | None] | None,
         publish: Callable[[str, str], Awaitable[object]],
         asking: LimitedWork,
+        miss_seconds: float = MISS_SECONDS,
     ) -> None:
         """Nothing is asked until :meth:`find`.
 
@@ -39,12 +40,13 @@ class Lookup:
                 only the registry is asked.
             publish: ``publish(name, source)`` brings an adapter in.
             asking: runs ``find``.
+            miss_seconds: for which a name is remembered not to exist, where sources were asked.
         """
         self._mirror = mirror
         self._find_source = find
         self._publish = publish
         self._running: dict[str, asyncio.Task[None]] = {}
-        seconds = _REGISTRY_MISS_SECONDS if find is None else _MISS_SECONDS
+        seconds = _REGISTRY_MISS_SECONDS if find is None else miss_seconds
         self._misses: TTLCache[str, AdapterError] = TTLCache(_MAX_MISSES, seconds)
         self._asking = asking
 

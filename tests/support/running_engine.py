@@ -6,24 +6,23 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import pytest
 
 from manylora.server.engine.async_engine import AsyncEngine, GenerateRequest, Stream
 from manylora.server.engine.engine import Engine, Event
 from manylora.server.engine.sequence import Delta, FinishReason, ResolvedMix, SamplingParams, Sequence
-from manylora.server.residency.lease import Lease
 from tests.support.adapter_set import prompt_of
 from tests.support.engine_harness import EngineHarness
 from tests.support.waiting import until
 
 
 @dataclass
-class CountedLease:
-    """A lease on the base model that counts how often it was given back."""
+class CountedHold:
+    """What a request for the base model holds; counts how often it was given back."""
 
     mix: ResolvedMix
+    served_model: str = "base"
     released: int = 0
 
     def release(self) -> None:
@@ -36,7 +35,7 @@ class RunningEngine:
     def __init__(self, core: Engine, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.core = core
         self.engine = engine
-        self.leases: list[CountedLease] = []
+        self.held: list[CountedHold] = []
         self.ends: Counter[int] = Counter()  # terminal events that the engine reported, by sequence
         self.heard: Counter[int] = Counter()  # those that came out on the loop
         self.reasons: list[str] = []  # of those, in their order
@@ -57,12 +56,12 @@ class RunningEngine:
 
     def ask(self, length: int = 5, max_tokens: int = 8, n: int = 1) -> Stream:
         """A request for ``n`` greedy answers of exactly ``max_tokens`` tokens."""
-        lease = CountedLease(ResolvedMix())
+        held = CountedHold(ResolvedMix())
         request = GenerateRequest(
             prompt_of(length), SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True), n
         )
-        stream = self.engine.submit(request, cast(Lease, lease), self._ended)
-        self.leases.append(lease)
+        stream = self.engine.submit(request, held, self._ended)
+        self.held.append(held)
         return stream
 
     async def idle(self) -> None:
@@ -70,7 +69,7 @@ class RunningEngine:
         await until(lambda: not self.engine.num_open and not self.core.has_work)
         assert set(self.ends.values()) <= {1}
         assert self.heard == self.ends
-        assert [lease.released for lease in self.leases] == [1] * len(self.leases)
+        assert [held.released for held in self.held] == [1] * len(self.held)
         self.core.check()
         assert self.core.blocks.num_used == 0
 

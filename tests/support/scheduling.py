@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from manylora.server.engine.block_manager import BlockManager
-from manylora.server.engine.prompt_budget import Pace
+from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.scheduler import Scheduled, Scheduler
 from manylora.server.engine.sequence import FinishReason, Sequence
 from tests.support.sequences import make_sequence
 
-UNLIMITED = Pace(math.inf)
+UNLIMITED = PromptBudget(math.inf)
 
 
 def scheduler(
@@ -19,11 +19,11 @@ def scheduler(
     seqs: int = 8,
     tokens: int = 64,
     prefix_cache: bool = False,
-    pace: Pace = UNLIMITED,
+    prompt_budget: PromptBudget = UNLIMITED,
 ) -> Scheduler:
     """A scheduler over ``blocks`` blocks that runs at most ``seqs`` sequences and ``tokens`` rows a step."""
     manager = BlockManager(blocks + 1, "base", prefix_cache=prefix_cache)
-    return Scheduler(manager, max_num_seqs=seqs, max_batch_tokens=tokens, pace=pace)
+    return Scheduler(manager, max_num_seqs=seqs, max_batch_tokens=tokens, prompt_budget=prompt_budget)
 
 
 def step(made: Scheduler) -> dict[int, int]:

@@ -16,20 +16,20 @@ from tests.support.engine_harness import EngineHarness
 async def obey(setup: ManagerSetup, command: str, *words: str) -> Any:
     """Do what one line says."""
     if command == "load":
-        return (await setup.manager.load(words[0], Path(words[1]), replace=True)).digest
+        return (await setup.manager.admin.load(words[0], Path(words[1]), replace=True)).digest
     if command == "ask":
         try:
-            lease = await setup.lease(words[0])
+            held = await setup.hold(words[0])
         except AdapterError as error:
             return type(error).__name__
-        lease.release()
-        return lease.served_model
+        held.release()
+        return held.served_model
     if command == "delete":
-        return (await setup.manager.delete(words[0])).drained
+        return (await setup.manager.deletions.delete(words[0])).drained
     if command == "alias":
-        return (await setup.manager.put_alias(words[0], [(words[1], 1.0)])).name
+        return (await setup.manager.aliases.put(words[0], [(words[1], 1.0)])).name
     assert command == "rollback"
-    return (await setup.manager.rollback(words[0])).digest
+    return (await setup.manager.admin.rollback(words[0])).digest
 
 
 async def main(model: Path, root: Path, url: str) -> None:

@@ -85,8 +85,8 @@ async def test_the_server_shows_it(
         tensors = load_file(path / WEIGHTS_NAME)
         save_file(tensors, path / WEIGHTS_NAME, metadata=QLORA.metadata())
         with caplog.at_level(logging.WARNING, "server"):
-            await setup.manager.load("a", path)
-        status: Any = setup.manager.status("a")
+            await setup.manager.admin.load("a", path)
+        status: Any = setup.manager.views.status("a")
         assert status.lineage == QLORA.lineage
         (warning,) = status.details["warnings"]
         assert warning.startswith("it was trained on a base in nf4")

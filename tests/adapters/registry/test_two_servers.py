@@ -69,7 +69,7 @@ async def soon(condition: Any) -> None:
 
 async def is_refused(setup: ManagerSetup, name: str) -> bool:
     try:
-        (await setup.lease(name)).release()
+        (await setup.hold(name)).release()
     except AdapterNotFound:
         return True
     return False
@@ -81,31 +81,31 @@ async def test_what_one_does_is_so_on_the_other(
     await setup.manager.start()
     async with other_server(tiny_llama, tmp_path, url) as other:
         first = await other.do("load", "a", setup.write("a", seed=1))
-        lease = await setup.lease("a")  # at once: who misses a name asks the registry
-        assert lease.served_model == f"a@{first[:8]}"
+        held = await setup.hold("a")  # at once: who misses a name asks the registry
+        assert held.served_model == f"a@{first[:8]}"
 
         second = await other.do("load", "a", setup.write("a2", seed=2))
-        await soon(lambda: setup.manager.get("a").digest == second)
-        assert lease.mix.members[0][0].digest == first
+        await soon(lambda: setup.manager.views.get("a").digest == second)
+        assert held.mix.members[0][0].digest == first
         assert await other.do("rollback", "a") == first
-        await soon(lambda: setup.manager.get("a").digest == first)
+        await soon(lambda: setup.manager.views.get("a").digest == first)
 
-        await setup.manager.load("b", setup.write("b", seed=3))
-        assert await other.do("ask", "b") == f"b@{setup.manager.get('b').digest[:8]}"
+        await setup.manager.admin.load("b", setup.write("b", seed=3))
+        assert await other.do("ask", "b") == f"b@{setup.manager.views.get('b').digest[:8]}"
         assert await other.do("alias", "x", "b") == "x"
-        (await setup.lease("x")).release()
-        await setup.manager.delete_alias("x")
-        await setup.manager.load("c", tmp_path / "b")
+        (await setup.hold("x")).release()
+        await setup.manager.aliases.delete("x")
+        await setup.manager.admin.load("c", tmp_path / "b")
         assert await other.do("delete", "c"), "what is done to a name is done to it as it is now"
 
         assert await other.do("delete", "a"), "its own requests are none"
-        await soon(lambda: not [r for r in setup.manager.list() if r.name == "a"])
+        await soon(lambda: not [r for r in setup.manager.views.serving() if r.name == "a"])
         assert await is_refused(setup, "a")
-        lease.release()  # its pages stayed as long as it ran, wherever the files went
+        held.release()  # its pages stayed as long as it ran, wherever the files went
         await soon(lambda: setup.pool.used_bytes <= setup.unit)
-        assert setup.store.digests() == [setup.manager.get("b").digest]
+        assert setup.store.digests() == [setup.manager.views.get("b").digest]
 
-        await setup.manager.delete("b")
+        await setup.manager.deletions.delete("b")
         assert await other.do("ask", "b") == "AdapterNotFound" or await _gone(other, "b")
     setup.check()
     await setup.manager.close()
@@ -125,14 +125,14 @@ async def test_a_pin_through_one_is_a_pin_on_the_other(
     with open_manager_setup(harness, setup.root, room=2, url=url) as twin:
         await asyncio.gather(setup.manager.start(), twin.manager.start())
         await setup.load("a", "b", "c")
-        await setup.manager.pin("a")
-        await soon(lambda: twin.manager.page(Filter(resident=True)))
-        assert twin.manager.status("a").pinned
-        await twin.manager.unpin("a")
-        await soon(lambda: not setup.manager.status("a").pinned)
+        await setup.manager.admin.pin("a")
+        await soon(lambda: twin.manager.views.page(Filter(resident=True)))
+        assert twin.manager.views.status("a").pinned
+        await twin.manager.admin.unpin("a")
+        await soon(lambda: not setup.manager.views.status("a").pinned)
         for name in "abc":
-            await twin.manager.delete(name)
-        await soon(lambda: not setup.manager.list())
+            await twin.manager.deletions.delete(name)
+        await soon(lambda: not setup.manager.views.serving())
         await soon(lambda: not setup.pool.used_bytes)
         assert setup.store.digests() == []
         await asyncio.gather(setup.manager.close(), twin.manager.close())

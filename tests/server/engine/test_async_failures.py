@@ -95,7 +95,7 @@ async def test_an_engine_thread_that_dies_leaves_nobody_waiting(
         assert (await collect(one))[-1].finish_reason is FinishReason.ERROR
     assert not engine.alive
     assert engine.num_open == 0
-    assert [lease.released for lease in running_engine.leases] == [1, 1]
+    assert [lease.released for lease in running_engine.held] == [1, 1]
     with pytest.raises(EngineDead):
         running_engine.ask()
     assert "not even that" in caplog.text

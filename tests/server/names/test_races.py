@@ -14,12 +14,12 @@ import pytest
 import manylora.server.names.admin as lifecycle_module
 from manylora.adapters.errors import AdapterDeleted, AdapterNotFound
 from manylora.adapters.format.files import WEIGHTS_NAME
-from manylora.server.names.manager import AdapterManager
+from manylora.server.adapter_manager import AdapterManager
 from manylora.server.names.publishing import copy
 from manylora.server.names.status import Deleted
 from tests.support.adapter_manager import ManagerSetup, open_manager_setup
 from tests.support.engine_harness import EngineHarness
-from tests.support.waiting import settle, until
+from tests.support.waiting import until
 
 
 def stop_writing(
@@ -40,44 +40,44 @@ def stop_writing(
 
 async def test_an_unload_that_takes_too_long_is_finished_later(setup: ManagerSetup) -> None:
     await setup.load("a")
-    lease = await setup.lease("a")
-    assert await setup.manager.delete("a", 0.0) == Deleted(0, drained=False, running=1)
+    held = await setup.hold("a")
+    assert await setup.manager.deletions.delete("a", 0.0) == Deleted(0, drained=False, running=1)
     assert setup.pool.used_bytes == setup.unit
-    lease.release()
+    held.release()
     await until(lambda: not setup.store.digests())
     assert setup.pool.used_bytes == 0
 
 
 async def test_published_again_while_draining(setup: ManagerSetup) -> None:
     await setup.load("a")
-    digest = setup.manager.get("a").digest
-    lease = await setup.lease("a")
-    unload = asyncio.create_task(setup.manager.unload("a"))
+    digest = setup.manager.views.get("a").digest
+    held = await setup.hold("a")
+    unload = asyncio.create_task(setup.manager.deletions.delete("a"))
     await setup.until_draining("a")
-    await setup.manager.load("a", setup.root / "a")
-    lease.release()
-    assert await unload == 0
-    assert setup.manager.get("a").resident
-    (await setup.lease(f"a@{digest[:8]}")).release()
-    assert await setup.manager.unload("a") == setup.unit
+    await setup.manager.admin.load("a", setup.root / "a")
+    held.release()
+    assert (await unload).bytes_freed == 0
+    assert setup.manager.views.get("a").resident
+    (await setup.hold(f"a@{digest[:8]}")).release()
+    assert (await setup.manager.deletions.delete("a")).bytes_freed == setup.unit
     setup.check()
 
 
 async def test_requested_and_unloaded_again_while_draining(setup: ManagerSetup) -> None:
     """The second unload has nothing to do with the first, nor with the requests that it was for."""
     await setup.load("a")
-    lease = await setup.lease("a")
-    first = asyncio.create_task(setup.manager.unload("a"))
+    held = await setup.hold("a")
+    first = asyncio.create_task(setup.manager.deletions.delete("a"))
     await setup.until_draining("a")
-    await setup.manager.load("a", setup.root / "a")
-    assert await first == 0, "it serves again"
-    lease.release()
-    again = await setup.lease("a")
-    second = asyncio.create_task(setup.manager.unload("a"))
+    await setup.manager.admin.load("a", setup.root / "a")
+    assert (await first).bytes_freed == 0, "it serves again"
+    held.release()
+    again = await setup.hold("a")
+    second = asyncio.create_task(setup.manager.deletions.delete("a"))
     await setup.until_draining("a")
     assert not second.done()
     again.release()
-    assert await second == setup.unit
+    assert (await second).bytes_freed == setup.unit
     assert setup.pool.used_bytes == 0
     setup.check()
 
@@ -93,10 +93,10 @@ async def test_a_source_that_changes_while_it_is_read(
         shutil.copy(other / WEIGHTS_NAME, directory / WEIGHTS_NAME)
 
     monkeypatch.setattr(lifecycle_module, "copy", swap_after_copying)
-    await setup.manager.load("a", source)
-    await setup.manager.evict("a")
-    (await setup.lease("a")).release()
-    assert setup.store.digests() == [setup.manager.get("a").digest]
+    await setup.manager.admin.load("a", source)
+    await setup.manager.admin.evict("a")
+    (await setup.hold("a")).release()
+    assert setup.store.digests() == [setup.manager.views.get("a").digest]
 
 
 async def test_a_cancelled_load_is_seen_through(setup: ManagerSetup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,21 +107,21 @@ async def test_a_cancelled_load_is_seen_through(setup: ManagerSetup, monkeypatch
     with pytest.raises(asyncio.CancelledError):
         await load
     proceed.set()
-    await until(lambda: setup.manager.get("a").resident)
-    (await setup.lease("a")).release()
-    assert await setup.manager.unload("a") == setup.unit
+    await until(lambda: setup.manager.views.get("a").resident)
+    (await setup.hold("a")).release()
+    assert (await setup.manager.deletions.delete("a")).bytes_freed == setup.unit
     setup.check()
 
 
 async def test_unloaded_while_it_comes_in(setup: ManagerSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, proceed = stop_writing(setup, monkeypatch)
-    load = asyncio.create_task(setup.manager.load("a", setup.write("a")))
+    load = asyncio.create_task(setup.manager.admin.load("a", setup.write("a")))
     await until(begun.is_set)
-    unload = asyncio.create_task(setup.manager.unload("a"))
-    await settle()
+    unload = asyncio.create_task(setup.manager.deletions.delete("a"))
+    await setup.until_draining("a")
     proceed.set()
     assert (await load).name == "a"
-    assert await unload == setup.unit
+    assert (await unload).bytes_freed == setup.unit
     assert setup.pool.used_bytes == 0
     setup.check()
 
@@ -131,19 +131,18 @@ async def test_cancelled_while_its_adapter_comes_in_and_unloaded(
 ) -> None:
     """The client leaves and the operator unloads while the pages are being copied."""
     await small_setup.load(*"abc")
-    cold = next(r for r in small_setup.manager.list() if not r.resident)
+    cold = next(r for r in small_setup.manager.views.serving() if not r.resident)
     before = small_setup.pool.used_bytes
     begun, proceed = stop_writing(small_setup, monkeypatch)
-    request = asyncio.create_task(small_setup.lease(cold.name))
+    request = asyncio.create_task(small_setup.hold(cold.name))
     await until(begun.is_set)
-    unload = asyncio.create_task(small_setup.manager.unload(cold.name))
-    await settle()
+    unload = asyncio.create_task(small_setup.manager.deletions.delete(cold.name))
+    await small_setup.until_draining(cold.name)
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
         await request
-    await settle()
     proceed.set()
-    assert await unload == small_setup.unit
+    assert (await unload).bytes_freed == small_setup.unit
     assert small_setup.pool.used_bytes == before - small_setup.unit
     assert cold.digest not in small_setup.store.digests()
     small_setup.check()
@@ -152,27 +151,27 @@ async def test_cancelled_while_its_adapter_comes_in_and_unloaded(
 async def test_waiting_requests_outlive_the_name(small_setup: ManagerSetup) -> None:
     """A request that resolved before the unload still runs, though it has to wait for room."""
     await small_setup.load(*"abc")
-    held = await small_setup.lease("+".join(r.name for r in small_setup.manager.list() if r.resident))
-    cold = next(r.name for r in small_setup.manager.list() if not r.resident)
-    request = asyncio.create_task(small_setup.lease(cold))
-    await settle()
-    unload = asyncio.create_task(small_setup.manager.unload(cold))
-    await settle()
+    held = await small_setup.hold("+".join(r.name for r in small_setup.manager.views.serving() if r.resident))
+    cold = next(r.name for r in small_setup.manager.views.serving() if not r.resident)
+    request = asyncio.create_task(small_setup.hold(cold))
+    await until(lambda: small_setup.manager.residency.device.num_waiting)
+    unload = asyncio.create_task(small_setup.manager.deletions.delete(cold))
+    await small_setup.until_draining(cold)
     held.release()
-    lease = await request
-    lease.release()
-    assert await unload == small_setup.unit
+    held = await request
+    held.release()
+    assert (await unload).bytes_freed == small_setup.unit
     small_setup.check()
 
 
 async def test_closing_with_an_unload_that_waits(setup: ManagerSetup) -> None:
     await setup.load("a")
-    lease = await setup.lease("a")
-    unload = asyncio.create_task(setup.manager.unload("a"))
-    await settle()
+    held = await setup.hold("a")
+    unload = asyncio.create_task(setup.manager.deletions.delete("a"))
+    await setup.until_draining("a")
     await setup.manager.close()
-    assert isinstance((await asyncio.gather(unload, return_exceptions=True))[0], BaseException | int)
-    lease.release()
+    assert await unload == Deleted(0, drained=False, running=1)
+    held.release()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -188,8 +187,8 @@ async def test_a_zipf_crowd_on_a_small_pool(harness: EngineHarness, tmp_path: Pa
         assert set(outcomes) <= {"served", "gone", "cancelled"}
         await setup.quiet()
         setup.check()
-        for registered in setup.manager.list():
-            await setup.manager.unload(registered.name)
+        for registered in setup.manager.views.serving():
+            await setup.manager.deletions.delete(registered.name)
         assert setup.pool.used_bytes == 0
         assert setup.store.digests() == []
 
@@ -202,7 +201,7 @@ async def _crowd(
     async def request() -> str:
         terms = set(rng.choices(names, weights, k=rng.choice([1, 1, 2, 3])))
         try:
-            lease = await setup.lease("+".join(sorted(terms)))
+            held = await setup.hold("+".join(sorted(terms)))
         except AdapterNotFound:
             return "gone"
         except asyncio.CancelledError:
@@ -214,7 +213,7 @@ async def _crowd(
         except asyncio.CancelledError:
             return "cancelled"
         finally:
-            lease.release()
+            held.release()
 
     tasks = []
     for i in range(150):
@@ -231,11 +230,11 @@ async def _crowd(
 
 async def _unload(manager: AdapterManager, name: str) -> str:
     with suppress(AdapterNotFound, asyncio.CancelledError):
-        await manager.unload(name)
+        await manager.deletions.delete(name)
     return "changed"
 
 
 async def _replace(setup: ManagerSetup, name: str, seed: int) -> str:
     with suppress(AdapterDeleted, asyncio.CancelledError):
-        await setup.manager.load(name, setup.write(f"replacement-{seed}", seed=seed), replace=True)
+        await setup.manager.admin.load(name, setup.write(f"replacement-{seed}", seed=seed), replace=True)
     return "changed"

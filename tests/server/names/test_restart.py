@@ -19,7 +19,7 @@ from manylora.adapters.format.artifact import read_artifact
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.registry.records import RevisionRecord, State
 from manylora.adapters.registry.rows import put_change, put_history, put_revision
-from manylora.adapters.registry.schema import names
+from manylora.adapters.registry.schema import Database, names
 from manylora.adapters.store.publish import publish
 from tests.support.adapter_manager import ManagerSetup, open_manager_setup
 from tests.support.engine_harness import EngineHarness
@@ -46,21 +46,21 @@ async def test_names_revisions_and_aliases_are_there_again(
 ) -> None:
     with open_manager_setup(harness, tmp_path) as setup:
         await setup.load("a", "b")
-        await setup.manager.load("a", setup.write("a2", seed=7), replace=True)
-        await setup.manager.put_alias("x", [("a", 1.0)])
-        before = setup.manager.status("a")
-        (await setup.lease("b")).release()
+        await setup.manager.admin.load("a", setup.write("a2", seed=7), replace=True)
+        await setup.manager.aliases.put("x", [("a", 1.0)])
+        before = setup.manager.views.status("a")
+        (await setup.hold("b")).release()
         await setup.manager.close()
     reads.clear()
     with open_manager_setup(harness, tmp_path) as setup:
         await setup.manager.start()
         assert not reads, "nothing is read at start"
-        after = setup.manager.status("a")
+        after = setup.manager.views.status("a")
         assert (after.digest, after.history, after.rank) == (before.digest, before.history, before.rank)
-        assert setup.manager.status("b").last_used is not None
+        assert setup.manager.views.status("b").last_used is not None
         assert setup.pool.used_bytes == 0
         for expression in ("x", f"a@{before.history[1][:8]}", "b"):
-            (await setup.lease(expression)).release()
+            (await setup.hold(expression)).release()
         assert not reads, "they are kept packed"
         await setup.manager.close()
 
@@ -70,11 +70,11 @@ async def test_pinned_adapters_are_resident_when_start_returns(
 ) -> None:
     with open_manager_setup(harness, tmp_path, room=2) as setup:
         await setup.load("a", "b", "c")
-        await setup.manager.pin("b")
+        await setup.manager.admin.pin("b")
         await setup.manager.close()
     with open_manager_setup(harness, tmp_path, room=2) as setup:
         await setup.manager.start()
-        assert [r.name for r in setup.manager.list() if r.resident] == ["b"]
+        assert [r.name for r in setup.manager.views.serving() if r.resident] == ["b"]
         await setup.manager.close()
 
 
@@ -84,11 +84,11 @@ async def test_pins_that_do_not_fit_any_more_do_not_stop_the_start(
     with open_manager_setup(harness, tmp_path, room=2) as setup:
         await setup.load("a", "b")
         for name in "ab":
-            await setup.manager.pin(name)
+            await setup.manager.admin.pin(name)
         await setup.manager.close()
     with open_manager_setup(harness, tmp_path, room=1) as setup:
         await asyncio.wait_for(setup.manager.start(), 30)
-        assert sum(r.resident for r in setup.manager.list()) == 1
+        assert sum(r.resident for r in setup.manager.views.serving()) == 1
         await setup.manager.close()
 
 
@@ -104,7 +104,7 @@ async def test_loading_again_what_is_there_copies_nothing(
         monkeypatch.setattr(disk_module, "copy_artifact", None)
         monkeypatch.setattr(setup.store, "move_in", None)
         generation, _ = setup.registry.changes(0)
-        assert (await setup.manager.load("a", setup.root / "a", replace=True)).resident
+        assert (await setup.manager.admin.load("a", setup.root / "a", replace=True)).resident
         assert setup.registry.changes(0)[0] == generation
         await setup.manager.close()
 
@@ -114,16 +114,16 @@ async def test_what_a_dead_process_left_is_cleaned_up(harness: EngineHarness, tm
         await setup.load("draining", "served", "lost")
         setup.registry.begin("loading", "s3://bucket/x")
         setup.registry.drain("draining")
-        shutil.rmtree(setup.store.path(setup.manager.get("lost").digest))
+        shutil.rmtree(setup.store.path(setup.manager.views.get("lost").digest))
         await setup.manager.close()
     with open_manager_setup(harness, tmp_path) as setup:
         await setup.manager.start()
-        assert [status.name for status in setup.manager.page()] == ["lost", "served"]
-        assert setup.manager.status("lost").state is State.FAILED
-        assert setup.store.digests() == [setup.manager.get("served").digest]
+        assert [status.name for status in setup.manager.views.page()] == ["lost", "served"]
+        assert setup.manager.views.status("lost").state is State.FAILED
+        assert setup.store.digests() == [setup.manager.views.get("served").digest]
         with pytest.raises(AdapterNotFound, match="missing"):
-            await setup.lease("lost")
-        (await setup.lease("served")).release()
+            await setup.hold("lost")
+        (await setup.hold("served")).release()
         await setup.manager.close()
 
 
@@ -135,7 +135,7 @@ async def test_an_adapter_of_another_base_is_told_as_that(harness: EngineHarness
     with open_manager_setup(other, tmp_path) as setup:
         await setup.manager.start()
         with pytest.raises(ArtifactError, match=r"published for another base model.*unexpected tensors"):
-            await setup.lease("a")
+            await setup.hold("a")
         await setup.manager.close()
 
 
@@ -155,9 +155,9 @@ async def test_a_thousand_registered_adapters(
         held, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert not reads
-        assert len(setup.manager.list()) == MANY
+        assert len(setup.manager.views.serving()) == MANY
         assert held / MANY < 8192
-        (await setup.lease("n777")).release()
+        (await setup.hold("n777")).release()
         assert reads.total() == 1
         await setup.manager.close()
 
@@ -167,14 +167,17 @@ def _register_many(setup: ManagerSetup) -> None:
     path = setup.write("n777", seed=777)
 
     def validate(directory: Path) -> RevisionRecord:
-        return setup.manager._library.check(directory, str(path))[0]
+        return setup.manager.loader.check(directory, str(path))[0]
 
     def fetch(into: Path) -> None:
         shutil.copytree(path, into, dirs_exist_ok=True)
 
     publish(setup.registry, setup.store, "n777", fetch=fetch, validate=validate, source=str(path))
     facts = setup.registry.revision(setup.registry.get("n777").digest or "")
-    with setup.registry._database.write() as (connection, generation):  # as one: a commit takes milliseconds
+    with Database(f"sqlite:///{setup.root}/registry.db").write() as (
+        connection,
+        generation,
+    ):  # as one: a commit takes milliseconds
         for i in set(range(MANY)) - {777}:
             name, digest = f"n{i}", f"{i:064x}"
             (setup.store.root / digest).mkdir()

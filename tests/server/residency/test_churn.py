@@ -33,11 +33,11 @@ async def serving(setup: ManagerSetup) -> AsyncIterator[AsyncEngine]:
 async def answer(
     setup: ManagerSetup, engine: AsyncEngine, expression: str | None, seed: int, count: int
 ) -> list[int]:
-    lease = setup.manager.base_lease() if expression is None else await setup.lease(expression)
+    held = await setup.hold("" if expression is None else expression)
     params = SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
     tokens: list[int] = []
     last = None
-    async for delta in engine.submit(GenerateRequest(prompt_of(20, seed), params), lease):
+    async for delta in engine.submit(GenerateRequest(prompt_of(20, seed), params), held):
         tokens += delta.token_ids
         last = delta
     assert last is not None
@@ -58,10 +58,10 @@ async def test_loads_and_unloads_do_not_touch_running_answers(setup: ManagerSetu
         rounds = 0
         while not all(task.done() for task in running) or rounds < 6:
             path = others[rounds % len(others)]
-            await setup.manager.load("other", path, replace=True)
+            await setup.manager.admin.load("other", path, replace=True)
             await answer(setup, engine, "other", rounds, 2)
             if rounds % 3 == 2:
-                await setup.manager.unload("other")
+                await setup.manager.deletions.delete("other")
             rounds += 1
         assert [await task for task in running] == quiet
 
@@ -72,11 +72,11 @@ async def test_their_own_names_are_replaced_under_running_answers(setup: Manager
         quiet = await answer(setup, engine, "a", 0, 100)
         running = asyncio.create_task(answer(setup, engine, "a", 0, 100))
         await until(lambda: engine.num_open)
-        await setup.manager.load("a", setup.write("successor", seed=77), replace=True)
+        await setup.manager.admin.load("a", setup.write("successor", seed=77), replace=True)
         new = await answer(setup, engine, "a", 0, 100)
         assert await running == quiet
         assert new != quiet
-        assert await setup.manager.unload("a") == 2 * setup.unit, "both revisions"
+        assert (await setup.manager.deletions.delete("a")).bytes_freed == 2 * setup.unit, "both revisions"
         await until(lambda: setup.pool.used_bytes == 0)
 
 

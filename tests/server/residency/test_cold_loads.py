@@ -38,21 +38,21 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def packed_files(setup: ManagerSetup, name: str) -> list[Path]:
-    return sorted(setup.store.path(setup.manager.get(name).digest).glob(f"{PREFIX}*"))
+    return sorted(setup.store.path(setup.manager.views.get(name).digest).glob(f"{PREFIX}*"))
 
 
 def resident_bytes(setup: ManagerSetup, name: str) -> torch.Tensor:
     """What lies on the device of the only adapter there."""
-    pages = setup.manager._holdings.revision(setup.manager.get(name).digest).pages
+    pages = setup.manager.residency.references.revision(setup.manager.views.get(name).digest).pages
     assert pages is not None
     return setup.pool.data[pages.start : pages.start + setup.unit // 4].clone()
 
 
 async def cold(setup: ManagerSetup, name: str) -> torch.Tensor:
     """Load an adapter that is neither on the device nor in memory."""
-    await setup.manager.evict(name)
+    await setup.manager.admin.evict(name)
     setup.pool.data[-setup.unit // 4 :] = torch.nan  # what is not written shows
-    (await setup.lease(name)).release()
+    (await setup.hold(name)).release()
     return resident_bytes(setup, name)
 
 
@@ -91,7 +91,7 @@ async def test_a_packed_form_that_is_lost_or_damaged_is_made_again(
             assert work["read"] == 1
             assert path.read_bytes() == content
         path.unlink()
-        weights = setup.store.path(setup.manager.get("a").digest) / "adapter_model.safetensors"
+        weights = setup.store.path(setup.manager.views.get("a").digest) / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
         with pytest.raises(ArtifactError, match="has changed"):
             await cold(setup, "a")
@@ -101,16 +101,16 @@ async def test_a_packed_form_that_is_lost_or_damaged_is_made_again(
 async def test_it_goes_with_its_revision_and_is_no_part_of_it(harness: EngineHarness, tmp_path: Path) -> None:
     with open_manager_setup(harness, tmp_path, room=1) as setup:
         await setup.load("a")
-        digest = setup.manager.get("a").digest
+        digest = setup.manager.views.get("a").digest
         assert read_artifact(setup.store.path(digest), harness.base, Limits(64, 1 << 24)).digest == digest
         shutil.copytree(setup.store.path(digest), tmp_path / "copy")
         (forged,) = (tmp_path / "copy").glob(f"{PREFIX}*")
         forged.write_bytes(b"not what a server wrote")
         (tmp_path / "copy" / f"{PREFIX}more").write_bytes(b"")
-        await setup.manager.delete("a")
+        await setup.manager.deletions.delete("a")
         assert not list(setup.store.root.glob("[0-9a-f]*"))
-        await setup.manager.load("b", tmp_path / "copy")
-        assert setup.manager.get("b").digest == digest
+        await setup.manager.admin.load("b", tmp_path / "copy")
+        assert setup.manager.views.get("b").digest == digest
         names = {path.name for path in setup.store.path(digest).iterdir()}
         assert names - {*KEPT_NAMES} == {path.name for path in packed_files(setup, "b")}
         assert len(packed_files(setup, "b")) == 1
@@ -121,7 +121,9 @@ async def test_it_goes_with_its_revision_and_is_no_part_of_it(harness: EngineHar
 async def test_limits_hold_for_what_was_packed_under_others(harness: EngineHarness, tmp_path: Path) -> None:
     with open_manager_setup(harness, tmp_path, room=1) as setup:
         await setup.load("a")
-        setup.manager._library._limits = Limits(max_rank=2, max_bytes=1 << 24)
+        await setup.manager.close()
+    with open_manager_setup(harness, tmp_path, room=1, max_rank=2) as setup:
+        await setup.manager.start()
         with pytest.raises(ArtifactError, match="rank"):
             await cold(setup, "a")
         await setup.manager.close()

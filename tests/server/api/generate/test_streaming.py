@@ -59,10 +59,10 @@ async def test_raw_asgi_client_hangs_up(service: Service) -> None:
     async with app.router.lifespan_context(app):
         await exchange.run(app)
         assert b"[DONE]" not in exchange.payload
-        assert service.adapters.num_references <= 1  # the engine confirms within a step
+        assert service.adapters.residency.references.total <= 1  # the engine confirms within a step
         while service.engine.num_open:
             await asyncio.sleep(0)
-        assert service.adapters.num_references == 0
+        assert service.adapters.residency.references.total == 0
         assert service.metrics.registry.get_sample_value("manylora_aborts_total", {"adapter": "alpha"}) == 1
         assert service.metrics.registry.get_sample_value("manylora_tokens_after_abort_total") == 0
 
@@ -76,7 +76,7 @@ async def test_raw_asgi_hang_up_before_the_first_byte(service: Service, stream: 
         await exchange.run(app)
         while service.engine.num_open:
             await asyncio.sleep(0)
-        assert service.adapters.num_references == 0
+        assert service.adapters.residency.references.total == 0
     assert b"[DONE]" not in exchange.payload
 
 

@@ -109,7 +109,7 @@ def test_while_waiting_for_a_cold_adapter(tmp_path: Path, model: Path, adapters:
     options: dict[str, Any] = {"adapter": {name: adapters / name for name in ADAPTERS[:2]}}
     probe = tiny_service(model, tmp_path / "probe", **options)
     with serving(probe) as running:
-        sizes = [adapter.nbytes for adapter in running.service.adapters.list()]
+        sizes = [adapter.nbytes for adapter in running.service.adapters.views.serving()]
     service = tiny_service(model, tmp_path / "real", adapter_memory=int(1.5 * max(sizes)), **options)
     with serving(service) as running:
         body = {"prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": stream}
