@@ -97,7 +97,7 @@ def check_storage(settings: Settings) -> None:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Log to stderr: our own packages at the chosen level, everything else from warnings on."""
+    """Log to stderr: our own package at the chosen level, everything else from warnings on."""
     level = settings.log_level.upper()
     debug = level == "DEBUG"
     logging.basicConfig(
@@ -105,8 +105,7 @@ def configure_logging(settings: Settings) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    for package in ("server", "adapters"):
-        logging.getLogger(package).setLevel(level)
+    logging.getLogger("manylora").setLevel(level)
     if settings.access_log:
         logging.getLogger("uvicorn.access").setLevel("INFO")
 

@@ -16,12 +16,12 @@ from bench.adapters import linear_layers, write_adapters
 from bench.gguf_export import gguf_name, interleave_halves
 from bench.peers import vllm_requirements
 from bench.systems import by_lora_list, by_model, manylora, parse_system
-from manylora.server.cli.loadgen.client import Exchange
+from manylora.server.cli.loadgen.completion import Exchange
+from manylora.server.cli.loadgen.event_reader import BadResponse, EventReader, ResponseReader, Unchunker
 from manylora.server.cli.loadgen.figures import Figures, medians, percentile, summarize
+from manylora.server.cli.loadgen.figures_table import show_table
+from manylora.server.cli.loadgen.generated_prompts import PromptShape
 from manylora.server.cli.loadgen.load import Observed
-from manylora.server.cli.loadgen.prompts import PromptShape
-from manylora.server.cli.loadgen.response_reader import BadResponse, EventReader, ResponseReader, Unchunker
-from manylora.server.cli.loadgen.table import show_table
 from manylora.server.cli.loadgen.workload import Workload, parse_workload
 
 BODY = (b'data: {"choices": [1, 2]}\n\ndat', b'a: {"usage": null}\n\ndata:', b" [DONE]\n\n", b"")

@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from manylora.server.cli.compare.divergence_plot import divergence_plot
 from manylora.server.cli.compare.numbers import METRICS, first_divergent, metric, nats, rate, seconds
-from manylora.server.cli.compare.plot import divergence_plot
-from manylora.server.cli.compare.style import STYLE
-from manylora.server.cli.compare.words import differing
+from manylora.server.cli.compare.report_style import STYLE
+from manylora.server.cli.compare.word_differences import differing
 from manylora.server.cli.plain_text import as_html
 
 Result = Mapping[str, Any]

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manylora.server.cli.compare.numbers import METRICS, first_divergent, metric, nats, rate, seconds
-from manylora.server.cli.compare.words import differing
+from manylora.server.cli.compare.word_differences import differing
 from manylora.server.cli.plain_text import plain
 
 Result = Mapping[str, Any]
@@ -28,7 +28,7 @@ _COLUMN = 25  # of an answer that can still be read
 _FIRST = ("mean_kl", "max_kl", "top1_agreement")  # beside the verdict, where not everything is
 
 
-def show(result: Result, prompts: Sequence[str]) -> None:
+def show_comparison(result: Result, prompts: Sequence[str]) -> None:
     """Print to stdout, as wide as the terminal (or COLUMNS). ``prompts``: what was asked, for people."""
     limited = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if limited else _WIDE, highlight=False)

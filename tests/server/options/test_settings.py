@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from manylora.adapters.base_models.directory import default_data_dir
+from manylora.adapters.options.option import off_flag_of, option_of
+from manylora.adapters.options.values import format_size, parse_list, parse_named_paths, parse_size
 from manylora.server.errors import ConfigError
 from manylora.server.options.loading import load_settings
 from manylora.server.options.reference import page
-from manylora.server.options.settings import ENV_PREFIX, Settings, flag_of
-from manylora.server.options.values import format_size, parse_list, parse_pairs, parse_size
+from manylora.server.options.settings import ENV_PREFIX, Settings
 from tests.support.paths import ROOT
 
 
@@ -242,10 +243,10 @@ def test_sizes_are_exact(number: int, unit: str) -> None:
 def test_lists_and_pairs_accept_json() -> None:
     assert parse_list('["a,b", "c"]') == ["a,b", "c"]
     assert parse_list(" a, b ,") == ["a", "b"]
-    assert parse_pairs('{"a": "x,y"}') == {"a": "x,y"}
-    assert parse_pairs("a=x=y,b=z") == {"a": "x=y", "b": "z"}
+    assert parse_named_paths('{"a": "x,y"}') == {"a": "x,y"}
+    assert parse_named_paths("a=x=y,b=z") == {"a": "x=y", "b": "z"}
     with pytest.raises(ValueError, match="not valid JSON"):
-        parse_pairs("{")
+        parse_named_paths("{")
 
 
 def test_every_number_has_bounds() -> None:
@@ -263,4 +264,5 @@ def test_page_is_current() -> None:
 def test_every_switch_can_be_turned_off() -> None:
     for name, field in Settings.model_fields.items():
         if field.annotation is bool:
-            assert flag_of(field).off == f"--no-{name.removeprefix('enable_').replace('_', '-')}"
+            assert option_of(field).switch
+            assert off_flag_of(name) == f"--no-{name.removeprefix('enable_').replace('_', '-')}"
