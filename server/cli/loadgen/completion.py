@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
 
-from manylora.server.cli.loadgen.event_reader import BadResponse, EventReader, ResponseReader
+from manylora.server.cli.loadgen.response_reader import BadResponse, EventReader, ResponseReader
 
 _EMPTY_TEXT = (b'"text":""', b'"text": ""')
 _TELLING = (b'"usage":{', b'"usage": {', b'"error"')  # inside a JSON string the quotes would be escaped
