@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from manylora.adapters.base_models.directory import default_data_dir
 from manylora.adapters.options.option import off_flag_of, option_of
-from manylora.adapters.options.values import format_size, parse_list, parse_named_paths, parse_size
 from manylora.server.errors import ConfigError
 from manylora.server.options.loading import load_settings
 from manylora.server.options.reference import page
@@ -205,48 +204,6 @@ def test_data_dir_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
     assert default_data_dir() == Path("/home/someone/.local/share/manylora")
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0", 0),
-        ("17", 17),
-        (" 2GiB ", 2 << 30),
-        ("512mib", 512 << 20),
-        ("1.5GB", 1_500_000_000),
-        ("2 kb", 2000),
-        ("0.5KiB", 512),
-        ("3b", 3),
-        (4096, 4096),
-    ],
-)
-def test_sizes(text: object, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "text", ["", "GiB", "-1", "1e9", "2 GiBs", "0.3", "1/2", "nan", None, True, 1.5, "9" * 19]
-)
-def test_bad_sizes(text: object) -> None:
-    with pytest.raises(ValueError, match=r"must be a (size|whole number)"):
-        parse_size(text)
-
-
-@given(st.integers(0, 2**50), st.sampled_from(["", "B", "KiB", "MiB", "GiB", "TiB"]))
-def test_sizes_are_exact(number: int, unit: str) -> None:
-    power = ["", "KiB", "MiB", "GiB", "TiB"].index(unit.removeprefix("B"))
-    assert parse_size(f"{number}{unit}") == number * 1024**power
-    assert parse_size(format_size(number)) == number
-
-
-def test_lists_and_pairs_accept_json() -> None:
-    assert parse_list('["a,b", "c"]') == ["a,b", "c"]
-    assert parse_list(" a, b ,") == ["a", "b"]
-    assert parse_named_paths('{"a": "x,y"}') == {"a": "x,y"}
-    assert parse_named_paths("a=x=y,b=z") == {"a": "x=y", "b": "z"}
-    with pytest.raises(ValueError, match="not valid JSON"):
-        parse_named_paths("{")
 
 
 def test_every_number_has_bounds() -> None:
