@@ -16,10 +16,10 @@ Command = Callable[..., None]
 
 
 def with_options(model: type[BaseModel]) -> Callable[[Command], Command]:
-    """Give ``function(..., **options)`` one flag for each field of ``model``, after its own parameters.
+    """Make a decorator that gives ``function(..., **options)`` one flag for each field of an options model.
 
-    Values stay text and absent ones ``None``: the model alone decides what is valid, wherever a value
-    comes from.
+    The function's own parameters come first. Values stay text and absent ones ``None``: the model alone
+    decides what is valid, wherever a value comes from.
     """
 
     def decorate(function: Command) -> Command:

@@ -48,7 +48,7 @@ def unknown_keys(
     spell: Callable[[str], str] = str,
     kind: str = "key",
 ) -> list[str]:
-    """A line for each key that ``model`` has no field for, with the nearest field's name.
+    """A line for each key that names no field of an options model, with the nearest field's name.
 
     Args:
         keys: what was given, spelled like the fields.
@@ -69,7 +69,7 @@ def build(
     places: Mapping[str, str],
     secrets: Collection[str] = (),
 ) -> Model:
-    """The options model with ``values``.
+    """An options model with the values that were given.
 
     Args:
         model: the class to build.
@@ -88,12 +88,12 @@ def build(
 
 
 def flag_places(names: Iterable[str]) -> dict[str, str]:
-    """The places of fields that were given as flags."""
+    """Where fields were given, for those given as flags: ``--port``."""
     return {name: flag_of(name) for name in names}
 
 
 def file_places(file: Path | None, names: Iterable[str]) -> dict[str, str]:
-    """The places of fields that were given in a YAML file."""
+    """Where fields were given, for those given in a YAML file: ``FILE: port``."""
     return {name: f"{file}: {name}" for name in names}
 
 

@@ -33,7 +33,7 @@ rank_pattern:
 
 
 def page() -> str:
-    """The whole page, in Markdown."""
+    """The page ``docs/training-options.md``, in Markdown."""
     columns = ("Flag and key", "Default", "Meaning", "Why this default")
     return _INTRODUCTION + option_tables(TrainConfig, columns, _cells)
 

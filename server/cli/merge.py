@@ -212,7 +212,7 @@ def _size(text: str) -> int:
 
 
 def composition_table(composition: Composition, per_module: bool) -> Table:
-    """Ranks and lost energy: of every module, or of those of one kind together; the total last."""
+    """A table of ranks and lost energy: of every module, or of those of one kind together; the total last."""
     from rich.table import Table  # noqa: PLC0415
 
     from manylora.adapters.merge.lowrank import NO_ENERGY  # noqa: PLC0415
@@ -236,7 +236,7 @@ def composition_table(composition: Composition, per_module: bool) -> Table:
 
 
 def export_table(exported: Exported) -> Table:
-    """What the comparison with the unmerged adapters found."""
+    """A table of how far merged weights are from the unmerged adapters."""
     from rich.table import Table  # noqa: PLC0415
 
     table = Table("merged against unmerged", "")

@@ -22,10 +22,10 @@ _WHERE = """\
 
 
 class ServeHelp(TyperCommand):
-    """A command whose options are the fields of :class:`Settings`, and ``--config``."""
+    """A typer command that prints the help of ``serve`` from the fields of :class:`Settings`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write it to click's ``formatter``."""
+        """Write the help to click's ``formatter``."""
         console = Console(highlight=False, markup=False)
         with console.capture() as written:
             console.print(f" Usage: {ctx.command_path} [OPTIONS]\n\n {self.help}\n\n{_WHERE}\n")

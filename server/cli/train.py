@@ -67,7 +67,7 @@ Rest = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """What is to be done with a configuration."""
+    """How ``manylora train`` goes about a run: try it, resume it, overwrite it, in how many processes."""
 
     dry_run: bool = False
     resume: bool = False
@@ -77,7 +77,7 @@ class Mode:
 
 
 def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None:
-    """Train as the flags and the file say.
+    """Train one adapter as the flags and the file say.
 
     Raises:
         AdapterError: with one line for every fault.
@@ -137,7 +137,7 @@ def run_jobs(files: Sequence[Path], flags: Mapping[str, Any], config: Path | Non
 
 
 def _need_libraries() -> None:
-    """The trainer's libraries are an extra.
+    """Check that the trainer's libraries, which are an extra, are installed.
 
     Raises:
         TrainingConfigError: one is missing; says how to install them.

@@ -44,7 +44,7 @@ process's command line. Keys are never printed or logged.
 
 
 def page() -> str:
-    """The whole page, in Markdown."""
+    """The page ``docs/configuration.md``, in Markdown."""
     columns = ("Flag", "Variable", "YAML key", "Default", "Meaning")
     return _INTRODUCTION + option_tables(Settings, columns, _cells)
 

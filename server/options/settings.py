@@ -31,7 +31,7 @@ MAX_BYTES = 2**50  # a petabyte: beyond it the number is a typing error
 
 
 def refuse_service_link(value: object) -> object:
-    """Kubernetes sets ``MANYLORA_PORT=tcp://…`` in every pod beside a Service called manylora."""
+    """Refuse what Kubernetes sets in pods beside a Service called manylora: ``MANYLORA_PORT=tcp://…``."""
     if isinstance(value, str) and value.startswith("tcp://"):
         raise ValueError(
             "is a Kubernetes service link, not a port number: set enableServiceLinks: false in the pod, "

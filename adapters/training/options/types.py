@@ -22,6 +22,6 @@ Alphas = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], BeforeValid
 
 
 class Options(BaseModel):
-    """Immutable; unknown keys are refused."""
+    """Base of the trainer's options: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -27,7 +27,7 @@ def share(part: float) -> str:
 
 
 def place(adapter: Answer) -> str:
-    """Where the fastest copy of an adapter is."""
+    """Where the fastest copy of an adapter is, and its bytes: ``device 14.0 KiB``."""
     tiers = adapter["residency"]
     where = next((tier for tier in ("device", "memory", "disk") if tiers[tier]), None)
     return "nowhere" if where is None else f"{where} {size(tiers[where])}"
@@ -69,7 +69,7 @@ def deleted_line(answer: Answer) -> str:
 
 
 def published_line(before: Answer | None, answer: Answer) -> str:
-    """What publishing has come to; ``before`` is the adapter as it was, None for a new one."""
+    """What publishing an adapter has come to; ``before`` is the adapter as it was, None for a new one."""
     name, revision = answer["id"], answer["revision"]
     publication = answer["publication"]
     if publication is not None and publication["state"] == "loading":

@@ -1,4 +1,4 @@
-"""What the commands share: their common options, how they talk to the server, and how they end.
+"""What the commands that ask a server share: their common options, how they talk to it, how they end.
 
 Exit status: 0 done; 1 the server refused, or the adapter can't be served; 2 what was given can't be used;
 3 no server answers.
@@ -53,7 +53,7 @@ class Session:
 
     @contextmanager
     def talk(self) -> Iterator[Client]:
-        """A client of the server. What goes wrong in the block ends the command with its exit status."""
+        """A client of the command's server; a fault in the block ends the command with its exit status."""
         from manylora.server.cli.client.client import Client  # noqa: PLC0415
 
         try:
@@ -70,7 +70,7 @@ class Session:
     def each(
         self, names: Sequence[str], act: Callable[[Client, str], Any], line: Callable[[Any], str]
     ) -> None:
-        """Do the same with every name; one that is refused does not keep the others from being done."""
+        """Do ``act`` with each name and print the answers; one that is refused does not stop the others."""
         refused = False
         with self.talk() as client:
             for name in names:
@@ -84,7 +84,7 @@ class Session:
 
 
 def with_session(function: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
-    """A command with the common options; ``function`` gets what they say as its first argument."""
+    """Make a command with the common options; ``function`` gets what they say as its first argument."""
 
     @wraps(function)
     def command(*, url: str, api_key: str | None, as_json: bool, **options: Any) -> None:

@@ -25,7 +25,7 @@ Answer = Mapping[str, Any]
 
 
 def terminal_width() -> int | None:
-    """Characters of a line of the terminal; None where stdout is none."""
+    """Characters of a line of the terminal; None where stdout is no terminal."""
     return Console().width if sys.stdout.isatty() else None
 
 
@@ -42,7 +42,7 @@ def print_unbroken(what: RenderableType) -> None:
 
 
 def adapter_table(adapters: Sequence[Answer], width: int | None = None) -> RenderableType:
-    """One row an adapter. Columns that a line of ``width`` characters has no room for are left out."""
+    """A table of adapters, one a row; columns that ``width`` characters have no room for are left out."""
     if not adapters:
         return Text("no adapters")
     rows = [_cells(adapter) for adapter in adapters]

@@ -25,7 +25,7 @@ _SHARD_BYTES = 2 << 30
 
 
 def _ignore(*_: object) -> None:
-    """The progress of those who do not ask for it."""
+    """Takes progress where nobody asked for it."""
 
 
 class Client:

@@ -164,7 +164,7 @@ def alias_path(name: str) -> str:
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of ``values`` that are not None."""
+    """The entries of a mapping that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -29,7 +29,7 @@ class Given:
 
 
 def given_at(source: str | Path, *, on_server: bool) -> Given:
-    """What ``source`` stands for; only files of this machine are looked at.
+    """What a text or path names to be published; only files of this machine are looked at.
 
     Raises:
         Unusable: it is no URL, and no adapter on this machine.
@@ -48,7 +48,7 @@ def publish(
     replace: bool,
     progress: Publishing,
 ) -> Answer:
-    """Begin a publication; the adapter as it then is."""
+    """Begin to publish an adapter; returns it as it is when the server has answered."""
     path, form = adapter_path(name), ({"tags": list(tags)} if tags else {})
     asked = None if replace else False  # the server's default is to replace
     answer: Answer

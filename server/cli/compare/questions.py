@@ -23,7 +23,7 @@ class Questions:
 
 
 def questions(prompts: Sequence[str], messages: Path | None, file: Path | None, *, raw: bool) -> Questions:
-    """The prompts from wherever they were given.
+    """The prompts of a comparison, from options and files.
 
     Args:
         prompts: one user turn each.

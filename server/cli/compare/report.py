@@ -34,7 +34,13 @@ decoding would take.</li>
 
 
 def html_report(result: Result, prompts: Sequence[str], about: str) -> str:
-    """The whole file. ``prompts``: what was asked, for people; ``about``: one line on where and when."""
+    """A comparison as one HTML file.
+
+    Args:
+        result: of ``POST /v1/compare``.
+        prompts: what was asked, for people.
+        about: one line on where and when.
+    """
     cases = "".join(
         _case(result, case, prompt, index)
         for index, (case, prompt) in enumerate(zip(result["cases"], prompts, strict=True))

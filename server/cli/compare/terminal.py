@@ -29,14 +29,14 @@ _FIRST = ("mean_kl", "max_kl", "top1_agreement")  # beside the verdict, where no
 
 
 def show_comparison(result: Result, prompts: Sequence[str]) -> None:
-    """Print to stdout, as wide as the terminal (or COLUMNS). ``prompts``: what was asked, for people."""
+    """Print a comparison as wide as the terminal (or COLUMNS). ``prompts``: what was asked, for people."""
     limited = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if limited else _WIDE, highlight=False)
     console.print(comparison(result, prompts))
 
 
 def comparison(result: Result, prompts: Sequence[str]) -> RenderableType:
-    """Everything, ending with the verdict."""
+    """A whole comparison for a rich console, ending with the verdict."""
     parts: list[RenderableType] = []
     for index, (case, prompt) in enumerate(zip(result["cases"], prompts, strict=True)):
         parts += [
@@ -62,7 +62,7 @@ def _name(result: Result, target: int) -> str:
 
 @dataclass(frozen=True)
 class _Answers:
-    """One column a target, in as many tables as the width asks for; differences are coloured."""
+    """Answers side by side, in as many tables as the width asks for; differences are coloured."""
 
     result: Result
     case: Result
@@ -124,7 +124,7 @@ def _step(kl: float) -> int:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Every target in one row with its verdict; where that is too wide, in two tables."""
+    """The numbers of every target in one row with its verdict; where that is too wide, in two tables."""
 
     result: Result
 

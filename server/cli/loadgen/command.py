@@ -104,10 +104,10 @@ def _default(adapters: int) -> list[str]:
 
 def _draw(rows: Sequence[Figures], path: Path) -> None:
     try:
-        from manylora.server.cli.loadgen.throughput_plot import draw  # noqa: PLC0415
+        from manylora.server.cli.loadgen.throughput_plot import draw_figures  # noqa: PLC0415
     except ImportError:
         raise fail("--plot needs matplotlib: pip install 'manylora[bench]'") from None
     try:
-        draw(rows, path)
+        draw_figures(rows, path)
     except (OSError, ValueError) as error:
         raise fail(f"{path} can't be written: {error}") from None

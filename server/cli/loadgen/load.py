@@ -37,7 +37,7 @@ class Observed:
 
 
 async def apply(load: Load, send: Send, seed: str) -> Observed:
-    """Run the whole load once. Prompts and adapter choices depend on ``seed`` alone."""
+    """Run a whole load once. Prompts and adapter choices depend on ``seed`` alone."""
     observed = Observed()
     start, cpu = perf_counter(), process_time()
     await (_closed(load, send, seed, observed) if load.rate is None else _open(load, send, seed, observed))

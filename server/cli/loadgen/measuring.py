@@ -1,4 +1,4 @@
-"""Several loads on one running server, one after the other."""
+"""Measures a running server under several loads, one after the other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class Target:
 
 
 async def measure(target: Target, loads: Sequence[Load]) -> list[Figures]:
-    """Figures by load. Each begins with a request a client that is not counted; errors are told on stderr."""
+    """Figures of each load; errors are told on stderr.
+
+    Each client of a load begins with a request that is not counted.
+    """
     out = Console(stderr=True)
     seed = str(time_ns())  # gives prompts that no earlier run has left in the server's cache
     rows: list[Figures] = []

@@ -166,13 +166,13 @@ def test_a_registry_that_can_not_be_used_is_told_before_the_model_is_looked_for(
     assert "hush" not in said
 
 
-def test_a_data_directory_that_can_not_be_used_is_told_likewise(tmp_path: Path) -> None:
+def test_a_data_directory_that_can_not_be_used_is_told_before_the_model_is_looked_for(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     options = ("--model", str(tmp_path / "none"), "--data-dir", str(tmp_path / "file"), "--port", "0")
     assert refusal(invoke("serve", *options)).startswith("manylora: --data-dir: the revision store ")
 
 
-def test_a_registry_of_another_directory_is_told_likewise(tmp_path: Path) -> None:
+def test_a_registry_of_another_directory_is_told_before_the_model_is_looked_for(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/registry.db"
     with RevisionStore(tmp_path / "one" / "adapters") as store, Registry(url) as registry:
         registry.bind(store.identity)
