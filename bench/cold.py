@@ -25,9 +25,9 @@ import typer
 from bench import machine, peers, report, systems
 from bench.adapters import write_adapters
 from bench.run import RESULTS, resolve_base
-from manylora.server.cli.loadgen.client import Exchange
+from manylora.server.cli.loadgen.completion import Exchange
 from manylora.server.cli.loadgen.figures import percentile
-from manylora.server.cli.loadgen.prompts import english
+from manylora.server.cli.loadgen.generated_prompts import english
 
 _STREAMS = 4  # answered while adapters are loaded
 _STREAM_TOKENS = 600

@@ -24,7 +24,7 @@ from bench.adapters import write_adapters
 from bench.run import RESULTS, resolve_base
 from manylora.adapters.mix import parse_mix
 from manylora.server.cli.loadgen.figures import percentile
-from manylora.server.cli.loadgen.prompts import english
+from manylora.server.cli.loadgen.generated_prompts import english
 from manylora.server.engine.async_engine import GenerateRequest, Stream
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.memory_budget import return_freed

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench import machine, peers, report
 from bench.adapters import write_adapters
 from bench.run import RESULTS, resolve_base
-from manylora.server.cli.loadgen.prompts import PromptShape
+from manylora.server.cli.loadgen.generated_prompts import PromptShape
 
 Generate = Callable[[Sequence[str]], None]  # answers one prompt for each adapter
 

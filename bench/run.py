@@ -21,10 +21,10 @@ from bench.adapters import write_adapters
 from bench.measure import Plan, measure
 from bench.systems import ALL_KINDS, System, SystemFailed, manylora, parse_system
 from manylora.server.cli.loadgen.figures import Figures
+from manylora.server.cli.loadgen.figures_table import show_table, wide_console
+from manylora.server.cli.loadgen.generated_prompts import PromptShape
 from manylora.server.cli.loadgen.load import Load
-from manylora.server.cli.loadgen.plot import draw
-from manylora.server.cli.loadgen.prompts import PromptShape
-from manylora.server.cli.loadgen.table import show_table, wide_console
+from manylora.server.cli.loadgen.throughput_plot import draw_figures
 from manylora.server.cli.loadgen.workload import Workload, parse_workload
 
 RESULTS = Path(__file__).parent / "results"
@@ -162,7 +162,7 @@ def main(
     line = report.json_line("http", about, rows)
     report.save(line, RESULTS, f"{started:%Y%m%d-%H%M%S}-{label}")
     if plot is not None:
-        draw(rows, plot)
+        draw_figures(rows, plot)
     print(line)
 
 

@@ -20,7 +20,7 @@ import typer
 
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
-from manylora.server.cli.loadgen.prompts import english
+from manylora.server.cli.loadgen.generated_prompts import english
 from manylora.server.kernels.cpu.library import best_library
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.draws import Draw, Draws

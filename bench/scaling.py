@@ -26,7 +26,7 @@ from bench import machine, report
 from bench.run import RESULTS, resolve_base
 from bench.scaling_plot import draw
 from bench.steps import Machine, Shape, Work, Workbench, measure_machine
-from manylora.server.cli.loadgen.table import wide_console
+from manylora.server.cli.loadgen.figures_table import wide_console
 
 # Bandwidth and dense bf16 arithmetic by NVIDIA's data sheets.
 DATASHEETS = {

@@ -17,7 +17,7 @@ from time import monotonic
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from manylora.server.cli.loadgen.client import Endpoint, Exchange, complete, greedy
+from manylora.server.cli.loadgen.completion import Endpoint, Exchange, complete, greedy
 from manylora.server.cli.loadgen.workload import Kind, model_string
 
 Adapters = tuple[int, ...]

@@ -21,7 +21,7 @@ import typer
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
 from manylora.adapters.mix import parse_mix
-from manylora.server.cli.loadgen.prompts import english
+from manylora.server.cli.loadgen.generated_prompts import english
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams, TokenLogprob
 from manylora.server.options.settings import Settings

@@ -20,9 +20,10 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from manylora.adapters.progress_bars import progress_bars
 from manylora.adapters.training.errors import TrainingError
 from manylora.adapters.training.folder import COMPLETE, sync
 
@@ -130,20 +131,17 @@ class BarCallback(TrainerCallback):  # type: ignore[misc]
     """One line on the terminal: steps, loss, eval loss, tokens a second, time left."""
 
     def __init__(self, console: Console) -> None:
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-        )
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
+        columns = (MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+        self._bar = progress_bars(*columns, console=console)
         self._task: TaskID | None = None
         self._shown: dict[str, str] = {}
         self._speed = Speed()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
+            self._task = self._bar.add_task(
+                "training", total=state.max_steps, completed=state.global_step, figures=""
+            )
             self._bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -162,7 +160,7 @@ class BarCallback(TrainerCallback):  # type: ignore[misc]
         if speed is not None:
             self._shown["speed"] = f"{speed:.0f} tokens/s"
         self._bar.update(
-            self._task, description="  ".join(self._shown[key] for key in _ON_THE_BAR if key in self._shown)
+            self._task, figures="  ".join(self._shown[key] for key in _ON_THE_BAR if key in self._shown)
         )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from manylora.adapters.options.tables import option_tables
+from pydantic.fields import FieldInfo
+
+from manylora.adapters.options.option import Option, default_text
+from manylora.adapters.options.reference_tables import flag_cell, option_tables
 from manylora.adapters.training.config import TrainConfig
-from manylora.adapters.training.knob import default_text, flag_of, knob_of
 
 _INTRODUCTION = """\
 # Options of the trainer
@@ -31,18 +33,13 @@ rank_pattern:
 
 
 def page() -> str:
-    """The whole page, in Markdown."""
-    head = ("Flag and key", "Default", "Meaning", "Why this default")
-    return _INTRODUCTION + option_tables(head, map(_row, TrainConfig.model_fields))
+    """The page ``docs/training-options.md``, in Markdown."""
+    columns = ("Flag and key", "Default", "Meaning", "Why this default")
+    return _INTRODUCTION + option_tables(TrainConfig, columns, _cells)
 
 
-def _row(name: str) -> tuple[str, Sequence[str]]:
-    field = TrainConfig.model_fields[name]
-    knob = knob_of(field)
-    spelled = f"`{flag_of(name)} {knob.metavar}".rstrip() + "`"
-    if knob.switch:
-        spelled += f", `{flag_of('no_' + name)}`"
-    return knob.panel, (spelled, default_text(field), knob.meaning, knob.why)
+def _cells(name: str, field: FieldInfo, option: Option) -> Sequence[str]:
+    return flag_cell(name, option), default_text(field) or "none", option.meaning, option.why
 
 
 if __name__ == "__main__":

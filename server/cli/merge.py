@@ -14,8 +14,10 @@ import typer
 
 from manylora.adapters.errors import AdapterError, MixError
 from manylora.adapters.mix import check_weight
+from manylora.adapters.options.values import parse_size
+from manylora.server.cli.admin.lines import size
+from manylora.server.cli.output import fail
 from manylora.server.errors import ConfigError, ServerError
-from manylora.server.options.values import parse_size
 from manylora.server.signals import leaving_by_exception
 
 if TYPE_CHECKING:
@@ -76,13 +78,12 @@ def compose(
     data_dir: DataDir = None,
 ) -> None:
     """Compose adapters into a new one that plain PEFT loads."""
-    from manylora.server.cli.main import fail, progress_bars  # noqa: PLC0415  (that module imports this one)
-
     try:
         from manylora.adapters.merge.compose import compose as compose_members  # noqa: PLC0415  (brings torch)
         from manylora.adapters.merge.compose import save  # noqa: PLC0415
         from manylora.adapters.merge.directory import check_absent  # noqa: PLC0415
         from manylora.adapters.merge.recipe import recipe_of  # noqa: PLC0415
+        from manylora.adapters.progress_bars import progress_bars  # noqa: PLC0415
 
         check_absent(out)
         recipe = recipe_of(method, rank=rank, density=density, seed=seed, sign_method=sign_method)
@@ -118,13 +119,11 @@ def merge(
     data_dir: DataDir = None,
 ) -> None:
     """Merge adapters into their base: a standalone model for transformers."""
-    from manylora.server.cli.main import fail, progress_bars  # noqa: PLC0415  (that module imports this one)
-
     try:
         from manylora.adapters.merge.directory import check_absent  # noqa: PLC0415
         from manylora.adapters.merge.export import export  # noqa: PLC0415  (brings torch)
         from manylora.adapters.merge.export_plan import plan_export  # noqa: PLC0415
-        from manylora.server.cli.admin.lines import size  # noqa: PLC0415  (brings httpx)
+        from manylora.adapters.progress_bars import progress_bars  # noqa: PLC0415
         from manylora.server.memory_budget import verification_dtype  # noqa: PLC0415
 
         check_absent(out)
@@ -185,7 +184,7 @@ def _open_base(base: str | None, data_dir: Path | None) -> tuple[str, StoredMode
 
     from manylora.adapters.base_models.catalog import resolve_model  # noqa: PLC0415
     from manylora.adapters.base_models.stored import StoredModel  # noqa: PLC0415
-    from manylora.server.cli.main import progress_bars  # noqa: PLC0415  (that module imports this one)
+    from manylora.adapters.progress_bars import progress_bars  # noqa: PLC0415
     from manylora.server.options.loading import load_settings  # noqa: PLC0415
 
     disable_progress_bar()
@@ -204,16 +203,16 @@ def _dtype(name: str) -> Any:
 
 def _size(text: str) -> int:
     try:
-        size = parse_size(text)
+        found = parse_size(text)
     except ValueError as error:
         raise ConfigError(f"--max-shard-size: {error}") from None
-    if not size:
+    if not found:
         raise ConfigError("--max-shard-size 0: a file holds at least one tensor")
-    return size
+    return found
 
 
 def composition_table(composition: Composition, per_module: bool) -> Table:
-    """Ranks and lost energy: of every module, or of those of one kind together; the total last."""
+    """A table of ranks and lost energy: of every module, or of those of one kind together; the total last."""
     from rich.table import Table  # noqa: PLC0415
 
     from manylora.adapters.merge.lowrank import NO_ENERGY  # noqa: PLC0415
@@ -237,7 +236,7 @@ def composition_table(composition: Composition, per_module: bool) -> Table:
 
 
 def export_table(exported: Exported) -> Table:
-    """What the comparison with the unmerged adapters found."""
+    """A table of how far merged weights are from the unmerged adapters."""
     from rich.table import Table  # noqa: PLC0415
 
     table = Table("merged against unmerged", "")

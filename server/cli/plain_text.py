@@ -10,7 +10,7 @@ _TAMED = {code: "\ufffd" for code in (*_CONTROLS, *_DIRECTIONS) if chr(code) not
 
 
 def plain(text: str) -> str:
-    """``text`` without control characters, and without those that turn around the order of others.
+    """A text without control characters, and without those that turn around the order of others.
 
     An answer must not move the cursor, or be read from right to left into what stands beside it.
     """
@@ -18,5 +18,5 @@ def plain(text: str) -> str:
 
 
 def as_html(text: str) -> str:
-    """:func:`plain` text as HTML that shows it, and does nothing else."""
+    """A text of a stranger as HTML that shows it, and does nothing else."""
     return escape(plain(text))

@@ -97,7 +97,7 @@ def check_storage(settings: Settings) -> None:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Log to stderr: our own packages at the chosen level, everything else from warnings on."""
+    """Log to stderr: our own package at the chosen level, everything else from warnings on."""
     level = settings.log_level.upper()
     debug = level == "DEBUG"
     logging.basicConfig(
@@ -105,8 +105,7 @@ def configure_logging(settings: Settings) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    for package in ("server", "adapters"):
-        logging.getLogger(package).setLevel(level)
+    logging.getLogger("manylora").setLevel(level)
     if settings.access_log:
         logging.getLogger("uvicorn.access").setLevel("INFO")
 
@@ -137,7 +136,7 @@ async def serve(
 
 
 class _HttpServer(uvicorn.Server):
-    """A server that says when it accepts requests."""
+    """An HTTP server that says when it accepts requests."""
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -169,6 +168,7 @@ class StartUp:
             signal.signal(number, handler)
 
     def done(self) -> None:
+        """The server is up: leave signals to uvicorn."""
         self._starting = False
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
@@ -200,7 +200,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What makes the server's event loop; None for asyncio's own."""
+    """A function that makes the server's event loop; None for asyncio's own."""
     try:
         import uvloop  # noqa: PLC0415
     except ImportError:  # not on every platform
@@ -233,7 +233,7 @@ def announce(service: Service, port: int, console: Console) -> None:
 
 
 def base_url(host: str, port: int) -> str:
-    """Where a client on this machine reaches the server."""
+    """The URL at which a client on this machine reaches the server."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 

@@ -5,61 +5,22 @@ Training never runs in a server's process; what it needs (torch, PEFT, TRL) is i
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
 
 from manylora.adapters.errors import AdapterError
+from manylora.adapters.options.command_line import given, with_options
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.config_load import load_config
 from manylora.adapters.training.errors import TrainingConfigError
-from manylora.adapters.training.knob import default_text, flag_of, knob_of
 from manylora.adapters.training.options.types import RUN
 from manylora.adapters.training.quiet import quiet_libraries
-
-Command = Callable[..., None]
-
-
-def with_train_options(function: Command) -> Command:
-    """Give ``function(..., **options)`` one typer option per field of the configuration, before its own.
-
-    Values stay text and absent ones ``None``: the configuration alone decides what is valid.
-    """
-    hints = get_type_hints(function, include_extras=True)
-    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    options = [_parameter(name) for name in TrainConfig.model_fields]
-    parameters = [*(p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in own), *options]
-    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return function
-
-
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None and value != []}
-
-
-def _parameter(name: str) -> inspect.Parameter:
-    field = TrainConfig.model_fields[name]
-    knob = knob_of(field)
-    spelled = f"{flag_of(name)}/{flag_of('no_' + name)}" if knob.switch else flag_of(name)
-    kind: Any = bool | None if knob.switch else list[str] | None if knob.repeatable else str | None
-    option = typer.Option(
-        spelled,
-        metavar=knob.metavar,
-        help=f"{knob.meaning} Default: {default_text(field)}.",
-        show_default=False,
-        rich_help_panel=knob.panel,
-    )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
-    )
-
+from manylora.server.cli.output import fail
 
 ConfigFile = Annotated[
     Path | None,
@@ -106,7 +67,7 @@ Rest = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """What is to be done with a configuration."""
+    """How ``manylora train`` goes about a run: try it, resume it, overwrite it, in how many processes."""
 
     dry_run: bool = False
     resume: bool = False
@@ -116,7 +77,7 @@ class Mode:
 
 
 def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None:
-    """Train as the flags and the file say.
+    """Train one adapter as the flags and the file say.
 
     Raises:
         AdapterError: with one line for every fault.
@@ -176,7 +137,7 @@ def run_jobs(files: Sequence[Path], flags: Mapping[str, Any], config: Path | Non
 
 
 def _need_libraries() -> None:
-    """The trainer's libraries are an extra.
+    """Check that the trainer's libraries, which are an extra, are installed.
 
     Raises:
         TrainingConfigError: one is missing; says how to install them.
@@ -188,7 +149,7 @@ def _need_libraries() -> None:
         )
 
 
-@with_train_options
+@with_options(TrainConfig)
 def train(  # noqa: PLR0917 - typer makes a flag of each
     config: ConfigFile = None,
     dry_run: DryRun = False,
@@ -203,8 +164,6 @@ def train(  # noqa: PLR0917 - typer makes a flag of each
 
     Every option is also a key of the YAML file (--lora-r: lora_r). Flags beat the file.
     """
-    from manylora.server.cli.main import fail  # noqa: PLC0415  (which imports this module)
-
     try:
         if jobs:
             run_jobs(
@@ -236,8 +195,6 @@ def estimate(  # noqa: PLR0917 - typer makes a flag of each
     gradient_checkpointing: Annotated[bool, typer.Option(help="Compute activations again.")] = False,
 ) -> None:
     """Say how much memory training would take, without loading any weights."""
-    from manylora.server.cli.main import fail  # noqa: PLC0415  (which imports this module)
-
     try:
         _need_libraries()
         from manylora.adapters.training.base import find_shape  # noqa: PLC0415

@@ -5,16 +5,19 @@ A flag beats its environment variable, which beats the YAML file, which beats th
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
+from manylora.adapters.options.loading import (
+    OptionsRefused,
+    build,
+    file_places,
+    flag_places,
+    read_yaml,
+    unknown_keys,
+)
 from manylora.server.errors import ConfigError
 from manylora.server.options.settings import CONFIG_VARIABLE, ENV_PREFIX, SECRETS, URL_VARIABLE, Settings
 
@@ -35,26 +38,26 @@ def load_settings(flags: Mapping[str, object], config: Path | None = None) -> Se
     variables = _variables()
     named = os.environ.get(CONFIG_VARIABLE)
     file = config if config is not None else Path(named).expanduser() if named else None
-    keys = _read_yaml(file) if file is not None else {}
-    faults = [
-        f"{ENV_PREFIX}{key.upper()}: no such option{_nearest(key, str.upper, ENV_PREFIX)}"
-        for key in variables
-        if key not in Settings.model_fields
-    ]
-    faults += [
-        f"{file}: {key}: no such key{_nearest(str(key))}" for key in keys if key not in Settings.model_fields
-    ]
-    if faults:
-        raise ConfigError("\n".join(faults))
-
-    source = {key: f"{file}: {key}" for key in keys}
-    source |= {key: variables[key] for key in variables}
-    source |= {key: "--" + key.replace("_", "-") for key in flags}
-    below = {key: value for key, value in keys.items() if key not in variables and value is not None}
     try:
-        return Settings(**{**below, **flags})
-    except ValidationError as error:
-        raise ConfigError("\n".join(_describe(fault, source) for fault in error.errors())) from None
+        return _read(flags, variables, file)
+    except OptionsRefused as refused:
+        raise ConfigError(str(refused)) from None
+
+
+def _read(flags: Mapping[str, object], variables: Mapping[str, str], file: Path | None) -> Settings:
+    """The settings; ``Settings`` reads the values of ``variables`` from the environment by itself."""
+    keys = {} if file is None else read_yaml(file)
+    faults = unknown_keys(variables, Settings, _variable, _variable, "option")
+    faults += unknown_keys(keys, Settings, lambda key: f"{file}: {key}")
+    if faults:
+        raise OptionsRefused("\n".join(faults))
+    places = file_places(file, keys) | dict(variables) | flag_places(flags)
+    below = {key: value for key, value in keys.items() if key not in variables and value is not None}
+    return build(Settings, {**below, **flags}, places, SECRETS)
+
+
+def _variable(key: object) -> str:
+    return f"{ENV_PREFIX}{str(key).upper()}"
 
 
 def _variables() -> dict[str, str]:
@@ -68,41 +71,3 @@ def _variables() -> dict[str, str]:
             continue
         found[upper.removeprefix(ENV_PREFIX).lower()] = variable
     return found
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: must be a mapping of options to values, not {type(content).__name__}")
-    return content
-
-
-def _nearest(key: str, spell: Any = str, prefix: str = "") -> str:
-    """`` (did you mean port?)``, or nothing when no option resembles ``key``."""
-    match = difflib.get_close_matches(key.replace("-", "_").lower(), Settings.model_fields, n=1)
-    return f" (did you mean {prefix}{spell(match[0])}?)" if match else ""
-
-
-def _describe(fault: Any, source: Mapping[str, str]) -> str:
-    """One validation fault as a sentence that begins with where the value came from."""
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["loc"]:
-        field = str(fault["loc"][0])
-    else:  # a check over several fields; its message starts with the field's name
-        field, _, message = message.partition(": ")
-    message = message.replace("Input should be", "must be", 1)
-    message = message[:1].lower() + message[1:]
-    shown = "" if field in SECRETS or not fault["loc"] else _shown(fault["input"])
-    return f"{source.get(field, field)}: {message}{shown}"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f" (got {text[:80]}{'…' if len(text) > 80 else ''})"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from manylora.adapters.options.tables import option_tables
-from manylora.server.options.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, default_text, flag_of
+from pydantic.fields import FieldInfo
+
+from manylora.adapters.options.option import Option, default_text
+from manylora.adapters.options.reference_tables import flag_cell, option_tables
+from manylora.server.options.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings
 
 _INTRODUCTION = f"""\
 # Configuration
@@ -41,20 +44,16 @@ process's command line. Keys are never printed or logged.
 
 
 def page() -> str:
-    """The whole page, in Markdown."""
-    head = ("Flag", "Variable", "YAML key", "Default", "Meaning")
-    return _INTRODUCTION + option_tables(head, map(_row, Settings.model_fields))
+    """The page ``docs/configuration.md``, in Markdown."""
+    columns = ("Flag", "Variable", "YAML key", "Default", "Meaning")
+    return _INTRODUCTION + option_tables(Settings, columns, _cells)
 
 
-def _row(name: str) -> tuple[str, Sequence[str]]:
-    flag = flag_of(Settings.model_fields[name])
-    spelled = f"`--{name.replace('_', '-')} {flag.metavar}".rstrip() + "`"
-    if flag.off is not None:
-        spelled += f", `{flag.off}`"
-    default = default_text(name)
-    shown = "" if default is None else default if flag.default == default else f"`{default}`"
-    meaning = f"{flag.meaning} Repeatable." if flag.repeatable else flag.meaning
-    return flag.panel, (spelled, f"`{ENV_PREFIX}{name.upper()}`", f"`{name}`", shown, meaning)
+def _cells(name: str, field: FieldInfo, option: Option) -> Sequence[str]:
+    default = default_text(field)
+    shown = "" if default is None else default if field.default is None else f"`{default}`"
+    meaning = f"{option.meaning} Repeatable." if option.repeatable else option.meaning
+    return flag_cell(name, option), f"`{ENV_PREFIX}{name.upper()}`", f"`{name}`", shown, meaning
 
 
 if __name__ == "__main__":

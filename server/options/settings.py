@@ -1,55 +1,44 @@
 """The server's configuration: every option, its type and bounds, and its default, in one frozen object.
 
 Every option has the same name as a flag, as a variable and in the file: ``--max-num-seqs``,
-``MANYLORA_MAX_NUM_SEQS``, ``max_num_seqs``. What the flags look like in the help is told by
-:class:`Flag` beside each field, so that the command line and ``docs/configuration.md`` can't drift
-from what is accepted here.
+``MANYLORA_MAX_NUM_SEQS``, ``max_num_seqs``. What the flags look like in the help is told by the
+:class:`~manylora.adapters.options.option.Option` beside each field, so that the command line and
+``docs/configuration.md`` can't drift from what is accepted here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from manylora.adapters.base_models.directory import default_data_dir
 from manylora.adapters.errors import AdapterNameError
 from manylora.adapters.mix import check_name
-from manylora.server.options.values import (
-    format_size,
-    parse_list,
-    parse_pairs,
-    parse_size,
-    read_auto,
-    refuse_service_link,
-)
+from manylora.adapters.options.option import Option
+from manylora.adapters.options.values import parse_list, parse_named_paths, parse_size, read_auto
 
 ENV_PREFIX = "MANYLORA_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 URL_VARIABLE = ENV_PREFIX + "URL"  # read by the commands that talk to a running server
 
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """How a field looks on the command line and in the docs."""
-
-    panel: str
-    metavar: str
-    meaning: str
-    repeatable: bool = False
-    off: str | None = None  # the switch that turns a boolean off
-    without: str = ""  # what that switch means
-    default: str | None = None  # how to call what None stands for
-
-
 MODEL, ADAPTERS, HTTP = "Base model", "Adapters", "HTTP"
 MERGING, ENGINE, OPERATION = "Merging", "Engine", "Operation"
 SECRETS = ("api_key", "admin_api_key")  # fields whose values are never shown
 MAX_BYTES = 2**50  # a petabyte: beyond it the number is a typing error
+
+
+def refuse_service_link(value: object) -> object:
+    """Refuse what Kubernetes sets in pods beside a Service called manylora: ``MANYLORA_PORT=tcp://…``."""
+    if isinstance(value, str) and value.startswith("tcp://"):
+        raise ValueError(
+            "is a Kubernetes service link, not a port number: set enableServiceLinks: false in the pod, "
+            "or give the Service another name"
+        )
+    return value
+
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1, le=MAX_BYTES)]
 AutoSize = Annotated[Size | None, BeforeValidator(read_auto)]
@@ -61,7 +50,7 @@ UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Keys = Annotated[list[SecretStr], NoDecode, BeforeValidator(parse_list)]
 Texts = Annotated[list[str], NoDecode, BeforeValidator(parse_list)]
 Roots = Annotated[list[UserPath], NoDecode, BeforeValidator(parse_list)]
-NamedPaths = Annotated[dict[str, UserPath], NoDecode, BeforeValidator(parse_pairs)]
+NamedPaths = Annotated[dict[str, UserPath], NoDecode, BeforeValidator(parse_named_paths)]
 
 
 class Settings(BaseSettings):
@@ -74,157 +63,157 @@ class Settings(BaseSettings):
     # --- base model
     model: Annotated[
         str,
-        Flag(MODEL, "MODEL", "smollm2-135m, Hub id or directory."),
+        Option(MODEL, "MODEL", "smollm2-135m, Hub id or directory."),
         Field(min_length=1, max_length=4096),
     ] = "smollm2-135m"
     served_model_name: Annotated[
         str | None,
-        Flag(MODEL, "NAME", "What clients call the base.", default="MODEL's name"),
+        Option(MODEL, "NAME", "What clients call the base.", default="MODEL's name"),
         Field(min_length=1, max_length=256),
     ] = None
     dtype: Annotated[
         Literal["auto", "bf16", "fp32"],
-        Flag(MODEL, "DTYPE", "bf16, fp32, or auto: as the hardware likes."),
+        Option(MODEL, "DTYPE", "bf16, fp32, or auto: as the hardware likes."),
     ] = "auto"
     quantize: Annotated[
         Literal["none", "nf4", "int8"],
-        Flag(MODEL, "BITS", "The base in 4 bits (nf4) or 8 (int8)."),
+        Option(MODEL, "BITS", "The base in 4 bits (nf4) or 8 (int8)."),
     ] = "none"
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], Flag(MODEL, "DEVICE", "cpu, cuda, or auto: a GPU if there is one.")
+        Literal["auto", "cpu", "cuda"], Option(MODEL, "DEVICE", "cpu, cuda, or auto: a GPU if there is one.")
     ] = "auto"
     max_model_len: Annotated[
-        AutoLength, Flag(MODEL, "N", "Longest prompt + answer, in tokens.", default="the model's")
+        AutoLength, Option(MODEL, "N", "Longest prompt + answer, in tokens.", default="the model's")
     ] = None
 
     # --- adapters
     adapter: Annotated[
-        NamedPaths, Flag(ADAPTERS, "NAME=PATH", "Load this adapter at start.", repeatable=True)
+        NamedPaths, Option(ADAPTERS, "NAME=PATH", "Load this adapter at start.", repeatable=True)
     ] = {}
     adapter_root: Annotated[
         Roots,
-        Flag(ADAPTERS, "DIR", "Load requests read from here, nowhere else.", repeatable=True),
+        Option(ADAPTERS, "DIR", "Load requests read from here, nowhere else.", repeatable=True),
     ] = []
     adapter_repository: Annotated[
         Texts,
-        Flag(ADAPTERS, "GLOB", "Hub repositories to fetch from, as 'org/*'.", repeatable=True),
+        Option(ADAPTERS, "GLOB", "Hub repositories to fetch from, as 'org/*'.", repeatable=True),
     ] = []
     adapter_url: Annotated[
         Texts,
-        Flag(ADAPTERS, "PREFIX", "URLs to fetch from, as s3://bucket/lora/.", repeatable=True),
+        Option(ADAPTERS, "PREFIX", "URLs to fetch from, as s3://bucket/lora/.", repeatable=True),
     ] = []
     resolve: Annotated[
         Texts,
-        Flag(ADAPTERS, "SOURCE", "Look unknown names up here: hf://org/{name}.", repeatable=True),
+        Option(ADAPTERS, "SOURCE", "Look unknown names up here: hf://org/{name}.", repeatable=True),
     ] = []
     adapter_memory: Annotated[
-        AutoSize, Flag(ADAPTERS, "SIZE", "Memory for resident adapters.", default="auto")
+        AutoSize, Option(ADAPTERS, "SIZE", "Memory for resident adapters.", default="auto")
     ] = None
     adapter_cache_memory: Annotated[
         AutoSizeOrNone,
-        Flag(ADAPTERS, "SIZE", "Host memory for others; 0: none.", default="auto"),
+        Option(ADAPTERS, "SIZE", "Host memory for others; 0: none.", default="auto"),
     ] = None
     keep_revisions: Annotated[
         int,
-        Flag(ADAPTERS, "N", "Revisions of a name that are kept."),
+        Option(ADAPTERS, "N", "Revisions of a name that are kept."),
         Field(ge=1, le=64),
     ] = 5
     registry_url: Annotated[
         SecretStr | None,
-        Flag(ADAPTERS, "URL", "SQLite or PostgreSQL of names.", default="in --data-dir"),
+        Option(ADAPTERS, "URL", "SQLite or PostgreSQL of names.", default="in --data-dir"),
     ] = None
     max_lora_rank: Annotated[
-        int, Flag(ADAPTERS, "RANK", "Higher ranks are refused."), Field(ge=1, le=1024)
+        int, Option(ADAPTERS, "RANK", "Higher ranks are refused."), Field(ge=1, le=1024)
     ] = 64
 
     # --- HTTP
     host: Annotated[
         str,
-        Flag(HTTP, "HOST", "Address to listen on; 0.0.0.0: all."),
+        Option(HTTP, "HOST", "Address to listen on; 0.0.0.0: all."),
         Field(min_length=1, max_length=255),
     ] = "127.0.0.1"
-    port: Annotated[Port, Flag(HTTP, "PORT", "0 takes any free port.")] = 8000
-    api_key: Annotated[Keys, Flag(HTTP, "KEY", "Accept only requests with this key.", repeatable=True)] = []
+    port: Annotated[Port, Option(HTTP, "PORT", "0 takes any free port.")] = 8000
+    api_key: Annotated[Keys, Option(HTTP, "KEY", "Accept only requests with this key.", repeatable=True)] = []
     admin_api_key: Annotated[
         Keys,
-        Flag(HTTP, "KEY", "Adapters are managed with this key only.", repeatable=True),
+        Option(HTTP, "KEY", "Adapters are managed with this key only.", repeatable=True),
     ] = []
-    max_upload_bytes: Annotated[Size, Flag(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
+    max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
     max_waiting: Annotated[
         int,
-        Flag(HTTP, "N", "Requests that may wait; more get 429."),
+        Option(HTTP, "N", "Requests that may wait; more get 429."),
         Field(ge=1, le=1_000_000),
     ] = 1024
 
     # --- merging
-    merge_memory: Annotated[AutoSize, Flag(MERGING, "SIZE", "Memory for merged copies.", default="auto")] = (
-        None
-    )
+    merge_memory: Annotated[
+        AutoSize, Option(MERGING, "SIZE", "Memory for merged copies.", default="auto")
+    ] = None
     auto_merge: Annotated[
         bool,
-        Flag(MERGING, "", "Merge the adapter nearly all answers are for.", off="--no-auto-merge"),
+        Option(MERGING, "", "Merge the adapter nearly all answers are for.", switch=True),
     ] = False
     auto_merge_share: Annotated[
         float,
-        Flag(MERGING, "SHARE", "How many of the answers that is."),
+        Option(MERGING, "SHARE", "How many of the answers that is."),
         Field(ge=0.5, le=1, allow_inf_nan=False),
     ] = 0.98
     auto_merge_seconds: Annotated[
         float,
-        Flag(MERGING, "S", "For how long they must have been."),
+        Option(MERGING, "S", "For how long they must have been."),
         Field(ge=1, le=86400, allow_inf_nan=False),
     ] = 60.0
     auto_merge_sequences: Annotated[
         float,
-        Flag(MERGING, "N", "How many must run at once, on average."),
+        Option(MERGING, "N", "How many must run at once, on average."),
         Field(ge=0.1, le=4096, allow_inf_nan=False),
     ] = 4.0
     export_root: Annotated[
-        UserPath | None, Flag(MERGING, "DIR", "Exported models go here.", default="no exports")
+        UserPath | None, Option(MERGING, "DIR", "Exported models go here.", default="no exports")
     ] = None
 
     # --- engine
-    max_num_seqs: Annotated[int, Flag(ENGINE, "N", "Sequences computed together."), Field(ge=1, le=4096)] = (
-        128
-    )
+    max_num_seqs: Annotated[
+        int, Option(ENGINE, "N", "Sequences computed together."), Field(ge=1, le=4096)
+    ] = 128
     max_batch_tokens: Annotated[
-        int, Flag(ENGINE, "N", "Tokens computed in one step."), Field(ge=1, le=2**20)
+        int, Option(ENGINE, "N", "Tokens computed in one step."), Field(ge=1, le=2**20)
     ] = 512
     max_stretch: Annotated[
         float,
-        Flag(ENGINE, "X", "Prompts stretch answers' steps X times at most."),
+        Option(ENGINE, "X", "Prompts stretch answers' steps X times at most."),
         Field(ge=1.1, le=1e6),
     ] = 4.0
     kv_cache_memory: Annotated[
-        AutoSize, Flag(ENGINE, "SIZE", "Memory for keys and values.", default="auto")
+        AutoSize, Option(ENGINE, "SIZE", "Memory for keys and values.", default="auto")
     ] = None
     kernels: Annotated[
         Literal["auto", "native", "pytorch"],
-        Flag(ENGINE, "KIND", "native (C++, Triton), pytorch, or auto."),
+        Option(ENGINE, "KIND", "native (C++, Triton), pytorch, or auto."),
     ] = "auto"
     enable_prefix_cache: Annotated[
         bool,
-        Flag(
+        Option(
             ENGINE,
             "",
             "Compute common prompt beginnings once.",
-            off="--no-prefix-cache",
+            switch=True,
             without="Compute common prompt beginnings again.",
         ),
     ] = True
 
     # --- operation
-    data_dir: Annotated[UserPath, Flag(OPERATION, "DIR", "For models and adapters.")] = Field(
-        default_factory=default_data_dir
-    )
+    data_dir: Annotated[
+        UserPath, Option(OPERATION, "DIR", "For models and adapters.", default="~/.local/share/manylora")
+    ] = Field(default_factory=default_data_dir)
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Flag(OPERATION, "LEVEL", "debug, info, warning or error."),
+        Option(OPERATION, "LEVEL", "debug, info, warning or error."),
     ] = "info"
-    access_log: Annotated[bool, Flag(OPERATION, "", "One log line a request.", off="--no-access-log")] = False
+    access_log: Annotated[bool, Option(OPERATION, "", "One log line a request.", switch=True)] = False
     shutdown_timeout: Annotated[
         float,
-        Flag(OPERATION, "S", "Time running requests get to finish."),
+        Option(OPERATION, "S", "Time running requests get to finish."),
         Field(ge=0, le=3600, allow_inf_nan=False),
     ] = 10.0
 
@@ -261,24 +250,3 @@ class Settings(BaseSettings):
             return self.served_model_name
         path = Path(self.model).expanduser()
         return path.resolve().name if path.is_dir() else self.model
-
-
-def flag_of(field: FieldInfo) -> Flag:
-    """The :class:`Flag` that every field of ``Settings`` carries."""
-    return next(item for item in field.metadata if isinstance(item, Flag))
-
-
-def default_text(name: str) -> str | None:
-    """The default of a field as help and docs show it; ``None`` where that is nothing."""
-    field = Settings.model_fields[name]
-    if name == "data_dir":
-        return "~/.local/share/manylora"
-    if field.default is None:
-        return flag_of(field).default
-    if field.default in ([], {}):
-        return None
-    if name == "max_upload_bytes":
-        return format_size(field.default)
-    if isinstance(field.default, bool):
-        return "on" if field.default else "off"
-    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)

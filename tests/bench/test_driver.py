@@ -28,8 +28,8 @@ from bench.systems import (
     start,
 )
 from manylora.server.cli.loadgen.figures import summarize
+from manylora.server.cli.loadgen.generated_prompts import PromptShape
 from manylora.server.cli.loadgen.load import Load, apply, arrivals
-from manylora.server.cli.loadgen.prompts import PromptShape
 from manylora.server.cli.loadgen.workload import parse_workload
 
 Answer = Callable[[dict[str, Any]], list[bytes]]  # request body -> pieces of the response, sent one by one

@@ -16,12 +16,12 @@ from bench.adapters import linear_layers, write_adapters
 from bench.gguf_export import gguf_name, interleave_halves
 from bench.peers import vllm_requirements
 from bench.systems import by_lora_list, by_model, manylora, parse_system
-from manylora.server.cli.loadgen.client import Exchange
+from manylora.server.cli.loadgen.completion import Exchange
 from manylora.server.cli.loadgen.figures import Figures, medians, percentile, summarize
+from manylora.server.cli.loadgen.figures_table import show_table
+from manylora.server.cli.loadgen.generated_prompts import PromptShape
 from manylora.server.cli.loadgen.load import Observed
-from manylora.server.cli.loadgen.prompts import PromptShape
-from manylora.server.cli.loadgen.response_reader import BadResponse, EventReader, ResponseReader, Unchunker
-from manylora.server.cli.loadgen.table import show_table
+from manylora.server.cli.loadgen.response_reader import BadResponse, EventReader, ResponseReader
 from manylora.server.cli.loadgen.workload import Workload, parse_workload
 
 BODY = (b'data: {"choices": [1, 2]}\n\ndat', b'a: {"usage": null}\n\ndata:', b" [DONE]\n\n", b"")
@@ -39,12 +39,14 @@ def test_a_response_reads_the_same_however_it_is_cut(size: int) -> None:
 
 
 def test_chunks_with_extensions_and_events_with_crlf() -> None:
-    assert Unchunker().feed(b"3;x=1\r\nabc\r\n0\r\n\r\n") == b"abc"
+    assert ResponseReader().feed(HEAD + b"3;x=1\r\nabc\r\n0\r\n\r\n") == b"abc"
     assert EventReader().feed(b": comment\r\n\r\ndata:{}\r\n\r\ndata: [DONE]\r\n\r\n") == [b"{}"]
     plain = ResponseReader()
     assert plain.feed(b"HTTP/1.1 200 OK\r\n\r\ndata: x\n") == b"data: x\n"
     with pytest.raises(BadResponse):
         ResponseReader().feed(b"nonsense\r\n\r\n")
+    with pytest.raises(BadResponse):
+        ResponseReader().feed(HEAD + b"not a length\r\nabc\r\n")
 
 
 @pytest.mark.parametrize(

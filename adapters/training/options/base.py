@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from manylora.adapters.training.knob import Knob
+from manylora.adapters.options.option import Option
 from manylora.adapters.training.options.types import BASE, Options
 
 
@@ -15,26 +15,26 @@ class BaseOptions(Options):
 
     base_model: Annotated[
         str,
-        Knob(
+        Option(
             BASE, "MODEL", "smollm2-135m, a Hub id, or a directory.", "the model that the server starts with"
         ),
         Field(min_length=1, max_length=4096),
     ] = "smollm2-135m"
     dtype: Annotated[
         Literal["auto", "bf16", "fp32"],
-        Knob(
+        Option(
             BASE, "DTYPE", "Of the frozen base: bf16, fp32 or auto (bf16 where the hardware computes in it).",
             "what the server does too; the adapter itself always trains in fp32",
         ),
     ] = "auto"  # fmt: skip
     quantization: Annotated[
         Literal["none", "nf4", "int8"],
-        Knob(
+        Option(
             BASE, "KIND", "Of the frozen base: nf4 with double quantization or int8 (QLoRA), or none.",
             "a base that fits trains faster and a little better unquantized",
         ),
     ] = "none"  # fmt: skip
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
-        Knob(BASE, "DEVICE", "cpu, cuda or auto: cuda if there is a GPU.", "a GPU is always faster"),
+        Option(BASE, "DEVICE", "cpu, cuda or auto: cuda if there is a GPU.", "a GPU is always faster"),
     ] = "auto"

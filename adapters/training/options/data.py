@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from manylora.adapters.training.knob import Knob
+from manylora.adapters.options.option import Option
 from manylora.adapters.training.options.types import DATA, Count, Options, UserPath
 
 
@@ -14,17 +14,18 @@ class DataOptions(Options):
     """What is learned from, and what is measured on."""
 
     train_path: Annotated[
-        UserPath, Knob(DATA, "FILE", "The JSON Lines to learn from.", "has to be given", default="(required)")
+        UserPath,
+        Option(DATA, "FILE", "The JSON Lines to learn from.", "has to be given", default="(required)"),
     ]
     eval_path: Annotated[
         UserPath | None,
-        Knob(
+        Option(
             DATA, "FILE", "JSON Lines to evaluate on, never learned from.", "rows of train_path are held out"
         ),
     ] = None
     eval_split: Annotated[
         float,
-        Knob(
+        Option(
             DATA, "SHARE", "Share of train_path that is held out when there is no eval_path; 0 for none.",
             "an adapter that was never measured on other rows should not be served",
         ),
@@ -32,21 +33,21 @@ class DataOptions(Options):
     ] = 0.05  # fmt: skip
     task: Annotated[
         Literal["sft", "dpo", "classification"],
-        Knob(
+        Option(
             DATA, "TASK", "sft (answers), dpo (preferences) or classification (text and label).",
             "most data is answers; files of another task are recognized and refused with its name",
         ),
     ] = "sft"  # fmt: skip
     max_length: Annotated[
         Count,
-        Knob(
+        Option(
             DATA, "TOKENS", "Longer sequences are cut at their end, and counted.",
             "most chat rows are shorter, and memory grows with the longest",
         ),
     ] = 1024  # fmt: skip
     packing: Annotated[
         bool,
-        Knob(
+        Option(
             DATA, "", "Fill sequences of max_length with several rows, none of which sees another (sft).",
             "batches then hold a varying number of rows, so the learning rate means something else",
             switch=True,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from manylora.adapters.training.knob import Knob
+from manylora.adapters.options.option import Option
 from manylora.adapters.training.options.types import LORA, Alphas, Names, Options, Ranks
 
 _INIT = re.compile(r"default|gaussian|olora|pissa|pissa_niter_[1-9]\d?|eva|orthogonal")
@@ -24,14 +24,14 @@ class LoraOptions(Options):
 
     lora_r: Annotated[
         int,
-        Knob(
+        Option(
             LORA, "RANK", "Rank of every target module.", "enough for most tasks; serving cost grows with it"
         ),
         Field(ge=1, le=1024),
     ] = 16
     lora_alpha: Annotated[
         float | None,
-        Knob(
+        Option(
             LORA, "ALPHA", "The update is scaled by alpha / rank.",
             "a scale of 2 whatever the rank, so that learning rates carry over", default="2 * lora_r (32)",
         ),
@@ -39,12 +39,14 @@ class LoraOptions(Options):
     ] = None  # fmt: skip
     lora_dropout: Annotated[
         float,
-        Knob(LORA, "SHARE", "Of the inputs of A while training.", "short runs do not overfit enough to gain"),
+        Option(
+            LORA, "SHARE", "Of the inputs of A while training.", "short runs do not overfit enough to gain"
+        ),
         Field(ge=0, lt=1),
     ] = 0.0
     target_modules: Annotated[
         Names,
-        Knob(
+        Option(
             LORA, "NAMES", "all-linear (without the head), attention, mlp, or names of modules.",
             "adapting every linear layer beats a higher rank on fewer of them", repeatable=True,
             default="all-linear",
@@ -53,34 +55,34 @@ class LoraOptions(Options):
     ] = ("all-linear",)  # fmt: skip
     rank_pattern: Annotated[
         Ranks,
-        Knob(
+        Option(
             LORA, "PATTERN=RANK", "Other ranks for modules that match.", "one rank is easier to judge",
             repeatable=True,
         ),
     ] = {}  # fmt: skip  # noqa: RUF012 - pydantic copies it
     alpha_pattern: Annotated[
         Alphas,
-        Knob(
+        Option(
             LORA, "PATTERN=ALPHA", "Other alphas for modules that match.", "as rank_pattern", repeatable=True
         ),
     ] = {}  # noqa: RUF012 - pydantic copies it
     use_rslora: Annotated[
         bool,
-        Knob(
+        Option(
             LORA, "", "Scale by alpha / √rank.", "with the default alpha it would be 4 times as strong",
             switch=True,
         ),
     ] = False  # fmt: skip
     use_dora: Annotated[
         bool,
-        Knob(
+        Option(
             LORA, "", "Learn the magnitude of each output apart from its direction.",
             "a third slower to train, for a gain that mostly shows at low ranks", switch=True,
         ),
     ] = False  # fmt: skip
     init: Annotated[
         str,
-        Knob(
+        Option(
             LORA, "INIT", "default, gaussian, olora, pissa, pissa_niter_N, eva or orthogonal.",
             "B = 0 starts exactly at the base and needs no conversion; olora and pissa start faster, train "
             "the base in fp32 and are converted to a plain adapter of rank 2r",
@@ -89,7 +91,7 @@ class LoraOptions(Options):
     ] = "default"  # fmt: skip
     loraplus_ratio: Annotated[
         float | None,
-        Knob(
+        Option(
             LORA, "RATIO", "LoRA+: B learns this many times faster than A.",
             "needs its own learning rate; 16 is what its paper recommends",
         ),
@@ -97,7 +99,7 @@ class LoraOptions(Options):
     ] = None  # fmt: skip
     modules_to_save: Annotated[
         Names,
-        Knob(
+        Option(
             LORA, "NAMES", "Modules trained in full and saved with the adapter.",
             "each is a full copy of its weights in every adapter", repeatable=True,
         ),

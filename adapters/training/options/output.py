@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from manylora.adapters.errors import AdapterNameError
 from manylora.adapters.mix import check_name
-from manylora.adapters.training.knob import Knob
+from manylora.adapters.options.option import Option
 from manylora.adapters.training.options.types import (
     RUN,
     WATCH,
@@ -33,32 +33,32 @@ class OutputOptions(Options):
     """What is logged, kept and published."""
 
     logging_steps: Annotated[
-        Count, Knob(WATCH, "STEPS", "Between lines of metrics.jsonl.", "cheap, and curves want points")
+        Count, Option(WATCH, "STEPS", "Between lines of metrics.jsonl.", "cheap, and curves want points")
     ] = 5
     eval_steps: Annotated[
         Interval,
-        Knob(
+        Option(
             WATCH, "STEPS|SHARE", "Between evaluations: a number of steps, or a share of them below 1.",
             "ten points of the curve, whatever the length of the run",
         ),
     ] = 0.1  # fmt: skip
     save_steps: Annotated[
         Interval,
-        Knob(
+        Option(
             WATCH, "STEPS|SHARE", "Between checkpoints to resume from; the last two are kept.",
             "a crash costs a tenth of the run at most",
         ),
     ] = 0.1  # fmt: skip
     early_stopping_patience: Annotated[
         Count | None,
-        Knob(
+        Option(
             WATCH, "EVALS", "Stop after so many evaluations without a lower loss; the best is kept.",
             "the loss on few held-out rows is noisy; the curve shows when to use it",
         ),
     ] = None  # fmt: skip
     sample_prompts: Annotated[
         Texts,
-        Knob(
+        Option(
             WATCH, "TEXT", "Answered by base and adapter at every evaluation.", "generation is slow",
             repeatable=True,
         ),
@@ -66,31 +66,31 @@ class OutputOptions(Options):
     ] = ()  # fmt: skip
     sample_tokens: Annotated[
         Count,
-        Knob(WATCH, "TOKENS", "Of each sample answer, and of those of the stop test.", "a few sentences"),
+        Option(WATCH, "TOKENS", "Of each sample answer, and of those of the stop test.", "a few sentences"),
     ] = 64
     report_to: Annotated[
         Names,
-        Knob(
+        Option(
             WATCH, "NAMES", "Trackers of transformers besides metrics.jsonl: tensorboard, wandb, mlflow, …",
             "nothing leaves the machine unless asked", repeatable=True,
         ),
     ] = ()  # fmt: skip
     output_dir: Annotated[
         UserPath,
-        Knob(
+        Option(
             RUN, "DIR", "Gets adapter/, checkpoints/, metrics.jsonl, report.html.", "has to be given",
             default="(required)",
         ),
     ]  # fmt: skip
     name: Annotated[
         str | None,
-        Knob(RUN, "NAME", "The adapter's name in its card and on the server.", "one name less to think of",
+        Option(RUN, "NAME", "The adapter's name in its card and on the server.", "one name less to think of",
              default="name of output_dir"),
         AfterValidator(lambda value: value if value is None else _check_own_name(value)),
     ] = None  # fmt: skip
     publish: Annotated[
         str | None,
-        Knob(
+        Option(
             RUN,
             "URL",
             "Upload the finished adapter to this server.",

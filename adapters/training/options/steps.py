@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from manylora.adapters.training.knob import Knob
+from manylora.adapters.options.option import Option
 from manylora.adapters.training.options.types import STEPS, Count, Options
 
 
@@ -15,14 +15,14 @@ class StepOptions(Options):
 
     method: Annotated[
         Literal["lora", "full"],
-        Knob(
+        Option(
             STEPS, "METHOD", "lora, or full: train all weights, in fp32, and save a model of its own (sft).",
             "an adapter is a hundredth of the size, takes a fraction of the memory, and many share one base",
         ),
     ] = "lora"  # fmt: skip
     num_train_epochs: Annotated[
         float,
-        Knob(
+        Option(
             STEPS, "EPOCHS", "Passes over the data.",
             "a second pass still lowers the held-out loss of small data sets; a third mostly memorizes",
         ),
@@ -30,25 +30,27 @@ class StepOptions(Options):
     ] = 2.0  # fmt: skip
     max_steps: Annotated[
         Count | None,
-        Knob(STEPS, "STEPS", "Optimizer steps; overrides num_train_epochs.", "epochs fit any amount of data"),
+        Option(
+            STEPS, "STEPS", "Optimizer steps; overrides num_train_epochs.", "epochs fit any amount of data"
+        ),
     ] = None
     batch_size: Annotated[
         Count,
-        Knob(
+        Option(
             STEPS, "ROWS", "Sequences in one forward and backward, per process.",
             "LoRA learns worse with large batches: 8, and at most 16 with accumulation, is a safe region",
         ),
     ] = 8  # fmt: skip
     gradient_accumulation_steps: Annotated[
         Count,
-        Knob(
+        Option(
             STEPS, "BATCHES", "Batches whose gradients make one optimizer step.",
             "only needed when batch_size sequences do not fit memory",
         ),
     ] = 1  # fmt: skip
     learning_rate: Annotated[
         float | None,
-        Knob(
+        Option(
             STEPS, "RATE", "The highest learning rate.",
             "about ten times that of full fine-tuning, which is where LoRA's best rate lies for most models; "
             "very small models take up to 2e-3", default="0.0002; 0.00002 with method full",
@@ -57,14 +59,14 @@ class StepOptions(Options):
     ] = None  # fmt: skip
     lr_scheduler: Annotated[
         Literal["cosine", "linear", "constant"],
-        Knob(
+        Option(
             STEPS, "SHAPE", "After the warm-up: cosine or linear down to 0, or constant.",
             "most steps at a high rate and a gentle end, with nothing to tune",
         ),
     ] = "cosine"  # fmt: skip
     warmup: Annotated[
         float,
-        Knob(
+        Option(
             STEPS, "SHARE|STEPS", "Rise of the rate: a share of all steps below 1, else steps.",
             "B starts at zero, so the first gradients of A are noise",
         ),
@@ -74,7 +76,7 @@ class StepOptions(Options):
         Literal[
             "auto", "adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor"
         ],
-        Knob(
+        Option(
             STEPS, "NAME", "auto: paged_adamw_32bit on CUDA, adamw_torch on CPU. Or any of those, "
             "adamw_torch_fused, paged_adamw_8bit, adafactor.",
             "paged states survive memory peaks; on a CPU there is nothing to page to",
@@ -82,14 +84,14 @@ class StepOptions(Options):
     ] = "auto"  # fmt: skip
     weight_decay: Annotated[
         float,
-        Knob(
+        Option(
             STEPS, "DECAY", "Of A and B.", "the rank already bounds what the adapter can change",
         ),
         Field(ge=0, le=1),
     ] = 0.0  # fmt: skip
     max_grad_norm: Annotated[
         float,
-        Knob(
+        Option(
             STEPS,
             "NORM",
             "Gradients are scaled down to this norm; 0 for never.",
@@ -99,7 +101,7 @@ class StepOptions(Options):
     ] = 1.0
     gradient_checkpointing: Annotated[
         bool,
-        Knob(
+        Option(
             STEPS, "", "Compute activations again in the backward pass rather than keeping them.",
             "costs a quarter of the speed; `manylora estimate` says whether the memory is needed",
             switch=True,
@@ -107,7 +109,7 @@ class StepOptions(Options):
     ] = False  # fmt: skip
     seed: Annotated[
         int,
-        Knob(
+        Option(
             STEPS,
             "SEED",
             "Of the order of rows, the split, A's start and dropout.",
@@ -117,7 +119,7 @@ class StepOptions(Options):
     ] = 0
     dpo_beta: Annotated[
         float,
-        Knob(
+        Option(
             STEPS, "BETA", "How strongly DPO holds the adapter to the base's answers.",
             "the value of the paper's experiments",
         ),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from manylora.adapters.training.knob import as_list, as_pairs, as_texts
+from manylora.adapters.options.values import parse_pattern_numbers, split_list, wrap_text
 
 BASE, DATA, STEPS, LORA = "Base model", "Data", "Training", "Adapter"
 WATCH, RUN = "While it runs", "Output"
@@ -15,13 +15,13 @@ WATCH, RUN = "While it runs", "Output"
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Interval = Annotated[float, Field(gt=0, le=10**9)]
-Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(as_texts)]
-Ranks = Annotated[dict[str, Annotated[int, Field(ge=1, le=1024)]], BeforeValidator(as_pairs)]
-Alphas = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], BeforeValidator(as_pairs)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(wrap_text)]
+Ranks = Annotated[dict[str, Annotated[int, Field(ge=1, le=1024)]], BeforeValidator(parse_pattern_numbers)]
+Alphas = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], BeforeValidator(parse_pattern_numbers)]
 
 
 class Options(BaseModel):
-    """Immutable; unknown keys are refused."""
+    """Base of the trainer's options: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,1 +1,1 @@
-"""The command line's side of managing adapters: a client of a running server, and what it prints."""
+"""The commands that manage the adapters of a running server, and what they print."""

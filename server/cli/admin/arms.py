@@ -17,7 +17,7 @@ Unit = Callable[[float], tuple[float, str]]  # how many of which unit something 
 
 
 def arms_table(alias: Answer) -> RenderableType:
-    """What the answers of each arm have come to, as ``GET /v1/aliases/{name}`` tells it."""
+    """A table of what the answers of each arm of an alias have come to; ``alias`` is the server's answer."""
     differences = alias["differences"]
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("")
@@ -69,7 +69,7 @@ def _apart(found: Answer | None, unit: Unit) -> str:
 
 
 def _told(value: float, interval: list[float] | None, unit: Unit) -> str:
-    """``34 ms (22.9 to 45.1)``."""
+    """A value with its confidence interval: ``34 ms (22.9 to 45.1)``."""
     scale, name = unit(value)
     told = f"{scale * value:.3g}{name}"
     if interval is None:

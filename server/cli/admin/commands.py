@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from manylora.server.cli.admin.adding import add
 from manylora.server.cli.admin.exporting import export
 from manylora.server.cli.admin.session import Session, with_session
+from manylora.server.cli.client.errors import Unusable
+
+if TYPE_CHECKING:  # brings httpx, which the help does not need
+    from manylora.server.cli.client.client import Client
 
 adapters = typer.Typer(name="adapters", no_args_is_help=True, help="Manage the adapters of a running server.")
 
@@ -39,32 +42,28 @@ def list_adapters(
 ) -> None:
     """List the adapters, or those whose name begins with PREFIX."""
     with session.talk() as client:
-        asked = {"prefix": prefix, "tag": tag, "state": state, "resident": resident}
-        size = None if limit is None else min(limit, 1000)
-        found = list(islice(client.pages("/v1/adapters", **asked, limit=size), limit))
+        found = list(client.list(prefix, tag=tag, state=state, resident=resident, limit=limit))
     if session.as_json:
         for adapter in found:
             session.tell(adapter, str)
         return
-    from manylora.server.cli.admin.tables import adapter_table, show, terminal_width  # noqa: PLC0415
+    from manylora.server.cli.admin.tables import adapter_table, print_unbroken, terminal_width  # noqa: PLC0415
 
-    show(adapter_table(found, terminal_width()))
+    print_unbroken(adapter_table(found, terminal_width()))
 
 
 @adapters.command("show")
 @with_session
 def show_adapter(session: Session, name: Name) -> None:
     """Show one adapter: state, revisions, where its bytes are, what it has served."""
-    from manylora.server.cli.admin.client import adapter_path  # noqa: PLC0415
-
     with session.talk() as client:
-        found = client.get(adapter_path(name))
+        found = client.show(name)
     if session.as_json:
         session.tell(found, str)
         return
-    from manylora.server.cli.admin.tables import adapter_sheet, show  # noqa: PLC0415
+    from manylora.server.cli.admin.tables import adapter_sheet, print_unbroken  # noqa: PLC0415
 
-    show(adapter_sheet(found))
+    print_unbroken(adapter_sheet(found))
 
 
 @adapters.command("rm")
@@ -77,49 +76,43 @@ def remove(
     ] = 30.0,
 ) -> None:
     """Delete adapters: refuse new requests, let running ones finish, free what they took."""
-    from manylora.server.cli.admin.client import adapter_path  # noqa: PLC0415
     from manylora.server.cli.admin.lines import deleted_line  # noqa: PLC0415
 
-    session.each(
-        names,
-        lambda client, name: client.delete(adapter_path(name), patience=deadline, deadline=deadline),
-        deleted_line,
-    )
+    session.each(names, lambda client, name: client.delete(name, deadline), deleted_line)
 
 
 @adapters.command()
 @with_session
 def pin(session: Session, names: Names) -> None:
     """Bring adapters to the device and keep them there."""
-    _act(session, "pin", names)
+    _act(session, names, lambda client, name: client.pin(name))
 
 
 @adapters.command()
 @with_session
 def unpin(session: Session, names: Names) -> None:
     """Let adapters be evicted again."""
-    _act(session, "unpin", names)
+    _act(session, names, lambda client, name: client.unpin(name))
 
 
 @adapters.command()
 @with_session
 def prefetch(session: Session, names: Names) -> None:
     """Bring adapters in before they are asked for."""
-    _act(session, "prefetch", names)
+    _act(session, names, lambda client, name: client.prefetch(name))
 
 
 @adapters.command()
 @with_session
 def evict(session: Session, names: Names) -> None:
     """Take adapters off the device; the next request brings them back."""
-    _act(session, "evict", names)
+    _act(session, names, lambda client, name: client.evict(name))
 
 
-def _act(session: Session, action: str, names: Sequence[str]) -> None:
-    from manylora.server.cli.admin.client import adapter_path  # noqa: PLC0415
+def _act(session: Session, names: Sequence[str], act: Callable[[Client, str], Any]) -> None:
     from manylora.server.cli.admin.lines import residency_line  # noqa: PLC0415
 
-    session.each(names, lambda client, name: client.post(adapter_path(name, action)), residency_line)
+    session.each(names, act, residency_line)
 
 
 @adapters.command()
@@ -133,11 +126,9 @@ def rollback(
     ] = None,
 ) -> None:
     """Make an adapter serve an earlier revision again."""
-    from manylora.server.cli.admin.client import adapter_path  # noqa: PLC0415
     from manylora.server.cli.admin.lines import serving_line  # noqa: PLC0415
 
-    body: dict[str, Any] = {} if revision is None else {"revision": revision}
-    session.each([name], lambda client, n: client.post(adapter_path(n, "rollback"), body), serving_line)
+    session.each([name], lambda client, n: client.rollback(n, revision), serving_line)
 
 
 @adapters.command()
@@ -157,7 +148,6 @@ def alias(
     reset: Annotated[bool, typer.Option("--reset", help="Count afresh, also for targets that stay.")] = False,
 ) -> None:
     """Make NAME stand for another name, or split it; without targets show how its arms do."""
-    from manylora.server.cli.admin.client import Unusable, alias_path  # noqa: PLC0415
     from manylora.server.cli.admin.lines import alias_line, arms_of  # noqa: PLC0415
 
     with session.talk() as client:
@@ -166,17 +156,14 @@ def alias(
         if reset and (rm or not targets):
             raise Unusable("--reset goes with the targets of an alias")
         if name is None:
-            for found in client.get("/v1/aliases")["data"]:
+            for found in client.aliases():
                 session.tell(found, alias_line)
         elif rm:
-            session.tell(client.delete(alias_path(name)), lambda _: f"{name} is deleted")
+            session.tell(client.delete_alias(name), lambda _: f"{name} is deleted")
         elif targets:
-            session.tell(
-                client.put(alias_path(name), {**arms_of(targets), **({"reset": True} if reset else {})}),
-                alias_line,
-            )
+            session.tell(client.set_alias(name, arms_of(targets), reset=reset), alias_line)
         else:
-            _show_arms(session, client.get(alias_path(name)))
+            _show_arms(session, client.alias(name))
 
 
 def _show_arms(session: Session, found: Any) -> None:
@@ -185,6 +172,6 @@ def _show_arms(session: Session, found: Any) -> None:
     session.tell(found, alias_line)
     if not session.as_json:
         from manylora.server.cli.admin.arms import arms_table  # noqa: PLC0415
-        from manylora.server.cli.admin.tables import show  # noqa: PLC0415
+        from manylora.server.cli.admin.tables import print_unbroken  # noqa: PLC0415
 
-        show(arms_table(found))
+        print_unbroken(arms_table(found))

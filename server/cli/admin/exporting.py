@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from manylora.server.cli.admin.session import Session, complain
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from manylora.server.cli.admin.client import Client
-
-_PAUSE = 0.25  # seconds between two looks
+from manylora.adapters.options.values import parse_size
+from manylora.server.cli.admin.session import Session
+from manylora.server.cli.client.errors import Unusable
+from manylora.server.cli.output import complain
 
 
 def export(
@@ -39,37 +34,38 @@ def export(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when it is written.")] = True,
 ) -> None:
     """Have the server write the base with an adapter merged in, as a model of its own on its disk."""
-    from manylora.server.cli.admin.client import Refused, Unusable, adapter_path  # noqa: PLC0415
+    from manylora.adapters.progress_bars import progress_bars  # noqa: PLC0415
     from manylora.server.cli.admin.lines import exported_line  # noqa: PLC0415
-    from manylora.server.cli.admin.tables import progress_bars  # noqa: PLC0415
-    from manylora.server.options.values import parse_size  # noqa: PLC0415
 
-    with session.talk() as client, progress_bars() as progress:
+    with session.talk() as client, progress_bars(passing=True) as bars:
+        task = bars.add_task("writing", total=1.0, visible=wait)
+        begun = False
+
+        def moved(state: str, done: float) -> None:
+            nonlocal begun
+            begun = True
+            bars.update(task, description=state, completed=done)
+
         try:
-            wish: dict[str, Any] = {"dtype": dtype, "verify": verify}
-            wish["max_shard_size"] = parse_size(max_shard_size)
-        except ValueError as error:
-            raise Unusable(f"--max-shard-size: {error}") from None
-        if directory is not None:
-            wish["directory"] = directory
-        path = adapter_path(name, "export")
-        answer = client.post(path, wish, wait="false")
-        if wait:
-            answer = _wait(client, path, answer, progress)
-        if answer["error"] is not None:
-            raise Refused(answer["error"]["message"], 500, answer["error"]["code"])
+            answer = client.export(
+                name,
+                directory=directory,
+                dtype=dtype,
+                max_shard_bytes=_size(max_shard_size),
+                verify=verify,
+                wait=wait,
+                progress=moved,
+            )
+        except KeyboardInterrupt:
+            if begun:
+                url = client.export_url(name)
+                complain(f"the server goes on writing; to cancel it: curl -X DELETE '{url}'")
+            raise
     session.tell(answer, exported_line)
 
 
-def _wait(client: Client, path: str, answer: Any, progress: Progress) -> Any:
-    task = progress.add_task("writing", total=1.0)
+def _size(text: str) -> int:
     try:
-        while answer["state"] not in {"ready", "failed"}:
-            time.sleep(_PAUSE)
-            answer = client.get(path)
-            progress.update(task, completed=answer["progress"], description=answer["state"])
-    except KeyboardInterrupt:
-        complain(f"the server goes on writing; to cancel it: curl -X DELETE '{client.url}{path}'")
-        raise
-    progress.remove_task(task)
-    return answer
+        return parse_size(text)
+    except ValueError as error:
+        raise Unusable(f"--max-shard-size: {error}") from None

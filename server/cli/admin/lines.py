@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manylora.server.cli.admin.client import Unusable
+from manylora.server.cli.client.errors import Unusable
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -27,18 +27,20 @@ def share(part: float) -> str:
 
 
 def place(adapter: Answer) -> str:
-    """Where the fastest copy of an adapter is."""
+    """Where the fastest copy of an adapter is, and its bytes: ``device 14.0 KiB``."""
     tiers = adapter["residency"]
     where = next((tier for tier in ("device", "memory", "disk") if tiers[tier]), None)
     return "nowhere" if where is None else f"{where} {size(tiers[where])}"
 
 
 def residency_line(adapter: Answer) -> str:
+    """Where an adapter is now, after it was pinned, unpinned, prefetched or evicted."""
     pinned = ", pinned" if adapter["pinned"] else ""
     return f"{adapter['id']}: {place(adapter)}{pinned}"
 
 
 def serving_line(adapter: Answer) -> str:
+    """Which revision an adapter serves, after it was rolled back."""
     return f"{adapter['id']} serves revision {adapter['revision']}"
 
 
@@ -59,6 +61,7 @@ def exported_line(answer: Answer) -> str:
 
 
 def deleted_line(answer: Answer) -> str:
+    """What deleting an adapter has freed, and what still runs."""
     freed = f"{answer['id']} is deleted, {size(answer['bytes_freed'])} of device memory freed"
     if answer["drained"]:
         return freed
@@ -66,7 +69,7 @@ def deleted_line(answer: Answer) -> str:
 
 
 def published_line(before: Answer | None, answer: Answer) -> str:
-    """What publishing has come to; ``before`` is the adapter as it was, None for a new one."""
+    """What publishing an adapter has come to; ``before`` is the adapter as it was, None for a new one."""
     name, revision = answer["id"], answer["revision"]
     publication = answer["publication"]
     if publication is not None and publication["state"] == "loading":
@@ -82,27 +85,30 @@ def published_line(before: Answer | None, answer: Answer) -> str:
 
 
 def alias_line(alias: Answer) -> str:
+    """What an alias stands for: ``live -> 90% support, 10% legal``."""
     arms = alias["split"]
     if len(arms) == 1:
         return f"{alias['id']} -> {arms[0]['target']}"
     return f"{alias['id']} -> " + ", ".join(f"{share(arm['share'])} {arm['target']}" for arm in arms)
 
 
-def arms_of(targets: Sequence[str]) -> dict[str, Any]:
-    """The body of an alias from ``TARGET`` or several ``TARGET=SHARE``.
+def arms_of(targets: Sequence[str]) -> str | list[tuple[str, float]]:
+    """What an alias is to stand for, from ``TARGET`` or several ``TARGET=SHARE``.
 
     Raises:
         Unusable: several targets, and one has no share or one that is no number.
     """
     if len(targets) == 1 and "=" not in targets[0]:
-        return {"target": targets[0]}
-    arms = []
-    for text in targets:
-        target, separator, weight = text.rpartition("=")
-        try:
-            arms.append({"target": target, "share": float(weight)})
-        except ValueError:
-            separator = ""
-        if not (separator and target):
-            raise Unusable(f"{text!r} is not TARGET=SHARE, such as support@3f9a1c2e=0.9")
-    return {"split": arms}
+        return targets[0]
+    return [_arm(text) for text in targets]
+
+
+def _arm(text: str) -> tuple[str, float]:
+    target, _, part = text.rpartition("=")
+    try:
+        number = float(part)
+    except ValueError:
+        target = ""
+    if not target:
+        raise Unusable(f"{text!r} is not TARGET=SHARE, such as support@3f9a1c2e=0.9")
+    return target, number

@@ -1,4 +1,4 @@
-"""What the commands share: their common options, how they talk to the server, and how they end.
+"""What the commands that ask a server share: their common options, how they talk to it, how they end.
 
 Exit status: 0 done; 1 the server refused, or the adapter can't be served; 2 what was given can't be used;
 3 no server answers.
@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
+from manylora.adapters.options.values import parse_list
+from manylora.server.cli.client.errors import ClientError, Refused, Unreachable
+from manylora.server.cli.output import REFUSED, UNREACHABLE, USAGE, complain, fail
 from manylora.server.options.settings import ENV_PREFIX, URL_VARIABLE
-from manylora.server.options.values import parse_list
 
 if TYPE_CHECKING:  # brings httpx, which the help does not need
-    from manylora.server.cli.admin.client import Client
+    from manylora.server.cli.client.client import Client
 
 P = ParamSpec("P")
 
-REFUSED, USAGE, UNREACHABLE = 1, 2, 3  # exit statuses
 DEFAULT_URL = "http://127.0.0.1:8000"
 KEY_VARIABLES = [f"{ENV_PREFIX}ADMIN_API_KEY", f"{ENV_PREFIX}API_KEY"]
 
@@ -52,16 +53,15 @@ class Session:
 
     @contextmanager
     def talk(self) -> Iterator[Client]:
-        """A client of the server. What goes wrong in the block ends the command with its exit status."""
-        from manylora.server.cli.admin.client import Client, ClientError, Refused, Unreachable  # noqa: PLC0415
+        """A client of the command's server; a fault in the block ends the command with its exit status."""
+        from manylora.server.cli.client.client import Client  # noqa: PLC0415
 
         try:
             with Client(self.url, self.key) as client:
                 yield client
         except ClientError as error:
-            complain(error)
             status = UNREACHABLE if isinstance(error, Unreachable) else USAGE
-            raise typer.Exit(REFUSED if isinstance(error, Refused) else status) from None
+            raise fail(error, REFUSED if isinstance(error, Refused) else status) from None
 
     def tell(self, answer: Any, line: Callable[[Any], str]) -> None:
         """Print an answer: as JSON if that is wanted, else as ``line`` puts it."""
@@ -70,9 +70,7 @@ class Session:
     def each(
         self, names: Sequence[str], act: Callable[[Client, str], Any], line: Callable[[Any], str]
     ) -> None:
-        """Do the same with every name; one that is refused does not keep the others from being done."""
-        from manylora.server.cli.admin.client import Refused  # noqa: PLC0415
-
+        """Do ``act`` with each name and print the answers; one that is refused does not stop the others."""
         refused = False
         with self.talk() as client:
             for name in names:
@@ -85,18 +83,12 @@ class Session:
             raise typer.Exit(REFUSED)
 
 
-def complain(error: Exception | str) -> None:
-    """Say on stderr what went wrong."""
-    for line in str(error).splitlines():
-        typer.echo(f"manylora: {line}", err=True)
-
-
 def with_session(function: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
-    """A command with the common options; ``function`` gets what they say as its first argument."""
+    """Make a command with the common options; ``function`` gets what they say as its first argument."""
 
     @wraps(function)
     def command(*, url: str, api_key: str | None, as_json: bool, **options: Any) -> None:
-        function(Session(url, _first(api_key), as_json), **options)  # type: ignore[call-arg]
+        function(Session(url, first_key(api_key), as_json), **options)  # type: ignore[call-arg]
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     common = [
@@ -114,7 +106,7 @@ def _option(name: str, kind: Any, default: object) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
-def _first(keys: str | None) -> str | None:
-    """The key; the first of them where it comes from a variable that lists the server's."""
+def first_key(keys: str | None) -> str | None:
+    """The first of the API keys that a variable lists, as the server's does; None if there is none."""
     found = parse_list(keys) if keys else None
     return str(found[0]) if isinstance(found, list) and found else None

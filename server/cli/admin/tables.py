@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -26,12 +25,12 @@ Answer = Mapping[str, Any]
 
 
 def terminal_width() -> int | None:
-    """Characters of a line of the terminal; None where stdout is none."""
+    """Characters of a line of the terminal; None where stdout is no terminal."""
     return Console().width if sys.stdout.isatty() else None
 
 
-def show(what: RenderableType) -> None:
-    """Print to stdout: as wide as the terminal, or as wide as it gets for a file or pipe."""
+def print_unbroken(what: RenderableType) -> None:
+    """Print to stdout: as wide as the terminal, or in lines that are never broken for a file or pipe."""
     if sys.stdout.isatty():
         Console(highlight=False).print(what)
         return
@@ -42,29 +41,8 @@ def show(what: RenderableType) -> None:
         sys.stdout.write(f"{line.rstrip()}\n")
 
 
-class _Bytes(DownloadColumn):
-    """What has been sent; nothing for work that has no bytes to count."""
-
-    def render(self, task: Task) -> Text:
-        return Text() if task.total is None else super().render(task)
-
-
-def progress_bars() -> Progress:
-    """Bars on stderr, while there is something to wait for; none where that is no terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        _Bytes(binary_units=True),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
 def adapter_table(adapters: Sequence[Answer], width: int | None = None) -> RenderableType:
-    """One row an adapter. Columns that a line of ``width`` characters has no room for are left out."""
+    """A table of adapters, one a row; columns that ``width`` characters have no room for are left out."""
     if not adapters:
         return Text("no adapters")
     rows = [_cells(adapter) for adapter in adapters]
@@ -117,7 +95,10 @@ def _rows(adapter: Answer) -> Iterable[tuple[str, RenderableType]]:
         yield "loading", publication["source"]
     yield "revision", adapter["revision"] or ""
     yield "source", adapter["source"]
-    yield "composed", _composed(next((r["lineage"] for r in adapter["revisions"] if r["current"]), None))
+    yield (
+        "composed",
+        composition_text(next((r["lineage"] for r in adapter["revisions"] if r["current"]), None)),
+    )
     if adapter["digest"] is not None:
         yield "kind", f"{adapter['kind']}, rank {adapter['rank']}"
         yield "modules", f"{adapter['modules']} of {adapter['total_modules']}"
@@ -135,8 +116,8 @@ def _rows(adapter: Answer) -> Iterable[tuple[str, RenderableType]]:
         yield key.replace("_", " "), whose or _detail(value)
 
 
-def _composed(lineage: Any) -> str:
-    """What an adapter was made of and how, if it says so. It is its own word: anything may stand there."""
+def composition_text(lineage: Any) -> str:
+    """What an adapter says it was composed of and how; it is its own word, so anything may stand there."""
     if lineage is None:
         return ""
     try:

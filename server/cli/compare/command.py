@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manylora.server.cli.admin.session import Session, with_session
+from manylora.server.cli.client.errors import Unusable
 
-if TYPE_CHECKING:  # brings httpx, which the help does not need
-    from manylora.server.cli.admin.client import Client
+if TYPE_CHECKING:
+    from manylora.server.cli.client.publishing import Working
 
 _Targets = Annotated[
     list[str],
@@ -72,7 +73,6 @@ def compare(
 
     All targets score the same reference; the verdict says whether they are the same model but for rounding.
     """
-    from manylora.server.cli.admin.client import Unusable  # noqa: PLC0415  (brings httpx)
     from manylora.server.cli.compare.questions import questions  # noqa: PLC0415
 
     with session.talk() as client:
@@ -81,43 +81,29 @@ def compare(
         if baseline >= len(target):
             raise Unusable(f"--baseline {baseline}: the targets are numbered from 0 to {len(target) - 1}")
         asked = questions(prompt or [], messages, file, raw=raw)
-        body = {
-            "targets": target,
-            **asked.fields,
-            "reference": baseline if reference is None else reference,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "seed": seed,
-            "one_by_one": one_by_one,
-        }
-        result = _ask(client, body)
+        with _bar() as moved:
+            result = client.compare(
+                target,
+                prompt=asked.prompt,
+                conversations=asked.conversations,
+                reference=baseline if reference is None else reference,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                one_by_one=one_by_one,
+                progress=moved,
+            )
         if html is not None:
             _write(html, result, asked.shown, session.url)
     if session.as_json:
         session.tell(result, str)
         return
-    from manylora.server.cli.compare.terminal import show  # noqa: PLC0415
+    from manylora.server.cli.compare.terminal import show_comparison  # noqa: PLC0415
 
-    show(result, asked.shown)
-
-
-def _ask(client: Client, body: Mapping[str, Any]) -> dict[str, Any]:
-    from manylora.server.cli.admin.client import Unreachable  # noqa: PLC0415
-
-    result: dict[str, Any] | None = None
-    with _bar() as update:
-        for event in client.events("/v1/compare", body):
-            if event.get("object") == "comparison":
-                result = event
-            else:
-                update(event)
-    if result is None:
-        raise Unreachable(f"{client.url} broke off before the comparison was complete")
-    return result
+    show_comparison(result, asked.shown)
 
 
 def _write(path: Path, result: Mapping[str, Any], shown: tuple[str, ...], url: str) -> None:
-    from manylora.server.cli.admin.client import Unusable  # noqa: PLC0415
     from manylora.server.cli.compare.report import html_report  # noqa: PLC0415
 
     now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -128,19 +114,12 @@ def _write(path: Path, result: Mapping[str, Any], shown: tuple[str, ...], url: s
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def _bar() -> Iterator[Working]:
     """A bar on stderr that moves with the server's progress; none where that is no terminal."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress  # noqa: PLC0415
+    from rich.progress import TaskProgressColumn, TimeRemainingColumn  # noqa: PLC0415
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+    from manylora.adapters.progress_bars import progress_bars  # noqa: PLC0415
+
+    with progress_bars(TaskProgressColumn(), TimeRemainingColumn(), passing=True) as bars:
         task = bars.add_task("answers", total=None)
-
-        def update(event: Mapping[str, Any]) -> None:
-            cases, positions = event["cases"], event["positions"]
-            done = 0.5 + 0.5 * event["scored_positions"] / positions if positions else 0.0
-            stage = f"prompt {event['case'] + 1} of {cases}: {event['stage']}"
-            bars.update(task, description=stage, completed=event["case"] + done, total=cases)
-
-        yield update
+        yield lambda stage, done: bars.update(task, description=stage, completed=done, total=1.0)

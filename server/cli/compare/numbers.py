@@ -12,23 +12,24 @@ def nats(value: float) -> str:
     return f"{value:.1e}" if value < 1e-3 else f"{value:.3g}"
 
 
-def share(value: float) -> str:
-    """A share in per cent; 100% only where it is exactly that."""
+def percent(value: float) -> str:
+    """A share in per cent, as ``99.9%``; 100% only where it is exactly that."""
     text = f"{100 * value:.1f}%"
     return "99.9%" if text == "100.0%" and value < 1 else text.replace(".0%", "%")
 
 
 def seconds(value: float) -> str:
+    """A time: ``34 ms`` or ``1.20 s``."""
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
 def rate(value: float | None) -> str:
-    """Tokens a second."""
+    """Tokens a second, as ``12.3``; ``-`` where that was not measured."""
     return "-" if value is None else f"{value:.1f}"
 
 
 def first_divergent(pair: dict[str, Any]) -> str:
-    """Where the likeliest token differs first."""
+    """A sentence on where the likeliest tokens of a target and the baseline differ first."""
     found = pair["first_divergent"]
     if found is None:
         return "the same top token everywhere"
@@ -47,8 +48,8 @@ METRICS: tuple[tuple[str, str], ...] = (
 
 
 def metric(entry: dict[str, Any], key: str) -> str:
-    """One number of a target's summary."""
+    """One number of a target's summary, by its key in :data:`METRICS`."""
     value = entry[key]
     if key == "top1_agreement":
-        return share(value)
+        return percent(value)
     return f"{value:.4g}" if key == "perplexity" else nats(value)

@@ -1,4 +1,4 @@
-"""What the command line asks: from its options to the body of ``POST /v1/compare``."""
+"""What ``manylora compare`` asks: prompts from its options and from files."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manylora.server.cli.admin.client import Unusable
+from manylora.server.cli.client.errors import Unusable
 
 Conversation = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Questions:
-    """The prompts of a comparison: the fields that hold them, and each as people read it."""
+    """The prompts of a comparison, as texts to continue or as conversations."""
 
-    fields: dict[str, Any]
-    shown: tuple[str, ...]
+    shown: tuple[str, ...]  # each as people read it
+    prompt: list[str] | None = None
+    conversations: list[Conversation] | None = None
 
 
 def questions(prompts: Sequence[str], messages: Path | None, file: Path | None, *, raw: bool) -> Questions:
-    """The prompts from wherever they were given.
+    """The prompts of a comparison, from options and files.
 
     Args:
         prompts: one user turn each.
@@ -46,9 +47,9 @@ def questions(prompts: Sequence[str], messages: Path | None, file: Path | None, 
         texts = [item for item in found if isinstance(item, str)]
         if len(texts) < len(found):
             raise Unusable("--raw takes plain prompts, not conversations")
-        return Questions({"prompt": texts}, tuple(texts))
+        return Questions(tuple(texts), prompt=texts)
     conversations = [[{"role": "user", "content": item}] if isinstance(item, str) else item for item in found]
-    return Questions({"conversations": conversations}, tuple(_shown(item) for item in found))
+    return Questions(tuple(_shown(item) for item in found), conversations=conversations)
 
 
 def _read(path: Path) -> str:

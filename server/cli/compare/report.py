@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from manylora.server.cli.compare.divergence_plot import divergence_plot
 from manylora.server.cli.compare.numbers import METRICS, first_divergent, metric, nats, rate, seconds
-from manylora.server.cli.compare.plot import divergence_plot
-from manylora.server.cli.compare.style import STYLE
-from manylora.server.cli.compare.words import differing
+from manylora.server.cli.compare.report_style import STYLE
+from manylora.server.cli.compare.word_differences import differing
 from manylora.server.cli.plain_text import as_html
 
 Result = Mapping[str, Any]
@@ -34,7 +34,13 @@ decoding would take.</li>
 
 
 def html_report(result: Result, prompts: Sequence[str], about: str) -> str:
-    """The whole file. ``prompts``: what was asked, for people; ``about``: one line on where and when."""
+    """A comparison as one HTML file.
+
+    Args:
+        result: of ``POST /v1/compare``.
+        prompts: what was asked, for people.
+        about: one line on where and when.
+    """
     cases = "".join(
         _case(result, case, prompt, index)
         for index, (case, prompt) in enumerate(zip(result["cases"], prompts, strict=True))

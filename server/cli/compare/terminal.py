@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manylora.server.cli.compare.numbers import METRICS, first_divergent, metric, nats, rate, seconds
-from manylora.server.cli.compare.words import differing
+from manylora.server.cli.compare.word_differences import differing
 from manylora.server.cli.plain_text import plain
 
 Result = Mapping[str, Any]
@@ -28,15 +28,15 @@ _COLUMN = 25  # of an answer that can still be read
 _FIRST = ("mean_kl", "max_kl", "top1_agreement")  # beside the verdict, where not everything is
 
 
-def show(result: Result, prompts: Sequence[str]) -> None:
-    """Print to stdout, as wide as the terminal (or COLUMNS). ``prompts``: what was asked, for people."""
+def show_comparison(result: Result, prompts: Sequence[str]) -> None:
+    """Print a comparison as wide as the terminal (or COLUMNS). ``prompts``: what was asked, for people."""
     limited = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if limited else _WIDE, highlight=False)
     console.print(comparison(result, prompts))
 
 
 def comparison(result: Result, prompts: Sequence[str]) -> RenderableType:
-    """Everything, ending with the verdict."""
+    """A whole comparison for a rich console, ending with the verdict."""
     parts: list[RenderableType] = []
     for index, (case, prompt) in enumerate(zip(result["cases"], prompts, strict=True)):
         parts += [
@@ -62,7 +62,7 @@ def _name(result: Result, target: int) -> str:
 
 @dataclass(frozen=True)
 class _Answers:
-    """One column a target, in as many tables as the width asks for; differences are coloured."""
+    """Answers side by side, in as many tables as the width asks for; differences are coloured."""
 
     result: Result
     case: Result
@@ -124,7 +124,7 @@ def _step(kl: float) -> int:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Every target in one row with its verdict; where that is too wide, in two tables."""
+    """The numbers of every target in one row with its verdict; where that is too wide, in two tables."""
 
     result: Result
 

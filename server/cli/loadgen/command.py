@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manylora.server.cli.admin.session import REFUSED, USAGE, Session, complain, with_session
+from manylora.server.cli.admin.session import Session, with_session
+from manylora.server.cli.client.errors import Unusable
+from manylora.server.cli.output import REFUSED, fail
 
 if TYPE_CHECKING:
     from manylora.server.cli.loadgen.figures import Figures
@@ -58,17 +60,16 @@ def bench(
 
     Works with servers that stream /v1/completions and know ignore_eos. Each client warms up with one request.
     """
-    # The help does not need these: they bring httpx and rich.
-    from manylora.server.cli.admin.client import Unusable  # noqa: PLC0415
+    # The help does not need these: they bring rich.
+    from manylora.server.cli.loadgen.figures_table import show_table, wide_console  # noqa: PLC0415
+    from manylora.server.cli.loadgen.generated_prompts import PromptShape  # noqa: PLC0415
     from manylora.server.cli.loadgen.load import Load  # noqa: PLC0415
     from manylora.server.cli.loadgen.measuring import Target, measure  # noqa: PLC0415
-    from manylora.server.cli.loadgen.prompts import PromptShape  # noqa: PLC0415
-    from manylora.server.cli.loadgen.table import show_table, wide_console  # noqa: PLC0415
     from manylora.server.cli.loadgen.workload import parse_workload  # noqa: PLC0415
 
     shape = PromptShape(prompt_tokens, shared_tokens)
     with session.talk() as client:
-        base, listed = _served(client.get("/v1/models"))
+        base, listed = _served(client.models())
         names = listed if adapter is None else adapter
         try:
             workloads = [parse_workload(text) for text in workload or _default(len(names))]
@@ -90,9 +91,8 @@ def bench(
         raise typer.Exit(REFUSED)
 
 
-def _served(answer: Any) -> tuple[str, list[str]]:
+def _served(models: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
     """The base model's name, and those of what is served on top of it."""
-    models = answer["data"]
     base = next((model["id"] for model in models if not model.get("parent")), models[0]["id"])
     return base, [model["id"] for model in models if model.get("parent")]
 
@@ -104,12 +104,10 @@ def _default(adapters: int) -> list[str]:
 
 def _draw(rows: Sequence[Figures], path: Path) -> None:
     try:
-        from manylora.server.cli.loadgen.plot import draw  # noqa: PLC0415
+        from manylora.server.cli.loadgen.throughput_plot import draw_figures  # noqa: PLC0415
     except ImportError:
-        complain("--plot needs matplotlib: pip install 'manylora[bench]'")
-        raise typer.Exit(USAGE) from None
+        raise fail("--plot needs matplotlib: pip install 'manylora[bench]'") from None
     try:
-        draw(rows, path)
+        draw_figures(rows, path)
     except (OSError, ValueError) as error:
-        complain(f"{path} can't be written: {error}")
-        raise typer.Exit(USAGE) from None
+        raise fail(f"{path} can't be written: {error}") from None

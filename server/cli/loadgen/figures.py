@@ -1,4 +1,4 @@
-"""From exchanges to figures."""
+"""Figures of a run under load: throughput, times and errors from the exchanges that were seen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from manylora.server.cli.loadgen.load import Observed
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One system under one workload. Times are in seconds."""
+    """What one system came to under one workload. Times are in seconds."""
 
     system: str
     workload: str
@@ -41,7 +41,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def summarize(system: str, workload: str, observed: Observed) -> Figures:
-    """What one run came to. Failed requests count as errors and enter no time."""
+    """The figures of one run. Failed requests count as errors and enter no time."""
     good = [exchange for exchange in observed.exchanges if exchange.error is None]
     first = [seconds for exchange in good if (seconds := exchange.first_token) is not None]
     gaps = [gap for exchange in good for gap in exchange.gaps]
@@ -66,7 +66,7 @@ def summarize(system: str, workload: str, observed: Observed) -> Figures:
 
 
 def medians(repetitions: Sequence[Figures]) -> Figures:
-    """Field by field the median of runs of the same system and workload; errors and requests are summed."""
+    """The median of runs of one system and workload, field by field; errors and requests are summed."""
     first = asdict(repetitions[0])
     merged: dict[str, Any] = {}
     for name, value in first.items():

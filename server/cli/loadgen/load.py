@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from time import perf_counter, process_time
 
-from manylora.server.cli.loadgen.client import Exchange
-from manylora.server.cli.loadgen.prompts import PromptShape
+from manylora.server.cli.loadgen.completion import Exchange
+from manylora.server.cli.loadgen.generated_prompts import PromptShape
 from manylora.server.cli.loadgen.workload import Workload
 
 Send = Callable[[str, tuple[int, ...], int], Awaitable[Exchange]]  # (prompt, adapter indices, output tokens)
@@ -37,7 +37,7 @@ class Observed:
 
 
 async def apply(load: Load, send: Send, seed: str) -> Observed:
-    """Run the whole load once. Prompts and adapter choices depend on ``seed`` alone."""
+    """Run a whole load once. Prompts and adapter choices depend on ``seed`` alone."""
     observed = Observed()
     start, cpu = perf_counter(), process_time()
     await (_closed(load, send, seed, observed) if load.rate is None else _open(load, send, seed, observed))

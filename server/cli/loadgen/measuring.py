@@ -1,4 +1,4 @@
-"""Several loads on one running server, one after the other."""
+"""Measures a running server under several loads, one after the other."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from time import time_ns
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import MofNCompleteColumn
 
-from manylora.server.cli.loadgen.client import Endpoint, Exchange, complete, greedy
+from manylora.adapters.progress_bars import progress_bars
+from manylora.server.cli.loadgen.completion import Endpoint, Exchange, complete, greedy
 from manylora.server.cli.loadgen.figures import Figures, summarize
 from manylora.server.cli.loadgen.load import Load, Send, apply
 from manylora.server.cli.loadgen.workload import model_string
@@ -29,7 +30,10 @@ class Target:
 
 
 async def measure(target: Target, loads: Sequence[Load]) -> list[Figures]:
-    """Figures by load. Each begins with a request a client that is not counted; errors are told on stderr."""
+    """Figures of each load; errors are told on stderr.
+
+    Each client of a load begins with a request that is not counted.
+    """
     out = Console(stderr=True)
     seed = str(time_ns())  # gives prompts that no earlier run has left in the server's cache
     rows: list[Figures] = []
@@ -60,7 +64,6 @@ def _sender(target: Target, done: Callable[[], None]) -> Send:
 @contextmanager
 def _bar(workload: str, requests: int, out: Console) -> Iterator[Callable[[], None]]:
     """Counts requests; says nothing where ``out`` is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
+    with progress_bars(MofNCompleteColumn(), console=out, passing=True) as progress:
         task = progress.add_task(workload, total=requests)
         yield lambda: progress.advance(task)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from httptools import HttpParserError, HttpResponseParser
+
 _DONE = b"[DONE]"
 
 
@@ -9,30 +11,34 @@ class BadResponse(Exception):
     """The bytes are not an HTTP response of a kind a streaming endpoint sends."""
 
 
-class Unchunker:
-    """Takes chunked transfer encoding (RFC 9112, section 7.1) off a byte stream."""
+class ResponseReader:
+    """One HTTP/1.1 response: its status, then its body, chunked or until the end of the connection."""
 
     def __init__(self) -> None:
-        self._buffer = b""
-        self._left = 0  # bytes of the current chunk still to come, its closing CRLF included
+        self.status: int | None = None
+        self._parser = HttpResponseParser(self)
+        self._parts: list[bytes] = []  # of the body, from the bytes that are being fed
 
     def feed(self, data: bytes) -> bytes:
-        """The payload that ``data`` completes."""
-        buffer = self._buffer + data
-        out: list[bytes] = []
-        while buffer:
-            if self._left == 0:
-                head, found, rest = buffer.partition(b"\r\n")
-                if not found:
-                    break
-                self._left, buffer = int(head.split(b";")[0], 16) + 2, rest
-                continue
-            part = buffer[: self._left]
-            out.append(part[: max(0, min(len(part), self._left - 2))])
-            self._left -= len(part)
-            buffer = buffer[len(part) :]
-        self._buffer = buffer
-        return b"".join(out)
+        """The part of the body that ``data`` brings.
+
+        Raises:
+            BadResponse: ``data`` is no part of an HTTP response.
+        """
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError as error:
+            raise BadResponse(f"not an HTTP response: {error}: {data[:80]!r}") from None
+        parts, self._parts = self._parts, []
+        return b"".join(parts)
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser at the end of the head."""
+        self.status = self._parser.get_status_code()
+
+    def on_body(self, part: bytes) -> None:
+        """Called by the parser with each part of the body."""
+        self._parts.append(part)
 
 
 class EventReader:
@@ -46,31 +52,3 @@ class EventReader:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         events = (line[5:].strip() for line in lines if line.startswith(b"data:"))
         return [event for event in events if event != _DONE]
-
-
-class ResponseReader:
-    """One HTTP/1.1 response: its status, then its body, chunked or until the end of the connection."""
-
-    def __init__(self) -> None:
-        self.status: int | None = None
-        self._head = b""
-        self._unchunker: Unchunker | None = None
-
-    def feed(self, data: bytes) -> bytes:
-        """The part of the body that ``data`` brings."""
-        if self.status is None:
-            self._head += data
-            head, found, data = self._head.partition(b"\r\n\r\n")
-            if not found:
-                return b""
-            self._read_head(head)
-        return data if self._unchunker is None else self._unchunker.feed(data)
-
-    def _read_head(self, head: bytes) -> None:
-        first, *fields = head.split(b"\r\n")
-        words = first.split(b" ", 2)
-        if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
-            raise BadResponse(f"not an HTTP response: {first[:80]!r}")
-        self.status = int(words[1])
-        if any(field.lower().startswith(b"transfer-encoding:") and b"chunked" in field for field in fields):
-            self._unchunker = Unchunker()

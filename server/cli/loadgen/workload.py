@@ -1,4 +1,4 @@
-"""What is asked: which adapters each request names, and the text notation for it on the command line.
+"""Workloads: which adapters each request names, and the notation for them on the command line.
 
 KIND[:ADAPTERS][@CLIENTS]      distinct:32   zipf:64@32   base@8   mix:32
 """
@@ -21,7 +21,7 @@ _SPEC = re.compile(r"([a-z]+)(?::(\d+))?(?:@(\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Whose requests arrive.
+    """Which adapters the requests of a load name, and how many clients send them.
 
     base: no adapter. distinct: client c always uses adapter c. uniform, zipf: drawn for each request.
     identical: all use adapter 0. mix: two adapters with weight 0.5 each, the pairs distinct by client.
@@ -33,7 +33,7 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """The notation that :func:`parse_workload` reads."""
+        """The workload's notation, as :func:`parse_workload` reads it."""
         count = f":{self.adapters}" if self.adapters else ""
         return f"{self.kind}{count}@{self.clients}"
 
@@ -60,14 +60,14 @@ def _zipf(count: int) -> tuple[float, ...]:
 
 
 def model_string(members: Sequence[str], base: str) -> str:
-    """What a request asks for: the base, one adapter, or a mix of equal weights that sum to 1."""
+    """The model string of a request: the base, one adapter, or a mix of equal weights that sum to 1."""
     if len(members) < 2:
         return members[0] if members else base
     return "+".join(f"{member}*{1 / len(members):g}" for member in members)
 
 
 def parse_workload(text: str) -> Workload:
-    """Read the notation above. Without ``@CLIENTS`` there are as many clients as adapters.
+    """A workload from its notation, as ``zipf:64@32``; without ``@32`` each adapter has a client.
 
     Raises:
         ValueError: saying what is wrong.

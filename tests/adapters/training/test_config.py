@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from manylora.adapters.options.option import flag_of, option_of
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.config_load import load_config, to_yaml
 from manylora.adapters.training.errors import TrainingConfigError
-from manylora.adapters.training.knob import flag_of, knob_of
 from manylora.adapters.training.reference import page
 from tests.support.paths import ROOT
 
@@ -94,7 +94,7 @@ def test_files_that_are_no_mapping(content: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(content)
     assert str(file) in said(NEEDED, file)
-    assert "no such file" in said(NEEDED, tmp_path / "none.yaml")
+    assert "No such file" in said(NEEDED, tmp_path / "none.yaml")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -128,8 +128,7 @@ def test_refused(name: str) -> None:
 
 def test_every_option_has_its_reason() -> None:
     for name, field in TrainConfig.model_fields.items():
-        knob = knob_of(field)
-        assert knob.why, name
+        assert option_of(field).why, name
         assert f"`{flag_of(name)}" in page()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from manylora.server.cli.loadgen.client import Endpoint
+from manylora.server.cli.loadgen.completion import Endpoint
 from manylora.server.cli.main import app
 from tests.support.running_server import Running
 

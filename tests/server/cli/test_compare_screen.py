@@ -10,7 +10,7 @@ from rich.console import Console
 
 from manylora.server.cli.compare.numbers import METRICS, metric
 from manylora.server.cli.compare.report import html_report
-from manylora.server.cli.compare.terminal import comparison, show
+from manylora.server.cli.compare.terminal import comparison, show_comparison
 from manylora.server.comparison.verdict import Level
 from tests.support.running_server import Running
 from tests.support.served_adapters import compare
@@ -59,7 +59,7 @@ def test_a_pipe_is_as_wide_as_columns_says(
             monkeypatch.delenv("COLUMNS", raising=False)
         else:
             monkeypatch.setenv("COLUMNS", columns)
-        show(result, ["Hello"])
+        show_comparison(result, ["Hello"])
         assert max(map(len, capsys.readouterr().out.splitlines())) == width
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manylora.server.cli.admin.client import Unusable
 from manylora.server.cli.admin.lines import arms_of, share, size
-from manylora.server.cli.admin.session import _first
-from manylora.server.cli.admin.tables import _composed, adapter_table, ago
+from manylora.server.cli.admin.session import first_key
+from manylora.server.cli.admin.tables import adapter_table, ago, composition_text
+from manylora.server.cli.client.errors import Unusable
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,8 @@ def test_shares() -> None:
 
 
 def test_arms() -> None:
-    assert arms_of(["support"]) == {"target": "support"}
-    assert arms_of(["a=0.9", "b@12ab*0.5+c=1e-1"]) == {
-        "split": [{"target": "a", "share": 0.9}, {"target": "b@12ab*0.5+c", "share": 0.1}]
-    }
+    assert arms_of(["support"]) == "support"
+    assert arms_of(["a=0.9", "b@12ab*0.5+c=1e-1"]) == [("a", 0.9), ("b@12ab*0.5+c", 0.1)]
     for bad in (["a", "b"], ["a=", "b=1"], ["=1"], ["a=x"], ["a=1", "b"]):
         with pytest.raises(Unusable, match="is not TARGET=SHARE"):
             arms_of(bad)
@@ -101,7 +99,7 @@ def test_arms() -> None:
     ("keys", "first"), [(None, None), ("", None), ("a", "a"), ("a, b", "a"), ('["a,b", "c"]', "a,b")]
 )
 def test_the_first_key_is_taken(keys: str | None, first: str | None) -> None:
-    assert _first(keys) == first
+    assert first_key(keys) == first
 
 
 def test_what_a_composed_adapter_says_of_itself() -> None:
@@ -110,14 +108,14 @@ def test_what_a_composed_adapter_says_of_itself() -> None:
         {"name": "b", "digest": "f" * 64, "weight": -1},
     ]
     svd = {"method": "svd", "rank": 5, "energy_lost": 0.08318, "members": members}
-    assert _composed(svd).split("\n") == [
+    assert composition_text(svd).split("\n") == [
         "svd, rank 5, 8.32% of the energy lost",
         "a@01234567*0.7",
         "b@ffffffff*-1",
     ]
-    exact = _composed({"method": "linear", "energy_lost": 0.0, "members": members[:1]})
+    exact = composition_text({"method": "linear", "energy_lost": 0.0, "members": members[:1]})
     assert exact == "linear, exact\na@01234567*0.7"
-    assert _composed(None) == ""
+    assert composition_text(None) == ""
 
 
 @pytest.mark.parametrize(
@@ -129,4 +127,4 @@ def test_what_a_composed_adapter_says_of_itself() -> None:
     ],
 )
 def test_what_somebody_else_wrote_there_is_shown_as_it_is(lineage: dict[str, object], shown: str) -> None:
-    assert _composed(lineage) == shown
+    assert composition_text(lineage) == shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import signal
@@ -17,13 +18,18 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from manylora.adapters.format import artifact
+from manylora.adapters.options.option import option_of
 from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.store import RevisionStore
+from manylora.server import service
 from manylora.server.cli import serve as cli_serve
 from manylora.server.cli.main import app
-from manylora.server.cli.serve import base_url, curl_line
+from manylora.server.cli.serve import base_url, configure_logging, curl_line
 from manylora.server.errors import ModelRefused
-from manylora.server.options.settings import Settings, flag_of
+from manylora.server.options.loading import load_settings
+from manylora.server.options.settings import Settings
+from manylora.server.residency import references
 
 SCREEN = {"COLUMNS": "80", "LINES": "40", "NO_COLOR": "1", "TERM": "dumb"}
 
@@ -57,8 +63,8 @@ def test_serve_help_has_one_line_for_every_option() -> None:
     assert max(map(len, lines)) <= 80
     for name, field in Settings.model_fields.items():
         spelled = "--no-prefix-cache" if name == "enable_prefix_cache" else f"--{name.replace('_', '-')}"
-        flag = flag_of(field)
-        value = f"{flag.metavar}{'...' if flag.repeatable else ''}"
+        option = option_of(field)
+        value = f"{option.metavar}{'...' if option.repeatable else ''}"
         (line,) = (line for line in lines if line.startswith(f"│ {spelled} {value}"))
         assert re.search(r"  \S.*[.\]] +│$", line), "with its meaning to the end"
     assert "--config FILE" in result.stdout
@@ -160,13 +166,13 @@ def test_a_registry_that_can_not_be_used_is_told_before_the_model_is_looked_for(
     assert "hush" not in said
 
 
-def test_a_data_directory_that_can_not_be_used_is_told_likewise(tmp_path: Path) -> None:
+def test_a_data_directory_that_can_not_be_used_is_told_before_the_model_is_looked_for(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     options = ("--model", str(tmp_path / "none"), "--data-dir", str(tmp_path / "file"), "--port", "0")
     assert refusal(invoke("serve", *options)).startswith("manylora: --data-dir: the revision store ")
 
 
-def test_a_registry_of_another_directory_is_told_likewise(tmp_path: Path) -> None:
+def test_a_registry_of_another_directory_is_told_before_the_model_is_looked_for(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/registry.db"
     with RevisionStore(tmp_path / "one" / "adapters") as store, Registry(url) as registry:
         registry.bind(store.identity)
@@ -191,6 +197,19 @@ def test_pull_prints_the_directory(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout == f"{tmp_path}\n"
     assert "no such directory" in refusal(invoke("pull", str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_our_own_loggers_have_the_level_that_was_chosen(level: str) -> None:
+    ours = logging.getLogger("manylora")
+    before = ours.level
+    try:
+        configure_logging(load_settings({"log_level": level}))
+        for module in (service, references, artifact):
+            logger = logging.getLogger(module.__name__)
+            assert logger.getEffectiveLevel() == getattr(logging, level.upper())
+    finally:
+        ours.setLevel(before)
 
 
 def test_address_for_clients() -> None:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from manylora.adapters.base_models.directory import default_data_dir
+from manylora.adapters.options.option import off_flag_of, option_of
 from manylora.server.errors import ConfigError
 from manylora.server.options.loading import load_settings
 from manylora.server.options.reference import page
-from manylora.server.options.settings import ENV_PREFIX, Settings, flag_of
-from manylora.server.options.values import format_size, parse_list, parse_pairs, parse_size
+from manylora.server.options.settings import ENV_PREFIX, Settings
 from tests.support.paths import ROOT
 
 
@@ -206,48 +206,6 @@ def test_data_dir_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert default_data_dir() == Path("/home/someone/.local/share/manylora")
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0", 0),
-        ("17", 17),
-        (" 2GiB ", 2 << 30),
-        ("512mib", 512 << 20),
-        ("1.5GB", 1_500_000_000),
-        ("2 kb", 2000),
-        ("0.5KiB", 512),
-        ("3b", 3),
-        (4096, 4096),
-    ],
-)
-def test_sizes(text: object, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "text", ["", "GiB", "-1", "1e9", "2 GiBs", "0.3", "1/2", "nan", None, True, 1.5, "9" * 19]
-)
-def test_bad_sizes(text: object) -> None:
-    with pytest.raises(ValueError, match=r"must be a (size|whole number)"):
-        parse_size(text)
-
-
-@given(st.integers(0, 2**50), st.sampled_from(["", "B", "KiB", "MiB", "GiB", "TiB"]))
-def test_sizes_are_exact(number: int, unit: str) -> None:
-    power = ["", "KiB", "MiB", "GiB", "TiB"].index(unit.removeprefix("B"))
-    assert parse_size(f"{number}{unit}") == number * 1024**power
-    assert parse_size(format_size(number)) == number
-
-
-def test_lists_and_pairs_accept_json() -> None:
-    assert parse_list('["a,b", "c"]') == ["a,b", "c"]
-    assert parse_list(" a, b ,") == ["a", "b"]
-    assert parse_pairs('{"a": "x,y"}') == {"a": "x,y"}
-    assert parse_pairs("a=x=y,b=z") == {"a": "x=y", "b": "z"}
-    with pytest.raises(ValueError, match="not valid JSON"):
-        parse_pairs("{")
-
-
 def test_every_number_has_bounds() -> None:
     for name, field in Settings.model_fields.items():
         if field.annotation in (int, float):
@@ -263,4 +221,5 @@ def test_page_is_current() -> None:
 def test_every_switch_can_be_turned_off() -> None:
     for name, field in Settings.model_fields.items():
         if field.annotation is bool:
-            assert flag_of(field).off == f"--no-{name.removeprefix('enable_').replace('_', '-')}"
+            assert option_of(field).switch
+            assert off_flag_of(name) == f"--no-{name.removeprefix('enable_').replace('_', '-')}"

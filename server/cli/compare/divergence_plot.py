@@ -15,7 +15,7 @@ Line = tuple[str, Sequence[float]]  # label, value by position
 
 
 def divergence_plot(lines: Sequence[Line], thresholds: Sequence[tuple[str, float]]) -> str:
-    """The lines over a logarithmic axis, with thresholds as dashed lines."""
+    """An SVG of divergences by position over a logarithmic axis, with thresholds as dashed lines."""
     highest = max(1, math.ceil(max((_power(v) for _, values in lines for v in values), default=0)))
     count = max(len(values) for _, values in lines)
     frame = _Frame(count, highest)
@@ -33,21 +33,24 @@ def _power(value: float) -> float:
 
 
 class _Frame:
-    """Where things lie."""
+    """Where positions and values lie in the picture."""
 
     def __init__(self, count: int, highest: int) -> None:
         self.count = count
         self.highest = highest
 
     def x(self, position: int) -> float:
+        """From the left, for a position in the reference."""
         inner = _WIDTH - _LEFT - _RIGHT
         return _LEFT + (inner / 2 if self.count == 1 else inner * position / (self.count - 1))
 
     def y(self, value: float) -> float:
+        """From the top, for a divergence."""
         inner = _HEIGHT - _TOP - _BOTTOM
         return _TOP + inner * (self.highest - _power(value)) / (self.highest - _LOWEST)
 
     def grid(self) -> list[str]:
+        """Lines and labels of both axes."""
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
         parts = []
         for power in range(_LOWEST, self.highest + 1, 2):
@@ -64,6 +67,7 @@ class _Frame:
         return parts
 
     def threshold(self, name: str, value: float) -> str:
+        """A dashed line with its name."""
         y, right = self.y(value), _WIDTH - _RIGHT
         return (
             f'<line class="limit" x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>'
@@ -71,6 +75,7 @@ class _Frame:
         )
 
     def line(self, index: int, label: str, values: Sequence[float]) -> str:
+        """The divergences of one target, with a dot and a hint at each position."""
         points = " ".join(f"{self.x(i):.1f},{self.y(v):.1f}" for i, v in enumerate(values))
         dots = "".join(
             f'<circle cx="{self.x(i):.1f}" cy="{self.y(v):.1f}" r="2.5"><title>{as_html(label)}, '

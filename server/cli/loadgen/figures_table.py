@@ -1,4 +1,4 @@
-"""Figures as a table for people."""
+"""Figures of load as a table for people."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def wide_console(*, stderr: bool) -> Console:
 
 
 def show_table(rows: Sequence[Figures], out: Console) -> None:
-    """Print the rows, workload by workload; a single system goes without saying."""
+    """Print figures as a table, workload by workload; a single system goes without saying."""
     columns = [c for c in _COLUMNS if c[0] != "system" or len({row.system for row in rows}) > 1]
     grid = Table()
     for title, _ in columns:

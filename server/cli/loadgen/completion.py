@@ -17,7 +17,7 @@ _TELLING = (b'"usage":{', b'"usage": {', b'"error"')  # inside a JSON string the
 
 @dataclass(slots=True)
 class Exchange:
-    """What was seen of one request. Times are ``perf_counter`` seconds."""
+    """What was seen of one request for a completion. Times are ``perf_counter`` seconds."""
 
     sent: float
     chunks: list[float] = field(default_factory=list)  # arrival of every event that brought text
@@ -99,7 +99,7 @@ class _Protocol(asyncio.Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where completions are asked for."""
+    """The address at which completions are asked for."""
 
     host: str
     port: int
@@ -109,7 +109,7 @@ class Endpoint:
 
     @classmethod
     def of(cls, url: str, key: str | None = None) -> Endpoint:
-        """The completions of the server at ``url``, which may end in ``/v1``.
+        """The endpoint of the server at ``url``, which may end in ``/v1``.
 
         Raises:
             ValueError: it is not the URL of an HTTP server.

@@ -26,7 +26,7 @@ _LINKS = _words("because while although before after until whenever since unless
 
 
 def sentence(rng: random.Random) -> list[str]:
-    """About sixteen words, without punctuation marks of their own."""
+    """A sentence of about sixteen words, without punctuation marks of their own."""
     return [
         *("The", rng.choice(_ADJECTIVES), rng.choice(_SUBJECTS), rng.choice(_VERBS), "the"),
         *(rng.choice(_ADJECTIVES), rng.choice(_OBJECTS), rng.choice(_LINKS), "another"),
@@ -36,7 +36,7 @@ def sentence(rng: random.Random) -> list[str]:
 
 
 def english(words: int, seed: str) -> str:
-    """Exactly ``words`` words, a function of ``seed`` alone."""
+    """A text of exactly ``words`` words, a function of ``seed`` alone."""
     rng = random.Random(seed)
     out: list[str] = []
     while len(out) < words:

@@ -1,10 +1,4 @@
-"""A client of the administrative API, for the command line. Imports nothing slow but httpx.
-
-ClientError
-├── Unreachable   nothing answers at the URL, or what answers is no manylora server
-├── Refused       the server said no; its message, status and code
-└── Unusable      what was given locally can't be sent
-"""
+"""JSON over HTTP with one server: requests, paged lists, uploads and streamed events."""
 
 from __future__ import annotations
 
@@ -13,37 +7,18 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 
-Progress = Callable[[int, int], None]  # bytes sent so far, bytes in total
+from manylora.server.cli.client.errors import Refused, Unreachable, Unusable
+
+Answer = dict[str, Any]  # a JSON object that the server sent; docs/api.md tells its fields
+Query = str | int | float | bool | None  # a query parameter; None is left out
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0  # of silence; longer calls add their own deadline
-
-
-class ClientError(Exception):
-    """Base of what can go wrong. ``str()`` is for the user."""
-
-
-class Unreachable(ClientError):
-    """Nobody answers there."""
-
-
-class Refused(ClientError):
-    """The server answered with an error."""
-
-    def __init__(self, message: str, status: int, code: str | None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
-class Unusable(ClientError):
-    """A path or value of the user's can't be used."""
 
 
 class _Counted(io.FileIO):
@@ -59,10 +34,13 @@ class _Counted(io.FileIO):
         return data
 
 
-class Client:
-    """Speaks to the server at ``url``; use it in a ``with`` block."""
+class Connection:
+    """A server's HTTP interface: every method returns the JSON of the answer.
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    Each may raise :class:`Unreachable`, and :class:`Refused` when the answer is an error.
+    """
+
+    def __init__(self, url: str, key: str | None) -> None:
         """``url`` may end in /v1, as OpenAI's clients have it.
 
         Raises:
@@ -78,43 +56,29 @@ class Client:
         except httpx.InvalidURL as error:
             raise Unusable(f"{url!r} is not a URL: {error}") from None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the connections to the server."""
         self._http.close()
 
-    def get(self, path: str, **query: str | int | bool | None) -> Any:
-        return self._ask("GET", path, params=_given(query))
+    def get(self, path: str, **query: Query) -> Any:
+        """The answer to GET."""
+        return self._ask("GET", path, params=given(query))
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None, **query: str | int | bool | None) -> Any:
-        return self._ask("POST", path, json={} if body is None else body, params=_given(query))
+    def post(self, path: str, body: Mapping[str, Any] | None = None, **query: Query) -> Any:
+        """The answer to POST; without a body an empty one is sent."""
+        return self._ask("POST", path, json={} if body is None else body, params=given(query))
 
-    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The events of a streamed answer, as they come; one with an error is raised."""
-        with (
-            self._reaching(),
-            self._http.stream("POST", path, json={**body, "stream": True}) as answer,
-        ):
-            if not answer.is_success:
-                answer.read()
-                _read(answer, self.url)
-            for line in answer.iter_lines():
-                if line.startswith("data: ") and line != "data: [DONE]":
-                    yield _event(line[6:], answer.status_code, self.url)
+    def put(self, path: str, body: Mapping[str, Any], **query: Query) -> Any:
+        """The answer to PUT."""
+        return self._ask("PUT", path, json=body, params=given(query))
 
-    def put(self, path: str, body: Mapping[str, Any], **query: str | int | bool | None) -> Any:
-        return self._ask("PUT", path, json=body, params=_given(query))
-
-    def delete(self, path: str, *, patience: float = 0.0, **query: float | None) -> Any:
-        """``patience``: seconds beyond the usual that the server may take to answer."""
+    def delete(self, path: str, *, patience: float = 0.0, **query: Query) -> Any:
+        """The answer to DELETE, which may take ``patience`` seconds more than usual to come."""
         timeout = httpx.Timeout(_ANSWER_SECONDS + patience, connect=_CONNECT_SECONDS)
-        return self._ask("DELETE", path, params=_given(query), timeout=timeout)
+        return self._ask("DELETE", path, params=given(query), timeout=timeout)
 
-    def pages(self, path: str, **query: str | int | bool | None) -> Iterator[dict[str, Any]]:
-        """Every item of a paged list."""
+    def pages(self, path: str, **query: Query) -> Iterator[Answer]:
+        """Every item of a paged list; the next page is asked for when its first item is wanted."""
         after: str | None = None
         while True:
             page = self.get(path, **query, after=after)
@@ -128,17 +92,25 @@ class Client:
         path: str,
         files: Sequence[Path],
         fields: Mapping[str, Sequence[str]],
-        progress: Progress,
-        **query: str | int | bool | None,
+        sent: Callable[[int, int], None],
+        **query: Query,
     ) -> Any:
-        """Send ``files`` as a form, straight from the disk."""
+        """The answer to PUT of ``files`` as a form, sent straight from the disk.
+
+        Args:
+            path: of the route.
+            files: sent under their names.
+            fields: of the form, beside the files.
+            sent: called with bytes sent so far and bytes in total.
+            query: parameters.
+        """
         total = sum(file.stat().st_size for file in files)
-        sent = 0
+        done = 0
 
         def moved(count: int) -> None:
-            nonlocal sent
-            sent += count
-            progress(sent, total)
+            nonlocal done
+            done += count
+            sent(done, total)
 
         with ExitStack() as stack:
             parts = [
@@ -146,7 +118,20 @@ class Client:
                 for file in files
             ]
             data = {name: list(values) for name, values in fields.items()}
-            return self._ask("PUT", path, files=parts, data=data, params=_given(query))
+            return self._ask("PUT", path, files=parts, data=data, params=given(query))
+
+    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[Answer]:
+        """The events of a streamed answer to POST, as they come; one with an error is raised."""
+        with (
+            self._reaching(),
+            self._http.stream("POST", path, json={**body, "stream": True}) as answer,
+        ):
+            if not answer.is_success:
+                answer.read()
+                _read(answer, self.url)
+            for line in answer.iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    yield _event(line[6:], answer.status_code, self.url)
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
         with self._reaching():
@@ -174,11 +159,13 @@ def adapter_path(name: str, action: str = "") -> str:
 
 
 def alias_path(name: str) -> str:
+    """The path of an alias's routes."""
     return f"/v1/aliases/{quote(name, safe='')}"
 
 
-def _given(query: Mapping[str, str | int | float | bool | None]) -> dict[str, str | int | float | bool]:
-    return {name: value for name, value in query.items() if value is not None}
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a mapping that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _reason(error: Exception) -> str:
@@ -198,7 +185,7 @@ def _read(answer: httpx.Response, url: str) -> Any:
         raise _stranger(url, answer.status_code) from None
 
 
-def _event(data: str, status: int, url: str) -> dict[str, Any]:
+def _event(data: str, status: int, url: str) -> Answer:
     try:
         event = json.loads(data)
         if "error" in event:

@@ -14,6 +14,8 @@ from manylora.server.cli.loadgen.figures import Figures
 
 @dataclass(frozen=True)
 class _Panel:
+    """One of the pictures that stand side by side: a figure of every row."""
+
     title: str
     value: Callable[[Figures], float]
     worst: Callable[[Figures], float] | None = None  # where a whisker reaches
@@ -30,8 +32,8 @@ _PANELS = (
 )
 
 
-def draw(rows: Sequence[Figures], path: Path) -> None:
-    """Bars grouped by workload, one colour a system.
+def draw_figures(rows: Sequence[Figures], path: Path) -> None:
+    """Draw figures as bars grouped by workload, one colour a system.
 
     Raises:
         OSError: the file can't be written.

@@ -10,7 +10,7 @@ _MAX_WORDS = 2000  # of an answer that is looked at word by word: the search is 
 
 
 def differing(baseline: str, other: str) -> list[tuple[str, bool]]:
-    """``other`` in pieces, each with whether ``baseline`` lacks it there."""
+    """An answer in pieces, each with whether the baseline's answer lacks it there."""
     before, after = _WORD.findall(baseline), _WORD.findall(other)
     if max(len(before), len(after)) > _MAX_WORDS:
         return [(other, baseline != other)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manylora.server.cli.output import fail
 from manylora.server.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ def build_kernels(
     A server started where nothing was built compiles for its own CPU, once. An image that is to run on
     other machines, or without a compiler, wants --target all.
     """
-    from manylora.server.cli.main import fail  # noqa: PLC0415  (that module imports this one)
-
     try:
         _build(target)
     except ConfigError as error:

@@ -11,7 +11,8 @@ from rich.panel import Panel
 from rich.table import Table
 from typer.core import TyperCommand
 
-from manylora.server.options.settings import CONFIG_VARIABLE, OPERATION, Settings, default_text, flag_of
+from manylora.adapters.options.option import default_text, flag_of, off_flag_of, option_of
+from manylora.server.options.settings import CONFIG_VARIABLE, OPERATION, Settings
 
 _WHERE = """\
  Every option is also a variable (--max-num-seqs: MANYLORA_MAX_NUM_SEQS) and a
@@ -21,10 +22,10 @@ _WHERE = """\
 
 
 class ServeHelp(TyperCommand):
-    """A command whose options are the fields of :class:`Settings`, and ``--config``."""
+    """A typer command that prints the help of ``serve`` from the fields of :class:`Settings`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write it to click's ``formatter``."""
+        """Write the help to click's ``formatter``."""
         console = Console(highlight=False, markup=False)
         with console.capture() as written:
             console.print(f" Usage: {ctx.command_path} [OPTIONS]\n\n {self.help}\n\n{_WHERE}\n")
@@ -39,13 +40,13 @@ class ServeHelp(TyperCommand):
 def _rows() -> Iterable[tuple[str, str, str]]:
     """Panel, flag and meaning of each option."""
     for name, field in Settings.model_fields.items():
-        flag, default = flag_of(field), default_text(name)
-        spelled = "--" + name.replace("_", "-")
-        if flag.off is not None:  # of a switch, the position that it is not in anyway
-            yield flag.panel, *((flag.off, flag.without) if field.default else (spelled, flag.meaning))
+        option, default, flag = option_of(field), default_text(field), flag_of(name)
+        if option.switch:  # only the position that it is not in anyway
+            shown = (off_flag_of(name), option.without) if field.default else (flag, option.meaning)
+            yield option.panel, *shown
             continue
-        value = f"{flag.metavar}..." if flag.repeatable else flag.metavar
-        shown = "" if default is None else f" [{default}]"
-        yield flag.panel, f"{spelled} {value}", f"{flag.meaning}{shown}"
+        value = f"{option.metavar}..." if option.repeatable else option.metavar
+        bracketed = "" if default is None else f" [{default}]"
+        yield option.panel, f"{flag} {value}", f"{option.meaning}{bracketed}"
     yield OPERATION, "--config FILE", f"YAML file with any of these options [{CONFIG_VARIABLE}]"
     yield OPERATION, "--help, -h", "Show this."

@@ -1,6 +1,6 @@
-"""How the text of flags, environment variables and YAML becomes values: sizes, lists, NAME=PATH pairs.
+"""How the text of flags, environment variables and YAML becomes values: sizes, lists, NAME=VALUE pairs.
 
-Each function takes what any of the three sources delivers and returns what the field's type accepts;
+Each function takes what any of the sources delivers and returns what the field's type accepts;
 ``ValueError`` carries the sentence for the user.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 _SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)\s*", re.IGNORECASE)
@@ -26,18 +27,8 @@ _UNITS = {
 
 
 def read_auto(value: object) -> object:
-    """``"auto"`` in any of the sources means ``None``: the server decides."""
+    """``None`` for the text ``auto``, which leaves the choice to the program; anything else as it is."""
     return None if isinstance(value, str) and value.strip().lower() == "auto" else value
-
-
-def refuse_service_link(value: object) -> object:
-    """Kubernetes sets ``MANYLORA_PORT=tcp://…`` in every pod beside a Service called manylora."""
-    if isinstance(value, str) and value.startswith("tcp://"):
-        raise ValueError(
-            "is a Kubernetes service link, not a port number: set enableServiceLinks: false in the pod, "
-            "or give the Service another name"
-        )
-    return value
 
 
 def parse_size(value: object) -> int:
@@ -63,30 +54,57 @@ def format_size(size: int) -> str:
 
 
 def parse_list(value: object) -> object:
-    """A list from repeated flags, a YAML list, one scalar, JSON, or text with commas."""
+    """A list from one text with commas or JSON; items of a list, or of repeated flags, may hold commas."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
         return _json(value)
-    return [item.strip() for item in value.split(",") if item.strip()]
+    return _split(value)
 
 
-def parse_pairs(value: object) -> object:
-    """A mapping from ``NAME=PATH`` entries in any of the forms of :func:`parse_list`, or from a mapping."""
+def split_list(value: object) -> object:
+    """A list of names from one text or several; each is cut at its commas."""
+    if isinstance(value, str):
+        return _split(value)
+    if not isinstance(value, list | tuple):
+        return value
+    return [part for item in value for part in (_split(item) if isinstance(item, str) else [item])]
+
+
+def wrap_text(value: object) -> object:
+    """A list of texts from one text or several; their commas mean nothing."""
+    return [value] if isinstance(value, str) else value
+
+
+def parse_named_paths(value: object) -> object:
+    """A mapping from ``NAME=PATH`` entries, given as :func:`parse_list` has it, from JSON or a mapping."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         return _json(value)
-    entries = parse_list(value)
+    return _pairs(parse_list(value), "NAME=PATH", str.partition)
+
+
+def parse_pattern_numbers(value: object) -> object:
+    """A mapping from ``PATTERN=NUMBER`` entries, given as :func:`split_list` has it, or from a mapping."""
+    return _pairs(split_list(value), "PATTERN=NUMBER", str.rpartition)
+
+
+def _pairs(entries: object, form: str, cut: Callable[[str, str], tuple[str, str, str]]) -> object:
+    """``entries`` of ``form`` as a mapping; what is no list is left to the field's type."""
     if not isinstance(entries, list | tuple):
         return entries
     pairs: dict[str, str] = {}
     for entry in entries:
-        name, separator, path = str(entry).partition("=")
-        if not (name and separator and path):
-            raise ValueError(f"must be NAME=PATH, not {str(entry)[:80]!r}")
+        name, separator, content = cut(str(entry), "=")
+        if not (name and separator and content):
+            raise ValueError(f"must be {form}, not {str(entry)[:80]!r}")
         if name in pairs:
             raise ValueError(f"{name[:80]!r} is given twice")
-        pairs[name] = path
+        pairs[name] = content
     return pairs
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _json(text: str) -> object:

@@ -1,0 +1,28 @@
+"""The files of an adapter on this machine that are sent to a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
+from manylora.server.cli.client.errors import Unusable
+
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+
+
+def local_files(path: Path) -> tuple[Path, ...]:
+    """The files to send of the adapter at ``path``, a PEFT directory or an archive of one.
+
+    Raises:
+        Unusable: there is no adapter there.
+    """
+    if path.is_file():
+        if not path.name.endswith(_ARCHIVES):
+            raise Unusable(f"{path} is neither a directory nor a {', '.join(_ARCHIVES)} file")
+        return (path,)
+    if not path.is_dir():
+        raise Unusable(f"{path}: no such directory (for one on the server's machine: --server-path)")
+    missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (path / name).is_file()]
+    if missing:
+        raise Unusable(f"{path} is not a PEFT adapter in safetensors: it has no {' and no '.join(missing)}")
+    return tuple(path / name for name in KEPT_NAMES if (path / name).is_file())
