@@ -6,7 +6,6 @@ Only what the help needs is imported here; torch comes with the command that run
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,13 +23,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from manylora.adapters.base_models.stored import StoredModel
-    from manylora.adapters.format.base import BaseModel
     from manylora.adapters.merge.compose import Composition
     from manylora.adapters.merge.export import Exported
-    from manylora.adapters.merge.recipe import Member
 
 _WEIGHTED = re.compile(r"(?P<path>.+)\*(?P<weight>-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]-?[0-9]+)?)")
-_MAX_BYTES = 1 << 40  # of an adapter that the user names on their own machine
 
 AdapterPaths = Annotated[
     list[str],
@@ -82,6 +78,7 @@ def compose(
         from manylora.adapters.merge.compose import compose as compose_members  # noqa: PLC0415  (brings torch)
         from manylora.adapters.merge.compose import save  # noqa: PLC0415
         from manylora.adapters.merge.directory import check_absent  # noqa: PLC0415
+        from manylora.adapters.merge.members import read_members  # noqa: PLC0415
         from manylora.adapters.merge.recipe import recipe_of  # noqa: PLC0415
         from manylora.adapters.progress_bars import progress_bars  # noqa: PLC0415
 
@@ -89,7 +86,7 @@ def compose(
         recipe = recipe_of(method, rank=rank, density=density, seed=seed, sign_method=sign_method)
         name, stored = _open_base(base, data_dir)
         described = stored.describe(name)
-        members = read_members(adapter, described)
+        members = read_members(map(_split, adapter), described)
         with progress_bars() as bars:
             task = bars.add_task("Composing", total=None)
             composition = compose_members(
@@ -123,12 +120,13 @@ def merge(
         from manylora.adapters.merge.directory import check_absent  # noqa: PLC0415
         from manylora.adapters.merge.export import export  # noqa: PLC0415  (brings torch)
         from manylora.adapters.merge.export_plan import plan_export  # noqa: PLC0415
+        from manylora.adapters.merge.members import read_members  # noqa: PLC0415
         from manylora.adapters.progress_bars import progress_bars  # noqa: PLC0415
         from manylora.server.memory_budget import verification_dtype  # noqa: PLC0415
 
         check_absent(out)
         name, stored = _open_base(base, data_dir)
-        members = read_members(adapter, stored.describe(name))
+        members = read_members(map(_split, adapter), stored.describe(name))
         plan = plan_export(stored, name, members, _dtype(dtype), _size(max_shard_size))
         with leaving_by_exception(), progress_bars() as bars:
             task = bars.add_task(f"Writing {size(plan.nbytes)}", total=plan.nbytes)
@@ -142,31 +140,6 @@ def merge(
         raise fail(error) from error
     files = "1 file" if exported.shards == 1 else f"{exported.shards} files"
     _print(export_table(exported), f"{out}: {size(exported.nbytes)} in {files}")
-
-
-def read_members(specs: Sequence[str], base: BaseModel) -> list[Member]:
-    """The adapters named by ``PATH[*WEIGHT]``, read and checked against ``base``.
-
-    Raises:
-        MixError: a weight is out of bounds.
-        SourceMissing, ArtifactError: there is no adapter at a path, or not one for this base.
-    """
-    from manylora.adapters.errors import ArtifactError  # noqa: PLC0415
-    from manylora.adapters.format.artifact import Limits, read_artifact  # noqa: PLC0415  (brings torch)
-    from manylora.adapters.format.config.reader import MAX_RANK  # noqa: PLC0415
-    from manylora.adapters.merge.recipe import Member  # noqa: PLC0415
-
-    members, faults = [], []
-    for path, weight in map(_split, specs):
-        try:
-            artifact = read_artifact(path, base, Limits(MAX_RANK, _MAX_BYTES))
-        except ArtifactError as error:
-            faults += [f"{path}: {fault}" for fault in error.faults]
-        else:
-            members.append(Member(path.resolve().name, artifact, weight))
-    if faults:
-        raise ArtifactError(faults)
-    return members
 
 
 def _split(spec: str) -> tuple[Path, float]:

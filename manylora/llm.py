@@ -1,0 +1,386 @@
+"""The engine in this process, for programs: the same application as ``manylora serve``, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from transformers.utils import logging as transformers_logging
+
+from manylora.adapters.base_models.catalog import resolve_model
+from manylora.adapters.progress_bars import progress_bars
+from manylora.server.api.http.app import create_app
+from manylora.server.errors import RequestError, ServerError
+from manylora.server.options.loading import load_settings
+from manylora.server.service import build_service
+
+T = TypeVar("T")
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer to a prompt."""
+
+    text: str
+    finish_reason: str  # "stop" or "length"
+    logprobs: Mapping[str, Any] | None  # in OpenAI's shape, if asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answers to one prompt: one, or as many as ``n`` asked for."""
+
+    choices: tuple[Choice, ...]
+    model: str  # what answered, by revision: "pirate@3f9a1c2e*0.6+json@77d0aa01*0.4"
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice."""
+        return self.choices[0].text
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a model finds a given completion."""
+
+    logprob: float  # natural logarithm of the completion's probability, given the prompt
+    token_logprobs: tuple[float, ...]  # by token of the completion
+    tokens: tuple[str, ...]
+    model: str  # what judged, by revision
+
+
+class LLM:
+    """A base model with adapters, for batches in this process.
+
+    Prompts of one call, and of calls from several threads, run together in the engine's batch. Every call
+    names its model as the HTTP API does: the base, an adapter, a revision, an alias, or a weighted mix.
+
+        with LLM("smollm2-135m", adapters={"pirate": "examples/adapters/pirate"}) as llm:
+            for answer in llm.generate(["The sea is"], model="pirate*0.6", max_tokens=16):
+                print(answer.text)
+    """
+
+    def __init__(
+        self,
+        model: str = "smollm2-135m",
+        adapters: Mapping[str, str | Path] | None = None,
+        **options: Any,
+    ) -> None:
+        """Load the base model, check the adapters, and start the engine.
+
+        Args:
+            model: a name that ``manylora pull`` knows, a Hub id or a directory.
+            adapters: PEFT directories by the name they are asked for.
+            options: any option of ``manylora serve``, as docs/configuration.md spells it in YAML. Options of
+                HTTP mean nothing here.
+
+        Raises:
+            ConfigError: an option or an adapter can't be used; says which, and every reason.
+            ModelRefused: the model can't be served correctly.
+            BaseModelError: the model can't be found.
+        """
+        faults = unknown_keys(options, Settings, str)
+        if faults:
+            raise ConfigError("\n".join(faults))
+        flags = {
+            "model": model,
+            "adapter": dict(adapters or {}),
+            **options,
+            "api_key": [],
+            "admin_api_key": [],
+        }
+        settings = load_settings(flags)
+        directory = resolve_model(settings.model, settings.data_dir, progress_bars(passing=True))
+        with _transformers_quiet():
+            self._service = build_service(settings, directory)
+        self._base = self._service.model_name
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="manylora", daemon=True)
+        self._thread.start()
+        self._stack = AsyncExitStack()
+        try:
+            self._http = self._call(self._open())
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine and free its memory. Calling it again does nothing."""
+        if self._thread.is_alive():
+            try:
+                self._call(self._stack.aclose())
+            finally:
+                self._end_loop()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        model: str | None = None,
+        progress: bool = True,
+        **parameters: Any,
+    ) -> list[Completion]:
+        """Continue texts.
+
+        Args:
+            prompts: texts or lists of token ids.
+            model: what answers; by default the base model.
+            progress: whether a bar shows on a terminal how far it is.
+            parameters: any other field of ``POST /v1/completions``: ``max_tokens`` (16 by default),
+                ``temperature``, ``top_p``, ``seed``, ``stop``, ``n``, ``logprobs``, ….
+
+        Returns:
+            One completion for each prompt, in their order.
+
+        Raises:
+            RequestError: a parameter, a prompt or the model is not right; ``param`` says which.
+        """
+        items: Sequence[Any] = [prompts] if isinstance(prompts, str) or _is_token_ids(prompts) else prompts
+        bodies = [{"prompt": _plain(prompt), **parameters} for prompt in items]
+        return self._ask("/v1/completions", bodies, model, progress, _completion)
+
+    def chat(
+        self,
+        conversations: Sequence[Message] | Sequence[Sequence[Message]],
+        *,
+        model: str | None = None,
+        progress: bool = True,
+        **parameters: Any,
+    ) -> list[Completion]:
+        """Answer conversations, by the chat template of the base or the adapter.
+
+        Args:
+            conversations: lists of messages, or one such list.
+            model: what answers; by default the base model.
+            progress: whether a bar shows on a terminal how far it is.
+            parameters: any other field of ``POST /v1/chat/completions``.
+
+        Returns:
+            One completion for each conversation, in their order.
+
+        Raises:
+            RequestError: a parameter, a message or the model is not right; ``param`` says which.
+        """
+        one = bool(conversations) and isinstance(conversations[0], Mapping)
+        items: Sequence[Any] = [conversations] if one else conversations
+        bodies = [{"messages": [dict(m) for m in messages], **parameters} for messages in items]
+        return self._ask("/v1/chat/completions", bodies, model, progress, _chat_completion)
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        *,
+        model: str | None = None,
+        progress: bool = True,
+    ) -> list[Score]:
+        """Tell how likely a model finds each completion after its prompt.
+
+        Args:
+            prompts: as many as completions.
+            completions: tokenized apart from their prompts, and appended to them.
+            model: what judges; by default the base model.
+            progress: whether a bar shows on a terminal how far it is.
+
+        Raises:
+            ValueError: not as many prompts as completions.
+            RequestError: a text is empty or too long, or the model does not exist.
+        """
+        pairs = list(zip(prompts, completions, strict=True))
+
+        async def score_one(body: Mapping[str, Any]) -> Score:
+            before = await self._tokens(body["prompt"], model, add_special_tokens=True)
+            after = await self._tokens(body["completion"], model, add_special_tokens=False)
+            if not after:
+                raise RequestError("'completion' is empty: it must give at least one token", "completion")
+            answer = await self._post(
+                "/v1/completions",
+                {
+                    **self._named(model),
+                    "prompt": before + after,
+                    "max_tokens": 0,
+                    "echo": True,
+                    "logprobs": 0,
+                },
+            )
+            found = answer["choices"][0]["logprobs"]
+            logprobs = tuple(found["token_logprobs"][len(before) :])
+            return Score(sum(logprobs), logprobs, tuple(found["tokens"][len(before) :]), answer["model"])
+
+        bodies = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
+        return self._call(self._together(score_one, bodies, progress))
+
+    def compare(self, targets: Sequence[str], **parameters: Any) -> dict[str, Any]:
+        """Compare what several models answer, and how they judge one another's answers token by token.
+
+        Args:
+            targets: two or more models, as other calls name them.
+            parameters: any other field of ``POST /v1/compare``, such as ``prompt`` or ``messages``.
+
+        Returns:
+            The comparison, as docs/compare.md describes it.
+
+        Raises:
+            RequestError: a parameter or a target is not right; ``param`` says which.
+        """
+        return self._call(self._post("/v1/compare", {"targets": list(targets), **parameters}))
+
+    def load(self, name: str, directory: str | Path, *, replace: bool = False) -> str:
+        """Load the adapter in ``directory`` as ``name``; returns its revision.
+
+        Raises:
+            AdapterError: it can't be served, or the name is taken and not to be replaced.
+        """
+        loading = self._service.adapters.admin.load(name, Path(directory), replace=replace)
+        return self._call(loading).digest
+
+    def unload(self, name: str) -> None:
+        """Forget ``name`` and free what it took, once nothing runs with it.
+
+        Raises:
+            AdapterNotFound: there is no such adapter.
+        """
+        self._call(self._service.adapters.deletions.delete(name))
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names that can be asked for, beside the base model's."""
+        return sorted(adapter.name for adapter in self._service.adapters.views.serving())
+
+    async def _open(self) -> httpx.AsyncClient:
+        app = create_app(self._service)
+        await self._stack.enter_async_context(app.router.lifespan_context(app))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        client = httpx.AsyncClient(transport=transport, base_url="http://manylora", timeout=None)
+        return await self._stack.enter_async_context(client)
+
+    def _ask(
+        self,
+        path: str,
+        bodies: Sequence[Mapping[str, Any]],
+        model: str | None,
+        progress: bool,
+        read: Callable[[Mapping[str, Any]], T],
+    ) -> list[T]:
+        async def ask_one(body: Mapping[str, Any]) -> T:
+            return read(await self._post(path, {**self._named(model), **body}))
+
+        return self._call(self._together(ask_one, bodies, progress))
+
+    async def _together(
+        self,
+        ask: Callable[[Mapping[str, Any]], Awaitable[T]],
+        bodies: Sequence[Mapping[str, Any]],
+        progress: bool,
+    ) -> list[T]:
+        """All results in order, as many at a time as the engine may take. The first error ends the others."""
+        at_once = asyncio.Semaphore(self._service.config.max_num_seqs)
+        with progress_bars(passing=True) as bars:
+            task = bars.add_task("Generating", total=len(bodies), visible=progress)
+
+            async def one(body: Mapping[str, Any]) -> T:
+                async with at_once:
+                    result = await ask(body)
+                bars.advance(task)
+                return result
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(body)) for body in bodies]
+        return [done.result() for done in tasks]
+
+    async def _tokens(self, text: str, model: str | None, *, add_special_tokens: bool) -> list[int]:
+        body = {**self._named(model), "prompt": text, "add_special_tokens": add_special_tokens}
+        found: list[int] = (await self._post("/tokenize", body))["tokens"]
+        return found
+
+    def _named(self, model: str | None) -> dict[str, str]:
+        return {"model": self._base if model is None else model}
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        answer = await self._http.post(path, json=body)
+        found: dict[str, Any] = answer.json()
+        if answer.is_success:
+            return found
+        error = found["error"]
+        if answer.status_code < 500:
+            raise RequestError(error["message"], error["param"], error["code"])
+        raise ServerError(error["message"])
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` on the engine's event loop; if this is interrupted, so is the work."""
+        future = asyncio.run_coroutine_threadsafe(_first_error_alone(work), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _first_error_alone(work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` returns; of a group of errors the first is raised by itself."""
+    try:
+        return await work
+    except* Exception as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+    raise error
+
+
+@contextmanager
+def _transformers_quiet() -> Iterator[None]:
+    """Without the progress bars of transformers, which would be drawn for every load."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _is_token_ids(prompts: Any) -> bool:
+    return not isinstance(prompts, str) and bool(prompts) and isinstance(prompts[0], int)
+
+
+def _plain(prompt: Prompt) -> str | list[int]:
+    return prompt if isinstance(prompt, str) else list(prompt)
+
+
+def _completion(answer: Mapping[str, Any]) -> Completion:
+    return _read(answer, [(choice["text"], choice) for choice in answer["choices"]])
+
+
+def _chat_completion(answer: Mapping[str, Any]) -> Completion:
+    return _read(answer, [(choice["message"]["content"], choice) for choice in answer["choices"]])
+
+
+def _read(answer: Mapping[str, Any], choices: Sequence[tuple[str, Mapping[str, Any]]]) -> Completion:
+    usage = answer["usage"]
+    found = tuple(Choice(text, choice["finish_reason"], choice["logprobs"]) for text, choice in choices)
+    return Completion(found, answer["model"], usage["prompt_tokens"], usage["completion_tokens"])
