@@ -10,6 +10,12 @@ import json
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]  # a path that may begin with ~
 
 _SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)\s*", re.IGNORECASE)
 _UNITS = {

@@ -11,14 +11,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from manylora.adapters.base_models.directory import default_data_dir
 from manylora.adapters.errors import AdapterNameError
 from manylora.adapters.mix import check_name
 from manylora.adapters.options.option import Option
-from manylora.adapters.options.values import parse_list, parse_named_paths, parse_size, read_auto
+from manylora.adapters.options.values import (
+    UserPath,
+    parse_list,
+    parse_named_paths,
+    parse_size,
+    read_auto,
+)
 
 ENV_PREFIX = "MANYLORA_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
@@ -46,7 +52,6 @@ SizeOrNone = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=MAX_BYTE
 AutoSizeOrNone = Annotated[SizeOrNone | None, BeforeValidator(read_auto)]
 AutoLength = Annotated[Annotated[int, Field(ge=1, le=2**24)] | None, BeforeValidator(read_auto)]
 Port = Annotated[int, BeforeValidator(refuse_service_link), Field(ge=0, le=65535)]
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Keys = Annotated[list[SecretStr], NoDecode, BeforeValidator(parse_list)]
 Texts = Annotated[list[str], NoDecode, BeforeValidator(parse_list)]
 Roots = Annotated[list[UserPath], NoDecode, BeforeValidator(parse_list)]

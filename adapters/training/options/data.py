@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from manylora.adapters.options.option import Option
-from manylora.adapters.training.options.types import DATA, Count, Options, UserPath
+from manylora.adapters.options.values import UserPath
+from manylora.adapters.training.options.types import DATA, Count, Options
 
 
 class DataOptions(Options):

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from manylora.adapters.errors import AdapterNameError
 from manylora.adapters.mix import check_name
 from manylora.adapters.options.option import Option
+from manylora.adapters.options.values import UserPath
 from manylora.adapters.training.options.types import (
     RUN,
     WATCH,
@@ -17,7 +18,6 @@ from manylora.adapters.training.options.types import (
     Names,
     Options,
     Texts,
-    UserPath,
 )
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from manylora.adapters.options.values import parse_pattern_numbers, split_list, wrap_text
 
 BASE, DATA, STEPS, LORA = "Base model", "Data", "Training", "Adapter"
 WATCH, RUN = "While it runs", "Output"
 
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Interval = Annotated[float, Field(gt=0, le=10**9)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
