@@ -122,7 +122,7 @@ class Lifecycle(Parts):
             digest = record.history[1]
         else:
             raise AdapterNotFound(f"adapter {name!r} has no earlier revision")
-        await self._catalogue.change(name, lambda registry: registry.rollback(name, digest))
+        await self._catalogue.change(name, lambda registry: registry.names.rollback(name, digest))
         return self._overview.status(name)
 
     # Moving between tiers.
@@ -136,12 +136,12 @@ class Lifecycle(Parts):
             SourceMissing, ArtifactError: its files are gone or damaged.
         """
         await self._holdings.make_resident(await self._current(name))
-        await self._catalogue.change(name, lambda registry: registry.set_pinned(name, True))
+        await self._catalogue.change(name, lambda registry: registry.names.set_pinned(name, True))
         return self._overview.status(name)
 
     async def unpin(self, name: str) -> AdapterStatus:
         """Let ``name`` be evicted again; AdapterNotFound if there is no such name."""
-        await self._catalogue.change(name, lambda registry: registry.set_pinned(name, False))
+        await self._catalogue.change(name, lambda registry: registry.names.set_pinned(name, False))
         return self._overview.status(name)
 
     async def prefetch(self, name: str) -> AdapterStatus:
@@ -212,7 +212,7 @@ class Lifecycle(Parts):
         name, holdings = record.name, self._holdings
         self._refused.add(name)
         try:
-            await self._catalogue.change(name, lambda registry: registry.drain(name))
+            await self._catalogue.change(name, lambda registry: registry.names.drain(name))
         finally:
             self._refused.discard(name)
         own = [d for d in record.history if self._catalogue.holders(d) <= {name}]
@@ -220,7 +220,7 @@ class Lifecycle(Parts):
             lambda: not self._is_draining(name) or not holdings.references(own), deadline
         )
         try:
-            await self._catalogue.change(name, lambda r: r.remove(name, state=State.DRAINING))
+            await self._catalogue.change(name, lambda r: r.names.remove(name, state=State.DRAINING))
         except AdapterNotFound:  # published again meanwhile, or removed by another server
             await self._catalogue.refresh(name)
         running = holdings.references(own)
@@ -260,14 +260,14 @@ class Lifecycle(Parts):
                 digest_of(term, self._catalogue.get_ready(term.name))
         kept = stored(arms, self.base.name)
         record = await self._catalogue.change(
-            name, lambda registry: registry.put_alias(name, kept, reset=reset)
+            name, lambda registry: registry.aliases.put(name, kept, reset=reset)
         )
         self.experiments.forget(name, everything=reset)
         return shown(record, self.base.name)
 
     async def delete_alias(self, name: str) -> AliasRecord:
         """Forget an alias; AdapterNotFound if there is none of that name."""
-        record = await self._catalogue.change(name, lambda registry: registry.remove_alias(name))
+        record = await self._catalogue.change(name, lambda registry: registry.aliases.remove(name))
         self.experiments.forget(name, everything=True)
         return record
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from manylora.adapters.format.artifact import Limits
 from manylora.adapters.format.base import BaseModel
+from manylora.adapters.registry.cleanup import UnreferencedRevisions, clean_up, recover
 from manylora.adapters.registry.registry import Registry
-from manylora.adapters.store.publish import Orphans, reconcile, tend
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.experiments.experiments import Experiments
 from manylora.server.metrics.metrics import Metrics
@@ -72,9 +72,9 @@ class Parts:
         )
         self.experiments = Experiments(self._catalogue, base.name, metrics)
         self._follower = Follower(self._catalogue, self.experiments)
-        self._orphans = Orphans(registry, store)
+        self._orphans = UnreferencedRevisions(registry, store)
         self._upkeep = Upkeep(
-            lambda: self._publisher.run(lambda: tend(registry, store)), self._delete_orphans
+            lambda: self._publisher.run(lambda: clean_up(registry, store)), self._delete_orphans
         )
         self._overview = Overview(self._catalogue, self._holdings, metrics, self._follower.used)
         self._lookup = Lookup(self._catalogue, find, self._publish_found)
@@ -88,7 +88,7 @@ class Parts:
 
         What processes left half done that are dead now is cleaned up first.
         """
-        await self._tiers.run(reconcile, self._registry, self._store)
+        await self._tiers.run(recover, self._registry, self._store)
         await self._catalogue.read_all()
         self._follower.start()
         self._upkeep.start()
@@ -141,7 +141,7 @@ class Parts:
 
     async def _delete_orphans(self) -> Collection[str]:
         in_use = self._holdings.in_use()
-        return await self._publisher.run(lambda: self._orphans.look(in_use))
+        return await self._publisher.run(lambda: self._orphans.delete(in_use))
 
     async def _run_slowly(self, work: Callable[[], None]) -> None:
         await self._publisher.run(work)

@@ -124,7 +124,7 @@ class Catalogue:
     async def all_facts(self, digests: Iterable[str]) -> list[RevisionRecord]:
         """The same of any revisions that some name's history has, in the order given."""
         wanted = tuple(digests)
-        found = await self.run(lambda registry: registry.revisions(wanted))
+        found = await self.run(lambda registry: registry.revisions.find(wanted))
         return [found[digest] for digest in wanted if digest in found]
 
     def is_held(self, digest: str) -> bool:
@@ -183,10 +183,10 @@ def _look(registry: Registry, names: Iterable[str], generation: int) -> _Seen:
     found, aliases = {}, {}
     for name in asked:
         try:
-            found[name] = registry.get(name)
+            found[name] = registry.names.get(name)
         except AdapterNotFound:
             try:
-                aliases[name] = registry.alias(name)
+                aliases[name] = registry.aliases.get(name)
             except AdapterNotFound:
                 continue
     return _Seen(generation, asked, found, aliases, _facts_of(registry, found.values()))
@@ -196,13 +196,13 @@ def _look_at_all(registry: Registry) -> _Seen:
     generation, _ = registry.changes(0)
     found: dict[str, NameRecord] = {}
     after = ""
-    while page := registry.page(after=after, limit=_PAGE):
+    while page := registry.names.page(after=after, limit=_PAGE):
         found.update((record.name, record) for record in page)
         after = page[-1].name
-    aliases = {alias.name: alias for alias in registry.aliases()}
+    aliases = {alias.name: alias for alias in registry.aliases.all()}
     facts = _facts_of(registry, found.values())
     return _Seen(generation, (*found, *aliases), found, aliases, facts)
 
 
 def _facts_of(registry: Registry, records: Iterable[NameRecord]) -> dict[str, RevisionRecord]:
-    return registry.revisions(sorted({r.digest for r in records if r.digest is not None}))
+    return registry.revisions.find(sorted({r.digest for r in records if r.digest is not None}))

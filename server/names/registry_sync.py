@@ -57,6 +57,6 @@ class Follower(Recurring):
     async def _tell(self) -> None:
         used = {name: self.used[name] for name in self._untold if name in self.used}
         if used:
-            await self._catalogue.run(lambda registry: registry.touch(used))
+            await self._catalogue.run(lambda registry: registry.names.touch(used))
             self._untold.clear()
         await self._experiments.tell()

@@ -16,6 +16,7 @@ from manylora.server.names.janitor import Upkeep
 from manylora.server.names.status import Residency
 from tests.support.adapter_manager import open_shop
 from tests.support.engine_harness import Harness
+from tests.support.publishing import add_revision
 from tests.support.waiting import until
 
 
@@ -59,8 +60,8 @@ async def test_what_a_dead_server_left_goes_while_another_runs(harness: Harness,
         debris = shop.store.root / f".tmp-{'0' * 16}-x"
         debris.mkdir()
         with Registry(f"sqlite:///{tmp_path}/registry.db", owner="0" * 16) as dead:
-            dead.begin("loading", "s3://bucket/x")
-            dead.drain("draining")
+            dead.names.announce("loading", "s3://bucket/x")
+            dead.names.drain("draining")
         await until(lambda: {status.name for status in manager.page()} == {"draining", "kept", "loading"})
         await manager._upkeep.look()
         assert not debris.exists()
@@ -76,10 +77,10 @@ async def test_what_a_dead_server_left_goes_while_another_runs(harness: Harness,
 async def test_what_living_servers_do_is_left_alone(harness: Harness, tmp_path: Path) -> None:
     with open_shop(harness, tmp_path) as shop, open_shop(harness, tmp_path) as twin:
         with twin.store.temporary() as temporary:
-            twin.registry.begin("loading", "s3://bucket/x")
+            twin.registry.names.announce("loading", "s3://bucket/x")
             await shop.manager._upkeep.look()
             assert temporary.is_dir()
-            assert shop.registry.get("loading").state is State.LOADING
+            assert shop.registry.names.get("loading").state is State.LOADING
         await shop.manager.close()
 
 
@@ -114,7 +115,7 @@ async def test_revisions_that_no_name_has_go_unless_a_request_holds_them(
     with open_shop(harness, tmp_path) as shop, open_shop(harness, tmp_path) as twin:
         await shop.manager.start()
         orphan, held, claimed = (
-            shop.store.publish(shop.write(name, seed=i))[0] for i, name in enumerate("abc")
+            add_revision(shop.store, shop.write(name, seed=i))[0] for i, name in enumerate("abc")
         )
         revision = shop.manager._holdings.revision(held)
         shop.manager._holdings.refer([revision])

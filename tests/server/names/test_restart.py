@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-import manylora.adapters.store.disk as disk_module
+import manylora.server.names.publishing as publishing_module
 import manylora.server.residency.revision_loader as library_module
 from manylora.adapters.errors import AdapterNotFound, ArtifactError
 from manylora.adapters.format.artifact import read_artifact
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
+from manylora.adapters.registry.publish_revision import publish_revision
 from manylora.adapters.registry.records import RevisionRecord, State
 from manylora.adapters.registry.rows import put_change, put_history, put_revision
 from manylora.adapters.registry.schema import names
-from manylora.adapters.store.publish import publish
 from tests.support.adapter_manager import Shop, open_shop
 from tests.support.engine_harness import Harness
 from tests.support.tiny_models import tiny_model
@@ -97,7 +97,7 @@ async def test_loading_again_what_is_there_copies_nothing(
         await shop.manager.close()
     with open_shop(harness, tmp_path) as shop:
         await shop.manager.start()
-        monkeypatch.setattr(disk_module, "copy_artifact", None)
+        monkeypatch.setattr(publishing_module, "copy_artifact", None)
         monkeypatch.setattr(shop.store, "move_in", None)
         generation, _ = shop.registry.changes(0)
         assert (await shop.manager.load("a", shop.root / "a", replace=True)).resident
@@ -108,8 +108,8 @@ async def test_loading_again_what_is_there_copies_nothing(
 async def test_what_a_dead_process_left_is_cleaned_up(harness: Harness, tmp_path: Path) -> None:
     with open_shop(harness, tmp_path) as shop:
         await shop.load("draining", "served", "lost")
-        shop.registry.begin("loading", "s3://bucket/x")
-        shop.registry.drain("draining")
+        shop.registry.names.announce("loading", "s3://bucket/x")
+        shop.registry.names.drain("draining")
         shutil.rmtree(shop.store.path(shop.manager.get("lost").digest))
         await shop.manager.close()
     with open_shop(harness, tmp_path) as shop:
@@ -166,8 +166,9 @@ def _register_many(shop: Shop) -> None:
     def fetch(into: Path) -> None:
         shutil.copytree(path, into, dirs_exist_ok=True)
 
-    publish(shop.registry, shop.store, "n777", fetch=fetch, validate=validate, source=str(path))
-    facts = shop.registry.revision(shop.registry.get("n777").digest or "")
+    publish_revision(shop.registry, shop.store, "n777", fetch=fetch, validate=validate, source=str(path))
+    digest = shop.registry.names.get("n777").digest or ""
+    facts = shop.registry.revisions.find([digest])[digest]
     with shop.registry._database.write() as (connection, generation):  # as one: a commit takes milliseconds
         for i in set(range(MANY)) - {777}:
             name, digest = f"n{i}", f"{i:064x}"

@@ -155,7 +155,7 @@ async def test_deleted_while_it_waits_for_its_files(harness: Harness, tmp_path: 
     with open_shop(harness, tmp_path, room=1) as shop:
         await shop.load("a", "b")
         cold = next(r for r in shop.manager.list() if not r.resident)
-        shop.registry.remove(cold.name)
+        shop.registry.names.remove(cold.name)
         shutil.rmtree(shop.store.path(cold.digest))
         with pytest.raises(AdapterNotFound, match="deleted"):
             await shop.lease(cold.name)
