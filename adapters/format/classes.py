@@ -19,7 +19,7 @@ MAX_LABEL = 256  # characters
 
 
 class Problem(StrEnum):
-    """What the scores are, by transformers' names."""
+    """What the scores of a classifier are (single label, multi label, regression), by transformers' names."""
 
     SINGLE_LABEL = "single_label_classification"  # logits of one distribution: softmax
     MULTI_LABEL = "multi_label_classification"  # logits that are independent of each other: sigmoid
@@ -35,7 +35,7 @@ class Classes:
     pad_id: int | None = None  # the token that never is the last one of a text
 
     def complete(self, count: int) -> Classes:
-        """The same with what transformers assumes of a head with ``count`` rows for what is left out."""
+        """Fill what is left out with what transformers assumes of a head with ``count`` rows."""
         labels, problem = self.labels, self.problem
         if labels is None:
             labels = tuple(f"LABEL_{index}" for index in range(count))

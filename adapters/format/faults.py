@@ -58,7 +58,7 @@ class Faults:
             self._sentences.append(cut)
 
     def raise_any(self) -> None:
-        """Raise what was found.
+        """Raise one ArtifactError with every fault that was found.
 
         Raises:
             ArtifactError: at least one fault was added.

@@ -129,7 +129,7 @@ def _read_bounded(path: Path, limit: int) -> bytes:
 
 
 def parse_config_bytes(content: bytes) -> dict[str, Any]:
-    """Parse what :func:`read_config_bytes` returned.
+    """Parse the bytes of ``adapter_config.json``.
 
     Raises:
         FileFault: it is not JSON that can be written back (1e999 is infinite, lone surrogates no text).
@@ -176,14 +176,14 @@ def artifact_digest(config: Mapping[str, Any]) -> hashlib._Hash:
 
 
 def add_text_files(digest: hashlib._Hash, files: Mapping[str, bytes]) -> None:
-    """Feed the digest what :func:`read_text_files` returned."""
+    """Feed the digest of an artifact its text files, as :func:`read_text_files` returned them."""
     for name in sorted(files):
         digest.update(f"\n{name} {len(files[name])}\n".encode("ascii"))
         digest.update(files[name])
 
 
 def pickle_fault(name: str) -> str:
-    """Why a file that may hold weights is not read."""
+    """The message that refuses the file ``name``, which may hold weights as a pickle."""
     return (
         f"{shown(name)} is a pickle, which can run code when it is read: only safetensors are served (where "
         f"you trust it, load it with PEFT and save_pretrained it again, which writes {WEIGHTS_NAME})"

@@ -30,7 +30,7 @@ class Provenance:
     lineage: Mapping[str, Any] = field(default_factory=dict)  # of a composed adapter: method, members, ...
 
     def metadata(self) -> dict[str, str]:
-        """For ``safetensors.torch.save_file``.
+        """The provenance as metadata for ``safetensors.torch.save_file``.
 
         One key only: the library writes several in random order, and the same adapter made again would
         have another digest.

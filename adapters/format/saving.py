@@ -1,4 +1,4 @@
-"""Tensors into a file: what the disk refuses is an ``OSError``, as for any other file."""
+"""Writing tensors to a file: what the disk refuses is an ``OSError``, as for any other file."""
 
 from __future__ import annotations
 

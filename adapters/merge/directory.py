@@ -21,7 +21,7 @@ _PARTIAL = ".partial"
 
 
 def check_absent(out: Path) -> None:
-    """Refuse early what would be refused at the end.
+    """Refuse an output directory that is there already, before the work that would fill it.
 
     Raises:
         OutputExists: there is something at ``out`` already.
@@ -61,20 +61,20 @@ def _temporary(out: Path, stack: ExitStack) -> Path:
     """A new directory, locked and removed with ``stack``."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked_directory(out.parent):  # nobody removes it before it is locked
-        _remove_abandoned(out)
+        _remove_leftovers(out)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_PARTIAL, dir=out.parent))
         stack.enter_context(locked_directory(temporary))
     stack.callback(shutil.rmtree, temporary, ignore_errors=True)
     return temporary
 
 
-def remove_abandoned(out: Path) -> None:
+def remove_leftovers(out: Path) -> None:
     """Remove what processes have left that were killed while they wrote ``out``."""
     with suppress(OSError), locked_directory(out.parent):
-        _remove_abandoned(out)
+        _remove_leftovers(out)
 
 
-def _remove_abandoned(out: Path) -> None:
+def _remove_leftovers(out: Path) -> None:
     for entry in out.parent.iterdir():
         if entry.name.startswith(f".{out.name}.") and entry.name.endswith(_PARTIAL):
             with suppress(OSError):

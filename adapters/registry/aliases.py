@@ -17,13 +17,13 @@ from manylora.adapters.registry.rows import alias_records, find, put_change, req
 from manylora.adapters.registry.schema import Database, aliases
 
 
-class AliasRegistry:
-    """The aliases of a registry."""
+class Aliases:
+    """The aliases of a registry, beside its names: no alias is called as an adapter is."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def put_alias(self, name: str, arms: Sequence[tuple[str, float]], *, reset: bool = False) -> AliasRecord:
+    def put(self, name: str, arms: Sequence[tuple[str, float]], *, reset: bool = False) -> AliasRecord:
         """Make ``name`` stand for the model strings ``arms``, each with its share (positive, of any sum).
 
         "" is the base model. Servers of one registry may call theirs differently, and not as adapters are.
@@ -50,8 +50,8 @@ class AliasRegistry:
             put_change(connection, name, generation)
             return alias_records(connection, name)[0]
 
-    def remove_alias(self, name: str) -> AliasRecord:
-        """Forget an alias; returns what it was.
+    def remove(self, name: str) -> AliasRecord:
+        """Delete the alias ``name``; returns what it was.
 
         Raises:
             AdapterNotFound: there is no such alias.
@@ -62,8 +62,8 @@ class AliasRegistry:
             put_change(connection, name, generation)
             return before
 
-    def alias(self, name: str) -> AliasRecord:
-        """One alias.
+    def get(self, name: str) -> AliasRecord:
+        """The record of the alias ``name``.
 
         Raises:
             AdapterNotFound: there is no such alias.
@@ -71,7 +71,7 @@ class AliasRegistry:
         with self._database.read() as connection:
             return require_alias(connection, name)
 
-    def aliases(self) -> list[AliasRecord]:
+    def all(self) -> list[AliasRecord]:
         """All aliases, in order of their names."""
         with self._database.read() as connection:
             return alias_records(connection)

@@ -19,13 +19,13 @@ from manylora.adapters.registry.schema import Database, arms
 Key = tuple[str, str]  # (alias, target)
 
 
-class ArmRegistry:
-    """The arms of a registry's aliases. There is a row for each target an alias has now."""
+class Arms:
+    """What is counted of the arms of a registry's aliases, a row for each target that an alias has now."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add_to_arms(self, added: Mapping[Key, Mapping[str, float]]) -> None:
+    def add(self, added: Mapping[Key, Mapping[str, float]]) -> None:
         """Add numbers to what arms (alias, target) have; arms that there are no more are skipped."""
         with self._database.write_quietly() as connection:
             for (alias, target), counts in sorted(added.items()):
@@ -37,7 +37,7 @@ class ArmRegistry:
                 elif any(target in dict(record.arms) for record in alias_records(connection, alias)):
                     _insert(connection, alias, target, counts)  # an alias older than this table
 
-    def arms(self, alias: str) -> tuple[AliasRecord, dict[str, ArmRecord]]:
+    def totals(self, alias: str) -> tuple[AliasRecord, dict[str, ArmRecord]]:
         """An alias, and what each of its arms has come to, by target.
 
         Raises:

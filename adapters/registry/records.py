@@ -9,7 +9,7 @@ from typing import Any
 
 
 class State(StrEnum):
-    """Where a name stands in its life."""
+    """Whether an adapter's name serves, is on its way, is being deleted, or has failed."""
 
     LOADING = "loading"  # it has never served, and is being fetched or checked
     READY = "ready"
@@ -42,7 +42,7 @@ class RevisionRecord:
 
 @dataclass(frozen=True)
 class NameRecord:
-    """One adapter's name. ``history[0]`` is ``digest`` wherever there is one."""
+    """An adapter's name and what it points to. ``history[0]`` is ``digest`` wherever there is one."""
 
     name: str
     digest: str | None  # of the current revision
@@ -78,7 +78,7 @@ class AliasArm:
 
 @dataclass(frozen=True)
 class ArmRecord:
-    """What one arm of an alias has come to."""
+    """What was counted of one arm of an alias: one of the model strings that it stands for."""
 
     since: float  # unix seconds, when counting began
     counts: Mapping[str, float]

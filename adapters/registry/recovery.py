@@ -1,4 +1,7 @@
-"""Bringing a registry back in agreement with the disk, after processes died or files were lost."""
+"""What a registry records when processes have died or files have gone, to agree with the disk again.
+
+The caller finds out which processes live and which files are there: ``adapters/registry/cleanup.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +12,36 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, select
 
-from manylora.adapters.errors import StoreError
-from manylora.adapters.registry.records import State
-from manylora.adapters.registry.rows import find, forget_revisions, put_change
-from manylora.adapters.registry.schema import Database, counter, history, names
+from manylora.adapters.registry.records import NameRecord, State
+from manylora.adapters.registry.rows import find, forget_revisions, put_change, records
+from manylora.adapters.registry.schema import Database, history, names
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """What had to be changed for the registry to agree with the disk."""
+class FileChanges:
+    """What the registry recorded when it was compared with the files that are on disk."""
 
-    failed: tuple[str, ...]  # names whose current revision is missing
+    missing: tuple[str, ...]  # names that have failed, as their current revision is missing
     restored: tuple[str, ...]  # names that had failed for that, and whose revision is there again
     forgotten: tuple[str, ...]  # digests of earlier revisions that are missing
 
 
-class UpkeepRegistry:
+class Recovery:
     """What a server does to a registry when it starts, and when processes have died or files gone."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def bind(self, identity: str) -> None:
-        """Tie a new registry to the artifact directory called ``identity``.
-
-        Raises:
-            StoreError: it is tied to another one, whose revisions this directory doesn't have.
-        """
-        with self._database.write_quietly() as connection:
-            if _bound(connection, identity) is None:
-                connection.execute(counter.update().values(store=identity))
-
-    def check_bound(self, identity: str) -> None:
-        """Raise :class:`StoreError` where :meth:`bind` would; nothing is written."""
+    def unfinished(self) -> list[NameRecord]:
+        """The names that are being loaded or drained, by whichever process."""
+        states = (State.LOADING.value, State.DRAINING.value)
         with self._database.read() as connection:
-            _bound(connection, identity)
+            return records(connection, select(names).where(names.c.state.in_(states)).order_by(names.c.name))
 
-    def abandon(self, name: str, owner: str) -> None:
-        """Clean up after a dead process that was loading or draining ``name``, if that is still so.
+    def end_unfinished(self, name: str, owner: str) -> None:
+        """End what the dead process ``owner`` did to ``name``: loading or draining, if that is still so.
 
-        A name that never served is gone, and so is one that was being deleted.
+        A name that never served is removed, and so is one that was being deleted.
         """
         with self._database.write() as (connection, generation):
             record = find(connection, name)
@@ -64,15 +57,15 @@ class UpkeepRegistry:
                 forget_revisions(connection, record.history)
             put_change(connection, name, generation)
 
-    def lose(self, name: str, digest: str) -> None:
+    def mark_missing(self, name: str, digest: str) -> None:
         """Make ``name`` FAILED if it serves the revision ``digest``, whose files are missing."""
         with self._database.write() as (connection, generation):
             of_name = (names.c.name == name, names.c.digest == digest)
             ready = (*of_name, names.c.state == State.READY.value)
-            if connection.execute(names.update().where(*ready).values(_lost(digest))).rowcount:
+            if connection.execute(names.update().where(*ready).values(_missing(digest))).rowcount:
                 put_change(connection, name, generation)
 
-    def recover(self, present: Callable[[str], bool]) -> tuple[str, ...]:
+    def mark_restored(self, present: Callable[[str], bool]) -> tuple[str, ...]:
         """Make FAILED names READY whose current revision is ``present`` on disk; returns them.
 
         Nothing is written where there are none.
@@ -88,54 +81,42 @@ class UpkeepRegistry:
                 put_change(connection, name, generation)
         return tuple(found)
 
-    def expire(self, seconds: float) -> tuple[str, ...]:
-        """Forget names that FAILED so long ago and have never served; returns them.
+    def remove_failed(self, seconds: float) -> tuple[str, ...]:
+        """Remove names that FAILED more than ``seconds`` ago and have never served; returns them.
 
         Nothing is written where there are none.
         """
         with self._database.read() as connection:
-            old = _expired(connection, seconds)
+            old = _long_failed(connection, seconds)
         if not old:
             return ()
         with self._database.write() as (connection, generation):
-            found = _expired(connection, seconds)  # as it is now
+            found = _long_failed(connection, seconds)  # as it is now
             for name in found:
                 connection.execute(delete(names).where(names.c.name == name))
                 put_change(connection, name, generation)
         return tuple(found)
 
-    def agree(self, present: Collection[str]) -> Agreement:
-        """Make names whose revision is not ``present`` on disk FAILED, and those READY where it is back."""
+    def match_files(self, present: Collection[str]) -> FileChanges:
+        """Make names whose revision is not ``present`` on disk FAILED, and those READY where it is back.
+
+        Earlier revisions that are not there are forgotten.
+        """
         with self._database.write() as (connection, generation):
-            failed, restored = _check_current(connection, generation, present)
-            forgotten = _check_history(connection, generation, present)
-        return Agreement(tuple(failed), tuple(restored), tuple(forgotten))
+            missing, restored = _match_current(connection, generation, present)
+            forgotten = _match_history(connection, generation, present)
+        return FileChanges(tuple(missing), tuple(restored), tuple(forgotten))
 
 
-def _bound(connection: Connection, identity: str) -> str | None:
-    """The artifact directory that the registry is tied to, if it is to one.
-
-    Raises:
-        StoreError: to another one than ``identity``.
-    """
-    known: str | None = connection.execute(select(counter.c.store)).scalar_one()
-    if known not in {None, identity}:
-        raise StoreError(
-            "the adapter registry belongs to another artifact directory: servers that share a "
-            "registry must share that directory, and a new directory needs a new registry"
-        )
-    return known
-
-
-def _check_current(
+def _match_current(
     connection: Connection, generation: int, present: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    failed, restored = [], []
+    missing, restored = [], []
     query = select(names.c.name, names.c.digest, names.c.state).where(names.c.digest.is_not(None))
     for name, digest, state in connection.execute(query.order_by(names.c.name)).all():
         if state == State.READY.value and digest not in present:
-            failed.append(name)
-            values = _lost(digest)
+            missing.append(name)
+            values = _missing(digest)
         elif state == State.FAILED.value and digest in present:
             restored.append(name)
             values = _ready()
@@ -143,33 +124,10 @@ def _check_current(
             continue
         connection.execute(names.update().where(names.c.name == name).values(values))
         put_change(connection, name, generation)
-    return failed, restored
+    return missing, restored
 
 
-def _failed(connection: Connection) -> list[tuple[str, str]]:
-    """Name and digest of those that failed though they have a revision."""
-    query = select(names.c.name, names.c.digest).where(names.c.digest.is_not(None))
-    query = query.where(names.c.state == State.FAILED.value).order_by(names.c.name)
-    return [(name, digest) for name, digest in connection.execute(query).all()]
-
-
-def _expired(connection: Connection, seconds: float) -> list[str]:
-    """The names without a revision that failed more than ``seconds`` ago."""
-    query = select(names.c.name).where(names.c.digest.is_(None), names.c.state == State.FAILED.value)
-    old = query.where(names.c.updated < time.time() - seconds).order_by(names.c.name)
-    return list(connection.execute(old).scalars())
-
-
-def _lost(digest: str) -> dict[str, Any]:
-    error = f"the files of revision {digest[:8]} are missing from the store"
-    return {"state": State.FAILED.value, "error": error, "updated": time.time()}
-
-
-def _ready() -> dict[str, Any]:
-    return {"state": State.READY.value, "error": None, "updated": time.time()}
-
-
-def _check_history(connection: Connection, generation: int, present: Collection[str]) -> list[str]:
+def _match_history(connection: Connection, generation: int, present: Collection[str]) -> list[str]:
     of_name = history.c.name == names.c.name
     earlier = select(history.c.name, history.c.digest).join(names, of_name)
     forgotten = set()
@@ -180,3 +138,26 @@ def _check_history(connection: Connection, generation: int, present: Collection[
             put_change(connection, name, generation)
     forget_revisions(connection, sorted(forgotten))
     return sorted(forgotten)
+
+
+def _failed(connection: Connection) -> list[tuple[str, str]]:
+    """Name and digest of those that failed though they have a revision."""
+    query = select(names.c.name, names.c.digest).where(names.c.digest.is_not(None))
+    query = query.where(names.c.state == State.FAILED.value).order_by(names.c.name)
+    return [(name, digest) for name, digest in connection.execute(query).all()]
+
+
+def _long_failed(connection: Connection, seconds: float) -> list[str]:
+    """The names without a revision that failed more than ``seconds`` ago."""
+    query = select(names.c.name).where(names.c.digest.is_(None), names.c.state == State.FAILED.value)
+    old = query.where(names.c.updated < time.time() - seconds).order_by(names.c.name)
+    return list(connection.execute(old).scalars())
+
+
+def _missing(digest: str) -> dict[str, Any]:
+    error = f"the files of revision {digest[:8]} are missing from the store"
+    return {"state": State.FAILED.value, "error": error, "updated": time.time()}
+
+
+def _ready() -> dict[str, Any]:
+    return {"state": State.READY.value, "error": None, "updated": time.time()}

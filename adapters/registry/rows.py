@@ -1,14 +1,13 @@
-"""Between the rows of the registry's tables and records."""
+"""Reading records from the rows of the registry's tables, and writing them."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Row, Select, delete, exists, func, insert, select
+from sqlalchemy import Connection, Row, Select, delete, exists, insert, select
 
 from manylora.adapters.errors import AdapterNotFound
 from manylora.adapters.mix import is_name, parse_target
@@ -17,8 +16,6 @@ from manylora.adapters.registry.schema import aliases, changes, history, names, 
 
 _MAX_PARAMETERS = 500  # of one statement
 _MAX_TEXT = 4000  # characters of an error or a source
-
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=-]{0,63}")
 
 T = TypeVar("T")
 
@@ -61,26 +58,10 @@ def records(connection: Connection, query: Select[Any]) -> list[NameRecord]:
     return [_name(row, tagged[row.name], past[row.name]) for row in rows]
 
 
-def filtered(query: Select[Any], prefix: str, tag: str | None, state: State | None) -> Select[Any]:
-    """``query`` restricted to names that begin with ``prefix``, have ``tag`` and are in ``state``."""
-    if prefix:  # a range, where an index serves it; "\x7f" comes after every character of a name
-        query = query.where(names.c.name >= prefix, names.c.name < f"{prefix}\x7f")
-    if tag is not None:
-        query = query.where(exists().where(tags.c.name == names.c.name, tags.c.tag == tag))
-    if state is not None:
-        query = query.where(names.c.state == state.value)
-    return query
-
-
 def put_change(connection: Connection, name: str, generation: int) -> None:
     """Record that ``name`` changed in ``generation``."""
     connection.execute(delete(changes).where(changes.c.name == name))
     connection.execute(insert(changes).values(name=name, generation=generation))
-
-
-def is_tag(text: str) -> bool:
-    """Whether ``text`` may be a tag."""
-    return bool(_TAG.fullmatch(text))
 
 
 def put_tags(connection: Connection, name: str, values: Iterable[str]) -> None:
@@ -130,24 +111,19 @@ def put_history(connection: Connection, name: str, digest: str, generation: int,
 
 
 def forget_revisions(connection: Connection, digests: Sequence[str]) -> None:
-    """Drop those of ``digests`` that no name's history holds any more."""
+    """Delete the facts of those revisions ``digests`` that no name's history holds any more."""
     held = exists().where(history.c.digest == revisions.c.digest)
     for chunk in chunks(digests):
         connection.execute(delete(revisions).where(revisions.c.digest.in_(chunk), ~held))
 
 
 def revision_records(connection: Connection, digests: Iterable[str]) -> dict[str, RevisionRecord]:
-    """Those of ``digests`` that are known."""
+    """The facts of those of ``digests`` that are registered."""
     found = {}
     for chunk in chunks(dict.fromkeys(digests)):
         for row in connection.execute(select(revisions).where(revisions.c.digest.in_(chunk))):
             found[row.digest] = _revision(row)
     return found
-
-
-def count_names(connection: Connection, query: Select[Any]) -> int:
-    """How many rows ``query`` selects."""
-    return connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
 
 
 def alias_records(connection: Connection, name: str | None = None) -> list[AliasRecord]:
@@ -224,8 +200,3 @@ def _revision(row: Row[Any]) -> RevisionRecord:
         lineage=None if row.lineage is None else json.loads(row.lineage),
         details=json.loads(row.details),
     )
-
-
-def _alias(row: Row[Any]) -> AliasRecord:
-    arms = tuple((target, share) for target, share in json.loads(row.arms))
-    return AliasRecord(row.name, arms, row.created, row.updated)

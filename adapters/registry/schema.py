@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from manylora.adapters.errors import RegistryUnavailable, StoreError
+from manylora.adapters.store.locks import locked_directory
 
 VERSION = 1  # of the tables; a database written by a newer one is refused
 WAIT_SECONDS = 30  # for another writer, before a mutation gives up
@@ -162,13 +161,16 @@ class Database:
 
     @contextmanager
     def write_quietly(self) -> Iterator[Connection]:
-        """As :meth:`write`, for what is no news to other servers: the generation stays."""
+        """A transaction that no other mutation overlaps, for what is no news to other servers.
+
+        The generation stays.
+        """
         with self.faults(), self._engine.begin() as connection:
             connection.execute(select(counter.c.id).with_for_update())
             yield connection
 
     def generation(self, connection: Connection) -> int:
-        """How many mutations there have been."""
+        """How many mutations the registry has seen."""
         return int(connection.execute(select(counter.c.generation)).scalar_one())
 
     @contextmanager
@@ -184,7 +186,7 @@ class Database:
             raise kind(f"the adapter registry ({_describe(self._url)}): {self._reason(error)}") from None
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections to the database."""
         self._engine.dispose()
 
     def _reason(self, error: Exception) -> str:
@@ -256,18 +258,14 @@ def _begin_sqlite(connection: Connection) -> None:
 
 @contextmanager
 def _one_at_a_time(url: URL) -> Iterator[None]:
-    """While SQLite files are created and switched to WAL, for which SQLite itself does not wait."""
+    """Hold a lock while SQLite files are created and switched to WAL, for which SQLite does not wait."""
     if url.get_backend_name() != "sqlite":
         yield
         return
     assert url.database is not None, "checked when parsed"
     # The directory, for SQLite's own locks on the file would be lost when a second descriptor closes.
-    descriptor = os.open(Path(url.database).parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with locked_directory(Path(url.database).parent):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _create(connection: Connection) -> None:

@@ -129,7 +129,7 @@ class _Names:
         return name
 
     def check_complete(self) -> None:
-        """Say so if there was nothing of an adapter, before the validation says it less well."""
+        """Refuse an archive that held nothing of an adapter, before the validation says it less well."""
         if self._pickles and WEIGHTS_NAME not in self._kept:
             raise ArtifactError([pickle_fault(min(self._pickles))])
         if not self._kept:

@@ -40,16 +40,16 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 class Storage(Protocol):
-    """Where adapters are asked for by URL."""
+    """A storage that adapters are fetched from by URL."""
 
     def fetch(self, source: str, into: Path, progress: Progress | None) -> str:
         """Download an adapter's files; returns the source as it is to be recorded."""
 
     def check(self, source: str) -> None:
-        """Find out whether it may be fetched, without asking."""
+        """Raise SourceForbidden or SourceMissing if ``source`` can't be fetched; the storage isn't asked."""
 
     def exists(self, source: str) -> bool:
-        """Whether an adapter is there."""
+        """Whether there is an adapter at ``source``."""
 
 
 def fetch(source: str, into: Path, policy: SourcePolicy, progress: Progress | None = None) -> str:
@@ -181,7 +181,7 @@ def _copy(directory: Path, source: str, into: Path, policy: SourcePolicy, progre
         }
         total = sum(os.fstat(file.fileno()).st_size for file in files.values())
         meter = Meter(policy, progress, total)
-        meter.foresee(total)
+        meter.check_size(total)
         for name, file in files.items():
             meter.file()
             write_new(into / name, meter.counted(_pieces(file)))

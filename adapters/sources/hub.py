@@ -74,7 +74,7 @@ def parse_hub(source: str) -> HubSource:
 
 
 class Hub:
-    """The Hub as far as a policy allows it."""
+    """The Hugging Face Hub, as far as a policy allows it."""
 
     def __init__(self, policy: SourcePolicy) -> None:
         self._policy = policy
@@ -92,7 +92,7 @@ class Hub:
             check_found(sizes, source)
             kept = {name: size for name, size in sizes.items() if is_kept(name)}
             meter = Meter(self._policy, progress, total=sum(kept.values()))
-            meter.foresee(sum(kept.values()))
+            meter.check_size(sum(kept.values()))
             for name in sorted(kept):
                 meter.file()
                 url = hf_hub_url(
@@ -106,11 +106,11 @@ class Hub:
         return str(HubSource(wanted.repository, commit, wanted.subfolder))
 
     def check(self, source: str) -> None:
-        """Raise SourceForbidden or SourceMissing if ``source`` can't be fetched, whatever is there."""
+        """Raise SourceForbidden or SourceMissing if ``source`` can't be fetched, whatever lies there."""
         self._allowed(source)
 
     def exists(self, source: str) -> bool:
-        """Whether an adapter is there.
+        """Whether there is an adapter at ``source``.
 
         Raises:
             SourceForbidden, SourceUnreachable: it can't be told.

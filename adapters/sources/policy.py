@@ -1,4 +1,4 @@
-"""What may be brought in, and how much of it."""
+"""From where artifacts may be fetched, and how many bytes and files of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Meter:
     def __init__(
         self, policy: SourcePolicy, progress: Progress | None = None, total: int | None = None
     ) -> None:
-        """``total`` bytes are expected; the limit holds whatever was promised."""
+        """Count against the limits of ``policy``. ``total`` is what was promised, for ``progress`` alone."""
         self._policy = policy
         self._progress = progress
         self._total = total
@@ -44,7 +44,7 @@ class Meter:
         self.files = 0
 
     def file(self) -> None:
-        """Count one file.
+        """Count one file against the limit.
 
         Raises:
             ArtifactError: that is one too many.
@@ -54,24 +54,24 @@ class Meter:
             raise ArtifactError([f"there are more than {self._policy.max_files:,} files"])
 
     def take(self, nbytes: int) -> None:
-        """Count bytes, before they are kept.
+        """Count bytes against the limit, before they are kept.
 
         Raises:
             ArtifactError: they are too many.
         """
         self.nbytes += nbytes
-        self.foresee(self.nbytes)
+        self.check_size(self.nbytes)
         if self._progress is not None:
             self._progress(self.nbytes, self._total)
 
     def counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """``chunks``, each counted before it is handed on."""
+        """Hand on ``chunks``, each counted before."""
         for chunk in chunks:
             self.take(len(chunk))
             yield chunk
 
-    def foresee(self, nbytes: int) -> None:
-        """Check a size that was announced.
+    def check_size(self, nbytes: int) -> None:
+        """Check an announced size against the limit.
 
         Raises:
             ArtifactError: it is too much.

@@ -55,7 +55,7 @@ def _under(source: str, prefix: str) -> bool:
 
 
 class Remote:
-    """The storages that a policy allows."""
+    """The storages of fsspec, as far as a policy allows them."""
 
     def __init__(self, policy: SourcePolicy) -> None:
         self._policy = policy
@@ -78,18 +78,18 @@ class Remote:
             check_found(sizes, source)
             kept = {name: size for name, size in sizes.items() if name in KEPT_NAMES}
             meter = Meter(self._policy, progress, total=sum(kept.values()))
-            meter.foresee(sum(kept.values()))
+            meter.check_size(sum(kept.values()))
             for name in kept:
                 meter.file()
                 write_new(into / name, meter.counted(_read(files, protocol, f"{base}/{name}")))
         return source
 
     def check(self, source: str) -> None:
-        """Raise SourceForbidden or SourceMissing if ``source`` can't be fetched, whatever is there."""
+        """Raise SourceForbidden or SourceMissing if ``source`` can't be fetched, whatever lies there."""
         check_url(source, self._policy.urls)
 
     def exists(self, source: str) -> bool:
-        """Whether an adapter is there.
+        """Whether there is an adapter at ``source``.
 
         Raises:
             SourceForbidden, SourceUnreachable: it can't be told.

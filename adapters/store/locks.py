@@ -1,27 +1,34 @@
-"""Advisory locks on files, which the kernel drops when their process dies, however it dies."""
+"""Advisory locks on files and directories, which the kernel drops when their process dies, however it dies.
+
+All locks between processes are taken here. The module imports nothing but the standard library, so that the
+kernels may use it when they compile, though they know nothing of adapters.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDWR | os.O_CLOEXEC
+
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock on ``path``, alone or with others who share it; waits for it.
+def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock on the file ``path``, alone or with others who share it; waits for it.
 
-    Each call has a descriptor of its own, so that threads of one process exclude each other as well.
+    The file is created where it is missing. ``on_wait`` is called before this waits for somebody else. Each
+    call has a descriptor of its own, so that threads of one process exclude each other as well.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    with _opened(path, _FILE | os.O_CREAT) as descriptor:
+        if on_wait is not None and not _lock(descriptor, shared=shared, wait=False):
+            on_wait()
+        _lock(descriptor, shared=shared)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def try_lock(path: Path, *, create: bool = False) -> BinaryIO | None:
@@ -30,27 +37,23 @@ def try_lock(path: Path, *, create: bool = False) -> BinaryIO | None:
     Raises:
         OSError: it isn't there and was not to be created, or it can't be opened.
     """
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644), "r+b")
+    file = os.fdopen(os.open(path, _FILE | (os.O_CREAT if create else 0), 0o644), "r+b")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
+        if _lock(file.fileno(), wait=False):
+            return file
     except OSError:
         file.close()
         raise
-    return file
+    file.close()
+    return None
 
 
 @contextmanager
 def locked_directory(path: Path) -> Iterator[None]:
     """Hold the lock on a directory that is there; waits for it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with _opened(path, _DIRECTORY) as descriptor:
+        _lock(descriptor)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def is_locked_directory(path: Path) -> bool:
@@ -59,11 +62,24 @@ def is_locked_directory(path: Path) -> bool:
     Raises:
         OSError: it isn't there, or it can't be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with _opened(path, _DIRECTORY) as descriptor:
+        return not _lock(descriptor, wait=False)
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        yield descriptor
     finally:
         os.close(descriptor)
-    return False
+
+
+def _lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
+    """Whether the lock is held now; with ``wait`` it always is."""
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(descriptor, how if wait else how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -4,7 +4,7 @@ A revision comes into being by one rename of a directory that was written and sy
 is either there as a whole or not at all, whenever a process is killed. Several processes may share a
 store. Under its root lie, beside the revisions:
 
-    .lock            held by all who publish together, and by one alone who removes or sweeps
+    .lock            held by all who publish together, and by one alone who deletes
     .live-<owner>    locked by its process as long as that lives
     .tmp-<owner>-*   what that process is fetching, writing or deleting
     .identity        a random name by which a registry knows its store
@@ -24,9 +24,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from manylora.adapters.errors import AdapterNotFound, ArtifactError, StoreError
-from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME, FileFault
-from manylora.adapters.store.disk import copy_artifact, same_bytes, sync_path
+from manylora.adapters.errors import AdapterNotFound, StoreError
+from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
+from manylora.adapters.store.copying import same_bytes
+from manylora.adapters.store.disk import sync_path
 from manylora.adapters.store.locks import locked, try_lock
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -39,10 +40,10 @@ _NEEDED = (CONFIG_NAME, WEIGHTS_NAME)
 
 
 class RevisionStore:
-    """The revisions under ``root``. Thread-safe, and shared by processes."""
+    """The revisions in the directory ``root``. Thread-safe, and shared by processes."""
 
     def __init__(self, root: Path) -> None:
-        """Open the store, creating ``root``, and sweep away what killed processes left half done.
+        """Open the store, creating ``root``, and remove what killed processes left half done.
 
         Raises:
             StoreError: the directory can't be used.
@@ -56,7 +57,7 @@ class RevisionStore:
                 assert live is not None, "the owner is a fresh random name"
                 self._live: BinaryIO = live
                 self.identity = self._identify()
-                self._sweep()
+                self._remove_leftovers()
 
     def __enter__(self) -> Self:
         return self
@@ -89,35 +90,16 @@ class RevisionStore:
             shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
-    def publishing(self) -> Iterator[None]:
-        """While this is held, no process removes a revision.
+    def deletion_blocked(self) -> Iterator[None]:
+        """Keep every process from deleting revisions while this is held.
 
         Whoever moves a revision in and then registers it holds this from the one to the other; so
-        :meth:`discard` never takes a revision that is about to be referenced for an orphan.
+        :meth:`discard` never deletes a revision that is about to be referenced.
         """
         with self._faults("can't be locked"), locked(self.root / _LOCK, shared=True):
             yield
 
-    def publish(self, directory: Path) -> tuple[str, Path]:
-        """Copy the artifact in ``directory`` into the store; its digest and the revision's directory.
-
-        Only the files of an artifact are copied, whatever their size: validate first. The digest
-        is of the bytes that were copied, so comparing it with that of the validated artifact tells
-        whether the source has changed in between.
-        Publishing what is already there changes nothing.
-
-        Raises:
-            ArtifactError: a file is missing, is not a regular file or (the config) is not JSON.
-            StoreError: the disk refused.
-        """
-        try:
-            with self.temporary() as temporary, self._faults("can't be written to"):
-                digest = copy_artifact(directory, temporary)
-                return digest, self.move_in(temporary, digest)
-        except FileFault as fault:
-            raise ArtifactError([str(fault)]) from None
-
-    def settle(self, temporary: Path) -> None:
+    def prepare(self, temporary: Path) -> None:
         """Drop from a :meth:`temporary` directory what a revision doesn't keep, and sync the rest to disk.
 
         Raises:
@@ -136,7 +118,7 @@ class RevisionStore:
             sync_path(temporary)
 
     def move_in(self, temporary: Path, digest: str) -> Path:
-        """Make a settled temporary directory the revision ``digest``, unless that is there already.
+        """Make a prepared temporary directory the revision ``digest``, unless that is there already.
 
         What is there but has lost files, or has other bytes, is replaced.
 
@@ -145,7 +127,7 @@ class RevisionStore:
         """
         target = self.root / digest
         assert _DIGEST.fullmatch(digest), "a digest is 64 hex digits"
-        with self._faults("can't be written to"), self.publishing():
+        with self._faults("can't be written to"), self.deletion_blocked():
             if target.is_dir() and not _has_files_of(target, temporary):
                 with self.temporary() as aside:
                     _move_out(target, aside / digest)
@@ -181,25 +163,13 @@ class RevisionStore:
         with self._faults("can't be read"):
             return sorted(entry.name for entry in self.root.iterdir() if _DIGEST.fullmatch(entry.name))
 
-    def remove(self, digest: str) -> int:
-        """Delete a revision, whoever may refer to it, and return the bytes of disk it took.
-
-        Raises:
-            AdapterNotFound: there is no such revision.
-            StoreError: the disk refused.
-        """
-        freed = self.discard([digest], set)
-        if digest not in freed:
-            raise AdapterNotFound(f"no revision {digest[:64]!r} in the store")
-        return freed[digest]
-
     def discard(
         self, digests: Collection[str] | None, referenced: Callable[[], Collection[str]]
     ) -> dict[str, int]:
         """Delete those of ``digests`` (None: of all revisions) that are not ``referenced``.
 
-        ``referenced`` is called when nobody is publishing, so what it returns can be relied on. Returns
-        the bytes of disk of each revision that was deleted. Unknown digests are skipped.
+        ``referenced`` is called while nobody can move a revision in and register it, so what it returns can
+        be relied on. Unknown digests are skipped. Returns the bytes of disk that each deleted one took.
 
         Raises:
             StoreError: the disk refused.
@@ -211,7 +181,7 @@ class RevisionStore:
                 for digest in self.digests() if digests is None else digests:
                     if digest in keep or not _DIGEST.fullmatch(digest):
                         continue
-                    # Out of the way in one step: a kill half way leaves rubbish, never half a revision.
+                    # In one step: a kill half way leaves a temporary directory, never half a revision.
                     if _move_out(self.root / digest, temporary / digest):
                         freed[digest] = 0
                 sync_path(self.root)
@@ -219,14 +189,14 @@ class RevisionStore:
                 freed[digest] = sum(file.stat().st_size for file in (temporary / digest).iterdir())
         return freed
 
-    def sweep(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove the temporary directories of processes that have died.
 
         Raises:
             StoreError: the disk refused.
         """
         with self._faults("can't be written to"), self._alone():
-            self._sweep()
+            self._remove_leftovers()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -253,7 +223,7 @@ class RevisionStore:
         sync_path(self.root)
         return fresh
 
-    def _sweep(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Remove what belongs to no living process. Under the lock, so that none is just starting."""
         living = {self.owner}
         for path in self.root.glob(f"{_LIVE}*"):

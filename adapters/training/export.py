@@ -18,8 +18,8 @@ from torch import Tensor
 
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.format.saving import save_tensors
+from manylora.adapters.store.disk import sync_path
 from manylora.adapters.training.build import Session
-from manylora.adapters.training.folder import sync
 from manylora.adapters.training.model import InitialWeights, lora_pairs
 
 
@@ -29,7 +29,7 @@ def save_initial(initial: InitialWeights, path: Path) -> None:
         f"{name}.{part}": t for name, pair in initial.items() for part, t in zip("AB", pair, strict=True)
     }
     save_tensors({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
-    sync(path)
+    sync_path(path)
 
 
 def read_initial(path: Path) -> InitialWeights:
@@ -85,7 +85,7 @@ def write_artifact(
     config = model.peft_config["default"]
     _write_config(config, session.base.public_name, directory, converted=bool(initial))
     for name in (WEIGHTS_NAME, CONFIG_NAME):
-        sync(directory / name)
+        sync_path(directory / name)
 
 
 def write_model(model: Any, session: Session, directory: Path) -> None:
@@ -95,7 +95,7 @@ def write_model(model: Any, session: Session, directory: Path) -> None:
     """
     model.to(session.loader.saved_dtype).save_pretrained(directory)
     for path in directory.iterdir():
-        sync(path)
+        sync_path(path)
 
 
 def _converted(model: Any, initial: InitialWeights, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

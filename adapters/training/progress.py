@@ -24,8 +24,9 @@ from rich.progress import MofNCompleteColumn, TaskID, TextColumn, TimeRemainingC
 from transformers import TrainerCallback
 
 from manylora.adapters.progress_bars import progress_bars
+from manylora.adapters.store.disk import sync_path
 from manylora.adapters.training.errors import TrainingError
-from manylora.adapters.training.folder import COMPLETE, sync
+from manylora.adapters.training.folder import COMPLETE
 
 _RENAMED = {
     "mean_token_accuracy": "token_accuracy",
@@ -122,9 +123,9 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             return
         directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         for path in directory.iterdir():
-            sync(path)
+            sync_path(path)
         (directory / COMPLETE).touch()
-        sync(directory)
+        sync_path(directory)
 
 
 class BarCallback(TrainerCallback):  # type: ignore[misc]

@@ -8,12 +8,12 @@ from html import escape
 from io import BytesIO
 from typing import Any
 
+from manylora.adapters.store.disk import sync_path
 from manylora.adapters.training.build import Session
 from manylora.adapters.training.card import Outcome, versions
 from manylora.adapters.training.config_load import to_yaml
 from manylora.adapters.training.data.summary import summarize
 from manylora.adapters.training.evaluate import Sample
-from manylora.adapters.training.folder import sync
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -30,7 +30,7 @@ def write_report(session: Session, outcome: Outcome) -> None:
     (root / "curves.png").write_bytes(picture)
     (root / "report.html").write_text(report_html(session, outcome, picture), encoding="utf-8")
     for name in ("curves.png", "report.html"):
-        sync(root / name)
+        sync_path(root / name)
 
 
 def report_html(session: Session, outcome: Outcome, picture: bytes) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 from transformers import TrainerState
 from transformers.utils import logging as transformers_logging
 
+from manylora.adapters.store.disk import sync_path
 from manylora.adapters.training.base import find_base
 from manylora.adapters.training.build import Session, build_trainer, is_main_process, spreads_the_model
 from manylora.adapters.training.card import Outcome, card
@@ -28,7 +29,7 @@ from manylora.adapters.training.export import (
     write_artifact,
     write_model,
 )
-from manylora.adapters.training.folder import Folder, sync
+from manylora.adapters.training.folder import Folder
 from manylora.adapters.training.gate import GateResult, Probed, check, check_classes, probe
 from manylora.adapters.training.model import BaseLoader, InitialWeights
 from manylora.adapters.training.progress import (
@@ -235,8 +236,8 @@ def _publish(session: Session, outcome: Outcome) -> None:
     folder = session.folder
     (folder.partial / "README.md").write_text(card(session, outcome), encoding="utf-8")
     for path in (*folder.partial.iterdir(), folder.partial):
-        sync(path)
+        sync_path(path)
     if folder.finished.exists():  # of the same run, before it was resumed
         shutil.rmtree(folder.finished)
     folder.partial.rename(folder.finished)
-    sync(folder.root)
+    sync_path(folder.root)

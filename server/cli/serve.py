@@ -90,7 +90,7 @@ def check_storage(settings: Settings) -> None:
     with store:
         try:
             with Registry(settings.registry) as registry:
-                registry.check_bound(store.identity)
+                registry.check_store(store.identity)
         except StoreError as error:
             option = "--data-dir" if settings.registry_url is None else "--registry-url"
             raise ConfigError(f"{option}: {error}") from error

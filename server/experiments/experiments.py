@@ -144,7 +144,7 @@ class Experiments:
             StoreError: the registry can't be asked.
         """
         await self.tell()
-        record, counted = await self._mirror.run(lambda registry: registry.arms(alias))
+        record, counted = await self._mirror.run(lambda registry: registry.arms.totals(alias))
         return shown(record, self._base), {shown_target(t, self._base): arm for t, arm in counted.items()}
 
     async def tell(self) -> None:
@@ -158,7 +158,7 @@ class Experiments:
         if not untold:
             return
         added = {(arm.alias, arm.target): counts for arm, counts in untold.items()}
-        telling = asyncio.ensure_future(self._mirror.run(lambda registry: registry.add_to_arms(added)))
+        telling = asyncio.ensure_future(self._mirror.run(lambda registry: registry.arms.add(added)))
 
         def keep(done: asyncio.Future[None]) -> None:
             if done.cancelled() or done.exception() is not None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from manylora.adapters import errors
 from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactError, OutputExists
-from manylora.adapters.merge.directory import check_absent, remove_abandoned
+from manylora.adapters.merge.directory import check_absent, remove_leftovers
 from manylora.adapters.mix import MixTerm
 from manylora.server.adapter_manager import AdapterManager
 from manylora.server.errors import Cancelled, ExportFailed, QueueFull, RequestError
@@ -211,7 +211,7 @@ class Exports:
                 _take(export, json.loads(line))
         finally:
             status = await _end(process)
-            await asyncio.to_thread(remove_abandoned, export.out)
+            await asyncio.to_thread(remove_leftovers, export.out)
         if export.files is None:
             raise ExportFailed(
                 f"the process that exports {export.model} ended with status {status}: if it was killed for "

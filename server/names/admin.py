@@ -117,7 +117,7 @@ class AdapterAdmin:
             digest = record.history[1]
         else:
             raise AdapterNotFound(f"adapter {name!r} has no earlier revision")
-        await self._mirror.change(name, lambda registry: registry.rollback(name, digest))
+        await self._mirror.change(name, lambda registry: registry.names.rollback(name, digest))
         return self._views.status(name)
 
     # Moving between tiers.
@@ -131,12 +131,12 @@ class AdapterAdmin:
             SourceMissing, ArtifactError: its files are gone or damaged.
         """
         await self._residency.make_resident(await self._current(name))
-        await self._mirror.change(name, lambda registry: registry.set_pinned(name, True))
+        await self._mirror.change(name, lambda registry: registry.names.set_pinned(name, True))
         return self._views.status(name)
 
     async def unpin(self, name: str) -> AdapterStatus:
         """Let ``name`` be evicted again; AdapterNotFound if there is no such name."""
-        await self._mirror.change(name, lambda registry: registry.set_pinned(name, False))
+        await self._mirror.change(name, lambda registry: registry.names.set_pinned(name, False))
         return self._views.status(name)
 
     async def prefetch(self, name: str) -> AdapterStatus:

@@ -49,13 +49,15 @@ class AliasAdmin:
             if term.name not in self._mirror.aliases:  # which the registry refuses
                 digest_of(term, self._mirror.get_ready(term.name))
         kept = stored(arms, self._base)
-        record = await self._mirror.change(name, lambda registry: registry.put_alias(name, kept, reset=reset))
+        record = await self._mirror.change(
+            name, lambda registry: registry.aliases.put(name, kept, reset=reset)
+        )
         self._forget_counts(name, reset)
         return shown(record, self._base)
 
     async def delete(self, name: str) -> AliasRecord:
         """Forget an alias; AdapterNotFound if there is none of that name."""
-        record = await self._mirror.change(name, lambda registry: registry.remove_alias(name))
+        record = await self._mirror.change(name, lambda registry: registry.aliases.remove(name))
         self._forget_counts(name, True)
         return record
 

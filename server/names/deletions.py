@@ -62,13 +62,13 @@ class Deletions:
     async def _delete(self, record: NameRecord, deadline: float) -> Deleted:
         name, references = record.name, self._references
         with self._mirror.refusing(name):
-            await self._mirror.change(name, lambda registry: registry.drain(name))
+            await self._mirror.change(name, lambda registry: registry.names.drain(name))
         own = [digest for digest in record.history if self._mirror.names_with(digest) <= {name}]
         await references.wait_until(
             lambda: not self._is_draining(name) or not references.count(own), deadline
         )
         try:
-            await self._mirror.change(name, lambda r: r.remove(name, state=State.DRAINING))
+            await self._mirror.change(name, lambda r: r.names.remove(name, state=State.DRAINING))
         except AdapterNotFound:  # published again meanwhile, or removed by another server
             await self._mirror.refresh(name)
         running = references.count(own)

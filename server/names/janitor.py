@@ -19,15 +19,15 @@ class Janitor:
 
     def __init__(
         self,
-        tend: Callable[[], Awaitable[tuple[str, ...]]],
+        clean_up: Callable[[], Awaitable[tuple[str, ...]]],
         delete_orphans: Callable[[], Awaitable[Collection[str]]],
         orphans_every: int = ORPHANS_EVERY,
     ) -> None:
-        """``tend()`` does what is to be done about names, and returns those that it changed.
+        """``clean_up()`` does what is to be done about names, and returns those that it changed.
 
         ``delete_orphans()`` deletes revisions that no name has had since it was last called; returns them.
         """
-        self._tend = tend
+        self._clean_up = clean_up
         self._delete_orphans = delete_orphans
         self._orphans_every = orphans_every  # passes
         self._passes = 0
@@ -46,7 +46,7 @@ class Janitor:
         """One pass."""
         self._passes += 1
         try:
-            names = await self._tend()
+            names = await self._clean_up()
             orphans = await self._delete_orphans() if self._passes % self._orphans_every == 0 else ()
         except AdapterError as error:
             if not self._failing:

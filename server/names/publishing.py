@@ -1,4 +1,4 @@
-"""Publishing adapters: the steps of :mod:`manylora.adapters.store.publish`, run in worker threads."""
+"""Publishing adapters: the steps of ``adapters/registry/publish_revision.py``, run in worker threads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from time import monotonic
 
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.files import FileFault
+from manylora.adapters.registry.publish_revision import publish_revision
 from manylora.adapters.registry.records import NameRecord, RevisionRecord, State
 from manylora.adapters.registry.registry import Registry
-from manylora.adapters.store.disk import copy_artifact
-from manylora.adapters.store.publish import publish
+from manylora.adapters.store.copying import copy_artifact
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.pages import PackedAdapter
@@ -117,7 +117,8 @@ class Publisher:
             AdapterNameError, AdapterExists: the name or a tag can't be used.
         """
         record = await self._mirror.change(
-            wanted.name, lambda registry: registry.begin(wanted.name, wanted.source, wanted.tags or ())
+            wanted.name,
+            lambda registry: registry.names.announce(wanted.name, wanted.source, wanted.tags or ()),
         )
         return self._begin(wanted.name, wanted.source, self._publish(wanted, record))
 
@@ -205,7 +206,7 @@ class Publisher:
             checked.append((facts, packed))
             return facts
 
-        published = publish(
+        published = publish_revision(
             self._registry,
             self._store,
             wanted.name,
@@ -214,7 +215,7 @@ class Publisher:
             source=wanted.source,
             tags=wanted.tags,
             replace=wanted.replace,
-            reclaim_old=False,
+            delete_old=False,
             announced=announced,
         )
         return published.name, *checked[0]

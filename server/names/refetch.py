@@ -118,11 +118,11 @@ class Refetcher:
         """End the failure of a name whose current revision had been found missing."""
         record = self._mirror.names.get(name)
         if record is not None and record.state is State.FAILED and record.digest == digest:
-            await self._mirror.change(name, lambda registry: registry.rollback(name, digest))
+            await self._mirror.change(name, lambda registry: registry.names.rollback(name, digest))
 
 
 def _lose(registry: Registry, *, name: str, digest: str) -> None:
-    registry.lose(name, digest)
+    registry.recovery.mark_missing(name, digest)
 
 
 def is_remote(source: str) -> bool:

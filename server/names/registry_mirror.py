@@ -148,7 +148,7 @@ class RegistryMirror:
     async def all_facts(self, digests: Iterable[str]) -> list[RevisionRecord]:
         """What is known of revisions that some name's history has, in the order given."""
         wanted = tuple(digests)
-        found = await self.run(lambda registry: registry.revisions(wanted))
+        found = await self.run(lambda registry: registry.revisions.find(wanted))
         return [found[digest] for digest in wanted if digest in found]
 
     def is_named(self, digest: str) -> bool:
@@ -208,10 +208,10 @@ def _look(registry: Registry, names: Iterable[str], generation: int) -> _Snapsho
     found, aliases = {}, {}
     for name in asked:
         try:
-            found[name] = registry.get(name)
+            found[name] = registry.names.get(name)
         except AdapterNotFound:
             try:
-                aliases[name] = registry.alias(name)
+                aliases[name] = registry.aliases.get(name)
             except AdapterNotFound:
                 continue
     return _Snapshot(generation, asked, found, aliases, _facts_of(registry, found.values()))
@@ -221,13 +221,13 @@ def _look_at_all(registry: Registry) -> _Snapshot:
     generation, _ = registry.changes(0)
     found: dict[str, NameRecord] = {}
     after = ""
-    while page := registry.page(after=after, limit=_PAGE):
+    while page := registry.names.page(after=after, limit=_PAGE):
         found.update((record.name, record) for record in page)
         after = page[-1].name
-    aliases = {alias.name: alias for alias in registry.aliases()}
+    aliases = {alias.name: alias for alias in registry.aliases.all()}
     facts = _facts_of(registry, found.values())
     return _Snapshot(generation, (*found, *aliases), found, aliases, facts)
 
 
 def _facts_of(registry: Registry, records: Iterable[NameRecord]) -> dict[str, RevisionRecord]:
-    return registry.revisions(sorted({r.digest for r in records if r.digest is not None}))
+    return registry.revisions.find(sorted({r.digest for r in records if r.digest is not None}))

@@ -55,6 +55,6 @@ class RegistrySync:
     async def _tell(self) -> None:
         used = {name: at for name, at in self._mirror.used.items() if self._told.get(name) != at}
         if used:
-            await self._mirror.run(lambda registry: registry.touch(used))
+            await self._mirror.run(lambda registry: registry.names.touch(used))
             self._told.update(used)
         await self._tell_more()

@@ -22,10 +22,10 @@ from manylora.adapters.format.artifact import Artifact, Limits, read_artifact
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.provenance import Provenance, read_provenance
 from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.adapters.registry.cleanup import delete_unreferenced
 from manylora.adapters.registry.records import RevisionRecord
 from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.derived_files import keep_beside
-from manylora.adapters.store.publish import reclaim
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.kernels.buffers import ReusedMemory
 from manylora.server.model.packed_file import PREFIX, Packing, read_packed, serialize
@@ -88,7 +88,7 @@ class RevisionLoader:
         """
         with self._store.temporary() as directory:
             fetch(directory)
-            self._store.settle(directory)
+            self._store.prepare(directory)
             facts, _ = self.check(directory, source)
             if facts.digest != digest:
                 shown = digest[:SHOWN_DIGITS]
@@ -146,7 +146,7 @@ class RevisionLoader:
 
     def reclaim(self, digest: str) -> None:
         """Delete a revision's files, unless some name has it again; StoreError if the disk refused."""
-        reclaim(self._registry, self._store, [digest])
+        delete_unreferenced(self._registry, self._store, [digest])
 
     def has(self, digest: str) -> bool:
         """Whether the revision's directory is there."""
@@ -171,7 +171,7 @@ class RevisionLoader:
         return artifact
 
     def _is_of_other_base(self, digest: str) -> bool:
-        facts = self._registry.revisions([digest]).get(digest)
+        facts = self._registry.revisions.find([digest]).get(digest)
         return facts is not None and facts.base_fingerprint not in {None, self._base.fingerprint}
 
     def _directory(self, digest: str) -> Path:

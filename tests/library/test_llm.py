@@ -51,7 +51,7 @@ def test_answers_equal_the_servers(llm: LLM, model: Path, adapters: dict[str, Pa
             found = llm.generate(PROMPTS, model=name, **asked)
             assert [answer.text for answer in found] == [choice.text for choice in expected.choices]
             assert {answer.model for answer in found} == {expected.model}
-            talk = [{"role": "user", "content": "Hello"}]
+            talk: list[Any] = [{"role": "user", "content": "Hello"}]
             chat = server.client().chat.completions.create(model=name, messages=talk, **asked)
             assert llm.chat(talk, model=name, **asked)[0].text == chat.choices[0].message.content
 

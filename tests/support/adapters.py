@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from manylora.adapters.base_models.layers import describe_vocabulary
 from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import parse_config
-from manylora.adapters.format.config.targets import lay_over
+from manylora.adapters.format.config.targets import select_targets
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.format.weights.expected_tensors import lay_out
@@ -99,7 +99,7 @@ def lora_tensors(
     """Random tensors for every module that ``config`` selects: A and B from ±``scale``, see also _RANGES."""
     faults = Faults()
     parsed = parse_config(config, faults)
-    targets = lay_over(parsed, base, faults) if parsed is not None else None
+    targets = select_targets(parsed, base, faults) if parsed is not None else None
     if parsed is None or targets is None:  # refused options do not matter here: tests need them too
         faults.raise_any()
     assert parsed is not None

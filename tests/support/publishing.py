@@ -9,16 +9,27 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.adapters.format.base import BaseModel, TargetModule
-from manylora.adapters.format.files import CONFIG_NAME
+from manylora.adapters.format.files import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    FileFault,
+    add_text_files,
+    artifact_digest,
+    read_config,
+    read_text_files,
+)
 from manylora.adapters.format.text.conventions import BaseText
-from manylora.adapters.registry.registry import Registry, RevisionRecord
-from manylora.adapters.store.publish import Published, publish
+from manylora.adapters.registry.publish_revision import PublishedRevision, publish_revision
+from manylora.adapters.registry.records import RevisionRecord
+from manylora.adapters.registry.registry import Registry
+from manylora.adapters.store.copying import copy_artifact
 from manylora.adapters.store.store import RevisionStore
 from tests.support.adapters import write_adapter
 
-STEPS = ("announce", "half", "fetch", "validate", "settle", "move in", "register")
+STEPS = ("announce", "half", "fetch", "validate", "prepare", "move in", "register")
 BASE = BaseModel(
     name="base",
     architecture="LlamaForCausalLM",
@@ -66,6 +77,27 @@ def copy_from(source: Path, on_half: Callable[[], None] = lambda: None) -> Calla
     return fetch
 
 
+def digest_of(directory: Path) -> str:
+    """The digest of an artifact, without validating it."""
+    config = read_config(directory / CONFIG_NAME)
+    digest = artifact_digest(config)
+    digest.update((directory / WEIGHTS_NAME).read_bytes())
+    add_text_files(digest, read_text_files(directory, config))
+    return digest.hexdigest()
+
+
+def add_revision(store: RevisionStore, source: Path) -> tuple[str, Path]:
+    """Copy an artifact into the store as a publication does, without a registry and without validating it."""
+    with store.temporary() as temporary:
+        try:
+            copy_artifact(source, temporary)
+        except FileFault as fault:
+            raise ArtifactError([str(fault)]) from None
+        digest = digest_of(temporary)
+        store.prepare(temporary)
+        return digest, store.move_in(temporary, digest)
+
+
 def bring_in(
     registry: Registry,
     store: RevisionStore,
@@ -74,10 +106,10 @@ def bring_in(
     on_step: Callable[[str], None] = lambda _: None,
     *,
     replace: bool = True,
-) -> Published:
+) -> PublishedRevision:
     """Publish the adapter at ``source``; among the steps is "half", with a part of the files there."""
     fetch = copy_from(source, lambda: on_step("half"))
-    return publish(
+    return publish_revision(
         registry,
         store,
         name,

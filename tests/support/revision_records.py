@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from manylora.adapters.registry.registry import RevisionRecord
+from manylora.adapters.registry.records import RevisionRecord
 
 
 def digest(text: str) -> str:

@@ -65,7 +65,7 @@ class ConfigReader:
         return False
 
     def bias(self) -> Bias:
-        """Which biases are replaced."""
+        """The value of ``bias``: which biases of the base are replaced."""
         value = self._config.get("bias")
         if value is None or (isinstance(value, str) and value in _BIASES):
             return _BIASES[value]

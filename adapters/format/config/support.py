@@ -1,4 +1,4 @@
-"""What of PEFT is served: one table that the config parser enforces and the documentation prints.
+"""What of PEFT is served: one table that the config parser enforces and a test compares with the docs.
 
 Every ``PeftType`` and every field of the configs of the served kinds has a row; a test compares with the
 installed PEFT, so a new release can't add an option that is then silently ignored.
@@ -24,7 +24,7 @@ class Treatment(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One key of ``adapter_config.json``."""
+    """One key of ``adapter_config.json``, and what the server does where it is set."""
 
     key: str
     treatment: Treatment
@@ -39,7 +39,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One ``peft_type``."""
+    """One ``peft_type``, and whether it is served or what to do instead."""
 
     peft_type: str
     note: str
@@ -260,28 +260,3 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind("TRAINABLE_TOKENS", "trained token embeddings are not served", _MERGE),
 )  # fmt: skip
-
-
-def support_tables() -> str:
-    """The tables of docs/adapters.md, as Markdown."""
-    inits = [(f"`{i.value}{'*' if i.prefix else ''}`", i.treatment, i.note, i.remedy) for i in INITS]
-    kinds = [(f"`{k.peft_type}`", k.treatment, k.note, k.remedy) for k in KINDS]
-    sections = (
-        *(
-            (f"Options of a config of {kind}", "option", [_option_row(option) for option in options])
-            for kind, options in OPTIONS.items()
-        ),
-        ("Initializations (`init_lora_weights`)", "value", inits),
-        ("Kinds (`peft_type`)", "kind", kinds),
-    )
-    return "\n\n".join(_table(title, head, rows) for title, head, rows in sections) + "\n"
-
-
-def _option_row(option: Option) -> tuple[str, Treatment, str, str]:
-    return f"`{option.key}`", option.treatment, option.note, option.remedy
-
-
-def _table(title: str, head: str, rows: list[tuple[str, Treatment, str, str]]) -> str:
-    lines = [f"### {title}", "", f"| {head} | | how, or why not | instead |", "|---|---|---|---|"]
-    lines += [f"| {name} | {treatment.value} | {note} | {remedy} |" for name, treatment, note, remedy in rows]
-    return "\n".join(lines)

@@ -26,7 +26,7 @@ class Target:
     feedforward: bool = False  # of IA3: its input is scaled instead of its output
 
 
-def lay_over(config: AdapterConfig, base: BaseModel, faults: Faults) -> dict[str, Target] | None:
+def select_targets(config: AdapterConfig, base: BaseModel, faults: Faults) -> dict[str, Target] | None:
     """The modules of ``base`` that the config selects, in forward order.
 
     None (and a fault) if that can't be said: a bad pattern, or a module that can't be adapted.
@@ -58,12 +58,15 @@ def table_names(config: AdapterConfig, base: BaseModel) -> frozenset[str]:
 
 
 def table_targets(config: AdapterConfig, base: BaseModel) -> dict[str, Target]:
-    """Those of them that the config selects. What :func:`lay_over` reports is not reported again."""
-    unheard = Faults()
+    """Which of the embeddings and the output head the config selects, and what it says about them.
+
+    What :func:`select_targets` reports is not reported again.
+    """
+    unreported = Faults()
     deadline = Deadline()
-    names = sorted(_selected(config, base, deadline, unheard) & table_names(config, base))
-    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, unheard)
-    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, unheard)
+    names = sorted(_selected(config, base, deadline, unreported) & table_names(config, base))
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, unreported)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, unreported)
     return {name: _lora(config, ranks.get(name), alphas.get(name)) for name in names}
 
 
@@ -73,7 +76,7 @@ def saves_embeddings(config: AdapterConfig) -> bool:
 
 
 def targets_embeddings(config: AdapterConfig) -> bool:
-    """The same of ``target_modules``."""
+    """Whether ``target_modules`` selects embeddings or head, which PEFT knows by two names only."""
     if not isinstance(config.target_modules, str):
         return any(name.rpartition(".")[2] in _EMBEDDINGS for name in config.target_modules)
     try:
@@ -140,7 +143,7 @@ def _matching(selector: Selector, names: list[str], deadline: Deadline) -> froze
 def _feedforward(
     config: AdapterConfig, names: list[str], deadline: Deadline, faults: Faults
 ) -> frozenset[str]:
-    """Those of the modules whose input IA3 scales. PEFT compares mere endings: "proj" fits "up_proj"."""
+    """The modules of ``names`` whose input IA3 scales. PEFT compares mere endings: "proj" fits "up_proj"."""
     wanted = config.feedforward_modules
     try:
         return (

@@ -35,11 +35,11 @@ class ChatTokenizer:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """By role: "eos_token" -> "</s>"."""
+        """The special tokens by role: "eos_token" -> "</s>"."""
         return {k: v for k, v in self._hf.special_tokens_map.items() if isinstance(v, str)}
 
     def base_text(self) -> BaseText:
-        """What the text of adapters is compared with."""
+        """The base model's tokenizer and template, which those of adapters are compared with."""
         template = self._hf.chat_template
         return BaseText(
             template=template.get("default") if isinstance(template, dict) else template,

@@ -56,7 +56,7 @@ class BaseText:
 
     @cached_property
     def sections(self) -> Mapping[str, str]:
-        """Digest of each part that decides how text is read."""
+        """Digest of each part of the tokenizer that decides how text is read."""
         return _sections(self.tokenizer)
 
 
@@ -71,12 +71,12 @@ class AdapterText:
 
     @property
     def template_digest(self) -> str | None:
-        """Names the template."""
+        """The digest that names the template."""
         return None if self.template is None else _sha(self.template)
 
     @property
     def tokenizer_digest(self) -> str | None:
-        """Names the tokenizer with its special tokens."""
+        """The digest that names the tokenizer with its special tokens."""
         if self.tokenizer is None and self.special is None:
             return None
         return _sha(json.dumps([self.tokenizer, sorted((self.special or {}).items())]))
@@ -168,7 +168,7 @@ class _Generation(ext.Extension):
     tags = {"generation"}  # noqa: RUF012  # jinja2 reads it from the class
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Read up to the closing tag."""
+        """Read the template up to the closing tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

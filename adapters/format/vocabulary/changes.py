@@ -25,7 +25,7 @@ class TableDelta:
 
     @property
     def rank(self) -> int:
-        """Rows of A."""
+        """The rank of the change: rows of A."""
         return 0 if self.a is None else self.a.shape[0]
 
 
@@ -40,5 +40,5 @@ class VocabularyDelta:
 
     @property
     def rank(self) -> int:
-        """The larger of the two; 0 where neither has A and B."""
+        """The larger rank of the two tables' changes; 0 where neither has A and B."""
         return max(0 if table is None else table.rank for table in (self.embedding, self.head))

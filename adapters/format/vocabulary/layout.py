@@ -24,7 +24,7 @@ from manylora.adapters.format.weights.expected_tensors import PREFIX
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """One table [V', width]."""
+    """What a config says about one table [V', width]."""
 
     name: str  # of the module in the base
     width: int
@@ -35,12 +35,12 @@ class TableLayout:
     tied: bool = False  # what changes it is what changes the embeddings
 
     def key(self, ending: str) -> str:
-        """The name of one of its tensors."""
+        """The name of the table's tensor that ends like this."""
         return f"{PREFIX}{self.name}.{ending}"
 
     @property
     def changes(self) -> list[str]:
-        """The options that change it."""
+        """The options of the config that change the table."""
         found = {
             "target_modules": self.lora is not None,
             "modules_to_save": self.saved,
@@ -51,7 +51,7 @@ class TableLayout:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyLayout:
-    """Both tables, of a base that has ``size`` tokens and may have them in one tensor (``tied``)."""
+    """What a config says about both tables of a base with ``size`` tokens; ``tied``: they are one tensor."""
 
     embedding: TableLayout
     head: TableLayout

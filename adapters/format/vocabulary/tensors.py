@@ -60,7 +60,7 @@ def read_vocabulary(file: TensorFile, layout: VocabularyLayout) -> VocabularyDel
 
 
 def vocabulary_size(file: TensorFile, layout: VocabularyLayout) -> int:
-    """Tokens that the adapter knows."""
+    """How many tokens the adapter knows."""
     return max([layout.size, *(size for table in layout.tables for size in _sizes(file, table))])
 
 

@@ -33,7 +33,7 @@ class ModuleDelta:
 
     @property
     def rank(self) -> int:
-        """Rows of A."""
+        """The rank of the change: rows of A."""
         return self.a.shape[0]
 
     def scaled_b(self) -> torch.Tensor:

@@ -19,7 +19,7 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One tensor."""
+    """One tensor that an artifact must hold."""
 
     key: str
     shape: tuple[int, ...]
@@ -27,7 +27,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layout:
-    """Every tensor of the artifact."""
+    """Every tensor that an artifact must hold."""
 
     config: AdapterConfig
     targets: Mapping[str, Target]
@@ -35,7 +35,7 @@ class Layout:
     shared: Mapping[str, Slot]  # part -> slot, of VeRA's projections
 
     def slots(self) -> list[Slot]:
-        """All of them."""
+        """Every tensor of the layout."""
         return [slot for parts in (*self.modules.values(), self.shared) for slot in parts.values()]
 
 

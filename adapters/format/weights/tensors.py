@@ -76,12 +76,12 @@ class TensorFile:
 
     @property
     def complete(self) -> bool:
-        """Whether the values were read."""
+        """Whether the tensors' values were read, not the header alone."""
         return self._data is not None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors as stored."""
+        """Bytes of all tensors of the file, as stored."""
         return sum(info.end - info.start for info in self.infos.values())
 
     def tensor(self, name: str) -> torch.Tensor:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from manylora.adapters.errors import AdapterNotFound
-from manylora.adapters.registry.registry import check_tags
+from manylora.adapters.registry.tags import check_tags
 from manylora.adapters.sources.fetching import check
 from manylora.adapters.sources.fetching import fetch as fetch_source
 from manylora.server.api.admin.adapters import Name, Parameters, in_full

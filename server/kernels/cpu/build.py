@@ -6,7 +6,6 @@ is ever rebuilt in place.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -14,11 +13,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+# The one import from the adapters: locks between processes exist once, and this module of theirs needs the
+# standard library alone.
+from manylora.adapters.store.locks import locked
 
 SOURCES = Path(__file__).parent / "src"
 
@@ -111,7 +112,7 @@ def build(
     if target.exists():
         return target
     directory.mkdir(parents=True, exist_ok=True)
-    with _alone(target.with_suffix(".lock")):
+    with locked(target.with_suffix(".lock")):
         if target.exists():
             return target
         with tempfile.TemporaryDirectory(prefix="manylora-kernels-") as work:
@@ -124,14 +125,6 @@ def build(
             finally:
                 arriving.unlink(missing_ok=True)
     return target
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold ``lock``; the kernel drops it when the process dies."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _compile(flags: tuple[str, ...], sources: tuple[Path, ...], work: Path) -> Path:

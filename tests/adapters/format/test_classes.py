@@ -17,10 +17,11 @@ from manylora.adapters.format.artifact import Artifact, Limits, read_artifact
 from manylora.adapters.format.classes import Classes, Problem
 from manylora.adapters.format.files import CLASSES_NAME
 from manylora.adapters.store.store import RevisionStore
-from tests.adapters.format.test_vocabulary import EMBEDDING, HEAD, TIED, UNTIED, D, V, faults, load, rand
 from tests.support.adapters import base_of_directory, write_artifact
 from tests.support.artifact_cases import BASE, Tensors, valid
 from tests.support.classifiers import make_classifier
+from tests.support.publishing import add_revision
+from tests.support.vocabulary_cases import EMBEDDING, HEAD, TIED, UNTIED, D, V, faults, load, rand
 
 SCORE = "base_model.model.score.weight"
 PEFT_WRITES = {"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"]}
@@ -133,7 +134,7 @@ def test_labels_belong_to_the_revision(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a", config_json=LABELS), write(tmp_path / "b", config_json={})
     assert load(first).digest != load(second).digest
     with RevisionStore(tmp_path / "store") as store:
-        digest, path = store.publish(first)
+        digest, path = add_revision(store, first)
         assert digest == load(first).digest == load(path).digest
         assert load(path).classes == load(first).classes
     config, tensors = valid()

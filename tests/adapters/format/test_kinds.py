@@ -2,113 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from manylora.adapters.errors import ArtifactError
-from manylora.adapters.format.artifact import Artifact, Limits, read_artifact
-from manylora.adapters.format.base import TargetModule
-from tests.support.adapters import lora_config, lora_tensors, write_artifact
-from tests.support.artifact_cases import BASE as PLAIN
-from tests.support.artifact_cases import LIMITS, PREFIX, Tensors
-
-NORM = "model.layers.0.norm"
-BASE = replace(
-    PLAIN,
-    modules={n: replace(m, bias=not n.endswith("v_proj")) for n, m in PLAIN.modules.items()},
-    norms={NORM: TargetModule(NORM, 8, 8, bias=True, linear=False)},
-    others=PLAIN.others | {NORM},
+from manylora.adapters.format.artifact import Limits, read_artifact
+from tests.support.adapters import lora_tensors, write_artifact
+from tests.support.artifact_cases import LIMITS, PREFIX
+from tests.support.kind_cases import (
+    BASE,
+    CONFIGS,
+    NORM,
+    Change,
+    Q,
+    V,
+    drop,
+    faults_of,
+    fill,
+    poison,
+    put,
+    read,
+    set_key,
+    valid,
 )
-Q, V = f"{PREFIX}.0.q_proj", f"{PREFIX}.0.v_proj"
-Config = dict[str, Any]
-Change = Callable[[Config, Tensors], None]
-
-CONFIGS: dict[str, Config] = {
-    "dora": lora_config(rank=4, use_dora=True),
-    "lora_bias": lora_config(rank=4, lora_bias=True),
-    "lora_only": lora_config(rank=4, bias="lora_only"),
-    "all": lora_config(rank=4, bias="all"),
-    "ia3": {
-        "peft_type": "IA3",
-        "task_type": "CAUSAL_LM",
-        "target_modules": ["q_proj", "up_proj"],
-        "feedforward_modules": ["up_proj"],
-        "fan_in_fan_out": False,
-        "init_ia3_weights": True,
-        "modules_to_save": None,
-    },
-    "vera": {"peft_type": "VERA", "task_type": "CAUSAL_LM", "r": 6, "target_modules": ["q_proj", "up_proj"]},
-    "vera_seed": {
-        "peft_type": "VERA",
-        "r": 6,
-        "target_modules": ["q_proj", "up_proj"],
-        "save_projection": False,
-        "projection_prng_key": 7,
-    },
-}
-
-
-def valid(kind: str) -> tuple[Config, Tensors]:
-    config = dict(CONFIGS[kind])
-    return config, lora_tensors(BASE, config, seed=3)
-
-
-def read(directory: Path, kind: str, *changes: Change, limits: Limits = LIMITS) -> Artifact:
-    config, tensors = valid(kind)
-    for change in changes:
-        change(config, tensors)
-    return read_artifact(write_artifact(directory, config, tensors), BASE, limits)
-
-
-def faults_of(directory: Path, kind: str, *changes: Change, limits: Limits = LIMITS) -> tuple[str, ...]:
-    with pytest.raises(ArtifactError) as error:
-        read(directory, kind, *changes, limits=limits)
-    return error.value.faults
-
-
-def put(key: str, tensor: torch.Tensor) -> Change:
-    def change(config: Config, tensors: Tensors) -> None:
-        tensors[key] = tensor
-
-    return change
-
-
-def drop(*keys: str) -> Change:
-    def change(config: Config, tensors: Tensors) -> None:
-        for key in keys:
-            del tensors[key]
-
-    return change
-
-
-def fill(ending: str, value: float) -> Change:
-    def change(config: Config, tensors: Tensors) -> None:
-        for key, tensor in tensors.items():
-            if key.endswith(ending):
-                tensor.fill_(value)
-
-    return change
-
-
-def poison(key: str) -> Change:
-    def change(config: Config, tensors: Tensors) -> None:
-        tensors[key].view(-1)[1] = math.nan
-
-    return change
-
-
-def set_key(key: str, value: object) -> Change:
-    def change(config: Config, tensors: Tensors) -> None:
-        config[key] = value
-
-    return change
 
 
 def test_dora(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Artifact, read_artifact
 from manylora.adapters.format.config.support import OPTIONS
 from manylora.server.model.pages import PagePool
-from tests.adapters.format.test_artifact_fuzz import FUZZ, json_values
-from tests.adapters.format.test_kinds import BASE, CONFIGS, fill, read, valid
 from tests.support.adapters import write_artifact
 from tests.support.artifact_cases import LIMITS
+from tests.support.fuzzing import FUZZ, json_values
+from tests.support.kind_cases import BASE, CONFIGS, fill, read, valid
 
 
 class Weights:

@@ -9,8 +9,9 @@ import peft
 import pytest
 from peft.utils import PeftType
 
-from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment, support_tables
+from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment
 from tests.support.paths import ROOT
+from tests.support.support_tables import support_tables
 
 CONFIGS: dict[str, Any] = {"LORA": peft.LoraConfig, "IA3": peft.IA3Config, "VERA": peft.VeraConfig}
 DOCS = ROOT / "docs" / "adapters.md"
@@ -18,7 +19,7 @@ DOCS = ROOT / "docs" / "adapters.md"
 
 def test_the_documentation_holds_the_generated_tables() -> None:
     assert support_tables() in DOCS.read_text(), (
-        "put what manylora.adapters.format.config.support.support_tables() returns between the markers of "
+        "put what tests.support.support_tables.support_tables() returns between the markers of "
         "docs/adapters.md"
     )
 

@@ -21,6 +21,7 @@ from manylora.adapters.store.store import RevisionStore
 from manylora.server.model.tokenizer import Tokenizer
 from tests.support.adapters import write_artifact
 from tests.support.artifact_cases import BASE, LIMITS, valid
+from tests.support.publishing import add_revision
 from tests.support.tiny_models import VOCAB, byte_tokenizer
 
 TABLES = BaseVocabulary("model.embed_tokens", "lm_head", VOCAB, 8, 8, tied=True)
@@ -217,7 +218,7 @@ def test_the_digest_covers_the_files_and_the_store_keeps_them(
     digest = load(adapter, base).digest
     assert digest != bare
     with RevisionStore(tmp_path / "store") as store:
-        stored, path = store.publish(adapter)
+        stored, path = add_revision(store, adapter)
     assert stored == digest
     assert load(path, base).digest == digest
     assert load(path, base).text.template == OWN

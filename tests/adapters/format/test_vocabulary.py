@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -10,41 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from manylora.adapters.errors import ArtifactError
-from manylora.adapters.format.artifact import Artifact, read_artifact
-from manylora.adapters.format.base import BaseModel, BaseVocabulary
+from manylora.adapters.format.base import BaseModel
 from tests.support.adapters import write_artifact
-from tests.support.artifact_cases import BASE, LIMITS, Q_B, Tensors, valid
-
-V, D = 20, 8
-EMBEDDING, HEAD = "base_model.model.model.embed_tokens.", "base_model.model.lm_head."
-UNTIED, TIED, BIASED = (
-    dataclasses.replace(
-        BASE,
-        vocabulary=BaseVocabulary("model.embed_tokens", "lm_head", V, D, D, tied=tied, head_bias=bias),
-    )
-    for tied, bias in ((False, False), (True, False), (False, True))
-)
-
-
-def rand(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape) + sum(shape)))
+from tests.support.artifact_cases import Q_B, Tensors, valid
+from tests.support.vocabulary_cases import BIASED, EMBEDDING, HEAD, TIED, UNTIED, D, V, faults, load, rand
 
 
 def write(tmp_path: Path, options: dict[str, Any], tensors: Tensors, drop: str = "") -> Path:
     config, plain = valid()
     both = {**plain, **tensors}
     return write_artifact(tmp_path, config | options, {k: v for k, v in both.items() if k != drop})
-
-
-def load(path: Path, base: BaseModel = UNTIED) -> Artifact:
-    return read_artifact(path, base, LIMITS)
-
-
-def faults(path: Path, base: BaseModel = UNTIED) -> tuple[str, ...]:
-    with pytest.raises(ArtifactError) as error:
-        load(path, base)
-    return error.value.faults
 
 
 LORA = {"target_modules": ["q_proj", "v_proj", "embed_tokens", "lm_head"]}

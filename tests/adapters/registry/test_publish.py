@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from manylora.adapters.errors import AdapterExists, AdapterNotFound, ArtifactError, StoreError
+from manylora.adapters.errors import AdapterExists, ArtifactError, StoreError
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
-from manylora.adapters.registry.registry import Registry, State
-from manylora.adapters.store.publish import KEEP_FAILED_SECONDS, publish, reclaim, reconcile, tend
+from manylora.adapters.registry.cleanup import KEEP_FAILED_SECONDS, clean_up, delete_unreferenced, recover
+from manylora.adapters.registry.publish_revision import publish_revision
+from manylora.adapters.registry.records import State
+from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.store import RevisionStore
 from tests.support.paths import ROOT
 from tests.support.publishing import STEPS, bring_in, copy_from, examine, write
@@ -68,19 +70,19 @@ def test_killed_in_a_first_publication(url: str, tmp_path: Path, die: Die, step:
     root, source = tmp_path / "store", write(tmp_path / "one")
     die(url, root, "a", source, step)
     with server(url, root) as (registry, store):
-        done = reconcile(registry, store)
+        done = recover(registry, store)
         if step == "register":  # the transaction was over: it counts
             digest = examine(source).digest
-            assert registry.get("a").state is State.READY
-            assert registry.get("a").digest == examine(store.path(digest)).digest == digest
+            assert registry.names.get("a").state is State.READY
+            assert registry.names.get("a").digest == examine(store.path(digest)).digest == digest
             assert listing(root) == expected(store, digest)
         else:
-            assert done.abandoned == ("a",)
-            assert registry.count() == 0
-            assert registry.referenced() == set()
+            assert done.unfinished == ("a",)
+            assert registry.names.page() == []
+            assert registry.revisions.referenced() == set()
             assert listing(root) == expected(store)
             bring_in(registry, store, "a", source)  # nothing stands in the way of another attempt
-            assert registry.get("a").state is State.READY
+            assert registry.names.get("a").state is State.READY
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -90,24 +92,24 @@ def test_killed_while_replacing(url: str, tmp_path: Path, die: Die, step: str) -
         before = bring_in(registry, store, "a", old).name
     die(url, root, "a", new, step)
     with server(url, root) as (registry, store):
-        reconcile(registry, store)
-        record = registry.get("a")
+        recover(registry, store)
+        record = registry.names.get("a")
         assert record.state is State.READY
         digests = [examine(new).digest, examine(old).digest] if step == "register" else [before.digest]
         assert list(record.history) == digests
         assert record.digest is not None
         assert examine(store.path(record.digest)).digest == record.digest == digests[0]
         assert listing(root) == expected(store, *(digest for digest in digests if digest))
-        assert reconcile(registry, store).freed == 0
+        assert recover(registry, store).freed == 0
 
 
-@pytest.mark.parametrize("step", ["announce", "half", "settle"])
+@pytest.mark.parametrize("step", ["announce", "half", "prepare"])
 def test_another_server_starts_while_one_publishes(url: str, tmp_path: Path, step: str) -> None:
     def start_another(now: str) -> None:
         if now == step:
             with server(url, tmp_path / "store") as (registry, store):
-                assert reconcile(registry, store).abandoned == ()
-                assert registry.get("a").state is State.LOADING
+                assert recover(registry, store).unfinished == ()
+                assert registry.names.get("a").state is State.LOADING
 
     with server(url, tmp_path / "store") as (registry, store):
         published = bring_in(registry, store, "a", write(tmp_path / "one"), start_another)
@@ -120,8 +122,8 @@ def test_another_server_starts_between_rename_and_registration(url: str, tmp_pat
 
     def start_another() -> None:
         with server(url, tmp_path / "store") as (registry, store):
-            assert reconcile(registry, store).freed == 0
-            assert registry.get("a").state is State.READY
+            assert recover(registry, store).freed == 0
+            assert registry.names.get("a").state is State.READY
 
     def on_step(now: str) -> None:
         if now == "move in":
@@ -138,11 +140,11 @@ def test_a_name_that_was_being_deleted_is_gone_after_a_kill(url: str, tmp_path: 
     with server(url, tmp_path / "store") as (registry, store):
         bring_in(registry, store, "a", write(tmp_path / "one"))
         with Registry(url, owner="0" * 16) as dead:  # no process holds a lock under that name
-            dead.drain("a")
-        done = reconcile(registry, store)
-        assert done.abandoned == ("a",)
+            dead.names.drain("a")
+        done = recover(registry, store)
+        assert done.unfinished == ("a",)
         assert done.freed > 0
-        assert registry.count() == 0
+        assert registry.names.page() == []
         assert store.digests() == []
 
 
@@ -150,13 +152,13 @@ def test_a_revision_that_disappears_and_comes_back(url: str, tmp_path: Path) -> 
     with server(url, tmp_path / "store") as (registry, store):
         path = bring_in(registry, store, "a", write(tmp_path / "one")).directory
         path.rename(tmp_path / "elsewhere")
-        assert reconcile(registry, store).agreement.failed == ("a",)
-        record = registry.get("a")
+        assert recover(registry, store).files.missing == ("a",)
+        record = registry.names.get("a")
         assert record.state is State.FAILED
         assert record.error == f"the files of revision {path.name[:8]} are missing from the store"
         (tmp_path / "elsewhere").rename(path)
-        assert reconcile(registry, store).agreement.restored == ("a",)
-        assert (registry.get("a").state, registry.get("a").error) == (State.READY, None)
+        assert recover(registry, store).files.restored == ("a",)
+        assert (registry.names.get("a").state, registry.names.get("a").error) == (State.READY, None)
 
 
 def test_what_is_done_while_servers_run(url: str, tmp_path: Path) -> None:
@@ -164,74 +166,73 @@ def test_what_is_done_while_servers_run(url: str, tmp_path: Path) -> None:
         path = bring_in(registry, store, "a", write(tmp_path / "one")).directory
         bring_in(registry, store, "b", write(tmp_path / "two", seed=1))
         path.rename(tmp_path / "elsewhere")
-        registry.lose("b", path.name)
-        registry.lose("a", path.name)
-        assert [registry.get(name).state for name in "ab"] == [State.FAILED, State.READY]
+        registry.recovery.mark_missing("b", path.name)
+        registry.recovery.mark_missing("a", path.name)
+        assert [registry.names.get(name).state for name in "ab"] == [State.FAILED, State.READY]
         generation, _ = registry.changes(0)
-        assert tend(registry, store) == ()
+        assert clean_up(registry, store) == ()
         assert registry.changes(generation) == (generation, []), "nothing to do, nothing written"
         (tmp_path / "elsewhere").rename(path)
         with Registry(url, owner="0" * 16) as dead:
-            dead.begin("c", "x")
-        assert tend(registry, store) == ("c", "a")
-        assert (registry.get("a").state, registry.get("a").error) == (State.READY, None)
+            dead.names.announce("c", "x")
+        assert clean_up(registry, store) == ("c", "a")
+        assert (registry.names.get("a").state, registry.names.get("a").error) == (State.READY, None)
         assert registry.changes(generation)[1] == ["a", "c"]
-        assert registry.count() == 2
+        assert [record.name for record in registry.names.page()] == ["a", "b"]
 
 
 def test_names_that_never_served_are_forgotten_an_hour_after_they_failed(url: str, tmp_path: Path) -> None:
     with server(url, tmp_path / "store") as (registry, store):
-        registry.begin("fresh", "x")
-        registry.fail("fresh", "no adapter")
+        registry.names.announce("fresh", "x")
+        registry.names.fail("fresh", "no adapter")
         with pytest.MonkeyPatch.context() as patch:
             earlier = time.time() - KEEP_FAILED_SECONDS
             patch.setattr(time, "time", lambda: earlier)
             for name in ("old", "again"):
-                registry.begin(name, "x")
-                registry.fail(name, "no adapter")
+                registry.names.announce(name, "x")
+                registry.names.fail(name, "no adapter")
             bring_in(registry, store, "served", write(tmp_path / "one"))
-            registry.fail("served", "a later attempt")
+            registry.names.fail("served", "a later attempt")
             lost = bring_in(registry, store, "lost", write(tmp_path / "two", seed=1))
-            registry.lose("lost", lost.directory.name)
+            registry.recovery.mark_missing("lost", lost.directory.name)
             lost.directory.rename(tmp_path / "elsewhere")
-        registry.begin("again", "x")
+        registry.names.announce("again", "x")
         generation, _ = registry.changes(0)
-        assert tend(registry, store) == ("old",)
+        assert clean_up(registry, store) == ("old",)
         assert registry.changes(generation)[1] == ["old"]
-        assert [record.name for record in registry.page()] == ["again", "fresh", "lost", "served"]
+        assert [record.name for record in registry.names.page()] == ["again", "fresh", "lost", "served"]
 
 
 def test_a_loading_name_with_a_past_is_kept_as_failed(url: str, tmp_path: Path) -> None:
     with server(url, tmp_path / "store") as (registry, store):
         path = bring_in(registry, store, "a", write(tmp_path / "one")).directory
         path.rename(tmp_path / "elsewhere")
-        reconcile(registry, store)
+        recover(registry, store)
         with Registry(url, owner="0" * 16) as dead:
-            dead.begin("a", "x")
-        reconcile(registry, store)
-        assert registry.get("a").state is State.FAILED
-        assert registry.get("a").error == "the server stopped while a revision was being loaded"
+            dead.names.announce("a", "x")
+        recover(registry, store)
+        assert registry.names.get("a").state is State.FAILED
+        assert registry.names.get("a").error == "the server stopped while a revision was being loaded"
 
 
 def test_an_earlier_revision_that_disappears_is_forgotten(url: str, tmp_path: Path) -> None:
     with server(url, tmp_path / "store") as (registry, store):
         old = bring_in(registry, store, "a", write(tmp_path / "one")).directory
         new = bring_in(registry, store, "a", write(tmp_path / "two", seed=1)).directory
-        store.remove(old.name)
-        assert reconcile(registry, store).agreement.forgotten == (old.name,)
-        assert registry.get("a").history == (new.name,)
-        with pytest.raises(AdapterNotFound):
-            registry.revision(old.name)
+        assert store.discard([old.name], set).keys() == {old.name}
+        assert recover(registry, store).files.forgotten == (old.name,)
+        assert registry.names.get("a").history == (new.name,)
+        assert registry.revisions.find([old.name, new.name]).keys() == {new.name}
 
 
 def test_a_registry_belongs_to_one_directory(url: str, tmp_path: Path) -> None:
     with server(url, tmp_path / "store") as (registry, store):
-        reconcile(registry, store)
+        recover(registry, store)
         bring_in(registry, store, "a", write(tmp_path / "one"))
     with server(url, tmp_path / "other") as (registry, store):
         with pytest.raises(StoreError, match="another artifact directory"):
-            reconcile(registry, store)
-        assert registry.get("a").state is State.READY
+            recover(registry, store)
+        assert registry.names.get("a").state is State.READY
 
 
 def test_a_fault_is_recorded_and_leaves_nothing(url: str, tmp_path: Path) -> None:
@@ -240,16 +241,16 @@ def test_a_fault_is_recorded_and_leaves_nothing(url: str, tmp_path: Path) -> Non
     with server(url, tmp_path / "store") as (registry, store):
         with pytest.raises(ArtifactError) as error:
             bring_in(registry, store, "a", source)
-        assert registry.get("a").state is State.FAILED
-        assert registry.get("a").error == str(error.value)
+        assert registry.names.get("a").state is State.FAILED
+        assert registry.names.get("a").error == str(error.value)
         assert listing(store.root) == expected(store)
 
         def refuse(_: Path) -> None:
             raise RuntimeError("inside")
 
         with pytest.raises(RuntimeError):
-            publish(registry, store, "b", fetch=refuse, validate=examine, source="x")
-        assert registry.get("b").error == "an unexpected fault"
+            publish_revision(registry, store, "b", fetch=refuse, validate=examine, source="x")
+        assert registry.names.get("b").error == "an unexpected fault"
 
 
 def test_a_taken_name_is_told_before_the_download(url: str, tmp_path: Path) -> None:
@@ -259,21 +260,21 @@ def test_a_taken_name_is_told_before_the_download(url: str, tmp_path: Path) -> N
         with pytest.raises(AdapterExists):
             bring_in(registry, store, "a", write(tmp_path / "two", seed=1), fetched.append, replace=False)
         assert fetched == ["announce"]
-        assert registry.get("a").error is None
+        assert registry.names.get("a").error is None
 
 
 def test_what_falls_out_of_the_history_is_deleted(url: str, tmp_path: Path) -> None:
     with server(url, tmp_path / "store") as (registry, store):
         for seed in range(18):
             bring_in(registry, store, "a", write(tmp_path / str(seed), seed=seed))
-        history = registry.get("a").history
+        history = registry.names.get("a").history
         assert len(history) == 16
         assert store.digests() == sorted(history)
         bring_in(registry, store, "b", tmp_path / "17")
-        past = registry.remove("a").history
-        assert reclaim(registry, store, past) > 0
+        past = registry.names.remove("a").history
+        assert delete_unreferenced(registry, store, past) > 0
         assert store.digests() == [examine(tmp_path / "17").digest]
-        assert reclaim(registry, store, []) == 0
+        assert delete_unreferenced(registry, store, []) == 0
 
 
 def test_links_in_what_was_fetched_are_dropped(url: str, tmp_path: Path) -> None:
@@ -285,7 +286,9 @@ def test_links_in_what_was_fetched_are_dropped(url: str, tmp_path: Path) -> None
         (into / "deeper").mkdir()
 
     with server(url, tmp_path / "store") as (registry, store):
-        done = publish(registry, store, "a", fetch=fetch, validate=lambda _: examine(source), source="x")
+        done = publish_revision(
+            registry, store, "a", fetch=fetch, validate=lambda _: examine(source), source="x"
+        )
         assert sorted(path.name for path in done.directory.iterdir()) == KEPT
 
 
@@ -297,15 +300,18 @@ def test_the_exact_source_is_recorded_with_the_revision(url: str, tmp_path: Path
         return "hf://org/one@0123"
 
     with server(url, tmp_path / "store") as (registry, store):
-        name = publish(registry, store, "a", fetch=fetch, validate=examine, source="hf://org/one").name
+        name = publish_revision(
+            registry, store, "a", fetch=fetch, validate=examine, source="hf://org/one"
+        ).name
         assert name.source == "hf://org/one"
-        assert registry.revision(name.history[0]).source == "hf://org/one@0123"
+        digest = name.history[0]
+        assert registry.revisions.find([digest])[digest].source == "hf://org/one@0123"
 
 
 @pytest.mark.parametrize("step", ["half", "move in"])
 def test_a_living_server_cleans_up_after_a_dead_one(url: str, tmp_path: Path, die: Die, step: str) -> None:
     with server(url, tmp_path / "store") as (registry, store):
         die(url, store.root, "a", write(tmp_path / "one"), step)
-        assert registry.get("a").state is State.LOADING
-        assert reconcile(registry, store).abandoned == ("a",)
+        assert registry.names.get("a").state is State.LOADING
+        assert recover(registry, store).unfinished == ("a",)
         assert listing(store.root) == expected(store)

@@ -5,28 +5,32 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from manylora.adapters.errors import AdapterExists, RegistryUnavailable, StoreError
-from manylora.adapters.registry.registry import Registry, State
+from manylora.adapters.registry.records import State
+from manylora.adapters.registry.registry import Registry
+from manylora.adapters.registry.schema import Database
 from tests.support.paths import ROOT
 from tests.support.revision_records import digest, revision
 
 PUBLISHER = """
 import sys
 from manylora.adapters.registry.registry import Registry
+from manylora.adapters.registry.schema import Database
 from tests.support.revision_records import revision
 registry = Registry(sys.argv[1], owner=sys.argv[2])
 print("open", flush=True)
 sys.stdin.readline()
 for number in range(25):
-    registry.begin(f"own-{sys.argv[2]}-{number}", "x")
-    registry.publish(f"own-{sys.argv[2]}-{number}", revision(f"{number}"), replace=False, source="x")
-    registry.publish("shared", revision(f"{sys.argv[2]}-{number}"), replace=True, source="x")
+    own = f"own-{sys.argv[2]}-{number}"
+    registry.names.announce(own, "x")
+    registry.names.set_revision(own, revision(f"{number}"), replace=False, source="x")
+    registry.names.set_revision("shared", revision(f"{sys.argv[2]}-{number}"), replace=True, source="x")
 registry.close()
 """
 
@@ -58,12 +62,13 @@ def test_two_processes_create_and_fill_one_registry(url: str) -> None:
         seen.update(changed)
         assert [process.wait() for process in processes] == [0, 0]
         names = {f"own-{who}-{number}" for who in "pq" for number in range(25)} | {"shared"}
-        assert seen == names == {record.name for record in registry.page()}
+        assert seen == names == {record.name for record in registry.names.page()}
         assert at == 3 * 50, "each mutation has its own generation"
-        shared = registry.get("shared")
+        shared = registry.names.get("shared")
         assert shared.digest in {digest("p-24"), digest("q-24")}
         assert shared.history[0] == shared.digest
-        assert set(registry.revisions(registry.referenced())) == registry.referenced()
+        referenced = registry.revisions.referenced()
+        assert set(registry.revisions.find(referenced)) == referenced
     for process in processes:
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
@@ -74,46 +79,46 @@ def test_two_processes_create_and_fill_one_registry(url: str) -> None:
 def test_threads_race_for_one_name(registry: Registry) -> None:
     def publish(number: int) -> bool:
         with suppress(AdapterExists):
-            registry.publish("a", revision(str(number)), replace=False, source="x")
+            registry.names.set_revision("a", revision(str(number)), replace=False, source="x")
             return True
         return False
 
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(publish, range(32)))
     assert sum(won) == 1
-    assert registry.get("a").digest == digest(str(won.index(True)))
-    assert registry.referenced() == {digest(str(won.index(True)))}
+    assert registry.names.get("a").digest == digest(str(won.index(True)))
+    assert registry.revisions.referenced() == {digest(str(won.index(True)))}
 
 
 def test_threads_do_everything_at_once(registry: Registry) -> None:
-    registry.publish("a", revision("start"), replace=True, source="x")
+    registry.names.set_revision("a", revision("start"), replace=True, source="x")
 
     def work(number: int) -> None:
-        registry.publish("a", revision(str(number)), replace=True, source="x", tags=[f"t{number}"])
-        registry.touch({"a": float(number), "b": 1.0})
-        registry.begin("b", "x")
-        registry.fail("b", str(number))
-        record = registry.get("a")
+        registry.names.set_revision("a", revision(str(number)), replace=True, source="x", tags=[f"t{number}"])
+        registry.names.touch({"a": float(number), "b": 1.0})
+        registry.names.announce("b", "x")
+        registry.names.fail("b", str(number))
+        record = registry.names.get("a")
         assert record.digest == record.history[0], "a reader never sees half a publication"
         assert len(record.tags) == 1
-        registry.page()
+        registry.names.page()
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(40)))
-    assert registry.get("b").state is State.FAILED
-    assert registry.get("a").last_used == 39.0
+    assert registry.names.get("b").state is State.FAILED
+    assert registry.names.get("a").last_used == 39.0
     assert registry.changes(0)[0] == 121
 
 
 def test_an_opened_registry_is_found_again(url: str) -> None:
     with Registry(url) as registry:
-        registry.publish("a", revision(), replace=False, source="x")
+        registry.names.set_revision("a", revision(), replace=False, source="x")
     with Registry(url) as registry:
-        assert registry.get("a").digest == digest("one")
+        assert registry.names.get("a").digest == digest("one")
 
 
 def test_a_newer_registry_is_refused(url: str) -> None:
-    with Registry(url) as registry, registry._database.write() as (connection, _):
+    with closing(Database(url)) as database, database.write() as (connection, _):
         connection.exec_driver_sql("UPDATE manylora_counter SET version = 99")
     with pytest.raises(StoreError, match="newer version"):
         Registry(url)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manylora.adapters import sources
+import manylora.adapters.sources.fetching as fetching_module
 from manylora.adapters.errors import (
     AdapterNameError,
     ArtifactError,
@@ -107,7 +107,7 @@ def test_a_link_exchanged_after_it_was_checked(root: Path, monkeypatch: pytest.M
         (root / "one" / WEIGHTS_NAME).unlink()
         (root / "one" / WEIGHTS_NAME).symlink_to(root.parent / "secret" / WEIGHTS_NAME)
 
-    monkeypatch.setattr(sources, "check_found", exchange)
+    monkeypatch.setattr(fetching_module, "check_found", exchange)
     with pytest.raises(SourceForbidden, match="leads out"):
         fetched("one", SourcePolicy(roots=(root,)), root / "into")
     assert list((root / "into").iterdir()) == []

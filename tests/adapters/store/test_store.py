@@ -23,14 +23,11 @@ from manylora.adapters.format.files import (
     MAX_TEXT_BYTES,
     TEXT_NAMES,
     WEIGHTS_NAME,
-    add_text_files,
-    artifact_digest,
-    read_config,
-    read_text_files,
 )
 from manylora.adapters.store.store import RevisionStore
 from tests.support.adapters import write_adapter
 from tests.support.paths import ROOT
+from tests.support.publishing import add_revision, digest_of
 
 BASE = BaseModel(
     name="base",
@@ -51,7 +48,7 @@ def test_publish_and_read_back(tmp_path: Path, adapter: Path) -> None:
     source = read_artifact(adapter, BASE, Limits(64, 1 << 20))
     (adapter / "README.md").write_text("not part of the artifact")
     with RevisionStore(tmp_path / "store") as store:
-        digest, path = store.publish(adapter)
+        digest, path = add_revision(store, adapter)
         assert digest == source.digest
         assert store.path(digest) == path
         assert store.digests() == [digest]
@@ -64,9 +61,9 @@ def test_publish_and_read_back(tmp_path: Path, adapter: Path) -> None:
 
 def test_publishing_twice_changes_nothing(tmp_path: Path, adapter: Path) -> None:
     with RevisionStore(tmp_path / "store") as store:
-        first = store.publish(adapter)
+        first = add_revision(store, adapter)
         inode = (first[1] / WEIGHTS_NAME).stat().st_ino
-        assert store.publish(adapter) == first
+        assert add_revision(store, adapter) == first
         assert (first[1] / WEIGHTS_NAME).stat().st_ino == inode
         assert no_temporaries(store)
 
@@ -74,14 +71,14 @@ def test_publishing_twice_changes_nothing(tmp_path: Path, adapter: Path) -> None
 @pytest.mark.parametrize("fault", ["gone", "cut", "changed"])
 def test_publishing_what_is_damaged_brings_it_back(tmp_path: Path, adapter: Path, fault: str) -> None:
     with RevisionStore(tmp_path / "store") as store:
-        digest, path = store.publish(adapter)
+        digest, path = add_revision(store, adapter)
         weights = (path / WEIGHTS_NAME).read_bytes()
         if fault == "gone":
             (path / WEIGHTS_NAME).unlink()
             assert not store.has(digest)
         else:
             (path / WEIGHTS_NAME).write_bytes(weights[:-1] + (b"" if fault == "cut" else b"\x7f"))
-        assert store.publish(adapter) == (digest, path)
+        assert add_revision(store, adapter) == (digest, path)
         assert store.has(digest)
         assert (path / WEIGHTS_NAME).read_bytes() == weights
         assert no_temporaries(store)
@@ -89,7 +86,7 @@ def test_publishing_what_is_damaged_brings_it_back(tmp_path: Path, adapter: Path
 
 def test_publishing_at_the_same_time(tmp_path: Path, adapter: Path) -> None:
     with RevisionStore(tmp_path / "store") as store, ThreadPoolExecutor(8) as pool:
-        published = set(pool.map(lambda _: store.publish(adapter), range(16)))
+        published = set(pool.map(lambda _: add_revision(store, adapter), range(16)))
         assert len(published) == 1
         assert no_temporaries(store)
 
@@ -97,23 +94,22 @@ def test_publishing_at_the_same_time(tmp_path: Path, adapter: Path) -> None:
 def test_the_digest_is_of_the_content(tmp_path: Path, adapter: Path) -> None:
     config = json.loads((adapter / CONFIG_NAME).read_text())
     with RevisionStore(tmp_path / "store") as store:
-        digest, _ = store.publish(adapter)
+        digest, _ = add_revision(store, adapter)
         (adapter / CONFIG_NAME).write_text(json.dumps(dict(reversed(config.items())), indent=4))
-        assert store.publish(adapter)[0] == digest  # the same config, written otherwise
+        assert add_revision(store, adapter)[0] == digest  # the same config, written otherwise
         (adapter / CONFIG_NAME).write_text(json.dumps(config | {"lora_alpha": 17}))
-        assert store.publish(adapter)[0] != digest
+        assert add_revision(store, adapter)[0] != digest
         assert len(store.digests()) == 2
 
 
-def test_remove_says_what_it_freed(tmp_path: Path, adapter: Path) -> None:
+def test_discarding_says_what_it_freed(tmp_path: Path, adapter: Path) -> None:
     with RevisionStore(tmp_path / "store") as store:
-        digest, path = store.publish(adapter)
+        digest, path = add_revision(store, adapter)
         size = sum(file.stat().st_size for file in path.iterdir())
-        assert store.remove(digest) == size
+        assert store.discard([digest], set) == {digest: size}
         assert store.digests() == []
         assert no_temporaries(store)
-        with pytest.raises(AdapterNotFound):
-            store.remove(digest)
+        assert store.discard([digest], set) == {}
 
 
 @pytest.mark.parametrize("digest", ["", "..", "../x", "a" * 63, "A" * 64, "/etc", "0" * 64, "\0"])
@@ -121,24 +117,16 @@ def test_unknown_and_hostile_digests(tmp_path: Path, digest: str) -> None:
     with RevisionStore(tmp_path / "store") as store:
         with pytest.raises(AdapterNotFound):
             store.path(digest)
-        with pytest.raises(AdapterNotFound):
-            store.remove(digest)
-
-
-def digest_of(path: Path) -> str:
-    digest = artifact_digest(read_config(path / CONFIG_NAME))
-    digest.update((path / WEIGHTS_NAME).read_bytes())
-    add_text_files(digest, read_text_files(path, {}))
-    return digest.hexdigest()
+        assert store.discard([digest], set) == {}
 
 
 def test_the_files_of_text_are_kept_and_change_the_digest(tmp_path: Path, adapter: Path) -> None:
     with RevisionStore(tmp_path / "store") as store:
-        plain, _ = store.publish(adapter)
+        plain, _ = add_revision(store, adapter)
         seen = {plain}
         for name in TEXT_NAMES:
             (adapter / name).write_text("text")
-            digest, path = store.publish(adapter)
+            digest, path = add_revision(store, adapter)
             with pytest.raises(ArtifactError):  # it is not what its name says, but covered all the same
                 read_artifact(path, BASE, Limits(64, 1 << 20))
             assert digest == digest_of(path)
@@ -154,7 +142,7 @@ def test_files_of_text_are_bounded(tmp_path: Path, adapter: Path) -> None:
             file.truncate(MAX_TEXT_BYTES // 2 + 1)
     with RevisionStore(tmp_path / "store") as store:
         with pytest.raises(ArtifactError, match=r"vocab\.txt has"):
-            store.publish(adapter)
+            add_revision(store, adapter)
         assert no_temporaries(store)
     with pytest.raises(ArtifactError, match=r"vocab\.txt has"):
         read_artifact(adapter, BASE, Limits(64, 1 << 20))
@@ -206,9 +194,9 @@ def test_two_stores_on_one_directory(tmp_path: Path, adapter: Path) -> None:
     with RevisionStore(tmp_path / "store") as one, RevisionStore(tmp_path / "store") as two:
         assert one.identity == two.identity
         assert one.owner != two.owner
-        digest, path = one.publish(adapter)
+        digest, path = add_revision(one, adapter)
         assert two.path(digest) == path
-        two.remove(digest)
+        assert two.discard([digest], set).keys() == {digest}
         with pytest.raises(AdapterNotFound):
             one.path(digest)
 
@@ -218,8 +206,8 @@ def test_a_revision_is_not_discarded_between_its_rename_and_its_registration(
 ) -> None:
     registered: set[str] = set()
     with RevisionStore(tmp_path / "store") as store, ThreadPoolExecutor(1) as pool:
-        with store.publishing():
-            digest, path = store.publish(adapter)
+        with store.deletion_blocked():
+            digest, path = add_revision(store, adapter)
             discarding = pool.submit(store.discard, None, lambda: registered)
             assert not wait([discarding], timeout=0.2).done
             registered.add(digest)
@@ -234,8 +222,8 @@ def test_publishing_and_discarding_at_the_same_time(tmp_path: Path, adapter: Pat
     registered: set[str] = set()
 
     def publish(_: int) -> bool:
-        with store.publishing():
-            digest, path = store.publish(adapter)
+        with store.deletion_blocked():
+            digest, path = add_revision(store, adapter)
             registered.add(digest)
             return path.exists()
 
@@ -249,9 +237,9 @@ def test_publishing_and_discarding_at_the_same_time(tmp_path: Path, adapter: Pat
             assert wait(discarded, timeout=60).not_done == set()
 
 
-def test_half_published_revisions_are_swept(tmp_path: Path, adapter: Path) -> None:
+def test_half_published_revisions_are_removed(tmp_path: Path, adapter: Path) -> None:
     with RevisionStore(tmp_path / "store") as store:
-        digest, _ = store.publish(adapter)
+        digest, _ = add_revision(store, adapter)
     half = tmp_path / "store" / ".tmp-dead"
     half.mkdir()
     (half / WEIGHTS_NAME).write_bytes(b"half")
@@ -267,7 +255,7 @@ def test_a_failed_copy_leaves_nothing(tmp_path: Path, adapter: Path, monkeypatch
     with RevisionStore(tmp_path / "store") as store:
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(StoreError, match="No space left"):
-            store.publish(adapter)
+            add_revision(store, adapter)
         assert store.digests() == []
         assert no_temporaries(store)
 
@@ -277,10 +265,10 @@ def test_a_missing_or_odd_file_is_a_fault(tmp_path: Path, adapter: Path, name: s
     (adapter / name).unlink()
     with RevisionStore(tmp_path / "store") as store:
         with pytest.raises(ArtifactError, match=f"no {name}"):
-            store.publish(adapter)
+            add_revision(store, adapter)
         os.mkfifo(adapter / name)
         with pytest.raises(ArtifactError, match="not a regular file"):
-            store.publish(adapter)
+            add_revision(store, adapter)
         assert no_temporaries(store)
 
 

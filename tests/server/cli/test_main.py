@@ -175,7 +175,7 @@ def test_a_data_directory_that_can_not_be_used_is_told_before_the_model_is_looke
 def test_a_registry_of_another_directory_is_told_before_the_model_is_looked_for(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/registry.db"
     with RevisionStore(tmp_path / "one" / "adapters") as store, Registry(url) as registry:
-        registry.bind(store.identity)
+        registry.set_store(store.identity)
     options = ("--model", str(tmp_path / "none"), "--port", "0", "--registry-url", url, "--data-dir")
     said = refusal(invoke("serve", *options, str(tmp_path / "two")))
     assert said.startswith(

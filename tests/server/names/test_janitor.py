@@ -15,6 +15,7 @@ from manylora.server.names.janitor import ORPHANS_EVERY, Janitor
 from manylora.server.residency.residency import BytesByTier
 from tests.support.adapter_manager import ManagerSetup, open_manager_setup
 from tests.support.engine_harness import EngineHarness
+from tests.support.publishing import add_revision
 from tests.support.waiting import until
 
 
@@ -61,8 +62,8 @@ async def test_what_a_dead_server_left_goes_while_another_runs(
         debris = setup.store.root / f".tmp-{'0' * 16}-x"
         debris.mkdir()
         with Registry(f"sqlite:///{tmp_path}/registry.db", owner="0" * 16) as dead:
-            dead.begin("loading", "s3://bucket/x")
-            dead.drain("draining")
+            dead.names.announce("loading", "s3://bucket/x")
+            dead.names.drain("draining")
         await until(
             lambda: {status.name for status in manager.views.page()} == {"draining", "kept", "loading"}
         )
@@ -80,10 +81,10 @@ async def test_what_a_dead_server_left_goes_while_another_runs(
 async def test_what_living_servers_do_is_left_alone(harness: EngineHarness, tmp_path: Path) -> None:
     with open_manager_setup(harness, tmp_path) as setup, open_manager_setup(harness, tmp_path) as twin:
         with twin.store.temporary() as temporary:
-            twin.registry.begin("loading", "s3://bucket/x")
+            twin.registry.names.announce("loading", "s3://bucket/x")
             await setup.manager.janitor.clean_up()
             assert temporary.is_dir()
-            assert setup.registry.get("loading").state is State.LOADING
+            assert setup.registry.names.get("loading").state is State.LOADING
         await setup.manager.close()
 
 
@@ -123,7 +124,7 @@ async def test_revisions_that_no_name_has_go_unless_a_request_holds_them(
     with open_manager_setup(harness, tmp_path) as setup, open_manager_setup(harness, tmp_path) as twin:
         await setup.manager.start()
         orphan, held, claimed = (
-            setup.store.publish(setup.write(name, seed=i))[0] for i, name in enumerate("abc")
+            add_revision(setup.store, setup.write(name, seed=i))[0] for i, name in enumerate("abc")
         )
         revision = setup.manager.residency.references.revision(held)
         setup.manager.residency.references.add([revision])

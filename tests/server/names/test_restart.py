@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 
-import manylora.adapters.store.disk as disk_module
 import manylora.server.residency.revision_loader as library_module
 from manylora.adapters.errors import AdapterNotFound, ArtifactError
 from manylora.adapters.format.artifact import read_artifact
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
+from manylora.adapters.registry.publish_revision import publish_revision
 from manylora.adapters.registry.records import RevisionRecord, State
 from manylora.adapters.registry.rows import put_change, put_history, put_revision
 from manylora.adapters.registry.schema import Database, names
-from manylora.adapters.store.publish import publish
 from tests.support.adapter_manager import ManagerSetup, open_manager_setup
 from tests.support.engine_harness import EngineHarness
 from tests.support.tiny_models import tiny_model
@@ -101,7 +100,7 @@ async def test_loading_again_what_is_there_copies_nothing(
         await setup.manager.close()
     with open_manager_setup(harness, tmp_path) as setup:
         await setup.manager.start()
-        monkeypatch.setattr(disk_module, "copy_artifact", None)
+        monkeypatch.setattr("manylora.server.names.publishing.copy_artifact", None)
         monkeypatch.setattr(setup.store, "move_in", None)
         generation, _ = setup.registry.changes(0)
         assert (await setup.manager.admin.load("a", setup.root / "a", replace=True)).resident
@@ -112,8 +111,8 @@ async def test_loading_again_what_is_there_copies_nothing(
 async def test_what_a_dead_process_left_is_cleaned_up(harness: EngineHarness, tmp_path: Path) -> None:
     with open_manager_setup(harness, tmp_path) as setup:
         await setup.load("draining", "served", "lost")
-        setup.registry.begin("loading", "s3://bucket/x")
-        setup.registry.drain("draining")
+        setup.registry.names.announce("loading", "s3://bucket/x")
+        setup.registry.names.drain("draining")
         shutil.rmtree(setup.store.path(setup.manager.views.get("lost").digest))
         await setup.manager.close()
     with open_manager_setup(harness, tmp_path) as setup:
@@ -172,8 +171,9 @@ def _register_many(setup: ManagerSetup) -> None:
     def fetch(into: Path) -> None:
         shutil.copytree(path, into, dirs_exist_ok=True)
 
-    publish(setup.registry, setup.store, "n777", fetch=fetch, validate=validate, source=str(path))
-    facts = setup.registry.revision(setup.registry.get("n777").digest or "")
+    publish_revision(setup.registry, setup.store, "n777", fetch=fetch, validate=validate, source=str(path))
+    digest = setup.registry.names.get("n777").digest or ""
+    facts = setup.registry.revisions.find([digest])[digest]
     with Database(f"sqlite:///{setup.root}/registry.db").write() as (
         connection,
         generation,

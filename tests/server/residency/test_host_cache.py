@@ -154,7 +154,7 @@ async def test_deleted_while_it_waits_for_its_files(harness: EngineHarness, tmp_
     with open_manager_setup(harness, tmp_path, room=1) as setup:
         await setup.load("a", "b")
         cold = next(r for r in setup.manager.views.serving() if not r.resident)
-        setup.registry.remove(cold.name)
+        setup.registry.names.remove(cold.name)
         shutil.rmtree(setup.store.path(cold.digest))
         with pytest.raises(AdapterNotFound, match="deleted"):
             await setup.hold(cold.name)

@@ -192,15 +192,15 @@ def test_what_is_not_even_looked_at_leaves_nothing(
     admin: Admin, adapter: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the name is deleted while the upload waits for its turn."""
-    registry = admin.server.service.adapters._registry
-    begin = registry.begin
+    names = admin.server.service.adapters._registry.names
+    announce = names.announce
 
     def deleted(*what: Any, announced: NameRecord | None = None) -> NameRecord:
         if announced is not None:
             raise AdapterDeleted("deleted")
-        return begin(*what)
+        return announce(*what)
 
-    monkeypatch.setattr(registry, "begin", deleted)
+    monkeypatch.setattr(names, "announce", deleted)
     assert error_of(admin.upload("a", adapter, wait="true")) == (409, "adapter_deleted", "name")
     monkeypatch.undo()
     deadline = monotonic() + PATIENCE

@@ -119,7 +119,7 @@ def test_what_the_registry_refused_is_told_again(
 
     assert ask(server).status_code == 200
     with monkeypatch.context() as patch:
-        patch.setattr(server.service.adapters._registry, "add_to_arms", refuse)
+        patch.setattr(server.service.adapters._registry.arms, "add", refuse)
         assert error_of(Admin(server).ask("GET", "/v1/aliases/test"))[:2] == answer
         assert ask(server).status_code == 200
     requests, reasons = ended(server)

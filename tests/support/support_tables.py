@@ -1,0 +1,30 @@
+"""The tables of docs/adapters.md, which say what of PEFT is served: from the table of the parser."""
+
+from __future__ import annotations
+
+from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment
+
+
+def support_tables() -> str:
+    """The tables of docs/adapters.md, as Markdown."""
+    inits = [(f"`{i.value}{'*' if i.prefix else ''}`", i.treatment, i.note, i.remedy) for i in INITS]
+    kinds = [(f"`{k.peft_type}`", k.treatment, k.note, k.remedy) for k in KINDS]
+    sections = (
+        *(
+            (f"Options of a config of {kind}", "option", [_option_row(option) for option in options])
+            for kind, options in OPTIONS.items()
+        ),
+        ("Initializations (`init_lora_weights`)", "value", inits),
+        ("Kinds (`peft_type`)", "kind", kinds),
+    )
+    return "\n\n".join(_table(title, head, rows) for title, head, rows in sections) + "\n"
+
+
+def _option_row(option: Option) -> tuple[str, Treatment, str, str]:
+    return f"`{option.key}`", option.treatment, option.note, option.remedy
+
+
+def _table(title: str, head: str, rows: list[tuple[str, Treatment, str, str]]) -> str:
+    lines = [f"### {title}", "", f"| {head} | | how, or why not | instead |", "|---|---|---|---|"]
+    lines += [f"| {name} | {treatment.value} | {note} | {remedy} |" for name, treatment, note, remedy in rows]
+    return "\n".join(lines)
