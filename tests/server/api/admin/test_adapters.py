@@ -186,14 +186,20 @@ def test_pin_and_evict(admin: Admin, tmp_path: Path, model: Path) -> None:
 def test_what_is_on_the_device_or_in_memory_serves_without_its_files(
     admin: Admin, tmp_path: Path, model: Path
 ) -> None:
-    digest = put(admin, tmp_path, model, "a")["digest"]
-    before = text(admin, "a")
-    holdings = admin.server.service.adapters._holdings
-    shutil.rmtree(admin.server.service.store.path(digest))
-    assert text(admin, "a") == before
-    admin.server.call(holdings.placement.remove(holdings.revision(digest)))
-    assert admin.get("/a")["residency"]["device"] == 0 < admin.get("/a")["residency"]["memory"]
-    assert text(admin, "a") == before
+    size = put(admin, tmp_path, model, "a")["residency"]["device"]
+    one: dict[str, Any] = {"adapter_memory": int(1.5 * size), "adapter_cache_memory": 3 * size}
+    with serving(tiny_service(model, tmp_path / "data", **one)) as running:
+        admin = Admin(running)
+        digest = put(admin, tmp_path, model, "a")["digest"]
+        put(admin, tmp_path, model, "b", seed=1)
+        before = text(admin, "a")
+        shutil.rmtree(running.service.store.path(digest))
+        assert admin.get("/a")["residency"]["device"] == size
+        assert text(admin, "a") == before
+        assert text(admin, "b")  # which takes its place on the device
+        assert admin.get("/a")["residency"]["device"] == 0 < admin.get("/a")["residency"]["memory"]
+        assert text(admin, "a") == before
+        running.wait_until_idle()
 
 
 def test_an_adapter_in_use_is_not_evicted(admin: Admin, tmp_path: Path, model: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from manylora.adapters.errors import AdapterDeleted
 from manylora.adapters.registry.records import NameRecord, State
+from manylora.adapters.registry.registry import Registry
 from tests.support.adapters import write_adapter
 from tests.support.admin_client import Admin, error_of, tarred, zipped
 from tests.support.running_server import PATIENCE, Running, serving, tiny_service
@@ -192,15 +193,14 @@ def test_what_is_not_even_looked_at_leaves_nothing(
     admin: Admin, adapter: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the name is deleted while the upload waits for its turn."""
-    registry = admin.server.service.adapters._registry
-    begin = registry.begin
+    begin = Registry.begin
 
     def deleted(*what: Any, announced: NameRecord | None = None) -> NameRecord:
         if announced is not None:
             raise AdapterDeleted("deleted")
         return begin(*what)
 
-    monkeypatch.setattr(registry, "begin", deleted)
+    monkeypatch.setattr(Registry, "begin", deleted)
     assert error_of(admin.upload("a", adapter, wait="true")) == (409, "adapter_deleted", "name")
     monkeypatch.undo()
     deadline = monotonic() + PATIENCE
