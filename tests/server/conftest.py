@@ -107,7 +107,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:
+def slow_server(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:
     """A server that computes few tokens a step, and all of them, so that everything takes many steps."""
     few: dict[str, Any] = {"max_batch_tokens": 16, "max_num_seqs": 8, "enable_prefix_cache": False}
     with serving(service_of(tmp_path_factory.mktemp("data"), model, adapters, **few)) as running:

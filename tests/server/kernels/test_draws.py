@@ -138,6 +138,7 @@ def check_shares(draw: Draw, kind: Logits, width: int) -> None:
             check(draws, row, token)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [300, 20_000])
 def test_native_and_reference_draw_the_same(draw: Draw, width: int) -> None:
     rows = 20 * len(PARAMS)

@@ -83,6 +83,7 @@ def test_gemm(variant: Variant, rows: int, outputs: int, inputs: int) -> None:
     assert (y[:, outputs:] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_steps_err_no_more_than_bf16_must(shape: Shape, variant: Variant) -> None:
     """Prompts of uneven length together, then decode; base, single adapters and mixes in one batch."""
@@ -137,6 +138,7 @@ def test_the_delta_of_an_adapter(rank: int, rows: int, variant: Variant) -> None
     assert relative_error(delta, expected) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 3, 60])
 @pytest.mark.parametrize("place", range(7))
 @pytest.mark.parametrize("letters", ["g", "c", "i", "gci"])
@@ -190,6 +192,7 @@ def logits_of(
     return torch.cat(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "groups of 3", "groups of 7, head size 80", "windows"])
 @pytest.mark.parametrize("adapted", ["base", "mix", "vectors"])
 def test_the_same_bits_in_any_batch_chunking_and_number_of_threads(

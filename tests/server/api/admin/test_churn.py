@@ -23,6 +23,8 @@ from manylora.server.names.status import Filter
 from tests.support.adapters import write_adapter
 from tests.support.running_server import Running, serving, tiny_service
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("MANYLORA_CHURN_SECONDS", "4"))
 CLIENTS = 16
 STABLE = ("s0", "s1", "s2", "s3")  # never deleted: no request for them may fail
