@@ -25,18 +25,20 @@ class Admin:
     key: str | None = None
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Any request to ``/v1/adapters`` + ``path``, unless it begins with ``/v1``."""
+        """The answer to any request; a ``path`` without ``/v1`` is one below ``/v1/adapters``."""
         url = path if path.startswith("/v1") else f"/v1/adapters{path}"
         headers = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
         with self.server.http(headers=headers) as http:
             return http.request(method, url, **options)
 
     def get(self, path: str = "", **query: Any) -> Any:
+        """The JSON of a GET that must succeed."""
         answer = self.ask("GET", path, params=query)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
     def post(self, name: str, action: str, **body: Any) -> httpx.Response:
+        """The answer to an action on an adapter, with a JSON body if there are fields for one."""
         return (
             self.ask("POST", f"/{name}/{action}", json=body)
             if body
@@ -44,6 +46,7 @@ class Admin:
         )
 
     def names(self, **query: Any) -> list[str]:
+        """Names of the listed adapters."""
         return [adapter["id"] for adapter in self.get(**query)["data"]]
 
     def upload(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 from pathlib import Path
@@ -14,6 +13,7 @@ from manylora.server.metrics.families import OWN_LABELS
 from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS
+from tests.support.waiting import until
 
 ROUNDS = 200
 
@@ -27,13 +27,11 @@ def _total(server: Running, name: str) -> float:
 
 
 async def _until_running(server: Running, count: int = 1) -> None:
-    while len(server.service.core.scheduler.running) < count:
-        await asyncio.sleep(0)
+    await until(lambda: len(server.service.core.scheduler.running) >= count)
 
 
 async def _until_generating(server: Running) -> None:
-    while not any(s.num_output_tokens for s in server.service.core.scheduler.running):
-        await asyncio.sleep(0)
+    await until(lambda: any(s.num_output_tokens for s in server.service.core.scheduler.running))
 
 
 def _check_no_tokens_after(server: Running) -> None:
@@ -129,5 +127,4 @@ def test_while_waiting_for_a_cold_adapter(tmp_path: Path, model: Path, adapters:
 
 
 async def _until_references(server: Running, count: int) -> None:
-    while server.references != count:
-        await asyncio.sleep(0)
+    await until(lambda: server.references == count)
