@@ -33,7 +33,11 @@ def draw(request: pytest.FixtureRequest) -> Draw:
 
 @pytest.fixture(
     scope="session",
-    params=[("llama", False), ("mistral", False), ("gemma2", True)],
+    params=[
+        ("llama", False),
+        pytest.param(("mistral", False), marks=pytest.mark.slow),
+        pytest.param(("gemma2", True), marks=pytest.mark.slow),
+    ],
     ids=["llama-fused", "mistral-fused", "gemma2-generic"],
 )
 def adapter_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AdapterSet:

@@ -28,6 +28,8 @@ from tests.support.artifact_cases import (
     write_raw,
 )
 
+pytestmark = pytest.mark.slow
+
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 json_values = st.recursive(
     st.none()

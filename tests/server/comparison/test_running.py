@@ -15,6 +15,8 @@ from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS, MESSAGES, compare
 
+pytestmark = pytest.mark.slow
+
 LONG = "".join(chr(97 + i * 7 % 26) for i in range(400))
 
 

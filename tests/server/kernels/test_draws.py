@@ -114,6 +114,7 @@ def _native(level: str) -> Draw:
     return NativeDraw(library_of(next(v for v in usable_variants() if v.name == level)).native, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_share_gets_its_token(draw: Draw, kind: str, width: int) -> None:

@@ -119,6 +119,7 @@ def test_steps_err_no_more_than_bf16_must(shape: Shape, variant: Variant) -> Non
     assert ours < 1.3 * theirs, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5, 8, 16, 17, 31, 64])
 @pytest.mark.parametrize("rows", [1, 2, 3, 60])
 def test_the_delta_of_an_adapter(rank: int, rows: int, variant: Variant) -> None:
@@ -165,6 +166,7 @@ def test_the_delta_of_vectors(letters: str, place: int, rows: int, variant: Vari
         assert expected.norm() > 0.05 * whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 127, 128, 129, 260, 1000])
 @pytest.mark.parametrize("window", [None, 1, 100, 128])
 def test_long_contexts(length: int, window: int | None, variant: Variant) -> None:

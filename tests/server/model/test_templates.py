@@ -74,6 +74,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("template", "reason"), BAD)
 async def test_a_template_that_misbehaves(processes: TemplateProcesses, template: str, reason: str) -> None:
     """It is told why, the loop goes on meanwhile, and the next conversation finds a process again."""
@@ -133,6 +134,7 @@ async def test_a_cancelled_rendering_does_not_answer_the_next(processes: Templat
         assert await processes.render(digest, template, Conversation([{"content": "new"}], {})) == "new"
 
 
+@pytest.mark.slow
 async def test_the_first_process_may_die(
     processes: TemplateProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:

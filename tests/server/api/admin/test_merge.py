@@ -18,6 +18,8 @@ from manylora.server.kernels.weights import MergedWeights
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS
 
+pytestmark = pytest.mark.slow
+
 MESSAGES: list[Any] = [{"role": "user", "content": "Merge me"}]
 ROUTE = "/v1/adapters/{}/merge"
 

@@ -12,6 +12,8 @@ import pytest
 from tests.support.admin_client import Admin, completion, error_of, publish
 from tests.support.running_server import serving, tiny_service
 
+pytestmark = pytest.mark.slow
+
 
 def test_pin_and_evict(admin: Admin, tmp_path: Path, model: Path) -> None:
     publish(admin, tmp_path, model, "a")

@@ -19,6 +19,8 @@ from tests.support.running_server import Running, serving, tiny_service
 from tests.support.tiny_models import byte_tokenizer
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 PAD = 256
 TEXTS = ["good", "so bad that it is worth some more words", "?"]
 KINDS: dict[str, dict[str, Any]] = {

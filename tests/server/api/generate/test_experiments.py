@@ -16,6 +16,8 @@ from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 SPLIT = {"split": [{"target": "alpha", "share": 1}, {"target": "beta", "share": 1}]}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
 

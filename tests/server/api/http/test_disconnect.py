@@ -15,6 +15,8 @@ from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 200
 
 
