@@ -23,20 +23,23 @@ _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def available_bytes(device: torch.device) -> int:
-    """Free memory on the device: of the GPU, or of the machine within its container's limit."""
+def available_bytes(device: torch.device, *, meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
+    """Free memory on the device: of the GPU, or of the machine within its container's limit.
+
+    ``meminfo`` and ``cgroup`` are where Linux tells what the machine and the container have.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free
-    return min(_limits(), default=4 << 30)
+    return min(_limits(meminfo, cgroup), default=4 << 30)
 
 
-def _limits() -> Iterator[int]:
-    if _MEMINFO.exists():
-        for line in _MEMINFO.read_text().splitlines():
+def _limits(meminfo: Path, cgroup: Path) -> Iterator[int]:
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 yield int(line.split()[1]) * 1024
-    limit, current = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    limit, current = cgroup / "memory.max", cgroup / "memory.current"
     if limit.exists() and current.exists() and (text := limit.read_text().strip()) != "max":
         yield max(int(text) - int(current.read_text()), 0)
 

@@ -118,7 +118,7 @@ def load_model(
         dtype=torch_dtype,
         device=torch_device,
         fingerprint=digest,
-        max_model_len=_max_model_len(config, max_model_len),
+        max_model_len=context_length(config, max_model_len),
     )
 
 
@@ -151,7 +151,12 @@ def _end_tokens(model: Any) -> Sequence[int]:
     return () if end is None else (end,) if isinstance(end, int) else tuple(end)
 
 
-def _max_model_len(config: Any, wanted: int | None) -> int:
+def context_length(config: Any, wanted: int | None) -> int:
+    """Tokens that a request may have together: what the model allows, or ``wanted`` if that is less.
+
+    Raises:
+        ConfigError: more is wanted than the model allows, or neither says a number.
+    """
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None) or wanted
     if limit is None:

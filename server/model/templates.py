@@ -61,6 +61,11 @@ class TemplateProcesses:
         self._children: OrderedDict[str, _Child] = OrderedDict()  # by digest, least recently used first
         self._parent: _Parent | None = None
 
+    @property
+    def num_processes(self) -> int:
+        """Processes that render a template each; the one that forks them does not count."""
+        return len(self._children)
+
     async def render(self, digest: str, template: str, conversation: Conversation) -> str:
         """The conversation as ``template`` (named by ``digest``) writes it.
 

@@ -11,6 +11,7 @@ import pytest
 from bench.event_loop import Cost, measured, shares, summary
 
 
+@pytest.mark.slow
 def test_a_server_is_measured_and_profiled_under_load(tiny_llama: Path) -> None:
     load = ("--workload", "base@4", "--prompt-tokens", "16", "--rounds", "1", "--output-tokens", "20")
     cost, profile = measured(tiny_llama, load)

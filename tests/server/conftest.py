@@ -33,7 +33,11 @@ def draw(request: pytest.FixtureRequest) -> Draw:
 
 @pytest.fixture(
     scope="session",
-    params=[("llama", False), ("mistral", False), ("gemma2", True)],
+    params=[
+        ("llama", False),
+        pytest.param(("mistral", False), marks=pytest.mark.slow),
+        pytest.param(("gemma2", True), marks=pytest.mark.slow),
+    ],
     ids=["llama-fused", "mistral-fused", "gemma2-generic"],
 )
 def adapter_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AdapterSet:
@@ -107,7 +111,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:
+def slow_server(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:
     """A server that computes few tokens a step, and all of them, so that everything takes many steps."""
     few: dict[str, Any] = {"max_batch_tokens": 16, "max_num_seqs": 8, "enable_prefix_cache": False}
     with serving(service_of(tmp_path_factory.mktemp("data"), model, adapters, **few)) as running:

@@ -62,14 +62,13 @@ def test_adapter_bytes(wanted: int | None, available: int, expected: int) -> Non
     ],
 )
 def test_free_memory_of_the_machine_and_its_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str | None, ...], expected: int
+    tmp_path: Path, files: tuple[str | None, ...], expected: int
 ) -> None:
-    for name, content in zip(["meminfo", "memory_budget.max", "memory_budget.current"], files, strict=True):
+    for name, content in zip(["meminfo", "memory.max", "memory.current"], files, strict=True):
         if content is not None:
             (tmp_path / name).write_text(content)
-    monkeypatch.setattr(memory_budget, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory_budget, "_CGROUP", tmp_path)
-    assert memory_budget.available_bytes(torch.device("cpu")) == expected
+    cpu, meminfo = torch.device("cpu"), tmp_path / "meminfo"
+    assert memory_budget.available_bytes(cpu, meminfo=meminfo, cgroup=tmp_path) == expected
 
 
 def test_free_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

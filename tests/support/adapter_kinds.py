@@ -1,4 +1,4 @@
-"""Adapters of every kind that lives on linear layers, each judged by PEFT in a model of its own."""
+"""Adapters of every PEFT kind that acts on linear layers, and two ways to compute what they should do."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def write_kinds(root: Path, model: Path, family: str) -> dict[str, Path]:
 
 
 class PeftPerAdapter:
-    """PEFT with one adapter at a time: trained biases replace the base's, even for other adapters."""
+    """PEFT with a model of its own for each adapter: trained biases would replace those of the others."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class PeftPerAdapter:
 
 
 class HookedModel:
-    """The base model with mixes added by hooks, from the definition of :class:`ModuleDelta`."""
+    """The base model, to which hooks add mixes as :class:`ModuleDelta` defines them."""
 
     def __init__(self, directory: Path, base: BaseModel, paths: Mapping[str, Path]) -> None:
         self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()

@@ -1,4 +1,4 @@
-"""A tiny model with a set of adapters of every served kind, and PEFT beside it to compare with."""
+"""A tiny model that serves a set of adapters, and PEFT with the same adapters to compare with."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Ask:
 
 
 class AdapterSet:
-    """Engines on one model with adapters resident, and PEFT with the same adapters."""
+    """A model with adapters in its page pool, and PEFT with the same adapters."""
 
     def __init__(self, model: Path, paths: Mapping[str, Path], **options: Any) -> None:
         self.directory = model
@@ -85,6 +85,7 @@ class AdapterSet:
 
     @property
     def names(self) -> list[str | None]:
+        """Every adapter, and None for the base."""
         return [None, *self.paths]
 
     def row(self, ask: Ask, **params: Any) -> Row:

@@ -54,7 +54,7 @@ def base_model_of(model: nn.Module, name: str = "base") -> BaseModel:
 
 
 def base_of_directory(directory: Path) -> BaseModel:
-    """The same for a model on disk; its weights are not read."""
+    """What adapters need to know about the model in a directory, whose weights are not read."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     return base_model_of(model, str(directory))

@@ -1,4 +1,4 @@
-"""Managing the adapters of a running server in tests: uploads, archives, and what there is afterwards."""
+"""The administrative API as a test asks it: uploads, archives, and what there is afterwards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from tests.support.adapters import write_adapter
 from tests.support.running_server import PATIENCE, Running
 
 
@@ -24,18 +25,20 @@ class Admin:
     key: str | None = None
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Any request to ``/v1/adapters`` + ``path``, unless it begins with ``/v1``."""
+        """The answer to any request; a ``path`` without ``/v1`` is one below ``/v1/adapters``."""
         url = path if path.startswith("/v1") else f"/v1/adapters{path}"
         headers = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
         with self.server.http(headers=headers) as http:
             return http.request(method, url, **options)
 
     def get(self, path: str = "", **query: Any) -> Any:
+        """The JSON of a GET that must succeed."""
         answer = self.ask("GET", path, params=query)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
     def post(self, name: str, action: str, **body: Any) -> httpx.Response:
+        """The answer to an action on an adapter, with a JSON body if there are fields for one."""
         return (
             self.ask("POST", f"/{name}/{action}", json=body)
             if body
@@ -43,6 +46,7 @@ class Admin:
         )
 
     def names(self, **query: Any) -> list[str]:
+        """Names of the listed adapters."""
         return [adapter["id"] for adapter in self.get(**query)["data"]]
 
     def upload(
@@ -81,6 +85,21 @@ class Admin:
             assert self.ask("DELETE", f"/v1/aliases/{alias['id']}").status_code == 200
         for name in self.names():
             assert self.ask("DELETE", f"/{name}").status_code == 200
+
+
+def publish(admin: Admin, directory: Path, model: Path, name: str, *, seed: int = 0, **options: Any) -> Any:
+    """Publish a new random adapter for ``model``; what the server says of it."""
+    tags = options.pop("tags", ())
+    path = write_adapter(directory / f"{name}-{seed}", model, seed=seed, **options)
+    answer = admin.upload(name, path, tags=tags, wait="true")
+    assert answer.status_code in {200, 201}, answer.text
+    return answer.json()
+
+
+def completion(admin: Admin, model: str) -> str:
+    """The first tokens that ``model`` generates, greedily."""
+    client = admin.server.client()
+    return client.completions.create(model=model, prompt="Hello", temperature=0, max_tokens=8).choices[0].text
 
 
 def error_of(answer: httpx.Response) -> tuple[int, str, str | None]:

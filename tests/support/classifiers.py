@@ -1,4 +1,4 @@
-"""Classification adapters, made and judged by plain PEFT on transformers' own classification models."""
+"""Classification adapters, made and computed by plain PEFT on transformers' own classification models."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_classifier(
 
 
 class PeftClassifier:
-    """One classification adapter under plain PEFT, as its config.json sets it up."""
+    """A classification adapter that plain PEFT runs, on the model that its config.json describes."""
 
     def __init__(
         self, directory: Path, model: Path, labels: int = 2, dtype: torch.dtype = torch.float32, **config: Any

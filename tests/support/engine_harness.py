@@ -33,11 +33,12 @@ class Answer:
 
     @property
     def last(self) -> Delta:
+        """The delta that ended the sequence."""
         return self.deltas[-1]
 
 
 class EngineHarness:
-    """A loaded model, its decoder and pool, and any number of engines and adapters on it."""
+    """A loaded model with its decoder and page pool, for tests that step engines by hand."""
 
     def __init__(
         self,

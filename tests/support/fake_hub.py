@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Repository:
-    """One repository at one commit, known as main, v1 and by its hash."""
+    """A repository of the Hub at one commit, which is known as main, v1 and by its hash."""
 
     files: dict[str, bytes]
     revisions: frozenset[str] = frozenset({"main", "v1", "feature/x", COMMIT})
@@ -30,7 +30,7 @@ class Repository:
 
 @dataclass
 class FakeHub:
-    """What the server has, and what it was asked for."""
+    """The repositories of a fake Hub, and what it was asked for."""
 
     endpoint: str
     repositories: dict[str, Repository]

@@ -93,12 +93,12 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
 
 
 def in_float32(weights: DecoderWeights) -> DecoderWeights:
-    """The same numbers, computed with in fp32."""
+    """A decoder with the numbers of ``weights``, computed with in fp32."""
     return _converted(weights, lambda tensor: tensor.float())
 
 
 def on(device: torch.device, weights: DecoderWeights) -> DecoderWeights:
-    """The same decoder on a device."""
+    """A copy of a decoder's weights on a device."""
     return _converted(weights, lambda tensor: tensor.to(device))
 
 
@@ -188,6 +188,7 @@ class Batcher:
         self._vocab = vocab
 
     def sequence(self, length: int, mix: Mix = ()) -> Sequence_:
+        """A sequence of random tokens, with the blocks that all of them take."""
         tokens = [int(t) for t in self._random.integers(0, self._vocab, length)]
         return Sequence_(tokens, [int(self._free.pop()) for _ in range(-(-length // BLOCK_SIZE))], mix)
 

@@ -1,4 +1,4 @@
-"""PEFT as the judge: what each request alone would be answered, and by which logits."""
+"""PEFT as the oracle: the logits that each request alone gets from it."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ def summed(directory: Path, base: BaseModel, members: Sequence[tuple[Path, float
 
 
 def read(path: Path, base: BaseModel) -> Artifact:
+    """The validated adapter in ``path``, of whatever size tests need."""
     return read_artifact(path, base, Limits(max_rank=128, max_bytes=1 << 30))
 
 

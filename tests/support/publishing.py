@@ -42,7 +42,7 @@ BASE = BaseModel(
 
 
 def write(path: Path, seed: int = 0) -> Path:
-    """A sound adapter, with a file that a revision keeps and one that it does not."""
+    """Write a valid adapter, with a file that a revision keeps and one that it does not."""
     write_adapter(path, BASE, seed=seed)
     (path / "chat_template.jinja").write_text("{{ messages }}")
     (path / "README.md").write_text("not part of the artifact")
@@ -50,7 +50,7 @@ def write(path: Path, seed: int = 0) -> Path:
 
 
 def examine(directory: Path) -> RevisionRecord:
-    """Validate as a server does."""
+    """The record of the adapter in a directory, validated as a server does."""
     artifact = read_artifact(directory, BASE, Limits(64, 1 << 20))
     return RevisionRecord(
         digest=artifact.digest,

@@ -53,6 +53,7 @@ class AsgiExchange:
         await app(self.scope, self.receive, self.send)
 
     async def receive(self) -> Message:
+        """What the application reads: the body, then that the client has hung up."""
         if self.body is not None:
             body, self.body = self.body, None
             return {"type": "http.request", "body": body, "more_body": False}
@@ -60,6 +61,7 @@ class AsgiExchange:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
+        """Take a part of the answer; the client hangs up after as many as it was told to."""
         self.sent.append(message)
         if len(self.sent) == self.hang_up_after:
             self.hung_up.set()

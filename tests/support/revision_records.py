@@ -1,4 +1,4 @@
-"""Made-up revisions."""
+"""Records of revisions that exist nowhere, for tests of the registry."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from manylora.adapters.registry.records import RevisionRecord
 
 
 def digest(text: str) -> str:
+    """The digest of a revision whose content is ``text``."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

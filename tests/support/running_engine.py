@@ -26,6 +26,7 @@ class CountedHold:
     released: int = 0
 
     def release(self) -> None:
+        """Count that the lease was given back."""
         self.released += 1
 
 
@@ -78,7 +79,7 @@ class RunningEngine:
 async def start_engine(
     harness: EngineHarness, patch: pytest.MonkeyPatch, *, max_open: int = 100, **sizes: int
 ) -> AsyncIterator[RunningEngine]:
-    """A started engine; at the end it is stopped, and must be idle with nothing held."""
+    """Start an engine; at the end of the block it is stopped, and must be idle with nothing held."""
     core = harness.new_engine(**sizes)
     engine = AsyncEngine(core, max_model_len=512, max_open=max_open)
     running_engine = RunningEngine(core, engine, patch)

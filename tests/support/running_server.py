@@ -1,4 +1,4 @@
-"""A real server on a real port, in a thread of its own, and questions to ask of its inside."""
+"""A real server on a real port, in a thread of the test's process, so that its parts can be looked at."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE = 30.0  # seconds after which something that should have happened has n
 
 
 class _Server(uvicorn.Server):
-    """Says when it listens, and on which loop it runs."""
+    """A uvicorn server that says when it listens, and on which loop it runs."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -41,7 +41,7 @@ class _Server(uvicorn.Server):
 
 @dataclass
 class Running:
-    """A server that answers at ``url``."""
+    """A started server that answers at ``url``, and the service behind it."""
 
     service: Service
     server: _Server
@@ -49,7 +49,7 @@ class Running:
     clients: dict[str, openai.OpenAI] = field(default_factory=dict)
 
     def client(self, **options: Any) -> openai.OpenAI:
-        """The official client. It does not retry, so that a test sees the first answer."""
+        """OpenAI's client, without retries, so that a test sees the first answer."""
         key = repr(sorted(options.items()))
         if key not in self.clients:
             defaults = {"api_key": "none", "max_retries": 0}
@@ -57,11 +57,13 @@ class Running:
         return self.clients[key]
 
     def async_client(self, **options: Any) -> openai.AsyncOpenAI:
+        """OpenAI's asynchronous client, without retries."""
         return openai.AsyncOpenAI(
             base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, **options}
         )
 
     def http(self, **options: Any) -> httpx.Client:
+        """A plain HTTP client for the server's paths."""
         return httpx.Client(base_url=self.url, timeout=PATIENCE, **options)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -71,6 +73,7 @@ class Running:
 
     @property
     def references(self) -> int:
+        """References to revisions that requests hold."""
         return self.service.adapters.residency.references.total
 
     def wait_until_idle(self) -> None:

@@ -1,4 +1,4 @@
-"""A service of a few adapters on one tiny model, as the tests of the API share it."""
+"""The service that most tests of the API use: three adapters on a tiny model."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from manylora.server.api.http.limits import (
 )
 from manylora.server.errors import RequestError
 
-_BATCH = 1 << 20  # bytes handed to a worker thread at a time
+_BATCH = 1 << 20  # bytes
 
 
 @dataclass
@@ -34,10 +34,13 @@ def is_multipart(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
 
 
-async def receive_form(body: AsyncIterator[bytes], content_type: str, directory: Path) -> Form:
+async def receive_form(
+    body: AsyncIterator[bytes], content_type: str, directory: Path, *, batch_bytes: int = _BATCH
+) -> Form:
     """Write the files of a form into ``directory``, which is the caller's to remove, as ``0``, ``1``, ….
 
-    The names that the sender gave are only told, never used as paths.
+    The names that the sender gave are only told, never used as paths. The parser runs in a worker thread,
+    on ``batch_bytes`` or more at a time.
 
     Raises:
         RequestError: not a well-formed form, or more parts and longer fields than are allowed.
@@ -48,7 +51,7 @@ async def receive_form(body: AsyncIterator[bytes], content_type: str, directory:
         batch = bytearray()
         async for chunk in body:
             batch += chunk
-            if len(batch) >= _BATCH:
+            if len(batch) >= batch_bytes:
                 await asyncio.to_thread(writer.feed, bytes(batch))
                 batch.clear()
         await asyncio.to_thread(writer.feed, bytes(batch))

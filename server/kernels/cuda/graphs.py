@@ -29,7 +29,7 @@ class CudaGraphs:
             return
         if key not in self._graphs:
             try:
-                self._graphs[key] = self._capture(function)
+                self._graphs[key] = self.capture(function)
             except RuntimeError as error:  # what torch raises for every error of CUDA
                 self._broken = True
                 logger.warning("decode steps run without CUDA graphs: %s", error)
@@ -37,7 +37,12 @@ class CudaGraphs:
                 return
         self._graphs[key].replay()
 
-    def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """A graph of what ``function`` launches, in the memory that all graphs share.
+
+        Raises:
+            RuntimeError: CUDA can't capture it.
+        """
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         # Once without capturing: kernels are compiled and libraries take their workspaces on first use.

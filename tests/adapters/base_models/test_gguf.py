@@ -15,6 +15,7 @@ from manylora.adapters.errors import BaseModelError
 from tests.support.gguf_file import write_gguf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_conversion_equals_transformers(tmp_path: Path, tied: bool) -> None:
     from transformers import AutoModelForCausalLM, GgufConfig

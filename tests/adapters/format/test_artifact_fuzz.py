@@ -29,6 +29,8 @@ from tests.support.artifact_cases import (
 )
 from tests.support.fuzzing import FUZZ, json_values
 
+pytestmark = pytest.mark.slow
+
 
 def read_or_refuse(directory: Path) -> Artifact | None:
     """The property of all fuzzing: an artifact or an ArtifactError, and nothing else."""

@@ -72,6 +72,7 @@ def config_changes(kind: str) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
     return st.tuples(st.just(kind), st.dictionaries(keys, json_values, max_size=4))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.sampled_from(sorted(CONFIGS)).flatmap(config_changes))
 def test_any_config(tmp_path: Path, drawn: tuple[str, dict[str, Any]]) -> None:

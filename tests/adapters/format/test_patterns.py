@@ -40,6 +40,7 @@ expressions = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(expressions)
 def test_both_engines_agree(expression: str) -> None:

@@ -82,6 +82,7 @@ def test_one_adapter_is_what_peft_merges(tmp_path: Path, family: str) -> None:
     assert exported.verification.effect > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama-untied-bias", "gpt2"])
 def test_other_kinds_are_what_peft_merges(tmp_path: Path, family: str) -> None:
     """DoRA, biases, IA3 and VeRA, each alone."""

@@ -308,6 +308,7 @@ def test_the_exact_source_is_recorded_with_the_revision(url: str, tmp_path: Path
         assert registry.revisions.find([digest])[digest].source == "hf://org/one@0123"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["half", "move in"])
 def test_a_living_server_cleans_up_after_a_dead_one(url: str, tmp_path: Path, die: Die, step: str) -> None:
     with server(url, tmp_path / "store") as (registry, store):

@@ -44,6 +44,7 @@ def start(url: str, who: str) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_create_and_fill_one_registry(url: str) -> None:
     processes = [start(url, who) for who in "pq"]
     for process in processes:  # both were creating the tables at once

@@ -19,6 +19,8 @@ from tests.support.engine_harness import EngineHarness
 from tests.support.paths import ROOT
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 SECOND = 1.0  # within which the other server knows
 SLACK = 1.0  # for a machine that does other things as well
 

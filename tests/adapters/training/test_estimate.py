@@ -86,6 +86,7 @@ PLANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_full", [False, True])
 @pytest.mark.parametrize("name", PLANS)
 def test_within_a_fifth_of_the_measured_peak(name: str, is_full: bool, tmp_path: Path) -> None:
@@ -95,6 +96,7 @@ def test_within_a_fifth_of_the_measured_peak(name: str, is_full: bool, tmp_path:
     assert row.peak == pytest.approx(measured_peak(directory, plan, is_full=is_full), rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family: str, tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(tiny_model(tmp_path, family))

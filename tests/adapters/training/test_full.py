@@ -16,6 +16,8 @@ from manylora.adapters.training.export import write_model
 from tests.support.engine_harness import EngineHarness, hf_greedy
 from tests.support.training_runs import config, losses, run
 
+pytestmark = pytest.mark.slow
+
 
 def test_served_as_trained(tiny_llama: Path, tmp_path: Path) -> None:
     result = run(config(tiny_llama, tmp_path, method="full", lora_r=16))

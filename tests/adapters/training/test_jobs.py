@@ -15,6 +15,8 @@ from manylora.server.cli.main import app
 from tests.support.training_data import chat
 from tests.support.training_runs import ROWS, config, run
 
+pytestmark = pytest.mark.slow
+
 OTHER = [chat(f"what about {n}?", f"no, not {n}") for n in range(18)]
 
 

@@ -14,6 +14,8 @@ from manylora.server.cli.main import app
 from tests.support.paths import ROOT
 from tests.support.training_runs import ROWS, config, run
 
+pytestmark = pytest.mark.slow
+
 LAUNCHERS = {
     "torchrun": ["--standalone", "--nproc-per-node", "2"],
     "accelerate": [

@@ -6,10 +6,13 @@ import re
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from manylora.adapters.training.run import train
 from tests.support.training_runs import LABELS, config
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_bar_tells_losses_speed_and_time_left(tiny_llama: Path, tmp_path: Path) -> None:

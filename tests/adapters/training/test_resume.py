@@ -22,6 +22,8 @@ from manylora.adapters.training.progress import read_metrics
 from manylora.adapters.training.sft import SupervisedTrainer
 from tests.support.training_runs import ROWS, config, run
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 120.0
 CHANGES: dict[str, Any] = {"max_steps": 12, "save_steps": 3, "eval_steps": 3, "lora_dropout": 0.2}
 

@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_served_as_trained(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     result = run(config(tiny_llama, tmp_path, **KINDS[kind]))
@@ -51,6 +52,7 @@ def test_served_as_trained(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     assert answer.token_ids != hf_greedy(AutoModelForCausalLM.from_pretrained(tiny_llama), prompt, 12)
 
 
+@pytest.mark.slow
 def test_what_lies_in_the_folder(tiny_llama: Path, tmp_path: Path) -> None:
     settings = config(tiny_llama, tmp_path, sample_prompts=["say 99"], max_steps=4, eval_steps=2)
     result = run(settings)
@@ -127,6 +129,7 @@ def test_packed_rows_do_not_see_each_other(tiny_llama: Path, tmp_path: Path) -> 
         torch.testing.assert_close(logits[start:end], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_gate_refuses_what_was_not_trained(tiny_llama: Path, tmp_path: Path) -> None:
     """A file that lost a layer, or whose scale changed, is not published."""
     settings = config(tiny_llama, tmp_path, max_steps=4, eval_split=0)
@@ -173,6 +176,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert not (settings.output_dir / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best(tiny_llama: Path, tmp_path: Path) -> None:
     """With a rate at which the held-out loss rises again."""
     settings = config(

@@ -19,6 +19,8 @@ from tests.support.peft_oracle import assert_logits_match
 from tests.support.tiny_models import tiny_model
 from tests.support.training_runs import LABELS, PAIRS, config, losses, run
 
+pytestmark = pytest.mark.slow
+
 
 def test_preferences(tiny_llama: Path, tmp_path: Path) -> None:
     settings = config(tiny_llama, tmp_path, PAIRS, task="dpo", eval_split=0.2)

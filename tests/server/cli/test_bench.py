@@ -32,6 +32,7 @@ def test_base_and_adapters_by_default(server: Running) -> None:
         assert 0 < row["ttft_p50"] <= row["ttft_p99"] <= row["latency_p99"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["figures.png", "figures.svg"])
 def test_a_table_and_a_picture(server: Running, tmp_path: Path, name: str) -> None:
     picture = tmp_path / name

@@ -16,6 +16,8 @@ from manylora.server.cli.main import app
 from tests.support.running_server import Running
 from tests.support.served_adapters import compare
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'too' </pre><img src=x onerror=alert(2)>"
 
 

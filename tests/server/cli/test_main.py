@@ -88,6 +88,7 @@ def test_version() -> None:
 SLOW = {"torch", "transformers", "fastapi", "numpy", "huggingface_hub", "sqlalchemy", "uvicorn"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "slow"),
     [
@@ -248,6 +249,7 @@ def small(model: Path, tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_ready_line_works_and_signals_end_it(tiny_llama: Path, tmp_path: Path) -> None:
     with serving(*small(tiny_llama, tmp_path)) as (process, printed):
         assert "base model  tiny (LlamaForCausalLM)" in printed
@@ -264,6 +266,7 @@ def test_ready_line_works_and_signals_end_it(tiny_llama: Path, tmp_path: Path) -
         assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_running_stream_may_finish(tiny_llama: Path, tmp_path: Path) -> None:
     with serving(*small(tiny_llama, tmp_path), "--shutdown-timeout", "60") as (process, printed):
         (url,) = re.findall(r"curl -N (http://\S+)/v1/chat/completions", printed)
@@ -281,6 +284,7 @@ def test_a_running_stream_may_finish(tiny_llama: Path, tmp_path: Path) -> None:
             httpx.get(f"{url}/health")
 
 
+@pytest.mark.slow
 def test_adapter_that_can_not_be_loaded(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     with serving(*small(tiny_llama, tmp_path), "--adapter", f"bad={tmp_path / 'bad'}") as (process, printed):
@@ -303,6 +307,7 @@ def test_traceback_when_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr.splitlines()[-1] == "manylora: it is broken"
 
 
+@pytest.mark.slow
 def test_signal_during_start_up_ends_it(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

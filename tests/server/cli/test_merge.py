@@ -69,6 +69,7 @@ def test_merge(tiny_llama: Path, adapters: tuple[Path, Path], tmp_path: Path) ->
     assert "| two | `" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_merge_that_is_ended_by_a_signal_leaves_nothing(
     number: signal.Signals,

@@ -15,6 +15,8 @@ from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS, MESSAGES, compare
 
+pytestmark = pytest.mark.slow
+
 LONG = "".join(chr(97 + i * 7 % 26) for i in range(400))
 
 
@@ -44,19 +46,21 @@ def test_a_stream_tells_progress_and_ends_with_the_result(server: Running) -> No
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("reference", [None, LONG])
-def test_a_client_that_leaves_frees_everything(slow: Running, stream: bool, reference: str | None) -> None:
+def test_a_client_that_leaves_frees_everything(
+    slow_server: Running, stream: bool, reference: str | None
+) -> None:
     """While the targets answer, and while the reference is scored."""
     body: dict[str, Any] = {"targets": ["tiny", "alpha", "beta*0.5+gamma"], "messages": MESSAGES}
     body |= {"stream": stream, "ignore_eos": True, "max_tokens": 400 if reference is None else 0}
     if reference is not None:
         body["reference"] = reference
     for _ in range(3):
-        connection = connect(slow, "/v1/compare", body)
-        slow.call(_until_computing(slow, scores=reference is not None))
-        assert slow.references > 0
+        connection = connect(slow_server, "/v1/compare", body)
+        slow_server.call(_until_computing(slow_server, scores=reference is not None))
+        assert slow_server.references > 0
         connection.close()
-        slow.wait_until_idle()
-        slow.call(_until_unreferenced(slow))
+        slow_server.wait_until_idle()
+        slow_server.call(_until_unreferenced(slow_server))
 
 
 async def _until_computing(server: Running, *, scores: bool) -> None:
@@ -72,12 +76,12 @@ async def _until_unreferenced(server: Running) -> None:
         await asyncio.sleep(0)
 
 
-def test_streams_beside_it_are_unchanged(slow: Running) -> None:
+def test_streams_beside_it_are_unchanged(slow_server: Running) -> None:
     body = {"model": "alpha", "prompt": "stay", "max_tokens": 150, "temperature": 0, "ignore_eos": True}
-    with slow.http() as http:
+    with slow_server.http() as http:
         alone = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
-    connections = [connect(slow, "/v1/completions", {**body, "cache_salt": str(i)}) for i in range(3)]
-    result = compare(slow, "tiny", "alpha", "beta", reference=LONG, max_tokens=20)
+    connections = [connect(slow_server, "/v1/completions", {**body, "cache_salt": str(i)}) for i in range(3)]
+    result = compare(slow_server, "tiny", "alpha", "beta", reference=LONG, max_tokens=20)
     assert result["summary"][1]["positions"] == len(LONG)
     for connection in connections:
         assert _json(connection)["choices"][0]["text"] == alone
@@ -97,16 +101,16 @@ def _json(connection: socket.socket) -> dict[str, Any]:
     return found
 
 
-def test_an_adapter_removed_meanwhile_is_compared_to_the_end(slow: Running, adapters: Path) -> None:
-    slow.call(slow.service.adapters.admin.load("brief", adapters / "alpha"))
-    expected = compare(slow, "tiny", "brief", reference=LONG, max_tokens=0)
+def test_an_adapter_removed_meanwhile_is_compared_to_the_end(slow_server: Running, adapters: Path) -> None:
+    slow_server.call(slow_server.service.adapters.admin.load("brief", adapters / "alpha"))
+    expected = compare(slow_server, "tiny", "brief", reference=LONG, max_tokens=0)
     body = {"targets": ["tiny", "brief"], "messages": MESSAGES, "reference": LONG, "max_tokens": 0}
-    connection = connect(slow, "/v1/compare", body)
-    slow.call(_until_computing(slow, scores=True))
-    assert slow.references > 0
-    slow.call(slow.service.adapters.admin.load("brief", adapters / "beta", replace=True))
+    connection = connect(slow_server, "/v1/compare", body)
+    slow_server.call(_until_computing(slow_server, scores=True))
+    assert slow_server.references > 0
+    slow_server.call(slow_server.service.adapters.admin.load("brief", adapters / "beta", replace=True))
     found = _json(connection)
-    slow.call(slow.service.adapters.deletions.delete("brief"))
+    slow_server.call(slow_server.service.adapters.deletions.delete("brief"))
     kl = expected["cases"][0]["pairs"][0]["kl"]
     assert found["cases"][0]["pairs"][0]["kl"] == pytest.approx(kl, rel=1e-3, abs=1e-7)
 
@@ -144,20 +148,20 @@ def test_a_full_queue_is_told_before_the_stream_begins(tmp_path: Path, model: Pa
         running.wait_until_idle()
 
 
-def test_no_more_than_some_comparisons_at_a_time(slow: Running) -> None:
+def test_no_more_than_some_comparisons_at_a_time(slow_server: Running) -> None:
     body = {"targets": ["tiny", "alpha"], "messages": MESSAGES, "reference": LONG, "max_tokens": 0}
-    connections = [connect(slow, "/v1/compare", body) for _ in range(MAX_COMPARISONS)]
-    slow.call(_until_open(slow, 2 * MAX_COMPARISONS))
-    with slow.http() as http:
+    connections = [connect(slow_server, "/v1/compare", body) for _ in range(MAX_COMPARISONS)]
+    slow_server.call(_until_open(slow_server, 2 * MAX_COMPARISONS))
+    with slow_server.http() as http:
         answer = http.post("/v1/compare", json=body)
     for connection in connections:
         connection.close()
     assert answer.status_code == 429
     assert answer.json()["error"]["code"] == "queue_full"
     assert int(answer.headers["retry-after"]) >= 1
-    slow.wait_until_idle()
-    slow.call(_until_unreferenced(slow))
-    assert compare(slow, "tiny", "alpha")["object"] == "comparison"
+    slow_server.wait_until_idle()
+    slow_server.call(_until_unreferenced(slow_server))
+    assert compare(slow_server, "tiny", "alpha")["object"] == "comparison"
 
 
 async def _until_open(server: Running, count: int) -> None:

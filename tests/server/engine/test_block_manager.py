@@ -177,7 +177,7 @@ def test_check_notices_a_lost_reference() -> None:
         blocks.check([])
 
 
-class Lives(RuleBasedStateMachine):
+class SequencesOverBlocks(RuleBasedStateMachine):
     """Sequences of a few tenants and mixes live and die on a small cache, in any order."""
 
     sequences = Bundle("sequences")
@@ -237,7 +237,7 @@ class Lives(RuleBasedStateMachine):
         self.blocks.check(self.live)
 
 
-Lives.TestCase.settings = settings(
+SequencesOverBlocks.TestCase.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
-TestLives = Lives.TestCase
+TestSequencesOverBlocks = SequencesOverBlocks.TestCase

@@ -24,6 +24,7 @@ CASES = [(family, True) for family in FAMILIES] + [(family, False) for family in
 LENGTHS = (37, 1, 20, 9, 16, 33, 17, 3, 30, 5, 12, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "generic"), CASES)
 def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, generic: bool) -> None:
     model = tiny_model(tmp_path / "model", family)
@@ -142,6 +143,7 @@ def _pretend_training(model: torch.nn.Module) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["pytorch", "generic", "native"])
 def test_in_bf16_it_errs_no_more_than_peft(tmp_path: Path, kernels: str) -> None:
     model = tiny_model(tmp_path / "model", "llama-untied-bias")

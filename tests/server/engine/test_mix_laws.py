@@ -121,6 +121,7 @@ def test_a_mix_is_the_base_plus_the_weighted_sum_of_deltas(
         assert_logits_match(found, expected[row.num_prompt_tokens - 1 :], TOLERANCE, str(mix))
 
 
+@pytest.mark.slow
 def test_32_mixes_of_two_in_one_batch_are_the_same_as_one_by_one(adapter_set: AdapterSet) -> None:
     pairs = list(combinations(adapter_set.pages, 2))
     mixes = [(*pairs[i % len(pairs)], 0.1 + 0.05 * i, 0.9 - 0.07 * i) for i in range(32)]

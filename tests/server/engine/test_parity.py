@@ -12,7 +12,11 @@ from tests.support.adapter_set import AdapterSet, Ask, prompt_of, recorded_logit
 from tests.support.peft_oracle import Peft
 from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, tiny_model
 
-CASES = [(family, True) for family in FAMILIES] + [(family, False) for family in FUSED_FAMILIES]
+CASES = [
+    pytest.param(family, generic, marks=() if family == "llama" else pytest.mark.slow)
+    for generic, families in ((True, FAMILIES), (False, FUSED_FAMILIES))
+    for family in families
+]
 
 
 @pytest.mark.parametrize(("family", "generic"), CASES)

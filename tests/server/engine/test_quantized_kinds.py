@@ -12,6 +12,8 @@ from tests.support.adapter_set import prompt_of, recorded_logits
 from tests.support.engine_harness import EngineHarness
 from tests.support.tiny_models import tiny_model
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("bitsandbytes")
 
 # As in test_quantized_parity, but where PEFT rounds what is summed here: outputs with a trained bias to bf16

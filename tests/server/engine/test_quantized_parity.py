@@ -12,6 +12,8 @@ from tests.support.adapter_set import AdapterSet, Ask, prompt_of, recorded_logit
 from tests.support.peft_oracle import Peft
 from tests.support.tiny_models import tiny_model
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("bitsandbytes")
 
 # Activations are rounded to bf16 or to 8 bits on their way into each layer: where a sum differs in its last

@@ -192,6 +192,7 @@ def test_a_seed_repeats_and_siblings_differ(draw: Draw) -> None:
     assert run() != run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "kept"),
     [

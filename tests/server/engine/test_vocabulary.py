@@ -97,6 +97,7 @@ def tables(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Tables(tmp_path_factory.mktemp(family), family, tied=tied, generic=generic, max_batch_tokens=64)
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_equals_peft_one_by_one(tables: Tables) -> None:
     """In chunks, all kinds at once, with the base and plain LoRA between them; greedy and by logits."""
     tables.harness.new_engine()
@@ -114,6 +115,7 @@ def test_a_mixed_batch_equals_peft_one_by_one(tables: Tables) -> None:
         assert expected.argmax(-1).tolist() == answer.token_ids
 
 
+@pytest.mark.slow
 def test_each_kind_changes_the_logits_in_a_way_of_its_own(tables: Tables) -> None:
     """Otherwise the comparison above would prove nothing."""
     prompt = list(tables.prompt(None, 8))

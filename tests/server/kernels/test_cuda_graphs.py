@@ -16,7 +16,7 @@ def test_without_graphs_every_call_is_made(
     def refused(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(CudaGraphs, "_capture", refused)
+    monkeypatch.setattr(CudaGraphs, "capture", refused)
     graphs, made = CudaGraphs(), list[str]()
     for key in ("a", "a", "b"):
         graphs.run(key, partial(made.append, key))
@@ -35,7 +35,7 @@ def test_a_function_is_not_called_again(monkeypatch: pytest.MonkeyPatch) -> None
 
     one, other = Graph(), Graph()
     made = iter([one, other])
-    monkeypatch.setattr(CudaGraphs, "_capture", lambda *_: next(made))
+    monkeypatch.setattr(CudaGraphs, "capture", lambda *_: next(made))
     graphs = CudaGraphs()
     for key in ("a", "b", "a", "a"):
         graphs.run(key, lambda: pytest.fail("it was launched beside its graph"))

@@ -114,6 +114,7 @@ def _native(level: str) -> Draw:
     return NativeDraw(library_of(next(v for v in usable_variants() if v.name == level)).native, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_share_gets_its_token(draw: Draw, kind: str, width: int) -> None:
@@ -138,6 +139,7 @@ def check_shares(draw: Draw, kind: Logits, width: int) -> None:
             check(draws, row, token)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [300, 20_000])
 def test_native_and_reference_draw_the_same(draw: Draw, width: int) -> None:
     rows = 20 * len(PARAMS)

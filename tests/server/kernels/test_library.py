@@ -181,7 +181,7 @@ def test_without_a_compiler_pytorch_runs_and_the_server_says_why(
     small: dict[str, Any] = {"kv_cache_memory": 1 << 20, "adapter_memory": 1 << 20}
     settings = Settings(model=str(tiny_llama), data_dir=tmp_path, dtype="bf16", device="cpu", **small)
     service = build_service(settings, tiny_llama)
-    service.adapters._store.close()
+    service.store.close()
     assert service.description["kernels"] == "pytorch"
     assert "no C++ compiler found" in str(service.description["kernels_note"])
     assert "PyTorch kernels: no C++ compiler found" in caplog.text

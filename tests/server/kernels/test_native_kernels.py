@@ -83,6 +83,7 @@ def test_gemm(variant: Variant, rows: int, outputs: int, inputs: int) -> None:
     assert (y[:, outputs:] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_steps_err_no_more_than_bf16_must(shape: Shape, variant: Variant) -> None:
     """Prompts of uneven length together, then decode; base, single adapters and mixes in one batch."""
@@ -118,6 +119,7 @@ def test_steps_err_no_more_than_bf16_must(shape: Shape, variant: Variant) -> Non
     assert ours < 1.3 * theirs, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5, 8, 16, 17, 31, 64])
 @pytest.mark.parametrize("rows", [1, 2, 3, 60])
 def test_the_delta_of_an_adapter(rank: int, rows: int, variant: Variant) -> None:
@@ -137,6 +139,7 @@ def test_the_delta_of_an_adapter(rank: int, rows: int, variant: Variant) -> None
     assert relative_error(delta, expected) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 3, 60])
 @pytest.mark.parametrize("place", range(7))
 @pytest.mark.parametrize("letters", ["g", "c", "i", "gci"])
@@ -163,6 +166,7 @@ def test_the_delta_of_vectors(letters: str, place: int, rows: int, variant: Vari
         assert expected.norm() > 0.05 * whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 127, 128, 129, 260, 1000])
 @pytest.mark.parametrize("window", [None, 1, 100, 128])
 def test_long_contexts(length: int, window: int | None, variant: Variant) -> None:
@@ -190,6 +194,7 @@ def logits_of(
     return torch.cat(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "groups of 3", "groups of 7, head size 80", "windows"])
 @pytest.mark.parametrize("adapted", ["base", "mix", "vectors"])
 def test_the_same_bits_in_any_batch_chunking_and_number_of_threads(

@@ -16,6 +16,8 @@ import pytest
 from manylora.server.kernels.cpu.build import VARIANTS, KernelBuildError, Variant, build, usable_variants
 from manylora.server.kernels.cpu.library import cache_directory
 
+pytestmark = pytest.mark.slow
+
 MEMORY = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g")
 THREADS = ("-fsanitize=thread", "-O1", "-g")
 OPENMP = Path(__file__).with_name("openmp_by_threads.cpp")

@@ -62,6 +62,7 @@ def ours(
     return plan.attend(moved(kv, device), query.to(device), scoring).cpu()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "key_dim", "value_dim"),
     [(2, 2, 32, None), (9, 3, 64, None), (8, 1, 128, None), (4, 2, 24, 40), (34, 2, 16, None)],
@@ -76,6 +77,7 @@ def test_every_grouping(
     torch.testing.assert_close(ours(inputs, kv, query, device, Scoring(0.2)), expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"window": 1}, {"window": 40}, {"window": 128}, {"softcap": 1.5}, {"window": 150, "softcap": 2.0}],
@@ -96,6 +98,7 @@ def test_beside_a_chunk_of_a_prompt(device: torch.device) -> None:
     torch.testing.assert_close(ours(inputs, kv, query, device, Scoring(0.3)), expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_in_bf16_it_errs_no_more_than_pytorch(device: torch.device) -> None:
     inputs = step((5, 130, 48, 200))
     kv, query = cache_and_queries(inputs, heads=6, kv_heads=2, key_dim=64)
@@ -107,6 +110,7 @@ def test_in_bf16_it_errs_no_more_than_pytorch(device: torch.device) -> None:
     assert relative_error(result, exact) < rounding_slack() * relative_error(rounded, exact)
 
 
+@pytest.mark.slow
 def test_a_row_has_the_same_bits_in_any_batch(device: torch.device) -> None:
     inputs = step((5, 130, 290))
     kv, query = cache_and_queries(inputs, heads=3, kv_heads=1, key_dim=16)

@@ -27,6 +27,8 @@ pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
 from manylora.server.kernels.cuda.lora import TritonLoraPlan, tiles_of, total_rank
 
+pytestmark = pytest.mark.slow
+
 # The widths cross slices of both kinds (512 and 1,024 features), tiles of outputs, and are odd.
 WEIGHTS = random_decoder(Shape(hidden=531, intermediate=1040, heads=3, kv_heads=1, head_dim=24, layers=1))
 SHAPES = target_shapes(WEIGHTS)

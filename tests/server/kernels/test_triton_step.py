@@ -69,6 +69,7 @@ class Run:
         return inputs
 
 
+@pytest.mark.slow
 def test_prompts_decode_rows_and_both_at_once(device: torch.device) -> None:
     run = Run(device)
     run.compare(28, 16, 20, 0, 31)
@@ -76,6 +77,7 @@ def test_prompts_decode_rows_and_both_at_once(device: torch.device) -> None:
     assert bucket_of(run.compare(0, 0, 1, 1, 1)) == Bucket(3, 4)
 
 
+@pytest.mark.slow
 def test_decode_steps_of_changing_batches(device: torch.device) -> None:
     run = Run(device)
     run.compare(16, 16, 16, 16, 16)
@@ -83,6 +85,7 @@ def test_decode_steps_of_changing_batches(device: torch.device) -> None:
         assert bucket_of(run.compare(*counts)) == Bucket(6 if sum(counts) == 5 else 1, 1)
 
 
+@pytest.mark.slow
 def test_a_step_that_no_bucket_holds(device: torch.device) -> None:
     run = Run(device, (((SCALED, 1.0),),))
     run.compare(28)
@@ -173,6 +176,7 @@ def _seen(value: object) -> object:
     return value
 
 
+@pytest.mark.slow
 def test_two_steps_of_a_bucket_differ_in_nothing_but_buffers(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

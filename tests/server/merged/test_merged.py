@@ -142,6 +142,7 @@ def test_every_kind_that_can_be_merged_answers_as_unmerged(tmp_path: Path, famil
         assert_logits_match(torch.stack(logits[copy.id]), torch.stack(logits[twin.id]), name=kind)
 
 
+@pytest.mark.slow
 def test_fifty_copies_are_forgotten(merging: MergeHarness) -> None:
     made = []
     for i in range(50):

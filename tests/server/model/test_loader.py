@@ -20,7 +20,7 @@ from manylora.server.model.fused import FusedDecoder
 from manylora.server.model.generic import GenericDecoder
 from manylora.server.model.loader import (
     LoadedModel,
-    _max_model_len,
+    context_length,
     decoder_candidates,
     describe_base,
     load_model,
@@ -116,7 +116,7 @@ def rope(**settings: Any) -> dict[str, Any]:
     ],
 )
 def test_context_lengths(family: str, config: dict[str, Any], wanted: int | None, expected: int) -> None:
-    assert _max_model_len(config_of(family, config), wanted) == expected
+    assert context_length(config_of(family, config), wanted) == expected
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_context_lengths(family: str, config: dict[str, Any], wanted: int | None
 )
 def test_a_context_beyond_the_models_is_refused(config: dict[str, Any], wanted: int) -> None:
     with pytest.raises(ConfigError, match=f"--max-model-len {wanted}"):
-        _max_model_len(config_of("llama", config), wanted)
+        context_length(config_of("llama", config), wanted)
 
 
 def test_a_model_that_does_not_state_its_context() -> None:
     config = AutoConfig.for_model("bloom")
-    assert _max_model_len(config, 100) == 100
+    assert context_length(config, 100) == 100
     with pytest.raises(ConfigError, match="--max-model-len"):
-        _max_model_len(config, None)
+        context_length(config, None)
 
 
 def config_of(family: str, overrides: dict[str, Any]) -> Any:
@@ -266,7 +266,7 @@ def test_a_fused_decoder_that_fails_the_probe_is_replaced(
     assert service.description["decoder"] == "generic"
     assert "disagrees" in caplog.text
     assert isinstance(service.description["probe_error"], float)
-    service.adapters._store.close()
+    service.store.close()
 
 
 def test_the_context_shrinks_to_the_kv_cache(
@@ -279,4 +279,4 @@ def test_the_context_shrinks_to_the_kv_cache(
     blocks = service.core.blocks.num_blocks
     assert 0 < service.max_model_len == service.engine.max_model_len == blocks * 16 < 512
     assert "context limited" in caplog.text
-    service.adapters._store.close()
+    service.store.close()

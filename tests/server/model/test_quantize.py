@@ -205,6 +205,7 @@ def settings_for(model: Path, data_dir: Path, **options: Any) -> Settings:
     return Settings(model=str(model), data_dir=data_dir, device="cpu", **sizes, **options)
 
 
+@pytest.mark.slow
 def test_the_service_says_what_it_serves(wide_llama: Path, tmp_path: Path) -> None:
     taken: dict[str, Any] = {}
     for kind in ("none", *KINDS):
@@ -213,7 +214,7 @@ def test_the_service_says_what_it_serves(wide_llama: Path, tmp_path: Path) -> No
         assert (service.description["decoder"], service.description["kernels"]) == ("fused", "pytorch")
         assert service.description["quantization"] == kind
         taken[kind] = service.description["base_bytes"]
-        service.adapters._store.close()
+        service.store.close()
     outside = 2 * 2 * 288 * 64  # embeddings; the head is tied, but laid out anew
     linear = 2 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 128)  # weights of both blocks
     norms = 4 * 64 * 2 * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import Any
@@ -73,6 +74,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("template", "reason"), BAD)
 async def test_a_template_that_misbehaves(processes: TemplateProcesses, template: str, reason: str) -> None:
     """It is told why, the loop goes on meanwhile, and the next conversation finds a process again."""
@@ -113,9 +115,9 @@ async def test_a_bounded_number_waits(processes: TemplateProcesses) -> None:
 
 async def test_many_templates_take_few_processes(processes: TemplateProcesses) -> None:
     assert [await render(processes, f"{n}") for n in range(5)] == ["0", "1", "2", "3", "4"]
-    assert len(processes._children) == 2
+    assert processes.num_processes == 2
     assert await asyncio.gather(*(render(processes, f"{n}") for n in range(5))) == ["0", "1", "2", "3", "4"]
-    assert len(processes._children) == 2
+    assert processes.num_processes == 2
 
 
 async def test_a_cancelled_rendering_does_not_answer_the_next(processes: TemplateProcesses) -> None:
@@ -132,9 +134,21 @@ async def test_a_cancelled_rendering_does_not_answer_the_next(processes: Templat
         assert await processes.render(digest, template, Conversation([{"content": "new"}], {})) == "new"
 
 
-async def test_the_first_process_may_die(processes: TemplateProcesses) -> None:
+@pytest.mark.slow
+async def test_the_first_process_may_die(
+    processes: TemplateProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*args, **options))
+        return started[-1]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
     assert await render(processes, "one") == "one"
-    assert processes._parent is not None
-    processes._parent._process.kill()
-    processes._parent._process.wait()
+    (first,) = started
+    first.kill()
+    first.wait()
     assert await render(processes, "two") == "two"
+    assert len(started) == 2

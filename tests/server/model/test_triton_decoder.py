@@ -21,6 +21,8 @@ pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 from manylora.server.kernels.cuda import backend
 from manylora.server.kernels.cuda.backend import TritonStep
 
+pytestmark = pytest.mark.slow
+
 CUDA = torch.device("cuda")
 
 

@@ -174,6 +174,7 @@ async def test_closing_with_an_unload_that_waits(setup: ManagerSetup) -> None:
     held.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_zipf_crowd_on_a_small_pool(harness: EngineHarness, tmp_path: Path, seed: int) -> None:
     """Sixteen adapters, room for three: 150 requests, most for the same few, some cancelled; some of the

@@ -15,6 +15,8 @@ from tests.support.adapter_manager import ManagerSetup
 from tests.support.adapter_set import prompt_of
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 
 @asynccontextmanager
 async def serving(setup: ManagerSetup) -> AsyncIterator[AsyncEngine]:

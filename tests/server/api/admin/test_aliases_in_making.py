@@ -14,6 +14,8 @@ from tests.support.admin_client import error_of
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:

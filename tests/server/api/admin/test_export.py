@@ -18,6 +18,8 @@ from tests.support.engine_harness import hf_greedy
 from tests.support.running_server import PATIENCE, Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS
 
+pytestmark = pytest.mark.slow
+
 ROUTE = "/v1/adapters/{}/export"
 MESSAGES: list[Any] = [{"role": "user", "content": "Export me"}]
 BODY = {"messages": MESSAGES, "max_tokens": 16, "temperature": 0}

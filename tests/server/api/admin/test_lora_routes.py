@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from tests.support.adapters import write_adapter
 from tests.support.running_server import Running, serving, tiny_service
 
+pytestmark = pytest.mark.slow
+
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 WEIGHTS = "adapter_model.safetensors"
 

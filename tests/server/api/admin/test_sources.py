@@ -14,6 +14,8 @@ from moto.server import ThreadedMotoServer
 from tests.support.adapters import write_adapter
 from tests.support.running_server import Running, serving, tiny_service
 
+pytestmark = pytest.mark.slow
+
 BODY = {"prompt": "Where from?", "max_tokens": 8, "temperature": 0}
 
 

@@ -7,16 +7,17 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
 
 from manylora.adapters.errors import AdapterDeleted
+from manylora.adapters.registry.names import Names
 from manylora.adapters.registry.records import NameRecord, State
 from tests.support.adapters import write_adapter
 from tests.support.admin_client import Admin, error_of, tarred, zipped
-from tests.support.running_server import PATIENCE, Running, serving, tiny_service
+from tests.support.running_server import Running, serving, tiny_service
+from tests.support.waiting import until
 
 LIMIT = 1 << 20  # bytes of an upload
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -192,21 +193,17 @@ def test_what_is_not_even_looked_at_leaves_nothing(
     admin: Admin, adapter: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the name is deleted while the upload waits for its turn."""
-    names = admin.server.service.adapters._registry.names
-    announce = names.announce
+    announce = Names.announce
 
     def deleted(*what: Any, announced: NameRecord | None = None) -> NameRecord:
         if announced is not None:
             raise AdapterDeleted("deleted")
         return announce(*what)
 
-    monkeypatch.setattr(names, "announce", deleted)
+    monkeypatch.setattr(Names, "announce", deleted)
     assert error_of(admin.upload("a", adapter, wait="true")) == (409, "adapter_deleted", "name")
     monkeypatch.undo()
-    deadline = monotonic() + PATIENCE
-    while files_in(data):
-        assert monotonic() < deadline
-        sleep(0.001)
+    admin.server.call(until(lambda: not files_in(data)))
 
 
 def test_two_files_of_one_name(admin: Admin, adapter: Path) -> None:
@@ -274,14 +271,6 @@ def test_a_client_that_leaves_half_way(admin: Admin, adapter: Path, data: Path) 
     port = int(admin.server.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(head.encode() + b"x" * 200_000)
-        admin.server.call(_until(lambda: bool(files_in(data))))  # it has begun to write
-    admin.server.call(_until(lambda: not files_in(data)))
+        admin.server.call(until(lambda: files_in(data)))  # it has begun to write
+    admin.server.call(until(lambda: not files_in(data)))
     assert admin.names() == []
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    import asyncio
-
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)

@@ -15,6 +15,8 @@ from tests.support.running_server import Running, serving, tiny_service
 from tests.support.tiny_models import byte_tokenizer, tiny_model
 from tests.support.vocabulary_adapters import GROWN, make
 
+pytestmark = pytest.mark.slow
+
 OWN = "{% for m in messages %}[{{ m.content }}]{% endfor %}{{ eos_token }}"
 BOMB = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 FAR = 293  # an id behind the base's vocabulary

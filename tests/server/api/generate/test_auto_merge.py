@@ -15,6 +15,8 @@ from tests.support.adapters import write_adapter
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS
 
+pytestmark = pytest.mark.slow
+
 MESSAGES: list[Any] = [{"role": "user", "content": "Who answers?"}]
 ROUTE = "/v1/adapters/{}/merge"
 OPTIONS = {"auto_merge": True, "auto_merge_seconds": 86400.0, "auto_merge_sequences": 2.0}

@@ -17,6 +17,9 @@ from tests.support.classifiers import PeftClassifier, make_classifier
 from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.tiny_models import byte_tokenizer
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
 
 PAD = 256
 TEXTS = ["good", "so bad that it is worth some more words", "?"]
@@ -259,8 +262,7 @@ def test_it_is_counted(server: Running) -> None:
 
 
 async def _until_running(server: Running) -> None:
-    while not server.service.core.scheduler.running:
-        await asyncio.sleep(0)
+    await until(lambda: server.service.core.scheduler.running)
 
 
 def test_a_client_that_leaves(server: Running) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from manylora.adapters.errors import RegistryUnavailable, SourceMissing, StoreError
+from manylora.adapters.registry.arms import Arms
 from manylora.server.errors import QueueFull
 from manylora.server.experiments import experiments
 from manylora.server.residency.held_mix import HeldMix
@@ -114,12 +114,12 @@ def test_a_queue_that_is_full_is_not_the_arms_fault(server: Running, monkeypatch
 def test_what_the_registry_refused_is_told_again(
     error: StoreError, answer: tuple[int, str], server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: object) -> None:
+    def refuse(*_: object) -> None:
         raise error
 
     assert ask(server).status_code == 200
     with monkeypatch.context() as patch:
-        patch.setattr(server.service.adapters._registry.arms, "add", refuse)
+        patch.setattr(Arms, "add", refuse)
         assert error_of(Admin(server).ask("GET", "/v1/aliases/test"))[:2] == answer
         assert ask(server).status_code == 200
     requests, reasons = ended(server)
@@ -128,18 +128,18 @@ def test_what_the_registry_refused_is_told_again(
 
 
 def test_only_so_many_answers_are_remembered_for_so_long(
-    server: Running, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def score(response_id: str) -> int:
+    def score(server: Running, response_id: str) -> int:
         body = {"response_id": response_id, "score": 1}
         return Admin(server).ask("POST", "/v1/feedback", json=body).status_code
 
-    monkeypatch.setattr(server.service.adapters.experiments, "_answers", OrderedDict())
     monkeypatch.setattr(experiments, "REMEMBERED", 2)
-    ids = [ask(server).json()["id"] for _ in range(3)]
-    assert [score(one) for one in ids] == [404, 200, 200]
-    monkeypatch.setattr(experiments, "REMEMBERED_SECONDS", 0.0)
-    assert [score(one) for one in ids] == [404, 404, 404]
+    with serving(tiny_service(model, tmp_path)) as server:
+        ids = [ask(server, model="tiny").json()["id"] for _ in range(3)]
+        assert [score(server, one) for one in ids] == [404, 200, 200]
+        monkeypatch.setattr(experiments, "REMEMBERED_SECONDS", 0.0)
+        assert [score(server, one) for one in ids] == [404, 404, 404]
 
 
 def test_the_base_model_is_an_arm_under_its_name(server: Running) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,6 +14,9 @@ from manylora.server.engine.engine import Engine
 from tests.support.admin_client import Admin, error_of
 from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
 
 SPLIT = {"split": [{"target": "alpha", "share": 1}, {"target": "beta", "share": 1}]}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
@@ -166,12 +168,9 @@ def test_a_client_that_leaves(server: Running, stream: bool) -> None:
     Admin(server).ask("PUT", "/v1/aliases/test", json={"target": "alpha"})
     body = {"model": "test", "prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": stream, "n": 2}
 
-    async def generating() -> None:
-        while not any(s.num_output_tokens > 3 for s in server.service.core.scheduler.running):
-            await asyncio.sleep(0)
-
+    running = server.service.core.scheduler.running
     with closing(connect(server, "/v1/completions", body)):
-        server.call(generating())
+        server.call(until(lambda: any(s.num_output_tokens > 3 for s in running)))
     server.wait_until_idle()
     (arm,) = show(server)["arms"]
     assert arm["finish_reasons"]["abort"]["count"] == arm["answers"] == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from manylora.server.service import Service
 from tests.support.raw_requests import AsgiExchange
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
+from tests.support.waiting import until
 
 BODY = {
     "model": "alpha",
@@ -60,8 +60,7 @@ async def test_raw_asgi_client_hangs_up(service: Service) -> None:
         await exchange.run(app)
         assert b"[DONE]" not in exchange.payload
         assert service.adapters.residency.references.total <= 1  # the engine confirms within a step
-        while service.engine.num_open:
-            await asyncio.sleep(0)
+        await until(lambda: not service.engine.num_open)
         assert service.adapters.residency.references.total == 0
         assert service.metrics.registry.get_sample_value("manylora_aborts_total", {"adapter": "alpha"}) == 1
         assert service.metrics.registry.get_sample_value("manylora_tokens_after_abort_total") == 0
@@ -74,8 +73,7 @@ async def test_raw_asgi_hang_up_before_the_first_byte(service: Service, stream: 
     exchange.hung_up.set()
     async with app.router.lifespan_context(app):
         await exchange.run(app)
-        while service.engine.num_open:
-            await asyncio.sleep(0)
+        await until(lambda: not service.engine.num_open)
         assert service.adapters.residency.references.total == 0
     assert b"[DONE]" not in exchange.payload
 

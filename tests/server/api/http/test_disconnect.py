@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 from pathlib import Path
@@ -14,6 +13,9 @@ from manylora.server.metrics.families import OWN_LABELS
 from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
 
 ROUNDS = 200
 
@@ -27,13 +29,11 @@ def _total(server: Running, name: str) -> float:
 
 
 async def _until_running(server: Running, count: int = 1) -> None:
-    while len(server.service.core.scheduler.running) < count:
-        await asyncio.sleep(0)
+    await until(lambda: len(server.service.core.scheduler.running) >= count)
 
 
 async def _until_generating(server: Running) -> None:
-    while not any(s.num_output_tokens for s in server.service.core.scheduler.running):
-        await asyncio.sleep(0)
+    await until(lambda: any(s.num_output_tokens for s in server.service.core.scheduler.running))
 
 
 def _check_no_tokens_after(server: Running) -> None:
@@ -46,7 +46,7 @@ def _check_no_tokens_after(server: Running) -> None:
     assert after == before
 
 
-def test_two_hundred_clients_that_go_away(slow: Running) -> None:
+def test_two_hundred_clients_that_go_away(slow_server: Running) -> None:
     """In turn: mid-stream and mid-prefill, streaming and not, both endpoints, several answers, mixes."""
     for i in range(ROUNDS):
         stream, mid_prefill, chat = bool(i % 2), bool(i // 2 % 2), bool(i // 4 % 2)
@@ -62,25 +62,26 @@ def test_two_hundred_clients_that_go_away(slow: Running) -> None:
             path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": text}]
         else:
             path, body["prompt"] = "/v1/completions", [text, text]
-        connection = connect(slow, path, body)
+        connection = connect(slow_server, path, body)
         if stream and not mid_prefill:
             assert b"200 OK" in connection.recv(4096)
-        slow.call(_until_running(slow) if mid_prefill else _until_generating(slow))
+        slow_server.call(_until_running(slow_server) if mid_prefill else _until_generating(slow_server))
         connection.close()
-        slow.wait_until_idle()
-    _check_no_tokens_after(slow)
-    assert _total(slow, "aborts_total") >= ROUNDS
+        slow_server.wait_until_idle()
+    _check_no_tokens_after(slow_server)
+    assert _total(slow_server, "aborts_total") >= ROUNDS
 
 
-def test_many_at_once_beside_one_that_stays(slow: Running) -> None:
+def test_many_at_once_beside_one_that_stays(slow_server: Running) -> None:
     body = {"model": "alpha", "prompt": "stay", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
-    with slow.http() as http:
+    with slow_server.http() as http:
         alone = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
-    stays = connect(slow, "/v1/completions", body)
+    stays = connect(slow_server, "/v1/completions", body)
     others = [
-        connect(slow, "/v1/completions", {**body, "model": "beta", "stream": bool(i % 2)}) for i in range(20)
+        connect(slow_server, "/v1/completions", {**body, "model": "beta", "stream": bool(i % 2)})
+        for i in range(20)
     ]
-    slow.call(_until_running(slow, 2))
+    slow_server.call(_until_running(slow_server, 2))
     for connection in others:
         connection.close()
     answer = b""
@@ -88,19 +89,21 @@ def test_many_at_once_beside_one_that_stays(slow: Running) -> None:
         answer += stays.recv(65536)
     stays.close()
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["text"] == alone
-    slow.wait_until_idle()
+    slow_server.wait_until_idle()
 
 
-def test_reset_connections(slow: Running) -> None:
+def test_reset_connections(slow_server: Running) -> None:
     """A client that vanishes with a reset instead of a proper end."""
     for stream in (True, False):
         connection = connect(
-            slow, "/v1/completions", {"model": "alpha", "prompt": "x", "max_tokens": 1500, "stream": stream}
+            slow_server,
+            "/v1/completions",
+            {"model": "alpha", "prompt": "x", "max_tokens": 1500, "stream": stream},
         )
-        slow.call(_until_running(slow))
+        slow_server.call(_until_running(slow_server))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         connection.close()
-        slow.wait_until_idle()
+        slow_server.wait_until_idle()
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -126,5 +129,4 @@ def test_while_waiting_for_a_cold_adapter(tmp_path: Path, model: Path, adapters:
 
 
 async def _until_references(server: Running, count: int) -> None:
-    while server.references != count:
-        await asyncio.sleep(0)
+    await until(lambda: server.references == count)

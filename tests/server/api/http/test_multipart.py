@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manylora.server.api.http import multipart
 from manylora.server.api.http.limits import MAX_UPLOAD_PARTS
 from manylora.server.api.http.multipart import Form, is_multipart, receive_form
 from manylora.server.errors import RequestError
@@ -34,14 +33,13 @@ async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
         yield body[start : start + size]
 
 
-def receive(body: bytes, directory: Path, kind: str = KIND, size: int = 1 << 16) -> Form:
-    return asyncio.run(receive_form(pieces(body, size), kind, directory))
+def receive(body: bytes, directory: Path, kind: str = KIND, size: int = 1 << 16, **options: int) -> Form:
+    return asyncio.run(receive_form(pieces(body, size), kind, directory, **options))
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
-def test_any_cut_gives_the_same_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(multipart, "_BATCH", 1)  # every piece goes to the parser by itself
-    form = receive(WHOLE, tmp_path, size=size)
+def test_any_cut_gives_the_same_form(tmp_path: Path, size: int) -> None:
+    form = receive(WHOLE, tmp_path, size=size, batch_bytes=1)  # every piece goes to the parser by itself
     assert form.fields == [("tags", "x")]
     ((name, path),) = form.files
     assert name == "a/b.json"  # told, not used

@@ -1,0 +1,123 @@
+"""Tests stand alone and see what users of the code see: read from their source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+
+from tests.support.paths import ROOT
+
+FILES = sorted((ROOT / "tests").rglob("*.py"))
+
+# Names of other projects that begin with an underscore although using them is meant, or has no substitute.
+OF_OTHERS = {
+    "_exit",  # os: leave a forked child without running the parent's cleanup
+    "_cdata",  # torch: the only identity that all Python objects of one storage share
+    "_attn_implementation",  # transformers: which attention a model's config selects
+    "_is_mkldnn_bf16_supported",  # torch: what the processor can do, for a test to pretend otherwise
+}
+
+# Files that still import from other tests. The list may only get shorter.
+STILL_IMPORTING = {
+    "tests/adapters/format/test_classes.py",
+    "tests/adapters/format/test_kinds_on_a_base.py",
+}
+
+# Files that still reach behind an underscore. The list may only get shorter.
+STILL_PRIVATE = {
+    "tests/adapters/merge/test_verify.py",
+    "tests/adapters/merge/test_weights.py",
+    "tests/adapters/registry/test_arms.py",
+    "tests/adapters/registry/test_shared.py",
+    "tests/server/api/generate/test_queueing.py",
+    "tests/server/cli/test_lines.py",
+    "tests/server/kernels/test_triton_step.py",
+    "tests/server/names/test_admin.py",
+    "tests/server/names/test_janitor.py",
+    "tests/server/names/test_lookup.py",
+    "tests/server/names/test_restart.py",
+    "tests/server/residency/test_cold_loads.py",
+    "tests/server/residency/test_device_cache.py",
+    "tests/server/residency/test_device_cache_cancelling.py",
+    "tests/support/adapter_manager.py",
+    "tests/support/running_server.py",
+}
+
+ACCESSORS = {"getattr", "setattr", "delattr"}  # built in, or monkeypatch's
+
+
+def imported_tests(source: str) -> Iterator[str]:
+    """Test modules that ``source`` imports or imports from, at whatever depth of the code."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("tests.") and ".test_" in name:
+                yield name
+
+
+def private_uses(source: str) -> Iterator[str]:
+    """Names of others that begin with one underscore and that ``source`` imports, reads or patches."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.ImportFrom():
+                found = [alias.name for alias in node.names]
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                continue
+            case ast.Attribute():
+                found = [node.attr]
+            case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)) if name in ACCESSORS:
+                texts = [a.value for a in node.args[:2] if isinstance(a, ast.Constant)]
+                found = [text.rpartition(".")[2] for text in texts if isinstance(text, str)]
+            case _:
+                continue
+        for name in found:
+            if name.startswith("_") and not name.startswith("__") and name not in OF_OTHERS:
+                yield f"line {node.lineno}: {name}"
+
+
+def violations(check: Callable[[str], Iterator[str]]) -> dict[str, list[str]]:
+    """What ``check`` finds, by file."""
+    found = {str(path.relative_to(ROOT)): list(check(path.read_text())) for path in FILES}
+    return {name: uses for name, uses in found.items() if uses}
+
+
+def test_no_test_imports_another() -> None:
+    """What several tests share stands in tests/support, or is a fixture."""
+    found = violations(imported_tests)
+    assert {name: uses for name, uses in found.items() if name not in STILL_IMPORTING} == {}
+    assert set(found) == STILL_IMPORTING, "a file is clean now: take it off the list"
+
+
+def test_no_test_looks_behind_an_underscore() -> None:
+    """A test that uses private names fixes how something is done, not what is promised."""
+    found = violations(private_uses)
+    assert {name: uses for name, uses in found.items() if name not in STILL_PRIVATE} == {}
+    assert set(found) == STILL_PRIVATE, "a file is clean now: take it off the list"
+
+
+def test_both_checks_see_what_they_look_for() -> None:
+    source = """
+from tests.server.test_threads import helper
+from tests.adapters.merge.conftest import LIMITS
+from tests.server import test_threads
+import tests.server.test_threads as other
+from package.module import _helper, __version__
+thing._part.method()
+self._own = os._exit
+monkeypatch.setattr("package.module._LIMIT", 3)
+monkeypatch.setattr(thing, "_step", None)
+getattr(thing, "_quiet", None)
+thing.__class__
+"""
+    assert list(imported_tests(source)) == [
+        "tests.server.test_threads.helper",
+        "tests.server.test_threads",
+        "tests.server.test_threads",
+    ]
+    found = [use.partition(": ")[2] for use in private_uses(source)]
+    assert sorted(found) == ["_LIMIT", "_helper", "_part", "_quiet", "_step"]
