@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manylora.adapters.fidelity.measures import relative_distance
 from manylora.adapters.format.classes import read_classes
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.files import CLASSES_NAME, CONFIG_NAME, read_config, read_text_files
@@ -43,7 +44,7 @@ class Probed:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """What the gate measured; all but ``end_*`` are norms of logits relative to the trained model's."""
+    """What the gate measured; all but ``end_*`` are distances of logits relative to the trained model's."""
 
     difference: float  # of the reloaded adapter from the trained model
     effect: float  # of the trained adapter from the base
@@ -94,9 +95,8 @@ def check(trained: Probed, reloaded: Probed, base: Probed, session: Session) -> 
         GateFailed: it is not what was trained, does nothing, or unlearned to end its turns.
     """
     product = session.config.product
-    scale = float(trained.logits.norm())
-    effect = float((trained.logits - base.logits).norm()) / scale
-    difference = float((trained.logits - reloaded.logits).norm()) / scale
+    effect = relative_distance(trained.logits, base.logits)
+    difference = relative_distance(trained.logits, reloaded.logits)
     is_quantized = session.config.quantization != "none"
     floor = QUANTIZED_FLOOR if is_quantized else FLOOR[session.loader.dtype]
     allowed = max(MAX_LOSS_OF_EFFECT * effect, floor)

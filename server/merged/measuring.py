@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 
 import torch
 
+from manylora.adapters.fidelity.totals import Totals
 from manylora.server.engine.async_engine import AsyncEngine, GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.merged.variants import MergeError
@@ -30,12 +31,12 @@ async def compare(
     """
     loop = asyncio.get_running_loop()
     try:
-        totals = _Totals()
+        totals = Totals()
         for prompt in prompts:
             one, other = [await _logits(engine, prompt, lease.share()) for lease in (expected, found)]
             for rows in zip(one.split(_TOGETHER), other.split(_TOGETHER), strict=True):
                 await loop.run_in_executor(worker, totals.add, *rows)
-        return totals.result()
+        return MergeError(totals.rows, totals.largest, totals.mean_kl, totals.top1_agreement)
     finally:
         expected.release()
         found.release()
@@ -57,21 +58,3 @@ async def _logits(engine: AsyncEngine, prompt: Sequence[int], lease: Lease) -> t
         raise
     rows = [delta.logits.rows async for delta in stream if delta.logits is not None]
     return torch.cat(rows)
-
-
-class _Totals:
-    def __init__(self) -> None:
-        self._rows, self._agreed = 0, 0
-        self._kl, self._largest = 0.0, 0.0
-
-    def add(self, expected: torch.Tensor, found: torch.Tensor) -> None:
-        one, other = expected.double().log_softmax(-1), found.double().log_softmax(-1)
-        self._rows += len(expected)
-        self._kl += float((one.exp() * (one - other)).sum())
-        self._agreed += int((expected.argmax(-1) == found.argmax(-1)).sum())
-        difference = float((expected - found).abs().max() / expected.abs().max())
-        self._largest = max(self._largest, difference)
-
-    def result(self) -> MergeError:
-        rows = self._rows
-        return MergeError(rows, self._largest, max(0.0, self._kl / rows), self._agreed / rows)

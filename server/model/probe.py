@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from manylora.adapters.fidelity.measures import relative_errors
+from manylora.adapters.fidelity.probing import Hook, hooked, random_prompts
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.server.errors import ModelRefused
@@ -56,16 +57,17 @@ def probe(model: Any, decoder: Decoder, dtype: torch.dtype) -> float:
     Raises:
         ModelRefused: the decoder disagrees with the model.
     """
-    prompts = _prompts(model)
+    prompts = random_prompts(model, _LENGTHS)
     expected = [_expected(model, prompt) for prompt in prompts]
     worst = _worst_difference(decoder, prompts, expected, ((), ()))
     return _judge(worst, f"the {decoder.name} decoder disagrees with {type(model).__name__}", dtype)
 
 
 def probe_adapters(model: Any, decoder: Decoder, pool: PagePool, dtype: torch.dtype) -> float:
-    """The same with synthetic adapters, the model's modules being given the deltas by hooks.
+    """Compare the decoder's logits under synthetic adapters with those of ``model``.
 
-    Skipped, with a log line, where the pool has no room for them; it is as it was afterwards.
+    Hooks add the adapters' deltas to the outputs of the model's modules. Skipped, with a log line, where
+    the pool has no room for them; the pool is as it was afterwards.
 
     Raises:
         ModelRefused: the decoder's adapter arithmetic is wrong.
@@ -96,10 +98,10 @@ def _difference_with(
     pages: Sequence[AdapterPages],
     mixes: Sequence[Sequence[tuple[int, float]]],
 ) -> float:
-    prompts = _prompts(model)
+    prompts = random_prompts(model, _LENGTHS)
     expected = []
     for prompt, mix in zip(prompts, mixes, strict=True):
-        with _adapted(model, [(adapters[i], weight) for i, weight in mix]):
+        with hooked(model, _hooks([(adapters[i], weight) for i, weight in mix])):
             expected.append(_expected(model, prompt))
     resident = [[(pages[i], weight) for i, weight in mix] for mix in mixes]
     return _worst_difference(decoder, prompts, expected, resident)
@@ -111,12 +113,6 @@ def _judge(worst: float, complaint: str, dtype: torch.dtype) -> float:
             f"{complaint}: logits differ by {worst:.2g} relative, accepted is {TOLERANCE[dtype]:g}"
         )
     return worst
-
-
-def _prompts(model: Any) -> list[torch.Tensor]:
-    vocabulary = model.get_input_embeddings().num_embeddings
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randint(vocabulary, (n,), generator=generator) for n in _LENGTHS]
 
 
 @torch.inference_mode()
@@ -140,15 +136,9 @@ def _worst_difference(
             (s, cuts[step - 1], cuts[step]) for s, cuts in enumerate(_CUTS) if cuts[step] > cuts[step - 1]
         ]
         logits = decoder.step(_inputs(prompts, spans, mixes)).float().cpu()
-        for got, (sequence, _, stop) in zip(logits, spans, strict=True):
-            worst = max(worst, _difference(got, expected[sequence][stop - 1]))
+        wanted = torch.stack([expected[sequence][stop - 1] for sequence, _, stop in spans])
+        worst = max(worst, float(relative_errors(wanted, logits).max()))
     return worst
-
-
-def _difference(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Root mean square of the difference over the standard deviation of the wanted logits."""
-    ratio = (got - want).pow(2).mean().sqrt() / want.std()
-    return float(ratio.nan_to_num(nan=float("inf")))
 
 
 def _inputs(
@@ -208,21 +198,13 @@ def _vectors(module: TargetModule, index: int, generator: torch.Generator) -> di
     )[index % 4]
 
 
-@contextmanager
-def _adapted(model: Any, mix: Sequence[tuple[Mapping[str, ModuleDelta], float]]) -> Iterator[None]:
-    """Within the block the modules of ``model`` add the mix's deltas to their outputs."""
+def _hooks(mix: Sequence[tuple[Mapping[str, ModuleDelta], float]]) -> dict[str, Hook]:
+    """For each module that the mix changes, a hook that adds the mix's deltas to its output."""
     names = {name for adapter, _ in mix for name in adapter}
-    handles = [
-        model.get_submodule(name).register_forward_hook(
-            _Delta([(adapter[name], weight) for adapter, weight in mix if name in adapter])
-        )
+    return {
+        name: _Delta([(adapter[name], weight) for adapter, weight in mix if name in adapter])
         for name in names
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    }
 
 
 class _Delta:
