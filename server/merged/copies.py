@@ -11,7 +11,7 @@ from manylora.adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, nor
 from manylora.server.merged.auto_merge import AutoMerge, AutoMergeRules
 from manylora.server.merged.variants import MergeError, Variant, Variants
 from manylora.server.metrics.families import OTHER
-from manylora.server.model.decoder import Decoder
+from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.names.admin import Lifecycle
 from manylora.server.names.aliases import expand_sole
 from manylora.server.names.resolve import describe, digest_of

@@ -13,7 +13,7 @@ from manylora.adapters.store.publish import Orphans, reconcile, tend
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.experiments.experiments import Experiments
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.pages import PagePool
+from manylora.server.model.pages.pool import PagePool
 from manylora.server.names.janitor import Upkeep
 from manylora.server.names.lookup import Lookup
 from manylora.server.names.publishing import Publisher

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TypeVar
 
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.pages import PackedAdapter
+from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.threads import yielding_pool
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TypeVar
 
 from manylora.adapters.errors import AdapterError, AdapterInUse, SourceMissing
-from manylora.server.model.pages import PackedAdapter
+from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.residency.device_cache import Placement
 from manylora.server.residency.host_cache import Tiers
 from manylora.server.residency.lease import Lease, Resolution

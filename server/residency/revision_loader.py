@@ -1,6 +1,6 @@
 """Revisions on disk as this server reads them: checked when they come in, and kept packed from then on.
 
-A cold load reads the packed form (:mod:`~manylora.server.model.packed_file`). Where there is none yet, or it is
+A cold load reads the packed form (:mod:`~manylora.server.model.pages.packed_file`). Where there is none yet, or it is
 damaged, the revision is read, compared with its digest, checked and packed again.
 """
 
@@ -28,8 +28,8 @@ from manylora.adapters.store.derived_files import keep_beside
 from manylora.adapters.store.publish import reclaim
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.kernels.buffers import ReusedMemory
-from manylora.server.model.packed_file import PREFIX, Packing, read_packed, serialize
-from manylora.server.model.pages import PackedAdapter, PagePool
+from manylora.server.model.pages.packed_file import PREFIX, Packing, read_packed, serialize
+from manylora.server.model.pages.pool import PackedAdapter, PagePool
 
 logger = logging.getLogger(__name__)
 

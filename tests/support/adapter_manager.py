@@ -20,7 +20,7 @@ from manylora.server.engine.engine import Engine
 from manylora.server.engine.sequence import SamplingParams, Sequence
 from manylora.server.kernels.inputs import page_length
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.pages import PagePool
+from manylora.server.model.pages.pool import PagePool
 from manylora.server.names.manager import AdapterManager
 from manylora.server.residency.lease import Lease
 from tests.support.adapters import write_adapter

@@ -11,7 +11,7 @@ import peft
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from manylora.adapters.training.model import targets
+from manylora.adapters.training.model.lora import targets
 
 
 def _base(directory: Path, dtype: torch.dtype, **config: Any) -> Any:

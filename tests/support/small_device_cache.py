@@ -14,7 +14,7 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.pages import PackedAdapter, PagePool
+from manylora.server.model.pages.pool import PackedAdapter, PagePool
 from manylora.server.residency.device_cache import Placement
 from manylora.server.residency.host_cache import Tiers
 from manylora.server.residency.revision import Revision

@@ -17,7 +17,7 @@ from manylora.server.api.http.errors import Blamed, blame
 from manylora.server.api.http.limits import DEFAULT_COMPARE_TOKENS, MAX_COMPARE_TOKENS
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError, ServerError
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.service import CHARS_PER_TOKEN, Service
 
 

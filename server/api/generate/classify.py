@@ -25,7 +25,7 @@ from manylora.server.api.http.state import ServiceState
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
-from manylora.server.model.languages import Language
+from manylora.server.model.text.conventions import Language
 from manylora.server.service import Service
 
 router = APIRouter(tags=["classify"])

@@ -19,7 +19,7 @@ from manylora.server.api.http.state import ServiceState
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta, TokenLogprob
 from manylora.server.errors import RequestError
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.service import Service
 
 router = APIRouter(tags=["generate"])

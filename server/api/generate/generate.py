@@ -27,7 +27,7 @@ from manylora.server.api.http.errors import GenerationFailed, blame, unavailable
 from manylora.server.engine.async_engine import Ended, GenerateRequest, Stream
 from manylora.server.engine.sequence import Delta, FinishReason
 from manylora.server.errors import EngineDead, ModelNotFound, RequestError
-from manylora.server.model.languages import Language, Speaker
+from manylora.server.model.text.conventions import Language, Speaker
 from manylora.server.names.aliases import Arm
 from manylora.server.names.manager import AdapterManager
 from manylora.server.residency.lease import Lease, Resolution

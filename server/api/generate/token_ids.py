@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from manylora.server.api.generate.schemas import Message, Prompt
 from manylora.server.errors import ContextTooLong, RequestError
-from manylora.server.model.languages import Language
+from manylora.server.model.text.conventions import Language
 from manylora.server.service import CHARS_PER_TOKEN, Service
 
 

@@ -16,7 +16,7 @@ from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
-from manylora.server.model.languages import Language
+from manylora.server.model.text.conventions import Language
 from manylora.server.service import Service
 
 router = APIRouter(tags=["tokenize"])

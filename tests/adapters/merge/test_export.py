@@ -22,7 +22,7 @@ from manylora.adapters.format.artifact import read_artifact
 from manylora.adapters.merge.export import export
 from manylora.adapters.merge.export_plan import ExportPlan, plan_export
 from manylora.adapters.merge.recipe import Member
-from manylora.server.model.quantize import quantization_config
+from manylora.server.model.decoders.quantize import quantization_config
 from tests.adapters.merge.conftest import LIMITS
 from tests.support.adapter_kinds import write_kinds
 from tests.support.adapters import write_adapter

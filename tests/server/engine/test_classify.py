@@ -10,7 +10,7 @@ import torch
 
 from manylora.server.engine.sequence import FinishReason, Sequence
 from manylora.server.kernels.inputs import AdapterPages
-from manylora.server.model.fused import FusedDecoder
+from manylora.server.model.decoders.fused import FusedDecoder
 from tests.support.adapter_set import TARGETS, prompt_of
 from tests.support.adapters import write_adapter
 from tests.support.classifiers import Judge, make_classifier

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from manylora.server.model.fused import FusedDecoder
+from manylora.server.model.decoders.fused import FusedDecoder
 from tests.support.adapter_set import Ask, Zoo, prompt_of, recorded_logits, tiny_zoo
 from tests.support.peft_oracle import Peft
 from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, tiny_model

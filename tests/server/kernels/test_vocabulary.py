@@ -14,7 +14,7 @@ from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.inputs import AdapterPages, EmbeddedRows, StepInputs, lora_inputs
 from manylora.server.kernels.reference.step import ReferenceStep
 from manylora.server.kernels.reference.vocabulary import plan_vocabulary
-from manylora.server.model.tables import BaseTables, pack_vocabulary, place, row_prints
+from manylora.server.model.pages.tables import BaseTables, pack_vocabulary, place, row_prints
 from tests.support.kernel_cases import Batcher, Pages, Shape, random_decoder
 
 V, D, R = 40, 16, 3

@@ -19,7 +19,7 @@ from manylora.adapters.errors import (
 from manylora.adapters.format.files import WEIGHTS_NAME
 from manylora.adapters.mix import parse_mix
 from manylora.server.metrics.families import MIX
-from manylora.server.model.packed_file import PREFIX
+from manylora.server.model.pages.packed_file import PREFIX
 from tests.support.adapter_manager import KEPT, RANK, Shop
 from tests.support.waiting import settle, until
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 import manylora.server.residency.device_cache as placement_module
-from manylora.server.model.pages import PackedAdapter
+from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.residency.revision import Revision
 from tests.support.adapter_manager import Shop
 from tests.support.small_device_cache import Shelf, cancel, waiting_for

@@ -12,8 +12,8 @@ import pytest
 from manylora.server.api.generate.schemas import Message
 from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
 from manylora.server.errors import ContextTooLong, RequestError
-from manylora.server.model.languages import Language
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.conventions import Language
+from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.service import Service
 from tests.support.running_server import tiny_service
 from tests.support.tiny_models import byte_tokenizer
