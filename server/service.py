@@ -39,7 +39,7 @@ from manylora.server.model.decoders.quantize import unrounded_activations
 from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, describe_base, load_model
 from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
 from manylora.server.model.pages.pool import PagePool
-from manylora.server.model.text.conventions import Languages
+from manylora.server.model.text.conventions import ConventionsCache
 from manylora.server.model.text.templates import TemplateProcesses
 from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.names.manager import AdapterManager
@@ -59,7 +59,7 @@ class Service:
     config: Settings
     model_name: str
     tokenizer: Tokenizer
-    languages: Languages
+    conventions: ConventionsCache
     engine: AsyncEngine
     core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
     adapters: AdapterManager
@@ -94,7 +94,7 @@ class Service:
         self.ready = False
         await self.exports.close()
         await self.engine.stop()
-        await self.languages.close()
+        await self.conventions.close()
         await self.adapters.close()
         self.measuring.shutdown()
 
@@ -155,7 +155,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         config=settings,
         model_name=name,
         tokenizer=loaded.tokenizer,
-        languages=Languages(loaded.tokenizer, processes, store.path, loaded.pad_id),
+        conventions=ConventionsCache(loaded.tokenizer, processes, store.path, loaded.pad_id),
         engine=engine,
         core=core,
         adapters=adapters,

@@ -34,10 +34,10 @@ async def create_chat_completion(
     mix = asked_mix(service, body.model, body.adapters, body.end_user)
     async with resolved(service, request, mix) as asked:
         opened = body.add_generation_prompt is not False
-        ids = await chat_ids(service, asked.language, body.messages, add_generation_prompt=opened)
+        ids = await chat_ids(service, asked.conventions, body.messages, add_generation_prompt=opened)
         budget = answer_budget(len(ids), wanted, service.max_model_len, ("messages", wanted_name))
         top = 0 if body.top_logprobs is None else body.top_logprobs
-        tokenizer = asked.language.tokenizer
+        tokenizer = asked.conventions.tokenizer
         params = sampling_params(
             body,
             max_tokens=budget,

@@ -25,7 +25,7 @@ from manylora.server.api.http.state import ServiceState
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
-from manylora.server.model.text.conventions import Language
+from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import Service
 
 router = APIRouter(tags=["classify"])
@@ -86,9 +86,9 @@ async def classify(
     _check(service, body)
     mix = asked_mix(service, body.model, body.adapters, body.user)
     async with resolved(service, request, mix, classify=True) as asked:
-        classes = asked.language.classes
+        classes = asked.conventions.classes
         assert classes is not None, "resolved() sees to that"
-        texts = await _ids(service, asked.language, body)
+        texts = await _ids(service, asked.conventions, body)
         request_id = new_id("classify")
         requests = [_request(service, body, ids, classes=classes, request_id=request_id) for ids in texts]
         generation = await begin(service, request, asked, requests, "input")
@@ -132,17 +132,18 @@ def _check(service: Service, body: ClassifyBody) -> None:
         )
 
 
-async def _ids(service: Service, language: Language, body: ClassifyBody) -> list[Ids]:
+async def _ids(service: Service, conventions: TextConventions, body: ClassifyBody) -> list[Ids]:
     """The token ids of each text, cut as asked."""
     if body.messages is not None:
         opened = bool(body.add_generation_prompt)
-        ids = await chat_ids(service, language, body.messages, add_generation_prompt=opened)
+        ids = await chat_ids(service, conventions, body.messages, add_generation_prompt=opened)
         return [_cut(service, ids, body)]
     assert body.input is not None
     special = body.add_special_tokens is not False
     given = [text if isinstance(text, str) else _cut(service, text, body) for text in body.input]
     found = [
-        await prompt_ids(service, language, text, add_special_tokens=special, param="input") for text in given
+        await prompt_ids(service, conventions, text, add_special_tokens=special, param="input")
+        for text in given
     ]
     return [_cut(service, ids, body) for ids in found]
 

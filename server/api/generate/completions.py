@@ -37,11 +37,11 @@ async def create_completion(
     mix = asked_mix(service, body.model, body.adapters, body.end_user)
     special = body.add_special_tokens is not False
     async with resolved(service, request, mix) as asked:
-        language = asked.language
-        prompts = [await prompt_ids(service, language, p, add_special_tokens=special) for p in body.prompt]
+        conventions = asked.conventions
+        prompts = [await prompt_ids(service, conventions, p, add_special_tokens=special) for p in body.prompt]
         request_id = new_id("cmpl")
         requests = [
-            _generate_request(service, body, ids, tokenizer=language.tokenizer, request_id=request_id)
+            _generate_request(service, body, ids, tokenizer=conventions.tokenizer, request_id=request_id)
             for ids in prompts
         ]
         return await answer(service, request, asked, CompletionFormat(service, body, requests))

@@ -27,7 +27,7 @@ from manylora.server.api.http.errors import GenerationFailed, blame, unavailable
 from manylora.server.engine.async_engine import Ended, GenerateRequest, Stream
 from manylora.server.engine.sequence import Delta, FinishReason
 from manylora.server.errors import EngineDead, ModelNotFound, RequestError
-from manylora.server.model.text.conventions import Language, Speaker
+from manylora.server.model.text.conventions import MixMember, TextConventions
 from manylora.server.names.aliases import Arm
 from manylora.server.names.manager import AdapterManager
 from manylora.server.residency.lease import Lease, Resolution
@@ -81,11 +81,11 @@ def salt_of(cache_salt: str | None) -> bytes:
 
 @dataclass(frozen=True)
 class Asked:
-    """What answers a request: revisions that are referenced, and the language they read and write."""
+    """What answers a request: the revisions that are referenced, and their text conventions."""
 
     mix: AskedMix
     resolution: Resolution | None  # None for the base model
-    language: Language
+    conventions: TextConventions
 
     @property
     def arm(self) -> Arm | None:
@@ -109,13 +109,13 @@ async def resolved(
         AdapterUnavailable: the files of a registered adapter can't be read any more.
     """
     if not mix.terms:
-        asked = Asked(mix, None, service.languages.base)
+        asked = Asked(mix, None, service.conventions.base)
         _check_task(asked, classify)
         yield asked
         return
     resolution = await _resolve(service.adapters, request, mix)
     try:
-        asked = Asked(mix, resolution, await _language(service, mix, resolution))
+        asked = Asked(mix, resolution, await _conventions(service, mix, resolution))
         _check_task(asked, classify)
         yield asked
     finally:
@@ -126,9 +126,9 @@ async def resolved(
 def _check_task(asked: Asked, classify: bool | None) -> None:
     resolution, param = asked.resolution, asked.mix.param
     name = "the base model" if resolution is None else f"'{resolution.served_model}'"
-    if classify is False and asked.language.classes is not None:
+    if classify is False and asked.conventions.classes is not None:
         raise RequestError(f"{name} classifies and writes no text: use /classify", param, "unsupported_task")
-    if classify and asked.language.classes is None:
+    if classify and asked.conventions.classes is None:
         raise RequestError(
             f"{name} has no classes: name an adapter that was trained to classify (task_type SEQ_CLS)",
             param,
@@ -145,18 +145,18 @@ async def _resolve(manager: AdapterManager, request: Request, mix: AskedMix) -> 
         return await (work if manager.knows(mix.terms) else unless_disconnected(request, work))
 
 
-async def _language(service: Service, mix: AskedMix, resolution: Resolution) -> Language:
+async def _conventions(service: Service, mix: AskedMix, resolution: Resolution) -> TextConventions:
     labels = [part.partition("*")[0].removesuffix(".merged") for part in resolution.served_model.split("+")]
-    speakers = []
+    members = []
     for revision in resolution.members:
         short = revision.digest[:8]
         label = next((label for label in labels if label.endswith(f"@{short}")), short)
-        speakers.append(Speaker(label, revision.digest))
+        members.append(MixMember(label, revision.digest))
     try:
-        unread = service.languages.unread(revision.digest for revision in resolution.members)
+        unread = service.conventions.unread(revision.digest for revision in resolution.members)
         await service.adapters.ensure_on_disk(resolution, unread)
         with blame(mix.param, MixError):
-            return await service.languages.of(speakers)
+            return await service.conventions.of(members)
     except (ArtifactError, AdapterNotFound, SourceMissing, OSError) as error:
         answering = service.adapters.experiments.begin(resolution.arm if mix.counted else None)
         if answering is not None:

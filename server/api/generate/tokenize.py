@@ -16,7 +16,7 @@ from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
-from manylora.server.model.text.conventions import Language
+from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import Service
 
 router = APIRouter(tags=["tokenize"])
@@ -52,8 +52,8 @@ async def tokenize(
 ) -> Response:
     """The ids exactly as a generation request would see them."""
     async with resolved(service, request, _mix(service, body.model), classify=None) as asked:
-        ids = await _ids(service, asked.language, body)
-        text = asked.language.tokenizer.token_text
+        ids = await _ids(service, asked.conventions, body)
+        text = asked.conventions.tokenizer.token_text
         texts = [text(token) for token in ids] if body.return_token_strs else None
     return Json(
         {
@@ -65,14 +65,14 @@ async def tokenize(
     )
 
 
-async def _ids(service: Service, language: Language, body: TokenizeBody) -> tuple[int, ...]:
+async def _ids(service: Service, conventions: TextConventions, body: TokenizeBody) -> tuple[int, ...]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("Give either 'prompt' or 'messages'", "prompt")
     if body.prompt is not None:
         if body.add_generation_prompt is not None:
             raise RequestError("'add_generation_prompt' goes with 'messages'", "add_generation_prompt")
         return await prompt_ids(
-            service, language, body.prompt, add_special_tokens=body.add_special_tokens is not False
+            service, conventions, body.prompt, add_special_tokens=body.add_special_tokens is not False
         )
     if body.add_special_tokens:
         raise RequestError(
@@ -82,7 +82,7 @@ async def _ids(service: Service, language: Language, body: TokenizeBody) -> tupl
         )
     assert body.messages is not None
     return await chat_ids(
-        service, language, body.messages, add_generation_prompt=body.add_generation_prompt is not False
+        service, conventions, body.messages, add_generation_prompt=body.add_generation_prompt is not False
     )
 
 
@@ -94,7 +94,7 @@ async def detokenize(
 ) -> Response:
     """The text of ``tokens``, special ones written out."""
     async with resolved(service, request, _mix(service, body.model), classify=None) as asked:
-        tokenizer = asked.language.tokenizer
+        tokenizer = asked.conventions.tokenizer
         if any(token >= tokenizer.vocab_size for token in body.tokens):
             raise RequestError(f"'tokens': token ids go from 0 to {tokenizer.vocab_size - 1}", "tokens")
         text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)

@@ -26,20 +26,20 @@ _INLINE_CHARS = 20_000  # rendered and tokenized in under some 10 ms; more goes 
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
-    """A member of a mix, which may bring a template and a tokenizer of its own."""
+class MixMember:
+    """A revision in a mix, which may bring a chat template, a tokenizer and class labels of its own."""
 
     label: str  # "support@3f9a1c2e"
     digest: str
 
 
 @dataclass(frozen=True)
-class Language:
-    """The tokenizer and the template of one request."""
+class TextConventions:
+    """By what the text of one request is read and written: tokenizer, chat template, class labels."""
 
     tokenizer: Tokenizer
-    template: Callable[[Conversation], Awaitable[str]] | None = None  # None: the base's, in ``tokenizer``
-    conflict: str | None = None  # why no template speaks for the mix
+    template: Callable[[Conversation], Awaitable[str]] | None = None  # None: the one in ``tokenizer``
+    conflict: str | None = None  # why the mix has no chat template
     classes: Classes | None = None  # of an adapter that answers with the probabilities of labels instead
 
     async def render(
@@ -75,10 +75,10 @@ class Language:
         return tuple(await off_loop(len(text), lambda: encode(text, add_special_tokens=add_special_tokens)))
 
 
-class Languages:
-    """The languages of the base and of adapters, read when they are first asked for.
+class ConventionsCache:
+    """Finds the text conventions of the base and of mixes; files are read when first asked for, and kept.
 
-    A mix is read and answered with what its members bring. Members that bring nothing have no say;
+    A mix uses what its members bring. Members that bring nothing do not count;
     where two bring different tokenizers, or different templates, neither is chosen and the request fails.
     """
 
@@ -99,25 +99,25 @@ class Languages:
         self._tokenizers: _Recent[Tokenizer] = _Recent(_MAX_TOKENIZERS)
 
     @property
-    def base(self) -> Language:
-        """The language of the base model."""
-        return Language(self._tokenizer)
+    def base(self) -> TextConventions:
+        """The text conventions of the base model."""
+        return TextConventions(self._tokenizer)
 
     def unread(self, digests: Iterable[str]) -> set[str]:
-        """Those revisions whose files :meth:`of` would have to read."""
+        """The revisions of ``digests`` whose files :meth:`of` would have to read."""
         return {digest for digest in digests if self._texts.get(digest) is None}
 
-    async def of(self, speakers: Sequence[Speaker]) -> Language:
-        """The language of a mix.
+    async def of(self, members: Sequence[MixMember]) -> TextConventions:
+        """The text conventions of a mix.
 
         Raises:
             MixError: two members bring different tokenizers, or one of several classifies.
             AdapterError: the files of a member can't be read.
         """
-        texts = [await self._text(speaker) for speaker in speakers]
+        texts = [await self._text(member) for member in members]
         classifier = next((text for text in texts if text.classes is not None), None)
         if classifier is not None and len(texts) > 1:
-            raise MixError(f"{classifier.speaker.label!r} classifies, so it can't be part of a mix")
+            raise MixError(f"{classifier.member.label!r} classifies, so it can't be part of a mix")
         tokenizer, clash = _one(texts, lambda text: text.tokenizer)
         if clash is not None:
             raise MixError(f"{clash} bring different tokenizers, so their mix can't read text")
@@ -125,7 +125,7 @@ class Languages:
         conflict = None
         if clash is not None:
             conflict = f"{clash} bring different chat templates: use /v1/completions for their mix"
-        return Language(
+        return TextConventions(
             self._tokenizer if tokenizer is None else await self._tokenizer_of(tokenizer),
             None if template is None else self._template_of(template),
             conflict,
@@ -136,26 +136,26 @@ class Languages:
         """End the processes that render."""
         await self._processes.close()
 
-    async def _text(self, speaker: Speaker) -> _Text:
-        text = self._texts.get(speaker.digest)
+    async def _text(self, member: MixMember) -> _Text:
+        text = self._texts.get(member.digest)
         if text is None:
-            read, classes = await asyncio.to_thread(_read, self._locate(speaker.digest), self._base)
+            read, classes = await asyncio.to_thread(_read, self._locate(member.digest), self._base)
             if classes is not None and classes.pad_id is None:
                 classes = replace(classes, pad_id=self._pad_id)
-            text = _Text(speaker, read.template, read.template_digest, read.tokenizer_digest, classes)
-            self._texts.put(speaker.digest, text)
-        return replace(text, speaker=speaker)
+            text = _Text(member, read.template, read.template_digest, read.tokenizer_digest, classes)
+            self._texts.put(member.digest, text)
+        return replace(text, member=member)
 
     async def _tokenizer_of(self, text: _Text) -> Tokenizer:
         tokenizer = self._tokenizers.get(text.tokenizer)
         if tokenizer is None:
-            read, _ = await asyncio.to_thread(_read, self._locate(text.speaker.digest), self._base)
+            read, _ = await asyncio.to_thread(_read, self._locate(text.member.digest), self._base)
             tokenizer = await asyncio.to_thread(self._tokenizer.with_text, read)
             self._tokenizers.put(text.tokenizer, tokenizer)
         return tokenizer
 
     def _template_of(self, text: _Text) -> Callable[[Conversation], Awaitable[str]]:
-        label, template, digest = text.speaker.label, text.template, text.template_digest
+        label, template, digest = text.member.label, text.template, text.template_digest
         assert template is not None
         assert digest is not None
 
@@ -171,9 +171,9 @@ class Languages:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """What one revision brings; None for what is the base's."""
+    """The text files of one revision; None where it uses the base's."""
 
-    speaker: Speaker
+    member: MixMember
     template: str | None
     template_digest: str | None
     tokenizer: str | None  # its digest
@@ -216,7 +216,7 @@ def _one(texts: Sequence[_Text], key: Callable[[_Text], str | None]) -> tuple[_T
     """The first member with something of its own, and that with another's name where theirs differ."""
     own = [text for text in texts if key(text) is not None]
     other = next((text for text in own if key(text) != key(own[0])), None)
-    clash = None if other is None else f"{own[0].speaker.label!r} and {other.speaker.label!r}"
+    clash = None if other is None else f"{own[0].member.label!r} and {other.member.label!r}"
     return own[0] if own else None, clash
 
 
