@@ -44,7 +44,7 @@ def verify(plan: ExportPlan, directory: Path, compute_dtype: torch.dtype) -> Ver
         MergeFailed: they differ by more than the rounding of the weights explains.
     """
     alone, beside = _base_logits(plan, compute_dtype)
-    merged = _logits(_load(directory, compute_dtype))
+    merged = random_prompt_logits(load_model(directory, compute_dtype))
     error, effect = (float(relative_errors(beside, other).max()) for other in (merged, alone))
     limit = tolerance(plan, compute_dtype)
     if error > limit:
@@ -66,13 +66,13 @@ def tolerance(plan: ExportPlan, compute_dtype: torch.dtype) -> float:
 
 def _base_logits(plan: ExportPlan, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """The base's logits alone, and with the adapters."""
-    model = _load(plan.stored.directory, dtype)
-    alone = _logits(model)
-    with hooked(model, {name: partial(_add, parts) for name, parts in plan.deltas.items()}):
-        return alone, _logits(model)
+    model = load_model(plan.stored.directory, dtype)
+    alone = random_prompt_logits(model)
+    with hooked(model, {name: partial(add_beside, parts) for name, parts in plan.deltas.items()}):
+        return alone, random_prompt_logits(model)
 
 
-def _load(directory: Path, dtype: torch.dtype) -> Any:
+def load_model(directory: Path, dtype: torch.dtype) -> Any:
     """The model, computing in ``dtype``; for float32 its weights stay as they are stored."""
     kept = "auto" if dtype == torch.float32 else dtype
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=kept).eval().requires_grad_(False)
@@ -106,13 +106,13 @@ def _widen(module: nn.Module) -> None:
 
 
 @torch.inference_mode()
-def _logits(model: Any) -> torch.Tensor:
+def random_prompt_logits(model: Any) -> torch.Tensor:
     """What the model says after every token of the random prompts: float32 [rows, V]."""
     prompts = random_prompts(model, _LENGTHS)
     return torch.cat([model(input_ids=ids[None], use_cache=False).logits[0].float() for ids in prompts])
 
 
-def _add(
+def add_beside(
     parts: Deltas, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
 ) -> torch.Tensor:
     """A forward hook: the output of ``module`` with the adapters beside its weight, unmerged."""

@@ -27,7 +27,7 @@ TARGETS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by family:
     "gpt_neox": (("query_key_value", "attention.dense"), ("dense_h_to_4h", "dense_4h_to_h")),
     "opt": (("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")),
 }
-_LLAMA = (("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj"))
+LLAMA_TARGETS = (("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj"))
 
 
 def tiny_zoo(root: Path, model: Path, family: str, **options: Any) -> Zoo:
@@ -37,7 +37,7 @@ def tiny_zoo(root: Path, model: Path, family: str, **options: Any) -> Zoo:
 
 def write_zoo(root: Path, model: Path, family: str) -> dict[str, Path]:
     """Adapters of ranks 4 to 64 on attention, MLP, everything, one layer; rsLoRA; patterns."""
-    attention, mlp = TARGETS.get(family, _LLAMA)
+    attention, mlp = TARGETS.get(family, LLAMA_TARGETS)
     conv: dict[str, Any] = {"fan_in_fan_out": True} if family == "gpt2" else {}
     kinds: dict[str, dict[str, Any]] = {
         "attention": {"rank": 4, "alpha": 8, "targets": attention},

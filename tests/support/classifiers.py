@@ -12,6 +12,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from manylora.adapters.training.model.lora import targets
+from manylora.server.engine.sequence import FinishReason
+from manylora.server.engine.sequence import Sequence as EngineSequence
+from manylora.server.kernels.inputs import AdapterPages
+from tests.support.engine_harness import Answer, Harness
 
 
 def _base(directory: Path, dtype: torch.dtype, **config: Any) -> Any:
@@ -63,3 +67,18 @@ class Judge:
         """What the head says of one text, float32 [classes]."""
         scores: torch.Tensor = self._model(input_ids=torch.tensor([ids])).logits[0]
         return scores.float()
+
+
+def asking(harness: Harness, prompt: tuple[int, ...], pages: AdapterPages) -> EngineSequence:
+    """A sequence that asks the classifier in ``pages`` for the classes of ``prompt``."""
+    sequence = harness.sequence(prompt, (pages, 1.0), max_tokens=0)
+    sequence.next_logits = len(prompt) - 1
+    return sequence
+
+
+def scores_of(answer: Answer) -> torch.Tensor:
+    """The scores that a classifying sequence delivered, exactly once: float32 [classes]."""
+    (delivered,) = (delta.logits for delta in answer.deltas if delta.logits is not None)
+    assert answer.last.finish_reason is FinishReason.STOP
+    assert not answer.token_ids
+    return delivered.rows[0]

@@ -130,7 +130,7 @@ class FusedDecoder:
     def take_over(self, model: Any) -> None:
         """The step has its own form of the matrices: let go of the model's, and of the stacked ones."""
         assert self._step is not None, "allocate() comes first"
-        self.tables.let_go_of_head()
+        self.tables.drop_head()
         self.weights = self.weights.without_matrices()
         for module in _projections(model).values():
             if not is_quantized(module):

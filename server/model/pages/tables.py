@@ -1,7 +1,7 @@
 """An adapter's vocabulary tables laid out for the pool: of a whole table only the rows that are new.
 
 PEFT saves a copy of the base's table beside LoRA on embeddings, and all of a resized one. Rows are
-recognized as the base's by a print of their bits, so the base's own tables need not be kept for that.
+recognized as the base's by a hash of their bits, so the base's own tables need not be kept for that.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ _CHUNK = 1 << 22  # elements looked at at a time
 
 
 class BaseTables:
-    """Prints of the rows of the base's embeddings and head, made when they are first needed."""
+    """Hashes of the rows of the base's embeddings and head, made when they are first needed."""
 
     def __init__(self, embedding: torch.Tensor, head: torch.Tensor) -> None:
         """``embedding`` and ``head`` [V, D]; one tensor where they are tied."""
         self.tied = embedding.data_ptr() == head.data_ptr()
         self._tables: dict[str, torch.Tensor] = {"embedding": embedding, "head": head}
-        self._prints: dict[str, torch.Tensor] = {}
+        self._hashes: dict[str, torch.Tensor] = {}
 
-    def prints(self, table: str) -> torch.Tensor:
+    def hashes(self, table: str) -> torch.Tensor:
         """A number [V] int64 for each row of "embedding" or "head"."""
-        if table not in self._prints:
-            self._prints[table] = row_prints(self._tables[table])
-        return self._prints[table]
+        if table not in self._hashes:
+            self._hashes[table] = row_hashes(self._tables[table])
+        return self._hashes[table]
 
-    def let_go_of_head(self) -> None:
-        """Keep the prints only: the decoder has the head in another form."""
+    def drop_head(self) -> None:
+        """Keep the hashes only: the decoder has the head in another form."""
         if not self.tied:
-            self.prints("head")
+            self.hashes("head")
             del self._tables["head"]
 
 
-def row_prints(table: torch.Tensor) -> torch.Tensor:
+def row_hashes(table: torch.Tensor) -> torch.Tensor:
     """A number for each row of ``table`` [V, D], equal for equal bits and practically only for those."""
     bits = table.detach().contiguous().view(torch.int16 if table.element_size() == 2 else torch.int32)
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +75,7 @@ class PackedTable:
 
 @dataclass(frozen=True)
 class PackedVocabulary:
-    """Both tables of an adapter, before they have a place."""
+    """An adapter's embeddings and head laid out, before they have a place in the pool."""
 
     size: int
     tables: dict[str, PackedTable]  # "embedding", "head"
@@ -110,10 +110,10 @@ def pack_vocabulary(delta: VocabularyDelta, base: BaseTables, dtype: torch.dtype
     packed = {}
     for name, table in (("embedding", delta.embedding), ("head", delta.head)):
         if table is not None:
-            part = _pack(table, base.prints(name), dtype, by_token=name == "embedding")
+            part = _pack(table, base.hashes(name), dtype, by_token=name == "embedding")
             if part.elements:
                 packed[name] = part
-    if not packed and delta.classes is None and delta.size <= len(base.prints("embedding")):
+    if not packed and delta.classes is None and delta.size <= len(base.hashes("embedding")):
         return None
     return PackedVocabulary(delta.size, packed, delta.classes, dtype.itemsize)
 
@@ -125,7 +125,7 @@ def _pack(delta: TableDelta, base: torch.Tensor, dtype: torch.dtype, *, by_token
     if delta.table is not None:
         stored = delta.table.to(dtype)
         differs = torch.ones(len(stored), dtype=torch.bool)
-        differs[: len(base)] = row_prints(stored[: len(base)]) != base
+        differs[: len(base)] = row_hashes(stored[: len(base)]) != base
         tokens = np.flatnonzero(differs.numpy())
         rows = stored[differs]
     if delta.rows is not None:

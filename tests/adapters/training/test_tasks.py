@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 from manylora.adapters.format.provenance import read_provenance
 from manylora.adapters.training.errors import GateFailed, TrainingConfigError
 from manylora.adapters.training.run.export import write_artifact
-from tests.server.engine.test_classify import asking, scores_of
+from tests.support.classifiers import asking, scores_of
 from tests.support.engine_harness import Harness
 from tests.support.peft_oracle import assert_logits_match
 from tests.support.tiny_models import tiny_model

@@ -8,33 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from manylora.server.engine.sequence import FinishReason, Sequence
-from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.model.decoders.fused import FusedDecoder
 from tests.support.adapter_set import TARGETS, prompt_of
 from tests.support.adapters import write_adapter
-from tests.support.classifiers import Judge, make_classifier
-from tests.support.engine_harness import Answer, Harness, hf_greedy
+from tests.support.classifiers import Judge, asking, make_classifier, scores_of
+from tests.support.engine_harness import Harness, hf_greedy
 from tests.support.peft_oracle import Peft, assert_logits_match
 from tests.support.tiny_models import FUSED_FAMILIES, tiny_model
 
 CASES = [("llama", False), ("qwen3", False), ("llama", True), ("gemma2", True), ("gpt2", True), ("opt", True)]
 TOLERANCE = 1e-4
-
-
-def asking(harness: Harness, prompt: tuple[int, ...], pages: AdapterPages) -> Sequence:
-    """A sequence that wants the classes of ``prompt``."""
-    sequence = harness.sequence(prompt, (pages, 1.0), max_tokens=0)
-    sequence.next_logits = len(prompt) - 1
-    return sequence
-
-
-def scores_of(answer: Answer) -> torch.Tensor:
-    """What was delivered, once, float32 [classes]."""
-    (delivered,) = (delta.logits for delta in answer.deltas if delta.logits is not None)
-    assert answer.last.finish_reason is FinishReason.STOP
-    assert not answer.token_ids
-    return delivered.rows[0]
 
 
 @pytest.mark.parametrize(("family", "generic"), CASES)
