@@ -85,5 +85,5 @@ def js_divergence(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _pieces(expected: Tensor, found: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few rows at a time of both."""
+    """Both tensors, cut along rows into matching pieces of a few rows."""
     return zip(expected.split(ROWS_TOGETHER), found.split(ROWS_TOGETHER), strict=True)

@@ -33,7 +33,7 @@ class Encoded:
         return sum(label != IGNORED for label in self.labels)
 
     def cut(self, length: int) -> Encoded:
-        """The first ``length`` tokens."""
+        """This sequence cut to its first ``length`` tokens."""
         return Encoded(self.origin, self.input_ids[:length], self.labels[:length])
 
 

@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one method."""
+    """Bytes that training with one method needs, by what they hold."""
 
     method: Method
     weights: int

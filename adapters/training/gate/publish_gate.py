@@ -9,7 +9,7 @@ of a conversion is not. A model that was trained in full is judged in the same w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,9 +51,6 @@ class GateResult:
     allowed: float  # difference
     end_base: float | None  # mean log-probability of the end of a turn
     end_adapter: float | None
-
-    def as_dict(self) -> dict[str, float | None]:
-        return asdict(self)
 
 
 def gate_logits(model: Any, session: Session) -> GateLogits:

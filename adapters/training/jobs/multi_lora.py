@@ -38,7 +38,7 @@ class MultiLoraLinear(nn.Module):
         self._rows = rows
 
     def forward(self, x: Tensor) -> Tensor:
-        """[rows, length, in] -> [rows, length, out]."""
+        """The module's output under each adapter on its rows: [rows, length, in] -> [rows, length, out]."""
         y: Tensor = self.base(x)
         parts, end = [], 0
         for rows, pair in zip(self._rows.slices, self._pairs, strict=True):

@@ -51,7 +51,7 @@ class SharedLoader(BaseLoader):
 
 @dataclass
 class Job:
-    """One adapter on its way."""
+    """One adapter in training beside others: its data, matrices, optimizer and step."""
 
     session: Session
     trainer: Any

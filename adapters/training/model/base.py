@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.base_models.directory import default_data_dir
@@ -17,8 +17,6 @@ from manylora.adapters.training.errors import TrainingConfigError
 
 if TYPE_CHECKING:
     import torch
-
-Quantization = Literal["none", "nf4", "int8"]
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,13 @@ class BaseLoader:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the base while training; converted inits and full fine-tuning need fp32."""
+        """The dtype of the base while training; converted inits and full fine-tuning need fp32."""
         needs_fp32 = self.config.converted or self.config.is_full
         return pick_dtype(self.config.dtype, self.device, needs_fp32=needs_fp32)
 
     @property
     def saved_dtype(self) -> torch.dtype:
-        """Of what is saved (of an adapter, A and B): that of the base when it is served."""
+        """The dtype of what is saved (of an adapter, A and B): that of the base when it is served."""
         return pick_dtype(self.config.dtype, self.device, needs_fp32=False)
 
     def load(self) -> Any:

@@ -1,4 +1,4 @@
-"""Curves of runs as PNG."""
+"""Pictures of a run's losses, learning rate and speed, as PNG."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ from manylora.adapters.training.trainers.callbacks import (
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run made."""
+    """What a training run made: where it lies, how it was judged, what was measured."""
 
     adapter: Path  # the published artifact; of a full fine-tuning the model's directory
     steps: int
@@ -118,7 +118,7 @@ def train(
 
 
 def _begin(session: Session, *, resume: bool, overwrite: bool) -> Path | None:
-    """Only the main process writes; the others wait for nothing, since they only read checkpoints."""
+    """Make the output directory ready; the checkpoint to go on from, if any. Only the main process writes."""
     folder = session.folder
     if not is_main_process():
         return folder.last_checkpoint() if resume else None

@@ -31,7 +31,7 @@ _FREE = {
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Paths of one run."""
+    """The output directory of one run, and the paths in it."""
 
     root: Path
     product: Literal["adapter", "model"] = "adapter"

@@ -14,7 +14,7 @@ from typing import Any
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl."""
+    """Writes what a run measures to its metrics.jsonl, line by line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -39,7 +39,7 @@ class Speed:
         self._then, self._before = time.monotonic(), math.nan
 
     def since_last(self, logs: Mapping[str, Any]) -> float | None:
-        """None where ``logs`` have no number of tokens, and at the first that have."""
+        """Tokens a second since the last call; None at the first call, and where ``logs`` count none."""
         tokens = next(
             (float(logs[key]) for key in ("num_tokens", "num_input_tokens_seen") if key in logs), None
         )
@@ -134,7 +134,7 @@ class BarCallback(TrainerCallback):  # type: ignore[misc]
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the bar and leave the terminal as it was."""
         self._bar.stop()
 
 

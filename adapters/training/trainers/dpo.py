@@ -17,7 +17,7 @@ class PreferenceTrainer(QuietTrainer, DPOTrainer):  # type: ignore[misc]
     """Takes rows of ids rather than text, so that no other template comes in."""
 
     def _prepare_dataset(self, dataset: Any, *_args: Any, **_options: Any) -> Any:
-        """The rows are ids already."""
+        """Leave the data set as it is: its rows are token ids already."""
         return dataset
 
 

@@ -19,7 +19,7 @@ class Decoder(Protocol):
 
     @property
     def name(self) -> str:
-        """ "fused" or "generic"."""
+        """Which decoder this is: "fused" or "generic"."""
 
     @property
     def kernels(self) -> str:
@@ -62,7 +62,7 @@ class Decoder(Protocol):
 
     @property
     def merge_groups(self) -> Sequence[tuple[int, ...]]:
-        """The modules by number, those together whose merged weights are given together."""
+        """Numbers of the modules, in groups whose merged weights are given together."""
 
     def merged(self) -> MergedWeights:
         """Weights for :attr:`StepInputs.merged`; so far they are the base's. After :meth:`allocate`."""

@@ -70,7 +70,7 @@ class GenericDecoder:
     kernels_note = "native kernels run the fused decoder only"
 
     def __init__(self, model: Any) -> None:
-        """Survey ``model``.
+        """Find the adaptable layers of ``model``, and page its attention.
 
         Raises:
             ModelRefused: the model has no pluggable attention, or its forward fails with it.

@@ -12,7 +12,7 @@ from torch import nn
 
 
 class MergedModules:
-    """See :class:`MergedWeights`. Its layers stand in the model's tree while a step runs with them."""
+    """Merged weights as layers that stand in the model's tree while a step runs with them."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self._model = model
@@ -34,7 +34,7 @@ class MergedModules:
             self.nbytes += weight.numel() * weight.element_size()
 
     def _norm(self, name: str) -> nn.Module:
-        """One like the model's own, without what is hooked to that."""
+        """A copy of a norm of the model, without the hooks on it."""
         norm = copy.copy(self._model.get_submodule(name))
         norm._parameters = dict(norm._parameters)
         norm._forward_hooks = OrderedDict()
@@ -54,7 +54,7 @@ class MergedModules:
 
 
 def _linear(weight: torch.Tensor) -> nn.Linear:
-    """Without a bias; ``weight`` is [out, in]."""
+    """A linear layer of ``weight`` [out, in], without a bias."""
     outputs, inputs = weight.shape
     linear = nn.Linear(inputs, outputs, bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -178,7 +178,7 @@ def _ropes(text: Any) -> list[Mapping[str, Any]]:
 
 
 def _fingerprint(model: Any, directory: Path, quantize: str) -> str:
-    """That of the weights as they are stored, where the files have them under the model's names."""
+    """The fingerprint of the stored weights, where the files have them under the model's names."""
     if quantize == NONE:
         return fingerprint(model.state_dict())
     try:

@@ -82,7 +82,7 @@ def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWei
 
 
 def _dora_gain(magnitude: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-    """g [out]."""
+    """The gain g [out] that DoRA puts on the outputs."""
     gain = magnitude.float() / norms
     if not bool(gain.isfinite().all()):
         raise ZeroNorm

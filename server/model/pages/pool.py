@@ -54,7 +54,7 @@ class PageSpace:
 
     @property
     def used(self) -> int:
-        """Elements taken."""
+        """Elements of the pool that are taken."""
         return sum(self._taken.values())
 
     def reserve(self, size: int) -> int | None:
@@ -221,7 +221,7 @@ class _Layout:
         self.largest = 0.0  # magnitude of an element of any vector
 
     def place(self, index: int, part: FoldedModule) -> None:
-        """The next module."""
+        """Lay out what an adapter has for the next module."""
         if part.a.shape[0]:
             self._offset[index], self._rank[index] = self._position, part.a.shape[0]
             self._put(part.a)

@@ -49,7 +49,7 @@ class TextConventions:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
-        """The conversation as text.
+        """A conversation as text, written by the chat template.
 
         Raises:
             RequestError: there is no template, or it rejects the messages, or takes too long.

@@ -27,7 +27,7 @@ _MAX_ANSWER = 8 << 20  # bytes read of an answer, should a child have escaped it
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a template is given."""
+    """The messages, tools and special tokens that a chat template renders."""
 
     messages: Sequence[Mapping[str, Any]]
     variables: Mapping[str, str]  # special tokens by role
@@ -35,7 +35,7 @@ class Conversation:
     add_generation_prompt: bool = True
 
     def encode(self) -> bytes:
-        """As the process reads it."""
+        """The conversation as JSON, in the form the rendering process reads."""
         return json.dumps(
             {
                 "messages": [{k: v for k, v in m.items() if v is not None} for m in self.messages],
@@ -84,7 +84,7 @@ class TemplateProcesses:
             self._end_idle()
 
     async def close(self) -> None:
-        """End all processes."""
+        """End the processes that render."""
         for child in self._children.values():
             child.disconnect()
         self._children.clear()
@@ -98,7 +98,7 @@ class TemplateProcesses:
             self._children.pop(digest).disconnect()
 
     def _open(self) -> socket.socket:
-        """The socket of a new child."""
+        """Start a process that renders; the socket to it."""
         for _ in range(2):  # the first process may have been killed meanwhile
             if self._parent is None:
                 self._parent = _Parent()
