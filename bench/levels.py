@@ -22,7 +22,7 @@ from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.cpu.build import usable_variants
 from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, cache_directory, find_library
 from manylora.server.kernels.inputs import StepInputs
-from manylora.server.model.fused import FusedDecoder
+from manylora.server.model.decoders.fused import FusedDecoder
 
 SHAPES = {
     "1": Shape(1),

@@ -25,7 +25,7 @@ from manylora.server.kernels.cpu.library import best_library
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.draws import Draw, Draws
 from manylora.server.kernels.reference import sampling
-from manylora.server.model.loader import load_model
+from manylora.server.model.loading.loader import load_model
 
 _COLD = 1 << 24  # bytes written between two calls, as a step writes and reads other memory
 KINDS: dict[str, dict[str, float]] = {

@@ -13,8 +13,8 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs, page_length
-from manylora.server.model.decoder import Decoder
-from manylora.server.model.loader import decoder_candidates, load_model
+from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.loading.loader import decoder_candidates, load_model
 
 _READ = 1 << 28  # bytes of each of two arrays that are read to measure bandwidth: no cache holds them
 _SQUARE = 2048  # side of the matrices multiplied to measure arithmetic

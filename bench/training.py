@@ -26,11 +26,12 @@ from trl import SFTTrainer
 from bench import machine, report
 from bench.run import RESULTS
 from examples.rows import RECIPES, write_rows
-from manylora.adapters.training.build import build_trainer
 from manylora.adapters.training.config import TrainConfig
-from manylora.adapters.training.jobs import train_jobs
-from manylora.adapters.training.progress import MetricsLog
-from manylora.adapters.training.run import open_session, train
+from manylora.adapters.training.jobs.train_jobs import train_jobs
+from manylora.adapters.training.run.train import train
+from manylora.adapters.training.session.metrics_log import MetricsLog
+from manylora.adapters.training.session.session import open_session
+from manylora.adapters.training.trainers.build import build_trainer
 
 
 def seconds_of(trainer: Any) -> float:

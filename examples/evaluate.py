@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM
 
 from examples.recipe import HeldOut
 from examples.rows import RECIPES
-from manylora.adapters.training.base import Base, find_base
-from manylora.adapters.training.probe import greedy, sample_prompt_ids
+from manylora.adapters.training.model.base import Base, find_base
+from manylora.adapters.training.model.forward import greedy, sample_prompt_ids
 
 MAX_NEW_TOKENS = 96
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from manylora.adapters.base_models.stored import StoredModel
     from manylora.adapters.merge.compose import Composition
     from manylora.adapters.merge.export import Exported
-    from manylora.adapters.training.estimate import Memory, Method
-    from manylora.adapters.training.run import TrainingResult
+    from manylora.adapters.training.estimate.memory import Memory, Method
+    from manylora.adapters.training.run.train import TrainingResult
 
 Weighted = Mapping[str, float] | Mapping[Path, float] | Sequence[str | Path]
 """Adapters by directory: a mapping to their weights, or a list whose weights are 1."""
@@ -37,7 +37,7 @@ def train(*, resume: bool = False, overwrite: bool = False, **options: Any) -> T
             and ``manylora.adapters.training.errors``.
     """
     from manylora.adapters.training.config_load import load_config  # noqa: PLC0415
-    from manylora.adapters.training.run import train as run  # noqa: PLC0415  (brings torch)
+    from manylora.adapters.training.run.train import train as run  # noqa: PLC0415  (brings torch)
 
     return run(load_config(options), resume=resume, overwrite=overwrite)
 
@@ -66,9 +66,9 @@ def estimate(
     Raises:
         BaseModelError: there is no such model.
     """
-    from manylora.adapters.training.base import find_shape  # noqa: PLC0415
-    from manylora.adapters.training.estimate import METHODS, Plan  # noqa: PLC0415  (brings torch)
-    from manylora.adapters.training.estimate import estimate as estimated  # noqa: PLC0415
+    from manylora.adapters.training.estimate.memory import METHODS, Plan  # noqa: PLC0415  (brings torch)
+    from manylora.adapters.training.estimate.memory import estimate as estimated  # noqa: PLC0415
+    from manylora.adapters.training.model.base import find_shape  # noqa: PLC0415
 
     plan = Plan(r, target, max_length, batch_size, gradient_checkpointing=gradient_checkpointing)
     return estimated(find_shape(base_model), plan, METHODS if methods is None else methods)

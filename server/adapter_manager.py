@@ -21,8 +21,8 @@ from manylora.server.merged.copies import MergedCopies, RequestCopies
 from manylora.server.merged.measuring import MergeMeasure
 from manylora.server.merged.variants import MergeError, Variant, Variants
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.decoder import Decoder
-from manylora.server.model.pages import PagePool
+from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.pages.pool import PagePool
 from manylora.server.names.admin import AdapterAdmin
 from manylora.server.names.alias_admin import AliasAdmin
 from manylora.server.names.deletions import Deletions

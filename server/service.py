@@ -33,14 +33,14 @@ from manylora.server.memory_budget import (
 from manylora.server.merged.auto_merge import AutoMergeRules
 from manylora.server.merged.measuring import PROBES, MergeMeasure
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.decoder import Decoder
-from manylora.server.model.languages import Languages
-from manylora.server.model.loader import LoadedModel, decoder_candidates, describe_base, load_model
-from manylora.server.model.pages import PagePool
-from manylora.server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
-from manylora.server.model.quantize import unrounded_activations
-from manylora.server.model.templates import TemplateProcesses
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.decoders.quantize import unrounded_activations
+from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, describe_base, load_model
+from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
+from manylora.server.model.pages.pool import PagePool
+from manylora.server.model.text.conventions import ConventionsCache
+from manylora.server.model.text.templates import TemplateProcesses
+from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.options.settings import Settings
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.threads import LimitedWork, SlowWork, request_pool
@@ -58,7 +58,7 @@ class Service:
     config: Settings
     model_name: str
     tokenizer: Tokenizer
-    languages: Languages
+    conventions: ConventionsCache
     engine: AsyncEngine
     core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
     adapters: AdapterManager
@@ -93,7 +93,7 @@ class Service:
         self.ready = False
         await self.exports.close()
         await self.engine.stop()
-        await self.languages.close()
+        await self.conventions.close()
         await self.adapters.close()
 
 
@@ -151,7 +151,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         config=settings,
         model_name=name,
         tokenizer=loaded.tokenizer,
-        languages=Languages(loaded.tokenizer, processes, store.path, loaded.pad_id),
+        conventions=ConventionsCache(loaded.tokenizer, processes, store.path, loaded.pad_id),
         engine=engine,
         core=core,
         adapters=adapters,

@@ -35,7 +35,7 @@ Each weight is W + Σ weight · ΔW, computed in float32 from the base's stored 
 
 
 def made_by() -> str:
-    """The version of this package."""
+    """The installed version of manylora, as model cards name it."""
     try:
         return version("manylora")
     except PackageNotFoundError:  # run from a source tree that is not installed

@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]  # modules done, modules in all
 
 @dataclass(frozen=True)
 class ComposedModule:
-    """One module of the result."""
+    """What a composed adapter has for one module."""
 
     factors: Factors
     b_bias: torch.Tensor | None  # [out] float32, added to the output
@@ -43,12 +43,12 @@ class Composition:
 
     @property
     def energy(self) -> Energy:
-        """Over all modules."""
+        """The energy of the exact change and of what the rank left out of it, over all modules."""
         return sum((module.energy for module in self.modules.values()), NO_ENERGY)
 
     @property
     def rank(self) -> int:
-        """The largest of any module."""
+        """The largest rank of any module."""
         return max(module.factors.rank for module in self.modules.values())
 
     @property
@@ -128,7 +128,7 @@ def _compose_module(
 
 
 def _dense(delta: ModuleDelta) -> torch.Tensor:
-    """``s B A`` [out, in] float32."""
+    """The change of a weight that an adapter makes, ``s B A`` [out, in] in float32."""
     return delta.scaled_b() @ delta.a.float()
 
 

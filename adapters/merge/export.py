@@ -30,7 +30,7 @@ _COPIED = ("generation_config.json", *TEXT_NAMES)
 
 @dataclass(frozen=True)
 class Exported:
-    """A merged model on disk."""
+    """A merged model on disk, and what was found when it was compared with the original."""
 
     directory: Path
     nbytes: int

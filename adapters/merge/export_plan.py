@@ -24,7 +24,7 @@ Deltas = tuple[tuple[ModuleDelta, float], ...]
 
 @dataclass(frozen=True, eq=False)
 class PlannedTensor:
-    """One tensor of the result."""
+    """One tensor of the merged model, and where it comes from."""
 
     name: str  # as the base's files have it
     module: str | None  # the layer whose weight or bias it is, if adapters change that

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from manylora.adapters.base_models.layers import is_transposed
 from manylora.adapters.errors import MergeFailed
+from manylora.adapters.fidelity.measures import relative_errors, same_likeliest
+from manylora.adapters.fidelity.probing import hooked, random_prompts
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.merge.export_plan import Deltas, ExportPlan
 
@@ -28,9 +28,7 @@ _LENGTHS = (48, 17)
 
 @dataclass(frozen=True)
 class Verification:
-    """Differences of logits: root mean square over a row, relative to the row's standard deviation, the
-    largest of all rows.
-    """
+    """Largest of the relative errors of all rows of logits (fidelity.measures.relative_errors)."""
 
     error: float  # merged model against base with adapters: what rounding the merged weights costs
     effect: float  # base with adapters against base alone: what there was to preserve
@@ -46,15 +44,15 @@ def verify(plan: ExportPlan, directory: Path, compute_dtype: torch.dtype) -> Ver
         MergeFailed: they differ by more than the rounding of the weights explains.
     """
     alone, beside = _base_logits(plan, compute_dtype)
-    merged = _logits(_load(directory, compute_dtype))
-    error, effect = _difference(merged, beside), _difference(alone, beside)
+    merged = random_prompt_logits(load_model(directory, compute_dtype))
+    error, effect = (float(relative_errors(beside, other).max()) for other in (merged, alone))
     limit = tolerance(plan, compute_dtype)
-    if not error <= limit:  # written so that NaN fails as well
+    if error > limit:
         raise MergeFailed(
             f"the merged model's logits differ by {error:.2g} from those of the base with the adapters, "
             f"accepted is {limit:g}: nothing was written; try --dtype fp32, or smaller weights"
         )
-    same = float((merged.argmax(-1) == beside.argmax(-1)).float().mean())
+    same = float(same_likeliest(beside, merged).float().mean())
     return Verification(error, effect, same, len(merged), compute_dtype)
 
 
@@ -68,13 +66,13 @@ def tolerance(plan: ExportPlan, compute_dtype: torch.dtype) -> float:
 
 def _base_logits(plan: ExportPlan, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """The base's logits alone, and with the adapters."""
-    model = _load(plan.stored.directory, dtype)
-    alone = _logits(model)
-    with _adapted(model, plan.deltas):
-        return alone, _logits(model)
+    model = load_model(plan.stored.directory, dtype)
+    alone = random_prompt_logits(model)
+    with hooked(model, {name: partial(add_beside, parts) for name, parts in plan.deltas.items()}):
+        return alone, random_prompt_logits(model)
 
 
-def _load(directory: Path, dtype: torch.dtype) -> Any:
+def load_model(directory: Path, dtype: torch.dtype) -> Any:
     """The model, computing in ``dtype``; for float32 its weights stay as they are stored."""
     kept = "auto" if dtype == torch.float32 else dtype
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=kept).eval().requires_grad_(False)
@@ -108,36 +106,16 @@ def _widen(module: nn.Module) -> None:
 
 
 @torch.inference_mode()
-def _logits(model: Any) -> torch.Tensor:
-    """[rows, V] float32 of every position of the probes."""
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_input_embeddings().num_embeddings
-    probes = [torch.randint(vocabulary, (1, length), generator=generator) for length in _LENGTHS]
-    return torch.cat([model(input_ids=probe, use_cache=False).logits[0].float() for probe in probes])
+def random_prompt_logits(model: Any) -> torch.Tensor:
+    """What the model says after every token of the random prompts: float32 [rows, V]."""
+    prompts = random_prompts(model, _LENGTHS)
+    return torch.cat([model(input_ids=ids[None], use_cache=False).logits[0].float() for ids in prompts])
 
 
-def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    ratio = (found - wanted).pow(2).mean(1).sqrt() / wanted.std(1)
-    return float(ratio.max())
-
-
-@contextmanager
-def _adapted(model: Any, deltas: dict[str, Deltas]) -> Iterator[None]:
-    """Within the block the layers of ``model`` have the adapters beside their weights, unmerged."""
-    handles = [
-        model.get_submodule(name).register_forward_hook(partial(_add, parts))
-        for name, parts in deltas.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _add(
+def add_beside(
     parts: Deltas, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
 ) -> torch.Tensor:
+    """A forward hook: the output of ``module`` with the adapters beside its weight, unmerged."""
     x, y = args[0].float(), output.float()
     result = y + sum(weight * (_alone(module, delta, x, y) - y) for delta, weight in parts)
     return result.to(output.dtype)

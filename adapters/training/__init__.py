@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from manylora.adapters.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from manylora.adapters.training.run import TrainingResult
+    from manylora.adapters.training.run.train import TrainingResult
 
 __all__ = ["TrainConfig", "train"]
 
 
 def train(config: TrainConfig, **options: Any) -> TrainingResult | None:
-    """Train one adapter; see :func:`manylora.adapters.training.run.train`, which this imports when called."""
-    from manylora.adapters.training.run import train as run  # noqa: PLC0415  (brings torch)
+    """Train one adapter: see :func:`manylora.adapters.training.run.train.train`."""
+    from manylora.adapters.training.run.train import train as run  # noqa: PLC0415  (brings torch)
 
     return run(config, **options)

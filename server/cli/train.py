@@ -89,23 +89,24 @@ def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None
     quiet_libraries()
     console = Console(stderr=True)
     if mode.dry_run:
-        from manylora.adapters.training.base import find_base  # noqa: PLC0415
-        from manylora.adapters.training.dry_run import prepare_data, show_data, show_example  # noqa: PLC0415
+        from manylora.adapters.training.data.summary import show_data, show_example  # noqa: PLC0415
+        from manylora.adapters.training.model.base import find_base  # noqa: PLC0415
+        from manylora.adapters.training.session.prepare_data import prepare_data  # noqa: PLC0415
 
         base = find_base(settings.base_model)
         prepared = prepare_data(settings, base)
         show_data(prepared, console)
-        show_example(prepared, base, Console())
+        show_example(prepared, base.tokenizer, Console())
         return
     if mode.launcher is not None:
-        from manylora.adapters.training.launch import launch  # noqa: PLC0415
+        from manylora.adapters.training.run.launch import launch  # noqa: PLC0415
 
         wanted = [f"--{name}" for name in ("resume", "overwrite") if getattr(mode, name)]
         launch(settings, mode.launcher, mode.launcher_options, wanted)
         return
     if mode.launcher_options:
         raise TrainingConfigError(f"{mode.launcher_options[0]!r}: only --launcher takes options of its own")
-    from manylora.adapters.training.run import train  # noqa: PLC0415  (brings torch, PEFT and TRL)
+    from manylora.adapters.training.run.train import train  # noqa: PLC0415  (brings torch, PEFT and TRL)
 
     train(settings, resume=mode.resume, overwrite=mode.overwrite, console=console)
 
@@ -131,7 +132,7 @@ def run_jobs(files: Sequence[Path], flags: Mapping[str, Any], config: Path | Non
     quiet_libraries()
     from rich.console import Console  # noqa: PLC0415
 
-    from manylora.adapters.training.jobs import train_jobs  # noqa: PLC0415
+    from manylora.adapters.training.jobs.train_jobs import train_jobs  # noqa: PLC0415
 
     train_jobs(settings, overwrite=mode.overwrite, console=Console(stderr=True))
 
@@ -197,9 +198,9 @@ def estimate(  # noqa: PLR0917 - typer makes a flag of each
     """Say how much memory training would take, without loading any weights."""
     try:
         _need_libraries()
-        from manylora.adapters.training.base import find_shape  # noqa: PLC0415
-        from manylora.adapters.training.estimate import METHODS, Plan  # noqa: PLC0415
-        from manylora.adapters.training.estimate_table import estimate_tables  # noqa: PLC0415
+        from manylora.adapters.training.estimate.memory import METHODS, Plan  # noqa: PLC0415
+        from manylora.adapters.training.estimate.tables import estimate_tables  # noqa: PLC0415
+        from manylora.adapters.training.model.base import find_shape  # noqa: PLC0415
 
         plan = Plan(r, target, max_length, batch_size, gradient_checkpointing=gradient_checkpointing)
         tables = estimate_tables(find_shape(base_model), plan, METHODS if method is None else [method])

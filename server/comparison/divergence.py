@@ -1,18 +1,23 @@
 """How far the next-token distributions of two models are apart, from their logits.
 
-All sums are taken in float64. Equal rows of logits come out as exactly 0, and nothing comes out negative.
+The measures themselves are in :mod:`manylora.adapters.fidelity.measures`. Equal rows of logits come out as
+exactly 0, and nothing comes out negative.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-FLOOR = -9999.0  # stands for the logarithm of 0, which JSON has not
-_ROWS = 8  # positions at a time: float64 temporaries of 8 x V
+from manylora.adapters.fidelity.measures import (
+    ROWS_TOGETHER,
+    js_divergence,
+    kl_divergence,
+    largest_differences,
+    log_probabilities,
+)
 
 
 class NotNumbers(ValueError):
@@ -43,9 +48,9 @@ def scores(logits: torch.Tensor, tokens: Sequence[int]) -> Scores:
         NotNumbers: the logits are no distribution.
     """
     logprobs: list[float] = []
-    for start in range(0, len(tokens), _ROWS):
-        table = _log_softmax(logits[start : start + _ROWS])
-        wanted = torch.tensor(tokens[start : start + _ROWS])[:, None]
+    for start in range(0, len(tokens), ROWS_TOGETHER):
+        table = _checked(log_probabilities(logits[start : start + ROWS_TOGETHER]))
+        wanted = torch.tensor(tokens[start : start + ROWS_TOGETHER])[:, None]
         logprobs += table.gather(1, wanted)[:, 0].tolist()
     return Scores(logprobs, logits.argmax(-1).tolist())
 
@@ -60,13 +65,12 @@ def distances(baseline: torch.Tensor, logits: torch.Tensor) -> Distances:
     """
     width = max(baseline.shape[1], logits.shape[1])
     found = Distances([], [], [])
-    for start in range(0, len(baseline), _ROWS):
-        rows, others = (_widen(x[start : start + _ROWS], width) for x in (baseline, logits))
-        p, q = _log_softmax(rows), _log_softmax(others)
-        found.kl.extend(_kl(p, q).tolist())
-        found.js.extend(_js(p, q).tolist())
-        apart = rows.double().clamp_min(FLOOR) - others.double().clamp_min(FLOOR)
-        found.logits.extend(apart.abs().amax(-1).tolist())
+    for start in range(0, len(baseline), ROWS_TOGETHER):
+        rows, others = (_widen(x[start : start + ROWS_TOGETHER], width) for x in (baseline, logits))
+        p, q = _checked(log_probabilities(rows)), _checked(log_probabilities(others))
+        found.kl.extend(kl_divergence(p, q).tolist())
+        found.js.extend(js_divergence(p, q).tolist())
+        found.logits.extend(largest_differences(rows, others).tolist())
     return found
 
 
@@ -74,20 +78,7 @@ def _widen(logits: torch.Tensor, width: int) -> torch.Tensor:
     return torch.nn.functional.pad(logits, (0, width - logits.shape[1]), value=float("-inf"))
 
 
-def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    table = logits.double().log_softmax(-1)
+def _checked(table: torch.Tensor) -> torch.Tensor:
     if table.isnan().any():
         raise NotNumbers("the model's logits are not numbers")
-    return table.clamp_min(FLOOR)
-
-
-def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """KL(p ‖ q) per row of log-probabilities; rounding may leave less than nothing, which is 0."""
-    return (p.exp() * (p - q)).sum(-1).clamp_min(0)
-
-
-def _js(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """Jensen–Shannon divergence per row of log-probabilities (Lin 1991, doi:10.1109/18.61115)."""
-    # log((eᵖ + eᵠ) / 2), written so that it is exactly p where p = q.
-    middle = torch.maximum(p, q) + torch.log1p(0.5 * torch.expm1(-(p - q).abs()))
-    return (0.5 * (_kl(p, middle) + _kl(q, middle))).clamp_max(math.log(2))
+    return table

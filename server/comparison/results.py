@@ -98,7 +98,7 @@ class ModelScores:
 
 
 class Words(Protocol):
-    """How tokens are shown."""
+    """What shows tokens to people: a tokenizer."""
 
     def token_text(self, token_id: int) -> str:
         """Text of one token alone."""
@@ -133,7 +133,7 @@ class Report:
         self._cases.append(case)
 
     def json(self) -> dict[str, Any]:
-        """The result, verdict last."""
+        """The whole comparison in JSON, the verdict last."""
         summary = [self._summary(target) for target in range(len(self._targets))]
         judged = [
             (self._targets[entry["target"]][0], Level(entry["level"]))
@@ -195,7 +195,7 @@ class Report:
         }
 
     def _summary(self, target: int) -> dict[str, Any]:
-        """One target over all prompts."""
+        """The measures of one target over all prompts, in JSON."""
         own = [case.scores[case.models[target]] for case in self._cases]
         base = [case.scores[case.models[self._baseline]] for case in self._cases]
         kl = [x for scores in own for x in scores.kl]

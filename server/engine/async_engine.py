@@ -21,7 +21,7 @@ from manylora.server.engine.engine import Engine, Event
 from manylora.server.engine.retry_after import RetryAfter
 from manylora.server.engine.sequence import Delta, FinishReason, ResolvedMix, SamplingParams, Sequence
 from manylora.server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

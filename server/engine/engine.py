@@ -17,8 +17,8 @@ from manylora.server.engine.sampler import logprobs_of, sample
 from manylora.server.engine.scheduler import Scheduled, Scheduler
 from manylora.server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob, TokenReader
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.decoder import Decoder
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.text.tokenizer import Tokenizer
 
 Event = tuple[Sequence, Delta]
 

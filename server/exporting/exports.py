@@ -37,17 +37,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class ExportState(StrEnum):
-    """Where an export is."""
+    """How far an export of a merged model is."""
 
     WAITING = "waiting"  # for another one to end
     WRITING = "writing"
     VERIFYING = "verifying"
     READY = "ready"
     FAILED = "failed"
-
-    @property
-    def has_ended(self) -> bool:
-        return self in {ExportState.READY, ExportState.FAILED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,7 @@ class ExportWish:
 
 @dataclass(eq=False)
 class Export:
-    """One of them. Read by anyone on the event loop."""
+    """One export of a merged model. Read by anyone on the event loop."""
 
     model: str  # the mix with its revisions
     digest: bytes  # of the mix
@@ -152,7 +148,7 @@ class Exports:
             await asyncio.wait({task})
 
     async def close(self) -> None:
-        """End all of them."""
+        """End the exports that run or wait."""
         for export in list(self._running):
             await self.cancel(export)
 
@@ -220,7 +216,7 @@ class Exports:
 
 
 def _take(export: Export, message: dict[str, Any]) -> None:
-    """Note what the process tells.
+    """Note what the process of an export tells.
 
     Raises:
         AdapterError: it could not do it.

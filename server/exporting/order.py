@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class OrderedMember:
-    """An adapter to merge."""
+    """An adapter that a standalone model is to contain."""
 
     name: str
     directory: str
@@ -19,7 +19,7 @@ class OrderedMember:
 
 @dataclass(frozen=True, slots=True)
 class ExportOrder:
-    """One model to write."""
+    """What the process of an export is to write: base, adapters, directory and form."""
 
     base_directory: str
     base_name: str

@@ -49,7 +49,7 @@ class ReusedMemory:
         return torch.from_numpy(owner)[:size]
 
     def _fitting(self, size: int) -> mmap.mmap:
-        """A spare mapping that is neither too small nor far too large, else a new one; those that are go."""
+        """A spare mapping that is neither too small nor far too large, else a new one; others are dropped."""
         while self._spare:
             with suppress(IndexError):  # another thread took the last one
                 mapping = self._spare.popleft()

@@ -22,7 +22,7 @@ class QuantizedLayer(Protocol):
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """b [out], or None."""
+        """The layer's bias b [out], or None."""
 
     @property
     def nbytes(self) -> int:
@@ -43,11 +43,11 @@ class QuantizedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts."""
+        """Bytes that the codes and scales of the matrix take."""
         return sum(part.nbytes for part in self.parts)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` [T, in] -> [T, out]."""
+        """The product of the rows ``x`` with the matrix, biases added: [T, in] -> [T, out]."""
         outputs = [part(x) for part in self.parts]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
@@ -101,7 +101,7 @@ class LayerWeights:
         return any(isinstance(getattr(self, name), QuantizedMatrix) for name in _MATRICES)
 
     def without_matrices(self) -> LayerWeights:
-        """The same with matrices that have a shape but no memory; quantized ones stay."""
+        """The layer with matrices that have a shape but no memory; quantized ones stay."""
         return replace(
             self,
             qkv=_hollow(self.qkv),
@@ -113,7 +113,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """A whole Llama-family decoder.
+    """The weights of a whole Llama-family decoder.
 
     LoRA target modules are numbered ``layer * 7 + (q, k, v, o, gate, up, down)``.
     """
@@ -137,7 +137,7 @@ class DecoderWeights:
         return any(layer.quantized for layer in self.layers)
 
     def without_matrices(self) -> DecoderWeights:
-        """What a step needs beside the matrices, once it has its own form of these."""
+        """The decoder without the memory of its matrices, for a step that has them in its own form."""
         layers = tuple(layer.without_matrices() for layer in self.layers)
         return replace(self, layers=layers, lm_head=self.lm_head.to("meta"))
 
@@ -168,7 +168,7 @@ class DecoderWeights:
         return module // MODULES_PER_LAYER, _STACKED[module % MODULES_PER_LAYER][0]
 
     def rows(self, module: int) -> slice:
-        """Which rows of that matrix are the module's."""
+        """The rows of its matrix that belong to a LoRA target module."""
         _, name = self.place(module)
         part = self._part(module)
         if name == "gate_up":

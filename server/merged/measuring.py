@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from manylora.adapters.fidelity.totals import Totals
 from manylora.server.engine.async_engine import AsyncEngine, GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.merged.variants import MergeError, Variant
@@ -50,12 +51,12 @@ class MergeMeasure:
             return await self._compare(unmerged, merged)
 
     async def _compare(self, expected: HeldMix, found: HeldMix) -> MergeError:
-        totals = _Totals()
+        totals = Totals()
         for prompt in self._prompts:
             one, other = [await self._logits(prompt, held.share()) for held in (expected, found)]
             for rows in zip(one.split(_TOGETHER), other.split(_TOGETHER), strict=True):
                 await self._worker.run(totals.add, *rows)
-        return totals.result()
+        return MergeError(totals.rows, totals.largest, totals.mean_kl, totals.top1_agreement)
 
     async def _logits(self, prompt: Sequence[int], held: HeldMix) -> torch.Tensor:
         """What follows each token of ``prompt`` [n, V] float32."""
@@ -69,21 +70,3 @@ class MergeMeasure:
         stream = self._engine.submit(request, held)
         rows = [delta.logits.rows async for delta in stream if delta.logits is not None]
         return torch.cat(rows)
-
-
-class _Totals:
-    def __init__(self) -> None:
-        self._rows, self._agreed = 0, 0
-        self._kl, self._largest = 0.0, 0.0
-
-    def add(self, expected: torch.Tensor, found: torch.Tensor) -> None:
-        one, other = expected.double().log_softmax(-1), found.double().log_softmax(-1)
-        self._rows += len(expected)
-        self._kl += float((one.exp() * (one - other)).sum())
-        self._agreed += int((expected.argmax(-1) == found.argmax(-1)).sum())
-        difference = float((expected - found).abs().max() / expected.abs().max())
-        self._largest = max(self._largest, difference)
-
-    def result(self) -> MergeError:
-        rows = self._rows
-        return MergeError(rows, self._largest, max(0.0, self._kl / rows), self._agreed / rows)

@@ -20,8 +20,8 @@ from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.mix import MixEntry, mix_digest
 from manylora.server.kernels.weights import MergedWeights
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.decoder import Decoder
-from manylora.server.model.merging import Members, merge, merged_elements
+from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.decoders.merging import Members, merge, merged_elements
 from manylora.server.threads import LimitedWork
 
 _PAUSE = 3.0  # times what was computed before

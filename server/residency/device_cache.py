@@ -18,7 +18,7 @@ from manylora.adapters.errors import AdapterTooLarge
 from manylora.server.errors import QueueFull
 from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.pages import PackedAdapter, PagePool
+from manylora.server.model.pages.pool import PackedAdapter, PagePool
 from manylora.server.residency.host_cache import HostCache
 from manylora.server.residency.revision import Revision
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from cachetools import Cache, LRUCache
 
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.pages import PackedAdapter
+from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.threads import yielding_pool
 
 T = TypeVar("T")

@@ -28,8 +28,8 @@ from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.derived_files import keep_beside
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.kernels.buffers import ReusedMemory
-from manylora.server.model.packed_file import PREFIX, Packing, read_packed, serialize
-from manylora.server.model.pages import PackedAdapter, PagePool
+from manylora.server.model.pages.packed_file import PREFIX, Packing, read_packed, serialize
+from manylora.server.model.pages.pool import PackedAdapter, PagePool
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import TimeElapsedColumn
 
 from manylora.adapters.progress_bars import BytesColumn, progress_bars
-from manylora.adapters.training.progress import BarCallback
+from manylora.adapters.training.trainers.callbacks import BarCallback
 
 
 def console(*, terminal: bool) -> tuple[Console, io.StringIO]:

@@ -16,7 +16,7 @@ from bench.sampling import KINDS, draws_of, logits_of, milliseconds
 from bench.steps import Shape, Workbench
 from manylora.server.kernels.cpu.build import usable_variants
 from manylora.server.kernels.reference import sampling
-from manylora.server.model.loader import load_model
+from manylora.server.model.loading.loader import load_model
 
 
 def test_every_level_takes_the_same_steps(tiny_llama: Path) -> None:

@@ -19,8 +19,8 @@ from examples.support import signs
 from manylora.adapters.base_models.packaged import PACKAGED
 from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.adapters.format.provenance import read_provenance
-from manylora.adapters.training.base import Base, find_base
 from manylora.adapters.training.config_load import load_config
+from manylora.adapters.training.model.base import Base, find_base
 from tests.support.adapters import base_of_directory
 from tests.support.paths import ROOT
 from tests.support.training_data import prepared

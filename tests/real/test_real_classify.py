@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig
 
 from manylora.adapters.training.config_load import load_config
-from manylora.adapters.training.progress import read_metrics
-from manylora.adapters.training.run import train
+from manylora.adapters.training.run.train import train
+from manylora.adapters.training.session.metrics_log import read_metrics
 from tests.support.classifiers import PeftClassifier
 from tests.support.paths import ROOT
 
@@ -60,7 +60,7 @@ def test_trained_served_and_equal(
     oracle = PeftClassifier(
         result.adapter, real_model_dir, 3, torch.bfloat16, pad_token_id=names.pad_token_id
     )
-    from manylora.adapters.training.base import find_base
+    from manylora.adapters.training.model.base import find_base
 
     template = find_base(str(real_model_dir)).template
     for entry, row in zip(data, rows, strict=True):

@@ -20,8 +20,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from examples.questions import DATA, read_facts
-from manylora.adapters.training.probe import greedy
-from manylora.adapters.training.run import TrainingResult
+from manylora.adapters.training.model.forward import greedy
+from manylora.adapters.training.run.train import TrainingResult
 from tests.support.engine_harness import EngineHarness
 from tests.support.training_data import chat
 from tests.support.training_runs import config, losses, run

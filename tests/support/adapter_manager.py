@@ -22,7 +22,7 @@ from manylora.server.engine.engine import Engine
 from manylora.server.engine.sequence import SamplingParams, Sequence
 from manylora.server.kernels.inputs import page_length
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.pages import PagePool
+from manylora.server.model.pages.pool import PagePool
 from manylora.server.names.lookup import MISS_SECONDS
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.threads import SlowWork

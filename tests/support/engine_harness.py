@@ -16,11 +16,11 @@ from manylora.server.engine.engine import Engine, EngineConfig
 from manylora.server.engine.sequence import Delta, ResolvedMix, SamplingParams, Sequence
 from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.decoder import Decoder
-from manylora.server.model.fused import FusedDecoder
-from manylora.server.model.generic import GenericDecoder
-from manylora.server.model.loader import LoadedModel, decoder_candidates, describe_base, load_model
-from manylora.server.model.pages import PagePool
+from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.decoders.fused import FusedDecoder
+from manylora.server.model.decoders.generic import GenericDecoder
+from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, describe_base, load_model
+from manylora.server.model.pages.pool import PagePool
 
 
 @dataclass

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from manylora.adapters.format.artifact import Artifact, Limits, read_artifact
 from manylora.adapters.format.base import BaseModel
-from manylora.server.model.quantize import quantization_config
+from manylora.server.model.decoders.quantize import quantization_config
 
 LOGITS_TOLERANCE = 2e-4  # of the largest |logit|, in float32
 

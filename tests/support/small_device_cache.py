@@ -15,7 +15,7 @@ import torch
 from manylora.adapters.format.base import TargetModule
 from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.pages import PackedAdapter, PagePool
+from manylora.server.model.pages.pool import PackedAdapter, PagePool
 from manylora.server.residency.device_cache import DeviceCache
 from manylora.server.residency.host_cache import HostCache
 from manylora.server.residency.revision import Revision

@@ -9,7 +9,7 @@ from typing import Any
 
 from manylora.adapters.training.data.faults import Finding
 from manylora.adapters.training.data.prepare import DataConfig, Prepared, prepare
-from manylora.adapters.training.template import Template
+from manylora.adapters.training.data.template import Template
 from tests.support.tiny_models import byte_tokenizer
 
 EOS = 258

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from manylora.adapters.training.config import TrainConfig
-from manylora.adapters.training.run import TrainingResult, train
+from manylora.adapters.training.run.train import TrainingResult, train
 from tests.support.training_data import chat, write
 
 ROWS = [chat(f"say {n}", f"{n}!") for n in range(24)]

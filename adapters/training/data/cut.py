@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from manylora.adapters.training.data.faults import Finding, Findings
-from manylora.adapters.training.template import Encoded, EncodedPair, EncodedText
+from manylora.adapters.training.data.template import Encoded, EncodedPair, EncodedText
 
 Item = Encoded | EncodedPair | EncodedText
 MAX_TOLD = 10  # warnings of one kind that name their line; the rest is counted

@@ -17,7 +17,7 @@ _ONE_A_LINE = "write one JSON object a line (jq -c '.[]' FILE > FILE.jsonl)"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One object of a data file."""
+    """One JSON object of a data file, with its line number."""
 
     path: Path
     number: int  # counted from 1

@@ -24,7 +24,7 @@ from manylora.adapters.training.data.rows import (
     content_digest,
 )
 from manylora.adapters.training.data.split import hold_out
-from manylora.adapters.training.template import EncodedPair, EncodedText, Template
+from manylora.adapters.training.data.template import EncodedPair, EncodedText, Template
 
 
 @dataclass(frozen=True, slots=True)

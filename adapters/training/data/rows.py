@@ -15,7 +15,7 @@ Tools = tuple[Mapping[str, Any], ...]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a row came from."""
+    """File and line that a row of data came from."""
 
     path: Path
     line: int

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.prepare import Part, Prepared
-from manylora.adapters.training.template import IGNORED, Encoded, EncodedPair, EncodedText
+from manylora.adapters.training.data.template import IGNORED, Encoded, EncodedPair, EncodedText
 
 BINS = 8
 LEARNED = "bold green"
@@ -107,6 +107,18 @@ def example(prepared: Prepared, tokenizer: Any) -> Text:
     if isinstance(item, EncodedText):
         text.append(f"\n→ {prepared.classes[item.label]}", LEARNED)
     return text
+
+
+def show_data(prepared: Prepared, console: Console) -> None:
+    """Print the warnings about the data, and the table of what is in it."""
+    for warning in prepared.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(summary_table(prepared))
+
+
+def show_example(prepared: Prepared, tokenizer: Any, console: Console) -> None:
+    """Print one training row as the model sees it, with what is learned marked."""
+    console.print(example(prepared, tokenizer), soft_wrap=True, highlight=False)
 
 
 def _runs(item: Item) -> list[tuple[list[int], bool]]:

@@ -18,7 +18,7 @@ from manylora.server.api.http.errors import Blamed, blame
 from manylora.server.api.http.limits import DEFAULT_COMPARE_TOKENS, MAX_COMPARE_TOKENS
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError, ServerError
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.service import CHARS_PER_TOKEN, Service
 
 
@@ -93,9 +93,9 @@ async def _target(
 
 
 def _shared_tokenizer(targets: tuple[Target, ...]) -> Tokenizer:
-    first = targets[0].resolved.language.tokenizer
+    first = targets[0].resolved.conventions.tokenizer
     for index, target in enumerate(targets):
-        if target.resolved.language.tokenizer is not first:
+        if target.resolved.conventions.tokenizer is not first:
             raise Blamed(
                 MixError(
                     f"{target.name!r} and {targets[0].name!r} have different tokenizers: "
@@ -116,7 +116,7 @@ async def _case(service: Service, body: CompareBody, index: int, targets: tuple[
     for ids, target in zip(prompts, targets, strict=True):
         wanted = _wanted(service, body, len(ids))
         budget = answer_budget(len(ids), wanted, service.max_model_len, (_where(body), "max_tokens"))
-        vocab_size = target.resolved.language.tokenizer.vocab_size
+        vocab_size = target.resolved.conventions.tokenizer.vocab_size
         params.append(sampling_params(body, max_tokens=budget, vocab_size=vocab_size))
     return CasePlan(prompts, tuple(params) if body.max_tokens != 0 else (), reference)
 
@@ -138,14 +138,14 @@ def _wanted(service: Service, body: CompareBody, prompt_tokens: int) -> int | No
 async def _ids(
     service: Service, body: CompareBody, index: int, target: Target, param: str
 ) -> tuple[int, ...]:
-    language = target.resolved.language
+    conventions = target.resolved.conventions
     if body.prompt is not None:
         special = body.add_special_tokens is not False
-        return await prompt_ids(service, language, body.prompt[index], add_special_tokens=special)
+        return await prompt_ids(service, conventions, body.prompt[index], add_special_tokens=special)
     messages = body.messages if body.conversations is None else body.conversations[index]
     assert messages is not None
     with blame(param, AdapterError):
-        return await chat_ids(service, language, messages)
+        return await chat_ids(service, conventions, messages)
 
 
 async def _reference(
@@ -157,7 +157,7 @@ async def _reference(
     text = body.reference if isinstance(body.reference, str) else body.reference[index]
     if len(text) > MAX_COMPARE_TOKENS * CHARS_PER_TOKEN:
         raise RequestError(f"'reference' must have 1 to {MAX_COMPARE_TOKENS} tokens", "reference")
-    ids = await target.language.encode(text, add_special_tokens=False)
+    ids = await target.conventions.encode(text, add_special_tokens=False)
     if not 0 < len(ids) <= MAX_COMPARE_TOKENS:
         raise RequestError(
             f"'reference' must have 1 to {MAX_COMPARE_TOKENS} tokens, and has {len(ids)}", "reference"

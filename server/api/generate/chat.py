@@ -21,7 +21,7 @@ from manylora.server.api.http.state import ServiceState
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta
 from manylora.server.errors import RequestError
-from manylora.server.model.languages import Language
+from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import Service
 
 router = APIRouter(tags=["generate"])
@@ -55,15 +55,15 @@ class ChatEndpoint:
         self._max_tokens_name = max_tokens_name
         self._requests: list[GenerateRequest] = []
 
-    async def requests(self, language: Language) -> list[GenerateRequest]:
+    async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
         """The conversation in tokens."""
         body, service = self._body, self._service
         opened = body.add_generation_prompt is not False
-        ids = await chat_ids(service, language, body.messages, add_generation_prompt=opened)
+        ids = await chat_ids(service, conventions, body.messages, add_generation_prompt=opened)
         names = ("messages", self._max_tokens_name)
         budget = answer_budget(len(ids), self._max_tokens, service.max_model_len, names)
         top = 0 if body.top_logprobs is None else body.top_logprobs
-        tokenizer = language.tokenizer
+        tokenizer = conventions.tokenizer
         params = sampling_params(
             body,
             max_tokens=budget,

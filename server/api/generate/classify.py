@@ -27,7 +27,7 @@ from manylora.server.api.http.state import ServiceState
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
-from manylora.server.model.languages import Language
+from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import Service
 
 router = APIRouter(tags=["classify"])
@@ -103,11 +103,11 @@ class ClassifyEndpoint:
         self._classes: Classes | None = None
         self._id = new_id("classify")
 
-    async def requests(self, language: Language) -> list[GenerateRequest]:
+    async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
         """Each text in tokens, of which the last one's scores are wanted."""
-        classes = self._classes = language.classes
+        classes = self._classes = conventions.classes
         assert classes is not None, "only what classifies gets here"
-        self._texts = await _ids(self._service, language, self._body)
+        self._texts = await _ids(self._service, conventions, self._body)
         return [
             _request(self._service, self._body, ids, classes=classes, request_id=self._id)
             for ids in self._texts
@@ -154,17 +154,18 @@ def _check(service: Service, body: ClassifyBody) -> None:
         )
 
 
-async def _ids(service: Service, language: Language, body: ClassifyBody) -> list[Ids]:
+async def _ids(service: Service, conventions: TextConventions, body: ClassifyBody) -> list[Ids]:
     """The token ids of each text, cut as asked."""
     if body.messages is not None:
         opened = bool(body.add_generation_prompt)
-        ids = await chat_ids(service, language, body.messages, add_generation_prompt=opened)
+        ids = await chat_ids(service, conventions, body.messages, add_generation_prompt=opened)
         return [_cut(service, ids, body)]
     assert body.input is not None
     special = body.add_special_tokens is not False
     given = [text if isinstance(text, str) else _cut(service, text, body) for text in body.input]
     found = [
-        await prompt_ids(service, language, text, add_special_tokens=special, param="input") for text in given
+        await prompt_ids(service, conventions, text, add_special_tokens=special, param="input")
+        for text in given
     ]
     return [_cut(service, ids, body) for ids in found]
 

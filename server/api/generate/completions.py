@@ -21,8 +21,8 @@ from manylora.server.api.http.state import ServiceState
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta, TokenLogprob
 from manylora.server.errors import RequestError
-from manylora.server.model.languages import Language
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.conventions import TextConventions
+from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.service import Service
 
 router = APIRouter(tags=["generate"])
@@ -52,14 +52,14 @@ class CompletionEndpoint:
         self._body = body
         self._requests: list[GenerateRequest] = []
 
-    async def requests(self, language: Language) -> list[GenerateRequest]:
+    async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
         """Each prompt in tokens."""
         service, body = self._service, self._body
         special = body.add_special_tokens is not False
-        prompts = [await prompt_ids(service, language, p, add_special_tokens=special) for p in body.prompt]
+        prompts = [await prompt_ids(service, conventions, p, add_special_tokens=special) for p in body.prompt]
         request_id = new_id("cmpl")
         self._requests = [
-            _generate_request(service, body, ids, tokenizer=language.tokenizer, request_id=request_id)
+            _generate_request(service, body, ids, tokenizer=conventions.tokenizer, request_id=request_id)
             for ids in prompts
         ]
         return self._requests

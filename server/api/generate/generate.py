@@ -20,18 +20,18 @@ from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import FinishReason
 from manylora.server.errors import RequestError
 from manylora.server.experiments.experiments import Answering
-from manylora.server.model.languages import Language, Speaker
+from manylora.server.model.text.conventions import MixMember, TextConventions
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.service import Service
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What answers a request: revisions that are held, and the language they read and write."""
+    """What answers a request: revisions that are held, and the conventions they read and write."""
 
     mix: MixRequest
     held: HeldMix
-    language: Language
+    conventions: TextConventions
 
 
 class Endpoint(Protocol):
@@ -45,7 +45,7 @@ class Endpoint(Protocol):
     def input_param(self) -> str:
         """The parameter to blame for too many answers at once."""
 
-    async def requests(self, language: Language) -> Sequence[GenerateRequest]:
+    async def requests(self, conventions: TextConventions) -> Sequence[GenerateRequest]:
         """What the engine is asked: one request for each prompt, all with the same id."""
 
     async def respond(self, request: Request, generation: Generation) -> Response:
@@ -63,7 +63,7 @@ async def generate(service: Service, request: Request, mix: MixRequest, endpoint
         QueueFull, EngineDead, ContextTooLong: the engine doesn't take the prompts.
     """
     async with resolved(service, request, mix, classify=endpoint.classifies) as found:
-        requests = await endpoint.requests(found.language)
+        requests = await endpoint.requests(found.conventions)
         generation = await _submit_counted(service, request, found, requests, endpoint.input_param)
         service.adapters.experiments.remember(requests[0].request_id, found.held)
     return await endpoint.respond(request, generation)
@@ -97,7 +97,7 @@ async def resolved(
             )
         except AdapterError as error:
             raise Blamed(error, _param_of(service, mix, error)) from error
-        found = Resolved(mix, held, await _language(service, mix, held))
+        found = Resolved(mix, held, await _conventions(service, mix, held))
         _check_task(found, classify)
         yield found
 
@@ -110,7 +110,7 @@ def _param_of(service: Service, mix: MixRequest, error: AdapterError) -> str:
 
 
 def _check_task(found: Resolved, classify: bool | None) -> None:
-    held, param, classes = found.held, found.mix.param, found.language.classes
+    held, param, classes = found.held, found.mix.param, found.conventions.classes
     name = "the base model" if not found.mix.terms else f"'{held.served_model}'"
     if classify is False and classes is not None:
         raise RequestError(f"{name} classifies and writes no text: use /classify", param, "unsupported_task")
@@ -124,20 +124,20 @@ def _check_task(found: Resolved, classify: bool | None) -> None:
         raise RequestError(f"{name}: an adapter that classifies has no strength but 1", param)
 
 
-async def _language(service: Service, mix: MixRequest, held: HeldMix) -> Language:
+async def _conventions(service: Service, mix: MixRequest, held: HeldMix) -> TextConventions:
     if held.is_base:
-        return service.languages.base
+        return service.conventions.base
     labels = [part.partition("*")[0].removesuffix(".merged") for part in held.served_model.split("+")]
-    speakers = []
+    members = []
     for revision in held.members:
         short = revision.digest[:8]
         label = next((label for label in labels if label.endswith(f"@{short}")), short)
-        speakers.append(Speaker(label, revision.digest))
+        members.append(MixMember(label, revision.digest))
     try:
-        unread = service.languages.unread(revision.digest for revision in held.members)
+        unread = service.conventions.unread(revision.digest for revision in held.members)
         if unread or any(revision.pages is None for revision in held.members):
             await service.adapters.refetcher.ensure_on_disk(held, unread)
-        return await service.languages.of(speakers)
+        return await service.conventions.of(members)
     except MixError as error:
         raise Blamed(error, mix.param) from error
     except (ArtifactError, AdapterNotFound, SourceMissing, OSError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from manylora.server.engine.sequence import TokenLogprob
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.tokenizer import Tokenizer
 
 FLOOR = -9999.0  # stands for minus infinity, which JSON has not
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from manylora.server.api.generate.schemas import Message, Prompt
 from manylora.server.errors import ContextTooLong, RequestError
-from manylora.server.model.languages import Language
+from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import CHARS_PER_TOKEN, Service
 
 
 async def chat_ids(
-    service: Service, language: Language, messages: list[Message], *, add_generation_prompt: bool = True
+    service: Service,
+    conventions: TextConventions,
+    messages: list[Message],
+    *,
+    add_generation_prompt: bool = True,
 ) -> tuple[int, ...]:
     """The token ids of a conversation.
 
@@ -20,19 +24,19 @@ async def chat_ids(
     """
     rendered = [message.for_template() for message in messages]
     _check_size(service, sum(len(message["content"]) for message in rendered), "messages")
-    await _check_names(language, rendered)
-    text = await language.render(rendered, add_generation_prompt=add_generation_prompt)
+    await _check_names(conventions, rendered)
+    text = await conventions.render(rendered, add_generation_prompt=add_generation_prompt)
     _check_size(service, len(text), "messages")
-    return await language.encode(text, add_special_tokens=False)  # the template writes its own
+    return await conventions.encode(text, add_special_tokens=False)  # the template writes its own
 
 
-async def _check_names(language: Language, messages: list[dict[str, str]]) -> None:
+async def _check_names(conventions: TextConventions, messages: list[dict[str, str]]) -> None:
     """A ``name`` that changes nothing is refused rather than ignored."""
     named = [i for i, message in enumerate(messages) if "name" in message]
     if not named:
         return
     nameless = [{"role": message["role"], "content": message["content"]} for message in messages]
-    if await language.render(nameless) == await language.render(messages):
+    if await conventions.render(nameless) == await conventions.render(messages):
         param = f"messages[{named[0]}].name"
         raise RequestError(
             f"'{param}' is not supported: this model's chat template has no place for names",
@@ -43,7 +47,7 @@ async def _check_names(language: Language, messages: list[dict[str, str]]) -> No
 
 async def prompt_ids(
     service: Service,
-    language: Language,
+    conventions: TextConventions,
     prompt: Prompt,
     *,
     add_special_tokens: bool = True,
@@ -57,8 +61,8 @@ async def prompt_ids(
     """
     if isinstance(prompt, str):
         _check_size(service, len(prompt), param)
-        return await language.encode(prompt, add_special_tokens=add_special_tokens)
-    vocab_size = language.tokenizer.vocab_size
+        return await conventions.encode(prompt, add_special_tokens=add_special_tokens)
+    vocab_size = conventions.tokenizer.vocab_size
     if len(prompt) > service.max_model_len:  # told by answer_budget; its ids need no look
         return prompt
     if min(prompt) < 0 or max(prompt) >= vocab_size:

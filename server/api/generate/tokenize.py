@@ -17,7 +17,7 @@ from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
-from manylora.server.model.languages import Language
+from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import Service
 
 router = APIRouter(tags=["tokenize"])
@@ -53,8 +53,8 @@ async def tokenize(
 ) -> Response:
     """The ids exactly as a generation request would see them."""
     async with resolved(service, request, _mix(service, body.model), classify=None) as found:
-        ids = await _ids(service, found.language, body)
-        text = found.language.tokenizer.token_text
+        ids = await _ids(service, found.conventions, body)
+        text = found.conventions.tokenizer.token_text
         texts = [text(token) for token in ids] if body.return_token_strs else None
     return Json(
         {
@@ -66,14 +66,14 @@ async def tokenize(
     )
 
 
-async def _ids(service: Service, language: Language, body: TokenizeBody) -> tuple[int, ...]:
+async def _ids(service: Service, conventions: TextConventions, body: TokenizeBody) -> tuple[int, ...]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("Give either 'prompt' or 'messages'", "prompt")
     if body.prompt is not None:
         if body.add_generation_prompt is not None:
             raise RequestError("'add_generation_prompt' goes with 'messages'", "add_generation_prompt")
         return await prompt_ids(
-            service, language, body.prompt, add_special_tokens=body.add_special_tokens is not False
+            service, conventions, body.prompt, add_special_tokens=body.add_special_tokens is not False
         )
     if body.add_special_tokens:
         raise RequestError(
@@ -83,7 +83,7 @@ async def _ids(service: Service, language: Language, body: TokenizeBody) -> tupl
         )
     assert body.messages is not None
     return await chat_ids(
-        service, language, body.messages, add_generation_prompt=body.add_generation_prompt is not False
+        service, conventions, body.messages, add_generation_prompt=body.add_generation_prompt is not False
     )
 
 
@@ -95,7 +95,7 @@ async def detokenize(
 ) -> Response:
     """The text of ``tokens``, special ones written out."""
     async with resolved(service, request, _mix(service, body.model), classify=None) as found:
-        tokenizer = found.language.tokenizer
+        tokenizer = found.conventions.tokenizer
         if any(token >= tokenizer.vocab_size for token in body.tokens):
             raise RequestError(f"'tokens': token ids go from 0 to {tokenizer.vocab_size - 1}", "tokens")
         text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)

@@ -31,7 +31,7 @@ class Layer(ctypes.Structure):
 
 
 class Decoder(ctypes.Structure):
-    """A whole decoder."""
+    """The C struct of a whole decoder: sizes, weights and memory."""
 
     _fields_ = (
         ("layer", ctypes.POINTER(Layer)),
@@ -59,7 +59,7 @@ class Decoder(ctypes.Structure):
 
 
 class Lora(ctypes.Structure):
-    """The mixes of one step."""
+    """The C struct of the adapters that the sequences of a step run with."""
 
     _fields_ = (
         ("adapters", _I64),
@@ -76,7 +76,7 @@ class Lora(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    """One step."""
+    """The C struct of the arguments of one step."""
 
     _fields_ = (
         ("rows", _I64),

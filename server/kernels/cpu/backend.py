@@ -1,4 +1,4 @@
-"""The native step: the same arithmetic as ``reference.ReferenceStep``, in one call with the GIL released."""
+"""The native step: what ``reference.ReferenceStep`` computes, in one call with the GIL released."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ AHEAD_OF_TIME = Path(__file__).parent / "built"  # filled by ``manylora build-ke
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The loaded kernels."""
+    """The native kernels, loaded, and where they came from."""
 
     variant: Variant
     native: ctypes.CDLL

@@ -47,7 +47,7 @@ class PackedWeights:
         )
 
     def copy_layers(self) -> ctypes.Array[abi.Layer]:
-        """A table of the layers, to be changed at will; it points to memory of these weights."""
+        """A copy of the table of layers, to be changed at will; it points to memory of these weights."""
         return (abi.Layer * len(self._layers))(*self._layers)
 
     @property
@@ -104,7 +104,7 @@ class PackedWeights:
 
 
 class MergedLayers:
-    """See :class:`MergedWeights`: the base's table of layers, with other pointers in some places."""
+    """Merged weights for the native step: the base's table of layers, with other pointers in some places."""
 
     def __init__(self, native: ctypes.CDLL, base: PackedWeights, weights: DecoderWeights) -> None:
         self._native = native

@@ -14,7 +14,7 @@ from manylora.server.kernels.draws import Draws
 
 
 class NativeDraw:
-    """The same as ``reference.sampling.draw``, for logits on the CPU, read in place if they are float32.
+    """Draws tokens in C++ from logits on the CPU, which are read in place if they are float32.
     Not for two threads at once.
 
     Weights are within 2 ulp and sums are rounded otherwise, so that a share that lies that close to the
@@ -53,7 +53,7 @@ class NativeDraw:
 
 
 def _addresses(logits: torch.Tensor, replaced: Mapping[int, torch.Tensor]) -> np.ndarray:
-    """Where each row begins."""
+    """The address in memory at which each row of logits begins."""
     assert logits.stride(1) == 1
     starts = np.arange(len(logits), dtype=np.uintp) * (logits.stride(0) * logits.element_size())
     starts += logits.data_ptr()

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 logger = logging.getLogger(__name__)
+
+
+class Replayed(Protocol):
+    """Captured work that can be launched again, as a CUDA graph is."""
+
+    def replay(self) -> None:
+        """Launch it on the current stream."""
+
+
+Capture = Callable[[Callable[[], None]], Replayed]
 
 
 class CudaGraphs:
@@ -17,9 +27,10 @@ class CudaGraphs:
     A function must read and write memory that stays in place, and may not ask the device for anything.
     """
 
-    def __init__(self) -> None:
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        self._pool: Any = None  # replayed one after the other, they share their memory
+    def __init__(self, capture: Capture | None = None) -> None:
+        """``capture`` turns a function into its graph; without it, torch does."""
+        self._capture = GraphCapture() if capture is None else capture
+        self._graphs: dict[Hashable, Replayed] = {}
         self._broken = False
 
     def run(self, key: Hashable, function: Callable[[], None]) -> None:
@@ -29,7 +40,7 @@ class CudaGraphs:
             return
         if key not in self._graphs:
             try:
-                self._graphs[key] = self.capture(function)
+                self._graphs[key] = self._capture(function)
             except RuntimeError as error:  # what torch raises for every error of CUDA
                 self._broken = True
                 logger.warning("decode steps run without CUDA graphs: %s", error)
@@ -37,12 +48,15 @@ class CudaGraphs:
                 return
         self._graphs[key].replay()
 
-    def capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """A graph of what ``function`` launches, in the memory that all graphs share.
 
-        Raises:
-            RuntimeError: CUDA can't capture it.
-        """
+class GraphCapture:
+    """Runs functions under torch's capture of CUDA graphs."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None  # replayed one after the other, the graphs share their memory
+
+    def __call__(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """The graph of all that ``function`` launches. It is called once before it is captured."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         # Once without capturing: kernels are compiled and libraries take their workspaces on first use.

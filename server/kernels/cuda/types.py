@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-SUPPORTED = frozenset(_TYPES)
 
 
 def dot_type(dtype: torch.dtype) -> Any:

@@ -22,7 +22,7 @@ class PackedLinear:
         self._weight = weight if self._packed is None else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` [T, in] -> [T, out]."""
+        """The product of the rows ``x`` with the weight: [T, in] -> [T, out]."""
         if self._weight is not None:
             return F.linear(x, self._weight, self._bias)
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")  # type: ignore[no-any-return]

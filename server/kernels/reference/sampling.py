@@ -13,7 +13,7 @@ _PIECE = 256  # tokens whose probabilities are summed before the sums are
 
 
 def draw(draws: Draws) -> list[int]:
-    """One token per row, see :class:`Draws`."""
+    """Draw one token per row as :class:`Draws` defines it."""
     table = _table(draws)
     drawn = np.flatnonzero(draws.temperature)
     if not len(drawn):
@@ -45,7 +45,7 @@ def _likeliest(logits: torch.Tensor) -> list[int]:
 
 
 def _column(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    """[n, 1] on the device of ``like``."""
+    """``values`` [n] as a tensor [n, 1] on the device of ``like``."""
     return torch.from_numpy(values).to(like.device)[:, None]
 
 
@@ -68,7 +68,7 @@ def _draw(scaled: torch.Tensor, draws: Draws, rows: np.ndarray) -> torch.Tensor:
 
 
 def _rows(table: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-    """These rows, ascending: the table itself if all, else a copy. Fresh megabytes cost more than sums."""
+    """Some rows of a table, ascending: the table itself if all, else a copy. Copies cost more than sums."""
     return table if len(rows) == len(table) else table[rows]
 
 

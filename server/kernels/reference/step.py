@@ -133,12 +133,12 @@ class ReferenceStep:
         return x
 
     def _final(self, x: torch.Tensor) -> torch.Tensor:
-        """What the head is applied to."""
+        """The final hidden states that the output head is applied to."""
         return rms_norm(x, self._weights.final_norm, self._weights.eps)
 
 
 class _MergedLayers:
-    """See :class:`MergedWeights`."""
+    """Merged weights for the reference step: layers with other matrices in some places."""
 
     def __init__(self, base: Sequence[_Layer], weights: DecoderWeights) -> None:
         self.layers = list(base)

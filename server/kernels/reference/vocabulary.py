@@ -48,7 +48,7 @@ class VocabularyPlan:
 
     @torch.inference_mode()
     def prepare(self, inputs: StepInputs) -> StepInputs:
-        """The same step with the embeddings of its own rows given, and room for their hidden states."""
+        """The step with the embeddings of the rows concerned given, and room for their hidden states."""
         parts = [(g, g.rows) for g in self._groups if any(v.embedding for v, _ in g.members)]
         tokens = inputs.token_ids
         embedded = None

@@ -18,7 +18,7 @@ from manylora.adapters.format.artifact import Artifact, read_artifact
 from manylora.adapters.format.base import BaseModel, BaseVocabulary
 from manylora.adapters.format.text.conventions import MAX_TEMPLATE
 from manylora.adapters.store.store import RevisionStore
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.tokenizer import Tokenizer
 from tests.support.adapters import write_artifact
 from tests.support.artifact_cases import BASE, LIMITS, valid
 from tests.support.publishing import add_revision

@@ -1,20 +1,17 @@
-"""A tiny base and a maker of members."""
+"""Fixtures of a tiny base and of a maker of members."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from manylora.adapters.format.artifact import Limits, read_artifact
+from manylora.adapters.format.artifact import read_artifact
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.merge.recipe import Member
 from tests.support.adapters import base_of_directory, write_adapter
-
-Make = Callable[..., Member]
-LIMITS = Limits(max_rank=1024, max_bytes=1 << 30)
+from tests.support.members import LIMITS, Make
 
 
 @pytest.fixture(scope="session")

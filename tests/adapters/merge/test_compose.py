@@ -21,8 +21,8 @@ from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.provenance import read_provenance
 from manylora.adapters.merge.compose import Composition, compose, save
 from manylora.adapters.merge.recipe import Member, Recipe
-from tests.adapters.merge.conftest import LIMITS, Make
 from tests.support.adapters import write_kind
+from tests.support.members import LIMITS, Make
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 

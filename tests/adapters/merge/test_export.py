@@ -22,10 +22,10 @@ from manylora.adapters.format.artifact import read_artifact
 from manylora.adapters.merge.export import export
 from manylora.adapters.merge.export_plan import ExportPlan, plan_export
 from manylora.adapters.merge.recipe import Member
-from manylora.server.model.quantize import quantization_config
-from tests.adapters.merge.conftest import LIMITS
+from manylora.server.model.decoders.quantize import quantization_config
 from tests.support.adapter_kinds import write_kinds
 from tests.support.adapters import write_adapter
+from tests.support.members import LIMITS
 from tests.support.peft_oracle import summed
 from tests.support.tiny_models import tiny_model
 

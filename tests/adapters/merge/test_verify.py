@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from manylora.adapters.errors import MergeFailed
-from manylora.adapters.merge.verify import _load, _logits
+from manylora.adapters.merge.verify import load_model, random_prompt_logits
 from manylora.server.memory_budget import verification_dtype
 from tests.support.tiny_models import FAMILIES, tiny_model
 
@@ -18,9 +18,9 @@ from tests.support.tiny_models import FAMILIES, tiny_model
 def test_weights_in_16_bits_compute_like_float32(tmp_path: Path, family: str) -> None:
     whole = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path / "whole", family))
     whole.bfloat16().save_pretrained(tmp_path / "half")
-    model = _load(tmp_path / "half", torch.float32)
+    model = load_model(tmp_path / "half", torch.float32)
     wide = AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32).eval()
-    found, wanted = _logits(model), _logits(wide)
+    found, wanted = random_prompt_logits(model), random_prompt_logits(wide)
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 

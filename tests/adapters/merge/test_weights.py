@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from manylora.adapters.format.weights.delta import ModuleDelta
-from manylora.adapters.merge.verify import _add
+from manylora.adapters.merge.verify import add_beside
 from manylora.adapters.merge.weights import merged_bias, merged_weight
 
 INPUTS, OUTPUTS = 24, 16
@@ -49,7 +49,7 @@ def test_merged_is_unmerged(kinds: tuple[str, ...], own_bias: bool) -> None:
         (KINDS[kind], weight)
         for kind, weight in zip(kinds, (1.0, -0.7, 0.4, 2.0, 0.3, 1.1, 0.9), strict=False)
     )
-    expected = _add(parts, layer, (x,), layer(x))
+    expected = add_beside(parts, layer, (x,), layer(x))
     bias = merged_bias(layer.bias, parts)
     found = nn.functional.linear(x, merged_weight(layer.weight, parts), bias)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

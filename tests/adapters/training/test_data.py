@@ -20,7 +20,7 @@ from manylora.adapters.training.data.rows import (
 )
 from manylora.adapters.training.data.split import hold_out
 from manylora.adapters.training.data.summary import bars, example, histogram, summarize, summary_table
-from manylora.adapters.training.template import Encoded
+from manylora.adapters.training.data.template import Encoded
 from tests.support.training_data import chat, prepared, template, told, write
 
 USER = {"role": "user", "content": "hi"}

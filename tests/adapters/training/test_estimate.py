@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from manylora.adapters.training.estimate import Plan, estimate, target_table
-from manylora.adapters.training.estimate_table import estimate_tables, size
+from manylora.adapters.training.estimate.memory import Plan, estimate, target_table
+from manylora.adapters.training.estimate.tables import estimate_tables, size
 from tests.support.tiny_models import FAMILIES, tiny_model
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manylora.adapters.training.errors import GateFailed
-from manylora.adapters.training.export import write_model
+from manylora.adapters.training.run.export import write_model
 from tests.support.engine_harness import EngineHarness, hf_greedy
 from tests.support.training_runs import config, losses, run
 
@@ -49,7 +49,7 @@ def test_what_is_on_disk_must_be_what_was_trained(
         tensors["model.layers.1.mlp.down_proj.weight"] *= 0
         save_file(tensors, file, metadata={"format": "pt"})
 
-    monkeypatch.setattr("manylora.adapters.training.run.write_model", lose_a_layer)
+    monkeypatch.setattr("manylora.adapters.training.run.train.write_model", lose_a_layer)
     settings = config(tiny_llama, tmp_path, method="full", lora_r=16, max_steps=4)
     with pytest.raises(GateFailed, match="the model on disk is not what was trained"):
         run(settings)

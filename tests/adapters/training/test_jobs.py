@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from manylora.adapters.training.config_load import to_yaml
 from manylora.adapters.training.errors import TrainingConfigError
-from manylora.adapters.training.jobs import check_jobs
+from manylora.adapters.training.jobs.train_jobs import check_jobs
 from manylora.server.cli.main import app
 from tests.support.training_data import chat
 from tests.support.training_runs import ROWS, config, run

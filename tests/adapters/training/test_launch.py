@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from manylora.adapters.training.config_load import to_yaml
-from manylora.adapters.training.progress import read_metrics
+from manylora.adapters.training.session.metrics_log import read_metrics
 from manylora.server.cli.main import app
 from tests.support.paths import ROOT
 from tests.support.training_runs import ROWS, config, run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from manylora.adapters.training.run import train
+from manylora.adapters.training.run.train import train
 from tests.support.training_runs import LABELS, config
 
 pytestmark = pytest.mark.slow

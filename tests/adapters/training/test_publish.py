@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from manylora.adapters.training.errors import PublishError
-from manylora.adapters.training.publish import upload
+from manylora.adapters.training.run.upload import upload
 from tests.support.engine_harness import hf_greedy
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.training_runs import config, run

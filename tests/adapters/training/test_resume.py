@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from manylora.adapters.training.config_load import to_yaml
 from manylora.adapters.training.errors import CheckpointError, Interrupted
-from manylora.adapters.training.folder import Folder
-from manylora.adapters.training.progress import read_metrics
-from manylora.adapters.training.sft import SupervisedTrainer
+from manylora.adapters.training.session.folder import Folder
+from manylora.adapters.training.session.metrics_log import read_metrics
+from manylora.adapters.training.trainers.sft import SupervisedTrainer
 from tests.support.training_runs import ROWS, config, run
 
 pytestmark = pytest.mark.slow

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manylora.adapters.format.provenance import Provenance, read_provenance
-from manylora.adapters.training.build import build_trainer
 from manylora.adapters.training.errors import GateFailed, RunExists, TrainingError
-from manylora.adapters.training.progress import MetricsLog
-from manylora.adapters.training.run import judge, open_session
-from manylora.adapters.training.sft import SupervisedTrainer
+from manylora.adapters.training.run.train import judge
+from manylora.adapters.training.session.metrics_log import MetricsLog
+from manylora.adapters.training.session.session import open_session
+from manylora.adapters.training.trainers.build import build_trainer
+from manylora.adapters.training.trainers.sft import SupervisedTrainer
 from tests.support.engine_harness import EngineHarness, hf_greedy
 from tests.support.training_runs import ROWS, config, losses, run
 
@@ -152,12 +153,12 @@ def test_the_gate_refuses_what_was_not_trained(tiny_llama: Path, tmp_path: Path)
 
 
 def _trained(session: Any) -> Any:
-    from manylora.adapters.training.gate import probe
-    from manylora.adapters.training.run import Trained
+    from manylora.adapters.training.gate.publish_gate import gate_logits
+    from manylora.adapters.training.run.train import Trained
 
     model = session.loader.load_finished(session.folder.partial).model
     assert isinstance(model, PeftModel)
-    return Trained(probe(model, session), 4, 1.0, 1)
+    return Trained(gate_logits(model, session), 4, 1.0, 1)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(

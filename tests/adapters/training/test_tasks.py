@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from manylora.adapters.format.provenance import read_provenance
 from manylora.adapters.training.errors import GateFailed, TrainingConfigError
-from manylora.adapters.training.export import write_artifact
+from manylora.adapters.training.run.export import write_artifact
 from tests.support.classifiers import request_scores, scores_of
 from tests.support.engine_harness import EngineHarness
 from tests.support.peft_oracle import assert_logits_match
@@ -60,7 +60,7 @@ def test_other_labels_are_not_published(
         write_artifact(model, *rest, **options)
         model.config.id2label = {0: "1", 1: "0"}
 
-    monkeypatch.setattr("manylora.adapters.training.run.write_artifact", swapped)
+    monkeypatch.setattr("manylora.adapters.training.run.train.write_artifact", swapped)
     with pytest.raises(GateFailed, match=r"config\.json beside the adapter names other classes"):
         run(settings)
     assert not (tmp_path / "out" / "adapter").exists()

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from manylora.adapters.errors import ChatTemplateError
-from manylora.adapters.training.base import find_base
 from manylora.adapters.training.data.rows import ChatRow, Origin, PreferenceRow, TextRow
-from manylora.adapters.training.template import IGNORED, Encoded, Template
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.adapters.training.data.template import IGNORED, Encoded, Template
+from manylora.adapters.training.model.base import find_base
+from manylora.server.model.text.tokenizer import Tokenizer
 from tests.support.conversations import conversations
 from tests.support.tiny_models import CHAT_TEMPLATE
 from tests.support.training_data import EOS, chat, prepared, template, write

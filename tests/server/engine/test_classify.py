@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from manylora.server.model.fused import FusedDecoder
+from manylora.server.model.decoders.fused import FusedDecoder
 from tests.support.adapter_set import TARGETS, prompt_of
 from tests.support.adapters import write_adapter
-from tests.support.classifiers import PeftClassifier, make_classifier, request_scores, scores_of
+from tests.support.classifiers import (
+    PeftClassifier,
+    make_classifier,
+    request_scores,
+    scores_of,
+)
 from tests.support.engine_harness import EngineHarness, hf_greedy
 from tests.support.peft_oracle import Peft, assert_logits_match
 from tests.support.tiny_models import FUSED_FAMILIES, tiny_model

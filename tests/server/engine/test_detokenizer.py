@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from manylora.server.engine.detokenizer import Detokenizer
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.tokenizer import Tokenizer
 from tests.support.tiny_models import byte_tokenizer
 
 TOKENIZER = Tokenizer(byte_tokenizer())

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from manylora.server.model.fused import FusedDecoder
+from manylora.server.model.decoders.fused import FusedDecoder
 from tests.support.adapter_kinds import HookedModel, PeftPerAdapter, write_kinds
 from tests.support.adapter_set import prompt_of, recorded_logits
 from tests.support.engine_harness import EngineHarness

@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from manylora.server.model.fused import FusedDecoder
-from tests.support.adapter_set import AdapterSet, Ask, prompt_of, recorded_logits, tiny_adapter_set
+from manylora.server.model.decoders.fused import FusedDecoder
+from tests.support.adapter_set import (
+    AdapterSet,
+    Ask,
+    prompt_of,
+    recorded_logits,
+    tiny_adapter_set,
+)
 from tests.support.peft_oracle import Peft
 from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, tiny_model
 

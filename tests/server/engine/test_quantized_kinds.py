@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manylora.server.model.quantize import weight_of
+from manylora.server.model.decoders.quantize import weight_of
 from tests.support.adapter_kinds import PeftPerAdapter, write_kinds
 from tests.support.adapter_set import prompt_of, recorded_logits
 from tests.support.engine_harness import EngineHarness

@@ -12,7 +12,7 @@ from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.server.kernels.inputs import AdapterPages, ModuleShape, lora_inputs
 from manylora.server.kernels.reference.lora import LoraPlan
-from manylora.server.model.pages import PagePool
+from manylora.server.model.pages.pool import PagePool
 
 MODULES = (TargetModule("q", 40, 64), TargetModule("v", 40, 24), TargetModule("down", 100, 40))
 Mix = Sequence[tuple[int, float]]

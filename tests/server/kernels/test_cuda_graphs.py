@@ -7,17 +7,14 @@ from functools import partial
 import pytest
 import torch
 
-from manylora.server.kernels.cuda.graphs import CudaGraphs
+from manylora.server.kernels.cuda.graphs import CudaGraphs, Replayed
 
 
-def test_without_graphs_every_call_is_made(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refused(*_: object) -> None:
+def test_without_graphs_every_call_is_made(caplog: pytest.LogCaptureFixture) -> None:
+    def refused(_: object) -> Replayed:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(CudaGraphs, "capture", refused)
-    graphs, made = CudaGraphs(), list[str]()
+    graphs, made = CudaGraphs(refused), list[str]()
     for key in ("a", "a", "b"):
         graphs.run(key, partial(made.append, key))
     assert made == ["a", "a", "b"]
@@ -26,7 +23,7 @@ def test_without_graphs_every_call_is_made(
     ]
 
 
-def test_a_function_is_not_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_is_not_called_again() -> None:
     class Graph:
         replays = 0
 
@@ -35,8 +32,7 @@ def test_a_function_is_not_called_again(monkeypatch: pytest.MonkeyPatch) -> None
 
     one, other = Graph(), Graph()
     made = iter([one, other])
-    monkeypatch.setattr(CudaGraphs, "capture", lambda *_: next(made))
-    graphs = CudaGraphs()
+    graphs = CudaGraphs(lambda _: next(made))
     for key in ("a", "b", "a", "a"):
         graphs.run(key, lambda: pytest.fail("it was launched beside its graph"))
     assert (one.replays, other.replays) == (3, 1)

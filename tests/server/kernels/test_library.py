@@ -27,7 +27,7 @@ from manylora.server.kernels.cpu.build import (
     usable_variants,
 )
 from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, Library, cache_directory, find_library
-from manylora.server.model.loader import decoder_candidates, load_model
+from manylora.server.model.loading.loader import decoder_candidates, load_model
 from manylora.server.options.settings import Settings
 from manylora.server.service import build_service
 from tests.support.kernel_cases import library_of

@@ -18,8 +18,8 @@ import torch
 
 from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.cpu.build import Variant, usable_variants
-from manylora.server.model.fused import extract_weights
-from manylora.server.model.loader import load_model
+from manylora.server.model.decoders.fused import extract_weights
+from manylora.server.model.loading.loader import load_model
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import Answer, EngineHarness
 from tests.support.kernel_cases import library_of

@@ -30,7 +30,7 @@ from manylora.server.kernels.cpu import NativeStep, abi
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.cpu.library import Library
 from manylora.server.kernels.cpu.build import VARIANTS
-from tests.server.kernels.test_draws import PARAMS, draws_of
+from tests.support.draws import PARAMS, draws_of
 from tests.support.kernel_cases import VECTORS, Batcher, Pages, Shape, random_decoder
 
 library = Library(VARIANTS[-1], abi.load(Path(sys.argv[1])), "under test")

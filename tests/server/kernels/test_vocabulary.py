@@ -14,7 +14,7 @@ from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.inputs import AdapterPages, EmbeddedRows, StepInputs, lora_inputs
 from manylora.server.kernels.reference.step import ReferenceStep
 from manylora.server.kernels.reference.vocabulary import plan_vocabulary
-from manylora.server.model.tables import BaseTables, pack_vocabulary, place, row_prints
+from manylora.server.model.pages.tables import BaseTables, pack_vocabulary, place, row_hashes
 from tests.support.kernel_cases import Batcher, Pages, Shape, random_decoder
 
 V, D, R = 40, 16, 3
@@ -156,7 +156,7 @@ def test_copies_of_the_bases_rows_take_no_room() -> None:
     assert packed.tables["head"].tokens.tolist() == [3, 9]
     copies = VocabularyDelta(V, TableDelta(table=E.clone()), TableDelta(table=H.clone()))
     assert pack_vocabulary(copies, tables, torch.float32) is None
-    tables.let_go_of_head()
+    tables.drop_head()
     assert pack_vocabulary(copies, tables, torch.float32) is None
 
 
@@ -174,11 +174,11 @@ def test_trained_rows_win_over_the_table_they_lie_in() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_prints_tell_rows_apart_by_any_bit(dtype: torch.dtype) -> None:
     table = random(300, 7, seed=1).to(dtype)
-    assert len(set(row_prints(table).tolist())) == 300
+    assert len(set(row_hashes(table).tolist())) == 300
     other = table.clone()
     other[:, 3] = torch.nextafter(other[:, 3], torch.tensor(9.0, dtype=dtype))
-    assert not bool((row_prints(table) == row_prints(other)).any())
-    assert torch.equal(row_prints(table), row_prints(table.clone()))
+    assert not bool((row_hashes(table) == row_hashes(other)).any())
+    assert torch.equal(row_hashes(table), row_hashes(table.clone()))
 
 
 def test_the_native_step_takes_rows_and_gives_hidden_states() -> None:

@@ -17,7 +17,7 @@ from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.server.engine.sequence import ResolvedMix, Sequence
 from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.kernels.weights import MergedWeights
-from manylora.server.model.merging import merge, merged_elements
+from manylora.server.model.decoders.merging import merge, merged_elements
 from tests.support.adapter_kinds import write_kinds
 from tests.support.adapter_set import prompt_of, recorded_logits
 from tests.support.adapters import write_adapter

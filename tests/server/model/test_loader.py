@@ -16,9 +16,9 @@ from transformers import AutoConfig
 
 from manylora.server.errors import ConfigError, ModelRefused
 from manylora.server.kernels.weights import dense
-from manylora.server.model.fused import FusedDecoder
-from manylora.server.model.generic import GenericDecoder
-from manylora.server.model.loader import (
+from manylora.server.model.decoders.fused import FusedDecoder
+from manylora.server.model.decoders.generic import GenericDecoder
+from manylora.server.model.loading.loader import (
     LoadedModel,
     context_length,
     decoder_candidates,

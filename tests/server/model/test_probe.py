@@ -13,12 +13,12 @@ from torch import nn
 
 from manylora.server.errors import ModelRefused
 from manylora.server.kernels.inputs import AdapterPages, StepInputs
-from manylora.server.model.decoder import Decoder
-from manylora.server.model.fused import FusedDecoder
-from manylora.server.model.generic import GenericDecoder
-from manylora.server.model.loader import LoadedModel, decoder_candidates, describe_base, load_model
-from manylora.server.model.pages import PagePool
-from manylora.server.model.probe import PROBE_BLOCKS, TOLERANCE, probe, probe_adapters
+from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.decoders.fused import FusedDecoder
+from manylora.server.model.decoders.generic import GenericDecoder
+from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, describe_base, load_model
+from manylora.server.model.loading.probe import PROBE_BLOCKS, TOLERANCE, probe, probe_adapters
+from manylora.server.model.pages.pool import PagePool
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import EngineHarness
 from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, tiny_model

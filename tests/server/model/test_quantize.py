@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from manylora.server.errors import ConfigError, ModelRefused
 from manylora.server.kernels.reference.quantized import Int8Linear, dequantize_4bit
-from manylora.server.model import quantize
-from manylora.server.model.fused import FusedDecoder
-from manylora.server.model.generic import GenericDecoder
-from manylora.server.model.loader import LoadedModel, decoder_candidates, load_model
-from manylora.server.model.pages import PagePool
-from manylora.server.model.probe import PROBE_BLOCKS, probe
+from manylora.server.model.decoders import quantize
+from manylora.server.model.decoders.fused import FusedDecoder
+from manylora.server.model.decoders.generic import GenericDecoder
+from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, load_model
+from manylora.server.model.loading.probe import PROBE_BLOCKS, probe
+from manylora.server.model.pages.pool import PagePool
 from manylora.server.options.settings import Settings
 from manylora.server.service import build_service
 from tests.support.tiny_models import tiny_model

@@ -12,7 +12,7 @@ import pytest
 
 from manylora.adapters.errors import ChatTemplateError
 from manylora.server.errors import QueueFull
-from manylora.server.model.templates import Conversation, TemplateProcesses
+from manylora.server.model.text.templates import Conversation, TemplateProcesses
 from tests.support.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 
 MESSAGES = [{"role": "system", "content": "s\ud800"}, {"role": "user", "content": "hi <é> 'x'"}]

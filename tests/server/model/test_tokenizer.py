@@ -13,7 +13,7 @@ from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from manylora.server.errors import ModelRefused, RequestError
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.tokenizer import Tokenizer
 from tests.support.tiny_models import byte_tokenizer
 
 TOKENIZER = Tokenizer(byte_tokenizer())

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from manylora.server.errors import ConfigError
-from manylora.server.model import fused
-from manylora.server.model.fused import FusedDecoder, native_backend
-from manylora.server.model.loader import LoadedModel, decoder_candidates, load_model
-from manylora.server.model.pages import PagePool
-from manylora.server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
+from manylora.server.model.decoders import fused
+from manylora.server.model.decoders.fused import FusedDecoder, native_backend
+from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, load_model
+from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
+from manylora.server.model.pages.pool import PagePool
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 

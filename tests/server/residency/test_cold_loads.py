@@ -13,8 +13,8 @@ import manylora.server.residency.revision_loader as library_module
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.adapters.format.files import KEPT_NAMES
-from manylora.server.model import packing
-from manylora.server.model.packed_file import PREFIX
+from manylora.server.model.pages import packing
+from manylora.server.model.pages.packed_file import PREFIX
 from tests.support.adapter_manager import ManagerSetup, open_manager_setup
 from tests.support.engine_harness import EngineHarness
 
@@ -33,7 +33,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return packing.fold(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(library_module, "read_artifact", reading)
-    monkeypatch.setattr("manylora.server.model.pages.fold", folding)
+    monkeypatch.setattr("manylora.server.model.pages.pool.fold", folding)
     return counted
 
 

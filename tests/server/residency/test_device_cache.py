@@ -11,8 +11,8 @@ import pytest
 
 import manylora.server.residency.device_cache as device_cache_module
 import manylora.server.residency.revision_loader as loader_module
-from manylora.server.model.packed_file import read_packed
-from manylora.server.model.pages import PackedAdapter
+from manylora.server.model.pages.packed_file import read_packed
+from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.residency.revision import Revision
 from tests.support.adapter_manager import ManagerSetup
 from tests.support.small_device_cache import SmallDeviceCache, cancel, waiting_for

@@ -20,8 +20,8 @@ from manylora.adapters.store.derived_files import keep_beside
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.kernels.buffers import ReusedMemory
 from manylora.server.kernels.inputs import ClassPages, TablePages, VectorPages, VocabularyPages
-from manylora.server.model.packed_file import PREFIX, Packing, read_packed, serialize
-from manylora.server.model.pages import PackedAdapter
+from manylora.server.model.pages.packed_file import PREFIX, Packing, read_packed, serialize
+from manylora.server.model.pages.pool import PackedAdapter
 
 MODULES = (TargetModule("q", 40, 64), TargetModule("v", 40, 24))
 DIGEST = "d1" * 32

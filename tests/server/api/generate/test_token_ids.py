@@ -12,8 +12,8 @@ import pytest
 from manylora.server.api.generate.schemas import Message
 from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
 from manylora.server.errors import ContextTooLong, RequestError
-from manylora.server.model.languages import Language
-from manylora.server.model.tokenizer import Tokenizer
+from manylora.server.model.text.conventions import TextConventions
+from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.service import Service
 from tests.support.running_server import tiny_service
 from tests.support.tiny_models import byte_tokenizer
@@ -29,10 +29,10 @@ def service(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[S
     asyncio.run(service.adapters.close())
 
 
-def _with_template(template: str | None) -> Language:
+def _with_template(template: str | None) -> TextConventions:
     hf = byte_tokenizer()
     hf.chat_template = template
-    return Language(Tokenizer(hf))
+    return TextConventions(Tokenizer(hf))
 
 
 def _message(role: str = "user", content: str = "Hi", **fields: Any) -> Message:
@@ -47,7 +47,7 @@ async def test_a_name_reaches_a_template_that_uses_it(service: Service) -> None:
 
 async def test_a_name_that_would_be_ignored_is_refused(service: Service) -> None:
     with pytest.raises(RequestError) as refused:
-        await chat_ids(service, service.languages.base, [_message(), _message(name="Bob")])
+        await chat_ids(service, service.conventions.base, [_message(), _message(name="Bob")])
     assert refused.value.param == "messages[1].name"
 
 
@@ -64,6 +64,6 @@ async def test_a_model_without_template(service: Service) -> None:
 
 async def test_long_texts_go_to_a_thread_and_come_back_the_same(service: Service) -> None:
     text = "long " * 8000
-    assert await prompt_ids(service, service.languages.base, text) == tuple(service.tokenizer.encode(text))
+    assert await prompt_ids(service, service.conventions.base, text) == tuple(service.tokenizer.encode(text))
     with pytest.raises(ContextTooLong):
-        await prompt_ids(service, service.languages.base, text * 10)
+        await prompt_ids(service, service.conventions.base, text * 10)

@@ -1,0 +1,1 @@
+"""How much memory a run would need, told before it starts."""

@@ -1,0 +1,171 @@
+"""How a finished adapter and its base score on held-out rows, and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from manylora.adapters.training.data.cut import Item
+from manylora.adapters.training.data.template import IGNORED, Encoded, EncodedPair, EncodedText
+from manylora.adapters.training.model.forward import (
+    Answered,
+    class_logits,
+    greedy,
+    learned_logits,
+    sample_prompt_ids,
+)
+from manylora.adapters.training.model.loading import Finished
+from manylora.adapters.training.session.session import Session
+
+MAX_EXACT_TOKENS = 32  # answers of that length can be expected to be repeated exactly
+MAX_GENERATED = 16  # held-out rows that are answered
+MAX_SAMPLES = 4  # held-out rows shown where no sample prompts are given
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt with both answers; ``expected`` is the row's own answer, where there is one."""
+
+    prompt: str
+    base: str
+    adapter: str
+    expected: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Scores by name, of the base and with the adapter; higher is better for all but loss."""
+
+    base: dict[str, float]
+    adapter: dict[str, float]
+    samples: tuple[Sample, ...]
+
+
+def measure_baseline(finished: Finished, session: Session) -> Baseline:
+    """Measure what was read back, and the base, on the held-out rows."""
+    held_out = () if session.prepared.eval is None else session.prepared.eval.sequences
+    scores: list[dict[str, float]] = [{}, {}]
+    if held_out:
+        with finished.base() as base_model:
+            scores[0] = _scores(base_model, held_out, session)
+        scores[1] = _scores(finished.model, held_out, session)
+    if session.config.task == "classification":
+        if held_out:
+            scores[0] = _majority(session, held_out)
+        return Baseline(scores[0], scores[1], ())
+    base, adapter, samples = _generated(finished, session, held_out)
+    return Baseline(scores[0] | base, scores[1] | adapter, samples)
+
+
+def _scores(model: Any, items: Sequence[Item], session: Session) -> dict[str, float]:
+    pad_id = session.base.pad_id
+    if session.config.task == "classification":
+        texts = [item for item in items if isinstance(item, EncodedText)]
+        logits = class_logits(model, [item.input_ids for item in texts], pad_id)
+        labels = torch.tensor([item.label for item in texts])
+        accuracy = float((logits.argmax(-1) == labels).float().mean())
+        return {"loss": float(functional.cross_entropy(logits, labels)), "accuracy": accuracy}
+    if session.config.task == "dpo":
+        return _preference_scores(model, items, pad_id)
+    rows = [(item.input_ids, item.labels) for item in items if isinstance(item, Encoded)]
+    total, right, count = 0.0, 0, 0
+    for logits, labels in learned_logits(model, rows, pad_id):
+        total += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        right += int((logits.argmax(-1) == labels).sum())
+        count += len(labels)
+    return {"loss": total / count, "token accuracy": right / count}
+
+
+def _preference_scores(model: Any, items: Sequence[Item], pad_id: int) -> dict[str, float]:
+    """How often the better answer is the likelier one, and by how much (nats) on average."""
+    rows = []
+    for item in items:
+        if isinstance(item, EncodedPair):
+            for answer in (item.chosen_ids, item.rejected_ids):
+                labels = [IGNORED] * len(item.prompt_ids) + answer
+                rows.append((item.prompt_ids + answer, labels))
+    likelihoods = [
+        -float(functional.cross_entropy(logits, labels, reduction="sum"))
+        for logits, labels in learned_logits(model, rows, pad_id)
+    ]
+    margins = torch.tensor(likelihoods[::2]) - torch.tensor(likelihoods[1::2])
+    return {"better answer likelier": float((margins > 0).float().mean()), "margin": float(margins.mean())}
+
+
+def _majority(session: Session, held_out: Sequence[Item]) -> dict[str, float]:
+    """The base has no head of its own: what always naming the most frequent class would score."""
+    train = [item.label for item in session.prepared.train.sequences if isinstance(item, EncodedText)]
+    most = max(set(train), key=train.count)
+    labels = [item.label for item in held_out if isinstance(item, EncodedText)]
+    return {"accuracy": labels.count(most) / len(labels)}
+
+
+def _generated(
+    finished: Finished, session: Session, held_out: Sequence[Item]
+) -> tuple[dict[str, float], dict[str, float], tuple[Sample, ...]]:
+    """Answers to held-out rows and to the sample prompts: exact matches, ends, and samples."""
+    asked = [_asked(item) for item in held_out[:MAX_GENERATED]]
+    prompts = [prompt for prompt, _ in asked]
+    extra = sample_prompt_ids(session.base.template, session.config.sample_prompts)
+    answers = answer_both(finished, session, [*prompts, *extra])
+    scores = [_answer_scores(asked, side[: len(asked)], session) for side in answers]
+    decode = session.base.tokenizer.decode
+    shown = list(range(len(asked), len(asked) + len(extra))) or list(range(min(MAX_SAMPLES, len(asked))))
+    samples = tuple(
+        Sample(
+            prompt=decode([*prompts, *extra][index], skip_special_tokens=False),
+            base=decode(answers[0][index].token_ids),
+            adapter=decode(answers[1][index].token_ids),
+            expected=decode(asked[index][1], skip_special_tokens=True) if index < len(asked) else None,
+        )
+        for index in shown
+    )
+    return scores[0], scores[1], samples
+
+
+def answer_both(
+    finished: Finished, session: Session, prompts: Sequence[list[int]]
+) -> tuple[list[Answered], list[Answered]]:
+    """Greedy answers of the base and of the adapter."""
+    options: dict[str, Any] = {
+        "eos_ids": session.base.eos_ids,
+        "pad_id": session.base.pad_id,
+        "max_new_tokens": session.config.sample_tokens,
+    }
+    if not prompts:
+        return [], []
+    with finished.base() as model:
+        base = greedy(model, prompts, **options)
+    return base, greedy(finished.model, prompts, **options)
+
+
+def _answer_scores(
+    asked: Sequence[tuple[list[int], list[int]]], answers: Sequence[Answered], session: Session
+) -> dict[str, float]:
+    if not asked:
+        return {}
+    scores = {"ends by itself": sum(answer.stopped for answer in answers) / len(answers)}
+    longest = max(len(expected) for _, expected in asked)
+    if session.config.task == "sft" and longest <= min(MAX_EXACT_TOKENS, session.config.sample_tokens):
+        exact = [
+            answer.token_ids == [token for token in expected if token not in session.base.eos_ids]
+            for (_, expected), answer in zip(asked, answers, strict=True)
+        ]
+        scores["exact match"] = sum(exact) / len(exact)
+    return scores
+
+
+def _asked(item: Item) -> tuple[list[int], list[int]]:
+    """The prompt of the last learned answer of a sequence, and that answer."""
+    if isinstance(item, EncodedPair):
+        return item.prompt_ids, item.chosen_ids
+    assert isinstance(item, Encoded), "a classifier answers nothing"
+    end = max(index for index, label in enumerate(item.labels) if label != IGNORED) + 1
+    start = end
+    while start > 0 and item.labels[start - 1] != IGNORED:
+        start -= 1
+    return item.input_ids[:start], item.input_ids[start:end]

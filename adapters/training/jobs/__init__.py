@@ -1,0 +1,1 @@
+"""Several adapters trained at once on one copy of the base."""

@@ -1,0 +1,1 @@
+"""The model of a run: the base, the adapter on it, and forward passes outside of training."""

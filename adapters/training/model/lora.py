@@ -1,0 +1,154 @@
+"""A fresh LoRA adapter on the base of a run: which layers it is put on, and how it begins."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft import EvaConfig, LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor
+from transformers import set_seed
+from transformers.pytorch_utils import Conv1D
+
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.errors import TrainingConfigError
+
+_ATTENTION = re.compile(r"(self_|cross_|encoder_)?(attn|attention)")
+
+EVA_REDISTRIBUTION = 2.0  # with EVA a layer gets at most this many times the rank
+
+InitialWeights = dict[str, tuple[Tensor, Tensor]]  # module -> (A [r, in], B [out, r]) before training
+
+
+def add_adapter(model: Any, config: TrainConfig) -> tuple[Any, InitialWeights]:
+    """Put a fresh adapter on ``model``, whose weights olora and pissa change.
+
+    Returns:
+        The PEFT model, trainable in fp32; and A and B as they are now where the init changed the base.
+    """
+    set_seed(config.seed)
+    before = model.dtype
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="lora with eva initialization")
+        peft = get_peft_model(model, lora_config(model, config))
+    trainable_in_fp32(peft)
+    _cast_around_full_modules(peft, before)
+    initial = {key: (a.detach().cpu().clone(), b.detach().cpu().clone()) for key, a, b, _ in lora_pairs(peft)}
+    return peft, initial if config.converted else {}
+
+
+def _cast_around_full_modules(model: Any, dtype: torch.dtype) -> None:
+    """Let modules that are trained in full take and give the base's ``dtype`` though their weights are fp32.
+
+    The output head, which is no part of the base's body, gives fp32.
+    """
+
+    def take(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.to(module.weight.dtype) if x.is_floating_point() else x for x in inputs)
+
+    def give(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        return output.to(dtype)
+
+    for name, wrapper in model.base_model.model.named_modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            module = wrapper.modules_to_save["default"]
+            module.register_forward_pre_hook(take)
+            if "." in name:
+                module.register_forward_hook(give)
+
+
+def trainable_in_fp32(model: Any) -> None:
+    """Small updates would be lost in the rounding of 16-bit weights."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def lora_pairs(model: Any) -> Iterator[tuple[str, Tensor, Tensor, float]]:
+    """(module of the base, A [r, in], B [out, r], scaling) of every LoRA linear layer."""
+    for name, module in model.base_model.model.named_modules():
+        if isinstance(module, LoraLayer) and "default" in module.lora_A:
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            yield name, a, b, float(module.scaling["default"])
+
+
+def lora_config(model: Any, config: TrainConfig) -> LoraConfig:
+    """PEFT's configuration of the adapter."""
+    init: bool | str = True if config.init == "default" else config.init
+    with warnings.catch_warnings():
+        # PEFT can't convert this combination; manylora.adapters.training.run.export can.
+        warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
+        return _lora_config(model, config, init)
+
+
+def _lora_config(model: Any, config: TrainConfig, init: bool | str) -> LoraConfig:
+    return LoraConfig(
+        task_type="SEQ_CLS" if config.task == "classification" else "CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=int(config.alpha) if config.alpha.is_integer() else config.alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets(model, config.target_modules),
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern={key: int(v) if v.is_integer() else v for key, v in config.alpha_pattern.items()},
+        fan_in_fan_out=has_conv1d(model),
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init_lora_weights=init,
+        eva_config=EvaConfig(rho=EVA_REDISTRIBUTION) if init == "eva" else None,
+        modules_to_save=list(config.modules_to_save) or None,
+    )
+
+
+def targets(model: Any, wanted: tuple[str, ...]) -> str | list[str]:
+    """What PEFT is given for ``target_modules``.
+
+    Raises:
+        TrainingConfigError: a name fits no module, or the model has no layers of the wanted kind.
+    """
+    if wanted == ("all-linear",):
+        return "all-linear"
+    linear = [name for name, module in model.named_modules() if _is_linear(module)]
+    if wanted[0] in ("attention", "mlp"):
+        found = block_layers(linear, attention=wanted[0] == "attention")
+        if not found:
+            raise TrainingConfigError(
+                f"--target-modules {wanted[0]}: this model has no such layers; name them"
+            )
+        return found
+    for target in wanted:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            ends = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise TrainingConfigError(
+                f"--target-modules {target}: no linear layer is called that; there are {ends}"
+            )
+    return list(wanted)
+
+
+def block_layers(names: list[str], *, attention: bool) -> list[str]:
+    """The names, from their block on, of the linear layers inside or outside of attention."""
+    found = set()
+    for name in names:
+        before, _, inside = _last_number(name)
+        if before and any(_ATTENTION.fullmatch(part) for part in inside.split(".")) == attention:
+            found.add(inside)
+    return sorted(found)
+
+
+def _last_number(name: str) -> tuple[str, str, str]:
+    """``model.layers.3.mlp.up_proj`` -> (``model.layers``, ``3``, ``mlp.up_proj``); empty before if none."""
+    match = re.fullmatch(r"(.*)\.(\d+)\.(.*)", name)
+    return (match[1], match[2], match[3]) if match else ("", "", name)
+
+
+def has_conv1d(model: Any) -> bool:
+    """Whether linear layers are GPT-2's Conv1D, whose weights are [in, out]."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear | Conv1D)

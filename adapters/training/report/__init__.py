@@ -1,0 +1,1 @@
+"""What a run leaves for people to read: model card, HTML report and curves."""

@@ -1,0 +1,232 @@
+"""One training run from configuration to published adapter (or model)."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import TrainerState
+
+from manylora.adapters.store.disk import sync_path
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.errors import Interrupted, TrainingConfigError
+from manylora.adapters.training.gate.baseline import Baseline, measure_baseline
+from manylora.adapters.training.gate.publish_gate import (
+    GateLogits,
+    GateResult,
+    check,
+    check_classes,
+    gate_logits,
+)
+from manylora.adapters.training.model.lora import InitialWeights
+from manylora.adapters.training.report.card import Outcome, card
+from manylora.adapters.training.report.page import write_report
+from manylora.adapters.training.run.export import (
+    read_initial,
+    round_as_saved,
+    save_initial,
+    write_artifact,
+    write_model,
+)
+from manylora.adapters.training.run.upload import upload
+from manylora.adapters.training.session.folder import Folder
+from manylora.adapters.training.session.metrics_log import MetricsLog, read_metrics
+from manylora.adapters.training.session.processes import is_main_process, spreads_the_model
+from manylora.adapters.training.session.session import Session, open_session
+from manylora.adapters.training.trainers.build import build_trainer
+from manylora.adapters.training.trainers.callbacks import (
+    BarCallback,
+    CheckpointCallback,
+    LogCallback,
+    StopCallback,
+    stop_on_signals,
+)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training run made: where it lies, how it was judged, what was measured."""
+
+    adapter: Path  # the published artifact; of a full fine-tuning the model's directory
+    steps: int
+    seconds: float  # of training
+    baseline: Baseline
+    gate: GateResult
+    metrics: tuple[dict[str, Any], ...]  # the lines of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is left of the trained model once it is freed."""
+
+    logits: GateLogits
+    steps: int
+    seconds: float
+    trainable: int
+
+
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> TrainingResult | None:
+    """Train one adapter and publish it to ``output_dir/adapter``.
+
+    Args:
+        resume: go on from the last checkpoint in ``output_dir``.
+        overwrite: replace the run in ``output_dir``.
+        console: where progress is shown; None works silently.
+
+    Returns:
+        The result; None in the processes of a distributed run that write no files.
+
+    Raises:
+        DataError: the data can't be trained on; nothing has been written.
+        RunExists, CheckpointError: ``output_dir`` is not as ``resume`` and ``overwrite`` say.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
+        GateFailed: the adapter would not serve as trained; it was not published.
+        PublishError: the server did not take the adapter, which stays in ``output_dir``.
+        AdapterError: anything else that stops a run, as a sentence.
+    """
+    console = Console(quiet=True) if console is None or not is_main_process() else console
+    session = open_session(config, console)
+    checkpoint = _begin(session, resume=resume, overwrite=overwrite)
+    trained = _fit(session, checkpoint, console)
+    if not is_main_process():
+        return None
+    baseline, gate = judge(session, trained, console)
+    outcome = Outcome(
+        baseline,
+        gate,
+        read_metrics(session.folder.metrics),
+        trained.steps,
+        trained.seconds,
+        trained.trainable,
+    )
+    finish(session, outcome, console)
+    return TrainingResult(
+        session.folder.finished, trained.steps, trained.seconds, baseline, gate, tuple(outcome.metrics)
+    )
+
+
+def _begin(session: Session, *, resume: bool, overwrite: bool) -> Path | None:
+    """Make the output directory ready; the checkpoint to go on from, if any. Only the main process writes."""
+    folder = session.folder
+    if not is_main_process():
+        return folder.last_checkpoint() if resume else None
+    return folder.begin(session.config, session.prepared.digest, resume=resume, overwrite=overwrite)
+
+
+def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained:
+    """Train, and leave the artifact in the run's partial directory."""
+    stop, bar, log = StopCallback(), BarCallback(console), MetricsLog(session.folder.metrics)
+    if checkpoint is not None and is_main_process():
+        log.rewind(int(checkpoint.name.rpartition("-")[2]))
+    if session.config.is_full and spreads_the_model():
+        raise TrainingConfigError("--method full: not with FSDP or DeepSpeed, which spread the weights")
+    trainer, initial = build_trainer(session, [LogCallback(log), CheckpointCallback(), bar, stop], log)
+    initial = _keep_initial(session.folder, initial, resumed=checkpoint is not None)
+    started = time.monotonic()
+    try:
+        with stop_on_signals(stop):
+            _train(trainer, checkpoint)
+    finally:
+        bar.close()
+    seconds = time.monotonic() - started
+    if stop.signal is not None:
+        raise Interrupted(
+            f"stopped by {stop.signal.name} at step {trainer.state.global_step} of "
+            f"{trainer.state.max_steps}; --resume goes on from there"
+        )
+    return _export(session, trainer, initial, seconds)
+
+
+def _train(trainer: Any, checkpoint: Path | None) -> None:
+    """The steps that are left; none after the last one, where transformers would take one more."""
+    state = (
+        None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    )
+    if state is None or state.global_step < state.max_steps or spreads_the_model():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return
+    trainer.state = state
+    trainer._load_from_checkpoint(state.best_model_checkpoint or str(checkpoint))
+
+
+def _keep_initial(folder: Folder, initial: InitialWeights, *, resumed: bool) -> InitialWeights:
+    if not initial:
+        return initial
+    if resumed:
+        return read_initial(folder.initial)
+    if is_main_process():
+        save_initial(initial, folder.initial)
+    return initial
+
+
+def _export(session: Session, trainer: Any, initial: InitialWeights, seconds: float) -> Trained:
+    """Write the artifact and compute the logits that the gate compares; the model is freed on return."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    round_as_saved(model, session)
+    logits = gate_logits(model, session)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if is_main_process():
+        partial = session.folder.partial
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        if session.config.is_full:
+            write_model(model, session, partial)
+        else:
+            write_artifact(model, session, partial, initial=initial, state=state)
+        session.base.tokenizer.save_pretrained(partial)
+        if session.prepared.classes:
+            model.config.save_pretrained(partial)  # names the classes
+    steps = trainer.state.global_step
+    trainer.accelerator.free_memory()
+    return Trained(logits, steps, seconds, trainable)
+
+
+def judge(session: Session, trained: Trained, console: Console) -> tuple[Baseline, GateResult]:
+    """Reload what was written onto a pristine base, compare, and measure it beside the base."""
+    gc.collect()
+    if session.loader.device.type == "cuda":
+        torch.cuda.empty_cache()
+    console.print(f"reading the {session.config.product} back, and comparing it with what was trained")
+    finished = session.loader.load_finished(session.folder.partial)
+    reloaded = gate_logits(finished.model, session)
+    with finished.base() as model:
+        base = gate_logits(model, session)
+    gate = check(trained.logits, reloaded, base, session)
+    check_classes(session)
+    return measure_baseline(finished, session), gate
+
+
+def finish(session: Session, outcome: Outcome, console: Console) -> None:
+    """Publish what was made, write the report, and send an adapter to a server where one is named."""
+    config = session.config
+    _publish(session, outcome)
+    write_report(session, outcome)
+    console.print(f"{config.product}: {session.folder.finished}", highlight=False, soft_wrap=True)
+    if config.publish is not None:
+        upload(session.folder.finished, config.publish, config.adapter_name)
+        console.print(f"served as {config.adapter_name} at {config.publish}", highlight=False, soft_wrap=True)
+
+
+def _publish(session: Session, outcome: Outcome) -> None:
+    """Add the card, flush everything, and let the result appear by one rename."""
+    folder = session.folder
+    (folder.partial / "README.md").write_text(card(session, outcome), encoding="utf-8")
+    for path in (*folder.partial.iterdir(), folder.partial):
+        sync_path(path)
+    if folder.finished.exists():  # of the same run, before it was resumed
+        shutil.rmtree(folder.finished)
+    folder.partial.rename(folder.finished)
+    sync_path(folder.root)

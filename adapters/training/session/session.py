@@ -1,0 +1,48 @@
+"""Everything that a run is made of, found and checked before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from manylora.adapters.format.provenance import Provenance
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.data.prepare import Prepared
+from manylora.adapters.training.data.summary import show_data
+from manylora.adapters.training.model.base import Base, find_base
+from manylora.adapters.training.model.loading import BaseLoader
+from manylora.adapters.training.session.folder import Folder
+from manylora.adapters.training.session.prepare_data import prepare_data
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything a run is made of before it starts."""
+
+    config: TrainConfig
+    base: Base
+    prepared: Prepared
+    folder: Folder
+    loader: BaseLoader
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the adapter's file says of its base."""
+        return Provenance(self.config.quantization, self.base.fingerprint)
+
+
+def open_session(config: TrainConfig, console: Console) -> Session:
+    """Find the base, check the data and show what is in it."""
+    transformers_logging.disable_progress_bar()
+    base = find_base(config.base_model)
+    prepared = prepare_data(config, base)
+    show_data(prepared, console)
+    return Session(
+        config,
+        base,
+        prepared,
+        Folder(config.output_dir, config.product),
+        BaseLoader(config, base, prepared.classes),
+    )

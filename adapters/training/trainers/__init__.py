@@ -1,0 +1,1 @@
+"""The trainers of the tasks, with their arguments, data sets and callbacks."""

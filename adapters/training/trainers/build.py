@@ -1,0 +1,121 @@
+"""The trainer of a run's task, with its model, data and arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from trl import DPOConfig, SFTConfig
+
+from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.data.prepare import Prepared
+from manylora.adapters.training.errors import TrainingConfigError
+from manylora.adapters.training.model.eva import initialize_eva
+from manylora.adapters.training.model.forward import greedy, sample_prompt_ids
+from manylora.adapters.training.model.lora import InitialWeights, add_adapter, trainable_in_fp32
+from manylora.adapters.training.session.metrics_log import MetricsLog
+from manylora.adapters.training.session.processes import is_main_process
+from manylora.adapters.training.session.session import Session
+from manylora.adapters.training.trainers.arguments import common_arguments
+from manylora.adapters.training.trainers.classify import (
+    ClassificationTrainer,
+    PaddedTexts,
+    classification_dataset,
+)
+from manylora.adapters.training.trainers.dpo import PreferenceTrainer, dpo_dataset
+from manylora.adapters.training.trainers.samples import SampleCallback
+from manylora.adapters.training.trainers.sft import SupervisedTrainer, sft_dataset
+
+
+def build_trainer(
+    session: Session, callbacks: Sequence[TrainerCallback], log: MetricsLog
+) -> tuple[Any, InitialWeights]:
+    """The trainer, and A and B before training where the init changes the base."""
+    config, prepared = session.config, session.prepared
+    _check_trackers(config.report_to)
+    # TRL fills the pad token into the tokenizer and the model; it has to be one that exists.
+    if session.base.tokenizer.pad_token_id is None:
+        session.base.tokenizer.pad_token_id = session.base.pad_id
+    model = session.loader.load()
+    samples = _samples(model, session, log)  # the base answers before an init can change it
+    model, initial = (model.requires_grad_(True), {}) if config.is_full else add_adapter(model, config)
+    train, held_out = _datasets(config, prepared)
+    if config.init == "eva":
+        initialize_eva(model, prepared.train.sequences, config, session.base.pad_id)
+    arguments = common_arguments(
+        config,
+        session.loader.device,
+        session.loader.dtype,
+        session.folder.checkpoints,
+        has_eval=held_out is not None,
+    )
+    options: dict[str, Any] = {
+        "model": model,
+        "train_dataset": train,
+        "eval_dataset": held_out,
+        "processing_class": session.base.tokenizer,
+        "callbacks": [*callbacks, *samples, *_stopping(config)],
+    }
+    trainer = _trainer(config, arguments, options, session.base.pad_id)
+    trainable_in_fp32(trainer.model)  # TRL rounds adapters on a quantized base to bf16
+    trainer.loraplus_ratio = config.loraplus_ratio
+    trainer.remove_callback(PrinterCallback)
+    return trainer, initial
+
+
+def _check_trackers(wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in get_available_reporting_integrations()]
+    if missing:
+        raise TrainingConfigError(f"--report-to {missing[0]}: not a tracker that is installed here")
+
+
+def _trainer(config: TrainConfig, arguments: dict[str, Any], options: dict[str, Any], pad_id: int) -> Any:
+    if config.task == "sft":
+        sft = SFTConfig(
+            **arguments,
+            max_length=config.max_length,
+            packing=config.packing,
+            packing_strategy="bfd",
+            eval_packing=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
+        return SupervisedTrainer(args=sft, **options)
+    if config.task == "dpo":
+        dpo = DPOConfig(**arguments, max_length=config.max_length, beta=config.dpo_beta)
+        return PreferenceTrainer(args=dpo, **options)
+    plain = TrainingArguments(**arguments, include_num_input_tokens_seen="non_padding")
+    return ClassificationTrainer(args=plain, data_collator=PaddedTexts(pad_id), **options)
+
+
+def _datasets(config: TrainConfig, prepared: Prepared) -> tuple[Any, Any]:
+    """The data of both sides as the task's trainer takes it; evaluation rows are never packed."""
+    held_out = () if prepared.eval is None else prepared.eval.sequences
+    if config.task == "sft":
+        train = sft_dataset(prepared.train.sequences, config.max_length if config.packing else None)
+        return train, sft_dataset(held_out, None) if held_out else None
+    make = dpo_dataset if config.task == "dpo" else classification_dataset
+    return make(prepared.train.sequences), make(held_out) if held_out else None
+
+
+def _samples(model: Any, session: Session, log: MetricsLog) -> list[TrainerCallback]:
+    """Answers to the fixed prompts at every evaluation, where there are any."""
+    prompts = sample_prompt_ids(session.base.template, session.config.sample_prompts)
+    if not prompts or not is_main_process():
+        return []
+    answer = partial(
+        greedy,
+        prompts=prompts,
+        eos_ids=session.base.eos_ids,
+        pad_id=session.base.pad_id,
+        max_new_tokens=session.config.sample_tokens,
+    )
+    decode = session.base.tokenizer.decode
+    return [SampleCallback(log, session.config.sample_prompts, answer, decode, model)]
+
+
+def _stopping(config: TrainConfig) -> list[TrainerCallback]:
+    patience = config.early_stopping_patience
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]

@@ -1,0 +1,322 @@
+"""The generic decoder: any Hugging Face causal LM, with its attention paged and its linears adapted.
+
+The module tree runs as it is, over one flat batch of rows. Attention goes through transformers'
+attention interface to the paged cache; a forward hook on each linear layer adds the adapters' delta.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.pytorch_utils import Conv1D
+
+from manylora.adapters.base_models.layers import biased_norms, target_of
+from manylora.server.errors import ModelRefused
+from manylora.server.kernels.buffers import total_bytes
+from manylora.server.kernels.draws import Draw
+from manylora.server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, ModuleShape, StepInputs
+from manylora.server.kernels.reference import sampling
+from manylora.server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring, plan_attention
+from manylora.server.kernels.reference.lora import LoraDelta, LoraPlanner
+from manylora.server.kernels.reference.quantized import Int8Linear, layer_tensors
+from manylora.server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary
+from manylora.server.kernels.weights import MergedWeights
+from manylora.server.model.decoders.merged_modules import MergedModules
+from manylora.server.model.decoders.quantize import weight_of
+from manylora.server.model.pages.tables import BaseTables
+
+ATTENTION_NAME = "manylora_paged"
+# Attention arguments some models pass that change the result and that paged_attention does not implement.
+_CHANGES_RESULT = frozenset({"s_aux", "position_bias", "head_mask", "alibi"})
+_PROBE_ROWS = 64  # so many that no router sends all of them to one expert
+
+
+@dataclass
+class _Forward:
+    """What attention and hooks need to know of the step that runs. Filled by :class:`GenericDecoder`."""
+
+    rows: int
+    plan: AttentionPlan | None = None  # None while the model is being surveyed
+    kv: Mapping[int, PagedKV] | None = None
+    lora: LoraDelta | None = None
+    vocabulary: VocabularyPlan | None = None
+    embedded: EmbeddedRows | None = None
+    hidden: torch.Tensor | None = None  # [R, D] what the head was applied to, if adapters have their own
+    logits_rows: torch.Tensor | None = None  # of the rows that the head sees; None: all of them
+    survey: _Survey | None = None
+
+
+class _Survey:
+    """What one plain forward reveals: the K/V shapes of each layer and which modules see every row."""
+
+    def __init__(self) -> None:
+        self.kv_shapes: dict[int, tuple[int, int, int]] = {}  # layer -> (kv heads, key dim, value dim)
+        self.calls: dict[str, list[int]] = {}  # module -> row count of each call
+
+
+class GenericDecoder:
+    """Runs ``model`` unchanged except for its attention function."""
+
+    name = "generic"
+    kernels = "pytorch"
+    kernels_note = "native kernels run the fused decoder only"
+
+    def __init__(self, model: Any) -> None:
+        """Find the adaptable layers of ``model``, and page its attention.
+
+        Raises:
+            ModelRefused: the model has no pluggable attention, or its forward fails with it.
+        """
+        self._model = model
+        self._forward: _Forward | None = None
+        self._parameters = frozenset(inspect.signature(model.forward).parameters)
+        if not getattr(model, "_supports_attention_backend", False):
+            raise ModelRefused(f"{type(model).__name__} does not support a pluggable attention function")
+        AttentionInterface.register(ATTENTION_NAME, paged_attention)
+        layers = _linears(model) | biased_norms(model)
+        self._hook(layers, self._record)
+        self._survey = self._run_survey()
+        self._unhook(layers)
+        self.modules = tuple(
+            target_of(name, module)
+            for name, module in layers.items()
+            if self._survey.calls.get(name) == [_PROBE_ROWS]
+        )
+        self._layers = [layers[m.name] for m in self.modules]
+        self._hook({m.name: layers[m.name] for m in self.modules if m.linear}, self._add_delta)
+        self._hook({m.name: layers[m.name] for m in self.modules if not m.linear}, self._add_constant)
+        self._index = {m.name: i for i, m in enumerate(self.modules)}
+        self._kv: dict[int, PagedKV] = {}
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        self.tables = BaseTables(embedding.weight, head.weight)
+        self.vocab_size = head.weight.shape[0]
+        embedding.register_forward_hook(self._embed)
+        head.register_forward_hook(self._correct_logits)
+
+    @property
+    def kv_bytes_per_block(self) -> int:
+        width = sum(heads * (k + v) for heads, k, v in self._survey.kv_shapes.values())
+        return BLOCK_SIZE * width * self._like.element_size()
+
+    @property
+    def _like(self) -> torch.Tensor:
+        return self._model.get_input_embeddings().weight  # type: ignore[no-any-return]
+
+    def weight(self, module: int) -> torch.Tensor:
+        return weight_of(self._layers[module]).to(self._like.dtype)
+
+    def bias(self, module: int) -> torch.Tensor | None:
+        return self._layers[module].bias  # type: ignore[return-value]
+
+    def product(self, module: int, x: torch.Tensor) -> torch.Tensor:
+        """``W x`` of rows ``x`` [T, in]; adapters have no part in it."""
+        y: torch.Tensor = self._layers[module].forward(x)
+        bias = self.bias(module)
+        return y if bias is None else y - bias
+
+    def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:  # noqa: ARG002
+        self._pool = pool
+        targets = [ModuleShape(m.in_features, m.out_features, m.linear) for m in self.modules]
+        self._planner = LoraPlanner(pool, targets, self)
+        shapes = self._survey.kv_shapes
+        like = self._like.detach()
+        self._kv = {layer: PagedKV(num_blocks, *shape, like=like) for layer, shape in shapes.items()}
+
+    @torch.inference_mode()
+    def step(self, inputs: StepInputs) -> torch.Tensor:
+        device = self._like.device
+        lora = self._planner.plan(inputs)
+        plan = plan_attention(inputs, device)
+        forward = _Forward(len(inputs.token_ids), plan, self._kv, lora)
+        vocabulary = plan_vocabulary(self._pool, self._like, inputs, self.vocab_size)
+        if vocabulary is not None:
+            inputs = vocabulary.prepare(inputs)
+            forward.vocabulary, forward.embedded = vocabulary, inputs.embedded
+        merged = inputs.merged
+        assert merged is None or isinstance(merged, MergedModules)
+        logits = self._run(
+            forward,
+            torch.from_numpy(inputs.token_ids).to(device),
+            torch.from_numpy(inputs.positions).to(device),
+            torch.from_numpy(inputs.logits_rows).to(device),
+            merged,
+        )
+        return logits if vocabulary is None else vocabulary.conclude(logits, forward.hidden)
+
+    @property
+    def draw(self) -> Draw:
+        return sampling.draw
+
+    def take_over(self, model: Any) -> None:
+        """Nothing is held twice: the model itself runs."""
+        assert model is self._model
+
+    @property
+    def weight_bytes(self) -> int:
+        return total_bytes(layer_tensors(self._model))
+
+    @property
+    def merge_groups(self) -> Sequence[tuple[int, ...]]:
+        return [(index,) for index in range(len(self.modules))]
+
+    def merged(self) -> MergedWeights:
+        return MergedModules(self._model, [module.name for module in self.modules])
+
+    def _run(
+        self,
+        forward: _Forward,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        merged: MergedModules | None = None,
+    ) -> torch.Tensor:
+        """Forward the flat batch as one sequence; attention alone knows the sequences apart."""
+        arguments: dict[str, Any] = {"use_cache": False, "position_ids": positions[None], "manylora": forward}
+        narrowed = "logits_to_keep" in self._parameters
+        if narrowed:
+            arguments["logits_to_keep"] = rows
+        else:
+            forward.logits_rows = rows
+        config = self._model.config
+        before = config._attn_implementation
+        config._attn_implementation = ATTENTION_NAME
+        self._forward = forward
+        try:
+            with nullcontext() if merged is None else merged.in_place():
+                logits: torch.Tensor = self._model(input_ids=token_ids[None], **arguments).logits[0]
+        finally:
+            config._attn_implementation = before
+            self._forward = None
+        return logits if narrowed else logits[rows]
+
+    @torch.inference_mode()
+    def _run_survey(self) -> _Survey:
+        device = self._like.device
+        survey = _Survey()
+        rows = torch.arange(_PROBE_ROWS, device=device)
+        try:
+            self._run(_Forward(_PROBE_ROWS, survey=survey), rows, rows, rows[-1:])
+        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            name = type(self._model).__name__
+            raise ModelRefused(f"{name} does not run with paged attention: {error}") from error
+        if not survey.kv_shapes:
+            raise ModelRefused(f"{type(self._model).__name__} never called the attention function")
+        return survey
+
+    def _hook(self, layers: Mapping[str, nn.Module], function: Callable[..., Any]) -> None:
+        self._handles = [
+            module.register_forward_hook(partial(function, name)) for name, module in layers.items()
+        ]
+
+    def _unhook(self, layers: Mapping[str, nn.Module]) -> None:
+        assert len(self._handles) == len(layers)
+        for handle in self._handles:
+            handle.remove()
+
+    def _record(
+        self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
+        del module, output
+        assert self._forward is not None
+        assert self._forward.survey is not None
+        x = args[0]
+        self._forward.survey.calls.setdefault(name, []).append(x.numel() // x.shape[-1])
+
+    def _add_delta(
+        self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        del module
+        if self._forward is None or self._forward.lora is None:
+            return None
+        y = output.reshape(-1, output.shape[-1])
+        assert len(y) == self._forward.rows, f"{name} does not see every row"
+        self._forward.lora.add(self._index[name], args[0].reshape(-1, args[0].shape[-1]), y)
+        return y.view(output.shape)
+
+    def _add_constant(
+        self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        if self._forward is None or self._forward.lora is None or self._forward.lora.plain:
+            return None
+        return self._add_delta(name, module, args, output)
+
+    def _embed(
+        self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Put in the embeddings of rows that have their own, scaled as the module scales its own."""
+        del args
+        if self._forward is None or self._forward.embedded is None:
+            return None
+        given = self._forward.embedded
+        scale = getattr(module, "embed_scale", 1.0)
+        rows = torch.from_numpy(given.rows).to(output.device)
+        y = output.clone()
+        y.view(-1, y.shape[-1])[rows] = (given.values.to(y.device) * scale).to(y.dtype)
+        return y
+
+    def _correct_logits(
+        self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Correct the logits of rows that have their own head, before the model scales or bends them."""
+        del module
+        if self._forward is None or self._forward.vocabulary is None:
+            return None
+        x, y = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1])
+        rows = self._forward.logits_rows
+        plan = self._forward.vocabulary
+        self._forward.hidden = x if rows is None else x[rows]
+        if rows is None:
+            wide = plan.correct(y, x)
+        else:
+            corrected = plan.correct(y[rows], x[rows])
+            wide = torch.nn.functional.pad(y, (0, corrected.shape[1] - y.shape[1]))
+            wide[rows] = corrected
+        return wide.view(*output.shape[:-1], -1)
+
+
+def paged_attention(
+    module: nn.Module,
+    query: torch.Tensor,  # [1, nh, T, hd]
+    key: torch.Tensor,  # [1, nkv, T, hd]
+    value: torch.Tensor,  # [1, nkv, T, hdv]
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - the interface passes None
+    *,
+    manylora: _Forward,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface on the paged cache. Returns ([1, T, nh, hdv], None)."""
+    refused = sorted(name for name in _CHANGES_RESULT if others.get(name) is not None)
+    if refused:
+        raise ModelRefused(f"attention argument {refused[0]!r} of {type(module).__name__} is not supported")
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if manylora.survey is not None:
+        manylora.survey.kv_shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+    assert manylora.kv is not None
+    assert manylora.plan is not None
+    kv = manylora.kv[layer]
+    kv.write(manylora.plan.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    rows = query[0].transpose(0, 1)
+    return manylora.plan.attend(kv, rows, Scoring(scale, sliding_window, softcap))[None], None
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer inside the decoder blocks, in module order; the output head is not one of them."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D | Int8Linear) and module is not head
+    }

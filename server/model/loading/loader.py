@@ -1,0 +1,238 @@
+"""From a directory to a decoder that is known to agree with the original model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from manylora.adapters.base_models.layers import describe_vocabulary
+from manylora.adapters.base_models.stored import StoredModel, fingerprint
+from manylora.adapters.errors import BaseModelError
+from manylora.adapters.format.base import BaseModel
+from manylora.server.errors import ConfigError, ModelRefused
+from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.decoders.fused import FusedDecoder
+from manylora.server.model.decoders.generic import GenericDecoder
+from manylora.server.model.decoders.quantize import (
+    INT8,
+    NONE,
+    check_available,
+    check_widths,
+    quantization_config,
+    separate_rows,
+)
+from manylora.server.model.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Scaled positions that depend on the longest row of a batch can't be served beyond the original length.
+_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The Hugging Face model, quantized if asked for, with what serving derives from it."""
+
+    hf: Any
+    quantize: str  # "none", "nf4" or "int8"
+    tokenizer: Tokenizer
+    dtype: torch.dtype
+    device: torch.device
+    fingerprint: str
+    max_model_len: int
+
+    @property
+    def pad_id(self) -> int | None:
+        """The padding token of the model's config, by which a classifier finds the end of a text."""
+        pad: int | None = getattr(self.hf.config.get_text_config(), "pad_token_id", None)
+        return pad
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for "auto", "cpu" or "cuda".
+
+    Raises:
+        ConfigError: cuda was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this machine has no CUDA device that torch can use")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch dtype for "auto", "bf16" or "fp32". Auto is bf16 where the hardware computes in it."""
+    if name == "fp32":
+        return torch.float32
+    native = device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.bfloat16 if name == "bf16" or native else torch.float32
+
+
+def load_model(
+    directory: Path, *, dtype: str, device: str, max_model_len: int | None, quantize: str = NONE
+) -> LoadedModel:
+    """Load the causal LM in ``directory``; ``quantize`` is "none", "nf4" or "int8".
+
+    Raises:
+        ModelRefused: not a causal language model this process can load, or not in so few bits.
+        ConfigError: the device is absent, ``max_model_len`` exceeds what the model can do, or bitsandbytes
+            is not installed.
+    """
+    torch_device = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, torch_device)
+    if quantize != NONE:
+        check_available(quantize)
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        _check_stored_form(directory, config)
+        if quantize != NONE:
+            check_widths(config, quantize, torch_device)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=torch_dtype,
+            output_loading_info=True,
+            **_placement(quantize, torch_device),
+        )
+        tokenizer = Tokenizer.load(directory, _end_tokens(model))
+    except ModelRefused:
+        raise
+    except Exception as error:  # the libraries raise whatever their parts do: there is no common base
+        raise ModelRefused(f"{directory} can't be loaded as a causal language model: {error}") from error
+    _check_complete(directory, report["missing_keys"])
+    model = model.eval().requires_grad_(False)
+    digest = _fingerprint(model, directory, quantize)
+    if quantize == INT8:
+        separate_rows(model)
+    if quantize == NONE:
+        model = model.to(torch_device)
+    return LoadedModel(
+        hf=model,
+        quantize=quantize,
+        tokenizer=tokenizer,
+        dtype=torch_dtype,
+        device=torch_device,
+        fingerprint=digest,
+        max_model_len=context_length(config, max_model_len),
+    )
+
+
+def _placement(quantize: str, device: torch.device) -> dict[str, Any]:
+    """Arguments that quantize on loading; a quantized model can't be moved afterwards."""
+    if quantize == NONE:
+        return {}
+    return {"quantization_config": quantization_config(quantize), "device_map": {"": device}}
+
+
+def _check_stored_form(directory: Path, config: Any) -> None:
+    """Adapters, probe and fingerprint need weights as they were trained."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelRefused(
+            f"{directory} holds weights that are quantized already: serve the original model, with "
+            "--quantize nf4 or int8 to have it in few bits"
+        )
+
+
+def _check_complete(directory: Path, missing: Collection[str]) -> None:
+    """Weights that a checkpoint lacks would be random, and the probe could not tell."""
+    if missing:
+        first = ", ".join(sorted(missing)[:4])
+        raise ModelRefused(f"{directory} is not complete: {len(missing)} weights are missing ({first})")
+
+
+def _end_tokens(model: Any) -> Sequence[int]:
+    """End tokens named by the generation config beside the tokenizer's own (Llama 3 has several)."""
+    end = model.generation_config.eos_token_id
+    return () if end is None else (end,) if isinstance(end, int) else tuple(end)
+
+
+def context_length(config: Any, wanted: int | None) -> int:
+    """Tokens that a request may have together: what the model allows, or ``wanted`` if that is less.
+
+    Raises:
+        ConfigError: more is wanted than the model allows, or neither says a number.
+    """
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None) or wanted
+    if limit is None:
+        raise ConfigError("--max-model-len: this model does not state its context length; give one")
+    for rope in _ropes(text):
+        original = rope.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        )
+        if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE and original and original < limit:
+            logger.warning(
+                "context limited to %d of %d tokens: %s positions depend on the longest row of a batch",
+                original, limit, rope["rope_type"],
+            )  # fmt: skip
+            limit = original
+    if wanted is not None and wanted > limit:
+        raise ConfigError(f"--max-model-len {wanted}: this model's context is {limit} tokens")
+    return int(wanted or limit)
+
+
+def _ropes(text: Any) -> list[Mapping[str, Any]]:
+    """The rope settings of a text config: one for all layers, or one per kind of layer."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    return [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, Mapping)]
+
+
+def _fingerprint(model: Any, directory: Path, quantize: str) -> str:
+    """The fingerprint of the stored weights, where the files have them under the model's names."""
+    if quantize == NONE:
+        return fingerprint(model.state_dict())
+    try:
+        return fingerprint(StoredModel(directory))
+    except BaseModelError as error:
+        logger.info("the fingerprint is of the quantized weights: %s", error)
+        return fingerprint(model.state_dict())
+
+
+def decoder_candidates(loaded: LoadedModel, kernels: str = "auto") -> Iterator[Decoder]:
+    """The decoders that may serve the model, best first; none is trusted before the probe.
+
+    ``kernels`` is "auto" (native, then PyTorch), "native" or "pytorch"; the generic decoder always runs
+    PyTorch and comes last.
+
+    Raises:
+        ModelRefused: the generic decoder can't run the model.
+        ConfigError: native kernels were asked for and can't run.
+    """
+    reason = FusedDecoder.unsupported(loaded.hf)
+    if reason is None:
+        fused = FusedDecoder(loaded.hf, loaded.max_model_len, kernels)
+        native = fused.native
+        yield fused
+        if kernels == "native":
+            return
+        del fused  # it was refused: on a GPU there is no room for two caches
+        if native:
+            yield FusedDecoder(loaded.hf, loaded.max_model_len, "pytorch")
+    elif kernels == "native":
+        raise ConfigError(f"--kernels native: {reason}")
+    else:
+        logger.info("generic decoder: %s", reason)
+    yield GenericDecoder(loaded.hf)
+
+
+def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel:
+    """What adapters are validated against."""
+    adaptable = {module.name: module for module in decoder.modules if module.linear}
+    named = (n for n, m in loaded.hf.named_modules() if n and not list(m.children()))
+    return BaseModel(
+        name=name,
+        architecture=type(loaded.hf).__name__,
+        model_type=loaded.hf.config.model_type,
+        fingerprint=loaded.fingerprint,
+        modules=adaptable,
+        others=frozenset(n for n in named if n not in adaptable),
+        vocabulary=describe_vocabulary(loaded.hf),
+        text=loaded.tokenizer.base_text(),
+        quantization=loaded.quantize,
+        norms={module.name: module for module in decoder.modules if not module.linear},
+    )

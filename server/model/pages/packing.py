@@ -1,0 +1,109 @@
+"""From what an adapter says about a module to what the kernels add: all that can be is folded in once.
+
+An adapter alone computes what :class:`ModuleDelta` says; the kernels compute what :class:`AdapterPages`
+says. With g = magnitude / ‖W + B' A‖ the two are the same for
+
+    rank pages  A and g ⊙ B'
+    gain        γ = g ⊙ l_out − 1
+    constant    c = b' − b − (g − 1) ⊙ b + s b_B
+
+A gain applies to the base's output with its bias b, of which DoRA's constant then takes the part away
+that is too much; IA3 scales the bias as well and needs no constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.server.kernels.inputs import BaseWeights, page_length
+from manylora.server.model.pages.norms import row_norms
+
+
+class ZeroNorm(Exception):
+    """A row of W + B' A is zero, so that DoRA's gain has no value there."""
+
+
+@dataclass(frozen=True)
+class FoldedModule:
+    """One module's part of the pool, before it is rounded to the pool's dtype."""
+
+    a: torch.Tensor  # [r, in]
+    b: torch.Tensor  # [r, out] float32
+    gain: torch.Tensor | None = None  # [out] float32
+    constant: torch.Tensor | None = None  # [out] float32
+    input_gain: torch.Tensor | None = None  # [in] float32
+
+
+def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModule:
+    """Fold the change to module ``index``; ``base`` is needed for DoRA and for biases only.
+
+    Raises:
+        ZeroNorm: see there.
+    """
+    if not has_vectors(delta):
+        return FoldedModule(delta.a, delta.scaled_b().T)
+    scale = None
+    if delta.magnitude is not None:
+        assert base is not None, "DoRA needs the base's weights"
+        scale = _dora_gain(delta.magnitude, row_norms(base.weight(index), delta))
+    b = delta.scaled_b() if scale is None else delta.scaled_b() * scale[:, None]
+    gain = None if scale is None else scale - 1
+    if delta.output_scale is not None:
+        gain = delta.output_scale.float() - 1
+    return FoldedModule(
+        a=delta.a,
+        b=b.T,
+        gain=gain,
+        constant=_constant(delta, scale, _bias(index, base)),
+        input_gain=None if delta.input_scale is None else delta.input_scale.float() - 1,
+    )
+
+
+def has_vectors(delta: ModuleDelta) -> bool:
+    """Whether the change is more than A and B."""
+    parts = (delta.magnitude, delta.b_bias, delta.bias, delta.output_scale, delta.input_scale)
+    return any(part is not None for part in parts)
+
+
+def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWeights | None) -> int:
+    """Elements of the pool that :func:`fold`'s result takes."""
+    width_in, width_out = page_length(module.in_features), page_length(module.out_features)
+    rank_pages = delta.rank * (width_in + width_out)
+    if not has_vectors(delta):
+        return rank_pages
+    gain = delta.magnitude is not None or delta.output_scale is not None
+    constant = delta.bias is not None or delta.b_bias is not None
+    constant = constant or (delta.magnitude is not None and _bias(index, base) is not None)
+    return rank_pages + width_out * (gain + constant) + width_in * (delta.input_scale is not None)
+
+
+def _dora_gain(magnitude: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """The gain g [out] that DoRA puts on the outputs."""
+    gain = magnitude.float() / norms
+    if not bool(gain.isfinite().all()):
+        raise ZeroNorm
+    return gain
+
+
+def _bias(index: int, base: BaseWeights | None) -> torch.Tensor | None:
+    bias = None if base is None else base.bias(index)
+    return None if bias is None else bias.float().cpu()
+
+
+def _constant(
+    delta: ModuleDelta, scale: torch.Tensor | None, base_bias: torch.Tensor | None
+) -> torch.Tensor | None:
+    """c [out]; None where it is zero whatever the values are."""
+    parts = []
+    if delta.bias is not None:
+        assert base_bias is not None, "only a bias that the base has can be replaced"
+        parts.append(delta.bias.float() - base_bias)
+    if scale is not None and base_bias is not None:
+        parts.append((1 - scale) * base_bias)
+    if delta.b_bias is not None:
+        parts.append(delta.b_bias.float() * delta.scaling)
+    return torch.stack(parts).sum(0) if parts else None

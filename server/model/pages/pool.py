@@ -1,0 +1,257 @@
+"""The pool of rank pages: one flat tensor in which every resident adapter has one run of elements."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from manylora.adapters.errors import ArtifactError
+from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.faults import some
+from manylora.adapters.format.vocabulary.changes import VocabularyDelta
+from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.server.kernels.buffers import zeros
+from manylora.server.kernels.inputs import (
+    PAGE_ALIGN,
+    AdapterPages,
+    BaseWeights,
+    Int32,
+    Int64,
+    VectorPages,
+    VocabularyPages,
+    page_length,
+)
+from manylora.server.model.pages.packing import FoldedModule, ZeroNorm, elements, fold
+from manylora.server.model.pages.tables import BaseTables, pack_vocabulary, place
+
+_NEGLIGIBLE = 1e-6  # gains and constants of an untrained DoRA: rounding
+
+
+@dataclass(frozen=True, eq=False)
+class PackedAdapter:
+    """An adapter laid out as it will lie in the pool, offsets counted from its own start."""
+
+    digest: str
+    data: torch.Tensor  # flat, pool dtype, on the CPU
+    offset: Int64  # [M]
+    rank: Int32  # [M]
+    activation: tuple[int, ...] | None = None  # the tokens that switch it on (aLoRA)
+    vectors: VectorPages | None = None  # here -1 where a module has none
+    vocabulary: VocabularyPages | None = None
+
+
+class PageSpace:
+    """Which elements of the pool are taken. First fit over free runs, neighbours joined on release."""
+
+    def __init__(self, start: int, end: int) -> None:
+        self._free: list[tuple[int, int]] = [(start, end)]
+        self._taken: dict[int, int] = {}
+        self.capacity = end - start
+
+    @property
+    def used(self) -> int:
+        """Elements of the pool that are taken."""
+        return sum(self._taken.values())
+
+    def reserve(self, size: int) -> int | None:
+        """Start of a free run of ``size`` elements, now taken; None when no run is long enough."""
+        for index, (start, end) in enumerate(self._free):
+            if end - start >= size:
+                self._free[index : index + 1] = [(start + size, end)] if end - start > size else []
+                self._taken[start] = size
+                return start
+        return None
+
+    def release(self, start: int) -> int:
+        """Free the run that begins at ``start``; returns its size."""
+        size = self._taken.pop(start)
+        runs = sorted([*self._free, (start, start + size)])
+        joined = runs[:1]
+        for run in runs[1:]:
+            if joined[-1][1] == run[0]:
+                joined[-1] = (joined[-1][0], run[1])
+            else:
+                joined.append(run)
+        self._free = joined
+        return size
+
+    def check(self) -> None:
+        """Assert that free and taken runs tile the space exactly."""
+        runs = sorted([*self._free, *((s, s + n) for s, n in self._taken.items())])
+        assert sum(end - start for start, end in runs) == self.capacity
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(runs))
+
+
+class PagePool:
+    """The flat tensor behind all resident adapters, of at most ``capacity`` bytes.
+
+    Its first page is zero and stays so: absent pages point there. Only elements of a reserved run
+    that no sequence refers to are ever written, so writing needs no lock against a running step.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[TargetModule],
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        base: BaseWeights | None = None,
+        *,
+        tables: BaseTables | None = None,
+    ) -> None:
+        """``base`` holds the weights of ``modules``; without it only plain LoRA and IA3 can be packed.
+
+        ``tables`` are the base's embeddings and head; without them no adapter may change those.
+        """
+        self.modules = tuple(modules)
+        self._base = base
+        self._tables = tables
+        widest = max((max(m.in_features, m.out_features) for m in modules), default=PAGE_ALIGN)
+        zero = page_length(widest)
+        elements = max(capacity // dtype.itemsize, zero)
+        self.data = zeros((elements,), dtype, device)
+        self._space = PageSpace(zero, elements)
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self._space.capacity * self.data.element_size()
+
+    @property
+    def used_bytes(self) -> int:
+        return self._space.used * self.data.element_size()
+
+    def reserve(self, packed: PackedAdapter) -> AdapterPages | None:
+        """Take room for ``packed``; None when there is no free run of its size."""
+        start = self._space.reserve(packed.data.numel())
+        if start is None:
+            return None
+        offset = np.where(packed.rank > 0, packed.offset + start, 0)
+        return AdapterPages(
+            packed.digest,
+            offset,
+            packed.rank,
+            start,
+            packed.activation,
+            None if packed.vectors is None else _placed(packed.vectors, start),
+            None if packed.vocabulary is None else place(packed.vocabulary, start),
+        )
+
+    def write(self, pages: AdapterPages, packed: PackedAdapter) -> None:
+        """Copy the pages in. Any thread may call this, once, before the pages are used."""
+        self.data[pages.start : pages.start + packed.data.numel()].copy_(packed.data)
+
+    def release(self, pages: AdapterPages) -> int:
+        """Give the room back; returns the bytes freed."""
+        return self._space.release(pages.start) * self.data.element_size()
+
+    def pack(
+        self,
+        digest: str,
+        deltas: Mapping[str, ModuleDelta],
+        activation: tuple[int, ...] | None = None,
+        *,
+        vocabulary: VocabularyDelta | None = None,
+    ) -> PackedAdapter:
+        """Lay an adapter out; what is folded in is so in fp32, before the one rounding to the pool dtype.
+
+        Raises:
+            ArtifactError: magnitudes that no weight of this base can have (see :class:`ZeroNorm`), or
+                magnitudes and biases that are those of the base.
+        """
+        parts = [(i, deltas[m.name]) for i, m in enumerate(self.modules) if m.name in deltas]
+        size = sum(elements(delta, self.modules[i], i, self._base) for i, delta in parts)
+        layout = _Layout(torch.zeros(size, dtype=self.data.dtype), len(self.modules))
+        broken = []
+        for index, delta in parts:
+            try:
+                layout.place(index, fold(delta, index, self._base))
+            except ZeroNorm:
+                broken.append(self.modules[index].name)
+        if broken:
+            where = some(broken, len(broken))
+            raise ArtifactError([f"DoRA's magnitudes have no direction: rows of W + BA are zero in {where}"])
+        packed = self._with_vocabulary(layout.finish(digest, activation), vocabulary)
+        judged_here = packed.vectors is not None or (vocabulary is not None and not deltas)
+        if judged_here and packed.vocabulary is None and self._idle(packed, layout.largest):
+            raise ArtifactError(["the adapter would do nothing on this base (was it trained?)"])
+        return packed
+
+    def _idle(self, packed: PackedAdapter, largest: float) -> bool:
+        """Whether an adapter whose vectors have that largest element has no B either."""
+        if largest > _NEGLIGIBLE:
+            return False
+        for module, offset, rank in zip(self.modules, packed.offset, packed.rank, strict=True):
+            start = int(offset + rank * page_length(module.in_features))
+            if packed.data[start : start + int(rank) * page_length(module.out_features)].any():
+                return False
+        return True
+
+    def _with_vocabulary(self, packed: PackedAdapter, delta: VocabularyDelta | None) -> PackedAdapter:
+        """The adapter with its tables behind its modules."""
+        if delta is None:
+            return packed
+        assert self._tables is not None, "an adapter's tables are compared with the base's"
+        own = pack_vocabulary(delta, self._tables, self.data.dtype)
+        if own is None:
+            return packed
+        start = len(packed.data)
+        data = torch.zeros(page_length(start + own.elements), dtype=self.data.dtype)
+        data[:start] = packed.data
+        return replace(packed, data=data, vocabulary=own.put(data, start))
+
+    def check(self) -> None:
+        """Assert the allocator's invariants."""
+        self._space.check()
+
+
+class _Layout:
+    """Writes one module after the other into ``data``."""
+
+    def __init__(self, data: torch.Tensor, modules: int) -> None:
+        self._data = data
+        self._position = 0
+        self._offset = np.zeros(modules, np.int64)
+        self._rank = np.zeros(modules, np.int32)
+        self._vectors = VectorPages(*(np.full(modules, -1, np.int64) for _ in range(3)))
+        self._plain = True
+        self.largest = 0.0  # magnitude of an element of any vector
+
+    def place(self, index: int, part: FoldedModule) -> None:
+        """Lay out what an adapter has for the next module."""
+        if part.a.shape[0]:
+            self._offset[index], self._rank[index] = self._position, part.a.shape[0]
+            self._put(part.a)
+            self._put(part.b)
+        self._put_vector(index, self._vectors.gain, part.gain)
+        self._put_vector(index, self._vectors.constant, part.constant)
+        self._put_vector(index, self._vectors.input_gain, part.input_gain)
+
+    def finish(self, digest: str, activation: tuple[int, ...] | None) -> PackedAdapter:
+        """The adapter, once all modules are placed."""
+        assert self._position == self._data.numel()
+        vectors = None if self._plain else self._vectors
+        return PackedAdapter(digest, self._data, self._offset, self._rank, activation, vectors)
+
+    def _put_vector(self, index: int, offsets: Int64, vector: torch.Tensor | None) -> None:
+        if vector is not None:
+            self._plain = False
+            self.largest = max(self.largest, float(vector.abs().max()))
+            offsets[index] = self._position
+            self._put(vector[None])
+
+    def _put(self, rows: torch.Tensor) -> None:
+        """Write ``rows`` [r, n] as r padded pages."""
+        length = page_length(rows.shape[1])
+        end = self._position + rows.shape[0] * length
+        self._data[self._position : end].view(rows.shape[0], length)[:, : rows.shape[1]] = rows
+        self._position = end
+
+
+def _placed(vectors: VectorPages, start: int) -> VectorPages:
+    """Offsets from an adapter's start to offsets in the pool."""
+    tables = (vectors.gain, vectors.constant, vectors.input_gain)
+    return VectorPages(*(np.where(table >= 0, table + start, 0) for table in tables))

@@ -1,0 +1,225 @@
+"""Which tokenizer and chat template a request is read and answered with: the base's or an adapter's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from manylora.adapters.errors import ArtifactError, ChatTemplateError, MixError
+from manylora.adapters.format.classes import Classes, read_classes
+from manylora.adapters.format.faults import Faults
+from manylora.adapters.format.files import CONFIG_NAME, FileFault, classifies, read_config, read_text_files
+from manylora.adapters.format.text.conventions import AdapterText, BaseText, read_text
+from manylora.server.errors import RequestError
+from manylora.server.model.text.templates import Conversation, TemplateProcesses
+from manylora.server.model.text.tokenizer import Tokenizer
+
+V = TypeVar("V")
+
+_MAX_TEXTS = 1024  # revisions whose files have been read
+_MAX_TOKENIZERS = 8  # that are not the base's; tens of megabytes each
+_INLINE_CHARS = 20_000  # rendered and tokenized in under some 10 ms; more goes to a thread
+
+
+@dataclass(frozen=True, slots=True)
+class MixMember:
+    """A revision in a mix, which may bring a chat template, a tokenizer and class labels of its own."""
+
+    label: str  # "support@3f9a1c2e"
+    digest: str
+
+
+@dataclass(frozen=True)
+class TextConventions:
+    """By what the text of one request is read and written: tokenizer, chat template, class labels."""
+
+    tokenizer: Tokenizer
+    template: Callable[[Conversation], Awaitable[str]] | None = None  # None: the one in ``tokenizer``
+    conflict: str | None = None  # why the mix has no chat template
+    classes: Classes | None = None  # of an adapter that answers with the probabilities of labels instead
+
+    async def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """A conversation as text, written by the chat template.
+
+        Raises:
+            RequestError: there is no template, or it rejects the messages, or takes too long.
+            MixError: the members of the mix bring different ones.
+        """
+        if self.conflict is not None:
+            raise MixError(self.conflict)
+        if self.template is None:
+            size = sum(len(str(message.get("content"))) for message in messages)
+            return await off_loop(
+                size,
+                lambda: self.tokenizer.render_chat(
+                    messages, tools=tools, add_generation_prompt=add_generation_prompt
+                ),
+            )
+        return await self.template(
+            Conversation(messages, self.tokenizer.special_tokens, tools, add_generation_prompt)
+        )
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Token ids of ``text``."""
+        encode = self.tokenizer.encode
+        return tuple(await off_loop(len(text), lambda: encode(text, add_special_tokens=add_special_tokens)))
+
+
+class ConventionsCache:
+    """Finds the text conventions of the base and of mixes; files are read when first asked for, and kept.
+
+    A mix uses what its members bring. Members that bring nothing do not count;
+    where two bring different tokenizers, or different templates, neither is chosen and the request fails.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        processes: TemplateProcesses,
+        locate: Callable[[str], Path],
+        pad_id: int | None = None,
+    ) -> None:
+        """``locate`` finds the directory of a revision by digest; ``pad_id`` is the base's padding."""
+        self._tokenizer = tokenizer
+        self._base = tokenizer.base_text()
+        self._processes = processes
+        self._locate = locate
+        self._pad_id = pad_id
+        self._texts: _Recent[_Text] = _Recent(_MAX_TEXTS)
+        self._tokenizers: _Recent[Tokenizer] = _Recent(_MAX_TOKENIZERS)
+
+    @property
+    def base(self) -> TextConventions:
+        """The text conventions of the base model."""
+        return TextConventions(self._tokenizer)
+
+    def unread(self, digests: Iterable[str]) -> set[str]:
+        """The revisions of ``digests`` whose files :meth:`of` would have to read."""
+        return {digest for digest in digests if self._texts.get(digest) is None}
+
+    async def of(self, members: Sequence[MixMember]) -> TextConventions:
+        """The text conventions of a mix.
+
+        Raises:
+            MixError: two members bring different tokenizers, or one of several classifies.
+            AdapterError: the files of a member can't be read.
+        """
+        texts = [await self._text(member) for member in members]
+        classifier = next((text for text in texts if text.classes is not None), None)
+        if classifier is not None and len(texts) > 1:
+            raise MixError(f"{classifier.member.label!r} classifies, so it can't be part of a mix")
+        tokenizer, clash = _one(texts, lambda text: text.tokenizer)
+        if clash is not None:
+            raise MixError(f"{clash} bring different tokenizers, so their mix can't read text")
+        template, clash = _one(texts, lambda text: text.template_digest)
+        conflict = None
+        if clash is not None:
+            conflict = f"{clash} bring different chat templates: use /v1/completions for their mix"
+        return TextConventions(
+            self._tokenizer if tokenizer is None else await self._tokenizer_of(tokenizer),
+            None if template is None else self._template_of(template),
+            conflict,
+            None if classifier is None else classifier.classes,
+        )
+
+    async def close(self) -> None:
+        """End the processes that render."""
+        await self._processes.close()
+
+    async def _text(self, member: MixMember) -> _Text:
+        text = self._texts.get(member.digest)
+        if text is None:
+            read, classes = await asyncio.to_thread(_read, self._locate(member.digest), self._base)
+            if classes is not None and classes.pad_id is None:
+                classes = replace(classes, pad_id=self._pad_id)
+            text = _Text(member, read.template, read.template_digest, read.tokenizer_digest, classes)
+            self._texts.put(member.digest, text)
+        return replace(text, member=member)
+
+    async def _tokenizer_of(self, text: _Text) -> Tokenizer:
+        tokenizer = self._tokenizers.get(text.tokenizer)
+        if tokenizer is None:
+            read, _ = await asyncio.to_thread(_read, self._locate(text.member.digest), self._base)
+            tokenizer = await asyncio.to_thread(self._tokenizer.with_text, read)
+            self._tokenizers.put(text.tokenizer, tokenizer)
+        return tokenizer
+
+    def _template_of(self, text: _Text) -> Callable[[Conversation], Awaitable[str]]:
+        label, template, digest = text.member.label, text.template, text.template_digest
+        assert template is not None
+        assert digest is not None
+
+        async def render(conversation: Conversation) -> str:
+            try:
+                return await self._processes.render(digest, template, conversation)
+            except ChatTemplateError as error:
+                message = f"the chat template of {label} rejects these messages: {error}"
+                raise RequestError(message, "messages", "chat_template_failed") from error
+
+        return render
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """The text files of one revision; None where it uses the base's."""
+
+    member: MixMember
+    template: str | None
+    template_digest: str | None
+    tokenizer: str | None  # its digest
+    classes: Classes | None
+
+
+class _Recent(Generic[V]):
+    """A mapping that forgets what was not asked for longest."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[Hashable, V] = OrderedDict()
+
+    def get(self, key: Hashable) -> V | None:
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
+
+    def put(self, key: Hashable, value: V) -> None:
+        self._values[key] = value
+        self._values.move_to_end(key)
+        if len(self._values) > self._size:
+            self._values.popitem(last=False)
+
+
+def _read(directory: Path, base: BaseText) -> tuple[AdapterText, Classes | None]:
+    faults = Faults()
+    try:
+        config = read_config(directory / CONFIG_NAME)
+        files = read_text_files(directory, config)
+    except FileFault as fault:
+        raise ArtifactError([str(fault)]) from None
+    text = read_text(files, base, None, faults)
+    classes = read_classes(files, faults) if classifies(config) else None
+    faults.raise_any()
+    return text, classes
+
+
+def _one(texts: Sequence[_Text], key: Callable[[_Text], str | None]) -> tuple[_Text | None, str | None]:
+    """The first member with something of its own, and that with another's name where theirs differ."""
+    own = [text for text in texts if key(text) is not None]
+    other = next((text for text in own if key(text) != key(own[0])), None)
+    clash = None if other is None else f"{own[0].member.label!r} and {other.member.label!r}"
+    return own[0] if own else None, clash
+
+
+async def off_loop(chars: int, work: Callable[[], V]) -> V:
+    """Do ``work`` on ``chars`` characters: at once, or in a thread if that would take long."""
+    return work() if chars <= _INLINE_CHARS else await asyncio.to_thread(work)
