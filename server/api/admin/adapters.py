@@ -20,6 +20,7 @@ from manylora.server.api.http.limits import (
     MAX_TAG_LENGTH,
     MAX_USER_LENGTH,
 )
+from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.names.status import Filter
 from manylora.server.service import Service
@@ -126,7 +127,11 @@ async def evict(service: ServiceState, name: Name, _: Nothing) -> Response:
         return Json(adapter(await service.adapters.evict(name)))
 
 
-@router.post("/{name}/rollback", summary="Go back to an earlier revision")
+@router.post(
+    "/{name}/rollback",
+    summary="Go back to an earlier revision",
+    openapi_extra=documented(RollbackBody, {"before": example("The one before", {})}, required=False),
+)
 async def rollback(
     service: ServiceState,
     publications: PublicationsState,

@@ -15,10 +15,23 @@ from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.errors import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_MODEL_LENGTH, MAX_USER_LENGTH
+from manylora.server.api.http.openapi import (
+    ADAPTER,
+    ADAPTER_OR_BASE,
+    SECOND_ADAPTER_OR_BASE,
+    documented,
+    example,
+)
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 
 router = APIRouter(prefix="/v1/aliases", tags=["adapters"])
+
+_SPLIT = [{"target": ADAPTER, "share": 0.9}, {"target": SECOND_ADAPTER_OR_BASE, "share": 0.1}]
+_EXAMPLES = {
+    "target": example("Another name for one", {"target": ADAPTER_OR_BASE}),
+    "split": example("A tenth of the users get another", {"split": _SPLIT}),
+}
 
 Name = Annotated[str, Path(max_length=MAX_USER_LENGTH, description="The alias.")]
 Target = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_LENGTH)]
@@ -75,7 +88,7 @@ async def get_alias(service: ServiceState, name: Name) -> Response:
     return Json({**alias(record), **side_by_side(record, counted)})
 
 
-@router.put("/{name}", summary="Make a name stand for others")
+@router.put("/{name}", summary="Make a name stand for others", openapi_extra=documented(AliasBody, _EXAMPLES))
 async def put_alias(
     service: ServiceState, name: Name, body: Annotated[AliasBody, Depends(parse_body(AliasBody))]
 ) -> Response:

@@ -22,6 +22,7 @@ from manylora.server.api.generate.mix_entries import blaming_entries, terms_of
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.errors import blame
 from manylora.server.api.http.limits import MAX_USER_LENGTH
+from manylora.server.api.http.openapi import LAST_MEMBER, MEMBER, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 
@@ -63,7 +64,14 @@ class ComposeBody(RequestBody):
     tags: list[str] | None = None
 
 
-@router.post("", summary="Compose an adapter out of others")
+_HALVES = [{"name": MEMBER, "weight": 0.5}, {"name": LAST_MEMBER, "weight": 0.5}]
+
+
+@router.post(
+    "",
+    summary="Compose an adapter out of others",
+    openapi_extra=documented(ComposeBody, {"halves": example("Half and half", {"members": _HALVES})}),
+)
 async def compose_adapter(
     *,
     request: Request,

@@ -17,6 +17,7 @@ from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.errors import Blamed, blame, describe
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_USER_LENGTH
+from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.exporting.exports import Export, ExportState, ExportWish
 
@@ -51,7 +52,11 @@ class ExportBody(RequestBody):
     verify: bool = Field(True, description="Load it with transformers and compare its logits.")
 
 
-@router.post("", summary="Write the base with an adapter or a mix merged in as a standalone model")
+@router.post(
+    "",
+    summary="Write the base with an adapter or a mix merged in as a standalone model",
+    openapi_extra=documented(ExportBody, {"bf16": example("In bfloat16", {"dtype": "bf16"})}, required=False),
+)
 async def export(
     service: ServiceState,
     name: Mix,

@@ -21,6 +21,7 @@ from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.errors import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH
 from manylora.server.api.http.multipart import is_multipart
+from manylora.server.api.http.openapi import DIRECTORY, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 from manylora.server.names.publishing import Publication
@@ -48,7 +49,26 @@ class SourceBody(RequestBody):
     tags: list[str] | None = Field(None, description="Replace those the adapter has; by default they stay.")
 
 
-@router.put("/{name}", summary="Publish an adapter")
+_FORM = {
+    "type": "object",
+    "required": ["files"],
+    "properties": {
+        "files": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "adapter_config.json, adapter_model.safetensors, …, or one archive of them.",
+        },
+        "tags": {"type": "array", "items": {"type": "string"}},
+    },
+}
+_FROM_DIRECTORY = example("From a directory of the server", {"source": DIRECTORY, "tags": ["tried"]})
+
+
+@router.put(
+    "/{name}",
+    summary="Publish an adapter",
+    openapi_extra=documented(SourceBody, {"directory": _FROM_DIRECTORY}, form=_FORM),
+)
 async def put_adapter(
     request: Request,
     service: ServiceState,

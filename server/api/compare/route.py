@@ -16,12 +16,23 @@ from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.event_stream import EventStream, encode, told_to_the_end
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_COMPARISONS
+from manylora.server.api.http.openapi import ADAPTER_OR_BASE, BASE, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import QueueFull
 
 router = APIRouter(tags=["compare"])
 
 _RETRY_SECONDS = 5.0
+_EXAMPLES = {
+    "base and adapter": example(
+        "The base model and an adapter",
+        {
+            "targets": [BASE, ADAPTER_OR_BASE],
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 32,
+        },
+    )
+}
 
 
 class Comparisons:
@@ -45,7 +56,7 @@ class Comparisons:
             self.running -= 1
 
 
-@router.post("/v1/compare", summary="Compare models")
+@router.post("/v1/compare", summary="Compare models", openapi_extra=documented(CompareBody, _EXAMPLES))
 async def compare(
     request: Request, service: ServiceState, body: Annotated[CompareBody, Depends(parse_body(CompareBody))]
 ) -> Response:

@@ -57,6 +57,8 @@ _HANDLED = (
 def create_app(service: Service) -> FastAPI:
     """The ASGI application that serves ``service``; starting and stopping it starts and stops the service."""
     app = Application(
+        service,
+        [resource.router for resource in _RESOURCES],
         title="manylora",
         description="One base model, many LoRA adapters, and weighted mixes of them, in one batch.",
         lifespan=_lifespan,
@@ -68,8 +70,6 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.state.comparisons = compare.Comparisons()
     app.state.publications = Publications()
-    for resource in _RESOURCES:
-        app.include_router(resource.router)
     for kind in _HANDLED:
         app.add_exception_handler(kind, handle)
     _wrap(app, service)
