@@ -27,7 +27,7 @@ import typer
 
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
-from manylora.server.api.http.app import create_app
+from manylora.server.api.app import create_app
 from manylora.server.cli.serve import StartUp, event_loop_factory, listening, serve
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.options.settings import Settings

@@ -11,7 +11,7 @@ from manylora.adapters.registry.records import State
 from manylora.server.api.admin.publications import Publications, PublicationsState
 from manylora.server.api.admin.views import adapter, adapter_in_full, short
 from manylora.server.api.http.body import RequestBody, parse_body
-from manylora.server.api.http.errors import blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import (
     DEFAULT_DEADLINE,

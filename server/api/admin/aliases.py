@@ -12,7 +12,7 @@ from manylora.adapters.mix import MAX_ENTRIES, check_name
 from manylora.server.api.admin.arms import side_by_side
 from manylora.server.api.admin.views import alias
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
-from manylora.server.api.http.errors import blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_MODEL_LENGTH, MAX_USER_LENGTH
 from manylora.server.api.http.openapi import (

@@ -20,7 +20,7 @@ from manylora.server.api.admin.publish import PutParameters, publish
 from manylora.server.api.admin.upload import Offer
 from manylora.server.api.generate.mix_entries import blaming_entries, terms_of
 from manylora.server.api.http.body import RequestBody, parse_body
-from manylora.server.api.http.errors import blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_USER_LENGTH
 from manylora.server.api.http.openapi import LAST_MEMBER, MEMBER, documented, example
 from manylora.server.api.http.state import ServiceState

@@ -14,7 +14,8 @@ from manylora.adapters.mix import parse_mix
 from manylora.server.api.admin.adapters import Nothing, Parameters
 from manylora.server.api.admin.merge import Mix
 from manylora.server.api.http.body import RequestBody, parse_body
-from manylora.server.api.http.errors import Blamed, blame, describe
+from manylora.server.api.http.error_answers import error_answer
+from manylora.server.api.http.error_context import Blamed, blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_USER_LENGTH
 from manylora.server.api.http.openapi import documented, example
@@ -109,5 +110,5 @@ def _view(export: Export) -> dict[str, Any]:
         "seconds": export.seconds,
         "created": int(export.created),
         "measured": export.measured,
-        "error": None if export.error is None else describe(Blamed(export.error, "name")).body["error"],
+        "error": None if export.error is None else error_answer(Blamed(export.error, "name")).body["error"],
     }

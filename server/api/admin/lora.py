@@ -15,7 +15,7 @@ from manylora.adapters.mix import check_name
 from manylora.adapters.sources.fetching import resolve_directory
 from manylora.server.api.admin.views import short
 from manylora.server.api.http.body import RequestBody, parse_body
-from manylora.server.api.http.errors import blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH, MAX_USER_LENGTH
 from manylora.server.api.http.openapi import DIRECTORY, documented, example
 from manylora.server.api.http.state import ServiceState

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from manylora.adapters.mix import parse_mix
 from manylora.server.api.admin.adapters import DeleteParameters, Nothing, Parameters
-from manylora.server.api.http.errors import blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_MODEL_LENGTH
 from manylora.server.api.http.state import ServiceState

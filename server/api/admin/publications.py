@@ -10,7 +10,8 @@ from fastapi import Depends, Request
 from manylora.adapters.errors import AdapterDeleted, AdapterExists
 from manylora.adapters.registry.records import State
 from manylora.server.api.admin.upload import Offer
-from manylora.server.api.http.errors import blame, describe
+from manylora.server.api.http.error_answers import error_answer
+from manylora.server.api.http.error_context import blame
 from manylora.server.names.publishing import Publication
 
 _KEPT = 4096
@@ -64,7 +65,7 @@ async def _error_of(publication: Publication, param: str) -> Any:
     try:
         await outcome(publication, param)
     except Exception as error:
-        return describe(error).body["error"]
+        return error_answer(error).body["error"]
     return None
 
 

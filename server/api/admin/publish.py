@@ -18,7 +18,7 @@ from manylora.server.api.admin.publications import Publications, PublicationsSta
 from manylora.server.api.admin.upload import Offer, Received, receive_upload
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
-from manylora.server.api.http.errors import blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH
 from manylora.server.api.http.multipart import is_multipart
 from manylora.server.api.http.openapi import DIRECTORY, documented, example

@@ -13,7 +13,7 @@ from manylora.server.api.compare.body import CompareBody
 from manylora.server.api.generate.generate import Asked, AskedMix, asked_mix, resolved, salt_of
 from manylora.server.api.generate.sampling import answer_budget, sampling_params
 from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
-from manylora.server.api.http.errors import Blamed, blame
+from manylora.server.api.http.error_context import Blamed, blame
 from manylora.server.api.http.limits import DEFAULT_COMPARE_TOKENS, MAX_COMPARE_TOKENS
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError, ServerError

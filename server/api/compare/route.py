@@ -13,7 +13,7 @@ from manylora.server.api.compare.plan import plan_comparison
 from manylora.server.api.compare.running import Comparison
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
-from manylora.server.api.http.event_stream import EventStream, encode, told_to_the_end
+from manylora.server.api.http.event_stream import EventStream, encode, with_last_events
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_COMPARISONS
 from manylora.server.api.http.openapi import ADAPTER_OR_BASE, BASE, documented, example
@@ -74,7 +74,7 @@ async def compare(
     except BaseException:
         await comparison.aclose()
         raise
-    events = told_to_the_end(_events(comparison))
+    events = with_last_events(_events(comparison))
     return EventStream(events, comparison.aclose, {}, service.config.shutdown_timeout)
 
 

@@ -21,13 +21,13 @@ import torch
 from manylora.server.api.compare.plan import CasePlan, Plan
 from manylora.server.api.generate.answer import new_id
 from manylora.server.api.generate.generate import Asked, Generation, start
-from manylora.server.api.http.errors import GenerationFailed, blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_COMPARE_LOGITS_BYTES
 from manylora.server.comparison.divergence import NotNumbers
 from manylora.server.comparison.results import Answer, Case, ModelScores, Report, measure
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
-from manylora.server.errors import RequestError
+from manylora.server.errors import GenerationFailed, RequestError
 from manylora.server.service import Service
 
 T = TypeVar("T")

@@ -17,11 +17,11 @@ from manylora.adapters.errors import AdapterError
 from manylora.server.api.generate.generate import Asked, Generation, start
 from manylora.server.api.generate.schemas import GenerationBody
 from manylora.server.api.http.disconnect import unless_disconnected
-from manylora.server.api.http.errors import AdapterUnavailable
 from manylora.server.api.http.event_stream import EventStream, stream_events
 from manylora.server.api.http.json_response import Json
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta, FinishReason
+from manylora.server.errors import AdapterUnavailable
 from manylora.server.service import Service
 
 

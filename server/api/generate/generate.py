@@ -23,10 +23,10 @@ from manylora.adapters.mix import MixTerm, parse_mix
 from manylora.server.api.generate.mix_entries import blaming_entries, terms_of
 from manylora.server.api.generate.schemas import AdapterWeight
 from manylora.server.api.http.disconnect import unless_disconnected
-from manylora.server.api.http.errors import GenerationFailed, blame, unavailable
+from manylora.server.api.http.error_context import blame, unavailable
 from manylora.server.engine.async_engine import Ended, GenerateRequest, Stream
 from manylora.server.engine.sequence import Delta, FinishReason
-from manylora.server.errors import EngineDead, ModelNotFound, RequestError
+from manylora.server.errors import EngineDead, GenerationFailed, ModelNotFound, RequestError
 from manylora.server.model.languages import Language, Speaker
 from manylora.server.names.aliases import Arm
 from manylora.server.names.manager import AdapterManager

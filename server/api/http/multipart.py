@@ -23,7 +23,7 @@ _BATCH = 1 << 20  # bytes handed to a worker thread at a time
 
 @dataclass
 class Form:
-    """What a form held: files by the names their sender gave them, and the text fields."""
+    """A received form: its files by the names their sender gave them, and its text fields."""
 
     files: list[tuple[str, Path]] = field(default_factory=list)
     fields: list[tuple[str, str]] = field(default_factory=list)

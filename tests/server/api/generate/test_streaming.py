@@ -12,8 +12,8 @@ import openai
 import pytest
 from starlette.types import Message
 
+from manylora.server.api.app import create_app
 from manylora.server.api.http import event_stream as sse
-from manylora.server.api.http.app import create_app
 from manylora.server.service import Service
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from manylora.server.api.http.app import create_app
+from manylora.server.api.app import create_app
 from manylora.server.metrics.families import BASE
 from tests.server.api.generate.test_streaming import Exchange
 from tests.support.running_server import Running, serving, tiny_service

@@ -1,4 +1,4 @@
-"""The application: routes, what wraps them, and the service's life cycle."""
+"""The HTTP application: all routes, the middleware around them, and the service's life cycle."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from manylora.server.api.admin import adapters, aliases, compose, export, lora, 
 from manylora.server.api.admin.publications import Publications
 from manylora.server.api.compare import route as compare
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
-from manylora.server.api.http import docs, health
-from manylora.server.api.http.errors import handle
-from manylora.server.api.http.middleware import ApiKeys, BodyLimit, KeyRing, RequestId
+from manylora.server.api.http.error_answers import answer_error
+from manylora.server.api.http.middleware import ApiKeyCheck, ApiKeySet, BodyLimit, RequestId
 from manylora.server.api.http.openapi import Application
+from manylora.server.api.operation import docs, health
 from manylora.server.errors import ServerError
 from manylora.server.service import Service
 
@@ -71,23 +71,25 @@ def create_app(service: Service) -> FastAPI:
     app.state.comparisons = compare.Comparisons()
     app.state.publications = Publications()
     for kind in _HANDLED:
-        app.add_exception_handler(kind, handle)
+        app.add_exception_handler(kind, answer_error)
     _wrap(app, service)
     return app
 
 
 def _wrap(app: FastAPI, service: Service) -> None:
-    """Add the middleware, innermost first."""
+    """Wrap the application in its middleware, innermost first."""
     config, metrics = service.config, service.metrics
     app.add_middleware(BodyLimit, metrics=metrics, upload_limit=config.max_upload_bytes)
-    keys, admin_keys = _ring(config.api_key), _ring(config.admin_api_key)
+    keys, admin_keys = _key_set(config.api_key), _key_set(config.admin_api_key)
     if keys or admin_keys:
-        app.add_middleware(ApiKeys, metrics=metrics, keys=keys, admin_keys=admin_keys, open_paths=OPEN_PATHS)
+        app.add_middleware(
+            ApiKeyCheck, metrics=metrics, keys=keys, admin_keys=admin_keys, open_paths=OPEN_PATHS
+        )
     app.add_middleware(RequestId)
 
 
-def _ring(keys: list[SecretStr]) -> KeyRing:
-    return KeyRing(key.get_secret_value() for key in keys)
+def _key_set(keys: list[SecretStr]) -> ApiKeySet:
+    return ApiKeySet(key.get_secret_value() for key in keys)
 
 
 @asynccontextmanager
