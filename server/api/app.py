@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from manylora.adapters.errors import AdapterError
-from manylora.server.api.admin import adapters, aliases, compose, export, lora, merge, publish
+from manylora.server.api.admin import adapters, aliases, compose, export, lora, merge, put_adapter
 from manylora.server.api.admin.publications import Publications
 from manylora.server.api.compare import route as compare
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
@@ -33,7 +33,7 @@ _RESOURCES = (
     feedback,
     models,
     adapters,
-    publish,
+    put_adapter,
     aliases,
     merge,
     export,

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from manylora.adapters.errors import AdapterExists, AdapterNameError, AdapterNotFound, MixError
 from manylora.adapters.mix import MAX_ENTRIES, check_name
-from manylora.server.api.admin.arms import side_by_side
-from manylora.server.api.admin.views import alias
+from manylora.server.api.admin.arm_json import arms_json
+from manylora.server.api.admin.json_views import alias_json
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
@@ -71,21 +71,21 @@ class AliasBody(RequestBody):
 
 @router.get("", summary="List aliases")
 async def list_aliases(service: ServiceState) -> Response:
-    """All of them, by name."""
+    """All aliases, by name."""
     records = sorted(service.adapters.aliases(), key=lambda record: record.name)
-    return Json({"object": "list", "data": [alias(record) for record in records]})
+    return Json({"object": "list", "data": [alias_json(record) for record in records]})
 
 
 @router.get("/{name}", summary="One alias")
 async def get_alias(service: ServiceState, name: Name) -> Response:
-    """What it stands for, and what the answers of each of its arms have come to on all servers.
+    """What an alias stands for, and what the answers of each of its arms have come to on all servers.
 
     Means and rates carry 95% confidence intervals, and so do the differences from the first arm. There are
     no differences before both arms have 10 values.
     """
     with blame("name"):
         record, counted = await service.adapters.experiments.totals(name)
-    return Json({**alias(record), **side_by_side(record, counted)})
+    return Json({**alias_json(record), **arms_json(record, counted)})
 
 
 @router.put("/{name}", summary="Make a name stand for others", openapi_extra=documented(AliasBody, _EXAMPLES))
@@ -101,7 +101,7 @@ async def put_alias(
     with blame("name"):
         check_name(name)
     with blame("name", AdapterExists), blame(param, (AdapterNotFound, MixError, AdapterNameError)):
-        return Json(alias(await service.adapters.put_alias(name, arms, reset=bool(body.reset))))
+        return Json(alias_json(await service.adapters.put_alias(name, arms, reset=bool(body.reset))))
 
 
 @router.delete("/{name}", summary="Delete an alias")

@@ -16,8 +16,8 @@ from manylora.adapters.merge.recipe import Member, Recipe, RecipeError, recipe_o
 from manylora.adapters.mix import MAX_ENTRIES, MixTerm, format_mix
 from manylora.server.api.admin.adapters import Name
 from manylora.server.api.admin.publications import PublicationsState
-from manylora.server.api.admin.publish import PutParameters, publish
-from manylora.server.api.admin.upload import Offer
+from manylora.server.api.admin.publish_request import PublishRequest
+from manylora.server.api.admin.put_adapter import PutParameters, publish
 from manylora.server.api.generate.mix_entries import blaming_entries, terms_of
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.error_context import blame
@@ -105,8 +105,8 @@ async def compose_adapter(
         composed.rmdir()
 
     tags = None if body.tags is None else tuple(body.tags)
-    offer = Offer(f"compose:{recipe.method}:{format_mix(terms)}", "members", tags, fetch)
-    return await publish(request, service, publications, name, asked=asked, offer=offer)
+    wanted = PublishRequest(f"compose:{recipe.method}:{format_mix(terms)}", "members", tags, fetch)
+    return await publish(request, service, publications, name, asked=asked, wanted=wanted)
 
 
 def _recipe(body: ComposeBody) -> Recipe:

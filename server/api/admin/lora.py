@@ -13,7 +13,7 @@ from pydantic import Field
 from manylora.adapters.errors import AdapterExists, AdapterTooLarge, SourceForbidden
 from manylora.adapters.mix import check_name
 from manylora.adapters.sources.fetching import resolve_directory
-from manylora.server.api.admin.views import short
+from manylora.server.api.admin.json_views import short_digest
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH, MAX_USER_LENGTH
@@ -80,7 +80,7 @@ async def load_lora_adapter(
         loaded = await service.adapters.load(body.lora_name, path, replace=bool(body.load_inplace))
     return PlainTextResponse(
         f"Success: LoRA adapter '{body.lora_name}' added successfully.",
-        headers={"x-manylora-model": f"{loaded.name}@{short(loaded.digest)}"},
+        headers={"x-manylora-model": f"{loaded.name}@{short_digest(loaded.digest)}"},
     )
 
 
