@@ -86,12 +86,11 @@ class Bench:
     async def stream(self, model: str, tokens: int) -> Stream:
         """An answer of exactly ``tokens`` tokens has begun; "" is the base."""
         adapters = self.service.adapters
-        if model:
-            lease = await adapters.lease(await adapters.resolve(parse_mix(model)))
-        else:
-            lease = adapters.base_lease()
+        async with adapters.resolve(parse_mix(model) if model else ()) as held:
+            await held.admit()
+            running = held.share()
         params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-        return self.service.engine.submit(GenerateRequest(self._ids(), params), lease)
+        return self.service.engine.submit(GenerateRequest(self._ids(), params), running)
 
     async def tokens_per_second(self, models: Sequence[str], tokens: int) -> float:
         """Of all streams together, once each has its first token."""
@@ -120,8 +119,8 @@ class Bench:
         while perf_counter() < prefilled + 3.0:
             await asyncio.sleep(0.1)
         began = perf_counter()
-        variant = await self.service.adapters.merge(parse_mix(_LEADER))
-        await self.service.adapters.merged(variant)
+        variant = await self.service.adapters.merged.build(parse_mix(_LEADER))
+        await self.service.adapters.merged.finished(variant)
         ended = perf_counter()
         if any(task.done() for task in reading):
             raise SystemExit("the streams ended before the copy was built: more --stall-tokens are needed")
@@ -137,16 +136,16 @@ class Bench:
     async def cycles(self, count: int) -> Cycles:
         """Build and free a copy ``count`` times, of one adapter after the other."""
         terms = [parse_mix(f"a{i % _ADAPTERS}") for i in range(count + 1)]
-        decoder = self.service.core._decoder
+        decoder = self.service.core.decoder
         before = [decoder.weight(m).clone() for m in range(len(decoder.modules))]
         adapters = self.service.adapters
         sizes, nbytes = [], 0
         for mix in terms:
-            variant = await adapters.merge(mix)
-            await adapters.merged(variant)
+            variant = await adapters.merged.build(mix)
+            await adapters.merged.finished(variant)
             nbytes = variant.nbytes
             del variant
-            await adapters.free_merged(mix, 10.0)
+            await adapters.merged.free(mix, 10.0)
             return_freed()
             sizes.append(_resident_bytes())
         same = all((decoder.weight(m) == weight).all() for m, weight in enumerate(before))
@@ -185,14 +184,14 @@ async def _run(
     await service.start()
     try:
         for number, path in enumerate(directories):
-            await service.adapters.load(f"a{number}", path)
+            await service.adapters.admin.load(f"a{number}", path)
         bench = Bench(service)
         result: dict[str, object] = {}
         if repeat:
             result["stall"] = asdict(await bench.stall(1500))
             cases = [(8, 0), (8, 1), (32, 0), (32, 1)]
             result["gains"] = [asdict(await bench.gain(n, others, tokens, repeat)) for n, others in cases]
-            await service.adapters.free_merged(parse_mix(_LEADER), 10.0)
+            await service.adapters.merged.free(parse_mix(_LEADER), 10.0)
         if count:
             result["cycles"] = asdict(await bench.cycles(count))
         return result

@@ -89,7 +89,7 @@ async def _answers(service: Service, questions: Sequence[str], tokens: int) -> l
     await service.start()
     try:
         for name in NAMES:
-            await service.adapters.load(name, ADAPTERS / name)
+            await service.adapters.admin.load(name, ADAPTERS / name)
         asked = (
             _answer(service, prompt(question, number), MODELS[number % len(MODELS)], tokens)
             for number, question in enumerate(questions)
@@ -108,11 +108,12 @@ def prompt(question: str, number: int) -> str:
 
 async def _answer(service: Service, text: str, model: str, tokens: int) -> Text:
     adapters = service.adapters
-    resolution = await adapters.resolve(parse_mix(model)) if model else None
-    lease = adapters.base_lease() if resolution is None else await adapters.lease(resolution)
+    async with adapters.resolve(parse_mix(model) if model else ()) as held:
+        await held.admit()
+        running = held.share()
     params = SamplingParams(max_tokens=tokens, temperature=0.0, logprobs=_TOP)
     request = GenerateRequest(tuple(service.tokenizer.encode(text)), params)
-    logprobs = [entry async for delta in service.engine.submit(request, lease) for entry in delta.logprobs]
+    logprobs = [entry async for delta in service.engine.submit(request, running) for entry in delta.logprobs]
     return Text(tuple(entry.token_id for entry in logprobs), tuple(logprobs))
 
 

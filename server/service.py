@@ -6,9 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from manylora.adapters.errors import AdapterError
@@ -18,6 +16,7 @@ from manylora.adapters.registry.registry import Registry
 from manylora.adapters.sources.fetching import fetch, find, policy_for
 from manylora.adapters.sources.policy import SourcePolicy
 from manylora.adapters.store.store import RevisionStore
+from manylora.server.adapter_manager import AdapterManager, AdapterSources, MergeOptions
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineConfig
 from manylora.server.errors import ConfigError, ModelRefused
@@ -32,7 +31,7 @@ from manylora.server.memory_budget import (
     return_freed,
 )
 from manylora.server.merged.auto_merge import AutoMergeRules
-from manylora.server.merged.measuring import PROBES, compare
+from manylora.server.merged.measuring import PROBES, MergeMeasure
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.languages import Languages
@@ -42,14 +41,14 @@ from manylora.server.model.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_a
 from manylora.server.model.quantize import unrounded_activations
 from manylora.server.model.templates import TemplateProcesses
 from manylora.server.model.tokenizer import Tokenizer
-from manylora.server.names.manager import AdapterManager
 from manylora.server.options.settings import Settings
-from manylora.server.threads import background_pool, yielding_pool
+from manylora.server.residency.held_mix import HeldMix
+from manylora.server.threads import LimitedWork, SlowWork, request_pool
 
 logger = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN = 64  # a text longer than this times the context can't fit; it is not tokenized
-_BACKGROUND_THREADS = 8  # that read adapters, render templates, look names up
+_REQUEST_THREADS = 4  # that read files, render templates, turn long texts into tokens
 
 
 @dataclass
@@ -64,7 +63,7 @@ class Service:
     core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
     adapters: AdapterManager
     exports: Exports
-    measuring: Executor  # for work on the logits of whole vocabularies
+    measuring: LimitedWork  # for work on the logits of whole vocabularies
     store: RevisionStore
     sources: SourcePolicy  # from where adapters may be fetched, and how much of them
     metrics: Metrics
@@ -79,12 +78,12 @@ class Service:
         Raises:
             ConfigError: a configured adapter can't be served; says which, and every reason.
         """
-        asyncio.get_running_loop().set_default_executor(background_pool(_BACKGROUND_THREADS))
+        asyncio.get_running_loop().set_default_executor(request_pool(_REQUEST_THREADS))
         self.engine.start()
         await self.adapters.start()
         for name, path in self.config.adapter.items():
             try:
-                await self.adapters.load(name, path, replace=True)
+                await self.adapters.admin.load(name, path, replace=True)
             except AdapterError as error:
                 raise ConfigError(f"--adapter {name}={path}: {error}") from error
         self.ready = True
@@ -96,7 +95,6 @@ class Service:
         await self.engine.stop()
         await self.languages.close()
         await self.adapters.close()
-        self.measuring.shutdown()
 
 
 @dataclass(frozen=True)
@@ -135,21 +133,19 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
     engine = AsyncEngine(core, max_model_len=max_model_len, max_open=max_open)
     store = RevisionStore(settings.data_dir / "adapters")
     base = describe_base(loaded, prepared.decoder, name)
-    adapters = _adapters(base, prepared.pool, store, settings, metrics=metrics)
-    measuring = yielding_pool(1, "measuring")
+    slow = SlowWork()
+    measuring = slow.limited(1)
     prompts = [loaded.tokenizer.encode(text)[: max_model_len - 1] for text in PROBES]
-    adapters.keep_merged_copies(
+    merging = MergeOptions(
         prepared.decoder,
-        partial(compare, engine, measuring, prompts),
-        lambda: engine.num_open > 0,
+        MergeMeasure(engine, measuring, prompts),
+        answering=lambda: [held for held in engine.answering() if isinstance(held, HeldMix)],
+        busy=lambda: engine.num_open > 0,
         budget=merge_bytes(settings.merge_memory, available_bytes(loaded.device)),
         element_bytes=loaded.dtype.itemsize,
+        automatic=_auto_merge_rules(settings),
     )
-    if settings.auto_merge:
-        rules = AutoMergeRules(
-            settings.auto_merge_share, settings.auto_merge_seconds, settings.auto_merge_sequences
-        )
-        adapters.merge_automatically(rules, engine.answering)
+    adapters = _adapters(base, prepared.pool, store, settings, metrics=metrics, slow=slow, merging=merging)
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
     return Service(
         config=settings,
@@ -227,8 +223,23 @@ def source_policy(settings: Settings) -> SourcePolicy:
     )
 
 
+def _auto_merge_rules(settings: Settings) -> AutoMergeRules | None:
+    if not settings.auto_merge:
+        return None
+    return AutoMergeRules(
+        settings.auto_merge_share, settings.auto_merge_seconds, settings.auto_merge_sequences
+    )
+
+
 def _adapters(
-    base: BaseModel, pool: PagePool, store: RevisionStore, settings: Settings, *, metrics: Metrics
+    base: BaseModel,
+    pool: PagePool,
+    store: RevisionStore,
+    settings: Settings,
+    *,
+    metrics: Metrics,
+    slow: SlowWork,
+    merging: MergeOptions,
 ) -> AdapterManager:
     policy = policy_for(settings.resolve, source_policy(settings))
     return AdapterManager(
@@ -240,8 +251,12 @@ def _adapters(
         metrics=metrics,
         max_waiting=settings.max_waiting,
         memory_bytes=cache_bytes(settings.adapter_cache_memory),
-        fetch=lambda source, into: fetch(source, into, policy),
-        find=(lambda name: find(name, settings.resolve, policy)) if settings.resolve else None,
+        sources=AdapterSources(
+            fetch=lambda source, into: fetch(source, into, policy),
+            find=(lambda name: find(name, settings.resolve, policy)) if settings.resolve else None,
+        ),
+        slow=slow,
+        merging=merging,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which threads own OpenMP workers: the engine's, and no other.
+"""The threads beside the engine's: which there are, and that none of them brings OpenMP workers.
 
 torch's OpenMP runtime keeps a team of workers for every thread that ever ran a parallel operation.
 Once there are more workers than cores, all of them wait by sleeping in the kernel instead of spinning,
@@ -7,6 +7,7 @@ and waking them costs a decode step of many small operations a quarter of its ti
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import sys
@@ -22,6 +23,7 @@ import torch
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_SLOW_WORKERS = 10
 _NICENESS = 10  # of threads that yield, above the process's own
 
 
@@ -39,17 +41,51 @@ def call_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
     return outcome.result()
 
 
-def background_pool(workers: int) -> ThreadPoolExecutor:
-    """Threads for files and adapters. What they run of torch runs on the calling thread alone."""
-    return ThreadPoolExecutor(workers, "background", initializer=_without_workers)
+def request_pool(workers: int) -> ThreadPoolExecutor:
+    """Threads for what requests wait for: files, templates, tokens. torch takes no workers there."""
+    return ThreadPoolExecutor(workers, "requests", initializer=_without_workers)
 
 
 def yielding_pool(workers: int, name: str) -> ThreadPoolExecutor:
-    """The same for work that takes long: a step that wants the processor goes first."""
-    return ThreadPoolExecutor(workers, name, initializer=_step_back)
+    """Threads of low priority: a step of the engine that wants the processor goes first."""
+    return ThreadPoolExecutor(workers, name, initializer=_lower_priority)
 
 
-def _step_back() -> None:
+class SlowWork:
+    """Threads of low priority for everything that may take seconds, shared by several kinds of work.
+
+    Each kind has a limit of its own, so that none can take all threads from the others.
+    """
+
+    def __init__(self) -> None:
+        self._pool = yielding_pool(_SLOW_WORKERS, "slow")
+        self._granted = 0
+
+    def limited(self, workers: int) -> LimitedWork:
+        """A kind of work that takes at most ``workers`` of the threads. The limits of all kinds must fit."""
+        self._granted += workers
+        assert self._granted <= _SLOW_WORKERS, "a kind of work could starve another"
+        return LimitedWork(self._pool, workers)
+
+    def close(self) -> None:
+        """Begin nothing more. What still runs, because it waits for a network, is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class LimitedWork:
+    """One kind of slow work, of which only so much runs at a time; the rest waits in order."""
+
+    def __init__(self, pool: ThreadPoolExecutor, workers: int) -> None:
+        self._pool = pool
+        self._free = asyncio.Semaphore(workers)
+
+    async def run(self, work: Callable[..., T], *args: object) -> T:
+        """What ``work`` returns or raises, run in one of the threads."""
+        async with self._free:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+
+
+def _lower_priority() -> None:
     """Raise the niceness of the calling thread: on Linux each thread has one of its own."""
     _without_workers()
     if sys.platform == "linux":

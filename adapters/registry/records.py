@@ -68,6 +68,14 @@ class AliasRecord:
     updated: float
 
 
+@dataclass(frozen=True, slots=True)
+class AliasArm:
+    """One of the model strings that an alias stands for, by name."""
+
+    alias: str
+    target: str  # "" is the base model, whose name differs between servers
+
+
 @dataclass(frozen=True)
 class ArmRecord:
     """What one arm of an alias has come to."""

@@ -212,7 +212,7 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def announce(service: Service, port: int, console: Console) -> None:
     """Print what is being served and a command that streams an answer."""
     settings, about = service.config, service.description
-    names = [registered.name for registered in service.adapters.list()]
+    names = [registered.name for registered in service.adapters.views.serving()]
     table = Table.grid(padding=(0, 2))
     bits = "" if settings.quantize == "none" else f", {settings.quantize} weights"
     model = f"{service.model_name} ({about['architecture']}), {about['dtype']} on {about['device']}{bits}"

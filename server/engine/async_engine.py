@@ -15,15 +15,31 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
+from typing import Protocol
 
 from manylora.server.engine.engine import Engine, Event
-from manylora.server.engine.retry_after import FinishRate
-from manylora.server.engine.sequence import Delta, FinishReason, SamplingParams, Sequence
+from manylora.server.engine.retry_after import RetryAfter
+from manylora.server.engine.sequence import Delta, FinishReason, ResolvedMix, SamplingParams, Sequence
 from manylora.server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
 from manylora.server.model.tokenizer import Tokenizer
-from manylora.server.residency.lease import Lease, Resolution
 
 logger = logging.getLogger(__name__)
+
+
+class Held(Protocol):
+    """What sequences run with; whoever submits it hands it over, and it is released with their last event."""
+
+    @property
+    def served_model(self) -> str:
+        """The mix as a model string."""
+
+    @property
+    def mix(self) -> ResolvedMix:
+        """Pages that stay where they are until :meth:`release`."""
+
+    def release(self) -> None:
+        """Give it back; once is enough."""
+
 
 Ended = Callable[[Sequence, FinishReason], None]  # hears of a sequence that has ended, on the loop
 
@@ -46,10 +62,10 @@ class Stream:
     """The deltas of one request's sequences, interleaved; ends once every sequence has ended."""
 
     def __init__(
-        self, sequences: list[Sequence], lease: Lease, wake: Callable[[], None], ended: Ended | None
+        self, sequences: list[Sequence], held: Held, wake: Callable[[], None], ended: Ended | None
     ) -> None:
         self._open = {s.id: s for s in sequences}
-        self.lease = lease
+        self.held = held
         self._wake = wake
         self._ended = ended
         self._deltas: deque[Delta] = deque()
@@ -86,7 +102,7 @@ class Stream:
             if self._ended is not None:
                 self._ended(sequence, delta.finish_reason)
             if not self._open:
-                self.lease.release()
+                self.held.release()
         self._ready.set()
 
     def fail(self, message: str) -> None:
@@ -106,7 +122,7 @@ class AsyncEngine:
         self._commands: SimpleQueue[Sequence | None] = SimpleQueue()
         self._streams: dict[int, Stream] = {}
         self._ids = itertools.count(1)
-        self._rate = FinishRate()
+        self._retry_after = RetryAfter()
         self._thread: Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
@@ -121,9 +137,9 @@ class AsyncEngine:
         """Sequences submitted and not yet ended."""
         return len(self._streams)
 
-    def answering(self) -> list[Resolution]:
+    def answering(self) -> list[Held]:
         """What each sequence that is submitted and has not ended runs with."""
-        return [stream.lease.resolution for stream in self._streams.values()]
+        return [stream.held for stream in self._streams.values()]
 
     def start(self) -> None:
         """Start the engine thread; call from the event loop's thread."""
@@ -141,8 +157,8 @@ class AsyncEngine:
             await asyncio.to_thread(self._thread.join)
             await asyncio.sleep(0)  # let the last call_soon_threadsafe run
 
-    def submit(self, request: GenerateRequest, lease: Lease, ended: Ended | None = None) -> Stream:
-        """Queue a request. On success the stream owns ``lease`` and releases it with its last event.
+    def submit(self, request: GenerateRequest, held: Held, ended: Ended | None = None) -> Stream:
+        """Queue a request. ``held`` is taken over: released with the last event, or at once if this raises.
 
         ``ended`` is called once for each sequence, however it ends; it must not raise.
 
@@ -152,24 +168,31 @@ class AsyncEngine:
             QueueFull: too many sequences are running and waiting.
             EngineDead: the engine thread has ended.
         """
-        if not self.alive:
-            raise EngineDead("the engine has stopped; restart the server")
-        self._check_length(request)
-        if max(request.given_ids, default=0) >= max(self._engine.vocab_size, lease.mix.vocab_size):
-            raise RequestError(f"{lease.served_model!r} does not know every token of the given text")
-        if len(self._streams) + request.n > self.max_open:
-            raise QueueFull(
-                f"{len(self._streams)} sequences are running or waiting; try again later",
-                self._rate.retry_after,
-            )
+        try:
+            self._check(request, held)
+            sequences = self._sequences(request, held.mix)
+        except BaseException:
+            held.release()
+            raise
         if not self._streams:
-            self._rate.resumed(monotonic())
-        sequences = self._sequences(request, lease)
-        stream = Stream(sequences, lease, lambda: self._commands.put(None), ended)
+            self._retry_after.resumed(monotonic())
+        stream = Stream(sequences, held, lambda: self._commands.put(None), ended)
         for sequence in sequences:
             self._streams[sequence.id] = stream
             self._commands.put(sequence)
         return stream
+
+    def _check(self, request: GenerateRequest, held: Held) -> None:
+        if not self.alive:
+            raise EngineDead("the engine has stopped; restart the server")
+        self._check_length(request)
+        if max(request.given_ids, default=0) >= max(self._engine.vocab_size, held.mix.vocab_size):
+            raise RequestError(f"{held.served_model!r} does not know every token of the given text")
+        if len(self._streams) + request.n > self.max_open:
+            raise QueueFull(
+                f"{len(self._streams)} sequences are running or waiting; try again later",
+                self._retry_after.seconds,
+            )
 
     def _check_length(self, request: GenerateRequest) -> None:
         prompt = len(request.prompt_ids)
@@ -181,7 +204,7 @@ class AsyncEngine:
                 "max_tokens",
             )
 
-    def _sequences(self, request: GenerateRequest, lease: Lease) -> list[Sequence]:
+    def _sequences(self, request: GenerateRequest, mix: ResolvedMix) -> list[Sequence]:
         made: list[Sequence] = []
         for index in range(request.n):
             made.append(
@@ -189,7 +212,7 @@ class AsyncEngine:
                     next(self._ids),
                     request.prompt_ids,
                     request.params,
-                    lease.mix,
+                    mix,
                     tokenizer=request.tokenizer,
                     index=index,
                     salt=request.salt,
@@ -247,7 +270,7 @@ class AsyncEngine:
             stream = self._streams[sequence.id]
             if delta.finish_reason is not None:
                 del self._streams[sequence.id]
-                self._rate.finished(monotonic())
+                self._retry_after.finished(monotonic())
             stream.deliver(sequence, delta)
 
     def _end_all(self) -> None:

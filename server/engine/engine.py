@@ -12,7 +12,7 @@ import torch
 from manylora.server.engine.batch import Batch, build_batch
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.detokenizer import Detokenizer
-from manylora.server.engine.prompt_budget import Pace
+from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.sampler import logprobs_of, sample
 from manylora.server.engine.scheduler import Scheduled, Scheduler
 from manylora.server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob, TokenReader
@@ -31,7 +31,7 @@ class EngineConfig:
     max_num_seqs: int
     max_batch_tokens: int
     prefix_cache: bool = True
-    max_stretch: float = math.inf  # see Pace
+    max_stretch: float = math.inf  # see PromptBudget
 
 
 class Engine:
@@ -46,16 +46,16 @@ class Engine:
         fingerprint: str,
         metrics: Metrics,
     ) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self._tokenizer = tokenizer
         self._metrics = metrics
         self.blocks = BlockManager(config.num_blocks, fingerprint, prefix_cache=config.prefix_cache)
-        self._pace = Pace(config.max_stretch)
+        self._prompt_budget = PromptBudget(config.max_stretch)
         self.scheduler = Scheduler(
             self.blocks,
             max_num_seqs=config.max_num_seqs,
             max_batch_tokens=config.max_batch_tokens,
-            pace=self._pace,
+            prompt_budget=self._prompt_budget,
         )
         self._detokenizers: dict[int, Detokenizer] = {}
         self._events: list[Event] = []  # of the step that runs, so that none is lost if it raises
@@ -63,7 +63,7 @@ class Engine:
     @property
     def vocab_size(self) -> int:
         """Tokens that the base knows; adapters may know more."""
-        return self._decoder.vocab_size
+        return self.decoder.vocab_size
 
     @property
     def has_work(self) -> bool:
@@ -87,7 +87,7 @@ class Engine:
         scheduled = self.scheduler.schedule()
         if scheduled:
             batch = build_batch(scheduled)
-            logits = self._decoder.step(batch.inputs)
+            logits = self.decoder.step(batch.inputs)
             tokens = self._sample(logits, batch)
             self._update(logits, batch, tokens)
             self._observe(batch, began)
@@ -126,7 +126,7 @@ class Engine:
                 chosen[:, :width],
                 [batch.sampling[i][0] for i in members],
                 self._tokenizer.eos_ids,
-                self._decoder.draw,
+                self.decoder.draw,
             )
             for i, token in zip(members, drawn, strict=True):
                 tokens[i] = token
@@ -305,7 +305,7 @@ class Engine:
 
     def _observe(self, batch: Batch, began: float) -> None:
         seconds, rows = monotonic() - began, len(batch.inputs.token_ids)
-        self._pace.observe(rows, seconds)
+        self._prompt_budget.observe(rows, seconds)
         preempted = self.scheduler.take_preemptions()
         if preempted:
             self._metrics.preempted(preempted)

@@ -15,7 +15,7 @@ _GENTLE = 2.0  # how many times the answers' own time a step takes while few tok
 _FEW = 4  # that is, no more than so many such steps take on
 
 
-class Pace:
+class PromptBudget:
     """Keeps a step with prompts in it from taking much longer than the answers alone would take.
 
     A step of n rows takes about start + row * n seconds. Both numbers are learned from the steps themselves,

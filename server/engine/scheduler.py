@@ -15,7 +15,7 @@ from itertools import chain
 from time import monotonic
 
 from manylora.server.engine.block_manager import BlockManager
-from manylora.server.engine.prompt_budget import Pace
+from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.sequence import Sequence
 from manylora.server.kernels.weights import MergedWeights
 
@@ -62,9 +62,11 @@ class _Users:
 class Scheduler:
     """Admission in order of arrival, a token budget per step, preemption of the youngest by recompute."""
 
-    def __init__(self, blocks: BlockManager, *, max_num_seqs: int, max_batch_tokens: int, pace: Pace) -> None:
+    def __init__(
+        self, blocks: BlockManager, *, max_num_seqs: int, max_batch_tokens: int, prompt_budget: PromptBudget
+    ) -> None:
         self.blocks = blocks
-        self._pace = pace
+        self._prompt_budget = prompt_budget
         # Every running sequence needs a row in every step, so no more of them than rows.
         self._max_running = min(max_num_seqs, max_batch_tokens)
         self._max_batch_tokens = max_batch_tokens
@@ -121,7 +123,10 @@ class Scheduler:
         prompts = (s.num_uncomputed_tokens for s in chain(mine, self.waiting) if s.num_uncomputed_tokens > 1)
         joining = min(users.count, self._max_running) - len(chosen)
         room.rows = int(
-            min(room.rows, self._pace.prompt_rows(len(chosen), prompts, joining=joining, others=others))
+            min(
+                room.rows,
+                self._prompt_budget.prompt_rows(len(chosen), prompts, joining=joining, others=others),
+            )
         )
         if chosen or others:
             room.logits = MAX_LOGITS_BESIDE_ANSWERS

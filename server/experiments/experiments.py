@@ -11,21 +11,21 @@ others, scaled, in a comparison or in a probe an alias is not what is being trie
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
 
-from manylora.adapters.registry.records import AliasRecord, ArmRecord
+from cachetools import TTLCache
+
+from manylora.adapters.registry.records import AliasArm, AliasRecord, ArmRecord
 from manylora.server.engine.sequence import FinishReason, Sequence
 from manylora.server.errors import AnswerUnknown
 from manylora.server.experiments.arm_counts import add, answered, scored
-from manylora.server.metrics.families import BASE
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.names.aliases import Arm, shown, shown_target
-from manylora.server.names.registry_mirror import Catalogue
-from manylora.server.residency.lease import Resolution
+from manylora.server.names.aliases import shown, shown_target
+from manylora.server.names.registry_mirror import RegistryMirror
+from manylora.server.residency.held_mix import HeldMix
 
 REMEMBERED = 50_000  # answers that can be scored; some 300 bytes each
 REMEMBERED_SECONDS = 24 * 3600.0
@@ -35,10 +35,9 @@ REMEMBERED_SECONDS = 24 * 3600.0
 class _Answer:
     """One response that can be scored."""
 
-    at: float  # on the clock of time.monotonic
     model: str  # what answered, by revision
     label: str  # in the metrics
-    arm: Arm | None
+    arm: AliasArm | None
     score: float | None = None
 
 
@@ -54,7 +53,7 @@ class Scored:
 class Answering:
     """The answers to one request for an arm, while they are made."""
 
-    def __init__(self, experiments: Experiments, arm: Arm) -> None:
+    def __init__(self, experiments: Experiments, arm: AliasArm) -> None:
         self._experiments = experiments
         self._arm = arm
         self._began = monotonic()
@@ -75,26 +74,23 @@ class Answering:
 class Experiments:
     """The arms' counts, and the answers that can be scored. Lives on the event loop."""
 
-    def __init__(self, catalogue: Catalogue, base: str, metrics: Metrics) -> None:
-        self._catalogue = catalogue
+    def __init__(self, mirror: RegistryMirror, base: str, metrics: Metrics) -> None:
+        self._mirror = mirror
         self._base = base
         self._metrics = metrics
         self._lock = Lock()  # of the two below
-        self._seen: dict[Arm, dict[str, float]] = {}  # since this process started
-        self._untold: dict[Arm, dict[str, float]] = {}  # of that, what the registry has not been told
-        self._answers: OrderedDict[str, _Answer] = OrderedDict()  # by response id, the oldest first
+        self._seen: dict[AliasArm, dict[str, float]] = {}  # since this process started
+        self._untold: dict[AliasArm, dict[str, float]] = {}  # of that, what the registry has not been told
+        self._answers: TTLCache[str, _Answer] = TTLCache(REMEMBERED, REMEMBERED_SECONDS)  # by response id
         metrics.show_arms(self._shown)
 
-    def begin(self, arm: Arm | None) -> Answering | None:
+    def begin(self, arm: AliasArm | None) -> Answering | None:
         """A request for ``arm`` is about to be answered; None if there is nothing to count."""
         return None if arm is None else Answering(self, arm)
 
-    def remember(self, response_id: str, model: str, resolution: Resolution | None) -> None:
-        """The response can be scored from now on; without ``resolution`` it is the base model's."""
-        label, arm = (BASE, None) if resolution is None else (resolution.label, resolution.arm)
-        self._answers[response_id] = _Answer(monotonic(), model, label, arm)
-        if len(self._answers) > REMEMBERED:
-            self._answers.popitem(last=False)
+    def remember(self, response_id: str, held: HeldMix) -> None:
+        """Let the response that ``held`` answers be scored from now on."""
+        self._answers[response_id] = _Answer(held.served_model, held.revisions.label, held.arm)
 
     def score(self, response_id: str, score: float) -> Scored:
         """Take a user's score in [0, 1] for a response; a second one replaces the first.
@@ -103,7 +99,7 @@ class Experiments:
             AnswerUnknown: no such response, or it was too long ago.
         """
         answer = self._answers.get(response_id)
-        if answer is None or monotonic() - answer.at > REMEMBERED_SECONDS:
+        if answer is None:
             raise AnswerUnknown(
                 f"this server knows no answer {response_id!r}: it takes scores for its last {REMEMBERED} "
                 f"answers since it started, for {REMEMBERED_SECONDS / 3600:.0f} hours"
@@ -116,7 +112,7 @@ class Experiments:
         arm = answer.arm if answer.arm is not None and self.count(answer.arm, counts) else None
         return Scored(answer.model, None if arm is None else self._named(arm), previous)
 
-    def count(self, arm: Arm, counts: Mapping[str, float]) -> bool:
+    def count(self, arm: AliasArm, counts: Mapping[str, float]) -> bool:
         """Add ``counts`` to what the arm has; says whether there (still) is such an arm."""
         if not self._exists(arm):
             return False
@@ -132,7 +128,7 @@ class Experiments:
                 del self._seen[arm]
             return {self._named(arm): dict(counts) for arm, counts in self._seen.items()}
 
-    def forget(self, alias: str, *, everything: bool) -> None:
+    def forget(self, alias: str, everything: bool) -> None:
         """Drop the counts of arms that an alias has no more, or of all its arms."""
         with self._lock:
             for counts in (self._seen, self._untold):
@@ -148,7 +144,7 @@ class Experiments:
             StoreError: the registry can't be asked.
         """
         await self.tell()
-        record, counted = await self._catalogue.run(lambda registry: registry.arms(alias))
+        record, counted = await self._mirror.run(lambda registry: registry.arms(alias))
         return shown(record, self._base), {shown_target(t, self._base): arm for t, arm in counted.items()}
 
     async def tell(self) -> None:
@@ -162,7 +158,7 @@ class Experiments:
         if not untold:
             return
         added = {(arm.alias, arm.target): counts for arm, counts in untold.items()}
-        telling = asyncio.ensure_future(self._catalogue.run(lambda registry: registry.add_to_arms(added)))
+        telling = asyncio.ensure_future(self._mirror.run(lambda registry: registry.add_to_arms(added)))
 
         def keep(done: asyncio.Future[None]) -> None:
             if done.cancelled() or done.exception() is not None:
@@ -173,9 +169,9 @@ class Experiments:
         telling.add_done_callback(keep)
         await asyncio.shield(telling)  # whoever is cancelled while it waits must not count twice
 
-    def _named(self, arm: Arm) -> tuple[str, str]:
+    def _named(self, arm: AliasArm) -> tuple[str, str]:
         return arm.alias, shown_target(arm.target, self._base)
 
-    def _exists(self, arm: Arm) -> bool:
-        alias = self._catalogue.aliases.get(arm.alias)
+    def _exists(self, arm: AliasArm) -> bool:
+        alias = self._mirror.aliases.get(arm.alias)
         return alias is not None and any(target == arm.target for target, _ in alias.arms)

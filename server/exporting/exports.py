@@ -21,10 +21,10 @@ from manylora.adapters import errors
 from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactError, OutputExists
 from manylora.adapters.merge.directory import check_absent, remove_abandoned
 from manylora.adapters.mix import MixTerm
+from manylora.server.adapter_manager import AdapterManager
 from manylora.server.errors import Cancelled, ExportFailed, QueueFull, RequestError
 from manylora.server.exporting.order import ExportOrder, OrderedMember
-from manylora.server.names.manager import AdapterManager
-from manylora.server.residency.lease import Resolution
+from manylora.server.residency.held_mix import HeldMix
 from manylora.server.residency.revision_loader import SHOWN_DIGITS
 
 logger = logging.getLogger(__name__)
@@ -112,15 +112,15 @@ class Exports:
             )
         if len(self._running) > _MAX_WAITING:
             raise QueueFull(f"{len(self._running)} exports wait to be written", _RETRY_SECONDS)
-        digests = self._adapters.digests(terms)
-        held = self._adapters.hold(terms)
+        digests = self._adapters.resolver.digests(terms)
+        held = self._adapters.resolver.hold(terms)
         try:
             out = self._root / _directory_name(wish.directory, held)
             self._check_free(out)
         except BaseException:
-            self._adapters.drop(held)
+            held.release()
             raise
-        export = Export(held.served_model, held.digest, out, wish)
+        export = Export(held.served_model, held.revisions.digest, out, wish)
         self._exports.append(export)
         self._running[export] = asyncio.create_task(self._see_through(export, digests, held))
         return export
@@ -131,10 +131,10 @@ class Exports:
         Raises:
             AdapterNotFound: a member does not exist, or there was no export.
         """
-        held = self._adapters.hold(terms)
-        self._adapters.drop(held)
+        held = self._adapters.resolver.hold(terms)
+        held.release()
         for export in reversed(self._exports):
-            if export.digest == held.digest:
+            if export.digest == held.revisions.digest:
                 return export
         raise AdapterNotFound(f"{held.served_model!r} was not exported by this server since it started")
 
@@ -162,13 +162,13 @@ class Exports:
             raise OutputExists(f"{out} is being written: choose another directory")
 
     async def _see_through(
-        self, export: Export, digests: Sequence[tuple[MixTerm, str]], held: Resolution
+        self, export: Export, digests: Sequence[tuple[MixTerm, str]], held: HeldMix
     ) -> None:
         began = time.monotonic()
         try:
             async with self._turn:
                 export.state = ExportState.WRITING
-                await self._adapters.ensure_on_disk(held)
+                await self._adapters.refetcher.ensure_on_disk(held)
                 await self._write(export, self._order(export, digests))
             export.state = ExportState.READY
             logger.info("%s was exported to %s", export.model, export.out)
@@ -181,7 +181,7 @@ class Exports:
             if export.error is not None:
                 export.state = ExportState.FAILED
             export.seconds = time.monotonic() - began
-            self._adapters.drop(held)
+            held.release()
             del self._running[export]
 
     def _order(self, export: Export, digests: Sequence[tuple[MixTerm, str]]) -> ExportOrder:
@@ -251,11 +251,11 @@ async def _end(process: Process) -> int:
         return await process.wait()
 
 
-def _directory_name(wanted: str | None, held: Resolution) -> str:
+def _directory_name(wanted: str | None, held: HeldMix) -> str:
     """What was asked for; else ``support-3f9a1c2e`` of a plain revision, or one made of the mix's digest."""
     plain = held.served_model.replace("@", "-").replace(":", "-")
     if wanted is None:
-        return plain if _NAME.fullmatch(plain) else f"mix-{held.digest.hex()[:SHOWN_DIGITS]}"
+        return plain if _NAME.fullmatch(plain) else f"mix-{held.revisions.digest.hex()[:SHOWN_DIGITS]}"
     if not _NAME.fullmatch(wanted):
         raise RequestError(
             f"{wanted[:140]!r} can't be the directory's name: it begins with a letter or digit and goes on "

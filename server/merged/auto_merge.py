@@ -17,8 +17,8 @@ from manylora.adapters.errors import AdapterError
 from manylora.adapters.mix import MixEntry, mix_digest
 from manylora.server.merged.variants import Variant, Variants, VariantState
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.names.recurring import Recurring
-from manylora.server.residency.lease import Resolution
+from manylora.server.periodic_task import PeriodicTask
+from manylora.server.residency.held_mix import HeldMix
 
 logger = logging.getLogger(__name__)
 
@@ -71,18 +71,17 @@ class TrafficWindow:
         return sum(look.get(digest, 0) for look in self._looks)
 
 
-class AutoMerge(Recurring):
+class AutoMerge:
     """Keeps the copy of the one mix that leads. Lives on the event loop."""
 
     def __init__(
         self,
         variants: Variants,
-        answering: Callable[[], Iterable[Resolution]],
+        answering: Callable[[], Iterable[HeldMix]],
         rules: AutoMergeRules,
         metrics: Metrics,
     ) -> None:
         """``answering`` gives, for every sequence being answered, what it runs with."""
-        super().__init__(rules.seconds / LOOKS, self.look)
         self._variants = variants
         self._answering = answering
         self._rules = rules
@@ -90,6 +89,15 @@ class AutoMerge(Recurring):
         self._window = TrafficWindow(rules)
         self._leader: bytes | None = None  # whose copy is kept, or can't be made
         self._copy: Variant | None = None
+        self._task = PeriodicTask(rules.seconds / LOOKS, self.look)
+
+    def start(self) -> None:
+        """Begin to look at the traffic."""
+        self._task.start()
+
+    async def close(self) -> None:
+        """Stop."""
+        await self._task.close()
 
     def copy_of(self, entries: Sequence[MixEntry]) -> Variant | None:
         """The copy that answers in place of a mix, if there is one by now."""
@@ -100,11 +108,11 @@ class AutoMerge(Recurring):
 
     async def look(self) -> None:
         """See what is being answered, and act on it."""
-        seen: dict[bytes, Resolution] = {}
+        seen: dict[bytes, HeldMix] = {}
         counts: Counter[bytes] = Counter()
-        for resolution in self._answering():
-            seen[resolution.digest] = resolution
-            counts[resolution.digest] += 1
+        for held in self._answering():
+            seen[held.revisions.digest] = held
+            counts[held.revisions.digest] += 1
         self._window.note(counts)
         if self._leader is not None and self._window.has_faded(self._leader):
             await self._let_go()
@@ -114,10 +122,10 @@ class AutoMerge(Recurring):
             self._leader = leader
             await self._merge(seen[leader])
 
-    async def _merge(self, resolution: Resolution) -> None:
-        entries = [MixEntry(revision.digest, weight) for revision, weight in resolution.entries]
-        assert mix_digest(entries) == resolution.digest
-        model, share = resolution.served_model, self._window.share(resolution.digest)
+    async def _merge(self, held: HeldMix) -> None:
+        entries = [MixEntry(revision.digest, weight) for revision, weight in held.entries]
+        assert mix_digest(entries) == held.revisions.digest
+        model, share = held.served_model, self._window.share(held.revisions.digest)
         try:
             copy = await self._variants.build(entries, model, automatic=True)
         except AdapterError as error:  # of a kind that can't be merged, or there is no room: left as it is

@@ -1,17 +1,19 @@
-"""How far two models' answers are apart: the logits after every token of a few probe prompts."""
+"""How far a merged copy is from the mix it was made of: the logits after every token of a few prompts."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from dataclasses import replace
 
 import torch
 
 from manylora.server.engine.async_engine import AsyncEngine, GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
-from manylora.server.merged.variants import MergeError
-from manylora.server.residency.lease import Lease
+from manylora.server.merged.variants import MergeError, Variant
+from manylora.server.metrics.families import OTHER
+from manylora.server.residency.held_mix import HeldMix, RevisionMix
+from manylora.server.residency.residency import Residency
+from manylora.server.threads import LimitedWork
 
 _TOGETHER = 4  # rows of logits compared at a time: the working memory stays in the cache
 PROBES = (
@@ -21,42 +23,52 @@ PROBES = (
 )
 
 
-async def compare(
-    engine: AsyncEngine, worker: Executor, prompts: Sequence[Sequence[int]], expected: Lease, found: Lease
-) -> MergeError:
-    """Compare ``found`` with ``expected`` over the tokens of ``prompts``. Gives both leases back.
+class MergeMeasure:
+    """Runs probe prompts through a merged copy and its mix, in the batch with everything else."""
 
-    Runs in the batch with everything else; what is done with whole vocabularies, in ``worker``.
-    """
-    loop = asyncio.get_running_loop()
-    try:
+    def __init__(self, engine: AsyncEngine, worker: LimitedWork, prompts: Sequence[Sequence[int]]) -> None:
+        """``worker`` runs what is done with whole vocabularies; ``prompts`` are token ids."""
+        self._engine = engine
+        self._worker = worker
+        self._prompts = prompts
+
+    async def measure(self, residency: Residency, variant: Variant) -> MergeError:
+        """How far ``variant`` is from its mix.
+
+        Raises:
+            AdapterError: a member can't be brought to the device.
+            EngineDead: the engine has ended.
+        """
+        members = tuple((residency.references.revision(e.digest), e.weight) for e in variant.entries)
+        plain = RevisionMix(members, variant.model, OTHER, variant.key)
+        with (
+            HeldMix(residency, plain) as unmerged,
+            HeldMix(residency, replace(plain, entries=()), copy=variant) as merged,
+        ):
+            await unmerged.admit()
+            await merged.admit()
+            return await self._compare(unmerged, merged)
+
+    async def _compare(self, expected: HeldMix, found: HeldMix) -> MergeError:
         totals = _Totals()
-        for prompt in prompts:
-            one, other = [await _logits(engine, prompt, lease.share()) for lease in (expected, found)]
+        for prompt in self._prompts:
+            one, other = [await self._logits(prompt, held.share()) for held in (expected, found)]
             for rows in zip(one.split(_TOGETHER), other.split(_TOGETHER), strict=True):
-                await loop.run_in_executor(worker, totals.add, *rows)
+                await self._worker.run(totals.add, *rows)
         return totals.result()
-    finally:
-        expected.release()
-        found.release()
 
-
-async def _logits(engine: AsyncEngine, prompt: Sequence[int], lease: Lease) -> torch.Tensor:
-    """What follows each token of ``prompt`` [n, V] float32."""
-    request = GenerateRequest(
-        tuple(prompt[:1]),
-        SamplingParams(max_tokens=0, temperature=0.0),
-        given_ids=tuple(prompt[1:]),
-        logits_from=0,
-        salt=b"measuring",
-    )
-    try:
-        stream = engine.submit(request, lease)
-    except BaseException:
-        lease.release()
-        raise
-    rows = [delta.logits.rows async for delta in stream if delta.logits is not None]
-    return torch.cat(rows)
+    async def _logits(self, prompt: Sequence[int], held: HeldMix) -> torch.Tensor:
+        """What follows each token of ``prompt`` [n, V] float32."""
+        request = GenerateRequest(
+            tuple(prompt[:1]),
+            SamplingParams(max_tokens=0, temperature=0.0),
+            given_ids=tuple(prompt[1:]),
+            logits_from=0,
+            salt=b"measuring",
+        )
+        stream = self._engine.submit(request, held)
+        rows = [delta.logits.rows async for delta in stream if delta.logits is not None]
+        return torch.cat(rows)
 
 
 class _Totals:

@@ -22,7 +22,7 @@ from manylora.server.kernels.weights import MergedWeights
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.decoder import Decoder
 from manylora.server.model.merging import Members, merge, merged_elements
-from manylora.server.threads import yielding_pool
+from manylora.server.threads import LimitedWork
 
 _PAUSE = 3.0  # times what was computed before
 DRAIN_SECONDS = 30.0  # that requests get which run on an automatic copy whose room is needed
@@ -101,8 +101,20 @@ class Variants:
         busy: Callable[[], bool],
         budget: int,
         element_bytes: int,
+        building: LimitedWork,
     ) -> None:
-        """``busy``: whether answers are in progress; ``element_bytes``: of one weight as it computes."""
+        """Nothing is built until it is asked for.
+
+        Args:
+            decoder: whose weights are copied.
+            read: the deltas of a revision.
+            measure: how far a copy is from the mix it was made of.
+            metrics: are told how many copies there are.
+            busy: whether answers are in progress.
+            budget: bytes of all copies together.
+            element_bytes: of one weight as it computes.
+            building: runs what builds, one copy at a time.
+        """
         self._decoder = decoder
         self._read = read
         self._measure = measure
@@ -113,7 +125,7 @@ class Variants:
         self._variants: dict[bytes, Variant] = {}
         self._building: dict[Variant, asyncio.Task[None]] = {}
         self._draining: set[Variant] = set()
-        self._builder = yielding_pool(1, "merge")
+        self._work = building
 
     @property
     def nbytes(self) -> int:
@@ -129,8 +141,8 @@ class Variants:
         """The copy of a mix, in whatever state."""
         return self._variants.get(mix_digest(entries))
 
-    def take(self, entries: Sequence[MixEntry], model: str) -> Variant:
-        """Reference the copy of a mix for one request; ``model`` is what the client called the mix.
+    def ready(self, entries: Sequence[MixEntry], model: str) -> Variant:
+        """The copy of a mix, ready to run; ``model`` is what the client called the mix.
 
         Raises:
             AdapterNotFound: there is none, or it is not ready.
@@ -142,7 +154,6 @@ class Variants:
             )
         if variant.state is not VariantState.READY:
             raise AdapterNotFound(f"the merged copy of {model!r} is not ready: it is {variant.state.value}")
-        variant.refer()
         return variant
 
     async def build(self, entries: Sequence[MixEntry], model: str, *, automatic: bool = False) -> Variant:
@@ -157,8 +168,8 @@ class Variants:
         """
         if (known := self._known(entries, automatic)) is not None:
             return known
-        members = await asyncio.get_running_loop().run_in_executor(
-            self._builder, lambda: [(self._read(entry.digest), entry.weight) for entry in entries]
+        members = await self._work.run(
+            lambda: [(self._read(entry.digest), entry.weight) for entry in entries]
         )
         nbytes = merged_elements(self._decoder, members) * self._element_bytes
         if not automatic:
@@ -206,7 +217,6 @@ class Variants:
         for variant in self.list():
             await self._drop(variant)
         await asyncio.gather(*self._building.values())
-        self._builder.shutdown()
 
     async def _drop(self, variant: Variant) -> None:
         self._take_out(variant)
@@ -248,7 +258,7 @@ class Variants:
     async def _build(self, variant: Variant, members: Members) -> None:
         began = time.monotonic()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._builder, self._fill, variant, members)
+            await self._work.run(self._fill, variant, members)
             if variant.stopped.is_set():
                 variant.error, variant.state = "it was freed while it was being built", VariantState.FAILED
                 return
@@ -261,7 +271,7 @@ class Variants:
             del self._building[variant]
 
     def _fill(self, variant: Variant, members: Members) -> None:
-        """In the builder's thread."""
+        """Compute and write the merged weights, matrix by matrix. Runs in a worker thread."""
         matrices = merge(self._decoder, members, variant.weights)
         while not variant.stopped.is_set():
             began = time.monotonic()

@@ -27,7 +27,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from manylora.server.experiments.arm_metrics import ArmCounts, arm_families
+from manylora.server.metrics.arm_families import ArmCounts, arm_families
 from manylora.server.metrics.families import (
     LOADED_FROM,
     OTHER,

@@ -1,57 +1,52 @@
-"""The life of names: publishing, rolling back, pinning, moving between tiers, deleting; and aliases."""
+"""What an operator does to adapters: publish, roll back, pin, and move between tiers."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import monotonic
 
-from manylora.adapters.errors import AdapterExists, AdapterInUse, AdapterNotFound, MixError
+from manylora.adapters.errors import AdapterExists, AdapterNotFound
 from manylora.adapters.mix import MixTerm, check_name, is_name
-from manylora.adapters.registry.records import AliasRecord, NameRecord, State
-from manylora.server.names.aliases import naming, shown, stored, target_terms
-from manylora.server.names.parts import Parts
-from manylora.server.names.publishing import Publication, Wanted, copy
-from manylora.server.names.resolve import digest_of, find_revision
-from manylora.server.names.status import AdapterStatus, Deleted, Registered
+from manylora.adapters.registry.records import State
+from manylora.server.names.publishing import Publication, Publisher, Wanted, copy
+from manylora.server.names.registry_mirror import RegistryMirror
+from manylora.server.names.resolve import Resolver, find_revision
+from manylora.server.names.status import AdapterStatus, Registered
+from manylora.server.names.views import Views
+from manylora.server.residency.residency import Residency
 from manylora.server.residency.revision_loader import Fetch
 
-DRAIN_SECONDS = 30.0  # how long a deletion waits for running requests before it answers
 
+class AdapterAdmin:
+    """Changes what names mean and where their bytes are. Lives on the event loop."""
 
-class Lifecycle(Parts):
-    """What an operator does to adapters. Lives on the event loop."""
-
-    # Finding.
-
-    async def look_up(self, terms: Sequence[MixTerm]) -> None:
-        """Ask the registry and the sources for those names of a mix that this server doesn't know.
-
-        Raises:
-            AdapterNotFound, ArtifactError, AdapterTooLarge, SourceMissing, QueueFull: as Lookup.find.
-            MixError: the base model is among them.
-        """
-        for term in terms:
-            if term.name == self.base.name:
-                raise MixError(
-                    f"{term.name!r} is the base model, which is part of every mix: name adapters only"
-                )
-            if not self._is_ready(term.name):
-                await self._lookup.find(term.name)
+    def __init__(
+        self,
+        mirror: RegistryMirror,
+        *,
+        resolver: Resolver,
+        publisher: Publisher,
+        residency: Residency,
+        views: Views,
+        base: str,
+        moved: Callable[[], None],
+    ) -> None:
+        """``base`` is the base model's name. ``moved()`` is called after bytes went from tier to tier."""
+        self._mirror = mirror
+        self._resolver = resolver
+        self._publisher = publisher
+        self._residency = residency
+        self._views = views
+        self._base = base
+        self._moved = moved
 
     async def catch_up(self) -> None:
         """See what other servers have changed by now, before something is decided by it."""
-        await self._catalogue.follow()
+        await self._mirror.follow()
 
     def has(self, name: str) -> bool:
         """Whether there is an adapter of that name, as far as this server knows."""
-        return name in self._catalogue.names
-
-    def _is_ready(self, name: str) -> bool:
-        """Whether it serves or is an alias, as far as this server knows."""
-        record = self._catalogue.names.get(name)
-        return name in self._catalogue.aliases or (record is not None and record.state is State.READY)
+        return name in self._mirror.names
 
     # Publishing.
 
@@ -98,11 +93,11 @@ class Lifecycle(Parts):
             AdapterExists: it is the base model's or an alias's, or serves and is not to be replaced.
         """
         check_name(name)
-        if name == self.base.name:
+        if name == self._base:
             raise AdapterExists(f"{name!r} is the name of the base model")
-        if name in self._catalogue.aliases:
+        if name in self._mirror.aliases:
             raise AdapterExists(f"the name {name!r} is that of an alias")
-        record = self._catalogue.names.get(name)
+        record = self._mirror.names.get(name)
         if record is not None and record.state is State.READY and not replace:
             raise AdapterExists(f"the name {name!r} is taken; unload it first or ask to replace it")
 
@@ -115,15 +110,15 @@ class Lifecycle(Parts):
             AdapterNotFound: no such name, or no such revision in its history.
         """
         await self.catch_up()
-        record = self._catalogue.get(name)
+        record = self._mirror.get(name)
         if revision is not None:
             digest = find_revision(record, revision)
         elif len(record.history) > 1:
             digest = record.history[1]
         else:
             raise AdapterNotFound(f"adapter {name!r} has no earlier revision")
-        await self._catalogue.change(name, lambda registry: registry.rollback(name, digest))
-        return self._overview.status(name)
+        await self._mirror.change(name, lambda registry: registry.rollback(name, digest))
+        return self._views.status(name)
 
     # Moving between tiers.
 
@@ -135,14 +130,14 @@ class Lifecycle(Parts):
             AdapterTooLarge: it does not fit there beside what is pinned already.
             SourceMissing, ArtifactError: its files are gone or damaged.
         """
-        await self._holdings.make_resident(await self._current(name))
-        await self._catalogue.change(name, lambda registry: registry.set_pinned(name, True))
-        return self._overview.status(name)
+        await self._residency.make_resident(await self._current(name))
+        await self._mirror.change(name, lambda registry: registry.set_pinned(name, True))
+        return self._views.status(name)
 
     async def unpin(self, name: str) -> AdapterStatus:
         """Let ``name`` be evicted again; AdapterNotFound if there is no such name."""
-        await self._catalogue.change(name, lambda registry: registry.set_pinned(name, False))
-        return self._overview.status(name)
+        await self._mirror.change(name, lambda registry: registry.set_pinned(name, False))
+        return self._views.status(name)
 
     async def prefetch(self, name: str) -> AdapterStatus:
         """Bring ``name`` in, to the device if evicting idle adapters makes room, else to host memory.
@@ -153,9 +148,9 @@ class Lifecycle(Parts):
             AdapterInUse: running requests do, and host memory doesn't keep it.
             SourceMissing, ArtifactError: its files are gone or damaged.
         """
-        await self._holdings.prefetch(await self._current(name))
-        self._observe()
-        return self._overview.status(name)
+        await self._residency.prefetch(await self._current(name))
+        self._moved()
+        return self._views.status(name)
 
     async def evict(self, name: str) -> AdapterStatus:
         """Take ``name``, with all its revisions, off the device and out of host memory; it stays on disk.
@@ -164,121 +159,14 @@ class Lifecycle(Parts):
             AdapterNotFound: no such name.
             AdapterInUse: it is pinned, or requests run with it.
         """
-        await self._holdings.evict(self._catalogue.get(name).history)
-        self._observe()
-        return self._overview.status(name)
+        await self._residency.evict(self._mirror.get(name).history)
+        self._moved()
+        return self._views.status(name)
 
     async def _current(self, name: str) -> str:
         """The revision that ``name`` serves; it is looked up if need be, as for a request."""
         if is_name(name):
-            await self.look_up([MixTerm(name)])
-        digest = self._catalogue.get_ready(name).digest
+            await self._resolver.look_up([MixTerm(name)])
+        digest = self._mirror.get_ready(name).digest
         assert digest is not None
         return digest
-
-    # Deleting.
-
-    async def delete(self, name: str, deadline: float = DRAIN_SECONDS) -> Deleted:
-        """Forget ``name``: new requests are refused at once, running ones finish, then all of it is freed.
-
-        Answers after ``deadline`` seconds at the latest. What still runs then keeps its memory until it
-        ends. Revisions that another name has stay.
-
-        Raises:
-            AdapterNotFound: no such name, or it is being deleted already.
-            AdapterInUse: an alias points to it; change or delete the alias first.
-        """
-        if not self.has(name) or self._aliases_of(name):  # as far as this server knows
-            await self.catch_up()
-        record = self._catalogue.get(name)
-        if name in self._deleting:
-            raise AdapterNotFound(f"the adapter {name!r} is being deleted already")
-        aliases = self._aliases_of(name)
-        if aliases:
-            raise AdapterInUse(f"the alias {aliases[0]!r} points to {name!r}: change or delete it first")
-        work = asyncio.create_task(self._delete(record, monotonic() + deadline))
-        self._deleting[name] = work
-        work.add_done_callback(lambda _: self._deleting.pop(name))
-        return await asyncio.shield(work)  # seen through, whoever goes away
-
-    def _aliases_of(self, name: str) -> list[str]:
-        return naming(name, self._catalogue.aliases, self.base.name)
-
-    async def unload(self, name: str) -> int:
-        """Delete ``name`` within 30 seconds; returns the device bytes freed."""
-        return (await self.delete(name)).bytes_freed
-
-    async def _delete(self, record: NameRecord, deadline: float) -> Deleted:
-        name, holdings = record.name, self._holdings
-        self._refused.add(name)
-        try:
-            await self._catalogue.change(name, lambda registry: registry.drain(name))
-        finally:
-            self._refused.discard(name)
-        own = [d for d in record.history if self._catalogue.holders(d) <= {name}]
-        await holdings.wait_until(
-            lambda: not self._is_draining(name) or not holdings.references(own), deadline
-        )
-        try:
-            await self._catalogue.change(name, lambda r: r.remove(name, state=State.DRAINING))
-        except AdapterNotFound:  # published again meanwhile, or removed by another server
-            await self._catalogue.refresh(name)
-        running = holdings.references(own)
-        retiring = [holdings.retire(d) for d in own if not self._catalogue.is_held(d)]
-        if running:
-            return Deleted(0, drained=False, running=running)
-        return Deleted(sum(await asyncio.gather(*map(asyncio.shield, retiring))), drained=True, running=0)
-
-    def _is_draining(self, name: str) -> bool:
-        record = self._catalogue.names.get(name)
-        return record is not None and record.state is State.DRAINING
-
-    # Aliases.
-
-    async def put_alias(
-        self, name: str, arms: Sequence[tuple[str, float]], *, reset: bool = False
-    ) -> AliasRecord:
-        """Let ``name`` mean a model string, or one of several with probabilities like their shares.
-
-        A target is a name, a name and revision, a mix of these, or the base model. Targets must exist; they
-        are looked up if need be.
-        What was counted of targets that stay is kept, unless ``reset``.
-
-        Raises:
-            AdapterNameError, MixError: malformed, or a target is an alias itself.
-            AdapterExists: ``name`` is an adapter's, or the base model's.
-            AdapterNotFound: a target does not exist.
-        """
-        check_name(name)
-        if name == self.base.name:
-            raise AdapterExists(f"{name!r} is the name of the base model")
-        await self.catch_up()
-        terms = [term for target, _ in arms for term in target_terms(target, self.base.name)]
-        await self.look_up(terms)
-        for term in terms:
-            if term.name not in self._catalogue.aliases:  # which the registry refuses
-                digest_of(term, self._catalogue.get_ready(term.name))
-        kept = stored(arms, self.base.name)
-        record = await self._catalogue.change(
-            name, lambda registry: registry.put_alias(name, kept, reset=reset)
-        )
-        self.experiments.forget(name, everything=reset)
-        return shown(record, self.base.name)
-
-    async def delete_alias(self, name: str) -> AliasRecord:
-        """Forget an alias; AdapterNotFound if there is none of that name."""
-        record = await self._catalogue.change(name, lambda registry: registry.remove_alias(name))
-        self.experiments.forget(name, everything=True)
-        return record
-
-    def alias(self, name: str) -> AliasRecord:
-        """One alias; AdapterNotFound if there is none of that name."""
-        try:
-            return shown(self._catalogue.aliases[name], self.base.name)
-        except KeyError:
-            raise AdapterNotFound(f"there is no alias {name[:140]!r}") from None
-
-    def aliases(self) -> list[AliasRecord]:
-        """Every alias, by name."""
-        aliases = self._catalogue.aliases
-        return [shown(aliases[name], self.base.name) for name in sorted(aliases)]

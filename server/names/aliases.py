@@ -6,26 +6,18 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from manylora.adapters.errors import AdapterNotFound, MixError
 from manylora.adapters.mix import MAX_ENTRIES, MixTerm, check_weight, parse_target
-from manylora.adapters.registry.records import AliasRecord
+from manylora.adapters.registry.records import AliasArm, AliasRecord
 
 _HASHED = 2.0**64
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One of the model strings that an alias stands for."""
-
-    alias: str
-    target: str  # as the registry keeps it: "" is the base model
-
-
 def expand(
     terms: Sequence[MixTerm], aliases: Mapping[str, AliasRecord], base: str, user: str | None
-) -> tuple[tuple[MixTerm, ...], Arm | None]:
+) -> tuple[tuple[MixTerm, ...], AliasArm | None]:
     """The terms with every alias replaced by the arm that ``user`` gets of it.
 
     An arm that is a mix keeps its proportions: its weights are multiplied by the alias's own. If all that
@@ -64,11 +56,11 @@ def _expand_all(
     aliases: Mapping[str, AliasRecord],
     base: str,
     pick: Callable[[AliasRecord], str],
-) -> tuple[tuple[MixTerm, ...], Arm | None]:
+) -> tuple[tuple[MixTerm, ...], AliasArm | None]:
     if not any(term.name in aliases for term in terms):
         return tuple(terms), None
     expanded: list[MixTerm] = []
-    arm: Arm | None = None
+    arm: AliasArm | None = None
     for term in terms:
         alias = aliases.get(term.name)
         if alias is None:
@@ -77,7 +69,7 @@ def _expand_all(
         target = pick(alias)
         expanded += _expand(term, target, base)
         if len(terms) == 1 and term.weight == 1.0 and not term.merged:
-            arm = Arm(alias.name, target)
+            arm = AliasArm(alias.name, target)
     if len(expanded) > MAX_ENTRIES:
         raise MixError(
             f"with its aliases replaced the mix has {len(expanded)} of at most {MAX_ENTRIES} entries"
@@ -140,11 +132,11 @@ def shown(alias: AliasRecord, base: str) -> AliasRecord:
 
 
 def shown_target(target: str, base: str) -> str:
-    """One of its targets, likewise."""
+    """The model string of an alias's target, with the base model under its name."""
     return base if target == "" else target
 
 
-def naming(name: str, aliases: Mapping[str, AliasRecord], base: str) -> list[str]:
+def aliases_of(name: str, aliases: Mapping[str, AliasRecord], base: str) -> list[str]:
     """The aliases of which some arm names the adapter ``name``."""
     return [
         alias.name

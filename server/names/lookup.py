@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from time import monotonic
+
+from cachetools import TTLCache
 
 from manylora.adapters.errors import AdapterError, StoreError
 from manylora.server.errors import QueueFull
-from manylora.server.names.registry_mirror import Catalogue
-from manylora.server.threads import yielding_pool
+from manylora.server.names.registry_mirror import RegistryMirror
+from manylora.server.threads import LimitedWork
 
 logger = logging.getLogger(__name__)
 
-_THREADS = 4  # names for which sources are asked at the same time
 _MAX_RUNNING = 64  # names looked up at the same time; further unknown names are told to try again
 _MAX_MISSES = 10_000  # names that are remembered not to exist
-_MISS_SECONDS = 5.0  # for which they are, where sources were asked
+MISS_SECONDS = 5.0  # for which they are, where sources were asked
 _REGISTRY_MISS_SECONDS = 0.25  # and where only the registry was
 
 
@@ -27,23 +26,32 @@ class Lookup:
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        mirror: RegistryMirror,
         find: Callable[[str], str | None] | None,
         publish: Callable[[str, str], Awaitable[object]],
+        asking: LimitedWork,
+        miss_seconds: float = MISS_SECONDS,
     ) -> None:
-        """``find(name)`` says where there is an adapter of that name, or None; it blocks.
+        """Nothing is asked until :meth:`find`.
 
-        ``publish(name, source)`` brings one in. Without ``find`` only the registry is asked.
+        Args:
+            mirror: what is known of the registry.
+            find: ``find(name)`` says where there is an adapter of that name, or None; it blocks. Without it
+                only the registry is asked.
+            publish: ``publish(name, source)`` brings an adapter in.
+            asking: runs ``find``.
+            miss_seconds: for which a name is remembered not to exist, where sources were asked.
         """
-        self._catalogue = catalogue
+        self._mirror = mirror
         self._find_source = find
         self._publish = publish
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._misses: OrderedDict[str, tuple[float, AdapterError]] = OrderedDict()  # oldest first
-        self._threads = yielding_pool(_THREADS, "lookup")
+        seconds = _REGISTRY_MISS_SECONDS if find is None else miss_seconds
+        self._misses: TTLCache[str, AdapterError] = TTLCache(_MAX_MISSES, seconds)
+        self._asking = asking
 
     async def find(self, name: str) -> None:
-        """Return once the catalogue has ``name``, as it is now. Whoever waits may be cancelled.
+        """Return once the mirror has ``name``, as it is now. Whoever waits may be cancelled.
 
         Raises:
             AdapterNotFound: neither the registry nor a source has it. This is remembered for seconds.
@@ -53,8 +61,8 @@ class Lookup:
             QueueFull: too many unknown names are being looked up.
         """
         missed = self._misses.get(name)
-        if missed is not None and missed[0] > monotonic():
-            raise missed[1]
+        if missed is not None:
+            raise missed
         if name not in self._running:
             if len(self._running) >= _MAX_RUNNING:
                 raise QueueFull(f"{_MAX_RUNNING} unknown adapters are being looked up; try again later", 1.0)
@@ -67,21 +75,17 @@ class Lookup:
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         del self._running[name]
         self._misses.pop(name, None)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, AdapterError):
-            seconds = _REGISTRY_MISS_SECONDS if self._find_source is None else _MISS_SECONDS
-            self._misses[name] = monotonic() + seconds, error
-            while len(self._misses) > _MAX_MISSES:
-                self._misses.popitem(last=False)
+            self._misses[name] = error
 
     async def _find(self, name: str) -> None:
         try:
-            await self._catalogue.refresh(name)
+            await self._mirror.refresh(name)
         except StoreError as error:  # where the registry is, is nobody's business who asks for an answer
             logger.warning("%s can't be looked up: %s", name, error)
             raise type(error)(
@@ -91,15 +95,15 @@ class Lookup:
             return
         source = await self._ask_sources(name)
         if source is None:
-            self._catalogue.get(name)  # which says that there is none
+            self._mirror.get(name)  # which says that there is none
         else:
             logger.info("adapter %s is asked for, and found at %s", name, source)
             await self._publish(name, source)
 
     def _is_known(self, name: str) -> bool:
-        return name in self._catalogue.names or name in self._catalogue.aliases
+        return name in self._mirror.names or name in self._mirror.aliases
 
     async def _ask_sources(self, name: str) -> str | None:
         if self._find_source is None:
             return None
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._find_source, name)
+        return await self._asking.run(self._find_source, name)

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TypeVar
 
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.files import FileFault
@@ -20,15 +19,11 @@ from manylora.adapters.store.store import RevisionStore
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.pages import PackedAdapter
 from manylora.server.names.keyed_locks import KeyedLocks
-from manylora.server.names.registry_mirror import Catalogue
+from manylora.server.names.registry_mirror import RegistryMirror
 from manylora.server.names.status import Registered, registered_of
-from manylora.server.residency.references import Holdings
-from manylora.server.residency.revision_loader import Fetch, Library
-from manylora.server.threads import yielding_pool
-
-T = TypeVar("T")
-
-_FETCHES = 4  # adapters fetched and checked at the same time
+from manylora.server.residency.residency import Residency
+from manylora.server.residency.revision_loader import Fetch, RevisionLoader
+from manylora.server.threads import LimitedWork
 
 
 @dataclass(frozen=True)
@@ -88,23 +83,27 @@ class Publisher:
 
     def __init__(
         self,
-        catalogue: Catalogue,
-        library: Library,
-        holdings: Holdings,
+        mirror: RegistryMirror,
+        loader: RevisionLoader,
+        residency: Residency,
         *,
         registry: Registry,
         store: RevisionStore,
         metrics: Metrics,
+        fetching: LimitedWork,
+        fetch: Callable[[str, Path], str] | None,
     ) -> None:
-        self._catalogue = catalogue
-        self._library = library
-        self._holdings = holdings
+        """``fetching`` runs what fetches and checks; ``fetch(source, directory)`` blocks, None: no fetch."""
+        self._mirror = mirror
+        self._loader = loader
+        self._residency = residency
         self._registry = registry
         self._store = store
         self._metrics = metrics
         self._order = KeyedLocks()
         self._running: set[asyncio.Task[Registered]] = set()
-        self._fetchers = yielding_pool(_FETCHES, "fetch")
+        self._fetching = fetching
+        self._fetch = fetch
 
     @property
     def num_running(self) -> int:
@@ -117,7 +116,7 @@ class Publisher:
         Raises:
             AdapterNameError, AdapterExists: the name or a tag can't be used.
         """
-        record = await self._catalogue.change(
+        record = await self._mirror.change(
             wanted.name, lambda registry: registry.begin(wanted.name, wanted.source, wanted.tags or ())
         )
         return self._begin(wanted.name, wanted.source, self._publish(wanted, record))
@@ -130,18 +129,20 @@ class Publisher:
         """
         return self._begin(wanted.name, wanted.source, self._publish_directory(wanted, directory))
 
-    def publish_found(self, name: str, source: str, fetch: Fetch) -> Publication:
-        """Begin to publish what may not be there: only what was fetched and is sound is announced."""
-        return self._begin(name, source, self._publish_found(name, source, fetch))
+    async def publish_found(self, name: str, source: str) -> None:
+        """Publish what ``source`` has as ``name``; only what was fetched and is sound is announced.
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run something that may take long in one of the threads that fetch."""
-        return await asyncio.get_running_loop().run_in_executor(self._fetchers, work)
+        Raises:
+            AdapterError: it can't be fetched, or can't be served.
+        """
+        fetch = self._fetch
+        assert fetch is not None, "what can be found can be fetched"
+        work = self._publish_found(name, source, lambda into: fetch(source, into))
+        await self._begin(name, source, work).done()
 
     async def close(self) -> None:
         """Wait for what has begun."""
         await asyncio.gather(*self._running, return_exceptions=True)
-        self._fetchers.shutdown()
 
     def _begin(self, name: str, source: str, work: Coroutine[None, None, Registered]) -> Publication:
         task = asyncio.create_task(work)
@@ -157,8 +158,8 @@ class Publisher:
     async def _publish_found(self, name: str, source: str, fetch: Fetch) -> Registered:
         stack = ExitStack()
         try:
-            directory = await self.run(lambda: stack.enter_context(self._store.temporary()))
-            exact = await self.run(lambda: fetch(directory))
+            directory = await self._fetching.run(lambda: stack.enter_context(self._store.temporary()))
+            exact = await self._fetching.run(lambda: fetch(directory))
 
             def again(into: Path) -> None:
                 copy(directory, into)
@@ -167,13 +168,13 @@ class Publisher:
                 Wanted(name, source if exact is None else exact, again), directory
             )
         finally:
-            await self.run(stack.close)
+            await self._fetching.run(stack.close)
 
     async def _publish_directory(self, wanted: Wanted, directory: Path) -> Registered:
-        found, packed = await self.run(lambda: self._library.check(directory, wanted.source))
-        record = self._catalogue.names.get(wanted.name)
-        if record is not None and _says(record, wanted, found.digest):
-            await self._holdings.offer(packed)
+        found, packed = await self._fetching.run(lambda: self._loader.check(directory, wanted.source))
+        record = self._mirror.names.get(wanted.name)
+        if record is not None and _is_published(record, wanted, found.digest):
+            await self._residency.offer(packed)
             return self._registered(record, found, packed)
         return await self._publish(wanted)
 
@@ -181,16 +182,16 @@ class Publisher:
         async with self._order.hold(wanted.name):
             began = monotonic()
             try:
-                record, facts, packed = await self.run(lambda: self._publish_now(wanted, announced))
+                record, facts, packed = await self._fetching.run(lambda: self._publish_now(wanted, announced))
             finally:
-                await self._catalogue.refresh(wanted.name)
-            await self._holdings.offer(packed)
+                await self._mirror.refresh(wanted.name)
+            await self._residency.offer(packed)
             self._metrics.adapter_read("publish", monotonic() - began)
-            await self.run(lambda: self._library.keep_packed(packed, facts.nbytes))
+            await self._fetching.run(lambda: self._loader.keep_packed(packed, facts.nbytes))
             return self._registered(record, facts, packed)
 
     def _registered(self, record: NameRecord, facts: RevisionRecord, packed: PackedAdapter) -> Registered:
-        resident = self._holdings.is_resident(facts.digest)  # it may have been deleted since
+        resident = self._residency.is_resident(facts.digest)  # it may have been deleted since
         return registered_of(record, facts, nbytes=packed.data.nbytes, resident=resident)
 
     def _publish_now(
@@ -200,7 +201,7 @@ class Publisher:
         checked: list[tuple[RevisionRecord, PackedAdapter]] = []
 
         def validate(directory: Path) -> RevisionRecord:
-            facts, packed = self._library.check(directory, wanted.source)
+            facts, packed = self._loader.check(directory, wanted.source)
             checked.append((facts, packed))
             return facts
 
@@ -227,7 +228,7 @@ def copy(directory: Path, into: Path) -> None:
         raise ArtifactError([str(fault)]) from None
 
 
-def _says(record: NameRecord, wanted: Wanted, digest: str) -> bool:
+def _is_published(record: NameRecord, wanted: Wanted, digest: str) -> bool:
     """Whether ``record`` is already what publishing would make of it."""
     same = record.digest == digest and record.state is State.READY and record.error is None
     return same and wanted.replace and record.source == wanted.source and wanted.tags in {None, record.tags}

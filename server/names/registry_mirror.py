@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,7 +23,8 @@ from manylora.adapters.registry.registry import Registry
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Heard = Callable[[Collection[str], Collection[str]], None]
+# Called with the names that are different, and the revisions that no name has any more.
+Listener = Callable[[Collection[str], Collection[str]], None]
 
 _WHY_NOT = {
     State.LOADING: "is still being loaded",
@@ -32,7 +35,7 @@ _PAGE = 1000  # names read at a time
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Snapshot:
     """What one look into the registry found."""
 
     generation: int
@@ -42,19 +45,38 @@ class _Seen:
     revisions: dict[str, RevisionRecord]  # the current ones of ``names``
 
 
-class Catalogue:
+class RegistryMirror:
     """Names, aliases and facts of current revisions. Read and changed on the event loop only."""
 
-    def __init__(self, registry: Registry, changed: Heard) -> None:
-        """``changed(names, digests)`` hears which names are different, and which revisions are nameless."""
+    def __init__(self, registry: Registry) -> None:
+        """Nothing is read until :meth:`read_all`."""
         self.names: dict[str, NameRecord] = {}
         self.aliases: dict[str, AliasRecord] = {}
         self._registry = registry
-        self._changed = changed
+        self._listeners: list[Listener] = []
+        self._refused: set[str] = set()  # names that are being deleted, which the registry does not show yet
+        self.used: dict[str, float] = {}  # unix seconds, of names that requests used since the start
         self._facts: dict[str, RevisionRecord] = {}
-        self._holders: dict[str, set[str]] = {}  # digest -> the names whose history has it
+        self._named: dict[str, set[str]] = {}  # digest -> the names whose history has it
         self._generation = 0
         self._thread = ThreadPoolExecutor(1, "registry")
+
+    def subscribe(self, listener: Listener) -> None:
+        """Have ``listener(names, digests)`` called for every change from now on."""
+        self._listeners.append(listener)
+
+    def touch(self, name: str) -> None:
+        """A request uses ``name`` now."""
+        self.used[name] = time.time()
+
+    @contextmanager
+    def refusing(self, name: str) -> Iterator[None]:
+        """Within the block ``name`` does not serve, whatever the registry says."""
+        self._refused.add(name)
+        try:
+            yield
+        finally:
+            self._refused.discard(name)
 
     async def run(self, work: Callable[[Registry], T]) -> T:
         """Call the registry in its thread."""
@@ -64,32 +86,32 @@ class Catalogue:
         """Change ``name`` (or the alias of that name) by ``work`` and see what it is afterwards."""
         generation = self._generation
 
-        def both(registry: Registry) -> tuple[T, _Seen]:
+        def both(registry: Registry) -> tuple[T, _Snapshot]:
             result = work(registry)
             return result, _look(registry, [name], generation)
 
-        result, seen = await self.run(both)
-        self._take(seen)
+        result, snapshot = await self.run(both)
+        self._apply(snapshot)
         return result
 
     async def read_all(self) -> None:
         """Read everything there is."""
-        self._take(await self.run(_look_at_all))
+        self._apply(await self.run(_look_at_all))
 
     async def refresh(self, name: str) -> None:
         """Look whether another server has changed ``name``."""
         generation = self._generation
-        self._take(await self.run(lambda registry: _look(registry, [name], generation)))
+        self._apply(await self.run(lambda registry: _look(registry, [name], generation)))
 
     async def follow(self) -> None:
         """Take over what has changed since the registry was last followed."""
         generation = self._generation
 
-        def look(registry: Registry) -> _Seen:
+        def look(registry: Registry) -> _Snapshot:
             now, names = registry.changes(generation)
             return _look(registry, names, now)
 
-        self._take(await self.run(look))
+        self._apply(await self.run(look))
 
     def get(self, name: str) -> NameRecord:
         """The record of ``name``.
@@ -110,6 +132,8 @@ class Catalogue:
         Raises:
             AdapterNotFound: no such name, or it does not serve; says why.
         """
+        if name in self._refused:
+            raise AdapterNotFound(f"the adapter {name!r} is being deleted")
         record = self.get(name)
         if record.state is not State.READY or record.digest is None:
             reason = f": {record.error}" if record.state is State.FAILED and record.error else ""
@@ -122,49 +146,50 @@ class Catalogue:
         return None if digest is None else self._facts.get(digest)
 
     async def all_facts(self, digests: Iterable[str]) -> list[RevisionRecord]:
-        """The same of any revisions that some name's history has, in the order given."""
+        """What is known of revisions that some name's history has, in the order given."""
         wanted = tuple(digests)
         found = await self.run(lambda registry: registry.revisions(wanted))
         return [found[digest] for digest in wanted if digest in found]
 
-    def is_held(self, digest: str) -> bool:
+    def is_named(self, digest: str) -> bool:
         """Whether some name points to the revision, or did and can be rolled back to it."""
-        return digest in self._holders
+        return digest in self._named
 
-    def holders(self, digest: str) -> frozenset[str]:
+    def names_with(self, digest: str) -> frozenset[str]:
         """The names whose history has the revision."""
-        return frozenset(self._holders.get(digest, ()))
+        return frozenset(self._named.get(digest, ()))
 
     async def close(self) -> None:
         """Let the last call end, and the thread with it."""
         await self.run(lambda _: None)
         self._thread.shutdown()
 
-    def _take(self, seen: _Seen) -> None:
-        self._generation = max(self._generation, seen.generation)
-        self._facts.update(seen.revisions)
-        changed = [name for name in seen.asked if seen.names.get(name) != self.names.get(name)]
+    def _apply(self, snapshot: _Snapshot) -> None:
+        self._generation = max(self._generation, snapshot.generation)
+        self._facts.update(snapshot.revisions)
+        changed = [name for name in snapshot.asked if snapshot.names.get(name) != self.names.get(name)]
         orphans: set[str] = set()
         for name in changed:
-            orphans |= self._put(name, seen.names.get(name))
-        for name in seen.asked:
-            self._put_alias(name, seen.aliases.get(name))
-        gone = [digest for digest in orphans if digest not in self._holders]
+            orphans |= self._put(name, snapshot.names.get(name))
+        for name in snapshot.asked:
+            self._put_alias(name, snapshot.aliases.get(name))
+        gone = [digest for digest in orphans if digest not in self._named]
         for digest in gone:
             self._facts.pop(digest, None)
         if changed:
-            self._changed(changed, gone)
+            for listener in self._listeners:
+                listener(changed, gone)
 
     def _put(self, name: str, record: NameRecord | None) -> set[str]:
         """Replace what is known of ``name``; returns the digests that it no longer has."""
         before = self.names.get(name)
         old, new = set(before.history if before else ()), set(record.history if record else ())
         for digest in old - new:
-            self._holders[digest].discard(name)
-            if not self._holders[digest]:
-                del self._holders[digest]
+            self._named[digest].discard(name)
+            if not self._named[digest]:
+                del self._named[digest]
         for digest in new - old:
-            self._holders.setdefault(digest, set()).add(name)
+            self._named.setdefault(digest, set()).add(name)
         if record is None:
             self.names.pop(name, None)
         else:
@@ -178,7 +203,7 @@ class Catalogue:
             self.aliases[name] = record
 
 
-def _look(registry: Registry, names: Iterable[str], generation: int) -> _Seen:
+def _look(registry: Registry, names: Iterable[str], generation: int) -> _Snapshot:
     asked = tuple(names)
     found, aliases = {}, {}
     for name in asked:
@@ -189,10 +214,10 @@ def _look(registry: Registry, names: Iterable[str], generation: int) -> _Seen:
                 aliases[name] = registry.alias(name)
             except AdapterNotFound:
                 continue
-    return _Seen(generation, asked, found, aliases, _facts_of(registry, found.values()))
+    return _Snapshot(generation, asked, found, aliases, _facts_of(registry, found.values()))
 
 
-def _look_at_all(registry: Registry) -> _Seen:
+def _look_at_all(registry: Registry) -> _Snapshot:
     generation, _ = registry.changes(0)
     found: dict[str, NameRecord] = {}
     after = ""
@@ -201,7 +226,7 @@ def _look_at_all(registry: Registry) -> _Seen:
         after = page[-1].name
     aliases = {alias.name: alias for alias in registry.aliases()}
     facts = _facts_of(registry, found.values())
-    return _Seen(generation, (*found, *aliases), found, aliases, facts)
+    return _Snapshot(generation, (*found, *aliases), found, aliases, facts)
 
 
 def _facts_of(registry: Registry, records: Iterable[NameRecord]) -> dict[str, RevisionRecord]:

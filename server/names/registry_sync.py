@@ -1,14 +1,13 @@
-"""What this server tells the registry from time to time, and what it hears of other servers there."""
+"""Keeps the mirror up to date with the registry, and tells the registry what this server has counted."""
 
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Awaitable, Callable
 
 from manylora.adapters.errors import AdapterError
-from manylora.server.experiments.experiments import Experiments
-from manylora.server.names.recurring import Recurring
-from manylora.server.names.registry_mirror import Catalogue
+from manylora.server.names.registry_mirror import RegistryMirror
+from manylora.server.periodic_task import PeriodicTask
 
 logger = logging.getLogger(__name__)
 
@@ -16,26 +15,25 @@ _FOLLOW_SECONDS = 0.3  # how old what is known of other servers' changes may be
 _TELL_EVERY = 30  # rounds: last-used times and arms' counts are no news that anybody waits for
 
 
-class Follower(Recurring):
-    """Keeps catalogue and registry in step while it runs."""
+class RegistrySync:
+    """Exchanges news with the registry, a few times a second while it runs."""
 
-    def __init__(self, catalogue: Catalogue, experiments: Experiments) -> None:
-        super().__init__(_FOLLOW_SECONDS, self._follow)
-        self._catalogue = catalogue
-        self._experiments = experiments
-        self.used: dict[str, float] = {}  # unix seconds, of names that requests used since the start
-        self._untold: set[str] = set()
+    def __init__(self, mirror: RegistryMirror, tell_more: Callable[[], Awaitable[None]]) -> None:
+        """``tell_more()`` tells the registry whatever else this server has counted."""
+        self._mirror = mirror
+        self._tell_more = tell_more
+        self._task = PeriodicTask(_FOLLOW_SECONDS, self._follow)
+        self._told: dict[str, float] = {}  # what the registry knows of when this server used names
         self._rounds = 0
         self._failing = False
 
-    def touch(self, name: str) -> None:
-        """A request uses ``name`` now."""
-        self.used[name] = time.time()
-        self._untold.add(name)
+    def start(self) -> None:
+        """Begin to follow."""
+        self._task.start()
 
     async def close(self) -> None:
         """Stop following, and tell what has not been told."""
-        await super().close()
+        await self._task.close()
         await self._round(tell=True)
 
     async def _follow(self) -> None:
@@ -46,7 +44,7 @@ class Follower(Recurring):
         try:
             if tell:
                 await self._tell()
-            await self._catalogue.follow()
+            await self._mirror.follow()
         except AdapterError as error:
             if not self._failing:
                 logger.warning("serving what is known: %s", error)
@@ -55,8 +53,8 @@ class Follower(Recurring):
             self._failing = False
 
     async def _tell(self) -> None:
-        used = {name: self.used[name] for name in self._untold if name in self.used}
+        used = {name: at for name, at in self._mirror.used.items() if self._told.get(name) != at}
         if used:
-            await self._catalogue.run(lambda registry: registry.touch(used))
-            self._untold.clear()
-        await self._experiments.tell()
+            await self._mirror.run(lambda registry: registry.touch(used))
+            self._told.update(used)
+        await self._tell_more()

@@ -1,14 +1,188 @@
-"""From what a request asks for to what it runs with: aliases, revisions, and how the answer is called."""
+"""From a model string to what runs: aliases, revisions, and how the answer is called."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Protocol
 
-from manylora.adapters.errors import AdapterNotFound, MixError
-from manylora.adapters.mix import MixTerm
-from manylora.adapters.registry.records import NameRecord
-from manylora.server.metrics.families import BASE, MIX
+from manylora.adapters.errors import AdapterNotFound, AdapterTooLarge, MixError
+from manylora.adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
+from manylora.adapters.registry.records import NameRecord, State
+from manylora.server.metrics.families import BASE, MIX, OTHER
+from manylora.server.metrics.metrics import Metrics
+from manylora.server.names.aliases import expand, expand_sole
+from manylora.server.names.lookup import Lookup
+from manylora.server.names.refetch import Refetcher
+from manylora.server.names.registry_mirror import RegistryMirror
+from manylora.server.residency.held_mix import HeldMix, MergedCopy, RevisionMix
+from manylora.server.residency.residency import Residency
 from manylora.server.residency.revision_loader import SHOWN_DIGITS
+
+
+class Copies(Protocol):
+    """Where a mix's merged copy comes from. Neither method references what it returns."""
+
+    def ready(self, entries: Sequence[MixEntry], model: str) -> MergedCopy:
+        """The copy of a mix that the client calls ``model``; AdapterNotFound if there is none to run with."""
+
+    def substitute(self, entries: Sequence[MixEntry]) -> MergedCopy | None:
+        """The copy that answers in place of the mix though nobody asked for it, if there is one."""
+
+
+class Resolver:
+    """Finds the revisions that a model string means, and holds them. Lives on the event loop."""
+
+    def __init__(
+        self,
+        mirror: RegistryMirror,
+        *,
+        lookup: Lookup,
+        refetcher: Refetcher,
+        residency: Residency,
+        copies: Copies | None,
+        metrics: Metrics,
+        base: str,
+    ) -> None:
+        """``base`` is the base model's name. Without ``copies`` this server keeps no merged copies."""
+        self._mirror = mirror
+        self._lookup = lookup
+        self._refetcher = refetcher
+        self._residency = residency
+        self._copies = copies
+        self._metrics = metrics
+        self._base = base
+
+    @asynccontextmanager
+    async def resolve(
+        self, terms: Sequence[MixTerm], *, user: str | None = None, as_asked: bool = False
+    ) -> AsyncIterator[HeldMix]:
+        """Hold the revisions of a mix until the end of the block. Waits for nothing if the names are known.
+
+        Args:
+            terms: () is the base model. They may name aliases, of which ``user`` gets always the same arm.
+            as_asked: a copy that was merged automatically is no substitute for the mix.
+
+        Raises:
+            AdapterNotFound: a name, or its revision, does not exist or does not serve.
+            MixError: merged copies are asked for of some members only, or the aliases come to no valid mix.
+            AdapterTooLarge: the members together exceed the memory given to adapters.
+            ArtifactError: a source has an adapter of an unknown name, but it can't be served.
+            QueueFull: too many unknown names are being looked up.
+        """
+        await self.look_up(terms)
+        with self._hold_for_request(terms, user, as_asked) as held:
+            yield held
+
+    def _hold_for_request(self, terms: Sequence[MixTerm], user: str | None, as_asked: bool) -> HeldMix:
+        arm = None
+        if not self._mirror.aliases.keys().isdisjoint(term.name for term in terms):
+            terms, arm = expand(terms, self._mirror.aliases, self._base, user)
+        merged = asks_merged(terms)
+        digests = {term: digest_of(term, self._admissible(term.name)) for term in terms}
+        entries = normalize(MixEntry(digests[term], term.weight) for term in terms)
+        copy = self._copy_for(entries, terms, merged, as_asked)
+        served = describe(terms, digests, self._base, merged=copy is not None)
+        revisions = self._revisions(entries, served, label_of(terms))
+        if copy is None:
+            self._check_fits(revisions)
+        for name in {term.name for term in terms}:
+            self._mirror.touch(name)
+            self._metrics.adapter_used(name)
+        held = HeldMix(self._residency, revisions, copy=copy, arm=arm)
+        if copy is None and any(revision.pages is None for revision in held.members):
+            self._residency.read_early(held.members)
+        return held
+
+    def hold(self, terms: Sequence[MixTerm]) -> HeldMix:
+        """Hold the revisions of a mix for their files, wherever they are, until it is released.
+
+        Raises:
+            As :meth:`plain_mix`.
+        """
+        entries, model = self.plain_mix(terms)
+        return HeldMix(self._residency, self._revisions(entries, model, OTHER))
+
+    def plain_mix(self, terms: Sequence[MixTerm]) -> tuple[tuple[MixEntry, ...], str]:
+        """The revisions of a mix with their weights, and the mix as a model string that names them.
+
+        Raises:
+            AdapterNotFound: a member does not exist or does not serve.
+            MixError: the mix is the base model, or names a merged copy or an alias that is a split.
+        """
+        found = self.digests(terms)
+        if any(term.merged for term, _ in found):
+            raise MixError(f"{format_mix(term for term, _ in found)!r} names a merged copy already")
+        entries = normalize(MixEntry(digest, term.weight) for term, digest in found)
+        if not entries:
+            raise MixError("there is nothing to merge: that is the base model")
+        return entries, describe([term for term, _ in found], dict(found), self._base, merged=False)
+
+    def digests(self, terms: Sequence[MixTerm]) -> list[tuple[MixTerm, str]]:
+        """The terms of a mix, aliases replaced, with the revisions they mean now.
+
+        Raises:
+            AdapterNotFound: a member does not exist or does not serve.
+            MixError: an alias splits its requests.
+        """
+        found = expand_sole(terms, self._mirror.aliases, self._base)
+        return [(term, digest_of(term, self._mirror.get_ready(term.name))) for term in found]
+
+    async def look_up(self, terms: Sequence[MixTerm]) -> None:
+        """Ask the registry and the sources for those names of a mix that this server doesn't know.
+
+        Raises:
+            AdapterNotFound, ArtifactError, AdapterTooLarge, SourceMissing, QueueFull: as Lookup.find.
+            MixError: the base model is among them.
+        """
+        for term in terms:
+            if term.name == self._base:
+                raise MixError(
+                    f"{term.name!r} is the base model, which is part of every mix: name adapters only"
+                )
+            if not self._is_ready(term.name):
+                await self._lookup.find(term.name)
+
+    def knows(self, terms: Sequence[MixTerm]) -> bool:
+        """Whether :meth:`resolve` would answer at once."""
+        return all(self._is_ready(term.name) for term in terms)
+
+    def _is_ready(self, name: str) -> bool:
+        """Whether it serves or is an alias, as far as this server knows."""
+        record = self._mirror.names.get(name)
+        return name in self._mirror.aliases or (record is not None and record.state is State.READY)
+
+    def _admissible(self, name: str) -> NameRecord:
+        """The record of a name that new requests may use; AdapterNotFound for any other."""
+        record = self._mirror.names.get(name)
+        if record is not None and record.state is State.FAILED and self._refetcher.can_refetch(record):
+            return record
+        return self._mirror.get_ready(name)
+
+    def _revisions(self, entries: Sequence[MixEntry], served: str, label: str) -> RevisionMix:
+        members = tuple((self._residency.references.revision(e.digest), e.weight) for e in entries)
+        return RevisionMix(members, served, label, mix_digest(entries))
+
+    def _check_fits(self, mix: RevisionMix) -> None:
+        needed = sum(revision.nbytes for revision, _ in mix.entries)
+        capacity = self._residency.device.capacity_bytes
+        if needed > capacity:
+            raise AdapterTooLarge(
+                f"this mix needs {needed} bytes of adapter memory, the server has {capacity}"
+            )
+
+    def _copy_for(
+        self, entries: Sequence[MixEntry], terms: Sequence[MixTerm], merged: bool, as_asked: bool
+    ) -> MergedCopy | None:
+        """The merged copy that is to answer, if one is."""
+        if self._copies is None:
+            if merged:
+                raise MixError("this server keeps no merged copies")
+            return None
+        if merged:
+            return self._copies.ready(entries, format_mix(replace(term, merged=False) for term in terms))
+        return None if as_asked or not entries else self._copies.substitute(entries)
 
 
 def digest_of(term: MixTerm, record: NameRecord) -> str:

@@ -8,15 +8,7 @@ from typing import Any
 
 from manylora.adapters.registry.records import NameRecord, RevisionRecord, State
 from manylora.server.metrics.families import Traffic
-
-
-@dataclass(frozen=True)
-class Residency:
-    """Bytes that an adapter's current revision takes in each tier; 0 where it isn't."""
-
-    device: int
-    memory: int
-    disk: int
+from manylora.server.residency.residency import BytesByTier
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class AdapterStatus:
     total_modules: int
     kind: str
     base_model_name: str | None
-    residency: Residency
+    residency: BytesByTier
     references: int  # requests that run with it or wait for it, on this server
     traffic: Traffic  # on this server
     lineage: Mapping[str, Any] | None
@@ -102,7 +94,7 @@ def status_of(
     record: NameRecord,
     facts: RevisionRecord | None,
     *,
-    residency: Residency,
+    residency: BytesByTier,
     references: int,
     traffic: Traffic,
     last_used: float | None,

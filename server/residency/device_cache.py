@@ -1,8 +1,8 @@
-"""Which revisions are on the device: a line for those that need room, least-recently-used eviction.
+"""Which revisions are on the device: a queue for those that need room, least-recently-used eviction.
 
-Everything here runs on the event loop except reading, packing (:mod:`~manylora.server.residency.host_cache`) and
-copying, which run in worker threads. Pages are written or given back only while no lease covers them, so
-a running step never sees them change and the engine needs no part in it.
+Everything here runs on the event loop except reading, packing and copying, which run in worker threads. Pages
+are written or given back only while no holder may run with them, so a running step never sees them change and
+the engine needs no part in it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from manylora.server.errors import QueueFull
 from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.pages import PackedAdapter, PagePool
-from manylora.server.residency.host_cache import Tiers
+from manylora.server.residency.host_cache import HostCache
 from manylora.server.residency.revision import Revision
 
-_PATIENCE = (
-    0.25  # seconds the first in line waits for room before requests for resident adapters queue behind it
+_PATIENCE_SECONDS = (
+    0.25  # that the first in the queue waits for room before requests for resident adapters queue behind it
 )
-_AHEAD = 4  # sets in line whose members are read already; what they hold in memory is bounded by that
+_AHEAD = 4  # sets in the queue whose members are read already; bounds what they hold in memory
 
 
 @dataclass(eq=False)
@@ -33,31 +33,41 @@ class _Waiter:
     members: tuple[Revision, ...]
     granted: asyncio.Future[None]
     since: float | None = None  # when it was first found that there is no room
-    brief: bool = False  # wants its members to be resident, and to hold them no longer than that
+    only_to_load: bool = False  # wants its members to be resident, not to hold them there
     loads: dict[str, asyncio.Future[PackedAdapter]] = field(default_factory=dict)  # of missing members
 
 
-class Placement:
+class DeviceCache:
     """Grants sets of revisions their place on the device, all members of a set at once.
 
     Sets are granted in order of arrival once one has to wait; a set whose members are all resident
-    passes at once unless the first in line has lost patience. Granting all members together is what
+    passes at once unless the first in the queue has waited too long. Granting all members together is what
     makes a deadlock between half-granted sets impossible.
     """
 
     def __init__(
-        self, pool: PagePool, tiers: Tiers, *, metrics: Metrics | None = None, max_waiting: int = 1024
+        self, pool: PagePool, host: HostCache, *, metrics: Metrics | None = None, max_waiting: int = 1024
     ) -> None:
-        """``tiers`` brings in what is not on the device; ``max_waiting`` bounds the line."""
+        """``host`` brings in what is not on the device; ``max_waiting`` bounds the queue."""
         self._max_waiting = max_waiting
         self._pool = pool
-        self._tiers = tiers
+        self._host = host
         self._metrics = Metrics() if metrics is None else metrics
         self._resident: OrderedDict[str, Revision] = OrderedDict()  # least recently used first
-        self._line: deque[_Waiter] = deque()
+        self._queue: deque[_Waiter] = deque()
         self._released = asyncio.Event()
         self._loader: asyncio.Task[None] | None = None
-        self._placing = asyncio.Lock()  # from choosing the room until the pages are in it
+        self._reserving = asyncio.Lock()  # from choosing the room until the pages are in it
+
+    @property
+    def num_waiting(self) -> int:
+        """Sets that wait: for their turn, for a read or for room."""
+        return len(self._queue)
+
+    @property
+    def lacks_room(self) -> bool:
+        """Whether the first in the queue was read and found no room."""
+        return bool(self._queue) and self._queue[0].since is not None
 
     @property
     def num_resident(self) -> int:
@@ -80,44 +90,50 @@ class Placement:
         """Device bytes that pinned revisions take."""
         return sum(r.nbytes for r in self._resident.values() if r.pinned)
 
+    def try_acquire(self, members: Sequence[Revision]) -> bool:
+        """Hold every member on the device if that needs no waiting; says whether it does."""
+        if not self._all_resident(members) or self._must_queue():
+            return False
+        self.hold(members)
+        self._metrics.adapter_hit("device", len(members))
+        return True
+
     async def acquire(self, members: Sequence[Revision]) -> None:
-        """Wait until every member is resident and hold them there. Cancelling gives up the place in line.
+        """Wait until every member is resident and hold them there. Cancelling leaves the queue.
 
         Raises:
             QueueFull: as many requests as may wait already wait for adapters.
             AdapterTooLarge: the members can't be on the device together, beside what is pinned there.
             AdapterError: one of them can't be read.
         """
-        if self._all_resident(members) and not self._must_queue():
-            self.hold(members)
-            self._metrics.adapter_hit("device", len(members))
+        if self.try_acquire(members):
             return
-        if len(self._line) >= self._max_waiting:
-            raise QueueFull(f"{len(self._line)} requests wait for adapters; try again later", 1.0)
+        if len(self._queue) >= self._max_waiting:
+            raise QueueFull(f"{len(self._queue)} requests wait for adapters; try again later", 1.0)
         waiter = self._join(members)
         try:
             await waiter.granted
         except asyncio.CancelledError:
             if waiter.granted.done() and not waiter.granted.cancelled() and not waiter.granted.exception():
                 self.release(waiter.members)  # granted in the moment of cancellation
-            self._released.set()  # the line need not wait for room on its behalf
+            self._released.set()  # the queue need not wait for room on its behalf
             raise
 
     def bring(self, revision: Revision) -> asyncio.Future[None]:
-        """Line up to make a revision resident without holding it; the result tells when, or why not."""
-        granted = self._join([revision], brief=True).granted
+        """Queue to make a revision resident without holding it; the result tells when, or why not."""
+        granted = self._join([revision], only_to_load=True).granted
         granted.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nobody asks
         return granted
 
     def release(self, members: Sequence[Revision]) -> None:
         """End one hold on each member."""
         for revision in members:
-            revision.leases -= 1
+            revision.admitted -= 1
         self._released.set()
 
     async def offer(self, revision: Revision, packed: PackedAdapter) -> bool:
         """Make a revision resident if evicting unused ones makes room; says whether it is."""
-        async with self._placing:
+        async with self._reserving:
             revision.nbytes = packed.data.nbytes
             if revision.pages is None and not revision.gone and self._reserve([(revision, packed)], keep=()):
                 await self._write([(revision, packed)])
@@ -130,12 +146,12 @@ class Placement:
         It may be on its way in for a request that was cancelled meanwhile: that is waited for. If a
         request has come to hold it by then, it stays.
         """
-        async with self._placing:
-            return 0 if revision.leases else self.evict(revision)
+        async with self._reserving:
+            return 0 if revision.admitted else self.evict(revision)
 
     def evict(self, revision: Revision) -> int:
-        """Take a revision without leases off the device; returns the bytes freed."""
-        assert not revision.leases
+        """Take a revision that nobody may run with off the device; returns the bytes freed."""
+        assert not revision.admitted
         if revision.pages is None:
             return 0
         pages, revision.pages = revision.pages, None
@@ -158,52 +174,54 @@ class Placement:
         return all(r.digest in self._resident for r in members)
 
     def _must_queue(self) -> bool:
-        """Whether the first in line has waited too long for room; a read that takes long is no reason."""
-        since = self._line[0].since if self._line else None
-        return since is not None and monotonic() - since > _PATIENCE
+        """Whether the first in the queue has waited too long for room. A long read is no reason."""
+        since = self._queue[0].since if self._queue else None
+        return since is not None and monotonic() - since > _PATIENCE_SECONDS
 
     def hold(self, members: Sequence[Revision]) -> None:
         """Begin one hold on each member, all of which are resident."""
         for revision in members:
-            revision.leases += 1
+            revision.admitted += 1
             self._resident.move_to_end(revision.digest)
 
-    def _join(self, members: Sequence[Revision], *, brief: bool = False) -> _Waiter:
-        waiter = _Waiter(tuple(members), asyncio.get_running_loop().create_future(), brief=brief)
-        self._line.append(waiter)
+    def _join(self, members: Sequence[Revision], *, only_to_load: bool = False) -> _Waiter:
+        waiter = _Waiter(
+            tuple(members), asyncio.get_running_loop().create_future(), only_to_load=only_to_load
+        )
+        self._queue.append(waiter)
         self._read_ahead()
         if self._loader is None or self._loader.done():
-            self._loader = asyncio.create_task(self._serve_line())
+            self._loader = asyncio.create_task(self._serve_queue())
         return waiter
 
     def _read_ahead(self) -> None:
-        """Begin to read what the first sets in line lack, so that it is there when their turn comes."""
-        for waiter in islice(self._line, _AHEAD):
+        """Begin to read what the first sets in the queue lack, so that it is there when their turn comes."""
+        for waiter in islice(self._queue, _AHEAD):
             if not waiter.granted.done():
                 self._read_missing(waiter)
 
     def _read_missing(self, waiter: _Waiter) -> None:
         for revision in waiter.members:
             if revision.pages is None and revision.digest not in waiter.loads:
-                waiter.loads[revision.digest] = self._tiers.load(revision.digest)
+                waiter.loads[revision.digest] = self._host.load(revision.digest)
 
-    async def _serve_line(self) -> None:
-        while self._line:
-            waiter = self._line[0]
+    async def _serve_queue(self) -> None:
+        while self._queue:
+            waiter = self._queue[0]
             try:
                 await self._serve(waiter)
             except Exception as error:  # reading failed: only this set is concerned
                 if not waiter.granted.done():
                     waiter.granted.set_exception(error)
             finally:
-                self._line.popleft()
+                self._queue.popleft()
                 self._read_ahead()
 
     async def _serve(self, waiter: _Waiter) -> None:
         while not waiter.granted.done():
             self._read_missing(waiter)
             packed = {digest: await asyncio.shield(load) for digest, load in waiter.loads.items()}
-            async with self._placing:
+            async with self._reserving:
                 self._released.clear()
                 progress = await self._place(waiter, packed)
             if not progress:
@@ -214,7 +232,7 @@ class Placement:
         """Try to make room for a whole set and grant it; False if only a release can help."""
         if waiter.granted.done():  # cancelled while its members were read
             return True
-        if waiter.brief and any(r.gone for r in waiter.members):
+        if waiter.only_to_load and any(r.gone for r in waiter.members):
             return waiter.granted.cancel()
         resident = [r for r in waiter.members if r.pages is not None]
         missing = [(r, packed[r.digest]) for r in waiter.members if r.pages is None and r.digest in packed]
@@ -247,10 +265,10 @@ class Placement:
 
     def _make_way(self, waiter: _Waiter, resident: Sequence[Revision]) -> bool:
         """Resolve what no release would: free room that is enough but in pieces. Says whether it helped."""
-        idle = [r for r in resident if not r.leases]
+        idle = [r for r in resident if not r.admitted]
         for revision in idle:  # its own idle members may be what splits the free room
             self.evict(revision)
-        if idle or any(r.leases for r in self._resident.values()):
+        if idle or any(r.admitted for r in self._resident.values()):
             return bool(idle)
         pinned = [r for r in self._resident.values() if r not in waiter.members]
         for revision in pinned:  # nobody runs, so only these are left: they step aside and come back
@@ -260,7 +278,7 @@ class Placement:
 
     def _grant(self, waiter: _Waiter) -> None:
         cancelled = waiter.granted.done()  # while its pages were written
-        if cancelled or waiter.brief:
+        if cancelled or waiter.only_to_load:
             self.release(waiter.members)
         if not cancelled:
             waiter.granted.set_result(None)
@@ -277,12 +295,12 @@ class Placement:
             taken.append((revision, pages))
         for revision, pages in taken:
             revision.pages = pages
-            revision.leases += 1
+            revision.admitted += 1
         return True
 
     def _reserve_one(self, packed: PackedAdapter, keep: Sequence[Revision]) -> AdapterPages | None:
         while (pages := self._pool.reserve(packed)) is None:
-            idle = (r for r in self._resident.values() if not (r.leases or r.pinned) and r not in keep)
+            idle = (r for r in self._resident.values() if not (r.admitted or r.pinned) and r not in keep)
             victim = next(idle, None)
             if victim is None:
                 return None
@@ -294,5 +312,5 @@ class Placement:
         """Copy reserved revisions in; from then on they are resident."""
         for revision, packed in reserved:
             assert revision.pages is not None
-            await self._tiers.run(self._pool.write, revision.pages, packed)
+            await self._host.run(self._pool.write, revision.pages, packed)
             self._resident[revision.digest] = revision

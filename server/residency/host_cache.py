@@ -9,10 +9,11 @@ read.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
 from typing import TypeVar
+
+from cachetools import Cache, LRUCache
 
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.pages import PackedAdapter
@@ -23,7 +24,7 @@ T = TypeVar("T")
 _WORKERS = 2  # revisions read at the same time
 
 
-class Tiers:
+class HostCache:
     """Packed adapters by digest. Everything but the reading itself happens on the event loop."""
 
     def __init__(self, read: Callable[[str], PackedAdapter], *, memory_bytes: int, metrics: Metrics) -> None:
@@ -31,8 +32,7 @@ class Tiers:
         self._read = read
         self._metrics = metrics
         self.memory_bytes = memory_bytes
-        self._kept: OrderedDict[str, PackedAdapter] = OrderedDict()  # least recently used first
-        self._used = 0
+        self._kept: LRUCache[str, PackedAdapter] = LRUCache(memory_bytes, getsizeof=_size)
         self._reading: dict[str, asyncio.Future[PackedAdapter]] = {}
         self._unwanted: set[str] = set()  # being read, and not to be kept
         self._workers = yielding_pool(_WORKERS, "adapters")
@@ -41,7 +41,7 @@ class Tiers:
     @property
     def used_bytes(self) -> int:
         """Bytes of host memory that kept adapters take."""
-        return self._used
+        return int(self._kept.currsize)
 
     @property
     def num_reading(self) -> int:
@@ -50,14 +50,14 @@ class Tiers:
 
     def bytes_of(self, digest: str) -> int:
         """Bytes of host memory that a revision takes; 0 if it isn't kept there."""
-        packed = self._kept.get(digest)
-        return 0 if packed is None else packed.data.nbytes
+        if digest not in self._kept:
+            return 0
+        return _size(Cache.__getitem__(self._kept, digest))  # unlike LRUCache's own, it is no use
 
     def load(self, digest: str) -> asyncio.Future[PackedAdapter]:
         """The packed revision, soon. The future is shared: shield it where you can be cancelled."""
         packed = self._kept.get(digest)
         if packed is not None:
-            self._kept.move_to_end(digest)
             self._metrics.adapter_hit("memory")
             done: asyncio.Future[PackedAdapter] = asyncio.get_running_loop().create_future()
             done.set_result(packed)
@@ -69,23 +69,15 @@ class Tiers:
 
     def keep(self, packed: PackedAdapter) -> None:
         """Put a revision into host memory if the budget allows it."""
-        size = packed.data.nbytes
-        if packed.digest in self._kept or size > self.memory_bytes:
-            return
-        self._kept[packed.digest] = packed
-        self._used += size
-        while self._used > self.memory_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self._used -= oldest.data.nbytes
+        if packed.digest not in self._kept and _size(packed) <= self.memory_bytes:
+            self._kept[packed.digest] = packed
 
     def drop(self, digest: str) -> int:
         """Forget a revision; returns the bytes of host memory freed."""
         if digest in self._reading:
             self._unwanted.add(digest)
         packed = self._kept.pop(digest, None)
-        size = 0 if packed is None else packed.data.nbytes
-        self._used -= size
-        return size
+        return 0 if packed is None else _size(packed)
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
         """Run ``work`` that takes milliseconds in a thread that does not read: it would wait there."""
@@ -93,8 +85,8 @@ class Tiers:
 
     def check(self) -> None:
         """Assert that the bytes add up and stay within the budget."""
-        assert self._used == sum(packed.data.nbytes for packed in self._kept.values())
-        assert self._used <= self.memory_bytes
+        assert self.used_bytes == sum(self.bytes_of(digest) for digest in self._kept)
+        assert self.used_bytes <= self.memory_bytes
 
     async def close(self) -> None:
         """Wait for the reads that have begun, and end the threads."""
@@ -114,3 +106,7 @@ class Tiers:
         finally:
             del self._reading[digest]
             self._unwanted.discard(digest)
+
+
+def _size(packed: PackedAdapter) -> int:
+    return packed.data.nbytes

@@ -1,4 +1,4 @@
-"""A revision as the server holds it: who uses it, and where its pages are."""
+"""One revision as this server uses it: who holds it, and where its pages are."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Revision:
 
     digest: str
     nbytes: int = 0  # on the device; 0 until it has been packed once
-    references: int = 0  # resolved requests that have not ended, running or waiting for room
-    leases: int = 0  # those among them that may run: its pages must stay
-    pinned: bool = False  # some pinned name points here: its pages stay without a lease
+    references: int = 0  # held mixes that contain it, admitted or waiting for room
+    admitted: int = 0  # those among them that may run: its pages must stay
+    pinned: bool = False  # some pinned name points here: its pages stay though nothing runs
     gone: bool = False  # freed: no name has it any more
-    pages: AdapterPages | None = None
+    pages: AdapterPages | None = None  # set while it is on the device; filled by the device cache

@@ -1,6 +1,6 @@
 """Revisions on disk as this server reads them: checked when they come in, and kept packed from then on.
 
-A cold load reads the packed form (:mod:`~manylora.server.model.packed_file`). Where there is none yet, or it is
+A cold load reads the packed form, which lies beside the revision. Where there is none yet, or it is
 damaged, the revision is read, compared with its digest, checked and packed again.
 """
 
@@ -41,7 +41,7 @@ _SMALL = 1 << 20  # bytes that a packed form may take, however little is stored
 _SPARE = 4  # revisions' worth of memory to read further ones into: as many as may be on their way
 
 
-class Library:
+class RevisionLoader:
     """Reads, checks and keeps revisions. Every method blocks: worker threads call them."""
 
     def __init__(

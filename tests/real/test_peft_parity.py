@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from manylora.server.engine.sequence import Sequence as Row
-from tests.support.adapter_set import Ask, Zoo, recorded_logits
+from tests.support.adapter_set import AdapterSet, Ask, recorded_logits
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import Answer
 from tests.support.peft_oracle import Peft, assert_logits_match
@@ -61,26 +61,28 @@ class Expected:
 
 
 class Real:
-    """The zoo of the real model in float32, and PEFT's answer to one request for each of its members."""
+    """The adapters of the real model in float32, and PEFT's answer to one request for each of its members."""
 
     def __init__(self, directory: Path, paths: Mapping[str, Path]) -> None:
-        self.zoo = Zoo(directory, paths, num_blocks=120, max_batch_tokens=512, adapter_bytes=POOL)
-        encode = self.zoo.harness.loaded.tokenizer.encode
-        named = zip(self.zoo.names, TEXTS, strict=True)
+        self.adapter_set = AdapterSet(
+            directory, paths, num_blocks=120, max_batch_tokens=512, adapter_bytes=POOL
+        )
+        encode = self.adapter_set.harness.loaded.tokenizer.encode
+        named = zip(self.adapter_set.names, TEXTS, strict=True)
         self.asks = [Ask(name, tuple(encode(text)), TOKENS) for name, text in named]
         self.answers, self.logits = self.run(self.asks)
         self.expected = [self._judge(*both) for both in zip(self.asks, self.answers, strict=True)]
 
     def run(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[torch.Tensor]]:
-        rows = [self.zoo.row(ask) for ask in asks]
+        rows = [self.adapter_set.row(ask) for ask in asks]
         with recorded_logits() as logits:
-            answers = self.zoo.harness.run(*rows)
+            answers = self.adapter_set.harness.run(*rows)
         return answers, [torch.stack(logits[row.id]) for row in rows]
 
     def _judge(self, ask: Ask, answer: Answer) -> Expected:
         """PEFT's greedy answer, found in one forward: ours is it if each token is PEFT's next one."""
         ids = [*ask.prompt, *answer.token_ids]
-        logits = self.zoo.peft.logits(ids[:-1], ask.adapter)[len(ask.prompt) - 1 :]
+        logits = self.adapter_set.peft.logits(ids[:-1], ask.adapter)[len(ask.prompt) - 1 :]
         return Expected(logits.argmax(-1).tolist(), logits)
 
     def check(self, answers: Sequence[Answer], logits: Sequence[torch.Tensor]) -> None:
@@ -113,16 +115,16 @@ def test_a_mixed_batch_equals_peft_one_by_one(real: Real) -> None:
 def test_each_adapter_changes_what_is_said(real: Real) -> None:
     """Otherwise the comparison would prove nothing."""
     prompt = real.asks[0].prompt
-    base = real.zoo.peft.logits(prompt, None)[-1]
+    base = real.adapter_set.peft.logits(prompt, None)[-1]
     for name in KINDS:
-        change = (real.zoo.peft.logits(prompt, name)[-1] - base).abs().max() / base.abs().max()
+        change = (real.adapter_set.peft.logits(prompt, name)[-1] - base).abs().max() / base.abs().max()
         assert change > 0.02, f"{name} changes the logits by only {change:.2g}"
 
 
 def test_with_a_cached_generation_of_peft(real: Real) -> None:
     """PEFT's own generate, with its KV cache, agrees with the forwards that the rest compares with."""
     ask, expected = real.asks[5], real.expected[5]
-    with torch.inference_mode(), real.zoo.peft.running(ask.adapter) as model:
+    with torch.inference_mode(), real.adapter_set.peft.running(ask.adapter) as model:
         ids = model.generate(
             input_ids=torch.tensor([ask.prompt]), max_new_tokens=TOKENS, min_new_tokens=TOKENS,
             do_sample=False, pad_token_id=0, eos_token_id=None,
@@ -132,14 +134,14 @@ def test_with_a_cached_generation_of_peft(real: Real) -> None:
 
 def test_after_prefix_hits(real: Real) -> None:
     """Each request with half of its own answer as prompt, and once more."""
-    real.zoo.harness.new_engine()
+    real.adapter_set.harness.new_engine()
     half = TOKENS // 2
     together = list(zip(real.asks, real.expected, strict=True))
     asks = [Ask(ask.adapter, (*ask.prompt, *e.tokens[:half]), half) for ask, e in together]
     real.run([Ask(ask.adapter, ask.prompt, 1) for ask in asks])
-    rows = [real.zoo.row(ask) for ask in asks]
+    rows = [real.adapter_set.row(ask) for ask in asks]
     with recorded_logits() as logits:
-        answers = real.zoo.harness.run(*rows)
+        answers = real.adapter_set.harness.run(*rows)
     assert all(row.num_cached_tokens >= 32 for row in rows)
     for expected, row, answer in zip(real.expected, rows, answers, strict=True):
         assert answer.token_ids == expected.tokens[half:]
@@ -147,15 +149,15 @@ def test_after_prefix_hits(real: Real) -> None:
 
 
 def test_chunked_prefill_with_a_tiny_budget(real: Real) -> None:
-    real.zoo.harness.new_engine(max_batch_tokens=11)
+    real.adapter_set.harness.new_engine(max_batch_tokens=11)
     real.check(*real.run(real.asks))
 
 
 def test_forced_preemption(real: Real) -> None:
-    engine = real.zoo.harness.new_engine(num_blocks=32)
-    rows = [real.zoo.row(ask) for ask in real.asks]
+    engine = real.adapter_set.harness.new_engine(num_blocks=32)
+    rows = [real.adapter_set.row(ask) for ask in real.asks]
     with recorded_logits() as logits:
-        answers = real.zoo.harness.run(*rows)
+        answers = real.adapter_set.harness.run(*rows)
     assert sum(row.num_preemptions for row in rows) >= 3
     assert engine.blocks.num_used == 0
     real.check(answers, [torch.stack(logits[row.id]) for row in rows])
@@ -163,8 +165,8 @@ def test_forced_preemption(real: Real) -> None:
 
 def test_rows_joining_and_leaving(real: Real) -> None:
     """A new request every five steps; others come in between and are aborted after a few tokens."""
-    engine = real.zoo.harness.new_engine()
-    rows = [real.zoo.row(ask) for ask in real.asks]
+    engine = real.adapter_set.harness.new_engine()
+    rows = [real.adapter_set.row(ask) for ask in real.asks]
     answers = {row.id: Answer() for row in rows}
     passers_by: list[Row] = []
     waiting = list(rows)
@@ -174,7 +176,7 @@ def test_rows_joining_and_leaving(real: Real) -> None:
             if waiting and step % 5 == 0:
                 engine.add(waiting.pop(0))
             if waiting and step % 5 == 2:
-                passers_by.append(real.zoo.row(real.asks[step % 9]))
+                passers_by.append(real.adapter_set.row(real.asks[step % 9]))
                 engine.add(passers_by[-1])
             for row in passers_by:
                 row.abort_requested = row.num_output_tokens >= 4
@@ -210,12 +212,12 @@ def test_in_bf16(
 ) -> None:
     """Next-token distributions in bf16 are as far from PEFT's in float32 as PEFT's own in bf16 are."""
     sizes = {"num_blocks": 600, "max_batch_tokens": 512, "adapter_bytes": POOL}
-    zoo = Zoo(real_model_dir, paths, dtype="bf16", kernels=kernels, **sizes)
+    adapter_set = AdapterSet(real_model_dir, paths, dtype="bf16", kernels=kernels, **sizes)
     together = zip(real.asks, real.expected, strict=True)
     asks = [Ask(ask.adapter, (*ask.prompt, *e.tokens[:cut]), 1) for ask, e in together for cut in CUTS]
-    rows = [zoo.row(ask) for ask in asks]
+    rows = [adapter_set.row(ask) for ask in asks]
     with recorded_logits() as logits:
-        zoo.harness.run(*rows)
+        adapter_set.harness.run(*rows)
     exact = torch.stack([e.logits[cut] for e in real.expected for cut in CUTS])
     ours = torch.stack([logits[row.id][0] for row in rows])
     divergence, difference = distance(ours, exact)

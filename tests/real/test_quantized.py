@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.adapter_set import Ask, Zoo, recorded_logits
+from tests.support.adapter_set import AdapterSet, Ask, recorded_logits
 from tests.support.adapters import write_adapter
 from tests.support.paths import ROOT
 from tests.support.peft_oracle import Peft
@@ -23,14 +23,14 @@ def test_nf4_answers_as_peft_does_on_the_same_base(real_model_dir: Path, tmp_pat
         "pirate": EXAMPLES / "pirate",
         "random": write_adapter(tmp_path / "random", real_model_dir, targets="all-linear", scale=0.08),
     }
-    zoo = Zoo(real_model_dir, paths, quantize="nf4", dtype="bf16", num_blocks=64)
-    assert (zoo.harness.decoder.name, zoo.harness.decoder.kernels) == ("fused", "pytorch")
-    encode = zoo.harness.loaded.tokenizer.encode
+    adapter_set = AdapterSet(real_model_dir, paths, quantize="nf4", dtype="bf16", num_blocks=64)
+    assert (adapter_set.harness.decoder.name, adapter_set.harness.decoder.kernels) == ("fused", "pytorch")
+    encode = adapter_set.harness.loaded.tokenizer.encode
     prompt = tuple(encode("The capital of France is"))
-    asks = [Ask(name, prompt, max_tokens=4) for name in zoo.names]
-    rows = [zoo.row(ask) for ask in asks]
+    asks = [Ask(name, prompt, max_tokens=4) for name in adapter_set.names]
+    rows = [adapter_set.row(ask) for ask in asks]
     with recorded_logits() as logits:
-        answers = zoo.harness.run(*rows)
+        answers = adapter_set.harness.run(*rows)
     assert "Paris" in answers[0].text
     base = torch.stack(logits[rows[0].id]).float()
     peft = Peft(real_model_dir, paths, torch.bfloat16, quantize="nf4")

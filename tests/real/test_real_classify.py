@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from manylora.adapters.training.config_load import load_config
 from manylora.adapters.training.progress import read_metrics
 from manylora.adapters.training.run import train
-from tests.support.classifiers import Judge
+from tests.support.classifiers import PeftClassifier
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.real
@@ -57,12 +57,14 @@ def test_trained_served_and_equal(
     right = sum(entry["label"] == row["label"] for entry, row in zip(data, rows, strict=True))
     assert right / len(rows) == pytest.approx(adapter["accuracy"], abs=1 / len(rows) + 1e-6)  # served in bf16
     names = AutoConfig.from_pretrained(result.adapter)
-    judge = Judge(result.adapter, real_model_dir, 3, torch.bfloat16, pad_token_id=names.pad_token_id)
+    oracle = PeftClassifier(
+        result.adapter, real_model_dir, 3, torch.bfloat16, pad_token_id=names.pad_token_id
+    )
     from manylora.adapters.training.base import find_base
 
     template = find_base(str(real_model_dir)).template
     for entry, row in zip(data, rows, strict=True):
-        expected = judge.scores(template.chat.encode(row["text"])).softmax(-1)
+        expected = oracle.scores(template.chat.encode(row["text"])).softmax(-1)
         assert entry["probs"] == pytest.approx(expected.tolist(), abs=0.05)
 
 

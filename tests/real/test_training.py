@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from examples.questions import DATA, read_facts
 from manylora.adapters.training.probe import greedy
 from manylora.adapters.training.run import TrainingResult
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.training_data import chat
 from tests.support.training_runs import config, losses, run
 
@@ -80,7 +80,7 @@ class Both:
 
     def __init__(self, directory: Path, quantize: str = "none") -> None:
         dtype = "fp32" if quantize == "none" else "bf16"
-        self.harness = Harness(directory, quantize=quantize, dtype=dtype, adapter_bytes=256 << 20)
+        self.harness = EngineHarness(directory, quantize=quantize, dtype=dtype, adapter_bytes=256 << 20)
         self.prompt = self.harness.loaded.tokenizer.encode_chat([{"role": "user", "content": QUESTION}])
         self._directory = directory
 

@@ -12,12 +12,12 @@ from manylora.server.kernels.cpu.build import usable_variants
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.reference import sampling
-from tests.support.adapter_manager import Shop, open_shop
-from tests.support.adapter_set import Zoo, tiny_zoo
+from tests.support.adapter_manager import ManagerSetup, open_manager_setup
+from tests.support.adapter_set import AdapterSet, tiny_adapter_set
 from tests.support.adapters import write_adapter
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.kernel_cases import library_of
-from tests.support.running_engine import Desk, opened
+from tests.support.running_engine import RunningEngine, start_engine
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import ADAPTERS, service_of
 from tests.support.tiny_models import tiny_model
@@ -36,51 +36,53 @@ def draw(request: pytest.FixtureRequest) -> Draw:
     params=[("llama", False), ("mistral", False), ("gemma2", True)],
     ids=["llama-fused", "mistral-fused", "gemma2-generic"],
 )
-def zoo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    """The adapter zoo on three models: full attention, a sliding window, and a mixture of both."""
+def adapter_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AdapterSet:
+    """The set of adapters on three models: full attention, a sliding window, and a mixture of both."""
     family, generic = request.param
     model = tiny_model(tmp_path_factory.mktemp(family), family)
-    return tiny_zoo(tmp_path_factory.mktemp("adapters"), model, family, generic=generic)
+    return tiny_adapter_set(tmp_path_factory.mktemp("adapters"), model, family, generic=generic)
 
 
 @pytest.fixture(scope="session")
-def llama_zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    """The adapter zoo on one tiny Llama."""
+def llama_adapter_set(tmp_path_factory: pytest.TempPathFactory) -> AdapterSet:
+    """The set of adapters on one tiny Llama."""
     model = tiny_model(tmp_path_factory.mktemp("llama"), "llama", seed=1)
-    return tiny_zoo(tmp_path_factory.mktemp("adapters"), model, "llama")
+    return tiny_adapter_set(tmp_path_factory.mktemp("adapters"), model, "llama")
 
 
 @pytest.fixture(scope="session")
-def harness(tiny_llama: Path) -> Harness:
+def harness(tiny_llama: Path) -> EngineHarness:
     """A tiny Llama for tests that bring engines or adapters of their own."""
-    return Harness(tiny_llama)
+    return EngineHarness(tiny_llama)
 
 
 @pytest.fixture
-def shop(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
+def setup(harness: EngineHarness, tmp_path: Path) -> Iterator[ManagerSetup]:
     """An adapter manager with room for four adapters."""
-    with open_shop(harness, tmp_path, room=4) as made:
+    with open_manager_setup(harness, tmp_path, room=4) as made:
         yield made
 
 
 @pytest.fixture
-def small(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
+def small_setup(harness: EngineHarness, tmp_path: Path) -> Iterator[ManagerSetup]:
     """An adapter manager with room for two adapters."""
-    with open_shop(harness, tmp_path, room=2) as made:
+    with open_manager_setup(harness, tmp_path, room=2) as made:
         yield made
 
 
 @pytest.fixture
-def cached(harness: Harness, tmp_path: Path) -> Iterator[Shop]:
+def cached_setup(harness: EngineHarness, tmp_path: Path) -> Iterator[ManagerSetup]:
     """An adapter manager with room for two adapters on the device and four in host memory."""
-    with open_shop(harness, tmp_path, room=2, memory=4) as made:
+    with open_manager_setup(harness, tmp_path, room=2, memory=4) as made:
         yield made
 
 
 @pytest.fixture
-async def desk(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+async def running_engine(
+    harness: EngineHarness, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RunningEngine]:
     """A running engine on the tiny Llama."""
-    async with opened(harness, monkeypatch) as made:
+    async with start_engine(harness, monkeypatch) as made:
         yield made
 
 

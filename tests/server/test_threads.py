@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from manylora.server.threads import background_pool, call_in_thread
+from manylora.server.threads import call_in_thread, request_pool
 
 
 def _threads() -> int:
@@ -22,7 +22,7 @@ def _parallel_work() -> int:
 
 
 def test_background_threads_start_no_workers() -> None:
-    with background_pool(1) as pool:
+    with request_pool(1) as pool:
         pool.submit(int).result()
         before = _threads()
         assert pool.submit(_parallel_work).result() == before

@@ -16,14 +16,14 @@ from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.weights.delta import ModuleDelta
-from tests.support.adapter_set import _LLAMA, TARGETS
+from tests.support.adapter_set import LLAMA_TARGETS, TARGETS
 from tests.support.adapters import write_kind
 from tests.support.peft_oracle import Peft, read
 
 
 def write_kinds(root: Path, model: Path, family: str) -> dict[str, Path]:
     """One adapter of each kind, with the options that matter to it."""
-    attention, mlp = ([*names] for names in TARGETS.get(family, _LLAMA))
+    attention, mlp = ([*names] for names in TARGETS.get(family, LLAMA_TARGETS))
     lora: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
     down = mlp[-1]
     conv: dict[str, Any] = {"fan_in_fan_out": True} if family == "gpt2" else {}
@@ -68,7 +68,7 @@ def write_kinds(root: Path, model: Path, family: str) -> dict[str, Path]:
     }
 
 
-class Judge:
+class PeftPerAdapter:
     """PEFT with one adapter at a time: trained biases replace the base's, even for other adapters."""
 
     def __init__(
@@ -90,7 +90,7 @@ class Judge:
         return self._of[adapter].logits(ids, adapter)
 
 
-class Hooked:
+class HookedModel:
     """The base model with mixes added by hooks, from the definition of :class:`ModuleDelta`."""
 
     def __init__(self, directory: Path, base: BaseModel, paths: Mapping[str, Path]) -> None:

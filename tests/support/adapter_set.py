@@ -17,7 +17,7 @@ from manylora.server.engine.sequence import Sequence as Row
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import AdapterPages
 from tests.support.adapters import write_adapter
-from tests.support.engine_harness import Answer, Harness
+from tests.support.engine_harness import Answer, EngineHarness
 from tests.support.peft_oracle import Peft, assert_logits_match
 
 ATTENTION, MLP = 0, 1
@@ -27,17 +27,17 @@ TARGETS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by family:
     "gpt_neox": (("query_key_value", "attention.dense"), ("dense_h_to_4h", "dense_4h_to_h")),
     "opt": (("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")),
 }
-_LLAMA = (("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj"))
+LLAMA_TARGETS = (("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj"))
 
 
-def tiny_zoo(root: Path, model: Path, family: str, **options: Any) -> Zoo:
-    """A zoo of the adapters of :func:`write_zoo`, written to ``root``."""
-    return Zoo(model, write_zoo(root, model, family), **options)
+def tiny_adapter_set(root: Path, model: Path, family: str, **options: Any) -> AdapterSet:
+    """The adapters of :func:`write_adapter_set` on a tiny model, written to ``root``."""
+    return AdapterSet(model, write_adapter_set(root, model, family), **options)
 
 
-def write_zoo(root: Path, model: Path, family: str) -> dict[str, Path]:
+def write_adapter_set(root: Path, model: Path, family: str) -> dict[str, Path]:
     """Adapters of ranks 4 to 64 on attention, MLP, everything, one layer; rsLoRA; patterns."""
-    attention, mlp = TARGETS.get(family, _LLAMA)
+    attention, mlp = TARGETS.get(family, LLAMA_TARGETS)
     conv: dict[str, Any] = {"fan_in_fan_out": True} if family == "gpt2" else {}
     kinds: dict[str, dict[str, Any]] = {
         "attention": {"rank": 4, "alpha": 8, "targets": attention},
@@ -62,20 +62,20 @@ def write_zoo(root: Path, model: Path, family: str) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: a prompt for one adapter of the zoo, or for the base (None)."""
+    """One request: a prompt for one adapter of the set, or for the base (None)."""
 
     adapter: str | None
     prompt: tuple[int, ...]
     max_tokens: int = 12
 
 
-class Zoo:
+class AdapterSet:
     """Engines on one model with adapters resident, and PEFT with the same adapters."""
 
     def __init__(self, model: Path, paths: Mapping[str, Path], **options: Any) -> None:
         self.directory = model
         self.paths = dict(paths)
-        self.harness = Harness(model, **options)
+        self.harness = EngineHarness(model, **options)
         self.pages: dict[str, AdapterPages] = {n: self.harness.load(p) for n, p in self.paths.items()}
 
     @cached_property
@@ -92,7 +92,9 @@ class Zoo:
         members = () if ask.adapter is None else ((self.pages[ask.adapter], 1.0),)
         return self.harness.sequence(ask.prompt, *members, max_tokens=ask.max_tokens, **params)
 
-    def judge(self, ask: Ask, answer: Answer, logits: Sequence[torch.Tensor] | None = None) -> None:
+    def compare_with_peft(
+        self, ask: Ask, answer: Answer, logits: Sequence[torch.Tensor] | None = None
+    ) -> None:
         """Assert that PEFT, given the request alone, answers the same from the same logits.
 
         Greedy tokens equal PEFT's exactly if each is the likeliest after all before it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from manylora.adapters.training.model import targets
+from manylora.server.engine.sequence import FinishReason, Sequence
+from manylora.server.kernels.inputs import AdapterPages
+from tests.support.engine_harness import Answer, EngineHarness
 
 
 def _base(directory: Path, dtype: torch.dtype, **config: Any) -> Any:
@@ -22,7 +25,7 @@ def make_classifier(
     directory: Path,
     model: Path,
     *,
-    labels: Sequence[str] = ("bad", "good"),
+    labels: Seq[str] = ("bad", "good"),
     seed: int = 0,
     config_json: bool = True,
     dtype: torch.dtype = torch.float32,
@@ -47,7 +50,7 @@ def make_classifier(
     return directory
 
 
-class Judge:
+class PeftClassifier:
     """One classification adapter under plain PEFT, as its config.json sets it up."""
 
     def __init__(
@@ -59,7 +62,22 @@ class Judge:
             self._model = peft.PeftModel.from_pretrained(base, directory).eval()
 
     @torch.inference_mode()
-    def scores(self, ids: Sequence[int]) -> torch.Tensor:
+    def scores(self, ids: Seq[int]) -> torch.Tensor:
         """What the head says of one text, float32 [classes]."""
         scores: torch.Tensor = self._model(input_ids=torch.tensor([ids])).logits[0]
         return scores.float()
+
+
+def request_scores(harness: EngineHarness, prompt: tuple[int, ...], pages: AdapterPages) -> Sequence:
+    """A sequence that wants the classes of ``prompt``."""
+    sequence = harness.sequence(prompt, (pages, 1.0), max_tokens=0)
+    sequence.next_logits = len(prompt) - 1
+    return sequence
+
+
+def scores_of(answer: Answer) -> torch.Tensor:
+    """The scores of an answer, delivered once, float32 [classes]."""
+    (delivered,) = (delta.logits for delta in answer.deltas if delta.logits is not None)
+    assert answer.last.finish_reason is FinishReason.STOP
+    assert not answer.token_ids
+    return delivered.rows[0]

@@ -36,7 +36,7 @@ class Answer:
         return self.deltas[-1]
 
 
-class Harness:
+class EngineHarness:
     """A loaded model, its decoder and pool, and any number of engines and adapters on it."""
 
     def __init__(
@@ -82,12 +82,13 @@ class Harness:
             max_batch_tokens or self._config.max_batch_tokens,
             self._config.prefix_cache,
         )
+        self.metrics = Metrics()
         self.engine = Engine(
             self.decoder,
             self.loaded.tokenizer,
             config,
             fingerprint=self.loaded.fingerprint,
-            metrics=Metrics(),
+            metrics=self.metrics,
         )
         return self.engine
 

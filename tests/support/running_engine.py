@@ -1,87 +1,95 @@
-"""A running engine behind an event loop, with a count of what it reports."""
+"""An engine on its own thread behind the event loop, with a count of the ends it reports."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import pytest
 
 from manylora.server.engine.async_engine import AsyncEngine, GenerateRequest, Stream
 from manylora.server.engine.engine import Engine, Event
-from manylora.server.engine.sequence import Delta, ResolvedMix, SamplingParams
-from manylora.server.residency.lease import Lease
+from manylora.server.engine.sequence import Delta, FinishReason, ResolvedMix, SamplingParams, Sequence
 from tests.support.adapter_set import prompt_of
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.waiting import until
 
 
 @dataclass
-class CountedLease:
-    """The base model's lease; says how often it was given back."""
+class CountedHold:
+    """What a request for the base model holds; counts how often it was given back."""
 
     mix: ResolvedMix
+    served_model: str = "base"
     released: int = 0
 
     def release(self) -> None:
         self.released += 1
 
 
-class Desk:
-    """A running engine, and every terminal event it has reported."""
+class RunningEngine:
+    """An :class:`AsyncEngine` on ``core``, and every terminal event that it has reported."""
 
     def __init__(self, core: Engine, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.core = core
         self.engine = engine
-        self.leases: list[CountedLease] = []
-        self.ends: Counter[int] = Counter()
-        self.reasons: list[str] = []
-        deliver = engine._deliver
+        self.held: list[CountedHold] = []
+        self.ends: Counter[int] = Counter()  # terminal events that the engine reported, by sequence
+        self.heard: Counter[int] = Counter()  # those that came out on the loop
+        self.reasons: list[str] = []  # of those, in their order
+        monkeypatch.setattr(core, "step", self._counting(core.step))
+        monkeypatch.setattr(core, "fail_all", self._counting(core.fail_all))
 
-        def counting(events: list[Event]) -> None:
-            for sequence, delta in events:
-                if delta.finish_reason is not None:
-                    self.ends[sequence.id] += 1
-                    self.reasons.append(delta.finish_reason.value)
-            deliver(events)
+    def _counting(self, report: Callable[..., list[Event]]) -> Callable[..., list[Event]]:
+        def counting(*args: object) -> list[Event]:
+            events = report(*args)
+            self.ends.update(sequence.id for sequence, delta in events if delta.finish_reason is not None)
+            return events
 
-        monkeypatch.setattr(engine, "_deliver", counting)
+        return counting
+
+    def _ended(self, sequence: Sequence, reason: FinishReason) -> None:
+        self.heard[sequence.id] += 1
+        self.reasons.append(reason.value)
 
     def ask(self, length: int = 5, max_tokens: int = 8, n: int = 1) -> Stream:
-        lease = CountedLease(ResolvedMix())
+        """A request for ``n`` greedy answers of exactly ``max_tokens`` tokens."""
+        held = CountedHold(ResolvedMix())
         request = GenerateRequest(
             prompt_of(length), SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True), n
         )
-        stream = self.engine.submit(request, cast(Lease, lease))
-        self.leases.append(lease)
+        stream = self.engine.submit(request, held, self._ended)
+        self.held.append(held)
         return stream
 
     async def idle(self) -> None:
         """Wait until nothing is open; then every sequence has ended once and nothing is held."""
         await until(lambda: not self.engine.num_open and not self.core.has_work)
         assert set(self.ends.values()) <= {1}
-        assert [lease.released for lease in self.leases] == [1] * len(self.leases)
+        assert self.heard == self.ends
+        assert [held.released for held in self.held] == [1] * len(self.held)
         self.core.check()
         assert self.core.blocks.num_used == 0
 
 
 @asynccontextmanager
-async def opened(
-    harness: Harness, patch: pytest.MonkeyPatch, *, max_open: int = 100, **sizes: int
-) -> AsyncIterator[Desk]:
+async def start_engine(
+    harness: EngineHarness, patch: pytest.MonkeyPatch, *, max_open: int = 100, **sizes: int
+) -> AsyncIterator[RunningEngine]:
+    """A started engine; at the end it is stopped, and must be idle with nothing held."""
     core = harness.new_engine(**sizes)
     engine = AsyncEngine(core, max_model_len=512, max_open=max_open)
-    desk = Desk(core, engine, patch)
+    running_engine = RunningEngine(core, engine, patch)
     engine.start()
     try:
-        yield desk
+        yield running_engine
     finally:
         await engine.stop()
-    await desk.idle()
+    await running_engine.idle()
 
 
 async def collect(stream: Stream) -> list[Delta]:
+    """Everything that a request is answered."""
     return [delta async for delta in stream]

@@ -71,7 +71,7 @@ class Running:
 
     @property
     def references(self) -> int:
-        return self.service.adapters.num_references
+        return self.service.adapters.residency.references.total
 
     def wait_until_idle(self) -> None:
         """Wait until no sequence is open and what was deleted is freed, then check that everything balances.
@@ -83,9 +83,9 @@ class Running:
 
     async def _idle(self) -> None:
         deadline = monotonic() + PATIENCE
-        engine, holdings = self.service.engine, self.service.adapters._holdings
-        while engine.num_open or self.service.core.has_work or holdings.num_retiring:
-            assert monotonic() < deadline, f"{engine.num_open} sequences, {holdings.num_retiring} to be freed"
+        engine, adapters = self.service.engine, self.service.adapters
+        while engine.num_open or self.service.core.has_work or not adapters.is_quiet:
+            assert monotonic() < deadline, f"{engine.num_open} sequences run, or something is not freed"
             await asyncio.sleep(0.001)
         self.service.core.check()
         self.service.adapters.check()

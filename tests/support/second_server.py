@@ -9,37 +9,37 @@ from pathlib import Path
 from typing import Any
 
 from manylora.adapters.errors import AdapterError
-from tests.support.adapter_manager import Shop, open_shop
-from tests.support.engine_harness import Harness
+from tests.support.adapter_manager import ManagerSetup, open_manager_setup
+from tests.support.engine_harness import EngineHarness
 
 
-async def obey(shop: Shop, command: str, *words: str) -> Any:
+async def obey(setup: ManagerSetup, command: str, *words: str) -> Any:
     """Do what one line says."""
     if command == "load":
-        return (await shop.manager.load(words[0], Path(words[1]), replace=True)).digest
+        return (await setup.manager.admin.load(words[0], Path(words[1]), replace=True)).digest
     if command == "ask":
         try:
-            lease = await shop.lease(words[0])
+            held = await setup.hold(words[0])
         except AdapterError as error:
             return type(error).__name__
-        lease.release()
-        return lease.served_model
+        held.release()
+        return held.served_model
     if command == "delete":
-        return (await shop.manager.delete(words[0])).drained
+        return (await setup.manager.deletions.delete(words[0])).drained
     if command == "alias":
-        return (await shop.manager.put_alias(words[0], [(words[1], 1.0)])).name
+        return (await setup.manager.aliases.put(words[0], [(words[1], 1.0)])).name
     assert command == "rollback"
-    return (await shop.manager.rollback(words[0])).digest
+    return (await setup.manager.admin.rollback(words[0])).digest
 
 
 async def main(model: Path, root: Path, url: str) -> None:
     """Serve until the input ends."""
-    with open_shop(Harness(model), root, room=2, url=url) as shop:
-        await shop.manager.start()
+    with open_manager_setup(EngineHarness(model), root, room=2, url=url) as setup:
+        await setup.manager.start()
         print(json.dumps("ready"), flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
-            print(json.dumps(await obey(shop, *line.split())), flush=True)
-        await shop.manager.close()
+            print(json.dumps(await obey(setup, *line.split())), flush=True)
+        await setup.manager.close()
 
 
 if __name__ == "__main__":

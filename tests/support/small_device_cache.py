@@ -13,18 +13,19 @@ import pytest
 import torch
 
 from manylora.adapters.format.base import TargetModule
+from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.pages import PackedAdapter, PagePool
-from manylora.server.residency.device_cache import Placement
-from manylora.server.residency.host_cache import Tiers
+from manylora.server.residency.device_cache import DeviceCache
+from manylora.server.residency.host_cache import HostCache
 from manylora.server.residency.revision import Revision
-from tests.support.waiting import settle
+from tests.support.waiting import until
 
 UNIT = 64  # elements: one row of A and one column of B of the only module
 ZERO_PAGE = 32
 
 
-class Shelf:
+class SmallDeviceCache:
     """A placement over ``room`` units, with revisions whose content tells them apart."""
 
     def __init__(self, room: int, *, memory: int = 0) -> None:
@@ -34,12 +35,20 @@ class Shelf:
         assert self.pool.capacity_bytes == room * UNIT * 4
         self.sizes: dict[str, int] = {}  # in units
         self.metrics = Metrics()
-        self.tiers = Tiers(self._read, memory_bytes=memory * UNIT * 4, metrics=self.metrics)
-        self.placement = Placement(self.pool, self.tiers, metrics=self.metrics)
+        self.host = HostCache(self._read, memory_bytes=memory * UNIT * 4, metrics=self.metrics)
+        self.device = DeviceCache(self.pool, self.host, metrics=self.metrics)
         self.reads: Counter[str] = Counter()
         self.broken: set[str] = set()
         self.gate = threading.Event()  # reads wait for it
         self.gate.set()
+        self.tries = 0  # times that room was looked for
+        reserve = self.pool.reserve
+
+        def counting(packed: PackedAdapter) -> AdapterPages | None:
+            self.tries += 1
+            return reserve(packed)
+
+        self.pool.reserve = counting  # type: ignore[method-assign]
 
     def revision(self, digest: str, size: int = 1) -> Revision:
         self.sizes[digest] = size
@@ -87,10 +96,11 @@ class Shelf:
             monkeypatch.setattr(self.pool, "write", original)
 
 
-async def waiting_for(shelf: Shelf, *revisions: Revision) -> asyncio.Task[None]:
+async def waiting_for(cache: SmallDeviceCache, *revisions: Revision) -> asyncio.Task[None]:
     """A task that has asked for ``revisions`` and does not have them."""
-    task = asyncio.create_task(shelf.placement.acquire(revisions))
-    await settle()
+    before = cache.device.num_waiting
+    task = asyncio.create_task(cache.device.acquire(revisions))
+    await until(lambda: cache.device.num_waiting > before)
     assert not task.done()
     return task
 

@@ -19,9 +19,3 @@ async def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert monotonic() < deadline, "it never happened"
         await asyncio.sleep(0.0005)
-
-
-async def settle() -> None:
-    """Let every task that can go on without waiting for a thread do so."""
-    for _ in range(20):
-        await asyncio.sleep(0)

@@ -77,7 +77,7 @@ EmptyBody = Annotated[NoBody, Depends(parse_body(NoBody, optional=True))]
 async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, Query()]) -> Response:
     """Adapters by name, a page at a time: while ``has_more``, ask again with ``after`` = ``last_id``."""
     wanted = Filter(asked.prefix, asked.tag, asked.state, asked.resident)
-    found = service.adapters.page(wanted, after=asked.after, limit=asked.limit + 1)
+    found = service.adapters.views.page(wanted, after=asked.after, limit=asked.limit + 1)
     page = found[: asked.limit]
     return Json(
         {
@@ -94,8 +94,8 @@ async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, 
 async def get_adapter(service: ServiceState, publications: PublicationsState, name: Name) -> Response:
     """An adapter's state and revisions, where its bytes are, and what it has served."""
     with blame("name"):
-        if not service.adapters.has(name):  # another server may have published it a moment ago
-            await service.adapters.catch_up()
+        if not service.adapters.admin.has(name):  # another server may have published it a moment ago
+            await service.adapters.admin.catch_up()
         return await details_response(service, publications, name)
 
 
@@ -103,28 +103,28 @@ async def get_adapter(service: ServiceState, publications: PublicationsState, na
 async def pin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Bring an adapter to the device, and do not evict it from there until it is unpinned."""
     with blame("name"):
-        return Json(adapter_json(await service.adapters.pin(name)))
+        return Json(adapter_json(await service.adapters.admin.pin(name)))
 
 
 @router.post("/{name}/unpin", summary="Let an adapter be evicted again")
 async def unpin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Let an adapter be evicted again; it stays where it is until others need the room."""
     with blame("name"):
-        return Json(adapter_json(await service.adapters.unpin(name)))
+        return Json(adapter_json(await service.adapters.admin.unpin(name)))
 
 
 @router.post("/{name}/prefetch", summary="Bring an adapter in before it is asked for")
 async def prefetch(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Bring an adapter to the device if unused ones can make room there, else to host memory."""
     with blame("name"):
-        return Json(adapter_json(await service.adapters.prefetch(name)))
+        return Json(adapter_json(await service.adapters.admin.prefetch(name)))
 
 
 @router.post("/{name}/evict", summary="Take an adapter off the device and out of host memory")
 async def evict(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Evict an adapter; the next request brings it back from disk. Refused while it is in use or pinned."""
     with blame("name"):
-        return Json(adapter_json(await service.adapters.evict(name)))
+        return Json(adapter_json(await service.adapters.admin.evict(name)))
 
 
 @router.post(
@@ -140,7 +140,7 @@ async def rollback(
 ) -> Response:
     """Give new requests an earlier revision; those running keep theirs. Nothing is read again."""
     with blame("name" if body.revision is None else "revision"):
-        await service.adapters.rollback(name, body.revision)
+        await service.adapters.admin.rollback(name, body.revision)
     return await details_response(service, publications, name)
 
 
@@ -156,7 +156,7 @@ async def delete_adapter(
     What still runs then is completed; its memory is freed when it ends.
     """
     with blame("name"):
-        deleted = await service.adapters.delete(name, asked.deadline)
+        deleted = await service.adapters.deletions.delete(name, asked.deadline)
     publications.forget(name)
     return Json(
         {
@@ -176,8 +176,8 @@ async def details_response(
     """The answer that describes an adapter, every revision it can be rolled back to, and its publication."""
     # In this order, what a publication that has ended did to the name is seen.
     publication = await publications.json(name)
-    status = service.adapters.status(name)
-    revisions = await service.adapters.revisions(name)
+    status = service.adapters.views.status(name)
+    revisions = await service.adapters.views.revisions(name)
     headers = (
         {} if status.digest is None else {"x-manylora-model": f"{status.name}@{short_digest(status.digest)}"}
     )

@@ -72,7 +72,7 @@ class AliasBody(RequestBody):
 @router.get("", summary="List aliases")
 async def list_aliases(service: ServiceState) -> Response:
     """All aliases, by name."""
-    records = sorted(service.adapters.aliases(), key=lambda record: record.name)
+    records = service.adapters.aliases.list()
     return Json({"object": "list", "data": [alias_json(record) for record in records]})
 
 
@@ -101,12 +101,12 @@ async def put_alias(
     with blame("name"):
         check_name(name)
     with blame("name", AdapterExists), blame(param, (AdapterNotFound, MixError, AdapterNameError)):
-        return Json(alias_json(await service.adapters.put_alias(name, arms, reset=bool(body.reset))))
+        return Json(alias_json(await service.adapters.aliases.put(name, arms, reset=bool(body.reset))))
 
 
 @router.delete("/{name}", summary="Delete an alias")
 async def delete_alias(service: ServiceState, name: Name) -> Response:
     """Requests for it are refused from now on; its targets stay."""
     with blame("name"):
-        await service.adapters.delete_alias(name)
+        await service.adapters.aliases.delete(name)
     return Json({"id": name, "object": "alias.deleted", "deleted": True})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
 
-from manylora.adapters.errors import MixError
+from manylora.adapters.errors import AdapterError, AdapterNotFound, MixError
 from manylora.adapters.format.files import KEPT_NAMES
 from manylora.adapters.merge.compose import compose, save
 from manylora.adapters.merge.recipe import Member, Recipe, RecipeError, recipe_of
@@ -18,13 +18,14 @@ from manylora.server.api.admin.adapters import Name
 from manylora.server.api.admin.publications import PublicationsState
 from manylora.server.api.admin.publish_request import PublishRequest
 from manylora.server.api.admin.put_adapter import PutParameters, publish
-from manylora.server.api.generate.mix_entries import blaming_entries, terms_of
+from manylora.server.api.generate.mix_entries import first_missing, terms_of
 from manylora.server.api.http.body import RequestBody, parse_body
-from manylora.server.api.http.error_context import blame
+from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.limits import MAX_USER_LENGTH
 from manylora.server.api.http.openapi import LAST_MEMBER, MEMBER, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
+from manylora.server.service import Service
 
 router = APIRouter(prefix="/v1/adapters/{name}/compose", tags=["adapters"])
 
@@ -87,14 +88,11 @@ async def compose_adapter(
     the new revision's lineage.
     """
     asked_for = terms_of(body.members, "members")
-    with blame("members"), blaming_entries(service.adapters, asked_for, "members"):
-        await service.adapters.look_up(asked_for)
-        read = service.adapters.reader(asked_for)
-        terms = _plain(term for term, _ in service.adapters.digests(asked_for))
+    found = await _find(service, asked_for)
     recipe = _recipe(body)
 
     def fetch(into: Path) -> None:
-        members = [Member(term.name, artifact, weight) for term, artifact, weight in read()]
+        members = [Member(t.name, service.adapters.loader.artifact(d), t.weight) for t, d in found]
         composed = into / "composed"
         save(compose(members, recipe, service.adapters.base), composed)
         for file in sorted(composed.iterdir()):
@@ -105,7 +103,8 @@ async def compose_adapter(
         composed.rmdir()
 
     tags = None if body.tags is None else tuple(body.tags)
-    wanted = PublishRequest(f"compose:{recipe.method}:{format_mix(terms)}", "members", tags, fetch)
+    mix = format_mix(term for term, _ in found)
+    wanted = PublishRequest(f"compose:{recipe.method}:{mix}", "members", tags, fetch)
     return await publish(request, service, publications, name, asked=asked, wanted=wanted)
 
 
@@ -122,12 +121,28 @@ def _recipe(body: ComposeBody) -> Recipe:
         raise RequestError(str(error), error.settings[0]) from error
 
 
-def _plain(found: Iterable[MixTerm]) -> list[MixTerm]:
-    """The members, with aliases replaced, if each of them is an adapter."""
-    terms = list(found)
+async def _find(service: Service, terms: Sequence[MixTerm]) -> list[tuple[MixTerm, str]]:
+    """The members, with aliases replaced, and the revisions they have now.
+
+    Raises:
+        Blamed: one does not exist, or is no adapter; names the entry where it can.
+    """
+    resolver = service.adapters.resolver
+    try:
+        await resolver.look_up(terms)
+        found = resolver.digests(terms)
+        _check_plain([term for term, _ in found])
+    except AdapterNotFound as error:
+        raise Blamed(error, first_missing(resolver, terms, "members")) from error
+    except AdapterError as error:
+        raise Blamed(error, "members") from error
+    return found
+
+
+def _check_plain(terms: Sequence[MixTerm]) -> None:
+    """Raise MixError unless each of the members is an adapter."""
     merged = next((term.name for term in terms if term.merged), None)
     if merged is not None:
         raise MixError(f"'{merged}@merged' is a merged copy: only adapters can be composed")
     if not terms:
         raise MixError("there is nothing to compose: that is the base model")
-    return terms

@@ -73,7 +73,7 @@ async def export(
     wish = ExportWish(body.directory, dtype, body.max_shard_size, body.verify)
     with blame("name"), blame("directory", OutputExists):
         terms = parse_mix(name)
-        await service.adapters.look_up(terms)
+        await service.adapters.resolver.look_up(terms)
         begun = service.exports.begin(terms, wish)
         if asked.wait:
             await service.exports.finished(begun)

@@ -77,7 +77,7 @@ async def load_lora_adapter(
         )
     path = await asyncio.to_thread(resolve_directory, body.lora_path, roots)
     with blame("lora_path", AdapterTooLarge):
-        loaded = await service.adapters.load(body.lora_name, path, replace=bool(body.load_inplace))
+        loaded = await service.adapters.admin.load(body.lora_name, path, replace=bool(body.load_inplace))
     return PlainTextResponse(
         f"Success: LoRA adapter '{body.lora_name}' added successfully.",
         headers={"x-manylora-model": f"{loaded.name}@{short_digest(loaded.digest)}"},
@@ -94,8 +94,8 @@ async def unload_lora_adapter(
 ) -> PlainTextResponse:
     """Refuse new requests for the adapter at once, let running ones finish, then free its memory."""
     with blame("lora_name"):
-        freed = await service.adapters.unload(body.lora_name)
+        deleted = await service.adapters.deletions.delete(body.lora_name)
     return PlainTextResponse(
         f"Success: LoRA adapter '{body.lora_name}' removed successfully.",
-        headers={"x-manylora-bytes-freed": str(freed)},
+        headers={"x-manylora-bytes-freed": str(deleted.bytes_freed)},
     )

@@ -41,9 +41,9 @@ async def merge(
     """
     with blame("name"):
         terms = parse_mix(name)
-        variant = await service.adapters.merge(terms)
+        variant = await service.adapters.merged.build(terms)
         if asked.wait:
-            await service.adapters.merged(variant)
+            await service.adapters.merged.finished(variant)
     if variant.state is VariantState.FAILED:
         if variant.stopped.is_set():
             raise Cancelled(f"the merged copy of {variant.model} was freed while this request waited for it")
@@ -56,14 +56,14 @@ async def merge(
 async def merged(service: ServiceState, name: Mix) -> Response:
     """The merged copy of an adapter or a mix; 404 if there is none."""
     with blame("name"):
-        return Json(_copy_json(service.adapters.merged_copy(parse_mix(name)), service))
+        return Json(_copy_json(service.adapters.merged.find(parse_mix(name)), service))
 
 
 @router.delete("", summary="Free a merged copy")
 async def free(service: ServiceState, name: Mix, asked: Annotated[DeleteParameters, Query()]) -> Response:
     """Refuse new requests at once, let running ones finish until the deadline, then free the memory."""
     with blame("name"):
-        freed, running = await service.adapters.free_merged(parse_mix(name), asked.deadline)
+        freed, running = await service.adapters.merged.free(parse_mix(name), asked.deadline)
     return Json({"bytes_freed": freed, "drained": running == 0, "running": running})
 
 

@@ -85,7 +85,7 @@ async def put_adapter(
     name, 200 otherwise, or the error with everything that is wrong with the files.
     """
     with blame("name"):
-        service.adapters.check_free(name, _may_replace(request, asked.replace))
+        service.adapters.admin.check_free(name, _may_replace(request, asked.replace))
     wanted = await _publish_request(request, service)
     return await publish(request, service, publications, name, asked=asked, wanted=wanted)
 
@@ -146,7 +146,7 @@ async def _begin(service: Service, name: str, wanted: PublishRequest, replace: b
         with blame("tags"):
             check_tags(wanted.tags or ())
         with blame("name"):
-            publication = await service.adapters.begin_publish(
+            publication = await service.adapters.admin.begin_publish(
                 name, wanted.fetch, source=wanted.source, replace=replace, tags=wanted.tags
             )
     except BaseException:
@@ -158,7 +158,7 @@ async def _begin(service: Service, name: str, wanted: PublishRequest, replace: b
 
 def _is_known(service: Service, name: str) -> bool:
     try:
-        return service.adapters.status(name).digest is not None
+        return service.adapters.views.status(name).digest is not None
     except AdapterNotFound:
         return False
 

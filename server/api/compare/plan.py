@@ -10,7 +10,8 @@ from fastapi import Request
 
 from manylora.adapters.errors import AdapterError, MixError
 from manylora.server.api.compare.body import CompareBody
-from manylora.server.api.generate.generate import Asked, AskedMix, asked_mix, resolved, salt_of
+from manylora.server.api.generate.generate import Resolved, resolved
+from manylora.server.api.generate.mix_request import MixRequest, read_mix, salt_of
 from manylora.server.api.generate.sampling import answer_budget, sampling_params
 from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
 from manylora.server.api.http.error_context import Blamed, blame
@@ -26,11 +27,12 @@ class Target:
     """One model of the comparison: as it was asked for, and the revisions that answer."""
 
     name: str
-    asked: Asked
+    resolved: Resolved
 
     @property
     def model(self) -> str:
-        return self.name if self.asked.resolution is None else self.asked.resolution.served_model
+        """The revisions that answer, as a model string."""
+        return self.resolved.held.served_model
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,16 @@ async def _target(
 ) -> AsyncGenerator[Target, None]:
     param = f"targets[{index}]"
     with blame(param, ServerError), blame(param):
-        mix = asked_mix(service, name)
-    mix = AskedMix(mix.terms, param, user, counted=False, as_asked=True)
-    async with resolved(service, request, mix) as asked:
-        yield Target(name, asked)
+        mix = read_mix(service, name)
+    mix = MixRequest(mix.terms, param, user, counted=False, as_asked=True)
+    async with resolved(service, request, mix) as found:
+        yield Target(name, found)
 
 
 def _shared_tokenizer(targets: tuple[Target, ...]) -> Tokenizer:
-    first = targets[0].asked.language.tokenizer
+    first = targets[0].resolved.language.tokenizer
     for index, target in enumerate(targets):
-        if target.asked.language.tokenizer is not first:
+        if target.resolved.language.tokenizer is not first:
             raise Blamed(
                 MixError(
                     f"{target.name!r} and {targets[0].name!r} have different tokenizers: "
@@ -109,12 +111,12 @@ async def _case(service: Service, body: CompareBody, index: int, targets: tuple[
         [await _ids(service, body, index, target, f"targets[{i}]") for i, target in enumerate(targets)]
     )
     longest = max(map(len, prompts))
-    reference = await _reference(service, body, index, targets[0].asked, longest)
+    reference = await _reference(service, body, index, targets[0].resolved, longest)
     params: list[SamplingParams] = []
     for ids, target in zip(prompts, targets, strict=True):
         wanted = _wanted(service, body, len(ids))
         budget = answer_budget(len(ids), wanted, service.max_model_len, (_where(body), "max_tokens"))
-        vocab_size = target.asked.language.tokenizer.vocab_size
+        vocab_size = target.resolved.language.tokenizer.vocab_size
         params.append(sampling_params(body, max_tokens=budget, vocab_size=vocab_size))
     return CasePlan(prompts, tuple(params) if body.max_tokens != 0 else (), reference)
 
@@ -136,7 +138,7 @@ def _wanted(service: Service, body: CompareBody, prompt_tokens: int) -> int | No
 async def _ids(
     service: Service, body: CompareBody, index: int, target: Target, param: str
 ) -> tuple[int, ...]:
-    language = target.asked.language
+    language = target.resolved.language
     if body.prompt is not None:
         special = body.add_special_tokens is not False
         return await prompt_ids(service, language, body.prompt[index], add_special_tokens=special)
@@ -147,7 +149,7 @@ async def _ids(
 
 
 async def _reference(
-    service: Service, body: CompareBody, index: int, asked: Asked, prompt_tokens: int
+    service: Service, body: CompareBody, index: int, target: Resolved, prompt_tokens: int
 ) -> tuple[str, tuple[int, ...]] | None:
     """The given text and its tokens, which must fit behind the longest prompt."""
     if not isinstance(body.reference, str | tuple):
@@ -155,7 +157,7 @@ async def _reference(
     text = body.reference if isinstance(body.reference, str) else body.reference[index]
     if len(text) > MAX_COMPARE_TOKENS * CHARS_PER_TOKEN:
         raise RequestError(f"'reference' must have 1 to {MAX_COMPARE_TOKENS} tokens", "reference")
-    ids = await asked.language.encode(text, add_special_tokens=False)
+    ids = await target.language.encode(text, add_special_tokens=False)
     if not 0 < len(ids) <= MAX_COMPARE_TOKENS:
         raise RequestError(
             f"'reference' must have 1 to {MAX_COMPARE_TOKENS} tokens, and has {len(ids)}", "reference"

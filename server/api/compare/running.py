@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ import torch
 
 from manylora.server.api.compare.plan import CasePlan, Plan
 from manylora.server.api.generate.answer import new_id
-from manylora.server.api.generate.generate import Asked, Generation, start
+from manylora.server.api.generate.generation import Generation, submit
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_COMPARE_LOGITS_BYTES
 from manylora.server.comparison.divergence import NotNumbers
@@ -182,9 +181,8 @@ class Comparison:
             window = range(first, min(first + width, len(tokens)))
             rows = await _together(self._logits(case, target, tokens, window) for target in distinct)
             try:
-                measured = await asyncio.get_running_loop().run_in_executor(
-                    self._service.measuring,
-                    partial(measure, rows, tokens[window.start : window.stop], models[plan.baseline]),
+                measured = await self._service.measuring.run(
+                    measure, rows, tokens[window.start : window.stop], models[plan.baseline]
                 )
             except NotNumbers as error:
                 raise GenerationFailed("The model's logits are not numbers") from error
@@ -205,7 +203,7 @@ class Comparison:
         distinct: list[int] = []
         models: list[int] = []
         for index, target in enumerate(self._plan.targets):
-            key = target.model, target.asked.resolution is None, case.prompts[index]
+            key = target.model, target.resolved.held.is_base, case.prompts[index]
             if key not in numbers:
                 numbers[key] = len(distinct)
                 distinct.append(index)
@@ -237,23 +235,12 @@ class Comparison:
                 await generation.aclose()
 
     async def _start(self, target: int, request: GenerateRequest) -> Generation:
-        """Submit a request to a target, with a lease of its own: nobody waits for one and has another."""
-        manager, asked = self._service.adapters, self._plan.targets[target].asked
-        if asked.resolution is None:
-            generation = await self._submit(target, asked, request)
-        else:
-            resolution = manager.again(asked.resolution)
-            asked = replace(asked, resolution=resolution)
-            try:
-                generation = await self._submit(target, asked, request)
-            finally:
-                if not resolution.leased:
-                    manager.drop(resolution)
-        return generation
-
-    async def _submit(self, target: int, asked: Asked, request: GenerateRequest) -> Generation:
-        with blame(f"targets[{target}]", RequestError):
-            generation = await start(self._service, asked, [request])
+        """Submit a request to a target, held once more: nobody waits for adapters and has others already."""
+        with (
+            self._plan.targets[target].resolved.held.again() as held,
+            blame(f"targets[{target}]", RequestError),
+        ):
+            generation = await submit(self._service, held, [request])
         self._to_submit -= 1
         if self._to_submit == 0:
             self._begun.set()

@@ -1,45 +1,41 @@
-"""One answer over HTTP: submit, then either stream chunks or wait for the whole, with the same format."""
+"""One answer over HTTP: streamed in chunks, or gathered and sent as a whole, in the same format."""
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 from uuid import uuid4
 
 from fastapi import Request, Response
-from starlette.requests import ClientDisconnect
 
-from manylora.adapters.errors import AdapterError
-from manylora.server.api.generate.generate import Asked, Generation, start
+from manylora.server.api.generate.generation import Generation
 from manylora.server.api.generate.schemas import GenerationBody
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.event_stream import EventStream, stream_events
 from manylora.server.api.http.json_response import Json
 from manylora.server.engine.async_engine import GenerateRequest
-from manylora.server.engine.sequence import Delta, FinishReason
-from manylora.server.errors import AdapterUnavailable
+from manylora.server.engine.sequence import Delta
 from manylora.server.service import Service
 
 
-class AnswerFormat(ABC):
-    """The shape of one endpoint's answers. Made for one request; sees each delta once, in order.
-
-    A stream calls :meth:`chunks` for each delta and :meth:`last_chunks` at the end; a whole answer calls
-    :meth:`add` for each and :meth:`whole` at the end.
-    """
+class AnswerFrame:
+    """What the answers of all generating routes have in common: ids, the model, counts of tokens."""
 
     def __init__(
-        self, service: Service, body: GenerationBody, requests: Sequence[GenerateRequest], kind: str
+        self,
+        service: Service,
+        body: GenerationBody,
+        requests: Sequence[GenerateRequest],
+        *,
+        kind: str,
+        model: str,
     ) -> None:
-        own = requests[0].tokenizer
-        self.tokenizer = service.tokenizer if own is None else own
-        self.requests = requests
-        self.stream = bool(body.stream)
+        """``kind`` is the value of "object"; ``model`` is what answers, by revision."""
         self.n = requests[0].n
+        self.num_choices = len(requests) * self.n
         self.prompt_tokens = sum(len(request.prompt_ids) for request in requests)
         self.completion_tokens = 0
         self.cached: dict[int, int] = {}  # prompt -> tokens its first answer took from the prefix cache
@@ -49,7 +45,7 @@ class AnswerFormat(ABC):
             "id": requests[0].request_id,
             "object": kind,
             "created": int(time.time()),
-            "model": body.model,  # until it is known which revisions answer
+            "model": model,
             "system_fingerprint": f"fp_{str(service.description['fingerprint'])[:12]}",
         }
 
@@ -78,21 +74,29 @@ class AnswerFormat(ABC):
         """What follows the last choice's end."""
         return [self.chunk([], self.usage())] if self.include_usage else []
 
-    @abstractmethod
+    def whole(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """The answer of a request that does not stream."""
+        return {**self.head, "choices": choices, "usage": self.usage()}
+
+
+class AnswerFormat(Protocol):
+    """The shape of one route's answers. Made for one request; sees each delta once, in order.
+
+    A stream calls :meth:`chunks` for each delta and :meth:`last_chunks` at the end; a whole answer calls
+    :meth:`add` for each and :meth:`whole` at the end.
+    """
+
     def chunks(self, choice: int, delta: Delta) -> list[dict[str, Any]]:
         """The chunks that ``delta`` makes; none while its text is held back."""
 
-    @abstractmethod
+    def last_chunks(self) -> list[dict[str, Any]]:
+        """The chunks after the last choice's end."""
+
     def add(self, choice: int, delta: Delta) -> None:
         """Gather ``delta`` for the whole answer."""
 
-    @abstractmethod
-    def choices(self) -> list[dict[str, Any]]:
-        """The choices of the whole answer."""
-
     def whole(self) -> dict[str, Any]:
         """The answer of a request that does not stream."""
-        return {**self.head, "choices": self.choices(), "usage": self.usage()}
 
 
 def new_id(prefix: str) -> str:
@@ -100,20 +104,17 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{uuid4().hex}"
 
 
-async def answer(service: Service, request: Request, asked: Asked, form: AnswerFormat) -> Response:
-    """Generate and answer what ``form`` was made for.
-
-    Until this returns nothing has been sent, so every fault has its own status.
+async def respond(
+    service: Service, request: Request, generation: Generation, form: AnswerFormat, *, stream: bool
+) -> Response:
+    """Answer in the shape of ``form``. The generation is closed when the answer has ended, however it does.
 
     Raises:
-        ClientDisconnect: the client left before its answer began.
-        As :func:`start`; GenerationFailed and EngineDead for an answer that is not streamed.
+        ClientDisconnect: the client left before the whole answer was there.
+        GenerationFailed, EngineDead: it can't be completed, and is not streamed.
     """
-    generation = await begin(service, request, asked, form.requests)
-    service.adapters.experiments.remember(form.head["id"], generation.model, asked.resolution)
-    form.head["model"] = generation.model
     headers = model_header(generation)
-    if form.stream:
+    if stream:
         events = stream_events(generation, form)
         return EventStream(events, generation.aclose, headers, service.config.shutdown_timeout)
     try:
@@ -121,31 +122,6 @@ async def answer(service: Service, request: Request, asked: Asked, form: AnswerF
         return Json(form.whole(), headers=headers)
     finally:
         await generation.aclose()
-
-
-async def begin(
-    service: Service, request: Request, asked: Asked, prompts: Sequence[GenerateRequest], param: str = "n"
-) -> Generation:
-    """Start the answers; what keeps them from it counts as theirs, unless it was the request's own fault.
-
-    Raises:
-        ClientDisconnect: the client left while the request waited for adapters.
-        As :func:`start`.
-    """
-    answering = service.adapters.experiments.begin(asked.arm)
-    starting = start(service, asked, prompts, None if answering is None else answering.ended, param=param)
-    waits = asked.resolution is not None  # for adapters that are not on the device
-    try:
-        generation = await (unless_disconnected(request, starting) if waits else starting)
-    except (ClientDisconnect, AdapterUnavailable, AdapterError) as error:
-        if answering is not None:
-            left = isinstance(error, ClientDisconnect)
-            reason = FinishReason.ABORT if left else FinishReason.ERROR
-            answering.failed(reason, sum(prompt.n for prompt in prompts))
-        raise
-    if answering is not None:
-        answering.begun()
-    return generation
 
 
 def model_header(generation: Generation) -> dict[str, str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Any
+from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from manylora.server.api.generate.answer import AnswerFormat, answer, new_id
-from manylora.server.api.generate.generate import asked_mix, resolved, salt_of
+from manylora.server.api.generate.answer import AnswerFrame, respond
+from manylora.server.api.generate.generate import generate
+from manylora.server.api.generate.generation import Generation
 from manylora.server.api.generate.logprobs import chat_logprobs, join
+from manylora.server.api.generate.mix_request import read_mix, salt_of
 from manylora.server.api.generate.sampling import answer_budget, check_fields, sampling_params
 from manylora.server.api.generate.schemas import ChatBody
 from manylora.server.api.generate.token_ids import chat_ids
@@ -19,6 +22,7 @@ from manylora.server.api.http.state import ServiceState
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta
 from manylora.server.errors import RequestError
+from manylora.server.model.languages import Language
 from manylora.server.service import Service
 
 router = APIRouter(tags=["generate"])
@@ -52,13 +56,35 @@ async def create_chat_completion(
     wanted, wanted_name = _max_tokens(body)
     _check_logprobs(body)
     check_fields(body)
-    mix = asked_mix(service, body.model, body.adapters, body.end_user)
-    async with resolved(service, request, mix) as asked:
+    mix = read_mix(service, body.model, body.adapters, body.end_user)
+    return await generate(service, request, mix, ChatEndpoint(service, body, wanted, wanted_name))
+
+
+class ChatEndpoint:
+    """One conversation to be answered."""
+
+    classifies = False
+    input_param = "n"
+
+    def __init__(
+        self, service: Service, body: ChatBody, max_tokens: int | None, max_tokens_name: str
+    ) -> None:
+        """``max_tokens`` is the wanted length, and came under ``max_tokens_name``."""
+        self._service = service
+        self._body = body
+        self._max_tokens = max_tokens
+        self._max_tokens_name = max_tokens_name
+        self._requests: list[GenerateRequest] = []
+
+    async def requests(self, language: Language) -> list[GenerateRequest]:
+        """The conversation in tokens."""
+        body, service = self._body, self._service
         opened = body.add_generation_prompt is not False
-        ids = await chat_ids(service, asked.language, body.messages, add_generation_prompt=opened)
-        budget = answer_budget(len(ids), wanted, service.max_model_len, ("messages", wanted_name))
+        ids = await chat_ids(service, language, body.messages, add_generation_prompt=opened)
+        names = ("messages", self._max_tokens_name)
+        budget = answer_budget(len(ids), self._max_tokens, service.max_model_len, names)
         top = 0 if body.top_logprobs is None else body.top_logprobs
-        tokenizer = asked.language.tokenizer
+        tokenizer = language.tokenizer
         params = sampling_params(
             body,
             max_tokens=budget,
@@ -66,8 +92,14 @@ async def create_chat_completion(
             logprobs=top if body.logprobs else None,
         )
         n = 1 if body.n is None else body.n
-        prompt = GenerateRequest(ids, params, n, salt_of(body.cache_salt), new_id("chatcmpl"), tokenizer)
-        return await answer(service, request, asked, ChatFormat(service, body, [prompt]))
+        salt = salt_of(body.cache_salt)
+        self._requests = [GenerateRequest(ids, params, n, salt, f"chatcmpl-{uuid4().hex}", tokenizer)]
+        return self._requests
+
+    async def respond(self, request: Request, generation: Generation) -> Response:
+        """A completion, or the stream of one."""
+        form = ChatFormat(self._service, self._body, self._requests, generation.model)
+        return await respond(self._service, request, generation, form, stream=bool(self._body.stream))
 
 
 def _max_tokens(body: ChatBody) -> tuple[int | None, str]:
@@ -88,21 +120,24 @@ def _check_logprobs(body: ChatBody) -> None:
         raise RequestError("'top_logprobs' is only allowed with 'logprobs': true", "top_logprobs")
 
 
-class ChatFormat(AnswerFormat):
+class ChatFormat:
     """``chat.completion`` and ``chat.completion.chunk``."""
 
-    def __init__(self, service: Service, body: ChatBody, requests: Sequence[GenerateRequest]) -> None:
-        super().__init__(
-            service, body, requests, "chat.completion.chunk" if body.stream else "chat.completion"
-        )
+    def __init__(
+        self, service: Service, body: ChatBody, requests: Sequence[GenerateRequest], model: str
+    ) -> None:
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        self.frame = AnswerFrame(service, body, requests, kind=kind, model=model)
+        self.tokenizer = requests[0].tokenizer or service.tokenizer
         self.logprobs = bool(body.logprobs)
-        self.texts: list[list[str]] = [[] for _ in range(self.n)]
-        self.parts: list[list[dict[str, Any]]] = [[] for _ in range(self.n)]  # of the logprobs
-        self.ends: list[Delta | None] = [None] * self.n
-        self.begun = [False] * self.n
+        n = self.frame.n
+        self.texts: list[list[str]] = [[] for _ in range(n)]
+        self.parts: list[list[dict[str, Any]]] = [[] for _ in range(n)]  # of the logprobs
+        self.ends: list[Delta | None] = [None] * n
+        self.begun = [False] * n
 
     def chunks(self, choice: int, delta: Delta) -> list[dict[str, Any]]:
-        self.count(choice, delta)
+        self.frame.count(choice, delta)
         chunks = []
         if not self.begun[choice]:
             self.begun[choice] = True
@@ -129,18 +164,21 @@ class ChatFormat(AnswerFormat):
         }
         if end is not None:
             entry["stop_reason"] = end.stop_reason
-        return self.chunk([entry])
+        return self.frame.chunk([entry])
 
     def add(self, choice: int, delta: Delta) -> None:
-        self.count(choice, delta)
+        self.frame.count(choice, delta)
         self.texts[choice].append(delta.text)
         if self.logprobs:
             self.parts[choice].append(chat_logprobs(self.tokenizer, delta.logprobs))
         if delta.finish_reason is not None:
             self.ends[choice] = delta
 
-    def choices(self) -> list[dict[str, Any]]:
-        return [self._choice(index) for index in range(self.n)]
+    def last_chunks(self) -> list[dict[str, Any]]:
+        return self.frame.last_chunks()
+
+    def whole(self) -> dict[str, Any]:
+        return self.frame.whole([self._choice(index) for index in range(self.frame.n)])
 
     def _choice(self, index: int) -> dict[str, Any]:
         end = self.ends[index]

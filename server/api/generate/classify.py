@@ -13,8 +13,10 @@ from pydantic import Field
 
 from manylora.adapters.format.classes import Classes, Problem
 from manylora.adapters.mix import MAX_ENTRIES
-from manylora.server.api.generate.answer import begin, model_header, new_id
-from manylora.server.api.generate.generate import Generation, asked_mix, resolved, salt_of
+from manylora.server.api.generate.answer import model_header, new_id
+from manylora.server.api.generate.generate import generate
+from manylora.server.api.generate.generation import Generation
+from manylora.server.api.generate.mix_request import read_mix, salt_of
 from manylora.server.api.generate.schemas import AdapterWeight, Messages, Prompts
 from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
 from manylora.server.api.http import limits
@@ -93,32 +95,52 @@ async def classify(
 ) -> Response:
     """The probabilities of an adapter's classes for each input, or for a conversation."""
     _check(service, body)
-    mix = asked_mix(service, body.model, body.adapters, body.user)
-    async with resolved(service, request, mix, classify=True) as asked:
-        classes = asked.language.classes
-        assert classes is not None, "resolved() sees to that"
-        texts = await _ids(service, asked.language, body)
-        request_id = new_id("classify")
-        requests = [_request(service, body, ids, classes=classes, request_id=request_id) for ids in texts]
-        generation = await begin(service, request, asked, requests, "input")
-        service.adapters.experiments.remember(request_id, generation.model, asked.resolution)
+    mix = read_mix(service, body.model, body.adapters, body.user)
+    return await generate(service, request, mix, ClassifyEndpoint(service, body))
+
+
+class ClassifyEndpoint:
+    """Texts to be classified."""
+
+    classifies = True
+    input_param = "input"
+
+    def __init__(self, service: Service, body: ClassifyBody) -> None:
+        self._service = service
+        self._body = body
+        self._texts: list[Ids] = []
+        self._classes: Classes | None = None
+        self._id = new_id("classify")
+
+    async def requests(self, language: Language) -> list[GenerateRequest]:
+        """Each text in tokens, of which the last one's scores are wanted."""
+        classes = self._classes = language.classes
+        assert classes is not None, "only what classifies gets here"
+        self._texts = await _ids(self._service, language, self._body)
+        return [
+            _request(self._service, self._body, ids, classes=classes, request_id=self._id)
+            for ids in self._texts
+        ]
+
+    async def respond(self, request: Request, generation: Generation) -> Response:
+        """The classes' probabilities by text."""
+        classes, activated = self._classes, self._body.use_activation is not False
+        assert classes is not None
         try:
-            scores, cached = await unless_disconnected(request, _gather(generation, len(texts)))
+            scores, cached = await unless_disconnected(request, _gather(generation, len(self._texts)))
         finally:
             await generation.aclose()
-    return Json(
-        {
-            "id": request_id,
-            "object": "list",
-            "created": int(time.time()),
-            "model": generation.model,
-            "data": [
-                _entry(i, row, classes, body.use_activation is not False) for i, row in enumerate(scores)
-            ],
-            "usage": _usage(texts, cached),
-        },
-        headers=model_header(generation),
-    )
+        return Json(
+            {
+                "id": self._id,
+                "object": "list",
+                "created": int(time.time()),
+                "model": generation.model,
+                "data": [_entry(i, row, classes, activated) for i, row in enumerate(scores)],
+                "usage": _usage(self._texts, cached),
+            },
+            headers=model_header(generation),
+        )
 
 
 def _check(service: Service, body: ClassifyBody) -> None:

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from manylora.server.api.generate.answer import AnswerFormat, answer, new_id
-from manylora.server.api.generate.generate import asked_mix, resolved, salt_of
+from manylora.server.api.generate.answer import AnswerFrame, new_id, respond
+from manylora.server.api.generate.generate import generate
+from manylora.server.api.generate.generation import Generation
 from manylora.server.api.generate.logprobs import CompletionLogprobs, join
+from manylora.server.api.generate.mix_request import read_mix, salt_of
 from manylora.server.api.generate.sampling import answer_budget, check_fields, sampling_params
 from manylora.server.api.generate.schemas import CompletionBody
 from manylora.server.api.generate.token_ids import prompt_ids
@@ -20,6 +22,7 @@ from manylora.server.api.http.state import ServiceState
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta, TokenLogprob
 from manylora.server.errors import RequestError
+from manylora.server.model.languages import Language
 from manylora.server.model.tokenizer import Tokenizer
 from manylora.server.service import Service
 
@@ -43,17 +46,37 @@ async def create_completion(
     """Continue ``prompt`` with the base model, an adapter or a mix; as a stream if asked."""
     _check(body)
     check_fields(body)
-    mix = asked_mix(service, body.model, body.adapters, body.end_user)
-    special = body.add_special_tokens is not False
-    async with resolved(service, request, mix) as asked:
-        language = asked.language
+    mix = read_mix(service, body.model, body.adapters, body.end_user)
+    return await generate(service, request, mix, CompletionEndpoint(service, body))
+
+
+class CompletionEndpoint:
+    """Prompts to be continued."""
+
+    classifies = False
+    input_param = "n"
+
+    def __init__(self, service: Service, body: CompletionBody) -> None:
+        self._service = service
+        self._body = body
+        self._requests: list[GenerateRequest] = []
+
+    async def requests(self, language: Language) -> list[GenerateRequest]:
+        """Each prompt in tokens."""
+        service, body = self._service, self._body
+        special = body.add_special_tokens is not False
         prompts = [await prompt_ids(service, language, p, add_special_tokens=special) for p in body.prompt]
         request_id = new_id("cmpl")
-        requests = [
+        self._requests = [
             _generate_request(service, body, ids, tokenizer=language.tokenizer, request_id=request_id)
             for ids in prompts
         ]
-        return await answer(service, request, asked, CompletionFormat(service, body, requests))
+        return self._requests
+
+    async def respond(self, request: Request, generation: Generation) -> Response:
+        """A completion, or the stream of one."""
+        form = CompletionFormat(self._service, self._body, self._requests, generation.model)
+        return await respond(self._service, request, generation, form, stream=bool(self._body.stream))
 
 
 def _n(body: CompletionBody) -> int:
@@ -90,14 +113,18 @@ def _generate_request(
     return GenerateRequest(ids, params, _n(body), salt_of(body.cache_salt), request_id, tokenizer)
 
 
-class CompletionFormat(AnswerFormat):
+class CompletionFormat:
     """``text_completion``, whole and in chunks."""
 
-    def __init__(self, service: Service, body: CompletionBody, requests: Sequence[GenerateRequest]) -> None:
-        super().__init__(service, body, requests, "text_completion")
+    def __init__(
+        self, service: Service, body: CompletionBody, requests: Sequence[GenerateRequest], model: str
+    ) -> None:
+        self.frame = AnswerFrame(service, body, requests, kind="text_completion", model=model)
+        self.tokenizer = requests[0].tokenizer or service.tokenizer
+        self.requests = requests
         self.echoes = _echoes(self.tokenizer, body) if body.echo else None
         self.logprobs: list[CompletionLogprobs] | None = None
-        count = len(requests) * self.n
+        count = self.frame.num_choices
         if body.logprobs is not None:
             skip = body.skip_special_tokens is not False
             self.logprobs = [
@@ -109,13 +136,16 @@ class CompletionFormat(AnswerFormat):
     def chunks(self, choice: int, delta: Delta) -> list[dict[str, Any]]:
         entry = self._entry(choice, delta)
         held_back = not (entry["text"] or delta.logprobs or entry["finish_reason"])
-        return [] if held_back else [self.chunk([entry])]
+        return [] if held_back else [self.frame.chunk([entry])]
 
     def add(self, choice: int, delta: Delta) -> None:
         self.gathered[choice].append(self._entry(choice, delta))
 
-    def choices(self) -> list[dict[str, Any]]:
-        return [self._choice(parts) for parts in self.gathered]
+    def last_chunks(self) -> list[dict[str, Any]]:
+        return self.frame.last_chunks()
+
+    def whole(self) -> dict[str, Any]:
+        return self.frame.whole([self._choice(parts) for parts in self.gathered])
 
     def _choice(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -126,9 +156,9 @@ class CompletionFormat(AnswerFormat):
 
     def _entry(self, choice: int, delta: Delta) -> dict[str, Any]:
         """One choice of a chunk; the first of each choice carries the echo."""
-        self.count(choice, delta)
+        self.frame.count(choice, delta)
         first, self.begun[choice] = not self.begun[choice], True
-        echo = self.echoes[choice // self.n] if first and self.echoes is not None else ""
+        echo = self.echoes[choice // self.frame.n] if first and self.echoes is not None else ""
         return {
             "index": choice,
             "text": echo + delta.text,
@@ -142,7 +172,7 @@ class CompletionFormat(AnswerFormat):
             return None
         entries: list[tuple[int, TokenLogprob | None]] = []
         if delta.prompt_logprobs:
-            ids = self.requests[choice // self.n].prompt_ids
+            ids = self.requests[choice // self.frame.n].prompt_ids
             entries.extend(zip(ids, delta.prompt_logprobs, strict=True))
         entries.extend((entry.token_id, entry) for entry in delta.logprobs)
         return self.logprobs[choice].take(entries)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from manylora.adapters.errors import AdapterNotFound, MixError
 from manylora.adapters.mix import MixTerm, check_weight, parse_mix
-from manylora.server.api.http.error_context import Blamed, blame
-from manylora.server.names.manager import AdapterManager
+from manylora.server.api.http.error_context import blame
+from manylora.server.names.resolve import Resolver
 
 
 class Entry(Protocol):
@@ -42,19 +41,11 @@ def _term(entry: Entry, param: str) -> MixTerm:
         return replace(term, weight=check_weight(entry.weight, f"'{term.name}'"))
 
 
-@contextmanager
-def blaming_entries(manager: AdapterManager, terms: Sequence[MixTerm], param: str) -> Iterator[None]:
-    """An adapter that is not found in the block is blamed on the entry of ``param`` that names it."""
-    try:
-        yield
-    except AdapterNotFound as error:
-        raise Blamed(error, _first_missing(manager, terms, param)) from error
-
-
-def _first_missing(manager: AdapterManager, terms: Sequence[MixTerm], param: str) -> str:
+def first_missing(resolver: Resolver, terms: Sequence[MixTerm], param: str) -> str:
+    """The entry of ``param`` whose adapter does not exist; ``param`` itself if all do."""
     for index, term in enumerate(terms):
         try:
-            manager.digests([term])
+            resolver.digests([term])
         except AdapterNotFound:
             return f"{param}[{index}].name"
         except MixError:  # an alias that is a split: there, at least

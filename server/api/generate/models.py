@@ -21,9 +21,9 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 @router.get("", summary="List what can be asked for")
 async def list_models(service: ServiceState) -> Response:
     """The base model first, then adapters and aliases, each by name. Mixes of them need no entry."""
-    adapters = sorted(service.adapters.list(), key=lambda adapter: adapter.name)
+    adapters = sorted(service.adapters.views.serving(), key=lambda adapter: adapter.name)
     cards = [_base_card(service), *(_adapter_card(service, adapter) for adapter in adapters)]
-    cards += [_alias_card(service, alias) for alias in service.adapters.aliases()]
+    cards += [_alias_card(service, alias) for alias in service.adapters.aliases.list()]
     return Json({"object": "list", "data": cards})
 
 
@@ -33,9 +33,9 @@ async def retrieve_model(service: ServiceState, model_id: str) -> Response:
     if model_id == service.model_name:
         return Json(_base_card(service))
     with suppress(AdapterNotFound):
-        return Json(_adapter_card(service, service.adapters.get(model_id)))
+        return Json(_adapter_card(service, service.adapters.views.get(model_id)))
     with suppress(AdapterNotFound):
-        return Json(_alias_card(service, service.adapters.alias(model_id)))
+        return Json(_alias_card(service, service.adapters.aliases.get(model_id)))
     raise ModelNotFound(f"The model '{model_id[:200]}' does not exist")
 
 

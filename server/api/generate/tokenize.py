@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import FailFast, Field
 
-from manylora.server.api.generate.generate import AskedMix, asked_mix, resolved
+from manylora.server.api.generate.generate import resolved
+from manylora.server.api.generate.mix_request import MixRequest, read_mix
 from manylora.server.api.generate.schemas import Messages, TokenId
 from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
@@ -56,9 +57,9 @@ async def tokenize(
     request: Request, service: ServiceState, body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody))]
 ) -> Response:
     """The ids exactly as a generation request would see them."""
-    async with resolved(service, request, _mix(service, body.model), classify=None) as asked:
-        ids = await _ids(service, asked.language, body)
-        text = asked.language.tokenizer.token_text
+    async with resolved(service, request, _mix(service, body.model), classify=None) as found:
+        ids = await _ids(service, found.language, body)
+        text = found.language.tokenizer.token_text
         texts = [text(token) for token in ids] if body.return_token_strs else None
     return Json(
         {
@@ -102,13 +103,13 @@ async def detokenize(
     body: Annotated[DetokenizeBody, Depends(parse_body(DetokenizeBody))],
 ) -> Response:
     """The text of ``tokens``, special ones written out."""
-    async with resolved(service, request, _mix(service, body.model), classify=None) as asked:
-        tokenizer = asked.language.tokenizer
+    async with resolved(service, request, _mix(service, body.model), classify=None) as found:
+        tokenizer = found.language.tokenizer
         if any(token >= tokenizer.vocab_size for token in body.tokens):
             raise RequestError(f"'tokens': token ids go from 0 to {tokenizer.vocab_size - 1}", "tokens")
         text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)
     return Json({"prompt": text})
 
 
-def _mix(service: Service, model: str | None) -> AskedMix:
-    return AskedMix(()) if model is None else asked_mix(service, model)
+def _mix(service: Service, model: str | None) -> MixRequest:
+    return MixRequest(()) if model is None else read_mix(service, model)

@@ -139,7 +139,7 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
 def _names(service: Service) -> dict[str, str]:
     """What each placeholder stands for now. Those that stand for nothing are left out."""
     base, roots = service.model_name, service.config.adapter_root
-    adapters = service.adapters.list()
+    adapters = service.adapters.views.serving()
     writers = [adapter.name for adapter in adapters if adapter.labels is None]
     classifiers = [adapter.name for adapter in adapters if adapter.labels is not None]
     members = [adapter.name for adapter in adapters] or [_NEW_ADAPTER]
@@ -187,8 +187,8 @@ def _filled(value: Any, names: Mapping[str, str]) -> Any:
 
 def _add_name_examples(document: dict[str, Any], service: Service) -> None:
     """Give the names in paths ones that are there, or that can be made."""
-    adapters = [adapter.name for adapter in service.adapters.list()]
-    aliases = [alias.name for alias in service.adapters.aliases()]
+    adapters = [adapter.name for adapter in service.adapters.views.serving()]
+    aliases = [alias.name for alias in service.adapters.aliases.list()]
     for path, method, operation in _operations(document):
         of_aliases = path.startswith("/v1/aliases")
         known, new = (aliases, _NEW_ALIAS) if of_aliases else (adapters, _NEW_ADAPTER)

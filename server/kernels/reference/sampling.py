@@ -104,7 +104,7 @@ def _draw_truncated(scaled: torch.Tensor, draws: Draws, rows: np.ndarray) -> tor
     """
     vocabulary = scaled.shape[1]
     uniform = _column(draws.uniform[rows], scaled)
-    values, order = _candidates(scaled)
+    values, order = candidates(scaled)
     count = values.isneginf().logical_not_().sum(-1)
     kept = _truncate(values, scaled.logsumexp(-1, keepdim=True), vocabulary, draws, rows)
     tokens = _pick(kept, order, uniform)
@@ -119,7 +119,7 @@ def _draw_truncated(scaled: torch.Tensor, draws: Draws, rows: np.ndarray) -> tor
     return tokens
 
 
-def _candidates(scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def candidates(scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The likeliest tokens of each row of ``scaled`` [n, V]: their values in falling order, and their ids.
 
     At least ``_CANDIDATES`` of each row, as a rule few more: all that reach the value which so many of its

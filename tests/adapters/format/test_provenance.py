@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.files import WEIGHTS_NAME
 from manylora.adapters.format.provenance import KEY, Provenance, read_provenance
-from tests.support.adapter_manager import open_shop
+from tests.support.adapter_manager import open_manager_setup
 from tests.support.adapters import base_of_directory, write_adapter
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 
 QLORA = Provenance(base_quantization="nf4", base_fingerprint="ab12", lineage={"method": "svd", "rank": 3})
 
@@ -80,18 +80,18 @@ def test_warnings_are_of_what_is_known(trained: str | None, served: str, said: s
 async def test_the_server_shows_it(
     tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with open_shop(Harness(tiny_llama), tmp_path) as shop:
-        path = write_adapter(tmp_path / "a", shop.harness.base)
+    with open_manager_setup(EngineHarness(tiny_llama), tmp_path) as setup:
+        path = write_adapter(tmp_path / "a", setup.harness.base)
         tensors = load_file(path / WEIGHTS_NAME)
         save_file(tensors, path / WEIGHTS_NAME, metadata=QLORA.metadata())
         with caplog.at_level(logging.WARNING, "server"):
-            await shop.manager.load("a", path)
-        status: Any = shop.manager.status("a")
+            await setup.manager.admin.load("a", path)
+        status: Any = setup.manager.views.status("a")
         assert status.lineage == QLORA.lineage
         (warning,) = status.details["warnings"]
         assert warning.startswith("it was trained on a base in nf4")
         assert f"{path}: it was trained" in caplog.text
-        await shop.manager.close()
+        await setup.manager.close()
 
 
 def test_the_same_base_in_fewer_bits_has_other_weights(tiny_llama: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from manylora.adapters.errors import AdapterNotFound
 from manylora.server.names.status import Filter
-from tests.support.adapter_manager import Shop, open_shop
-from tests.support.engine_harness import Harness
+from tests.support.adapter_manager import ManagerSetup, open_manager_setup
+from tests.support.engine_harness import EngineHarness
 from tests.support.paths import ROOT
 from tests.support.waiting import until
 
@@ -53,13 +53,13 @@ async def other_server(model: Path, root: Path, url: str) -> AsyncIterator[Other
 
 
 @pytest.fixture(scope="module")
-def harness(tiny_llama: Path) -> Harness:
-    return Harness(tiny_llama)
+def harness(tiny_llama: Path) -> EngineHarness:
+    return EngineHarness(tiny_llama)
 
 
 @pytest.fixture
-def shop(harness: Harness, tmp_path: Path, url: str) -> Iterator[Shop]:
-    with open_shop(harness, tmp_path, room=2, url=url) as made:
+def setup(harness: EngineHarness, tmp_path: Path, url: str) -> Iterator[ManagerSetup]:
+    with open_manager_setup(harness, tmp_path, room=2, url=url) as made:
         yield made
 
 
@@ -67,48 +67,48 @@ async def soon(condition: Any) -> None:
     await asyncio.wait_for(until(condition), SECOND + SLACK)
 
 
-async def is_refused(shop: Shop, name: str) -> bool:
+async def is_refused(setup: ManagerSetup, name: str) -> bool:
     try:
-        (await shop.lease(name)).release()
+        (await setup.hold(name)).release()
     except AdapterNotFound:
         return True
     return False
 
 
 async def test_what_one_does_is_so_on_the_other(
-    shop: Shop, tiny_llama: Path, tmp_path: Path, url: str
+    setup: ManagerSetup, tiny_llama: Path, tmp_path: Path, url: str
 ) -> None:
-    await shop.manager.start()
+    await setup.manager.start()
     async with other_server(tiny_llama, tmp_path, url) as other:
-        first = await other.do("load", "a", shop.write("a", seed=1))
-        lease = await shop.lease("a")  # at once: who misses a name asks the registry
-        assert lease.served_model == f"a@{first[:8]}"
+        first = await other.do("load", "a", setup.write("a", seed=1))
+        held = await setup.hold("a")  # at once: who misses a name asks the registry
+        assert held.served_model == f"a@{first[:8]}"
 
-        second = await other.do("load", "a", shop.write("a2", seed=2))
-        await soon(lambda: shop.manager.get("a").digest == second)
-        assert lease.mix.members[0][0].digest == first
+        second = await other.do("load", "a", setup.write("a2", seed=2))
+        await soon(lambda: setup.manager.views.get("a").digest == second)
+        assert held.mix.members[0][0].digest == first
         assert await other.do("rollback", "a") == first
-        await soon(lambda: shop.manager.get("a").digest == first)
+        await soon(lambda: setup.manager.views.get("a").digest == first)
 
-        await shop.manager.load("b", shop.write("b", seed=3))
-        assert await other.do("ask", "b") == f"b@{shop.manager.get('b').digest[:8]}"
+        await setup.manager.admin.load("b", setup.write("b", seed=3))
+        assert await other.do("ask", "b") == f"b@{setup.manager.views.get('b').digest[:8]}"
         assert await other.do("alias", "x", "b") == "x"
-        (await shop.lease("x")).release()
-        await shop.manager.delete_alias("x")
-        await shop.manager.load("c", tmp_path / "b")
+        (await setup.hold("x")).release()
+        await setup.manager.aliases.delete("x")
+        await setup.manager.admin.load("c", tmp_path / "b")
         assert await other.do("delete", "c"), "what is done to a name is done to it as it is now"
 
         assert await other.do("delete", "a"), "its own requests are none"
-        await soon(lambda: not [r for r in shop.manager.list() if r.name == "a"])
-        assert await is_refused(shop, "a")
-        lease.release()  # its pages stayed as long as it ran, wherever the files went
-        await soon(lambda: shop.pool.used_bytes <= shop.unit)
-        assert shop.store.digests() == [shop.manager.get("b").digest]
+        await soon(lambda: not [r for r in setup.manager.views.serving() if r.name == "a"])
+        assert await is_refused(setup, "a")
+        held.release()  # its pages stayed as long as it ran, wherever the files went
+        await soon(lambda: setup.pool.used_bytes <= setup.unit)
+        assert setup.store.digests() == [setup.manager.views.get("b").digest]
 
-        await shop.manager.delete("b")
+        await setup.manager.deletions.delete("b")
         assert await other.do("ask", "b") == "AdapterNotFound" or await _gone(other, "b")
-    shop.check()
-    await shop.manager.close()
+    setup.check()
+    await setup.manager.close()
 
 
 async def _gone(other: Other, name: str) -> bool:
@@ -118,19 +118,21 @@ async def _gone(other: Other, name: str) -> bool:
     return True
 
 
-async def test_a_pin_through_one_is_a_pin_on_the_other(shop: Shop, harness: Harness, url: str) -> None:
+async def test_a_pin_through_one_is_a_pin_on_the_other(
+    setup: ManagerSetup, harness: EngineHarness, url: str
+) -> None:
     """Two managers in one process, on one database and one directory."""
-    with open_shop(harness, shop.root, room=2, url=url) as twin:
-        await asyncio.gather(shop.manager.start(), twin.manager.start())
-        await shop.load("a", "b", "c")
-        await shop.manager.pin("a")
-        await soon(lambda: twin.manager.page(Filter(resident=True)))
-        assert twin.manager.status("a").pinned
-        await twin.manager.unpin("a")
-        await soon(lambda: not shop.manager.status("a").pinned)
+    with open_manager_setup(harness, setup.root, room=2, url=url) as twin:
+        await asyncio.gather(setup.manager.start(), twin.manager.start())
+        await setup.load("a", "b", "c")
+        await setup.manager.admin.pin("a")
+        await soon(lambda: twin.manager.views.page(Filter(resident=True)))
+        assert twin.manager.views.status("a").pinned
+        await twin.manager.admin.unpin("a")
+        await soon(lambda: not setup.manager.views.status("a").pinned)
         for name in "abc":
-            await twin.manager.delete(name)
-        await soon(lambda: not shop.manager.list())
-        await soon(lambda: not shop.pool.used_bytes)
-        assert shop.store.digests() == []
-        await asyncio.gather(shop.manager.close(), twin.manager.close())
+            await twin.manager.deletions.delete(name)
+        await soon(lambda: not setup.manager.views.serving())
+        await soon(lambda: not setup.pool.used_bytes)
+        assert setup.store.digests() == []
+        await asyncio.gather(setup.manager.close(), twin.manager.close())

@@ -22,10 +22,10 @@ KEYS = {"key": "testing", "secret": "testing-secret"}
 def memory() -> Iterator[SourcePolicy]:
     files = fsspec.filesystem("memory")
     for name, content in {**FILES, "README.md": b"x"}.items():
-        files.pipe(f"/shelf/one/{name}", content)
-        files.pipe(f"/shelf-secret/one/{name}", content)
-    files.pipe("/shelf/pickled/adapter_model.bin", b"x")
-    yield SourcePolicy(urls=("memory://shelf/",))
+        files.pipe(f"/storage/one/{name}", content)
+        files.pipe(f"/storage-secret/one/{name}", content)
+    files.pipe("/storage/pickled/adapter_model.bin", b"x")
+    yield SourcePolicy(urls=("memory://storage/",))
     files.store.clear()
 
 
@@ -49,7 +49,7 @@ def s3() -> Iterator[SourcePolicy]:
 
 def test_from_memory(memory: SourcePolicy, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
-    assert fetch("memory://shelf/one/", tmp_path, memory, lambda *now: seen.append(now))
+    assert fetch("memory://storage/one/", tmp_path, memory, lambda *now: seen.append(now))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == FILES
     assert seen[-1] == (7_000_002, 7_000_002)
 
@@ -112,13 +112,13 @@ def test_from_a_web_server(tmp_path: Path) -> None:
 
 def test_missing_pickled_and_too_large(memory: SourcePolicy, tmp_path: Path) -> None:
     with pytest.raises(SourceMissing, match="no adapter at"):
-        fetch("memory://shelf/two", tmp_path, memory)
+        fetch("memory://storage/two", tmp_path, memory)
     with pytest.raises(ArtifactError, match="pickle"):
-        fetch("memory://shelf/pickled", tmp_path, memory)
+        fetch("memory://storage/pickled", tmp_path, memory)
     with pytest.raises(ArtifactError, match="more than 100 bytes"):
-        fetch("memory://shelf/one", tmp_path, SourcePolicy(urls=memory.urls, max_bytes=100))
+        fetch("memory://storage/one", tmp_path, SourcePolicy(urls=memory.urls, max_bytes=100))
     with pytest.raises(SourceForbidden):
-        fetch("memory://shelf-secret/one", tmp_path, memory)
+        fetch("memory://storage-secret/one", tmp_path, memory)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,7 +132,7 @@ def test_a_storage_that_sends_more_than_it_announced(
 
     monkeypatch.setattr(fsspec.filesystem("memory"), "info", understate)
     with pytest.raises(ArtifactError, match=r"more than 2,000,000 bytes"):
-        fetch("memory://shelf/one", tmp_path, SourcePolicy(urls=memory.urls, max_bytes=2_000_000))
+        fetch("memory://storage/one", tmp_path, SourcePolicy(urls=memory.urls, max_bytes=2_000_000))
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2_000_000
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manylora.adapters.training.errors import GateFailed
 from manylora.adapters.training.export import write_model
-from tests.support.engine_harness import Harness, hf_greedy
+from tests.support.engine_harness import EngineHarness, hf_greedy
 from tests.support.training_runs import config, losses, run
 
 
@@ -28,7 +28,7 @@ def test_served_as_trained(tiny_llama: Path, tmp_path: Path) -> None:
     assert all(
         bool((new != old).any()) for new, old in zip(model.parameters(), base.parameters(), strict=True)
     )
-    harness = Harness(result.adapter)
+    harness = EngineHarness(result.adapter)
     prompt = harness.loaded.tokenizer.encode_chat([{"role": "user", "content": "say 30"}])
     (answer,) = harness.run(harness.sequence(prompt, max_tokens=12))
     assert answer.token_ids == hf_greedy(model.float().eval(), prompt, 12)

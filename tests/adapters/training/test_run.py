@@ -20,7 +20,7 @@ from manylora.adapters.training.errors import GateFailed, RunExists, TrainingErr
 from manylora.adapters.training.progress import MetricsLog
 from manylora.adapters.training.run import judge, open_session
 from manylora.adapters.training.sft import SupervisedTrainer
-from tests.support.engine_harness import Harness, hf_greedy
+from tests.support.engine_harness import EngineHarness, hf_greedy
 from tests.support.training_runs import ROWS, config, losses, run
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ def test_served_as_trained(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     assert result.baseline.adapter["loss"] < 0.8 * result.baseline.base["loss"]
     assert result.gate.difference < result.gate.allowed < 0.1 < result.gate.effect
     plain = AutoPeftModelForCausalLM.from_pretrained(result.adapter)  # nothing of ours
-    harness = Harness(tiny_llama)
+    harness = EngineHarness(tiny_llama)
     prompt = harness.loaded.tokenizer.encode_chat([{"role": "user", "content": "say 30"}])
     (answer,) = harness.run(harness.sequence(prompt, (harness.load(result.adapter), 1.0), max_tokens=12))
     assert read_provenance(result.adapter) == Provenance("none", harness.base.fingerprint)

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoTokenizer
 from manylora.adapters.format.provenance import read_provenance
 from manylora.adapters.training.errors import GateFailed, TrainingConfigError
 from manylora.adapters.training.export import write_artifact
-from tests.server.engine.test_classify import asking, scores_of
-from tests.support.engine_harness import Harness
+from tests.support.classifiers import request_scores, scores_of
+from tests.support.engine_harness import EngineHarness
 from tests.support.peft_oracle import assert_logits_match
 from tests.support.tiny_models import tiny_model
 from tests.support.training_runs import LABELS, PAIRS, config, losses, run
@@ -29,7 +29,7 @@ def test_preferences(tiny_llama: Path, tmp_path: Path) -> None:
     base, adapter = result.baseline.base, result.baseline.adapter
     assert adapter["better answer likelier"] == 1.0
     assert adapter["margin"] > base["margin"] + 1
-    harness = Harness(tiny_llama)
+    harness = EngineHarness(tiny_llama)
     harness.load(result.adapter)
 
 
@@ -42,9 +42,9 @@ def test_classes(tiny_llama: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         logits = [model(**tokenizer(text, return_tensors="pt")).logits[0] for text in ("bad 90", "good 91")]
     assert [int(row.argmax()) for row in logits] == [0, 1]
-    harness = Harness(tiny_llama)
+    harness = EngineHarness(tiny_llama)
     pages, ids = harness.load(result.adapter), [tokenizer(text).input_ids for text in ("bad 90", "good 91")]
-    answers = harness.run(*(asking(harness, tuple(text), pages) for text in ids))
+    answers = harness.run(*(request_scores(harness, tuple(text), pages) for text in ids))
     for answer, expected in zip(answers, logits, strict=True):
         assert_logits_match(scores_of(answer)[None], expected[None], 1e-4)
 
@@ -79,7 +79,7 @@ def test_quantized_bases(kind: str, wide: Path, tmp_path: Path) -> None:
     result = run(config(wide, tmp_path, quantization=kind, **QUANTIZED[kind]))
     assert losses(result)[-1] < 0.8 * losses(result)[0]
     assert result.baseline.adapter["loss"] < 0.8 * result.baseline.base["loss"]
-    harness = Harness(wide)
+    harness = EngineHarness(wide)
     harness.load(result.adapter)
     provenance = read_provenance(result.adapter)
     assert provenance.base_fingerprint == harness.base.fingerprint

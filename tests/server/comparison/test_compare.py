@@ -109,12 +109,12 @@ def test_rank_halves_make_the_whole(server: Running, tmp_path: Path, model: Path
         }
         write_artifact(tmp_path / name, lora_config(rank=4, alpha=4), cut)
     for name in ("whole", "lower", "upper"):
-        server.call(server.service.adapters.load(name, tmp_path / name))
+        server.call(server.service.adapters.admin.load(name, tmp_path / name))
     try:
         result = compare(server, "whole", "lower+upper", "lower", max_tokens=30)
     finally:
         for name in ("whole", "lower", "upper"):
-            server.call(server.service.adapters.unload(name))
+            server.call(server.service.adapters.deletions.delete(name))
     equal, half_only = result["cases"][0]["pairs"]
     assert not equal["same_model"]
     assert max(equal["kl"]) < 1e-9
@@ -193,7 +193,7 @@ def test_an_adapter_that_adds_tokens(server: Running, tmp_path: Path, model: Pat
     """It can be compared with the base, until its answer has a token that the base does not know."""
     tables: dict[str, Any] = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
     grown = make(tmp_path / "grown", model, seed=4, rows=GROWN, **tables)
-    server.call(server.service.adapters.load("grown", grown))
+    server.call(server.service.adapters.admin.load("grown", grown))
     body = {"messages": MESSAGES, "temperature": 2.0, "seed": 1, "max_tokens": 300, "ignore_eos": True}
     try:
         result = compare(server, "tiny", "grown", max_tokens=20)
@@ -201,7 +201,7 @@ def test_an_adapter_that_adds_tokens(server: Running, tmp_path: Path, model: Pat
             refused = http.post("/v1/compare", json={**body, "targets": ["grown", "tiny"]})
             alone = http.post("/v1/compare", json={**body, "targets": ["grown", "grown*0.5"]})
     finally:
-        server.call(server.service.adapters.unload("grown"))
+        server.call(server.service.adapters.deletions.delete("grown"))
     assert 0 < result["summary"][1]["mean_kl"] < math.inf
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["param"] == "targets[1]"

@@ -78,12 +78,12 @@ def test_targets_with_different_tokenizers(server: Running, tmp_path: Path, mode
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["a whole sentence"])
     tokenizer.save_pretrained(other)
-    server.call(server.service.adapters.load("other", other))
+    server.call(server.service.adapters.admin.load("other", other))
     try:
         with server.http() as http:
             answer = http.post("/v1/compare", json={**BODY, "targets": ["tiny", "alpha", "other"]})
     finally:
-        server.call(server.service.adapters.unload("other"))
+        server.call(server.service.adapters.deletions.delete("other"))
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == "targets[2]"
     assert "tokenizers" in answer.json()["error"]["message"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from manylora.server.api.http.limits import MAX_COMPARISONS
-from tests.server.api.http.test_disconnect import connect
+from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS, MESSAGES, compare
 
@@ -98,15 +98,15 @@ def _json(connection: socket.socket) -> dict[str, Any]:
 
 
 def test_an_adapter_removed_meanwhile_is_compared_to_the_end(slow: Running, adapters: Path) -> None:
-    slow.call(slow.service.adapters.load("brief", adapters / "alpha"))
+    slow.call(slow.service.adapters.admin.load("brief", adapters / "alpha"))
     expected = compare(slow, "tiny", "brief", reference=LONG, max_tokens=0)
     body = {"targets": ["tiny", "brief"], "messages": MESSAGES, "reference": LONG, "max_tokens": 0}
     connection = connect(slow, "/v1/compare", body)
     slow.call(_until_computing(slow, scores=True))
     assert slow.references > 0
-    slow.call(slow.service.adapters.load("brief", adapters / "beta", replace=True))
+    slow.call(slow.service.adapters.admin.load("brief", adapters / "beta", replace=True))
     found = _json(connection)
-    slow.call(slow.service.adapters.unload("brief"))
+    slow.call(slow.service.adapters.deletions.delete("brief"))
     kl = expected["cases"][0]["pairs"][0]["kl"]
     assert found["cases"][0]["pairs"][0]["kl"] == pytest.approx(kl, rel=1e-3, abs=1e-7)
 
@@ -117,7 +117,7 @@ def test_more_targets_than_fit_the_adapter_memory_together(
     """One at a time has a lease; nobody waits for another's room while holding some."""
     options: dict[str, Any] = {"adapter": {name: adapters / name for name in ADAPTERS}}
     with serving(tiny_service(model, tmp_path / "wide", **options)) as wide:
-        sizes = [adapter.nbytes for adapter in wide.service.adapters.list()]
+        sizes = [adapter.nbytes for adapter in wide.service.adapters.views.serving()]
         expected = compare(wide, *ADAPTERS, max_tokens=8)
     memory = int(1.1 * max(sizes))
     with serving(tiny_service(model, tmp_path / "narrow", adapter_memory=memory, **options)) as narrow:

@@ -16,7 +16,7 @@ from manylora.server.engine.sequence import ResolvedMix, last_occurrence, plan_s
 from manylora.server.kernels.inputs import AdapterPages
 from tests.support.adapter_set import prompt_of, recorded_logits
 from tests.support.adapters import write_adapter
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.peft_oracle import Peft, assert_logits_match, read
 from tests.support.tiny_models import tiny_model
 
@@ -34,7 +34,7 @@ class Activated:
             "call": self._write(root / "call", 2, alora_invocation_tokens=list(CALL)),
             "plain": self._write(root / "plain", 3),
         }
-        self.harness = Harness(self.directory, **options)
+        self.harness = EngineHarness(self.directory, **options)
         self.pages = {name: self.harness.load(path) for name, path in self.paths.items()}
 
     def _write(self, path: Path, seed: int, **options: Any) -> Path:
@@ -70,7 +70,7 @@ def _adding(matrix: torch.Tensor, start: int) -> Any:
 
 
 @pytest.fixture(scope="module", params=[("llama", False), ("gpt2", True)], ids=["fused", "generic"])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Activated:
+def activated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Activated:
     family, generic = request.param
     return Activated(tmp_path_factory.mktemp(family), family, generic=generic, max_batch_tokens=48)
 
@@ -123,14 +123,19 @@ CASES: list[tuple[tuple[str, ...], tuple[int, ...]]] = [
 
 
 @pytest.mark.parametrize("sizes", [{}, {"max_batch_tokens": 7}, {"num_blocks": 14}], ids=str)
-def test_a_mixed_batch_is_what_hooks_on_the_model_compute(world: Activated, sizes: dict[str, int]) -> None:
+def test_a_mixed_batch_is_what_hooks_on_the_model_compute(
+    activated: Activated, sizes: dict[str, int]
+) -> None:
     """At once, in chunks that cut across the activation, and with preemption by recompute."""
-    world.harness.new_engine(**sizes)
-    rows = [world.harness.sequence(prompt, *world.members(*names), max_tokens=6) for names, prompt in CASES]
+    activated.harness.new_engine(**sizes)
+    rows = [
+        activated.harness.sequence(prompt, *activated.members(*names), max_tokens=6)
+        for names, prompt in CASES
+    ]
     with recorded_logits() as logits:
-        answers = world.harness.run(*rows)
+        answers = activated.harness.run(*rows)
     for (names, prompt), row, answer in zip(CASES, rows, answers, strict=True):
-        expected = world.expected([*prompt, *answer.token_ids[:-1]], prompt, *names)[len(prompt) - 1 :]
+        expected = activated.expected([*prompt, *answer.token_ids[:-1]], prompt, *names)[len(prompt) - 1 :]
         assert_logits_match(torch.stack(logits[row.id]), expected)
         assert expected.argmax(-1).tolist() == answer.token_ids
     if "num_blocks" in sizes:

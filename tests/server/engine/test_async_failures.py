@@ -14,9 +14,9 @@ from manylora.server.engine.engine import Event
 from manylora.server.engine.sequence import FinishReason, Sequence
 from manylora.server.errors import EngineDead
 from manylora.server.kernels.inputs import StepInputs
-from tests.support.engine_harness import Harness
-from tests.support.running_engine import Desk, collect, opened
-from tests.support.waiting import settle
+from tests.support.engine_harness import EngineHarness
+from tests.support.running_engine import RunningEngine, collect, start_engine
+from tests.support.waiting import until
 
 
 class Faulty:
@@ -38,92 +38,94 @@ class Faulty:
 
 @pytest.mark.parametrize("at", [1, 2, 5])
 async def test_a_step_that_raises_ends_its_requests_and_nothing_else(
-    desk: Desk, at: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    running_engine: RunningEngine, at: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = [d.token_ids for d in await collect(desk.ask(20, 8))]
-    monkeypatch.setattr(desk.core, "_decoder", Faulty(desk.core._decoder, at))
-    results = await asyncio.gather(*(collect(desk.ask(20, 8, n=n)) for n in (1, 2)))
+    expected = [d.token_ids for d in await collect(running_engine.ask(20, 8))]
+    monkeypatch.setattr(running_engine.core, "decoder", Faulty(running_engine.core.decoder, at))
+    results = await asyncio.gather(*(collect(running_engine.ask(20, 8, n=n)) for n in (1, 2)))
     failed = [d for r in results for d in r if d.finish_reason is FinishReason.ERROR]
     assert failed
     assert all(d.error and "a kernel failed" not in d.error for d in failed)
     assert all(r[-1].finish_reason for r in results)
     assert "a kernel failed" in caplog.text
-    assert desk.engine.alive
-    assert [d.token_ids for d in await collect(desk.ask(20, 8))] == expected
+    assert running_engine.engine.alive
+    assert [d.token_ids for d in await collect(running_engine.ask(20, 8))] == expected
 
 
 async def test_a_request_that_left_in_the_failing_step_ends_as_well(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    running_engine: RunningEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end belongs to the same step; it must reach the loop although the step raised."""
-    begun, stays = desk.ask(max_tokens=400), desk.ask(max_tokens=400)
+    begun = running_engine.ask(max_tokens=400)
     await anext(begun)
+    (leaving,) = running_engine.core.scheduler.running
+    stays = running_engine.ask(max_tokens=400)
     await anext(stays)
-    original = desk.core.scheduler.schedule
+    original = running_engine.core.scheduler.schedule
 
     def leave_then_fail() -> object:
-        if begun._open and next(iter(begun._open.values())).finish_reason is FinishReason.ABORT:
+        if leaving.finish_reason is FinishReason.ABORT:
             raise RuntimeError("after the aborted were dropped")
         return original()
 
-    monkeypatch.setattr(desk.core.scheduler, "schedule", leave_then_fail)
+    monkeypatch.setattr(running_engine.core.scheduler, "schedule", leave_then_fail)
     await begun.aclose()
     assert (await collect(stays))[-1].finish_reason is FinishReason.ERROR
-    monkeypatch.setattr(desk.core.scheduler, "schedule", original)
-    await desk.idle()
-    assert sorted(desk.reasons) == ["abort", "error"]
+    monkeypatch.setattr(running_engine.core.scheduler, "schedule", original)
+    await running_engine.idle()
+    assert sorted(running_engine.reasons) == ["abort", "error"]
 
 
 async def test_an_engine_thread_that_dies_leaves_nobody_waiting(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: EngineHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     core = harness.new_engine()
     engine = AsyncEngine(core, max_model_len=512, max_open=10)
-    desk = Desk(core, engine, monkeypatch)
+    running_engine = RunningEngine(core, engine, monkeypatch)
     engine.start()
-    stream = desk.ask(max_tokens=400)
+    stream = running_engine.ask(max_tokens=400)
     await anext(stream)
 
     def add(sequence: Sequence) -> None:
         raise RuntimeError("not even that")
 
     monkeypatch.setattr(core, "add", add)
-    other = desk.ask()
+    other = running_engine.ask()
     for one in (stream, other):
         assert (await collect(one))[-1].finish_reason is FinishReason.ERROR
     assert not engine.alive
     assert engine.num_open == 0
-    assert [lease.released for lease in desk.leases] == [1, 1]
+    assert [lease.released for lease in running_engine.held] == [1, 1]
     with pytest.raises(EngineDead):
-        desk.ask()
+        running_engine.ask()
     assert "not even that" in caplog.text
     await engine.stop()
 
 
 async def test_stopping_ends_what_runs_waits_and_was_just_sent(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
+    harness: EngineHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(harness, monkeypatch, max_batch_tokens=2) as desk:
-        streams = [desk.ask(max_tokens=400) for _ in range(4)]
+    async with start_engine(harness, monkeypatch, max_batch_tokens=2) as running_engine:
+        streams = [running_engine.ask(max_tokens=400) for _ in range(4)]
         await anext(streams[0])
-        streams += [desk.ask(max_tokens=400) for _ in range(3)]
-        await desk.engine.stop()
-        assert not desk.engine.alive
+        streams += [running_engine.ask(max_tokens=400) for _ in range(3)]
+        await running_engine.engine.stop()
+        assert not running_engine.engine.alive
         for stream in streams:
             await asyncio.wait_for(collect(stream), 10)
         with pytest.raises(EngineDead):
-            desk.ask()
-    assert desk.reasons == ["abort"] * 7
+            running_engine.ask()
+    assert running_engine.reasons == ["abort"] * 7
 
 
 async def test_what_is_sent_in_the_last_moment_ends_too(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
+    harness: EngineHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread looks at its queue before it leaves, even with nothing left to run."""
     core = harness.new_engine()
     engine = AsyncEngine(core, max_model_len=512, max_open=10)
-    desk = Desk(core, engine, monkeypatch)
-    step = engine._step
+    running_engine = RunningEngine(core, engine, monkeypatch)
+    step = core.step
     gate = asyncio.Event()
     loop = asyncio.get_running_loop()
     proceed = threading.Event()
@@ -133,21 +135,21 @@ async def test_what_is_sent_in_the_last_moment_ends_too(
         assert proceed.wait(30)
         return step()
 
-    monkeypatch.setattr(engine, "_step", slow)
+    monkeypatch.setattr(core, "step", slow)
     engine.start()
-    first = desk.ask(max_tokens=1)
+    first = running_engine.ask(max_tokens=1)
     await gate.wait()
-    last = desk.ask(max_tokens=1)
+    last = running_engine.ask(max_tokens=1)
     stop = asyncio.create_task(engine.stop())
-    await settle()
+    await until(lambda: not engine.alive)
     proceed.set()
     await stop
     for stream in (first, last):
         await asyncio.wait_for(collect(stream), 10)
-    await desk.idle()
+    await running_engine.idle()
 
 
-async def test_stopping_twice_and_without_a_start(harness: Harness) -> None:
+async def test_stopping_twice_and_without_a_start(harness: EngineHarness) -> None:
     engine = AsyncEngine(harness.new_engine(), max_model_len=512, max_open=10)
     assert not engine.alive
     await engine.stop()

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from manylora.server.engine.sequence import FinishReason
-from tests.support.engine_harness import Answer, Harness
+from tests.support.engine_harness import Answer, EngineHarness
 
 EOS = 258
 LENGTH, STOP = FinishReason.LENGTH, FinishReason.STOP
 
 
-def answer(harness: Harness, say: str | int = "a", **params: Any) -> Answer:
+def answer(harness: EngineHarness, say: str | int = "a", **params: Any) -> Answer:
     """The answer of a model that is made to say the same token again and again."""
     tokenizer = harness.loaded.tokenizer
     token = say if isinstance(say, int) else tokenizer.encode(say)[0]
@@ -49,14 +49,20 @@ def answer(harness: Harness, say: str | int = "a", **params: Any) -> Answer:
     ],
 )  # fmt: skip
 def test_how_an_answer_ends(
-    harness: Harness, params: dict[str, Any], text: str, tokens: int, *, reason: str, stop_reason: object
+    harness: EngineHarness,
+    params: dict[str, Any],
+    text: str,
+    tokens: int,
+    *,
+    reason: str,
+    stop_reason: object,
 ) -> None:
     found = answer(harness, **params)
     assert (found.text, len(found.token_ids)) == (text, tokens)
     assert (found.last.finish_reason, found.last.stop_reason) == (reason, stop_reason)
 
 
-def test_an_end_is_held_back_until_the_minimum(harness: Harness) -> None:
+def test_an_end_is_held_back_until_the_minimum(harness: EngineHarness) -> None:
     found = answer(harness, EOS, max_tokens=9, min_tokens=4, ignore_eos=False)
     assert len(found.token_ids) == 5
     assert EOS not in found.token_ids[:4]
@@ -64,13 +70,13 @@ def test_an_end_is_held_back_until_the_minimum(harness: Harness) -> None:
     assert found.last.finish_reason is STOP
 
 
-def test_held_text_comes_with_the_last_delta(harness: Harness) -> None:
+def test_held_text_comes_with_the_last_delta(harness: EngineHarness) -> None:
     found = answer(harness, max_tokens=3, stop=("aaaaaaa",))
     assert [d.text for d in found.deltas] == ["", "", "aaa"]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_pieces_make_up_the_text_of_the_tokens(harness: Harness, seed: int) -> None:
+def test_the_pieces_make_up_the_text_of_the_tokens(harness: EngineHarness, seed: int) -> None:
     """A random model says broken UTF-8 most of the time."""
     harness.new_engine()
     prompt = harness.loaded.tokenizer.encode("x")
@@ -78,7 +84,7 @@ def test_the_pieces_make_up_the_text_of_the_tokens(harness: Harness, seed: int) 
     assert found.text == harness.loaded.tokenizer.decode(found.token_ids)
 
 
-def test_logprobs_only_for_those_who_ask(harness: Harness) -> None:
+def test_logprobs_only_for_those_who_ask(harness: EngineHarness) -> None:
     harness.new_engine()
     rows = [harness.sequence([1, 2, 3], max_tokens=2, logprobs=k) for k in (None, 0, 1, 20)]
     for k, found in zip((None, 0, 1, 20), harness.run(*rows), strict=True):
@@ -90,7 +96,7 @@ def test_logprobs_only_for_those_who_ask(harness: Harness) -> None:
                 assert k == 0 or entry.top[0] == (entry.token_id, entry.logprob)
 
 
-def test_logprobs_do_not_see_penalties_and_bias(harness: Harness) -> None:
+def test_logprobs_do_not_see_penalties_and_bias(harness: EngineHarness) -> None:
     plain = harness.sequence([1, 2, 3], max_tokens=1, logprobs=5)
     harness.new_engine()
     (expected,) = harness.run(plain)
@@ -101,14 +107,14 @@ def test_logprobs_do_not_see_penalties_and_bias(harness: Harness) -> None:
     assert found.logprobs[0].top == expected.deltas[0].logprobs[0].top
 
 
-def test_cached_tokens_are_reported(harness: Harness) -> None:
+def test_cached_tokens_are_reported(harness: EngineHarness) -> None:
     harness.new_engine()
     for cached in (0, 32):
         (found,) = harness.run(harness.sequence(range(40), max_tokens=2))
         assert {d.cached_tokens for d in found.deltas} == {cached}
 
 
-def test_an_aborted_sequence_ends_before_the_next_step(harness: Harness) -> None:
+def test_an_aborted_sequence_ends_before_the_next_step(harness: EngineHarness) -> None:
     engine = harness.new_engine()
     stay, leave = harness.sequence([1], max_tokens=3), harness.sequence([2], max_tokens=300)
     engine.add(stay)
@@ -124,7 +130,7 @@ def test_an_aborted_sequence_ends_before_the_next_step(harness: Harness) -> None
     assert sample_of(harness, "manylora_tokens_after_abort_total") == 0
 
 
-def test_what_is_counted(harness: Harness) -> None:
+def test_what_is_counted(harness: EngineHarness) -> None:
     harness.new_engine()
     harness.run(harness.sequence(range(40), max_tokens=4), harness.sequence(range(9), max_tokens=2))
     metrics = {
@@ -138,7 +144,7 @@ def test_what_is_counted(harness: Harness) -> None:
         assert sample_of(harness, name) == expected, name
 
 
-def sample_of(harness: Harness, name: str) -> float:
+def sample_of(harness: EngineHarness, name: str) -> float:
     """The sum of a metric over its labels."""
-    families = harness.engine._metrics.registry.collect()
+    families = harness.metrics.registry.collect()
     return sum(s.value for family in families for s in family.samples if s.name == name)

@@ -13,7 +13,7 @@ from manylora.server.engine.scheduler import MAX_LOGITS_BESIDE_ANSWERS, MAX_WANT
 from manylora.server.engine.sequence import Delta, FinishReason, ResolvedMix, SamplingParams, Sequence
 from manylora.server.kernels.inputs import AdapterPages
 from tests.support.adapters import write_adapter
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.peft_oracle import Peft, assert_logits_match
 
 PROMPT = tuple(range(40, 77))
@@ -26,8 +26,8 @@ def adapter(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def harness(tiny_llama: Path) -> Harness:
-    return Harness(tiny_llama, max_batch_tokens=256)
+def harness(tiny_llama: Path) -> EngineHarness:
+    return EngineHarness(tiny_llama, max_batch_tokens=256)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def given(
     )
 
 
-def steps(harness: Harness, *sequences: Sequence) -> list[list[tuple[Sequence, Delta]]]:
+def steps(harness: EngineHarness, *sequences: Sequence) -> list[list[tuple[Sequence, Delta]]]:
     """The events of every step until all sequences have ended."""
     for sequence in sequences:
         harness.engine.add(sequence)
@@ -77,7 +77,7 @@ def rows_of(events: list[list[tuple[Sequence, Delta]]], sequence: Sequence, firs
     return torch.cat([part.rows for part in parts])
 
 
-def test_logits_equal_a_full_forward_under_peft(harness: Harness, adapter: Path, peft: Peft) -> None:
+def test_logits_equal_a_full_forward_under_peft(harness: EngineHarness, adapter: Path, peft: Peft) -> None:
     harness.new_engine()
     base, adapted = given(1), given(2, (harness.load(adapter), 1.0))
     events = steps(harness, base, adapted)
@@ -86,7 +86,7 @@ def test_logits_equal_a_full_forward_under_peft(harness: Harness, adapter: Path,
         assert_logits_match(rows_of(events, sequence, len(PROMPT) - 1), expected)
 
 
-def test_a_step_delivers_few_rows_and_never_stops_an_answer(harness: Harness) -> None:
+def test_a_step_delivers_few_rows_and_never_stops_an_answer(harness: EngineHarness) -> None:
     harness.new_engine()
     running = harness.sequence(PROMPT, max_tokens=12)
     events = steps(harness, running, given(1), given(2, answer=GIVEN[::-1]), given(3, answer=GIVEN[1:]))
@@ -98,7 +98,7 @@ def test_a_step_delivers_few_rows_and_never_stops_an_answer(harness: Harness) ->
     assert sum(len(d.logits.rows) for step in events for _, d in step if d.logits) == 91 + 91 + 90
 
 
-def test_a_later_window_takes_the_prefix_from_the_cache(harness: Harness, peft: Peft) -> None:
+def test_a_later_window_takes_the_prefix_from_the_cache(harness: EngineHarness, peft: Peft) -> None:
     harness.new_engine()
     steps(harness, given(1))
     window = given(2, logits_from=100)
@@ -110,7 +110,7 @@ def test_a_later_window_takes_the_prefix_from_the_cache(harness: Harness, peft: 
 
 def test_rows_are_delivered_once_although_they_are_computed_again(tiny_llama: Path, peft: Peft) -> None:
     """Too few blocks for both: the younger is preempted while it delivers."""
-    harness = Harness(tiny_llama, num_blocks=10, max_batch_tokens=16)
+    harness = EngineHarness(tiny_llama, num_blocks=10, max_batch_tokens=16)
     older = harness.sequence(PROMPT[:15], max_tokens=20)
     younger = given(1)
     events = steps(harness, older, younger)
@@ -119,7 +119,7 @@ def test_rows_are_delivered_once_although_they_are_computed_again(tiny_llama: Pa
     assert_logits_match(rows_of(events, younger, len(PROMPT) - 1), expected)
 
 
-def test_an_abort_between_two_steps_ends_it(harness: Harness) -> None:
+def test_an_abort_between_two_steps_ends_it(harness: EngineHarness) -> None:
     harness.new_engine()
     sequence = given(1)
     harness.engine.add(sequence)
@@ -132,7 +132,7 @@ def test_an_abort_between_two_steps_ends_it(harness: Harness) -> None:
     assert harness.engine.blocks.num_used == 0
 
 
-def test_delivered_rows_outlive_the_step(harness: Harness) -> None:
+def test_delivered_rows_outlive_the_step(harness: EngineHarness) -> None:
     """The decoder's logits are overwritten by the next step; what was handed out is not."""
     harness.new_engine()
     harness.engine.add(given(1))

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from manylora.server.model.fused import FusedDecoder
-from tests.support.adapter_kinds import Hooked, Judge, write_kinds
+from tests.support.adapter_kinds import HookedModel, PeftPerAdapter, write_kinds
 from tests.support.adapter_set import prompt_of, recorded_logits
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.peft_oracle import assert_logits_match, read
 from tests.support.tiny_models import FUSED_FAMILIES, tiny_model
 
@@ -28,7 +28,7 @@ LENGTHS = (37, 1, 20, 9, 16, 33, 17, 3, 30, 5, 12, 8)
 def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, generic: bool) -> None:
     model = tiny_model(tmp_path / "model", family)
     paths = write_kinds(tmp_path, model, family)
-    harness = Harness(model, generic=generic, max_batch_tokens=48)
+    harness = EngineHarness(model, generic=generic, max_batch_tokens=48)
     assert isinstance(harness.decoder, FusedDecoder) != generic
     pages = {name: harness.load(path) for name, path in paths.items()}
     names = [None, *paths]
@@ -40,10 +40,10 @@ def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, gener
     ]
     with recorded_logits() as logits:
         answers = harness.run(*rows)
-    judge = Judge(model, paths)
+    oracle = PeftPerAdapter(model, paths)
     for name, row, answer in zip(names, rows, answers, strict=True):
         ids = row.token_ids[: row.num_prompt_tokens] + answer.token_ids[:-1]
-        expected = judge.logits(ids, name)[row.num_prompt_tokens - 1 :]
+        expected = oracle.logits(ids, name)[row.num_prompt_tokens - 1 :]
         assert_logits_match(torch.stack(logits[row.id]), expected, name=str(name))
         assert expected.argmax(-1).tolist() == answer.token_ids
 
@@ -70,7 +70,7 @@ def test_mixes_equal_the_formula(tmp_path: Path, family: str, generic: bool) -> 
     """Also with nine rows of a mix, which then are a segment, and one alone."""
     model = tiny_model(tmp_path / "model", family)
     paths = write_kinds(tmp_path, model, family)
-    harness = Harness(model, generic=generic)
+    harness = EngineHarness(model, generic=generic)
     pages = {name: harness.load(path) for name, path in paths.items()}
     asks = [(mix, length) for mix, length in zip(MIXES, (5, 30, 1, 12, 9, 20, 7, 3, 6), strict=True)]
     asks += [(MIXES[4], 4)] * 9
@@ -80,10 +80,10 @@ def test_mixes_equal_the_formula(tmp_path: Path, family: str, generic: bool) -> 
     ]
     with recorded_logits() as logits:
         answers = harness.run(*rows)
-    hooked = Hooked(model, harness.base, paths)
+    hooked_model = HookedModel(model, harness.base, paths)
     for (mix, _), row, answer in zip(asks, rows, answers, strict=True):
         ids = row.token_ids[: row.num_prompt_tokens] + answer.token_ids[:-1]
-        expected = hooked.logits(ids, mix)[row.num_prompt_tokens - 1 :]
+        expected = hooked_model.logits(ids, mix)[row.num_prompt_tokens - 1 :]
         assert_logits_match(torch.stack(logits[row.id]), expected, name=str(mix))
 
 
@@ -91,11 +91,11 @@ def test_the_formula_is_what_peft_computes(tmp_path: Path) -> None:
     """The oracle of mixes, where PEFT can speak."""
     model = tiny_model(tmp_path / "model", "gpt2")
     paths = write_kinds(tmp_path, model, "gpt2")
-    hooked, judge = Hooked(model, Harness(model).base, paths), Judge(model, paths)
-    ids, base = prompt_of(20), judge.logits(prompt_of(20), None)
+    hooked_model, oracle = HookedModel(model, EngineHarness(model).base, paths), PeftPerAdapter(model, paths)
+    ids, base = prompt_of(20), oracle.logits(prompt_of(20), None)
     for name in paths:
-        expected = judge.logits(ids, name)
-        assert_logits_match(hooked.logits(ids, [(name, 1.0)]), expected, name=name)
+        expected = oracle.logits(ids, name)
+        assert_logits_match(hooked_model.logits(ids, [(name, 1.0)]), expected, name=name)
         assert float((expected - base).abs().max()) > 0.05 * float(base.abs().max()), (
             f"{name} does too little"
         )
@@ -119,7 +119,7 @@ SAVED: dict[str, Callable[[], peft.PeftConfig]] = {
 def test_what_peft_saves_is_read(tmp_path: Path, kind: str) -> None:
     """The files that save_pretrained writes say what the trained model computes."""
     model = tiny_model(tmp_path / "model", "gpt2")
-    base = Harness(model).base
+    base = EngineHarness(model).base
     ids = prompt_of(20)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's remarks on Conv1D, biases and projections
@@ -130,8 +130,8 @@ def test_what_peft_saves_is_read(tmp_path: Path, kind: str) -> None:
     with torch.inference_mode():
         expected = trained(input_ids=torch.tensor([ids])).logits[0]
     assert read(tmp_path / "adapter", base).kind == kind
-    hooked = Hooked(model, base, {kind: tmp_path / "adapter"})
-    assert_logits_match(hooked.logits(ids, [(kind, 1.0)]), expected)
+    hooked_model = HookedModel(model, base, {kind: tmp_path / "adapter"})
+    assert_logits_match(hooked_model.logits(ids, [(kind, 1.0)]), expected)
 
 
 @torch.no_grad()
@@ -147,14 +147,14 @@ def test_in_bf16_it_errs_no_more_than_peft(tmp_path: Path, kernels: str) -> None
     model = tiny_model(tmp_path / "model", "llama-untied-bias")
     paths = write_kinds(tmp_path, model, "llama")
     chosen = "native" if kernels == "native" else "pytorch"
-    harness = Harness(model, generic=kernels == "generic", dtype="bf16", kernels=chosen)
+    harness = EngineHarness(model, generic=kernels == "generic", dtype="bf16", kernels=chosen)
     pages = {name: harness.load(path) for name, path in paths.items()}
     rows = [
         harness.sequence(prompt_of(30, i), (pages[name], 1.0), max_tokens=1) for i, name in enumerate(paths)
     ]
     with recorded_logits() as logits:
         harness.run(*rows)
-    exact, rounded = Judge(model, paths), Judge(model, paths, torch.bfloat16)
+    exact, rounded = PeftPerAdapter(model, paths), PeftPerAdapter(model, paths, torch.bfloat16)
     ours, theirs = [], []
     for i, (name, row) in enumerate(zip(paths, rows, strict=True)):
         want = exact.logits(prompt_of(30, i), name)[-1]

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.server.kernels.inputs import AdapterPages
-from tests.support.adapter_set import Zoo, prompt_of, recorded_logits
+from tests.support.adapter_set import AdapterSet, prompt_of, recorded_logits
 from tests.support.adapters import write_kind
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.peft_oracle import assert_logits_match, read
 from tests.support.tiny_models import tiny_model
 
@@ -54,12 +54,12 @@ MIXES = st.lists(st.lists(st.tuples(st.integers(0, 3), WEIGHTS), max_size=5), mi
 
 
 @dataclass
-class World:
+class RandomAdapters:
     """One tiny model that serves adapters as they are drawn, and their deltas beside it."""
 
     model: Path
     root: Path
-    harness: Harness
+    harness: EngineHarness
     loaded: dict[Kind, tuple[AdapterPages, dict[str, ModuleDelta]]] = field(default_factory=dict)
 
     def load(self, kind: Kind) -> tuple[AdapterPages, dict[str, ModuleDelta]]:
@@ -93,19 +93,21 @@ def _change(weight: torch.Tensor, delta: ModuleDelta) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def random_adapters(tmp_path_factory: pytest.TempPathFactory) -> RandomAdapters:
     model = tiny_model(tmp_path_factory.mktemp("model"), "llama", seed=3)
-    return World(model, tmp_path_factory.mktemp("adapters"), Harness(model, adapter_bytes=256 << 20))
+    return RandomAdapters(
+        model, tmp_path_factory.mktemp("adapters"), EngineHarness(model, adapter_bytes=256 << 20)
+    )
 
 
 @settings(max_examples=20, deadline=None)
 @given(kinds=st.lists(KINDS, min_size=4, max_size=4), mixes=MIXES)
 def test_a_mix_is_the_base_plus_the_weighted_sum_of_deltas(
-    world: World, kinds: list[Kind], mixes: list[Mix]
+    random_adapters: RandomAdapters, kinds: list[Kind], mixes: list[Mix]
 ) -> None:
     """Random ranks, scales, kinds, targets, weights; members that occur twice; several mixes in a batch."""
-    adapters = [world.load(kind) for kind in kinds]
-    harness = world.harness
+    adapters = [random_adapters.load(kind) for kind in kinds]
+    harness = random_adapters.harness
     harness.new_engine()
     rows = [
         harness.sequence(prompt_of(3 + 7 * i, i), *((adapters[k][0], w) for k, w in mix if w), max_tokens=2)
@@ -114,19 +116,22 @@ def test_a_mix_is_the_base_plus_the_weighted_sum_of_deltas(
     with recorded_logits() as logits:
         harness.run(*rows)
     for mix, row in zip(mixes, rows, strict=True):
-        expected = world.expected([(adapters[k][1], w) for k, w in mix], row.token_ids[:-1])
+        expected = random_adapters.expected([(adapters[k][1], w) for k, w in mix], row.token_ids[:-1])
         found = torch.stack(logits[row.id])
         assert_logits_match(found, expected[row.num_prompt_tokens - 1 :], TOLERANCE, str(mix))
 
 
-def test_32_mixes_of_two_in_one_batch_are_the_same_as_one_by_one(zoo: Zoo) -> None:
-    pairs = list(combinations(zoo.pages, 2))
+def test_32_mixes_of_two_in_one_batch_are_the_same_as_one_by_one(adapter_set: AdapterSet) -> None:
+    pairs = list(combinations(adapter_set.pages, 2))
     mixes = [(*pairs[i % len(pairs)], 0.1 + 0.05 * i, 0.9 - 0.07 * i) for i in range(32)]
 
     def rows() -> list[Any]:
         return [
-            zoo.harness.sequence(
-                prompt_of(4 + i % 5, i), (zoo.pages[one], first), (zoo.pages[other], second), max_tokens=4
+            adapter_set.harness.sequence(
+                prompt_of(4 + i % 5, i),
+                (adapter_set.pages[one], first),
+                (adapter_set.pages[other], second),
+                max_tokens=4,
             )
             for i, (one, other, first, second) in enumerate(mixes)
         ]
@@ -134,12 +139,12 @@ def test_32_mixes_of_two_in_one_batch_are_the_same_as_one_by_one(zoo: Zoo) -> No
     together, alone = rows(), rows()
     assert len({row.mix.digest for row in together}) == 32
     with recorded_logits() as logits:
-        zoo.harness.new_engine()
-        in_one_batch = zoo.harness.run(*together)
+        adapter_set.harness.new_engine()
+        in_one_batch = adapter_set.harness.run(*together)
         one_by_one = []
         for row in alone:
-            zoo.harness.new_engine()
-            one_by_one += zoo.harness.run(row)
+            adapter_set.harness.new_engine()
+            one_by_one += adapter_set.harness.run(row)
     for row, other, answer, expected in zip(together, alone, in_one_batch, one_by_one, strict=True):
         assert answer.token_ids == expected.token_ids
         assert_logits_match(torch.stack(logits[row.id]), torch.stack(logits[other.id]), TOLERANCE)

@@ -14,7 +14,7 @@ from manylora.server.engine.scheduler import Scheduled
 from manylora.server.engine.sequence import ResolvedMix
 from manylora.server.engine.sequence import Sequence as Row
 from manylora.server.kernels.inputs import AdapterPages
-from tests.support.adapter_set import Zoo, prompt_of, recorded_logits
+from tests.support.adapter_set import AdapterSet, prompt_of, recorded_logits
 from tests.support.engine_harness import Answer
 from tests.support.peft_oracle import assert_logits_match, summed
 from tests.support.sequences import make_sequence
@@ -32,13 +32,17 @@ MIXES: list[Members] = [
 ]
 
 
-def row_of(zoo: Zoo, members: Members, length: int, max_tokens: int = 6) -> Row:
-    pages = [(zoo.pages[name], weight) for name, weight in members if weight]
-    return zoo.harness.sequence(prompt_of(length, length), *pages, max_tokens=max_tokens)
+def row_of(adapter_set: AdapterSet, members: Members, length: int, max_tokens: int = 6) -> Row:
+    pages = [(adapter_set.pages[name], weight) for name, weight in members if weight]
+    return adapter_set.harness.sequence(prompt_of(length, length), *pages, max_tokens=max_tokens)
 
 
-def judge(zoo: Zoo, members: Members, row: Row, answer: Answer, logits: list[torch.Tensor]) -> None:
-    model = summed(zoo.directory, zoo.harness.base, [(zoo.paths[n], w) for n, w in members])
+def compare_with_peft(
+    adapter_set: AdapterSet, members: Members, row: Row, answer: Answer, logits: list[torch.Tensor]
+) -> None:
+    model = summed(
+        adapter_set.directory, adapter_set.harness.base, [(adapter_set.paths[n], w) for n, w in members]
+    )
     ids = [*row.token_ids[: row.num_prompt_tokens], *answer.token_ids]
     with torch.inference_mode():
         expected = model(input_ids=torch.tensor([ids[:-1]]), use_cache=False).logits[0]
@@ -47,58 +51,62 @@ def judge(zoo: Zoo, members: Members, row: Row, answer: Answer, logits: list[tor
     assert expected.argmax(-1).tolist() == answer.token_ids
 
 
-def test_a_batch_of_mixes_equals_the_sums(zoo: Zoo) -> None:
+def test_a_batch_of_mixes_equals_the_sums(adapter_set: AdapterSet) -> None:
     """Prompts longer and shorter than a segment: the matrix product and the gathered rows."""
-    zoo.harness.new_engine()
-    rows = [row_of(zoo, members, 5 + 9 * (i % 3)) for i, members in enumerate(MIXES)]
+    adapter_set.harness.new_engine()
+    rows = [row_of(adapter_set, members, 5 + 9 * (i % 3)) for i, members in enumerate(MIXES)]
     with recorded_logits() as logits:
-        answers = zoo.harness.run(*rows)
+        answers = adapter_set.harness.run(*rows)
     for members, row, answer in zip(MIXES, rows, answers, strict=True):
-        judge(zoo, members, row, answer, logits[row.id])
+        compare_with_peft(adapter_set, members, row, answer, logits[row.id])
 
 
-def test_the_sum_is_what_peft_computes_for_one(llama_zoo: Zoo) -> None:
+def test_the_sum_is_what_peft_computes_for_one(llama_adapter_set: AdapterSet) -> None:
     """The explicit sum as oracle agrees with PEFT where both can speak."""
     ids = prompt_of(20)
-    for name in llama_zoo.paths:
-        model = summed(llama_zoo.directory, llama_zoo.harness.base, [(llama_zoo.paths[name], 1.0)])
+    for name in llama_adapter_set.paths:
+        model = summed(
+            llama_adapter_set.directory,
+            llama_adapter_set.harness.base,
+            [(llama_adapter_set.paths[name], 1.0)],
+        )
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([ids])).logits[0]
-        assert_logits_match(logits, llama_zoo.peft.logits(ids, name))
+        assert_logits_match(logits, llama_adapter_set.peft.logits(ids, name))
 
 
-def test_the_same_adapter_twice_adds_up(llama_zoo: Zoo) -> None:
+def test_the_same_adapter_twice_adds_up(llama_adapter_set: AdapterSet) -> None:
     """Also where the entries reach the kernels unmerged."""
-    llama_zoo.harness.new_engine()
+    llama_adapter_set.harness.new_engine()
     rows = [
-        row_of(llama_zoo, [("all", 0.75), ("all", 0.5)], 12),
-        row_of(llama_zoo, [("all", 1.25)], 12),
+        row_of(llama_adapter_set, [("all", 0.75), ("all", 0.5)], 12),
+        row_of(llama_adapter_set, [("all", 1.25)], 12),
     ]
     with recorded_logits() as logits:
-        first, second = llama_zoo.harness.run(*rows)
+        first, second = llama_adapter_set.harness.run(*rows)
     assert first.token_ids == second.token_ids
     assert_logits_match(torch.stack(logits[rows[0].id]), torch.stack(logits[rows[1].id]))
     assert rows[0].mix.digest == rows[1].mix.digest
 
 
-def test_opposite_weights_are_the_base(llama_zoo: Zoo) -> None:
-    llama_zoo.harness.new_engine()
-    row = row_of(llama_zoo, [("rslora", 2.0), ("rslora", -2.0)], 12)
+def test_opposite_weights_are_the_base(llama_adapter_set: AdapterSet) -> None:
+    llama_adapter_set.harness.new_engine()
+    row = row_of(llama_adapter_set, [("rslora", 2.0), ("rslora", -2.0)], 12)
     assert row.mix.digest == b""
     with recorded_logits() as logits:
-        (answer,) = llama_zoo.harness.run(row)
-    judge(llama_zoo, [], row, answer, logits[row.id])
+        (answer,) = llama_adapter_set.harness.run(row)
+    compare_with_peft(llama_adapter_set, [], row, answer, logits[row.id])
 
 
-def test_one_adapter_at_different_strengths_side_by_side(llama_zoo: Zoo) -> None:
+def test_one_adapter_at_different_strengths_side_by_side(llama_adapter_set: AdapterSet) -> None:
     """Rows of one adapter but other weights are other mixes, and never one segment."""
-    llama_zoo.harness.new_engine()
+    llama_adapter_set.harness.new_engine()
     strengths = [-1.0, -0.5, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0]
-    rows = [row_of(llama_zoo, [("attention", w)], 3, max_tokens=4) for w in strengths]
+    rows = [row_of(llama_adapter_set, [("attention", w)], 3, max_tokens=4) for w in strengths]
     with recorded_logits() as logits:
-        answers = llama_zoo.harness.run(*rows)
+        answers = llama_adapter_set.harness.run(*rows)
     for weight, row, answer in zip(strengths, rows, answers, strict=True):
-        judge(llama_zoo, [("attention", weight)], row, answer, logits[row.id])
+        compare_with_peft(llama_adapter_set, [("attention", weight)], row, answer, logits[row.id])
 
 
 def test_the_batch_lists_each_adapter_once() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manylora.server.engine.prompt_budget import Pace
-from tests.server.engine.test_scheduler import add, scheduler, step
+from manylora.server.engine.prompt_budget import PromptBudget
+from tests.support.scheduling import add, scheduler, step
 
 START, ROW = 0.009, 0.0006  # seconds: whatever a step has in it, and a row
 MANY = (100_000,)  # tokens of prompts that wait
@@ -20,8 +20,8 @@ def seconds(rows: int) -> float:
     return START + ROW * rows
 
 
-def learned(stretch: float = 2.0) -> Pace:
-    pace = Pace(stretch)
+def learned(stretch: float = 2.0) -> PromptBudget:
+    pace = PromptBudget(stretch)
     for _ in range(200):
         for rows in (1, 512):
             pace.observe(rows, seconds(rows))
@@ -53,7 +53,7 @@ def test_a_few_tokens_are_spread_over_steps_of_twice_the_time(
 
 
 def test_no_limit_before_anything_is_known_nor_without_answers() -> None:
-    pace = Pace(2.0)
+    pace = PromptBudget(2.0)
     assert pace.prompt_rows(5, MANY) == math.inf
     pace.observe(1, seconds(1))
     assert pace.prompt_rows(5, MANY) == math.inf, "a row's time is not known"
@@ -85,7 +85,7 @@ def test_one_long_step_does_not_slow_prompts_for_long() -> None:
 
 
 def test_a_prompt_beside_answers_is_cut_and_one_alone_is_not() -> None:
-    made = scheduler(tokens=512, pace=learned(), blocks=200)
+    made = scheduler(tokens=512, prompt_budget=learned(), blocks=200)
     a, b = add(made, 100, 60, max_tokens=50)
     assert step(made) == {a.id: 100, b.id: 60}
     (c,) = add(made, 1000)

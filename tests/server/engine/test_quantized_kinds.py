@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from manylora.server.model.quantize import weight_of
-from tests.support.adapter_kinds import Judge, write_kinds
+from tests.support.adapter_kinds import PeftPerAdapter, write_kinds
 from tests.support.adapter_set import prompt_of, recorded_logits
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.tiny_models import tiny_model
 
 pytest.importorskip("bitsandbytes")
@@ -31,7 +31,7 @@ def test_a_mixed_batch_equals_peft_one_by_one(
     model = tiny_model(tmp_path / "model", "llama-untied-bias", intermediate_size=128)
     written = write_kinds(tmp_path, model, "llama")
     paths = {name: written[name] for name in KINDS}
-    harness = Harness(model, generic=generic, quantize=quantize)
+    harness = EngineHarness(model, generic=generic, quantize=quantize)
     pages = {name: harness.load(path) for name, path in paths.items()}
     length = 1 if quantize == "int8" else 12  # PEFT's rows in 8 bits take part in each other's outliers
     rows = {
@@ -40,11 +40,11 @@ def test_a_mixed_batch_equals_peft_one_by_one(
     }
     with recorded_logits() as logits:
         harness.run(*rows.values())
-    judge, plain = Judge(model, paths, quantize=quantize), Judge(model, paths)
+    quantized, plain = PeftPerAdapter(model, paths, quantize=quantize), PeftPerAdapter(model, paths)
     errors, effects = {}, {}
     for i, (name, row) in enumerate(rows.items()):
         found = logits[row.id][0].float()
-        wanted, unquantized = (peft.logits(prompt_of(length, i), name)[-1] for peft in (judge, plain))
+        wanted, unquantized = (peft.logits(prompt_of(length, i), name)[-1] for peft in (quantized, plain))
         errors[name] = float((found - wanted).abs().max() / wanted.abs().max())
         effects[name] = float((found - unquantized).abs().max() / wanted.abs().max())
     assert all(error <= KINDS[name] * TOLERANCE for name, error in errors.items()), errors

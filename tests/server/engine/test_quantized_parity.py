@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from manylora.server.model.fused import FusedDecoder
-from tests.support.adapter_set import Ask, Zoo, prompt_of, recorded_logits, write_zoo
+from tests.support.adapter_set import AdapterSet, Ask, prompt_of, recorded_logits, write_adapter_set
 from tests.support.peft_oracle import Peft
 from tests.support.tiny_models import tiny_model
 
@@ -25,18 +25,18 @@ LENGTHS = (37, 1, 50, 9, 16, 33, 17)
 def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, generic: bool, kind: str) -> None:
     sizes = {"intermediate_size": 128} if family == "llama" else {}
     model = tiny_model(tmp_path / "model", family, **sizes)
-    paths = write_zoo(tmp_path / "adapters", model, family)
-    zoo = Zoo(model, paths, generic=generic, quantize=kind, max_batch_tokens=48)
-    assert isinstance(zoo.harness.decoder, FusedDecoder) != generic
-    assert zoo.harness.decoder.kernels == "pytorch"
+    paths = write_adapter_set(tmp_path / "adapters", model, family)
+    adapter_set = AdapterSet(model, paths, generic=generic, quantize=kind, max_batch_tokens=48)
+    assert isinstance(adapter_set.harness.decoder, FusedDecoder) != generic
+    assert adapter_set.harness.decoder.kernels == "pytorch"
     peft, plain = Peft(model, paths, quantize=kind), Peft(model, paths)
     asks = [
         Ask(name, prompt_of(length, seed), max_tokens=4)
-        for seed, (name, length) in enumerate(zip(zoo.names, LENGTHS, strict=True))
+        for seed, (name, length) in enumerate(zip(adapter_set.names, LENGTHS, strict=True))
     ]
-    rows = [zoo.row(ask) for ask in asks]
+    rows = [adapter_set.row(ask) for ask in asks]
     with recorded_logits() as logits:
-        answers = zoo.harness.run(*rows)
+        answers = adapter_set.harness.run(*rows)
     for ask, row, answer in zip(asks, rows, answers, strict=True):
         ids = [*ask.prompt, *answer.token_ids][:-1]
         found = torch.stack(logits[row.id]).float()

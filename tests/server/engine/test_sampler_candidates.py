@@ -11,7 +11,7 @@ import torch
 
 from manylora.server.engine.sampler import sample
 from manylora.server.kernels.draws import Draw
-from manylora.server.kernels.reference.sampling import _candidates
+from manylora.server.kernels.reference.sampling import candidates
 from tests.support.sequences import make_sequence
 
 END = frozenset({3})
@@ -62,7 +62,7 @@ def test_candidates_are_the_likeliest_tokens_in_order(dtype: torch.dtype, vocabu
     logits[1] *= 20
     logits[2] = 0.0
     logits[3, 100:] = -math.inf
-    values, order = _candidates(logits)
+    values, order = candidates(logits)
     for row, (found, ids) in enumerate(zip(values, order, strict=True)):
         best = logits[row].sort(descending=True, stable=True)
         count = int((found > -math.inf).sum())

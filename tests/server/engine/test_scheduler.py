@@ -2,61 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.server.engine.block_manager import BlockManager
-from manylora.server.engine.prompt_budget import Pace
-from manylora.server.engine.scheduler import Scheduled, Scheduler
+from manylora.server.engine.scheduler import Scheduler
 from manylora.server.engine.sequence import FinishReason, Sequence
 from manylora.server.kernels.inputs import BLOCK_SIZE
+from tests.support.scheduling import add, scheduler, step
 from tests.support.sequences import make_sequence
-
-UNLIMITED = Pace(math.inf)
-
-
-def scheduler(
-    *,
-    blocks: int = 100,
-    seqs: int = 8,
-    tokens: int = 64,
-    prefix_cache: bool = False,
-    pace: Pace = UNLIMITED,
-) -> Scheduler:
-    manager = BlockManager(blocks + 1, "base", prefix_cache=prefix_cache)
-    return Scheduler(manager, max_num_seqs=seqs, max_batch_tokens=tokens, pace=pace)
-
-
-def step(made: Scheduler) -> dict[int, int]:
-    """Schedule, pretend to compute and to draw tokens; ids of the sequences that ran, and their rows."""
-    work = made.schedule()
-    for item in work:
-        finish(made, item)
-    made.blocks.check([*made.running, *made.waiting])
-    return {item.sequence.id: item.count for item in work}
-
-
-def finish(made: Scheduler, item: Scheduled) -> None:
-    sequence = item.sequence
-    sequence.num_computed_tokens += item.count
-    made.blocks.commit(sequence)
-    if sequence.num_uncomputed_tokens:
-        return
-    sequence.token_ids.append(1)
-    if sequence.num_output_tokens >= sequence.params.max_tokens:
-        sequence.finish_reason = FinishReason.LENGTH
-        made.remove(sequence)
-
-
-def add(made: Scheduler, *lengths: int, max_tokens: int = 8) -> list[Sequence]:
-    added = [make_sequence(range(length), max_tokens=max_tokens) for length in lengths]
-    for sequence in added:
-        made.add(sequence)
-    return added
 
 
 def test_a_long_prompt_is_cut_to_the_budget() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.server.engine.prompt_budget import Pace
+from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.sequence import ResolvedMix, Sequence
-from tests.server.engine.test_scheduler import scheduler, step
+from tests.support.scheduling import scheduler, step
 from tests.support.sequences import make_sequence
 
 
@@ -47,11 +47,11 @@ def test_a_step_runs_on_one_set_of_weights_and_all_take_turns() -> None:
 
 def test_a_prompt_is_cut_for_answers_that_run_on_other_weights() -> None:
     """They wait for the whole step: with it and their own, a round takes twice their own time."""
-    pace = Pace(2.0)
+    pace = PromptBudget(2.0)
     for _ in range(200):
         for rows in (1, 512):
             pace.observe(rows, 0.009 + 0.0006 * rows)
-    made = scheduler(tokens=512, blocks=500, seqs=100, pace=pace)
+    made = scheduler(tokens=512, blocks=500, seqs=100, prompt_budget=pace)
     answers = [on_weights("a", 4, 50) for _ in range(60)]
     for row in answers:
         made.add(row)

@@ -13,7 +13,7 @@ from manylora.adapters.format.vocabulary.changes import TableDelta
 from manylora.server.kernels.inputs import AdapterPages
 from tests.support.adapter_set import prompt_of, recorded_logits
 from tests.support.adapters import write_adapter
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.peft_oracle import Peft, assert_logits_match, read
 from tests.support.tiny_models import VOCAB, tiny_model
 from tests.support.vocabulary_adapters import GROWN, make, peft_logits
@@ -67,7 +67,7 @@ class Tables:
         for seed, (name, kind) in enumerate(kinds_of(family, tied=tied).items(), 10):
             self.rows[name] = kind.get("rows")
             self.paths[name] = make(root / name, self.directory, seed=seed, **kind)
-        self.harness = Harness(self.directory, **options)
+        self.harness = EngineHarness(self.directory, **options)
         self.pages: dict[str, AdapterPages] = {n: self.harness.load(p) for n, p in self.paths.items()}
 
     def prompt(self, name: str | None, length: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from manylora.server.kernels.cpu.build import Variant, usable_variants
 from manylora.server.model.fused import extract_weights
 from manylora.server.model.loader import load_model
 from tests.support.adapters import write_adapter
-from tests.support.engine_harness import Answer, Harness
+from tests.support.engine_harness import Answer, EngineHarness
 from tests.support.kernel_cases import library_of
 from tests.support.tiny_models import FUSED_FAMILIES, tiny_model
 
@@ -56,7 +56,7 @@ def _unsupported(family_dir: Path) -> str | None:
 
 def _scores(model: Path, adapters: Path, budget: int, dtype: str, kernels: str) -> np.ndarray:
     """Log-probability of every prompt token of every mix's sequence, [mixes, PROMPT - 1]."""
-    harness = Harness(model, dtype=dtype, kernels=kernels, max_batch_tokens=budget)
+    harness = EngineHarness(model, dtype=dtype, kernels=kernels, max_batch_tokens=budget)
     pages = {name: harness.load(adapters / name) for name in ADAPTERS}
     generator = torch.Generator().manual_seed(7)
     sequences = [

@@ -34,7 +34,7 @@ def step(contexts: Sequence[int], chunk: int | None = None) -> StepInputs:
     return Batcher.step(work)
 
 
-def world(
+def cache_and_queries(
     inputs: StepInputs, heads: int, kv_heads: int, key_dim: int, value_dim: int | None = None
 ) -> tuple[PagedKV, torch.Tensor]:
     """A cache that holds numbers in block 0 and where the sequences have tokens, else NaN; and queries."""
@@ -71,7 +71,7 @@ def test_every_grouping(
     device: torch.device, heads: int, kv_heads: int, key_dim: int, value_dim: int | None
 ) -> None:
     inputs = step((5, 130, 48))
-    kv, query = world(inputs, heads, kv_heads, key_dim, value_dim)
+    kv, query = cache_and_queries(inputs, heads, kv_heads, key_dim, value_dim)
     expected = plan_attention(inputs, torch.device("cpu")).attend(kv, query, Scoring(0.2))
     torch.testing.assert_close(ours(inputs, kv, query, device, Scoring(0.2)), expected, atol=2e-5, rtol=1e-4)
 
@@ -83,7 +83,7 @@ def test_every_grouping(
 )
 def test_contexts_windows_and_caps(device: torch.device, options: dict[str, Any]) -> None:
     inputs = step(CONTEXTS)
-    kv, query = world(inputs, heads=2, kv_heads=1, key_dim=16)
+    kv, query = cache_and_queries(inputs, heads=2, kv_heads=1, key_dim=16)
     expected = plan_attention(inputs, torch.device("cpu")).attend(kv, query, Scoring(0.7, **options))
     result = ours(inputs, kv, query, device, Scoring(0.7, **options))
     torch.testing.assert_close(result, expected, atol=2e-5, rtol=1e-4)
@@ -91,14 +91,14 @@ def test_contexts_windows_and_caps(device: torch.device, options: dict[str, Any]
 
 def test_beside_a_chunk_of_a_prompt(device: torch.device) -> None:
     inputs = step((20, 33, 50), chunk=9)
-    kv, query = world(inputs, heads=4, kv_heads=2, key_dim=16)
+    kv, query = cache_and_queries(inputs, heads=4, kv_heads=2, key_dim=16)
     expected = plan_attention(inputs, torch.device("cpu")).attend(kv, query, Scoring(0.3))
     torch.testing.assert_close(ours(inputs, kv, query, device, Scoring(0.3)), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_in_bf16_it_errs_no_more_than_pytorch(device: torch.device) -> None:
     inputs = step((5, 130, 48, 200))
-    kv, query = world(inputs, heads=6, kv_heads=2, key_dim=64)
+    kv, query = cache_and_queries(inputs, heads=6, kv_heads=2, key_dim=64)
     kv, query = moved(kv, torch.bfloat16), query.bfloat16()
     reference = plan_attention(inputs, torch.device("cpu"))
     exact = reference.attend(moved(kv, torch.float32), query.float(), Scoring(0.2))
@@ -109,7 +109,7 @@ def test_in_bf16_it_errs_no_more_than_pytorch(device: torch.device) -> None:
 
 def test_a_row_has_the_same_bits_in_any_batch(device: torch.device) -> None:
     inputs = step((5, 130, 290))
-    kv, query = world(inputs, heads=3, kv_heads=1, key_dim=16)
+    kv, query = cache_and_queries(inputs, heads=3, kv_heads=1, key_dim=16)
     together = ours(inputs, kv, query, device, Scoring(0.2))
     rows = decode_rows(inputs, torch.arange(3).numpy(), device)
     longer = replace(rows, partitions=16)  # as in a bucket for longer contexts
@@ -124,7 +124,7 @@ def test_a_row_has_the_same_bits_in_any_batch(device: torch.device) -> None:
 
 def test_padding_becomes_zeros(device: torch.device) -> None:
     inputs = step((5, 130))
-    kv, query = world(inputs, heads=3, kv_heads=1, key_dim=16)
+    kv, query = cache_and_queries(inputs, heads=3, kv_heads=1, key_dim=16)
     rows = decode_rows(inputs, torch.arange(2).numpy(), device)
     out = torch.full_like(query, float("nan")).to(device)
     padded = replace(rows, context=rows.context * torch.tensor([1, 0], dtype=torch.int32, device=device))

@@ -21,18 +21,19 @@ from manylora.server.model.merging import merge, merged_elements
 from tests.support.adapter_kinds import write_kinds
 from tests.support.adapter_set import prompt_of, recorded_logits
 from tests.support.adapters import write_adapter
-from tests.support.engine_harness import Harness, hf_greedy
+from tests.support.engine_harness import EngineHarness, hf_greedy
 from tests.support.peft_oracle import assert_logits_match
 from tests.support.tiny_models import tiny_model
 
 LIMITS = Limits(max_rank=64, max_bytes=1 << 30)
 
 
-class Stand:
+class MergeHarness:
     """A harness with two adapters, and merged copies of mixes of them."""
 
     def __init__(self, directory: Path, **options: object) -> None:
-        self.harness = Harness(tiny_model(directory / "model", options.pop("family", "llama")), **options)  # type: ignore[arg-type]
+        family = options.pop("family", "llama")
+        self.harness = EngineHarness(tiny_model(directory / "model", family), **options)  # type: ignore[arg-type]
         self.directory = directory
         self.artifacts = []
         self.pages: list[AdapterPages] = []
@@ -74,48 +75,48 @@ def _case_name(case: dict[str, Any]) -> str:
 
 
 @pytest.fixture(params=CASES, ids=_case_name)
-def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Stand:
-    return Stand(tmp_path, **request.param)
+def merging(request: pytest.FixtureRequest, tmp_path: Path) -> MergeHarness:
+    return MergeHarness(tmp_path, **request.param)
 
 
-def test_a_merged_copy_answers_like_its_mix(stand: Stand) -> None:
+def test_a_merged_copy_answers_like_its_mix(merging: MergeHarness) -> None:
     """Several copies, the base and unmerged rows at once: every row as if it ran alone."""
-    one, both = stand.merged(1.0, 0.0), stand.merged(0.5, -0.25)
+    one, both = merging.merged(1.0, 0.0), merging.merged(0.5, -0.25)
     pairs = [(one, (1.0, 0.0)), (both, (0.5, -0.25)), (one, (1.0, 0.0)), (both, (0.5, -0.25))]
-    copies = [stand.on(merged, 5 + 8 * i) for i, (merged, _) in enumerate(pairs)]
-    twins = [stand.unmerged(5 + 8 * i, *weights) for i, (_, weights) in enumerate(pairs)]
-    base = stand.unmerged(9, 0.0, 0.0)
+    copies = [merging.on(merged, 5 + 8 * i) for i, (merged, _) in enumerate(pairs)]
+    twins = [merging.unmerged(5 + 8 * i, *weights) for i, (_, weights) in enumerate(pairs)]
+    base = merging.unmerged(9, 0.0, 0.0)
     with recorded_logits() as logits:
-        alone = stand.harness.run(stand.unmerged(9, 0.0, 0.0))
-        answers = stand.harness.run(*copies, base, *twins)
+        alone = merging.harness.run(merging.unmerged(9, 0.0, 0.0))
+        answers = merging.harness.run(*copies, base, *twins)
     assert answers[len(copies)].token_ids == alone[0].token_ids
     for copy, twin, answer, expected in zip(copies, twins, answers, answers[len(copies) + 1 :], strict=False):
-        if stand.harness.loaded.dtype == torch.float32:
+        if merging.harness.loaded.dtype == torch.float32:
             assert answer.token_ids == expected.token_ids
             assert_logits_match(torch.stack(logits[copy.id]), torch.stack(logits[twin.id]))
         else:  # the merged weights are rounded once more
             assert_logits_match(logits[copy.id][0], logits[twin.id][0], tolerance=0.02)
 
 
-def test_the_base_is_untouched(stand: Stand) -> None:
-    before = [stand.harness.decoder.weight(m).clone() for m in range(len(stand.harness.decoder.modules))]
+def test_the_base_is_untouched(merging: MergeHarness) -> None:
+    before = [merging.harness.decoder.weight(m).clone() for m in range(len(merging.harness.decoder.modules))]
     for _ in range(3):
-        stand.harness.run(stand.on(stand.merged(1.0, 1.0), 7))
+        merging.harness.run(merging.on(merging.merged(1.0, 1.0), 7))
     for module, weight in enumerate(before):
-        assert torch.equal(stand.harness.decoder.weight(module), weight)
+        assert torch.equal(merging.harness.decoder.weight(module), weight)
 
 
-@pytest.mark.parametrize("stand", [c for c in CASES if "dtype" not in c], indirect=True, ids=_case_name)
-def test_a_merged_copy_is_what_peft_merges(stand: Stand) -> None:
+@pytest.mark.parametrize("merging", [c for c in CASES if "dtype" not in c], indirect=True, ids=_case_name)
+def test_a_merged_copy_is_what_peft_merges(merging: MergeHarness) -> None:
     """In float32: PEFT's own merge rounds otherwise, and bf16 is compared with the mix above."""
-    one = stand.on(stand.merged(0.0, 1.0), 9)
-    base = AutoModelForCausalLM.from_pretrained(stand.directory / "model", dtype=torch.float32)
+    one = merging.on(merging.merged(0.0, 1.0), 9)
+    base = AutoModelForCausalLM.from_pretrained(merging.directory / "model", dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's remark on Conv1D
-        peft: Any = PeftModel.from_pretrained(base, stand.directory / "1")
+        peft: Any = PeftModel.from_pretrained(base, merging.directory / "1")
         merged = peft.merge_and_unload()
     with recorded_logits() as logits:
-        (answer,) = stand.harness.run(one)
+        (answer,) = merging.harness.run(one)
     assert answer.token_ids == hf_greedy(merged, prompt_of(9, 9), 8)
     with torch.inference_mode():
         expected = merged(torch.tensor([[*prompt_of(9, 9), *answer.token_ids]])).logits[0, 8:-1]
@@ -126,7 +127,7 @@ def test_a_merged_copy_is_what_peft_merges(stand: Stand) -> None:
 def test_every_kind_that_can_be_merged_answers_as_unmerged(tmp_path: Path, family: str) -> None:
     """Biases of layers and of norms, DoRA, IA3, VeRA."""
     model = tiny_model(tmp_path / "model", family)
-    harness = Harness(model)
+    harness = EngineHarness(model)
     for kind, path in write_kinds(tmp_path / "kinds", model, family).items():
         artifact, pages = read_artifact(path, harness.base, LIMITS), harness.load(path)
         made = harness.decoder.merged()
@@ -141,13 +142,13 @@ def test_every_kind_that_can_be_merged_answers_as_unmerged(tmp_path: Path, famil
         assert_logits_match(torch.stack(logits[copy.id]), torch.stack(logits[twin.id]), name=kind)
 
 
-def test_fifty_copies_are_forgotten(stand: Stand) -> None:
+def test_fifty_copies_are_forgotten(merging: MergeHarness) -> None:
     made = []
     for i in range(50):
-        merged = stand.merged(1.0, 0.5 + i / 50)
+        merged = merging.merged(1.0, 0.5 + i / 50)
         if i % 10 == 0:
-            stand.harness.run(stand.on(merged, 7))
-            stand.harness.new_engine()  # whose prefix cache holds none of them
+            merging.harness.run(merging.on(merged, 7))
+            merging.harness.new_engine()  # whose prefix cache holds none of them
         made.append(weakref.ref(merged))
         del merged
     gc.collect()

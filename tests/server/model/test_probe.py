@@ -20,7 +20,7 @@ from manylora.server.model.loader import LoadedModel, decoder_candidates, descri
 from manylora.server.model.pages import PagePool
 from manylora.server.model.probe import PROBE_BLOCKS, TOLERANCE, probe, probe_adapters
 from tests.support.adapters import write_adapter
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, tiny_model
 
 
@@ -274,7 +274,7 @@ def test_linears_that_do_not_see_every_row_are_not_adaptable(tmp_path: Path) -> 
 
 def test_a_linear_that_later_sees_fewer_rows_fails_loudly(tmp_path: Path) -> None:
     """Adding deltas to the wrong rows would be silent."""
-    harness = Harness(tiny_model(tmp_path / "model", "gemma2"))
+    harness = EngineHarness(tiny_model(tmp_path / "model", "gemma2"))
     hf = harness.loaded.hf
     for layer in hf.model.layers:
         layer.mlp = Experts(64)

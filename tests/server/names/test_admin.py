@@ -16,43 +16,42 @@ from manylora.adapters.errors import (
     AdapterTooLarge,
     SourceMissing,
 )
-from manylora.adapters.mix import parse_mix
 from manylora.adapters.registry.records import State
 from manylora.server.names.status import Deleted, Filter
-from tests.support.adapter_manager import KEPT, RANK, Shop, open_shop
+from tests.support.adapter_manager import KEPT, RANK, ManagerSetup, open_manager_setup
 from tests.support.adapter_set import prompt_of
-from tests.support.engine_harness import Harness
+from tests.support.engine_harness import EngineHarness
 from tests.support.waiting import until
 
 
-async def publish(shop: Shop, name: str, seed: int) -> str:
+async def publish(setup: ManagerSetup, name: str, seed: int) -> str:
     """A new revision of ``name``; its digest."""
-    path = shop.write(f"{name}-{seed}", seed=seed)
-    return (await shop.manager.load(name, path, replace=True)).digest
+    path = setup.write(f"{name}-{seed}", seed=seed)
+    return (await setup.manager.admin.load(name, path, replace=True)).digest
 
 
-async def test_what_is_shown(shop: Shop) -> None:
-    old, new = await publish(shop, "a", 1), await publish(shop, "a", 2)
-    status = shop.manager.status("a")
+async def test_what_is_shown(setup: ManagerSetup) -> None:
+    old, new = await publish(setup, "a", 1), await publish(setup, "a", 2)
+    status = setup.manager.views.status("a")
     assert (status.state, status.digest, status.history) == (State.READY, new, (new, old))
-    assert (status.rank, status.modules) == (RANK, len(shop.harness.base.modules))
+    assert (status.rank, status.modules) == (RANK, len(setup.harness.base.modules))
     assert status.total_modules == status.modules
-    assert status.residency.device == shop.unit
+    assert status.residency.device == setup.unit
     assert status.residency.disk > 0
     assert (status.references, status.last_used, status.pinned, status.error) == (0, None, False, None)
-    lease = await shop.lease("a")
-    status = shop.manager.status("a")
+    held = await setup.hold("a")
+    status = setup.manager.views.status("a")
     assert status.references == 1
     assert status.last_used is not None
-    lease.release()
-    assert [record.digest for record in await shop.manager.revisions("a")] == [new, old]
+    held.release()
+    assert [record.digest for record in await setup.manager.views.revisions("a")] == [new, old]
     with pytest.raises(AdapterNotFound):
-        shop.manager.status("b")
+        setup.manager.views.status("b")
 
 
-async def test_pages_of_names(small: Shop) -> None:
-    await small.load(*"abcde")
-    page = small.manager.page
+async def test_pages_of_names(small_setup: ManagerSetup) -> None:
+    await small_setup.load(*"abcde")
+    page = small_setup.manager.views.page
     assert [status.name for status in page(limit=2)] == ["a", "b"]
     assert [status.name for status in page(after="b", limit=2)] == ["c", "d"]
     assert [status.name for status in page(Filter(prefix="e"))] == ["e"]
@@ -61,259 +60,267 @@ async def test_pages_of_names(small: Shop) -> None:
     assert page(Filter(state=State.DRAINING)) == page(Filter(tag="none")) == page(after="e") == []
 
 
-async def test_rolling_back_and_forth(shop: Shop) -> None:
-    first, second, third = [await publish(shop, "a", seed) for seed in (1, 2, 3)]
-    assert (await shop.manager.rollback("a")).digest == second
-    assert (await shop.manager.rollback("a")).digest == third, "the one before is the one it was"
-    status = await shop.manager.rollback("a", first[:6])
+async def test_rolling_back_and_forth(setup: ManagerSetup) -> None:
+    first, second, third = [await publish(setup, "a", seed) for seed in (1, 2, 3)]
+    assert (await setup.manager.admin.rollback("a")).digest == second
+    assert (await setup.manager.admin.rollback("a")).digest == third, "the one before is the one it was"
+    status = await setup.manager.admin.rollback("a", first[:6])
     assert (status.digest, set(status.history)) == (first, {first, second, third})
-    assert (await shop.lease("a")).served_model == f"a@{first[:8]}"
+    assert (await setup.hold("a")).served_model == f"a@{first[:8]}"
     for revision in (second, third):
-        lease = await shop.lease(f"a@{revision[:8]}")
-        assert [pages.digest for pages, _ in lease.mix.members] == [revision]
-        lease.release()
+        held = await setup.hold(f"a@{revision[:8]}")
+        assert [pages.digest for pages, _ in held.mix.members] == [revision]
+        held.release()
     with pytest.raises(AdapterNotFound, match="no revision"):
-        await shop.manager.rollback("a", "0000dead")
-    await shop.load("b")
+        await setup.manager.admin.rollback("a", "0000dead")
+    await setup.load("b")
     with pytest.raises(AdapterNotFound, match="no earlier"):
-        await shop.manager.rollback("b")
+        await setup.manager.admin.rollback("b")
 
 
-async def test_requests_in_flight_keep_their_revision_whatever_happens_to_the_name(shop: Shop) -> None:
-    first = await publish(shop, "a", 1)
-    waiting = await shop.manager.resolve(parse_mix("a"))
+async def test_requests_in_flight_keep_their_revision_whatever_happens_to_the_name(
+    setup: ManagerSetup,
+) -> None:
+    first = await publish(setup, "a", 1)
+    held = await setup.resolve("a")
     for seed in range(2, 3 + KEPT):
-        await publish(shop, "a", seed)
-    assert first not in shop.manager.status("a").history
-    lease = await shop.manager.lease(waiting)
-    assert lease.served_model == f"a@{first[:8]}"
-    assert [pages.digest for pages, _ in lease.mix.members] == [first]
-    lease.release()
-    await until(lambda: first not in shop.store.digests())
-    shop.check()
+        await publish(setup, "a", seed)
+    assert first not in setup.manager.views.status("a").history
+    await held.admit()
+    assert held.served_model == f"a@{first[:8]}"
+    assert [pages.digest for pages, _ in held.mix.members] == [first]
+    held.release()
+    await until(lambda: first not in setup.store.digests())
+    setup.check()
 
 
-async def test_pinned_adapters_stay(small: Shop) -> None:
-    await small.load("a", "b", "c")
-    status = await small.manager.pin("a")
+async def test_pinned_adapters_stay(small_setup: ManagerSetup) -> None:
+    await small_setup.load("a", "b", "c")
+    status = await small_setup.manager.admin.pin("a")
     assert status.pinned
     assert status.residency.device
     for name in "bcbcb":
-        (await small.lease(name)).release()
-        assert small.manager.get("a").resident
+        (await small_setup.hold(name)).release()
+        assert small_setup.manager.views.get("a").resident
     with pytest.raises(AdapterInUse, match="pinned"):
-        await small.manager.evict("a")
+        await small_setup.manager.admin.evict("a")
     with pytest.raises(AdapterTooLarge, match="pinned"):
-        await small.lease("b+c")
-    await small.manager.unpin("a")
-    (await small.lease("b+c")).release()
-    assert not small.manager.get("a").resident
-    small.check()
+        await small_setup.hold("b+c")
+    await small_setup.manager.admin.unpin("a")
+    (await small_setup.hold("b+c")).release()
+    assert not small_setup.manager.views.get("a").resident
+    small_setup.check()
 
 
-async def test_no_more_is_pinned_than_fits(small: Shop) -> None:
-    await small.load("a", "b", "c")
+async def test_no_more_is_pinned_than_fits(small_setup: ManagerSetup) -> None:
+    await small_setup.load("a", "b", "c")
     for name in "ab":
-        await small.manager.pin(name)
+        await small_setup.manager.admin.pin(name)
     with pytest.raises(AdapterTooLarge, match="pinned"):
-        await small.manager.pin("c")
-    assert not small.manager.status("c").pinned
-    assert [small.manager.get(name).resident for name in "abc"] == [True, True, False]
+        await small_setup.manager.admin.pin("c")
+    assert not small_setup.manager.views.status("c").pinned
+    assert [small_setup.manager.views.get(name).resident for name in "abc"] == [True, True, False]
 
 
-async def test_a_pin_follows_the_name_to_its_new_revision(small: Shop) -> None:
-    await publish(small, "a", 1)
-    await small.load("b", "c")
-    await small.manager.pin("a")
-    new = await publish(small, "a", 2)
-    await until(lambda: small.manager.get("a").resident)
+async def test_a_pin_follows_the_name_to_its_new_revision(small_setup: ManagerSetup) -> None:
+    await publish(small_setup, "a", 1)
+    await small_setup.load("b", "c")
+    await small_setup.manager.admin.pin("a")
+    new = await publish(small_setup, "a", 2)
+    await until(lambda: small_setup.manager.views.get("a").resident)
     for name in "bcbc":
-        (await small.lease(name)).release()
-        assert small.manager.get("a").resident
-    assert small.manager.get("a").digest == new
-    assert small.placement_pinned() == small.unit, "the old one is not pinned any more"
+        (await small_setup.hold(name)).release()
+        assert small_setup.manager.views.get("a").resident
+    assert small_setup.manager.views.get("a").digest == new
+    assert small_setup.manager.residency.device.pinned_bytes == small_setup.unit, (
+        "the old one is not pinned any more"
+    )
 
 
-async def test_pinned_pages_in_the_middle_step_aside(shop: Shop) -> None:
+async def test_pinned_pages_in_the_middle_step_aside(setup: ManagerSetup) -> None:
     """[ a | P | c | . ]: there is room for three beside P, but not in one piece."""
-    await shop.load("a", "p", "c")
-    await shop.manager.pin("p")
-    wide = await shop.manager.load("wide", shop.write("wide", rank=RANK * 3))
-    lease = await asyncio.wait_for(shop.lease("wide"), 30)
-    assert wide.nbytes == 3 * shop.unit
-    await until(lambda: shop.manager.get("p").resident)
-    lease.release()
-    shop.check()
+    await setup.load("a", "p", "c")
+    await setup.manager.admin.pin("p")
+    wide = await setup.manager.admin.load("wide", setup.write("wide", rank=RANK * 3))
+    held = await asyncio.wait_for(setup.hold("wide"), 30)
+    assert wide.nbytes == 3 * setup.unit
+    await until(lambda: setup.manager.views.get("p").resident)
+    held.release()
+    setup.check()
 
 
-async def test_evicting_and_prefetching(cached: Shop) -> None:
-    await cached.load("a")
-    assert cached.manager.status("a").residency.memory == cached.unit
-    lease = await cached.lease("a")
+async def test_evicting_and_prefetching(cached_setup: ManagerSetup) -> None:
+    await cached_setup.load("a")
+    assert cached_setup.manager.views.status("a").residency.memory == cached_setup.unit
+    held = await cached_setup.hold("a")
     with pytest.raises(AdapterInUse, match="1 request"):
-        await cached.manager.evict("a")
-    lease.release()
-    status = await cached.manager.evict("a")
+        await cached_setup.manager.admin.evict("a")
+    held.release()
+    status = await cached_setup.manager.admin.evict("a")
     assert (status.residency.device, status.residency.memory) == (0, 0)
-    assert cached.pool.used_bytes == 0
-    status = await cached.manager.prefetch("a")
-    assert (status.residency.device, status.residency.memory) == (cached.unit, cached.unit)
+    assert cached_setup.pool.used_bytes == 0
+    status = await cached_setup.manager.admin.prefetch("a")
+    assert (status.residency.device, status.residency.memory) == (cached_setup.unit, cached_setup.unit)
     with pytest.raises(AdapterNotFound):
-        await cached.manager.prefetch("b")
+        await cached_setup.manager.admin.prefetch("b")
 
 
-async def test_prefetching_where_there_is_no_room_goes_to_memory(cached: Shop) -> None:
-    await cached.load(*"abc")
-    await cached.manager.evict("c")
-    leases = [await cached.lease(name) for name in "ab"]
-    status = await cached.manager.prefetch("c")
-    assert (status.residency.device, status.residency.memory) == (0, cached.unit)
-    for lease in leases:
-        lease.release()
-    cached.check()
+async def test_prefetching_where_there_is_no_room_goes_to_memory(cached_setup: ManagerSetup) -> None:
+    await cached_setup.load(*"abc")
+    await cached_setup.manager.admin.evict("c")
+    holds = [await cached_setup.hold(name) for name in "ab"]
+    status = await cached_setup.manager.admin.prefetch("c")
+    assert (status.residency.device, status.residency.memory) == (0, cached_setup.unit)
+    for held in holds:
+        held.release()
+    cached_setup.check()
 
 
-async def test_prefetching_what_pins_leave_no_room_is_refused(cached: Shop) -> None:
-    await cached.load(*"abc")
-    await cached.manager.evict("c")
+async def test_prefetching_what_pins_leave_no_room_is_refused(cached_setup: ManagerSetup) -> None:
+    await cached_setup.load(*"abc")
+    await cached_setup.manager.admin.evict("c")
     for name in "ab":
-        await cached.manager.pin(name)
-    for attempt in (cached.manager.prefetch, cached.manager.pin):
+        await cached_setup.manager.admin.pin(name)
+    for attempt in (cached_setup.manager.admin.prefetch, cached_setup.manager.admin.pin):
         with pytest.raises(AdapterTooLarge, match="taken by pinned adapters"):
             await attempt("c")
-    assert cached.manager.status("c").residency.memory == cached.unit, "as near as it can be"
+    assert cached_setup.manager.views.status("c").residency.memory == cached_setup.unit, (
+        "as near as it can be"
+    )
 
 
-async def test_prefetching_to_nowhere_is_refused(small: Shop) -> None:
-    await small.load(*"abc")
-    await small.manager.evict("c")
-    leases = [await small.lease(name) for name in "ab"]
+async def test_prefetching_to_nowhere_is_refused(small_setup: ManagerSetup) -> None:
+    await small_setup.load(*"abc")
+    await small_setup.manager.admin.evict("c")
+    holds = [await small_setup.hold(name) for name in "ab"]
     with pytest.raises(AdapterInUse, match="no room for it now"):  # the host memory keeps none
-        await small.manager.prefetch("c")
-    for lease in leases:
-        lease.release()
-    assert (await small.manager.prefetch("c")).residency.device == small.unit
+        await small_setup.manager.admin.prefetch("c")
+    for held in holds:
+        held.release()
+    assert (await small_setup.manager.admin.prefetch("c")).residency.device == small_setup.unit
 
 
 @pytest.mark.parametrize("action", ["pin", "prefetch"])
-async def test_moving_what_has_lost_its_files(harness: Harness, tmp_path: Path, action: str) -> None:
+async def test_moving_what_has_lost_its_files(harness: EngineHarness, tmp_path: Path, action: str) -> None:
     """It is fetched again from a remote source; otherwise it is shown as failed, with the reason."""
 
     def fetch(source: str, into: Path) -> str:
         shutil.copytree(tmp_path / source.rpartition("/")[2], into, dirs_exist_ok=True)
         return source
 
-    with open_shop(harness, tmp_path, fetch=fetch) as shop:
+    with open_manager_setup(harness, tmp_path, fetch=fetch) as setup:
         for name, source in {"a": "s3://bucket/a", "b": "upload"}.items():
-            await shop.publish(name, shop.write(name, seed=ord(name)), source)
-            await shop.manager.evict(name)
-            shutil.rmtree(shop.store.path(shop.manager.get(name).digest))
-        move = getattr(shop.manager, action)
-        assert (await move("a")).residency.device == shop.unit
+            await setup.publish(name, setup.write(name, seed=ord(name)), source)
+            await setup.manager.admin.evict(name)
+            shutil.rmtree(setup.store.path(setup.manager.views.get(name).digest))
+        move = getattr(setup.manager.admin, action)
+        assert (await move("a")).residency.device == setup.unit
         with pytest.raises(SourceMissing, match="missing from the server's store"):
             await move("b")
-        assert shop.manager.status("b").state is State.FAILED
-        shop.check()
+        assert setup.manager.views.status("b").state is State.FAILED
+        setup.check()
 
 
-async def test_deleting_frees_every_tier(cached: Shop) -> None:
+async def test_deleting_frees_every_tier(cached_setup: ManagerSetup) -> None:
     for seed in (1, 2):
-        await publish(cached, "a", seed)
-    assert await cached.manager.delete("a") == Deleted(2 * cached.unit, drained=True, running=0)
-    assert cached.pool.used_bytes == cached.manager._tiers.used_bytes == 0
-    assert cached.store.digests() == []
+        await publish(cached_setup, "a", seed)
+    assert await cached_setup.manager.deletions.delete("a") == Deleted(
+        2 * cached_setup.unit, drained=True, running=0
+    )
+    assert cached_setup.pool.used_bytes == cached_setup.manager.residency.host.used_bytes == 0
+    assert cached_setup.store.digests() == []
     with pytest.raises(AdapterNotFound):
-        await cached.manager.delete("a")
+        await cached_setup.manager.deletions.delete("a")
 
 
 @pytest.mark.parametrize("known", [False, True])
-async def test_deleting_what_is_being_published(shop: Shop, known: bool) -> None:
+async def test_deleting_what_is_being_published(setup: ManagerSetup, known: bool) -> None:
     """Neither what is on its way nor what waits for its turn brings the name back; what comes later does."""
     if known:
-        await publish(shop, "a", 1)
-    path, gate = shop.write("a-2", seed=2), threading.Event()
+        await publish(setup, "a", 1)
+    path, gate = setup.write("a-2", seed=2), threading.Event()
 
     def fetch(into: Path) -> None:
         assert gate.wait(30)
         shutil.copytree(path, into, dirs_exist_ok=True)
 
-    before = [await shop.manager.begin_publish("a", fetch, source="x") for _ in range(2)]
-    assert (await shop.manager.delete("a")).drained
-    after = await shop.manager.begin_publish("b", fetch, source="x")
+    before = [await setup.manager.admin.begin_publish("a", fetch, source="x") for _ in range(2)]
+    assert (await setup.manager.deletions.delete("a")).drained
+    after = await setup.manager.admin.begin_publish("b", fetch, source="x")
     gate.set()
     for publication in before:
         with pytest.raises(AdapterDeleted, match="deleted while it was being published"):
             await publication.done()
     await after.done()
-    assert [status.name for status in shop.manager.page()] == ["b"]
-    await shop.manager.delete("b")
-    await shop.quiet()
-    assert shop.store.digests() == []
-    shop.check()
+    assert [status.name for status in setup.manager.views.page()] == ["b"]
+    await setup.manager.deletions.delete("b")
+    await setup.quiet()
+    assert setup.store.digests() == []
+    setup.check()
 
 
-async def test_a_name_that_drains(shop: Shop) -> None:
-    await shop.load("a")
-    lease = await shop.lease("a")
-    delete = asyncio.create_task(shop.manager.delete("a", 30.0))
-    await shop.until_draining("a")
-    assert [r.name for r in shop.manager.list()] == []
+async def test_a_name_that_drains(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    held = await setup.hold("a")
+    delete = asyncio.create_task(setup.manager.deletions.delete("a", 30.0))
+    await setup.until_draining("a")
+    assert [r.name for r in setup.manager.views.serving()] == []
     with pytest.raises(AdapterNotFound, match="being deleted"):
-        await shop.lease("a")
+        await setup.hold("a")
     with pytest.raises(AdapterNotFound, match="already"):
-        await shop.manager.delete("a")
+        await setup.manager.deletions.delete("a")
     delete.cancel()  # whoever asked has gone
-    lease.release()
-    await until(lambda: not shop.store.digests())
+    held.release()
+    await until(lambda: not setup.store.digests())
     with pytest.raises(AdapterNotFound):
-        shop.manager.status("a")
+        setup.manager.views.status("a")
 
 
-async def test_failures_are_told_by_name_and_kept_apart(shop: Shop) -> None:
+async def test_failures_are_told_by_name_and_kept_apart(setup: ManagerSetup) -> None:
     def nothing(_: object) -> None:
         raise SourceMissing("nothing is there")
 
-    publication = await shop.manager.begin_publish("a", nothing, source="s3://bucket/a")
+    publication = await setup.manager.admin.begin_publish("a", nothing, source="s3://bucket/a")
     assert publication.state is State.LOADING
     with pytest.raises(AdapterNotFound, match="still being loaded"):
-        await shop.lease("a")
+        await setup.hold("a")
     with pytest.raises(SourceMissing):
         await publication.done()
     assert (publication.state, publication.error) == (State.FAILED, "nothing is there")
-    status = shop.manager.status("a")
+    status = setup.manager.views.status("a")
     assert (status.state, status.error, status.digest) == (State.FAILED, "nothing is there", None)
     with pytest.raises(AdapterNotFound, match="could not be loaded: nothing is there"):
-        await shop.lease("a")
-    good = await publish(shop, "a", 1)
+        await setup.hold("a")
+    good = await publish(setup, "a", 1)
     with pytest.raises(SourceMissing):
-        await (await shop.manager.begin_publish("a", nothing, source="s3://bucket/a")).done()
-    status = shop.manager.status("a")
+        await (await setup.manager.admin.begin_publish("a", nothing, source="s3://bucket/a")).done()
+    status = setup.manager.views.status("a")
     assert (status.state, status.error, status.digest) == (State.READY, "nothing is there", good)
-    (await shop.lease("a")).release()
-    await shop.manager.delete("a")
+    (await setup.hold("a")).release()
+    await setup.manager.deletions.delete("a")
 
 
-async def test_memory_returns_when_names_go(shop: Shop) -> None:
-    await shop.load(*"abcdef")
+async def test_memory_returns_when_names_go(setup: ManagerSetup) -> None:
+    await setup.load(*"abcdef")
     for name in "abcdef":
-        (await shop.lease(name)).release()
-        await shop.manager.delete(name)
-    assert shop.pool.used_bytes == 0
-    assert shop.store.digests() == []
-    assert shop.manager.num_references == 0
-    assert not shop.manager._holdings._revisions
-    assert shop.metrics.traffic("a").requests == 0
+        (await setup.hold(name)).release()
+        await setup.manager.deletions.delete(name)
+    assert setup.pool.used_bytes == 0
+    assert setup.store.digests() == []
+    assert setup.manager.residency.references.total == 0
+    assert not setup.manager.residency.references.in_use()
+    assert setup.metrics.traffic("a").requests == 0
 
 
-async def test_a_prompt_computed_before_a_new_revision_is_not_reused(shop: Shop) -> None:
+async def test_a_prompt_computed_before_a_new_revision_is_not_reused(setup: ManagerSetup) -> None:
     """The same prompt before and after: the second answer equals that of a cold engine."""
-    engine = shop.harness.new_engine()
+    engine = setup.harness.new_engine()
     answers = []
     for seed in (1, 2):
-        await publish(shop, "a", seed)
-        answers.append(await shop.answer("a", prompt_of(40, 0), engine))
+        await publish(setup, "a", seed)
+        answers.append(await setup.answer("a", prompt_of(40, 0), engine))
     assert answers[0] != answers[1]
-    await shop.manager.rollback("a")
-    assert await shop.answer("a", prompt_of(40, 0), engine) == answers[0]
-    await shop.manager.rollback("a")
-    assert await shop.answer("a", prompt_of(40, 0), shop.harness.new_engine()) == answers[1]
+    await setup.manager.admin.rollback("a")
+    assert await setup.answer("a", prompt_of(40, 0), engine) == answers[0]
+    await setup.manager.admin.rollback("a")
+    assert await setup.answer("a", prompt_of(40, 0), setup.harness.new_engine()) == answers[1]

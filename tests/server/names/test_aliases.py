@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from manylora.adapters.errors import AdapterExists, AdapterInUse, AdapterNameError, AdapterNotFound, MixError
 from manylora.adapters.mix import parse_mix
-from manylora.adapters.registry.records import AliasRecord
-from manylora.server.names.aliases import Arm, choose, expand, expand_sole
-from tests.support.adapter_manager import Shop
+from manylora.adapters.registry.records import AliasArm, AliasRecord
+from manylora.server.names.aliases import choose, expand, expand_sole
+from tests.support.adapter_manager import ManagerSetup, open_manager_setup
+from tests.support.engine_harness import EngineHarness
 
 SPLIT = AliasRecord("x", (("a", 3.0), ("b", 1.0)), 0.0, 0.0)
 
@@ -59,7 +60,7 @@ def test_replacing_aliases_in_a_mix() -> None:
     mixed = parse_mix("a*0.25+b@0123abcd*0.5+c"), None
     assert expand(parse_mix("x*0.5+c+y"), aliases, "base", None) == mixed
     assert expand(parse_mix("a+c"), aliases, "base", None) == (parse_mix("a+c"), None)
-    assert expand(parse_mix("y"), aliases, "base", None) == ((), Arm("y", "base"))
+    assert expand(parse_mix("y"), aliases, "base", None) == ((), AliasArm("y", "base"))
     with pytest.raises(AdapterNotFound, match="no revisions"):
         expand(parse_mix("x@0123"), aliases, "base", None)
     with pytest.raises(MixError, match="entries"):
@@ -69,33 +70,33 @@ def test_replacing_aliases_in_a_mix() -> None:
         expand(parse_mix("x*1.5"), heavy, "base", None)
 
 
-async def test_requests_for_an_alias(shop: Shop) -> None:
-    await shop.load("a", "b")
-    digests = {name: shop.manager.get(name).digest[:8] for name in "ab"}
-    await shop.manager.put_alias("x", [("a", 1.0), (f"b@{digests['b']}", 1.0)])
+async def test_requests_for_an_alias(setup: ManagerSetup) -> None:
+    await setup.load("a", "b")
+    digests = {name: setup.manager.views.get(name).digest[:8] for name in "ab"}
+    await setup.manager.aliases.put("x", [("a", 1.0), (f"b@{digests['b']}", 1.0)])
     served: Counter[tuple[int, str]] = Counter()
     for user in range(40):
         for _ in range(2):
-            resolution = await shop.manager.resolve(parse_mix("x"), user=f"user{user}")
-            served[user, resolution.served_model] += 1
-            shop.manager.drop(resolution)
+            held = await setup.resolve("x", user=f"user{user}")
+            served[user, held.served_model] += 1
+            held.release()
     assert set(served.values()) == {2}, "each of them got the same twice"
     assert {model for _, model in served} == {f"a@{digests['a']}", f"b@{digests['b']}"}
-    lease = await shop.lease("x*0.5")
-    assert [weight for _, weight in lease.mix.members] == [0.5]
-    lease.release()
-    await shop.manager.delete_alias("x")
+    held = await setup.hold("x*0.5")
+    assert [weight for _, weight in held.mix.members] == [0.5]
+    held.release()
+    await setup.manager.aliases.delete("x")
     with pytest.raises(AdapterNotFound):
-        await shop.lease("x")
-    shop.check()
+        await setup.hold("x")
+    setup.check()
 
 
-async def test_what_an_alias_may_be(shop: Shop) -> None:
-    await shop.load("a")
-    manager = shop.manager
-    await manager.put_alias("x", [("a", 2.0)])
-    assert [alias.name for alias in manager.aliases()] == ["x"]
-    assert manager.alias("x").arms == (("a", 2.0),)
+async def test_what_an_alias_may_be(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    manager = setup.manager
+    await manager.aliases.put("x", [("a", 2.0)])
+    assert [alias.name for alias in manager.aliases.list()] == ["x"]
+    assert manager.aliases.get("x").arms == (("a", 2.0),)
     for name, arms, error in [
         ("a", [("a", 1.0)], AdapterExists),
         ("base", [("a", 1.0)], AdapterExists),
@@ -106,58 +107,65 @@ async def test_what_an_alias_may_be(shop: Shop) -> None:
         ("y", [("a", 0.0)], MixError),
     ]:
         with pytest.raises(error):
-            await manager.put_alias(name, arms)
+            await manager.aliases.put(name, arms)
     with pytest.raises(AdapterExists, match="alias"):
-        await manager.load("x", shop.root / "a")
+        await manager.admin.load("x", setup.root / "a")
     with pytest.raises(AdapterNotFound, match="'x' is an alias, not an adapter"):
-        await manager.pin("x")
+        await manager.admin.pin("x")
     with pytest.raises(AdapterNotFound):
-        await manager.delete_alias("y")
-    await manager.put_alias("y", [("base", 1.0)])
-    assert (await shop.lease("y")).served_model == "base"
+        await manager.aliases.delete("y")
+    await manager.aliases.put("y", [("base", 1.0)])
+    assert (await setup.hold("y")).served_model == "base"
 
 
 async def test_the_base_model_is_a_target_whatever_it_is_called(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    harness: EngineHarness, tmp_path: Path
 ) -> None:
     """ "org/model" is no model string, and a server that starts later may call it something else."""
-    manager = shop.manager
-    await shop.load("a")
     for name in ("org/model", "elsewhere"):
-        monkeypatch.setattr(manager, "base", replace(manager.base, name=name))
-        if name == "org/model":
-            put = await manager.put_alias("x", [("org/model", 3.0), ("a", 1.0)])
-            assert put.arms == (("org/model", 3.0), ("a", 1.0))
-        assert manager.alias("x").arms == manager.aliases()[0].arms == ((name, 3.0), ("a", 1.0))
-        served = [await manager.resolve(parse_mix("x"), user=f"user{i}") for i in range(40)]
-        assert {resolution.served_model.partition("@")[0] for resolution in served} == {name, "a"}
-        for resolution in served:
-            manager.drop(resolution)
+        with open_manager_setup(harness, tmp_path, base_name=name) as setup:
+            manager = setup.manager
+            await manager.start()
+            if name == "org/model":
+                await setup.load("a")
+                put = await manager.aliases.put("x", [("org/model", 3.0), ("a", 1.0)])
+                assert put.arms == (("org/model", 3.0), ("a", 1.0))
+            assert (
+                manager.aliases.get("x").arms == manager.aliases.list()[0].arms == ((name, 3.0), ("a", 1.0))
+            )
+            served = [await setup.resolve("x", user=f"user{i}") for i in range(40)]
+            assert {held.served_model.partition("@")[0] for held in served} == {name, "a"}
+            for held in served:
+                held.release()
+            with pytest.raises(AdapterInUse, match="'x'"):
+                await manager.deletions.delete("a")
+            if name == "elsewhere":
+                await manager.admin.load(
+                    "a", setup.write("a2", seed=5), replace=True
+                )  # aliases are read then
+                with pytest.raises(AdapterNameError):
+                    await manager.aliases.put("y", [("another/model", 1.0)])
+                await manager.aliases.delete("x")
+            setup.check()
+            await manager.close()
+
+
+async def test_a_target_of_an_alias_is_not_deleted(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    await setup.manager.aliases.put("x", [("a*0.5", 1.0)])
     with pytest.raises(AdapterInUse, match="'x'"):
-        await manager.delete("a")
-    await manager.load("a", shop.write("a2", seed=5), replace=True)  # its history is cut, aliases are read
-    with pytest.raises(AdapterNameError):
-        await manager.put_alias("y", [("another/model", 1.0)])
-    await manager.delete_alias("x")
-    shop.check()
+        await setup.manager.deletions.delete("a")
+    (await setup.hold("a")).release()
+    await setup.manager.aliases.delete("x")
+    assert (await setup.manager.deletions.delete("a")).drained
 
 
-async def test_a_target_of_an_alias_is_not_deleted(shop: Shop) -> None:
-    await shop.load("a")
-    await shop.manager.put_alias("x", [("a*0.5", 1.0)])
-    with pytest.raises(AdapterInUse, match="'x'"):
-        await shop.manager.delete("a")
-    (await shop.lease("a")).release()
-    await shop.manager.delete_alias("x")
-    assert (await shop.manager.delete("a")).drained
-
-
-async def test_a_revision_that_an_alias_names_stays_in_the_history(shop: Shop) -> None:
-    await shop.load("a")
-    first = shop.manager.get("a").digest
-    await shop.manager.put_alias("x", [(f"a@{first[:8]}", 1.0)])
+async def test_a_revision_that_an_alias_names_stays_in_the_history(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    first = setup.manager.views.get("a").digest
+    await setup.manager.aliases.put("x", [(f"a@{first[:8]}", 1.0)])
     for seed in range(6):
-        await shop.manager.load("a", shop.write("new", seed=50 + seed), replace=True)
-    lease = await shop.lease("x")
-    assert lease.served_model == f"a@{first[:8]}"
-    lease.release()
+        await setup.manager.admin.load("a", setup.write("new", seed=50 + seed), replace=True)
+    held = await setup.hold("x")
+    assert held.served_model == f"a@{first[:8]}"
+    held.release()

@@ -17,76 +17,77 @@ from manylora.adapters.errors import (
     SourceMissing,
 )
 from manylora.adapters.format.files import WEIGHTS_NAME
-from manylora.adapters.mix import parse_mix
 from manylora.server.metrics.families import MIX
 from manylora.server.model.packed_file import PREFIX
-from tests.support.adapter_manager import KEPT, RANK, Shop
-from tests.support.waiting import settle, until
+from tests.support.adapter_manager import KEPT, RANK, ManagerSetup
+from tests.support.waiting import until
 
 
-async def test_loading_listing_and_unloading(shop: Shop) -> None:
-    await shop.load("a", "b")
-    assert [r.name for r in shop.manager.list()] == ["a", "b"]
-    found = shop.manager.get("a")
-    assert (found.rank, found.modules, found.nbytes) == (RANK, len(shop.harness.base.modules), shop.unit)
+async def test_loading_listing_and_unloading(setup: ManagerSetup) -> None:
+    await setup.load("a", "b")
+    assert [r.name for r in setup.manager.views.serving()] == ["a", "b"]
+    found = setup.manager.views.get("a")
+    assert (found.rank, found.modules, found.nbytes) == (RANK, len(setup.harness.base.modules), setup.unit)
     assert found.resident
-    assert found.source == str(shop.root / "a")
-    assert shop.store.digests() == sorted(r.digest for r in shop.manager.list())
-    assert shop.pool.used_bytes == 2 * shop.unit
+    assert found.source == str(setup.root / "a")
+    assert setup.store.digests() == sorted(r.digest for r in setup.manager.views.serving())
+    assert setup.pool.used_bytes == 2 * setup.unit
     for name in ("a", "b"):
-        assert await shop.manager.unload(name) == shop.unit
-    assert shop.manager.list() == []
-    assert shop.pool.used_bytes == 0
-    assert shop.store.digests() == []
-    shop.check()
+        assert (await setup.manager.deletions.delete(name)).bytes_freed == setup.unit
+    assert setup.manager.views.serving() == []
+    assert setup.pool.used_bytes == 0
+    assert setup.store.digests() == []
+    setup.check()
 
 
 @pytest.mark.parametrize(
     ("name", "error"),
     [("", AdapterNameError), ("..", AdapterNameError), ("a+b", AdapterNameError), ("a", AdapterExists)],
 )
-async def test_names_that_can_not_be_registered(shop: Shop, name: str, error: type[Exception]) -> None:
-    await shop.load("a")
+async def test_names_that_can_not_be_registered(
+    setup: ManagerSetup, name: str, error: type[Exception]
+) -> None:
+    await setup.load("a")
     with pytest.raises(error):
-        await shop.manager.load(name, shop.root / "a")
-    assert [r.name for r in shop.manager.list()] == ["a"]
+        await setup.manager.admin.load(name, setup.root / "a")
+    assert [r.name for r in setup.manager.views.serving()] == ["a"]
 
 
-async def test_a_failed_load_registers_nothing(shop: Shop) -> None:
-    broken = shop.write("broken")
+async def test_a_failed_load_registers_nothing(setup: ManagerSetup) -> None:
+    broken = setup.write("broken")
     (broken / WEIGHTS_NAME).write_bytes(b"")
-    for path, error in [(shop.root / "nowhere", SourceMissing), (broken, ArtifactError)]:
+    for path, error in [(setup.root / "nowhere", SourceMissing), (broken, ArtifactError)]:
         with pytest.raises(error):
-            await shop.manager.load("x", path)
-    assert shop.manager.list() == []
-    assert shop.store.digests() == []
+            await setup.manager.admin.load("x", path)
+    assert setup.manager.views.serving() == []
+    assert setup.store.digests() == []
     with pytest.raises(AdapterNotFound):
-        await shop.manager.resolve(parse_mix("x"))
-    await shop.load("x")
+        await setup.resolve("x")
+    await setup.load("x")
 
 
-async def test_a_failed_replacement_leaves_the_old_one(shop: Shop) -> None:
-    await shop.load("a")
-    before = shop.manager.get("a")
-    broken = shop.write("broken")
+async def test_a_failed_replacement_leaves_the_old_one(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    before = setup.manager.views.get("a")
+    broken = setup.write("broken")
     (broken / WEIGHTS_NAME).unlink()
     with pytest.raises(ArtifactError):
-        await shop.manager.load("a", broken, replace=True)
-    assert shop.manager.get("a") == before
+        await setup.manager.admin.load("a", broken, replace=True)
+    assert setup.manager.views.get("a") == before
 
 
-async def test_an_adapter_that_can_never_fit(shop: Shop) -> None:
+async def test_an_adapter_that_can_never_fit(setup: ManagerSetup) -> None:
     with pytest.raises(AdapterTooLarge, match="--adapter-memory"):
-        await shop.manager.load("huge", shop.write("huge", rank=RANK * 5))
-    assert shop.store.digests() == []
+        await setup.manager.admin.load("huge", setup.write("huge", rank=RANK * 5))
+    assert setup.store.digests() == []
 
 
-async def test_a_mix_that_can_never_fit(small: Shop) -> None:
-    await small.load("a", "b", "c")
+async def test_a_mix_that_can_never_fit(small_setup: ManagerSetup) -> None:
+    await small_setup.load("a", "b", "c")
     with pytest.raises(AdapterTooLarge):
-        await small.manager.resolve(parse_mix("a+b+c"))
-    (await small.lease("a*0.5+b+a*0.5")).release()  # two, however often they are named
-    small.check()
+        await small_setup.resolve("a+b+c")
+    (await small_setup.hold("a*0.5+b+a*0.5")).release()  # two, however often they are named
+    small_setup.check()
 
 
 @pytest.mark.parametrize(
@@ -98,16 +99,16 @@ async def test_a_mix_that_can_never_fit(small: Shop) -> None:
         ("a@0000dead", AdapterNotFound),
     ],
 )
-async def test_mixes_that_name_nothing(shop: Shop, expression: str, error: type[Exception]) -> None:
-    await shop.load("a")
+async def test_mixes_that_name_nothing(setup: ManagerSetup, expression: str, error: type[Exception]) -> None:
+    await setup.load("a")
     with pytest.raises(error):
-        await shop.manager.resolve(parse_mix(expression))
-    shop.check()
+        await setup.resolve(expression)
+    setup.check()
 
 
-async def test_what_a_lease_says(shop: Shop) -> None:
-    await shop.load("a", "b")
-    a, b = (shop.manager.get(n).digest[:8] for n in "ab")
+async def test_what_a_lease_says(setup: ManagerSetup) -> None:
+    await setup.load("a", "b")
+    a, b = (setup.manager.views.get(n).digest[:8] for n in "ab")
     for expression, served, label, weights in [
         ("a", f"a@{a}", "a", {a: 1.0}),
         (f"a@{a}", f"a@{a}", "a", {a: 1.0}),
@@ -115,144 +116,144 @@ async def test_what_a_lease_says(shop: Shop) -> None:
         ("a*0.5+a*0.25", f"a@{a}*0.5+a@{a}*0.25", "a", {a: 0.75}),
         ("a*0", f"a@{a}*0", "a", {}),
     ]:
-        lease = await shop.lease(expression)
-        assert lease.served_model == served
-        assert lease.mix.label == label
-        assert {p.digest[:8]: w for p, w in lease.mix.members} == weights
-        lease.release()
-        lease.release()
-    base = shop.manager.base_lease()
+        held = await setup.hold(expression)
+        assert held.served_model == served
+        assert held.mix.label == label
+        assert {p.digest[:8]: w for p, w in held.mix.members} == weights
+        held.release()
+        held.release()
+    base = await setup.hold("")
     assert (base.mix.members, base.mix.digest, base.served_model) == ((), b"", "base")
     base.release()
-    shop.check()
+    setup.check()
 
 
-async def test_leases_are_shared_without_waiting(small: Shop) -> None:
-    await small.load("a", "b")
-    one = await small.lease("a+b")
-    blocked = asyncio.create_task(small.manager.lease(await small.manager.resolve(parse_mix("b"))))
+async def test_leases_are_shared_without_waiting(small_setup: ManagerSetup) -> None:
+    await small_setup.load("a", "b")
+    one = await small_setup.hold("a+b")
+    blocked = asyncio.create_task(small_setup.hold("b"))
     two = one.share()
     one.release()
-    assert small.manager.num_references >= 2
+    assert small_setup.manager.residency.references.total >= 2
     two.release()
     (await blocked).release()
-    small.check()
+    small_setup.check()
 
 
-async def test_more_adapters_than_room(small: Shop) -> None:
-    await small.load(*"abcdef")
-    assert sum(r.resident for r in small.manager.list()) == 2
+async def test_more_adapters_than_room(small_setup: ManagerSetup) -> None:
+    await small_setup.load(*"abcdef")
+    assert sum(r.resident for r in small_setup.manager.views.serving()) == 2
 
     async def request(expression: str) -> None:
-        lease = await small.lease(expression)
-        await settle()
-        lease.release()
+        held = await small_setup.hold(expression)
+        await asyncio.sleep(0)
+        held.release()
 
     mixes = [f"{x}+{y}" for x in "abcdef" for y in "abcdef"] + list("abcdef") * 3
     await asyncio.wait_for(asyncio.gather(*map(request, mixes)), 60)
-    small.check()
-    assert small.pool.used_bytes <= 2 * small.unit
+    small_setup.check()
+    assert small_setup.pool.used_bytes <= 2 * small_setup.unit
 
 
-async def test_unloading_waits_for_what_runs(shop: Shop) -> None:
-    await shop.load("a", "b")
-    lease = await shop.lease("a+b")
-    unload = asyncio.create_task(shop.manager.unload("a"))
-    await settle()
+async def test_unloading_waits_for_what_runs(setup: ManagerSetup) -> None:
+    await setup.load("a", "b")
+    held = await setup.hold("a+b")
+    unload = asyncio.create_task(setup.manager.deletions.delete("a"))
+    await setup.until_draining("a")
     with pytest.raises(AdapterNotFound):
-        await shop.manager.resolve(parse_mix("a"))
+        await setup.resolve("a")
     with pytest.raises(AdapterNotFound):
-        await shop.manager.unload("a")
+        await setup.manager.deletions.delete("a")
     assert not unload.done()
-    assert shop.pool.used_bytes == 2 * shop.unit
-    lease.release()
-    assert await unload == shop.unit
-    assert shop.pool.used_bytes == shop.unit
-    shop.check()
+    assert setup.pool.used_bytes == 2 * setup.unit
+    held.release()
+    assert (await unload).bytes_freed == setup.unit
+    assert setup.pool.used_bytes == setup.unit
+    setup.check()
 
 
-async def test_replacing_while_running(shop: Shop) -> None:
-    await shop.load("a")
-    old = await shop.lease("a")
+async def test_replacing_while_running(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    old = await setup.hold("a")
     pages = old.mix.members[0][0]
-    content = shop.pool.data[pages.start :][: shop.unit // 4].clone()
-    new_path = shop.write("new", seed=99)
+    content = setup.pool.data[pages.start :][: setup.unit // 4].clone()
+    new_path = setup.write("new", seed=99)
     with pytest.raises(AdapterExists):
-        await shop.manager.load("a", new_path)
-    await shop.manager.load("a", new_path, replace=True)
-    new = await shop.lease("a")
+        await setup.manager.admin.load("a", new_path)
+    await setup.manager.admin.load("a", new_path, replace=True)
+    new = await setup.hold("a")
     assert new.mix.digest != old.mix.digest
     assert old.share().mix.digest == old.mix.digest
-    assert [shop.pool.data[pages.start :][: shop.unit // 4].equal(content)] == [True]
-    assert shop.pool.used_bytes == 2 * shop.unit
-    (await shop.lease(f"a@{pages.digest[:8]}")).release()  # an earlier revision can still be named
+    assert [setup.pool.data[pages.start :][: setup.unit // 4].equal(content)] == [True]
+    assert setup.pool.used_bytes == 2 * setup.unit
+    (await setup.hold(f"a@{pages.digest[:8]}")).release()  # an earlier revision can still be named
     with pytest.raises(AdapterNotFound, match="no revision"):
-        await shop.manager.resolve(parse_mix("a@0000dead"))
+        await setup.resolve("a@0000dead")
 
 
-async def test_a_revision_beyond_the_history_goes_with_its_last_request(shop: Shop) -> None:
-    await shop.load("a")
-    first = await shop.lease("a")
+async def test_a_revision_beyond_the_history_goes_with_its_last_request(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    first = await setup.hold("a")
     for seed in range(KEPT):
-        await shop.manager.load("a", shop.write("new", seed=99 + seed), replace=True)
-        assert first.mix.members[0][0].digest in shop.store.digests()
-    assert len(shop.manager.status("a").history) == KEPT
-    assert len(shop.store.digests()) == KEPT + 1
+        await setup.manager.admin.load("a", setup.write("new", seed=99 + seed), replace=True)
+        assert first.mix.members[0][0].digest in setup.store.digests()
+    assert len(setup.manager.views.status("a").history) == KEPT
+    assert len(setup.store.digests()) == KEPT + 1
     first.release()
-    await until(lambda: len(shop.store.digests()) == KEPT)
-    await shop.quiet()
-    assert await shop.manager.unload("a") == KEPT * shop.unit
-    assert shop.pool.used_bytes == 0
-    assert shop.store.digests() == []
-    shop.check()
+    await until(lambda: len(setup.store.digests()) == KEPT)
+    await setup.quiet()
+    assert (await setup.manager.deletions.delete("a")).bytes_freed == KEPT * setup.unit
+    assert setup.pool.used_bytes == 0
+    assert setup.store.digests() == []
+    setup.check()
 
 
-async def test_replacing_by_the_same_content_changes_nothing(shop: Shop) -> None:
-    await shop.load("a")
-    digest = shop.manager.get("a").digest
-    await shop.manager.load("a", shop.root / "a", replace=True)
-    assert shop.manager.get("a").digest == digest
-    assert shop.store.digests() == [digest]
-    (await shop.lease("a")).release()
-    shop.check()
+async def test_replacing_by_the_same_content_changes_nothing(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    digest = setup.manager.views.get("a").digest
+    await setup.manager.admin.load("a", setup.root / "a", replace=True)
+    assert setup.manager.views.get("a").digest == digest
+    assert setup.store.digests() == [digest]
+    (await setup.hold("a")).release()
+    setup.check()
 
 
-async def test_one_revision_under_two_names(shop: Shop) -> None:
-    await shop.load("a")
-    await shop.manager.load("b", shop.root / "a")
-    assert shop.pool.used_bytes == shop.unit
-    one, two = await shop.lease("a"), await shop.lease("b")
+async def test_one_revision_under_two_names(setup: ManagerSetup) -> None:
+    await setup.load("a")
+    await setup.manager.admin.load("b", setup.root / "a")
+    assert setup.pool.used_bytes == setup.unit
+    one, two = await setup.hold("a"), await setup.hold("b")
     assert one.mix.digest == two.mix.digest
     assert (one.mix.label, two.mix.label) == ("a", "b")
-    both = await shop.lease("a*0.5+b*0.25")
+    both = await setup.hold("a*0.5+b*0.25")
     assert [w for _, w in both.mix.members] == [0.75]
-    for lease in (one, two, both):
-        lease.release()
-    assert await shop.manager.unload("a") == 0
-    assert shop.manager.get("b").resident
-    assert await shop.manager.unload("b") == shop.unit
-    shop.check()
+    for held in (one, two, both):
+        held.release()
+    assert (await setup.manager.deletions.delete("a")).bytes_freed == 0
+    assert setup.manager.views.get("b").resident
+    assert (await setup.manager.deletions.delete("b")).bytes_freed == setup.unit
+    setup.check()
 
 
-async def test_a_stored_copy_that_is_gone_fails_only_its_own_requests(small: Shop) -> None:
-    await small.load(*"abc")
-    cold = next(r for r in small.manager.list() if not r.resident)
-    shutil.rmtree(small.store.path(cold.digest))
+async def test_a_stored_copy_that_is_gone_fails_only_its_own_requests(small_setup: ManagerSetup) -> None:
+    await small_setup.load(*"abc")
+    cold = next(r for r in small_setup.manager.views.serving() if not r.resident)
+    shutil.rmtree(small_setup.store.path(cold.digest))
     with pytest.raises(SourceMissing):
-        await small.lease(cold.name)
-    warm = [r.name for r in small.manager.list() if r.resident]
-    (await small.lease("+".join(warm))).release()
-    await small.manager.unload(cold.name)  # nothing is left to remove: no reason to fail
-    small.check()
+        await small_setup.hold(cold.name)
+    warm = [r.name for r in small_setup.manager.views.serving() if r.resident]
+    (await small_setup.hold("+".join(warm))).release()
+    await small_setup.manager.deletions.delete(cold.name)  # nothing is left to remove: no reason to fail
+    small_setup.check()
 
 
-async def test_a_stored_copy_that_has_changed_is_not_served(small: Shop) -> None:
-    await small.load(*"abc")
-    cold, warm = sorted(small.manager.list(), key=lambda r: r.resident)[:2]
-    changed = small.store.path(cold.digest)
+async def test_a_stored_copy_that_has_changed_is_not_served(small_setup: ManagerSetup) -> None:
+    await small_setup.load(*"abc")
+    cold, warm = sorted(small_setup.manager.views.serving(), key=lambda r: r.resident)[:2]
+    changed = small_setup.store.path(cold.digest)
     for packed in changed.glob(f"{PREFIX}*"):  # else these would be, and they are the revision's own
         packed.unlink()
-    shutil.copy(small.store.path(warm.digest) / WEIGHTS_NAME, changed / WEIGHTS_NAME)
+    shutil.copy(small_setup.store.path(warm.digest) / WEIGHTS_NAME, changed / WEIGHTS_NAME)
     with pytest.raises(ArtifactError, match="changed"):
-        await small.lease(cold.name)
-    small.check()
+        await small_setup.hold(cold.name)
+    small_setup.check()

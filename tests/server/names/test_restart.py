@@ -19,10 +19,10 @@ from manylora.adapters.format.artifact import read_artifact
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.registry.records import RevisionRecord, State
 from manylora.adapters.registry.rows import put_change, put_history, put_revision
-from manylora.adapters.registry.schema import names
+from manylora.adapters.registry.schema import Database, names
 from manylora.adapters.store.publish import publish
-from tests.support.adapter_manager import Shop, open_shop
-from tests.support.engine_harness import Harness
+from tests.support.adapter_manager import ManagerSetup, open_manager_setup
+from tests.support.engine_harness import EngineHarness
 from tests.support.tiny_models import tiny_model
 
 MANY = 1000
@@ -42,138 +42,147 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 async def test_names_revisions_and_aliases_are_there_again(
-    harness: Harness, tmp_path: Path, reads: Counter[str]
+    harness: EngineHarness, tmp_path: Path, reads: Counter[str]
 ) -> None:
-    with open_shop(harness, tmp_path) as shop:
-        await shop.load("a", "b")
-        await shop.manager.load("a", shop.write("a2", seed=7), replace=True)
-        await shop.manager.put_alias("x", [("a", 1.0)])
-        before = shop.manager.status("a")
-        (await shop.lease("b")).release()
-        await shop.manager.close()
+    with open_manager_setup(harness, tmp_path) as setup:
+        await setup.load("a", "b")
+        await setup.manager.admin.load("a", setup.write("a2", seed=7), replace=True)
+        await setup.manager.aliases.put("x", [("a", 1.0)])
+        before = setup.manager.views.status("a")
+        (await setup.hold("b")).release()
+        await setup.manager.close()
     reads.clear()
-    with open_shop(harness, tmp_path) as shop:
-        await shop.manager.start()
+    with open_manager_setup(harness, tmp_path) as setup:
+        await setup.manager.start()
         assert not reads, "nothing is read at start"
-        after = shop.manager.status("a")
+        after = setup.manager.views.status("a")
         assert (after.digest, after.history, after.rank) == (before.digest, before.history, before.rank)
-        assert shop.manager.status("b").last_used is not None
-        assert shop.pool.used_bytes == 0
+        assert setup.manager.views.status("b").last_used is not None
+        assert setup.pool.used_bytes == 0
         for expression in ("x", f"a@{before.history[1][:8]}", "b"):
-            (await shop.lease(expression)).release()
+            (await setup.hold(expression)).release()
         assert not reads, "they are kept packed"
-        await shop.manager.close()
+        await setup.manager.close()
 
 
-async def test_pinned_adapters_are_resident_when_start_returns(harness: Harness, tmp_path: Path) -> None:
-    with open_shop(harness, tmp_path, room=2) as shop:
-        await shop.load("a", "b", "c")
-        await shop.manager.pin("b")
-        await shop.manager.close()
-    with open_shop(harness, tmp_path, room=2) as shop:
-        await shop.manager.start()
-        assert [r.name for r in shop.manager.list() if r.resident] == ["b"]
-        await shop.manager.close()
+async def test_pinned_adapters_are_resident_when_start_returns(
+    harness: EngineHarness, tmp_path: Path
+) -> None:
+    with open_manager_setup(harness, tmp_path, room=2) as setup:
+        await setup.load("a", "b", "c")
+        await setup.manager.admin.pin("b")
+        await setup.manager.close()
+    with open_manager_setup(harness, tmp_path, room=2) as setup:
+        await setup.manager.start()
+        assert [r.name for r in setup.manager.views.serving() if r.resident] == ["b"]
+        await setup.manager.close()
 
 
-async def test_pins_that_do_not_fit_any_more_do_not_stop_the_start(harness: Harness, tmp_path: Path) -> None:
-    with open_shop(harness, tmp_path, room=2) as shop:
-        await shop.load("a", "b")
+async def test_pins_that_do_not_fit_any_more_do_not_stop_the_start(
+    harness: EngineHarness, tmp_path: Path
+) -> None:
+    with open_manager_setup(harness, tmp_path, room=2) as setup:
+        await setup.load("a", "b")
         for name in "ab":
-            await shop.manager.pin(name)
-        await shop.manager.close()
-    with open_shop(harness, tmp_path, room=1) as shop:
-        await asyncio.wait_for(shop.manager.start(), 30)
-        assert sum(r.resident for r in shop.manager.list()) == 1
-        await shop.manager.close()
+            await setup.manager.admin.pin(name)
+        await setup.manager.close()
+    with open_manager_setup(harness, tmp_path, room=1) as setup:
+        await asyncio.wait_for(setup.manager.start(), 30)
+        assert sum(r.resident for r in setup.manager.views.serving()) == 1
+        await setup.manager.close()
 
 
 async def test_loading_again_what_is_there_copies_nothing(
-    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harness: EngineHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As ``--adapter NAME=PATH`` does at every start."""
-    with open_shop(harness, tmp_path) as shop:
-        await shop.load("a")
-        await shop.manager.close()
-    with open_shop(harness, tmp_path) as shop:
-        await shop.manager.start()
+    with open_manager_setup(harness, tmp_path) as setup:
+        await setup.load("a")
+        await setup.manager.close()
+    with open_manager_setup(harness, tmp_path) as setup:
+        await setup.manager.start()
         monkeypatch.setattr(disk_module, "copy_artifact", None)
-        monkeypatch.setattr(shop.store, "move_in", None)
-        generation, _ = shop.registry.changes(0)
-        assert (await shop.manager.load("a", shop.root / "a", replace=True)).resident
-        assert shop.registry.changes(0)[0] == generation
-        await shop.manager.close()
+        monkeypatch.setattr(setup.store, "move_in", None)
+        generation, _ = setup.registry.changes(0)
+        assert (await setup.manager.admin.load("a", setup.root / "a", replace=True)).resident
+        assert setup.registry.changes(0)[0] == generation
+        await setup.manager.close()
 
 
-async def test_what_a_dead_process_left_is_cleaned_up(harness: Harness, tmp_path: Path) -> None:
-    with open_shop(harness, tmp_path) as shop:
-        await shop.load("draining", "served", "lost")
-        shop.registry.begin("loading", "s3://bucket/x")
-        shop.registry.drain("draining")
-        shutil.rmtree(shop.store.path(shop.manager.get("lost").digest))
-        await shop.manager.close()
-    with open_shop(harness, tmp_path) as shop:
-        await shop.manager.start()
-        assert [status.name for status in shop.manager.page()] == ["lost", "served"]
-        assert shop.manager.status("lost").state is State.FAILED
-        assert shop.store.digests() == [shop.manager.get("served").digest]
+async def test_what_a_dead_process_left_is_cleaned_up(harness: EngineHarness, tmp_path: Path) -> None:
+    with open_manager_setup(harness, tmp_path) as setup:
+        await setup.load("draining", "served", "lost")
+        setup.registry.begin("loading", "s3://bucket/x")
+        setup.registry.drain("draining")
+        shutil.rmtree(setup.store.path(setup.manager.views.get("lost").digest))
+        await setup.manager.close()
+    with open_manager_setup(harness, tmp_path) as setup:
+        await setup.manager.start()
+        assert [status.name for status in setup.manager.views.page()] == ["lost", "served"]
+        assert setup.manager.views.status("lost").state is State.FAILED
+        assert setup.store.digests() == [setup.manager.views.get("served").digest]
         with pytest.raises(AdapterNotFound, match="missing"):
-            await shop.lease("lost")
-        (await shop.lease("served")).release()
-        await shop.manager.close()
+            await setup.hold("lost")
+        (await setup.hold("served")).release()
+        await setup.manager.close()
 
 
-async def test_an_adapter_of_another_base_is_told_as_that(harness: Harness, tmp_path: Path) -> None:
-    with open_shop(harness, tmp_path) as shop:
-        await shop.load("a")
-        await shop.manager.close()
-    other = Harness(tiny_model(tmp_path / "other", num_hidden_layers=1))
-    with open_shop(other, tmp_path) as shop:
-        await shop.manager.start()
+async def test_an_adapter_of_another_base_is_told_as_that(harness: EngineHarness, tmp_path: Path) -> None:
+    with open_manager_setup(harness, tmp_path) as setup:
+        await setup.load("a")
+        await setup.manager.close()
+    other = EngineHarness(tiny_model(tmp_path / "other", num_hidden_layers=1))
+    with open_manager_setup(other, tmp_path) as setup:
+        await setup.manager.start()
         with pytest.raises(ArtifactError, match=r"published for another base model.*unexpected tensors"):
-            await shop.lease("a")
-        await shop.manager.close()
+            await setup.hold("a")
+        await setup.manager.close()
 
 
-async def test_a_thousand_registered_adapters(harness: Harness, tmp_path: Path, reads: Counter[str]) -> None:
+async def test_a_thousand_registered_adapters(
+    harness: EngineHarness, tmp_path: Path, reads: Counter[str]
+) -> None:
     """They cost a start no reading of weights, and kilobytes each while nobody asks for them."""
-    with open_shop(harness, tmp_path) as shop:
-        _register_many(shop)
+    with open_manager_setup(harness, tmp_path) as setup:
+        _register_many(setup)
         reads.clear()
-        await shop.manager.close()
-    with open_shop(harness, tmp_path) as shop:
+        await setup.manager.close()
+    with open_manager_setup(harness, tmp_path) as setup:
         gc.collect()
         tracemalloc.start()
-        await shop.manager.start()
+        await setup.manager.start()
         gc.collect()
         held, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert not reads
-        assert len(shop.manager.list()) == MANY
+        assert len(setup.manager.views.serving()) == MANY
         assert held / MANY < 8192
-        (await shop.lease("n777")).release()
+        (await setup.hold("n777")).release()
         assert reads.total() == 1
-        await shop.manager.close()
+        await setup.manager.close()
 
 
-def _register_many(shop: Shop) -> None:
+def _register_many(setup: ManagerSetup) -> None:
     """One published, the others registered with facts of their own as a publication would."""
-    path = shop.write("n777", seed=777)
+    path = setup.write("n777", seed=777)
 
     def validate(directory: Path) -> RevisionRecord:
-        return shop.manager._library.check(directory, str(path))[0]
+        return setup.manager.loader.check(directory, str(path))[0]
 
     def fetch(into: Path) -> None:
         shutil.copytree(path, into, dirs_exist_ok=True)
 
-    publish(shop.registry, shop.store, "n777", fetch=fetch, validate=validate, source=str(path))
-    facts = shop.registry.revision(shop.registry.get("n777").digest or "")
-    with shop.registry._database.write() as (connection, generation):  # as one: a commit takes milliseconds
+    publish(setup.registry, setup.store, "n777", fetch=fetch, validate=validate, source=str(path))
+    facts = setup.registry.revision(setup.registry.get("n777").digest or "")
+    with Database(f"sqlite:///{setup.root}/registry.db").write() as (
+        connection,
+        generation,
+    ):  # as one: a commit takes milliseconds
         for i in set(range(MANY)) - {777}:
             name, digest = f"n{i}", f"{i:064x}"
-            (shop.store.root / digest).mkdir()
+            (setup.store.root / digest).mkdir()
             for file in (CONFIG_NAME, WEIGHTS_NAME):
-                (shop.store.root / digest / file).touch()
+                (setup.store.root / digest / file).touch()
             put_revision(connection, replace(facts, digest=digest))
             row = {"name": name, "digest": digest, "state": "ready", "source": f"s3://bucket/adapters/{name}"}
             more = {"pinned": False, "created": 1.0, "updated": 1.0, "owner": ""}

@@ -15,8 +15,8 @@ from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.adapters.format.files import KEPT_NAMES
 from manylora.server.model import packing
 from manylora.server.model.packed_file import PREFIX
-from tests.support.adapter_manager import Shop, open_shop
-from tests.support.engine_harness import Harness
+from tests.support.adapter_manager import ManagerSetup, open_manager_setup
+from tests.support.engine_harness import EngineHarness
 
 
 @pytest.fixture
@@ -37,104 +37,106 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def packed_files(shop: Shop, name: str) -> list[Path]:
-    return sorted(shop.store.path(shop.manager.get(name).digest).glob(f"{PREFIX}*"))
+def packed_files(setup: ManagerSetup, name: str) -> list[Path]:
+    return sorted(setup.store.path(setup.manager.views.get(name).digest).glob(f"{PREFIX}*"))
 
 
-def resident_bytes(shop: Shop, name: str) -> torch.Tensor:
+def resident_bytes(setup: ManagerSetup, name: str) -> torch.Tensor:
     """What lies on the device of the only adapter there."""
-    pages = shop.manager._holdings.revision(shop.manager.get(name).digest).pages
+    pages = setup.manager.residency.references.revision(setup.manager.views.get(name).digest).pages
     assert pages is not None
-    return shop.pool.data[pages.start : pages.start + shop.unit // 4].clone()
+    return setup.pool.data[pages.start : pages.start + setup.unit // 4].clone()
 
 
-async def cold(shop: Shop, name: str) -> torch.Tensor:
+async def cold(setup: ManagerSetup, name: str) -> torch.Tensor:
     """Load an adapter that is neither on the device nor in memory."""
-    await shop.manager.evict(name)
-    shop.pool.data[-shop.unit // 4 :] = torch.nan  # what is not written shows
-    (await shop.lease(name)).release()
-    return resident_bytes(shop, name)
+    await setup.manager.admin.evict(name)
+    setup.pool.data[-setup.unit // 4 :] = torch.nan  # what is not written shows
+    (await setup.hold(name)).release()
+    return resident_bytes(setup, name)
 
 
 async def test_a_cold_load_neither_parses_nor_packs(
-    harness: Harness, tmp_path: Path, work: Counter[str]
+    harness: EngineHarness, tmp_path: Path, work: Counter[str]
 ) -> None:
     """Neither in the server that published it nor in one that starts later."""
-    with open_shop(harness, tmp_path, room=1) as shop:
-        await shop.load("a")
-        published = resident_bytes(shop, "a")
+    with open_manager_setup(harness, tmp_path, room=1) as setup:
+        await setup.load("a")
+        published = resident_bytes(setup, "a")
         work.clear()
-        assert torch.equal(await cold(shop, "a"), published)
+        assert torch.equal(await cold(setup, "a"), published)
         assert not work
-        await shop.manager.close()
-    with open_shop(harness, tmp_path, room=1) as shop:
-        await shop.manager.start()
-        assert torch.equal(await cold(shop, "a"), published)
+        await setup.manager.close()
+    with open_manager_setup(harness, tmp_path, room=1) as setup:
+        await setup.manager.start()
+        assert torch.equal(await cold(setup, "a"), published)
         assert not work
-        await shop.manager.close()
+        await setup.manager.close()
 
 
 async def test_a_packed_form_that_is_lost_or_damaged_is_made_again(
-    harness: Harness, tmp_path: Path, work: Counter[str]
+    harness: EngineHarness, tmp_path: Path, work: Counter[str]
 ) -> None:
-    with open_shop(harness, tmp_path, room=1) as shop:
-        await shop.load("a")
-        published = resident_bytes(shop, "a")
-        (path,) = packed_files(shop, "a")
+    with open_manager_setup(harness, tmp_path, room=1) as setup:
+        await setup.load("a")
+        published = resident_bytes(setup, "a")
+        (path,) = packed_files(setup, "a")
         content = path.read_bytes()
         for damaged in (None, content[:-1], content[:100] + b"?" + content[101:]):
             path.unlink()
             if damaged is not None:
                 path.write_bytes(damaged)
             work.clear()
-            assert torch.equal(await cold(shop, "a"), published)
+            assert torch.equal(await cold(setup, "a"), published)
             assert work["read"] == 1
             assert path.read_bytes() == content
         path.unlink()
-        weights = shop.store.path(shop.manager.get("a").digest) / "adapter_model.safetensors"
+        weights = setup.store.path(setup.manager.views.get("a").digest) / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
         with pytest.raises(ArtifactError, match="has changed"):
-            await cold(shop, "a")
-        await shop.manager.close()
+            await cold(setup, "a")
+        await setup.manager.close()
 
 
-async def test_it_goes_with_its_revision_and_is_no_part_of_it(harness: Harness, tmp_path: Path) -> None:
-    with open_shop(harness, tmp_path, room=1) as shop:
-        await shop.load("a")
-        digest = shop.manager.get("a").digest
-        assert read_artifact(shop.store.path(digest), harness.base, Limits(64, 1 << 24)).digest == digest
-        shutil.copytree(shop.store.path(digest), tmp_path / "copy")
+async def test_it_goes_with_its_revision_and_is_no_part_of_it(harness: EngineHarness, tmp_path: Path) -> None:
+    with open_manager_setup(harness, tmp_path, room=1) as setup:
+        await setup.load("a")
+        digest = setup.manager.views.get("a").digest
+        assert read_artifact(setup.store.path(digest), harness.base, Limits(64, 1 << 24)).digest == digest
+        shutil.copytree(setup.store.path(digest), tmp_path / "copy")
         (forged,) = (tmp_path / "copy").glob(f"{PREFIX}*")
         forged.write_bytes(b"not what a server wrote")
         (tmp_path / "copy" / f"{PREFIX}more").write_bytes(b"")
-        await shop.manager.delete("a")
-        assert not list(shop.store.root.glob("[0-9a-f]*"))
-        await shop.manager.load("b", tmp_path / "copy")
-        assert shop.manager.get("b").digest == digest
-        names = {path.name for path in shop.store.path(digest).iterdir()}
-        assert names - {*KEPT_NAMES} == {path.name for path in packed_files(shop, "b")}
-        assert len(packed_files(shop, "b")) == 1
-        assert packed_files(shop, "b")[0].read_bytes() != forged.read_bytes()
-        await shop.manager.close()
+        await setup.manager.deletions.delete("a")
+        assert not list(setup.store.root.glob("[0-9a-f]*"))
+        await setup.manager.admin.load("b", tmp_path / "copy")
+        assert setup.manager.views.get("b").digest == digest
+        names = {path.name for path in setup.store.path(digest).iterdir()}
+        assert names - {*KEPT_NAMES} == {path.name for path in packed_files(setup, "b")}
+        assert len(packed_files(setup, "b")) == 1
+        assert packed_files(setup, "b")[0].read_bytes() != forged.read_bytes()
+        await setup.manager.close()
 
 
-async def test_limits_hold_for_what_was_packed_under_others(harness: Harness, tmp_path: Path) -> None:
-    with open_shop(harness, tmp_path, room=1) as shop:
-        await shop.load("a")
-        shop.manager._library._limits = Limits(max_rank=2, max_bytes=1 << 24)
+async def test_limits_hold_for_what_was_packed_under_others(harness: EngineHarness, tmp_path: Path) -> None:
+    with open_manager_setup(harness, tmp_path, room=1) as setup:
+        await setup.load("a")
+        await setup.manager.close()
+    with open_manager_setup(harness, tmp_path, room=1, max_rank=2) as setup:
+        await setup.manager.start()
         with pytest.raises(ArtifactError, match="rank"):
-            await cold(shop, "a")
-        await shop.manager.close()
+            await cold(setup, "a")
+        await setup.manager.close()
 
 
 async def test_what_is_far_larger_packed_than_stored_is_not_kept(
-    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Counter[str]
+    harness: EngineHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Counter[str]
 ) -> None:
     monkeypatch.setattr(library_module, "_SMALL", -(1 << 30))
-    with open_shop(harness, tmp_path, room=1) as shop:
-        await shop.load("a")
-        published = resident_bytes(shop, "a")
-        assert torch.equal(await cold(shop, "a"), published)
-        assert not packed_files(shop, "a")
+    with open_manager_setup(harness, tmp_path, room=1) as setup:
+        await setup.load("a")
+        published = resident_bytes(setup, "a")
+        assert torch.equal(await cold(setup, "a"), published)
+        assert not packed_files(setup, "a")
         assert work["read"] > 1
-        await shop.manager.close()
+        await setup.manager.close()

@@ -188,10 +188,10 @@ def test_what_is_on_the_device_or_in_memory_serves_without_its_files(
 ) -> None:
     digest = put(admin, tmp_path, model, "a")["digest"]
     before = text(admin, "a")
-    holdings = admin.server.service.adapters._holdings
+    residency = admin.server.service.adapters.residency
     shutil.rmtree(admin.server.service.store.path(digest))
     assert text(admin, "a") == before
-    admin.server.call(holdings.placement.remove(holdings.revision(digest)))
+    admin.server.call(residency.device.remove(residency.references.revision(digest)))
     assert admin.get("/a")["residency"]["device"] == 0 < admin.get("/a")["residency"]["memory"]
     assert text(admin, "a") == before
 

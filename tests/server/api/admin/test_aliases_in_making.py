@@ -18,10 +18,10 @@ from tests.support.served_adapters import service_of
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:
     """A server with aliases, that writes models and looks unknown names up in a directory."""
-    shelf, data = tmp_path_factory.mktemp("shelf"), tmp_path_factory.mktemp("data")
+    storage, data = tmp_path_factory.mktemp("storage"), tmp_path_factory.mktemp("data")
     for number, name in enumerate(("to-merge", "to-export", "to-compose")):
-        write_adapter(shelf / name, model, seed=20 + number)
-    options: dict[str, Any] = {"resolve": [f"file://{shelf}/{{name}}"], "export_root": data / "models"}
+        write_adapter(storage / name, model, seed=20 + number)
+    options: dict[str, Any] = {"resolve": [f"file://{storage}/{{name}}"], "export_root": data / "models"}
     with serving(service_of(data, model, adapters, **options)) as running:
         with running.http() as http:
             for name, body in {

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from manylora.adapters.errors import AdapterInUse, AdapterNotFound
-from manylora.server.names.manager import AdapterManager
+from manylora.server.adapter_manager import AdapterManager
 from manylora.server.names.status import Filter
 from tests.support.adapters import write_adapter
 from tests.support.running_server import Running, serving, tiny_service
@@ -46,11 +46,11 @@ class Churn:
     async def learn(self, http: httpx.AsyncClient) -> None:
         """Ask each variant everything while nothing else happens."""
         for path in self.variants:
-            self.server.call(self.manager.load("probe", path, replace=True))
+            self.server.call(self.manager.admin.load("probe", path, replace=True))
             for prompt in PROMPTS:
                 revision, text = await self.ask(http, "probe", prompt)
                 self.expected[revision, prompt] = text
-        self.server.call(self.manager.delete("probe"))
+        self.server.call(self.manager.deletions.delete("probe"))
         assert len(set(self.expected.values())) > len(self.variants)
 
     async def ask(self, http: httpx.AsyncClient, name: str, prompt: str) -> tuple[str, str]:
@@ -102,17 +102,17 @@ class Churn:
 
     async def change(self, what: str, name: str, path: Path) -> None:
         if what == "publish":
-            await self.manager.load(name, path, replace=True)
+            await self.manager.admin.load(name, path, replace=True)
         elif what == "evict":
-            idle = [s.name for s in self.manager.page(Filter(resident=True)) if not s.references]
-            await self.manager.evict(idle[0] if idle else name)
+            idle = [s.name for s in self.manager.views.page(Filter(resident=True)) if not s.references]
+            await self.manager.admin.evict(idle[0] if idle else name)
         elif what == "roll back":
-            await self.manager.rollback(name)
+            await self.manager.admin.rollback(name)
         elif what == "delete":
-            await self.manager.delete(name)
+            await self.manager.deletions.delete(name)
         else:
-            await self.manager.pin(name)
-            await self.manager.unpin(name)
+            await self.manager.admin.pin(name)
+            await self.manager.admin.unpin(name)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -124,7 +124,7 @@ class Churn:
         async with httpx.AsyncClient(base_url=self.server.url, timeout=60, limits=limits) as http:
             await self.learn(http)
             for name, path in zip((*STABLE, *FLEETING), self.variants, strict=False):
-                self.server.call(self.manager.load(name, path))
+                self.server.call(self.manager.admin.load(name, path))
             self.until = monotonic() + SECONDS
             seeds = [random.Random(self.rng.random()) for _ in range(CLIENTS + 2)]
             clients = [self.client(http, rng) for rng in seeds[2:]]
@@ -147,11 +147,11 @@ async def test_every_stream_is_its_revisions_whatever_happens(
         assert churn.outcomes["answered"] > CLIENTS
         assert all(churn.outcomes[what] for what in CHANGES), churn.outcomes
         server.wait_until_idle()
-        for adapter in service.adapters.list():
-            server.call(service.adapters.delete(adapter.name))
+        for adapter in service.adapters.views.serving():
+            server.call(service.adapters.deletions.delete(adapter.name))
         server.call(_balanced(service.adapters))
         assert service.store.digests() == []
-        assert service.adapters.page() == []
+        assert service.adapters.views.page() == []
         sample = service.metrics.registry.get_sample_value
         assert sample("manylora_adapters_resident_bytes") == 0
         assert sample("manylora_tokens_after_abort_total") == 0
@@ -159,6 +159,6 @@ async def test_every_stream_is_its_revisions_whatever_happens(
 
 async def _balanced(manager: AdapterManager) -> None:
     manager.check()
-    assert manager.num_references == 0
-    assert manager._placement.resident_bytes == 0
-    assert manager._tiers.used_bytes == 0
+    assert manager.residency.references.total == 0
+    assert manager.residency.device.resident_bytes == 0
+    assert manager.residency.host.used_bytes == 0

@@ -60,7 +60,7 @@ def test_every_method_makes_an_adapter_that_peft_loads(
     with server.http() as http:
         made = http.post(ROUTE, params={"wait": "true"}, json={"members": MEMBERS, **how})
     assert made.status_code == 201, made.text
-    store: Path = server.service.store.path(server.service.adapters.status("both").digest or "")
+    store: Path = server.service.store.path(server.service.adapters.views.status("both").digest or "")
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), store)
     assert loaded.peft_config["default"].r <= how["rank"]
     assert ask(server, "both") != ask(server, server.service.model_name)

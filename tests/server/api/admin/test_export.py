@@ -100,7 +100,7 @@ def test_from_the_command_line(server: Running, root: Path) -> None:
 def test_a_stored_revision_that_has_changed(
     server: Running, root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    digest = server.service.adapters.get("beta").digest
+    digest = server.service.adapters.views.get("beta").digest
     weights = server.service.store.path(digest) / "adapter_model.safetensors"
     intact = weights.read_bytes()
     weights.chmod(0o644)

@@ -42,7 +42,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory, model: Path, roots: Path) ->
 def server(empty: Running) -> Iterator[Running]:
     """A server without adapters; what a test loads is unloaded after it, and leaves nothing behind."""
     yield empty
-    for adapter in empty.service.adapters.list():
+    for adapter in empty.service.adapters.views.serving():
         assert _post(empty, UNLOAD, lora_name=adapter.name).status_code == 200
     empty.wait_until_idle()
     assert empty.service.metrics.registry.get_sample_value("manylora_adapters_resident_bytes") == 0

@@ -119,7 +119,7 @@ def test_copies_run_beside_streams_of_everything_else(server: Running) -> None:
 
 
 def test_fifty_copies_leave_nothing_behind(server: Running) -> None:
-    decoder = server.service.core._decoder
+    decoder = server.service.core.decoder
     before = [decoder.weight(module).clone() for module in range(len(decoder.modules))]
     variants = server.service.adapters.variants
     assert variants is not None

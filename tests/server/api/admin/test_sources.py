@@ -23,10 +23,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path
     moto = ThreadedMotoServer("127.0.0.1", 0)
     moto.start()
     host, port = moto.get_host_and_port()
-    shelf = tmp_path_factory.mktemp("shelf")
+    storage = tmp_path_factory.mktemp("storage")
     for number in range(3):
-        write_adapter(shelf / f"local-{number}", model, seed=20 + number)
-    broken = write_adapter(shelf / "broken", model, seed=30)
+        write_adapter(storage / f"local-{number}", model, seed=20 + number)
+    broken = write_adapter(storage / "broken", model, seed=30)
     (broken / "adapter_model.safetensors").write_bytes(b"nothing")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path
             model,
             tmp_path_factory.mktemp("data"),
             adapter_url=["s3://lora/shared/"],
-            resolve=[f"file://{shelf}/{{name}}", "s3://lora/shared/{name}"],
+            resolve=[f"file://{storage}/{{name}}", "s3://lora/shared/{name}"],
         )
         with serving(service) as running:
             yield running
@@ -94,6 +94,6 @@ def test_a_name_whose_adapter_can_not_be_served(server: Running) -> None:
     assert "adapter_model.safetensors" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("name", ["..", "../shelf", "a/../b", "%2e%2e"])
+@pytest.mark.parametrize("name", ["..", "../storage", "a/../b", "%2e%2e"])
 def test_a_hostile_name_reaches_no_source(server: Running, name: str) -> None:
     assert ask(server, name).status_code in {400, 404}

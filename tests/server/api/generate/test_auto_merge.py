@@ -166,8 +166,8 @@ def test_a_copy_goes_with_the_last_name_of_its_revision(server: Running, adapter
     variants = server.service.adapters.variants
     assert variants is not None
     with server.http() as http:
-        server.call(server.service.adapters.load("delta", adapters / "alpha"))
-        server.call(server.service.adapters.load("epsilon", adapters / "gamma"))
+        server.call(server.service.adapters.admin.load("delta", adapters / "alpha"))
+        server.call(server.service.adapters.admin.load("epsilon", adapters / "gamma"))
         assert http.post(ROUTE.format("delta")).status_code == 200
         assert http.delete("/v1/adapters/delta").status_code == 200
         assert len(variants.list()) == 1, "alpha is the same revision"

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from tests.server.api.http.test_disconnect import connect
 from tests.support.adapters import write_adapter
-from tests.support.classifiers import Judge, make_classifier
+from tests.support.classifiers import PeftClassifier, make_classifier
+from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.tiny_models import byte_tokenizer
 
@@ -64,7 +64,7 @@ def post(server: Running, status: int = 200, **body: Any) -> dict[str, Any]:
 
 
 def scores(made: dict[str, Path], model: Path, name: str, ids: list[int]) -> torch.Tensor:
-    return Judge(made[name], model, len(KINDS[name].get("labels", "12"))).scores(ids)
+    return PeftClassifier(made[name], model, len(KINDS[name].get("labels", "12"))).scores(ids)
 
 
 def ids_of(text: str) -> list[int]:

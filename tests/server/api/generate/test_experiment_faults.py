@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import pytest
 from manylora.adapters.errors import RegistryUnavailable, SourceMissing, StoreError
 from manylora.server.errors import QueueFull
 from manylora.server.experiments import experiments
-from tests.server.api.http.test_disconnect import connect
+from manylora.server.residency.held_mix import HeldMix
 from tests.support.admin_client import Admin, error_of
+from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 
 ASKED = {"model": "test", "prompt": "x", "max_tokens": 2, "n": 2}
@@ -47,11 +48,17 @@ def ended(server: Running) -> tuple[int, dict[str, int]]:
     return arm["requests"], reasons
 
 
+def admit_by(monkeypatch: pytest.MonkeyPatch, admit: Callable[[HeldMix], Awaitable[None]]) -> None:
+    """Have every mix wait for its adapters, by ``admit``."""
+    monkeypatch.setattr(HeldMix, "try_admit", lambda _: False)
+    monkeypatch.setattr(HeldMix, "admit", admit)
+
+
 def test_an_adapter_that_can_not_be_loaded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     async def gone(_: object) -> Any:
         raise SourceMissing("its files are gone")
 
-    monkeypatch.setattr(server.service.adapters, "lease", gone)
+    admit_by(monkeypatch, gone)
     assert ask(server).status_code == 503
     assert ask(server, stream=True).status_code == 503
     assert ended(server) == (2, {"error": 4})
@@ -61,7 +68,7 @@ def test_files_that_can_not_be_read(server: Running, monkeypatch: pytest.MonkeyP
     async def gone(*_: object) -> Any:
         raise SourceMissing("its files are gone")
 
-    monkeypatch.setattr(server.service.adapters, "ensure_on_disk", gone)
+    monkeypatch.setattr(server.service.adapters.refetcher, "ensure_on_disk", gone)
     assert error_of(ask(server))[:2] == (503, "adapter_unavailable")
     compared = Admin(server).ask("POST", "/v1/compare", json={"targets": ["tiny", "test"], "prompt": "x"})
     assert compared.status_code == 503
@@ -80,7 +87,7 @@ def test_a_client_that_leaves_before_the_adapter_is_there(
         finally:
             left.set()
 
-    monkeypatch.setattr(server.service.adapters, "lease", never)
+    admit_by(monkeypatch, never)
     with closing(connect(server, "/v1/completions", ASKED)):
         server.call(asyncio.wait_for(waits.wait(), 30))
     server.call(asyncio.wait_for(left.wait(), 30))

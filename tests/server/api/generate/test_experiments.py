@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from manylora.server.engine.engine import Engine
-from tests.server.api.http.test_disconnect import connect
 from tests.support.admin_client import Admin, error_of
+from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 
 SPLIT = {"split": [{"target": "alpha", "share": 1}, {"target": "beta", "share": 1}]}

@@ -10,15 +10,16 @@ import pytest
 
 from manylora.adapters.mix import parse_mix
 from manylora.server.api.app import create_app
-from tests.server.api.generate.test_streaming import Exchange
+from tests.support.raw_requests import AsgiExchange
 from tests.support.running_server import tiny_service
+from tests.support.waiting import until
 
 
 async def test_a_request_with_many_prompts_waits_once(
     tmp_path: Path, model: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds its adapter while others wait in line for that memory: queueing again would be a deadlock."""
-    monkeypatch.setattr("manylora.server.residency.device_cache._PATIENCE", 0.0)
+    monkeypatch.setattr("manylora.server.residency.device_cache._PATIENCE_SECONDS", 0.0)
     service = tiny_service(
         model,
         tmp_path,
@@ -26,20 +27,25 @@ async def test_a_request_with_many_prompts_waits_once(
         adapter_memory=70_000,  # either of them, not both
     )
     app, manager = create_app(service), service.adapters
-    exchange = Exchange({"model": "alpha", "prompt": ["a", "b", "c"], "max_tokens": 2}, "/v1/completions")
+    exchange = AsgiExchange({"model": "alpha", "prompt": ["a", "b", "c"], "max_tokens": 2}, "/v1/completions")
     async with app.router.lifespan_context(app), asyncio.timeout(30):
-        assert max(a.nbytes for a in manager.list()) < 70_000 < sum(a.nbytes for a in manager.list())
-        held = await manager.lease(await manager.resolve(parse_mix("beta")))
-        request = asyncio.create_task(app(exchange.scope, exchange.receive, exchange.send))
-        while not manager._placement._line:
-            await asyncio.sleep(0)
-        while manager._placement._line[0].since is None:  # it is read, and there is no room
-            await asyncio.sleep(0)
-        behind = asyncio.create_task(manager.lease(await manager.resolve(parse_mix("beta"))))
-        await asyncio.sleep(0)
+        assert (
+            max(a.nbytes for a in manager.views.serving())
+            < 70_000
+            < sum(a.nbytes for a in manager.views.serving())
+        )
+        async with manager.resolve(parse_mix("beta")) as beta:
+            await beta.admit()
+            held = beta.share()
+        request = asyncio.create_task(exchange.run(app))
+        await until(lambda: manager.residency.device.lacks_room)
+        behind = held.again()
+        waiting = asyncio.create_task(behind.admit())
+        await until(lambda: manager.residency.device.num_waiting == 2)
         held.release()
         await request
-        (await behind).release()
+        await waiting
+        behind.release()
         manager.check()
-        assert manager.num_references == 0
+        assert manager.residency.references.total == 0
     assert len(json.loads(exchange.payload)["choices"]) == 3

@@ -10,11 +10,11 @@ from typing import Any
 
 import openai
 import pytest
-from starlette.types import Message
 
 from manylora.server.api.app import create_app
 from manylora.server.api.http import event_stream as sse
 from manylora.server.service import Service
+from tests.support.raw_requests import AsgiExchange
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
 
@@ -33,51 +33,11 @@ def service(tmp_path: Path, model: Path, adapters: Path) -> Service:
     return service_of(tmp_path, model, adapters)
 
 
-class Exchange:
-    """One HTTP exchange on raw ASGI: what the application sends, and a client that can hang up."""
-
-    def __init__(self, body: dict[str, Any], path: str = "/v1/chat/completions") -> None:
-        self.scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "scheme": "http",
-            "query_string": b"",
-            "headers": [(b"host", b"test"), (b"content-type", b"application/json")],
-            "client": ("test", 1),
-            "server": ("test", 80),
-        }
-        self.body: bytes | None = json.dumps(body).encode()
-        self.sent: list[Message] = []
-        self.hung_up = asyncio.Event()
-        self.hang_up_after: int | None = None  # messages
-
-    async def receive(self) -> Message:
-        if self.body is not None:
-            body, self.body = self.body, None
-            return {"type": "http.request", "body": body, "more_body": False}
-        await self.hung_up.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        self.sent.append(message)
-        if len(self.sent) == self.hang_up_after:
-            self.hung_up.set()
-
-    @property
-    def payload(self) -> bytes:
-        return b"".join(message.get("body", b"") for message in self.sent)
-
-
 async def test_raw_asgi_stream(service: Service) -> None:
     app = create_app(service)
-    exchange = Exchange(BODY)
+    exchange = AsgiExchange(BODY)
     async with app.router.lifespan_context(app):
-        await app(exchange.scope, exchange.receive, exchange.send)
+        await exchange.run(app)
     start, *rest = exchange.sent
     assert start["type"] == "http.response.start"
     assert start["status"] == 200
@@ -94,15 +54,15 @@ async def test_raw_asgi_stream(service: Service) -> None:
 
 async def test_raw_asgi_client_hangs_up(service: Service) -> None:
     app = create_app(service)
-    exchange = Exchange({**BODY, "max_tokens": 1500})
+    exchange = AsgiExchange({**BODY, "max_tokens": 1500})
     exchange.hang_up_after = 3
     async with app.router.lifespan_context(app):
-        await app(exchange.scope, exchange.receive, exchange.send)
+        await exchange.run(app)
         assert b"[DONE]" not in exchange.payload
-        assert service.adapters.num_references <= 1  # the engine confirms within a step
+        assert service.adapters.residency.references.total <= 1  # the engine confirms within a step
         while service.engine.num_open:
             await asyncio.sleep(0)
-        assert service.adapters.num_references == 0
+        assert service.adapters.residency.references.total == 0
         assert service.metrics.registry.get_sample_value("manylora_aborts_total", {"adapter": "alpha"}) == 1
         assert service.metrics.registry.get_sample_value("manylora_tokens_after_abort_total") == 0
 
@@ -110,22 +70,22 @@ async def test_raw_asgi_client_hangs_up(service: Service) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_raw_asgi_hang_up_before_the_first_byte(service: Service, stream: bool) -> None:
     app = create_app(service)
-    exchange = Exchange({**BODY, "max_tokens": 1500, "stream": stream})
+    exchange = AsgiExchange({**BODY, "max_tokens": 1500, "stream": stream})
     exchange.hung_up.set()
     async with app.router.lifespan_context(app):
-        await app(exchange.scope, exchange.receive, exchange.send)
+        await exchange.run(app)
         while service.engine.num_open:
             await asyncio.sleep(0)
-        assert service.adapters.num_references == 0
+        assert service.adapters.residency.references.total == 0
     assert b"[DONE]" not in exchange.payload
 
 
 async def test_silent_streams_get_comments(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "PING_SECONDS", 0.001)
     app = create_app(service)
-    exchange = Exchange({**BODY, "max_tokens": 200})
+    exchange = AsgiExchange({**BODY, "max_tokens": 200})
     async with app.router.lifespan_context(app):
-        await app(exchange.scope, exchange.receive, exchange.send)
+        await exchange.run(app)
     assert b": keep-alive\n\n" in exchange.payload
     assert exchange.payload.endswith(b"data: [DONE]\n\n")
 

@@ -7,27 +7,15 @@ import json
 import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from manylora.server.metrics.families import OWN_LABELS
+from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS
 
 ROUNDS = 200
-
-
-def connect(server: Running, path: str, body: dict[str, Any]) -> socket.socket:
-    """Send a request and leave the connection open."""
-    url = urlsplit(server.url)
-    assert url.hostname is not None
-    assert url.port is not None
-    connection = socket.create_connection((url.hostname, url.port), timeout=30)
-    payload = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    connection.sendall(head.encode() + f"Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
-    return connection
 
 
 def _value(server: Running, name: str, **labels: str) -> float:
@@ -121,7 +109,7 @@ def test_while_waiting_for_a_cold_adapter(tmp_path: Path, model: Path, adapters:
     options: dict[str, Any] = {"adapter": {name: adapters / name for name in ADAPTERS[:2]}}
     probe = tiny_service(model, tmp_path / "probe", **options)
     with serving(probe) as running:
-        sizes = [adapter.nbytes for adapter in running.service.adapters.list()]
+        sizes = [adapter.nbytes for adapter in running.service.adapters.views.serving()]
     service = tiny_service(model, tmp_path / "real", adapter_memory=int(1.5 * max(sizes)), **options)
     with serving(service) as running:
         body = {"prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": stream}

@@ -15,7 +15,7 @@ import pytest
 
 from manylora.server.api.app import create_app
 from manylora.server.metrics.families import BASE
-from tests.server.api.generate.test_streaming import Exchange
+from tests.support.raw_requests import AsgiExchange
 from tests.support.running_server import Running, serving, tiny_service
 
 KEYS = ["first-key", "schlüssel"]
@@ -206,11 +206,11 @@ async def test_unexpected_faults_tell_nothing(
         raise RuntimeError("secret detail")
 
     monkeypatch.setattr(service.tokenizer, "render_chat", broken)
-    exchange = Exchange(CHAT)
+    exchange = AsgiExchange(CHAT)
     caplog.set_level(logging.CRITICAL)
     async with app.router.lifespan_context(app):
         with pytest.raises(RuntimeError):  # for the server's log, after the answer
-            await app(exchange.scope, exchange.receive, exchange.send)
+            await exchange.run(app)
     assert exchange.sent[0]["status"] == 500
     assert b"x-request-id" in dict(exchange.sent[0]["headers"])
     assert b"secret" not in exchange.payload

@@ -1,4 +1,4 @@
-"""Work that comes back as long as the server runs."""
+"""Work that is repeated as long as the server runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 
-class Recurring:
-    """Does something every so many seconds on the event loop. What it does must not raise."""
+class PeriodicTask:
+    """Calls something every so many seconds on the event loop. What it calls must not raise."""
 
     def __init__(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
         self._seconds = seconds
@@ -15,7 +15,7 @@ class Recurring:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin; the first time comes after the first pause."""
+        """Begin; the first call comes after the first pause."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
