@@ -68,7 +68,7 @@ def create_app(service: Service) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.service = service
-    app.state.comparisons = compare.Comparisons()
+    app.state.comparison_limit = compare.ComparisonLimit()
     app.state.publications = Publications()
     for kind in _HANDLED:
         app.add_exception_handler(kind, answer_error)

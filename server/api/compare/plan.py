@@ -1,4 +1,4 @@
-"""From the body of a comparison to all there is to run, checked before anything runs."""
+"""All that a comparison has to run, made from its body and checked before anything runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Target:
 
 @dataclass(frozen=True)
 class CasePlan:
-    """One prompt."""
+    """One prompt of a comparison, as each target reads it."""
 
     prompts: tuple[tuple[int, ...], ...]  # token ids by target: their chat templates may differ
     params: tuple[SamplingParams, ...]  # of the answers, by target; empty if none are asked for

@@ -9,8 +9,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from manylora.server.api.compare.body import CompareBody
+from manylora.server.api.compare.comparison import Comparison
 from manylora.server.api.compare.plan import plan_comparison
-from manylora.server.api.compare.running import Comparison
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.event_stream import EventStream, encode, with_last_events
@@ -35,15 +35,16 @@ _EXAMPLES = {
 }
 
 
-class Comparisons:
-    """How many comparisons run: each holds up to 64 MiB of logits."""
+class ComparisonLimit:
+    """Bounds how many comparisons run at the same time: each holds up to 64 MiB of logits."""
 
     def __init__(self) -> None:
         self.running = 0
 
     @contextmanager
-    def one_more(self) -> Iterator[None]:
-        """
+    def counted(self) -> Iterator[None]:
+        """Count one more comparison within the block.
+
         Raises:
             QueueFull: as many run as may.
         """
@@ -62,7 +63,7 @@ async def compare(
 ) -> Response:
     """Let 2 to 8 targets answer, and score one reference under all of them; with progress as a stream."""
     async with AsyncExitStack() as stack:
-        stack.enter_context(request.app.state.comparisons.one_more())
+        stack.enter_context(request.app.state.comparison_limit.counted())
         plan = await plan_comparison(service, request, body, stack)
         comparison = Comparison(service, plan, stack.pop_all())
     try:
