@@ -10,7 +10,7 @@ import torch
 from manylora.server.engine.async_engine import AsyncEngine, GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.merged.variants import MergeError, Variant
-from manylora.server.metrics.families import OTHER
+from manylora.server.metrics.labels import OTHER
 from manylora.server.residency.held_mix import HeldMix, RevisionMix
 from manylora.server.residency.residency import Residency
 from manylora.server.threads import LimitedWork

@@ -208,7 +208,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
         message = f"There is nothing at {request.method} {request.scope['path'][:200]}"
         answer = replace(answer, message=message)
     if answer.kind.rejection is not None:
-        request.app.state.service.metrics.rejected(answer.kind.rejection)
+        request.app.state.service.metrics.requests.rejected(answer.kind.rejection)
     response = answer.response()
     if "manylora.request_id" in request.scope:  # an unexpected fault is answered outside the middleware
         response.headers["x-request-id"] = request.scope["manylora.request_id"]

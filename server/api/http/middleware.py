@@ -68,7 +68,7 @@ class BodyLimit:
         limit = self.upload_limit if _is_upload(scope, headers) else self.limit
         declared = headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared[:20]) > limit:
-            self.metrics.rejected("invalid")
+            self.metrics.requests.rejected("invalid")
             await error_answer(self._too_large(limit)).response()(scope, receive, send)
             return
         seen = 0
@@ -139,7 +139,7 @@ class ApiKeyCheck:
             await self.app(scope, receive, send)
             return
         answer = error_answer(error)
-        self.metrics.rejected(answer.kind.rejection or "other")
+        self.metrics.requests.rejected(answer.kind.rejection or "other")
         await answer.response()(scope, receive, send)
 
     def _refusal(self, path: str, headers: Headers) -> Unauthorized | AdminKeyNeeded | None:

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from manylora.server.api.app import create_app
-from manylora.server.metrics.families import BASE
+from manylora.server.metrics.labels import BASE
 from tests.support.raw_requests import AsgiExchange
 from tests.support.running_server import Running, serving, tiny_service
 
