@@ -25,15 +25,18 @@ DONE = b"data: [DONE]\n\n"
 class DeltaSource(Protocol):
     """What generates an answer: yields each delta with the index of its choice."""
 
-    def events(self) -> AsyncGenerator[tuple[int, Delta], None]: ...
+    def events(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """Every delta with the index of its choice, as they come."""
 
 
 class ChunkFormat(Protocol):
     """Turns deltas into the JSON chunks of one endpoint's stream."""
 
-    def chunks(self, choice: int, delta: Delta) -> Sequence[dict[str, Any]]: ...
+    def chunks(self, choice: int, delta: Delta) -> Sequence[dict[str, Any]]:
+        """The chunks that ``delta`` makes; none while its text is held back."""
 
-    def last_chunks(self) -> Sequence[dict[str, Any]]: ...
+    def last_chunks(self) -> Sequence[dict[str, Any]]:
+        """The chunks that follow the end of the last choice."""
 
 
 def encode(payload: Any) -> bytes:

@@ -115,6 +115,7 @@ class _Writer:
             raise RequestError("The form ends before its last boundary", code="invalid_form")
 
     def close(self) -> None:
+        """Close the file that is being written, if one is."""
         if self._part.file is not None:
             self._part.file.close()
             self._part.file = None
