@@ -27,7 +27,7 @@ import typer
 
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
-from manylora.server.api.http.app import create_app
+from manylora.server.api.app import create_app
 from manylora.server.cli.serve import StartUp, event_loop_factory, listening, serve
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.options.settings import Settings
@@ -67,12 +67,13 @@ class Cost:
 async def under_load(service: Service, url: str, load: tuple[str, ...]) -> Cost:
     """What a whole run of ``manylora bench`` costs the thread this is called in."""
     command = (sys.executable, "-m", "manylora", "bench", "--url", url, "--json", *load)
-    tokens, began, spent = service.metrics.traffic(_BASE).generated_tokens, perf_counter(), thread_time()
+    tokens = service.metrics.requests.traffic(_BASE).generated_tokens
+    began, spent = perf_counter(), thread_time()
     client = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
     if await client.wait() != 0:
         raise SystemExit(f"{' '.join(command)} failed")
     spent, seconds = thread_time() - spent, perf_counter() - began
-    return Cost(service.metrics.traffic(_BASE).generated_tokens - tokens, seconds, spent)
+    return Cost(service.metrics.requests.traffic(_BASE).generated_tokens - tokens, seconds, spent)
 
 
 def shares(profile: cProfile.Profile) -> dict[str, float]:
@@ -90,9 +91,9 @@ def metrics_microseconds(streams: int) -> float:
     metrics, began = Metrics(), thread_time()
     for _ in range(_METRIC_STEPS):
         for _ in range(streams):
-            metrics.inter_token(_BASE, 0.03)
-            metrics.generated(_BASE, 1)
-        metrics.step(
+            metrics.requests.inter_token(_BASE, 0.03)
+            metrics.requests.generated_tokens(_BASE, 1)
+        metrics.steps.record(
             running=streams, waiting=0, batch_tokens=streams, batch_sequences=streams,
             distinct_adapters=0, kv_used=10, kv_total=1000, seconds=0.03,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.options.loading import unknown_keys
 from manylora.adapters.progress_bars import progress_bars
-from manylora.server.api.http.app import create_app
+from manylora.server.api.app import create_app
 from manylora.server.errors import ConfigError, RequestError, ServerError
 from manylora.server.options.loading import load_settings
 from manylora.server.options.settings import Settings

@@ -245,7 +245,7 @@ class AdapterManager:
             self.variants.forget(orphans)
         for name in names:
             if name not in self._mirror.names:
-                self._metrics.forget(name)
+                self._metrics.requests.forget_adapter(name)
         self._pins.update(names)
         for digest in orphans:
             self._reclaimer.reclaim(digest).add_done_callback(lambda _: self._observe())
@@ -254,8 +254,8 @@ class AdapterManager:
 
     def _observe(self) -> None:
         device, host = self.residency.device, self.residency.host
-        self._metrics.adapters_registered(len(self._mirror.names))
-        self._metrics.adapters_resident(device.num_resident, device.resident_bytes, host.used_bytes)
+        self._metrics.adapters.set_registered(len(self._mirror.names))
+        self._metrics.adapters.set_resident(device.num_resident, device.resident_bytes, host.used_bytes)
 
     async def _clean_up(self) -> tuple[str, ...]:
         return await self._fetching.run(clean_up, self._registry, self._store)

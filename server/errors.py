@@ -4,10 +4,15 @@ ServerError
 ├── ModelRefused        the base model can't be loaded or can't be served correctly
 ├── RequestError        the request is invalid; names the parameter
 │   └── ContextTooLong  prompt and answer do not fit the context window
+├── BodyTooLarge        the request's body exceeds its bound
+├── Unauthorized        no API key, or an unknown one
+├── AdminKeyNeeded      a key that may not manage adapters
 ├── ModelNotFound       the model string names nothing that is registered
 ├── AnswerUnknown       no such answer can be scored
 ├── QueueFull           too many requests are waiting; says when to retry
+├── AdapterUnavailable  a registered adapter's files are gone or damaged
 ├── EngineDead          the engine thread has stopped
+├── GenerationFailed    an answer ended by a fault of the server
 ├── CopyFailed          a merged copy could not be built
 ├── ExportFailed        a standalone model could not be written
 ├── Cancelled           somebody has ended what this request waited for
@@ -45,6 +50,18 @@ class ContextTooLong(RequestError):
         super().__init__(message, param, "context_length_exceeded")
 
 
+class BodyTooLarge(ServerError):
+    """The request's body exceeds the bound."""
+
+
+class Unauthorized(ServerError):
+    """No API key, or one that is not among the configured."""
+
+
+class AdminKeyNeeded(ServerError):
+    """The key is one of those that may ask for answers, but not manage adapters."""
+
+
 class ModelNotFound(ServerError):
     """The model string names neither the base model nor a registered adapter."""
 
@@ -61,8 +78,16 @@ class QueueFull(ServerError):
         self.retry_after = retry_after
 
 
+class AdapterUnavailable(ServerError):
+    """A registered adapter's files are gone or damaged, so that no request can run with it."""
+
+
 class EngineDead(ServerError):
     """The engine thread has stopped; nothing can be generated until the process restarts."""
+
+
+class GenerationFailed(ServerError):
+    """A sequence ended by a fault of the server, not by the request."""
 
 
 class ExportFailed(ServerError):

@@ -56,7 +56,7 @@ def run_server(settings: Settings, progress: Progress) -> None:
         Console(stderr=True, highlight=False).print(f"Loading {settings.model_name} from {directory}")
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415  (brings torch: seconds)
 
-        from manylora.server.api.http.app import create_app  # noqa: PLC0415
+        from manylora.server.api.app import create_app  # noqa: PLC0415
         from manylora.server.service import build_service  # noqa: PLC0415
         from manylora.server.threads import call_in_thread  # noqa: PLC0415
 

@@ -157,7 +157,7 @@ class Engine:
         for sequence, first, count in batch.wanted:
             self._hand_out(logits[first : first + count, : self._width(sequence)], sequence)
         logprobs = self._logprobs(logits, batch, tokens)
-        self._metrics.token_after_abort(sum(s.finish_reason is not None for s, _ in batch.sampling))
+        self._metrics.requests.tokens_after_abort(sum(s.finish_reason is not None for s, _ in batch.sampling))
         for (sequence, _), token in zip(batch.sampling, tokens, strict=True):
             if not sequence.abort_requested:
                 self._append(sequence, token, logprobs.get(sequence.id))
@@ -173,9 +173,10 @@ class Engine:
     def _admitted(self, sequence: Sequence) -> None:
         assert sequence.first_scheduled is not None
         label = sequence.mix.label
-        self._metrics.started(label, sequence.first_scheduled - sequence.arrival)
-        self._metrics.prompt_tokens(label, len(sequence))  # with the tokens of the answer that are given
-        self._metrics.prefix(len(sequence), sequence.num_cached_tokens)
+        self._metrics.requests.started(label, sequence.first_scheduled - sequence.arrival)
+        prompt_tokens = len(sequence)  # with the tokens of the answer that are given
+        self._metrics.requests.prompt_tokens(label, prompt_tokens)
+        self._metrics.requests.prefix_lookup(prompt_tokens, sequence.num_cached_tokens)
 
     def _score_prompt(self, logits: torch.Tensor, sequence: Sequence, first: int, count: int) -> None:
         start = len(sequence.prompt_scores) + 1
@@ -246,12 +247,12 @@ class Engine:
         now, label = monotonic(), sequence.mix.label
         if first:
             sequence.first_token = now
-            self._metrics.first_token(label, now - sequence.arrival)
+            self._metrics.requests.first_token(label, now - sequence.arrival)
         else:
             assert sequence.last_token is not None
-            self._metrics.inter_token(label, now - sequence.last_token)
+            self._metrics.requests.inter_token(label, now - sequence.last_token)
         sequence.last_token = now
-        self._metrics.generated(label, 1)
+        self._metrics.requests.generated_tokens(label, 1)
 
     def _finished_by(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, int | None]:
         """Whether ``token`` ends the answer, and the stop token id to report if a client named it."""
@@ -298,9 +299,9 @@ class Engine:
         self.scheduler.remove(sequence)
         del self._detokenizers[sequence.id]
         label = sequence.mix.label
-        self._metrics.finished(label, delta.finish_reason.value, monotonic() - sequence.arrival)
+        self._metrics.requests.finished(label, delta.finish_reason.value, monotonic() - sequence.arrival)
         if delta.finish_reason is FinishReason.ABORT:
-            self._metrics.aborted(label)
+            self._metrics.requests.aborted(label)
         self._events.append((sequence, delta))
 
     def _observe(self, batch: Batch, began: float) -> None:
@@ -308,8 +309,8 @@ class Engine:
         self._prompt_budget.observe(rows, seconds)
         preempted = self.scheduler.take_preemptions()
         if preempted:
-            self._metrics.preempted(preempted)
-        self._metrics.step(
+            self._metrics.requests.preempted(preempted)
+        self._metrics.steps.record(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
             batch_tokens=rows,

@@ -56,7 +56,7 @@ class ResolvedMix:
 
     members: tuple[tuple[AdapterPages, float], ...] = ()
     digest: bytes = b""  # manylora.adapters.mix.mix_digest; b"" is the base
-    label: str = "(base)"  # the adapter's name, or one of manylora.server.metrics.metrics.OWN_LABELS
+    label: str = "(base)"  # the adapter's name, or one of manylora.server.metrics.labels.OWN_LABELS
     merged: MergedWeights | None = None  # the weights a merged copy runs on, instead of the base's
 
     @property

@@ -108,7 +108,7 @@ class Experiments:
         counts = scored(score)
         if previous is not None:
             add(counts, scored(previous, sign=-1))
-        self._metrics.scored(answer.label, score, previous)
+        self._metrics.requests.scored(answer.label, score, previous)
         arm = answer.arm if answer.arm is not None and self.count(answer.arm, counts) else None
         return Scored(answer.model, None if arm is None else self._named(arm), previous)
 

@@ -136,7 +136,7 @@ class AutoMerge:
         if copy.state is not VariantState.READY:
             logger.warning("%s could not be merged: %s", model, copy.error)
         elif copy.automatic:  # else somebody has asked for it, and it is not ours to free
-            self._metrics.auto_merged()
+            self._metrics.adapters.auto_merged()
             logger.info(
                 "%s is merged, as %.0f%% of the answers are its: %.0f MB, %.1f s",
                 *(model, 100 * share, copy.nbytes / 1e6, copy.seconds),

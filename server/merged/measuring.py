@@ -11,7 +11,7 @@ from manylora.adapters.fidelity.totals import Totals
 from manylora.server.engine.async_engine import AsyncEngine, GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.merged.variants import MergeError, Variant
-from manylora.server.metrics.families import OTHER
+from manylora.server.metrics.labels import OTHER
 from manylora.server.residency.held_mix import HeldMix, RevisionMix
 from manylora.server.residency.residency import Residency
 from manylora.server.threads import LimitedWork

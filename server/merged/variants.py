@@ -253,7 +253,9 @@ class Variants:
             )
 
     def _observe(self) -> None:
-        self._metrics.merged_copies(len(self._variants), sum(v.nbytes for v in self._variants.values()))
+        self._metrics.adapters.set_merged_copies(
+            len(self._variants), sum(v.nbytes for v in self._variants.values())
+        )
 
     async def _build(self, variant: Variant, members: Members) -> None:
         began = time.monotonic()

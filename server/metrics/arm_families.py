@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from manylora.server.metrics.families import OUTCOMES
+from manylora.server.metrics.labels import OUTCOMES
 
 ArmCounts = Mapping[
     tuple[str, str], Mapping[str, float]

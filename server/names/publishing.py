@@ -187,7 +187,7 @@ class Publisher:
             finally:
                 await self._mirror.refresh(wanted.name)
             await self._residency.offer(packed)
-            self._metrics.adapter_read("publish", monotonic() - began)
+            self._metrics.adapters.loaded("publish", monotonic() - began)
             await self._fetching.run(lambda: self._loader.keep_packed(packed, facts.nbytes))
             return self._registered(record, facts, packed)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from manylora.adapters.errors import AdapterNotFound, AdapterTooLarge, MixError
 from manylora.adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
 from manylora.adapters.registry.records import NameRecord, State
-from manylora.server.metrics.families import BASE, MIX, OTHER
+from manylora.server.metrics.labels import BASE, MIX, OTHER
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.names.aliases import expand, expand_sole
 from manylora.server.names.lookup import Lookup
@@ -89,7 +89,7 @@ class Resolver:
             self._check_fits(revisions)
         for name in {term.name for term in terms}:
             self._mirror.touch(name)
-            self._metrics.adapter_used(name)
+            self._metrics.requests.add_adapter(name)
         held = HeldMix(self._residency, revisions, copy=copy, arm=arm)
         if copy is None and any(revision.pages is None for revision in held.members):
             self._residency.read_early(held.members)

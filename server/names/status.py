@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manylora.adapters.registry.records import NameRecord, RevisionRecord, State
-from manylora.server.metrics.families import Traffic
+from manylora.server.metrics.request_metrics import Traffic
 from manylora.server.residency.residency import BytesByTier
 
 

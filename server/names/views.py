@@ -40,7 +40,7 @@ class Views:
             if facts is None
             else self._residency.bytes_by_tier(facts.digest, stored),
             references=self._residency.references.count(record.history),
-            traffic=self._metrics.traffic(name),
+            traffic=self._metrics.requests.traffic(name),
             last_used=self._mirror.used.get(name),
         )
 

@@ -95,7 +95,7 @@ class DeviceCache:
         if not self._all_resident(members) or self._must_queue():
             return False
         self.hold(members)
-        self._metrics.adapter_hit("device", len(members))
+        self._metrics.adapters.found("device", len(members))
         return True
 
     async def acquire(self, members: Sequence[Revision]) -> None:
@@ -305,7 +305,7 @@ class DeviceCache:
             if victim is None:
                 return None
             self.evict(victim)
-            self._metrics.adapter_evicted()
+            self._metrics.adapters.evicted()
         return pages
 
     async def _write(self, reserved: Sequence[tuple[Revision, PackedAdapter]]) -> None:

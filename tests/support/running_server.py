@@ -15,7 +15,7 @@ import httpx
 import openai
 import uvicorn
 
-from manylora.server.api.http.app import create_app
+from manylora.server.api.app import create_app
 from manylora.server.api.http.protocol import BoundedHttpProtocol
 from manylora.server.options.settings import Settings
 from manylora.server.service import Service, build_service

@@ -1,4 +1,4 @@
-"""``/v1/adapters``: what there is, and everything that can be done with an adapter but publishing it."""
+"""``/v1/adapters``: which adapters there are, and everything to do with one but publishing it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from manylora.adapters.registry.records import State
+from manylora.server.api.admin.json_views import adapter_details_json, adapter_json, short_digest
 from manylora.server.api.admin.publications import Publications, PublicationsState
-from manylora.server.api.admin.views import adapter, adapter_in_full, short
 from manylora.server.api.http.body import RequestBody, parse_body
-from manylora.server.api.http.errors import blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import (
     DEFAULT_DEADLINE,
@@ -20,6 +20,7 @@ from manylora.server.api.http.limits import (
     MAX_TAG_LENGTH,
     MAX_USER_LENGTH,
 )
+from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.names.status import Filter
 from manylora.server.service import Service
@@ -37,7 +38,7 @@ class Parameters(BaseModel):
 
 
 class ListParameters(Parameters):
-    """Which adapters to list."""
+    """Query parameters that say which adapters to list."""
 
     prefix: Text = Field("", description="Only names that begin with this.")
     tag: str | None = Field(None, max_length=MAX_TAG_LENGTH, description="Only adapters with this tag.")
@@ -48,7 +49,7 @@ class ListParameters(Parameters):
 
 
 class DeleteParameters(Parameters):
-    """How long to wait for running requests."""
+    """Query parameter that says how long a deletion waits for running requests."""
 
     deadline: float = Field(
         DEFAULT_DEADLINE, ge=0, le=MAX_DEADLINE, description="Seconds that running requests get to finish."
@@ -56,7 +57,7 @@ class DeleteParameters(Parameters):
 
 
 class NoBody(RequestBody):
-    """Nothing to say."""
+    """The body of a route that takes no fields."""
 
 
 class RollbackBody(RequestBody):
@@ -69,7 +70,7 @@ class RollbackBody(RequestBody):
     )
 
 
-Nothing = Annotated[NoBody, Depends(parse_body(NoBody, optional=True))]
+EmptyBody = Annotated[NoBody, Depends(parse_body(NoBody, optional=True))]
 
 
 @router.get("", summary="List adapters")
@@ -81,7 +82,7 @@ async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, 
     return Json(
         {
             "object": "list",
-            "data": [adapter(status) for status in page],
+            "data": [adapter_json(status) for status in page],
             "first_id": page[0].name if page else None,
             "last_id": page[-1].name if page else None,
             "has_more": len(found) > len(page),
@@ -91,52 +92,56 @@ async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, 
 
 @router.get("/{name}", summary="One adapter")
 async def get_adapter(service: ServiceState, publications: PublicationsState, name: Name) -> Response:
-    """Its state, its revisions, where its bytes are and what it has served."""
+    """An adapter's state and revisions, where its bytes are, and what it has served."""
     with blame("name"):
         if not service.adapters.admin.has(name):  # another server may have published it a moment ago
             await service.adapters.admin.catch_up()
-        return await in_full(service, publications, name)
+        return await details_response(service, publications, name)
 
 
 @router.post("/{name}/pin", summary="Keep an adapter on the device")
-async def pin(service: ServiceState, name: Name, _: Nothing) -> Response:
-    """It is brought to the device and not evicted from there until it is unpinned."""
+async def pin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
+    """Bring an adapter to the device, and do not evict it from there until it is unpinned."""
     with blame("name"):
-        return Json(adapter(await service.adapters.admin.pin(name)))
+        return Json(adapter_json(await service.adapters.admin.pin(name)))
 
 
 @router.post("/{name}/unpin", summary="Let an adapter be evicted again")
-async def unpin(service: ServiceState, name: Name, _: Nothing) -> Response:
-    """It stays where it is until somebody needs the room."""
+async def unpin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
+    """Let an adapter be evicted again; it stays where it is until others need the room."""
     with blame("name"):
-        return Json(adapter(await service.adapters.admin.unpin(name)))
+        return Json(adapter_json(await service.adapters.admin.unpin(name)))
 
 
 @router.post("/{name}/prefetch", summary="Bring an adapter in before it is asked for")
-async def prefetch(service: ServiceState, name: Name, _: Nothing) -> Response:
-    """To the device if unused adapters can make room there, else to host memory."""
+async def prefetch(service: ServiceState, name: Name, _: EmptyBody) -> Response:
+    """Bring an adapter to the device if unused ones can make room there, else to host memory."""
     with blame("name"):
-        return Json(adapter(await service.adapters.admin.prefetch(name)))
+        return Json(adapter_json(await service.adapters.admin.prefetch(name)))
 
 
 @router.post("/{name}/evict", summary="Take an adapter off the device and out of host memory")
-async def evict(service: ServiceState, name: Name, _: Nothing) -> Response:
-    """The next request brings it back from disk. Refused while it is in use or pinned."""
+async def evict(service: ServiceState, name: Name, _: EmptyBody) -> Response:
+    """Evict an adapter; the next request brings it back from disk. Refused while it is in use or pinned."""
     with blame("name"):
-        return Json(adapter(await service.adapters.admin.evict(name)))
+        return Json(adapter_json(await service.adapters.admin.evict(name)))
 
 
-@router.post("/{name}/rollback", summary="Go back to an earlier revision")
+@router.post(
+    "/{name}/rollback",
+    summary="Go back to an earlier revision",
+    openapi_extra=documented(RollbackBody, {"before": example("The one before", {})}, required=False),
+)
 async def rollback(
     service: ServiceState,
     publications: PublicationsState,
     name: Name,
     body: Annotated[RollbackBody, Depends(parse_body(RollbackBody, optional=True))],
 ) -> Response:
-    """New requests get that revision; those running keep theirs. Nothing is read again."""
+    """Give new requests an earlier revision; those running keep theirs. Nothing is read again."""
     with blame("name" if body.revision is None else "revision"):
         await service.adapters.admin.rollback(name, body.revision)
-    return await in_full(service, publications, name)
+    return await details_response(service, publications, name)
 
 
 @router.delete("/{name}", summary="Delete an adapter")
@@ -165,15 +170,15 @@ async def delete_adapter(
     )
 
 
-async def in_full(
+async def details_response(
     service: Service, publications: Publications, name: str, http_status: int = 200
 ) -> Response:
-    """An adapter with the facts of every revision it can be rolled back to, and its publication.
-
-    In this order: what a publication that has ended did to the name is seen.
-    """
-    publication = await publications.show(name)
+    """The answer that describes an adapter, every revision it can be rolled back to, and its publication."""
+    # In this order, what a publication that has ended did to the name is seen.
+    publication = await publications.json(name)
     status = service.adapters.views.status(name)
     revisions = await service.adapters.views.revisions(name)
-    headers = {} if status.digest is None else {"x-manylora-model": f"{status.name}@{short(status.digest)}"}
-    return Json(adapter_in_full(status, revisions, publication), http_status, headers)
+    headers = (
+        {} if status.digest is None else {"x-manylora-model": f"{status.name}@{short_digest(status.digest)}"}
+    )
+    return Json(adapter_details_json(status, revisions, publication), http_status, headers)

@@ -9,16 +9,29 @@ from pydantic import Field
 
 from manylora.adapters.errors import AdapterExists, AdapterNameError, AdapterNotFound, MixError
 from manylora.adapters.mix import MAX_ENTRIES, check_name
-from manylora.server.api.admin.arms import side_by_side
-from manylora.server.api.admin.views import alias
+from manylora.server.api.admin.arm_json import arms_json
+from manylora.server.api.admin.json_views import alias_json
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
-from manylora.server.api.http.errors import blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_MODEL_LENGTH, MAX_USER_LENGTH
+from manylora.server.api.http.openapi import (
+    ADAPTER,
+    ADAPTER_OR_BASE,
+    SECOND_ADAPTER_OR_BASE,
+    documented,
+    example,
+)
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 
 router = APIRouter(prefix="/v1/aliases", tags=["adapters"])
+
+_SPLIT = [{"target": ADAPTER, "share": 0.9}, {"target": SECOND_ADAPTER_OR_BASE, "share": 0.1}]
+_EXAMPLES = {
+    "target": example("Another name for one", {"target": ADAPTER_OR_BASE}),
+    "split": example("A tenth of the users get another", {"split": _SPLIT}),
+}
 
 Name = Annotated[str, Path(max_length=MAX_USER_LENGTH, description="The alias.")]
 Target = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_LENGTH)]
@@ -58,24 +71,24 @@ class AliasBody(RequestBody):
 
 @router.get("", summary="List aliases")
 async def list_aliases(service: ServiceState) -> Response:
-    """All of them, by name."""
+    """All aliases, by name."""
     records = service.adapters.aliases.list()
-    return Json({"object": "list", "data": [alias(record) for record in records]})
+    return Json({"object": "list", "data": [alias_json(record) for record in records]})
 
 
 @router.get("/{name}", summary="One alias")
 async def get_alias(service: ServiceState, name: Name) -> Response:
-    """What it stands for, and what the answers of each of its arms have come to on all servers.
+    """What an alias stands for, and what the answers of each of its arms have come to on all servers.
 
     Means and rates carry 95% confidence intervals, and so do the differences from the first arm. There are
     no differences before both arms have 10 values.
     """
     with blame("name"):
         record, counted = await service.adapters.experiments.totals(name)
-    return Json({**alias(record), **side_by_side(record, counted)})
+    return Json({**alias_json(record), **arms_json(record, counted)})
 
 
-@router.put("/{name}", summary="Make a name stand for others")
+@router.put("/{name}", summary="Make a name stand for others", openapi_extra=documented(AliasBody, _EXAMPLES))
 async def put_alias(
     service: ServiceState, name: Name, body: Annotated[AliasBody, Depends(parse_body(AliasBody))]
 ) -> Response:
@@ -88,7 +101,7 @@ async def put_alias(
     with blame("name"):
         check_name(name)
     with blame("name", AdapterExists), blame(param, (AdapterNotFound, MixError, AdapterNameError)):
-        return Json(alias(await service.adapters.aliases.put(name, arms, reset=bool(body.reset))))
+        return Json(alias_json(await service.adapters.aliases.put(name, arms, reset=bool(body.reset))))
 
 
 @router.delete("/{name}", summary="Delete an alias")

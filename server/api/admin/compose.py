@@ -16,12 +16,13 @@ from manylora.adapters.merge.recipe import Member, Recipe, RecipeError, recipe_o
 from manylora.adapters.mix import MAX_ENTRIES, MixTerm, format_mix
 from manylora.server.api.admin.adapters import Name
 from manylora.server.api.admin.publications import PublicationsState
-from manylora.server.api.admin.publish import PutParameters, publish
-from manylora.server.api.admin.upload import Offer
+from manylora.server.api.admin.publish_request import PublishRequest
+from manylora.server.api.admin.put_adapter import PutParameters, publish
 from manylora.server.api.generate.mix_entries import first_missing, terms_of
 from manylora.server.api.http.body import RequestBody, parse_body
-from manylora.server.api.http.errors import Blamed
+from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.limits import MAX_USER_LENGTH
+from manylora.server.api.http.openapi import LAST_MEMBER, MEMBER, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 from manylora.server.service import Service
@@ -64,7 +65,14 @@ class ComposeBody(RequestBody):
     tags: list[str] | None = None
 
 
-@router.post("", summary="Compose an adapter out of others")
+_HALVES = [{"name": MEMBER, "weight": 0.5}, {"name": LAST_MEMBER, "weight": 0.5}]
+
+
+@router.post(
+    "",
+    summary="Compose an adapter out of others",
+    openapi_extra=documented(ComposeBody, {"halves": example("Half and half", {"members": _HALVES})}),
+)
 async def compose_adapter(
     *,
     request: Request,
@@ -96,8 +104,8 @@ async def compose_adapter(
 
     tags = None if body.tags is None else tuple(body.tags)
     mix = format_mix(term for term, _ in found)
-    offer = Offer(f"compose:{recipe.method}:{mix}", "members", tags, fetch)
-    return await publish(request, service, publications, name, asked=asked, offer=offer)
+    wanted = PublishRequest(f"compose:{recipe.method}:{mix}", "members", tags, fetch)
+    return await publish(request, service, publications, name, asked=asked, wanted=wanted)
 
 
 def _recipe(body: ComposeBody) -> Recipe:

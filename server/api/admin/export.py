@@ -11,12 +11,14 @@ from pydantic import Field
 from manylora.adapters.errors import OutputExists
 from manylora.adapters.merge.export_plan import MAX_SHARD_BYTES
 from manylora.adapters.mix import parse_mix
-from manylora.server.api.admin.adapters import Nothing, Parameters
+from manylora.server.api.admin.adapters import EmptyBody, Parameters
 from manylora.server.api.admin.merge import Mix
 from manylora.server.api.http.body import RequestBody, parse_body
-from manylora.server.api.http.errors import Blamed, blame, describe
+from manylora.server.api.http.error_answers import error_answer
+from manylora.server.api.http.error_context import Blamed, blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_USER_LENGTH
+from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.exporting.exports import Export, ExportState, ExportWish
 
@@ -26,7 +28,7 @@ _MIN_SHARD_BYTES, _MAX_SHARD_BYTES = 1 << 20, 1 << 40
 
 
 class ExportParameters(Parameters):
-    """Whether to wait."""
+    """Query parameter that says whether to wait for the export."""
 
     wait: bool = Field(True, description="Answer when the model is written, or at once with 202.")
 
@@ -51,7 +53,11 @@ class ExportBody(RequestBody):
     verify: bool = Field(True, description="Load it with transformers and compare its logits.")
 
 
-@router.post("", summary="Write the base with an adapter or a mix merged in as a standalone model")
+@router.post(
+    "",
+    summary="Write the base with an adapter or a mix merged in as a standalone model",
+    openapi_extra=documented(ExportBody, {"bf16": example("In bfloat16", {"dtype": "bf16"})}, required=False),
+)
 async def export(
     service: ServiceState,
     name: Mix,
@@ -73,26 +79,26 @@ async def export(
             await service.exports.finished(begun)
         if begun.error is not None:
             raise begun.error
-    return Json(_view(begun), 200 if begun.state is ExportState.READY else 202)
+    return Json(_export_json(begun), 200 if begun.state is ExportState.READY else 202)
 
 
 @router.get("", summary="The latest export of an adapter or a mix: its state, and what the comparison found")
 async def show_export(service: ServiceState, name: Mix) -> Response:
-    """404 if this server has exported nothing of it since it started."""
+    """The latest export of an adapter or a mix; 404 if there is none since this server started."""
     with blame("name"):
-        return Json(_view(service.exports.find(parse_mix(name))))
+        return Json(_export_json(service.exports.find(parse_mix(name))))
 
 
 @router.delete("", summary="Cancel an export")
-async def cancel_export(service: ServiceState, name: Mix, _: Nothing) -> Response:
-    """What it has written goes. One that has ended stays as it is."""
+async def cancel_export(service: ServiceState, name: Mix, _: EmptyBody) -> Response:
+    """End an export and remove what it has written. One that has ended stays as it is."""
     with blame("name"):
         found = service.exports.find(parse_mix(name))
     await service.exports.cancel(found)
-    return Json(_view(found))
+    return Json(_export_json(found))
 
 
-def _view(export: Export) -> dict[str, Any]:
+def _export_json(export: Export) -> dict[str, Any]:
     return {
         "object": "export",
         "of": export.model,
@@ -104,5 +110,5 @@ def _view(export: Export) -> dict[str, Any]:
         "seconds": export.seconds,
         "created": int(export.created),
         "measured": export.measured,
-        "error": None if export.error is None else describe(Blamed(export.error, "name")).body["error"],
+        "error": None if export.error is None else error_answer(Blamed(export.error, "name")).body["error"],
     }

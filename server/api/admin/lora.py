@@ -13,10 +13,11 @@ from pydantic import Field
 from manylora.adapters.errors import AdapterExists, AdapterTooLarge, SourceForbidden
 from manylora.adapters.mix import check_name
 from manylora.adapters.sources.fetching import resolve_directory
-from manylora.server.api.admin.views import short
+from manylora.server.api.admin.json_views import short_digest
 from manylora.server.api.http.body import RequestBody, parse_body
-from manylora.server.api.http.errors import blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH, MAX_USER_LENGTH
+from manylora.server.api.http.openapi import DIRECTORY, documented, example
 from manylora.server.api.http.state import ServiceState
 
 router = APIRouter(prefix="/v1", tags=["adapters"])
@@ -49,7 +50,15 @@ class UnloadBody(RequestBody):
     lora_name: str = Field(min_length=1, max_length=MAX_USER_LENGTH)
 
 
-@router.post("/load_lora_adapter", summary="Load an adapter from a directory")
+_LOAD = example("From a directory", {"lora_name": "my-adapter", "lora_path": DIRECTORY})
+_UNLOAD = example("By name", {"lora_name": "my-adapter"})
+
+
+@router.post(
+    "/load_lora_adapter",
+    summary="Load an adapter from a directory",
+    openapi_extra=documented(LoadBody, {"directory": _LOAD}),
+)
 async def load_lora_adapter(
     service: ServiceState, body: Annotated[LoadBody, Depends(parse_body(LoadBody))]
 ) -> PlainTextResponse:
@@ -71,11 +80,15 @@ async def load_lora_adapter(
         loaded = await service.adapters.admin.load(body.lora_name, path, replace=bool(body.load_inplace))
     return PlainTextResponse(
         f"Success: LoRA adapter '{body.lora_name}' added successfully.",
-        headers={"x-manylora-model": f"{loaded.name}@{short(loaded.digest)}"},
+        headers={"x-manylora-model": f"{loaded.name}@{short_digest(loaded.digest)}"},
     )
 
 
-@router.post("/unload_lora_adapter", summary="Unload an adapter")
+@router.post(
+    "/unload_lora_adapter",
+    summary="Unload an adapter",
+    openapi_extra=documented(UnloadBody, {"name": _UNLOAD}),
+)
 async def unload_lora_adapter(
     service: ServiceState, body: Annotated[UnloadBody, Depends(parse_body(UnloadBody))]
 ) -> PlainTextResponse:

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field
 
 from manylora.adapters.mix import parse_mix
-from manylora.server.api.admin.adapters import DeleteParameters, Nothing, Parameters
-from manylora.server.api.http.errors import blame
+from manylora.server.api.admin.adapters import DeleteParameters, EmptyBody, Parameters
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_MODEL_LENGTH
 from manylora.server.api.http.state import ServiceState
@@ -25,14 +25,14 @@ Mix = Annotated[
 
 
 class MergeParameters(Parameters):
-    """Whether to wait."""
+    """Query parameter that says whether to wait for the merged copy."""
 
     wait: bool = Field(True, description="Answer when the copy is ready, or at once with 202.")
 
 
 @router.post("", summary="Merge an adapter or a mix into a copy of the base")
 async def merge(
-    service: ServiceState, name: Mix, asked: Annotated[MergeParameters, Query()], _: Nothing
+    service: ServiceState, name: Mix, asked: Annotated[MergeParameters, Query()], _: EmptyBody
 ) -> Response:
     """Build a copy of the base's target weights with the mix added in; traffic goes on meanwhile.
 
@@ -49,14 +49,14 @@ async def merge(
             raise Cancelled(f"the merged copy of {variant.model} was freed while this request waited for it")
         raise CopyFailed(f"merging {variant.model} failed: {variant.error}")
     ready = variant.state is VariantState.READY
-    return Json(_view(variant, service), status_code=200 if ready else 202)
+    return Json(_copy_json(variant, service), status_code=200 if ready else 202)
 
 
 @router.get("", summary="A merged copy: its state, its size and its measured error")
 async def merged(service: ServiceState, name: Mix) -> Response:
-    """404 if there is none of this mix."""
+    """The merged copy of an adapter or a mix; 404 if there is none."""
     with blame("name"):
-        return Json(_view(service.adapters.merged.find(parse_mix(name)), service))
+        return Json(_copy_json(service.adapters.merged.find(parse_mix(name)), service))
 
 
 @router.delete("", summary="Free a merged copy")
@@ -67,7 +67,7 @@ async def free(service: ServiceState, name: Mix, asked: Annotated[DeleteParamete
     return Json({"bytes_freed": freed, "drained": running == 0, "running": running})
 
 
-def _view(variant: Variant, service: Service) -> dict[str, Any]:
+def _copy_json(variant: Variant, service: Service) -> dict[str, Any]:
     error = variant.measured
     return {
         "object": "merged_copy",

@@ -1,4 +1,4 @@
-"""What has become of the attempts to publish that came through this server."""
+"""The latest publication under each name that came through this server, for clients that ask later."""
 
 from __future__ import annotations
 
@@ -9,46 +9,47 @@ from fastapi import Depends, Request
 
 from manylora.adapters.errors import AdapterDeleted, AdapterExists
 from manylora.adapters.registry.records import State
-from manylora.server.api.admin.upload import Offer
-from manylora.server.api.http.errors import blame, describe
+from manylora.server.api.admin.publish_request import PublishRequest
+from manylora.server.api.http.error_answers import error_answer
+from manylora.server.api.http.error_context import blame
 from manylora.server.names.publishing import Publication
 
-_KEPT = 4096
+_MAX_KEPT = 4096
 
 
 class Publications:
     """The latest publication under each name. The oldest are forgotten once they are many."""
 
     def __init__(self) -> None:
-        self._latest: OrderedDict[str, tuple[Publication, Offer]] = OrderedDict()
+        self._latest: OrderedDict[str, tuple[Publication, PublishRequest]] = OrderedDict()
 
-    def add(self, publication: Publication, offer: Offer) -> None:
-        """Remember ``publication``, which was made of ``offer``."""
-        self._latest[publication.name] = publication, offer
+    def add(self, publication: Publication, wanted: PublishRequest) -> None:
+        """Remember ``publication``, which was made for ``wanted``."""
+        self._latest[publication.name] = publication, wanted
         self._latest.move_to_end(publication.name)
         oldest, (first, _) = next(iter(self._latest.items()))
-        if len(self._latest) > _KEPT and first.state is not State.LOADING:
+        if len(self._latest) > _MAX_KEPT and first.state is not State.LOADING:
             del self._latest[oldest]
 
     def forget(self, name: str) -> None:
-        """The name is gone."""
+        """Drop the publication under ``name``, which was deleted."""
         self._latest.pop(name, None)
 
-    async def show(self, name: str) -> dict[str, Any] | None:
-        """How the latest publication under ``name`` stands; its error is the one a waiting client gets."""
+    async def json(self, name: str) -> dict[str, Any] | None:
+        """The latest publication under ``name`` as JSON; its error is the one that a waiting client gets."""
         if name not in self._latest:
             return None
-        publication, offer = self._latest[name]
+        publication, wanted = self._latest[name]
         return {
             "state": publication.state,
             "source": publication.source,
-            "received_bytes": offer.received.nbytes,
-            "total_bytes": offer.received.total,
-            "error": await _error_of(publication, offer.param),
+            "received_bytes": wanted.progress.nbytes,
+            "total_bytes": wanted.progress.total,
+            "error": await _error_of(publication, wanted.param),
         }
 
 
-async def outcome(publication: Publication, param: str) -> None:
+async def wait_until_published(publication: Publication, param: str) -> None:
     """Wait until the adapter is published.
 
     Raises:
@@ -62,9 +63,9 @@ async def _error_of(publication: Publication, param: str) -> Any:
     if publication.state is not State.FAILED:
         return None
     try:
-        await outcome(publication, param)
+        await wait_until_published(publication, param)
     except Exception as error:
-        return describe(error).body["error"]
+        return error_answer(error).body["error"]
     return None
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastapi import Request
@@ -16,9 +15,9 @@ from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, PICKLES, WEIGHTS_NAME, pickle_fault
 from manylora.adapters.sources.archives import unpack
 from manylora.adapters.sources.policy import SourcePolicy
+from manylora.server.api.admin.publish_request import FetchProgress, PublishRequest
 from manylora.server.api.http.multipart import Form, receive_form
 from manylora.server.errors import RequestError
-from manylora.server.residency.revision_loader import Fetch
 from manylora.server.service import Service
 
 _FIELDS = ("tags",)
@@ -26,30 +25,7 @@ _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _LAST_STEP = re.compile(r"[^/\\]*\Z")  # of a path, whichever system it comes from
 
 
-class Received:
-    """How much of an adapter has come in. Written by one thread, read by another: two numbers."""
-
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self.total: int | None = None  # None while it isn't known
-
-    def __call__(self, nbytes: int, total: int | None) -> None:
-        self.nbytes, self.total = nbytes, total
-
-
-@dataclass(frozen=True)
-class Offer:
-    """An adapter that is to be published."""
-
-    source: str  # what the registry says it came from
-    param: str  # of the request, to blame for what is wrong with its files
-    tags: tuple[str, ...] | None  # None: those that the name has
-    fetch: Fetch  # puts the files into an empty directory, once; blocks
-    drop: Callable[[], None] = lambda: None  # lets go of what is held for it; harmless after ``fetch``
-    received: Received = field(default_factory=Received)
-
-
-async def receive_upload(request: Request, service: Service) -> Offer:
+async def receive_upload(request: Request, service: Service) -> PublishRequest:
     """Receive a form with the files of an adapter or one archive of them, and with ``tags``.
 
     Whatever goes wrong, also a client that leaves half way, nothing stays on disk.
@@ -59,30 +35,30 @@ async def receive_upload(request: Request, service: Service) -> Offer:
         BodyTooLarge: more bytes than an upload may have.
         ClientDisconnect: the client left.
     """
-    held = ExitStack()
+    kept = ExitStack()
     try:
-        directory = await asyncio.to_thread(held.enter_context, service.store.temporary())
+        directory = await asyncio.to_thread(kept.enter_context, service.store.temporary())
         form = await receive_form(request.stream(), request.headers["content-type"], directory)
         tags = _tags(form)
         if not form.files:
             raise RequestError("The form has no file", "files")
     except BaseException:
-        held.close()
+        kept.close()
         raise
     files = [(_basename(name), path) for name, path in form.files]
 
-    received = Received()
-    received.nbytes = received.total = sum(path.stat().st_size for _, path in files)
+    progress = FetchProgress()
+    progress.nbytes = progress.total = sum(path.stat().st_size for _, path in files)
 
     def fetch(into: Path) -> None:
-        with held:
+        with kept:
             _place(files, into, service.sources)
 
-    return Offer(_source(files), "files", tags, fetch, held.close, received)
+    return PublishRequest(_source(files), "files", tags, fetch, kept.close, progress)
 
 
 def _tags(form: Form) -> tuple[str, ...] | None:
-    """None if the form says nothing of tags; an empty one stands for none."""
+    """The tags in the form: None if it says nothing of tags; an empty one stands for no tags."""
     for name, _ in form.fields:
         if name not in _FIELDS:
             raise RequestError(

@@ -1,4 +1,4 @@
-"""From the body of a comparison to all there is to run, checked before anything runs."""
+"""All that a comparison has to run, made from its body and checked before anything runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manylora.server.api.generate.generate import Resolved, resolved
 from manylora.server.api.generate.mix_request import MixRequest, read_mix, salt_of
 from manylora.server.api.generate.sampling import answer_budget, sampling_params
 from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
-from manylora.server.api.http.errors import Blamed, blame
+from manylora.server.api.http.error_context import Blamed, blame
 from manylora.server.api.http.limits import DEFAULT_COMPARE_TOKENS, MAX_COMPARE_TOKENS
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError, ServerError
@@ -37,7 +37,7 @@ class Target:
 
 @dataclass(frozen=True)
 class CasePlan:
-    """One prompt."""
+    """One prompt of a comparison, as each target reads it."""
 
     prompts: tuple[tuple[int, ...], ...]  # token ids by target: their chat templates may differ
     params: tuple[SamplingParams, ...]  # of the answers, by target; empty if none are asked for

@@ -9,30 +9,42 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from manylora.server.api.compare.body import CompareBody
+from manylora.server.api.compare.comparison import Comparison
 from manylora.server.api.compare.plan import plan_comparison
-from manylora.server.api.compare.running import Comparison
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
-from manylora.server.api.http.event_stream import EventStream, encode, told_to_the_end
+from manylora.server.api.http.event_stream import EventStream, encode, with_last_events
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_COMPARISONS
+from manylora.server.api.http.openapi import ADAPTER_OR_BASE, BASE, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import QueueFull
 
 router = APIRouter(tags=["compare"])
 
 _RETRY_SECONDS = 5.0
+_EXAMPLES = {
+    "base and adapter": example(
+        "The base model and an adapter",
+        {
+            "targets": [BASE, ADAPTER_OR_BASE],
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 32,
+        },
+    )
+}
 
 
-class Comparisons:
-    """How many comparisons run: each holds up to 64 MiB of logits."""
+class ComparisonLimit:
+    """Bounds how many comparisons run at the same time: each holds up to 64 MiB of logits."""
 
     def __init__(self) -> None:
         self.running = 0
 
     @contextmanager
-    def one_more(self) -> Iterator[None]:
-        """
+    def counted(self) -> Iterator[None]:
+        """Count one more comparison within the block.
+
         Raises:
             QueueFull: as many run as may.
         """
@@ -45,13 +57,13 @@ class Comparisons:
             self.running -= 1
 
 
-@router.post("/v1/compare", summary="Compare models")
+@router.post("/v1/compare", summary="Compare models", openapi_extra=documented(CompareBody, _EXAMPLES))
 async def compare(
     request: Request, service: ServiceState, body: Annotated[CompareBody, Depends(parse_body(CompareBody))]
 ) -> Response:
     """Let 2 to 8 targets answer, and score one reference under all of them; with progress as a stream."""
     async with AsyncExitStack() as stack:
-        stack.enter_context(request.app.state.comparisons.one_more())
+        stack.enter_context(request.app.state.comparison_limit.counted())
         plan = await plan_comparison(service, request, body, stack)
         comparison = Comparison(service, plan, stack.pop_all())
     try:
@@ -63,7 +75,7 @@ async def compare(
     except BaseException:
         await comparison.aclose()
         raise
-    events = told_to_the_end(_events(comparison))
+    events = with_last_events(_events(comparison))
     return EventStream(events, comparison.aclose, {}, service.config.shutdown_timeout)
 
 

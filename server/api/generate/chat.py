@@ -17,6 +17,7 @@ from manylora.server.api.generate.sampling import answer_budget, check_fields, s
 from manylora.server.api.generate.schemas import ChatBody
 from manylora.server.api.generate.token_ids import chat_ids
 from manylora.server.api.http.body import parse_body
+from manylora.server.api.http.openapi import ADAPTER, BASE, LAST_ADAPTER, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta
@@ -26,8 +27,28 @@ from manylora.server.service import Service
 
 router = APIRouter(tags=["generate"])
 
+_QUESTION: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_tokens": 64,
+    "temperature": 0,
+}
+_ENTRIES = [{"name": ADAPTER, "weight": 0.7}, {"name": LAST_ADAPTER, "weight": 0.3}]
+_EXAMPLES = {
+    "base": example("The base model", {"model": BASE, **_QUESTION}),
+    "stream": example(
+        "A stream", {"model": BASE, **_QUESTION, "stream": True, "stream_options": {"include_usage": True}}
+    ),
+    "adapter": example("An adapter", {"model": ADAPTER, **_QUESTION}),
+    "mix": example("A mix of adapters", {"model": f"{ADAPTER}*0.7+{LAST_ADAPTER}*0.3", **_QUESTION}),
+    "mix as JSON": example("The same mix", {"model": BASE, "adapters": _ENTRIES, **_QUESTION}),
+}
 
-@router.post("/v1/chat/completions", summary="Answer a conversation")
+
+@router.post(
+    "/v1/chat/completions",
+    summary="Answer a conversation",
+    openapi_extra=documented(ChatBody, _EXAMPLES),
+)
 async def create_chat_completion(
     request: Request, service: ServiceState, body: Annotated[ChatBody, Depends(parse_body(ChatBody))]
 ) -> Response:

@@ -23,6 +23,7 @@ from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.openapi import CLASSIFIER, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
@@ -80,7 +81,15 @@ class ClassifyBody(RequestBody):
     )
 
 
-@router.post("/classify", summary="Classify texts")
+_EXAMPLES = {
+    CLASSIFIER: example(
+        f"With {CLASSIFIER}",
+        {"model": CLASSIFIER, "input": ["Great service, thank you!", "It broke after a day."]},
+    )
+}
+
+
+@router.post("/classify", summary="Classify texts", openapi_extra=documented(ClassifyBody, _EXAMPLES))
 async def classify(
     request: Request, service: ServiceState, body: Annotated[ClassifyBody, Depends(parse_body(ClassifyBody))]
 ) -> Response:

@@ -17,6 +17,7 @@ from manylora.server.api.generate.schemas import CompletionBody
 from manylora.server.api.generate.token_ids import prompt_ids
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
+from manylora.server.api.http.openapi import BASE, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta, TokenLogprob
@@ -27,8 +28,16 @@ from manylora.server.service import Service
 
 router = APIRouter(tags=["generate"])
 
+_TEXT = {"model": BASE, "prompt": "Once upon a time", "max_tokens": 32}
+_EXAMPLES = {
+    "text": example("Continue a text", _TEXT),
+    "score": example("Log-probabilities of a text", {**_TEXT, "max_tokens": 0, "echo": True, "logprobs": 1}),
+}
 
-@router.post("/v1/completions", summary="Continue a text")
+
+@router.post(
+    "/v1/completions", summary="Continue a text", openapi_extra=documented(CompletionBody, _EXAMPLES)
+)
 async def create_completion(
     request: Request,
     service: ServiceState,

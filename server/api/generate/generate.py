@@ -15,10 +15,10 @@ from manylora.server.api.generate.generation import Generation, submit
 from manylora.server.api.generate.mix_entries import first_missing
 from manylora.server.api.generate.mix_request import ENTRIES, MixRequest
 from manylora.server.api.http.disconnect import unless_disconnected
-from manylora.server.api.http.errors import AdapterUnavailable, Blamed, unavailable
+from manylora.server.api.http.error_context import Blamed, unavailable
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import FinishReason
-from manylora.server.errors import RequestError
+from manylora.server.errors import AdapterUnavailable, RequestError
 from manylora.server.experiments.experiments import Answering
 from manylora.server.model.text.conventions import MixMember, TextConventions
 from manylora.server.residency.held_mix import HeldMix

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from manylora.adapters.errors import AdapterNotFound, MixError
 from manylora.adapters.mix import MixTerm, check_weight, parse_mix
-from manylora.server.api.http.errors import blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.names.resolve import Resolver
 
 

@@ -27,7 +27,7 @@ async def list_models(service: ServiceState) -> Response:
     return Json({"object": "list", "data": cards})
 
 
-@router.get("/{model_id:path}", summary="One of them")
+@router.get("/{model_id:path}", summary="One model")
 async def retrieve_model(service: ServiceState, model_id: str) -> Response:
     """The base model, an adapter or an alias by name; 404 ``model_not_found`` for anything else."""
     if model_id == service.model_name:

@@ -15,6 +15,7 @@ from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
+from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions
@@ -47,7 +48,11 @@ class DetokenizeBody(RequestBody):
     tokens: Annotated[list[TokenId], FailFast(), bounded(MAX_DETOKENIZE, "tokens")]
 
 
-@router.post("/tokenize", summary="Text or messages to token ids")
+@router.post(
+    "/tokenize",
+    summary="Text or messages to token ids",
+    openapi_extra=documented(TokenizeBody, {"text": example("A text", {"prompt": "Hello"})}),
+)
 async def tokenize(
     request: Request, service: ServiceState, body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody))]
 ) -> Response:
@@ -87,7 +92,11 @@ async def _ids(service: Service, conventions: TextConventions, body: TokenizeBod
     )
 
 
-@router.post("/detokenize", summary="Token ids to text")
+@router.post(
+    "/detokenize",
+    summary="Token ids to text",
+    openapi_extra=documented(DetokenizeBody, {"ids": example("Some ids", {"tokens": [1, 2, 3]})}),
+)
 async def detokenize(
     request: Request,
     service: ServiceState,

@@ -1,4 +1,4 @@
-"""From request bytes to a validated model: JSON, then unsupported parameters, then the schema."""
+"""How request bytes become a validated model: JSON, then unsupported parameters, then the schema."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RequestBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_fields(cls, values: Any) -> Any:
-        """Each unknown field makes an error to report: bound them before that."""
+        """Refuse an object with very many fields, before each unknown one makes an error to report."""
         if isinstance(values, dict) and len(values) > MAX_FIELDS:
             raise RequestError(f"An object of the request has {len(values)} fields; {MAX_FIELDS} are allowed")
         return values

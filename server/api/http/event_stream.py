@@ -13,8 +13,7 @@ from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from manylora.server.api.generate.generation import Generation
-from manylora.server.api.http.errors import describe
+from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.limits import PING_SECONDS, SEND_TIMEOUT_SECONDS
 from manylora.server.engine.sequence import Delta
 
@@ -23,25 +22,34 @@ logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 
 
+class DeltaSource(Protocol):
+    """What generates an answer: yields each delta with the index of its choice."""
+
+    def events(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """Every delta with the index of its choice, as they come."""
+
+
 class ChunkFormat(Protocol):
     """Turns deltas into the JSON chunks of one endpoint's stream."""
 
-    def chunks(self, choice: int, delta: Delta) -> Sequence[dict[str, Any]]: ...
+    def chunks(self, choice: int, delta: Delta) -> Sequence[dict[str, Any]]:
+        """The chunks that ``delta`` makes; none while its text is held back."""
 
-    def last_chunks(self) -> Sequence[dict[str, Any]]: ...
+    def last_chunks(self) -> Sequence[dict[str, Any]]:
+        """The chunks that follow the end of the last choice."""
 
 
 def encode(payload: Any) -> bytes:
-    """One event."""
+    """One server-sent event that holds ``payload`` as JSON."""
     return b"data: " + orjson.dumps(payload) + b"\n\n"
 
 
-def stream_events(generation: Generation, form: ChunkFormat) -> AsyncIterator[bytes]:
-    """The events of a whole answer."""
-    return told_to_the_end(_chunks(generation, form))
+def stream_events(generation: DeltaSource, form: ChunkFormat) -> AsyncIterator[bytes]:
+    """The server-sent events of a generated answer, in the format of its endpoint, to the last one."""
+    return with_last_events(_chunks(generation, form))
 
 
-async def _chunks(generation: Generation, form: ChunkFormat) -> AsyncGenerator[bytes, None]:
+async def _chunks(generation: DeltaSource, form: ChunkFormat) -> AsyncGenerator[bytes, None]:
     async with aclosing(generation.events()) as events:
         async for choice, delta in events:
             chunks = form.chunks(choice, delta)
@@ -50,15 +58,18 @@ async def _chunks(generation: Generation, form: ChunkFormat) -> AsyncGenerator[b
     yield b"".join(map(encode, form.last_chunks()))
 
 
-async def told_to_the_end(events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """``events``, a fault as an event too (after the first byte there is no other way), and the end."""
+async def with_last_events(events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """``events``, then a fault as an event of its own if they end by one, then ``[DONE]``.
+
+    After the first byte has been sent there is no other way to tell a client of a fault.
+    """
     try:
         async with aclosing(events):
             async for event in events:
                 yield event
     except Exception as error:
-        answer = describe(error)
-        if answer.row.status >= 500:
+        answer = error_answer(error)
+        if answer.kind.status >= 500:
             logger.exception("fault in a stream")
         yield encode(answer.body)
     yield DONE

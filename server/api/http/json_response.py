@@ -1,4 +1,4 @@
-"""Answers in JSON."""
+"""HTTP answers in JSON."""
 
 from __future__ import annotations
 

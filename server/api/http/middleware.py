@@ -11,19 +11,20 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from manylora.server.api.http.errors import AdminKeyNeeded, BodyTooLarge, Unauthorized, describe
+from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.limits import MAX_BODY_BYTES
 from manylora.server.api.http.multipart import is_multipart
+from manylora.server.errors import AdminKeyNeeded, BodyTooLarge, Unauthorized
 from manylora.server.metrics.metrics import Metrics
 
-ADAPTERS = "/v1/adapters"
-ADMIN_PATHS = (ADAPTERS, "/v1/aliases", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+ADAPTERS_PATH = "/v1/adapters"
+ADMIN_PATHS = (ADAPTERS_PATH, "/v1/aliases", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestId:
-    """Gives every answer an ``x-request-id``: the client's own when it is well-formed, else a new one."""
+    """Middleware that gives every answer an ``x-request-id``: the client's own, or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -45,9 +46,10 @@ class RequestId:
 
 
 class BodyLimit:
-    """Refuses bodies over ``limit`` bytes: by their declared length, else as soon as they exceed it.
+    """Middleware that refuses bodies over ``limit`` bytes.
 
-    Uploads of adapters have a bound of their own, ``upload_limit``.
+    The declared length decides, else the bytes that have come. Uploads of adapters have a bound of their
+    own, ``upload_limit``.
     """
 
     def __init__(
@@ -66,8 +68,8 @@ class BodyLimit:
         limit = self.upload_limit if _is_upload(scope, headers) else self.limit
         declared = headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared[:20]) > limit:
-            self.metrics.rejected("invalid")
-            await describe(self._too_large(limit)).response()(scope, receive, send)
+            self.metrics.requests.rejected("invalid")
+            await error_answer(self._too_large(limit)).response()(scope, receive, send)
             return
         seen = 0
 
@@ -88,11 +90,11 @@ class BodyLimit:
 
 def _is_upload(scope: Scope, headers: Headers) -> bool:
     kind = headers.get("content-type", "")
-    return scope["method"] == "PUT" and scope["path"].startswith(f"{ADAPTERS}/") and is_multipart(kind)
+    return scope["method"] == "PUT" and scope["path"].startswith(f"{ADAPTERS_PATH}/") and is_multipart(kind)
 
 
-class KeyRing:
-    """API keys, hashed. Every one is compared in constant time, whichever matches."""
+class ApiKeySet:
+    """The API keys of one sort, hashed. All are compared, in constant time, whichever matches."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
@@ -100,15 +102,15 @@ class KeyRing:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def holds(self, key: str) -> bool:
-        """Whether ``key``, as read from a header, is one of them."""
+    def contains(self, key: str) -> bool:
+        """Whether ``key``, as read from a header, is one of the configured keys."""
         digest = hashlib.sha256(key.encode("latin-1")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 
 
-class ApiKeys:
-    """Lets requests through that bear a key.
+class ApiKeyCheck:
+    """Middleware that refuses requests without a configured API key.
 
     With keys for administration, routes under ``ADMIN_PATHS`` need one of those; the other routes accept
     either sort. Without them, one sort opens everything. ``open_paths`` need none. The path is the one the
@@ -116,7 +118,12 @@ class ApiKeys:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, keys: KeyRing, admin_keys: KeyRing, open_paths: frozenset[str]
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        keys: ApiKeySet,
+        admin_keys: ApiKeySet,
+        open_paths: frozenset[str],
     ) -> None:
         self.app = app
         self.metrics = metrics
@@ -131,16 +138,16 @@ class ApiKeys:
         if error is None:
             await self.app(scope, receive, send)
             return
-        answer = describe(error)
-        self.metrics.rejected(answer.row.outcome or "other")
+        answer = error_answer(error)
+        self.metrics.requests.rejected(answer.kind.rejection or "other")
         await answer.response()(scope, receive, send)
 
     def _refusal(self, path: str, headers: Headers) -> Unauthorized | AdminKeyNeeded | None:
         """Why the request may not pass, if so."""
         scheme, _, value = headers.get("authorization", "").partition(" ")
         key = value.strip() if scheme.lower() == "bearer" else ""
-        known, admin = self.keys.holds(key), self.admin_keys.holds(key)
-        guarded = bool(self.admin_keys) and is_admin(path)
+        known, admin = self.keys.contains(key), self.admin_keys.contains(key)
+        guarded = bool(self.admin_keys) and is_admin_path(path)
         if admin or (not guarded and (known or not self.keys)):
             return None
         if known:
@@ -148,6 +155,6 @@ class ApiKeys:
         return Unauthorized("This server needs an API key: send the header 'Authorization: Bearer KEY'")
 
 
-def is_admin(path: str) -> bool:
+def is_admin_path(path: str) -> bool:
     """Whether ``path`` is one of the routes that manage adapters."""
     return any(path == admin or path.startswith(f"{admin}/") for admin in ADMIN_PATHS)

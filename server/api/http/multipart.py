@@ -23,7 +23,7 @@ _BATCH = 1 << 20  # bytes
 
 @dataclass
 class Form:
-    """What a form held: files by the names their sender gave them, and the text fields."""
+    """A received form: its files by the names their sender gave them, and its text fields."""
 
     files: list[tuple[str, Path]] = field(default_factory=list)
     fields: list[tuple[str, str]] = field(default_factory=list)
@@ -118,6 +118,7 @@ class _Writer:
             raise RequestError("The form ends before its last boundary", code="invalid_form")
 
     def close(self) -> None:
+        """Close the file that is being written, if one is."""
         if self._part.file is not None:
             self._part.file.close()
             self._part.file = None

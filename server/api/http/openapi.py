@@ -1,67 +1,42 @@
-"""The schema behind ``/docs``: request bodies, and examples that run against this very server."""
+"""The OpenAPI document behind ``/docs``, with examples that run against this very server.
+
+Each route describes its own body and examples in its decorator: ``openapi_extra=documented(...)``. Here is
+what spans all routes: the schemas of the bodies, the shape of errors, the keys, and what examples may name.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from manylora.server.api.admin.adapters import RollbackBody
-from manylora.server.api.admin.aliases import AliasBody
-from manylora.server.api.admin.compose import ComposeBody
-from manylora.server.api.admin.export import ExportBody
-from manylora.server.api.admin.lora import LoadBody, UnloadBody
-from manylora.server.api.admin.publish import SourceBody
-from manylora.server.api.compare.body import CompareBody
-from manylora.server.api.generate.classify import ClassifyBody
-from manylora.server.api.generate.feedback import FeedbackBody
-from manylora.server.api.generate.schemas import ChatBody, CompletionBody
-from manylora.server.api.generate.tokenize import DetokenizeBody, TokenizeBody
 from manylora.server.api.http.body import RequestBody
 from manylora.server.service import Service
 
-Examples = dict[str, dict[str, Any]]
+# What a route's examples may name. Each stands for a name that the server knows when the document is asked
+# for; an example that names something the server does not have is left out.
+BASE = "{base}"
+ADAPTER = "{adapter}"  # the first that writes text
+LAST_ADAPTER = "{last adapter}"  # the last that writes text, which may be the first
+ADAPTER_OR_BASE = "{adapter or base}"
+SECOND_ADAPTER_OR_BASE = "{second adapter or base}"
+CLASSIFIER = "{classifier}"
+MEMBER = "{member}"  # the first adapter of any kind, or one that could be made
+LAST_MEMBER = "{last member}"
+DIRECTORY = "{directory}"  # of an adapter, on the server
 
-_BODIES: dict[tuple[str, str], type[RequestBody]] = {
-    ("/v1/chat/completions", "post"): ChatBody,
-    ("/v1/completions", "post"): CompletionBody,
-    ("/classify", "post"): ClassifyBody,
-    ("/v1/compare", "post"): CompareBody,
-    ("/v1/feedback", "post"): FeedbackBody,
-    ("/v1/adapters/{name}", "put"): SourceBody,
-    ("/v1/adapters/{name}/rollback", "post"): RollbackBody,
-    ("/v1/adapters/{name}/compose", "post"): ComposeBody,
-    ("/v1/adapters/{name}/export", "post"): ExportBody,
-    ("/v1/aliases/{name}", "put"): AliasBody,
-    ("/v1/load_lora_adapter", "post"): LoadBody,
-    ("/v1/unload_lora_adapter", "post"): UnloadBody,
-    ("/tokenize", "post"): TokenizeBody,
-    ("/detokenize", "post"): DetokenizeBody,
-}
-_OPTIONAL = {RollbackBody, ExportBody}
-_FORM = {
-    "schema": {
-        "type": "object",
-        "required": ["files"],
-        "properties": {
-            "files": {
-                "type": "array",
-                "items": {"type": "string", "format": "binary"},
-                "description": "adapter_config.json, adapter_model.safetensors, …, or one archive of them.",
-            },
-            "tags": {"type": "array", "items": {"type": "string"}},
-        },
-    },
-}
-_ERROR = {
+_NEW_ADAPTER, _NEW_ALIAS = "my-adapter", "my-alias"
+_PLACEHOLDER = re.compile(r"\{[a-z ]+\}")
+
+_ERROR_RESPONSE = {
     "description": "What was wrong, in OpenAI's shape.",
-    "content": {
-        "application/json": {
-            "schema": {"$ref": "#/components/schemas/Error"},
-        }
-    },
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": _ERROR_RESPONSE, "5XX": _ERROR_RESPONSE}
 _ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -80,136 +55,143 @@ _ERROR_SCHEMA = {
 }
 
 
-def complete(schema: dict[str, Any], service: Service) -> dict[str, Any]:
-    """Add request bodies, errors and the key scheme to ``schema``, in place, and return it."""
-    models = [(model, "validation") for model in _BODIES.values()]
-    _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
-    components = schema.setdefault("components", {})
-    components.setdefault("schemas", {}).update(definitions["$defs"], Error=_ERROR_SCHEMA)
-    for (path, method), model in _BODIES.items():
-        schema["paths"][path][method]["requestBody"] = _request_body(model, _examples(path, service))
-    schema["paths"]["/v1/adapters/{name}"]["put"]["requestBody"]["content"]["multipart/form-data"] = _FORM
-    _name_examples(schema, service)
-    for operations in schema["paths"].values():
-        for operation in operations.values():
-            operation["responses"]["4XX"] = _ERROR
-            operation["responses"]["5XX"] = _ERROR
-    if service.config.api_key or service.config.admin_api_key:
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{"key": []}]
-    return schema
+class RouteDocument(dict[str, Any]):
+    """What one route adds to the OpenAPI document: a plain dictionary, and the model of its body."""
+
+    def __init__(self, body: type[RequestBody], content: dict[str, Any], *, required: bool) -> None:
+        super().__init__(requestBody={"required": required, "content": content})
+        self.body = body
 
 
-def _request_body(model: type[RequestBody], examples: Examples) -> dict[str, Any]:
-    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
-    content = {"application/json": {"schema": reference, "examples": examples}}
-    return {"required": model not in _OPTIONAL, "content": content}
+def documented(
+    body: type[RequestBody],
+    examples: Mapping[str, dict[str, Any]],
+    *,
+    required: bool = True,
+    form: Mapping[str, Any] | None = None,
+) -> RouteDocument:
+    """Describe a route's body, for its decorator's ``openapi_extra``.
+
+    Args:
+        body: the model of the JSON body.
+        examples: made by :func:`example`, by name; they may hold placeholders such as :data:`ADAPTER`.
+        required: whether the body may not be empty.
+        form: the schema of a ``multipart/form-data`` body that may be sent instead.
+    """
+    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
+    content: dict[str, Any] = {"application/json": {"schema": reference, "examples": dict(examples)}}
+    if form is not None:
+        content["multipart/form-data"] = {"schema": form}
+    return RouteDocument(body, content, required=required)
 
 
-def _name_examples(schema: dict[str, Any], service: Service) -> None:
-    """Fill in the names in paths with ones that are there, or that can be made."""
-    adapters = [adapter.name for adapter in service.adapters.views.serving()]
-    aliases = [alias.name for alias in service.adapters.aliases.list()]
-    for path, operations in schema["paths"].items():
-        known, fresh = (aliases, "my-alias") if path.startswith("/v1/aliases") else (adapters, "my-adapter")
-        for method, operation in operations.items():
-            for parameter in operation.get("parameters", []):
-                if parameter["name"] == "name":
-                    parameter["example"] = known[0] if known and method != "put" else fresh
-
-
-def _examples(path: str, service: Service) -> Examples:
-    base = service.model_name
-    adapters = [adapter.name for adapter in service.adapters.views.serving() if adapter.labels is None]
-    if path == "/v1/chat/completions":
-        return _chat_examples(base, adapters)
-    if path == "/v1/completions":
-        return _completion_examples(base)
-    if path == "/classify":
-        return _classify_examples([a.name for a in service.adapters.views.serving() if a.labels is not None])
-    if path == "/v1/compare":
-        return _compare_examples(base, adapters)
-    if path.startswith("/v1/aliases"):
-        return _alias_examples(base, adapters)
-    return _other_examples(service)[path]
-
-
-def _chat_examples(base: str, adapters: list[str]) -> Examples:
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
-    shared: dict[str, Any] = {"messages": messages, "max_tokens": 64, "temperature": 0}
-    examples = {
-        "base": _example("The base model", {"model": base, **shared}),
-        "stream": _example(
-            "A stream",
-            {"model": base, **shared, "stream": True, "stream_options": {"include_usage": True}},
-        ),
-    }
-    if adapters:
-        first, last = adapters[0], adapters[-1]
-        mix = [{"name": first, "weight": 0.7}, {"name": last, "weight": 0.3}]
-        examples["adapter"] = _example("An adapter", {"model": first, **shared})
-        examples["mix"] = _example("A mix of adapters", {"model": f"{first}*0.7+{last}*0.3", **shared})
-        examples["mix as JSON"] = _example("The same mix", {"model": base, "adapters": mix, **shared})
-    return examples
-
-
-def _completion_examples(base: str) -> Examples:
-    text = {"model": base, "prompt": "Once upon a time", "max_tokens": 32}
-    return {
-        "text": _example("Continue a text", text),
-        "score": _example(
-            "Log-probabilities of a text", {**text, "max_tokens": 0, "echo": True, "logprobs": 1}
-        ),
-    }
-
-
-def _classify_examples(classifiers: list[str]) -> Examples:
-    texts = ["Great service, thank you!", "It broke after a day."]
-    return {name: _example(f"With {name}", {"model": name, "input": texts}) for name in classifiers[:1]}
-
-
-def _compare_examples(base: str, adapters: list[str]) -> Examples:
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
-    asked = {"targets": [base, *(adapters[:1] or [base])], "messages": messages, "max_tokens": 32}
-    return {"base and adapter": _example("The base model and an adapter", asked)}
-
-
-def _other_examples(service: Service) -> dict[str, Examples]:
-    roots = service.config.adapter_root
-    directory = f"{roots[0]}/my-adapter" if roots else "/adapters/my-adapter"
-    load = {"lora_name": "my-adapter", "lora_path": directory}
-    source = {"source": directory, "tags": ["tried"]}
-    names = [adapter.name for adapter in service.adapters.views.serving()] or ["my-adapter"]
-    halves = [{"name": names[0], "weight": 0.5}, {"name": names[-1], "weight": 0.5}]
-    return {
-        "/v1/feedback": {"thumb": _example("Thumbs up", {"response_id": "chatcmpl-…", "score": 1})},
-        "/v1/adapters/{name}": {"directory": _example("From a directory of the server", source)},
-        "/v1/adapters/{name}/rollback": {"before": _example("The one before", {})},
-        "/v1/adapters/{name}/compose": {"halves": _example("Half and half", {"members": halves})},
-        "/v1/adapters/{name}/export": {"bf16": _example("In bfloat16", {"dtype": "bf16"})},
-        "/v1/load_lora_adapter": {"directory": _example("From a directory", load)},
-        "/v1/unload_lora_adapter": {"name": _example("By name", {"lora_name": "my-adapter"})},
-        "/tokenize": {"text": _example("A text", {"prompt": "Hello"})},
-        "/detokenize": {"ids": _example("Some ids", {"tokens": [1, 2, 3]})},
-    }
-
-
-def _alias_examples(base: str, adapters: list[str]) -> Examples:
-    names = [*adapters[:2], base][:2]  # where there are two: the parts of a split differ
-    examples = {"target": _example("Another name for one", {"target": names[0]})}
-    if len(names) > 1:
-        split = [{"target": names[0], "share": 0.9}, {"target": names[1], "share": 0.1}]
-        examples["split"] = _example("A tenth of the users get another", {"split": split})
-    return examples
-
-
-def _example(summary: str, value: dict[str, Any]) -> dict[str, Any]:
+def example(summary: str, value: dict[str, Any]) -> dict[str, Any]:
+    """One example of a body, with the line that ``/docs`` shows for it."""
     return {"summary": summary, "value": value}
 
 
 class Application(FastAPI):
-    """FastAPI with our schema. Computed when asked for, so that it names the adapters of the moment."""
+    """FastAPI whose OpenAPI document is computed anew each time, so that it names the adapters of now."""
+
+    def __init__(self, service: Service, routers: Iterable[APIRouter], **options: Any) -> None:
+        super().__init__(**options, responses=ERROR_RESPONSES)
+        self._service = service
+        self._bodies: list[type[RequestBody]] = []
+        for router in routers:
+            self.include_router(router)
+            self._bodies += _documented_bodies(router)
 
     def openapi(self) -> dict[str, Any]:
+        """The document: what FastAPI reads off the routes, completed in place."""
         self.openapi_schema = None
-        return complete(super().openapi(), self.state.service)
+        document = super().openapi()
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(_schemas(self._bodies), Error=_ERROR_SCHEMA)
+        _fill_body_examples(document, _names(self._service))
+        _add_name_examples(document, self._service)
+        if self._service.config.api_key or self._service.config.admin_api_key:
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"key": []}]
+        return document
+
+
+def _documented_bodies(router: APIRouter) -> Iterator[type[RequestBody]]:
+    for route in router.routes:
+        if isinstance(route, APIRoute) and isinstance(route.openapi_extra, RouteDocument):
+            yield route.openapi_extra.body
+
+
+def _schemas(bodies: Iterable[type[RequestBody]]) -> dict[str, Any]:
+    """The JSON schemas of all bodies and of what they consist of, by name."""
+    models: list[tuple[type[RequestBody], Any]] = [(body, "validation") for body in bodies]
+    _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
+    schemas: dict[str, Any] = definitions["$defs"]
+    return schemas
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Path, method and description of each route."""
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            yield path, method, operation
+
+
+def _names(service: Service) -> dict[str, str]:
+    """What each placeholder stands for now. Those that stand for nothing are left out."""
+    base, roots = service.model_name, service.config.adapter_root
+    adapters = service.adapters.views.serving()
+    writers = [adapter.name for adapter in adapters if adapter.labels is None]
+    classifiers = [adapter.name for adapter in adapters if adapter.labels is not None]
+    members = [adapter.name for adapter in adapters] or [_NEW_ADAPTER]
+    names = {
+        BASE: base,
+        ADAPTER_OR_BASE: [*writers, base][0],
+        SECOND_ADAPTER_OR_BASE: [*writers[1:], base][0],
+        MEMBER: members[0],
+        LAST_MEMBER: members[-1],
+        DIRECTORY: f"{roots[0] if roots else '/adapters'}/{_NEW_ADAPTER}",
+    }
+    if writers:
+        names |= {ADAPTER: writers[0], LAST_ADAPTER: writers[-1]}
+    if classifiers:
+        names[CLASSIFIER] = classifiers[0]
+    return names
+
+
+def _fill_body_examples(document: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Replace the placeholders in all examples of bodies."""
+    for _, _, operation in _operations(document):
+        for media in operation.get("requestBody", {}).get("content", {}).values():
+            if "examples" in media:
+                media["examples"] = dict(_filled_examples(media["examples"], names))
+
+
+def _filled_examples(examples: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    for name, template in examples.items():
+        try:
+            yield _filled(name, names), _filled(template, names)
+        except KeyError:  # it names something that the server does not have
+            continue
+
+
+def _filled(value: Any, names: Mapping[str, str]) -> Any:
+    """``value`` with the placeholders in its texts replaced; KeyError for one that stands for nothing."""
+    if isinstance(value, str):
+        return _PLACEHOLDER.sub(lambda found: names[found.group()], value)
+    if isinstance(value, list):
+        return [_filled(item, names) for item in value]
+    if isinstance(value, dict):
+        return {key: _filled(item, names) for key, item in value.items()}
+    return value
+
+
+def _add_name_examples(document: dict[str, Any], service: Service) -> None:
+    """Give the names in paths ones that are there, or that can be made."""
+    adapters = [adapter.name for adapter in service.adapters.views.serving()]
+    aliases = [alias.name for alias in service.adapters.aliases.list()]
+    for path, method, operation in _operations(document):
+        of_aliases = path.startswith("/v1/aliases")
+        known, new = (aliases, _NEW_ALIAS) if of_aliases else (adapters, _NEW_ADAPTER)
+        for parameter in operation.get("parameters", []):
+            if parameter["name"] == "name":
+                parameter["example"] = known[0] if known and method != "put" else new

@@ -1,4 +1,4 @@
-"""How routes get at the service."""
+"""The service, as a parameter of routes."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from manylora.server.metrics.families import BASE, OTHER, OUTCOMES, OWN_LABELS, REJECTIONS
+from manylora.server.metrics.labels import BASE, OTHER, OUTCOMES, OWN_LABELS, REJECTIONS
 from manylora.server.metrics.metrics import Metrics
 from tests.support.paths import ROOT
 
@@ -35,20 +35,20 @@ def adapters_seen(metrics: Metrics) -> set[str]:
 
 def exercise(metrics: Metrics, label: str) -> None:
     """Call everything that takes a label."""
-    metrics.started(label, 0.1)
-    metrics.prompt_tokens(label, 20)
-    metrics.first_token(label, 0.2)
-    metrics.generated(label, 3)
-    metrics.inter_token(label, 0.02)
-    metrics.aborted(label)
+    metrics.requests.started(label, 0.1)
+    metrics.requests.prompt_tokens(label, 20)
+    metrics.requests.first_token(label, 0.2)
+    metrics.requests.generated_tokens(label, 3)
+    metrics.requests.inter_token(label, 0.02)
+    metrics.requests.aborted(label)
     for outcome in OUTCOMES:
-        metrics.finished(label, outcome, 1.5)
+        metrics.requests.finished(label, outcome, 1.5)
 
 
 def test_requests_are_counted_by_adapter_and_in_total() -> None:
     metrics = Metrics()
-    metrics.adapter_used("support")
-    metrics.adapter_read("disk", 0.3)
+    metrics.requests.add_adapter("support")
+    metrics.adapters.loaded("disk", 0.3)
     exercise(metrics, "support")
     exercise(metrics, BASE)
     assert value(metrics, "requests_total", adapter="support", outcome="length") == 1
@@ -64,7 +64,7 @@ def test_requests_are_counted_by_adapter_and_in_total() -> None:
 def test_a_step_sets_gauges_and_fills_histograms() -> None:
     metrics = Metrics()
     for seconds, sequences in ((0.02, 8), (0.0, 0)):
-        metrics.step(
+        metrics.steps.record(
             running=sequences,
             waiting=2,
             batch_tokens=sequences,
@@ -85,12 +85,12 @@ def test_a_step_sets_gauges_and_fills_histograms() -> None:
 
 def test_the_other_counters() -> None:
     metrics = Metrics()
-    metrics.prefix(100, 64)
-    metrics.preempted()
-    metrics.preempted(2)
-    metrics.token_after_abort(0)
-    metrics.adapters_registered(7)
-    metrics.adapters_resident(3, 4096)
+    metrics.requests.prefix_lookup(100, 64)
+    metrics.requests.preempted()
+    metrics.requests.preempted(2)
+    metrics.requests.tokens_after_abort(0)
+    metrics.adapters.set_registered(7)
+    metrics.adapters.set_resident(3, 4096)
     assert value(metrics, "prefix_cache_queried_tokens_total") == 100
     assert value(metrics, "prefix_cache_hit_tokens_total") == 64
     assert value(metrics, "preemptions_total") == 3
@@ -102,7 +102,7 @@ def test_the_other_counters() -> None:
 @pytest.mark.parametrize("reason", REJECTIONS)
 def test_rejections_by_reason(reason: str) -> None:
     metrics = Metrics()
-    metrics.rejected(reason)
+    metrics.requests.rejected(reason)
     assert value(metrics, "requests_rejected_total", reason=reason) == 1
 
 
@@ -111,7 +111,7 @@ def test_raw_input_never_becomes_a_label() -> None:
     before = set(samples(metrics))
     for raw in ('x"} 1\nforged_total{a="', "../etc", "", "never-loaded"):
         exercise(metrics, raw)
-        metrics.rejected(raw)
+        metrics.requests.rejected(raw)
     assert set(samples(metrics)) == before
     assert value(metrics, "aborts_total", adapter=OTHER) == 4
     assert value(metrics, "requests_rejected_total", reason="other") == 4
@@ -119,32 +119,32 @@ def test_raw_input_never_becomes_a_label() -> None:
 
 def test_an_unknown_outcome_is_a_programming_error() -> None:
     with pytest.raises(KeyError):
-        Metrics().finished("base", "gone", 1.0)
+        Metrics().requests.finished("base", "gone", 1.0)
 
 
 def test_forget_drops_every_series_of_the_adapter() -> None:
     metrics = Metrics()
     before = set(samples(metrics))
     for name in ("support", "legal"):
-        metrics.adapter_used(name)
+        metrics.requests.add_adapter(name)
         exercise(metrics, name)
-    metrics.forget("support")
-    metrics.forget("support")
+    metrics.requests.forget_adapter("support")
+    metrics.requests.forget_adapter("support")
     assert adapters_seen(metrics) == {*OWN_LABELS, "legal"}
     exercise(metrics, "support")  # a late event of a dropped adapter brings nothing back
     assert adapters_seen(metrics) == {*OWN_LABELS, "legal"}
-    metrics.forget("legal")
+    metrics.requests.forget_adapter("legal")
     assert set(samples(metrics)) == before
 
 
 def test_a_reloaded_adapter_starts_at_zero() -> None:
     metrics = Metrics()
-    metrics.adapter_used("support")
+    metrics.requests.add_adapter("support")
     exercise(metrics, "support")
-    metrics.adapter_used("support")  # a further request keeps its counts
+    metrics.requests.add_adapter("support")  # a further request keeps its counts
     assert value(metrics, "generated_tokens_total", adapter="support") == 3
-    metrics.forget("support")
-    metrics.adapter_used("support")
+    metrics.requests.forget_adapter("support")
+    metrics.requests.add_adapter("support")
     assert value(metrics, "generated_tokens_total", adapter="support") == 0
 
 
@@ -152,13 +152,13 @@ def test_a_reloaded_adapter_starts_at_zero() -> None:
 def test_our_own_labels_are_never_dropped(own: str) -> None:
     metrics = Metrics()
     exercise(metrics, own)
-    metrics.forget(own)
+    metrics.requests.forget_adapter(own)
     assert value(metrics, "generated_tokens_total", adapter=own) == 3
 
 
 def test_two_servers_in_one_process_do_not_share() -> None:
     one, two = Metrics(), Metrics()
-    one.preempted()
+    one.requests.preempted()
     assert value(two, "preemptions_total") == 0
 
 
@@ -167,8 +167,8 @@ def test_threads_lose_nothing() -> None:
 
     def work(number: int) -> None:
         for _ in range(500):
-            metrics.adapter_used(f"a{number % 2}")
-            metrics.generated(f"a{number % 2}", 1)
+            metrics.requests.add_adapter(f"a{number % 2}")
+            metrics.requests.generated_tokens(f"a{number % 2}", 1)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:

@@ -309,7 +309,7 @@ async def test_memory_returns_when_names_go(setup: ManagerSetup) -> None:
     assert setup.store.digests() == []
     assert setup.manager.residency.references.total == 0
     assert not setup.manager.residency.references.in_use()
-    assert setup.metrics.traffic("a").requests == 0
+    assert setup.metrics.requests.traffic("a").requests == 0
 
 
 async def test_a_prompt_computed_before_a_new_revision_is_not_reused(setup: ManagerSetup) -> None:

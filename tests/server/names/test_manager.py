@@ -17,7 +17,7 @@ from manylora.adapters.errors import (
     SourceMissing,
 )
 from manylora.adapters.format.files import WEIGHTS_NAME
-from manylora.server.metrics.families import MIX
+from manylora.server.metrics.labels import MIX
 from manylora.server.model.pages.packed_file import PREFIX
 from tests.support.adapter_manager import KEPT, RANK, ManagerSetup
 from tests.support.waiting import until

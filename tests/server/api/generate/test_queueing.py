@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from manylora.adapters.mix import parse_mix
-from manylora.server.api.http.app import create_app
+from manylora.server.api.app import create_app
 from tests.support.raw_requests import AsgiExchange
 from tests.support.running_server import tiny_service
 from tests.support.waiting import until

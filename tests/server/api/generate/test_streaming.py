@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 
+from manylora.server.api.app import create_app
 from manylora.server.api.http import event_stream as sse
-from manylora.server.api.http.app import create_app
 from manylora.server.service import Service
 from tests.support.raw_requests import AsgiExchange
 from tests.support.running_server import Running, serving

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from manylora.server.metrics.families import OWN_LABELS
+from manylora.server.metrics.labels import OWN_LABELS
 from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS

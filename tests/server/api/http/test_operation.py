@@ -13,8 +13,8 @@ from typing import Any
 import openai
 import pytest
 
-from manylora.server.api.http.app import create_app
-from manylora.server.metrics.families import BASE
+from manylora.server.api.app import create_app
+from manylora.server.metrics.labels import BASE
 from tests.support.raw_requests import AsgiExchange
 from tests.support.running_server import Running, serving, tiny_service
 

@@ -13,14 +13,16 @@ from manylora.adapters.errors import AdapterNotFound
 from manylora.adapters.registry.tags import check_tags
 from manylora.adapters.sources.fetching import check
 from manylora.adapters.sources.fetching import fetch as fetch_source
-from manylora.server.api.admin.adapters import Name, Parameters, in_full
-from manylora.server.api.admin.publications import Publications, PublicationsState, outcome
-from manylora.server.api.admin.upload import Offer, Received, receive_upload
+from manylora.server.api.admin.adapters import Name, Parameters, details_response
+from manylora.server.api.admin.publications import Publications, PublicationsState, wait_until_published
+from manylora.server.api.admin.publish_request import FetchProgress, PublishRequest
+from manylora.server.api.admin.upload import receive_upload
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
-from manylora.server.api.http.errors import blame
+from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH
 from manylora.server.api.http.multipart import is_multipart
+from manylora.server.api.http.openapi import DIRECTORY, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 from manylora.server.names.publishing import Publication
@@ -48,7 +50,26 @@ class SourceBody(RequestBody):
     tags: list[str] | None = Field(None, description="Replace those the adapter has; by default they stay.")
 
 
-@router.put("/{name}", summary="Publish an adapter")
+_FORM = {
+    "type": "object",
+    "required": ["files"],
+    "properties": {
+        "files": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "adapter_config.json, adapter_model.safetensors, …, or one archive of them.",
+        },
+        "tags": {"type": "array", "items": {"type": "string"}},
+    },
+}
+_FROM_DIRECTORY = example("From a directory of the server", {"source": DIRECTORY, "tags": ["tried"]})
+
+
+@router.put(
+    "/{name}",
+    summary="Publish an adapter",
+    openapi_extra=documented(SourceBody, {"directory": _FROM_DIRECTORY}, form=_FORM),
+)
 async def put_adapter(
     request: Request,
     service: ServiceState,
@@ -65,8 +86,8 @@ async def put_adapter(
     """
     with blame("name"):
         service.adapters.admin.check_free(name, _may_replace(request, asked.replace))
-    offer = await _offer(request, service)
-    return await publish(request, service, publications, name, asked=asked, offer=offer)
+    wanted = await _publish_request(request, service)
+    return await publish(request, service, publications, name, asked=asked, wanted=wanted)
 
 
 async def publish(
@@ -76,22 +97,22 @@ async def publish(
     name: str,
     *,
     asked: PutParameters,
-    offer: Offer,
+    wanted: PublishRequest,
 ) -> Response:
-    """Publish what is offered, and answer as the client asked."""
+    """Publish an adapter under ``name``; answer at once, or with ``asked.wait`` when it is done."""
     known = _is_known(service, name)
-    publication = await _begin(service, name, offer, _may_replace(request, asked.replace))
-    publications.add(publication, offer)
+    publication = await _begin(service, name, wanted, _may_replace(request, asked.replace))
+    publications.add(publication, wanted)
     if not asked.wait:
-        answer = await in_full(service, publications, name, 202)
+        answer = await details_response(service, publications, name, 202)
         answer.headers["location"] = f"{router.prefix}/{name}"
         return answer
-    await unless_disconnected(request, outcome(publication, offer.param))
-    return await in_full(service, publications, name, 200 if known else 201)
+    await unless_disconnected(request, wait_until_published(publication, wanted.param))
+    return await details_response(service, publications, name, 200 if known else 201)
 
 
-async def _offer(request: Request, service: Service) -> Offer:
-    """What the request wants to be published, with its files received.
+async def _publish_request(request: Request, service: Service) -> PublishRequest:
+    """What the HTTP request asks to be published, with the files received if it uploads them.
 
     Raises:
         As :func:`receive_upload`; SourceForbidden: the server may not read that source.
@@ -101,13 +122,13 @@ async def _offer(request: Request, service: Service) -> Offer:
     body = await _source(request)
     with blame("source"):
         await asyncio.to_thread(check, body.source, service.sources)
-    received = Received()
+    progress = FetchProgress()
 
     def fetch(into: Path) -> str:
-        return fetch_source(body.source, into, service.sources, received)
+        return fetch_source(body.source, into, service.sources, progress)
 
     tags = None if body.tags is None else tuple(body.tags)
-    return Offer(body.source, "source", tags, fetch, received=received)
+    return PublishRequest(body.source, "source", tags, fetch, progress=progress)
 
 
 async def _source(request: Request) -> SourceBody:
@@ -120,18 +141,18 @@ async def _source(request: Request) -> SourceBody:
         raise
 
 
-async def _begin(service: Service, name: str, offer: Offer, replace: bool) -> Publication:
+async def _begin(service: Service, name: str, wanted: PublishRequest, replace: bool) -> Publication:
     try:
         with blame("tags"):
-            check_tags(offer.tags or ())
+            check_tags(wanted.tags or ())
         with blame("name"):
             publication = await service.adapters.admin.begin_publish(
-                name, offer.fetch, source=offer.source, replace=replace, tags=offer.tags
+                name, wanted.fetch, source=wanted.source, replace=replace, tags=wanted.tags
             )
     except BaseException:
-        offer.drop()
+        wanted.discard()
         raise
-    publication.when_ended(offer.drop)  # it may have ended before it fetched anything
+    publication.when_ended(wanted.discard)  # it may have ended before it fetched anything
     return publication
 
 

@@ -21,7 +21,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/docs")
 async def page() -> Response:
-    """Swagger's page over ``/openapi.json``."""
+    """Swagger's interactive page over ``/openapi.json``."""
     return get_swagger_ui_html(
         openapi_url="openapi.json",
         title="manylora",
@@ -33,7 +33,7 @@ async def page() -> Response:
 
 @router.get("/docs/{name}")
 async def asset(name: str) -> Response:
-    """A file of the page, from the package that carries them."""
+    """A file of the interactive page, from the package that carries them."""
     if name not in _ASSETS:
         raise HTTPException(404)
     path = Path(str(files("fastapi_offline") / "static" / name))

@@ -1,4 +1,4 @@
-"""How adapters, their revisions and aliases look as JSON."""
+"""Adapters, their revisions and aliases as JSON."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from manylora.server.names.status import AdapterStatus
 SHOWN_DIGITS = 8  # of a digest, wherever a revision is named
 
 
-def short(digest: str) -> str:
-    """A revision as model strings name it."""
+def short_digest(digest: str) -> str:
+    """The first digits of a revision's digest, as model strings name it."""
     return digest[:SHOWN_DIGITS]
 
 
-def adapter(status: AdapterStatus) -> dict[str, Any]:
-    """One adapter, as in the list. Times are unix seconds, sizes bytes."""
+def adapter_json(status: AdapterStatus) -> dict[str, Any]:
+    """One adapter as it is listed. Times are unix seconds, sizes bytes."""
     tiers = status.residency
     return {
         "id": status.name,
         "object": "adapter",
         "state": status.state,
-        "revision": None if status.digest is None else short(status.digest),
+        "revision": None if status.digest is None else short_digest(status.digest),
         "digest": status.digest,
         "source": status.source,
         "error": status.error,
@@ -49,20 +49,20 @@ def adapter(status: AdapterStatus) -> dict[str, Any]:
     }
 
 
-def adapter_in_full(
+def adapter_details_json(
     status: AdapterStatus, revisions: Sequence[RevisionRecord], publication: dict[str, Any] | None
 ) -> dict[str, Any]:
     """One adapter with its revisions, the latest first, and the latest attempt to publish under its name."""
     return {
-        **adapter(status),
+        **adapter_json(status),
         "details": status.details,
         "publication": publication,
         "revisions": [_revision(record, record.digest == status.digest) for record in revisions],
     }
 
 
-def alias(record: AliasRecord) -> dict[str, Any]:
-    """One alias; the shares of its split add up to 1."""
+def alias_json(record: AliasRecord) -> dict[str, Any]:
+    """One alias as JSON; the shares of its split add up to 1."""
     total = sum(share for _, share in record.arms)
     return {
         "id": record.name,
@@ -75,7 +75,7 @@ def alias(record: AliasRecord) -> dict[str, Any]:
 
 def _revision(record: RevisionRecord, current: bool) -> dict[str, Any]:
     return {
-        "revision": short(record.digest),
+        "revision": short_digest(record.digest),
         "digest": record.digest,
         "current": current,
         "source": record.source,

@@ -1,4 +1,4 @@
-"""How the arms of an alias look as JSON, side by side, with 95% confidence intervals."""
+"""The arms of an alias as JSON: what each has come to, and how they differ, with 95% confidence intervals."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from manylora.adapters.registry.records import AliasRecord, ArmRecord
 from manylora.server.experiments.arm_counts import MEASURES, REASONS, Tally
 from manylora.server.experiments.statistics import CONFIDENCE, Interval, difference
 
-MIN_ANSWERS = 10  # of both arms, before their difference is spoken of
+MIN_ANSWERS = 10  # of both arms, before their difference is shown
 
 
-def side_by_side(record: AliasRecord, counted: Mapping[str, ArmRecord]) -> dict[str, Any]:
-    """The arms with what they have come to, and how the others differ from the first."""
+def arms_json(record: AliasRecord, counted: Mapping[str, ArmRecord]) -> dict[str, Any]:
+    """The arms of an alias with their counts and estimates, and how the others differ from the first."""
     shares: dict[str, float] = {}
     for target, share in record.arms:
         shares[target] = shares.get(target, 0.0) + share
@@ -69,30 +69,31 @@ def _estimate(name: str, found: Interval | None) -> dict[str, Any]:
 def _differences(one: Tally, other: Tally) -> dict[str, Any]:
     """``one`` less ``other`` in everything that has an estimate in both."""
     return {
-        "score": _difference(_scores(one), _scores(other)),
+        "score": _difference(_score_estimate(one), _score_estimate(other)),
         "finish_reasons": {
-            reason: _difference(_rated(one, reason), _rated(other, reason)) for reason in REASONS
+            reason: _difference(_rate_estimate(one, reason), _rate_estimate(other, reason))
+            for reason in REASONS
         },
-        **{name: _difference(_meant(one, name), _meant(other, name)) for name in MEASURES},
+        **{name: _difference(_mean_estimate(one, name), _mean_estimate(other, name)) for name in MEASURES},
     }
 
 
-_Counted = tuple[float, Interval | None]
+_CountedEstimate = tuple[float, Interval | None]
 
 
-def _scores(tally: Tally) -> _Counted:
+def _score_estimate(tally: Tally) -> _CountedEstimate:
     return tally.sums("score").count, tally.score
 
 
-def _rated(tally: Tally, reason: str) -> _Counted:
+def _rate_estimate(tally: Tally, reason: str) -> _CountedEstimate:
     return tally.answers, tally.rate(reason)
 
 
-def _meant(tally: Tally, name: str) -> _Counted:
+def _mean_estimate(tally: Tally, name: str) -> _CountedEstimate:
     return tally.sums(name).count, tally.mean(name)
 
 
-def _difference(one: _Counted, other: _Counted) -> dict[str, Any] | None:
+def _difference(one: _CountedEstimate, other: _CountedEstimate) -> dict[str, Any] | None:
     """None while one of them has too few values for an interval to mean much."""
     (count, found), (other_count, expected) = one, other
     if found is None or expected is None or min(count, other_count) < MIN_ANSWERS:

@@ -1,4 +1,4 @@
-"""The application: routes, what wraps them, and the service's life cycle."""
+"""The HTTP application: all routes, the middleware around them, and the service's life cycle."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from manylora.adapters.errors import AdapterError
-from manylora.server.api.admin import adapters, aliases, compose, export, lora, merge, publish
+from manylora.server.api.admin import adapters, aliases, compose, export, lora, merge, put_adapter
 from manylora.server.api.admin.publications import Publications
 from manylora.server.api.compare import route as compare
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
-from manylora.server.api.http import docs, health
-from manylora.server.api.http.errors import handle
-from manylora.server.api.http.middleware import ApiKeys, BodyLimit, KeyRing, RequestId
+from manylora.server.api.http.error_answers import answer_error
+from manylora.server.api.http.middleware import ApiKeyCheck, ApiKeySet, BodyLimit, RequestId
 from manylora.server.api.http.openapi import Application
+from manylora.server.api.operation import docs, health
 from manylora.server.errors import ServerError
 from manylora.server.service import Service
 
@@ -33,7 +33,7 @@ _RESOURCES = (
     feedback,
     models,
     adapters,
-    publish,
+    put_adapter,
     aliases,
     merge,
     export,
@@ -57,6 +57,8 @@ _HANDLED = (
 def create_app(service: Service) -> FastAPI:
     """The ASGI application that serves ``service``; starting and stopping it starts and stops the service."""
     app = Application(
+        service,
+        [resource.router for resource in _RESOURCES],
         title="manylora",
         description="One base model, many LoRA adapters, and weighted mixes of them, in one batch.",
         lifespan=_lifespan,
@@ -66,28 +68,28 @@ def create_app(service: Service) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.service = service
-    app.state.comparisons = compare.Comparisons()
+    app.state.comparison_limit = compare.ComparisonLimit()
     app.state.publications = Publications()
-    for resource in _RESOURCES:
-        app.include_router(resource.router)
     for kind in _HANDLED:
-        app.add_exception_handler(kind, handle)
+        app.add_exception_handler(kind, answer_error)
     _wrap(app, service)
     return app
 
 
 def _wrap(app: FastAPI, service: Service) -> None:
-    """Add the middleware, innermost first."""
+    """Wrap the application in its middleware, innermost first."""
     config, metrics = service.config, service.metrics
     app.add_middleware(BodyLimit, metrics=metrics, upload_limit=config.max_upload_bytes)
-    keys, admin_keys = _ring(config.api_key), _ring(config.admin_api_key)
+    keys, admin_keys = _key_set(config.api_key), _key_set(config.admin_api_key)
     if keys or admin_keys:
-        app.add_middleware(ApiKeys, metrics=metrics, keys=keys, admin_keys=admin_keys, open_paths=OPEN_PATHS)
+        app.add_middleware(
+            ApiKeyCheck, metrics=metrics, keys=keys, admin_keys=admin_keys, open_paths=OPEN_PATHS
+        )
     app.add_middleware(RequestId)
 
 
-def _ring(keys: list[SecretStr]) -> KeyRing:
-    return KeyRing(key.get_secret_value() for key in keys)
+def _key_set(keys: list[SecretStr]) -> ApiKeySet:
+    return ApiKeySet(key.get_secret_value() for key in keys)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Is it alive, can it serve, what is it, how is it doing."""
+"""Routes for whoever operates the server: ``/health``, ``/ready``, ``/version`` and ``/metrics``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["operation"])
 
 @router.get("/health", summary="Is the process alive?")
 async def health(service: ServiceState) -> Response:
-    """200 while the engine runs, 503 once it has died: time to restart the process."""
+    """Answer 200 while the engine runs, and 503 once it has died: time to restart the process."""
     if not service.engine.alive:
         raise EngineDead("The engine has stopped")
     return Json({"status": "alive"})
@@ -24,7 +24,7 @@ async def health(service: ServiceState) -> Response:
 
 @router.get("/ready", summary="Can it serve?")
 async def ready(service: ServiceState) -> Response:
-    """200 once the model and the adapters given at start are loaded; 503 before and while stopping."""
+    """Answer 200 once the model and the adapters given at start are loaded; 503 before and while stopping."""
     if not (service.ready and service.engine.alive):
         return Json({"status": "not ready"}, status_code=503, headers={"retry-after": "1"})
     return Json({"status": "ready"})
@@ -32,7 +32,7 @@ async def ready(service: ServiceState) -> Response:
 
 @router.get("/version", summary="What is running?")
 async def version_of_server(service: ServiceState) -> Response:
-    """Version, model, decoder, kernels, number format and device."""
+    """The server's version, model, decoder, kernels, number format and device."""
     return Json({"version": _package_version(), "model": service.model_name, **service.description})
 
 

@@ -1,0 +1,215 @@
+"""How exceptions are answered over HTTP: one table of statuses, and OpenAI's error shape.
+
+Every answer that is not a success has the body ``{"error": {message, type, param, code}}`` with all
+four keys. Messages are sentences for the caller; nothing of an unexpected fault's inside is told.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from manylora.adapters.errors import (
+    AdapterDeleted,
+    AdapterExists,
+    AdapterInUse,
+    AdapterNameError,
+    AdapterNotFound,
+    AdapterTooLarge,
+    ArtifactError,
+    BaseModelError,
+    MergeFailed,
+    MixError,
+    OutputExists,
+    RegistryUnavailable,
+    SourceForbidden,
+    SourceMissing,
+    SourceUnreachable,
+    StoreError,
+)
+from manylora.server.api.http.error_context import Blamed
+from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.limits import MAX_NAME_SHOWN, MAX_REPORTED_FAULTS
+from manylora.server.errors import (
+    AdapterUnavailable,
+    AdminKeyNeeded,
+    AnswerUnknown,
+    BodyTooLarge,
+    Cancelled,
+    CopyFailed,
+    EngineDead,
+    ExportFailed,
+    GenerationFailed,
+    ModelNotFound,
+    QueueFull,
+    RequestError,
+    Unauthorized,
+)
+
+INVALID_REQUEST = "invalid_request_error"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """How one kind of exception is answered.
+
+    ``rejection`` is its label in the metric of rejected requests; None if the request had been admitted or
+    nobody was told.
+    """
+
+    status: int
+    type: str
+    code: str | None
+    rejection: str | None
+    param: str | None = None  # where the exception doesn't name one itself
+
+
+KINDS: dict[type[Exception], ErrorKind] = {
+    RequestError: ErrorKind(400, INVALID_REQUEST, None, "invalid"),
+    MixError: ErrorKind(400, INVALID_REQUEST, "invalid_mix", "invalid", "model"),
+    AdapterNameError: ErrorKind(400, INVALID_REQUEST, "invalid_adapter_name", "invalid", "model"),
+    Unauthorized: ErrorKind(401, "authentication_error", "invalid_api_key", "unauthorized"),
+    AdminKeyNeeded: ErrorKind(403, "permission_error", "admin_key_needed", "forbidden"),
+    SourceForbidden: ErrorKind(403, "permission_error", "source_forbidden", "forbidden", "lora_path"),
+    ModelNotFound: ErrorKind(404, INVALID_REQUEST, "model_not_found", "not_found", "model"),
+    AdapterNotFound: ErrorKind(404, INVALID_REQUEST, "model_not_found", "not_found", "model"),
+    AnswerUnknown: ErrorKind(404, INVALID_REQUEST, "answer_not_found", "not_found", "response_id"),
+    AdapterDeleted: ErrorKind(409, "conflict_error", "adapter_deleted", "conflict"),
+    AdapterExists: ErrorKind(409, "conflict_error", "adapter_exists", "conflict", "lora_name"),
+    AdapterInUse: ErrorKind(409, "conflict_error", "adapter_in_use", "conflict"),
+    Cancelled: ErrorKind(409, "conflict_error", "cancelled", "conflict"),
+    BodyTooLarge: ErrorKind(413, INVALID_REQUEST, "body_too_large", "invalid"),
+    ArtifactError: ErrorKind(422, INVALID_REQUEST, "invalid_adapter", "unprocessable", "lora_path"),
+    SourceMissing: ErrorKind(422, INVALID_REQUEST, "artifact_missing", "unprocessable", "lora_path"),
+    AdapterTooLarge: ErrorKind(422, INVALID_REQUEST, "adapter_too_large", "unprocessable", "model"),
+    QueueFull: ErrorKind(429, "rate_limit_error", "queue_full", "queue_full"),
+    ClientDisconnect: ErrorKind(499, INVALID_REQUEST, "client_closed", None),
+    CopyFailed: ErrorKind(500, "server_error", "merge_failed", "internal"),
+    GenerationFailed: ErrorKind(500, "server_error", "generation_failed", None),
+    MergeFailed: ErrorKind(500, "server_error", "merge_failed", "internal"),
+    ExportFailed: ErrorKind(500, "server_error", "export_failed", "internal"),
+    BaseModelError: ErrorKind(500, "server_error", "base_model_unusable", "internal"),
+    OutputExists: ErrorKind(409, "conflict_error", "directory_exists", "conflict", "directory"),
+    StoreError: ErrorKind(507, "server_error", "store_failed", "internal"),
+    SourceUnreachable: ErrorKind(502, "server_error", "source_unreachable", "unavailable", "source"),
+    RegistryUnavailable: ErrorKind(503, "server_error", "registry_unavailable", "unavailable"),
+    AdapterUnavailable: ErrorKind(503, "server_error", "adapter_unavailable", "unavailable", "model"),
+    EngineDead: ErrorKind(503, "server_error", "engine_dead", "unavailable"),
+}
+
+_UNEXPECTED = ErrorKind(500, "server_error", "internal_error", "internal")
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """One answer that is not a success."""
+
+    kind: ErrorKind
+    message: str
+    param: str | None
+    code: str | None
+    headers: dict[str, str]
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON object, in OpenAI's shape."""
+        error = {"message": self.message, "type": self.kind.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> Response:
+        """The HTTP answer, for a route or a middleware to send."""
+        return Json(self.body, self.kind.status, self.headers)
+
+
+def error_answer(error: Exception) -> ErrorAnswer:
+    """The answer for an exception, from the table; one that is not there is a 500 that tells nothing."""
+    if isinstance(error, ValidationError | RequestValidationError):
+        return _describe_validation(error)
+    if isinstance(error, HTTPException):
+        return _describe_http(error)
+    if isinstance(error, Blamed):
+        return replace(error_answer(error.cause), param=error.param)
+    kind = next((KINDS[each] for each in type(error).__mro__ if each in KINDS), None)
+    if kind is None:
+        return ErrorAnswer(_UNEXPECTED, "The server met an unexpected fault.", None, _UNEXPECTED.code, {})
+    param: str | None = getattr(error, "param", None)
+    code: str | None = getattr(error, "code", None)
+    return ErrorAnswer(
+        kind,
+        str(error),
+        kind.param if param is None else param,
+        kind.code if code is None else code,
+        _headers(error),
+    )
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    if isinstance(error, QueueFull):
+        return {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+    if isinstance(error, Unauthorized):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, BodyTooLarge):
+        return {"connection": "close"}  # the rest of the body is not read
+    return {}
+
+
+def _describe_validation(error: ValidationError | RequestValidationError) -> ErrorAnswer:
+    """All faults of the body in one message; ``param`` is the path of the first: ``messages[0].role``."""
+    faults = [(_path(fault["loc"]), str(fault["msg"]), str(fault["type"])) for fault in error.errors()]
+    sentences = [_sentence(*fault) for fault in faults[:MAX_REPORTED_FAULTS]]
+    if len(faults) > MAX_REPORTED_FAULTS:
+        sentences.append(f"and {len(faults) - MAX_REPORTED_FAULTS} more")
+    param, _, kind = faults[0]
+    code = "unknown_parameter" if kind == "extra_forbidden" else None
+    return ErrorAnswer(KINDS[RequestError], "; ".join(sentences), param or None, code, {})
+
+
+def _sentence(path: str, message: str, kind: str) -> str:
+    if kind == "extra_forbidden":
+        return f"Unrecognized request argument supplied: {path}"
+    text = "must be an object" if kind == "model_type" else message
+    if kind in {"too_short", "too_long"}:  # "List should have at least 2 items after validation, not 1"
+        text = text.replace("List should have", "must hold").replace(" after validation", "")
+    return f"{path}: {text}" if path else text
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """``("messages", 0, "role")`` -> ``messages[0].role``; ``("query", "limit")`` -> ``limit``."""
+    path = ""
+    for step in location[1:] if location[:1] in (("query",), ("path",)) else location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        else:
+            name = step[:MAX_NAME_SHOWN]
+            path += f".{name}" if path else name
+    return path
+
+
+def _describe_http(error: HTTPException) -> ErrorAnswer:
+    """Unknown routes and methods, raised by the router."""
+    status = HTTPStatus(error.status_code)
+    rejection = "not_found" if status is HTTPStatus.NOT_FOUND else "invalid"
+    kind = ErrorKind(error.status_code, INVALID_REQUEST, status.phrase.lower().replace(" ", "_"), rejection)
+    return ErrorAnswer(kind, str(error.detail), None, kind.code, dict(error.headers or {}))
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Answer whatever exception a route raises: the application's one exception handler."""
+    answer = error_answer(error)
+    if isinstance(error, HTTPException) and error.status_code in {404, 405}:
+        message = f"There is nothing at {request.method} {request.scope['path'][:200]}"
+        answer = replace(answer, message=message)
+    if answer.kind.rejection is not None:
+        request.app.state.service.metrics.requests.rejected(answer.kind.rejection)
+    response = answer.response()
+    if "manylora.request_id" in request.scope:  # an unexpected fault is answered outside the middleware
+        response.headers["x-request-id"] = request.scope["manylora.request_id"]
+    return response
