@@ -30,9 +30,11 @@ RUN torch="$(sed -nE 's/^torch==([0-9.]+).*/\1/p' requirements.lock)" \
     && pip install --index-url "${TORCH_INDEX}" "torch==${torch}" \
     && pip install --requirement rest.lock
 
-COPY pyproject.toml README.md ./
+# The package manylora holds links to the two folders beside it.
+COPY pyproject.toml README.md LICENSE ./
 COPY adapters ./adapters
 COPY server ./server
+COPY manylora ./manylora
 RUN pip install --no-deps . && pip check
 
 # The CPU kernels for every processor this image may start on: the image itself has no compiler.

@@ -20,10 +20,27 @@ PYTHON ?= $(shell for p in python3 python python3.11 python3.12 python3.13 pytho
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 
-.PHONY: help install dev pull serve test check format docs bench lock clean
+# What make test-fast leaves out besides the real model: test files that take more than a few seconds, by folder.
+SLOW := $(addprefix tests/, \
+	project/test_wheel.py \
+	bench/test_event_loop.py \
+	$(addprefix adapters/, format/test_artifact_fuzz.py merge/test_export.py \
+		$(addprefix registry/test_, publish.py shared.py two_servers.py) \
+		$(addprefix training/test_, estimate.py full.py jobs.py launch.py publish.py resume.py run.py tasks.py)) \
+	$(addprefix server/, comparison/test_running.py merged/test_merged.py names/test_restart.py residency/test_churn.py \
+		$(addprefix api/admin/test_, adapters.py aliases.py churn.py compose.py export.py merge.py sources.py uploads.py) \
+		$(addprefix api/generate/test_, adapter_text.py auto_merge.py classify.py experiments.py queueing.py streaming.py) \
+		$(addprefix api/http/test_, bad_input.py disconnect.py operation.py) \
+		$(addprefix cli/test_, adapters_commands.py bench.py compare_command.py main.py merge.py train.py) \
+		$(addprefix engine/test_, kinds.py mix_laws.py mixes.py parity.py parity_schedules.py quantized_kinds.py \
+			quantized_parity.py vectors.py vocabulary.py) \
+		$(addprefix kernels/test_, draws.py native_kernels.py sanitizers.py triton_attention.py triton_lora.py triton_step.py) \
+		$(addprefix model/test_, templates.py triton_decoder.py)))
+
+.PHONY: help install dev pull serve test test-fast coverage check format docs site wheel bench lock clean
 
 help: ## This list.
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 install: $(RUNTIME) ## Make .venv with what serving needs.
 
@@ -53,11 +70,19 @@ test: $(DEVELOPMENT) ## Run all tests, one process a core; fetches the real mode
 	$(BIN)/manylora pull smollm2-135m
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
-check: $(DEVELOPMENT) ## Lint, formatting, types, and the import rules.
+test-fast: $(DEVELOPMENT) ## Run what takes little time and no real model: under 90 seconds on two cores.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not real" $(addprefix --ignore=,$(SLOW))
+
+coverage: $(DEVELOPMENT) ## Run all tests and say how much of the code they run.
+	$(BIN)/manylora pull smollm2-135m
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --cov --cov-report=term:skip-covered
+
+check: $(DEVELOPMENT) ## Lint, formatting, types, the layers of imports, and the documentation site.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/project/test_imports.py
+	$(BIN)/lint-imports --no-cache
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(DEVELOPMENT) ## Format the code and fix what the linter can.
 	$(BIN)/ruff check --fix .
@@ -66,6 +91,14 @@ format: $(DEVELOPMENT) ## Format the code and fix what the linter can.
 docs: $(RUNTIME) ## Rewrite the pages that are generated from the code.
 	$(BIN)/python -m manylora.server.options.reference > docs/configuration.md
 	$(BIN)/python -m manylora.adapters.training.reference > docs/training-options.md
+
+site: $(DEVELOPMENT) ## Build the documentation site into site/.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: $(DEVELOPMENT) ## Build the wheel into dist/.
+	rm -rf build dist
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
 
 bench: $(DEVELOPMENT) ## Measure throughput; prints one JSON line last.
 	$(BIN)/python -m bench
@@ -92,5 +125,5 @@ lock: $(RUNTIME) ## Rewrite the lock files with the newest versions that pyproje
 	rm -rf $(LOCK)
 
 clean: ## Remove the environment, build output and caches; pulled models stay.
-	rm -rf $(VENV) build dist *.egg-info server/kernels/cpu/built .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info server/kernels/cpu/built .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

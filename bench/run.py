@@ -1,4 +1,4 @@
-"""Measure servers side by side under multi-adapter loads; docs/performance.md says how and why.
+"""Measure servers side by side under multi-adapter loads; docs/performance-log.md says how and why.
 
     python -m bench.run --workload distinct:32 --workload base@32 --system manylora --system llama.cpp
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from manylora.llm import LLM, Choice, Completion, Score
     from manylora.offline import compare, compose, estimate, merge, train
-    from manylora.server.cli.client.client import Client
+    from manylora.server.client.client import Client
 
 __all__ = [
     "LLM",
@@ -38,7 +38,7 @@ __all__ = [
 _HOMES = {
     "LLM": "manylora.llm",
     "Choice": "manylora.llm",
-    "Client": "manylora.server.cli.client.client",
+    "Client": "manylora.server.client.client",
     "Completion": "manylora.llm",
     "Score": "manylora.llm",
     "compare": "manylora.offline",

@@ -22,9 +22,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from manylora.adapters.base_models.gguf import convert_gguf
+from manylora.adapters.disk import sync_path
 from manylora.adapters.errors import BaseModelError
-from manylora.adapters.store.disk import sync_path
-from manylora.adapters.store.locks import locked
+from manylora.adapters.file_locks import locked
 
 if TYPE_CHECKING:
     from rich.progress import Progress

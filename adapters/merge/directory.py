@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from manylora.adapters.disk import sync_path
 from manylora.adapters.errors import OutputExists, StoreError
-from manylora.adapters.store.disk import sync_path
-from manylora.adapters.store.locks import is_locked_directory, locked_directory
+from manylora.adapters.file_locks import is_locked_directory, locked_directory
 
 _PARTIAL = ".partial"
 

@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from manylora.adapters.errors import RegistryUnavailable, StoreError
-from manylora.adapters.store.locks import locked_directory
+from manylora.adapters.file_locks import locked_directory
 
 VERSION = 1  # of the tables; a database written by a newer one is refused
 WAIT_SECONDS = 30  # for another writer, before a mutation gives up

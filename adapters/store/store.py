@@ -24,11 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from manylora.adapters.disk import sync_path
 from manylora.adapters.errors import AdapterNotFound, StoreError
+from manylora.adapters.file_locks import locked, try_lock
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
 from manylora.adapters.store.copying import same_bytes
-from manylora.adapters.store.disk import sync_path
-from manylora.adapters.store.locks import locked, try_lock
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _OWNER = re.compile(r"[0-9a-f]{16}")

@@ -18,6 +18,7 @@ import yaml
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.options.settings import Settings
 from tests.support.paths import ROOT
+from tests.support.wheel import SOURCES
 
 DEPLOY = ROOT / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "manylora.json"
@@ -84,6 +85,11 @@ def copied() -> list[str]:
 def test_copied_files_exist_and_are_in_the_build_context(source: str) -> None:
     assert (ROOT / source).exists()
     assert f"!{source}" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_the_image_gets_what_the_wheel_is_built_from() -> None:
+    """The wheel's own test builds it from these files alone."""
+    assert set(SOURCES) <= set(copied())
 
 
 def test_torch_is_split_from_the_lock_file(tmp_path: Path) -> None:

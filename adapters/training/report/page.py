@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from manylora.adapters.store.disk import sync_path
+from manylora.adapters.disk import sync_path
 from manylora.adapters.training.config_load import to_yaml
 from manylora.adapters.training.data.summary import summarize
 from manylora.adapters.training.gate.baseline import Sample

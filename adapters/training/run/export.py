@@ -16,9 +16,9 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
+from manylora.adapters.disk import sync_path
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.format.saving import save_tensors
-from manylora.adapters.store.disk import sync_path
 from manylora.adapters.training.model.lora import InitialWeights, lora_pairs
 from manylora.adapters.training.session.session import Session
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from transformers import TrainerState
 
-from manylora.adapters.store.disk import sync_path
+from manylora.adapters.disk import sync_path
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import Interrupted, TrainingConfigError
 from manylora.adapters.training.gate.baseline import Baseline, measure_baseline

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from manylora.adapters.disk import sync_path
 from manylora.adapters.progress_bars import progress_bars
-from manylora.adapters.store.disk import sync_path
 from manylora.adapters.training.errors import TrainingError
 from manylora.adapters.training.session.folder import COMPLETE
 from manylora.adapters.training.session.metrics_log import MetricsLog

@@ -11,7 +11,7 @@ from manylora.server.cli.admin.session import Session
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from manylora.server.cli.client.publishing import Publishing
+    from manylora.server.client.publishing import Publishing
 
 
 def add(
@@ -40,7 +40,7 @@ def add(
 
     from manylora.adapters.progress_bars import BytesColumn, progress_bars  # noqa: PLC0415
     from manylora.server.cli.admin.lines import published_line  # noqa: PLC0415
-    from manylora.server.cli.client.publishing import given_at  # noqa: PLC0415
+    from manylora.server.client.publishing import given_at  # noqa: PLC0415
 
     with session.talk() as client, progress_bars(BytesColumn(), TimeElapsedColumn(), passing=True) as bars:
         given_at(source, on_server=server_path)  # what is not there is told before the server is asked

@@ -10,10 +10,10 @@ import typer
 from manylora.server.cli.admin.adding import add
 from manylora.server.cli.admin.exporting import export
 from manylora.server.cli.admin.session import Session, with_session
-from manylora.server.cli.client.errors import Unusable
+from manylora.server.client.errors import Unusable
 
 if TYPE_CHECKING:  # brings httpx, which the help does not need
-    from manylora.server.cli.client.client import Client
+    from manylora.server.client.client import Client
 
 adapters = typer.Typer(name="adapters", no_args_is_help=True, help="Manage the adapters of a running server.")
 

@@ -8,8 +8,8 @@ import typer
 
 from manylora.adapters.options.values import parse_size
 from manylora.server.cli.admin.session import Session
-from manylora.server.cli.client.errors import Unusable
 from manylora.server.cli.output import complain
+from manylora.server.client.errors import Unusable
 
 
 def export(

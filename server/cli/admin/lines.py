@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manylora.server.cli.client.errors import Unusable
+from manylora.server.client.errors import Unusable
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 import typer
 
 from manylora.adapters.options.values import parse_list
-from manylora.server.cli.client.errors import ClientError, Refused, Unreachable
 from manylora.server.cli.output import REFUSED, UNREACHABLE, USAGE, complain, fail
+from manylora.server.client.errors import ClientError, Refused, Unreachable
 from manylora.server.options.settings import ENV_PREFIX, URL_VARIABLE
 
 if TYPE_CHECKING:  # brings httpx, which the help does not need
-    from manylora.server.cli.client.client import Client
+    from manylora.server.client.client import Client
 
 P = ParamSpec("P")
 
@@ -54,7 +54,7 @@ class Session:
     @contextmanager
     def talk(self) -> Iterator[Client]:
         """A client of the command's server; a fault in the block ends the command with its exit status."""
-        from manylora.server.cli.client.client import Client  # noqa: PLC0415
+        from manylora.server.client.client import Client  # noqa: PLC0415
 
         try:
             with Client(self.url, self.key) as client:

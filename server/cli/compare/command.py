@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manylora.server.cli.admin.session import Session, with_session
-from manylora.server.cli.client.errors import Unusable
+from manylora.server.client.errors import Unusable
 
 if TYPE_CHECKING:
-    from manylora.server.cli.client.publishing import Working
+    from manylora.server.client.publishing import Working
 
 _Targets = Annotated[
     list[str],

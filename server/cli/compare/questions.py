@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manylora.server.cli.client.errors import Unusable
+from manylora.server.client.errors import Unusable
 
 Conversation = list[dict[str, Any]]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manylora.server.cli.admin.session import Session, with_session
-from manylora.server.cli.client.errors import Unusable
 from manylora.server.cli.output import REFUSED, fail
+from manylora.server.client.errors import Unusable
 
 if TYPE_CHECKING:
     from manylora.server.cli.loadgen.figures import Figures

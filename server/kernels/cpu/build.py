@@ -19,7 +19,7 @@ from pathlib import Path
 
 # The one import from the adapters: locks between processes exist once, and this module of theirs needs the
 # standard library alone.
-from manylora.adapters.store.locks import locked
+from manylora.adapters.file_locks import locked
 
 SOURCES = Path(__file__).parent / "src"
 

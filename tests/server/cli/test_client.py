@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from manylora.server.cli.client.client import Client
-from manylora.server.cli.client.errors import ClientError, Refused, Unreachable, Unusable
+from manylora.server.client.client import Client
+from manylora.server.client.errors import ClientError, Refused, Unreachable, Unusable
 from tests.support.adapters import write_adapter
 from tests.support.admin_client import Admin, zipped
 from tests.support.running_server import Running, serving, tiny_service
@@ -208,10 +208,10 @@ def test_who_does_not_answer_and_who_refuses(running: Running) -> None:
 
 
 def test_a_program_needs_no_terminal_libraries() -> None:
-    script = "import sys\nimport manylora.server.cli.client.client\nprint(*sys.modules)"
+    script = "import sys\nimport manylora.server.client.client\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not {"typer", "torch", "fastapi"} & loaded
     commands = {name for name in loaded if name.startswith("manylora.server.cli.")}
-    assert all(name.startswith("manylora.server.cli.client") for name in commands)
+    assert all(name.startswith("manylora.server.client") for name in commands)
     assert "manylora.adapters.progress_bars" not in loaded

@@ -10,7 +10,7 @@ from rich.console import Console
 from manylora.server.cli.admin.lines import arms_of, share, size
 from manylora.server.cli.admin.session import first_key
 from manylora.server.cli.admin.tables import adapter_table, ago, composition_text
-from manylora.server.cli.client.errors import Unusable
+from manylora.server.client.errors import Unusable
 
 
 @pytest.mark.parametrize(

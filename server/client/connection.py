@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
-from manylora.server.cli.client.errors import Refused, Unreachable, Unusable
+from manylora.server.client.errors import Refused, Unreachable, Unusable
 
 Answer = dict[str, Any]  # a JSON object that the server sent; docs/api.md tells its fields
 Query = str | int | float | bool | None  # a query parameter; None is left out

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from manylora.server.cli.client.connection import Answer, Connection, adapter_path
-from manylora.server.cli.client.errors import Refused
-from manylora.server.cli.client.local_adapter import local_files
+from manylora.server.client.connection import Answer, Connection, adapter_path
+from manylora.server.client.errors import Refused
+from manylora.server.client.local_adapter import local_files
 
 # Called as a publication goes on: what is being done, bytes done, and bytes in all where that is known.
 Publishing = Callable[[Literal["sending", "loading"], int, int | None], None]

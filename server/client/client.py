@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from manylora.server.cli.client.connection import Answer, Connection, adapter_path, alias_path, given
-from manylora.server.cli.client.errors import Refused, Unreachable
-from manylora.server.cli.client.publishing import (
+from manylora.server.client.connection import Answer, Connection, adapter_path, alias_path, given
+from manylora.server.client.errors import Refused, Unreachable
+from manylora.server.client.publishing import (
     Publishing,
     Working,
     check_published,
@@ -34,9 +34,9 @@ class Client:
     Answers are the JSON objects that docs/api.md describes. Names are sent as they are: the server says
     what is wrong with them. Every method that asks the server may raise
 
-    - :class:`~manylora.server.cli.client.errors.Unreachable`: nothing answers at the URL, or what answers
+    - :class:`~manylora.server.client.errors.Unreachable`: nothing answers at the URL, or what answers
       is no manylora server;
-    - :class:`~manylora.server.cli.client.errors.Refused`: the server said no, with its status and code.
+    - :class:`~manylora.server.client.errors.Refused`: the server said no, with its status and code.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
-from manylora.server.cli.client.errors import Unusable
+from manylora.server.client.errors import Unusable
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
