@@ -29,6 +29,7 @@ from manylora.adapters.format.files import (
     read_config,
     read_text_files,
 )
+from manylora.adapters.format.tensor_check import check_tensors
 from manylora.adapters.format.text.conventions import AdapterText, read_text
 from manylora.adapters.format.vocabulary.changes import VocabularyDelta
 from manylora.adapters.format.vocabulary.layout import VocabularyLayout, lay_out_vocabulary
@@ -36,7 +37,6 @@ from manylora.adapters.format.vocabulary.tensors import class_count, read_vocabu
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.format.weights.expected_tensors import Layout, lay_out
 from manylora.adapters.format.weights.read_deltas import read_deltas
-from manylora.adapters.format.weights.tensor_check import check_tensors
 from manylora.adapters.format.weights.tensors import TensorFile, read_tensors
 
 MAX_ENTRIES = 1000  # of a directory that are looked at

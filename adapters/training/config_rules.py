@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from manylora.adapters.errors import AdapterNameError
 from manylora.adapters.mix import check_name
-
-if TYPE_CHECKING:
-    from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.options.train_options import TrainOptions
 
 
-def faults_of(config: TrainConfig) -> list[str]:
+def faults_of(config: TrainOptions) -> list[str]:
     """Every combination that can't be trained, ``option: reason``."""
     return [*_full(config), *_inits(config), *_tasks(config), *_adapter(config), *_output(config)]
 
@@ -22,7 +18,7 @@ _LORA_ONLY = (
 )  # fmt: skip
 
 
-def _full(config: TrainConfig) -> list[str]:
+def _full(config: TrainOptions) -> list[str]:
     """What only an adapter has, and what full fine-tuning does not do here."""
     if not config.is_full:
         return []
@@ -39,7 +35,7 @@ def _full(config: TrainConfig) -> list[str]:
     return faults
 
 
-def _inits(config: TrainConfig) -> list[str]:
+def _inits(config: TrainOptions) -> list[str]:
     """PiSSA and OLoRA change the base's weights; the adapter is converted at the end, which has limits."""
     faults = []
     if config.init == "orthogonal":
@@ -69,7 +65,7 @@ def _inits(config: TrainConfig) -> list[str]:
     return faults
 
 
-def _tasks(config: TrainConfig) -> list[str]:
+def _tasks(config: TrainOptions) -> list[str]:
     faults = []
     if config.packing and config.task != "sft":
         faults.append(f"packing: only with task sft, not {config.task}")
@@ -84,7 +80,7 @@ def _tasks(config: TrainConfig) -> list[str]:
     return faults
 
 
-def _adapter(config: TrainConfig) -> list[str]:
+def _adapter(config: TrainOptions) -> list[str]:
     faults = []
     presets = {"all-linear", "attention", "mlp"} & set(config.target_modules)
     if presets and len(config.target_modules) > 1:
@@ -97,7 +93,7 @@ def _adapter(config: TrainConfig) -> list[str]:
     return faults
 
 
-def _output(config: TrainConfig) -> list[str]:
+def _output(config: TrainOptions) -> list[str]:
     if config.name is None and config.publish is not None:
         try:
             check_name(config.output_dir.name)
