@@ -20,23 +20,6 @@ PYTHON ?= $(shell for p in python3 python python3.11 python3.12 python3.13 pytho
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 
-# What make test-fast leaves out besides the real model: test files that take more than a few seconds, by folder.
-SLOW := $(addprefix tests/, \
-	project/test_wheel.py \
-	bench/test_event_loop.py \
-	$(addprefix adapters/, format/test_artifact_fuzz.py merge/test_export.py \
-		$(addprefix registry/test_, publish.py shared.py two_servers.py) \
-		$(addprefix training/test_, estimate.py full.py jobs.py launch.py publish.py resume.py run.py tasks.py)) \
-	$(addprefix server/, comparison/test_running.py merged/test_merged.py names/test_restart.py residency/test_churn.py \
-		$(addprefix api/admin/test_, adapters.py aliases.py churn.py compose.py export.py merge.py sources.py uploads.py) \
-		$(addprefix api/generate/test_, adapter_text.py auto_merge.py classify.py experiments.py queueing.py streaming.py) \
-		$(addprefix api/http/test_, bad_input.py disconnect.py operation.py) \
-		$(addprefix cli/test_, adapters_commands.py bench.py compare_command.py main.py merge.py train.py) \
-		$(addprefix engine/test_, kinds.py mix_laws.py mixes.py parity.py parity_schedules.py quantized_kinds.py \
-			quantized_parity.py vectors.py vocabulary.py) \
-		$(addprefix kernels/test_, draws.py native_kernels.py sanitizers.py triton_attention.py triton_lora.py triton_step.py) \
-		$(addprefix model/test_, templates.py triton_decoder.py)))
-
 .PHONY: help install dev pull serve test test-fast coverage check format docs site wheel bench lock clean
 
 help: ## This list.
@@ -71,7 +54,7 @@ test: $(DEVELOPMENT) ## Run all tests, one process a core; fetches the real mode
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 test-fast: $(DEVELOPMENT) ## Run what takes little time and no real model: under 90 seconds on two cores.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not real" $(addprefix --ignore=,$(SLOW))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not real and not slow"
 
 coverage: $(DEVELOPMENT) ## Run all tests and say how much of the code they run.
 	$(BIN)/manylora pull smollm2-135m
@@ -88,9 +71,10 @@ format: $(DEVELOPMENT) ## Format the code and fix what the linter can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(RUNTIME) ## Rewrite the pages that are generated from the code.
+docs: $(DEVELOPMENT) ## Rewrite the pages that are generated from the code.
 	$(BIN)/python -m manylora.server.options.reference > docs/configuration.md
 	$(BIN)/python -m manylora.adapters.training.reference > docs/training-options.md
+	$(BIN)/python -m tests.support.package_diagram
 
 site: $(DEVELOPMENT) ## Build the documentation site into site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
