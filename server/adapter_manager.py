@@ -23,13 +23,13 @@ from manylora.server.merged.variants import MergeError, Variant, Variants
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.pages.pool import PagePool
-from manylora.server.names.admin import AdapterAdmin
-from manylora.server.names.alias_admin import AliasAdmin
-from manylora.server.names.deletions import Deletions
-from manylora.server.names.janitor import Janitor
+from manylora.server.names.admin.adapter_admin import AdapterAdmin
+from manylora.server.names.admin.alias_admin import AliasAdmin
+from manylora.server.names.admin.deletions import Deletions
+from manylora.server.names.admin.janitor import Janitor
+from manylora.server.names.admin.pins import Pins
+from manylora.server.names.admin.publishing import Publisher
 from manylora.server.names.lookup import MISS_SECONDS, Lookup
-from manylora.server.names.pins import Pins
-from manylora.server.names.publishing import Publisher
 from manylora.server.names.refetch import Refetcher
 from manylora.server.names.registry_mirror import RegistryMirror
 from manylora.server.names.registry_sync import RegistrySync

@@ -18,12 +18,12 @@ from manylora.server.api.admin.adapters import Name
 from manylora.server.api.admin.publications import PublicationsState
 from manylora.server.api.admin.publish_request import PublishRequest
 from manylora.server.api.admin.put_adapter import PutParameters, publish
-from manylora.server.api.generate.mix_entries import first_missing, terms_of
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.limits import MAX_USER_LENGTH
 from manylora.server.api.http.openapi import LAST_MEMBER, MEMBER, documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.request.mix_entries import first_missing, terms_of
 from manylora.server.errors import RequestError
 from manylora.server.service import Service
 

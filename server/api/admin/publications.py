@@ -12,7 +12,7 @@ from manylora.adapters.registry.records import State
 from manylora.server.api.admin.publish_request import PublishRequest
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.error_context import blame
-from manylora.server.names.publishing import Publication
+from manylora.server.names.admin.publishing import Publication
 
 _MAX_KEPT = 4096
 

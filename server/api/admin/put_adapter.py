@@ -25,7 +25,7 @@ from manylora.server.api.http.multipart import is_multipart
 from manylora.server.api.http.openapi import DIRECTORY, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
-from manylora.server.names.publishing import Publication
+from manylora.server.names.admin.publishing import Publication
 from manylora.server.service import Service
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])

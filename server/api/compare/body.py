@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from manylora.server.api.generate.schemas import Message, Messages, Prompts, SamplingBody, drop_from_messages
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import bounded, check_size
+from manylora.server.api.request.schemas import Message, Messages, Prompts, SamplingBody, drop_from_messages
 from manylora.server.errors import RequestError
 
 Target = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_MODEL_LENGTH)]

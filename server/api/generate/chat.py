@@ -12,13 +12,13 @@ from manylora.server.api.generate.answer import AnswerFrame, respond
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.generate.logprobs import chat_logprobs, join
-from manylora.server.api.generate.mix_request import read_mix, salt_of
-from manylora.server.api.generate.sampling import answer_budget, check_fields, sampling_params
-from manylora.server.api.generate.schemas import ChatBody
-from manylora.server.api.generate.token_ids import chat_ids
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.openapi import ADAPTER, BASE, LAST_ADAPTER, documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.request.mix_request import read_mix, salt_of
+from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
+from manylora.server.api.request.schemas import ChatBody
+from manylora.server.api.request.token_ids import chat_ids
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta
 from manylora.server.errors import RequestError

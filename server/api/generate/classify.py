@@ -16,15 +16,15 @@ from manylora.adapters.mix import MAX_ENTRIES
 from manylora.server.api.generate.answer import model_header, new_id
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
-from manylora.server.api.generate.mix_request import read_mix, salt_of
-from manylora.server.api.generate.schemas import AdapterWeight, Messages, Prompts
-from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.openapi import CLASSIFIER, documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.request.mix_request import read_mix, salt_of
+from manylora.server.api.request.schemas import AdapterWeight, Messages, Prompts
+from manylora.server.api.request.token_ids import chat_ids, prompt_ids
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError

@@ -11,14 +11,14 @@ from manylora.server.api.generate.answer import AnswerFrame, new_id, respond
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.generate.logprobs import CompletionLogprobs, join
-from manylora.server.api.generate.mix_request import read_mix, salt_of
-from manylora.server.api.generate.sampling import answer_budget, check_fields, sampling_params
-from manylora.server.api.generate.schemas import CompletionBody
-from manylora.server.api.generate.token_ids import prompt_ids
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
 from manylora.server.api.http.openapi import BASE, documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.request.mix_request import read_mix, salt_of
+from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
+from manylora.server.api.request.schemas import CompletionBody
+from manylora.server.api.request.token_ids import prompt_ids
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta, TokenLogprob
 from manylora.server.errors import RequestError

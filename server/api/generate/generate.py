@@ -12,10 +12,10 @@ from starlette.requests import ClientDisconnect
 
 from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactError, MixError, SourceMissing
 from manylora.server.api.generate.generation import Generation, submit
-from manylora.server.api.generate.mix_entries import first_missing
-from manylora.server.api.generate.mix_request import ENTRIES, MixRequest
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import Blamed, unavailable
+from manylora.server.api.request.mix_entries import first_missing
+from manylora.server.api.request.mix_request import ENTRIES, MixRequest
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import FinishReason
 from manylora.server.errors import AdapterUnavailable, RequestError

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import FailFast, Field
 
 from manylora.server.api.generate.generate import resolved
-from manylora.server.api.generate.mix_request import MixRequest, read_mix
-from manylora.server.api.generate.schemas import Messages, TokenId
-from manylora.server.api.generate.token_ids import chat_ids, prompt_ids
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
 from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.request.mix_request import MixRequest, read_mix
+from manylora.server.api.request.schemas import Messages, TokenId
+from manylora.server.api.request.token_ids import chat_ids, prompt_ids
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import Service

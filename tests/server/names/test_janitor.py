@@ -11,7 +11,7 @@ import pytest
 from manylora.adapters.errors import AdapterNotFound, SourceMissing, StoreError
 from manylora.adapters.registry.records import State
 from manylora.adapters.registry.registry import Registry
-from manylora.server.names.janitor import ORPHANS_EVERY, Janitor
+from manylora.server.names.admin.janitor import ORPHANS_EVERY, Janitor
 from manylora.server.residency.residency import BytesByTier
 from tests.support.adapter_manager import ManagerSetup, open_manager_setup
 from tests.support.engine_harness import EngineHarness

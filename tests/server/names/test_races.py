@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import manylora.server.names.admin as lifecycle_module
+import manylora.server.names.admin.adapter_admin as lifecycle_module
 from manylora.adapters.errors import AdapterDeleted, AdapterNotFound
 from manylora.adapters.format.files import WEIGHTS_NAME
 from manylora.server.adapter_manager import AdapterManager
-from manylora.server.names.publishing import copy
+from manylora.server.names.admin.publishing import copy
 from manylora.server.names.status import Deleted
 from tests.support.adapter_manager import ManagerSetup, open_manager_setup
 from tests.support.engine_harness import EngineHarness

@@ -100,7 +100,7 @@ async def test_loading_again_what_is_there_copies_nothing(
         await setup.manager.close()
     with open_manager_setup(harness, tmp_path) as setup:
         await setup.manager.start()
-        monkeypatch.setattr("manylora.server.names.publishing.copy_artifact", None)
+        monkeypatch.setattr("manylora.server.names.admin.publishing.copy_artifact", None)
         monkeypatch.setattr(setup.store, "move_in", None)
         generation, _ = setup.registry.changes(0)
         assert (await setup.manager.admin.load("a", setup.root / "a", replace=True)).resident

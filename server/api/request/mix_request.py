@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from manylora.adapters.errors import AdapterNameError
 from manylora.adapters.mix import MixTerm, parse_mix
-from manylora.server.api.generate.mix_entries import terms_of
-from manylora.server.api.generate.schemas import AdapterWeight
+from manylora.server.api.request.mix_entries import terms_of
+from manylora.server.api.request.schemas import AdapterWeight
 from manylora.server.errors import ModelNotFound, RequestError
 from manylora.server.service import Service
 

@@ -18,7 +18,7 @@ from manylora.adapters.store.copying import copy_artifact
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.pages.pool import PackedAdapter
-from manylora.server.names.keyed_locks import KeyedLocks
+from manylora.server.names.admin.keyed_locks import KeyedLocks
 from manylora.server.names.registry_mirror import RegistryMirror
 from manylora.server.names.status import Registered, registered_of
 from manylora.server.residency.residency import Residency

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manylora.server.api.generate.schemas import Message, Prompt
+from manylora.server.api.request.schemas import Message, Prompt
 from manylora.server.errors import ContextTooLong, RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import CHARS_PER_TOKEN, Service

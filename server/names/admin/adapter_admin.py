@@ -8,7 +8,7 @@ from pathlib import Path
 from manylora.adapters.errors import AdapterExists, AdapterNotFound
 from manylora.adapters.mix import MixTerm, check_name, is_name
 from manylora.adapters.registry.records import State
-from manylora.server.names.publishing import Publication, Publisher, Wanted, copy
+from manylora.server.names.admin.publishing import Publication, Publisher, Wanted, copy
 from manylora.server.names.registry_mirror import RegistryMirror
 from manylora.server.names.resolve import Resolver, find_revision
 from manylora.server.names.status import AdapterStatus, Registered

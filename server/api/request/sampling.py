@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from manylora.server.api.generate.schemas import GenerationBody, SamplingBody
+from manylora.server.api.request.schemas import GenerationBody, SamplingBody
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
 
