@@ -17,7 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from manylora.llm import LLM, Choice, Completion, Score
+    from manylora.answers import Choice, Completion, Score
+    from manylora.llm import LLM
     from manylora.offline import compare, compose, estimate, merge, train
     from manylora.server.client.client import Client
 
@@ -37,10 +38,10 @@ __all__ = [
 # Where each name comes from: imported when it is first asked for, since some bring torch.
 _HOMES = {
     "LLM": "manylora.llm",
-    "Choice": "manylora.llm",
+    "Choice": "manylora.answers",
     "Client": "manylora.server.client.client",
-    "Completion": "manylora.llm",
-    "Score": "manylora.llm",
+    "Completion": "manylora.answers",
+    "Score": "manylora.answers",
     "compare": "manylora.offline",
     "compose": "manylora.offline",
     "estimate": "manylora.offline",

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import httpx
 from transformers.utils import logging as transformers_logging
 
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.options.loading import unknown_keys
 from manylora.adapters.progress_bars import progress_bars
-from manylora.server.api.app import create_app
-from manylora.server.errors import ConfigError, RequestError, ServerError
+from manylora.answers import Completion, Score, chat_completion, completion
+from manylora.in_process import InProcessServer
+from manylora.server.errors import ConfigError, RequestError
 from manylora.server.options.loading import load_settings
 from manylora.server.options.settings import Settings
 from manylora.server.service import build_service
@@ -27,40 +25,6 @@ T = TypeVar("T")
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One answer to a prompt."""
-
-    text: str
-    finish_reason: str  # "stop" or "length"
-    logprobs: Mapping[str, Any] | None  # in OpenAI's shape, if asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """The answers to one prompt: one, or as many as ``n`` asked for."""
-
-    choices: tuple[Choice, ...]
-    model: str  # what answered, by revision: "pirate@3f9a1c2e*0.6+json@77d0aa01*0.4"
-    prompt_tokens: int
-    completion_tokens: int
-
-    @property
-    def text(self) -> str:
-        """The text of the first choice."""
-        return self.choices[0].text
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How likely a model finds a given completion."""
-
-    logprob: float  # natural logarithm of the completion's probability, given the prompt
-    token_logprobs: tuple[float, ...]  # by token of the completion
-    tokens: tuple[str, ...]
-    model: str  # what judged, by revision
 
 
 class LLM:
@@ -108,15 +72,7 @@ class LLM:
         with _transformers_quiet():
             self._service = build_service(settings, directory)
         self._base = self._service.model_name
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="manylora", daemon=True)
-        self._thread.start()
-        self._stack = AsyncExitStack()
-        try:
-            self._http = self._call(self._open())
-        except BaseException:
-            self._end_loop()
-            raise
+        self._server = InProcessServer(self._service)
 
     def __enter__(self) -> Self:
         return self
@@ -128,11 +84,7 @@ class LLM:
 
     def close(self) -> None:
         """Stop the engine and free its memory. Calling it again does nothing."""
-        if self._thread.is_alive():
-            try:
-                self._call(self._stack.aclose())
-            finally:
-                self._end_loop()
+        self._server.close()
 
     def generate(
         self,
@@ -159,7 +111,7 @@ class LLM:
         """
         items: Sequence[Any] = [prompts] if isinstance(prompts, str) or _is_token_ids(prompts) else prompts
         bodies = [{"prompt": _plain(prompt), **parameters} for prompt in items]
-        return self._ask("/v1/completions", bodies, model, progress, _completion)
+        return self._ask("/v1/completions", bodies, model, progress, completion)
 
     def chat(
         self,
@@ -186,7 +138,7 @@ class LLM:
         one = bool(conversations) and isinstance(conversations[0], Mapping)
         items: Sequence[Any] = [conversations] if one else conversations
         bodies = [{"messages": [dict(m) for m in messages], **parameters} for messages in items]
-        return self._ask("/v1/chat/completions", bodies, model, progress, _chat_completion)
+        return self._ask("/v1/chat/completions", bodies, model, progress, chat_completion)
 
     def score(
         self,
@@ -215,7 +167,7 @@ class LLM:
             after = await self._tokens(body["completion"], model, add_special_tokens=False)
             if not after:
                 raise RequestError("'completion' is empty: it must give at least one token", "completion")
-            answer = await self._post(
+            answer = await self._server.post(
                 "/v1/completions",
                 {
                     **self._named(model),
@@ -230,7 +182,7 @@ class LLM:
             return Score(sum(logprobs), logprobs, tuple(found["tokens"][len(before) :]), answer["model"])
 
         bodies = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
-        return self._call(self._together(score_one, bodies, progress))
+        return self._server.run(self._together(score_one, bodies, progress))
 
     def compare(self, targets: Sequence[str], **parameters: Any) -> dict[str, Any]:
         """Compare what several models answer, and how they judge one another's answers token by token.
@@ -245,7 +197,7 @@ class LLM:
         Raises:
             RequestError: a parameter or a target is not right; ``param`` says which.
         """
-        return self._call(self._post("/v1/compare", {"targets": list(targets), **parameters}))
+        return self._server.run(self._server.post("/v1/compare", {"targets": list(targets), **parameters}))
 
     def load(self, name: str, directory: str | Path, *, replace: bool = False) -> str:
         """Load the adapter in ``directory`` as ``name``; returns its revision.
@@ -254,7 +206,7 @@ class LLM:
             AdapterError: it can't be served, or the name is taken and not to be replaced.
         """
         loading = self._service.adapters.admin.load(name, Path(directory), replace=replace)
-        return self._call(loading).digest
+        return self._server.run(loading).digest
 
     def unload(self, name: str) -> None:
         """Forget ``name`` and free what it took, once nothing runs with it.
@@ -262,19 +214,12 @@ class LLM:
         Raises:
             AdapterNotFound: there is no such adapter.
         """
-        self._call(self._service.adapters.deletions.delete(name))
+        self._server.run(self._service.adapters.deletions.delete(name))
 
     @property
     def adapters(self) -> list[str]:
         """The names that can be asked for, beside the base model's."""
         return sorted(adapter.name for adapter in self._service.adapters.views.serving())
-
-    async def _open(self) -> httpx.AsyncClient:
-        app = create_app(self._service)
-        await self._stack.enter_async_context(app.router.lifespan_context(app))
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        client = httpx.AsyncClient(transport=transport, base_url="http://manylora", timeout=None)
-        return await self._stack.enter_async_context(client)
 
     def _ask(
         self,
@@ -285,9 +230,9 @@ class LLM:
         read: Callable[[Mapping[str, Any]], T],
     ) -> list[T]:
         async def ask_one(body: Mapping[str, Any]) -> T:
-            return read(await self._post(path, {**self._named(model), **body}))
+            return read(await self._server.post(path, {**self._named(model), **body}))
 
-        return self._call(self._together(ask_one, bodies, progress))
+        return self._server.run(self._together(ask_one, bodies, progress))
 
     async def _together(
         self,
@@ -312,46 +257,11 @@ class LLM:
 
     async def _tokens(self, text: str, model: str | None, *, add_special_tokens: bool) -> list[int]:
         body = {**self._named(model), "prompt": text, "add_special_tokens": add_special_tokens}
-        found: list[int] = (await self._post("/tokenize", body))["tokens"]
+        found: list[int] = (await self._server.post("/tokenize", body))["tokens"]
         return found
 
     def _named(self, model: str | None) -> dict[str, str]:
         return {"model": self._base if model is None else model}
-
-    async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        answer = await self._http.post(path, json=body)
-        found: dict[str, Any] = answer.json()
-        if answer.is_success:
-            return found
-        error = found["error"]
-        if answer.status_code < 500:
-            raise RequestError(error["message"], error["param"], error["code"])
-        raise ServerError(error["message"])
-
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on the engine's event loop; if this is interrupted, so is the work."""
-        future = asyncio.run_coroutine_threadsafe(_first_error_alone(work), self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-async def _first_error_alone(work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` returns; of a group of errors the first is raised by itself."""
-    try:
-        return await work
-    except* Exception as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-    raise error
 
 
 @contextmanager
@@ -372,17 +282,3 @@ def _is_token_ids(prompts: Any) -> bool:
 
 def _plain(prompt: Prompt) -> str | list[int]:
     return prompt if isinstance(prompt, str) else list(prompt)
-
-
-def _completion(answer: Mapping[str, Any]) -> Completion:
-    return _read(answer, [(choice["text"], choice) for choice in answer["choices"]])
-
-
-def _chat_completion(answer: Mapping[str, Any]) -> Completion:
-    return _read(answer, [(choice["message"]["content"], choice) for choice in answer["choices"]])
-
-
-def _read(answer: Mapping[str, Any], choices: Sequence[tuple[str, Mapping[str, Any]]]) -> Completion:
-    usage = answer["usage"]
-    found = tuple(Choice(text, choice["finish_reason"], choice["logprobs"]) for text, choice in choices)
-    return Completion(found, answer["model"], usage["prompt_tokens"], usage["completion_tokens"])
