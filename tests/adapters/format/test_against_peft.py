@@ -107,6 +107,7 @@ some_regex = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=25,
     deadline=None,

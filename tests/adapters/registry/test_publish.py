@@ -292,6 +292,7 @@ def test_links_in_what_was_fetched_are_dropped(url: str, tmp_path: Path) -> None
         assert sorted(path.name for path in done.directory.iterdir()) == KEPT
 
 
+@pytest.mark.slow
 def test_the_exact_source_is_recorded_with_the_revision(url: str, tmp_path: Path) -> None:
     source = write(tmp_path / "one")
 

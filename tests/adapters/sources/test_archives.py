@@ -209,6 +209,7 @@ def test_too_many_files_and_bytes(tmp_path: Path, build: Build) -> None:
     assert "5,000 bytes" in refusal(build(unkept), tmp_path / "unkept", small)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tar.gz", "zip"])
 def test_bombs(tmp_path: Path, name: str) -> None:
     build = BUILDS[name]

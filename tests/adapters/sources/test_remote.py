@@ -54,11 +54,13 @@ def test_from_memory(memory: SourcePolicy, tmp_path: Path) -> None:
     assert seen[-1] == (7_000_002, 7_000_002)
 
 
+@pytest.mark.slow
 def test_from_s3(s3: SourcePolicy, tmp_path: Path) -> None:
     assert fetch("s3://bucket/adapters/one", tmp_path, s3) == "s3://bucket/adapters/one"
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == FILES
 
 
+@pytest.mark.slow
 def test_what_was_just_uploaded_to_s3_is_seen(s3: SourcePolicy, tmp_path: Path) -> None:
     with pytest.raises(SourceMissing):
         fetch("s3://bucket/adapters/new", tmp_path, s3)
@@ -70,6 +72,7 @@ def test_what_was_just_uploaded_to_s3_is_seen(s3: SourcePolicy, tmp_path: Path) 
     fetch("s3://bucket/adapters/new", tmp_path, s3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
@@ -136,6 +139,7 @@ def test_a_storage_that_sends_more_than_it_announced(
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2_000_000
 
 
+@pytest.mark.slow
 def test_nobody_answers(s3: SourcePolicy, tmp_path: Path) -> None:
     nobody = SourcePolicy(urls=s3.urls, storage={"s3": {"endpoint_url": "http://127.0.0.1:1", **KEYS}})
     with pytest.raises(SourceUnreachable) as error:

@@ -116,6 +116,7 @@ SEVENTY = LlamaConfig(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_large_models_without_their_weights() -> None:
     by_target = {row.target: row for row in target_table(SEVEN, 16)}
     assert by_target["all-linear"].trainable == 39_976_960  # known of Llama 2 7B at rank 16

@@ -43,6 +43,7 @@ def test_published_and_served(server: Running, tiny_llama: Path, tmp_path: Path)
     assert answer.choices[0].message.content == tokenizer.decode(ids[:end])
 
 
+@pytest.mark.slow
 def test_what_a_server_refuses_is_told(server: Running, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     url = str(server.http().base_url)

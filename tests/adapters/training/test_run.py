@@ -161,6 +161,7 @@ def _trained(session: Any) -> Any:
     return Trained(gate_logits(model, session), 4, 1.0, 1)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from tests.support.admin_client import Admin, zipped
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.tiny_models import tiny_model
 
+pytestmark = pytest.mark.slow
+
 KEY = "admin-key"
 
 

@@ -189,6 +189,7 @@ def test_seeds_and_one_by_one(server: Running) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_adapter_that_adds_tokens(server: Running, tmp_path: Path, model: Path) -> None:
     """It can be compared with the base, until its answer has a token that the base does not know."""
     tables: dict[str, Any] = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}

@@ -16,6 +16,7 @@ from tests.support.tiny_models import byte_tokenizer
 BODY: dict[str, Any] = {"targets": ["tiny", "alpha"], "messages": MESSAGES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("changes", "expected"),

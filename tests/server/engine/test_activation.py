@@ -122,6 +122,7 @@ CASES: list[tuple[tuple[str, ...], tuple[int, ...]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{}, {"max_batch_tokens": 7}, {"num_blocks": 14}], ids=str)
 def test_a_mixed_batch_is_what_hooks_on_the_model_compute(
     activated: Activated, sizes: dict[str, int]

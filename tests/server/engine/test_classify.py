@@ -25,6 +25,7 @@ CASES = [("llama", False), ("qwen3", False), ("llama", True), ("gemma2", True), 
 TOLERANCE = 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "generic"), CASES)
 def test_beside_generating_rows(tmp_path: Path, family: str, generic: bool) -> None:
     """Two heads of different size, chunked prompts, other adapters and the base: all exact, twice over."""

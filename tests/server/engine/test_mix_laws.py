@@ -100,6 +100,7 @@ def random_adapters(tmp_path_factory: pytest.TempPathFactory) -> RandomAdapters:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(kinds=st.lists(KINDS, min_size=4, max_size=4), mixes=MIXES)
 def test_a_mix_is_the_base_plus_the_weighted_sum_of_deltas(

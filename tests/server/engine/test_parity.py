@@ -55,6 +55,7 @@ def test_the_adapters_differ_from_the_base_and_each_other(tmp_path: Path) -> Non
         assert all(float((one - other).abs().max()) > 0.05 * scale for other in last[:i])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generic", [True, False], ids=["generic", "fused"])
 def test_a_mixed_batch_in_bf16(tmp_path: Path, generic: bool) -> None:
     """In bf16 the batch is as close to float32 PEFT as PEFT in bf16 is itself."""

@@ -161,6 +161,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", [3000, 40_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_neighbours_do_not_change_what_is_drawn(draw: Draw, dtype: torch.dtype, vocabulary: int) -> None:

@@ -88,6 +88,7 @@ def test_every_share_gets_its_token(draw: Draw, kind: str, width: int) -> None:
     check_shares(draw, KINDS[kind], width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EXTREMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_share_gets_its_token_of_extreme_logits(native_draw: Draw, kind: str, width: int) -> None:

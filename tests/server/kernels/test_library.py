@@ -167,6 +167,7 @@ def test_on_another_architecture_the_portable_level_runs(monkeypatch: pytest.Mon
     assert [variant.name for variant in usable_variants()] == ["portable"]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_pytorch_runs_and_the_server_says_why(
     tmp_path: Path,
     tiny_llama: Path,

@@ -68,6 +68,7 @@ def test_exp_keeps_nan(variant: Variant) -> None:
     assert y.isnan().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 11, 12, 13, 25, 49, 150])
 @pytest.mark.parametrize(("outputs", "inputs"), [(33, 16), (96, 48), (160, 576), (7, 144)])
 def test_gemm(variant: Variant, rows: int, outputs: int, inputs: int) -> None:

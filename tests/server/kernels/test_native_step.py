@@ -91,6 +91,7 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [256, 40, len(MIXES)], ids=["long chunks", "short chunks", "decode rows"])
 def test_it_errs_no_more_than_bf16_must(model: Path, adapters: Path, budget: int) -> None:
     exact = _scores(model, adapters, 256, "fp32", "pytorch")

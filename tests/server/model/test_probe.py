@@ -166,6 +166,7 @@ class ForgetsInputs(ForgetsVectors):
     forgotten = "input_gain"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

@@ -95,6 +95,7 @@ async def test_a_template_that_misbehaves(processes: TemplateProcesses, template
     ticking.cancel()
 
 
+@pytest.mark.slow
 async def test_another_template_is_not_held_up(processes: TemplateProcesses) -> None:
     await render(processes, "warm")
     slow = asyncio.create_task(render(processes, BAD[0][0]))
@@ -105,6 +106,7 @@ async def test_another_template_is_not_held_up(processes: TemplateProcesses) -> 
         await slow
 
 
+@pytest.mark.slow
 async def test_a_bounded_number_waits(processes: TemplateProcesses) -> None:
     answers = await asyncio.gather(
         *(render(processes, "{{ messages[1].content }}") for _ in range(70)), return_exceptions=True
@@ -113,6 +115,7 @@ async def test_a_bounded_number_waits(processes: TemplateProcesses) -> None:
     assert answers.count("hi <é> 'x'") == 64
 
 
+@pytest.mark.slow
 async def test_many_templates_take_few_processes(processes: TemplateProcesses) -> None:
     assert [await render(processes, f"{n}") for n in range(5)] == ["0", "1", "2", "3", "4"]
     assert processes.num_processes == 2

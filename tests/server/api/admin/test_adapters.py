@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.admin_client import Admin, completion, error_of, publish
 
+pytestmark = pytest.mark.slow
+
 
 def ask(admin: Admin, model: str, **options: Any) -> Any:
     return admin.server.client().completions.with_raw_response.create(

@@ -14,6 +14,8 @@ from tests.support.adapters import write_adapter
 from tests.support.admin_client import Admin, error_of
 from tests.support.running_server import Running, serving, tiny_service
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:

@@ -12,6 +12,8 @@ from tests.support.adapters import write_adapter
 from tests.support.admin_client import Admin
 from tests.support.running_server import serving, tiny_service
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def roots(tmp_path: Path) -> Path:

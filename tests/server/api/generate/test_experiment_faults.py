@@ -19,6 +19,8 @@ from tests.support.admin_client import Admin, error_of
 from tests.support.raw_requests import connect
 from tests.support.running_server import Running, serving, tiny_service
 
+pytestmark = pytest.mark.slow
+
 ASKED = {"model": "test", "prompt": "x", "max_tokens": 2, "n": 2}
 
 

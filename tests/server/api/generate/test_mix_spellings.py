@@ -77,6 +77,7 @@ def _scores(logprobs: dict[str, Any]) -> list[Any]:
     return list(zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("spellings", [ADAPTER, BASE, MIX], ids=["adapter", "base", "mix"])
 def test_every_spelling_is_the_same_model(server: Running, route: str, spellings: list[Any]) -> None:

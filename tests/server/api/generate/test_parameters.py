@@ -46,6 +46,7 @@ def test_top_k_off(server: Running, top_k: int) -> None:
     assert _text(server, temperature=2, seed=3, top_k=top_k) == _text(server, temperature=2, seed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [{"presence_penalty": 2}, {"frequency_penalty": 2}, {"repetition_penalty": 2}],

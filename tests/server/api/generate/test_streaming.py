@@ -52,6 +52,7 @@ async def test_raw_asgi_stream(service: Service) -> None:
     assert all(event.startswith("data: {") for event in events[:-2])
 
 
+@pytest.mark.slow
 async def test_raw_asgi_client_hangs_up(service: Service) -> None:
     app = create_app(service)
     exchange = AsgiExchange({**BODY, "max_tokens": 1500})
@@ -66,6 +67,7 @@ async def test_raw_asgi_client_hangs_up(service: Service) -> None:
         assert service.metrics.registry.get_sample_value("manylora_tokens_after_abort_total") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 async def test_raw_asgi_hang_up_before_the_first_byte(service: Service, stream: bool) -> None:
     app = create_app(service)
@@ -78,6 +80,7 @@ async def test_raw_asgi_hang_up_before_the_first_byte(service: Service, stream: 
     assert b"[DONE]" not in exchange.payload
 
 
+@pytest.mark.slow
 async def test_silent_streams_get_comments(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "PING_SECONDS", 0.001)
     app = create_app(service)
@@ -105,6 +108,7 @@ def faulty(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runnin
         yield running
 
 
+@pytest.mark.slow
 def test_a_fault_in_a_stream_is_an_event(faulty: Running) -> None:
     with faulty.http() as http, http.stream("POST", "/v1/chat/completions", json=BODY) as answer:
         assert answer.status_code == 200
@@ -118,6 +122,7 @@ def test_a_fault_in_a_stream_is_an_event(faulty: Running) -> None:
     assert faulty.client().chat.completions.create(model="alpha", messages=[{"role": "user", "content": "x"}])
 
 
+@pytest.mark.slow
 def test_the_client_raises_on_a_fault_in_a_stream(faulty: Running) -> None:
     stream = faulty.client().chat.completions.create(
         model="alpha", messages=[{"role": "user", "content": "Hello"}], max_tokens=50, stream=True

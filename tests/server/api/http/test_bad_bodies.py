@@ -93,6 +93,7 @@ FLOODS: list[tuple[str, dict[str, Any], str | None]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("endpoint", "fields", "param"), FLOODS, ids=lambda value: str(value)[:40])
 @pytest.mark.timeout(20)
 def test_floods_cost_little(

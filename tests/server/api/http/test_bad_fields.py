@@ -161,6 +161,7 @@ def _name(value: object) -> str | None:
     return str(value)[:60] if isinstance(value, dict) else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FIELDS, ids=lambda case: str(case[1])[:60])
 def test_fields(server: Running, case: Case) -> None:
     endpoint, fields, status, param, text = case

@@ -18,6 +18,8 @@ from manylora.server.metrics.labels import BASE
 from tests.support.raw_requests import AsgiExchange
 from tests.support.running_server import Running, serving, tiny_service
 
+pytestmark = pytest.mark.slow
+
 KEYS = ["first-key", "schlüssel"]
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 
