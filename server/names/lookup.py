@@ -15,7 +15,7 @@ from manylora.server.threads import LimitedWork
 
 logger = logging.getLogger(__name__)
 
-_MAX_RUNNING = 64  # names looked up at the same time; further unknown names are told to try again
+MAX_RUNNING = 64  # names looked up at the same time; further unknown names are told to try again
 _MAX_MISSES = 10_000  # names that are remembered not to exist
 MISS_SECONDS = 5.0  # for which they are, where sources were asked
 _REGISTRY_MISS_SECONDS = 0.25  # and where only the registry was
@@ -64,8 +64,8 @@ class Lookup:
         if missed is not None:
             raise missed
         if name not in self._running:
-            if len(self._running) >= _MAX_RUNNING:
-                raise QueueFull(f"{_MAX_RUNNING} unknown adapters are being looked up; try again later", 1.0)
+            if len(self._running) >= MAX_RUNNING:
+                raise QueueFull(f"{MAX_RUNNING} unknown adapters are being looked up; try again later", 1.0)
             task = self._running[name] = asyncio.create_task(self._find(name))
             task.add_done_callback(lambda done: self._ended(name, done))
         await asyncio.shield(self._running[name])

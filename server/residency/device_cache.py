@@ -22,7 +22,7 @@ from manylora.server.model.pages.pool import PackedAdapter, PagePool
 from manylora.server.residency.host_cache import HostCache
 from manylora.server.residency.revision import Revision
 
-_PATIENCE_SECONDS = (
+PATIENCE_SECONDS = (
     0.25  # that the first in the queue waits for room before requests for resident adapters queue behind it
 )
 _AHEAD = 4  # sets in the queue whose members are read already; bounds what they hold in memory
@@ -176,7 +176,7 @@ class DeviceCache:
     def _must_queue(self) -> bool:
         """Whether the first in the queue has waited too long for room. A long read is no reason."""
         since = self._queue[0].since if self._queue else None
-        return since is not None and monotonic() - since > _PATIENCE_SECONDS
+        return since is not None and monotonic() - since > PATIENCE_SECONDS
 
     def hold(self, members: Sequence[Revision]) -> None:
         """Begin one hold on each member, all of which are resident."""

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 Fetch = Callable[[Path], str | None]
 
 SHOWN_DIGITS = 8  # of a digest, in model strings and messages
-_SMALL = 1 << 20  # bytes that a packed form may take, however little is stored
+SMALL_BYTES = 1 << 20  # bytes that a packed form may take, however little is stored
 _SPARE = 4  # revisions' worth of memory to read further ones into: as many as may be on their way
 
 
@@ -116,7 +116,7 @@ class RevisionLoader:
 
         VeRA's is: its modules share what is packed for each of them. A disk that refuses is no fault.
         """
-        if packed.data.nbytes > 2 * stored + _SMALL:
+        if packed.data.nbytes > 2 * stored + SMALL_BYTES:
             return
         parts = serialize(packed, self._packing)
         try:

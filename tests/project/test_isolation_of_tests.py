@@ -17,32 +17,6 @@ OF_OTHERS = {
     "_is_mkldnn_bf16_supported",  # torch: what the processor can do, for a test to pretend otherwise
 }
 
-# Files that still import from other tests. The list may only get shorter.
-STILL_IMPORTING = {
-    "tests/adapters/format/test_classes.py",
-    "tests/adapters/format/test_kinds_on_a_base.py",
-}
-
-# Files that still reach behind an underscore. The list may only get shorter.
-STILL_PRIVATE = {
-    "tests/adapters/merge/test_verify.py",
-    "tests/adapters/merge/test_weights.py",
-    "tests/adapters/registry/test_arms.py",
-    "tests/adapters/registry/test_shared.py",
-    "tests/server/api/generate/test_queueing.py",
-    "tests/server/cli/test_lines.py",
-    "tests/server/kernels/test_triton_step.py",
-    "tests/server/names/test_admin.py",
-    "tests/server/names/test_janitor.py",
-    "tests/server/names/test_lookup.py",
-    "tests/server/names/test_restart.py",
-    "tests/server/residency/test_cold_loads.py",
-    "tests/server/residency/test_device_cache.py",
-    "tests/server/residency/test_device_cache_cancelling.py",
-    "tests/support/adapter_manager.py",
-    "tests/support/running_server.py",
-}
-
 ACCESSORS = {"getattr", "setattr", "delattr"}  # built in, or monkeypatch's
 
 
@@ -88,16 +62,12 @@ def violations(check: Callable[[str], Iterator[str]]) -> dict[str, list[str]]:
 
 def test_no_test_imports_another() -> None:
     """What several tests share stands in tests/support, or is a fixture."""
-    found = violations(imported_tests)
-    assert {name: uses for name, uses in found.items() if name not in STILL_IMPORTING} == {}
-    assert set(found) == STILL_IMPORTING, "a file is clean now: take it off the list"
+    assert violations(imported_tests) == {}
 
 
 def test_no_test_looks_behind_an_underscore() -> None:
     """A test that uses private names fixes how something is done, not what is promised."""
-    found = violations(private_uses)
-    assert {name: uses for name, uses in found.items() if name not in STILL_PRIVATE} == {}
-    assert set(found) == STILL_PRIVATE, "a file is clean now: take it off the list"
+    assert violations(private_uses) == {}
 
 
 def test_both_checks_see_what_they_look_for() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 
 from manylora.server.kernels.cuda.attention import decode_rows
@@ -13,29 +12,30 @@ from manylora.server.kernels.cuda.lora import RankPages, TritonLoraPlan
 from manylora.server.kernels.cuda.trial import trial
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.kernels.reference.attention import AttentionPlan
-from manylora.server.kernels.reference.lora import LoraPlanner
 from manylora.server.kernels.reference.step import ReferenceStep, target_shapes
-from manylora.server.kernels.weights import DecoderWeights
+from manylora.server.kernels.weights import DecoderWeights, MergedWeights
 
 
-class TritonStep(ReferenceStep):
-    """Runs steps on a CUDA device. Owns the KV cache."""
+class TritonStep:
+    """Runs steps on a CUDA device. The reference step does what Triton has no kernel for, and owns the KV cache."""
 
     name = "triton"
+    draw = ReferenceStep.draw
+    kv_bytes_per_block = staticmethod(ReferenceStep.kv_bytes_per_block)
 
     def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:
-        super().__init__(weights, pool, num_blocks)
+        self._reference = ReferenceStep(
+            weights, pool, num_blocks, decode_rows=decode_rows, lora_plan=TritonLoraPlan
+        )
         self._pool = pool
         self._shapes = target_shapes(weights)
-        self._planner = LoraPlanner(pool, self._shapes, self, TritonLoraPlan)
-        self._decode_rows = decode_rows
         embedding = weights.embedding
         # The layers of a quantized base are another library's: whether they can be captured is not known.
         on_gpu = embedding.device.type == "cuda" and not weights.quantized
         with torch.inference_mode():
             logits = embedding.new_empty(MAX_ROWS, weights.lm_head.shape[0])
         graphs = CudaGraphs() if on_gpu else None
-        self._decode = DecodeSteps(self._decode_forward, len(self._shapes), logits, graphs)
+        self.decode_steps = DecodeSteps(self.decode, len(self._shapes), logits, graphs)
 
     @staticmethod
     def unsupported(weights: DecoderWeights) -> str | None:
@@ -51,14 +51,27 @@ class TritonStep(ReferenceStep):
         """Where the kernels come from, in one phrase."""
         return f"Triton {triton.__version__}"
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes the weights take, norms and biases aside."""
+        return self._reference.weight_bytes
+
+    def weight(self, module: int) -> torch.Tensor:
+        """W [out, in] of a LoRA target module, as it was given."""
+        return self._reference.weight(module)
+
+    def merged(self) -> MergedWeights:
+        """Weights to run with instead of the base's; so far they are the base's."""
+        return self._reference.merged()
+
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
-        logits = self._decode.step(inputs)
-        return super().step(inputs) if logits is None else logits
+        """Run one step and return the logits [R, V] of ``inputs.logits_rows``."""
+        logits = self.decode_steps.step(inputs)
+        return self._reference.step(inputs) if logits is None else logits
 
-    def _decode_forward(self, buffers: DecodeBuffers, adapted: bool) -> torch.Tensor:
+    def decode(self, buffers: DecodeBuffers, adapted: bool) -> torch.Tensor:
+        """The logits [N, V] of the rows in ``buffers``, with adapters or without."""
         plan = AttentionPlan(buffers.slots, [buffers.attention])
         pages = RankPages(self._pool, self._shapes, buffers.tables, MAX_RANK, rows=buffers.work, tiles=None)
-        work = self._work(buffers.positions, plan, pages if adapted else None)
-        x = F.embedding(buffers.token_ids, self._weights.embedding)
-        return self._lm_head(self._final(self._run(self._layers, x, work)))
+        return self._reference.decode(buffers.token_ids, buffers.positions, plan, pages if adapted else None)

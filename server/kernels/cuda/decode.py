@@ -151,24 +151,24 @@ class DecodeSteps:
         self._forward = forward
         self._modules = modules
         self._logits = logits
-        self._graphs = graphs
-        self._buffers: dict[Bucket, DecodeBuffers] = {}
+        self.graphs = graphs
+        self.buffers: dict[Bucket, DecodeBuffers] = {}
 
     def step(self, inputs: StepInputs) -> torch.Tensor | None:
         """The logits [T, V] of every row, valid until the next step; None if no bucket holds the step."""
         bucket = bucket_of(inputs)
         if bucket is None:
             return None
-        if bucket not in self._buffers:
-            self._buffers[bucket] = DecodeBuffers(bucket, self._modules, self._logits.device)
-        buffers, adapted = self._buffers[bucket], inputs.lora is not None
+        if bucket not in self.buffers:
+            self.buffers[bucket] = DecodeBuffers(bucket, self._modules, self._logits.device)
+        buffers, adapted = self.buffers[bucket], inputs.lora is not None
         buffers.fill(inputs)
 
         def run() -> None:
             self._logits[: buffers.rows].copy_(self._forward(buffers, adapted))
 
-        if self._graphs is None:
+        if self.graphs is None:
             run()
         else:
-            self._graphs.run((bucket, adapted), run)
+            self.graphs.run((bucket, adapted), run)
         return self._logits[: len(inputs.token_ids)]

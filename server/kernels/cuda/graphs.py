@@ -33,6 +33,11 @@ class CudaGraphs:
         self._graphs: dict[Hashable, Replayed] = {}
         self._broken = False
 
+    @property
+    def keys(self) -> frozenset[Hashable]:
+        """The keys that have a graph."""
+        return frozenset(self._graphs)
+
     def run(self, key: Hashable, function: Callable[[], None]) -> None:
         """Do what ``function`` does; it is called only until its graph exists."""
         if self._broken:

@@ -19,7 +19,7 @@ from manylora.server.kernels.reference.attention import (
     plan_attention,
 )
 from manylora.server.kernels.reference.linear import Linear, PackedLinear, linear
-from manylora.server.kernels.reference.lora import LoraDelta, LoraPlanner
+from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
 from manylora.server.kernels.weights import (
     MODULES_PER_LAYER,
     DecoderWeights,
@@ -56,11 +56,28 @@ class ReferenceStep:
 
     name = "pytorch"
     draw = staticmethod(sampling.draw)
-    _decode_rows: PlanRows | None = None  # the reference's own
 
-    def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        pool: torch.Tensor,
+        num_blocks: int,
+        *,
+        decode_rows: PlanRows | None = None,
+        lora_plan: Planning = LoraPlan,
+    ) -> None:
+        """Take the weights over and allocate the KV cache.
+
+        Args:
+            weights: of the base.
+            pool: the elements that rank pages lie in.
+            num_blocks: of the KV cache.
+            decode_rows: attends for rows that decode; None is the reference's own.
+            lora_plan: makes the adapters' delta of a step.
+        """
         self._weights = weights.without_matrices()
-        self._planner = LoraPlanner(pool, target_shapes(weights), self)
+        self._decode_rows = decode_rows
+        self._planner = LoraPlanner(pool, target_shapes(weights), self, lora_plan)
         heads, dim = weights.n_kv_heads, weights.head_dim
         self._kv = [PagedKV(num_blocks, heads, dim, dim, weights.embedding) for _ in weights.layers]
         self._layers = [_Layer(layer, self._weights) for layer in weights.layers]
@@ -120,6 +137,20 @@ class ReferenceStep:
         if inputs.hidden is not None:
             inputs.hidden.copy_(final)
         return self._lm_head(final)
+
+    def decode(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan, lora: LoraDelta | None
+    ) -> torch.Tensor:
+        """The logits [T, V] of every row of a step that decodes on the base's own weights.
+
+        Args:
+            token_ids: [T].
+            positions: [T].
+            plan: how the rows attend.
+            lora: what adapters add, if any.
+        """
+        x = F.embedding(token_ids, self._weights.embedding)
+        return self._lm_head(self._final(self._run(self._layers, x, self._work(positions, plan, lora))))
 
     def _work(self, positions: torch.Tensor, plan: AttentionPlan, lora: LoraDelta | None) -> _Work:
         tables = self._weights.cos, self._weights.sin

@@ -61,9 +61,9 @@ class FusedDecoder:
         """
         self.weights = extract_weights(model, max_len)
         self.modules = _target_modules(model)
-        self._backend: type[NativeStep | ReferenceStep]
+        self._backend: type[NativeStep | ReferenceStep | TritonStep]
         self._backend, self.kernels_note = _choose_backend(self.weights, kernels)
-        self._step: NativeStep | ReferenceStep | None = None
+        self._step: NativeStep | ReferenceStep | TritonStep | None = None
         self.tables = BaseTables(self.weights.embedding, self.weights.lm_head)
         self.vocab_size = self.weights.lm_head.shape[0]
 
@@ -142,7 +142,9 @@ class FusedDecoder:
         return self._step.weight_bytes
 
 
-def _choose_backend(weights: DecoderWeights, kernels: str) -> tuple[type[NativeStep | ReferenceStep], str]:
+def _choose_backend(
+    weights: DecoderWeights, kernels: str
+) -> tuple[type[NativeStep | ReferenceStep | TritonStep], str]:
     """The step to run, and why in one phrase."""
     if kernels == "pytorch":
         return ReferenceStep, "chosen by --kernels pytorch"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
+
+from cachetools import LRUCache
 
 from manylora.adapters.errors import ArtifactError, ChatTemplateError, MixError
 from manylora.adapters.format.classes import Classes, read_classes
@@ -95,8 +96,8 @@ class ConventionsCache:
         self._processes = processes
         self._locate = locate
         self._pad_id = pad_id
-        self._texts: _Recent[_Text] = _Recent(_MAX_TEXTS)
-        self._tokenizers: _Recent[Tokenizer] = _Recent(_MAX_TOKENIZERS)
+        self._texts: LRUCache[str, _Text] = LRUCache(_MAX_TEXTS)
+        self._tokenizers: LRUCache[Hashable, Tokenizer] = LRUCache(_MAX_TOKENIZERS)
 
     @property
     def base(self) -> TextConventions:
@@ -143,7 +144,7 @@ class ConventionsCache:
             if classes is not None and classes.pad_id is None:
                 classes = replace(classes, pad_id=self._pad_id)
             text = _Text(member, read.template, read.template_digest, read.tokenizer_digest, classes)
-            self._texts.put(member.digest, text)
+            self._texts[member.digest] = text
         return replace(text, member=member)
 
     async def _tokenizer_of(self, text: _Text) -> Tokenizer:
@@ -151,7 +152,7 @@ class ConventionsCache:
         if tokenizer is None:
             read, _ = await asyncio.to_thread(_read, self._locate(text.member.digest), self._base)
             tokenizer = await asyncio.to_thread(self._tokenizer.with_text, read)
-            self._tokenizers.put(text.tokenizer, tokenizer)
+            self._tokenizers[text.tokenizer] = tokenizer
         return tokenizer
 
     def _template_of(self, text: _Text) -> Callable[[Conversation], Awaitable[str]]:
@@ -178,25 +179,6 @@ class _Text:
     template_digest: str | None
     tokenizer: str | None  # its digest
     classes: Classes | None
-
-
-class _Recent(Generic[V]):
-    """A mapping that forgets what was not asked for longest."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[Hashable, V] = OrderedDict()
-
-    def get(self, key: Hashable) -> V | None:
-        if key in self._values:
-            self._values.move_to_end(key)
-        return self._values.get(key)
-
-    def put(self, key: Hashable, value: V) -> None:
-        self._values[key] = value
-        self._values.move_to_end(key)
-        if len(self._values) > self._size:
-            self._values.popitem(last=False)
 
 
 def _read(directory: Path, base: BaseText) -> tuple[AdapterText, Classes | None]:

@@ -11,21 +11,47 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from manylora.adapters.errors import ChatTemplateError
 from manylora.adapters.format.text.chat import ChatTokenizer, Message, Tools
-from manylora.adapters.format.text.conventions import AdapterText
+from manylora.adapters.format.text.conventions import AdapterText, BaseText
 from manylora.server.errors import ModelRefused, RequestError
 
 
-class Tokenizer(ChatTokenizer):
+class Tokenizer:
     """A Hugging Face fast tokenizer behind the few calls that serving needs. Safe to use from any thread."""
 
     def __init__(self, hf: Any, extra_eos: Sequence[int] = ()) -> None:
         if not getattr(hf, "is_fast", False):
             raise ModelRefused(f"{type(hf).__name__} is not a fast tokenizer (no tokenizer.json)")
-        super().__init__(hf)
+        self._chat = ChatTokenizer(hf)
+        self._hf = hf
+        self._backend = hf.backend_tokenizer
         self._special = frozenset(hf.all_special_ids)
         own = () if hf.eos_token_id is None else (hf.eos_token_id,)
         self.eos_ids = frozenset((*own, *extra_eos))
         self.vocab_size: int = len(hf)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model brings a chat template."""
+        return self._chat.has_chat_template
+
+    def base_text(self) -> BaseText:
+        """The base model's tokenizer and template, which those of adapters are compared with."""
+        return self._chat.base_text()
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``; special tokens written out in it are recognized."""
+        return self._chat.encode(text, add_special_tokens=add_special_tokens)
+
+    def encode_chat(
+        self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Token ids of a conversation. The template writes its own special tokens, so none are added.
+
+        Raises:
+            RequestError: the model has no template, or the template rejects the messages.
+        """
+        text = self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        return self.encode(text, add_special_tokens=False)
 
     @classmethod
     def load(cls, directory: Path, extra_eos: Sequence[int] = ()) -> Tokenizer:
@@ -37,7 +63,7 @@ class Tokenizer(ChatTokenizer):
         if text.tokenizer is None and text.special is None:
             return self
         backend = Backend.from_str(self._backend.to_str() if text.tokenizer is None else text.tokenizer)
-        special = self.special_tokens if text.special is None else text.special
+        special = self._chat.special_tokens if text.special is None else text.special
         hf = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
         hf.chat_template = self._hf.chat_template
         return Tokenizer(hf, sorted(self.eos_ids))
@@ -76,7 +102,7 @@ class Tokenizer(ChatTokenizer):
         if not self.has_chat_template:
             raise RequestError("this model has no chat template; use /v1/completions", "messages")
         try:
-            return super().render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+            return self._chat.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         except ChatTemplateError as error:
             raise RequestError(str(error), "messages") from error
 

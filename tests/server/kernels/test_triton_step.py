@@ -197,7 +197,7 @@ def test_two_steps_of_a_bucket_differ_in_nothing_but_buffers(
         with Trace() as trace, monkeypatch.context() as patch:
             for module, name in KERNELS:
                 patch.setattr(module, name, trace.kernel(name))
-            triton._decode_forward(triton._decode._buffers[Bucket(6, 4)], True)
+            triton.decode(triton.decode_steps.buffers[Bucket(6, 4)], True)
         traces.append(trace.calls)
     assert [call[0] for call in traces[0]].count("shrink_rows") == 14
     assert traces[0] == traces[1]
@@ -211,6 +211,6 @@ def test_graphs_are_captured_and_replayed(device: torch.device, caplog: pytest.L
         run.compare(1, 1, 1, 1, 1)
     run.compare(0, 0, 0, 1, 0)
     assert not caplog.records  # nothing fell back
-    graphs = run.triton._decode._graphs
+    graphs = run.triton.decode_steps.graphs
     assert graphs is not None
-    assert set(graphs._graphs) == {(Bucket(6, 1), True), (Bucket(1, 1), False)}
+    assert set(graphs.keys) == {(Bucket(6, 1), True), (Bucket(1, 1), False)}

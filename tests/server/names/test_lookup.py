@@ -154,7 +154,7 @@ async def test_what_can_not_be_served_leaves_no_trace(harness: EngineHarness, tm
 async def test_many_unknown_names_do_not_pile_up(
     harness: EngineHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lookup_module, "_MAX_RUNNING", 3)
+    monkeypatch.setattr(lookup_module, "MAX_RUNNING", 3)
     with looking(harness, tmp_path) as (setup, remote):
         await setup.load("known")
         remote.gate.clear()

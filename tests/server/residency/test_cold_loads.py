@@ -132,7 +132,7 @@ async def test_limits_hold_for_what_was_packed_under_others(harness: EngineHarne
 async def test_what_is_far_larger_packed_than_stored_is_not_kept(
     harness: EngineHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Counter[str]
 ) -> None:
-    monkeypatch.setattr(library_module, "_SMALL", -(1 << 30))
+    monkeypatch.setattr(library_module, "SMALL_BYTES", -(1 << 30))
     with open_manager_setup(harness, tmp_path, room=1) as setup:
         await setup.load("a")
         published = resident_bytes(setup, "a")

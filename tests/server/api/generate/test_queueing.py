@@ -19,7 +19,7 @@ async def test_a_request_with_many_prompts_waits_once(
     tmp_path: Path, model: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds its adapter while others wait in line for that memory: queueing again would be a deadlock."""
-    monkeypatch.setattr("manylora.server.residency.device_cache._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("manylora.server.residency.device_cache.PATIENCE_SECONDS", 0.0)
     service = tiny_service(
         model,
         tmp_path,
