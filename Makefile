@@ -24,18 +24,20 @@ EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 SLOW := $(addprefix tests/, \
 	project/test_wheel.py \
 	bench/test_event_loop.py \
-	$(addprefix adapters/, format/test_artifact_fuzz.py merge/test_export.py \
+	$(addprefix adapters/, base_models/test_catalog.py format/test_against_peft.py format/test_artifact_fuzz.py \
+		merge/test_export.py sources/test_remote.py \
 		$(addprefix registry/test_, publish.py shared.py two_servers.py) \
-		$(addprefix training/test_, estimate.py full.py jobs.py launch.py publish.py resume.py run.py tasks.py)) \
-	$(addprefix server/, comparison/test_running.py merged/test_merged.py names/test_restart.py residency/test_churn.py \
-		$(addprefix api/admin/test_, adapters.py aliases.py churn.py compose.py export.py merge.py sources.py uploads.py) \
-		$(addprefix api/generate/test_, adapter_text.py auto_merge.py classify.py experiments.py queueing.py streaming.py) \
+		$(addprefix training/test_, estimate.py full.py jobs.py launch.py progress.py publish.py resume.py run.py tasks.py)) \
+	$(addprefix server/, comparison/test_compare.py comparison/test_running.py merged/test_merged.py names/test_restart.py residency/test_churn.py \
+		$(addprefix api/admin/test_, adapters.py aliases.py aliases_in_making.py churn.py compose.py export.py lora_routes.py \
+			merge.py sources.py uploads.py) \
+		$(addprefix api/generate/test_, adapter_text.py auto_merge.py classify.py experiment_faults.py experiments.py queueing.py streaming.py) \
 		$(addprefix api/http/test_, bad_input.py disconnect.py operation.py) \
 		$(addprefix cli/test_, adapters_commands.py bench.py compare_command.py main.py merge.py train.py) \
-		$(addprefix engine/test_, kinds.py mix_laws.py mixes.py parity.py parity_schedules.py quantized_kinds.py \
-			quantized_parity.py vectors.py vocabulary.py) \
+		$(addprefix engine/test_, activation.py classify.py kinds.py mix_laws.py mixes.py parity.py parity_schedules.py quantized_kinds.py \
+			quantized_parity.py sampler.py vectors.py vocabulary.py) \
 		$(addprefix kernels/test_, draws.py native_kernels.py sanitizers.py triton_attention.py triton_lora.py triton_step.py) \
-		$(addprefix model/test_, templates.py triton_decoder.py)))
+		$(addprefix model/test_, quantize.py templates.py triton_decoder.py)))
 
 .PHONY: help install dev pull serve test test-fast coverage check format docs site wheel bench lock clean
 
