@@ -17,10 +17,10 @@ from manylora.server.kernels.weights import DecoderWeights, MergedWeights
 
 
 class TritonStep:
-    """Runs steps on a CUDA device. The reference step does what Triton has no kernel for, and owns the KV cache."""
+    """Runs steps on a CUDA device. The reference step does what has no kernel, and owns the KV cache."""
 
     name = "triton"
-    draw = ReferenceStep.draw
+    draw = staticmethod(ReferenceStep.draw)
     kv_bytes_per_block = staticmethod(ReferenceStep.kv_bytes_per_block)
 
     def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:

@@ -34,6 +34,11 @@ class Tokenizer:
         """Whether the model brings a chat template."""
         return self._chat.has_chat_template
 
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The special tokens by role: "eos_token" -> "</s>"."""
+        return self._chat.special_tokens
+
     def base_text(self) -> BaseText:
         """The base model's tokenizer and template, which those of adapters are compared with."""
         return self._chat.base_text()
@@ -63,7 +68,7 @@ class Tokenizer:
         if text.tokenizer is None and text.special is None:
             return self
         backend = Backend.from_str(self._backend.to_str() if text.tokenizer is None else text.tokenizer)
-        special = self._chat.special_tokens if text.special is None else text.special
+        special = self.special_tokens if text.special is None else text.special
         hf = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
         hf.chat_template = self._hf.chat_template
         return Tokenizer(hf, sorted(self.eos_ids))
