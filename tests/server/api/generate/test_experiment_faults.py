@@ -12,6 +12,7 @@ import pytest
 
 from manylora.adapters.errors import RegistryUnavailable, SourceMissing, StoreError
 from manylora.adapters.registry.arms import Arms
+from manylora.server.engine.async_engine import Held
 from manylora.server.errors import QueueFull
 from manylora.server.experiments import experiments
 from manylora.server.residency.held_mix import HeldMix
@@ -99,7 +100,8 @@ def test_a_client_that_leaves_before_the_adapter_is_there(
 
 
 def test_a_queue_that_is_full_is_not_the_arms_fault(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> Any:
+    def full(_: object, held: Held, *__: object) -> Any:
+        held.release()  # as whatever keeps the engine from taking it
         raise QueueFull("too many", 1.0)
 
     monkeypatch.setattr(server.service.engine, "submit", full)
