@@ -23,6 +23,8 @@ from manylora.adapters.store.store import RevisionStore
 from tests.support.paths import ROOT
 from tests.support.publishing import STEPS, bring_in, copy_from, examine, write
 
+pytestmark = pytest.mark.slow
+
 KEPT = [CONFIG_NAME, WEIGHTS_NAME, "chat_template.jinja"]
 Die = Callable[[str, Path, str, Path, str], None]
 

@@ -15,6 +15,8 @@ from tests.support.adapters import write_adapter
 from tests.support.admin_client import Admin, zipped
 from tests.support.running_server import Running, serving, tiny_service
 
+pytestmark = pytest.mark.slow
+
 KEY = "admin-key"
 
 
