@@ -128,7 +128,7 @@ class AdapterManager:
 
         # What names mean.
         self.experiments = Experiments(mirror, base.name, metrics)
-        self._sync = RegistrySync(mirror, self.experiments.tell)
+        self._sync = RegistrySync(mirror, self.experiments.save)
         self._orphans = UnreferencedRevisions(registry, store)
         self.janitor = Janitor(self._clean_up, self._delete_orphans)
         self._publisher = Publisher(

@@ -10,7 +10,7 @@ from manylora.adapters.merge.verify import Verification
 
 
 def model_card(name: str, plan: ExportPlan, verification: Verification | None) -> str:
-    """What it was merged from, how, and how well it answers like it."""
+    """The card of a merged model: its members, the method, and how well it answers like them."""
     members = "\n".join(
         f"| {member.name} | `{member.artifact.digest[:12]}` | {member.weight:g} |" for member in plan.members
     )

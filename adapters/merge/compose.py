@@ -53,7 +53,7 @@ class Composition:
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """What it was made from and how, JSON-safe."""
+        """What the composition was made from and how, JSON-safe."""
         settings = {key: value for key, value in vars(self.recipe).items() if value is not None}
         members = [{"name": m.name, "digest": m.artifact.digest, "weight": m.weight} for m in self.members]
         return {

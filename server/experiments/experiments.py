@@ -50,24 +50,24 @@ class Scored:
     previous: float | None  # the score that it replaces
 
 
-class Answering:
-    """The answers to one request for an arm, while they are made."""
+class AnswerCounter:
+    """Counts the answers to one request for an arm of an alias."""
 
     def __init__(self, experiments: Experiments, arm: AliasArm) -> None:
         self._experiments = experiments
         self._arm = arm
         self._began = monotonic()
 
-    def begun(self) -> None:
-        """The engine has taken them: they will end."""
+    def submitted(self) -> None:
+        """Count the request: the engine has taken it, so its answers will end."""
         self._experiments.count(self._arm, {"requests": 1})
 
     def ended(self, sequence: Sequence, reason: FinishReason) -> None:
-        """One of them has ended."""
+        """Count an answer that has ended."""
         self._experiments.count(self._arm, answered(sequence, reason, self._began, monotonic()))
 
     def failed(self, reason: FinishReason, count: int) -> None:
-        """All of them ended before they reached the engine."""
+        """Count ``count`` answers that ended before they reached the engine."""
         self._experiments.count(self._arm, {"requests": 1, reason.value: count})
 
 
@@ -79,14 +79,14 @@ class Experiments:
         self._base = base
         self._metrics = metrics
         self._lock = Lock()  # of the two below
-        self._seen: dict[AliasArm, dict[str, float]] = {}  # since this process started
-        self._untold: dict[AliasArm, dict[str, float]] = {}  # of that, what the registry has not been told
+        self._since_start: dict[AliasArm, dict[str, float]] = {}  # since this process started
+        self._unsaved: dict[AliasArm, dict[str, float]] = {}  # of that, what the registry has not been told
         self._answers: TTLCache[str, _Answer] = TTLCache(REMEMBERED, REMEMBERED_SECONDS)  # by response id
-        metrics.show_arms(self._shown)
+        metrics.show_arms(self._counted)
 
-    def begin(self, arm: AliasArm | None) -> Answering | None:
-        """A request for ``arm`` is about to be answered; None if there is nothing to count."""
-        return None if arm is None else Answering(self, arm)
+    def counter(self, arm: AliasArm) -> AnswerCounter:
+        """What counts the answers to a request for ``arm``."""
+        return AnswerCounter(self, arm)
 
     def remember(self, response_id: str, held: HeldMix) -> None:
         """Let the response that ``held`` answers be scored from now on."""
@@ -117,21 +117,21 @@ class Experiments:
         if not self._exists(arm):
             return False
         with self._lock:
-            add(self._seen.setdefault(arm, {}), counts)
-            add(self._untold.setdefault(arm, {}), counts)
+            add(self._since_start.setdefault(arm, {}), counts)
+            add(self._unsaved.setdefault(arm, {}), counts)
         return True
 
-    def _shown(self) -> dict[tuple[str, str], dict[str, float]]:
+    def _counted(self) -> dict[tuple[str, str], dict[str, float]]:
         """What this process has counted of every arm that exists; called from any thread."""
         with self._lock:
-            for arm in [arm for arm in self._seen if not self._exists(arm)]:
-                del self._seen[arm]
-            return {self._named(arm): dict(counts) for arm, counts in self._seen.items()}
+            for arm in [arm for arm in self._since_start if not self._exists(arm)]:
+                del self._since_start[arm]
+            return {self._named(arm): dict(counts) for arm, counts in self._since_start.items()}
 
     def forget(self, alias: str, everything: bool) -> None:
         """Drop the counts of arms that an alias has no more, or of all its arms."""
         with self._lock:
-            for counts in (self._seen, self._untold):
+            for counts in (self._since_start, self._unsaved):
                 for arm in [arm for arm in counts if arm.alias == alias]:
                     if everything or not self._exists(arm):
                         del counts[arm]
@@ -143,31 +143,31 @@ class Experiments:
             AdapterNotFound: there is no such alias.
             StoreError: the registry can't be asked.
         """
-        await self.tell()
+        await self.save()
         record, counted = await self._mirror.run(lambda registry: registry.arms.totals(alias))
         return shown(record, self._base), {shown_target(t, self._base): arm for t, arm in counted.items()}
 
-    async def tell(self) -> None:
-        """Add what is new to the registry. If that fails it stays new.
+    async def save(self) -> None:
+        """Add the counts that are new to the registry. If that fails they stay new.
 
         Raises:
-            StoreError: the registry can't be told.
+            StoreError: the registry can't be reached.
         """
         with self._lock:
-            untold, self._untold = self._untold, {}
-        if not untold:
+            unsaved, self._unsaved = self._unsaved, {}
+        if not unsaved:
             return
-        added = {(arm.alias, arm.target): counts for arm, counts in untold.items()}
-        telling = asyncio.ensure_future(self._mirror.run(lambda registry: registry.arms.add(added)))
+        added = {(arm.alias, arm.target): counts for arm, counts in unsaved.items()}
+        saving = asyncio.ensure_future(self._mirror.run(lambda registry: registry.arms.add(added)))
 
         def keep(done: asyncio.Future[None]) -> None:
             if done.cancelled() or done.exception() is not None:
-                for arm, counts in untold.items():
+                for arm, counts in unsaved.items():
                     with self._lock:
-                        add(self._untold.setdefault(arm, {}), counts)
+                        add(self._unsaved.setdefault(arm, {}), counts)
 
-        telling.add_done_callback(keep)
-        await asyncio.shield(telling)  # whoever is cancelled while it waits must not count twice
+        saving.add_done_callback(keep)
+        await asyncio.shield(saving)  # whoever is cancelled while it waits must not count twice
 
     def _named(self, arm: AliasArm) -> tuple[str, str]:
         return arm.alias, shown_target(arm.target, self._base)

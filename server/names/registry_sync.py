@@ -1,4 +1,4 @@
-"""Keeps the mirror up to date with the registry, and tells the registry what this server has counted."""
+"""Keeps the mirror up to date with the registry, and saves there what this server has counted."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from manylora.server.periodic_task import PeriodicTask
 logger = logging.getLogger(__name__)
 
 _FOLLOW_SECONDS = 0.3  # how old what is known of other servers' changes may be
-_TELL_EVERY = 30  # rounds: last-used times and arms' counts are no news that anybody waits for
+_SAVE_EVERY = 30  # rounds: last-used times and arms' counts are no news that anybody waits for
 
 
 class RegistrySync:
-    """Exchanges news with the registry, a few times a second while it runs."""
+    """Follows the registry a few times a second, and saves counts there now and then."""
 
-    def __init__(self, mirror: RegistryMirror, tell_more: Callable[[], Awaitable[None]]) -> None:
-        """``tell_more()`` tells the registry whatever else this server has counted."""
+    def __init__(self, mirror: RegistryMirror, save_counts: Callable[[], Awaitable[None]]) -> None:
+        """``save_counts()`` adds what this server has counted to the registry."""
         self._mirror = mirror
-        self._tell_more = tell_more
+        self._save_counts = save_counts
         self._task = PeriodicTask(_FOLLOW_SECONDS, self._follow)
-        self._told: dict[str, float] = {}  # what the registry knows of when this server used names
+        self._saved: dict[str, float] = {}  # what the registry knows of when this server used names
         self._rounds = 0
         self._failing = False
 
@@ -32,18 +32,18 @@ class RegistrySync:
         self._task.start()
 
     async def close(self) -> None:
-        """Stop following, and tell what has not been told."""
+        """Stop following, and save what is not saved yet."""
         await self._task.close()
-        await self._round(tell=True)
+        await self._round(save=True)
 
     async def _follow(self) -> None:
         self._rounds += 1
-        await self._round(tell=self._rounds % _TELL_EVERY == 0)
+        await self._round(save=self._rounds % _SAVE_EVERY == 0)
 
-    async def _round(self, *, tell: bool) -> None:
+    async def _round(self, *, save: bool) -> None:
         try:
-            if tell:
-                await self._tell()
+            if save:
+                await self._save()
             await self._mirror.follow()
         except AdapterError as error:
             if not self._failing:
@@ -52,9 +52,9 @@ class RegistrySync:
         else:
             self._failing = False
 
-    async def _tell(self) -> None:
-        used = {name: at for name, at in self._mirror.used.items() if self._told.get(name) != at}
+    async def _save(self) -> None:
+        used = {name: at for name, at in self._mirror.used.items() if self._saved.get(name) != at}
         if used:
             await self._mirror.run(lambda registry: registry.names.touch(used))
-            self._told.update(used)
-        await self._tell_more()
+            self._saved.update(used)
+        await self._save_counts()

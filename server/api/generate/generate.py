@@ -19,7 +19,7 @@ from manylora.server.api.request.mix_request import ENTRIES, MixRequest
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import FinishReason
 from manylora.server.errors import AdapterUnavailable, RequestError
-from manylora.server.experiments.experiments import Answering
+from manylora.server.experiments.experiments import AnswerCounter
 from manylora.server.model.text.conventions import MixMember, TextConventions
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.service import Service
@@ -161,12 +161,12 @@ async def _submit_counted(
             counting.failed(FinishReason.ABORT if left else FinishReason.ERROR, sum(p.n for p in prompts))
         raise
     if counting is not None:
-        counting.begun()
+        counting.submitted()
     return generation
 
 
-def _counting(service: Service, mix: MixRequest, held: HeldMix) -> Answering | None:
+def _counting(service: Service, mix: MixRequest, held: HeldMix) -> AnswerCounter | None:
     """What counts the answers for the arm of an alias; None if there is nothing to count."""
     if held.arm is None or not mix.counted:
         return None
-    return service.adapters.experiments.begin(held.arm)
+    return service.adapters.experiments.counter(held.arm)

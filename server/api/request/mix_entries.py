@@ -13,7 +13,7 @@ from manylora.server.names.resolve import Resolver
 
 
 class Entry(Protocol):
-    """One of them as the client wrote it."""
+    """An entry of a mix as the client wrote it."""
 
     @property
     def name(self) -> str:
