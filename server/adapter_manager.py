@@ -148,7 +148,7 @@ class AdapterManager:
         self.deletions = Deletions(mirror, references, self._reclaimer, base.name)
 
         # Merged copies.
-        self.variants = None if merging is None else self._makevariants(merging)
+        self.variants = None if merging is None else self._make_variants(merging)
         self.auto_merge = None if merging is None else self._make_auto_merge(merging)
         copies = None if self.variants is None else RequestCopies(self.variants, self.auto_merge)
 
@@ -201,7 +201,6 @@ class AdapterManager:
         await self.deletions.close()
         await self.refetcher.close()
         await self._publisher.close()
-        await self.residency.device.close()
         await self._reclaimer.close()
         await self.residency.close()
         await self._sync.close()
@@ -219,7 +218,7 @@ class AdapterManager:
         """Whether nothing is being published or freed."""
         return not (self._reclaimer.num_running or self._publisher.num_running)
 
-    def _makevariants(self, merging: MergeOptions) -> Variants:
+    def _make_variants(self, merging: MergeOptions) -> Variants:
         async def measure(variant: Variant) -> MergeError:
             return await merging.measure.measure(self.residency, variant)
 
