@@ -165,7 +165,7 @@ def compare(
     adapters: Mapping[str, str | Path] | None = None,
     **parameters: Any,
 ) -> dict[str, Any]:
-    """Compare what several models answer, in a process of their own; see :meth:`LLM.compare`.
+    """Load a base and adapters for one comparison of what they answer; see :meth:`LLM.compare`.
 
     Args:
         targets: two or more of the base, adapters, revisions and mixes.
