@@ -52,6 +52,8 @@ SizeOrNone = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=MAX_BYTE
 AutoSizeOrNone = Annotated[SizeOrNone | None, BeforeValidator(read_auto)]
 AutoLength = Annotated[Annotated[int, Field(ge=1, le=2**24)] | None, BeforeValidator(read_auto)]
 Port = Annotated[int, BeforeValidator(refuse_service_link), Field(ge=0, le=65535)]
+AutoCount = Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, BeforeValidator(read_auto)]
+Seconds = Annotated[float, Field(ge=0.1, le=86400, allow_inf_nan=False)]
 Keys = Annotated[list[SecretStr], NoDecode, BeforeValidator(parse_list)]
 Texts = Annotated[list[str], NoDecode, BeforeValidator(parse_list)]
 Roots = Annotated[list[UserPath], NoDecode, BeforeValidator(parse_list)]
@@ -138,6 +140,23 @@ class Settings(BaseSettings):
         Field(min_length=1, max_length=255),
     ] = "127.0.0.1"
     port: Annotated[Port, Option(HTTP, "PORT", "0 takes any free port.")] = 8000
+    uds: Annotated[
+        UserPath | None, Option(HTTP, "PATH", "Listen on a Unix socket instead.", default="none")
+    ] = None
+    root_path: Annotated[
+        str,
+        Option(HTTP, "PREFIX", "Of paths, that a proxy takes off: /llm.", default="none"),
+        Field(max_length=1024, pattern=r"^(/[A-Za-z0-9._~-]+)*/?$"),
+    ] = ""
+    ssl_certfile: Annotated[
+        UserPath | None, Option(HTTP, "FILE", "Speak TLS with this certificate.", default="no TLS")
+    ] = None
+    ssl_keyfile: Annotated[
+        UserPath | None, Option(HTTP, "FILE", "Its private key.", default="in the certificate's file")
+    ] = None
+    ssl_keyfile_password: Annotated[
+        SecretStr | None, Option(HTTP, "TEXT", "Opens the private key.", default="none")
+    ] = None
     api_key: Annotated[Keys, Option(HTTP, "KEY", "Accept only requests with this key.", repeatable=True)] = []
     admin_api_key: Annotated[
         Keys,
@@ -149,6 +168,23 @@ class Settings(BaseSettings):
         Option(HTTP, "N", "Requests that may wait; more get 429."),
         Field(ge=1, le=1_000_000),
     ] = 1024
+    max_connections: Annotated[
+        int,
+        Option(HTTP, "N", "Open at once; beyond: only /health, /ready."),
+        Field(ge=1, le=1_000_000),
+    ] = 4096
+    max_connections_per_address: Annotated[
+        AutoCount, Option(HTTP, "N", "Of them from one address.", default="half of them")
+    ] = None
+    head_timeout: Annotated[Seconds, Option(HTTP, "S", "Time for a request's line and headers.")] = 20.0
+    body_timeout: Annotated[Seconds, Option(HTTP, "S", "Time without a byte of a body.")] = 30.0
+    write_timeout: Annotated[Seconds, Option(HTTP, "S", "Time without a byte read by a client.")] = 60.0
+    keep_alive_timeout: Annotated[
+        # Longer than common proxies keep theirs, so that the proxy is the one to close.
+        Seconds,
+        Option(HTTP, "S", "Time between two requests."),
+    ] = 75.0
+    min_transfer_rate: Annotated[Size, Option(HTTP, "SIZE", "A second, of bodies and slow readers.")] = 1024
 
     # --- merging
     merge_memory: Annotated[
@@ -236,6 +272,8 @@ class Settings(BaseSettings):
         for source in self.resolve:
             if "{name}" not in source:
                 raise ValueError(f"resolve: {source!r} has no {{name}} in it")
+        if self.ssl_certfile is None and (self.ssl_keyfile or self.ssl_keyfile_password) is not None:
+            raise ValueError("ssl_keyfile: needs ssl_certfile, the certificate of this key")
         for field in SECRETS:
             if any(not key.get_secret_value().strip() for key in getattr(self, field)):
                 raise ValueError(f"{field}: a key is empty")
