@@ -135,9 +135,8 @@ class ApiKeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = None
-        path = get_route_path(scope)
-        if scope["type"] == "http" and path not in self.open_paths:
-            error = self._refusal(path, Headers(scope=scope))
+        if scope["type"] == "http" and get_route_path(scope) not in self.open_paths:
+            error = self._refusal(get_route_path(scope), Headers(scope=scope))
         if error is None:
             await self.app(scope, receive, send)
             return
