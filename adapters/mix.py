@@ -17,8 +17,10 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from manylora.adapters.errors import AdapterNameError, MixError
 
@@ -26,7 +28,17 @@ MAX_ENTRIES = 8
 MAX_WEIGHT = 8.0
 
 _OPERATORS = re.compile(r"[+*@]")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+MAX_NAME: Final = 128  # characters
+# What follows an adapter's name in the paths of its routes; so no name may end in "/" and one of these.
+ROUTE_WORDS: Final = ("pin", "unpin", "prefetch", "evict", "rollback", "merge", "export", "compose")
+
+_ASCII_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]|/(?=[A-Za-z0-9]))*")
+_FIRST = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})  # letters and digits, as Unicode sorts characters
+_MARKS = frozenset({"Mn", "Mc"})  # what is written on or beside a letter
+# Letters and marks that are shown as nothing, so that two names would look the same.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 _MERGED = "merged"
 _REVISION = re.compile(rf"([0-9a-f]{{4,64}})(\.{_MERGED})?|{_MERGED}")
 _WEIGHT = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]-?[0-9]+)?")
@@ -51,22 +63,51 @@ class MixEntry:
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` matches the grammar of adapter names."""
-    return bool(_NAME.fullmatch(text))
+    """Whether ``text`` is an adapter name in its one spelling (Unicode's form NFC).
+
+    It has one or several parts, with "/" between them. Each begins with a letter or digit of any script, and
+    goes on with these, their marks, ".", "_", ":" and "-". So none is "..", empty, or shown as nothing.
+    """
+    if not 0 < len(text) <= MAX_NAME or text.rpartition("/")[2] in (ROUTE_WORDS if "/" in text else ()):
+        return False
+    if text.isascii():
+        return bool(_ASCII_NAME.fullmatch(text))
+    if _UNSEEN.search(text) or not unicodedata.is_normalized("NFC", text):
+        return False
+    return all(_is_part(part) for part in text.split("/"))
+
+
+def _is_part(part: str) -> bool:
+    kinds = [unicodedata.category(character) for character in part]
+    return (
+        bool(kinds)
+        and kinds[0] in _FIRST
+        and all(
+            kind in _FIRST or kind in _MARKS or character in "._:-"
+            for kind, character in zip(kinds, part, strict=True)
+        )
+    )
+
+
+def normal_name(text: str) -> str:
+    """The spelling under which ``text`` is a name, if it is one: letters that look the same are the same."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def check_name(name: str) -> str:
-    """Return ``name`` if it is a valid adapter name.
+    """Return the one spelling of ``name`` if it is a valid adapter name.
 
     Raises:
         AdapterNameError: saying what a name looks like.
     """
-    if not is_name(name):
+    normal = normal_name(name)
+    if not is_name(normal):
         raise AdapterNameError(
-            f"{name[:140]!r} is not an adapter name: use 1 to 128 letters, digits, '.', '_', ':' or '-', "
-            "starting with a letter or digit"
+            f"{name[:100]!a} is not an adapter name: use 1 to {MAX_NAME} letters, digits, '.', '_', ':' "
+            "or '-', starting with a letter or digit; '/' may stand between parts that do so; the last one "
+            f"is not {', '.join(ROUTE_WORDS[:-1])} or {ROUTE_WORDS[-1]}"
         )
-    return name
+    return normal
 
 
 def check_weight(weight: float, where: str) -> float:

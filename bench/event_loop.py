@@ -28,7 +28,8 @@ import typer
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
 from manylora.server.api.app import create_app
-from manylora.server.cli.serve import StartUp, event_loop_factory, listening, serve
+from manylora.server.cli.listening import listening
+from manylora.server.cli.serve import StartUp, event_loop_factory, serve
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.options.settings import Settings
 from manylora.server.service import Service, build_service
@@ -111,7 +112,7 @@ def measured(base: Path, load: tuple[str, ...]) -> tuple[Cost, dict[str, float]]
     """Serve ``base`` in this thread for as long as it takes to measure."""
     with tempfile.TemporaryDirectory(prefix="manylora-bench-") as scratch:
         settings = Settings(
-            model=str(base), data_dir=Path(scratch), adapter_memory=64 << 20, kv_cache_memory=1 << 30
+            model=str(base), port=0, data_dir=Path(scratch), adapter_memory=64 << 20, kv_cache_memory=1 << 30
         )
         service = call_in_thread(build_service, settings, base)
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
@@ -119,9 +120,9 @@ def measured(base: Path, load: tuple[str, ...]) -> tuple[Cost, dict[str, float]]
 
 
 async def _serve_and_measure(service: Service, load: tuple[str, ...]) -> tuple[Cost, dict[str, float]]:
-    with StartUp() as start_up, listening("127.0.0.1", 0) as listener:
+    with StartUp() as start_up, listening(service.config) as listener:
         ready = asyncio.Event()
-        server = asyncio.ensure_future(serve(create_app(service), service.config, listener, ready.set))
+        server = asyncio.ensure_future(serve(create_app(service), service.config, listener, None, ready.set))
         server.add_done_callback(lambda _: ready.set())
         await ready.wait()
         start_up.done()

@@ -5,6 +5,9 @@ ServerError
 ├── RequestError        the request is invalid; names the parameter
 │   └── ContextTooLong  prompt and answer do not fit the context window
 ├── BodyTooLarge        the request's body exceeds its bound
+├── UnknownEncoding     the request's body is packed in a way that can't be read here
+├── RequestTimeout      the request did not arrive in time
+├── TooManyConnections  no connection is left for the request
 ├── Unauthorized        no API key, or an unknown one
 ├── AdminKeyNeeded      a key that may not manage adapters
 ├── ModelNotFound       the model string names nothing that is registered
@@ -12,6 +15,7 @@ ServerError
 ├── QueueFull           too many requests are waiting; says when to retry
 ├── AdapterUnavailable  a registered adapter's files are gone or damaged
 ├── EngineDead          the engine thread has stopped
+├── ServerStopping      the server ends before the answer is complete
 ├── GenerationFailed    an answer ended by a fault of the server
 ├── CopyFailed          a merged copy could not be built
 ├── ExportFailed        a standalone model could not be written
@@ -54,6 +58,22 @@ class BodyTooLarge(ServerError):
     """The request's body exceeds the bound."""
 
 
+class UnknownEncoding(ServerError):
+    """The body is packed in a way that can't be unpacked; ``accepted`` lists those that can."""
+
+    def __init__(self, message: str, accepted: str) -> None:
+        super().__init__(message)
+        self.accepted = accepted
+
+
+class RequestTimeout(ServerError):
+    """The head or the body of a request did not arrive in time."""
+
+
+class TooManyConnections(ServerError):
+    """As many connections are open as may be, in all or from the client's address."""
+
+
 class Unauthorized(ServerError):
     """No API key, or one that is not among the configured."""
 
@@ -84,6 +104,10 @@ class AdapterUnavailable(ServerError):
 
 class EngineDead(ServerError):
     """The engine thread has stopped; nothing can be generated until the process restarts."""
+
+
+class ServerStopping(ServerError):
+    """The server has been told to stop, and the time that running requests get is over."""
 
 
 class GenerationFailed(ServerError):

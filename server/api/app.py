@@ -19,6 +19,7 @@ from manylora.server.api.generate import chat, classify, completions, feedback, 
 from manylora.server.api.http.error_answers import answer_error
 from manylora.server.api.http.middleware import ApiKeyCheck, ApiKeySet, BodyLimit, RequestId
 from manylora.server.api.http.openapi import Application
+from manylora.server.api.http.unpacking import Unpacking
 from manylora.server.api.operation import docs, health
 from manylora.server.errors import ServerError
 from manylora.server.service import Service
@@ -80,6 +81,7 @@ def _wrap(app: FastAPI, service: Service) -> None:
     """Wrap the application in its middleware, innermost first."""
     config, metrics = service.config, service.metrics
     app.add_middleware(BodyLimit, metrics=metrics, upload_limit=config.max_upload_bytes)
+    app.add_middleware(Unpacking, limit=config.max_upload_bytes)
     keys, admin_keys = _key_set(config.api_key), _key_set(config.admin_api_key)
     if keys or admin_keys:
         app.add_middleware(

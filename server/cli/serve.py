@@ -10,9 +10,10 @@ import math
 import shlex
 import signal
 import socket
+import ssl
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,11 @@ from rich.table import Table
 
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.errors import StoreError
-from manylora.server.api.http.protocol import BoundedHttpProtocol
+from manylora.server.api.http.connections import Connections, connection_limits
+from manylora.server.api.http.interruption import Interruptible
+from manylora.server.api.http.protocol import bounded_protocol
+from manylora.server.cli.http_server import HttpServer
+from manylora.server.cli.listening import listening, room_for_connections, tls_context
 from manylora.server.errors import ConfigError
 from manylora.server.options.settings import Settings
 
@@ -33,7 +38,6 @@ if TYPE_CHECKING:
     from manylora.server.service import Service
 
 BACKLOG = 2048  # connections the kernel holds until they are accepted
-KEEP_ALIVE_SECONDS = 75  # longer than common proxies keep theirs, so that the proxy is the one to close
 
 
 def run_server(settings: Settings, progress: Progress) -> None:
@@ -50,7 +54,8 @@ def run_server(settings: Settings, progress: Progress) -> None:
     for name, path in settings.adapter.items():
         if not path.is_dir():  # said now rather than after the model is loaded
             raise ConfigError(f"--adapter {name}={path}: no such directory")
-    with StartUp() as start_up, listening(settings.host, settings.port) as listener:
+    tls = tls_context(settings)
+    with StartUp() as start_up, listening(settings) as listener:
         check_storage(settings)
         directory = resolve_model(settings.model, settings.data_dir, progress)
         Console(stderr=True, highlight=False).print(f"Loading {settings.model_name} from {directory}")
@@ -68,10 +73,10 @@ def run_server(settings: Settings, progress: Progress) -> None:
 
         def on_ready() -> None:
             start_up.done()
-            announce(service, listener.getsockname()[1], Console(highlight=False))
+            announce(service, listener, Console(highlight=False))
 
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            runner.run(serve(application, settings, listener, on_ready))
+            runner.run(serve(application, settings, listener, tls, on_ready))
 
 
 def check_storage(settings: Settings) -> None:
@@ -111,44 +116,40 @@ def configure_logging(settings: Settings) -> None:
 
 
 async def serve(
-    application: FastAPI, settings: Settings, listener: socket.socket, on_ready: Callable[[], None]
+    application: FastAPI,
+    settings: Settings,
+    listener: socket.socket,
+    tls: ssl.SSLContext | None,
+    on_ready: Callable[[], None],
 ) -> None:
     """Start the service, accept requests until a signal, drain, stop the service.
 
     The application's lifespan is entered here instead of by uvicorn, so that what goes wrong in it
     arrives as the exception it is.
     """
+    limits = connection_limits(settings, room_for_connections(settings.max_connections))
     config = uvicorn.Config(
-        application,
+        Interruptible(application),
         lifespan="off",
-        http=BoundedHttpProtocol,
+        http=bounded_protocol(Connections(limits)),
         ws="none",
         log_config=None,
         access_log=settings.access_log,
         server_header=False,
         proxy_headers=False,
+        root_path=settings.root_path.rstrip("/"),
         backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
+        timeout_keep_alive=math.ceil(limits.idle),
     )
     async with application.router.lifespan_context(application):
-        await _HttpServer(config, on_ready).serve(sockets=[listener])
-
-
-class _HttpServer(uvicorn.Server):
-    """An HTTP server that says when it accepts requests."""
-
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_ready()
+        server = HttpServer(config, on_ready, settings.shutdown_timeout, tls, limits.head)
+        await server.serve(sockets=[listener])
 
 
 class StartUp:
     """Ends the process on a signal until :meth:`done`; from then on uvicorn's handlers do it gracefully.
+
+    SIGHUP, of a terminal that is closed, does what SIGTERM does, unless it is ignored (``nohup``).
 
     uvicorn raises the signal again when it has shut down. It comes back to this handler, which lets it
     pass, so that the process ends with status 0.
@@ -159,8 +160,9 @@ class StartUp:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StartUp:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is signal.SIG_DFL:
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -174,29 +176,8 @@ class StartUp:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._starting:
             raise SystemExit(128 + number)
-
-
-@contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A bound socket, not yet listening: a port in use is found before the model is loaded.
-
-    Raises:
-        ConfigError: there is no such address here, or the port is taken.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"--host {host}: {error.strerror or error}") from error
-    with listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-        except OSError as error:
-            raise ConfigError(f"--host {host} --port {port}: {error.strerror}") from error
-        yield listener
+        if number == signal.SIGHUP:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -209,7 +190,7 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def announce(service: Service, port: int, console: Console) -> None:
+def announce(service: Service, listener: socket.socket, console: Console) -> None:
     """Print what is being served and a command that streams an answer."""
     settings, about = service.config, service.description
     names = [registered.name for registered in service.adapters.views.serving()]
@@ -221,11 +202,15 @@ def announce(service: Service, port: int, console: Console) -> None:
     table.add_row("KV cache", f"{about['kv_blocks']} blocks, context of {service.max_model_len} tokens")
     table.add_row("adapters", ", ".join(names) or "none")
     console.print(table)
-    url = base_url(settings.host, port)
-    console.print(f"\nReady on [bold]{url}[/bold]  (API docs: {url}/docs). Try:\n")
+    url = "http://localhost" if settings.uds else base_url(settings.host, listener.getsockname()[1])
+    if settings.ssl_certfile is not None:
+        url = url.replace("http", "https", 1)
+    place = f"{settings.uds}" if settings.uds else url
+    docs = "/docs" if settings.uds else f"{url}/docs"
+    console.print(f"\nReady on [bold]{place}[/bold]  (API docs: {docs}). Try:\n", soft_wrap=True)
     # Never wrapped, so that it can be copied.
     console.print(
-        curl_line(url, names[0] if names else service.model_name, bool(settings.api_key)),
+        curl_line(url, names[0] if names else service.model_name, bool(settings.api_key), settings.uds),
         soft_wrap=True,
         markup=False,
         style="green",
@@ -238,8 +223,9 @@ def base_url(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
-def curl_line(url: str, model: str, needs_key: bool) -> str:
+def curl_line(url: str, model: str, needs_key: bool, uds: Path | None = None) -> str:
     """A shell command that streams an answer from ``model``; the key is taken from ``MANYLORA_API_KEY``."""
+    place = "" if uds is None else f"--unix-socket {shlex.quote(str(uds))} "
     body = {
         "model": model,
         "stream": True,
@@ -247,6 +233,6 @@ def curl_line(url: str, model: str, needs_key: bool) -> str:
     }
     key = ' -H "Authorization: Bearer $MANYLORA_API_KEY"' if needs_key else ""
     return (
-        f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json'{key} "
+        f"curl -N {place}{url}/v1/chat/completions -H 'Content-Type: application/json'{key} "
         f"-d {shlex.quote(json.dumps(body))}"
     )

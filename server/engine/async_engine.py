@@ -70,6 +70,7 @@ class Stream:
         self._ended = ended
         self._deltas: deque[Delta] = deque()
         self._ready = asyncio.Event()
+        self.engine_died = False  # which ended it
 
     def __aiter__(self) -> Stream:
         return self
@@ -106,7 +107,8 @@ class Stream:
         self._ready.set()
 
     def fail(self, message: str) -> None:
-        """End what still runs with an error, without the engine."""
+        """End what still runs with an error, without the engine, which has died."""
+        self.engine_died = True
         for sequence in list(self._open.values()):
             self.deliver(sequence, Delta(sequence.index, finish_reason=FinishReason.ERROR, error=message))
 
@@ -231,7 +233,7 @@ class AsyncEngine:
                 self._take_commands()
                 if self._engine.has_work:
                     self._step_and_tell()
-        except Exception:  # a defect outside of a step: nothing can be trusted to go on
+        except BaseException:  # a defect outside of a step: nothing can be trusted to go on
             logger.critical("the engine thread has ended", exc_info=True)
             self._stopping = True
             self._call(self._end_all)
@@ -252,7 +254,7 @@ class AsyncEngine:
     def _step(self) -> list[Event]:
         try:
             return self._engine.step()
-        except Exception:  # whatever a kernel raises ends the requests of this step, not the server
+        except BaseException:  # also a panic of Rust: it ends the requests of this step, not the server
             logger.exception("a step failed; its requests end with an error")
             return self._engine.fail_all("the server failed while generating this answer")
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from manylora.adapters.base_models.directory import default_data_dir
 from manylora.adapters.errors import AdapterNameError
-from manylora.adapters.mix import check_name
+from manylora.adapters.mix import check_name, normal_name
 from manylora.adapters.options.option import Option
 from manylora.adapters.options.values import (
     UserPath,
@@ -30,7 +30,7 @@ ENV_PREFIX = "MANYLORA_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 URL_VARIABLE = ENV_PREFIX + "URL"  # read by the commands that talk to a running server
 
-MODEL, ADAPTERS, HTTP = "Base model", "Adapters", "HTTP"
+MODEL, ADAPTERS, HTTP, CONNECTIONS = "Base model", "Adapters", "HTTP", "Connections"
 MERGING, ENGINE, OPERATION = "Merging", "Engine", "Operation"
 SECRETS = ("api_key", "admin_api_key")  # fields whose values are never shown
 MAX_BYTES = 2**50  # a petabyte: beyond it the number is a typing error
@@ -52,10 +52,13 @@ SizeOrNone = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=MAX_BYTE
 AutoSizeOrNone = Annotated[SizeOrNone | None, BeforeValidator(read_auto)]
 AutoLength = Annotated[Annotated[int, Field(ge=1, le=2**24)] | None, BeforeValidator(read_auto)]
 Port = Annotated[int, BeforeValidator(refuse_service_link), Field(ge=0, le=65535)]
+AutoCount = Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, BeforeValidator(read_auto)]
+Seconds = Annotated[float, Field(ge=0.1, le=86400, allow_inf_nan=False)]
+NormalName = Annotated[str, AfterValidator(normal_name)]
 Keys = Annotated[list[SecretStr], NoDecode, BeforeValidator(parse_list)]
 Texts = Annotated[list[str], NoDecode, BeforeValidator(parse_list)]
 Roots = Annotated[list[UserPath], NoDecode, BeforeValidator(parse_list)]
-NamedPaths = Annotated[dict[str, UserPath], NoDecode, BeforeValidator(parse_named_paths)]
+NamedPaths = Annotated[dict[NormalName, UserPath], NoDecode, BeforeValidator(parse_named_paths)]
 
 
 class Settings(BaseSettings):
@@ -150,6 +153,44 @@ class Settings(BaseSettings):
         Field(ge=1, le=1_000_000),
     ] = 1024
 
+    # --- connections
+    uds: Annotated[
+        UserPath | None, Option(CONNECTIONS, "PATH", "Listen on a Unix socket instead.", default="none")
+    ] = None
+    root_path: Annotated[
+        str,
+        Option(CONNECTIONS, "PREFIX", "Of paths, taken off by a proxy.", default="none"),
+        Field(max_length=1024, pattern=r"^(/[A-Za-z0-9._~-]+)*/?$"),
+    ] = ""
+    ssl_certfile: Annotated[
+        UserPath | None, Option(CONNECTIONS, "FILE", "Speak TLS with this certificate.", default="no TLS")
+    ] = None
+    ssl_keyfile: Annotated[
+        UserPath | None, Option(CONNECTIONS, "FILE", "Its private key.", default="in that file")
+    ] = None
+    ssl_keyfile_password: Annotated[
+        SecretStr | None, Option(CONNECTIONS, "TEXT", "Opens the private key.", default="none")
+    ] = None
+    max_connections: Annotated[
+        int,
+        Option(CONNECTIONS, "N", "Beyond: only /health and /ready."),
+        Field(ge=1, le=1_000_000),
+    ] = 4096
+    max_connections_per_address: Annotated[
+        AutoCount, Option(CONNECTIONS, "N", "From one address.", default="half of them")
+    ] = None
+    head_timeout: Annotated[Seconds, Option(CONNECTIONS, "S", "Time for a request's headers.")] = 20.0
+    body_timeout: Annotated[Seconds, Option(CONNECTIONS, "S", "Time without a byte of a body.")] = 30.0
+    write_timeout: Annotated[Seconds, Option(CONNECTIONS, "S", "Time without a byte read by a client.")] = (
+        60.0
+    )
+    keep_alive_timeout: Annotated[
+        # Longer than common proxies keep theirs, so that the proxy is the one to close.
+        Seconds,
+        Option(CONNECTIONS, "S", "Time between two requests."),
+    ] = 75.0
+    min_transfer_rate: Annotated[Size, Option(CONNECTIONS, "SIZE", "A second, of bodies and readers.")] = 1024
+
     # --- merging
     merge_memory: Annotated[
         AutoSize, Option(MERGING, "SIZE", "Memory for merged copies.", default="auto")
@@ -236,6 +277,8 @@ class Settings(BaseSettings):
         for source in self.resolve:
             if "{name}" not in source:
                 raise ValueError(f"resolve: {source!r} has no {{name}} in it")
+        if self.ssl_certfile is None and (self.ssl_keyfile or self.ssl_keyfile_password) is not None:
+            raise ValueError("ssl_keyfile: needs ssl_certfile, the certificate of this key")
         for field in SECRETS:
             if any(not key.get_secret_value().strip() for key in getattr(self, field)):
                 raise ValueError(f"{field}: a key is empty")

@@ -16,7 +16,8 @@ import openai
 import uvicorn
 
 from manylora.server.api.app import create_app
-from manylora.server.api.http.protocol import BoundedHttpProtocol
+from manylora.server.api.http.connections import Connections, connection_limits
+from manylora.server.api.http.protocol import bounded_protocol
 from manylora.server.options.settings import Settings
 from manylora.server.service import Service, build_service
 
@@ -99,8 +100,14 @@ class Running:
 @contextmanager
 def serving(service: Service) -> Iterator[Running]:
     """Serve ``service`` until the block ends."""
+    connections = Connections(connection_limits(service.config))
     config = uvicorn.Config(
-        create_app(service), host="127.0.0.1", port=0, log_level="warning", http=BoundedHttpProtocol
+        create_app(service),
+        host="127.0.0.1",
+        port=0,
+        log_level="warning",
+        http=bounded_protocol(connections),
+        root_path=service.config.root_path.rstrip("/"),
     )
     server = _Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn")

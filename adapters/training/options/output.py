@@ -23,10 +23,9 @@ from manylora.adapters.training.options.types import (
 
 def _check_own_name(value: str) -> str:
     try:
-        check_name(value)
+        return check_name(value)
     except AdapterNameError as error:
         raise ValueError(str(error)) from None
-    return value
 
 
 class OutputOptions(Options):

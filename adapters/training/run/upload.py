@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 
@@ -23,7 +24,7 @@ def upload(directory: Path, server: str, name: str) -> None:
     """
     key = os.environ.get(KEY_VARIABLE)
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    url = f"{server.rstrip('/')}/v1/adapters/{name}"
+    url = f"{server.rstrip('/')}/v1/adapters/{quote(name, safe='')}"
     try:
         with httpx.Client(headers=headers, timeout=SECONDS) as client, ExitStack() as stack:
             files = [

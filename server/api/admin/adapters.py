@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from manylora.adapters.mix import normal_name
 from manylora.adapters.registry.records import State
 from manylora.server.api.admin.json_views import adapter_details_json, adapter_json, short_digest
 from manylora.server.api.admin.publications import Publications, PublicationsState
@@ -20,6 +21,8 @@ from manylora.server.api.http.limits import (
     MAX_TAG_LENGTH,
     MAX_USER_LENGTH,
 )
+from manylora.server.api.http.model_header import model_header
+from manylora.server.api.http.names_in_paths import NAME, Name
 from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.names.status import Filter
@@ -27,8 +30,7 @@ from manylora.server.service import Service
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
-Name = Annotated[str, Path(max_length=MAX_USER_LENGTH, description="The adapter's name.")]
-Text = Annotated[str, Field(max_length=MAX_USER_LENGTH)]
+Text = Annotated[str, Field(max_length=MAX_USER_LENGTH), AfterValidator(normal_name)]
 
 
 class Parameters(BaseModel):
@@ -90,7 +92,7 @@ async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, 
     )
 
 
-@router.get("/{name}", summary="One adapter")
+@router.get(f"/{NAME}", summary="One adapter")
 async def get_adapter(service: ServiceState, publications: PublicationsState, name: Name) -> Response:
     """An adapter's state and revisions, where its bytes are, and what it has served."""
     with blame("name"):
@@ -99,28 +101,28 @@ async def get_adapter(service: ServiceState, publications: PublicationsState, na
         return await details_response(service, publications, name)
 
 
-@router.post("/{name}/pin", summary="Keep an adapter on the device")
+@router.post(f"/{NAME}/pin", summary="Keep an adapter on the device")
 async def pin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Bring an adapter to the device, and do not evict it from there until it is unpinned."""
     with blame("name"):
         return Json(adapter_json(await service.adapters.admin.pin(name)))
 
 
-@router.post("/{name}/unpin", summary="Let an adapter be evicted again")
+@router.post(f"/{NAME}/unpin", summary="Let an adapter be evicted again")
 async def unpin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Let an adapter be evicted again; it stays where it is until others need the room."""
     with blame("name"):
         return Json(adapter_json(await service.adapters.admin.unpin(name)))
 
 
-@router.post("/{name}/prefetch", summary="Bring an adapter in before it is asked for")
+@router.post(f"/{NAME}/prefetch", summary="Bring an adapter in before it is asked for")
 async def prefetch(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Bring an adapter to the device if unused ones can make room there, else to host memory."""
     with blame("name"):
         return Json(adapter_json(await service.adapters.admin.prefetch(name)))
 
 
-@router.post("/{name}/evict", summary="Take an adapter off the device and out of host memory")
+@router.post(f"/{NAME}/evict", summary="Take an adapter off the device and out of host memory")
 async def evict(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Evict an adapter; the next request brings it back from disk. Refused while it is in use or pinned."""
     with blame("name"):
@@ -128,7 +130,7 @@ async def evict(service: ServiceState, name: Name, _: EmptyBody) -> Response:
 
 
 @router.post(
-    "/{name}/rollback",
+    f"/{NAME}/rollback",
     summary="Go back to an earlier revision",
     openapi_extra=documented(RollbackBody, {"before": example("The one before", {})}, required=False),
 )
@@ -144,7 +146,7 @@ async def rollback(
     return await details_response(service, publications, name)
 
 
-@router.delete("/{name}", summary="Delete an adapter")
+@router.delete(f"/{NAME}", summary="Delete an adapter")
 async def delete_adapter(
     service: ServiceState,
     publications: PublicationsState,
@@ -178,7 +180,5 @@ async def details_response(
     publication = await publications.json(name)
     status = service.adapters.views.status(name)
     revisions = await service.adapters.views.revisions(name)
-    headers = (
-        {} if status.digest is None else {"x-manylora-model": f"{status.name}@{short_digest(status.digest)}"}
-    )
+    headers = {} if status.digest is None else model_header(f"{status.name}@{short_digest(status.digest)}")
     return Json(adapter_details_json(status, revisions, publication), http_status, headers)

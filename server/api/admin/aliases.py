@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Response
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from manylora.adapters.errors import AdapterExists, AdapterNameError, AdapterNotFound, MixError
-from manylora.adapters.mix import MAX_ENTRIES, check_name
+from manylora.adapters.mix import MAX_ENTRIES, check_name, normal_name
 from manylora.server.api.admin.arm_json import arms_json
 from manylora.server.api.admin.json_views import alias_json
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_MODEL_LENGTH, MAX_USER_LENGTH
+from manylora.server.api.http.names_in_paths import NAME
 from manylora.server.api.http.openapi import (
     ADAPTER,
     ADAPTER_OR_BASE,
@@ -33,7 +34,7 @@ _EXAMPLES = {
     "split": example("A tenth of the users get another", {"split": _SPLIT}),
 }
 
-Name = Annotated[str, Path(max_length=MAX_USER_LENGTH, description="The alias.")]
+Name = Annotated[str, Path(max_length=MAX_USER_LENGTH, description="The alias."), AfterValidator(normal_name)]
 Target = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_LENGTH)]
 
 
@@ -76,7 +77,7 @@ async def list_aliases(service: ServiceState) -> Response:
     return Json({"object": "list", "data": [alias_json(record) for record in records]})
 
 
-@router.get("/{name}", summary="One alias")
+@router.get(f"/{NAME}", summary="One alias")
 async def get_alias(service: ServiceState, name: Name) -> Response:
     """What an alias stands for, and what the answers of each of its arms have come to on all servers.
 
@@ -88,7 +89,9 @@ async def get_alias(service: ServiceState, name: Name) -> Response:
     return Json({**alias_json(record), **arms_json(record, counted)})
 
 
-@router.put("/{name}", summary="Make a name stand for others", openapi_extra=documented(AliasBody, _EXAMPLES))
+@router.put(
+    f"/{NAME}", summary="Make a name stand for others", openapi_extra=documented(AliasBody, _EXAMPLES)
+)
 async def put_alias(
     service: ServiceState, name: Name, body: Annotated[AliasBody, Depends(parse_body(AliasBody))]
 ) -> Response:
@@ -104,7 +107,7 @@ async def put_alias(
         return Json(alias_json(await service.adapters.aliases.put(name, arms, reset=bool(body.reset))))
 
 
-@router.delete("/{name}", summary="Delete an alias")
+@router.delete(f"/{NAME}", summary="Delete an alias")
 async def delete_alias(service: ServiceState, name: Name) -> Response:
     """Requests for it are refused from now on; its targets stay."""
     with blame("name"):

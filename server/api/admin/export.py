@@ -18,11 +18,12 @@ from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.error_context import Blamed, blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_USER_LENGTH
+from manylora.server.api.http.names_in_paths import NAME
 from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.exporting.exports import Export, ExportState, ExportWish
 
-router = APIRouter(prefix="/v1/adapters/{name}/export", tags=["exports"])
+router = APIRouter(prefix=f"/v1/adapters/{NAME}/export", tags=["exports"])
 
 _MIN_SHARD_BYTES, _MAX_SHARD_BYTES = 1 << 20, 1 << 40
 

@@ -8,15 +8,16 @@ from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from manylora.adapters.errors import AdapterExists, AdapterTooLarge, SourceForbidden
-from manylora.adapters.mix import check_name
+from manylora.adapters.mix import check_name, normal_name
 from manylora.adapters.sources.fetching import resolve_directory
 from manylora.server.api.admin.json_views import short_digest
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH, MAX_USER_LENGTH
+from manylora.server.api.http.model_header import model_header
 from manylora.server.api.http.openapi import DIRECTORY, documented, example
 from manylora.server.api.http.state import ServiceState
 
@@ -32,7 +33,7 @@ class LoadBody(RequestBody):
         "lora_int_id": (),
     }
 
-    lora_name: str = Field(min_length=1, max_length=MAX_USER_LENGTH)
+    lora_name: Annotated[str, AfterValidator(normal_name)] = Field(min_length=1, max_length=MAX_USER_LENGTH)
     lora_path: str = Field(
         min_length=1,
         max_length=MAX_PATH_LENGTH,
@@ -47,7 +48,7 @@ class UnloadBody(RequestBody):
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lora_int_id": ()}
 
-    lora_name: str = Field(min_length=1, max_length=MAX_USER_LENGTH)
+    lora_name: Annotated[str, AfterValidator(normal_name)] = Field(min_length=1, max_length=MAX_USER_LENGTH)
 
 
 _LOAD = example("From a directory", {"lora_name": "my-adapter", "lora_path": DIRECTORY})
@@ -80,7 +81,7 @@ async def load_lora_adapter(
         loaded = await service.adapters.admin.load(body.lora_name, path, replace=bool(body.load_inplace))
     return PlainTextResponse(
         f"Success: LoRA adapter '{body.lora_name}' added successfully.",
-        headers={"x-manylora-model": f"{loaded.name}@{short_digest(loaded.digest)}"},
+        headers=model_header(f"{loaded.name}@{short_digest(loaded.digest)}"),
     )
 
 

@@ -12,12 +12,13 @@ from manylora.server.api.admin.adapters import DeleteParameters, EmptyBody, Para
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_MODEL_LENGTH
+from manylora.server.api.http.names_in_paths import NAME
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import Cancelled, CopyFailed
 from manylora.server.merged.variants import Variant, VariantState
 from manylora.server.service import Service
 
-router = APIRouter(prefix="/v1/adapters/{name}/merge", tags=["merged copies"])
+router = APIRouter(prefix=f"/v1/adapters/{NAME}/merge", tags=["merged copies"])
 
 Mix = Annotated[
     str, Path(max_length=MAX_MODEL_LENGTH, description="An adapter, a revision of it, or a mix of several.")

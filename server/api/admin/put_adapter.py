@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
@@ -13,7 +14,7 @@ from manylora.adapters.errors import AdapterNotFound
 from manylora.adapters.registry.tags import check_tags
 from manylora.adapters.sources.fetching import check
 from manylora.adapters.sources.fetching import fetch as fetch_source
-from manylora.server.api.admin.adapters import Name, Parameters, details_response
+from manylora.server.api.admin.adapters import Parameters, details_response
 from manylora.server.api.admin.publications import Publications, PublicationsState, wait_until_published
 from manylora.server.api.admin.publish_request import FetchProgress, PublishRequest
 from manylora.server.api.admin.upload import receive_upload
@@ -22,6 +23,7 @@ from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH
 from manylora.server.api.http.multipart import is_multipart
+from manylora.server.api.http.names_in_paths import NAME, Name
 from manylora.server.api.http.openapi import DIRECTORY, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
@@ -66,7 +68,7 @@ _FROM_DIRECTORY = example("From a directory of the server", {"source": DIRECTORY
 
 
 @router.put(
-    "/{name}",
+    f"/{NAME}",
     summary="Publish an adapter",
     openapi_extra=documented(SourceBody, {"directory": _FROM_DIRECTORY}, form=_FORM),
 )
@@ -105,7 +107,8 @@ async def publish(
     publications.add(publication, wanted)
     if not asked.wait:
         answer = await details_response(service, publications, name, 202)
-        answer.headers["location"] = f"{router.prefix}/{name}"
+        root = request.scope.get("root_path", "")
+        answer.headers["location"] = f"{root}{router.prefix}/{quote(name, safe='/:')}"
         return answer
     await unless_disconnected(request, wait_until_published(publication, wanted.param))
     return await details_response(service, publications, name, 200 if known else 201)

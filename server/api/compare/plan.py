@@ -114,8 +114,9 @@ async def _case(service: Service, body: CompareBody, index: int, targets: tuple[
     reference = await _reference(service, body, index, targets[0].resolved, longest)
     params: list[SamplingParams] = []
     for ids, target in zip(prompts, targets, strict=True):
-        wanted = _wanted(service, body, len(ids))
-        budget = answer_budget(len(ids), wanted, service.max_model_len, (_where(body), "max_tokens"))
+        names = (_where(body), "max_tokens")
+        default = max(DEFAULT_COMPARE_TOKENS, body.min_tokens or 0)
+        budget = answer_budget(len(ids), body.max_tokens, service.max_model_len, names, default=default)
         vocab_size = target.resolved.conventions.tokenizer.vocab_size
         params.append(sampling_params(body, max_tokens=budget, vocab_size=vocab_size))
     return CasePlan(prompts, tuple(params) if body.max_tokens != 0 else (), reference)
@@ -125,14 +126,6 @@ def _where(body: CompareBody) -> str:
     if body.prompt is not None:
         return "prompt"
     return "messages" if body.conversations is None else "conversations"
-
-
-def _wanted(service: Service, body: CompareBody, prompt_tokens: int) -> int | None:
-    """The length an answer may have; unless asked for, at most the default and what fits."""
-    if body.max_tokens is not None:
-        return body.max_tokens
-    room = service.max_model_len - prompt_tokens
-    return DEFAULT_COMPARE_TOKENS if room >= DEFAULT_COMPARE_TOKENS else None
 
 
 async def _ids(

@@ -76,7 +76,7 @@ async def compare(
         await comparison.aclose()
         raise
     events = with_last_events(_events(comparison))
-    return EventStream(events, comparison.aclose, {}, service.config.shutdown_timeout)
+    return EventStream(events, comparison.aclose, {})
 
 
 async def _events(comparison: Comparison) -> AsyncGenerator[bytes, None]:

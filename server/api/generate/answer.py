@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
-from urllib.parse import quote
 from uuid import uuid4
 
 from fastapi import Request, Response
@@ -15,6 +14,7 @@ from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.event_stream import EventStream, stream_events
 from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.model_header import model_header
 from manylora.server.api.request.schemas import GenerationBody
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta
@@ -104,29 +104,22 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{uuid4().hex}"
 
 
-async def respond(
-    service: Service, request: Request, generation: Generation, form: AnswerFormat, *, stream: bool
-) -> Response:
+async def respond(request: Request, generation: Generation, form: AnswerFormat, *, stream: bool) -> Response:
     """Answer in the shape of ``form``. The generation is closed when the answer has ended, however it does.
 
     Raises:
         ClientDisconnect: the client left before the whole answer was there.
         GenerationFailed, EngineDead: it can't be completed, and is not streamed.
     """
-    headers = model_header(generation)
+    headers = model_header(generation.model)  # the base's name may be any text
     if stream:
         events = stream_events(generation, form)
-        return EventStream(events, generation.aclose, headers, service.config.shutdown_timeout)
+        return EventStream(events, generation.aclose, headers)
     try:
         await unless_disconnected(request, _gather(generation, form))
         return Json(form.whole(), headers=headers)
     finally:
         await generation.aclose()
-
-
-def model_header(generation: Generation) -> dict[str, str]:
-    """The header that names the revisions which answer."""
-    return {"x-manylora-model": quote(generation.model, safe="@*+:/-._ ")}  # the base's may be any text
 
 
 async def _gather(generation: Generation, form: AnswerFormat) -> None:

@@ -99,7 +99,7 @@ class ChatEndpoint:
     async def respond(self, request: Request, generation: Generation) -> Response:
         """A completion, or the stream of one."""
         form = ChatFormat(self._service, self._body, self._requests, generation.model)
-        return await respond(self._service, request, generation, form, stream=bool(self._body.stream))
+        return await respond(request, generation, form, stream=bool(self._body.stream))
 
 
 def _max_tokens(body: ChatBody) -> tuple[int | None, str]:

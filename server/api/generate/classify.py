@@ -13,13 +13,14 @@ from pydantic import Field
 
 from manylora.adapters.format.classes import Classes, Problem
 from manylora.adapters.mix import MAX_ENTRIES
-from manylora.server.api.generate.answer import model_header, new_id
+from manylora.server.api.generate.answer import new_id
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.model_header import model_header
 from manylora.server.api.http.openapi import CLASSIFIER, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.mix_request import read_mix, salt_of
@@ -139,7 +140,7 @@ class ClassifyEndpoint:
                 "data": [_entry(i, row, classes, activated) for i, row in enumerate(scores)],
                 "usage": _usage(self._texts, cached),
             },
-            headers=model_header(generation),
+            headers=model_header(generation.model),
         )
 
 

@@ -76,15 +76,11 @@ class CompletionEndpoint:
     async def respond(self, request: Request, generation: Generation) -> Response:
         """A completion, or the stream of one."""
         form = CompletionFormat(self._service, self._body, self._requests, generation.model)
-        return await respond(self._service, request, generation, form, stream=bool(self._body.stream))
+        return await respond(request, generation, form, stream=bool(self._body.stream))
 
 
 def _n(body: CompletionBody) -> int:
     return 1 if body.n is None else body.n
-
-
-def _max_tokens(body: CompletionBody) -> int:
-    return DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
 
 
 def _check(body: CompletionBody) -> None:
@@ -95,14 +91,16 @@ def _check(body: CompletionBody) -> None:
         )
     if len(body.prompt) * n > MAX_SEQUENCES:
         raise RequestError(f"'prompt' times 'n' may make at most {MAX_SEQUENCES} answers", "n")
-    if _max_tokens(body) == 0 and not body.echo:
+    if body.max_tokens == 0 and not body.echo:
         raise RequestError("'max_tokens' may be 0 only with 'echo': true", "max_tokens")
 
 
 def _generate_request(
     service: Service, body: CompletionBody, ids: tuple[int, ...], *, tokenizer: Tokenizer, request_id: str
 ) -> GenerateRequest:
-    budget = answer_budget(len(ids), _max_tokens(body), service.max_model_len, ("prompt", "max_tokens"))
+    default = max(DEFAULT_COMPLETION_TOKENS, body.min_tokens or 0)
+    names = ("prompt", "max_tokens")
+    budget = answer_budget(len(ids), body.max_tokens, service.max_model_len, names, default=default)
     params = sampling_params(
         body,
         max_tokens=budget,

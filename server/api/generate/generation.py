@@ -45,6 +45,8 @@ class Generation:
             async for prompt, delta in merged:
                 if delta.finish_reason is FinishReason.ERROR:
                     logger.error("generation failed: %s", delta.error)
+                    if self.streams[prompt].engine_died:
+                        raise EngineDead("The engine has stopped; this answer was not completed")
                     raise GenerationFailed("The server failed while generating this answer")
                 ended += delta.finish_reason is not None
                 yield prompt * self.n + delta.index, delta

@@ -51,7 +51,11 @@ from manylora.server.errors import (
     ModelNotFound,
     QueueFull,
     RequestError,
+    RequestTimeout,
+    ServerStopping,
+    TooManyConnections,
     Unauthorized,
+    UnknownEncoding,
 )
 
 INVALID_REQUEST = "invalid_request_error"
@@ -82,11 +86,13 @@ KINDS: dict[type[Exception], ErrorKind] = {
     ModelNotFound: ErrorKind(404, INVALID_REQUEST, "model_not_found", "not_found", "model"),
     AdapterNotFound: ErrorKind(404, INVALID_REQUEST, "model_not_found", "not_found", "model"),
     AnswerUnknown: ErrorKind(404, INVALID_REQUEST, "answer_not_found", "not_found", "response_id"),
+    RequestTimeout: ErrorKind(408, INVALID_REQUEST, "request_timeout", None),
     AdapterDeleted: ErrorKind(409, "conflict_error", "adapter_deleted", "conflict"),
     AdapterExists: ErrorKind(409, "conflict_error", "adapter_exists", "conflict", "lora_name"),
     AdapterInUse: ErrorKind(409, "conflict_error", "adapter_in_use", "conflict"),
     Cancelled: ErrorKind(409, "conflict_error", "cancelled", "conflict"),
     BodyTooLarge: ErrorKind(413, INVALID_REQUEST, "body_too_large", "invalid"),
+    UnknownEncoding: ErrorKind(415, INVALID_REQUEST, "unknown_encoding", "invalid"),
     ArtifactError: ErrorKind(422, INVALID_REQUEST, "invalid_adapter", "unprocessable", "lora_path"),
     SourceMissing: ErrorKind(422, INVALID_REQUEST, "artifact_missing", "unprocessable", "lora_path"),
     AdapterTooLarge: ErrorKind(422, INVALID_REQUEST, "adapter_too_large", "unprocessable", "model"),
@@ -102,7 +108,9 @@ KINDS: dict[type[Exception], ErrorKind] = {
     SourceUnreachable: ErrorKind(502, "server_error", "source_unreachable", "unavailable", "source"),
     RegistryUnavailable: ErrorKind(503, "server_error", "registry_unavailable", "unavailable"),
     AdapterUnavailable: ErrorKind(503, "server_error", "adapter_unavailable", "unavailable", "model"),
+    TooManyConnections: ErrorKind(503, "server_error", "too_many_connections", None),
     EngineDead: ErrorKind(503, "server_error", "engine_dead", "unavailable"),
+    ServerStopping: ErrorKind(503, "server_error", "server_stopping", None),
 }
 
 _UNEXPECTED = ErrorKind(500, "server_error", "internal_error", "internal")
@@ -154,6 +162,10 @@ def error_answer(error: Exception) -> ErrorAnswer:
 def _headers(error: Exception) -> dict[str, str]:
     if isinstance(error, QueueFull):
         return {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+    if isinstance(error, ServerStopping | TooManyConnections):
+        return {"retry-after": "1"}
+    if isinstance(error, UnknownEncoding):
+        return {"accept-encoding": error.accepted, "connection": "close"}
     if isinstance(error, Unauthorized):
         return {"www-authenticate": "Bearer"}
     if isinstance(error, BodyTooLarge):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
 import orjson
-from anyio import Event
 from sse_starlette.event import ServerSentEvent
-from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from manylora.server.api.http.error_answers import error_answer
-from manylora.server.api.http.limits import PING_SECONDS, SEND_TIMEOUT_SECONDS
+from manylora.server.api.http.limits import PING_SECONDS
 from manylora.server.engine.sequence import Delta
 
 logger = logging.getLogger(__name__)
@@ -83,14 +83,12 @@ class EventStream(EventSourceResponse):
         events: AsyncIterator[bytes],
         close: Callable[[], Awaitable[None]],
         headers: Mapping[str, str],
-        grace: float,
     ) -> None:
         """
         Args:
             events: what is sent.
             close: ends the work behind the events; called however the stream ends.
             headers: of the answer.
-            grace: seconds the stream may go on once the server has been told to stop.
         """
         super().__init__(
             events,
@@ -98,16 +96,14 @@ class EventStream(EventSourceResponse):
             ping=PING_SECONDS,
             ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
             sep="\n",
-            send_timeout=SEND_TIMEOUT_SECONDS,
-            shutdown_event=Event(),
-            shutdown_grace_period=grace,
+            # A server that stops ends its requests itself, and tells their clients so.
+            shutdown_grace_period=math.inf,
         )
+        del self.headers["connection"]  # it is the protocol's to say
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
-        except SendTimeoutError:
-            logger.info("a client stopped reading its stream")
         finally:
             await self._close()

@@ -46,4 +46,3 @@ DEFAULT_COMPARE_TOKENS: Final = 64  # of one answer
 DEFAULT_COMPLETION_TOKENS: Final = 16  # OpenAI's default for the completions endpoint
 
 PING_SECONDS: Final = 15  # keep-alive comment in silent streams
-SEND_TIMEOUT_SECONDS: Final = 60.0  # a client that reads nothing for this long is disconnected

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from uuid import uuid4
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,7 +91,8 @@ class BodyLimit:
 
 def _is_upload(scope: Scope, headers: Headers) -> bool:
     kind = headers.get("content-type", "")
-    return scope["method"] == "PUT" and scope["path"].startswith(f"{ADAPTERS_PATH}/") and is_multipart(kind)
+    path = get_route_path(scope)
+    return scope["method"] == "PUT" and path.startswith(f"{ADAPTERS_PATH}/") and is_multipart(kind)
 
 
 class ApiKeySet:
@@ -133,8 +135,8 @@ class ApiKeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = None
-        if scope["type"] == "http" and scope["path"] not in self.open_paths:
-            error = self._refusal(scope["path"], Headers(scope=scope))
+        if scope["type"] == "http" and get_route_path(scope) not in self.open_paths:
+            error = self._refusal(get_route_path(scope), Headers(scope=scope))
         if error is None:
             await self.app(scope, receive, send)
             return

@@ -22,8 +22,15 @@ def check_fields(body: GenerationBody) -> None:
         raise RequestError("'stream_options' is only allowed with 'stream': true", "stream_options")
 
 
-def answer_budget(prompt_tokens: int, wanted: int | None, max_model_len: int, names: tuple[str, str]) -> int:
-    """How many tokens an answer may have: ``wanted``, or all that fits the context.
+def answer_budget(
+    prompt_tokens: int,
+    wanted: int | None,
+    max_model_len: int,
+    names: tuple[str, str],
+    *,
+    default: int | None = None,
+) -> int:
+    """How many tokens an answer may have: ``wanted``, else ``default`` as far as it fits, else all that fits.
 
     ``names`` are the parameters that hold the prompt and the wanted number, for the errors.
 
@@ -42,7 +49,7 @@ def answer_budget(prompt_tokens: int, wanted: int | None, max_model_len: int, na
             prompt_name,
         )
     if wanted is None:
-        return room
+        return room if default is None else min(default, room)
     if wanted > room:
         raise ContextTooLong(
             f"The context window is {max_model_len} tokens; the prompt has {prompt_tokens} and "
