@@ -25,6 +25,7 @@ from manylora.adapters.format.files import (
     FileFault,
     add_text_files,
     artifact_digest,
+    enum_name,
     pickle_fault,
     read_config,
     read_text_files,
@@ -66,6 +67,7 @@ class Artifact:
     activation: tuple[int, ...] | None  # the tokens that switch it on (aLoRA)
     base_model_name: str | None  # what the config says it was trained on: only a hint
     peft_version: str | None  # that wrote it, where recorded
+    notes: tuple[str, ...] = ()  # sentences about what of its config was left alone
 
 
 def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
@@ -157,7 +159,7 @@ def _names(directory: Path) -> frozenset[str]:
 
 def _may_be_served(config: Mapping[str, object]) -> bool:
     """Other kinds name their tensors otherwise: comparing those would only repeat the one fault."""
-    return config.get("peft_type", "LORA") in (*OPTIONS,)
+    return enum_name(config.get("peft_type", "LORA")) in (*OPTIONS,)
 
 
 def _header_bound(base: BaseModel) -> int:
@@ -180,4 +182,5 @@ def _artifact(
         activation=config.activation,
         base_model_name=config.base_model_name,
         peft_version=config.peft_version,
+        notes=config.notes,
     )

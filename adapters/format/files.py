@@ -95,9 +95,14 @@ def read_config_bytes(path: Path) -> bytes:
     return _read_bounded(path, MAX_CONFIG_BYTES)
 
 
+def enum_name(value: object) -> object:
+    """A ``peft_type`` or ``task_type`` as PEFT writes it: "lora" and "PeftType.LORA" are LORA."""
+    return value.strip().rpartition(".")[2].upper() if isinstance(value, str) else value
+
+
 def classifies(config: Mapping[str, Any]) -> bool:
     """Whether ``adapter_config.json`` is that of an adapter which classifies instead of writing."""
-    task, mapping = config.get("task_type"), config.get("auto_mapping")
+    task, mapping = enum_name(config.get("task_type")) or None, config.get("auto_mapping")
     if task is not None or not isinstance(mapping, dict):
         return bool(task == "SEQ_CLS")
     return str(mapping.get("base_model_class")).endswith("ForSequenceClassification")

@@ -205,6 +205,8 @@ class RevisionLoader:
 def _details(artifact: Artifact) -> dict[str, object]:
     """Facts for people: which chat template and tokenizer answer, and how many tokens it knows."""
     details: dict[str, object] = dict(artifact.text.details())
+    if artifact.notes:
+        details["notes"] = list(artifact.notes)
     if artifact.classes is not None:
         details["labels"] = list(artifact.classes.labels or ())
         details["problem_type"] = artifact.classes.problem

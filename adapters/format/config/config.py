@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manylora.adapters.format.config.reader import Bias, ConfigReader, Selector
+from manylora.adapters.format.config.foreign_keys import Judgement, judge, note
+from manylora.adapters.format.config.reader import Bias, ConfigReader, Selector, flag_of
 from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment
 from manylora.adapters.format.faults import Faults, shown
-from manylora.adapters.format.files import classifies
+from manylora.adapters.format.files import classifies, enum_name
 
 MAX_LAYERS_PATTERNS = 16
 MAX_INVOCATION_TOKENS = 256
@@ -17,6 +19,8 @@ MAX_SAVED_MODULES = 16
 CLASS_HEADS = ("score", "classifier")  # what transformers calls the head of a classification model
 TASKS = ("CAUSAL_LM", "SEQ_CLS")
 _DEFAULT_RANK = {"LORA": 8, "IA3": 1, "VERA": 256}
+_DEFAULT_ALPHA = 8
+_LIBRARY = re.compile(r"[A-Za-z_]\w{0,99}(\.\w{1,100}){0,20}", re.ASCII)  # the path of a module of Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class AdapterConfig:
     projection_key: int | None  # of VERA: the seed of its projections; None where they are saved
     base_model_name: str | None  # only a hint
     peft_version: str | None
+    notes: tuple[str, ...] = ()  # sentences about keys that were left alone
 
     @property
     def served_as(self) -> str:
@@ -68,11 +73,13 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
     kind = _served_kind(config, faults)
     if kind is None:
         return None
-    _check_options(config, OPTIONS[kind], faults)
+    notes = _check_options(config, OPTIONS[kind], faults)
     _check_init(config.get("init_lora_weights", True), faults)
-    _check_auto_mapping(config.get("auto_mapping"), faults)
+    notes += _check_auto_mapping(config.get("auto_mapping"), faults)
     before = len(faults)
-    reader = ConfigReader(config, faults)
+    known = {option.key for option in OPTIONS[kind]}
+    own = {key: value for key, value in config.items() if key in known}
+    reader = ConfigReader(own, faults)
     targets = reader.selector("target_modules")
     if config.get("target_modules") in (None, "", []):
         faults.add("target_modules is missing or empty: name the modules that the adapter changes")
@@ -84,8 +91,8 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
         faults.add("when layers_pattern is specified, layers_to_transform must also be specified")
     result = AdapterConfig(
         kind=kind,
-        r=reader.rank("r", config.get("r", _DEFAULT_RANK[kind])),
-        alpha=reader.alpha("lora_alpha", config.get("lora_alpha", 8)),
+        r=reader.rank("r", _given(own, "r", _DEFAULT_RANK[kind])),
+        alpha=reader.alpha("lora_alpha", _given(own, "lora_alpha", _DEFAULT_ALPHA)),
         use_rslora=reader.flag("use_rslora"),
         use_dora=reader.flag("use_dora"),
         lora_bias=reader.flag("lora_bias"),
@@ -105,9 +112,16 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
         projection_key=reader.projection_key(kind),
         base_model_name=reader.text("base_model_name_or_path"),
         peft_version=reader.text("peft_version"),
+        notes=tuple(notes),
     )
     _check_combination(result, config, faults)
     return result if len(faults) == before else None
+
+
+def _given(config: Mapping[str, Any], key: str, default: object) -> object:
+    """The value of a key; PEFT's default where it is absent or null."""
+    value = config.get(key)
+    return default if value is None else value
 
 
 def _saved(reader: ConfigReader, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -129,10 +143,10 @@ def _check_combination(result: AdapterConfig, config: Mapping[str, Any], faults:
 
 
 def _served_kind(config: Mapping[str, Any], faults: Faults) -> str | None:
-    peft_type = config.get("peft_type")
-    if isinstance(peft_type, str) and peft_type in OPTIONS:
-        return peft_type
-    kind = next((kind for kind in KINDS if kind.peft_type == peft_type), None)
+    peft_type, name = config.get("peft_type"), enum_name(config.get("peft_type"))
+    if isinstance(name, str) and name in OPTIONS:
+        return name
+    kind = next((kind for kind in KINDS if kind.peft_type == name), None)
     if peft_type is None:
         faults.add("peft_type is missing: this is not the config of a PEFT adapter")
     elif kind is None:
@@ -145,26 +159,44 @@ def _served_kind(config: Mapping[str, Any], faults: Faults) -> str | None:
     return None
 
 
-def _check_auto_mapping(value: Any, faults: Faults) -> None:
-    """Nothing it names is ever imported; what names code of its own belongs to another kind of model."""
-    if value is None:
-        return
+def _check_auto_mapping(value: Any, faults: Faults) -> list[str]:
+    """Notes on it. Nothing it names is ever imported: the tensors say whether the base can run them."""
+    if not value:  # null or empty
+        return []
     library = value.get("parent_library") if isinstance(value, dict) else None
-    if not isinstance(library, str) or library.partition(".")[0] != "transformers":
-        faults.add(f"auto_mapping={shown(value)} does not name a class of transformers: set it to null")
+    if not isinstance(library, str) or not _LIBRARY.fullmatch(library):
+        faults.add(f"auto_mapping={shown(value)} does not name a class of a library: set it to null")
+        return []
+    if library.partition(".")[0] == "transformers":
+        return []
+    return [f"auto_mapping names {shown(library)}, which is not imported: the base runs by its own class"]
 
 
-def _check_options(config: Mapping[str, Any], known: Sequence[Option], faults: Faults) -> None:
+def _check_options(config: Mapping[str, Any], known: Sequence[Option], faults: Faults) -> list[str]:
+    """Notes on keys that were left alone."""
     options = {option.key: option for option in known}
-    task = config.get("task_type")
-    if task is not None and task not in TASKS:
-        faults.add(f"task_type {shown(task)} is not served: only {' and '.join(TASKS)} are")
+    task = enum_name(config.get("task_type"))
+    if task not in (None, "", *TASKS):
+        shown_task = shown(config["task_type"])
+        faults.add(f"task_type {shown_task} is not served: only {' and '.join(TASKS)} are")
+    noted = []
     for key, value in config.items():
         option = options.get(key)
-        if option is None:
-            _check_unknown(key, value, faults)
-        elif option.treatment is Treatment.REFUSED and not option.is_off(value):
-            faults.add(_refusal(option, value))
+        if option is not None:
+            if option.treatment is Treatment.REFUSED and not _is_off(option, value):
+                faults.add(_refusal(option, value))
+            continue
+        judgement = judge(key, value)
+        if judgement is Judgement.REFUSED:
+            faults.add(f"{shown(key)} is not an option this server knows, and it is set to {shown(value)}")
+        elif judgement is Judgement.NOTED:
+            noted.append(key)
+    return [note(noted)] if noted else []
+
+
+def _is_off(option: Option, value: object) -> bool:
+    """Whether ``value`` leaves a refused option unused: 0 and "false" switch a flag off as false does."""
+    return option.is_off(value) or value == "" or (False in option.off and flag_of(value) is False)
 
 
 def _refusal(option: Option, value: object) -> str:
@@ -175,19 +207,8 @@ def _because(reason: str, remedy: str) -> str:
     return f"{reason} ({remedy})" if remedy else reason
 
 
-def _check_unknown(key: str, value: object, faults: Faults) -> None:
-    """Refuse an unknown key unless its value is empty.
-
-    Options are added to PEFT switched off (null, false or empty), so that older configs keep their
-    meaning; a newer config that does not use the new option therefore loads.
-    """
-    if value is None or value is False or value in ("", [], {}):
-        return
-    faults.add(f"{shown(key)} is not an option this server knows, and it is set to {shown(value)}")
-
-
 def _check_init(value: object, faults: Faults) -> None:
-    if isinstance(value, bool) or value is None:  # PEFT treats null as false
+    if value is None or flag_of(value) is not None:  # PEFT treats null as false
         return
     text = value.lower() if isinstance(value, str) else ""
     init = next((init for init in INITS if init.matches(text)), None)

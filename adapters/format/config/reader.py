@@ -1,7 +1,13 @@
-"""Typed access to the keys of an ``adapter_config.json``."""
+"""Typed access to the keys of an ``adapter_config.json``, as people and tools write them.
+
+A value counts as what it equals: 4.0 and "4" are the number 4, and 0, 1 and "true" are flags. null leaves a
+key at PEFT's default. What is no number, no flag and no name stays a fault.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -25,12 +31,38 @@ class Bias(StrEnum):
 
 
 _BIASES = {
-    None: Bias.NONE,
+    "": Bias.NONE,
     "none": Bias.NONE,
     "lora_only": Bias.TARGETS,
     "vera_only": Bias.TARGETS,
     "all": Bias.ALL,
 }
+
+
+_DECIMAL = re.compile(r"[+-]?\d{1,40}(\.\d{0,40})?([eE][+-]?\d{1,3})?", re.ASCII)
+_FLAGS = {"true": True, "false": False, "1": True, "0": False}
+
+
+def number_of(value: object) -> int | float | None:
+    """The finite number that ``value`` is or spells; None for anything else, flags included."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
+        value = float(value) if re.search(r"[.eE]", value) else int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if isinstance(value, int) or math.isfinite(value) else None
+
+
+def integer_of(value: object) -> int | None:
+    """The integer that ``value`` equals: 4, 4.0 and "4" are one; None for anything else."""
+    number = number_of(value)
+    return None if number is None or number != int(number) else int(number)
+
+
+def flag_of(value: object) -> bool | None:
+    """The flag that ``value`` is, or is written for: true, 1, "true"; None for anything else."""
+    if isinstance(value, str):
+        return _FLAGS.get(value.strip().lower())
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 
 class ConfigReader:
@@ -42,14 +74,15 @@ class ConfigReader:
 
     def rank(self, where: str, value: object) -> int:
         """A whole number from 1 to ``MAX_RANK`` (``true`` is not one)."""
-        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK:
-            return value
+        rank = integer_of(value)
+        if rank is not None and 1 <= rank <= MAX_RANK:
+            return rank
         self._wrong(where, f"a positive integer up to {MAX_RANK}", value)
         return 1
 
     def alpha(self, where: str, value: object) -> float:
         """A positive number up to ``MAX_ALPHA``."""
-        number = value if isinstance(value, int | float) and not isinstance(value, bool) else 0
+        number = number_of(value) or 0
         if 0 < number <= MAX_ALPHA:
             return float(number)
         hint = " (to subtract an adapter, give it a negative weight in a mix)" if number < 0 else ""
@@ -57,30 +90,35 @@ class ConfigReader:
         return 1.0
 
     def flag(self, key: str) -> bool:
-        """true or false; absent and null are false."""
+        """true or false; absent, null and an empty text are false."""
         value = self._config.get(key)
-        if value is None or isinstance(value, bool):
-            return bool(value)
-        self._wrong(key, "true or false", value)
-        return False
+        flag = False if value in (None, "") else flag_of(value)
+        if flag is None:
+            self._wrong(key, "true or false", value)
+        return bool(flag)
 
     def bias(self) -> Bias:
         """The value of ``bias``: which biases of the base are replaced."""
         value = self._config.get("bias")
-        if value is None or (isinstance(value, str) and value in _BIASES):
-            return _BIASES[value]
+        if not value:  # null, false or empty
+            return Bias.NONE
+        if isinstance(value, str) and value.strip().lower() in _BIASES:
+            return _BIASES[value.strip().lower()]
         self._wrong("bias", "'none', 'all' or '..._only'", value)
         return Bias.NONE
 
     def projection_key(self, kind: str) -> int | None:
         """VeRA's seed, if it has to be used."""
-        if kind != "VERA" or self._config.get("save_projection", True) is True:
+        value = self._config.get("save_projection")
+        saved = True if value is None else flag_of(value)
+        if kind != "VERA" or saved:
             return None
-        if self._config["save_projection"] is not False:
-            self._wrong("save_projection", "true or false", self._config["save_projection"])
-        key = self._config.get("projection_prng_key", 0)
-        if isinstance(key, int) and not isinstance(key, bool) and 0 <= key < 1 << 63:
-            return key
+        if saved is None:
+            self._wrong("save_projection", "true or false", value)
+        key = self._config.get("projection_prng_key")
+        seed = 0 if key is None else integer_of(key)
+        if seed is not None and 0 <= seed < 1 << 63:
+            return seed
         self._wrong("projection_prng_key", "a seed of at most 63 bits", key)
         return 0
 
@@ -109,22 +147,23 @@ class ConfigReader:
     def indices(self, key: str) -> frozenset[int]:
         """A block number or a list of them."""
         value = self._config.get(key)
-        values = [] if value is None else value if isinstance(value, list) else [value]
-        if all(isinstance(index, int) and not isinstance(index, bool) for index in values):
-            return frozenset(values)
+        values = [] if value in (None, "") else value if isinstance(value, list) else [value]
+        indices = [integer_of(each) for each in values]
+        if None not in indices:
+            return frozenset(index for index in indices if index is not None)
         self._wrong(key, "an integer or a list of integers", value)
         return frozenset()
 
     def tokens_by_table(self, key: str) -> dict[str, tuple[int, ...]]:
         """A list of token ids, or one for each of several names; a list alone goes under ""."""
         value = self._config.get(key)
-        if value in (None, [], {}):
+        if value in (None, "", [], {}):
             return {}
         listed = value if isinstance(value, dict) else {"": value}
         result = {}
         for name, tokens in listed.items():
             ids = tokens if isinstance(tokens, list) else []
-            ids = [t for t in ids if isinstance(t, int) and not isinstance(t, bool) and 0 <= t < MAX_TOKEN]
+            ids = [t for t in map(integer_of, ids) if t is not None and 0 <= t < MAX_TOKEN]
             if not isinstance(tokens, list) or not tokens or len(ids) < len(tokens):
                 self._wrong(key, "a list of token ids, or an object from names to such lists", value)
                 return {}
@@ -137,7 +176,7 @@ class ConfigReader:
         if value is None:
             return None
         listed = value if isinstance(value, list) else []
-        ids = [t for t in listed if isinstance(t, int) and not isinstance(t, bool) and t >= 0]
+        ids = [t for t in map(integer_of, listed) if t is not None and t >= 0]
         if 0 < len(ids) == len(listed) <= limit:
             return tuple(ids)
         self._wrong(key, f"a list of 1 to {limit} token ids", value)
@@ -146,7 +185,7 @@ class ConfigReader:
     def pattern(self, key: str, read: Callable[[str, object], Number]) -> dict[str, Number]:
         """An object from patterns to values that ``read`` checks; absent and null are empty."""
         value = self._config.get(key)
-        if value is None:
+        if value in (None, ""):
             return {}
         if isinstance(value, dict):
             return {pattern: read(f"{key}[{shown(pattern)}]", entry) for pattern, entry in value.items()}
@@ -154,7 +193,7 @@ class ConfigReader:
         return {}
 
     def _strings(self, key: str, value: object) -> tuple[str, ...]:
-        if value is None:
+        if value is None or value is False:
             return ()
         if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
             return tuple(value)

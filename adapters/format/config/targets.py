@@ -9,7 +9,7 @@ from typing import Any
 
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.config.config import AdapterConfig
-from manylora.adapters.format.config.patterns import Deadline, PatternFault, assign, block_index, select
+from manylora.adapters.format.config.patterns import Deadline, PatternFault, assign, block_indices, select
 from manylora.adapters.format.config.reader import Selector
 from manylora.adapters.format.faults import Faults, shown, some
 
@@ -120,11 +120,12 @@ def _targets(
     found = _matching(config.target_modules, everything, deadline)
     if not config.layers_to_transform:
         return found
+    blocks = block_indices(sorted(found), config.layers_patterns, deadline)
     return frozenset(
         name
         for name in found
         if name in config.target_modules  # PEFT's rule: a full name is taken whatever its block
-        or block_index(name, config.layers_patterns) in config.layers_to_transform
+        or blocks.get(name) in config.layers_to_transform
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -106,9 +106,12 @@ def _needed(layout: VocabularyLayout) -> Iterator[str]:
                 yield table.key("weight")
 
 
-def _check_shapes(file: TensorFile, table: TableLayout, layout: VocabularyLayout, faults: Faults) -> int:
-    """The number of rows that the table's tensors have; those of the base if it has none."""
-    size = next(iter(_sizes(file, table)), layout.size)
+def _check_shapes(
+    file: TensorFile, table: TableLayout, layout: VocabularyLayout, faults: Faults
+) -> int | None:
+    """The number of rows that the table's tensors have; None where the file has none that says it."""
+    found = next(iter(_sizes(file, table)), None)
+    size = layout.size if found is None else found
     expected: dict[str, tuple[int, ...]] = dict.fromkeys(_whole(table), (size, table.width))
     if table.lora is not None:
         rank, (a, b) = table.lora.rank, _factors(table)
@@ -119,9 +122,9 @@ def _check_shapes(file: TensorFile, table: TableLayout, layout: VocabularyLayout
     for ending, shape in expected.items():
         info = file.infos.get(table.key(ending))
         if info is not None and info.shape != shape:
-            found, wanted = list(info.shape), list(shape)
-            faults.add(f"size mismatch for {shown(info.name)}: the file has {found}, {wanted} is needed")
-    return size
+            has, wanted = list(info.shape), list(shape)
+            faults.add(f"size mismatch for {shown(info.name)}: the file has {has}, {wanted} is needed")
+    return found
 
 
 def _sizes(file: TensorFile, table: TableLayout) -> Iterator[int]:
@@ -134,20 +137,34 @@ def _sizes(file: TensorFile, table: TableLayout) -> Iterator[int]:
 
 
 def _check_sizes(
-    file: TensorFile, layout: VocabularyLayout, sizes: dict[str, int], base: BaseModel, faults: Faults
+    file: TensorFile,
+    layout: VocabularyLayout,
+    sizes: Mapping[str, int | None],
+    base: BaseModel,
+    faults: Faults,
 ) -> None:
-    embedding = sizes[layout.embedding.name]
-    head = sizes.get(layout.head.name, embedding)
-    if layout.tied and layout.size in (embedding, head):  # one tensor: what resizes one resizes the other
-        embedding = head = max(embedding, head)
-    if embedding != head:
+    """Both tables have one number of rows: the base's, or more where the model was resized.
+
+    Of tables that are one tensor, what says nothing of its rows has those of the other.
+    """
+    told = {name: size for name, size in sizes.items() if size is not None}
+    short = {name: size for name, size in told.items() if size < layout.size}
+    for name, size in short.items():
+        what = "output head" if name == layout.head.name else "embeddings"
+        faults.add(
+            f"the {what} ({shown(name)}) has {size} rows, fewer than the base's {layout.size} ({base.name}): "
+            "save it from a model with all of the base's rows"
+        )
+    if short:
+        return
+    unsaid = max(told.values(), default=layout.size) if layout.tied else layout.size
+    embedding, head = (told.get(table.name, unsaid) for table in (layout.embedding, layout.head))
+    if embedding != head and not layout.class_heads:
         faults.add(
             f"the embeddings have {embedding} rows and the output head {head}: save both of a resized model "
             "(save_embedding_layers=True)"
         )
         return
-    if embedding < layout.size:
-        faults.add(f"the embeddings have {embedding} rows, fewer than the base's {layout.size} ({base.name})")
     if embedding > layout.size:
         bare = [t.name for t in layout.tables if _table_key(file, t, layout) is None]
         if bare:
@@ -195,11 +212,12 @@ def _check_copies(file: TensorFile, layout: VocabularyLayout, faults: Faults) ->
         pairs += [tuple(t.key(ending) for t in tables) for ending in (_TOKENS, "weight")]  # type: ignore[misc]
         pairs += list(zip(_keys(layout.embedding), reversed(_keys(layout.head)), strict=False))
     for one, other in pairs:
-        if one not in file.infos or other not in file.infos:
+        if not file.can_read(one) or not file.can_read(other):
             continue
         first, second = file.tensor(one), file.tensor(other)
         transposed = one.endswith(("lora_embedding_A", "lora_embedding_B"))
-        if not torch.equal(first.T if transposed else first, second):
+        first = first.T if transposed else first
+        if first.dtype != second.dtype or not torch.equal(first, second):
             faults.add(f"{shown(one)} and {shown(other)} are one tensor in PEFT, and differ in the file")
 
 

@@ -84,6 +84,10 @@ class TensorFile:
         """Bytes of all tensors of the file, as stored."""
         return sum(info.end - info.start for info in self.infos.values())
 
+    def can_read(self, name: str) -> bool:
+        """Whether the file has a tensor of that name, in a type that is served."""
+        return name in self.infos and self.infos[name].dtype in _FORMATS
+
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor, as a view of the file's bytes where their alignment allows it."""
         info = self.infos[name]

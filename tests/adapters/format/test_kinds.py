@@ -138,7 +138,7 @@ FAULTS: list[tuple[str, Change, str]] = [
     ("vera", put(f"{Q}.vera_lambda_b", torch.ones(7)), r"size mismatch.*lambda_b.*\[7\], \[8\]"),
     ("vera", poison("base_model.vera_A"), "NaN or infinite values in 'base_model.vera_A'"),
     ("vera", fill("lambda_b", 0.0), "would do nothing: vera_lambda_b or vera_lambda_d"),
-    ("vera", set_key("save_projection", 1), "save_projection should be true or false"),
+    ("vera", set_key("save_projection", 2), "save_projection should be true or false"),
     ("vera", set_key("lora_alpha", 8), "'lora_alpha' is not an option"),
     ("vera_seed", put("base_model.vera_A", torch.ones(6, 8)), "unexpected.*does not set save_projection"),
     ("vera_seed", set_key("projection_prng_key", -1), "projection_prng_key should be a seed"),
