@@ -248,6 +248,17 @@ class Settings(BaseSettings):
         ),
     ] = True
 
+    allow_special_tokens: Annotated[
+        bool,
+        Option(
+            ENGINE,
+            "",
+            "Control tokens spelled in messages count as such.",
+            switch=True,
+            without="Control tokens spelled in messages are text.",
+        ),
+    ] = False
+
     # --- operation
     data_dir: Annotated[
         UserPath, Option(OPERATION, "DIR", "For models and adapters.", default="~/.local/share/manylora")

@@ -7,13 +7,14 @@ that an adapter meets the tokens it was trained on. Knows neither requests nor t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from manylora.adapters.errors import ChatTemplateError
+from manylora.adapters.format.text.content_marks import ContentMarks, Marked, Message, Tools
 from manylora.adapters.format.text.conventions import BaseText
-
-Message = Mapping[str, Any]
-Tools = Sequence[Mapping[str, Any]]
+from manylora.adapters.format.text.template_syntax import TemplateSearches, find_searches
+from manylora.adapters.format.text.text_encoder import TextEncoder
 
 
 class ChatTokenizer:
@@ -40,11 +41,8 @@ class ChatTokenizer:
 
     def base_text(self) -> BaseText:
         """The base model's tokenizer and template, which those of adapters are compared with."""
-        template = self._hf.chat_template
         return BaseText(
-            template=template.get("default") if isinstance(template, dict) else template,
-            special=self.special_tokens,
-            load=self._backend.to_str,
+            template=_single(self._hf.chat_template), special=self.special_tokens, load=self._backend.to_str
         )
 
     def render_chat(
@@ -66,16 +64,66 @@ class ChatTokenizer:
         assert isinstance(text, str)
         return text
 
+    def mark(
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        *,
+        searches: TemplateSearches | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Marked:
+        """A conversation with marks in the control tokens that its content spells.
+
+        ``searches``: what the template that renders it looks for; None: it is the tokenizer's own.
+
+        Raises:
+            ChatTemplateError: there is no character left to mark with.
+        """
+        chosen = self._searches if searches is None else searches
+        return self._marks.mark(messages, tools, chosen, variables)
+
+    def encode_rendered(self, text: str, mark: str | None) -> list[int]:
+        """Token ids of a rendered conversation; only what the template wrote becomes control tokens.
+
+        ``mark``: by which content is told from template, as :meth:`mark` chose it.
+
+        Raises:
+            ChatTemplateError: content can't be written without control tokens.
+        """
+        return self._encoder.encode(text, mark)
+
     def encode_chat(
         self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Token ids of a conversation. The template writes its own special tokens, so none are added.
+        """Token ids of a conversation; control tokens come from the template alone.
 
         Raises:
             ChatTemplateError: there is no template, or it rejects the messages.
         """
-        text = self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
-        return self.encode(text, add_special_tokens=False)
+        marked = self.mark(messages, tools)
+        text = self.render_chat(
+            marked.messages, tools=marked.tools, add_generation_prompt=add_generation_prompt
+        )
+        return self.encode_rendered(text, marked.mark)
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self._backend)
+
+    @cached_property
+    def _marks(self) -> ContentMarks:
+        encoder = self._encoder
+        roles = [text for text in self.special_tokens.values() if text]
+        return ContentMarks(encoder.control.values(), roles, encoder.spans if encoder.careful else None)
+
+    @cached_property
+    def _searches(self) -> TemplateSearches:
+        return find_searches(_single(self._hf.chat_template) or "")
+
+
+def _single(template: str | dict[str, str] | None) -> str | None:
+    """The template that renders: of several, the default one."""
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def join_parts(texts: Sequence[str]) -> str:

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from jinja2 import Environment, TemplateError, ext, nodes
-from jinja2.parser import Parser
 from tokenizers import Tokenizer
 
 from manylora.adapters.format.faults import Faults, shown, some
@@ -30,6 +28,7 @@ from manylora.adapters.format.files import (
     FileFault,
     parse_json_object,
 )
+from manylora.adapters.format.text.template_syntax import syntax_error
 
 MAX_TEMPLATE = 1 << 17  # characters
 MAX_ADDED_TOKENS = 65536
@@ -142,35 +141,10 @@ def _template(files: Mapping[str, bytes], config: Mapping[str, Any], faults: Fau
     if len(template) > MAX_TEMPLATE:
         faults.add(f"the template in {name} has {len(template):,} characters; the limit is {MAX_TEMPLATE:,}")
         return None
-    reason = _syntax_error(template)
+    reason = syntax_error(template)
     if reason is not None:
         faults.add(f"the chat template in {name} is not valid Jinja: {reason}")
     return template
-
-
-def _syntax_error(template: str) -> str | None:
-    """Why the template can't be parsed. Nothing of it is evaluated, not even constant expressions."""
-    environment = Environment(  # nothing is rendered
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
-    )
-    try:
-        environment.parse(template)
-    except TemplateError as error:
-        return shown(str(error))[1:-1]
-    except RecursionError:
-        return "it is nested too deeply"
-    return None
-
-
-class _Generation(ext.Extension):
-    """transformers' tag around what a model is trained on."""
-
-    tags = {"generation"}  # noqa: RUF012  # jinja2 reads it from the class
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Read the template up to the closing tag."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _special_tokens(

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from manylora.adapters.errors import ChatTemplateError
-from manylora.adapters.format.text.chat import ChatTokenizer, Message
+from manylora.adapters.format.text.chat import ChatTokenizer
+from manylora.adapters.format.text.content_marks import Message
 from manylora.adapters.training.data.rows import ChatRow, LabelRow, Origin, PreferenceRow, TextRow, Tools
 
 IGNORED = -100  # the label of tokens that are not trained on
@@ -130,13 +131,14 @@ class Template:
         The template writes the turn; what it writes after the end token belongs to the next prompt.
         """
         given = list(tools) or None
-        prompt = self.chat.render_chat(before, tools=given)
-        whole = self.chat.render_chat([*before, answer], tools=given, add_generation_prompt=False)
+        marked = self.chat.mark([*before, answer], given)
+        prompt = self.chat.render_chat(marked.messages[:-1], tools=marked.tools)
+        whole = self.chat.render_chat(marked.messages, tools=marked.tools, add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise ChatTemplateError(
                 "the chat template writes an assistant turn differently from the prompt that asks for it"
             )
-        ids = self.chat.encode(whole.removeprefix(prompt), add_special_tokens=False)
+        ids = self.chat.encode_rendered(whole.removeprefix(prompt), marked.mark)
         ends = [position for position, token in enumerate(ids) if token in self.eos_ids]
         return ids[: ends[-1] + 1] if ends else [*ids, self._own_eos()]
 

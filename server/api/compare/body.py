@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import bounded, check_size
 from manylora.server.api.request.schemas import Message, Messages, Prompts, SamplingBody, drop_from_messages
+from manylora.server.api.request.special_tokens import AllowSpecialTokens
 from manylora.server.errors import RequestError
 
 Target = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_MODEL_LENGTH)]
@@ -66,6 +67,7 @@ class CompareBody(SamplingBody):
     conversations: Conversations | None = None
     prompt: Prompts | None = None
     add_special_tokens: bool | None = None
+    allow_special_tokens: AllowSpecialTokens = None
     reference: Reference = Field(
         None,
         description="What is scored under every target: the answer of the target with this index "

@@ -15,6 +15,7 @@ from manylora.server.api.http.error_context import Blamed, blame
 from manylora.server.api.http.limits import DEFAULT_COMPARE_TOKENS, MAX_COMPARE_TOKENS
 from manylora.server.api.request.mix_request import MixRequest, read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, sampling_params
+from manylora.server.api.request.special_tokens import check_special_tokens
 from manylora.server.api.request.token_ids import chat_ids, prompt_ids
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError, ServerError
@@ -66,6 +67,7 @@ async def plan_comparison(
         Blamed: a target can't be compared; names the entry of ``targets``.
     """
     body.check()
+    check_special_tokens(request, body.allow_special_tokens, body.prompt is None)
     targets = tuple(
         [
             await stack.enter_async_context(_target(service, request, body.end_user, index, name))
@@ -138,7 +140,7 @@ async def _ids(
     messages = body.messages if body.conversations is None else body.conversations[index]
     assert messages is not None
     with blame(param, AdapterError):
-        return await chat_ids(service, conventions, messages)
+        return await chat_ids(service, conventions, messages, special_tokens=body.allow_special_tokens)
 
 
 async def _reference(

@@ -18,6 +18,7 @@ from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
 from manylora.server.api.request.schemas import ChatBody
+from manylora.server.api.request.special_tokens import check_special_tokens
 from manylora.server.api.request.token_ids import chat_ids
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta
@@ -56,6 +57,7 @@ async def create_chat_completion(
     wanted, wanted_name = _max_tokens(body)
     _check_logprobs(body)
     check_fields(body)
+    check_special_tokens(request, body.allow_special_tokens)
     mix = read_mix(service, body.model, body.adapters, body.end_user)
     return await generate(service, request, mix, ChatEndpoint(service, body, wanted, wanted_name))
 
@@ -80,7 +82,13 @@ class ChatEndpoint:
         """The conversation in tokens."""
         body, service = self._body, self._service
         opened = body.add_generation_prompt is not False
-        ids = await chat_ids(service, conventions, body.messages, add_generation_prompt=opened)
+        ids = await chat_ids(
+            service,
+            conventions,
+            body.messages,
+            add_generation_prompt=opened,
+            special_tokens=body.allow_special_tokens,
+        )
         names = ("messages", self._max_tokens_name)
         budget = answer_budget(len(ids), self._max_tokens, service.max_model_len, names)
         top = 0 if body.top_logprobs is None else body.top_logprobs

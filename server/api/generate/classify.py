@@ -25,6 +25,7 @@ from manylora.server.api.http.openapi import CLASSIFIER, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.schemas import AdapterWeight, Messages, Prompts
+from manylora.server.api.request.special_tokens import AllowSpecialTokens, check_special_tokens
 from manylora.server.api.request.token_ids import chat_ids, prompt_ids
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
@@ -65,6 +66,7 @@ class ClassifyBody(RequestBody):
         None, description="Default: true for input; messages get theirs from the chat template."
     )
     add_generation_prompt: bool | None = Field(None, description="Default: false. Only with messages.")
+    allow_special_tokens: AllowSpecialTokens = None
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, le=limits.MAX_TOKENS, description="Tokens that are read; -1: as many as the context has."
     )
@@ -96,6 +98,7 @@ async def classify(
 ) -> Response:
     """The probabilities of an adapter's classes for each input, or for a conversation."""
     _check(service, body)
+    check_special_tokens(request, body.allow_special_tokens, body.messages is not None)
     mix = read_mix(service, body.model, body.adapters, body.user)
     return await generate(service, request, mix, ClassifyEndpoint(service, body))
 
@@ -168,7 +171,13 @@ async def _ids(service: Service, conventions: TextConventions, body: ClassifyBod
     """The token ids of each text, cut as asked."""
     if body.messages is not None:
         opened = bool(body.add_generation_prompt)
-        ids = await chat_ids(service, conventions, body.messages, add_generation_prompt=opened)
+        ids = await chat_ids(
+            service,
+            conventions,
+            body.messages,
+            add_generation_prompt=opened,
+            special_tokens=body.allow_special_tokens,
+        )
         return [_cut(service, ids, body)]
     assert body.input is not None
     special = body.add_special_tokens is not False

@@ -16,6 +16,7 @@ from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.mix_request import MixRequest, read_mix
 from manylora.server.api.request.schemas import Messages, TokenId
+from manylora.server.api.request.special_tokens import AllowSpecialTokens, check_special_tokens
 from manylora.server.api.request.token_ids import chat_ids, prompt_ids
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions
@@ -38,6 +39,7 @@ class TokenizeBody(RequestBody):
         None, description="Default: true for a prompt; messages get theirs from the chat template."
     )
     add_generation_prompt: bool | None = Field(None, description="Default: true. Only with messages.")
+    allow_special_tokens: AllowSpecialTokens = None
     return_token_strs: bool | None = None
 
 
@@ -57,6 +59,7 @@ async def tokenize(
     request: Request, service: ServiceState, body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody))]
 ) -> Response:
     """The ids exactly as a generation request would see them."""
+    check_special_tokens(request, body.allow_special_tokens, body.messages is not None)
     async with resolved(service, request, _mix(service, body.model), classify=None) as found:
         ids = await _ids(service, found.conventions, body)
         text = found.conventions.tokenizer.token_text
@@ -88,7 +91,11 @@ async def _ids(service: Service, conventions: TextConventions, body: TokenizeBod
         )
     assert body.messages is not None
     return await chat_ids(
-        service, conventions, body.messages, add_generation_prompt=body.add_generation_prompt is not False
+        service,
+        conventions,
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        special_tokens=body.allow_special_tokens,
     )
 
 

@@ -138,16 +138,21 @@ class ApiKeyCheck:
         if scope["type"] == "http" and get_route_path(scope) not in self.open_paths:
             error = self._refusal(get_route_path(scope), Headers(scope=scope))
         if error is None:
+            if scope["type"] == "http":
+                scope["manylora.manages_adapters"] = self._manages(Headers(scope=scope))
             await self.app(scope, receive, send)
             return
         answer = error_answer(error)
         self.metrics.requests.rejected(answer.kind.rejection or "other")
         await answer.response()(scope, receive, send)
 
+    def _manages(self, headers: Headers) -> bool:
+        """Whether the caller may manage adapters."""
+        return not self.admin_keys or self.admin_keys.contains(_bearer(headers))
+
     def _refusal(self, path: str, headers: Headers) -> Unauthorized | AdminKeyNeeded | None:
         """Why the request may not pass, if so."""
-        scheme, _, value = headers.get("authorization", "").partition(" ")
-        key = value.strip() if scheme.lower() == "bearer" else ""
+        key = _bearer(headers)
         known, admin = self.keys.contains(key), self.admin_keys.contains(key)
         guarded = bool(self.admin_keys) and is_admin_path(path)
         if admin or (not guarded and (known or not self.keys)):
@@ -155,6 +160,12 @@ class ApiKeyCheck:
         if known:
             return AdminKeyNeeded("This key does not manage adapters: that takes an admin key")
         return Unauthorized("This server needs an API key: send the header 'Authorization: Bearer KEY'")
+
+
+def _bearer(headers: Headers) -> str:
+    """The key that a request brings; empty if it brings none."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else ""
 
 
 def is_admin_path(path: str) -> bool:

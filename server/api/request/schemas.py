@@ -15,6 +15,7 @@ from manylora.adapters.format.text.chat import join_parts, template_message
 from manylora.adapters.mix import MAX_ENTRIES
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded, check_size, drop_unsupported
+from manylora.server.api.request.special_tokens import AllowSpecialTokens
 
 
 def _as_list(value: Any) -> Any:
@@ -251,6 +252,7 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=limits.MAX_LOGPROBS)
     add_generation_prompt: bool | None = None
+    allow_special_tokens: AllowSpecialTokens = None
 
 
 Prompt = str | tuple[int, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from manylora.adapters.format.text.content_marks import Marked
 from manylora.server.api.request.schemas import Message, Prompt
 from manylora.server.errors import ContextTooLong, RequestError
 from manylora.server.model.text.conventions import TextConventions
@@ -14,8 +15,16 @@ async def chat_ids(
     messages: list[Message],
     *,
     add_generation_prompt: bool = True,
+    special_tokens: bool | None = None,
 ) -> tuple[int, ...]:
     """The token ids of a conversation.
+
+    Args:
+        service: the server.
+        conventions: the template and the tokenizer.
+        messages: the conversation.
+        add_generation_prompt: whether the assistant's next turn is opened.
+        special_tokens: whether control tokens are recognized in what messages say; None: as configured.
 
     Raises:
         ContextTooLong: by its length alone it can't fit.
@@ -25,9 +34,13 @@ async def chat_ids(
     rendered = [message.for_template() for message in messages]
     _check_size(service, sum(len(message["content"]) for message in rendered), "messages")
     await _check_names(conventions, rendered)
-    text = await conventions.render(rendered, add_generation_prompt=add_generation_prompt)
+    allowed = service.config.allow_special_tokens if special_tokens is None else special_tokens
+    marked = Marked(rendered) if allowed else await conventions.mark(rendered)
+    text = await conventions.render(marked.messages, add_generation_prompt=add_generation_prompt)
     _check_size(service, len(text), "messages")
-    return await conventions.encode(text, add_special_tokens=False)  # the template writes its own
+    if allowed:
+        return await conventions.encode(text, add_special_tokens=False)  # the template writes its own
+    return await conventions.encode_rendered(text, marked.mark)
 
 
 async def _check_names(conventions: TextConventions, messages: list[dict[str, str]]) -> None:

@@ -14,7 +14,9 @@ from manylora.adapters.errors import ArtifactError, ChatTemplateError, MixError
 from manylora.adapters.format.classes import Classes, read_classes
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.files import CONFIG_NAME, FileFault, classifies, read_config, read_text_files
+from manylora.adapters.format.text.content_marks import Marked
 from manylora.adapters.format.text.conventions import AdapterText, BaseText, read_text
+from manylora.adapters.format.text.template_syntax import TemplateSearches, find_searches
 from manylora.server.errors import RequestError
 from manylora.server.model.text.templates import Conversation, TemplateProcesses
 from manylora.server.model.text.tokenizer import Tokenizer
@@ -40,6 +42,7 @@ class TextConventions:
 
     tokenizer: Tokenizer
     template: Callable[[Conversation], Awaitable[str]] | None = None  # None: the one in ``tokenizer``
+    searches: TemplateSearches | None = None  # of that template
     conflict: str | None = None  # why the mix has no chat template
     classes: Classes | None = None  # of an adapter that answers with the probabilities of labels instead
 
@@ -59,9 +62,8 @@ class TextConventions:
         if self.conflict is not None:
             raise MixError(self.conflict)
         if self.template is None:
-            size = sum(len(str(message.get("content"))) for message in messages)
             return await off_loop(
-                size,
+                _size(messages),
                 lambda: self.tokenizer.render_chat(
                     messages, tools=tools, add_generation_prompt=add_generation_prompt
                 ),
@@ -69,6 +71,32 @@ class TextConventions:
         return await self.template(
             Conversation(messages, self.tokenizer.special_tokens, tools, add_generation_prompt)
         )
+
+    async def mark(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Marked:
+        """A conversation in which control tokens that its content spells are marked, to be rendered.
+
+        Raises:
+            RequestError: there is no character left to mark with.
+        """
+        mark, size = self.tokenizer.mark, _size(messages)
+        return await off_loop(
+            size, lambda: mark(messages, tools, searches=self.searches, variables=variables)
+        )
+
+    async def encode_rendered(self, text: str, mark: str | None) -> tuple[int, ...]:
+        """Token ids of a rendered conversation; only what the template wrote becomes control tokens.
+
+        Raises:
+            RequestError: content can't be written without control tokens.
+        """
+        encode = self.tokenizer.encode_rendered
+        return tuple(await off_loop(len(text), lambda: encode(text, mark)))
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of ``text``."""
@@ -129,6 +157,7 @@ class ConventionsCache:
         return TextConventions(
             self._tokenizer if tokenizer is None else await self._tokenizer_of(tokenizer),
             None if template is None else self._template_of(template),
+            None if template is None else template.searches,
             conflict,
             None if classifier is None else classifier.classes,
         )
@@ -143,7 +172,10 @@ class ConventionsCache:
             read, classes = await asyncio.to_thread(_read, self._locate(member.digest), self._base)
             if classes is not None and classes.pad_id is None:
                 classes = replace(classes, pad_id=self._pad_id)
-            text = _Text(member, read.template, read.template_digest, read.tokenizer_digest, classes)
+            searches = None if read.template is None else find_searches(read.template)
+            text = _Text(
+                member, read.template, searches, read.template_digest, read.tokenizer_digest, classes
+            )
             self._texts[member.digest] = text
         return replace(text, member=member)
 
@@ -176,6 +208,7 @@ class _Text:
 
     member: MixMember
     template: str | None
+    searches: TemplateSearches | None  # of its template
     template_digest: str | None
     tokenizer: str | None  # its digest
     classes: Classes | None
@@ -200,6 +233,10 @@ def _one(texts: Sequence[_Text], key: Callable[[_Text], str | None]) -> tuple[_T
     other = next((text for text in own if key(text) != key(own[0])), None)
     clash = None if other is None else f"{own[0].member.label!r} and {other.member.label!r}"
     return own[0] if own else None, clash
+
+
+def _size(messages: Sequence[Mapping[str, Any]]) -> int:
+    return sum(len(str(message.get("content"))) for message in messages)
 
 
 async def off_loop(chars: int, work: Callable[[], V]) -> V:

@@ -10,8 +10,10 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from manylora.adapters.errors import ChatTemplateError
-from manylora.adapters.format.text.chat import ChatTokenizer, Message, Tools
+from manylora.adapters.format.text.chat import ChatTokenizer
+from manylora.adapters.format.text.content_marks import Marked, Message, Tools
 from manylora.adapters.format.text.conventions import AdapterText, BaseText
+from manylora.adapters.format.text.template_syntax import TemplateSearches
 from manylora.server.errors import ModelRefused, RequestError
 
 
@@ -55,8 +57,42 @@ class Tokenizer:
         Raises:
             RequestError: the model has no template, or the template rejects the messages.
         """
-        text = self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
-        return self.encode(text, add_special_tokens=False)
+        marked = self.mark(messages, tools)
+        text = self.render_chat(
+            marked.messages, tools=marked.tools, add_generation_prompt=add_generation_prompt
+        )
+        return self.encode_rendered(text, marked.mark)
+
+    def mark(
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        *,
+        searches: TemplateSearches | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Marked:
+        """A conversation with marks in the control tokens that its content spells.
+
+        ``searches``: what the template that renders it looks for; None: it is the model's own.
+
+        Raises:
+            RequestError: there is no character left to mark with.
+        """
+        try:
+            return self._chat.mark(messages, tools, searches=searches, variables=variables)
+        except ChatTemplateError as error:
+            raise RequestError(str(error), "messages") from error
+
+    def encode_rendered(self, text: str, mark: str | None) -> list[int]:
+        """Token ids of a rendered conversation; only what the template wrote becomes control tokens.
+
+        Raises:
+            RequestError: content can't be written without control tokens.
+        """
+        try:
+            return self._chat.encode_rendered(text, mark)
+        except ChatTemplateError as error:
+            raise RequestError(str(error), "messages") from error
 
     @classmethod
     def load(cls, directory: Path, extra_eos: Sequence[int] = ()) -> Tokenizer:
