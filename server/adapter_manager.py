@@ -171,10 +171,15 @@ class AdapterManager:
             residency=residency,
             views=self.views,
             base=base.name,
-            moved=self._observe,
         )
         self.aliases = AliasAdmin(mirror, self.resolver, base.name, self.experiments.forget)
         mirror.subscribe(self._names_changed)
+        metrics.adapters.ask(
+            registered=lambda: mirror.num_ready,
+            resident=lambda: device.num_resident,
+            resident_bytes=lambda: device.resident_bytes,
+            host_bytes=lambda: host.used_bytes,
+        )
 
     async def start(self) -> None:
         """Read the registry and begin to follow it. Returns when pinned adapters are on the device.
@@ -248,14 +253,8 @@ class AdapterManager:
                 self._metrics.requests.forget_adapter(name)
         self._pins.update(names)
         for digest in orphans:
-            self._reclaimer.reclaim(digest).add_done_callback(lambda _: self._observe())
+            self._reclaimer.reclaim(digest)
         self.residency.references.notify()
-        self._observe()
-
-    def _observe(self) -> None:
-        device, host = self.residency.device, self.residency.host
-        self._metrics.adapters.set_registered(len(self._mirror.names))
-        self._metrics.adapters.set_resident(device.num_resident, device.resident_bytes, host.used_bytes)
 
     async def _clean_up(self) -> tuple[str, ...]:
         return await self._fetching.run(clean_up, self._registry, self._store)

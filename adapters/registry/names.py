@@ -112,11 +112,12 @@ class Names:
     ) -> NameRecord:
         """Make ``name`` mean ``revision`` from now on; the name need not have been ``announced``.
 
-        Without ``tags`` those it has stay.
+        Without ``tags`` those it has stay. Without ``replace`` a name that serves this revision already
+        stays as it is.
 
         Raises:
             AdapterNameError: the name or a tag is malformed.
-            AdapterExists: the name serves already and ``replace`` is false, or it is that of an alias.
+            AdapterExists: the name serves another and ``replace`` is false, or it is that of an alias.
             AdapterDeleted: the name was deleted since it was ``announced``.
         """
         check_name(name)
@@ -126,6 +127,8 @@ class Names:
             before = find(connection, name)
             _refuse_deleted(name, before, announced)
             if before is not None and not replace and before.state is State.READY:
+                if before.digest == revision.digest:
+                    return before
                 raise AdapterExists(f"the name {name!r} is taken; unload it first or ask to replace it")
             put_revision(connection, revision)
             if before is None:

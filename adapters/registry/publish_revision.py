@@ -32,6 +32,7 @@ class PublishedRevision:
 
     name: NameRecord
     directory: Path
+    is_new: bool  # the name had no revision before
 
 
 def publish_revision(
@@ -44,6 +45,7 @@ def publish_revision(
     source: str,
     tags: Collection[str] | None = None,
     replace: bool = True,
+    join: bool = False,
     delete_old: bool = True,
     announced: NameRecord | None = None,
     on_step: Callable[[str], None] = lambda _: None,
@@ -52,7 +54,8 @@ def publish_revision(
 
     ``fetch`` fills an empty directory with regular files; ``validate`` reads them and says what they
     are. ``on_step`` is called after each step with its name: announce, fetch, validate, prepare, move in,
-    register. ``announced`` is what the registry said if the name was announced before this is called.
+    register. ``announced`` is what the registry said if the name was announced before this is called. Without
+    ``replace`` the name must not serve yet; with ``join`` it may have come to serve the same content.
     Revisions that drop out of the name's history are deleted, unless ``delete_old`` is false:
     a server waits until no request runs with them. A fault is recorded with the name, and raised.
 
@@ -66,7 +69,7 @@ def publish_revision(
     moved_in: list[str] = []
     try:
         on_step("announce")
-        if not replace and before.state is State.READY:
+        if not (replace or join) and before.state is State.READY:
             raise AdapterExists(f"the name {name!r} is taken; unload it first or ask to replace it")
         with store.temporary() as temporary:
             exact = fetch(temporary)
@@ -95,4 +98,4 @@ def publish_revision(
         raise
     if delete_old:
         delete_unreferenced(registry, store, set(before.history) - set(record.history))
-    return PublishedRevision(record, directory)
+    return PublishedRevision(record, directory, before.digest is None)

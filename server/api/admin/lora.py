@@ -10,8 +10,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
-from manylora.adapters.errors import AdapterExists, AdapterTooLarge, SourceForbidden
-from manylora.adapters.mix import check_name
+from manylora.adapters.errors import AdapterTooLarge, SourceForbidden
 from manylora.adapters.sources.fetching import resolve_directory
 from manylora.server.api.admin.json_views import short_digest
 from manylora.server.api.http.body import RequestBody, parse_body
@@ -64,12 +63,12 @@ async def load_lora_adapter(
 ) -> PlainTextResponse:
     """Read, check and register an adapter. It is usable once this has answered 200.
 
-    With ``load_inplace`` new requests get the new revision; those running keep theirs.
+    With ``load_inplace`` new requests get the new revision; those running keep theirs. Equal loads that meet
+    join, and all of them succeed.
     """
+    replace = bool(body.load_inplace)
     with blame("lora_name"):
-        check_name(body.lora_name)
-    if body.lora_name == service.model_name:
-        raise AdapterExists(f"'{body.lora_name}' is the name of the base model")
+        service.adapters.admin.check_free(body.lora_name, replace)
     roots = service.config.adapter_root
     if not roots:
         raise SourceForbidden(
@@ -77,7 +76,7 @@ async def load_lora_adapter(
         )
     path = await asyncio.to_thread(resolve_directory, body.lora_path, roots)
     with blame("lora_path", AdapterTooLarge):
-        loaded = await service.adapters.admin.load(body.lora_name, path, replace=bool(body.load_inplace))
+        loaded = await service.adapters.admin.load_free(body.lora_name, path, replace=replace)
     return PlainTextResponse(
         f"Success: LoRA adapter '{body.lora_name}' added successfully.",
         headers={"x-manylora-model": f"{loaded.name}@{short_digest(loaded.digest)}"},
