@@ -143,13 +143,16 @@ class Names:
 
         A name that serves goes on serving. One that was removed meanwhile stays removed.
         """
-        with self._database.write() as (connection, generation):
+
+        def record(connection: Connection, generation: int) -> None:
             before = find(connection, name)
             if before is None:
                 return
             failed = {"state": State.FAILED.value, "owner": ""} if before.state is State.LOADING else {}
             _update(connection, name, {**failed, "error": storable(error)})
             put_change(connection, name, generation)
+
+        self._database.free(record)
 
     def rollback(self, name: str, digest_prefix: str) -> NameRecord:
         """Make ``name`` point to an earlier revision again, by its digest or the beginning of it.
@@ -185,7 +188,8 @@ class Names:
         Raises:
             AdapterNotFound: no such name, or not in that state.
         """
-        with self._database.write() as (connection, generation):
+
+        def delete_it(connection: Connection, generation: int) -> NameRecord:
             before = require(connection, name)
             if state is not None and before.state is not state:
                 raise AdapterNotFound(
@@ -195,6 +199,8 @@ class Names:
             forget_revisions(connection, before.history)
             put_change(connection, name, generation)
             return before
+
+        return self._database.free(delete_it)
 
     def set_pinned(self, name: str, pinned: bool) -> None:
         """Pin or unpin ``name``.
@@ -223,10 +229,12 @@ class Names:
         put_change(connection, name, generation)
 
     def _set(self, name: str, values: Mapping[str, Any]) -> None:
-        with self._database.write() as (connection, generation):
+        def update(connection: Connection, generation: int) -> None:
             require(connection, name)
             _update(connection, name, values)
             put_change(connection, name, generation)
+
+        self._database.free(update)
 
 
 def _refuse_alias(connection: Connection, name: str) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
 from pathlib import Path
 
+from manylora.adapters.disk import full_disk_told
 from manylora.adapters.errors import AdapterDeleted, AdapterError, AdapterExists
 from manylora.adapters.registry.cleanup import delete_unreferenced
 from manylora.adapters.registry.records import NameRecord, RevisionRecord, State
@@ -72,9 +73,10 @@ def publish_revision(
         if not (replace or join) and before.state is State.READY:
             raise AdapterExists(f"the name {name!r} is taken; unload it first or ask to replace it")
         with store.temporary() as temporary:
-            exact = fetch(temporary)
-            on_step("fetch")
-            revision = validate(temporary)
+            with full_disk_told("there is no room for the adapter"):
+                exact = fetch(temporary)
+                on_step("fetch")
+                revision = validate(temporary)
             on_step("validate")
             if exact is not None:
                 revision = dataclass_replace(revision, source=exact)

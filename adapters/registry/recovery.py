@@ -43,7 +43,8 @@ class Recovery:
 
         A name that never served is removed, and so is one that was being deleted.
         """
-        with self._database.write() as (connection, generation):
+
+        def end(connection: Connection, generation: int) -> None:
             record = find(connection, name)
             unfinished = {State.LOADING, State.DRAINING}
             if record is None or record.owner != owner or record.state not in unfinished:
@@ -57,13 +58,18 @@ class Recovery:
                 forget_revisions(connection, record.history)
             put_change(connection, name, generation)
 
+        self._database.free(end)
+
     def mark_missing(self, name: str, digest: str) -> None:
         """Make ``name`` FAILED if it serves the revision ``digest``, whose files are missing."""
-        with self._database.write() as (connection, generation):
+
+        def mark(connection: Connection, generation: int) -> None:
             of_name = (names.c.name == name, names.c.digest == digest)
             ready = (*of_name, names.c.state == State.READY.value)
             if connection.execute(names.update().where(*ready).values(_missing(digest))).rowcount:
                 put_change(connection, name, generation)
+
+        self._database.free(mark)
 
     def mark_restored(self, present: Callable[[str], bool]) -> tuple[str, ...]:
         """Make FAILED names READY whose current revision is ``present`` on disk; returns them.
@@ -102,10 +108,13 @@ class Recovery:
 
         Earlier revisions that are not there are forgotten.
         """
-        with self._database.write() as (connection, generation):
+
+        def match(connection: Connection, generation: int) -> FileChanges:
             missing, restored = _match_current(connection, generation, present)
             forgotten = _match_history(connection, generation, present)
-        return FileChanges(tuple(missing), tuple(restored), tuple(forgotten))
+            return FileChanges(tuple(missing), tuple(restored), tuple(forgotten))
+
+        return self._database.free(match)
 
 
 def _match_current(
