@@ -6,6 +6,7 @@ published again or removed meanwhile does not concern it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ from manylora.server.residency.references import References
 from manylora.server.residency.residency import Residency
 from manylora.server.residency.revision_loader import RevisionLoader
 from manylora.server.threads import SlowWork
+
+logger = logging.getLogger(__name__)
 
 _FETCHES = 4  # adapters fetched and checked at the same time
 _LOOKUPS = 4  # names for which sources are asked at the same time
@@ -186,8 +189,16 @@ class AdapterManager:
 
         What processes left half done that are dead now is cleaned up first.
         """
-        await self._fetching.run(recover, self._registry, self._store)
+        recovered = await self._fetching.run(recover, self._registry, self._store)
         await self._mirror.read_all()
+        if recovered.nameless:
+            logger.warning(
+                "%d revisions in %s have no name in the registry, which is new or older than they are, and "
+                "has %d names. They are kept: 'manylora adapters recover' names them while no server runs",
+                len(recovered.nameless),
+                self._store.root,
+                len(self._mirror.names),
+            )
         self._sync.start()
         self.janitor.start()
         await self._pins.arrived()

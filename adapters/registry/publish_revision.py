@@ -13,6 +13,7 @@ revision that no name refers to. :mod:`manylora.adapters.registry.cleanup` remov
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,9 +23,12 @@ from pathlib import Path
 from manylora.adapters.disk import full_disk_told
 from manylora.adapters.errors import AdapterDeleted, AdapterError, AdapterExists
 from manylora.adapters.registry.cleanup import delete_unreferenced
+from manylora.adapters.registry.publication_record import record_publication
 from manylora.adapters.registry.records import NameRecord, RevisionRecord, State
 from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.store import RevisionStore
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def publish_revision(
                 record = registry.names.set_revision(
                     name, revision, replace=replace, source=source, tags=tags, announced=before
                 )
+            _record(registry, store, revision, record)
             on_step("register")
     except (AdapterExists, AdapterDeleted):  # what is there, if anything, says nothing of this attempt
         delete_unreferenced(registry, store, moved_in)
@@ -101,3 +106,11 @@ def publish_revision(
     if delete_old:
         delete_unreferenced(registry, store, set(before.history) - set(record.history))
     return PublishedRevision(record, directory, before.digest is None)
+
+
+def _record(registry: Registry, store: RevisionStore, revision: RevisionRecord, name: NameRecord) -> None:
+    """Record beside the revision what it is and is called; that this can't be done is no fault of it."""
+    try:
+        record_publication(store, revision, name, registry.generation)
+    except AdapterError as error:
+        logger.warning("what revision %s is called is not recorded: %s", revision.digest[:8], error)

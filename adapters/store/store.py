@@ -79,6 +79,13 @@ class RevisionStore:
         with self._faults("can't be read"):
             return not _dead(self.root / f"{_LIVE}{owner}")
 
+    @property
+    def num_others(self) -> int:
+        """Processes that have the store open now, besides this one."""
+        with self._faults("can't be read"):
+            others = [path for path in self.root.glob(f"{_LIVE}*") if path.name != f"{_LIVE}{self.owner}"]
+            return sum(not _dead(path) for path in others)
+
     @contextmanager
     def temporary(self) -> Iterator[Path]:
         """An empty directory that is gone afterwards, whatever happens, unless :meth:`move_in` took it."""
