@@ -95,8 +95,7 @@ def metrics_microseconds(streams: int) -> float:
             metrics.requests.inter_token(_BASE, 0.03)
             metrics.requests.generated_tokens(_BASE, 1)
         metrics.steps.record(
-            running=streams, waiting=0, batch_tokens=streams, batch_sequences=streams,
-            distinct_adapters=0, kv_used=10, kv_total=1000, seconds=0.03,
+            batch_tokens=streams, batch_sequences=streams, distinct_adapters=0, seconds=0.03,
         )  # fmt: skip
     return 1e6 * (thread_time() - began) / (_METRIC_STEPS * streams)
 

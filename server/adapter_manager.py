@@ -6,6 +6,7 @@ published again or removed meanwhile does not concern it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ from manylora.server.residency.references import References
 from manylora.server.residency.residency import Residency
 from manylora.server.residency.revision_loader import RevisionLoader
 from manylora.server.threads import SlowWork
+
+logger = logging.getLogger(__name__)
 
 _FETCHES = 4  # adapters fetched and checked at the same time
 _LOOKUPS = 4  # names for which sources are asked at the same time
@@ -171,18 +174,31 @@ class AdapterManager:
             residency=residency,
             views=self.views,
             base=base.name,
-            moved=self._observe,
         )
         self.aliases = AliasAdmin(mirror, self.resolver, base.name, self.experiments.forget)
         mirror.subscribe(self._names_changed)
+        metrics.adapters.ask(
+            registered=lambda: mirror.num_ready,
+            resident=lambda: device.num_resident,
+            resident_bytes=lambda: device.resident_bytes,
+            host_bytes=lambda: host.used_bytes,
+        )
 
     async def start(self) -> None:
         """Read the registry and begin to follow it. Returns when pinned adapters are on the device.
 
         What processes left half done that are dead now is cleaned up first.
         """
-        await self._fetching.run(recover, self._registry, self._store)
+        recovered = await self._fetching.run(recover, self._registry, self._store)
         await self._mirror.read_all()
+        if recovered.nameless:
+            logger.warning(
+                "%d revisions in %s have no name in the registry, which is new or older than they are, and "
+                "has %d names. They are kept: 'manylora adapters recover' names them while no server runs",
+                len(recovered.nameless),
+                self._store.root,
+                len(self._mirror.names),
+            )
         self._sync.start()
         self.janitor.start()
         await self._pins.arrived()
@@ -247,14 +263,8 @@ class AdapterManager:
                 self._metrics.requests.forget_adapter(name)
         self._pins.update(names)
         for digest in orphans:
-            self._reclaimer.reclaim(digest).add_done_callback(lambda _: self._observe())
+            self._reclaimer.reclaim(digest)
         self.residency.references.notify()
-        self._observe()
-
-    def _observe(self) -> None:
-        device, host = self.residency.device, self.residency.host
-        self._metrics.adapters.set_registered(len(self._mirror.names))
-        self._metrics.adapters.set_resident(device.num_resident, device.resident_bytes, host.used_bytes)
 
     async def _clean_up(self) -> tuple[str, ...]:
         return await self._fetching.run(clean_up, self._registry, self._store)

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from manylora.adapters.disk import sync_path
-from manylora.adapters.errors import OutputExists, StoreError
+from manylora.adapters.disk import disk_fault, sync_path
+from manylora.adapters.errors import OutputExists
 from manylora.adapters.file_locks import is_locked_directory, locked_directory
 
 _PARTIAL = ".partial"
@@ -44,7 +44,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         try:
             temporary = _temporary(out, stack)
         except OSError as error:
-            raise StoreError(f"{out} can't be written: {error.strerror}") from None
+            raise disk_fault(f"{out} can't be written", error) from None
         try:
             yield temporary
             _sync(temporary)
@@ -52,9 +52,7 @@ def new_directory(out: Path) -> Iterator[Path]:
             temporary.rename(out)
             sync_path(out.parent)
         except OSError as error:
-            raise StoreError(
-                f"{out} can't be written: {error.strerror or error}; nothing was left behind"
-            ) from error
+            raise disk_fault(f"{out} can't be written", error, after="; nothing was left behind") from error
 
 
 def _temporary(out: Path, stack: ExitStack) -> Path:

@@ -13,7 +13,7 @@ import torch
 
 from manylora.adapters.base_models.checkpoint import INDEX, WEIGHTS
 from manylora.adapters.base_models.layers import is_transposed
-from manylora.adapters.errors import StoreError
+from manylora.adapters.errors import DiskFull
 from manylora.adapters.format.files import TEXT_NAMES
 from manylora.adapters.format.saving import save_tensors
 from manylora.adapters.merge.card import model_card
@@ -68,7 +68,7 @@ def _check_room(plan: ExportPlan, out: Path) -> None:
     place = next(parent for parent in out.absolute().parents if parent.exists())
     free, needed = shutil.disk_usage(place).free, int(plan.nbytes * _ROOM)
     if free < needed:
-        raise StoreError(
+        raise DiskFull(
             f"{out} needs {needed / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free: make room there, "
             "or choose another directory or a smaller dtype"
         )

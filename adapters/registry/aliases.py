@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from sqlalchemy import delete, insert
+from sqlalchemy import Connection, delete, insert
 
 from manylora.adapters.errors import AdapterExists, MixError
 from manylora.adapters.mix import MAX_ENTRIES, check_name, parse_target
@@ -56,11 +56,14 @@ class Aliases:
         Raises:
             AdapterNotFound: there is no such alias.
         """
-        with self._database.write() as (connection, generation):
+
+        def delete_it(connection: Connection, generation: int) -> AliasRecord:
             before = require_alias(connection, name)
             connection.execute(delete(aliases).where(aliases.c.name == name))
             put_change(connection, name, generation)
             return before
+
+        return self._database.free(delete_it)
 
     def get(self, name: str) -> AliasRecord:
         """The record of the alias ``name``.

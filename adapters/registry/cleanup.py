@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from manylora.adapters.registry.publication_record import read_record
 from manylora.adapters.registry.recovery import FileChanges
 from manylora.adapters.registry.registry import Registry
+from manylora.adapters.store.kept_nameless import keep_nameless, kept_nameless
 from manylora.adapters.store.store import RevisionStore
 
 KEEP_FAILED_SECONDS = 3600.0  # for which a name is shown whose first publication failed
@@ -23,16 +25,22 @@ class Recovered:
     unfinished: tuple[str, ...]  # names that a dead process was loading or draining
     files: FileChanges
     freed: int  # bytes of revisions that no name referred to
+    nameless: tuple[str, ...] = ()  # revisions without a name that are kept: see below
 
 
 def recover(registry: Registry, store: RevisionStore) -> Recovered:
     """Make registry and disk agree, when a server starts or another may have died.
 
+    Revisions without a name are deleted, except those whose names a registry knew that was lost: this one is
+    new, or it is older than what is recorded beside them. They stay until they have a name again.
+
     Raises:
         StoreError: the disk or the database refused, or the two do not belong together.
     """
-    registry.set_store(store.identity)
+    registry.check_store(store.identity)
     store.remove_leftovers()
+    kept = _keep_nameless(registry, store)
+    registry.set_store(store.identity)
     unfinished: list[str] = []
     changes: list[FileChanges] = []
 
@@ -40,10 +48,36 @@ def recover(registry: Registry, store: RevisionStore) -> Recovered:
         unfinished.extend(_end_unfinished(registry, store))
         present = {digest for digest in store.digests() if store.has(digest)}
         changes.append(registry.recovery.match_files(present))
-        return registry.revisions.referenced()
+        return registry.revisions.referenced() | kept
 
     freed = store.discard(None, referenced)
-    return Recovered(tuple(unfinished), changes[0], sum(freed.values()))
+    return Recovered(tuple(unfinished), changes[0], sum(freed.values()), tuple(sorted(kept)))
+
+
+def nameless(registry: Registry, store: RevisionStore) -> list[str]:
+    """The digests of the complete revisions in the store that no name of the registry has, sorted.
+
+    Raises:
+        StoreError: the disk or the database refused.
+    """
+    named = registry.revisions.referenced()
+    return [digest for digest in store.digests() if digest not in named and store.has(digest)]
+
+
+def _keep_nameless(registry: Registry, store: RevisionStore) -> frozenset[str]:
+    """Find and list the revisions without a name that are to be kept."""
+    before, generation = kept_nameless(store), registry.generation
+    found = nameless(registry, store)
+    kept = frozenset(digest for digest in found if digest in before or _is_unknown(store, digest, generation))
+    if kept != before:
+        keep_nameless(store, kept)
+    return kept
+
+
+def _is_unknown(store: RevisionStore, digest: str, generation: int) -> bool:
+    """Whether a registry in ``generation`` can't have known the revision."""
+    record = read_record(store.root / digest, digest)
+    return generation == 0 or (record is not None and record.generation > generation)
 
 
 def clean_up(registry: Registry, store: RevisionStore) -> tuple[str, ...]:
@@ -94,6 +128,7 @@ class UnreferencedRevisions:
             StoreError: the disk or the database refused.
         """
         found = set(self._store.digests()) - self._registry.revisions.referenced() - set(in_use)
+        found -= kept_nameless(self._store)
         again = found & self._before
         self._before = frozenset(found - again)
         return self._store.discard(again, self._registry.revisions.referenced) if again else {}

@@ -112,11 +112,12 @@ class Names:
     ) -> NameRecord:
         """Make ``name`` mean ``revision`` from now on; the name need not have been ``announced``.
 
-        Without ``tags`` those it has stay.
+        Without ``tags`` those it has stay. Without ``replace`` a name that serves this revision already
+        stays as it is.
 
         Raises:
             AdapterNameError: the name or a tag is malformed.
-            AdapterExists: the name serves already and ``replace`` is false, or it is that of an alias.
+            AdapterExists: the name serves another and ``replace`` is false, or it is that of an alias.
             AdapterDeleted: the name was deleted since it was ``announced``.
         """
         check_name(name)
@@ -126,6 +127,8 @@ class Names:
             before = find(connection, name)
             _refuse_deleted(name, before, announced)
             if before is not None and not replace and before.state is State.READY:
+                if before.digest == revision.digest:
+                    return before
                 raise AdapterExists(f"the name {name!r} is taken; unload it first or ask to replace it")
             put_revision(connection, revision)
             if before is None:
@@ -140,13 +143,16 @@ class Names:
 
         A name that serves goes on serving. One that was removed meanwhile stays removed.
         """
-        with self._database.write() as (connection, generation):
+
+        def record(connection: Connection, generation: int) -> None:
             before = find(connection, name)
             if before is None:
                 return
             failed = {"state": State.FAILED.value, "owner": ""} if before.state is State.LOADING else {}
             _update(connection, name, {**failed, "error": storable(error)})
             put_change(connection, name, generation)
+
+        self._database.free(record)
 
     def rollback(self, name: str, digest_prefix: str) -> NameRecord:
         """Make ``name`` point to an earlier revision again, by its digest or the beginning of it.
@@ -182,7 +188,8 @@ class Names:
         Raises:
             AdapterNotFound: no such name, or not in that state.
         """
-        with self._database.write() as (connection, generation):
+
+        def delete_it(connection: Connection, generation: int) -> NameRecord:
             before = require(connection, name)
             if state is not None and before.state is not state:
                 raise AdapterNotFound(
@@ -192,6 +199,8 @@ class Names:
             forget_revisions(connection, before.history)
             put_change(connection, name, generation)
             return before
+
+        return self._database.free(delete_it)
 
     def set_pinned(self, name: str, pinned: bool) -> None:
         """Pin or unpin ``name``.
@@ -220,10 +229,12 @@ class Names:
         put_change(connection, name, generation)
 
     def _set(self, name: str, values: Mapping[str, Any]) -> None:
-        with self._database.write() as (connection, generation):
+        def update(connection: Connection, generation: int) -> None:
             require(connection, name)
             _update(connection, name, values)
             put_change(connection, name, generation)
+
+        self._database.free(update)
 
 
 def _refuse_alias(connection: Connection, name: str) -> None:

@@ -13,17 +13,22 @@ revision that no name refers to. :mod:`manylora.adapters.registry.cleanup` remov
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
 from pathlib import Path
 
+from manylora.adapters.disk import full_disk_told
 from manylora.adapters.errors import AdapterDeleted, AdapterError, AdapterExists
 from manylora.adapters.registry.cleanup import delete_unreferenced
+from manylora.adapters.registry.publication_record import record_publication
 from manylora.adapters.registry.records import NameRecord, RevisionRecord, State
 from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.store import RevisionStore
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class PublishedRevision:
 
     name: NameRecord
     directory: Path
+    is_new: bool  # the name had no revision before
 
 
 def publish_revision(
@@ -44,6 +50,7 @@ def publish_revision(
     source: str,
     tags: Collection[str] | None = None,
     replace: bool = True,
+    join: bool = False,
     delete_old: bool = True,
     announced: NameRecord | None = None,
     on_step: Callable[[str], None] = lambda _: None,
@@ -52,7 +59,8 @@ def publish_revision(
 
     ``fetch`` fills an empty directory with regular files; ``validate`` reads them and says what they
     are. ``on_step`` is called after each step with its name: announce, fetch, validate, prepare, move in,
-    register. ``announced`` is what the registry said if the name was announced before this is called.
+    register. ``announced`` is what the registry said if the name was announced before this is called. Without
+    ``replace`` the name must not serve yet; with ``join`` it may have come to serve the same content.
     Revisions that drop out of the name's history are deleted, unless ``delete_old`` is false:
     a server waits until no request runs with them. A fault is recorded with the name, and raised.
 
@@ -66,12 +74,13 @@ def publish_revision(
     moved_in: list[str] = []
     try:
         on_step("announce")
-        if not replace and before.state is State.READY:
+        if not (replace or join) and before.state is State.READY:
             raise AdapterExists(f"the name {name!r} is taken; unload it first or ask to replace it")
         with store.temporary() as temporary:
-            exact = fetch(temporary)
-            on_step("fetch")
-            revision = validate(temporary)
+            with full_disk_told("there is no room for the adapter"):
+                exact = fetch(temporary)
+                on_step("fetch")
+                revision = validate(temporary)
             on_step("validate")
             if exact is not None:
                 revision = dataclass_replace(revision, source=exact)
@@ -84,6 +93,7 @@ def publish_revision(
                 record = registry.names.set_revision(
                     name, revision, replace=replace, source=source, tags=tags, announced=before
                 )
+            _record(registry, store, revision, record)
             on_step("register")
     except (AdapterExists, AdapterDeleted):  # what is there, if anything, says nothing of this attempt
         delete_unreferenced(registry, store, moved_in)
@@ -95,4 +105,12 @@ def publish_revision(
         raise
     if delete_old:
         delete_unreferenced(registry, store, set(before.history) - set(record.history))
-    return PublishedRevision(record, directory)
+    return PublishedRevision(record, directory, before.digest is None)
+
+
+def _record(registry: Registry, store: RevisionStore, revision: RevisionRecord, name: NameRecord) -> None:
+    """Record beside the revision what it is and is called; that this can't be done is no fault of it."""
+    try:
+        record_publication(store, revision, name, registry.generation)
+    except AdapterError as error:
+        logger.warning("what revision %s is called is not recorded: %s", revision.digest[:8], error)

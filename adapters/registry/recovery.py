@@ -6,15 +6,23 @@ The caller finds out which processes live and which files are there: ``adapters/
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, insert, select
 
-from manylora.adapters.registry.records import NameRecord, State
-from manylora.adapters.registry.rows import find, forget_revisions, put_change, records
-from manylora.adapters.registry.schema import Database, history, names
+from manylora.adapters.registry.records import NameRecord, RevisionRecord, State
+from manylora.adapters.registry.rows import (
+    find,
+    forget_revisions,
+    put_change,
+    put_revision,
+    put_tags,
+    records,
+    storable,
+)
+from manylora.adapters.registry.schema import Database, counter, history, names
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,17 @@ class FileChanges:
     missing: tuple[str, ...]  # names that have failed, as their current revision is missing
     restored: tuple[str, ...]  # names that had failed for that, and whose revision is there again
     forgotten: tuple[str, ...]  # digests of earlier revisions that are missing
+
+
+@dataclass(frozen=True)
+class RestoredRevision:
+    """A revision on disk, and a name that it is to have again."""
+
+    name: str
+    facts: RevisionRecord
+    source: str
+    tags: tuple[str, ...]
+    since: float  # unix seconds, when it was published under the name
 
 
 class Recovery:
@@ -43,7 +62,8 @@ class Recovery:
 
         A name that never served is removed, and so is one that was being deleted.
         """
-        with self._database.write() as (connection, generation):
+
+        def end(connection: Connection, generation: int) -> None:
             record = find(connection, name)
             unfinished = {State.LOADING, State.DRAINING}
             if record is None or record.owner != owner or record.state not in unfinished:
@@ -57,13 +77,18 @@ class Recovery:
                 forget_revisions(connection, record.history)
             put_change(connection, name, generation)
 
+        self._database.free(end)
+
     def mark_missing(self, name: str, digest: str) -> None:
         """Make ``name`` FAILED if it serves the revision ``digest``, whose files are missing."""
-        with self._database.write() as (connection, generation):
+
+        def mark(connection: Connection, generation: int) -> None:
             of_name = (names.c.name == name, names.c.digest == digest)
             ready = (*of_name, names.c.state == State.READY.value)
             if connection.execute(names.update().where(*ready).values(_missing(digest))).rowcount:
                 put_change(connection, name, generation)
+
+        self._database.free(mark)
 
     def mark_restored(self, present: Callable[[str], bool]) -> tuple[str, ...]:
         """Make FAILED names READY whose current revision is ``present`` on disk; returns them.
@@ -97,15 +122,32 @@ class Recovery:
                 put_change(connection, name, generation)
         return tuple(found)
 
+    def restore(self, found: Sequence[RestoredRevision]) -> None:
+        """Register names that there are not yet, each with its revisions, the latest of ``found`` current."""
+        with self._database.write() as (connection, generation):
+            for facts in {each.facts.digest: each.facts for each in found}.values():
+                put_revision(connection, facts)
+            for last in {each.name: each for each in found}.values():
+                connection.execute(insert(names).values(_restored(last)))
+                put_tags(connection, last.name, last.tags)
+            for since, each in enumerate(found, generation):  # the place of each in its name's history
+                row = {"name": each.name, "digest": each.facts.digest, "since": since}
+                connection.execute(insert(history).values(row))
+                put_change(connection, each.name, since)
+            connection.execute(counter.update().values(generation=generation + len(found)))
+
     def match_files(self, present: Collection[str]) -> FileChanges:
         """Make names whose revision is not ``present`` on disk FAILED, and those READY where it is back.
 
         Earlier revisions that are not there are forgotten.
         """
-        with self._database.write() as (connection, generation):
+
+        def match(connection: Connection, generation: int) -> FileChanges:
             missing, restored = _match_current(connection, generation, present)
             forgotten = _match_history(connection, generation, present)
-        return FileChanges(tuple(missing), tuple(restored), tuple(forgotten))
+            return FileChanges(tuple(missing), tuple(restored), tuple(forgotten))
+
+        return self._database.free(match)
 
 
 def _match_current(
@@ -152,6 +194,21 @@ def _long_failed(connection: Connection, seconds: float) -> list[str]:
     query = select(names.c.name).where(names.c.digest.is_(None), names.c.state == State.FAILED.value)
     old = query.where(names.c.updated < time.time() - seconds).order_by(names.c.name)
     return list(connection.execute(old).scalars())
+
+
+def _restored(last: RestoredRevision) -> dict[str, Any]:
+    """The row of a name whose current revision is ``last``."""
+    return {
+        "name": last.name,
+        "digest": last.facts.digest,
+        "state": State.READY.value,
+        "error": None,
+        "pinned": False,
+        "created": last.since,
+        "updated": time.time(),
+        "source": storable(last.source),
+        "owner": "",
+    }
 
 
 def _missing(digest: str) -> dict[str, Any]:

@@ -56,6 +56,12 @@ class Registry:
         """Close the idle connections to the database."""
         self._database.close()
 
+    @property
+    def generation(self) -> int:
+        """How many mutations the registry has seen; 0 is that of one that was never used."""
+        with self._database.read() as connection:
+            return self._database.generation(connection)
+
     def changes(self, since: int) -> tuple[int, list[str]]:
         """The registry's generation, and the names and aliases that changed after generation ``since``.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, TypeVar
 from urllib.parse import quote_plus
 
 from sqlalchemy import (
@@ -25,7 +24,6 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
-    event,
     insert,
     make_url,
     select,
@@ -33,13 +31,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from manylora.adapters.errors import RegistryUnavailable, StoreError
-from manylora.adapters.file_locks import locked_directory
+from manylora.adapters.disk import is_full
+from manylora.adapters.errors import DiskFull, RegistryUnavailable, StoreError
+from manylora.adapters.registry.sqlite_files import SqliteFiles, is_full_sqlite, sqlite_engine
 
 VERSION = 1  # of the tables; a database written by a newer one is refused
 WAIT_SECONDS = 30  # for another writer, before a mutation gives up
 _ADVISORY_LOCK = 0x6D616E796C6F7261  # "manylora": who may create the tables in PostgreSQL
 _READS = "manylora_reads"  # execution option: a transaction that only reads
+
+T = TypeVar("T")
 
 # Names are ASCII; "C" makes PostgreSQL sort and compare them by bytes, as SQLite does.
 _NAME = String(128).with_variant(String(128, collation="C"), "postgresql")
@@ -134,10 +135,10 @@ class Database:
         """
         self._url = _parse(url)
         with self.faults(), ExitStack() as opened:
+            self._files = SqliteFiles(self._url.database or "") if self._sqlite else None
             self._engine = _engine(self._url)
             opened.callback(self._engine.dispose)
-            with _one_at_a_time(self._url), self._engine.begin() as connection:
-                _create(connection)
+            self._with_room(self._open)
             opened.pop_all()
         reading = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._reader = self._engine.execution_options(**{_READS: True}, **({} if self._sqlite else reading))
@@ -145,6 +146,14 @@ class Database:
     @property
     def _sqlite(self) -> bool:
         return self._url.get_backend_name() == "sqlite"
+
+    def _open(self) -> None:
+        with (
+            self.faults(),
+            nullcontext() if self._files is None else self._files.one_at_a_time(),
+            self._engine.begin() as connection,
+        ):
+            _create(connection)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -158,6 +167,31 @@ class Database:
         with self.faults(), self._engine.begin() as connection:
             connection.execute(counter.update().values(generation=counter.c.generation + 1))
             yield connection, self.generation(connection)
+        if self._files is not None:
+            self._files.keep_reserve()
+
+    def free(self, work: Callable[[Connection, int], T]) -> T:
+        """Do ``work`` in a transaction like that of :meth:`write`, also where the disk is full.
+
+        It is for what makes room, and for what says that something could not be done for want of it.
+        """
+
+        def attempt() -> T:
+            with self.write() as (connection, generation):
+                return work(connection, generation)
+
+        return self._with_room(attempt)
+
+    def _with_room(self, act: Callable[[], T]) -> T:
+        """The result of ``act``, for which a database of ours makes room on a full disk."""
+        if self._files is None:
+            return act()
+        for make_room in (lambda files: files.reuse_log(self._engine), SqliteFiles.give_reserve):
+            try:
+                return act()
+            except DiskFull:
+                make_room(self._files)
+        return act()
 
     @contextmanager
     def write_quietly(self) -> Iterator[Connection]:
@@ -182,7 +216,9 @@ class Database:
         try:
             yield
         except (SQLAlchemyError, OSError, sqlite3.Error, ImportError) as error:
-            kind = StoreError if self._url.drivername == "sqlite" else RegistryUnavailable
+            kind: type[StoreError] = StoreError if self._sqlite else RegistryUnavailable
+            if self._sqlite and (is_full(error) or is_full_sqlite(error)):
+                kind = DiskFull
             raise kind(f"the adapter registry ({_describe(self._url)}): {self._reason(error)}") from None
 
     def close(self) -> None:
@@ -232,40 +268,10 @@ def _secrets(url: URL) -> list[str]:
 
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
-        assert url.database is not None, "checked when parsed"
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url, connect_args={"timeout": WAIT_SECONDS})
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-        return engine
+        return sqlite_engine(url, WAIT_SECONDS, reads=_READS)
     options: dict[str, Any] = {"connect_timeout": 10, "options": f"-c lock_timeout={WAIT_SECONDS}s"}
     own = {key: value for key, value in options.items() if key not in url.query}
     return create_engine(url, connect_args=own, pool_pre_ping=True)
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
-    connection.isolation_level = None  # the driver must not begin transactions of its own: see below
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that reads first and writes later can fail at once when another one wrote in
-    # between; one that says so from the start waits for its turn.
-    reads = connection.get_execution_options().get(_READS, False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-
-@contextmanager
-def _one_at_a_time(url: URL) -> Iterator[None]:
-    """Hold a lock while SQLite files are created and switched to WAL, for which SQLite does not wait."""
-    if url.get_backend_name() != "sqlite":
-        yield
-        return
-    assert url.database is not None, "checked when parsed"
-    # The directory, for SQLite's own locks on the file would be lost when a second descriptor closes.
-    with locked_directory(Path(url.database).parent):
-        yield
 
 
 def _create(connection: Connection) -> None:

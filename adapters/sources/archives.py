@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from manylora.adapters.errors import ArtifactError, StoreError
+from manylora.adapters.disk import disk_fault
+from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.faults import shown, some
 from manylora.adapters.format.files import KEPT_NAMES, PICKLES, WEIGHTS_NAME, pickle_fault
 from manylora.adapters.sources.policy import Meter, SourcePolicy, write_new
@@ -58,7 +59,7 @@ def unpack(file: BinaryIO, into: Path, policy: SourcePolicy) -> None:
     except _UNREADABLE as error:
         raise ArtifactError([f"the archive can't be read: {shown(str(error))[1:-1]}"]) from None
     except OSError as error:
-        raise StoreError(f"the archive can't be unpacked: {error.strerror or error}") from None
+        raise disk_fault("the archive can't be unpacked", error) from None
     names.check_complete()
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
+from manylora.adapters.disk import disk_fault
 from manylora.adapters.errors import (
     ArtifactError,
     SourceForbidden,
     SourceMissing,
     SourceUnreachable,
-    StoreError,
 )
 from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, FileFault, open_regular
@@ -72,7 +72,7 @@ def fetch(source: str, into: Path, policy: SourcePolicy, progress: Progress | No
             return source
         return place.fetch(source, into, progress)
     except OSError as error:
-        raise StoreError(f"an adapter can't be written to {into}: {error.strerror or error}") from None
+        raise disk_fault(f"an adapter can't be written to {into}", error) from None
 
 
 def check(source: str, policy: SourcePolicy) -> None:

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
+from manylora.adapters.disk import is_full
 from manylora.adapters.errors import AdapterError, SourceForbidden, SourceMissing, SourceUnreachable
 from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import CONFIG_NAME
@@ -182,4 +183,6 @@ def _explained(wanted: HubSource) -> Iterator[None]:
             raise SourceForbidden(f"the Hub refuses access to {repository}: HTTP {status}") from None
         raise SourceUnreachable(f"the Hub answered for {repository}: HTTP {status}") from None
     except Exception as error:  # of whichever HTTP library the client is built on
+        if is_full(error):
+            raise
         raise SourceUnreachable(f"the Hub can't be reached: {type(error).__name__}") from error

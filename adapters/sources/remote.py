@@ -15,6 +15,7 @@ from typing import Any
 
 import fsspec
 
+from manylora.adapters.disk import is_full
 from manylora.adapters.errors import AdapterError, SourceForbidden, SourceMissing, SourceUnreachable
 from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES
@@ -138,4 +139,6 @@ def _explained(source: str) -> Iterator[None]:
     ) as error:  # a protocol that fsspec doesn't know, or whose package is missing
         raise SourceUnreachable(f"{shown(source)} can't be read: {shown(str(error))[1:-1]}") from None
     except Exception as error:  # each storage's client has its own
+        if is_full(error):
+            raise
         raise SourceUnreachable(f"{shown(source)} can't be read: {type(error).__name__}") from error

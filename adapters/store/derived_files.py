@@ -12,7 +12,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from manylora.adapters.errors import AdapterNotFound, StoreError
+from manylora.adapters.disk import disk_fault
+from manylora.adapters.errors import AdapterNotFound
 from manylora.adapters.store.store import RevisionStore
 
 SPARE_BYTES = 1 << 30  # of the disk, that such files leave free
@@ -41,7 +42,7 @@ def keep_beside(
         except FileNotFoundError:
             raise AdapterNotFound(f"revision {digest} was deleted") from None
         except OSError as error:
-            raise StoreError(f"{target} can't be written: {error.strerror or error}") from None
+            raise disk_fault(f"{target} can't be written", error) from None
 
 
 def _prune(newest: Path, kind: str) -> None:

@@ -24,8 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from manylora.adapters.disk import sync_path
-from manylora.adapters.errors import AdapterNotFound, StoreError
+from manylora.adapters.disk import disk_fault, sync_path
+from manylora.adapters.errors import AdapterNotFound
 from manylora.adapters.file_locks import locked, try_lock
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
 from manylora.adapters.store.copying import same_bytes
@@ -78,6 +78,13 @@ class RevisionStore:
             return False
         with self._faults("can't be read"):
             return not _dead(self.root / f"{_LIVE}{owner}")
+
+    @property
+    def num_others(self) -> int:
+        """Processes that have the store open now, besides this one."""
+        with self._faults("can't be read"):
+            others = [path for path in self.root.glob(f"{_LIVE}*") if path.name != f"{_LIVE}{self.owner}"]
+            return sum(not _dead(path) for path in others)
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:
@@ -174,19 +181,22 @@ class RevisionStore:
         Raises:
             StoreError: the disk refused.
         """
-        freed: dict[str, int] = {}
-        with self.temporary() as temporary, self._faults("can't be written to"):
+        taken: dict[str, Path] = {}
+        with self._faults("can't be written to"):
             with self._alone():
                 keep = referenced()
                 for digest in self.digests() if digests is None else digests:
                     if digest in keep or not _DIGEST.fullmatch(digest):
                         continue
-                    # In one step: a kill half way leaves a temporary directory, never half a revision.
-                    if _move_out(self.root / digest, temporary / digest):
-                        freed[digest] = 0
+                    # In one step: a kill half way leaves a temporary directory, never half a revision. And
+                    # without a new directory, for which a full disk may have no room.
+                    aside = self.root / f"{_TEMPORARY}{self.owner}-{digest}-{secrets.token_hex(4)}"
+                    if _move_out(self.root / digest, aside):
+                        taken[digest] = aside
                 sync_path(self.root)
-            for digest in freed:
-                freed[digest] = sum(file.stat().st_size for file in (temporary / digest).iterdir())
+            freed = {digest: _bytes_in(aside) for digest, aside in taken.items()}
+            for aside in taken.values():
+                shutil.rmtree(aside, ignore_errors=True)
         return freed
 
     def remove_leftovers(self) -> None:
@@ -208,7 +218,7 @@ class RevisionStore:
         try:
             yield
         except OSError as error:
-            raise StoreError(f"the revision store {self.root} {what}: {error.strerror or error}") from None
+            raise disk_fault(f"the revision store {self.root} {what}", error) from None
 
     def _identify(self) -> str:
         path = self.root / _IDENTITY
@@ -257,6 +267,10 @@ def _has_files_of(revision: Path, copy: Path) -> bool:
     """Whether ``revision`` still has every file of ``copy``; only the config may be formatted otherwise."""
     files = [(revision / file.name, file) for file in copy.iterdir()]
     return all(old.is_file() and (new.name == CONFIG_NAME or same_bytes(old, new)) for old, new in files)
+
+
+def _bytes_in(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.iterdir())
 
 
 def _move_out(path: Path, target: Path) -> bool:

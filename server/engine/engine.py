@@ -59,6 +59,12 @@ class Engine:
         )
         self._detokenizers: dict[int, Detokenizer] = {}
         self._events: list[Event] = []  # of the step that runs, so that none is lost if it raises
+        metrics.steps.ask(
+            running=lambda: len(self.scheduler.running),
+            waiting=lambda: len(self.scheduler.waiting),
+            kv_used=lambda: self.blocks.num_used,
+            kv_total=lambda: self.blocks.num_blocks,
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -311,12 +317,8 @@ class Engine:
         if preempted:
             self._metrics.requests.preempted(preempted)
         self._metrics.steps.record(
-            running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
             batch_tokens=rows,
             batch_sequences=len(batch.scheduled),
             distinct_adapters=batch.distinct_adapters,
-            kv_used=self.blocks.num_used,
-            kv_total=self.blocks.num_blocks,
             seconds=seconds,
         )

@@ -119,19 +119,27 @@ class Variants:
         self._read = read
         self._measure = measure
         self._busy = busy
-        self._metrics = metrics
         self._budget = budget
         self._element_bytes = element_bytes
         self._variants: dict[bytes, Variant] = {}
         self._building: dict[Variant, asyncio.Task[None]] = {}
         self._draining: set[Variant] = set()
         self._work = building
+        metrics.adapters.ask_merged(lambda: len(self._in_memory()), lambda: self.nbytes)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all copies, those included that only running requests still hold."""
-        self._draining = {variant for variant in self._draining if variant.references}
-        return sum(variant.nbytes for variant in (*self._variants.values(), *self._draining))
+        """Bytes of all copies in memory. It may be asked for in any thread."""
+        return sum(variant.nbytes for variant in self._in_memory())
+
+    def _in_memory(self) -> set[Variant]:
+        """Every copy that takes memory, also where it is no longer to be had.
+
+        Requests may still hold it, or the thread that builds it has not stopped yet. Each collection is
+        copied in one step, so that this is safe in any thread.
+        """
+        held = {variant for variant in list(self._draining) if variant.references}
+        return held.union(list(self._variants.values()), list(self._building))
 
     def list(self) -> list[Variant]:
         """Every copy, in order of creation."""
@@ -180,7 +188,6 @@ class Variants:
         variant = Variant(model, tuple(entries), self._decoder.merged(), nbytes, automatic)
         self._variants[variant.key] = variant
         self._building[variant] = asyncio.create_task(self._build(variant, members))
-        self._observe()
         return variant
 
     def _known(self, entries: Sequence[MixEntry], automatic: bool) -> Variant | None:
@@ -226,9 +233,7 @@ class Variants:
         if self._variants.get(variant.key) is variant:
             del self._variants[variant.key]
         variant.stopped.set()
-        if variant.references:
-            self._draining.add(variant)
-        self._observe()
+        self._draining = {held for held in (*self._draining, variant) if held.references}
 
     async def _retreat(self, nbytes: int) -> None:
         """Free automatic copies where ``nbytes`` more do not fit beside them."""
@@ -251,11 +256,6 @@ class Variants:
                 f"a merged copy of {model!r} needs {nbytes} bytes; of the {self._budget} for such copies "
                 f"(--merge-memory), {self.nbytes} are in use"
             )
-
-    def _observe(self) -> None:
-        self._metrics.adapters.set_merged_copies(
-            len(self._variants), sum(v.nbytes for v in self._variants.values())
-        )
 
     async def _build(self, variant: Variant, members: Members) -> None:
         began = time.monotonic()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from manylora.server.metrics.asked_gauge import asked_gauge
 from manylora.server.metrics.labels import LOADED_FROM, TIERS
 
 _LOAD_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -14,7 +17,7 @@ class AdapterMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"manylora_{name}", text, registry=registry)
+            return asked_gauge(registry, name, text)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"manylora_{name}_total", text, labels, registry=registry)
@@ -42,20 +45,24 @@ class AdapterMetrics:
         self._found = {tier: hits.labels(tier) for tier in TIERS}
         self._loaded = {tier: load.labels(tier) for tier in LOADED_FROM}
 
-    def set_registered(self, count: int) -> None:
-        """So many adapters can be named by requests."""
-        self._registered.set(count)
+    def ask(
+        self,
+        *,
+        registered: Callable[[], int],
+        resident: Callable[[], int],
+        resident_bytes: Callable[[], int],
+        host_bytes: Callable[[], int],
+    ) -> None:
+        """Where the gauges of adapters are read whenever metrics are asked for, in any thread."""
+        self._registered.set_function(registered)
+        self._resident.set_function(resident)
+        self._resident_bytes.set_function(resident_bytes)
+        self._host_bytes.set_function(host_bytes)
 
-    def set_resident(self, count: int, nbytes: int, host_bytes: int = 0) -> None:
-        """So many adapters are on the device, taking ``nbytes``; cached ones take ``host_bytes``."""
-        self._resident.set(count)
-        self._resident_bytes.set(nbytes)
-        self._host_bytes.set(host_bytes)
-
-    def set_merged_copies(self, count: int, nbytes: int) -> None:
-        """There are so many merged copies, taking ``nbytes``."""
-        self._merged.set(count)
-        self._merged_bytes.set(nbytes)
+    def ask_merged(self, copies: Callable[[], int], nbytes: Callable[[], int]) -> None:
+        """Where the gauges of merged copies are read whenever metrics are asked for, in any thread."""
+        self._merged.set_function(copies)
+        self._merged_bytes.set_function(nbytes)
 
     def found(self, tier: str, count: int = 1) -> None:
         """Requests needed ``count`` adapters that were found in ``tier``, one of :data:`TIERS`."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Histogram
+
+from manylora.server.metrics.asked_gauge import asked_gauge
 
 # From a step of a small model (1 ms on a GPU, 10 ms on a CPU) to one of a big model on a busy machine.
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
@@ -15,38 +19,38 @@ class StepMetrics:
     """What one engine step says of itself."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"manylora_{name}", text, registry=registry)
-
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"manylora_{name}", text, registry=registry, buckets=buckets)
 
-        self._running = gauge("requests_running", "Sequences admitted to the batch after the last step.")
-        self._waiting = gauge("requests_waiting", "Sequences waiting for admission after the last step.")
-        self._kv_used = gauge("kv_cache_used_blocks", "KV cache blocks held by sequences.")
-        self._kv_total = gauge("kv_cache_blocks", "KV cache blocks in total (16 tokens each).")
+        self._running = asked_gauge(registry, "requests_running", "Sequences admitted to the batch.")
+        self._waiting = asked_gauge(registry, "requests_waiting", "Sequences waiting for admission.")
+        self._kv_used = asked_gauge(registry, "kv_cache_used_blocks", "KV cache blocks held by sequences.")
+        self._kv_total = asked_gauge(
+            registry, "kv_cache_blocks", "KV cache blocks in total (16 tokens each)."
+        )
         self._seconds = histogram("step_seconds", "Duration of one engine step.", STEP_SECONDS)
         self._tokens = histogram("step_tokens", "Tokens computed in one step (prompt and decode).", _TOKENS)
         self._sequences = histogram("step_sequences", "Sequences in the batch of one step.", _SEQUENCES)
         self._adapters = histogram("step_adapters", "Distinct adapters in the batch of one step.", _ADAPTERS)
 
-    def record(
+    def ask(
         self,
         *,
-        running: int,
-        waiting: int,
-        batch_tokens: int,
-        batch_sequences: int,
-        distinct_adapters: int,
-        kv_used: int,
-        kv_total: int,
-        seconds: float,
+        running: Callable[[], int],
+        waiting: Callable[[], int],
+        kv_used: Callable[[], int],
+        kv_total: Callable[[], int],
     ) -> None:
-        """One engine step has run. ``running`` to ``kv_total`` are as the step leaves them; KV in blocks."""
-        self._running.set(running)
-        self._waiting.set(waiting)
-        self._kv_used.set(kv_used)
-        self._kv_total.set(kv_total)
+        """Where the gauges are read whenever metrics are asked for, in any thread. KV in blocks."""
+        self._running.set_function(running)
+        self._waiting.set_function(waiting)
+        self._kv_used.set_function(kv_used)
+        self._kv_total.set_function(kv_total)
+
+    def record(
+        self, *, batch_tokens: int, batch_sequences: int, distinct_adapters: int, seconds: float
+    ) -> None:
+        """One engine step has run; one without sequences counts for nothing."""
         if batch_sequences:
             self._tokens.observe(batch_tokens)
             self._sequences.observe(batch_sequences)

@@ -141,6 +141,11 @@ class RegistryMirror:
             raise AdapterNotFound(f"the adapter {name!r} {why}{reason}")
         return record
 
+    @property
+    def num_ready(self) -> int:
+        """Names that serve. It may be asked for in any thread: the names are copied in one step."""
+        return sum(record.state is State.READY for record in list(self.names.values()))
+
     def facts(self, digest: str | None) -> RevisionRecord | None:
         """What is known of a revision; always there for the current one of a name that has one."""
         return None if digest is None else self._facts.get(digest)

@@ -84,10 +84,11 @@ class Resolver:
         entries = normalize(MixEntry(digests[term], term.weight) for term in terms)
         copy = self._copy_for(entries, terms, merged, as_asked)
         served = describe(terms, digests, self._base, merged=copy is not None)
-        revisions = self._revisions(entries, served, label_of(terms))
+        names = frozenset(term.name for term in terms)
+        revisions = self._revisions(entries, served, label_of(terms), names)
         if copy is None:
             self._check_fits(revisions)
-        for name in {term.name for term in terms}:
+        for name in names:
             self._mirror.touch(name)
             self._metrics.requests.add_adapter(name)
         held = HeldMix(self._residency, revisions, copy=copy, arm=arm)
@@ -102,7 +103,8 @@ class Resolver:
             As :meth:`plain_mix`.
         """
         entries, model = self.plain_mix(terms)
-        return HeldMix(self._residency, self._revisions(entries, model, OTHER))
+        names = frozenset(term.name for term, _ in self.digests(terms))
+        return HeldMix(self._residency, self._revisions(entries, model, OTHER, names))
 
     def plain_mix(self, terms: Sequence[MixTerm]) -> tuple[tuple[MixEntry, ...], str]:
         """The revisions of a mix with their weights, and the mix as a model string that names them.
@@ -160,9 +162,11 @@ class Resolver:
             return record
         return self._mirror.get_ready(name)
 
-    def _revisions(self, entries: Sequence[MixEntry], served: str, label: str) -> RevisionMix:
+    def _revisions(
+        self, entries: Sequence[MixEntry], served: str, label: str, names: frozenset[str]
+    ) -> RevisionMix:
         members = tuple((self._residency.references.revision(e.digest), e.weight) for e in entries)
-        return RevisionMix(members, served, label, mix_digest(entries))
+        return RevisionMix(members, served, label, mix_digest(entries), names)
 
     def _check_fits(self, mix: RevisionMix) -> None:
         needed = sum(revision.nbytes for revision, _ in mix.entries)

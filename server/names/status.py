@@ -47,7 +47,8 @@ class AdapterStatus:
     kind: str
     base_model_name: str | None
     residency: BytesByTier
-    references: int  # requests that run with it or wait for it, on this server
+    references: int  # requests that asked for the name and run or wait, on this server
+    revision_references: Mapping[str, int]  # requests of each revision of its history, by whichever name
     traffic: Traffic  # on this server
     lineage: Mapping[str, Any] | None
     details: Mapping[str, Any]
@@ -71,8 +72,8 @@ class Deleted:
     """What became of a name that was deleted."""
 
     bytes_freed: int  # on the device
-    drained: bool  # every request that ran with it has ended
-    running: int  # requests that still hold it; its memory is freed when they end
+    drained: bool  # every request that asked for the name has ended
+    running: int  # requests by that name that have not; its memory is freed when they end
 
 
 def registered_of(record: NameRecord, facts: RevisionRecord, *, nbytes: int, resident: bool) -> Registered:
@@ -96,6 +97,7 @@ def status_of(
     *,
     residency: BytesByTier,
     references: int,
+    revision_references: Mapping[str, int],
     traffic: Traffic,
     last_used: float | None,
 ) -> AdapterStatus:
@@ -120,6 +122,7 @@ def status_of(
         base_model_name=None if facts is None else facts.base_model_name,
         residency=residency,
         references=references,
+        revision_references=revision_references,
         traffic=traffic,
         lineage=None if facts is None else facts.lineage,
         details={} if facts is None else facts.details,

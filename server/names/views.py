@@ -33,13 +33,15 @@ class Views:
         facts = self._mirror.facts(record.digest)
         lost = record.state is State.FAILED  # a name that has a revision fails for want of its files
         stored = 0 if facts is None or lost else facts.nbytes
+        requests = self._residency.references.requests
         return status_of(
             record,
             facts,
             residency=BytesByTier(0, 0, 0)
             if facts is None
             else self._residency.bytes_by_tier(facts.digest, stored),
-            references=self._residency.references.count(record.history),
+            references=requests.of_name(name),
+            revision_references={digest: requests.of_revision(digest) for digest in record.history},
             traffic=self._metrics.requests.traffic(name),
             last_used=self._mirror.used.get(name),
         )

@@ -10,6 +10,7 @@ from typing import Protocol, Self
 from manylora.adapters.registry.records import AliasArm
 from manylora.server.engine.sequence import ResolvedMix
 from manylora.server.kernels.weights import MergedWeights
+from manylora.server.residency.open_requests import OpenRequest
 from manylora.server.residency.residency import Residency
 from manylora.server.residency.revision import Revision
 
@@ -29,10 +30,10 @@ class MergedCopy(Protocol):
     def weights(self) -> MergedWeights: ...
 
     def refer(self) -> None:
-        """Count one more holder."""
+        """Count one more request."""
 
     def release(self) -> None:
-        """Count one holder less."""
+        """Count one request less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class RevisionMix:
     served_model: str  # with the revisions that answer: "support@3f9a1c2e*0.7"
     label: str  # in the metrics
     digest: bytes  # manylora.adapters.mix.mix_digest; b"" is the base model
+    names: frozenset[str] = frozenset()  # of the adapters that were asked for; aliases are replaced
 
 
 class HeldMix:
@@ -59,14 +61,16 @@ class HeldMix:
         *,
         copy: MergedCopy | None = None,
         arm: AliasArm | None = None,
+        request: OpenRequest | None = None,
     ) -> None:
-        """Reference every revision, and ``copy``.
+        """Reference every revision, and with a new request ``copy``.
 
         Args:
             residency: where the revisions are brought in.
             revisions: what is held.
             copy: the merged copy that runs instead of the members, if one does.
             arm: of the alias that was asked for, if one was.
+            request: that this is one more holder of; None: a new one.
         """
         self.revisions = revisions
         self.copy = copy
@@ -74,8 +78,11 @@ class HeldMix:
         self.state = HoldState.RESOLVED
         self._residency = residency
         self._mix: ResolvedMix | None = None
-        residency.references.add(self.members)
-        if copy is not None:
+        references = residency.references
+        references.add(self.members)
+        digests = [revision.digest for revision in self.members]
+        self._request = references.requests.begin(revisions.names, digests) if request is None else request
+        if self._request.add_holder() and copy is not None:
             copy.refer()
 
     def __enter__(self) -> Self:
@@ -150,18 +157,18 @@ class HeldMix:
     def again(self) -> HeldMix:
         """Another holder of the same revisions, to be admitted later, whatever their names mean by then."""
         assert self.state is not HoldState.RELEASED
-        return HeldMix(self._residency, self.revisions, copy=self.copy, arm=self.arm)
+        return HeldMix(self._residency, self.revisions, copy=self.copy, arm=self.arm, request=self._request)
 
     def release(self) -> None:
         """Give the references back. Calling it again does nothing."""
         state, self.state = self.state, HoldState.RELEASED
         if state is HoldState.RELEASED:
             return
-        if self.copy is not None:
-            self.copy.release()
-        elif state is HoldState.ADMITTED and self.members:
+        if self.copy is None and state is HoldState.ADMITTED and self.members:
             self._residency.device.release(self.members)
         self._residency.references.remove(self.members)
+        if self._request.remove_holder() and self.copy is not None:
+            self.copy.release()
 
     def _set_admitted(self) -> None:
         self.state = HoldState.ADMITTED

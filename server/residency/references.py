@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable
 from time import monotonic
 
+from manylora.server.residency.open_requests import OpenRequests
 from manylora.server.residency.revision import Revision
 
 
@@ -13,6 +14,7 @@ class References:
     """Revisions by digest, with their reference counts. Lives on the event loop."""
 
     def __init__(self) -> None:
+        self.requests = OpenRequests(self.notify)
         self._revisions: dict[str, Revision] = {}
         self._pinned: frozenset[str] = frozenset()
         self._waiting: list[asyncio.Future[None]] = []
@@ -95,5 +97,6 @@ class References:
         self.notify()
 
     def check(self) -> None:
-        """Assert that no count is negative, and that only holders are admitted."""
+        """Assert that no count is negative, that only holders are admitted, and that requests hold all."""
         assert all(0 <= r.admitted <= r.references for r in self._revisions.values())
+        self.requests.check(self.in_use())

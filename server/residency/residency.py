@@ -120,8 +120,8 @@ class Residency:
             AdapterInUse: one is pinned, or a request holds it.
         """
         revisions = self.references.known(digests)
-        running = self.references.count(digests)
-        if running:
+        if self.references.count(digests):
+            running = sum(map(self.references.requests.of_revision, digests))
             raise AdapterInUse(f"{running} requests run with it or wait for it")
         if any(revision.pinned for revision in revisions):
             raise AdapterInUse("it is pinned: unpin it first")

@@ -16,7 +16,7 @@ from manylora.adapters.merge.recipe import Member, Recipe, RecipeError, recipe_o
 from manylora.adapters.mix import MAX_ENTRIES, MixTerm, format_mix
 from manylora.server.api.admin.publications import PublicationsState
 from manylora.server.api.admin.publish_request import PublishRequest
-from manylora.server.api.admin.put_adapter import PutParameters, publish
+from manylora.server.api.admin.put_adapter import PutParameters, check_free, publish
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.limits import MAX_USER_LENGTH
@@ -87,6 +87,7 @@ async def compose_adapter(
     The revisions are those the members' names have now; they, the weights and the method are recorded as
     the new revision's lineage.
     """
+    check_free(request, service, name, asked)
     asked_for = terms_of(body.members, "members")
     found = await _find(service, asked_for)
     recipe = _recipe(body)

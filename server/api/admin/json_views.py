@@ -57,7 +57,7 @@ def adapter_details_json(
         **adapter_json(status),
         "details": status.details,
         "publication": publication,
-        "revisions": [_revision(record, record.digest == status.digest) for record in revisions],
+        "revisions": [_revision(record, status) for record in revisions],
     }
 
 
@@ -73,11 +73,12 @@ def alias_json(record: AliasRecord) -> dict[str, Any]:
     }
 
 
-def _revision(record: RevisionRecord, current: bool) -> dict[str, Any]:
+def _revision(record: RevisionRecord, status: AdapterStatus) -> dict[str, Any]:
     return {
         "revision": short_digest(record.digest),
         "digest": record.digest,
-        "current": current,
+        "current": record.digest == status.digest,
+        "running": status.revision_references.get(record.digest, 0),
         "source": record.source,
         "created": record.created,
         "bytes": record.nbytes,

@@ -65,12 +65,12 @@ async def load_lora_adapter(
 ) -> PlainTextResponse:
     """Read, check and register an adapter. It is usable once this has answered 200.
 
-    With ``load_inplace`` new requests get the new revision; those running keep theirs.
+    With ``load_inplace`` new requests get the new revision; those running keep theirs. Equal loads that meet
+    join, and all of them succeed.
     """
+    replace = bool(body.load_inplace)
     with blame("lora_name"):
-        check_name(body.lora_name)
-    if body.lora_name == service.model_name:
-        raise AdapterExists(f"'{body.lora_name}' is the name of the base model")
+        service.adapters.admin.check_free(body.lora_name, replace)
     roots = service.config.adapter_root
     if not roots:
         raise SourceForbidden(
@@ -78,7 +78,7 @@ async def load_lora_adapter(
         )
     path = await asyncio.to_thread(resolve_directory, body.lora_path, roots)
     with blame("lora_path", AdapterTooLarge):
-        loaded = await service.adapters.admin.load(body.lora_name, path, replace=bool(body.load_inplace))
+        loaded = await service.adapters.admin.load_free(body.lora_name, path, replace=replace)
     return PlainTextResponse(
         f"Success: LoRA adapter '{body.lora_name}' added successfully.",
         headers=model_header(f"{loaded.name}@{short_digest(loaded.digest)}"),

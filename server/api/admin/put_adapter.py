@@ -10,7 +10,6 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
-from manylora.adapters.errors import AdapterNotFound
 from manylora.adapters.registry.tags import check_tags
 from manylora.adapters.sources.fetching import check
 from manylora.adapters.sources.fetching import fetch as fetch_source
@@ -86,8 +85,7 @@ async def put_adapter(
     the adapter until its ``publication`` is no longer ``loading``. With ``wait`` the answer is 201 for a new
     name, 200 otherwise, or the error with everything that is wrong with the files.
     """
-    with blame("name"):
-        service.adapters.admin.check_free(name, _may_replace(request, asked.replace))
+    check_free(request, service, name, asked)
     wanted = await _publish_request(request, service)
     return await publish(request, service, publications, name, asked=asked, wanted=wanted)
 
@@ -101,8 +99,10 @@ async def publish(
     asked: PutParameters,
     wanted: PublishRequest,
 ) -> Response:
-    """Publish an adapter under ``name``; answer at once, or with ``asked.wait`` when it is done."""
-    known = _is_known(service, name)
+    """Publish an adapter under ``name``, which :func:`check_free` has passed.
+
+    Answers at once, or with ``asked.wait`` when it is done.
+    """
     publication = await _begin(service, name, wanted, _may_replace(request, asked.replace))
     publications.add(publication, wanted)
     if not asked.wait:
@@ -111,7 +111,7 @@ async def publish(
         answer.headers["location"] = f"{root}{router.prefix}/{quote(name, safe='/:')}"
         return answer
     await unless_disconnected(request, wait_until_published(publication, wanted.param))
-    return await details_response(service, publications, name, 200 if known else 201)
+    return await details_response(service, publications, name, 201 if publication.made_name else 200)
 
 
 async def _publish_request(request: Request, service: Service) -> PublishRequest:
@@ -159,11 +159,15 @@ async def _begin(service: Service, name: str, wanted: PublishRequest, replace: b
     return publication
 
 
-def _is_known(service: Service, name: str) -> bool:
-    try:
-        return service.adapters.views.status(name).digest is not None
-    except AdapterNotFound:
-        return False
+def check_free(request: Request, service: Service, name: str, asked: PutParameters) -> None:
+    """Raise unless ``name`` may be published, before anything is received for it.
+
+    Raises:
+        Blamed: it is malformed, or taken and not to be replaced.
+        RequestError: a precondition that is not supported.
+    """
+    with blame("name"):
+        service.adapters.admin.check_free(name, _may_replace(request, asked.replace))
 
 
 def _may_replace(request: Request, replace: bool | None) -> bool:

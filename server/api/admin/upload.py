@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastapi import Request
 
+from manylora.adapters.disk import full_disk_told
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, PICKLES, WEIGHTS_NAME, pickle_fault
@@ -34,11 +35,13 @@ async def receive_upload(request: Request, service: Service) -> PublishRequest:
         RequestError: not a well-formed form, without files, or with a field that means nothing.
         BodyTooLarge: more bytes than an upload may have.
         ClientDisconnect: the client left.
+        DiskFull: there is no room for it.
     """
     kept = ExitStack()
     try:
         directory = await asyncio.to_thread(kept.enter_context, service.store.temporary())
-        form = await receive_form(request.stream(), request.headers["content-type"], directory)
+        with full_disk_told("there is no room for the upload"):
+            form = await receive_form(request.stream(), request.headers["content-type"], directory)
         tags = _tags(form)
         if not form.files:
             raise RequestError("The form has no file", "files")

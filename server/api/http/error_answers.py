@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from manylora.adapters.disk import is_full
 from manylora.adapters.errors import (
     AdapterDeleted,
     AdapterExists,
@@ -26,6 +27,7 @@ from manylora.adapters.errors import (
     AdapterTooLarge,
     ArtifactError,
     BaseModelError,
+    DiskFull,
     MergeFailed,
     MixError,
     OutputExists,
@@ -105,6 +107,7 @@ KINDS: dict[type[Exception], ErrorKind] = {
     BaseModelError: ErrorKind(500, "server_error", "base_model_unusable", "internal"),
     OutputExists: ErrorKind(409, "conflict_error", "directory_exists", "conflict", "directory"),
     StoreError: ErrorKind(507, "server_error", "store_failed", "internal"),
+    DiskFull: ErrorKind(507, "server_error", "disk_full", "internal"),
     SourceUnreachable: ErrorKind(502, "server_error", "source_unreachable", "unavailable", "source"),
     RegistryUnavailable: ErrorKind(503, "server_error", "registry_unavailable", "unavailable"),
     AdapterUnavailable: ErrorKind(503, "server_error", "adapter_unavailable", "unavailable", "model"),
@@ -145,6 +148,8 @@ def error_answer(error: Exception) -> ErrorAnswer:
         return _describe_http(error)
     if isinstance(error, Blamed):
         return replace(error_answer(error.cause), param=error.param)
+    if is_full(error):
+        return error_answer(DiskFull("There is no space on the server's disk"))
     kind = next((KINDS[each] for each in type(error).__mro__ if each in KINDS), None)
     if kind is None:
         return ErrorAnswer(_UNEXPECTED, "The server met an unexpected fault.", None, _UNEXPECTED.code, {})

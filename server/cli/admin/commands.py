@@ -1,4 +1,4 @@
-"""``manylora adapters``: manage the adapters of a running server."""
+"""``manylora adapters``: manage the adapters of a running server, and recover names while none runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from manylora.server.cli.admin.adding import add
 from manylora.server.cli.admin.exporting import export
+from manylora.server.cli.admin.recovering import recover
 from manylora.server.cli.admin.session import Session, with_session
 from manylora.server.client.errors import Unusable
 
@@ -22,6 +23,7 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME...", show_default=Fals
 
 adapters.command()(with_session(add))
 adapters.command()(with_session(export))
+adapters.command()(recover)
 
 
 @adapters.command("ls")

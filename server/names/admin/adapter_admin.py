@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from manylora.adapters.errors import AdapterExists, AdapterNotFound
@@ -29,16 +29,14 @@ class AdapterAdmin:
         residency: Residency,
         views: Views,
         base: str,
-        moved: Callable[[], None],
     ) -> None:
-        """``base`` is the base model's name. ``moved()`` is called after bytes went from tier to tier."""
+        """``base`` is the base model's name."""
         self._mirror = mirror
         self._resolver = resolver
         self._publisher = publisher
         self._residency = residency
         self._views = views
         self._base = base
-        self._moved = moved
 
     async def catch_up(self) -> None:
         """See what other servers have changed by now, before something is decided by it."""
@@ -63,13 +61,15 @@ class AdapterAdmin:
 
         ``fetch`` fills a directory with the artifact; it runs in a thread and may block. A name that
         serves goes on serving what it does until the new revision is there, and if that fails. Publishing
-        what a name already is changes nothing. ``tags`` replace those it has; None keeps them.
+        what a name already is changes nothing. ``tags`` replace those it has; None keeps them. Without
+        ``replace`` the name is one that :meth:`check_free` has passed: if it has got the same content
+        since then, that is what was asked for, and other content fails the publication.
 
         Raises:
             AdapterNameError: the name or a tag is malformed.
-            AdapterExists: the name is the base model's or an alias's, or serves and is not to be replaced.
+            AdapterExists: the name is the base model's or an alias's.
         """
-        self.check_free(name, replace)
+        self.check_free(name, replace=True)
         kept = None if tags is None else tuple(sorted(tags))
         return await self._publisher.announce(Wanted(name, source, fetch, replace, kept))
 
@@ -81,9 +81,18 @@ class AdapterAdmin:
             AdapterTooLarge: it alone exceeds the memory given to adapters.
         """
         self.check_free(name, replace)
+        return await self.load_free(name, path, replace=replace)
+
+    async def load_free(self, name: str, path: Path, *, replace: bool = False) -> Registered:
+        """As :meth:`load`, of a name that :meth:`check_free` has passed.
+
+        If the name has got the same content since then, that is what was asked for.
+
+        Raises:
+            As :meth:`load`.
+        """
         wanted = Wanted(name, str(path), lambda into: copy(path, into), replace)
-        publication = self._publisher.publish_directory(wanted, path)
-        return await publication.done()
+        return await self._publisher.publish_directory(wanted, path).done()
 
     def check_free(self, name: str, replace: bool) -> None:
         """Raise unless ``name`` may be published.
@@ -149,7 +158,6 @@ class AdapterAdmin:
             SourceMissing, ArtifactError: its files are gone or damaged.
         """
         await self._residency.prefetch(await self._current(name))
-        self._moved()
         return self._views.status(name)
 
     async def evict(self, name: str) -> AdapterStatus:
@@ -160,7 +168,6 @@ class AdapterAdmin:
             AdapterInUse: it is pinned, or requests run with it.
         """
         await self._residency.evict(self._mirror.get(name).history)
-        self._moved()
         return self._views.status(name)
 
     async def _current(self, name: str) -> str:

@@ -33,7 +33,8 @@ class Deletions:
         """Forget ``name``: new requests are refused at once, running ones finish, then all of it is freed.
 
         Answers after ``deadline`` seconds at the latest. What still runs then keeps its memory until it
-        ends. Revisions that another name has stay.
+        ends. Running are the requests that asked for this name; what they run with is freed unless another
+        name has it, once no request holds it, whatever it was called there.
 
         Raises:
             AdapterNotFound: no such name, or it is being deleted already.
@@ -63,19 +64,22 @@ class Deletions:
         name, references = record.name, self._references
         with self._mirror.refusing(name):
             await self._mirror.change(name, lambda registry: registry.names.drain(name))
-        own = [digest for digest in record.history if self._mirror.names_with(digest) <= {name}]
         await references.wait_until(
-            lambda: not self._is_draining(name) or not references.count(own), deadline
+            lambda: not self._is_draining(name) or not references.requests.of_name(name), deadline
         )
         try:
             await self._mirror.change(name, lambda r: r.names.remove(name, state=State.DRAINING))
         except AdapterNotFound:  # published again meanwhile, or removed by another server
             await self._mirror.refresh(name)
-        running = references.count(own)
-        reclaimed = [self._reclaimer.reclaim(d) for d in own if not self._mirror.is_named(d)]
+        running = references.requests.of_name(name)
+        nameless = [digest for digest in record.history if not self._mirror.is_named(digest)]
+        freeing = {digest: self._reclaimer.reclaim(digest) for digest in nameless}
         if running:
             return Deleted(0, drained=False, running=running)
-        return Deleted(sum(await asyncio.gather(*map(asyncio.shield, reclaimed))), drained=True, running=0)
+        # Requests for a name that was deleted before may still hold the same revisions.
+        await references.wait_until(lambda: not references.count(nameless), deadline)
+        free = [task for digest, task in freeing.items() if not references.count([digest])]
+        return Deleted(sum(await asyncio.gather(*map(asyncio.shield, free))), drained=True, running=0)
 
     def _is_draining(self, name: str) -> bool:
         record = self._mirror.names.get(name)

@@ -11,7 +11,7 @@ from time import monotonic
 
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.files import FileFault
-from manylora.adapters.registry.publish_revision import publish_revision
+from manylora.adapters.registry.publish_revision import PublishedRevision, publish_revision
 from manylora.adapters.registry.records import NameRecord, RevisionRecord, State
 from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.copying import copy_artifact
@@ -37,10 +37,18 @@ class Wanted:
     tags: tuple[str, ...] | None = None  # None: keep those the name has
 
 
+@dataclass(frozen=True)
+class _Published:
+    """What has become of a publication."""
+
+    registered: Registered
+    is_new: bool  # the name had no revision before
+
+
 class Publication:
     """One revision on its way to a name. It is seen through whether or not anybody waits for it."""
 
-    def __init__(self, name: str, source: str, work: asyncio.Task[Registered]) -> None:
+    def __init__(self, name: str, source: str, work: asyncio.Task[_Published]) -> None:
         self.name = name
         self.source = source
         self._work = work
@@ -71,7 +79,12 @@ class Publication:
         Raises:
             AdapterError: it failed. A name that served before goes on serving what it did.
         """
-        return await asyncio.shield(self._work)
+        return (await asyncio.shield(self._work)).registered
+
+    @property
+    def made_name(self) -> bool:
+        """Whether this, having succeeded, is what gave the name its first revision."""
+        return self._work.result().is_new
 
 
 def _text(error: BaseException | None) -> str | None:
@@ -79,7 +92,11 @@ def _text(error: BaseException | None) -> str | None:
 
 
 class Publisher:
-    """Runs publications, those of one name in the order in which they began."""
+    """Runs publications, those of one name in the order in which they began.
+
+    Several may begin before the first has ended, none of which may replace what serves: those with the
+    content of the first join it, as its result is theirs, and those with other content fail.
+    """
 
     def __init__(
         self,
@@ -101,7 +118,7 @@ class Publisher:
         self._store = store
         self._metrics = metrics
         self._order = KeyedLocks()
-        self._running: set[asyncio.Task[Registered]] = set()
+        self._running: set[asyncio.Task[_Published]] = set()
         self._fetching = fetching
         self._fetch = fetch
 
@@ -145,18 +162,18 @@ class Publisher:
         """Wait for what has begun."""
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    def _begin(self, name: str, source: str, work: Coroutine[None, None, Registered]) -> Publication:
+    def _begin(self, name: str, source: str, work: Coroutine[None, None, _Published]) -> Publication:
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return Publication(name, source, task)
 
-    def _ended(self, task: asyncio.Task[Registered]) -> None:
+    def _ended(self, task: asyncio.Task[_Published]) -> None:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # whether or not somebody waited for it
 
-    async def _publish_found(self, name: str, source: str, fetch: Fetch) -> Registered:
+    async def _publish_found(self, name: str, source: str, fetch: Fetch) -> _Published:
         stack = ExitStack()
         try:
             directory = await self._fetching.run(lambda: stack.enter_context(self._store.temporary()))
@@ -171,25 +188,30 @@ class Publisher:
         finally:
             await self._fetching.run(stack.close)
 
-    async def _publish_directory(self, wanted: Wanted, directory: Path) -> Registered:
-        found, packed = await self._fetching.run(lambda: self._loader.check(directory, wanted.source))
-        record = self._mirror.names.get(wanted.name)
-        if record is not None and _is_published(record, wanted, found.digest):
-            await self._residency.offer(packed)
-            return self._registered(record, found, packed)
-        return await self._publish(wanted)
-
-    async def _publish(self, wanted: Wanted, announced: NameRecord | None = None) -> Registered:
+    async def _publish_directory(self, wanted: Wanted, directory: Path) -> _Published:
         async with self._order.hold(wanted.name):
-            began = monotonic()
-            try:
-                record, facts, packed = await self._fetching.run(lambda: self._publish_now(wanted, announced))
-            finally:
-                await self._mirror.refresh(wanted.name)
+            found, packed = await self._fetching.run(lambda: self._loader.check(directory, wanted.source))
+            record = self._mirror.names.get(wanted.name)
+            if record is None or not _is_published(record, wanted, found.digest):
+                return await self._publish_next(wanted)
             await self._residency.offer(packed)
-            self._metrics.adapters.loaded("publish", monotonic() - began)
-            await self._fetching.run(lambda: self._loader.keep_packed(packed, facts.nbytes))
-            return self._registered(record, facts, packed)
+            return _Published(self._registered(record, found, packed), is_new=False)
+
+    async def _publish(self, wanted: Wanted, announced: NameRecord) -> _Published:
+        async with self._order.hold(wanted.name):
+            return await self._publish_next(wanted, announced)
+
+    async def _publish_next(self, wanted: Wanted, announced: NameRecord | None = None) -> _Published:
+        """Publish it now; whoever calls holds the name's place in the order."""
+        began = monotonic()
+        try:
+            published, facts, packed = await self._fetching.run(lambda: self._publish_now(wanted, announced))
+        finally:
+            await self._mirror.refresh(wanted.name)
+        await self._residency.offer(packed)
+        self._metrics.adapters.loaded("publish", monotonic() - began)
+        await self._fetching.run(lambda: self._loader.keep_packed(packed, facts.nbytes))
+        return _Published(self._registered(published.name, facts, packed), published.is_new)
 
     def _registered(self, record: NameRecord, facts: RevisionRecord, packed: PackedAdapter) -> Registered:
         resident = self._residency.is_resident(facts.digest)  # it may have been deleted since
@@ -197,7 +219,7 @@ class Publisher:
 
     def _publish_now(
         self, wanted: Wanted, announced: NameRecord | None
-    ) -> tuple[NameRecord, RevisionRecord, PackedAdapter]:
+    ) -> tuple[PublishedRevision, RevisionRecord, PackedAdapter]:
         """The whole protocol, in a worker thread. Old revisions are left to those who hold them."""
         checked: list[tuple[RevisionRecord, PackedAdapter]] = []
 
@@ -215,10 +237,11 @@ class Publisher:
             source=wanted.source,
             tags=wanted.tags,
             replace=wanted.replace,
+            join=True,
             delete_old=False,
             announced=announced,
         )
-        return published.name, *checked[0]
+        return published, *checked[0]
 
 
 def copy(directory: Path, into: Path) -> None:
@@ -230,6 +253,11 @@ def copy(directory: Path, into: Path) -> None:
 
 
 def _is_published(record: NameRecord, wanted: Wanted, digest: str) -> bool:
-    """Whether ``record`` is already what publishing would make of it."""
-    same = record.digest == digest and record.state is State.READY and record.error is None
-    return same and wanted.replace and record.source == wanted.source and wanted.tags in {None, record.tags}
+    """Whether ``record`` is already what publishing would make of it.
+
+    What may not replace what serves is content with that content, whatever is recorded beside it.
+    """
+    if record.digest != digest or record.state is not State.READY:
+        return False
+    same = record.error is None and record.source == wanted.source and wanted.tags in {None, record.tags}
+    return same or not wanted.replace

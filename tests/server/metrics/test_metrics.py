@@ -61,24 +61,24 @@ def test_requests_are_counted_by_adapter_and_in_total() -> None:
     assert value(metrics, "adapter_load_seconds_sum", tier="disk") == 0.3
 
 
-def test_a_step_sets_gauges_and_fills_histograms() -> None:
+def test_gauges_are_asked_for_and_a_step_fills_histograms() -> None:
     metrics = Metrics()
+    running = 8
+    metrics.steps.ask(running=lambda: running, waiting=lambda: 2, kv_used=lambda: 5, kv_total=lambda: 100)
+    assert value(metrics, "requests_running") == 8
     for seconds, sequences in ((0.02, 8), (0.0, 0)):
+        running = sequences
         metrics.steps.record(
-            running=sequences,
-            waiting=2,
             batch_tokens=sequences,
             batch_sequences=sequences,
             distinct_adapters=3 * (sequences > 0),
-            kv_used=5,
-            kv_total=100,
             seconds=seconds,
         )
     assert value(metrics, "requests_running") == 0
     assert value(metrics, "requests_waiting") == 2
     assert value(metrics, "kv_cache_used_blocks") == 5
     assert value(metrics, "kv_cache_blocks") == 100
-    assert value(metrics, "step_seconds_count") == 1  # an empty step only moves the gauges
+    assert value(metrics, "step_seconds_count") == 1  # an empty step counts for nothing
     assert value(metrics, "step_sequences_bucket", le="8.0") == 1
     assert value(metrics, "step_adapters_sum") == 3
 
@@ -89,8 +89,9 @@ def test_the_other_counters() -> None:
     metrics.requests.preempted()
     metrics.requests.preempted(2)
     metrics.requests.tokens_after_abort(0)
-    metrics.adapters.set_registered(7)
-    metrics.adapters.set_resident(3, 4096)
+    metrics.adapters.ask(
+        registered=lambda: 7, resident=lambda: 3, resident_bytes=lambda: 4096, host_bytes=lambda: 0
+    )
     assert value(metrics, "prefix_cache_queried_tokens_total") == 100
     assert value(metrics, "prefix_cache_hit_tokens_total") == 64
     assert value(metrics, "preemptions_total") == 3
