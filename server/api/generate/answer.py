@@ -41,6 +41,7 @@ class AnswerFrame:
         self.cached: dict[int, int] = {}  # prompt -> tokens its first answer took from the prefix cache
         options = body.stream_options
         self.include_usage = options is not None and bool(options.include_usage)
+        self.usage_in_all = options is not None and bool(options.continuous_usage_stats)
         self.head: dict[str, Any] = {
             "id": requests[0].request_id,
             "object": kind,
@@ -65,8 +66,12 @@ class AnswerFrame:
         }
 
     def chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One chunk of a stream. With ``include_usage`` all but the last say ``usage: null``."""
+        """One chunk of a stream.
+
+        With ``include_usage`` all but the last say ``usage: null``, or the usage so far if that is wanted.
+        """
         if self.include_usage:
+            usage = self.usage() if self.usage_in_all else usage
             return {**self.head, "choices": choices, "usage": usage}
         return {**self.head, "choices": choices}
 
@@ -99,9 +104,9 @@ class AnswerFormat(Protocol):
         """The answer of a request that does not stream."""
 
 
-def new_id(prefix: str) -> str:
-    """An id for one answer, such as ``chatcmpl-1b9d…``."""
-    return f"{prefix}-{uuid4().hex}"
+def new_id(prefix: str, chosen: str | None = None) -> str:
+    """An id for one answer, such as ``chatcmpl-1b9d…``; what stands behind the prefix may be ``chosen``."""
+    return f"{prefix}-{uuid4().hex if chosen is None else chosen}"
 
 
 async def respond(

@@ -10,12 +10,17 @@ from pydantic import FailFast, Field
 
 from manylora.server.api.generate.generate import resolved
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
+from manylora.server.api.http.ignored_fields import ignored_fields
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
 from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.request.fields.field import Place
+from manylora.server.api.request.fields.table import rules_of
+from manylora.server.api.request.messages import Messages
 from manylora.server.api.request.mix_request import MixRequest, read_mix
-from manylora.server.api.request.schemas import Messages, TokenId
+from manylora.server.api.request.rendering import Rendering
+from manylora.server.api.request.schemas import TokenId
 from manylora.server.api.request.token_ids import chat_ids, prompt_ids
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions
@@ -38,6 +43,9 @@ class TokenizeBody(RequestBody):
         None, description="Default: true for a prompt; messages get theirs from the chat template."
     )
     add_generation_prompt: bool | None = Field(None, description="Default: true. Only with messages.")
+    continue_final_message: bool | None = Field(
+        None, description="Leave the last message open. Only with messages."
+    )
     return_token_strs: bool | None = None
 
 
@@ -54,11 +62,13 @@ class DetokenizeBody(RequestBody):
     openapi_extra=documented(TokenizeBody, {"text": example("A text", {"prompt": "Hello"})}),
 )
 async def tokenize(
-    request: Request, service: ServiceState, body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody))]
+    request: Request,
+    service: ServiceState,
+    body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody, rules_of(Place.TOKENIZE).sift))],
 ) -> Response:
     """The ids exactly as a generation request would see them."""
     async with resolved(service, request, _mix(service, body.model), classify=None) as found:
-        ids = await _ids(service, found.conventions, body)
+        ids = await _ids(service, found.conventions, body, ignored_fields(request))
         text = found.conventions.tokenizer.token_text
         texts = [text(token) for token in ids] if body.return_token_strs else None
     return Json(
@@ -71,12 +81,15 @@ async def tokenize(
     )
 
 
-async def _ids(service: Service, conventions: TextConventions, body: TokenizeBody) -> tuple[int, ...]:
+async def _ids(
+    service: Service, conventions: TextConventions, body: TokenizeBody, ignored: list[str]
+) -> tuple[int, ...]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("Give either 'prompt' or 'messages'", "prompt")
     if body.prompt is not None:
-        if body.add_generation_prompt is not None:
-            raise RequestError("'add_generation_prompt' goes with 'messages'", "add_generation_prompt")
+        for name in ("add_generation_prompt", "continue_final_message"):
+            if getattr(body, name) is not None:
+                raise RequestError(f"'{name}' goes with 'messages'", name)
         return await prompt_ids(
             service, conventions, body.prompt, add_special_tokens=body.add_special_tokens is not False
         )
@@ -87,9 +100,8 @@ async def _ids(service: Service, conventions: TextConventions, body: TokenizeBod
             "unsupported_parameter",
         )
     assert body.messages is not None
-    return await chat_ids(
-        service, conventions, body.messages, add_generation_prompt=body.add_generation_prompt is not False
-    )
+    rendering = Rendering(body.add_generation_prompt is not False, bool(body.continue_final_message))
+    return await chat_ids(service, conventions, body.messages, rendering=rendering, ignored=ignored)
 
 
 @router.post(
@@ -100,7 +112,7 @@ async def _ids(service: Service, conventions: TextConventions, body: TokenizeBod
 async def detokenize(
     request: Request,
     service: ServiceState,
-    body: Annotated[DetokenizeBody, Depends(parse_body(DetokenizeBody))],
+    body: Annotated[DetokenizeBody, Depends(parse_body(DetokenizeBody, rules_of(Place.DETOKENIZE).sift))],
 ) -> Response:
     """The text of ``tokens``, special ones written out."""
     async with resolved(service, request, _mix(service, body.model), classify=None) as found:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from manylora.server.api.request.schemas import Message, Prompt
+from manylora.server.api.request.messages import Message
+from manylora.server.api.request.rendering import Rendering
+from manylora.server.api.request.schemas import Prompt
 from manylora.server.errors import ContextTooLong, RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import CHARS_PER_TOKEN, Service
@@ -13,36 +15,28 @@ async def chat_ids(
     conventions: TextConventions,
     messages: list[Message],
     *,
-    add_generation_prompt: bool = True,
+    rendering: Rendering,
+    ignored: list[str],
 ) -> tuple[int, ...]:
     """The token ids of a conversation.
 
+    Args:
+        service: the server.
+        conventions: the template and the tokenizer.
+        messages: the conversation.
+        rendering: how it is written.
+        ignored: takes the paths of fields that the template has no place for.
+
     Raises:
         ContextTooLong: by its length alone it can't fit.
-        RequestError: the template refuses the messages, or doesn't use a ``name`` that one of them has.
+        RequestError: the template refuses the messages, or has no place for the tool calls of one.
         MixError: the members of the mix bring different templates.
     """
     rendered = [message.for_template() for message in messages]
     _check_size(service, sum(len(message["content"]) for message in rendered), "messages")
-    await _check_names(conventions, rendered)
-    text = await conventions.render(rendered, add_generation_prompt=add_generation_prompt)
+    text = await rendering.render(conventions, rendered, ignored)
     _check_size(service, len(text), "messages")
     return await conventions.encode(text, add_special_tokens=False)  # the template writes its own
-
-
-async def _check_names(conventions: TextConventions, messages: list[dict[str, str]]) -> None:
-    """A ``name`` that changes nothing is refused rather than ignored."""
-    named = [i for i, message in enumerate(messages) if "name" in message]
-    if not named:
-        return
-    nameless = [{"role": message["role"], "content": message["content"]} for message in messages]
-    if await conventions.render(nameless) == await conventions.render(messages):
-        param = f"messages[{named[0]}].name"
-        raise RequestError(
-            f"'{param}' is not supported: this model's chat template has no place for names",
-            param,
-            "unsupported_parameter",
-        )
 
 
 async def prompt_ids(
