@@ -17,8 +17,7 @@ from manylora.server.api.admin.publications import Publications
 from manylora.server.api.compare import route as compare
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
 from manylora.server.api.http.error_answers import answer_error
-from manylora.server.api.http.ignored_fields import IgnoredFields
-from manylora.server.api.http.middleware import ApiKeyCheck, ApiKeySet, BodyLimit, RequestId
+from manylora.server.api.http.middleware import ApiKeyCheck, ApiKeySet, BodyLimit, IgnoredFields, RequestId
 from manylora.server.api.http.openapi import Application
 from manylora.server.api.operation import docs, health
 from manylora.server.errors import ServerError

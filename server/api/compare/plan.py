@@ -12,12 +12,11 @@ from manylora.adapters.errors import AdapterError, MixError
 from manylora.server.api.compare.body import CompareBody
 from manylora.server.api.generate.generate import Resolved, resolved
 from manylora.server.api.http.error_context import Blamed, blame
-from manylora.server.api.http.ignored_fields import ignored_fields
 from manylora.server.api.http.limits import DEFAULT_COMPARE_TOKENS, MAX_COMPARE_TOKENS
+from manylora.server.api.http.state import ignored_fields
 from manylora.server.api.request.mix_request import MixRequest, read_mix, salt_of
-from manylora.server.api.request.rendering import Rendering
 from manylora.server.api.request.sampling import answer_budget, sampling_params
-from manylora.server.api.request.token_ids import chat_ids, prompt_ids
+from manylora.server.api.request.token_ids import Rendering, chat_ids, prompt_ids
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError, ServerError
 from manylora.server.model.text.tokenizer import Tokenizer

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 from urllib.parse import quote
-from uuid import uuid4
 
 from fastapi import Request, Response
 
@@ -102,11 +101,6 @@ class AnswerFormat(Protocol):
 
     def whole(self) -> dict[str, Any]:
         """The answer of a request that does not stream."""
-
-
-def new_id(prefix: str, chosen: str | None = None) -> str:
-    """An id for one answer, such as ``chatcmpl-1b9d…``; what stands behind the prefix may be ``chosen``."""
-    return f"{prefix}-{uuid4().hex if chosen is None else chosen}"
 
 
 async def respond(

@@ -7,21 +7,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from manylora.server.api.generate.answer import new_id, respond
+from manylora.server.api.generate.answer import respond
 from manylora.server.api.generate.chat_format import ChatFormat
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http.body import parse_body
-from manylora.server.api.http.ignored_fields import ignored_fields
 from manylora.server.api.http.openapi import ADAPTER, BASE, LAST_ADAPTER, documented, example
-from manylora.server.api.http.state import ServiceState
+from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
-from manylora.server.api.request.rendering import Rendering
 from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
 from manylora.server.api.request.schemas import ChatBody
-from manylora.server.api.request.token_ids import chat_ids
+from manylora.server.api.request.token_ids import Rendering, chat_ids
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions
@@ -113,7 +111,7 @@ class ChatEndpoint:
         )
         n = 1 if body.n is None else body.n
         salt = salt_of(body.cache_salt)
-        answer_id = new_id("chatcmpl", body.request_id)
+        answer_id = body.answer_id("chatcmpl")
         self._requests = [GenerateRequest(ids, params, n, salt, answer_id, tokenizer)]
         return self._requests
 

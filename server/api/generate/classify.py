@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
+from uuid import uuid4
 
 import torch
 from fastapi import APIRouter, Depends, Request, Response
@@ -13,23 +14,20 @@ from pydantic import Field
 
 from manylora.adapters.format.classes import Classes, Problem
 from manylora.adapters.mix import MAX_ENTRIES
-from manylora.server.api.generate.answer import model_header, new_id
+from manylora.server.api.generate.answer import model_header
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
-from manylora.server.api.http.ignored_fields import ignored_fields
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.openapi import CLASSIFIER, documented, example
-from manylora.server.api.http.state import ServiceState
+from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
-from manylora.server.api.request.messages import Messages
 from manylora.server.api.request.mix_request import read_mix, salt_of
-from manylora.server.api.request.rendering import Rendering
-from manylora.server.api.request.schemas import AdapterWeight, Prompts
-from manylora.server.api.request.token_ids import chat_ids, prompt_ids
+from manylora.server.api.request.schemas import AdapterWeight, Messages, Prompts
+from manylora.server.api.request.token_ids import Rendering, chat_ids, prompt_ids
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
@@ -108,7 +106,7 @@ class ClassifyEndpoint:
         self._body = body
         self._texts: list[Ids] = []
         self._classes: Classes | None = None
-        self._id = new_id("classify")
+        self._id = f"classify-{uuid4().hex}"
 
     async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
         """Each text in tokens, of which the last one's scores are wanted."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from manylora.server.api.generate.answer import AnswerFrame, new_id, respond
+from manylora.server.api.generate.answer import AnswerFrame, respond
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.generate.logprobs import CompletionLogprobs, join, prompt_logprobs
@@ -69,7 +69,7 @@ class CompletionEndpoint:
         service, body = self._service, self._body
         special = body.add_special_tokens is not False
         prompts = [await prompt_ids(service, conventions, p, add_special_tokens=special) for p in body.prompt]
-        request_id = new_id("cmpl", body.request_id)
+        request_id = body.answer_id("cmpl")
         self._requests = [
             _generate_request(service, body, ids, tokenizer=conventions.tokenizer, request_id=request_id)
             for ids in prompts

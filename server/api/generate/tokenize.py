@@ -10,18 +10,15 @@ from pydantic import FailFast, Field
 
 from manylora.server.api.generate.generate import resolved
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
-from manylora.server.api.http.ignored_fields import ignored_fields
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
 from manylora.server.api.http.openapi import documented, example
-from manylora.server.api.http.state import ServiceState
+from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
-from manylora.server.api.request.messages import Messages
 from manylora.server.api.request.mix_request import MixRequest, read_mix
-from manylora.server.api.request.rendering import Rendering
-from manylora.server.api.request.schemas import TokenId
-from manylora.server.api.request.token_ids import chat_ids, prompt_ids
+from manylora.server.api.request.schemas import Messages, TokenId
+from manylora.server.api.request.token_ids import Rendering, chat_ids, prompt_ids
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import Service

@@ -12,9 +12,8 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from manylora.server.api.http.ignored_fields import ignored_fields
 from manylora.server.api.http.limits import MAX_FIELDS, MAX_NAME_SHOWN
-from manylora.server.api.http.state import service_of
+from manylora.server.api.http.state import ignored_fields, service_of
 from manylora.server.errors import RequestError
 
 

@@ -13,6 +13,8 @@ from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.errors import RequestError
 
+_CALL = rules_of(Place.TOOL_CALL)
+
 
 class FunctionCall(RequestBody):
     """What is called, and with what."""
@@ -52,7 +54,7 @@ def sift_calls(value: Any, where: str) -> Any:
 
 
 def _sift_call(call: dict[str, Any], where: str) -> dict[str, Any]:
-    kept = rules_of(Place.TOOL_CALL).sift(call, f"{where}.")
+    kept = _CALL.sift(call, f"{where}.")
     function = kept.get("function")
     if isinstance(function, dict) and isinstance(function.get("arguments"), str):
         path = f"{where}.function.arguments"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from manylora.server.api.http.ignored_fields import HEADER
+from manylora.server.api.http.middleware import IGNORED_FIELDS_HEADER as HEADER
 from manylora.server.api.request.fields.field import Field, Place, Sort
 from manylora.server.api.request.fields.table import FIELDS
 from tests.support.refused_requests import CHAT, MESSAGES, TEXT, checked_error, valid_request

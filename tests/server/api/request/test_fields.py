@@ -29,8 +29,7 @@ from manylora.server.api.http.body import RequestBody
 from manylora.server.api.request.fields.field import APIS, Field, Place, Sort
 from manylora.server.api.request.fields.reference import tables
 from manylora.server.api.request.fields.table import FIELDS, rules_of
-from manylora.server.api.request.messages import Message, TextPart
-from manylora.server.api.request.schemas import ChatBody, CompletionBody, StreamOptions
+from manylora.server.api.request.schemas import ChatBody, CompletionBody, Message, StreamOptions, TextPart
 from manylora.server.api.request.tool_calls import ToolCall
 from manylora.server.errors import RequestError
 from tests.support.fields_section import section

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from manylora.server.api.request.messages import Message, sift_messages
-from manylora.server.api.request.rendering import Rendering
+from manylora.server.api.request.schemas import Message, sift_messages
+from manylora.server.api.request.token_ids import Rendering
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.model.text.tokenizer import Tokenizer

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from manylora.server.api.request.messages import Message
-from manylora.server.api.request.rendering import Rendering
-from manylora.server.api.request.token_ids import chat_ids, prompt_ids
+from manylora.server.api.request.schemas import Message
+from manylora.server.api.request.token_ids import Rendering, chat_ids, prompt_ids
 from manylora.server.errors import ContextTooLong, RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.model.text.tokenizer import Tokenizer
