@@ -74,6 +74,7 @@ format: $(DEVELOPMENT) ## Format the code and fix what the linter can.
 docs: $(DEVELOPMENT) ## Rewrite the pages that are generated from the code.
 	$(BIN)/python -m manylora.server.options.reference > docs/configuration.md
 	$(BIN)/python -m manylora.adapters.training.reference > docs/training-options.md
+	$(BIN)/python -m tests.support.fields_section
 	$(BIN)/python -m tests.support.package_diagram
 
 site: $(DEVELOPMENT) ## Build the documentation site into site/.

@@ -17,7 +17,7 @@ from manylora.server.api.admin.publications import Publications
 from manylora.server.api.compare import route as compare
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
 from manylora.server.api.http.error_answers import answer_error
-from manylora.server.api.http.middleware import ApiKeyCheck, ApiKeySet, BodyLimit, RequestId
+from manylora.server.api.http.middleware import ApiKeyCheck, ApiKeySet, BodyLimit, IgnoredFields, RequestId
 from manylora.server.api.http.openapi import Application
 from manylora.server.api.http.unpacking import Unpacking
 from manylora.server.api.operation import docs, health
@@ -80,6 +80,7 @@ def create_app(service: Service) -> FastAPI:
 def _wrap(app: FastAPI, service: Service) -> None:
     """Wrap the application in its middleware, innermost first."""
     config, metrics = service.config, service.metrics
+    app.add_middleware(IgnoredFields)
     app.add_middleware(BodyLimit, metrics=metrics, upload_limit=config.max_upload_bytes)
     app.add_middleware(Unpacking, limit=config.max_upload_bytes)
     keys, admin_keys = _key_set(config.api_key), _key_set(config.admin_api_key)

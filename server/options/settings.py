@@ -147,6 +147,10 @@ class Settings(BaseSettings):
         Option(HTTP, "KEY", "Adapters are managed with this key only.", repeatable=True),
     ] = []
     max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
+    unknown_fields: Annotated[
+        Literal["refuse", "ignore"],
+        Option(HTTP, "WHAT", "Unknown fields of requests: refuse, or ignore."),
+    ] = "refuse"
     max_waiting: Annotated[
         int,
         Option(HTTP, "N", "Requests that may wait; more get 429."),

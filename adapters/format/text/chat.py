@@ -46,9 +46,14 @@ class ChatTokenizer:
         )
 
     def render_chat(
-        self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Tools | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """``messages`` as text through the chat template.
+        """``messages`` as text through the chat template, which may read ``variables``.
 
         Raises:
             ChatTemplateError: there is no template, or it rejects the messages.
@@ -57,7 +62,11 @@ class ChatTokenizer:
             raise ChatTemplateError("this model has no chat template")
         try:
             text = self._hf.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False
+                list(messages),
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **(variables or {}),
             )
         except Exception as error:  # a template is a program that runs on the messages: it raises anything
             raise ChatTemplateError(f"the chat template rejects these messages: {error}") from error

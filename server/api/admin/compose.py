@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
@@ -35,8 +35,6 @@ _MAX_SEED = 2**63 - 1
 class MemberBody(RequestBody):
     """One member."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-
     name: str = Field(
         min_length=1,
         max_length=MAX_USER_LENGTH,
@@ -47,8 +45,6 @@ class MemberBody(RequestBody):
 
 class ComposeBody(RequestBody):
     """What to compose, and how."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     members: list[MemberBody] = Field(min_length=1, max_length=MAX_ENTRIES)
     method: str = Field(

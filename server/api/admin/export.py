@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import Field
@@ -36,8 +35,6 @@ class ExportParameters(Parameters):
 
 class ExportBody(RequestBody):
     """What the result is to be like."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     directory: str | None = Field(
         None,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
 from pydantic import AfterValidator, Field
 
-from manylora.adapters.errors import AdapterExists, AdapterTooLarge, SourceForbidden
-from manylora.adapters.mix import check_name, normal_name
+from manylora.adapters.errors import AdapterTooLarge, SourceForbidden
+from manylora.adapters.mix import normal_name
 from manylora.adapters.sources.fetching import resolve_directory
 from manylora.server.api.admin.json_views import short_digest
 from manylora.server.api.http.body import RequestBody, parse_body
@@ -20,18 +19,14 @@ from manylora.server.api.http.limits import MAX_PATH_LENGTH, MAX_USER_LENGTH
 from manylora.server.api.http.model_header import model_header
 from manylora.server.api.http.openapi import DIRECTORY, documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.request.fields.field import Place
+from manylora.server.api.request.fields.table import rules_of
 
 router = APIRouter(prefix="/v1", tags=["adapters"])
 
 
 class LoadBody(RequestBody):
     """What to load, and under which name."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "base_model_name": (),
-        "is_3d_lora_weight": (False,),
-        "lora_int_id": (),
-    }
 
     lora_name: Annotated[str, AfterValidator(normal_name)] = Field(min_length=1, max_length=MAX_USER_LENGTH)
     lora_path: str = Field(
@@ -46,8 +41,6 @@ class LoadBody(RequestBody):
 class UnloadBody(RequestBody):
     """What to unload."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lora_int_id": ()}
-
     lora_name: Annotated[str, AfterValidator(normal_name)] = Field(min_length=1, max_length=MAX_USER_LENGTH)
 
 
@@ -61,7 +54,7 @@ _UNLOAD = example("By name", {"lora_name": "my-adapter"})
     openapi_extra=documented(LoadBody, {"directory": _LOAD}),
 )
 async def load_lora_adapter(
-    service: ServiceState, body: Annotated[LoadBody, Depends(parse_body(LoadBody))]
+    service: ServiceState, body: Annotated[LoadBody, Depends(parse_body(LoadBody, rules_of(Place.LOAD).sift))]
 ) -> PlainTextResponse:
     """Read, check and register an adapter. It is usable once this has answered 200.
 
@@ -91,7 +84,8 @@ async def load_lora_adapter(
     openapi_extra=documented(UnloadBody, {"name": _UNLOAD}),
 )
 async def unload_lora_adapter(
-    service: ServiceState, body: Annotated[UnloadBody, Depends(parse_body(UnloadBody))]
+    service: ServiceState,
+    body: Annotated[UnloadBody, Depends(parse_body(UnloadBody, rules_of(Place.UNLOAD).sift))],
 ) -> PlainTextResponse:
     """Refuse new requests for the adapter at once, let running ones finish, then free its memory."""
     with blame("lora_name"):

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import bounded, check_size
-from manylora.server.api.request.schemas import Message, Messages, Prompts, SamplingBody, drop_from_messages
+from manylora.server.api.request.schemas import Message, Messages, Prompts, SamplingBody, sift_messages
 from manylora.server.api.request.special_tokens import AllowSpecialTokens
 from manylora.server.errors import RequestError
 
 Target = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_MODEL_LENGTH)]
 
 
-def _drop_from_conversations(value: Any) -> Any:
+def _sift_conversations(value: Any) -> Any:
     if not isinstance(check_size(value, limits.MAX_COMPARE_PROMPTS, "conversations"), list):
         return value
-    return [drop_from_messages(item, f"conversations[{i}]") for i, item in enumerate(value)]
+    return [sift_messages(item, f"conversations[{i}]") for i, item in enumerate(value)]
 
 
 Conversation = Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
 Conversations = Annotated[
     list[Conversation],
     Field(min_length=1, max_length=limits.MAX_COMPARE_PROMPTS),
-    BeforeValidator(_drop_from_conversations, json_schema_input_type=list[list[Message]]),
+    BeforeValidator(_sift_conversations, json_schema_input_type=list[list[Message]]),
 ]
 
 
@@ -50,13 +49,6 @@ Reference = Annotated[
 
 class CompareBody(SamplingBody):
     """``POST /v1/compare``. Exactly one of ``messages``, ``conversations`` and ``prompt`` is given."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "logprobs": (),
-        "model": (),
-        "n": (1,),
-        "stream_options": (),
-    }
 
     targets: Annotated[
         list[Target],

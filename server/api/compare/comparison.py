@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Any
+from uuid import uuid4
 
 import anyio
 
@@ -14,7 +15,6 @@ from manylora.server.api.compare.plan import Plan
 from manylora.server.api.compare.progress import Progress
 from manylora.server.api.compare.scoring import Scoring
 from manylora.server.api.compare.submission import Submitter
-from manylora.server.api.generate.answer import new_id
 from manylora.server.comparison.results import Report
 from manylora.server.service import Service
 
@@ -24,7 +24,7 @@ class Comparison:
 
     def __init__(self, service: Service, plan: Plan, stack: AsyncExitStack) -> None:
         """``stack`` holds the references of the plan's targets, and is closed with the comparison."""
-        self.id = new_id("cmp")
+        self.id = f"cmp-{uuid4().hex}"
         self._plan = plan
         self._stack = stack
         at_once = min(len(plan.targets), service.engine.max_open)

@@ -13,10 +13,11 @@ from manylora.server.api.compare.body import CompareBody
 from manylora.server.api.generate.generate import Resolved, resolved
 from manylora.server.api.http.error_context import Blamed, blame
 from manylora.server.api.http.limits import DEFAULT_COMPARE_TOKENS, MAX_COMPARE_TOKENS
+from manylora.server.api.http.state import ignored_fields
 from manylora.server.api.request.mix_request import MixRequest, read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, sampling_params
 from manylora.server.api.request.special_tokens import check_special_tokens
-from manylora.server.api.request.token_ids import chat_ids, prompt_ids
+from manylora.server.api.request.token_ids import Rendering, chat_ids, prompt_ids
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError, ServerError
 from manylora.server.model.text.tokenizer import Tokenizer
@@ -77,7 +78,8 @@ async def plan_comparison(
     tokenizer = _shared_tokenizer(targets)
     if body.temperature is None:
         body = body.model_copy(update={"temperature": 0.0})
-    cases = [await _case(service, body, index, targets) for index in range(body.size)]
+    ignored = ignored_fields(request)
+    cases = [await _case(service, body, index, targets, ignored) for index in range(body.size)]
     salt = salt_of(body.cache_salt)
     return Plan(targets, tuple(cases), body.baseline, tokenizer, salt, bool(body.one_by_one))
 
@@ -108,9 +110,14 @@ def _shared_tokenizer(targets: tuple[Target, ...]) -> Tokenizer:
     return first
 
 
-async def _case(service: Service, body: CompareBody, index: int, targets: tuple[Target, ...]) -> CasePlan:
+async def _case(
+    service: Service, body: CompareBody, index: int, targets: tuple[Target, ...], ignored: list[str]
+) -> CasePlan:
     prompts = tuple(
-        [await _ids(service, body, index, target, f"targets[{i}]") for i, target in enumerate(targets)]
+        [
+            await _ids(service, body, index, target, param=f"targets[{i}]", ignored=ignored)
+            for i, target in enumerate(targets)
+        ]
     )
     longest = max(map(len, prompts))
     reference = await _reference(service, body, index, targets[0].resolved, longest)
@@ -131,7 +138,7 @@ def _where(body: CompareBody) -> str:
 
 
 async def _ids(
-    service: Service, body: CompareBody, index: int, target: Target, param: str
+    service: Service, body: CompareBody, index: int, target: Target, *, param: str, ignored: list[str]
 ) -> tuple[int, ...]:
     conventions = target.resolved.conventions
     if body.prompt is not None:
@@ -140,7 +147,8 @@ async def _ids(
     messages = body.messages if body.conversations is None else body.conversations[index]
     assert messages is not None
     with blame(param, AdapterError):
-        return await chat_ids(service, conventions, messages, special_tokens=body.allow_special_tokens)
+        rendering = Rendering(special_tokens=body.allow_special_tokens)
+        return await chat_ids(service, conventions, messages, rendering=rendering, ignored=ignored)
 
 
 async def _reference(

@@ -18,6 +18,8 @@ from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_COMPARISONS
 from manylora.server.api.http.openapi import ADAPTER_OR_BASE, BASE, documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.request.fields.field import Place
+from manylora.server.api.request.fields.table import rules_of
 from manylora.server.errors import QueueFull
 
 router = APIRouter(tags=["compare"])
@@ -59,7 +61,9 @@ class ComparisonLimit:
 
 @router.post("/v1/compare", summary="Compare models", openapi_extra=documented(CompareBody, _EXAMPLES))
 async def compare(
-    request: Request, service: ServiceState, body: Annotated[CompareBody, Depends(parse_body(CompareBody))]
+    request: Request,
+    service: ServiceState,
+    body: Annotated[CompareBody, Depends(parse_body(CompareBody, rules_of(Place.COMPARE).sift))],
 ) -> Response:
     """Let 2 to 8 targets answer, and score one reference under all of them; with progress as a stream."""
     async with AsyncExitStack() as stack:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
-from uuid import uuid4
 
 from fastapi import Request, Response
 
@@ -41,6 +40,7 @@ class AnswerFrame:
         self.cached: dict[int, int] = {}  # prompt -> tokens its first answer took from the prefix cache
         options = body.stream_options
         self.include_usage = options is not None and bool(options.include_usage)
+        self.usage_in_all = options is not None and bool(options.continuous_usage_stats)
         self.head: dict[str, Any] = {
             "id": requests[0].request_id,
             "object": kind,
@@ -65,8 +65,12 @@ class AnswerFrame:
         }
 
     def chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One chunk of a stream. With ``include_usage`` all but the last say ``usage: null``."""
+        """One chunk of a stream.
+
+        With ``include_usage`` all but the last say ``usage: null``, or the usage so far if that is wanted.
+        """
         if self.include_usage:
+            usage = self.usage() if self.usage_in_all else usage
             return {**self.head, "choices": choices, "usage": usage}
         return {**self.head, "choices": choices}
 
@@ -97,11 +101,6 @@ class AnswerFormat(Protocol):
 
     def whole(self) -> dict[str, Any]:
         """The answer of a request that does not stream."""
-
-
-def new_id(prefix: str) -> str:
-    """An id for one answer, such as ``chatcmpl-1b9d…``."""
-    return f"{prefix}-{uuid4().hex}"
 
 
 async def respond(request: Request, generation: Generation, form: AnswerFormat, *, stream: bool) -> Response:

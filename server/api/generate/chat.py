@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
-from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from manylora.server.api.generate.answer import AnswerFrame, respond
+from manylora.server.api.generate.answer import respond
+from manylora.server.api.generate.chat_format import ChatFormat
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
-from manylora.server.api.generate.logprobs import chat_logprobs, join
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.openapi import ADAPTER, BASE, LAST_ADAPTER, documented, example
-from manylora.server.api.http.state import ServiceState
+from manylora.server.api.http.state import ServiceState, ignored_fields
+from manylora.server.api.request.fields.field import Place
+from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
 from manylora.server.api.request.schemas import ChatBody
 from manylora.server.api.request.special_tokens import check_special_tokens
-from manylora.server.api.request.token_ids import chat_ids
+from manylora.server.api.request.token_ids import Rendering, chat_ids
 from manylora.server.engine.async_engine import GenerateRequest
-from manylora.server.engine.sequence import Delta
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import Service
@@ -51,15 +51,18 @@ _EXAMPLES = {
     openapi_extra=documented(ChatBody, _EXAMPLES),
 )
 async def create_chat_completion(
-    request: Request, service: ServiceState, body: Annotated[ChatBody, Depends(parse_body(ChatBody))]
+    request: Request,
+    service: ServiceState,
+    body: Annotated[ChatBody, Depends(parse_body(ChatBody, rules_of(Place.CHAT).sift))],
 ) -> Response:
     """Answer ``messages`` with the base model, an adapter or a mix; as a stream if asked."""
     wanted, wanted_name = _max_tokens(body)
-    _check_logprobs(body)
+    _check(body)
     check_fields(body)
     check_special_tokens(request, body.allow_special_tokens)
     mix = read_mix(service, body.model, body.adapters, body.end_user)
-    return await generate(service, request, mix, ChatEndpoint(service, body, wanted, wanted_name))
+    endpoint = ChatEndpoint(service, body, wanted, wanted_name, ignored_fields(request))
+    return await generate(service, request, mix, endpoint)
 
 
 class ChatEndpoint:
@@ -69,25 +72,33 @@ class ChatEndpoint:
     input_param = "n"
 
     def __init__(
-        self, service: Service, body: ChatBody, max_tokens: int | None, max_tokens_name: str
+        self,
+        service: Service,
+        body: ChatBody,
+        max_tokens: int | None,
+        max_tokens_name: str,
+        ignored: list[str],
     ) -> None:
-        """``max_tokens`` is the wanted length, and came under ``max_tokens_name``."""
+        """
+        Args:
+            service: the server.
+            body: what was asked for.
+            max_tokens: the wanted length.
+            max_tokens_name: the parameter under which the length came.
+            ignored: takes the paths of fields that the chat template has no place for.
+        """
         self._service = service
         self._body = body
         self._max_tokens = max_tokens
         self._max_tokens_name = max_tokens_name
+        self._ignored = ignored
         self._requests: list[GenerateRequest] = []
 
     async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
         """The conversation in tokens."""
         body, service = self._body, self._service
-        opened = body.add_generation_prompt is not False
         ids = await chat_ids(
-            service,
-            conventions,
-            body.messages,
-            add_generation_prompt=opened,
-            special_tokens=body.allow_special_tokens,
+            service, conventions, body.messages, rendering=_rendering(body), ignored=self._ignored
         )
         names = ("messages", self._max_tokens_name)
         budget = answer_budget(len(ids), self._max_tokens, service.max_model_len, names)
@@ -98,10 +109,12 @@ class ChatEndpoint:
             max_tokens=budget,
             vocab_size=tokenizer.vocab_size,
             logprobs=top if body.logprobs else None,
+            prompt_logprobs=body.prompt_logprobs,
         )
         n = 1 if body.n is None else body.n
         salt = salt_of(body.cache_salt)
-        self._requests = [GenerateRequest(ids, params, n, salt, f"chatcmpl-{uuid4().hex}", tokenizer)]
+        answer_id = body.answer_id("chatcmpl")
+        self._requests = [GenerateRequest(ids, params, n, salt, answer_id, tokenizer)]
         return self._requests
 
     async def respond(self, request: Request, generation: Generation) -> Response:
@@ -123,78 +136,33 @@ def _max_tokens(body: ChatBody) -> tuple[int | None, str]:
     return wanted, name
 
 
-def _check_logprobs(body: ChatBody) -> None:
+def _check(body: ChatBody) -> None:
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("'top_logprobs' is only allowed with 'logprobs': true", "top_logprobs")
+    if body.continue_final_message and body.add_generation_prompt:
+        raise RequestError(
+            "'continue_final_message' goes on with a message, 'add_generation_prompt' begins another",
+            "continue_final_message",
+        )
 
 
-class ChatFormat:
-    """``chat.completion`` and ``chat.completion.chunk``."""
-
-    def __init__(
-        self, service: Service, body: ChatBody, requests: Sequence[GenerateRequest], model: str
-    ) -> None:
-        kind = "chat.completion.chunk" if body.stream else "chat.completion"
-        self.frame = AnswerFrame(service, body, requests, kind=kind, model=model)
-        self.tokenizer = requests[0].tokenizer or service.tokenizer
-        self.logprobs = bool(body.logprobs)
-        n = self.frame.n
-        self.texts: list[list[str]] = [[] for _ in range(n)]
-        self.parts: list[list[dict[str, Any]]] = [[] for _ in range(n)]  # of the logprobs
-        self.ends: list[Delta | None] = [None] * n
-        self.begun = [False] * n
-
-    def chunks(self, choice: int, delta: Delta) -> list[dict[str, Any]]:
-        self.frame.count(choice, delta)
-        chunks = []
-        if not self.begun[choice]:
-            self.begun[choice] = True
-            chunks.append(self._chunk(choice, {"role": "assistant", "content": ""}))
-        if delta.text or delta.logprobs:
-            logprobs = chat_logprobs(self.tokenizer, delta.logprobs) if self.logprobs else None
-            chunks.append(self._chunk(choice, {"content": delta.text}, logprobs))
-        if delta.finish_reason is not None:
-            chunks.append(self._chunk(choice, {}, None, delta))
-        return chunks
-
-    def _chunk(
-        self,
-        choice: int,
-        content: dict[str, Any],
-        logprobs: dict[str, Any] | None = None,
-        end: Delta | None = None,
-    ) -> dict[str, Any]:
-        entry: dict[str, Any] = {
-            "index": choice,
-            "delta": content,
-            "logprobs": logprobs,
-            "finish_reason": None if end is None else end.finish_reason,
-        }
-        if end is not None:
-            entry["stop_reason"] = end.stop_reason
-        return self.frame.chunk([entry])
-
-    def add(self, choice: int, delta: Delta) -> None:
-        self.frame.count(choice, delta)
-        self.texts[choice].append(delta.text)
-        if self.logprobs:
-            self.parts[choice].append(chat_logprobs(self.tokenizer, delta.logprobs))
-        if delta.finish_reason is not None:
-            self.ends[choice] = delta
-
-    def last_chunks(self) -> list[dict[str, Any]]:
-        return self.frame.last_chunks()
-
-    def whole(self) -> dict[str, Any]:
-        return self.frame.whole([self._choice(index) for index in range(self.frame.n)])
-
-    def _choice(self, index: int) -> dict[str, Any]:
-        end = self.ends[index]
-        assert end is not None, "a stream ends only after every choice has"
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": "".join(self.texts[index]), "refusal": None},
-            "logprobs": join(self.parts[index]) if self.logprobs else None,
-            "finish_reason": end.finish_reason,
-            "stop_reason": end.stop_reason,
-        }
+def _rendering(body: ChatBody) -> Rendering:
+    """How the conversation is written."""
+    given = {} if body.chat_template_kwargs is None else body.chat_template_kwargs
+    variables: dict[str, Mapping[str, Any]] = {
+        f"chat_template_kwargs.{name}": {name: value} for name, value in given.items()
+    }
+    own: dict[str, dict[str, Any]] = {}
+    if body.reasoning_effort is not None:  # templates that only know on and off have a variable for that
+        effort = body.reasoning_effort
+        own["reasoning_effort"] = {"enable_thinking": effort != "none", "reasoning_effort": effort}
+    if body.verbosity is not None:
+        own["verbosity"] = {"verbosity": body.verbosity}
+    for param, each in own.items():
+        variables[param] = {name: value for name, value in each.items() if name not in given}
+    return Rendering(
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
+        variables=variables,
+        special_tokens=body.allow_special_tokens,
+    )

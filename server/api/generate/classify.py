@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
+from uuid import uuid4
 
 import torch
 from fastapi import APIRouter, Depends, Request, Response
@@ -13,7 +14,6 @@ from pydantic import Field
 
 from manylora.adapters.format.classes import Classes, Problem
 from manylora.adapters.mix import MAX_ENTRIES
-from manylora.server.api.generate.answer import new_id
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http import limits
@@ -22,11 +22,13 @@ from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.model_header import model_header
 from manylora.server.api.http.openapi import CLASSIFIER, documented, example
-from manylora.server.api.http.state import ServiceState
+from manylora.server.api.http.state import ServiceState, ignored_fields
+from manylora.server.api.request.fields.field import Place
+from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.schemas import AdapterWeight, Messages, Prompts
 from manylora.server.api.request.special_tokens import AllowSpecialTokens, check_special_tokens
-from manylora.server.api.request.token_ids import chat_ids, prompt_ids
+from manylora.server.api.request.token_ids import Rendering, chat_ids, prompt_ids
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
@@ -40,17 +42,6 @@ Ids = tuple[int, ...]
 
 class ClassifyBody(RequestBody):
     """Either ``input`` or ``messages``."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "chat_template": (),
-        "chat_template_kwargs": ({},),
-        "continue_final_message": (False,),
-        "media_io_kwargs": ({},),
-        "mm_processor_kwargs": ({},),
-        "padding": ("do_not_pad",),
-        "priority": (0,),
-        "request_id": (),
-    }
 
     model: str = Field(
         min_length=1,
@@ -94,13 +85,15 @@ _EXAMPLES = {
 
 @router.post("/classify", summary="Classify texts", openapi_extra=documented(ClassifyBody, _EXAMPLES))
 async def classify(
-    request: Request, service: ServiceState, body: Annotated[ClassifyBody, Depends(parse_body(ClassifyBody))]
+    request: Request,
+    service: ServiceState,
+    body: Annotated[ClassifyBody, Depends(parse_body(ClassifyBody, rules_of(Place.CLASSIFY).sift))],
 ) -> Response:
     """The probabilities of an adapter's classes for each input, or for a conversation."""
     _check(service, body)
     check_special_tokens(request, body.allow_special_tokens, body.messages is not None)
     mix = read_mix(service, body.model, body.adapters, body.user)
-    return await generate(service, request, mix, ClassifyEndpoint(service, body))
+    return await generate(service, request, mix, ClassifyEndpoint(service, body, ignored_fields(request)))
 
 
 class ClassifyEndpoint:
@@ -109,18 +102,20 @@ class ClassifyEndpoint:
     classifies = True
     input_param = "input"
 
-    def __init__(self, service: Service, body: ClassifyBody) -> None:
+    def __init__(self, service: Service, body: ClassifyBody, ignored: list[str]) -> None:
+        """``ignored`` takes the paths of fields that the chat template has no place for."""
         self._service = service
+        self._ignored = ignored
         self._body = body
         self._texts: list[Ids] = []
         self._classes: Classes | None = None
-        self._id = new_id("classify")
+        self._id = f"classify-{uuid4().hex}"
 
     async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
         """Each text in tokens, of which the last one's scores are wanted."""
         classes = self._classes = conventions.classes
         assert classes is not None, "only what classifies gets here"
-        self._texts = await _ids(self._service, conventions, self._body)
+        self._texts = await _ids(self._service, conventions, self._body, self._ignored)
         return [
             _request(self._service, self._body, ids, classes=classes, request_id=self._id)
             for ids in self._texts
@@ -167,17 +162,13 @@ def _check(service: Service, body: ClassifyBody) -> None:
         )
 
 
-async def _ids(service: Service, conventions: TextConventions, body: ClassifyBody) -> list[Ids]:
+async def _ids(
+    service: Service, conventions: TextConventions, body: ClassifyBody, ignored: list[str]
+) -> list[Ids]:
     """The token ids of each text, cut as asked."""
     if body.messages is not None:
-        opened = bool(body.add_generation_prompt)
-        ids = await chat_ids(
-            service,
-            conventions,
-            body.messages,
-            add_generation_prompt=opened,
-            special_tokens=body.allow_special_tokens,
-        )
+        rendering = Rendering(bool(body.add_generation_prompt), special_tokens=body.allow_special_tokens)
+        ids = await chat_ids(service, conventions, body.messages, rendering=rendering, ignored=ignored)
         return [_cut(service, ids, body)]
     assert body.input is not None
     special = body.add_special_tokens is not False

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from manylora.server.api.generate.answer import AnswerFrame, new_id, respond
+from manylora.server.api.generate.answer import AnswerFrame, respond
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
-from manylora.server.api.generate.logprobs import CompletionLogprobs, join
+from manylora.server.api.generate.logprobs import CompletionLogprobs, join, prompt_logprobs
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
 from manylora.server.api.http.openapi import BASE, documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.request.fields.field import Place
+from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
 from manylora.server.api.request.schemas import CompletionBody
@@ -41,7 +44,7 @@ _EXAMPLES = {
 async def create_completion(
     request: Request,
     service: ServiceState,
-    body: Annotated[CompletionBody, Depends(parse_body(CompletionBody))],
+    body: Annotated[CompletionBody, Depends(parse_body(CompletionBody, rules_of(Place.COMPLETIONS).sift))],
 ) -> Response:
     """Continue ``prompt`` with the base model, an adapter or a mix; as a stream if asked."""
     _check(body)
@@ -66,7 +69,7 @@ class CompletionEndpoint:
         service, body = self._service, self._body
         special = body.add_special_tokens is not False
         prompts = [await prompt_ids(service, conventions, p, add_special_tokens=special) for p in body.prompt]
-        request_id = new_id("cmpl")
+        request_id = body.answer_id("cmpl")
         self._requests = [
             _generate_request(service, body, ids, tokenizer=conventions.tokenizer, request_id=request_id)
             for ids in prompts
@@ -85,10 +88,6 @@ def _n(body: CompletionBody) -> int:
 
 def _check(body: CompletionBody) -> None:
     n = _n(body)
-    if body.best_of is not None and body.best_of != n:
-        raise RequestError(
-            f"'best_of' is not supported unless it equals 'n' ({n})", "best_of", "unsupported_parameter"
-        )
     if len(body.prompt) * n > MAX_SEQUENCES:
         raise RequestError(f"'prompt' times 'n' may make at most {MAX_SEQUENCES} answers", "n")
     if body.max_tokens == 0 and not body.echo:
@@ -106,9 +105,15 @@ def _generate_request(
         max_tokens=budget,
         vocab_size=tokenizer.vocab_size,
         logprobs=body.logprobs,
-        prompt_logprobs=body.logprobs if body.echo else None,
+        prompt_logprobs=_scored(body),
     )
     return GenerateRequest(ids, params, _n(body), salt_of(body.cache_salt), request_id, tokenizer)
+
+
+def _scored(body: CompletionBody) -> int | None:
+    """How many likeliest tokens are wanted for each token of the prompt; None: it is not scored."""
+    wanted = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    return max((count for count in wanted if count is not None), default=None)
 
 
 class CompletionFormat:
@@ -128,12 +133,15 @@ class CompletionFormat:
             self.logprobs = [
                 CompletionLogprobs(self.tokenizer, skip_special_tokens=skip) for _ in range(count)
             ]
+        self.echoed_logprobs = body.logprobs if body.echo else None
+        self.prompt_logprobs = body.prompt_logprobs
+        self.returns_ids = bool(body.return_token_ids)
         self.begun = [False] * count
         self.gathered: list[list[dict[str, Any]]] = [[] for _ in range(count)]
 
     def chunks(self, choice: int, delta: Delta) -> list[dict[str, Any]]:
         entry = self._entry(choice, delta)
-        held_back = not (entry["text"] or delta.logprobs or entry["finish_reason"])
+        held_back = not (entry["text"] or delta.logprobs or entry["finish_reason"] or self.returns_ids)
         return [] if held_back else [self.frame.chunk([entry])]
 
     def add(self, choice: int, delta: Delta) -> None:
@@ -147,9 +155,11 @@ class CompletionFormat:
 
     def _choice(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         return {
+            **parts[0],  # has what is told once
             **parts[-1],
             "text": "".join(part["text"] for part in parts),
             "logprobs": None if self.logprobs is None else join([part["logprobs"] for part in parts]),
+            **({"token_ids": [i for part in parts for i in part["token_ids"]]} if self.returns_ids else {}),
         }
 
     def _entry(self, choice: int, delta: Delta) -> dict[str, Any]:
@@ -163,17 +173,38 @@ class CompletionFormat:
             "logprobs": self._logprobs(choice, delta),
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
+            **self._ids(choice, delta, first=first),
+            **self._scores(delta),
         }
+
+    def _ids(self, choice: int, delta: Delta, *, first: bool) -> dict[str, Any]:
+        """vLLM's fields with token ids, if they are wanted: the prompt's once, the answer's as they come."""
+        if not self.returns_ids:
+            return {}
+        prompt = self.requests[choice // self.frame.n].prompt_ids
+        return {**({"prompt_token_ids": prompt} if first else {}), "token_ids": delta.token_ids}
+
+    def _scores(self, delta: Delta) -> dict[str, Any]:
+        if self.prompt_logprobs is None or not delta.prompt_logprobs:
+            return {}
+        scores = [_cut(entry, self.prompt_logprobs) for entry in delta.prompt_logprobs]
+        return {"prompt_logprobs": prompt_logprobs(self.tokenizer, scores)}
 
     def _logprobs(self, choice: int, delta: Delta) -> dict[str, Any] | None:
         if self.logprobs is None:
             return None
         entries: list[tuple[int, TokenLogprob | None]] = []
-        if delta.prompt_logprobs:
+        if delta.prompt_logprobs and self.echoed_logprobs is not None:
             ids = self.requests[choice // self.frame.n].prompt_ids
-            entries.extend(zip(ids, delta.prompt_logprobs, strict=True))
+            scores = [_cut(entry, self.echoed_logprobs) for entry in delta.prompt_logprobs]
+            entries.extend(zip(ids, scores, strict=True))
         entries.extend((entry.token_id, entry) for entry in delta.logprobs)
         return self.logprobs[choice].take(entries)
+
+
+def _cut(entry: TokenLogprob | None, count: int) -> TokenLogprob | None:
+    """``entry`` with the ``count`` likeliest tokens only."""
+    return None if entry is None else replace(entry, top=entry.top[:count])
 
 
 def _echoes(tokenizer: Tokenizer, body: CompletionBody) -> list[str]:

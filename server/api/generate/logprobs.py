@@ -31,6 +31,27 @@ def _chat_entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str
     }
 
 
+def prompt_logprobs(
+    tokenizer: Tokenizer, entries: Sequence[TokenLogprob | None]
+) -> list[dict[str, dict[str, Any]] | None]:
+    """vLLM's ``prompt_logprobs``: of each token the likeliest ones and itself, by id; null for the first."""
+    return [None if entry is None else _ranked(tokenizer, entry) for entry in entries]
+
+
+def _ranked(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, dict[str, Any]]:
+    """The rank of a token that is not among the likeliest is not known: null."""
+    top = {token_id: (logprob, rank) for rank, (token_id, logprob) in enumerate(entry.top, start=1)}
+    known: dict[int, tuple[float, int | None]] = {entry.token_id: (entry.logprob, None), **top}
+    return {
+        str(token_id): {
+            "logprob": max(logprob, FLOOR),
+            "rank": rank,
+            "decoded_token": tokenizer.token_text(token_id),
+        }
+        for token_id, (logprob, rank) in known.items()
+    }
+
+
 class CompletionLogprobs:
     """The ``logprobs`` object of one completion choice, built token by token.
 

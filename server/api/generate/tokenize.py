@@ -13,11 +13,13 @@ from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
 from manylora.server.api.http.openapi import documented, example
-from manylora.server.api.http.state import ServiceState
+from manylora.server.api.http.state import ServiceState, ignored_fields
+from manylora.server.api.request.fields.field import Place
+from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import MixRequest, read_mix
 from manylora.server.api.request.schemas import Messages, TokenId
 from manylora.server.api.request.special_tokens import AllowSpecialTokens, check_special_tokens
-from manylora.server.api.request.token_ids import chat_ids, prompt_ids
+from manylora.server.api.request.token_ids import Rendering, chat_ids, prompt_ids
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import Service
@@ -40,6 +42,9 @@ class TokenizeBody(RequestBody):
     )
     add_generation_prompt: bool | None = Field(None, description="Default: true. Only with messages.")
     allow_special_tokens: AllowSpecialTokens = None
+    continue_final_message: bool | None = Field(
+        None, description="Leave the last message open. Only with messages."
+    )
     return_token_strs: bool | None = None
 
 
@@ -56,12 +61,14 @@ class DetokenizeBody(RequestBody):
     openapi_extra=documented(TokenizeBody, {"text": example("A text", {"prompt": "Hello"})}),
 )
 async def tokenize(
-    request: Request, service: ServiceState, body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody))]
+    request: Request,
+    service: ServiceState,
+    body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody, rules_of(Place.TOKENIZE).sift))],
 ) -> Response:
     """The ids exactly as a generation request would see them."""
     check_special_tokens(request, body.allow_special_tokens, body.messages is not None)
     async with resolved(service, request, _mix(service, body.model), classify=None) as found:
-        ids = await _ids(service, found.conventions, body)
+        ids = await _ids(service, found.conventions, body, ignored_fields(request))
         text = found.conventions.tokenizer.token_text
         texts = [text(token) for token in ids] if body.return_token_strs else None
     return Json(
@@ -74,12 +81,15 @@ async def tokenize(
     )
 
 
-async def _ids(service: Service, conventions: TextConventions, body: TokenizeBody) -> tuple[int, ...]:
+async def _ids(
+    service: Service, conventions: TextConventions, body: TokenizeBody, ignored: list[str]
+) -> tuple[int, ...]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("Give either 'prompt' or 'messages'", "prompt")
     if body.prompt is not None:
-        if body.add_generation_prompt is not None:
-            raise RequestError("'add_generation_prompt' goes with 'messages'", "add_generation_prompt")
+        for name in ("add_generation_prompt", "continue_final_message"):
+            if getattr(body, name) is not None:
+                raise RequestError(f"'{name}' goes with 'messages'", name)
         return await prompt_ids(
             service, conventions, body.prompt, add_special_tokens=body.add_special_tokens is not False
         )
@@ -90,13 +100,12 @@ async def _ids(service: Service, conventions: TextConventions, body: TokenizeBod
             "unsupported_parameter",
         )
     assert body.messages is not None
-    return await chat_ids(
-        service,
-        conventions,
-        body.messages,
-        add_generation_prompt=body.add_generation_prompt is not False,
+    rendering = Rendering(
+        body.add_generation_prompt is not False,
+        bool(body.continue_final_message),
         special_tokens=body.allow_special_tokens,
     )
+    return await chat_ids(service, conventions, body.messages, rendering=rendering, ignored=ignored)
 
 
 @router.post(
@@ -107,7 +116,7 @@ async def _ids(service: Service, conventions: TextConventions, body: TokenizeBod
 async def detokenize(
     request: Request,
     service: ServiceState,
-    body: Annotated[DetokenizeBody, Depends(parse_body(DetokenizeBody))],
+    body: Annotated[DetokenizeBody, Depends(parse_body(DetokenizeBody, rules_of(Place.DETOKENIZE).sift))],
 ) -> Response:
     """The text of ``tokens``, special ones written out."""
     async with resolved(service, request, _mix(service, body.model), classify=None) as found:

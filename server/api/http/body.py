@@ -1,32 +1,26 @@
-"""How request bytes become a validated model: JSON, then unsupported parameters, then the schema."""
+"""How request bytes become a validated model: JSON, then the table of fields, then the schema."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from manylora.server.api.http.limits import MAX_FIELDS
+from manylora.server.api.http.limits import MAX_FIELDS, MAX_NAME_SHOWN
+from manylora.server.api.http.state import ignored_fields, service_of
 from manylora.server.errors import RequestError
 
 
 class RequestBody(BaseModel):
-    """Base of every request schema: exact types, unknown fields refused.
-
-    ``unsupported`` names fields that exist in the APIs we are compatible with but do nothing here.
-    They are refused by name, except with ``null`` or one of the listed values, which ask for what is
-    done anyway.
-    """
+    """Base of every request schema: exact types, unknown fields refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -42,13 +36,27 @@ Body = TypeVar("Body", bound=RequestBody)
 _NON_FINITE = re.compile(rb"NaN|Infinity|\d[eE]\+?\d{3}")
 
 
-def parse_body(model: type[Body], *, optional: bool = False) -> Callable[[Request], Awaitable[Body]]:
+Sift = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _everything(values: dict[str, Any]) -> dict[str, Any]:
+    return values
+
+
+def parse_body(
+    model: type[Body], sift: Sift = _everything, *, optional: bool = False
+) -> Callable[[Request], Awaitable[Body]]:
     """A route dependency that reads, parses and validates the body as ``model``.
 
-    The content type is not looked at: everything here is JSON. An ``optional`` body may be empty.
+    The content type is not looked at: everything here is JSON.
+
+    Args:
+        model: the schema.
+        sift: leaves out fields that the schema does not have to read, and refuses some by name.
+        optional: whether the body may be empty.
 
     Raises:
-        RequestError: not JSON, not an object, or an unsupported parameter.
+        RequestError: not JSON, not an object, or a field that is refused by name.
         pydantic.ValidationError: everything the schema refuses.
     """
 
@@ -57,9 +65,45 @@ def parse_body(model: type[Body], *, optional: bool = False) -> Callable[[Reques
         values = {} if optional and not content else parse_json(content)
         if not isinstance(values, dict):
             raise RequestError("The request body must be a JSON object")
-        return model.model_validate(drop_unsupported(values, model.unsupported))
+        ignores = service_of(request).config.unknown_fields == "ignore"
+        return _validate(model, sift(values), ignored_fields(request) if ignores else None)
 
     return dependency
+
+
+def _validate(model: type[Body], values: dict[str, Any], ignored: list[str] | None) -> Body:
+    """``values`` as ``model``. With ``ignored`` unknown fields are taken out of them, and named there."""
+    while True:
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            faults = error.errors(include_url=False, include_input=False)
+            unknown = [fault["loc"] for fault in faults if fault["type"] == "extra_forbidden"]
+            if ignored is None or not unknown:
+                raise
+            for location in unknown:
+                _take_out(values, location)
+                ignored.append(path_of(location))
+
+
+def _take_out(values: Any, location: tuple[int | str, ...]) -> None:
+    """Remove the field at ``location``, in place."""
+    *steps, name = location
+    for step in steps:
+        values = values[step]
+    del values[name]
+
+
+def path_of(location: tuple[int | str, ...]) -> str:
+    """``("messages", 0, "role")`` -> ``messages[0].role``."""
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        else:
+            name = step[:MAX_NAME_SHOWN]
+            path += f".{name}" if path else name
+    return path
 
 
 def parse_json(body: bytes) -> Any:
@@ -104,22 +148,6 @@ def _paths_of_non_finite(values: dict[str, Any]) -> Iterator[str]:
             pending.extend((f"{path}.{key}", each) for key, each in item.items())
 
 
-def drop_unsupported(
-    values: dict[str, Any], unsupported: Mapping[str, tuple[Any, ...]], where: str = ""
-) -> dict[str, Any]:
-    """``values`` without the unsupported fields that ask for nothing; ``where`` prefixes names in errors.
-
-    Raises:
-        RequestError: a field asks for something that is not supported, naming it.
-    """
-    for name in unsupported.keys() & values.keys():
-        value = values[name]
-        if value is not None and not any(_same(value, inert) for inert in unsupported[name]):
-            path = f"{where}{name}"
-            raise RequestError(f"'{path}' is not supported by this server", path, "unsupported_parameter")
-    return {name: value for name, value in values.items() if name not in unsupported}
-
-
 def check_size(value: Any, limit: int, name: str) -> Any:
     """Return ``value``, unless it is a list or object of more than ``limit`` items.
 
@@ -137,7 +165,3 @@ def check_size(value: Any, limit: int, name: str) -> Any:
 def bounded(limit: int, name: str) -> BeforeValidator:
     """A field's validator that applies :func:`check_size` before any item is looked at."""
     return BeforeValidator(lambda value: check_size(value, limit, name))
-
-
-def _same(value: Any, inert: Any) -> bool:
-    return type(value) is type(inert) and bool(value == inert)

@@ -37,9 +37,10 @@ from manylora.adapters.errors import (
     SourceUnreachable,
     StoreError,
 )
+from manylora.server.api.http.body import path_of
 from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.json_response import Json
-from manylora.server.api.http.limits import MAX_NAME_SHOWN, MAX_REPORTED_FAULTS
+from manylora.server.api.http.limits import MAX_REPORTED_FAULTS
 from manylora.server.errors import (
     AdapterUnavailable,
     AdminKeyNeeded,
@@ -200,14 +201,7 @@ def _sentence(path: str, message: str, kind: str) -> str:
 
 def _path(location: tuple[int | str, ...]) -> str:
     """``("messages", 0, "role")`` -> ``messages[0].role``; ``("query", "limit")`` -> ``limit``."""
-    path = ""
-    for step in location[1:] if location[:1] in (("query",), ("path",)) else location:
-        if isinstance(step, int):
-            path += f"[{step}]"
-        else:
-            name = step[:MAX_NAME_SHOWN]
-            path += f".{name}" if path else name
-    return path
+    return path_of(location[1:] if location[:1] in (("query",), ("path",)) else location)
 
 
 def _describe_http(error: HTTPException) -> ErrorAnswer:

@@ -6,6 +6,8 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
+from typing import Final
+from urllib.parse import quote
 from uuid import uuid4
 
 from starlette._utils import get_route_path
@@ -15,11 +17,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.limits import MAX_BODY_BYTES
 from manylora.server.api.http.multipart import is_multipart
+from manylora.server.api.http.state import IGNORED_FIELDS
 from manylora.server.errors import AdminKeyNeeded, BodyTooLarge, Unauthorized
 from manylora.server.metrics.metrics import Metrics
 
 ADAPTERS_PATH = "/v1/adapters"
 ADMIN_PATHS = (ADAPTERS_PATH, "/v1/aliases", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+
+IGNORED_FIELDS_HEADER: Final = "x-manylora-ignored-fields"
+MAX_NAMED_FIELDS: Final = 32  # in the header, which ends in "..." where there are more
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -44,6 +50,34 @@ class RequestId:
             await send(message)
 
         await self.app(scope, receive, send_with_id)
+
+
+class IgnoredFields:
+    """Middleware that names the fields of a request that did nothing in a header of its answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        names: list[str] = []
+        scope[IGNORED_FIELDS] = names
+
+        async def send_with_names(message: Message) -> None:
+            if names and message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[IGNORED_FIELDS_HEADER] = _names_header(names)
+            await send(message)
+
+        await self.app(scope, receive, send_with_names)
+
+
+def _names_header(names: list[str]) -> str:
+    """The names without repetition, in order; what a header can't hold is percent-encoded."""
+    distinct = list(dict.fromkeys(names))
+    shown = [quote(name, safe="[]._-") for name in distinct[:MAX_NAMED_FIELDS]]
+    return ", ".join(shown + ["..."] * (len(distinct) > MAX_NAMED_FIELDS))
 
 
 class BodyLimit:

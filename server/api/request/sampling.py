@@ -18,8 +18,13 @@ def check_fields(body: GenerationBody) -> None:
     Raises:
         RequestError: naming the parameter to change.
     """
-    if body.stream_options is not None and not body.stream:
-        raise RequestError("'stream_options' is only allowed with 'stream': true", "stream_options")
+    n = _or(body.n, 1)
+    if body.best_of is not None and body.best_of != n:
+        raise RequestError(
+            f"'best_of' is not supported unless it equals 'n' ({n})", "best_of", "unsupported_parameter"
+        )
+    if body.prompt_logprobs is not None and body.stream:
+        raise RequestError("'prompt_logprobs' is not available in a stream", "prompt_logprobs")
 
 
 def answer_budget(
@@ -80,8 +85,8 @@ def sampling_params(
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
-        temperature=_or(body.temperature, 1.0),
-        top_p=_or(body.top_p, 1.0),
+        temperature=0.0 if body.top_p == 0 else _or(body.temperature, 1.0),  # the likeliest alone is greedy
+        top_p=1.0 if body.top_p is None or body.top_p == 0 else body.top_p,
         top_k=max(_or(body.top_k, 0), 0),  # -1 and 0 both mean off
         min_p=_or(body.min_p, 0.0),
         presence_penalty=_or(body.presence_penalty, 0.0),

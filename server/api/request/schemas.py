@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
+from uuid import uuid4
 
 from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
@@ -14,16 +14,22 @@ from pydantic_core import PydanticCustomError
 from manylora.adapters.format.text.chat import join_parts, template_message
 from manylora.adapters.mix import MAX_ENTRIES
 from manylora.server.api.http import limits
-from manylora.server.api.http.body import RequestBody, bounded, check_size, drop_unsupported
+from manylora.server.api.http.body import RequestBody, bounded, check_size
+from manylora.server.api.request.fields.field import Place
+from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.special_tokens import AllowSpecialTokens
+from manylora.server.api.request.template_variables import TemplateVariables
+from manylora.server.api.request.tool_calls import ToolCall, sift_calls
+from manylora.server.errors import RequestError
 
 
 def _as_list(value: Any) -> Any:
+    """A string or a list as a list, without empty strings: they stop nothing."""
     if isinstance(value, str):
-        return [value]
+        value = [value]
     if not isinstance(value, list):
         raise PydanticCustomError("stop", "must be a string or a list of strings")
-    return value
+    return [item for item in check_size(value, limits.MAX_STOP, "stop") if item != ""]
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -36,37 +42,8 @@ StopStrings = Annotated[
 ]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
-_UNSUPPORTED_EVERYWHERE: Mapping[str, tuple[Any, ...]] = {
-    # vLLM's
-    "allowed_token_ids": (),
-    "bad_words": ([],),
-    "guided_choice": (),
-    "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "include_stop_str_in_output": (False,),
-    "kv_transfer_params": (),
-    "length_penalty": (1.0, 1),
-    "logits_processors": (),
-    "priority": (0,),
-    "prompt_logprobs": (),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
-    # OpenAI's
-    "metadata": ({},),
-    "moderation": (),
-    "prompt_cache_key": (),
-    "prompt_cache_options": (),
-    "prompt_cache_retention": (),
-    "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-}
+
+_MESSAGE, _PART, _STREAM_OPTIONS = map(rules_of, (Place.MESSAGE, Place.PART, Place.STREAM_OPTIONS))
 
 
 class AdapterWeight(RequestBody):
@@ -79,18 +56,14 @@ class AdapterWeight(RequestBody):
 class StreamOptions(RequestBody):
     """What a stream carries beside the text."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "continuous_usage_stats": (False,),
-        "include_obfuscation": (False,),
-    }
-
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _drop(cls, values: Any) -> Any:
+    def _sift(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            return drop_unsupported(values, cls.unsupported, "stream_options.")
+            return _STREAM_OPTIONS.sift(values, "stream_options.")
         return values
 
 
@@ -99,7 +72,7 @@ class SamplingBody(RequestBody):
 
     min_tokens: int | None = Field(None, ge=0, le=limits.MAX_TOKENS)
     temperature: Number | None = Field(None, ge=0, le=2)
-    top_p: Number | None = Field(None, gt=0, le=1)
+    top_p: Number | None = Field(None, ge=0, le=1, description="0 is greedy.")
     top_k: int | None = Field(None, ge=-1, le=limits.MAX_TOP_K, description="-1 and 0 are off.")
     min_p: Number | None = Field(None, ge=0, le=1)
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
@@ -146,9 +119,25 @@ class GenerationBody(SamplingBody):
         None, description="The mix as JSON; goes with the base model in 'model'."
     )
     n: int | None = Field(None, ge=1, le=limits.MAX_N)
+    best_of: int | None = Field(None, ge=1, le=limits.MAX_N, description="Only equal to n.")
     max_tokens: int | None = Field(None, ge=0, le=limits.MAX_TOKENS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=limits.MAX_LOGPROBS, description="Of the prompt's tokens. Not in streams."
+    )
+    return_token_ids: bool | None = Field(None, description="Add the token ids of prompt and answer.")
+    request_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=limits.MAX_REQUEST_ID_LENGTH,
+        pattern=r"^[A-Za-z0-9._:-]+$",
+        description="The answer's id is this, behind 'chatcmpl-' or 'cmpl-'.",
+    )
+
+    def answer_id(self, prefix: str) -> str:
+        """The answer's id, such as ``chatcmpl-1b9d…``: the client's own behind ``prefix``, or a new one."""
+        return f"{prefix}-{uuid4().hex if self.request_id is None else self.request_id}"
 
 
 class TextPart(RequestBody):
@@ -169,83 +158,84 @@ def _as_parts(value: Any) -> Any:
 class Message(RequestBody):
     """One turn of a conversation. ``developer`` is the newer name of ``system``."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         list[TextPart],
         Field(min_length=1, max_length=limits.MAX_PARTS),
         BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart]),
     ]
     name: str | None = Field(None, min_length=1, max_length=limits.MAX_USER_LENGTH)
+    tool_calls: list[ToolCall] | None = Field(None, max_length=limits.MAX_TOOL_CALLS)
+    tool_call_id: str | None = Field(None, max_length=limits.MAX_CALL_ID_LENGTH)
+    reasoning_content: str | None = None
 
     @property
     def text(self) -> str:
         """The content as one string; parts are joined by line breaks."""
         return join_parts([part.text for part in self.content])
 
-    def for_template(self) -> dict[str, str]:
+    def for_template(self) -> dict[str, Any]:
         """What the chat template sees."""
-        named = {} if self.name is None else {"name": self.name}
-        return template_message(self.role, self.text, **named)
+        given = {
+            "name": self.name,
+            "tool_calls": None if self.tool_calls is None else [c.for_template() for c in self.tool_calls],
+            "tool_call_id": self.tool_call_id,
+            "reasoning_content": self.reasoning_content,
+        }
+        fields = {name: value for name, value in given.items() if value is not None}
+        return template_message(self.role, self.text, **fields)
 
 
-# Fields of an answer that clients send back with the history, empty.
-_MESSAGE_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "reasoning": (),
-    "reasoning_content": (),
-    "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
-    "weight": (),
-}
-
-
-def drop_from_messages(value: Any, where: str = "messages") -> Any:
-    """Drop empty unsupported fields from each message of the conversation at ``where``.
+def sift_messages(value: Any, where: str = "messages") -> Any:
+    """The messages of the conversation at ``where`` without the fields that ask for nothing.
 
     Raises:
-        RequestError: one that is not empty, by its path.
+        RequestError: a field that is not supported, by its path.
     """
     if not isinstance(check_size(value, limits.MAX_MESSAGES, where), list):
         return value
     return [
-        drop_unsupported(item, _MESSAGE_UNSUPPORTED, f"{where}[{i}].") if isinstance(item, dict) else item
-        for i, item in enumerate(value)
+        _sift_message(item, f"{where}[{index}]") if isinstance(item, dict) else item
+        for index, item in enumerate(value)
+    ]
+
+
+def _sift_message(message: dict[str, Any], where: str) -> dict[str, Any]:
+    kept = _MESSAGE.sift(message, f"{where}.")
+    if isinstance(kept.get("content"), list):
+        kept["content"] = _sift_parts(kept["content"], f"{where}.content")
+    if kept.get("tool_calls") is not None:
+        if kept.get("role") != "assistant":
+            path = f"{where}.tool_calls"
+            raise RequestError(f"'{path}' is not supported here: only the assistant calls tools", path)
+        kept["tool_calls"] = sift_calls(kept["tool_calls"], f"{where}.tool_calls")
+        if kept.get("content") is None or kept["content"] == []:
+            kept["content"] = ""
+    if kept.get("role") == "tool" and kept.get("tool_call_id") is None:
+        path = f"{where}.tool_call_id"
+        raise RequestError(f"'{path}' is required: it says which call this is the result of", path)
+    if kept.get("role") != "tool" and kept.get("tool_call_id") is not None:
+        path = f"{where}.tool_call_id"
+        raise RequestError(f"'{path}' goes with the role 'tool'", path)
+    return kept
+
+
+def _sift_parts(parts: list[Any], where: str) -> list[Any]:
+    return [
+        _PART.sift(part, f"{where}[{index}].") if isinstance(part, dict) else part
+        for index, part in enumerate(check_size(parts, limits.MAX_PARTS, where))
     ]
 
 
 Messages = Annotated[
     list[Message],
     Field(min_length=1, max_length=limits.MAX_MESSAGES),
-    BeforeValidator(drop_from_messages, json_schema_input_type=list[Message]),
+    BeforeValidator(sift_messages, json_schema_input_type=list[Message]),
 ]
 
 
 class ChatBody(GenerationBody):
     """``POST /v1/chat/completions``."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **_UNSUPPORTED_EVERYWHERE,
-        "audio": (),
-        "chat_template": (),
-        "chat_template_kwargs": ({},),
-        "continue_final_message": (False,),
-        "documents": ([],),
-        "echo": (False,),
-        "function_call": ("none",),
-        "functions": ([],),
-        "include_reasoning": (),
-        "modalities": (["text"],),
-        "parallel_tool_calls": (),
-        "prediction": (),
-        "reasoning_effort": ("none",),
-        "tool_choice": ("none",),
-        "tools": ([],),
-        "verbosity": (),
-        "web_search_options": (),
-    }
 
     messages: Messages
     max_completion_tokens: int | None = Field(None, ge=0, le=limits.MAX_TOKENS)
@@ -253,6 +243,14 @@ class ChatBody(GenerationBody):
     top_logprobs: int | None = Field(None, ge=0, le=limits.MAX_LOGPROBS)
     add_generation_prompt: bool | None = None
     allow_special_tokens: AllowSpecialTokens = None
+    continue_final_message: bool | None = Field(
+        None, description="Go on with the last message instead of answering it."
+    )
+    chat_template_kwargs: TemplateVariables | None = Field(
+        None, description="Variables of the chat template, such as enable_thinking."
+    )
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
 
 
 Prompt = str | tuple[int, ...]
@@ -286,10 +284,7 @@ Prompts = Annotated[
 class CompletionBody(GenerationBody):
     """``POST /v1/completions``."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**_UNSUPPORTED_EVERYWHERE, "suffix": ("",)}
-
     prompt: Prompts
-    best_of: int | None = Field(None, ge=1, le=limits.MAX_N, description="Only equal to n.")
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=limits.MAX_LOGPROBS)
     add_special_tokens: bool | None = None

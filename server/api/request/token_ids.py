@@ -2,11 +2,111 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
 from manylora.adapters.format.text.content_marks import Marked
 from manylora.server.api.request.schemas import Message, Prompt
 from manylora.server.errors import ContextTooLong, RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import CHARS_PER_TOKEN, Service
+
+Conversation = Sequence[Mapping[str, Any]]  # messages as the template sees them
+
+# Fields of messages that a template may have no place for; without one they change nothing.
+_OPTIONAL = ("name", "reasoning_content")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """What a request says of how its conversation is written."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    # The request's parameter -> the template's variables that it sets.
+    variables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    special_tokens: bool | None = None  # whether messages may spell control tokens; None: as configured
+
+    async def render(self, conventions: TextConventions, messages: Conversation, ignored: list[str]) -> str:
+        """``messages`` as text.
+
+        Args:
+            conventions: the template.
+            messages: as the template sees them.
+            ignored: takes the paths of fields that the template has no place for.
+
+        Raises:
+            RequestError: the template refuses the messages, or leaves out what would be missed.
+            MixError: the members of the mix bring different templates.
+        """
+        text = await self._text(conventions, messages)
+        await self._check_tools(conventions, messages, text)
+        for name in _OPTIONAL:
+            holders = [index for index, message in enumerate(messages) if name in message]
+            if holders and await self._same(conventions, _without(messages, name), text):
+                ignored.extend(f"messages[{index}].{name}" for index in holders)
+        for param in self.variables:
+            others = {key: value for key, value in self.variables.items() if key != param}
+            if await self._same(conventions, messages, text, others):
+                ignored.append(param)
+        return await self._continued(conventions, messages) if self.continue_final_message else text
+
+    async def _text(
+        self,
+        conventions: TextConventions,
+        messages: Conversation,
+        variables: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> str:
+        chosen = self.variables if variables is None else variables
+        return await conventions.render(
+            messages,
+            add_generation_prompt=self.add_generation_prompt and not self.continue_final_message,
+            variables={name: value for each in chosen.values() for name, value in each.items()},
+        )
+
+    async def _same(
+        self,
+        conventions: TextConventions,
+        messages: Conversation,
+        text: str,
+        variables: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> bool:
+        """Whether the template writes ``text`` for these messages and variables, too."""
+        try:
+            return await self._text(conventions, messages, variables) == text
+        except RequestError:  # it misses what was left out
+            return False
+
+    async def _check_tools(self, conventions: TextConventions, messages: Conversation, text: str) -> None:
+        """Refuse calls of tools, and their results, that the template would leave out."""
+        calls = [index for index, message in enumerate(messages) if "tool_calls" in message]
+        if calls and await self._same(conventions, _without(messages, "tool_calls"), text):
+            raise _no_place(f"messages[{calls[0]}].tool_calls", "tool calls")
+        results = [index for index, message in enumerate(messages) if message["role"] == "tool"]
+        if not results:
+            return
+        others = [message for message in messages if message["role"] != "tool"]
+        if await self._same(conventions, others, text):
+            raise _no_place(f"messages[{results[0]}].role", "results of tools")
+
+    async def _continued(self, conventions: TextConventions, messages: Conversation) -> str:
+        """The text up to the end of the last message's content, whatever the template writes behind it."""
+        *before, last = messages
+        if not last["content"] or "tool_calls" in last:
+            param = f"messages[{len(before)}].content"
+            raise RequestError("'continue_final_message' needs a last message with text to go on with", param)
+        mark = uuid4().hex  # in no text that anybody has sent
+        text = await self._text(conventions, [*before, {**last, "content": last["content"] + mark}])
+        end = text.rfind(mark)
+        if end < 0:
+            raise RequestError(
+                "'continue_final_message' is not supported: the chat template leaves the last message out",
+                "continue_final_message",
+                "unsupported_parameter",
+            )
+        return text[:end]
 
 
 async def chat_ids(
@@ -14,8 +114,8 @@ async def chat_ids(
     conventions: TextConventions,
     messages: list[Message],
     *,
-    add_generation_prompt: bool = True,
-    special_tokens: bool | None = None,
+    rendering: Rendering,
+    ignored: list[str],
 ) -> tuple[int, ...]:
     """The token ids of a conversation.
 
@@ -23,39 +123,24 @@ async def chat_ids(
         service: the server.
         conventions: the template and the tokenizer.
         messages: the conversation.
-        add_generation_prompt: whether the assistant's next turn is opened.
-        special_tokens: whether control tokens are recognized in what messages say; None: as configured.
+        rendering: how it is written.
+        ignored: takes the paths of fields that the template has no place for.
 
     Raises:
         ContextTooLong: by its length alone it can't fit.
-        RequestError: the template refuses the messages, or doesn't use a ``name`` that one of them has.
+        RequestError: the template refuses the messages, or has no place for the tool calls of one.
         MixError: the members of the mix bring different templates.
     """
     rendered = [message.for_template() for message in messages]
     _check_size(service, sum(len(message["content"]) for message in rendered), "messages")
-    await _check_names(conventions, rendered)
-    allowed = service.config.allow_special_tokens if special_tokens is None else special_tokens
+    given = rendering.special_tokens
+    allowed = service.config.allow_special_tokens if given is None else given
     marked = Marked(rendered) if allowed else await conventions.mark(rendered)
-    text = await conventions.render(marked.messages, add_generation_prompt=add_generation_prompt)
+    text = await rendering.render(conventions, marked.messages, ignored)
     _check_size(service, len(text), "messages")
     if allowed:
         return await conventions.encode(text, add_special_tokens=False)  # the template writes its own
     return await conventions.encode_rendered(text, marked.mark)
-
-
-async def _check_names(conventions: TextConventions, messages: list[dict[str, str]]) -> None:
-    """A ``name`` that changes nothing is refused rather than ignored."""
-    named = [i for i, message in enumerate(messages) if "name" in message]
-    if not named:
-        return
-    nameless = [{"role": message["role"], "content": message["content"]} for message in messages]
-    if await conventions.render(nameless) == await conventions.render(messages):
-        param = f"messages[{named[0]}].name"
-        raise RequestError(
-            f"'{param}' is not supported: this model's chat template has no place for names",
-            param,
-            "unsupported_parameter",
-        )
 
 
 async def prompt_ids(
@@ -91,3 +176,15 @@ def _check_size(service: Service, chars: int, param: str) -> None:
             f"at most {limit} are taken",
             param,
         )
+
+
+def _without(messages: Conversation, name: str) -> list[Mapping[str, Any]]:
+    return [{key: value for key, value in message.items() if key != name} for message in messages]
+
+
+def _no_place(param: str, what: str) -> RequestError:
+    return RequestError(
+        f"'{param}' is not supported: this model's chat template has no place for {what}",
+        param,
+        "unsupported_parameter",
+    )

@@ -52,8 +52,9 @@ class TextConventions:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """A conversation as text, written by the chat template.
+        """A conversation as text, written by the chat template, which may read ``variables``.
 
         Raises:
             RequestError: there is no template, or it rejects the messages, or takes too long.
@@ -65,12 +66,11 @@ class TextConventions:
             return await off_loop(
                 _size(messages),
                 lambda: self.tokenizer.render_chat(
-                    messages, tools=tools, add_generation_prompt=add_generation_prompt
+                    messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
                 ),
             )
-        return await self.template(
-            Conversation(messages, self.tokenizer.special_tokens, tools, add_generation_prompt)
-        )
+        read = {**(variables or {}), **self.tokenizer.special_tokens}
+        return await self.template(Conversation(messages, read, tools, add_generation_prompt))
 
     async def mark(
         self,

@@ -27,10 +27,10 @@ _MAX_ANSWER = 8 << 20  # bytes read of an answer, should a child have escaped it
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The messages, tools and special tokens that a chat template renders."""
+    """The messages, tools and variables that a chat template renders."""
 
     messages: Sequence[Mapping[str, Any]]
-    variables: Mapping[str, str]  # special tokens by role
+    variables: Mapping[str, Any]  # special tokens by role, and what the request sets
     tools: Sequence[Mapping[str, Any]] | None = None
     add_generation_prompt: bool = True
 

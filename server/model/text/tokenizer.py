@@ -133,9 +133,14 @@ class Tokenizer:
         return self.token_text(token_id).encode()
 
     def render_chat(
-        self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Tools | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """``messages`` as text through the model's chat template.
+        """``messages`` as text through the model's chat template, which may read ``variables``.
 
         Raises:
             RequestError: the model has no template, or the template rejects the messages.
@@ -143,7 +148,9 @@ class Tokenizer:
         if not self.has_chat_template:
             raise RequestError("this model has no chat template; use /v1/completions", "messages")
         try:
-            return self._chat.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+            return self._chat.render_chat(
+                messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
+            )
         except ChatTemplateError as error:
             raise RequestError(str(error), "messages") from error
 

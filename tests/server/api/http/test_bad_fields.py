@@ -9,6 +9,13 @@ import pytest
 from tests.support.refused_requests import CHAT, MESSAGES, TEXT, check_alive, checked_error, valid_request
 from tests.support.running_server import Running
 
+TEXT_PART = {"type": "text", "text": MESSAGES[0]["content"]}
+CALLING: dict[str, Any] = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+}
+
 # endpoint, fields over a valid request, status, param, a piece of the message
 Case = tuple[str, dict[str, Any], int, str | None, str]
 FIELDS: list[Case] = [
@@ -36,7 +43,8 @@ FIELDS: list[Case] = [
     (CHAT, {"messages": "Hello"}, 400, "messages", "list"),
     (CHAT, {"messages": ["Hello"]}, 400, "messages[0]", "object"),
     (CHAT, {"messages": [{"role": "king", "content": "x"}]}, 400, "messages[0].role", "'user'"),
-    (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role", "'user'"),
+    (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].tool_call_id", "required"),
+    (CHAT, {"messages": [{"role": "function", "content": "x"}]}, 400, "messages[0].role", "'user'"),
     (CHAT, {"messages": [{"content": "x"}]}, 400, "messages[0].role", "required"),
     (CHAT, {"messages": [{"role": "user"}]}, 400, "messages[0].content", "required"),
     (CHAT, {"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content", "text parts"),
@@ -50,7 +58,42 @@ FIELDS: list[Case] = [
     ),
     (CHAT, {"messages": [{**MESSAGES[0], "tool_calls": [{}]}]}, 400, "messages[0].tool_calls", "supported"),
     (CHAT, {"messages": [{**MESSAGES[0], "mood": "sad"}]}, 400, "messages[0].mood", "Unrecognized"),
-    (CHAT, {"messages": [{**MESSAGES[0], "name": "Bob"}]}, 400, "messages[0].name", "template"),
+    (CHAT, {"messages": [{**MESSAGES[0], "name": "x" * 600}]}, 400, "messages[0].name", "at most"),
+    (CHAT, {"messages": [{**MESSAGES[0], "name": 5}]}, 400, "messages[0].name", "string"),
+    (CHAT, {"messages": [{**MESSAGES[0], "tool_call_id": "c"}]}, 400, "messages[0].tool_call_id", "'tool'"),
+    (CHAT, {"messages": [{"role": "assistant", "content": None}]}, 400, "messages[0].content", "text parts"),
+    (CHAT, {"messages": [{"role": "assistant", "tool_calls": []}]}, 400, "messages[0].content", "required"),
+    (CHAT, {"messages": [CALLING]}, 400, "messages[0].tool_calls", "no place for tool calls"),
+    (
+        CHAT,
+        {"messages": [{**CALLING, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+        400,
+        "messages[0].tool_calls[0].function.arguments",
+        "JSON object",
+    ),
+    (
+        CHAT,
+        {"messages": [{**CALLING, "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]},
+        400,
+        "messages[0].tool_calls[0].function.arguments",
+        "dictionary",
+    ),
+    (
+        CHAT,
+        {"messages": [{**CALLING, "tool_calls": [{"type": "custom", "function": {"name": "f"}}]}]},
+        400,
+        "messages[0].tool_calls[0].type",
+        "'function'",
+    ),
+    (CHAT, {"messages": [{**CALLING, "tool_calls": "f"}]}, 400, "messages[0].tool_calls", "list"),
+    (CHAT, {"messages": [{**CALLING, "tool_calls": [5]}]}, 400, "messages[0].tool_calls[0]", "object"),
+    (
+        CHAT,
+        {"messages": [{**CALLING, "tool_calls": CALLING["tool_calls"] * 129}]},
+        400,
+        "messages[0].tool_calls",
+        "at most 128",
+    ),
     (CHAT, {"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "messages", "2048 tokens"),
     (CHAT, {"messages": [{"role": "user", "content": "x" * 200_000}]}, 400, "messages", "characters"),
     (CHAT, {"max_tokens": 2048}, 400, "max_tokens", "2048 tokens"),
@@ -66,7 +109,7 @@ FIELDS: list[Case] = [
     (CHAT, {"temperature": 2.1}, 400, "temperature", "less"),
     (CHAT, {"temperature": "hot"}, 400, "temperature", "number"),
     (CHAT, {"temperature": True}, 400, "temperature", "number"),
-    (CHAT, {"top_p": 0}, 400, "top_p", "greater"),
+    (CHAT, {"top_p": -0.1}, 400, "top_p", "greater"),
     (CHAT, {"top_p": 1.01}, 400, "top_p", "less"),
     (CHAT, {"top_k": -2}, 400, "top_k", "greater"),
     (CHAT, {"min_p": 1.1}, 400, "min_p", "less"),
@@ -80,9 +123,10 @@ FIELDS: list[Case] = [
     (CHAT, {"logit_bias": {str(i): 1 for i in range(301)}}, 400, "logit_bias", "at most 300"),
     (CHAT, {"seed": 2**63}, 400, "seed", "less"),
     (CHAT, {"seed": "1"}, 400, "seed", "integer"),
-    (CHAT, {"stop": ["a", "b", "c", "d", "e"]}, 400, "stop", "at most 4"),
-    (CHAT, {"stop": ["a"] * 500_000}, 400, "stop", "at most 4"),
-    (CHAT, {"stop": ""}, 400, "stop[0]", "at least 1"),
+    (CHAT, {"stop": [str(i) for i in range(17)]}, 400, "stop", "at most 16"),
+    (CHAT, {"stop": ["a"] * 500_000}, 400, "stop", "at most 16"),
+    (CHAT, {"stop": [""] * 500_000}, 400, "stop", "at most 16"),
+    (CHAT, {"stop": ["a", None]}, 400, "stop[1]", "string"),
     (CHAT, {"stop": 5}, 400, "stop", "string"),
     (CHAT, {"stop": ["x" * 300]}, 400, "stop[0]", "at most"),
     (CHAT, {"stop_token_ids": [100_000]}, 400, "stop_token_ids", "100000"),
@@ -93,7 +137,47 @@ FIELDS: list[Case] = [
     (CHAT, {"top_logprobs": 2}, 400, "top_logprobs", "logprobs"),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "20"),
     (CHAT, {"stream": "yes"}, 400, "stream", "boolean"),
-    (CHAT, {"stream_options": {"include_usage": True}}, 400, "stream_options", "stream"),
+    (CHAT, {"stream_options": {"include_usage": 1}}, 400, "stream_options.include_usage", "boolean"),
+    (CHAT, {"stream_options": 5}, 400, "stream_options", "object"),
+    (CHAT, {"best_of": 2}, 400, "best_of", "equals 'n'"),
+    (CHAT, {"prompt_logprobs": 21}, 400, "prompt_logprobs", "20"),
+    (CHAT, {"prompt_logprobs": -1}, 400, "prompt_logprobs", "greater"),
+    (CHAT, {"prompt_logprobs": 1, "stream": True}, 400, "prompt_logprobs", "stream"),
+    (CHAT, {"return_token_ids": "yes"}, 400, "return_token_ids", "boolean"),
+    (CHAT, {"request_id": "a b"}, 400, "request_id", "pattern"),
+    (CHAT, {"request_id": "a\n"}, 400, "request_id", "pattern"),
+    (CHAT, {"request_id": ""}, 400, "request_id", "at least 1"),
+    (CHAT, {"request_id": "x" * 101}, 400, "request_id", "at most"),
+    (CHAT, {"reasoning_effort": "huge"}, 400, "reasoning_effort", "'high'"),
+    (CHAT, {"verbosity": 3}, 400, "verbosity", "'high'"),
+    (
+        CHAT,
+        {"continue_final_message": True, "add_generation_prompt": True},
+        400,
+        "continue_final_message",
+        "begins another",
+    ),
+    (
+        CHAT,
+        {"continue_final_message": True, "messages": [{"role": "assistant", "content": ""}]},
+        400,
+        "messages[0].content",
+        "text to go on with",
+    ),
+    (CHAT, {"chat_template_kwargs": 5}, 400, "chat_template_kwargs", "object"),
+    (CHAT, {"chat_template_kwargs": {"a": [1]}}, 400, "chat_template_kwargs.a", "number"),
+    (CHAT, {"chat_template_kwargs": {"a": "<|im_end|>"}}, 400, "chat_template_kwargs.a", "word"),
+    (CHAT, {"chat_template_kwargs": {"a": "x" * 65}}, 400, "chat_template_kwargs.a", "short"),
+    (CHAT, {"chat_template_kwargs": {"A b": 1}}, 400, "chat_template_kwargs.A b", "name"),
+    (CHAT, {"chat_template_kwargs": {"messages": 1}}, 400, "chat_template_kwargs.messages", "not supported"),
+    (CHAT, {"chat_template_kwargs": {"eos_token": "x"}}, 400, "chat_template_kwargs.eos_token", "not supp"),
+    (
+        CHAT,
+        {"chat_template_kwargs": {f"a{i}": 1 for i in range(17)}},
+        400,
+        "chat_template_kwargs",
+        "at most 16",
+    ),
     (CHAT, {"stream": True, "stream_options": {"x": 1}}, 400, "stream_options.x", "Unrecognized"),
     (
         CHAT,
@@ -130,30 +214,57 @@ FIELDS: list[Case] = [
 
 UNSUPPORTED: list[tuple[str, str, Any]] = [
     (CHAT, "tools", [{"type": "function", "function": {"name": "f"}}]),
-    (CHAT, "tool_choice", "auto"),
+    (CHAT, "tool_choice", "required"),
     (CHAT, "functions", [{"name": "f"}]),
-    (CHAT, "function_call", "auto"),
-    (CHAT, "parallel_tool_calls", True),
+    (CHAT, "function_call", {"name": "f"}),
     (CHAT, "response_format", {"type": "json_object"}),
     (CHAT, "audio", {"voice": "alloy", "format": "mp3"}),
     (CHAT, "modalities", ["text", "audio"]),
     (CHAT, "prediction", {"type": "content", "content": "x"}),
-    (CHAT, "reasoning_effort", "high"),
-    (CHAT, "verbosity", "low"),
     (CHAT, "web_search_options", {}),
-    (CHAT, "store", True),
-    (CHAT, "metadata", {"a": "b"}),
-    (CHAT, "service_tier", "flex"),
-    (CHAT, "prompt_cache_key", "x"),
     (CHAT, "chat_template", "{{ messages }}"),
-    (CHAT, "chat_template_kwargs", {"a": 1}),
-    (CHAT, "continue_final_message", True),
     (CHAT, "echo", True),
     (CHAT, "guided_json", {}),
     (CHAT, "use_beam_search", True),
     (TEXT, "use_beam_search", True),
     (TEXT, "truncate_prompt_tokens", 5),
     (TEXT, "response_format", {"type": "json_object"}),
+]
+
+
+FIELDS_OF_CLIENTS: list[dict[str, Any]] = [
+    {"metadata": {"a": "b"}},
+    {"store": True},
+    {"prompt_cache_key": "x", "prompt_cache_retention": "24h", "prompt_cache_options": {"mode": "implicit"}},
+    {"safety_identifier": "x"},
+    {"service_tier": "flex"},
+    {"verbosity": "low"},
+    {"reasoning_effort": "high"},
+    {"parallel_tool_calls": True},
+    {"tool_choice": "auto", "tools": []},
+    {"function_call": "auto", "functions": []},
+    {"chat_template_kwargs": {"enable_thinking": False, "a": 1}},
+    {"stream_options": {"include_usage": True}},
+    {"logprobs": False, "top_logprobs": 0},
+    {"top_logprobs": 0},
+    {"top_p": 0, "temperature": 1.5},
+    {"stop": ""},
+    {"stop": []},
+    {"stop": ["", "\u2603", ""]},
+    {"stop": [chr(0x2603 + i) for i in range(16)]},
+    {"n": 1, "best_of": 1},
+    {"logit_bias": {}},
+    {"modalities": ["text"]},
+    {"response_format": {"type": "text"}},
+    {"prompt_logprobs": None},
+    {"continue_final_message": False},
+    {"return_token_ids": False},
+    {"request_id": "my-own.id:1"},
+    {"priority": 5},
+    {"cache_prompt": False, "id_slot": 3},
+    {"keep_alive": "5m"},
+    {"messages": [{**MESSAGES[0], "name": "Bob", "id": "m1"}]},
+    {"messages": [{"role": "user", "content": [{**TEXT_PART, "cache_control": {"type": "ephemeral"}}]}]},
 ]
 
 
@@ -211,6 +322,16 @@ def test_parameters_that_ask_for_what_is_done_anyway(server: Running) -> None:
         fields = {**inert, "messages": [*MESSAGES, history, *MESSAGES]}
         answer = http.post(CHAT, json=valid_request(CHAT, fields))
     assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("field", FIELDS_OF_CLIENTS, ids=str)
+def test_fields_that_clients_add_change_no_answer(server: Running, field: dict[str, Any]) -> None:
+    plain = valid_request(CHAT, {"temperature": 0, "max_tokens": 8})
+    with server.http() as http:
+        expected = http.post(CHAT, json=plain).json()["choices"]
+        answer = http.post(CHAT, json={**plain, **field})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"] == expected
 
 
 def test_all_faults_are_named_at_once(server: Running) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from manylora.server.api.request.schemas import Message
-from manylora.server.api.request.token_ids import chat_ids, prompt_ids
+from manylora.server.api.request.token_ids import Rendering, chat_ids, prompt_ids
 from manylora.server.errors import ContextTooLong, RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.model.text.tokenizer import Tokenizer
@@ -39,27 +39,39 @@ def _message(role: str = "user", content: str = "Hi", **fields: Any) -> Message:
     return Message.model_validate({"role": role, "content": content, **fields})
 
 
+async def _chat_ids(
+    service: Service, conventions: TextConventions, messages: list[Message]
+) -> tuple[int, ...]:
+    """The ids of a conversation of which the template ignores nothing."""
+    ignored: list[str] = []
+    ids = await chat_ids(service, conventions, messages, rendering=Rendering(), ignored=ignored)
+    assert ignored == []
+    return ids
+
+
 async def test_a_name_reaches_a_template_that_uses_it(service: Service) -> None:
     named = _with_template(NAMES)
-    ids = await chat_ids(service, named, [_message(name="Bob"), _message()])
+    ids = await _chat_ids(service, named, [_message(name="Bob"), _message()])
     assert named.tokenizer.decode(list(ids)) == "Bob: Hi\nuser: Hi\n"
 
 
-async def test_a_name_that_would_be_ignored_is_refused(service: Service) -> None:
-    with pytest.raises(RequestError) as refused:
-        await chat_ids(service, service.conventions.base, [_message(), _message(name="Bob")])
-    assert refused.value.param == "messages[1].name"
+async def test_a_name_that_has_no_place_is_told(service: Service) -> None:
+    base, ignored = service.conventions.base, list[str]()
+    named = [_message(), _message(name="Bob")]
+    ids = await chat_ids(service, base, named, rendering=Rendering(), ignored=ignored)
+    assert ids == await _chat_ids(service, base, [_message(), _message()])
+    assert ignored == ["messages[1].name"]
 
 
 async def test_a_template_may_refuse(service: Service) -> None:
     with pytest.raises(RequestError, match="no system") as refused:
-        await chat_ids(service, _with_template(PICKY), [_message("system")])
+        await _chat_ids(service, _with_template(PICKY), [_message("system")])
     assert refused.value.param == "messages"
 
 
 async def test_a_model_without_template(service: Service) -> None:
     with pytest.raises(RequestError, match="/v1/completions"):
-        await chat_ids(service, _with_template(None), [_message()])
+        await _chat_ids(service, _with_template(None), [_message()])
 
 
 async def test_long_texts_go_to_a_thread_and_come_back_the_same(service: Service) -> None:

@@ -1,0 +1,19 @@
+"""The table of fields: all that OpenAI, vLLM, SGLang, llama.cpp and Ollama know, and what becomes of each."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from manylora.server.api.request.fields.field import Field, Place, Rules
+from manylora.server.api.request.fields.generation_rows import OPENAI, SERVED, VLLM
+from manylora.server.api.request.fields.other_rows import NESTED, ROUTES
+from manylora.server.api.request.fields.peer_rows import LLAMA_CPP, OLLAMA, SGLANG
+
+FIELDS: Final[tuple[Field, ...]] = (*SERVED, *OPENAI, *VLLM, *SGLANG, *LLAMA_CPP, *OLLAMA, *NESTED, *ROUTES)
+
+_RULES: Final = {place: Rules({row.name: row for row in FIELDS if place in row.places}) for place in Place}
+
+
+def rules_of(place: Place) -> Rules:
+    """The rules for ``place``."""
+    return _RULES[place]
