@@ -96,8 +96,9 @@ TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
 LOCK := $(VENV)/lock
 EXTRAS := postgres,quantize,s3,train
 FREEZE = $(LOCK)/bin/python -m pip freeze --all --exclude-editable --exclude pip \
-	| sed "s/+[a-z0-9.]*$$//; s/^triton==.*/&; $(TRITON_RUNS_ON)/" | grep -Ev '^(nvidia-|cuda-)'
+	| sed "s/+[a-z0-9.]*$$//; s/^backports.zstd==.*/&; $(ZSTD_RUNS_ON)/; s/^triton==.*/&; $(TRITON_RUNS_ON)/" | grep -Ev '^(nvidia-|cuda-)'
 TRITON_RUNS_ON := sys_platform == 'linux' and platform_machine == 'x86_64'
+ZSTD_RUNS_ON := python_version < '3.14'
 
 lock: $(RUNTIME) ## Rewrite the lock files with the newest versions that pyproject.toml allows.
 	$(BIN)/python -m venv --clear $(LOCK)
