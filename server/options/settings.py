@@ -55,6 +55,8 @@ Port = Annotated[int, BeforeValidator(refuse_service_link), Field(ge=0, le=65535
 Keys = Annotated[list[SecretStr], NoDecode, BeforeValidator(parse_list)]
 Texts = Annotated[list[str], NoDecode, BeforeValidator(parse_list)]
 Roots = Annotated[list[UserPath], NoDecode, BeforeValidator(parse_list)]
+Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+)$", max_length=255)]
+Origins = Annotated[list[Origin], NoDecode, BeforeValidator(parse_list)]
 NamedPaths = Annotated[dict[str, UserPath], NoDecode, BeforeValidator(parse_named_paths)]
 
 
@@ -142,6 +144,10 @@ class Settings(BaseSettings):
     admin_api_key: Annotated[
         Keys,
         Option(HTTP, "KEY", "Adapters are managed with this key only.", repeatable=True),
+    ] = []
+    allow_origin: Annotated[
+        Origins,
+        Option(HTTP, "ORIGIN", "Pages from here may use the API; '*': all.", repeatable=True),
     ] = []
     max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
     max_waiting: Annotated[
@@ -255,3 +261,8 @@ class Settings(BaseSettings):
             return self.served_model_name
         path = Path(self.model).expanduser()
         return path.resolve().name if path.is_dir() else self.model
+
+
+def api_keys(settings: Settings) -> list[str]:
+    """Every key that opens something, for what must never show one."""
+    return [key.get_secret_value() for field in SECRETS for key in getattr(settings, field)]

@@ -14,6 +14,7 @@ from manylora.server.api.generate.generation import Generation
 from manylora.server.api.generate.logprobs import chat_logprobs, join
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.openapi import ADAPTER, BASE, LAST_ADAPTER, documented, example
+from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
@@ -49,6 +50,7 @@ _EXAMPLES = {
     summary="Answer a conversation",
     openapi_extra=documented(ChatBody, _EXAMPLES),
 )
+@needs(INFER)
 async def create_chat_completion(
     request: Request, service: ServiceState, body: Annotated[ChatBody, Depends(parse_body(ChatBody))]
 ) -> Response:

@@ -21,6 +21,7 @@ from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.openapi import CLASSIFIER, documented, example
+from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.schemas import AdapterWeight, Messages, Prompts
@@ -90,6 +91,7 @@ _EXAMPLES = {
 
 
 @router.post("/classify", summary="Classify texts", openapi_extra=documented(ClassifyBody, _EXAMPLES))
+@needs(INFER)
 async def classify(
     request: Request, service: ServiceState, body: Annotated[ClassifyBody, Depends(parse_body(ClassifyBody))]
 ) -> Response:

@@ -14,6 +14,7 @@ from manylora.server.api.generate.logprobs import CompletionLogprobs, join
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
 from manylora.server.api.http.openapi import BASE, documented, example
+from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
@@ -38,6 +39,7 @@ _EXAMPLES = {
 @router.post(
     "/v1/completions", summary="Continue a text", openapi_extra=documented(CompletionBody, _EXAMPLES)
 )
+@needs(INFER)
 async def create_completion(
     request: Request,
     service: ServiceState,

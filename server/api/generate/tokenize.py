@@ -13,6 +13,7 @@ from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
 from manylora.server.api.http.openapi import documented, example
+from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.mix_request import MixRequest, read_mix
 from manylora.server.api.request.schemas import Messages, TokenId
@@ -53,6 +54,7 @@ class DetokenizeBody(RequestBody):
     summary="Text or messages to token ids",
     openapi_extra=documented(TokenizeBody, {"text": example("A text", {"prompt": "Hello"})}),
 )
+@needs(INFER)
 async def tokenize(
     request: Request, service: ServiceState, body: Annotated[TokenizeBody, Depends(parse_body(TokenizeBody))]
 ) -> Response:
@@ -97,6 +99,7 @@ async def _ids(service: Service, conventions: TextConventions, body: TokenizeBod
     summary="Token ids to text",
     openapi_extra=documented(DetokenizeBody, {"ids": example("Some ids", {"tokens": [1, 2, 3]})}),
 )
+@needs(INFER)
 async def detokenize(
     request: Request,
     service: ServiceState,
