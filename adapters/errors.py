@@ -27,7 +27,15 @@ from collections.abc import Sequence
 
 
 class AdapterError(Exception):
-    """Base of every error about adapters. ``str()`` is a sentence for the caller."""
+    """Base of every error about adapters. ``str()`` is a sentence for the caller.
+
+    It may name files of this machine. Callers who must not read that are told ``public`` instead; None where
+    the kind of error has a sentence for them, or needs none.
+    """
+
+    def __init__(self, *args: object, public: str | None = None) -> None:
+        super().__init__(*args)
+        self.public = public
 
 
 class ArtifactError(AdapterError):

@@ -99,7 +99,14 @@ class QueueFull(ServerError):
 
 
 class AdapterUnavailable(ServerError):
-    """A registered adapter's files are gone or damaged, so that no request can run with it."""
+    """A registered adapter's files are gone or damaged, so that no request can run with it.
+
+    ``public`` says so without the reason, which may name files of this machine.
+    """
+
+    def __init__(self, message: str, public: str) -> None:
+        super().__init__(message)
+        self.public = public
 
 
 class EngineDead(ServerError):

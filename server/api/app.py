@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import SecretStr, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from manylora.adapters.errors import AdapterError
@@ -16,15 +17,18 @@ from manylora.server.api.admin import adapters, aliases, compose, export, lora, 
 from manylora.server.api.admin.publications import Publications
 from manylora.server.api.compare import route as compare
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
+from manylora.server.api.http.access_log import AccessLog
 from manylora.server.api.http.error_answers import answer_error
-from manylora.server.api.http.middleware import ApiKeyCheck, ApiKeySet, BodyLimit, IgnoredFields, RequestId
+from manylora.server.api.http.middleware import BodyLimit, BodySize, IgnoredFields, RequestId
 from manylora.server.api.http.openapi import Application
+from manylora.server.api.http.redaction import Redactor, error_redactor
+from manylora.server.api.http.request_target import HeadAsGet, TrailingSlash
+from manylora.server.api.http.scopes import ApiKeySet, Guard
 from manylora.server.api.http.unpacking import Unpacking
-from manylora.server.api.operation import docs, health
+from manylora.server.api.operation import docs, health, root
 from manylora.server.errors import ServerError
+from manylora.server.options.settings import Settings, api_keys
 from manylora.server.service import Service
-
-OPEN_PATHS = docs.PATHS | {"/health", "/ready", "/openapi.json"}  # need no key
 
 _RESOURCES = (
     chat,
@@ -43,6 +47,7 @@ _RESOURCES = (
     tokenize,
     health,
     docs,
+    root,
 )
 _HANDLED = (
     ServerError,
@@ -57,38 +62,50 @@ _HANDLED = (
 
 def create_app(service: Service) -> FastAPI:
     """The ASGI application that serves ``service``; starting and stopping it starts and stops the service."""
+    config = service.config
+    guard = Guard(_key_set(config.api_key), _key_set(config.admin_api_key))
     app = Application(
         service,
         [resource.router for resource in _RESOURCES],
         title="manylora",
         description="One base model, many LoRA adapters, and weighted mixes of them, in one batch.",
         lifespan=_lifespan,
+        dependencies=[Depends(guard), Depends(BodySize(config.max_upload_bytes))],
+        telemetry={"tracing": False, "logs": False},  # spans would carry queries, and keys in them
         redirect_slashes=False,
+        openapi_url=None,  # ``docs`` has a route for it, which declares its scope like all others
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.service = service
+    app.state.error_redactor = error_redactor(api_keys(config))
     app.state.comparison_limit = compare.ComparisonLimit()
     app.state.publications = Publications()
     for kind in _HANDLED:
         app.add_exception_handler(kind, answer_error)
-    _wrap(app, service)
+    _wrap(app, config)
     return app
 
 
-def _wrap(app: FastAPI, service: Service) -> None:
+def _wrap(app: FastAPI, config: Settings) -> None:
     """Wrap the application in its middleware, innermost first."""
-    config, metrics = service.config, service.metrics
     app.add_middleware(IgnoredFields)
-    app.add_middleware(BodyLimit, metrics=metrics, upload_limit=config.max_upload_bytes)
+    app.add_middleware(BodyLimit)
     app.add_middleware(Unpacking, limit=config.max_upload_bytes)
-    keys, admin_keys = _key_set(config.api_key), _key_set(config.admin_api_key)
-    if keys or admin_keys:
+    app.add_middleware(TrailingSlash)
+    app.add_middleware(HeadAsGet)
+    if config.allow_origin:
         app.add_middleware(
-            ApiKeyCheck, metrics=metrics, keys=keys, admin_keys=admin_keys, open_paths=OPEN_PATHS
+            CORSMiddleware,
+            allow_origins=config.allow_origin,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-manylora-model", "retry-after", "location"],
         )
     app.add_middleware(RequestId)
+    if config.access_log:
+        app.add_middleware(AccessLog, redactor=Redactor(api_keys(config)))
 
 
 def _key_set(keys: list[SecretStr]) -> ApiKeySet:

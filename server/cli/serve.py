@@ -24,13 +24,15 @@ from rich.table import Table
 
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.errors import StoreError
+from manylora.server.api.http.access_log import ACCESS_LOGGER
 from manylora.server.api.http.connections import Connections, connection_limits
 from manylora.server.api.http.interruption import Interruptible
 from manylora.server.api.http.protocol import bounded_protocol
+from manylora.server.api.http.redaction import RedactingFormatter, Redactor
 from manylora.server.cli.http_server import HttpServer
 from manylora.server.cli.listening import listening, room_for_connections, tls_context
 from manylora.server.errors import ConfigError
-from manylora.server.options.settings import Settings
+from manylora.server.options.settings import Settings, api_keys
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -102,17 +104,15 @@ def check_storage(settings: Settings) -> None:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Log to stderr: our own package at the chosen level, everything else from warnings on."""
+    """Log to stderr: our own package at the chosen level, others from warnings on. No line has a key."""
     level = settings.log_level.upper()
     debug = level == "DEBUG"
-    logging.basicConfig(
-        level="INFO" if debug else "WARNING",
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(RedactingFormatter(form, Redactor(api_keys(settings))))
+    logging.basicConfig(level="INFO" if debug else "WARNING", handlers=[handler])
     logging.getLogger("manylora").setLevel(level)
-    if settings.access_log:
-        logging.getLogger("uvicorn.access").setLevel("INFO")
+    logging.getLogger(ACCESS_LOGGER).setLevel("INFO")  # silent without --access-log
 
 
 async def serve(
@@ -134,7 +134,7 @@ async def serve(
         http=bounded_protocol(Connections(limits)),
         ws="none",
         log_config=None,
-        access_log=settings.access_log,
+        access_log=False,  # it logs queries; the application has its own
         server_header=False,
         proxy_headers=False,
         root_path=settings.root_path.rstrip("/"),

@@ -138,7 +138,7 @@ class RegistryMirror:
         if record.state is not State.READY or record.digest is None:
             reason = f": {record.error}" if record.state is State.FAILED and record.error else ""
             why = _WHY_NOT.get(record.state, "has no revision")
-            raise AdapterNotFound(f"the adapter {name!r} {why}{reason}")
+            raise AdapterNotFound(f"the adapter {name!r} {why}{reason}", public=f"the adapter {name!r} {why}")
         return record
 
     @property

@@ -58,6 +58,8 @@ NormalName = Annotated[str, AfterValidator(normal_name)]
 Keys = Annotated[list[SecretStr], NoDecode, BeforeValidator(parse_list)]
 Texts = Annotated[list[str], NoDecode, BeforeValidator(parse_list)]
 Roots = Annotated[list[UserPath], NoDecode, BeforeValidator(parse_list)]
+Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+)$", max_length=255)]
+Origins = Annotated[list[Origin], NoDecode, BeforeValidator(parse_list)]
 NamedPaths = Annotated[dict[NormalName, UserPath], NoDecode, BeforeValidator(parse_named_paths)]
 
 
@@ -145,6 +147,10 @@ class Settings(BaseSettings):
     admin_api_key: Annotated[
         Keys,
         Option(HTTP, "KEY", "Adapters are managed with this key only.", repeatable=True),
+    ] = []
+    allow_origin: Annotated[
+        Origins,
+        Option(HTTP, "ORIGIN", "Pages from here may use the API; '*': all.", repeatable=True),
     ] = []
     max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
     unknown_fields: Annotated[
@@ -313,3 +319,8 @@ class Settings(BaseSettings):
             return self.served_model_name
         path = Path(self.model).expanduser()
         return path.resolve().name if path.is_dir() else self.model
+
+
+def api_keys(settings: Settings) -> list[str]:
+    """Every key that opens something, for what must never show one."""
+    return [key.get_secret_value() for field in SECRETS for key in getattr(settings, field)]

@@ -24,6 +24,7 @@ from manylora.server.api.http.limits import (
 from manylora.server.api.http.model_header import model_header
 from manylora.server.api.http.names_in_paths import NAME, Name
 from manylora.server.api.http.openapi import documented, example
+from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.names.status import Filter
 from manylora.server.service import Service
@@ -76,6 +77,7 @@ EmptyBody = Annotated[NoBody, Depends(parse_body(NoBody, optional=True))]
 
 
 @router.get("", summary="List adapters")
+@needs(ADMIN)
 async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, Query()]) -> Response:
     """Adapters by name, a page at a time: while ``has_more``, ask again with ``after`` = ``last_id``."""
     wanted = Filter(asked.prefix, asked.tag, asked.state, asked.resident)
@@ -93,6 +95,7 @@ async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, 
 
 
 @router.get(f"/{NAME}", summary="One adapter")
+@needs(ADMIN)
 async def get_adapter(service: ServiceState, publications: PublicationsState, name: Name) -> Response:
     """An adapter's state and revisions, where its bytes are, and what it has served."""
     with blame("name"):
@@ -102,6 +105,7 @@ async def get_adapter(service: ServiceState, publications: PublicationsState, na
 
 
 @router.post(f"/{NAME}/pin", summary="Keep an adapter on the device")
+@needs(ADMIN)
 async def pin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Bring an adapter to the device, and do not evict it from there until it is unpinned."""
     with blame("name"):
@@ -109,6 +113,7 @@ async def pin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
 
 
 @router.post(f"/{NAME}/unpin", summary="Let an adapter be evicted again")
+@needs(ADMIN)
 async def unpin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Let an adapter be evicted again; it stays where it is until others need the room."""
     with blame("name"):
@@ -116,6 +121,7 @@ async def unpin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
 
 
 @router.post(f"/{NAME}/prefetch", summary="Bring an adapter in before it is asked for")
+@needs(ADMIN)
 async def prefetch(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Bring an adapter to the device if unused ones can make room there, else to host memory."""
     with blame("name"):
@@ -123,6 +129,7 @@ async def prefetch(service: ServiceState, name: Name, _: EmptyBody) -> Response:
 
 
 @router.post(f"/{NAME}/evict", summary="Take an adapter off the device and out of host memory")
+@needs(ADMIN)
 async def evict(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Evict an adapter; the next request brings it back from disk. Refused while it is in use or pinned."""
     with blame("name"):
@@ -134,6 +141,7 @@ async def evict(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     summary="Go back to an earlier revision",
     openapi_extra=documented(RollbackBody, {"before": example("The one before", {})}, required=False),
 )
+@needs(ADMIN)
 async def rollback(
     service: ServiceState,
     publications: PublicationsState,
@@ -147,6 +155,7 @@ async def rollback(
 
 
 @router.delete(f"/{NAME}", summary="Delete an adapter")
+@needs(ADMIN)
 async def delete_adapter(
     service: ServiceState,
     publications: PublicationsState,

@@ -23,6 +23,7 @@ from manylora.server.api.http.openapi import (
     documented,
     example,
 )
+from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 
@@ -71,6 +72,7 @@ class AliasBody(RequestBody):
 
 
 @router.get("", summary="List aliases")
+@needs(ADMIN)
 async def list_aliases(service: ServiceState) -> Response:
     """All aliases, by name."""
     records = service.adapters.aliases.list()
@@ -78,6 +80,7 @@ async def list_aliases(service: ServiceState) -> Response:
 
 
 @router.get(f"/{NAME}", summary="One alias")
+@needs(ADMIN)
 async def get_alias(service: ServiceState, name: Name) -> Response:
     """What an alias stands for, and what the answers of each of its arms have come to on all servers.
 
@@ -92,6 +95,7 @@ async def get_alias(service: ServiceState, name: Name) -> Response:
 @router.put(
     f"/{NAME}", summary="Make a name stand for others", openapi_extra=documented(AliasBody, _EXAMPLES)
 )
+@needs(ADMIN)
 async def put_alias(
     service: ServiceState, name: Name, body: Annotated[AliasBody, Depends(parse_body(AliasBody))]
 ) -> Response:
@@ -108,6 +112,7 @@ async def put_alias(
 
 
 @router.delete(f"/{NAME}", summary="Delete an alias")
+@needs(ADMIN)
 async def delete_alias(service: ServiceState, name: Name) -> Response:
     """Requests for it are refused from now on; its targets stay."""
     with blame("name"):

@@ -19,6 +19,7 @@ from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_USER_LENGTH
 from manylora.server.api.http.names_in_paths import NAME
 from manylora.server.api.http.openapi import documented, example
+from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.exporting.exports import Export, ExportState, ExportWish
 
@@ -56,6 +57,7 @@ class ExportBody(RequestBody):
     summary="Write the base with an adapter or a mix merged in as a standalone model",
     openapi_extra=documented(ExportBody, {"bf16": example("In bfloat16", {"dtype": "bf16"})}, required=False),
 )
+@needs(ADMIN)
 async def export(
     service: ServiceState,
     name: Mix,
@@ -81,6 +83,7 @@ async def export(
 
 
 @router.get("", summary="The latest export of an adapter or a mix: its state, and what the comparison found")
+@needs(ADMIN)
 async def show_export(service: ServiceState, name: Mix) -> Response:
     """The latest export of an adapter or a mix; 404 if there is none since this server started."""
     with blame("name"):
@@ -88,6 +91,7 @@ async def show_export(service: ServiceState, name: Mix) -> Response:
 
 
 @router.delete("", summary="Cancel an export")
+@needs(ADMIN)
 async def cancel_export(service: ServiceState, name: Mix, _: EmptyBody) -> Response:
     """End an export and remove what it has written. One that has ended stays as it is."""
     with blame("name"):
@@ -108,5 +112,10 @@ def _export_json(export: Export) -> dict[str, Any]:
         "seconds": export.seconds,
         "created": int(export.created),
         "measured": export.measured,
-        "error": None if export.error is None else error_answer(Blamed(export.error, "name")).body["error"],
+        "error": None if export.error is None else _error_json(export.error),
     }
+
+
+def _error_json(error: Exception) -> dict[str, Any]:
+    told: dict[str, Any] = error_answer(Blamed(error, "name"), ADMIN).body["error"]
+    return told

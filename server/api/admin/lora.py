@@ -18,6 +18,7 @@ from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH, MAX_USER_LENGTH
 from manylora.server.api.http.model_header import model_header
 from manylora.server.api.http.openapi import DIRECTORY, documented, example
+from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
@@ -53,6 +54,7 @@ _UNLOAD = example("By name", {"lora_name": "my-adapter"})
     summary="Load an adapter from a directory",
     openapi_extra=documented(LoadBody, {"directory": _LOAD}),
 )
+@needs(ADMIN)
 async def load_lora_adapter(
     service: ServiceState, body: Annotated[LoadBody, Depends(parse_body(LoadBody, rules_of(Place.LOAD).sift))]
 ) -> PlainTextResponse:
@@ -83,6 +85,7 @@ async def load_lora_adapter(
     summary="Unload an adapter",
     openapi_extra=documented(UnloadBody, {"name": _UNLOAD}),
 )
+@needs(ADMIN)
 async def unload_lora_adapter(
     service: ServiceState,
     body: Annotated[UnloadBody, Depends(parse_body(UnloadBody, rules_of(Place.UNLOAD).sift))],

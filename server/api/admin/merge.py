@@ -13,6 +13,7 @@ from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_MODEL_LENGTH
 from manylora.server.api.http.names_in_paths import NAME
+from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import Cancelled, CopyFailed
 from manylora.server.merged.variants import Variant, VariantState
@@ -32,6 +33,7 @@ class MergeParameters(Parameters):
 
 
 @router.post("", summary="Merge an adapter or a mix into a copy of the base")
+@needs(ADMIN)
 async def merge(
     service: ServiceState, name: Mix, asked: Annotated[MergeParameters, Query()], _: EmptyBody
 ) -> Response:
@@ -54,6 +56,7 @@ async def merge(
 
 
 @router.get("", summary="A merged copy: its state, its size and its measured error")
+@needs(ADMIN)
 async def merged(service: ServiceState, name: Mix) -> Response:
     """The merged copy of an adapter or a mix; 404 if there is none."""
     with blame("name"):
@@ -61,6 +64,7 @@ async def merged(service: ServiceState, name: Mix) -> Response:
 
 
 @router.delete("", summary="Free a merged copy")
+@needs(ADMIN)
 async def free(service: ServiceState, name: Mix, asked: Annotated[DeleteParameters, Query()]) -> Response:
     """Refuse new requests at once, let running ones finish until the deadline, then free the memory."""
     with blame("name"):

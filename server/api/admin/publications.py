@@ -12,6 +12,7 @@ from manylora.adapters.registry.records import State
 from manylora.server.api.admin.publish_request import PublishRequest
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.error_context import blame
+from manylora.server.api.http.scopes import ADMIN
 from manylora.server.names.admin.publishing import Publication
 
 _MAX_KEPT = 4096
@@ -65,7 +66,7 @@ async def _error_of(publication: Publication, param: str) -> Any:
     try:
         await wait_until_published(publication, param)
     except Exception as error:
-        return error_answer(error).body["error"]
+        return error_answer(error, ADMIN).body["error"]
     return None
 
 

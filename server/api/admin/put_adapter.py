@@ -21,9 +21,11 @@ from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH
+from manylora.server.api.http.middleware import takes_uploads
 from manylora.server.api.http.multipart import is_multipart
 from manylora.server.api.http.names_in_paths import NAME, Name
 from manylora.server.api.http.openapi import DIRECTORY, documented, example
+from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 from manylora.server.names.admin.publishing import Publication
@@ -71,6 +73,8 @@ _FROM_DIRECTORY = example("From a directory of the server", {"source": DIRECTORY
     summary="Publish an adapter",
     openapi_extra=documented(SourceBody, {"directory": _FROM_DIRECTORY}, form=_FORM),
 )
+@needs(ADMIN)
+@takes_uploads
 async def put_adapter(
     request: Request,
     service: ServiceState,

@@ -17,6 +17,7 @@ from manylora.server.api.http.event_stream import EventStream, encode, with_last
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_COMPARISONS
 from manylora.server.api.http.openapi import ADAPTER_OR_BASE, BASE, documented, example
+from manylora.server.api.http.scopes import INFER, caller_scope, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
@@ -60,6 +61,7 @@ class ComparisonLimit:
 
 
 @router.post("/v1/compare", summary="Compare models", openapi_extra=documented(CompareBody, _EXAMPLES))
+@needs(INFER)
 async def compare(
     request: Request,
     service: ServiceState,
@@ -79,7 +81,7 @@ async def compare(
     except BaseException:
         await comparison.aclose()
         raise
-    events = with_last_events(_events(comparison))
+    events = with_last_events(_events(comparison), caller_scope(request.scope))
     return EventStream(events, comparison.aclose, {})
 
 

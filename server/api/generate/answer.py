@@ -14,6 +14,7 @@ from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.event_stream import EventStream, stream_events
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.model_header import model_header
+from manylora.server.api.http.scopes import caller_scope
 from manylora.server.api.request.schemas import GenerationBody
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta
@@ -112,7 +113,7 @@ async def respond(request: Request, generation: Generation, form: AnswerFormat, 
     """
     headers = model_header(generation.model)  # the base's name may be any text
     if stream:
-        events = stream_events(generation, form)
+        events = stream_events(generation, form, caller_scope(request.scope))
         return EventStream(events, generation.aclose, headers)
     try:
         await unless_disconnected(request, _gather(generation, form))

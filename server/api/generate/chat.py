@@ -13,6 +13,7 @@ from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.openapi import ADAPTER, BASE, LAST_ADAPTER, documented, example
+from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
@@ -50,6 +51,7 @@ _EXAMPLES = {
     summary="Answer a conversation",
     openapi_extra=documented(ChatBody, _EXAMPLES),
 )
+@needs(INFER)
 async def create_chat_completion(
     request: Request,
     service: ServiceState,

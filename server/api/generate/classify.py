@@ -22,6 +22,7 @@ from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.model_header import model_header
 from manylora.server.api.http.openapi import CLASSIFIER, documented, example
+from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
@@ -84,6 +85,7 @@ _EXAMPLES = {
 
 
 @router.post("/classify", summary="Classify texts", openapi_extra=documented(ClassifyBody, _EXAMPLES))
+@needs(INFER)
 async def classify(
     request: Request,
     service: ServiceState,

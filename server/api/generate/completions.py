@@ -15,6 +15,7 @@ from manylora.server.api.generate.logprobs import CompletionLogprobs, join, prom
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
 from manylora.server.api.http.openapi import BASE, documented, example
+from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
@@ -41,6 +42,7 @@ _EXAMPLES = {
 @router.post(
     "/v1/completions", summary="Continue a text", openapi_extra=documented(CompletionBody, _EXAMPLES)
 )
+@needs(INFER)
 async def create_completion(
     request: Request,
     service: ServiceState,

@@ -11,6 +11,7 @@ from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_RESPONSE_ID_LENGTH
 from manylora.server.api.http.openapi import documented, example
+from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState
 
 router = APIRouter(prefix="/v1/feedback", tags=["generate"])
@@ -34,6 +35,7 @@ _THUMBS_UP = example("Thumbs up", {"response_id": "chatcmpl-…", "score": 1})
 
 
 @router.post("", summary="Score an answer", openapi_extra=documented(FeedbackBody, {"thumb": _THUMBS_UP}))
+@needs(INFER)
 async def give_feedback(
     service: ServiceState, body: Annotated[FeedbackBody, Depends(parse_body(FeedbackBody))]
 ) -> Response:

@@ -1,15 +1,18 @@
-"""``GET /v1/models``: the base model, every adapter that serves, and every alias."""
+"""``GET /v1/models``: the base model, adapters that serve, aliases; one by one, also revisions and mixes."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
 
-from manylora.adapters.errors import AdapterNotFound
+from manylora.adapters.errors import AdapterError, AdapterNotFound
+from manylora.adapters.mix import MixTerm, parse_mix
 from manylora.adapters.registry.records import AliasRecord
+from manylora.server.api.generate.mix_card import mix_facts, revision_facts
 from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.scopes import ADMIN, INFER, CallerScope, KeyScope, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import ModelNotFound
 from manylora.server.names.status import Registered
@@ -19,47 +22,69 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("", summary="List what can be asked for")
-async def list_models(service: ServiceState) -> Response:
+@needs(INFER)
+async def list_models(service: ServiceState, caller: CallerScope) -> Response:
     """The base model first, then adapters and aliases, each by name. Mixes of them need no entry."""
     adapters = sorted(service.adapters.views.serving(), key=lambda adapter: adapter.name)
-    cards = [_base_card(service), *(_adapter_card(service, adapter) for adapter in adapters)]
+    cards = [_base_card(service, caller), *(_adapter_card(service, each, caller) for each in adapters)]
     cards += [_alias_card(service, alias) for alias in service.adapters.aliases.list()]
     return Json({"object": "list", "data": cards})
 
 
 @router.get("/{model_id:path}", summary="One model")
-async def retrieve_model(service: ServiceState, model_id: str) -> Response:
-    """The base model, an adapter or an alias by name; 404 ``model_not_found`` for anything else."""
+@needs(INFER)
+async def retrieve_model(service: ServiceState, caller: CallerScope, model_id: str) -> Response:
+    """The base model, an adapter, a revision, an alias or a mix: whatever ``model`` may be in a request.
+
+    404 ``model_not_found`` for anything else, also for what only a request would fetch.
+    """
     if model_id == service.model_name:
-        return Json(_base_card(service))
-    with suppress(AdapterNotFound):
-        return Json(_adapter_card(service, service.adapters.views.get(model_id)))
-    with suppress(AdapterNotFound):
-        return Json(_alias_card(service, service.adapters.aliases.get(model_id)))
-    raise ModelNotFound(f"The model '{model_id[:200]}' does not exist")
+        return Json(_base_card(service, caller))
+    try:
+        return Json(await _card(service, model_id, parse_mix(model_id), caller))
+    except AdapterNotFound as error:
+        raise ModelNotFound(str(error) if caller is ADMIN else error.public or str(error)) from error
+    except AdapterError as error:  # no name, and no mix
+        raise ModelNotFound(f"The model '{model_id[:200]}' does not exist: {error}") from error
 
 
-def _base_card(service: Service) -> dict[str, Any]:
+async def _card(
+    service: Service, model_id: str, terms: Sequence[MixTerm], caller: KeyScope
+) -> dict[str, Any]:
+    """The card of what ``model_id`` was parsed into."""
+    only = terms[0]
+    if model_id in {alias.name for alias in service.adapters.aliases.list()}:
+        return _alias_card(service, service.adapters.aliases.get(model_id))
+    if model_id == only.name:
+        return _adapter_card(service, service.adapters.views.get(model_id), caller)
+    created, members = mix_facts(service, terms)
+    card = {**_card_head(service, model_id, created), "root": model_id, "adapters": members}
+    if len(terms) == 1 and only.weight == 1.0 and "revision" in members[0]:
+        card |= await revision_facts(service, only.name, members[0]["revision"])
+    return card
+
+
+def _card_head(service: Service, name: str, created: float) -> dict[str, Any]:
     return {
-        "id": service.model_name,
+        "id": name,
         "object": "model",
-        "created": int(service.started),
+        "created": int(created),
         "owned_by": "manylora",
-        "root": service.config.model,
-        "parent": None,
+        "root": name,
+        "parent": service.model_name,
         "max_model_len": service.max_model_len,
     }
 
 
-def _adapter_card(service: Service, adapter: Registered) -> dict[str, Any]:
+def _base_card(service: Service, caller: KeyScope) -> dict[str, Any]:
+    head = {**_card_head(service, service.model_name, service.started), "parent": None}
+    return {**head, "root": service.config.model} if caller is ADMIN else head
+
+
+def _adapter_card(service: Service, adapter: Registered, caller: KeyScope) -> dict[str, Any]:
     return {
-        "id": adapter.name,
-        "object": "model",
-        "created": int(adapter.created),
-        "owned_by": "manylora",
-        "root": adapter.source,
-        "parent": service.model_name,
-        "max_model_len": service.max_model_len,
+        **_card_head(service, adapter.name, adapter.created),
+        "root": adapter.source if caller is ADMIN else adapter.name,
         "revision": adapter.digest[:8],
         "rank": adapter.rank,
         "modules": adapter.modules,
@@ -70,12 +95,5 @@ def _adapter_card(service: Service, adapter: Registered) -> dict[str, Any]:
 
 
 def _alias_card(service: Service, alias: AliasRecord) -> dict[str, Any]:
-    return {
-        "id": alias.name,
-        "object": "model",
-        "created": int(alias.created),
-        "owned_by": "manylora",
-        "root": ", ".join(target for target, _ in alias.arms),
-        "parent": service.model_name,
-        "max_model_len": service.max_model_len,
-    }
+    targets = ", ".join(target for target, _ in alias.arms)
+    return {**_card_head(service, alias.name, alias.created), "root": targets}

@@ -13,6 +13,7 @@ from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_DETOKENIZE, MAX_MODEL_LENGTH
 from manylora.server.api.http.openapi import documented, example
+from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
@@ -60,6 +61,7 @@ class DetokenizeBody(RequestBody):
     summary="Text or messages to token ids",
     openapi_extra=documented(TokenizeBody, {"text": example("A text", {"prompt": "Hello"})}),
 )
+@needs(INFER)
 async def tokenize(
     request: Request,
     service: ServiceState,
@@ -113,6 +115,7 @@ async def _ids(
     summary="Token ids to text",
     openapi_extra=documented(DetokenizeBody, {"ids": example("Some ids", {"tokens": [1, 2, 3]})}),
 )
+@needs(INFER)
 async def detokenize(
     request: Request,
     service: ServiceState,

@@ -1,7 +1,8 @@
 """How exceptions are answered over HTTP: one table of statuses, and OpenAI's error shape.
 
 Every answer that is not a success has the body ``{"error": {message, type, param, code}}`` with all
-four keys. Messages are sentences for the caller; nothing of an unexpected fault's inside is told.
+four keys. Messages are sentences for the caller. They tell nothing of an unexpected fault's inside, and only
+admins where things are on the server.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from manylora.server.api.http.body import path_of
 from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_REPORTED_FAULTS
+from manylora.server.api.http.scopes import ADMIN, KeyScope, caller_scope
 from manylora.server.errors import (
     AdapterUnavailable,
     AdminKeyNeeded,
@@ -117,6 +119,22 @@ KINDS: dict[type[Exception], ErrorKind] = {
     ServerStopping: ErrorKind(503, "server_error", "server_stopping", None),
 }
 
+# What callers below the admin scope are told of an exception whose own text may name files, directories or
+# hosts of the server. The other kinds speak of the request alone.
+PUBLIC_TEXTS: dict[type[Exception], str] = {
+    ArtifactError: "The adapter's files can't be served by this server",
+    SourceForbidden: "The server may not read that source",
+    SourceMissing: "The adapter's files are not where they should be",
+    SourceUnreachable: "The adapter's files can't be read for now; try again later",
+    BaseModelError: "The base model can't be used",
+    CopyFailed: "The merged copy could not be made",
+    MergeFailed: "The merged model does not answer like the base with the adapters",
+    ExportFailed: "The model could not be exported",
+    OutputExists: "There is something already where the result was to be written",
+    StoreError: "The server's store of adapters can't be used for now",
+    RegistryUnavailable: "The server's registry of adapters can't be asked for now",
+}
+
 _UNEXPECTED = ErrorKind(500, "server_error", "internal_error", "internal")
 
 
@@ -141,16 +159,19 @@ class ErrorAnswer:
         return Json(self.body, self.kind.status, self.headers)
 
 
-def error_answer(error: Exception) -> ErrorAnswer:
-    """The answer for an exception, from the table; one that is not there is a 500 that tells nothing."""
+def error_answer(error: Exception, caller: KeyScope) -> ErrorAnswer:
+    """The answer for an exception, from the table; one that is not there is a 500 that tells nothing.
+
+    ``caller`` decides whether the message may name what lies on the server.
+    """
     if isinstance(error, ValidationError | RequestValidationError):
         return _describe_validation(error)
     if isinstance(error, HTTPException):
         return _describe_http(error)
     if isinstance(error, Blamed):
-        return replace(error_answer(error.cause), param=error.param)
+        return replace(error_answer(error.cause, caller), param=error.param)
     if is_full(error):
-        return error_answer(DiskFull("There is no space on the server's disk"))
+        return error_answer(DiskFull("There is no space on the server's disk"), caller)
     kind = next((KINDS[each] for each in type(error).__mro__ if each in KINDS), None)
     if kind is None:
         return ErrorAnswer(_UNEXPECTED, "The server met an unexpected fault.", None, _UNEXPECTED.code, {})
@@ -158,11 +179,20 @@ def error_answer(error: Exception) -> ErrorAnswer:
     code: str | None = getattr(error, "code", None)
     return ErrorAnswer(
         kind,
-        str(error),
+        str(error) if caller is ADMIN else _public_text(error),
         kind.param if param is None else param,
         kind.code if code is None else code,
         _headers(error),
     )
+
+
+def _public_text(error: Exception) -> str:
+    """The message for callers who must not learn where things are on the server."""
+    public: str | None = getattr(error, "public", None)
+    if public is not None:
+        return public
+    texts = (PUBLIC_TEXTS[each] for each in type(error).__mro__ if each in PUBLIC_TEXTS)
+    return next(texts, None) or str(error)
 
 
 def _headers(error: Exception) -> dict[str, str]:
@@ -214,10 +244,13 @@ def _describe_http(error: HTTPException) -> ErrorAnswer:
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Answer whatever exception a route raises: the application's one exception handler."""
-    answer = error_answer(error)
+    answer = error_answer(error, caller_scope(request.scope))
     if isinstance(error, HTTPException) and error.status_code in {404, 405}:
         message = f"There is nothing at {request.method} {request.scope['path'][:200]}"
         answer = replace(answer, message=message)
+    redact = request.app.state.error_redactor.redact  # a client may have put its key where a name belongs
+    param = None if answer.param is None else redact(answer.param)
+    answer = replace(answer, message=redact(answer.message), param=param)
     if answer.kind.rejection is not None:
         request.app.state.service.metrics.requests.rejected(answer.kind.rejection)
     response = answer.response()

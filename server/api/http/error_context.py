@@ -50,4 +50,6 @@ def unavailable(model: str, error: Exception) -> Exception:
     later = isinstance(error, SourceUnreachable)
     remedy = "try again later" if later else "publish it again or roll it back to another revision"
     logger.error("%s can't be loaded: %s", model, error)
-    return AdapterUnavailable(f"'{model}' can't be loaded: {reason}; {remedy}")
+    return AdapterUnavailable(
+        f"'{model}' can't be loaded: {reason}; {remedy}", public=f"'{model}' can't be loaded; {remedy}"
+    )

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.limits import PING_SECONDS
+from manylora.server.api.http.scopes import KeyScope
 from manylora.server.engine.sequence import Delta
 
 logger = logging.getLogger(__name__)
@@ -44,9 +45,9 @@ def encode(payload: Any) -> bytes:
     return b"data: " + orjson.dumps(payload) + b"\n\n"
 
 
-def stream_events(generation: DeltaSource, form: ChunkFormat) -> AsyncIterator[bytes]:
+def stream_events(generation: DeltaSource, form: ChunkFormat, caller: KeyScope) -> AsyncIterator[bytes]:
     """The server-sent events of a generated answer, in the format of its endpoint, to the last one."""
-    return with_last_events(_chunks(generation, form))
+    return with_last_events(_chunks(generation, form), caller)
 
 
 async def _chunks(generation: DeltaSource, form: ChunkFormat) -> AsyncGenerator[bytes, None]:
@@ -58,17 +59,18 @@ async def _chunks(generation: DeltaSource, form: ChunkFormat) -> AsyncGenerator[
     yield b"".join(map(encode, form.last_chunks()))
 
 
-async def with_last_events(events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+async def with_last_events(events: AsyncGenerator[bytes, None], caller: KeyScope) -> AsyncIterator[bytes]:
     """``events``, then a fault as an event of its own if they end by one, then ``[DONE]``.
 
-    After the first byte has been sent there is no other way to tell a client of a fault.
+    After the first byte has been sent there is no other way to tell a client of a fault. ``caller`` is who
+    reads it.
     """
     try:
         async with aclosing(events):
             async for event in events:
                 yield event
     except Exception as error:
-        answer = error_answer(error)
+        answer = error_answer(error, caller)
         if answer.kind.status >= 500:
             logger.exception("fault in a stream")
         yield encode(answer.body)

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.event_stream import DONE, encode
+from manylora.server.api.http.scopes import OPEN
 from manylora.server.errors import ServerStopping
 
 END_SECONDS = 2.0  # that a client gets to take the end of its answer
@@ -68,7 +69,7 @@ class _Answer:
 
     async def end(self, scope: Scope, receive: Receive) -> None:
         """Send what makes the answer a complete one."""
-        answer = error_answer(ServerStopping("The server is stopping; this answer was not completed"))
+        answer = error_answer(ServerStopping("The server is stopping; this answer was not completed"), OPEN)
         if self._headers is None:
             response = answer.response()
             response.headers["connection"] = "close"

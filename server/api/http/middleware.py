@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from starlette._utils import get_route_path
+from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.limits import MAX_BODY_BYTES
 from manylora.server.api.http.multipart import is_multipart
 from manylora.server.api.http.state import IGNORED_FIELDS
-from manylora.server.errors import AdminKeyNeeded, BodyTooLarge, Unauthorized
-from manylora.server.metrics.metrics import Metrics
+from manylora.server.errors import BodyTooLarge
 
-ADAPTERS_PATH = "/v1/adapters"
-ADMIN_PATHS = (ADAPTERS_PATH, "/v1/aliases", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 IGNORED_FIELDS_HEADER: Final = "x-manylora-ignored-fields"
 MAX_NAMED_FIELDS: Final = 32  # in the header, which ends in "..." where there are more
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TAKES_UPLOADS: Final = "manylora_takes_uploads"  # the attribute of an endpoint that does
+_BODY_LIMIT: Final = "manylora.body_limit"  # the entry of an ASGI scope with the bytes its body may have
 
 
 class RequestId:
@@ -80,31 +77,46 @@ def _names_header(names: list[str]) -> str:
     return ", ".join(shown + ["..."] * (len(distinct) > MAX_NAMED_FIELDS))
 
 
-class BodyLimit:
-    """Middleware that refuses bodies over ``limit`` bytes.
+def takes_uploads(endpoint: Endpoint) -> Endpoint:
+    """Declare that a route takes forms with the files of an adapter, which have a bound of their own."""
+    setattr(endpoint, _TAKES_UPLOADS, True)
+    return endpoint
 
-    The declared length decides, else the bytes that have come. Uploads of adapters have a bound of their
-    own, ``upload_limit``.
+
+class BodySize:
+    """A dependency of the application, after the guard: refuses bodies by the length they declare.
+
+    What the matched route takes decides the bound; :class:`BodyLimit` holds the bytes that come to it.
     """
 
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, *, upload_limit: int, limit: int = MAX_BODY_BYTES
-    ) -> None:
+    def __init__(self, upload_limit: int) -> None:
+        self._upload_limit = upload_limit
+
+    async def __call__(self, request: Request) -> None:
+        """Find the bound of this request's body.
+
+        Raises:
+            BodyTooLarge: the declared length exceeds it.
+        """
+        is_upload = getattr(request.scope.get("endpoint"), _TAKES_UPLOADS, False) and is_multipart(
+            request.headers.get("content-type", "")
+        )
+        limit = self._upload_limit if is_upload else MAX_BODY_BYTES
+        request.scope[_BODY_LIMIT] = limit
+        declared = request.headers.get("content-length", "0")
+        if not declared.isdecimal() or int(declared[:20]) > limit:
+            raise _too_large(limit)
+
+
+class BodyLimit:
+    """Middleware that stops reading a body once more bytes have come than the request may have."""
+
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.metrics = metrics
-        self.upload_limit = upload_limit
-        self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        limit = self.upload_limit if _is_upload(scope, headers) else self.limit
-        declared = headers.get("content-length", "0")
-        if not declared.isdecimal() or int(declared[:20]) > limit:
-            self.metrics.requests.rejected("invalid")
-            await error_answer(self._too_large(limit)).response()(scope, receive, send)
             return
         seen = 0
 
@@ -112,96 +124,14 @@ class BodyLimit:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
+            limit: int = scope.get(_BODY_LIMIT, MAX_BODY_BYTES)
             if seen > limit:
-                raise self._too_large(limit)  # surfaces in the route that reads the body
+                raise _too_large(limit)  # surfaces in the route that reads the body
             return message
 
         await self.app(scope, receive_bounded, send)
 
-    def _too_large(self, limit: int) -> BodyTooLarge:
-        option = " (--max-upload-bytes)" if limit == self.upload_limit else ""
-        return BodyTooLarge(f"The request body is larger than {limit} bytes{option}")
 
-
-def _is_upload(scope: Scope, headers: Headers) -> bool:
-    kind = headers.get("content-type", "")
-    path = get_route_path(scope)
-    return scope["method"] == "PUT" and path.startswith(f"{ADAPTERS_PATH}/") and is_multipart(kind)
-
-
-class ApiKeySet:
-    """The API keys of one sort, hashed. All are compared, in constant time, whichever matches."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def contains(self, key: str) -> bool:
-        """Whether ``key``, as read from a header, is one of the configured keys."""
-        digest = hashlib.sha256(key.encode("latin-1")).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)
-
-
-class ApiKeyCheck:
-    """Middleware that refuses requests without a configured API key.
-
-    With keys for administration, routes under ``ADMIN_PATHS`` need one of those; the other routes accept
-    either sort. Without them, one sort opens everything. ``open_paths`` need none. The path is the one the
-    router uses (``scope["path"]``), never one rebuilt from headers.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        metrics: Metrics,
-        keys: ApiKeySet,
-        admin_keys: ApiKeySet,
-        open_paths: frozenset[str],
-    ) -> None:
-        self.app = app
-        self.metrics = metrics
-        self.keys = keys
-        self.admin_keys = admin_keys
-        self.open_paths = open_paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = None
-        if scope["type"] == "http" and get_route_path(scope) not in self.open_paths:
-            error = self._refusal(get_route_path(scope), Headers(scope=scope))
-        if error is None:
-            if scope["type"] == "http":
-                scope["manylora.manages_adapters"] = self._manages(Headers(scope=scope))
-            await self.app(scope, receive, send)
-            return
-        answer = error_answer(error)
-        self.metrics.requests.rejected(answer.kind.rejection or "other")
-        await answer.response()(scope, receive, send)
-
-    def _manages(self, headers: Headers) -> bool:
-        """Whether the caller may manage adapters."""
-        return not self.admin_keys or self.admin_keys.contains(_bearer(headers))
-
-    def _refusal(self, path: str, headers: Headers) -> Unauthorized | AdminKeyNeeded | None:
-        """Why the request may not pass, if so."""
-        key = _bearer(headers)
-        known, admin = self.keys.contains(key), self.admin_keys.contains(key)
-        guarded = bool(self.admin_keys) and is_admin_path(path)
-        if admin or (not guarded and (known or not self.keys)):
-            return None
-        if known:
-            return AdminKeyNeeded("This key does not manage adapters: that takes an admin key")
-        return Unauthorized("This server needs an API key: send the header 'Authorization: Bearer KEY'")
-
-
-def _bearer(headers: Headers) -> str:
-    """The key that a request brings; empty if it brings none."""
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    return value.strip() if scheme.lower() == "bearer" else ""
-
-
-def is_admin_path(path: str) -> bool:
-    """Whether ``path`` is one of the routes that manage adapters."""
-    return any(path == admin or path.startswith(f"{admin}/") for admin in ADMIN_PATHS)
+def _too_large(limit: int) -> BodyTooLarge:
+    option = "" if limit == MAX_BODY_BYTES else " (--max-upload-bytes)"
+    return BodyTooLarge(f"The request body is larger than {limit} bytes{option}")

@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
 from manylora.server.api.http.body import RequestBody
+from manylora.server.api.http.scopes import ADMIN, OPEN, KeyScope
 from manylora.server.service import Service
 
 # What a route's examples may name. Each stands for a name that the server knows when the document is asked
@@ -102,12 +103,23 @@ class Application(FastAPI):
             self._bodies += _documented_bodies(router)
 
     def openapi(self) -> dict[str, Any]:
-        """The document: what FastAPI reads off the routes, completed in place."""
+        """The document for everybody."""
+        return self.document(OPEN)
+
+    def document(self, caller: KeyScope, root_path: str = "") -> dict[str, Any]:
+        """What FastAPI reads off the routes, completed in place.
+
+        Args:
+            caller: who reads it; only admins find a directory of the server in it.
+            root_path: under which a proxy serves the routes.
+        """
         self.openapi_schema = None
         document = super().openapi()
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(_schemas(self._bodies), Error=_ERROR_SCHEMA)
-        _fill_body_examples(document, _names(self._service))
+        _fill_body_examples(document, _names(self._service, caller))
+        if root_path:
+            document["servers"] = [{"url": root_path}]
         _add_name_examples(document, self._service)
         if self._service.config.api_key or self._service.config.admin_api_key:
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -136,9 +148,10 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
             yield path, method, operation
 
 
-def _names(service: Service) -> dict[str, str]:
+def _names(service: Service, caller: KeyScope) -> dict[str, str]:
     """What each placeholder stands for now. Those that stand for nothing are left out."""
-    base, roots = service.model_name, service.config.adapter_root
+    base = service.model_name
+    roots = service.config.adapter_root if caller is ADMIN else []
     adapters = service.adapters.views.serving()
     writers = [adapter.name for adapter in adapters if adapter.labels is None]
     classifiers = [adapter.name for adapter in adapters if adapter.labels is not None]

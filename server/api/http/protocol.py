@@ -15,6 +15,7 @@ from manylora.server.api.http.connections import Connections
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.limits import MAX_HEAD_BYTES
 from manylora.server.api.http.pace import Pace
+from manylora.server.api.http.scopes import OPEN
 from manylora.server.errors import RequestTimeout, TooManyConnections
 
 PROBES = frozenset({"/health", "/ready"})  # answered on connections beyond the bound, too
@@ -143,7 +144,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _time_out(self, message: str) -> None:
         """Answer 408, unless an answer has begun, and close."""
         if self.cycle is None or self.head_open or not self.cycle.response_started:
-            self.transport.write(_encode(error_answer(RequestTimeout(message)).response()))
+            self.transport.write(_encode(error_answer(RequestTimeout(message), OPEN).response()))
         self.transport.close()
 
 
@@ -163,7 +164,7 @@ class ProbesOnly:
             await self.app(scope, receive, send)
             return
         error = TooManyConnections("Too many connections are open; try again later")
-        await error_answer(error).response()(scope, receive, send)
+        await error_answer(error, OPEN).response()(scope, receive, send)
 
 
 class _AnyLength(int):

@@ -1,37 +1,50 @@
-"""``/docs``: the interactive page, with its script and style from this machine instead of a CDN."""
+"""``/docs`` and ``/openapi.json``: the interactive page, with its script and style from this machine."""
 
 from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
 
-from fastapi import APIRouter, HTTPException, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse
+
+from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.request_target import to_root
+from manylora.server.api.http.scopes import OPEN, CallerScope, needs
 
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
     "favicon.png": "image/png",
 }
-PATHS = frozenset({"/docs", *(f"/docs/{name}" for name in _ASSETS)})
 
 router = APIRouter(include_in_schema=False)
 
 
+@router.get("/openapi.json")
+@needs(OPEN)
+async def document(request: Request, caller: CallerScope) -> Response:
+    """The OpenAPI document, with examples that name what the caller may see."""
+    return Json(request.app.document(caller, request.scope.get("root_path", "")))
+
+
 @router.get("/docs")
-async def page() -> Response:
+@needs(OPEN)
+async def page(request: Request) -> Response:
     """Swagger's interactive page over ``/openapi.json``."""
+    root = to_root(request.scope)
     return get_swagger_ui_html(
-        openapi_url="openapi.json",
+        openapi_url=f"{root}openapi.json",
         title="manylora",
-        swagger_js_url="docs/swagger-ui-bundle.js",
-        swagger_css_url="docs/swagger-ui.css",
-        swagger_favicon_url="docs/favicon.png",
+        swagger_js_url=f"{root}docs/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}docs/swagger-ui.css",
+        swagger_favicon_url=f"{root}docs/favicon.png",
     )
 
 
 @router.get("/docs/{name}")
+@needs(OPEN)
 async def asset(name: str) -> Response:
     """A file of the interactive page, from the package that carries them."""
     if name not in _ASSETS:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter, Response
 
 from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.scopes import ADMIN, INFER, OPEN, CallerScope, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import EngineDead
 
@@ -15,6 +16,7 @@ router = APIRouter(tags=["operation"])
 
 
 @router.get("/health", summary="Is the process alive?")
+@needs(OPEN)
 async def health(service: ServiceState) -> Response:
     """Answer 200 while the engine runs, and 503 once it has died: time to restart the process."""
     if not service.engine.alive:
@@ -23,6 +25,7 @@ async def health(service: ServiceState) -> Response:
 
 
 @router.get("/ready", summary="Can it serve?")
+@needs(OPEN)
 async def ready(service: ServiceState) -> Response:
     """Answer 200 once the model and the adapters given at start are loaded; 503 before and while stopping."""
     if not (service.ready and service.engine.alive):
@@ -31,9 +34,15 @@ async def ready(service: ServiceState) -> Response:
 
 
 @router.get("/version", summary="What is running?")
-async def version_of_server(service: ServiceState) -> Response:
-    """The server's version, model, decoder, kernels, number format and device."""
-    return Json({"version": _package_version(), "model": service.model_name, **service.description})
+@needs(INFER)
+async def version_of_server(service: ServiceState, caller: CallerScope) -> Response:
+    """The server's version, model, decoder, kernels, number format and device.
+
+    Admins read also why others were not chosen, which may name files of the server.
+    """
+    hidden = set() if caller is ADMIN else {"kernels_note"}
+    described = {name: fact for name, fact in service.description.items() if name not in hidden}
+    return Json({"version": _package_version(), "model": service.model_name, **described})
 
 
 def _package_version() -> str:
@@ -44,6 +53,7 @@ def _package_version() -> str:
 
 
 @router.get("/metrics", summary="Prometheus metrics")
+@needs(INFER)
 async def metrics(service: ServiceState) -> Response:
     """The exposition that Prometheus scrapes."""
     text, content_type = await asyncio.to_thread(service.metrics.exposition)  # 0.2 s for 1,000 adapters

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Request
 from pydantic import Field
 
+from manylora.server.api.http.scopes import ADMIN, caller_scope
 from manylora.server.errors import AdminKeyNeeded, RequestError
 
 _NAME = "allow_special_tokens"
@@ -29,5 +30,5 @@ def check_special_tokens(request: Request, wanted: bool | None, with_messages: b
     """
     if wanted is not None and not with_messages:
         raise RequestError(f"'{_NAME}' goes with 'messages': a prompt's are recognized anyway", _NAME)
-    if wanted and not request.scope.get("manylora.manages_adapters", True):
+    if wanted and caller_scope(request.scope) < ADMIN:
         raise AdminKeyNeeded(f"'{_NAME}' may only be set with an admin key")

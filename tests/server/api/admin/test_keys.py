@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.routing import iter_route_contexts
 
-from manylora.server.api.app import OPEN_PATHS, create_app
-from manylora.server.api.http.middleware import ApiKeySet, is_admin_path
+from manylora.server.api.app import create_app
+from manylora.server.api.http.scopes import ADMIN as ADMIN_SCOPE
+from manylora.server.api.http.scopes import ApiKeySet, declared_scope
 from tests.support.running_server import Running, serving, tiny_service
 
 ANSWER = "/v1/completions"
@@ -60,16 +62,21 @@ def test_with_only_an_admin_key_answers_are_open(tmp_path: Path, model: Path) ->
 
 
 def test_routes_of_adapters_carry_the_tag(both: Running) -> None:
-    """A new route is either under the guarded paths or not about adapters."""
-    paths = create_app(both.service).openapi()["paths"]
+    """A new route either needs an admin key or is not about adapters."""
+    app = create_app(both.service)
+    paths = app.openapi()["paths"]
     assert {"/v1/adapters", "/v1/chat/completions"} <= set(paths)
+    scopes = {
+        (route.path_format, method): declared_scope(route.endpoint)
+        for route in iter_route_contexts(app.routes)
+        for method in route.methods or ()
+    }
     for path, operations in paths.items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             about_adapters = set(operation["tags"]) & {"adapters", "merged copies", "exports"}
-            assert bool(about_adapters) == is_admin_path(path), path
-    assert not any(map(is_admin_path, OPEN_PATHS))
-    assert is_admin_path("/v1/adapters/a/pin")
-    assert not is_admin_path("/v1/adaptersx")
+            assert bool(about_adapters) == (scopes[path, method.upper()] is ADMIN_SCOPE), path
+    assert scopes["/v1/adapters/{name}/pin", "POST"] is ADMIN_SCOPE
+    assert scopes["/v1/models", "GET"] is not ADMIN_SCOPE
 
 
 def test_the_schema_says_that_keys_are_needed(both: Running) -> None:

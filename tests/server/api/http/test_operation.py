@@ -17,6 +17,7 @@ from manylora.server.api.app import create_app
 from manylora.server.metrics.labels import BASE
 from tests.support.raw_requests import AsgiExchange
 from tests.support.running_server import Running, serving, tiny_service
+from tests.support.spelled_targets import Asker, Spelling, Told
 
 pytestmark = pytest.mark.slow
 
@@ -52,16 +53,26 @@ def test_nothing_else_opens(locked: Running, value: str) -> None:
             ("GET", "/v1/models"),
             ("GET", "/metrics"),
             ("GET", "/version"),
-            ("GET", "/anything"),
-            ("GET", "//health"),
             ("GET", "/health/../v1/models"),
             ("GET", "/v1/models?/health"),
+            ("GET", "/v1/models/?/health"),
         ):
             answer = http.request(method, path, headers=headers)
             assert answer.status_code == 401, path
             assert answer.headers["www-authenticate"] == "Bearer"
             assert answer.json()["error"]["code"] == "invalid_api_key"
             assert "x-request-id" in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/anything", "//health", "/health/../v1/models"])
+def test_where_there_is_no_route_there_is_nothing_to_open(locked: Running, path: str) -> None:
+    """The same with a key as without: who may do what is a matter of the route that matches."""
+    asker = Asker(locked.url)
+    for key in (None, "wrong", KEYS[0]):
+        assert asker.ask(Spelling("GET", path), key) == Told(404, "not_found")
+    asker.close()
+    with locked.http() as http:
+        assert "x-request-id" in http.get("/anything").headers
 
 
 def test_a_host_header_opens_nothing(locked: Running) -> None:

@@ -1,0 +1,127 @@
+"""Who may do what: each route declares the scope it needs, and a guard compares it with that of the key.
+
+The guard is a dependency of the whole application, so it runs once the router has matched. It reads what the
+matched endpoint declares and never looks at a path; an endpoint that declares nothing is closed to everybody.
+It runs before anything else of a route, so nobody who is refused has their body read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import Annotated, Any, Final, TypeVar
+
+from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from manylora.server.errors import AdminKeyNeeded, Unauthorized
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+_DECLARED: Final = "manylora_scope"  # the attribute of an endpoint that holds its scope
+_CALLER: Final = "manylora.caller"  # the entry of an ASGI scope that holds the caller's
+
+
+class KeyScope(IntEnum):
+    """What a key may do, or a route needs. A higher scope includes the lower ones."""
+
+    OPEN = 0  # no key is needed
+    INFER = 1  # ask for answers
+    ADMIN = 2  # manage adapters, and see where things are on the server
+
+
+OPEN, INFER, ADMIN = KeyScope
+
+
+def needs(scope: KeyScope) -> Callable[[Endpoint], Endpoint]:
+    """Declare the scope of a route; stands between the route's decorator and its function."""
+
+    def declare(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _DECLARED, scope)
+        return endpoint
+
+    return declare
+
+
+def declared_scope(endpoint: object) -> KeyScope | None:
+    """The scope that an endpoint declares; None if it declares none, so that nobody may use it."""
+    scope = getattr(endpoint, _DECLARED, None)
+    return scope if isinstance(scope, KeyScope) else None
+
+
+def caller_scope(scope: Scope) -> KeyScope:
+    """What the caller of a request may do; the least as long as the guard has not looked at it."""
+    caller = scope.get(_CALLER, OPEN)
+    return caller if isinstance(caller, KeyScope) else OPEN
+
+
+def _caller_of(request: Request) -> KeyScope:
+    return caller_scope(request.scope)
+
+
+CallerScope = Annotated[KeyScope, Depends(_caller_of)]
+"""What the caller may do, as a parameter of routes."""
+
+
+class ApiKeySet:
+    """The API keys of one sort, hashed. All are compared, in constant time, whichever matches."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def contains(self, key: str) -> bool:
+        """Whether ``key``, as read from a header, is one of the configured keys."""
+        digest = hashlib.sha256(key.encode("latin-1")).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(matches)
+
+
+class Guard:
+    """The application's first dependency: lets a request through if its key has the scope of the route.
+
+    With admin keys, only those have the scope ``ADMIN``; other keys have ``INFER``, and so has everybody if
+    there are no others. Without admin keys, one sort opens everything. Without any keys, everybody may do
+    everything.
+    """
+
+    def __init__(self, keys: ApiKeySet, admin_keys: ApiKeySet) -> None:
+        self._keys = keys
+        self._admin_keys = admin_keys
+
+    async def __call__(self, request: Request) -> None:
+        """Note the caller's scope for whoever answers, then compare it with the route's.
+
+        Raises:
+            Unauthorized: the route needs a key, and this is none.
+            AdminKeyNeeded: the key is known, and does not suffice.
+            HTTPException: the route declares no scope.
+        """
+        key = _bearer(request.headers.get("authorization", ""))
+        known, admin = self._keys.contains(key), self._admin_keys.contains(key)
+        caller = self._scope(known, admin)
+        request.scope[_CALLER] = caller
+        needed = declared_scope(request.scope.get("endpoint"))
+        if needed is None:
+            raise HTTPException(403, "This route is closed: it does not say who may use it")
+        if caller >= needed:
+            return
+        if known:
+            raise AdminKeyNeeded("This key does not manage adapters: that takes an admin key")
+        raise Unauthorized("This server needs an API key: send the header 'Authorization: Bearer KEY'")
+
+    def _scope(self, known: bool, admin: bool) -> KeyScope:
+        if not known and self._keys and not admin:
+            return OPEN
+        return ADMIN if admin or not self._admin_keys else INFER
+
+
+def _bearer(header: str) -> str:
+    """The key in an Authorization header; empty if there is none."""
+    scheme, _, value = header.partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else ""
