@@ -60,8 +60,9 @@ def nameless(registry: Registry, store: RevisionStore) -> list[str]:
     Raises:
         StoreError: the disk or the database refused.
     """
+    there = store.digests()  # first: what comes in later has no name yet, and is none of these
     named = registry.revisions.referenced()
-    return [digest for digest in store.digests() if digest not in named and store.has(digest)]
+    return [digest for digest in there if digest not in named and store.has(digest)]
 
 
 def _keep_nameless(registry: Registry, store: RevisionStore) -> frozenset[str]:

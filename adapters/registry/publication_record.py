@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +68,47 @@ def record_publication(
         AdapterNotFound: the revision is not there (any more).
         StoreError: the disk refused.
     """
-    directory = store.path(facts.digest)
+    now = RecordedName(name.name, name.source, name.tags, time.time())
+
+    def change(before: PublicationRecord | None) -> PublicationRecord:
+        kept = () if before is None else before.names
+        return PublicationRecord(generation, facts, (*(each for each in kept if each.name != name.name), now))
+
+    _change(store, facts.digest, change)
+
+
+def forget_name(store: RevisionStore, digest: str, name: str) -> None:
+    """Record beside a revision that ``name`` means it no more, as it was deleted.
+
+    Raises:
+        As :func:`record_publication`.
+    """
+
+    def change(before: PublicationRecord | None) -> PublicationRecord | None:
+        if before is None:
+            return None
+        return replace(before, names=tuple(each for each in before.names if each.name != name))
+
+    _change(store, digest, change)
+
+
+def _change(
+    store: RevisionStore, digest: str, change: Callable[[PublicationRecord | None], PublicationRecord | None]
+) -> None:
+    """Replace what is recorded beside a revision, by one rename; nobody else does at the same time."""
+    directory = store.path(digest)
     target = directory / RECORD_NAME
     try:
         with locked_directory(directory), store.temporary() as temporary:
-            before = read_record(directory, facts.digest)
-            kept = () if before is None else before.names
-            now = RecordedName(name.name, name.source, name.tags, time.time())
-            names = (*(each for each in kept if each.name != name.name), now)
+            record = change(read_record(directory, digest))
+            if record is None:
+                return
             draft = temporary / RECORD_NAME
-            draft.write_text(_text(PublicationRecord(generation, facts, names)))
+            draft.write_text(_text(record))
             sync_path(draft)
             draft.replace(target)
     except FileNotFoundError:
-        raise AdapterNotFound(f"revision {facts.digest} was deleted") from None
+        raise AdapterNotFound(f"revision {digest} was deleted") from None
     except OSError as error:
         raise disk_fault(f"{target} can't be written", error) from None
 

@@ -41,6 +41,10 @@ class Reclaimer:
             task = self._running[digest] = asyncio.create_task(self._reclaim(digest))
         return task
 
+    async def forget_name(self, digest: str, name: str) -> None:
+        """Record that ``name`` was deleted, beside a revision that stays, as another name has it."""
+        await self._host.run(self._loader.forget_name, digest, name)
+
     @property
     def num_running(self) -> int:
         """Revisions that no name has and that are not freed yet."""

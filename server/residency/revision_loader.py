@@ -23,6 +23,7 @@ from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.provenance import Provenance, read_provenance
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.registry.cleanup import delete_unreferenced
+from manylora.adapters.registry.publication_record import forget_name
 from manylora.adapters.registry.records import RevisionRecord
 from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.derived_files import keep_beside
@@ -147,6 +148,15 @@ class RevisionLoader:
     def reclaim(self, digest: str) -> None:
         """Delete a revision's files, unless some name has it again; StoreError if the disk refused."""
         delete_unreferenced(self._registry, self._store, [digest])
+
+    def forget_name(self, digest: str, name: str) -> None:
+        """Record that ``name``, which was deleted, is no name of the revision; a fault is only logged."""
+        try:
+            forget_name(self._store, digest, name)
+        except AdapterNotFound:  # deleted meanwhile
+            return
+        except StoreError as error:
+            logger.warning("revision %s is still recorded as %r: %s", digest[:SHOWN_DIGITS], name, error)
 
     def has(self, digest: str) -> bool:
         """Whether the revision's directory is there."""

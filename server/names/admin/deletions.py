@@ -74,6 +74,10 @@ class Deletions:
         running = references.requests.of_name(name)
         nameless = [digest for digest in record.history if not self._mirror.is_named(digest)]
         freeing = {digest: self._reclaimer.reclaim(digest) for digest in nameless}
+        if name not in self._mirror.names:
+            for digest in record.history:
+                if digest not in nameless:
+                    await self._reclaimer.forget_name(digest, name)
         if running:
             return Deleted(0, drained=False, running=running)
         # Requests for a name that was deleted before may still hold the same revisions.

@@ -15,7 +15,7 @@ import pytest
 from manylora.adapters.errors import StoreError
 from manylora.adapters.registry.cleanup import Recovered, UnreferencedRevisions, nameless, recover
 from manylora.adapters.registry.name_recovery import find_names, recover_names
-from manylora.adapters.registry.publication_record import RECORD_NAME
+from manylora.adapters.registry.publication_record import RECORD_NAME, forget_name
 from manylora.adapters.registry.records import NameRecord
 from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.store import RevisionStore
@@ -104,6 +104,20 @@ def test_the_new_registry_is_used_and_nothing_is_deleted(tmp_path: Path) -> None
     with opened(tmp_path) as (registry, store):
         assert nameless(registry, store) == []
         assert len(store.digests()) == 2, "what was named and is no more is deleted as ever"
+
+
+def test_a_name_that_was_deleted_stays_deleted(tmp_path: Path) -> None:
+    """Though another name kept its revision."""
+    start(tmp_path)
+    with opened(tmp_path) as (registry, store):
+        for name in "ab":
+            bring_in(registry, store, name, write(tmp_path / name))
+        (digest,) = store.digests()
+        registry.names.remove("a")
+        forget_name(store, digest, "a")
+    lose(tmp_path, "missing")
+    with opened(tmp_path) as (registry, store):
+        assert [each.restored.name for each in recover_names(registry, store)] == ["b"]
 
 
 def test_a_registry_from_a_backup(tmp_path: Path) -> None:

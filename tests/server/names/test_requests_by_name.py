@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from manylora.adapters.registry.publication_record import read_record
 from manylora.server.names.status import Deleted
 from manylora.server.residency.held_mix import HeldMix
 from tests.support.adapter_manager import ManagerSetup
@@ -44,6 +45,10 @@ async def test_a_deletion_waits_for_the_requests_by_its_name(setup: ManagerSetup
     assert not deletion.done()
     held[0].release()
     assert await deletion == Deleted(0, drained=True, running=0), "the other name has the revision"
+    digest = setup.manager.views.get("two").digest
+    recorded = read_record(setup.store.path(digest), digest)
+    assert recorded is not None
+    assert [each.name for each in recorded.names] == ["two"]
     assert (await setup.hold("two")).served_model.startswith("two@")
 
 
