@@ -94,7 +94,7 @@ def find(name: str, sources: Sequence[str], policy: SourcePolicy) -> str | None:
         AdapterNameError: the name is malformed.
         SourceUnreachable: it was not found, but some source could not be asked.
     """
-    check_name(name)
+    name = check_name(name)
     trouble: SourceUnreachable | None = None
     for template in sources:
         source = template.replace(PLACE, name)

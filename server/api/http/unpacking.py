@@ -87,7 +87,7 @@ class BrotliUnpacker:
             if piece:
                 yield piece
             data = b""
-            if self._stream.is_finished() or self._stream.can_accept_more_data():
+            if not piece:
                 return
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -47,6 +47,7 @@ VALUES = {
 }
 
 
+@settings(deadline=None)  # it reads files, on machines that may be busy
 @given(
     name=st.sampled_from(sorted(VALUES)),
     given_in=st.sets(st.sampled_from(["flag", "variable", "file"])),
