@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64encode
 from codecs import BOM_UTF8
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -157,7 +158,7 @@ def read_text(
     found: Mapping[str, Any] = {} if template is None else _examined(template, name, base, faults)
     used = frozenset(found.get("variables", base.variables)) | {"eos_token"}
     special = _special_tokens(config, _object(files, SPECIAL_TOKENS_NAME, faults), base, used, faults)
-    tokenizer, top = _tokenizer(files, base, faults)
+    tokenizer, top = _tokenizer(files, base, special.values(), faults)
     _check_special(special, tokenizer, base, faults)
     if vocab_size is not None and top >= vocab_size:
         faults.add(
@@ -200,7 +201,7 @@ def _template(
 
 def _examined(template: str, name: str, base: BaseText, faults: Faults) -> Mapping[str, Any]:
     """What a template looks for; it is only parsed, not even its constant expressions are evaluated."""
-    found = _described(_TEMPLATE_SYNTAX, template.encode("utf-8", "replace"), base)
+    found = _described(_TEMPLATE_SYNTAX, "describe", template, base)
     if "fault" in found:
         faults.add(_fault(f"the chat template in {name}", found))
         return {}
@@ -242,21 +243,32 @@ def _check_special(
             faults.add(f"{key} {shown(text)} is not a token of the tokenizer")
 
 
-def _tokenizer(files: Mapping[str, bytes], base: BaseText, faults: Faults) -> tuple[OwnTokenizer | None, int]:
+def _tokenizer(
+    files: Mapping[str, bytes], base: BaseText, special: Iterable[str], faults: Faults
+) -> tuple[OwnTokenizer | None, int]:
     """What ``tokenizer.json`` changes of the base's (None: nothing), and the top id."""
-    if TOKENIZER_NAME not in files:
-        lonely = [name for name in VOCABULARY_NAMES if name in files]
-        if lonely:
-            faults.add(f"{some(lonely, len(lonely))} without {TOKENIZER_NAME}: save the fast tokenizer")
+    parts = [name for name in VOCABULARY_NAMES if name in files]
+    if TOKENIZER_NAME in files:
+        name = TOKENIZER_NAME
+        try:
+            content = files[name].removeprefix(BOM_UTF8).decode()
+        except UnicodeError:
+            faults.add(f"{name} is not valid UTF-8")
+            return None, -1
+        found = _described(_TOKENIZER_FILE, "describe", content, base)
+    elif parts:
+        name = f"{some(parts, len(parts))} without {TOKENIZER_NAME}"
+        older = _parts({part: files[part] for part in parts}, base, special)
+        found = _described(_TOKENIZER_FILE, "describe_parts", older, base)
+    else:
         return None, -1
-    found = _described(_TOKENIZER_FILE, files[TOKENIZER_NAME].removeprefix(BOM_UTF8), base)
     if "fault" in found:
-        faults.add(_fault(TOKENIZER_NAME, found))
+        faults.add(_fault(name, found))
         return None, -1
     differing = [name for name in SECTIONS if found["sections"][name] != base.facts["sections"][name]]
     if differing:
         faults.add(
-            f"{TOKENIZER_NAME} reads text in another way than the base's ({', '.join(differing)} differ): an "
+            f"{name} reads text in another way than the base's ({', '.join(differing)} differ): an "
             "adapter may add tokens to the tokenizer of its base, and nothing else"
         )
         return None, -1
@@ -286,15 +298,19 @@ def _added(own: Mapping[str, Any], base: BaseText, faults: Faults) -> tuple[OwnT
     return OwnTokenizer(json.dumps(own["added"]), wrapper, json.dumps(around)), top
 
 
-def _described(module: str, content: bytes, base: BaseText) -> Mapping[str, Any]:
+def _parts(files: Mapping[str, bytes], base: BaseText, special: Iterable[str]) -> dict[str, Any]:
+    """What :func:`tokenizer_file.describe_parts` takes."""
+    encoded = {name: b64encode(content.removeprefix(BOM_UTF8)).decode() for name, content in files.items()}
+    return {"base": base.load(), "files": encoded, "special": sorted(special)}
+
+
+def _described(module: str, function: str, argument: Any, base: BaseText) -> Mapping[str, Any]:
     """What a bounded process finds in a file; it is asked once for the files that most adapters share."""
-    key = hashlib.sha256(module.encode() + content).digest()
+    key = hashlib.sha256(json.dumps([module, function, argument]).encode()).digest()
     known = base.known.get(key)
     if known is None:
         try:
-            known = run_bounded(module, "describe", content.decode(), _BOUNDS)
-        except UnicodeError:
-            return {"fault": "is not valid UTF-8", "reason": ""}
+            known = run_bounded(module, function, argument, _BOUNDS)
         except (ChildFailed, OutOfBounds) as error:
             return {"fault": "can't be examined", "reason": str(error)}
         base.known[key] = known

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import struct
+from base64 import b64decode
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -35,6 +37,110 @@ def describe(content: str) -> dict[str, Any]:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         return {"fault": "can't be read as a tokenizer", "reason": str(error)}
+
+
+def describe_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a tokenizer that is kept in the files of older formats.
+
+    They hold its vocabulary and its added tokens; all else is the base's.
+
+    Args:
+        parts: ``base``: the base's ``tokenizer.json``; ``files``: the others by name, as base64; ``special``:
+            the texts of special tokens.
+    """
+    base = json.loads(parts["base"])
+    files = {name: b64decode(content) for name, content in parts["files"].items()}
+    try:
+        model = base["model"] | _vocabulary(files, base["model"]["type"])
+        given = json.loads(files.get("added_tokens.json", b"{}"))
+        added = base["added_tokens"] + _new_tokens(given, base["added_tokens"], parts["special"])
+        found = describe(json.dumps(base | {"model": model, "added_tokens": added}))
+    except Exception as error:  # it reads what a stranger wrote: it raises anything
+        return {"fault": "can't be read as a vocabulary", "reason": f"{type(error).__name__}: {error}"}
+    ids = {token["content"]: token["id"] for token in found.get("added", ())}
+    wrong = [content for content, token_id in given.items() if ids.get(content, token_id) != token_id]
+    if wrong:
+        return {"fault": "gives a token an id that does not follow the vocabulary", "reason": wrong[0]}
+    return found
+
+
+def _vocabulary(files: Mapping[str, bytes], kind: str) -> dict[str, Any]:
+    """The fields of a model of this ``kind`` that the files hold."""
+    found: dict[str, Any] = {}
+    if "vocab.json" in files:
+        found["vocab"] = json.loads(files["vocab.json"])
+    if "merges.txt" in files:
+        lines = files["merges.txt"].decode().split("\n")
+        found["merges"] = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    if "vocab.txt" in files:
+        lines = files["vocab.txt"].decode().removesuffix("\n").split("\n")
+        found["vocab"] = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
+    if "tokenizer.model" in files:
+        pieces = _pieces(files["tokenizer.model"])
+        numbered = {piece: number for number, (piece, _) in enumerate(pieces)}
+        found["vocab"] = [list(piece) for piece in pieces] if kind == "Unigram" else numbered
+    return found
+
+
+def _new_tokens(
+    given: Mapping[str, int], known: Iterable[Mapping[str, Any]], special: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Tokens of ``added_tokens.json`` that are not ``known``, with the flags that transformers gives them."""
+    have, flagged = {token["content"] for token in known}, {*special}
+    return [
+        {
+            "id": token_id,
+            "content": content,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": content not in flagged,
+            "special": content in flagged,
+        }
+        for content, token_id in sorted(given.items(), key=lambda item: item[1])
+        if content not in have
+    ]
+
+
+def _pieces(content: bytes) -> list[tuple[str, float]]:
+    """The pieces of a SentencePiece model (its ``ModelProto``) with their scores, in the order of ids."""
+    pieces = []
+    for number, value in _fields(content):
+        if number == 1:
+            fields = dict(_fields(value))
+            pieces.append((fields[1].decode(), struct.unpack("<f", fields.get(2, bytes(4)))[0]))
+    if not pieces:
+        raise ValueError("it has no pieces")
+    return pieces
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The fields of a protocol buffer by number; the values of varints are left out."""
+    at = 0
+    while at < len(content):
+        key, at = _varint(content, at)
+        kind = key & 7
+        if kind == 0:
+            _, at = _varint(content, at)
+            continue
+        if kind == 2:
+            size, at = _varint(content, at)
+        else:
+            size = {1: 8, 5: 4}[kind]
+        if at + size > len(content):
+            raise ValueError("it is cut off")
+        yield key >> 3, content[at : at + size]
+        at += size
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
 
 
 def description(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
