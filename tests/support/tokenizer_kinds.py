@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from tokenizers import (
@@ -135,9 +136,19 @@ KINDS: Mapping[str, Callable[[], Tokenizer]] = {
 }
 
 
+@cache
+def _file_of(kind: str) -> str:
+    return str(KINDS[kind]().to_str())
+
+
+def tokenizer_of(kind: str) -> Tokenizer:
+    """A tokenizer of the kind; of the same training each time."""
+    return Tokenizer.from_str(_file_of(kind))
+
+
 def of_kind(kind: str, template: str = CHAT_TEMPLATE, **changes: Any) -> PreTrainedTokenizerFast:
     """The tokenizer as transformers holds it, with a chat template."""
     tokens = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<pad>", **changes}
-    fast = PreTrainedTokenizerFast(tokenizer_object=KINDS[kind](), **tokens)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of(kind), **tokens)
     fast.chat_template = template
     return fast

@@ -41,6 +41,10 @@ class ChatTokenizer:
 
     def base_text(self) -> BaseText:
         """The base model's tokenizer and template, which those of adapters are compared with."""
+        return self._base_text
+
+    @cached_property
+    def _base_text(self) -> BaseText:
         return BaseText(
             template=_single(self._hf.chat_template), special=self.special_tokens, load=self._backend.to_str
         )

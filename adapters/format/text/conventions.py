@@ -1,22 +1,26 @@
 """How an adapter writes conversations and reads text, where it brings ways of its own.
 
-Files saved by a trainer are mostly copies of the base's: what says the same as the base counts as the
-base's. What differs is checked here, since it comes from a stranger: the template is only parsed (it runs
-in a process of its own, later), and the tokenizer may add tokens to the base's but not read text
-differently. So an adapter can bring no regular expressions, and every id of the base keeps its meaning.
+Files saved by a trainer are mostly copies of the base's: what does the same as the base counts as the
+base's. What differs is checked, since it comes from a stranger, and in a bounded process: the template is
+only parsed (it runs in a process of its own, later), and the tokenizer may add tokens to the base's but not
+read text differently. So an adapter can bring no regular expressions, and every id of the base keeps its
+meaning.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from base64 import b64encode
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tokenizers import Tokenizer
+from cachetools import LRUCache
 
+from manylora.adapters.bounded_process import Bounds, ChildFailed, OutOfBounds, run_bounded
 from manylora.adapters.format.faults import Faults, shown, some
 from manylora.adapters.format.files import (
     SPECIAL_TOKENS_NAME,
@@ -28,13 +32,16 @@ from manylora.adapters.format.files import (
     FileFault,
     parse_json_object,
 )
-from manylora.adapters.format.text.template_syntax import syntax_error
+from manylora.adapters.format.text import template_syntax, tokenizer_file
+from manylora.adapters.format.text.template_syntax import TemplateSearches, variables
+from manylora.adapters.format.text.tokenizer_file import SECTIONS, description
 
 MAX_TEMPLATE = 1 << 17  # characters
 MAX_ADDED_TOKENS = 65536
-_MAX_KNOWN = 8  # megabytes each where they are not the base's
-_SECTIONS = ("normalizer", "pre_tokenizer", "model", "decoder")  # of tokenizer.json: how text is read
-_OTHERS = ("added_tokens", "post_processor")  # the parts that may differ
+_MAX_KNOWN = 256  # files; kilobytes each
+_BOUNDS = Bounds(seconds=10.0, memory=1 << 30)
+_TOKENIZER_FILE = tokenizer_file.__name__
+_TEMPLATE_SYNTAX = template_syntax.__name__
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -45,18 +52,59 @@ class BaseText:
     template: str | None
     special: Mapping[str, str]  # "eos_token" -> "</s>", …
     load: Callable[[], str] = field(compare=False)  # tokenizer.json of the tokenizer in use
-    # What the last few tokenizer.json of adapters came to, by digest: most are copies of one another.
-    known: dict[bytes, tuple[str | None, int]] = field(default_factory=dict, compare=False)
+    # What the last files of adapters came to, by digest: most are copies of one another.
+    known: LRUCache[bytes, Mapping[str, Any]] = field(
+        default_factory=lambda: LRUCache(_MAX_KNOWN), compare=False
+    )
 
     @cached_property
-    def tokenizer(self) -> Mapping[str, Any]:
-        """``tokenizer.json`` parsed."""
-        return json.loads(self.load())  # type: ignore[no-any-return]
+    def facts(self) -> Mapping[str, Any]:
+        """What the tokenizer does, as :mod:`tokenizer_file` describes it."""
+        return description(json.loads(self.load()))
+
+    def prepare(self) -> None:
+        """Work out now what adapters are compared with: it takes tenths of a second of the interpreter."""
+        _ = self.facts, self.variables
 
     @cached_property
-    def sections(self) -> Mapping[str, str]:
-        """Digest of each part of the tokenizer that decides how text is read."""
-        return _sections(self.tokenizer)
+    def variables(self) -> frozenset[str]:
+        """The names that the template mentions."""
+        return variables(self.template or "")
+
+    def has_id(self, token_id: int) -> bool:
+        """Whether the vocabulary, without added tokens, uses an id."""
+        return any(start <= token_id < end for start, end in self.facts["ids"])
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether the vocabulary leaves ids out, so that an added token may meet another's id."""
+        return len(self.facts["ids"]) > 1
+
+    def has_piece(self, text: str) -> bool:
+        """Whether the vocabulary, without added tokens, has a token."""
+        vocabulary = json.loads(self.load())["model"].get("vocab", ())
+        return text in (vocabulary if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary})
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTokenizer:
+    """What an adapter's tokenizer has that its base's has not; all else is the base's."""
+
+    added: str  # all added tokens as JSON, in the form of tokenizer.json
+    post_processor: str | None  # that section as JSON; None: the base's
+    around: str  # the ids that it puts before and after a text, as JSON
+
+    @property
+    def added_tokens(self) -> list[dict[str, Any]]:
+        """All added tokens, those of the base included."""
+        return json.loads(self.added)  # type: ignore[no-any-return]
+
+    def to_json(self, base: BaseText) -> str:
+        """The whole ``tokenizer.json``."""
+        whole = json.loads(base.load()) | {"added_tokens": self.added_tokens}
+        if self.post_processor is not None:
+            whole["post_processor"] = json.loads(self.post_processor)
+        return json.dumps(whole | {"truncation": None, "padding": None}, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -64,9 +112,10 @@ class AdapterText:
     """What an adapter brings; None where it leaves that to the base."""
 
     template: str | None = None
-    tokenizer: str | None = None  # tokenizer.json, the base's with tokens added
+    tokenizer: OwnTokenizer | None = None
     special: Mapping[str, str] | None = None  # its special tokens, the base's where it names none
     top_id: int = -1  # the largest id of an added token
+    searches: TemplateSearches | None = None  # of its template
 
     @property
     def template_digest(self) -> str | None:
@@ -78,7 +127,8 @@ class AdapterText:
         """The digest that names the tokenizer with its special tokens."""
         if self.tokenizer is None and self.special is None:
             return None
-        return _sha(json.dumps([self.tokenizer, sorted((self.special or {}).items())]))
+        own = None if self.tokenizer is None else [self.tokenizer.added, self.tokenizer.around]
+        return _sha(json.dumps([own, sorted((self.special or {}).items())]))
 
     def details(self) -> dict[str, str]:
         """For people and for the registry: which template and tokenizer answer."""
@@ -102,9 +152,13 @@ def read_text(
             faults.add(f"{some(own, len(own))}: the base was described without its tokenizer")
         return AdapterText()
     config = _object(files, TOKENIZER_CONFIG_NAME, faults)
-    template = _template(files, config, faults)
-    special = _special_tokens(config, _object(files, SPECIAL_TOKENS_NAME, faults), base, faults)
-    tokenizer, top = _tokenizer(files, base, faults)
+    template, name = _template(files, config, faults)
+    if template == base.template:
+        template = None
+    found: Mapping[str, Any] = {} if template is None else _examined(template, name, base, faults)
+    used = frozenset(found.get("variables", base.variables)) | {"eos_token"}
+    special = _special_tokens(config, _object(files, SPECIAL_TOKENS_NAME, faults), base, used, faults)
+    tokenizer, top = _tokenizer(files, base, special.values(), faults)
     _check_special(special, tokenizer, base, faults)
     if vocab_size is not None and top >= vocab_size:
         faults.add(
@@ -112,15 +166,18 @@ def read_text(
             "the adapter with its resized embeddings (save_embedding_layers=True)"
         )
     return AdapterText(
-        template=None if template == base.template else template,
+        template=template,
         tokenizer=tokenizer,
         special=None if special == dict(base.special) else special,
         top_id=top,
+        searches=None if template is None else _searches(template, found),
     )
 
 
-def _template(files: Mapping[str, bytes], config: Mapping[str, Any], faults: Faults) -> str | None:
-    """The template file, or else what the tokenizer's config holds."""
+def _template(
+    files: Mapping[str, bytes], config: Mapping[str, Any], faults: Faults
+) -> tuple[str | None, str]:
+    """The template file, or else what the tokenizer's config holds; and the name of the file."""
     name, template = TOKENIZER_CONFIG_NAME, config.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
@@ -132,89 +189,96 @@ def _template(files: Mapping[str, bytes], config: Mapping[str, Any], faults: Fau
             name, template = TEMPLATE_NAME, files[TEMPLATE_NAME].decode()
         except UnicodeError:
             faults.add(f"{TEMPLATE_NAME} is not valid UTF-8")
-            return None
-    if template is None:
-        return None
-    if not isinstance(template, str):
+            return None, name
+    if template is not None and not isinstance(template, str):
         faults.add(f"chat_template in {TOKENIZER_CONFIG_NAME} is not a text")
-        return None
-    if len(template) > MAX_TEMPLATE:
+        return None, name
+    if template is not None and len(template) > MAX_TEMPLATE:
         faults.add(f"the template in {name} has {len(template):,} characters; the limit is {MAX_TEMPLATE:,}")
-        return None
-    reason = syntax_error(template)
-    if reason is not None:
-        faults.add(f"the chat template in {name} is not valid Jinja: {reason}")
-    return template
+        return None, name
+    return template, name
+
+
+def _examined(template: str, name: str, base: BaseText, faults: Faults) -> Mapping[str, Any]:
+    """What a template looks for; it is only parsed, not even its constant expressions are evaluated."""
+    found = _described(_TEMPLATE_SYNTAX, "describe", template, base)
+    if "fault" in found:
+        faults.add(_fault(f"the chat template in {name}", found))
+        return {}
+    return found
+
+
+def _searches(template: str, found: Mapping[str, Any]) -> TemplateSearches:
+    return TemplateSearches(template, frozenset(found.get("words", ())), frozenset(found.get("cuts", ())))
 
 
 def _special_tokens(
-    config: Mapping[str, Any], mapping: Mapping[str, Any], base: BaseText, faults: Faults
+    config: Mapping[str, Any],
+    mapping: Mapping[str, Any],
+    base: BaseText,
+    used: frozenset[str],
+    faults: Faults,
 ) -> dict[str, str]:
-    """The special tokens by role: the adapter's word, else the base's."""
+    """The special tokens by role: the adapter's word on those that are ``used``, else the base's."""
     result = dict(base.special)
     for key in _SPECIAL:
         value = config.get(key, mapping.get(key))
         text = value.get("content") if isinstance(value, dict) else value
         if isinstance(text, str):
-            result[key] = text
+            if key in used:
+                result[key] = text
         elif value is not None:
             faults.add(f"{key} in {TOKENIZER_CONFIG_NAME} is not a token: {shown(value)}")
     return result
 
 
-def _check_special(special: Mapping[str, str], tokenizer: str | None, base: BaseText, faults: Faults) -> None:
+def _check_special(
+    special: Mapping[str, str], tokenizer: OwnTokenizer | None, base: BaseText, faults: Faults
+) -> None:
     """A special token that the tokenizer does not know would be added to it under a new id."""
-    if special == base.special:
-        return
-    own = base.tokenizer if tokenizer is None else json.loads(tokenizer)
-    known = {token["content"] for token in own["added_tokens"]} | set(own["model"].get("vocab", ()))
+    added = base.facts["added"] if tokenizer is None else tokenizer.added_tokens
+    known = {token["content"] for token in added}
     for key, text in special.items():
-        if text not in known and base.special.get(key) != text:
+        if text not in known and base.special.get(key) != text and not base.has_piece(text):
             faults.add(f"{key} {shown(text)} is not a token of the tokenizer")
 
 
-def _tokenizer(files: Mapping[str, bytes], base: BaseText, faults: Faults) -> tuple[str | None, int]:
-    """``tokenizer.json`` with the base's way of reading text (None if it is the base's), and the top id."""
-    if TOKENIZER_NAME not in files:
-        lonely = [name for name in VOCABULARY_NAMES if name in files]
-        if lonely:
-            faults.add(f"{some(lonely, len(lonely))} without {TOKENIZER_NAME}: save the fast tokenizer")
-        return None, -1
-    content = files[TOKENIZER_NAME]
-    digest = hashlib.sha256(content).digest()
-    before = len(faults)
-    if digest not in base.known:
-        result = _read_tokenizer(content, base, faults)
-        if len(faults) != before:
+def _tokenizer(
+    files: Mapping[str, bytes], base: BaseText, special: Iterable[str], faults: Faults
+) -> tuple[OwnTokenizer | None, int]:
+    """What ``tokenizer.json`` changes of the base's (None: nothing), and the top id."""
+    parts = [name for name in VOCABULARY_NAMES if name in files]
+    if TOKENIZER_NAME in files:
+        name = TOKENIZER_NAME
+        try:
+            content = files[name].removeprefix(BOM_UTF8).decode()
+        except UnicodeError:
+            faults.add(f"{name} is not valid UTF-8")
             return None, -1
-        if len(base.known) >= _MAX_KNOWN:
-            base.known.clear()
-        base.known[digest] = result
-    return base.known[digest]
-
-
-def _read_tokenizer(content: bytes, base: BaseText, faults: Faults) -> tuple[str | None, int]:
-    try:
-        raw = parse_json_object(content, TOKENIZER_NAME)
-        if _sections(raw) == base.sections and all(raw.get(k) == base.tokenizer.get(k) for k in _OTHERS):
-            return None, -1
-        own = _canonical(raw)
-    except FileFault as fault:
-        faults.add(str(fault))
+        found = _described(_TOKENIZER_FILE, "describe", content, base)
+    elif parts:
+        name = f"{some(parts, len(parts))} without {TOKENIZER_NAME}"
+        older = _parts({part: files[part] for part in parts}, base, special)
+        found = _described(_TOKENIZER_FILE, "describe_parts", older, base)
+    else:
         return None, -1
-    differing = [name for name, digest in _sections(own).items() if digest != base.sections[name]]
+    if "fault" in found:
+        faults.add(_fault(name, found))
+        return None, -1
+    differing = [name for name in SECTIONS if found["sections"][name] != base.facts["sections"][name]]
     if differing:
         faults.add(
-            f"{TOKENIZER_NAME} reads text in another way than the base's ({', '.join(differing)} differ): an "
+            f"{name} reads text in another way than the base's ({', '.join(differing)} differ): an "
             "adapter may add tokens to the tokenizer of its base, and nothing else"
         )
         return None, -1
-    return _added(own, base, faults)
+    return _added(found, base, faults)
 
 
-def _added(own: Mapping[str, Any], base: BaseText, faults: Faults) -> tuple[str | None, int]:
-    theirs = {token["id"]: token for token in base.tokenizer["added_tokens"]}
-    ours = {token["id"]: token for token in own["added_tokens"]}
+def _added(own: Mapping[str, Any], base: BaseText, faults: Faults) -> tuple[OwnTokenizer | None, int]:
+    facts = base.facts
+    theirs = {token["id"]: token for token in facts["added"]}
+    ours = {token["id"]: token for token in own["added"]}
     moved = [t["content"] for i, t in theirs.items() if ours.get(i, {}).get("content") != t["content"]]
     if moved:
         names = some(moved, len(moved))
@@ -222,49 +286,47 @@ def _added(own: Mapping[str, Any], base: BaseText, faults: Faults) -> tuple[str 
     new = [token for token_id, token in ours.items() if token_id not in theirs]
     if len(new) > MAX_ADDED_TOKENS:
         faults.add(f"{TOKENIZER_NAME} adds {len(new)} tokens; the limit is {MAX_ADDED_TOKENS}")
-    taken = set(base.tokenizer["model"].get("vocab", {}).values()) if new else set()
-    clashing = [token["content"] for token in new if token["id"] in taken]
+    clashing = [token["content"] for token in new if base.has_gaps and base.has_id(token["id"])]
     if clashing:
         faults.add(f"{TOKENIZER_NAME} adds tokens under ids of the base: {some(clashing, len(clashing))}")
-    if all(own.get(key) == base.tokenizer.get(key) for key in _OTHERS):
+    around = [own[side] for side in ("before", "after")]
+    wrapped = around != [facts[side] for side in ("before", "after")]
+    if own["added"] == facts["added"] and not wrapped:
         return None, -1
-    reading = {name: base.tokenizer[name] for name in _SECTIONS}
-    text = json.dumps({**own, **reading, "truncation": None, "padding": None})
-    return text, _top_id(text, new)
+    top = max([*(token["id"] for token in new), *around[0], *around[1]], default=-1)
+    wrapper = json.dumps(own["post_processor"]) if wrapped else None
+    return OwnTokenizer(json.dumps(own["added"]), wrapper, json.dumps(around)), top
 
 
-def _top_id(text: str, new: Sequence[Mapping[str, Any]]) -> int:
-    """The largest id that an added token has, or that is put around every text."""
-    around = Tokenizer.from_str(text).encode("").ids
-    return max([*(token["id"] for token in new), *around], default=-1)
+def _parts(files: Mapping[str, bytes], base: BaseText, special: Iterable[str]) -> dict[str, Any]:
+    """What :func:`tokenizer_file.describe_parts` takes."""
+    encoded = {name: b64encode(content.removeprefix(BOM_UTF8)).decode() for name, content in files.items()}
+    return {"base": base.load(), "files": encoded, "special": sorted(special)}
 
 
-def _canonical(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A tokenizer as the library writes it, so that files of different ages compare.
-
-    It gives added tokens the ids that follow the vocabulary, whatever the file says.
-
-    Raises:
-        FileFault: it is no tokenizer.
-    """
-    try:
-        text = Tokenizer.from_str(json.dumps(raw)).to_str()
-    except BaseException as error:  # the library's own panics derive from that
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        raise FileFault(f"{TOKENIZER_NAME} can't be read as a tokenizer: {shown(str(error))[1:-1]}") from None
-    return json.loads(text)  # type: ignore[no-any-return]
+def _described(module: str, function: str, argument: Any, base: BaseText) -> Mapping[str, Any]:
+    """What a bounded process finds in a file; it is asked once for the files that most adapters share."""
+    key = hashlib.sha256(json.dumps([module, function, argument]).encode()).digest()
+    known = base.known.get(key)
+    if known is None:
+        try:
+            known = run_bounded(module, function, argument, _BOUNDS)
+        except (ChildFailed, OutOfBounds) as error:
+            return {"fault": "can't be examined", "reason": str(error)}
+        base.known[key] = known
+    return known
 
 
-def _sections(tokenizer: Mapping[str, Any]) -> dict[str, str]:
-    return {name: _sha(json.dumps(tokenizer.get(name), sort_keys=True)) for name in _SECTIONS}
+def _fault(what: str, found: Mapping[str, Any]) -> str:
+    reason = shown(found["reason"])[1:-1]
+    return f"{what} {found['fault']}" + (f": {reason}" if reason else "")
 
 
 def _object(files: Mapping[str, bytes], name: str, faults: Faults) -> Mapping[str, Any]:
     if name not in files:
         return {}
     try:
-        return parse_json_object(files[name], name)
+        return parse_json_object(files[name].removeprefix(BOM_UTF8), name)
     except FileFault as fault:
         faults.add(str(fault))
         return {}

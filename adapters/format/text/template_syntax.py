@@ -1,14 +1,18 @@
-"""Chat templates as syntax: whether they parse, and what they look for in messages. Nothing is evaluated."""
+"""Chat templates as syntax: whether they parse, and what they look for in messages. Nothing is evaluated.
+
+Imports nothing of ours: templates of strangers are parsed in a bounded process.
+"""
 
 from __future__ import annotations
 
+import encodings.unicode_escape  # noqa: F401  # imported on demand, which a bounded process can no more
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import jinja2.debug  # noqa: F401  # as well
 from jinja2 import Environment, TemplateError, ext, nodes
 from jinja2.parser import Parser
-
-from manylora.adapters.format.faults import shown
 
 # Methods of a text, and filters, whose arguments are searched for in it.
 _SEARCHING = frozenset({"startswith", "endswith", "find", "rfind", "index", "rindex", "count"})
@@ -17,12 +21,25 @@ _CUTTING = frozenset(
 )
 
 
+def describe(template: str) -> dict[str, Any]:
+    """All that is known of ``template``, as JSON; ``{"fault", "reason"}`` where it can't be parsed."""
+    fault = syntax_error(template)
+    if fault is not None:
+        return {"fault": "is not valid Jinja", "reason": fault}
+    found = find_searches(template)
+    return {
+        "words": sorted(found.words),
+        "cuts": sorted(found.cuts),
+        "variables": sorted(variables(template)),
+    }
+
+
 def syntax_error(template: str) -> str | None:
     """Why the template can't be parsed; not even its constant expressions are evaluated."""
     try:
         _parse(template)
     except TemplateError as error:
-        return shown(str(error))[1:-1]
+        return str(error)
     except RecursionError:
         return "it is nested too deeply"
     return None

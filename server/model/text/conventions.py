@@ -16,7 +16,7 @@ from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.files import CONFIG_NAME, FileFault, classifies, read_config, read_text_files
 from manylora.adapters.format.text.content_marks import Marked
 from manylora.adapters.format.text.conventions import AdapterText, BaseText, read_text
-from manylora.adapters.format.text.template_syntax import TemplateSearches, find_searches
+from manylora.adapters.format.text.template_syntax import TemplateSearches
 from manylora.server.errors import RequestError
 from manylora.server.model.text.templates import Conversation, TemplateProcesses
 from manylora.server.model.text.tokenizer import Tokenizer
@@ -121,6 +121,7 @@ class ConventionsCache:
         """``locate`` finds the directory of a revision by digest; ``pad_id`` is the base's padding."""
         self._tokenizer = tokenizer
         self._base = tokenizer.base_text()
+        self._base.prepare()
         self._processes = processes
         self._locate = locate
         self._pad_id = pad_id
@@ -172,9 +173,8 @@ class ConventionsCache:
             read, classes = await asyncio.to_thread(_read, self._locate(member.digest), self._base)
             if classes is not None and classes.pad_id is None:
                 classes = replace(classes, pad_id=self._pad_id)
-            searches = None if read.template is None else find_searches(read.template)
             text = _Text(
-                member, read.template, searches, read.template_digest, read.tokenizer_digest, classes
+                member, read.template, read.searches, read.template_digest, read.tokenizer_digest, classes
             )
             self._texts[member.digest] = text
         return replace(text, member=member)

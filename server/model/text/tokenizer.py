@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as Backend
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from manylora.adapters.errors import ChatTemplateError
 from manylora.adapters.format.text.chat import ChatTokenizer
@@ -15,6 +14,7 @@ from manylora.adapters.format.text.content_marks import Marked, Message, Tools
 from manylora.adapters.format.text.conventions import AdapterText, BaseText
 from manylora.adapters.format.text.template_syntax import TemplateSearches
 from manylora.server.errors import ModelRefused, RequestError
+from manylora.server.model.text.extended_tokenizer import ExtendedTokenizer
 
 
 class Tokenizer:
@@ -103,11 +103,7 @@ class Tokenizer:
         """The tokenizer of an adapter on this base, with the base's template."""
         if text.tokenizer is None and text.special is None:
             return self
-        backend = Backend.from_str(self._backend.to_str() if text.tokenizer is None else text.tokenizer)
-        special = self.special_tokens if text.special is None else text.special
-        hf = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-        hf.chat_template = self._hf.chat_template
-        return Tokenizer(hf, sorted(self.eos_ids))
+        return Tokenizer(ExtendedTokenizer(self._hf, text), sorted(self.eos_ids))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ``token_ids``; bytes that are no complete character come out as U+FFFD."""

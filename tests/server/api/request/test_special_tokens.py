@@ -48,7 +48,7 @@ def test_the_trainer_reads_the_same(server: Running) -> None:
     template = Template(byte_tokenizer(), {EOS})
     assert template.prompt_ids(SPELLED, ()) == ids(server)
     answer = {"role": "assistant", "content": "no<|im_end|>yes"}
-    row = ChatRow(Origin("f", 1), (*SPELLED, answer), (0, 1))
+    row = ChatRow(Origin(Path("f"), 1), (*SPELLED, answer), (0, 1))
     (sequence,) = template.chat_sequences(row)
     assert sequence.input_ids[: len(ids(server))] == ids(server)
     learned = [label for label in sequence.labels if label != -100]
