@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.limits import MAX_BODY_BYTES
-from manylora.server.api.http.multipart import is_multipart
+from manylora.server.api.http.multipart import is_json
 from manylora.server.errors import AdminKeyNeeded, BodyTooLarge, Unauthorized
 from manylora.server.metrics.metrics import Metrics
 
@@ -90,7 +90,7 @@ class BodyLimit:
 
 def _is_upload(scope: Scope, headers: Headers) -> bool:
     kind = headers.get("content-type", "")
-    return scope["method"] == "PUT" and scope["path"].startswith(f"{ADAPTERS_PATH}/") and is_multipart(kind)
+    return scope["method"] == "PUT" and scope["path"].startswith(f"{ADAPTERS_PATH}/") and not is_json(kind)
 
 
 class ApiKeySet:
