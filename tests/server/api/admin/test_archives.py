@@ -161,7 +161,8 @@ def test_two_different_subfolders(admin: Admin, model: Path, tmp_path: Path) -> 
     files = [("files", ("a.zip", zipped(adapter)))]
     form = admin.ask("PUT", "/a", params={"subfolder": "b"}, data={"subfolder": "c"}, files=files)
     body = admin.ask("PUT", "/a", json={"source": "x", "subfolder": "c"}, params={"subfolder": "b"})
-    assert error_of(form) == error_of(body) == (400, None, "subfolder")
+    for answer in (form, body):
+        assert error_of(answer)[::2] == (400, "subfolder")
 
 
 def test_files_of_a_form_by_their_folders(admin: Admin, model: Path, tmp_path: Path) -> None:
