@@ -8,25 +8,31 @@ whatever the archive claims.
 
 from __future__ import annotations
 
-import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from manylora.adapters.disk import disk_fault
 from manylora.adapters.errors import ArtifactError
-from manylora.adapters.format.faults import shown, some
-from manylora.adapters.format.files import KEPT_NAMES, PICKLES, WEIGHTS_NAME, pickle_fault
+from manylora.adapters.format.faults import shown
+from manylora.adapters.format.files import KEPT_NAMES, PICKLES
+from manylora.adapters.sources.folders import check_weights, choose, clean_path, is_junk
 from manylora.adapters.sources.policy import Meter, SourcePolicy, write_new
 from manylora.adapters.sources.tar_stream import BadArchive, Entry, gunzipped, tar_entries, whole
 from manylora.adapters.sources.zip_entries import zip_entries
 
-MAX_PATH = 1024  # characters of an entry's name
 MAX_RATIO = 100  # of what is unpacked to what was read
 RATIO_FREE = 16 << 20  # bytes that may be unpacked before the ratio counts
+MAGIC_BYTES = 512  # of an archive, by which it is known
+
+_ZIPS = (b"PK\x03\x04", b"PK\x05\x06")
+_GZIP = b"\x1f\x8b"
+_OTHERS = (b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07")  # not read
+_TAR_AT, _TAR = 257, b"ustar"
 
 _UNREADABLE = (
     BadArchive,
@@ -37,16 +43,21 @@ _UNREADABLE = (
     NotImplementedError,
     ValueError,
 )
-_DRIVE = re.compile(r"[A-Za-z]:")
 
 
-def unpack(file: BinaryIO, into: Path, policy: SourcePolicy) -> None:
+def is_archive(head: bytes) -> bool:
+    """Whether a file is an archive, read here or not, by its first :data:`MAGIC_BYTES`."""
+    return head.startswith((*_ZIPS, _GZIP, *_OTHERS)) or head[_TAR_AT:].startswith(_TAR)
+
+
+def unpack(file: BinaryIO, into: Path, policy: SourcePolicy, subfolder: str = "") -> None:
     """Put the adapter in the archive ``file`` (seekable) into the empty directory ``into``.
 
-    The files lie at the top of the archive or in one directory. After a fault, ``into`` may hold a part.
+    It is the one in ``subfolder``, or the topmost: at the top of the archive, in its one folder, or wherever
+    the only one is. After a fault, ``into`` is empty, or holds a part.
 
     Raises:
-        ArtifactError: the archive is damaged, unsafe or too large, or no adapter is in it.
+        ArtifactError: the archive is damaged, unsafe or too large, no adapter is in it, or several are.
         StoreError: the disk refused.
     """
     try:
@@ -54,30 +65,31 @@ def unpack(file: BinaryIO, into: Path, policy: SourcePolicy) -> None:
         file.seek(0)
         magic = file.read(4)
         file.seek(0)
-        names = _Names()
-        _unpack(_entries(file, magic), into, names, _Ratio(policy, size))
+        with TemporaryDirectory(prefix=".", dir=into, ignore_cleanup_errors=True) as staged:
+            folders = _Folders(Path(staged))
+            _unpack(_entries(file, magic), folders, _Ratio(policy, size))
+            folders.take(subfolder, into)
     except _UNREADABLE as error:
         raise ArtifactError([f"the archive can't be read: {shown(str(error))[1:-1]}"]) from None
     except OSError as error:
         raise disk_fault("the archive can't be unpacked", error) from None
-    names.check_complete()
 
 
 def _entries(file: BinaryIO, magic: bytes) -> Iterator[Entry]:
-    if magic in {b"PK\x03\x04", b"PK\x05\x06"}:
+    if magic in _ZIPS:
         return zip_entries(file)
-    if magic[:2] == b"\x1f\x8b":
+    if magic[:2] == _GZIP:
         return tar_entries(gunzipped(file))
     return tar_entries(whole(file))
 
 
-def _unpack(entries: Iterable[Entry], into: Path, names: _Names, meter: Meter) -> None:
+def _unpack(entries: Iterable[Entry], folders: _Folders, meter: Meter) -> None:
     for entry in entries:
         meter.file()
-        kept = names.add(entry)
+        place = folders.add(entry)
         chunks = meter.counted(entry.chunks)
-        if kept is not None:
-            write_new(into / kept, chunks)
+        if place is not None:
+            write_new(place, chunks)
         else:
             for _ in chunks:
                 pass
@@ -96,61 +108,55 @@ class _Ratio(Meter):
             raise ArtifactError([f"the archive unpacks to more than {MAX_RATIO} times its size"])
 
 
-class _Names:
-    """The names of an archive's entries, checked as they come."""
+class _Folders:
+    """The folders of an archive, whose entries are checked as they come; a numbered directory for each."""
 
-    def __init__(self) -> None:
+    def __init__(self, staged: Path) -> None:
+        self._staged = staged
         self._seen: set[str] = set()
-        self._parents: set[str] = set()
-        self._kept: set[str] = set()
-        self._pickles: set[str] = set()
+        self._names: dict[str, set[str]] = {}  # of each folder: files that are kept, and pickles
+        self._places: dict[str, Path] = {}
 
-    def add(self, entry: Entry) -> str | None:
-        """The name under which an entry is kept, if it is.
+    def add(self, entry: Entry) -> Path | None:
+        """Where an entry is to be written, if it is kept.
 
         Raises:
             ArtifactError: no archive may hold such an entry.
         """
-        path = _checked(entry)
-        if path.casefold() in self._seen and not entry.directory:
+        path, directory = _checked(entry)
+        if path.casefold() in self._seen and not directory:
             raise ArtifactError([f"the archive holds {shown(path)} twice"])
         self._seen.add(path.casefold())
-        parent, _, name = path.rpartition("/")
-        if entry.directory or "/" in parent:
+        folder, _, name = path.rpartition("/")
+        if directory or is_junk(path) or not (name in KEPT_NAMES or name.endswith(PICKLES)):
             return None
-        if name.endswith(PICKLES):
-            self._pickles.add(name)
-        if name not in KEPT_NAMES:
-            return None
-        self._parents.add(parent)
-        if len(self._parents) > 1:
-            where = some((f"{p}/" for p in sorted(self._parents)), len(self._parents))
-            raise ArtifactError([f"the archive holds more than one adapter: in {where}"])
-        self._kept.add(name)
-        return name
+        self._names.setdefault(folder, set()).add(name)
+        return self._place(folder) / name if name in KEPT_NAMES else None
 
-    def check_complete(self) -> None:
-        """Refuse an archive that held nothing of an adapter, before the validation says it less well."""
-        if self._pickles and WEIGHTS_NAME not in self._kept:
-            raise ArtifactError([pickle_fault(min(self._pickles))])
-        if not self._kept:
-            raise ArtifactError(["the archive holds no adapter at its top or in its one directory"])
+    def take(self, subfolder: str, into: Path) -> None:
+        """Move what the chosen folder holds to ``into``.
+
+        Raises:
+            ArtifactError: there is nothing of an adapter, several, or one whose weights are a pickle.
+        """
+        folder = choose(self._names, subfolder)
+        check_weights(self._names[folder])
+        for path in self._place(folder).iterdir():
+            path.rename(into / path.name)
+
+    def _place(self, folder: str) -> Path:
+        if folder not in self._places:
+            place = self._staged / str(len(self._places))
+            place.mkdir()
+            self._places[folder] = place
+        return self._places[folder]
 
 
-def _checked(entry: Entry) -> str:
-    """The entry's path without "." parts and slashes at its end."""
+def _checked(entry: Entry) -> tuple[str, bool]:
+    """The entry's path, and whether it is a directory, which some writers only tell by a slash at its end."""
     if entry.refused is not None:
         raise ArtifactError([f"the archive holds {entry.refused} ({shown(entry.path)})"])
-    parts = [part for part in entry.path.split("/") if part not in {"", "."}]
-    unsafe = (
-        len(entry.path) > MAX_PATH
-        or entry.path.startswith("/")
-        or ".." in parts
-        or "\\" in entry.path
-        or _DRIVE.match(entry.path) is not None
-        or not entry.path.isprintable()
-        or (not parts and not entry.directory)
-    )
-    if unsafe:
+    path, directory = clean_path(entry.path), entry.directory or entry.path.endswith(("/", "\\"))
+    if path is None or (not path and not directory):
         raise ArtifactError([f"the archive holds an unsafe path: {shown(entry.path)}"])
-    return "/".join(parts)
+    return path, directory

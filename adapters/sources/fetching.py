@@ -29,6 +29,7 @@ from manylora.adapters.errors import (
 from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, FileFault, open_regular
 from manylora.adapters.mix import check_name
+from manylora.adapters.sources.folders import check_subfolder
 from manylora.adapters.sources.policy import CHUNK, Meter, Progress, SourcePolicy, check_found, write_new
 
 __all__ = ["Progress", "SourcePolicy", "fetch", "find", "policy_for", "resolve_directory"]
@@ -50,6 +51,16 @@ class Storage(Protocol):
 
     def exists(self, source: str) -> bool:
         """Whether there is an adapter at ``source``."""
+
+
+def in_subfolder(source: str, subfolder: str) -> str:
+    """The source of the adapter in ``subfolder`` of ``source``; "" is ``source`` itself.
+
+    Raises:
+        SourceMissing: it is no path below another.
+    """
+    below = check_subfolder(subfolder)
+    return f"{source.rstrip('/')}/{below}" if below else source
 
 
 def fetch(source: str, into: Path, policy: SourcePolicy, progress: Progress | None = None) -> str:
@@ -171,7 +182,7 @@ def _local_path(source: str) -> str:
 def _copy(directory: Path, source: str, into: Path, policy: SourcePolicy, progress: Progress | None) -> None:
     names = {path.name for path in islice(directory.iterdir(), policy.max_files)}
     names |= {name for name in KEPT_NAMES if os.path.lexists(directory / name)}
-    check_found(names, source)
+    check_found(names, source, _adapters_below(directory, policy))
     roots = [_real(root) for root in policy.roots]
     with ExitStack() as opened:
         files = {
@@ -185,6 +196,12 @@ def _copy(directory: Path, source: str, into: Path, policy: SourcePolicy, progre
         for name, file in files.items():
             meter.file()
             write_new(into / name, meter.counted(_pieces(file)))
+
+
+def _adapters_below(directory: Path, policy: SourcePolicy) -> list[str]:
+    """The names of the directories in ``directory`` that hold an adapter."""
+    entries = islice(directory.iterdir(), policy.max_files)
+    return [path.name for path in entries if path.is_dir() and (path / CONFIG_NAME).is_file()]
 
 
 def _open_inside(path: Path, roots: Sequence[Path]) -> BinaryIO:

@@ -89,8 +89,8 @@ class Hub:
         """
         wanted = self._allowed(source)
         with _explained(wanted):
-            commit, sizes = self._look_up(wanted)
-            check_found(sizes, source)
+            commit, sizes, elsewhere = self._look_up(wanted)
+            check_found(sizes, source, elsewhere)
             kept = {name: size for name, size in sizes.items() if is_kept(name)}
             meter = Meter(self._policy, progress, total=sum(kept.values()))
             meter.check_size(sum(kept.values()))
@@ -131,20 +131,19 @@ class Hub:
             raise SourceForbidden(f"the repository {wanted.repository} is not among those allowed")
         return wanted
 
-    def _look_up(self, wanted: HubSource) -> tuple[str, dict[str, int]]:
-        """The commit, and the sizes in bytes of the files in the subfolder itself."""
+    def _look_up(self, wanted: HubSource) -> tuple[str, dict[str, int], list[str]]:
+        """The commit, the sizes of the files in the subfolder itself, and the folders below with adapters."""
         info = self._api.model_info(
             wanted.repository, revision=wanted.revision, files_metadata=True, timeout=TIMEOUT
         )
         if info.sha is None:
             raise SourceUnreachable(f"the Hub does not say which commit of {wanted.repository} it has")
         start = f"{wanted.subfolder}/" if wanted.subfolder else ""
-        sizes = {}
-        for sibling in info.siblings or ():
-            name = sibling.rfilename.removeprefix(start)
-            if sibling.rfilename.startswith(start) and "/" not in name:
-                sizes[name] = sibling.size or 0
-        return info.sha, sizes
+        files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        below = {name.removeprefix(start): size for name, size in files.items() if name.startswith(start)}
+        sizes = {name: size for name, size in below.items() if "/" not in name}
+        elsewhere = [name.rpartition("/")[0] for name in below if name.endswith(f"/{CONFIG_NAME}")]
+        return info.sha, sizes, elsewhere
 
 
 def _download(url: str) -> Iterator[bytes]:

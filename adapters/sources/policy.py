@@ -10,7 +10,8 @@ from typing import Any
 
 from manylora.adapters.errors import ArtifactError, SourceMissing
 from manylora.adapters.format.faults import shown
-from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, PICKLES, WEIGHTS_NAME, pickle_fault
+from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
+from manylora.adapters.sources.folders import check_weights, choice
 
 CHUNK = 1 << 20  # bytes copied at a time
 Progress = Callable[[int, int | None], None]  # bytes so far, and in total where that is known
@@ -85,16 +86,18 @@ def is_kept(name: str) -> bool:
     return name in KEPT_NAMES
 
 
-def check_found(names: Collection[str], source: str) -> None:
+def check_found(names: Collection[str], source: str, elsewhere: Collection[str] = ()) -> None:
     """Check that the files at ``source`` look like an adapter, before any of them is fetched.
+
+    ``elsewhere`` are folders below that hold one, where that is known.
 
     Raises:
         SourceMissing: there is nothing of one.
         ArtifactError: its weights are a pickle.
     """
-    pickles = [name for name in names if name.endswith(PICKLES)]
-    if WEIGHTS_NAME not in names and pickles:
-        raise ArtifactError([pickle_fault(min(pickles))])
+    if CONFIG_NAME not in names and WEIGHTS_NAME not in names and elsewhere:
+        raise SourceMissing(f"no adapter at {shown(source)} itself{choice(elsewhere)}")
+    check_weights(names)
     if CONFIG_NAME not in names and WEIGHTS_NAME not in names:
         raise SourceMissing(f"no adapter at {shown(source)}: neither {CONFIG_NAME} nor {WEIGHTS_NAME}")
 

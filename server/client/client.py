@@ -129,6 +129,7 @@ class Client:
         replace: bool = True,
         wait: bool = True,
         on_server: bool = False,
+        subfolder: str = "",
         progress: Publishing = _ignore,
     ) -> Answer:
         """Publish an adapter, or a new revision of one, and return it.
@@ -141,13 +142,14 @@ class Client:
             replace: whether ``name`` may serve already.
             wait: return when the adapter serves; else as soon as the server has what it needs.
             on_server: ``source`` is a directory on the server's machine.
+            subfolder: where in ``source`` the adapter is, such as ``checkpoint-400``.
             progress: called as bytes are sent and loaded.
 
         Raises:
             Unusable: there is no adapter at ``source``.
             Refused: the server does not take it, or it can't be served; then one fault a line.
         """
-        offered = given_at(source, on_server=on_server)
+        offered = given_at(source, on_server=on_server, subfolder=subfolder)
         answer = publish(self._connection, name, offered, tags=tags, replace=replace, progress=progress)
         if wait:
             answer = published(self._connection, name, answer, progress)

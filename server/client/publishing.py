@@ -26,17 +26,21 @@ class Given:
 
     files: tuple[Path, ...] = ()
     source: str = ""
+    subfolder: str = ""  # of the source, or of the archive that is the only file
 
 
-def given_at(source: str | Path, *, on_server: bool) -> Given:
+def given_at(source: str | Path, *, on_server: bool, subfolder: str = "") -> Given:
     """What a text or path names to be published; only files of this machine are looked at.
 
     Raises:
         Unusable: it is no URL, and no adapter on this machine.
     """
     if on_server or (isinstance(source, str) and "://" in source):
-        return Given(source=str(source))
-    return Given(files=local_files(Path(source)))
+        return Given(source=str(source), subfolder=subfolder)
+    path = Path(source)
+    if path.is_file():
+        return Given(files=local_files(path), subfolder=subfolder)
+    return Given(files=local_files(path / subfolder))
 
 
 def publish(
@@ -50,14 +54,14 @@ def publish(
 ) -> Answer:
     """Begin to publish an adapter; returns it as it is when the server has answered."""
     path, form = adapter_path(name), ({"tags": list(tags)} if tags else {})
-    asked = None if replace else False  # the server's default is to replace
+    asked = {"replace": None if replace else False, "subfolder": given.subfolder or None}  # None: its default
     answer: Answer
     if given.source:
-        answer = connection.put(path, {"source": given.source, **form}, replace=asked)
+        answer = connection.put(path, {"source": given.source, **form}, **asked)
     else:
         progress("sending", 0, None)
         answer = connection.upload(
-            path, given.files, form, lambda done, total: progress("sending", done, total), replace=asked
+            path, given.files, form, lambda done, total: progress("sending", done, total), **asked
         )
     return answer
 

@@ -10,19 +10,22 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
+from manylora.adapters.errors import SourceMissing
 from manylora.adapters.registry.tags import check_tags
-from manylora.adapters.sources.fetching import check
+from manylora.adapters.sources.fetching import check, in_subfolder
 from manylora.adapters.sources.fetching import fetch as fetch_source
+from manylora.adapters.sources.folders import check_subfolder
 from manylora.server.api.admin.adapters import Parameters, details_response
 from manylora.server.api.admin.publications import Publications, PublicationsState, wait_until_published
 from manylora.server.api.admin.publish_request import FetchProgress, PublishRequest
+from manylora.server.api.admin.raw_archive import receive_archive
 from manylora.server.api.admin.upload import receive_upload
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH
 from manylora.server.api.http.middleware import takes_uploads
-from manylora.server.api.http.multipart import is_multipart
+from manylora.server.api.http.multipart import is_json, is_multipart
 from manylora.server.api.http.names_in_paths import NAME, Name
 from manylora.server.api.http.openapi import DIRECTORY, documented, example
 from manylora.server.api.http.scopes import ADMIN, needs
@@ -41,6 +44,16 @@ class PutParameters(Parameters):
     replace: bool | None = Field(None, description="false: refuse a name that serves already.")
 
 
+class UploadParameters(PutParameters):
+    """Which of several adapters to take, and what :class:`PutParameters` say."""
+
+    subfolder: str = Field(
+        "",
+        max_length=MAX_PATH_LENGTH,
+        description="Of the archive or the source: checkpoint-400. By default the top, or the only one.",
+    )
+
+
 class SourceBody(RequestBody):
     """Where the server is to fetch the adapter from."""
 
@@ -49,6 +62,9 @@ class SourceBody(RequestBody):
         max_length=MAX_PATH_LENGTH,
         pattern=r"^[^\x00]*$",
         description="hf://ORG/REPOSITORY@REVISION, s3://BUCKET/PREFIX, file:///DIRECTORY, or a directory.",
+    )
+    subfolder: str | None = Field(
+        None, max_length=MAX_PATH_LENGTH, description="Of the source, where the adapter is; as in the query."
     )
     tags: list[str] | None = Field(None, description="Replace those the adapter has; by default they stay.")
 
@@ -62,6 +78,7 @@ _FORM = {
             "items": {"type": "string", "format": "binary"},
             "description": "adapter_config.json, adapter_model.safetensors, …, or one archive of them.",
         },
+        "subfolder": {"type": "string", "description": "Of the archive; as in the query."},
         "tags": {"type": "array", "items": {"type": "string"}},
     },
 }
@@ -80,9 +97,12 @@ async def put_adapter(
     service: ServiceState,
     publications: PublicationsState,
     name: Name,
-    asked: Annotated[PutParameters, Query()],
+    asked: Annotated[UploadParameters, Query()],
 ) -> Response:
     """Upload the files of a PEFT adapter (or one tar or zip of them), or name a source to fetch it from.
+
+    An archive may also be the body itself. Of several adapters in it the topmost is taken, or that in
+    ``subfolder``.
 
     It is checked whole before the name moves to it: until then, and if anything is wrong, the name serves
     what it served before. The same content again changes nothing. 202 means that the work goes on: ask for
@@ -90,7 +110,7 @@ async def put_adapter(
     name, 200 otherwise, or the error with everything that is wrong with the files.
     """
     check_free(request, service, name, asked)
-    wanted = await _publish_request(request, service)
+    wanted = await _publish_request(request, service, asked.subfolder)
     return await publish(request, service, publications, name, asked=asked, wanted=wanted)
 
 
@@ -118,24 +138,40 @@ async def publish(
     return await details_response(service, publications, name, 201 if publication.made_name else 200)
 
 
-async def _publish_request(request: Request, service: Service) -> PublishRequest:
+async def _publish_request(request: Request, service: Service, subfolder: str) -> PublishRequest:
     """What the HTTP request asks to be published, with the files received if it uploads them.
 
     Raises:
         As :func:`receive_upload`; SourceForbidden: the server may not read that source.
     """
-    if is_multipart(request.headers.get("content-type", "")):
-        return await receive_upload(request, service)
-    body = await _source(request)
+    with blame("subfolder", SourceMissing):
+        check_subfolder(subfolder)
+        kind = request.headers.get("content-type", "")
+        if is_multipart(kind):
+            return await receive_upload(request, service, subfolder)
+    if not is_json(kind):
+        received = await receive_archive(request, service, subfolder)
+        if isinstance(received, PublishRequest):
+            return received
+        request = received
+    return await _from_source(await _source(request), service, subfolder)
+
+
+async def _from_source(body: SourceBody, service: Service, subfolder: str) -> PublishRequest:
+    """What a body asks to be fetched."""
+    if subfolder and body.subfolder and subfolder != body.subfolder:
+        raise RequestError("The query and the body name different subfolders", "subfolder")
+    with blame("subfolder"):
+        source = in_subfolder(body.source, subfolder or body.subfolder or "")
     with blame("source"):
-        await asyncio.to_thread(check, body.source, service.sources)
+        await asyncio.to_thread(check, source, service.sources)
     progress = FetchProgress()
 
     def fetch(into: Path) -> str:
-        return fetch_source(body.source, into, service.sources, progress)
+        return fetch_source(source, into, service.sources, progress)
 
     tags = None if body.tags is None else tuple(body.tags)
-    return PublishRequest(body.source, "source", tags, fetch, progress=progress)
+    return PublishRequest(source, "source", tags, fetch, progress=progress)
 
 
 async def _source(request: Request) -> SourceBody:
@@ -143,7 +179,10 @@ async def _source(request: Request) -> SourceBody:
         return await parse_body(SourceBody)(request)
     except RequestError as error:
         if error.code == "invalid_json":
-            hint = "files are uploaded as a form (multipart/form-data), with curl as -F files=@FILE"
+            hint = (
+                "files are uploaded as a form (multipart/form-data), with curl as -F files=@FILE, and an "
+                "archive also as the body itself (application/zip, application/x-tar or application/gzip)"
+            )
             raise RequestError(f"{error}; {hint}", error.param, error.code) from error
         raise
 

@@ -13,21 +13,22 @@ from fastapi import Request
 from manylora.adapters.disk import full_disk_told
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.faults import shown
-from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, PICKLES, WEIGHTS_NAME, pickle_fault
+from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
 from manylora.adapters.sources.archives import unpack
+from manylora.adapters.sources.folders import check_subfolder, check_weights, choose, clean_path
 from manylora.adapters.sources.policy import SourcePolicy
 from manylora.server.api.admin.publish_request import FetchProgress, PublishRequest
 from manylora.server.api.http.multipart import Form, receive_form
 from manylora.server.errors import RequestError
 from manylora.server.service import Service
 
-_FIELDS = ("tags",)
+_FIELDS = ("tags", "subfolder")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _LAST_STEP = re.compile(r"[^/\\]*\Z")  # of a path, whichever system it comes from
 
 
-async def receive_upload(request: Request, service: Service) -> PublishRequest:
-    """Receive a form with the files of an adapter or one archive of them, and with ``tags``.
+async def receive_upload(request: Request, service: Service, subfolder: str = "") -> PublishRequest:
+    """Receive a form with the files of an adapter or one archive of them, ``tags`` and ``subfolder``.
 
     Whatever goes wrong, also a client that leaves half way, nothing stays on disk.
 
@@ -43,21 +44,23 @@ async def receive_upload(request: Request, service: Service) -> PublishRequest:
         with full_disk_told("there is no room for the upload"):
             form = await receive_form(request.stream(), request.headers["content-type"], directory)
         tags = _tags(form)
+        folder = check_subfolder(_subfolder(form, subfolder))
         if not form.files:
             raise RequestError("The form has no file", "files")
     except BaseException:
         kept.close()
         raise
-    files = [(_basename(name), path) for name, path in form.files]
+    files = form.files
+    names = [_basename(name) for name, _ in files]
 
     progress = FetchProgress()
     progress.nbytes = progress.total = sum(path.stat().st_size for _, path in files)
 
     def fetch(into: Path) -> None:
         with kept:
-            _place(files, into, service.sources)
+            _place(files, into, service.sources, folder)
 
-    return PublishRequest(_source(files), "files", tags, fetch, kept.close, progress)
+    return PublishRequest(_source(names), "files", tags, fetch, kept.close, progress)
 
 
 def _tags(form: Form) -> tuple[str, ...] | None:
@@ -67,7 +70,20 @@ def _tags(form: Form) -> tuple[str, ...] | None:
             raise RequestError(
                 f"Unrecognized field of the form: {shown(name)}", name[:100], "unknown_parameter"
             )
-    return tuple(value for _, value in form.fields if value) if form.fields else None
+    tags = [value for name, value in form.fields if name == "tags"]
+    return tuple(filter(None, tags)) if tags else None
+
+
+def _subfolder(form: Form, asked: str) -> str:
+    """The subfolder that the form or the query asks for.
+
+    Raises:
+        RequestError: they ask for different ones.
+    """
+    named = {value for name, value in form.fields if name == "subfolder" and value} | ({asked} - {""})
+    if len(named) > 1:
+        raise RequestError("The request names more than one subfolder", "subfolder")
+    return next(iter(named), "")
 
 
 def _basename(name: str) -> str:
@@ -76,8 +92,7 @@ def _basename(name: str) -> str:
     return match.group()
 
 
-def _source(files: Sequence[tuple[str, Path]]) -> str:
-    names = [name for name, _ in files]
+def _source(names: Sequence[str]) -> str:
     return f"upload://{names[0]}" if is_archive(names) else "upload://"
 
 
@@ -86,17 +101,20 @@ def is_archive(names: Sequence[str]) -> bool:
     return len(names) == 1 and names[0] not in KEPT_NAMES
 
 
-def _place(files: Sequence[tuple[str, Path]], into: Path, policy: SourcePolicy) -> None:
+def _place(files: Sequence[tuple[str, Path]], into: Path, policy: SourcePolicy, subfolder: str) -> None:
     """Put the files that an adapter consists of into ``into``; others are left behind.
 
     Raises:
         ArtifactError: two files have the same name, the weights are a pickle, or an archive can't be used.
     """
-    names = [name for name, _ in files]
+    names = [_basename(name) for name, _ in files]
     if is_archive(names):
         with files[0][1].open("rb") as archive:
-            unpack(archive, into, policy)
+            unpack(archive, into, policy, subfolder)
         return
+    if subfolder:
+        files = _in_folder(files, subfolder)
+        names = [_basename(name) for name, _ in files]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ArtifactError([f"the upload has two files called {shown(name)}" for name in twice])
@@ -105,9 +123,17 @@ def _place(files: Sequence[tuple[str, Path]], into: Path, policy: SourcePolicy) 
         raise ArtifactError(
             [f"the upload has the archive {shown(archives[0])} beside other files: send it alone"]
         )
-    pickles = sorted(name for name in names if name.endswith(PICKLES))
-    if pickles and WEIGHTS_NAME not in names:
-        raise ArtifactError([pickle_fault(pickles[0])])
-    for name, path in files:
+    check_weights(names)
+    for name, path in zip(names, (path for _, path in files), strict=True):
         if name in KEPT_NAMES:
             path.rename(into / name)
+
+
+def _in_folder(files: Sequence[tuple[str, Path]], subfolder: str) -> list[tuple[str, Path]]:
+    """The files whose sender named them in that folder: "checkpoint-200/adapter_config.json"."""
+    folders: dict[str, list[tuple[str, Path]]] = {}
+    for name, path in files:
+        folder = (clean_path(name) or "").rpartition("/")[0]
+        folders.setdefault(folder, []).append((name, path))
+    found = {folder: [_basename(name) for name, _ in each] for folder, each in folders.items()}
+    return folders[choose(found, subfolder)]

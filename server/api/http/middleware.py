@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manylora.server.api.http.limits import MAX_BODY_BYTES
-from manylora.server.api.http.multipart import is_multipart
+from manylora.server.api.http.multipart import is_json
 from manylora.server.api.http.state import IGNORED_FIELDS
 from manylora.server.errors import BodyTooLarge
 
@@ -78,7 +78,7 @@ def _names_header(names: list[str]) -> str:
 
 
 def takes_uploads(endpoint: Endpoint) -> Endpoint:
-    """Declare that a route takes forms with the files of an adapter, which have a bound of their own."""
+    """Declare that a route takes the files of an adapter, which have a bound of their own."""
     setattr(endpoint, _TAKES_UPLOADS, True)
     return endpoint
 
@@ -98,7 +98,7 @@ class BodySize:
         Raises:
             BodyTooLarge: the declared length exceeds it.
         """
-        is_upload = getattr(request.scope.get("endpoint"), _TAKES_UPLOADS, False) and is_multipart(
+        is_upload = getattr(request.scope.get("endpoint"), _TAKES_UPLOADS, False) and not is_json(
             request.headers.get("content-type", "")
         )
         limit = self._upload_limit if is_upload else MAX_BODY_BYTES

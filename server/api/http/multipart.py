@@ -34,6 +34,12 @@ def is_multipart(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
 
 
+def is_json(content_type: str) -> bool:
+    """Whether a ``content-type`` header announces JSON."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind in {"application/json", "text/json"} or kind.endswith("+json")
+
+
 async def receive_form(
     body: AsyncIterator[bytes], content_type: str, directory: Path, *, batch_bytes: int = _BATCH
 ) -> Form:

@@ -31,6 +31,9 @@ def add(
         bool, typer.Option("--replace/--no-replace", help="Whether NAME may serve already.")
     ] = True,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when it serves, or at once.")] = True,
+    subfolder: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Of SOURCE, where the adapter is: checkpoint-400.")
+    ] = "",
     server_path: Annotated[
         bool, typer.Option("--server-path", help="SOURCE is a directory on the server's machine.")
     ] = False,
@@ -43,7 +46,9 @@ def add(
     from manylora.server.client.publishing import given_at  # noqa: PLC0415
 
     with session.talk() as client, progress_bars(BytesColumn(), TimeElapsedColumn(), passing=True) as bars:
-        given_at(source, on_server=server_path)  # what is not there is told before the server is asked
+        given_at(
+            source, on_server=server_path, subfolder=subfolder
+        )  # what is not there is told before the server is asked
         before = client.find(name)  # also tells whether a server is there, before much is sent
         answer = client.add(
             name,
@@ -52,6 +57,7 @@ def add(
             replace=replace,
             wait=wait,
             on_server=server_path,
+            subfolder=subfolder,
             progress=_shown_in(bars),
         )
     session.tell(answer, lambda found: published_line(before, found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,20 @@ def test_sources_that_the_server_reads(client: Client) -> None:
         client.add("no", "/etc", on_server=True)
     with pytest.raises(Unusable, match="no such directory"):
         client.add("no", "/nowhere")
+
+
+def test_a_subfolder_of_what_is_sent(client: Client, directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory, tmp_path / "run" / "checkpoint-400")
+    archive = Path(shutil.make_archive(str(tmp_path / "run"), "gztar", tmp_path, "run"))
+    plain = client.add("plain", directory)["digest"]
+    for source in (tmp_path / "run", archive):
+        assert client.add("sub", source, subfolder="checkpoint-400")["digest"] == plain
+    with pytest.raises(Refused, match="no adapter in the subfolder 'x'"):
+        client.add("no", archive, subfolder="x")
+    with pytest.raises(Unusable, match="no such directory"):
+        client.add("no", tmp_path / "run", subfolder="x")
+    with pytest.raises(Refused, match="not the name of a subfolder"):
+        client.add("no", "hf://org/repo", subfolder="../x")
 
 
 def test_aliases(client: Client, directory: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ class Served:
     def __init__(self, root: Path, *, tied: bool) -> None:
         model = tiny_model(root / "model", tie_word_embeddings=tied)
         self.harness = EngineHarness(model)
-        tables = {
+        tables: dict[str, dict[str, Any]] = {
             "lora": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
             "saved": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
             "head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
@@ -44,7 +45,10 @@ class Served:
             make(root / name, model, seed=seed, **options)
         write_adapter(root / "plain", model, rank=4, targets="all-linear", rank_pattern={"q_proj": 2})
         write_kind(root / "dora", model, peft_type="LORA", r=4, target_modules=["q_proj"], use_dora=True)
-        ia3 = {"target_modules": ["q_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
+        ia3: dict[str, Any] = {
+            "target_modules": ["q_proj", "down_proj"],
+            "feedforward_modules": ["down_proj"],
+        }
         write_kind(root / "ia3", model, peft_type="IA3", **ia3)
         write_kind(root / "vera", model, peft_type="VERA", r=8, target_modules=["q_proj", "v_proj"])
         kinds = (*tables, "plain", "dora", "ia3", "vera")
