@@ -22,7 +22,7 @@ from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH
 from manylora.server.api.http.multipart import is_multipart
-from manylora.server.api.http.openapi import DIRECTORY, documented, example
+from manylora.server.api.http.openapi import DIRECTORY, PUBLISHED, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 from manylora.server.names.admin.publishing import Publication
@@ -68,6 +68,7 @@ _FROM_DIRECTORY = example("From a directory of the server", {"source": DIRECTORY
 @router.put(
     "/{name}",
     summary="Publish an adapter",
+    responses=PUBLISHED,
     openapi_extra=documented(SourceBody, {"directory": _FROM_DIRECTORY}, form=_FORM),
 )
 async def put_adapter(
