@@ -59,7 +59,7 @@ def test_help_names_the_commands() -> None:
 def test_serve_help_has_one_line_for_every_option() -> None:
     result = invoke("serve", "--help")
     lines = result.stdout.splitlines()
-    assert len(lines) <= 61
+    assert len(lines) <= len(Settings.model_fields) + 23
     assert max(map(len, lines)) <= 80
     for name, field in Settings.model_fields.items():
         spelled = "--no-prefix-cache" if name == "enable_prefix_cache" else f"--{name.replace('_', '-')}"
