@@ -20,7 +20,7 @@ PYTHON ?= $(shell for p in python3 python python3.11 python3.12 python3.13 pytho
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 
-.PHONY: help install dev pull serve test test-fast coverage check format docs site wheel bench lock clean
+.PHONY: help install dev pull serve test test-fast fuzz clients coverage check format docs site wheel bench lock clean
 
 help: ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -55,6 +55,24 @@ test: $(DEVELOPMENT) ## Run all tests, one process a core; fetches the real mode
 
 test-fast: $(DEVELOPMENT) ## Run what takes little time and no real model: under 90 seconds on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not real and not slow"
+
+FUZZ_EXAMPLES ?= 1000
+
+fuzz: $(DEVELOPMENT) ## Send FUZZ_EXAMPLES generated requests to every route: far more than make test does.
+	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/server/api/http/test_openapi_fuzz.py
+
+# The client libraries have an environment of their own in build/: what they depend on is theirs to choose.
+CLIENTS := build/clients
+CLIENTS_LOCK := tests/clients/requirements-clients.lock
+
+clients: $(DEVELOPMENT) ## Run OpenAI, LangChain, LiteLLM, pydantic-ai, LlamaIndex and the AI SDK against a tiny server; needs Node.
+	$(BIN)/python -m venv $(CLIENTS)
+	test -f $(CLIENTS_LOCK) || $(CLIENTS)/bin/python -m pip install --quiet -r tests/clients/requirements.txt
+	test -f $(CLIENTS_LOCK) || $(CLIENTS)/bin/python -m pip freeze > $(CLIENTS_LOCK)
+	$(CLIENTS)/bin/python -m pip install --quiet -r $(CLIENTS_LOCK)
+	cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)
+	cd $(CLIENTS) && npm ci --no-audit --no-fund --silent
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients $(CLIENTS)/bin/python $(CLIENTS)
 
 coverage: $(DEVELOPMENT) ## Run all tests and say how much of the code they run.
 	$(BIN)/manylora pull smollm2-135m

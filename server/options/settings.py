@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
     unknown_fields: Annotated[
         Literal["refuse", "ignore"],
-        Option(HTTP, "WHAT", "Unknown fields of requests: refuse, or ignore."),
+        Option(HTTP, "WHAT", "Unknown fields: refuse, or ignore."),
     ] = "refuse"
     max_waiting: Annotated[
         int,

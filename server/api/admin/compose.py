@@ -21,7 +21,7 @@ from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.limits import MAX_USER_LENGTH
 from manylora.server.api.http.names_in_paths import NAME, Name
-from manylora.server.api.http.openapi import LAST_MEMBER, MEMBER, documented, example
+from manylora.server.api.http.openapi import LAST_MEMBER, MEMBER, PUBLISHED, documented, example
 from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.mix_entries import first_missing, terms_of
@@ -68,6 +68,7 @@ _HALVES = [{"name": MEMBER, "weight": 0.5}, {"name": LAST_MEMBER, "weight": 0.5}
 @router.post(
     "",
     summary="Compose an adapter out of others",
+    responses=PUBLISHED,
     openapi_extra=documented(ComposeBody, {"halves": example("Half and half", {"members": _HALVES})}),
 )
 @needs(ADMIN)

@@ -18,7 +18,7 @@ from manylora.server.api.http.error_context import Blamed, blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_USER_LENGTH
 from manylora.server.api.http.names_in_paths import NAME
-from manylora.server.api.http.openapi import documented, example
+from manylora.server.api.http.openapi import BEGUN, documented, example
 from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.exporting.exports import Export, ExportState, ExportWish
@@ -55,6 +55,7 @@ class ExportBody(RequestBody):
 @router.post(
     "",
     summary="Write the base with an adapter or a mix merged in as a standalone model",
+    responses=BEGUN,
     openapi_extra=documented(ExportBody, {"bf16": example("In bfloat16", {"dtype": "bf16"})}, required=False),
 )
 @needs(ADMIN)

@@ -13,6 +13,7 @@ from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_MODEL_LENGTH
 from manylora.server.api.http.names_in_paths import NAME
+from manylora.server.api.http.openapi import BEGUN
 from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import Cancelled, CopyFailed
@@ -32,7 +33,7 @@ class MergeParameters(Parameters):
     wait: bool = Field(True, description="Answer when the copy is ready, or at once with 202.")
 
 
-@router.post("", summary="Merge an adapter or a mix into a copy of the base")
+@router.post("", summary="Merge an adapter or a mix into a copy of the base", responses=BEGUN)
 @needs(ADMIN)
 async def merge(
     service: ServiceState, name: Mix, asked: Annotated[MergeParameters, Query()], _: EmptyBody

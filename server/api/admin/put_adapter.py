@@ -27,7 +27,7 @@ from manylora.server.api.http.limits import MAX_PATH_LENGTH
 from manylora.server.api.http.middleware import takes_uploads
 from manylora.server.api.http.multipart import is_json, is_multipart
 from manylora.server.api.http.names_in_paths import NAME, Name
-from manylora.server.api.http.openapi import DIRECTORY, documented, example
+from manylora.server.api.http.openapi import DIRECTORY, PUBLISHED, documented, example
 from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
@@ -88,6 +88,7 @@ _FROM_DIRECTORY = example("From a directory of the server", {"source": DIRECTORY
 @router.put(
     f"/{NAME}",
     summary="Publish an adapter",
+    responses=PUBLISHED,
     openapi_extra=documented(SourceBody, {"directory": _FROM_DIRECTORY}, form=_FORM),
 )
 @needs(ADMIN)

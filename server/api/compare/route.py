@@ -16,7 +16,7 @@ from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.event_stream import EventStream, encode, with_last_events
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_COMPARISONS
-from manylora.server.api.http.openapi import ADAPTER_OR_BASE, BASE, documented, example
+from manylora.server.api.http.openapi import ADAPTER_OR_BASE, BASE, STREAMED, documented, example
 from manylora.server.api.http.scopes import INFER, caller_scope, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.fields.field import Place
@@ -60,7 +60,12 @@ class ComparisonLimit:
             self.running -= 1
 
 
-@router.post("/v1/compare", summary="Compare models", openapi_extra=documented(CompareBody, _EXAMPLES))
+@router.post(
+    "/v1/compare",
+    summary="Compare models",
+    responses=STREAMED,
+    openapi_extra=documented(CompareBody, _EXAMPLES),
+)
 @needs(INFER)
 async def compare(
     request: Request,

@@ -12,7 +12,7 @@ from manylora.server.api.generate.chat_format import ChatFormat
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http.body import parse_body
-from manylora.server.api.http.openapi import ADAPTER, BASE, LAST_ADAPTER, documented, example
+from manylora.server.api.http.openapi import ADAPTER, BASE, LAST_ADAPTER, STREAMED, documented, example
 from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
@@ -49,6 +49,7 @@ _EXAMPLES = {
 @router.post(
     "/v1/chat/completions",
     summary="Answer a conversation",
+    responses=STREAMED,
     openapi_extra=documented(ChatBody, _EXAMPLES),
 )
 @needs(INFER)

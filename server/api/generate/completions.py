@@ -14,7 +14,7 @@ from manylora.server.api.generate.generation import Generation
 from manylora.server.api.generate.logprobs import CompletionLogprobs, join, prompt_logprobs
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
-from manylora.server.api.http.openapi import BASE, documented, example
+from manylora.server.api.http.openapi import BASE, STREAMED, documented, example
 from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.fields.field import Place
@@ -40,7 +40,10 @@ _EXAMPLES = {
 
 
 @router.post(
-    "/v1/completions", summary="Continue a text", openapi_extra=documented(CompletionBody, _EXAMPLES)
+    "/v1/completions",
+    summary="Continue a text",
+    responses=STREAMED,
+    openapi_extra=documented(CompletionBody, _EXAMPLES),
 )
 @needs(INFER)
 async def create_completion(

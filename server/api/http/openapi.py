@@ -38,6 +38,12 @@ _ERROR_RESPONSE = {
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": _ERROR_RESPONSE, "5XX": _ERROR_RESPONSE}
+# What else than one JSON object with 200 routes answer.
+BEGUN: dict[int | str, dict[str, Any]] = {202: {"description": "The work goes on."}}
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+PUBLISHED: dict[int | str, dict[str, Any]] = {201: {"description": "A new name."}, **BEGUN}
 _ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],

@@ -6,6 +6,7 @@ import asyncio
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.scopes import ADMIN, INFER, OPEN, CallerScope, needs
@@ -52,7 +53,7 @@ def _package_version() -> str:
         return "unknown"
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 @needs(INFER)
 async def metrics(service: ServiceState) -> Response:
     """The exposition that Prometheus scrapes."""

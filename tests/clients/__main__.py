@@ -1,0 +1,54 @@
+"""Client libraries against a running tiny server, each in a process of its own; run by ``make clients``.
+
+The libraries are in environments of their own: what they depend on is theirs to choose. Arguments: the
+Python that has the Python ones, and the folder whose node_modules has those for Node.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.support.adapters import write_adapter
+from tests.support.running_server import serving, tiny_service
+from tests.support.tiny_models import tiny_model
+
+HERE = Path(__file__).parent
+ADAPTER = "alpha"
+PATIENCE = 180.0  # seconds for one library: some take long to import
+
+
+def main(python: str, node_folder: str) -> int:
+    """Run every client; the number of those that failed."""
+    with TemporaryDirectory(prefix="manylora-clients-") as directory:
+        root = Path(directory)
+        model = tiny_model(root / "model", max_position_embeddings=2048)
+        adapter = write_adapter(root / ADAPTER, model, targets="all-linear")
+        service = tiny_service(model, root / "data", adapter={ADAPTER: adapter})
+        with serving(service) as server:
+            url = f"{server.url}/v1"
+            commands = [[python, str(script)] for script in sorted(HERE.glob("python_clients/*.py"))]
+            commands += [["node", str(script)] for script in _node_scripts(Path(node_folder))]
+            failed = [command[-1] for command in commands if not _passes([*command, url, ADAPTER])]
+            server.wait_until_idle()
+    return len(failed)
+
+
+def _node_scripts(folder: Path) -> list[Path]:
+    """The scripts for Node, copied beside the node_modules that they import from."""
+    return [Path(shutil.copy(script, folder)) for script in sorted(HERE.glob("node_clients/*.mjs"))]
+
+
+def _passes(command: list[str]) -> bool:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    print(f"{Path(command[1]).stem:<20} {'passes' if done.returncode == 0 else 'FAILS'}", flush=True)
+    if done.returncode != 0:
+        print(done.stdout[-2000:], done.stderr[-4000:], sep="\n", flush=True)
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))
