@@ -37,7 +37,7 @@ def try_lock(path: Path, *, create: bool = False) -> BinaryIO | None:
     Raises:
         OSError: it isn't there and was not to be created, or it can't be opened.
     """
-    file = os.fdopen(os.open(path, _FILE | (os.O_CREAT if create else 0), 0o644), "r+b")
+    file = os.fdopen(os.open(path, _FILE | (os.O_CREAT if create else 0), 0o666), "r+b")
     try:
         if _lock(file.fileno(), wait=False):
             return file
@@ -68,7 +68,7 @@ def is_locked_directory(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags, 0o644)
+    descriptor = os.open(path, flags, 0o666)
     try:
         yield descriptor
     finally:

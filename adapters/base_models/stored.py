@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.base_models.checkpoint import Checkpoint
+from manylora.adapters.base_models.configuration import packed_tensors, plain_config
 from manylora.adapters.base_models.layers import biased_norms, describe_vocabulary, target_of
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
@@ -55,11 +56,12 @@ class StoredModel(Mapping[str, torch.Tensor]):
         self.directory = directory
         self.checkpoint = Checkpoint(directory)
         try:
-            self.config: Any = AutoConfig.from_pretrained(directory)
+            self.config: Any = plain_config(directory)
             with torch.device("meta"):
                 self.skeleton: Any = AutoModelForCausalLM.from_config(self.config)
         except Exception as error:  # the libraries raise whatever their parts do: there is no common base
             raise BaseModelError(f"{directory} is not a causal language model: {error}") from error
+        self.quantized = bool(packed_tensors(self.checkpoint))  # the files have weights in few bits
         self._file_name = _names_in_files(self.skeleton, self.checkpoint)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -103,11 +105,16 @@ class StoredModel(Mapping[str, torch.Tensor]):
             modules={n: target_of(n, m) for n, m in linears.items()},
             others=frozenset(leaves) - linears.keys(),
             vocabulary=describe_vocabulary(self.skeleton),
-            text=self._text(),
+            text=self.text(),
             norms={n: target_of(n, m) for n, m in norms.items()},
         )
 
-    def _text(self) -> BaseText:
+    def text(self) -> BaseText:
+        """The model's tokenizer and template.
+
+        Raises:
+            BaseModelError: transformers can't read them.
+        """
         try:
             return ChatTokenizer(AutoTokenizer.from_pretrained(self.directory)).base_text()
         except Exception as error:  # the libraries raise whatever their parts do: there is no common base

@@ -16,6 +16,10 @@ LOG_ZERO = -9999.0  # stands for the logarithm of 0, which JSON has not
 ROWS_TOGETHER = 8  # float64 temporaries are 8 x V
 
 
+class NotNumbers(ValueError):
+    """A model's logits hold NaN or an infinity, so that nothing can be said of how far they are off."""
+
+
 def relative_errors(expected: Tensor, found: Tensor) -> Tensor:
     """Error of each row of logits, relative to the spread of the row: 0 is equal, 1 is unrelated.
 
@@ -29,19 +33,24 @@ def relative_errors(expected: Tensor, found: Tensor) -> Tensor:
 def relative_distance(expected: Tensor, found: Tensor) -> float:
     """Norm of the difference of all logits, relative to the norm of the expected ones.
 
-    Computed in the dtype of the logits. NaN where a logit is.
+    Computed in the dtype of the logits. NaN where a logit is NaN or infinite, and where all of the expected
+    ones are 0: compare it so that NaN fails.
     """
     pieces = list(_pieces(expected, found))
-    distance = torch.cat([(a - b).norm(dim=-1) for a, b in pieces]).norm()
-    return float(distance) / float(torch.cat([a.norm(dim=-1) for a, _ in pieces]).norm())
+    distance = float(torch.cat([(a - b).norm(dim=-1) for a, b in pieces]).norm())
+    size = float(torch.cat([a.norm(dim=-1) for a, _ in pieces]).norm())
+    return distance / size if size > 0 and math.isfinite(distance) and math.isfinite(size) else math.nan
 
 
 def relative_peak(expected: Tensor, found: Tensor) -> float:
     """Largest difference of two logits of the same token, relative to the largest expected logit.
 
-    Computed in the dtype of the logits.
+    Computed in the dtype of the logits. NaN where a logit is NaN or infinite.
     """
-    return float((expected - found).abs().max() / expected.abs().max())
+    difference, size = float((expected - found).abs().max()), float(expected.abs().max())
+    if not (math.isfinite(difference) and math.isfinite(size)):
+        return math.nan
+    return difference / size if size else math.inf if difference else 0.0
 
 
 def largest_differences(expected: Tensor, found: Tensor) -> Tensor:

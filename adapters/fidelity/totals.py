@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from manylora.adapters.fidelity.measures import (
+    NotNumbers,
     kl_divergence,
     log_probabilities,
     relative_peak,
@@ -24,12 +26,19 @@ class Totals:
     _same: int = 0
 
     def add(self, expected: Tensor, found: Tensor) -> None:
-        """Count rows of logits [n, V]: few at a time, since float64 copies of them are made."""
+        """Count rows of logits [n, V]: few at a time, since float64 copies of them are made.
+
+        Raises:
+            NotNumbers: a logit is NaN or infinite; nothing was counted.
+        """
+        largest = relative_peak(expected, found)
+        if math.isnan(largest):
+            raise NotNumbers("the models' logits are not all numbers")
         p, q = log_probabilities(expected), log_probabilities(found)
         self.rows += len(expected)
         self._kl += float(kl_divergence(p, q).sum())
         self._same += int(same_likeliest(expected, found).sum())
-        self.largest = max(self.largest, relative_peak(expected, found))
+        self.largest = max(self.largest, largest)
 
     @property
     def mean_kl(self) -> float:

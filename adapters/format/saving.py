@@ -12,11 +12,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from manylora.adapters.disk import follow_umask
+
 
 def save_tensors(
     tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file, with the mode of any other new file.
 
     Raises:
         OSError: the disk is full or refused. The library has no exception of its own for that: the
@@ -24,6 +26,7 @@ def save_tensors(
     """
     try:
         save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+        follow_umask(path)
     except SafetensorError as error:
         code = re.search(r"os error (\d+)", str(error))
         if code is None:

@@ -9,7 +9,7 @@ from manylora.adapters.merge.export_plan import ExportPlan
 from manylora.adapters.merge.verify import Verification
 
 
-def model_card(name: str, plan: ExportPlan, verification: Verification | None) -> str:
+def model_card(name: str, plan: ExportPlan, verification: Verification | None, effect_kept: float) -> str:
     """The card of a merged model: its members, the method, and how well it answers like them."""
     members = "\n".join(
         f"| {member.name} | `{member.artifact.digest[:12]}` | {member.weight:g} |" for member in plan.members
@@ -28,7 +28,8 @@ library_name: transformers
 |---|---|---|
 {members}
 
-Each weight is W + Σ weight · ΔW, computed in float32 from the base's stored weight and rounded once.
+Each weight is W + Σ weight · ΔW, computed in float32 from the base's stored weight and rounded once: that
+left {effect_kept:.1%} of the change.
 
 {_measured(verification)}
 """

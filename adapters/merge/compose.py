@@ -16,7 +16,7 @@ from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.merge.lowrank import NO_ENERGY, Energy, Factors, approximate, concatenate, truncate
 from manylora.adapters.merge.recipe import SPARSE, Member, Recipe, check_members, check_recipe
 from manylora.adapters.merge.sparse import merge_sparse
-from manylora.adapters.merge.texts import texts_of
+from manylora.adapters.merge.texts import text_files, text_of
 from manylora.adapters.merge.writing import write_adapter
 
 Progress = Callable[[int, int], None]  # modules done, modules in all
@@ -76,8 +76,9 @@ def compose(
     check_recipe(recipe)
     used = check_members(members, recipe)
     faults = Faults()
-    texts = texts_of(used, faults)
+    text = text_of(used, faults)
     faults.raise_any()
+    texts = text_files(text, base.text)
     names = [name for name in base.modules if any(name in m.artifact.delta for m in used)]
     modules = {}
     for done, name in enumerate(names, 1):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from manylora.adapters.disk import disk_fault, sync_path
+from manylora.adapters.disk import disk_fault, follow_umask, sync_path
 from manylora.adapters.errors import OutputExists
 from manylora.adapters.file_locks import is_locked_directory, locked_directory
 
@@ -47,8 +47,8 @@ def new_directory(out: Path) -> Iterator[Path]:
             raise disk_fault(f"{out} can't be written", error) from None
         try:
             yield temporary
+            follow_umask(temporary)
             _sync(temporary)
-            temporary.chmod(0o755)
             temporary.rename(out)
             sync_path(out.parent)
         except OSError as error:
@@ -82,6 +82,5 @@ def _remove_leftovers(out: Path) -> None:
 
 def _sync(directory: Path) -> None:
     for entry in directory.iterdir():
-        entry.chmod(0o644)  # safetensors writes files that only their owner can read
         sync_path(entry)
     sync_path(directory)

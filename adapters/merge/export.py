@@ -14,18 +14,19 @@ import torch
 from manylora.adapters.base_models.checkpoint import INDEX, WEIGHTS
 from manylora.adapters.base_models.layers import is_transposed
 from manylora.adapters.errors import DiskFull
-from manylora.adapters.format.files import TEXT_NAMES
 from manylora.adapters.format.saving import save_tensors
 from manylora.adapters.merge.card import model_card
 from manylora.adapters.merge.directory import new_directory
 from manylora.adapters.merge.export_plan import ExportPlan, PlannedTensor
+from manylora.adapters.merge.served_texts import served_texts
+from manylora.adapters.merge.survival import Survival
+from manylora.adapters.merge.texts import to_json
 from manylora.adapters.merge.verify import Verification, verify
 from manylora.adapters.merge.weights import merged_bias, merged_weight
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 _ROOM = 1.02  # of the tensors' bytes that must be free: headers, tokenizer, file system
-_COPIED = ("generation_config.json", *TEXT_NAMES)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Exported:
     nbytes: int
     shards: int
     verification: Verification | None  # None: it was not asked for
+    effect_kept: float  # share of the change of weights that their rounding has left
 
 
 def export(
@@ -57,11 +59,15 @@ def export(
     """
     _check_room(plan, out)
     with new_directory(out) as directory:
-        _write_weights(plan, directory, progress)
-        _write_texts(plan, directory)
+        survival = _write_weights(plan, directory, progress)
+        _write_config(plan, directory)
+        for name, content in served_texts(plan).items():
+            (directory / name).write_bytes(content)
         verification = None if compute_dtype is None else verify(plan, directory, compute_dtype)
-        (directory / "README.md").write_text(model_card(out.name, plan, verification), encoding="utf-8")
-    return Exported(out, plan.nbytes, len(plan.shards), verification)
+        (directory / "README.md").write_text(
+            model_card(out.name, plan, verification, survival.share), encoding="utf-8"
+        )
+    return Exported(out, plan.nbytes, len(plan.shards), verification, survival.share)
 
 
 def _check_room(plan: ExportPlan, out: Path) -> None:
@@ -74,14 +80,15 @@ def _check_room(plan: ExportPlan, out: Path) -> None:
         )
 
 
-def _write_weights(plan: ExportPlan, directory: Path, progress: Progress | None) -> None:
+def _write_weights(plan: ExportPlan, directory: Path, progress: Progress | None) -> Survival:
+    survival = Survival()
     count, done = len(plan.shards), 0
     index: dict[str, str] = {}
     for number, shard in enumerate(plan.shards, 1):
         file = WEIGHTS if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
         tensors = {}
         for tensor in shard:
-            tensors[tensor.name] = merged_tensor(plan, tensor)
+            tensors[tensor.name] = merged_tensor(plan, tensor, survival)
             index[tensor.name] = file
             done += tensor.nbytes
             if progress is not None:
@@ -90,10 +97,11 @@ def _write_weights(plan: ExportPlan, directory: Path, progress: Progress | None)
     if count > 1:
         content = {"metadata": {"total_size": plan.nbytes}, "weight_map": index}
         (directory / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return survival
 
 
-def merged_tensor(plan: ExportPlan, tensor: PlannedTensor) -> torch.Tensor:
-    """One tensor of the result, computed in float32 and rounded once."""
+def merged_tensor(plan: ExportPlan, tensor: PlannedTensor, survival: Survival) -> torch.Tensor:
+    """One tensor of the result, computed in float32 and rounded once; ``survival`` counts its change."""
     stored = plan.stored.checkpoint[tensor.name]
     if tensor.dtype is None:
         return stored
@@ -102,23 +110,22 @@ def merged_tensor(plan: ExportPlan, tensor: PlannedTensor) -> torch.Tensor:
     if tensor.name.endswith(".bias"):
         bias = merged_bias(stored, tensor.deltas)
         assert bias is not None
+        survival.add(stored, bias, bias.to(tensor.dtype))
         return bias.to(tensor.dtype)
     transposed = is_transposed(plan.stored.skeleton.get_submodule(tensor.module))
-    merged = merged_weight(stored.T if transposed else stored, tensor.deltas)
-    return (merged.T if transposed else merged).to(tensor.dtype).contiguous()
+    base = stored.T if transposed else stored
+    merged = merged_weight(base, tensor.deltas)
+    rounded = merged.to(tensor.dtype)
+    survival.add(base, merged, rounded)
+    return (rounded.T if transposed else rounded).contiguous()
 
 
-def _write_texts(plan: ExportPlan, directory: Path) -> None:
-    """Configuration, tokenizer, template: the base's, with the adapters' own in their place."""
-    source = plan.stored.directory
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+def _write_config(plan: ExportPlan, directory: Path) -> None:
+    """The base's configuration, with the dtype of the result, and no quantization: there is none."""
+    config = json.loads((plan.stored.directory / "config.json").read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
     _set_dtype(config, plan.dtype)
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in _COPIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
-    for name, content in plan.texts.items():
-        (directory / name).write_bytes(content)
+    (directory / "config.json").write_bytes(to_json(config))
 
 
 def _set_dtype(config: dict[str, Any], dtype: torch.dtype | None) -> None:

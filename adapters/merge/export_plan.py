@@ -11,9 +11,10 @@ import torch
 from manylora.adapters.base_models.checkpoint import FLOATS
 from manylora.adapters.base_models.stored import StoredModel
 from manylora.adapters.format.faults import Faults, some
+from manylora.adapters.format.text.conventions import AdapterText
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.merge.recipe import Member
-from manylora.adapters.merge.texts import texts_of
+from manylora.adapters.merge.texts import text_of
 from manylora.adapters.mix import MixEntry, normalize
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -42,7 +43,7 @@ class ExportPlan:
     members: tuple[Member, ...]  # equal ones added up
     shards: tuple[tuple[PlannedTensor, ...], ...]  # one is in memory at a time
     dtype: torch.dtype | None  # of all float tensors; None keeps each one's own
-    texts: dict[str, bytes]  # tokenizer and template files that a member brings along
+    text: AdapterText  # tokenizer and template that members bring along
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +95,7 @@ def plan_export(
         ArtifactError: naming everything that can't be merged.
     """
     faults = Faults()
-    if getattr(stored.config, "quantization_config", None) is not None:
+    if stored.quantized:
         faults.add(
             f"{base_name} holds quantized weights: adapters are merged into the original ones, because "
             "quantizing again would lose most of a small change"
@@ -111,10 +112,10 @@ def plan_export(
     used = _normalized(members)
     if not used:
         faults.add("nothing is left to merge: no adapters, or their weights add up to 0")
-    texts = texts_of(used, faults)
+    text = text_of(used, faults)
     tensors = _tensors(stored, deltas_of(used), dtype, faults)
     faults.raise_any()
-    return ExportPlan(stored, base_name, used, _split(tensors, max_shard_bytes), dtype, texts)
+    return ExportPlan(stored, base_name, used, _split(tensors, max_shard_bytes), dtype, text)
 
 
 def _normalized(members: Sequence[Member]) -> tuple[Member, ...]:

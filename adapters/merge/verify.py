@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
+from manylora.adapters.base_models.configuration import plain_config
 from manylora.adapters.base_models.layers import is_transposed
 from manylora.adapters.errors import MergeFailed
 from manylora.adapters.fidelity.measures import relative_errors, same_likeliest
+from manylora.adapters.fidelity.precision import widen
 from manylora.adapters.fidelity.probing import hooked, random_prompts
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.merge.export_plan import Deltas, ExportPlan
@@ -73,36 +75,20 @@ def _base_logits(plan: ExportPlan, dtype: torch.dtype) -> tuple[torch.Tensor, to
 
 
 def load_model(directory: Path, dtype: torch.dtype) -> Any:
-    """The model, computing in ``dtype``; for float32 its weights stay as they are stored."""
-    kept = "auto" if dtype == torch.float32 else dtype
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=kept).eval().requires_grad_(False)
-    if dtype == torch.float32:
-        for module in model.modules():
-            _widen(module)
-    return model
-
-
-def _widen(module: nn.Module) -> None:
-    """Have a module compute with float32 copies of its own weights, which are there while it runs only.
+    """The model, computing in ``dtype``; for float32 its weights stay as they are stored.
 
     The whole model in float32 would take twice the memory of one in 16 bits.
     """
-    own = [p for p in module.parameters(recurse=False) if p.is_floating_point() and p.dtype != torch.float32]
-    stored: list[torch.Tensor] = []
-
-    def before(*_: object) -> None:
-        stored[:] = [parameter.data for parameter in own]
-        for parameter in own:
-            parameter.data = parameter.data.float()
-
-    def after(*_: object) -> None:
-        for parameter, data in zip(own, stored, strict=True):
-            parameter.data = data
-        stored.clear()
-
-    if own:
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after, always_call=True)
+    kept = "auto" if dtype == torch.float32 else dtype
+    config = plain_config(directory)
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, config=config, dtype=kept, generation_config=GenerationConfig()
+    )
+    model = model.eval().requires_grad_(False)
+    if dtype == torch.float32:
+        for module in model.modules():
+            widen(module)
+    return model
 
 
 @torch.inference_mode()

@@ -109,6 +109,6 @@ def write_new(path: Path, chunks: Iterable[bytes]) -> None:
         OSError: it is there, or the disk refused.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+    with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
         for chunk in chunks:
             file.write(chunk)

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from manylora.adapters.disk import disk_fault, sync_path
+from manylora.adapters.disk import disk_fault, follow_umask, sync_path
 from manylora.adapters.errors import AdapterNotFound
 from manylora.adapters.file_locks import locked, try_lock
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
@@ -118,11 +118,9 @@ class RevisionStore:
                     shutil.rmtree(entry.path)
                 elif entry.name not in KEPT_NAMES or not entry.is_file(follow_symlinks=False):
                     Path(entry.path).unlink()
-                else:
-                    Path(entry.path).chmod(0o644)
-                    sync_path(Path(entry.path))
-            temporary.chmod(0o755)
-            sync_path(temporary)
+            follow_umask(temporary)
+            for path in (*temporary.iterdir(), temporary):
+                sync_path(path)
 
     def move_in(self, temporary: Path, digest: str) -> Path:
         """Make a prepared temporary directory the revision ``digest``, unless that is there already.

@@ -121,6 +121,7 @@ def merge(
         from manylora.adapters.merge.export import export  # noqa: PLC0415  (brings torch)
         from manylora.adapters.merge.export_plan import plan_export  # noqa: PLC0415
         from manylora.adapters.merge.members import read_members  # noqa: PLC0415
+        from manylora.adapters.merge.survival import weak_warning  # noqa: PLC0415
         from manylora.adapters.progress_bars import progress_bars  # noqa: PLC0415
         from manylora.server.memory_budget import verification_dtype  # noqa: PLC0415
 
@@ -140,6 +141,9 @@ def merge(
         raise fail(error) from error
     files = "1 file" if exported.shards == 1 else f"{exported.shards} files"
     _print(export_table(exported), f"{out}: {size(exported.nbytes)} in {files}")
+    warning = weak_warning(exported.effect_kept)
+    if warning is not None:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _split(spec: str) -> tuple[Path, float]:
@@ -213,6 +217,7 @@ def export_table(exported: Exported) -> Table:
     from rich.table import Table  # noqa: PLC0415
 
     table = Table("merged against unmerged", "")
+    table.add_row("change of the weights that is left", f"{exported.effect_kept:.1%} after rounding")
     found = exported.verification
     if found is None:
         table.add_row("not compared", "--no-verify")

@@ -13,15 +13,12 @@ import torch
 
 from manylora.adapters.fidelity.measures import (
     ROWS_TOGETHER,
+    NotNumbers,
     js_divergence,
     kl_divergence,
     largest_differences,
     log_probabilities,
 )
-
-
-class NotNumbers(ValueError):
-    """A model's logits hold NaN or +inf."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ def carry_out(order: ExportOrder, tell: Tell) -> dict[str, Any]:
     found = exported.verification
     return {
         "files": exported.shards,
+        "effect_kept": exported.effect_kept,
         "measured": None
         if found is None
         else {

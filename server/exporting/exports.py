@@ -71,6 +71,7 @@ class Export:
     files: int | None = None
     seconds: float | None = None  # it took
     measured: dict[str, Any] | None = None
+    effect_kept: float | None = None  # share of the change of weights that their rounding has left
     error: Exception | None = None
 
 
@@ -230,6 +231,7 @@ def _take(export: Export, message: dict[str, Any]) -> None:
             export.state = ExportState.VERIFYING
     else:
         export.files, export.measured = message["files"], message["measured"]
+        export.effect_kept = message["effect_kept"]
 
 
 async def _end(process: Process) -> int:

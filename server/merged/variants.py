@@ -17,6 +17,7 @@ from threading import Event
 
 from manylora.adapters.errors import AdapterNotFound, AdapterTooLarge
 from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.adapters.merge.survival import Survival
 from manylora.adapters.mix import MixEntry, mix_digest
 from manylora.server.kernels.weights import MergedWeights
 from manylora.server.metrics.metrics import Metrics
@@ -62,6 +63,7 @@ class Variant:
     seconds: float | None = None  # it took to build
     error: str | None = None
     measured: MergeError | None = None
+    effect_kept: float | None = None  # share of the change of weights that their rounding has left
     references: int = 0  # requests that run with it
     unused: asyncio.Event = field(default_factory=asyncio.Event)
     stopped: Event = field(default_factory=Event)  # tells the thread that builds it
@@ -274,11 +276,13 @@ class Variants:
 
     def _fill(self, variant: Variant, members: Members) -> None:
         """Compute and write the merged weights, matrix by matrix. Runs in a worker thread."""
-        matrices = merge(self._decoder, members, variant.weights)
+        survival = Survival()
+        matrices = merge(self._decoder, members, variant.weights, survival)
         while not variant.stopped.is_set():
             began = time.monotonic()
             share = next(matrices, None)
             if share is None:
+                variant.effect_kept = survival.share
                 return
             variant.progress = share
             if self._busy():

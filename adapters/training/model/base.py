@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.base_models.directory import default_data_dir
+from manylora.adapters.base_models.generation import NO_GENERATION, Generation, read_generation
 from manylora.adapters.base_models.packaged import PACKAGED
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.training.data.template import Template
@@ -28,6 +28,7 @@ class Base:
     config: Any  # transformers' config
     tokenizer: Any  # Hugging Face fast tokenizer
     eos_ids: frozenset[int]  # tokens at which the server ends a generation
+    generation: Generation = NO_GENERATION  # what its files say of generating
 
     @property
     def public_name(self) -> str:
@@ -66,16 +67,18 @@ def find_base(name: str, progress: Any = None) -> Base:
     """Find (and fetch, where need be) a base model; reads no weights.
 
     Raises:
-        BaseModelError: there is none, or its tokenizer can't be used.
+        BaseModelError: there is none, its weights are quantized, or its tokenizer can't be used.
     """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig  # noqa: PLC0415  (slow)
+    from transformers import AutoTokenizer  # noqa: PLC0415  (slow)
+
+    from manylora.adapters.base_models.configuration import load_config  # noqa: PLC0415  (brings torch)
 
     directory = resolve_model(name, default_data_dir(), progress)
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = load_config(directory)
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        has_generation = (directory / "generation_config.json").is_file()
-        generation = GenerationConfig.from_pretrained(directory) if has_generation else None
+    except BaseModelError:
+        raise
     except Exception as error:  # the libraries raise whatever their parts do: there is no common base
         raise BaseModelError(f"{name} can't be read: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
@@ -83,8 +86,8 @@ def find_base(name: str, progress: Any = None) -> Base:
             f"{name}: {type(tokenizer).__name__} is not a fast tokenizer (no tokenizer.json)"
         )
     own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-    more = _as_ids(generation.eos_token_id) if generation is not None else ()
-    return Base(name, directory, config, tokenizer, frozenset((*own, *more)))
+    generation = read_generation(directory, config)
+    return Base(name, directory, config, tokenizer, frozenset((*own, *generation.eos_ids)), generation)
 
 
 def find_shape(name: str) -> Any:
@@ -100,10 +103,6 @@ def find_shape(name: str) -> Any:
         return AutoConfig.from_pretrained(resolve_model(name, default_data_dir()) if is_local else name)
     except (OSError, ValueError) as error:
         raise BaseModelError(f"{name}: no config can be read: {error}") from error
-
-
-def _as_ids(value: int | Sequence[int] | None) -> Collection[int]:
-    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
 
 
 def pick_device(name: str) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ class BaseLoader:
             BaseModelError: transformers can't load it.
             TrainingConfigError: it can't be quantized as asked.
         """
-        options: dict[str, Any] = {"dtype": self.dtype}
+        config = deepcopy(self.base.config)
+        options: dict[str, Any] = {"config": config, "dtype": self.dtype}
+        options["generation_config"] = self.base.generation.hf()
         if self.config.quantization != "none":
             options["quantization_config"] = self._quantization()
             options["device_map"] = {"": self.device}
@@ -80,8 +83,8 @@ class BaseLoader:
         if self.classes:
             kind = AutoModelForSequenceClassification
             names = dict(enumerate(self.classes))
-            options |= {"num_labels": len(names), "id2label": names}
-            options["label2id"] = {name: index for index, name in names.items()}
+            config.id2label = names  # and with it num_labels
+            config.label2id = {name: index for index, name in names.items()}
         set_seed(self.config.seed)  # a classification head starts random
         try:
             model = kind.from_pretrained(self.base.directory, **options)

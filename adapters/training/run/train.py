@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from transformers import TrainerState
 
-from manylora.adapters.disk import sync_path
+from manylora.adapters.disk import follow_umask, sync_path
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import Interrupted, TrainingConfigError
 from manylora.adapters.training.gate.baseline import Baseline, measure_baseline
@@ -224,6 +224,7 @@ def _publish(session: Session, outcome: Outcome) -> None:
     """Add the card, flush everything, and let the result appear by one rename."""
     folder = session.folder
     (folder.partial / "README.md").write_text(card(session, outcome), encoding="utf-8")
+    follow_umask(folder.partial)
     for path in (*folder.partial.iterdir(), folder.partial):
         sync_path(path)
     if folder.finished.exists():  # of the same run, before it was resumed

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from manylora.adapters.disk import sync_path
+from manylora.adapters.disk import follow_umask, sync_path
 from manylora.adapters.progress_bars import progress_bars
 from manylora.adapters.training.errors import TrainingError
 from manylora.adapters.training.session.folder import COMPLETE
@@ -86,6 +86,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero:
             return
         directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        follow_umask(directory)
         for path in directory.iterdir():
             sync_path(path)
         (directory / COMPLETE).touch()

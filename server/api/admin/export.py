@@ -9,6 +9,7 @@ from pydantic import Field
 
 from manylora.adapters.errors import OutputExists
 from manylora.adapters.merge.export_plan import MAX_SHARD_BYTES
+from manylora.adapters.merge.survival import weak_warning
 from manylora.adapters.mix import parse_mix
 from manylora.server.api.admin.adapters import EmptyBody, Parameters
 from manylora.server.api.admin.merge import Mix
@@ -113,6 +114,8 @@ def _export_json(export: Export) -> dict[str, Any]:
         "seconds": export.seconds,
         "created": int(export.created),
         "measured": export.measured,
+        "effect_kept": export.effect_kept,
+        "warning": None if export.effect_kept is None else weak_warning(export.effect_kept),
         "error": None if export.error is None else _error_json(export.error),
     }
 

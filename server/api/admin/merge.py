@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field
 
+from manylora.adapters.merge.survival import weak_warning
 from manylora.adapters.mix import parse_mix
 from manylora.server.api.admin.adapters import DeleteParameters, EmptyBody, Parameters
 from manylora.server.api.http.error_context import blame
@@ -41,7 +42,8 @@ async def merge(
     """Build a copy of the base's target weights with the mix added in; traffic goes on meanwhile.
 
     ``name@merged`` as the model then selects it; for a mix, each of its members with ``@merged``. The
-    answer says how far the copy's logits are from those of the unmerged mix on a few probe prompts.
+    answer says how far the copy's logits are from those of the unmerged mix on a few probe prompts, and in
+    ``effect_kept`` which share of the change of weights their rounding has left.
     """
     with blame("name"):
         terms = parse_mix(name)
@@ -89,6 +91,8 @@ def _copy_json(variant: Variant, service: Service) -> dict[str, Any]:
         "last_used": int(variant.last_used),
         "running": variant.references,
         "error": variant.error,
+        "effect_kept": variant.effect_kept,
+        "warning": None if variant.effect_kept is None else weak_warning(variant.effect_kept),
         "measured": None
         if error is None
         else {

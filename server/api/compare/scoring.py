@@ -13,12 +13,12 @@ from contextlib import aclosing
 
 import torch
 
+from manylora.adapters.fidelity.measures import NotNumbers
 from manylora.server.api.compare.plan import CasePlan, Plan
 from manylora.server.api.compare.progress import Progress
 from manylora.server.api.compare.submission import Submitter, gather_or_cancel
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http.limits import MAX_COMPARE_LOGITS_BYTES
-from manylora.server.comparison.divergence import NotNumbers
 from manylora.server.comparison.results import Answer, Case, ModelScores, measure
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams

@@ -50,13 +50,15 @@ def exported_line(answer: Answer) -> str:
         return f"{answer['of']} is being written to {answer['directory']}"
     files = "1 file" if answer["files"] == 1 else f"{answer['files']} files"
     written = f"{answer['of']} is in {answer['directory']}: {size(answer['bytes'])} in {files}"
+    warning = answer.get("warning")  # a server of an older version says nothing of it
+    weak = "" if warning is None else f"\nwarning: {warning}"
     found = answer["measured"]
     if found is None:
-        return f"{written}, not compared"
+        return f"{written}, not compared{weak}"
     return (
         f"{written}; its logits differ by {found['logit_difference']:.2g} of their spread from the adapter's "
         f"(the adapter's own effect: {found['adapter_effect']:.2g}), "
-        f"same likeliest token in {share(found['top1_agreement'])} of {found['rows']} rows"
+        f"same likeliest token in {share(found['top1_agreement'])} of {found['rows']} rows{weak}"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.adapters.merge.survival import Survival
 from manylora.adapters.merge.weights import merged_bias, merged_weight
 from manylora.server.kernels.weights import MergedWeights
 from manylora.server.model.decoders.decoder import Decoder
@@ -14,19 +15,22 @@ from manylora.server.model.decoders.decoder import Decoder
 Members = Sequence[tuple[Mapping[str, ModuleDelta], float]]  # each by module name, with its mix weight
 
 
-def merge(decoder: Decoder, members: Members, into: MergedWeights) -> Iterator[float]:
+def merge(
+    decoder: Decoder, members: Members, into: MergedWeights, survival: Survival | None = None
+) -> Iterator[float]:
     """Fill ``into`` with ``W + Σ w_k ΔW_k``, computed in fp32 from the base and rounded once to its dtype.
 
     Yields after each matrix, and before it is put in its place, the share that is done, for the caller to
     pause or to stop. Matrices that no member changes stay the base's. Runs on any thread: nothing that a
-    step reads is written.
+    step reads is written. ``survival`` counts what rounding leaves of the change.
     """
+    counted = Survival() if survival is None else survival
     groups = [(g, parts) for g in decoder.merge_groups if any(parts := _parts(decoder, members, g))]
     for done, (group, parts) in enumerate(groups, 1):
         merged = []
         for module, changes in zip(group, parts, strict=True):
             with torch.inference_mode():
-                merged.append(_merged(decoder, module, changes))
+                merged.append(_merged(decoder, module, changes, counted))
             yield (done - 1) / len(groups)
         with torch.inference_mode():
             into.put(group, [weight for weight, _ in merged], [bias for _, bias in merged])
@@ -48,13 +52,18 @@ def _parts(decoder: Decoder, members: Members, group: Sequence[int]) -> list[lis
 
 
 def _merged(
-    decoder: Decoder, module: int, parts: Sequence[tuple[ModuleDelta, float]]
+    decoder: Decoder, module: int, parts: Sequence[tuple[ModuleDelta, float]], survival: Survival
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     weight, bias = decoder.weight(module), decoder.bias(module)
     if not parts:
         return weight, bias
     merged = merged_bias(bias, parts)
     rounded = None if merged is None else merged.to(weight.dtype)
+    if bias is not None and merged is not None and rounded is not None:
+        survival.add(bias, merged, rounded)
     if not decoder.modules[module].linear:  # of a norm adapters change the bias only
         return weight, rounded
-    return merged_weight(weight, parts).to(weight.dtype), rounded
+    exact = merged_weight(weight, parts)
+    result = exact.to(weight.dtype)
+    survival.add(weight, exact, result)
+    return result, rounded

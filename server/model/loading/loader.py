@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from manylora.adapters.base_models.configuration import load_config
+from manylora.adapters.base_models.generation import read_generation
 from manylora.adapters.base_models.layers import describe_vocabulary
 from manylora.adapters.base_models.stored import StoredModel, fingerprint
 from manylora.adapters.errors import BaseModelError
@@ -88,20 +90,23 @@ def load_model(
     if quantize != NONE:
         check_available(quantize)
     try:
-        config = AutoConfig.from_pretrained(directory)
-        _check_stored_form(directory, config)
+        config = load_config(directory)
+        generation = read_generation(directory, config)
         if quantize != NONE:
             check_widths(config, quantize, torch_device)
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
             dtype=torch_dtype,
+            generation_config=generation.hf(),
             output_loading_info=True,
             **_placement(quantize, torch_device),
         )
-        tokenizer = Tokenizer.load(directory, _end_tokens(model))
+        tokenizer = Tokenizer.load(directory, generation.eos_ids)
     except ModelRefused:
         raise
+    except BaseModelError as error:
+        raise ModelRefused(str(error)) from error
     except Exception as error:  # the libraries raise whatever their parts do: there is no common base
         raise ModelRefused(f"{directory} can't be loaded as a causal language model: {error}") from error
     _check_complete(directory, report["missing_keys"])
@@ -129,26 +134,11 @@ def _placement(quantize: str, device: torch.device) -> dict[str, Any]:
     return {"quantization_config": quantization_config(quantize), "device_map": {"": device}}
 
 
-def _check_stored_form(directory: Path, config: Any) -> None:
-    """Adapters, probe and fingerprint need weights as they were trained."""
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelRefused(
-            f"{directory} holds weights that are quantized already: serve the original model, with "
-            "--quantize nf4 or int8 to have it in few bits"
-        )
-
-
 def _check_complete(directory: Path, missing: Collection[str]) -> None:
     """Weights that a checkpoint lacks would be random, and the probe could not tell."""
     if missing:
         first = ", ".join(sorted(missing)[:4])
         raise ModelRefused(f"{directory} is not complete: {len(missing)} weights are missing ({first})")
-
-
-def _end_tokens(model: Any) -> Sequence[int]:
-    """End tokens named by the generation config beside the tokenizer's own (Llama 3 has several)."""
-    end = model.generation_config.eos_token_id
-    return () if end is None else (end,) if isinstance(end, int) else tuple(end)
 
 
 def context_length(config: Any, wanted: int | None) -> int:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.server.comparison.divergence import NotNumbers, distances, scores
+from manylora.adapters.fidelity.measures import NotNumbers
+from manylora.server.comparison.divergence import distances, scores
 from manylora.server.comparison.verdict import THRESHOLDS, Level, level_of, verdict
 
 

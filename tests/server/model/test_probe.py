@@ -17,7 +17,7 @@ from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.decoders.generic import GenericDecoder
 from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, describe_base, load_model
-from manylora.server.model.loading.probe import PROBE_BLOCKS, TOLERANCE, probe, probe_adapters
+from manylora.server.model.loading.probe import PROBE_BLOCKS, probe, probe_adapters
 from manylora.server.model.pages.pool import PagePool
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import EngineHarness
@@ -47,7 +47,7 @@ def test_decoders_agree_with_the_original(tmp_path: Path, family: str, generic: 
 def test_in_bf16_it_allows_for_rounding(tiny_llama: Path, kernels: str) -> None:
     loaded = load(tiny_llama, "bf16")
     decoder = ready(FusedDecoder(loaded.hf, 512, kernels), loaded)
-    assert 1e-4 < probe(loaded.hf, decoder, loaded.dtype) < TOLERANCE[torch.bfloat16]
+    assert 1e-4 < probe(loaded.hf, decoder, loaded.dtype) < 0.1
 
 
 PERTURBATIONS = {
