@@ -33,7 +33,7 @@ def launch(config: TrainConfig, launcher: Launcher, arguments: Sequence[str], op
     with tempfile.TemporaryDirectory(prefix="manylora-") as scratch:
         file = Path(scratch) / "run.yaml"
         file.write_text(to_yaml(config), encoding="utf-8")
-        worker = ["-m", "manylora.adapters.training.run.train.worker", str(file), *options]
+        worker = ["-m", "manylora.adapters.training.run.worker", str(file), *options]
         command = [sys.executable, "-m", *_MODULES[launcher], *arguments, *worker]
         status = subprocess.run(command, check=False).returncode
     if status != 0:
