@@ -9,12 +9,13 @@ from manylora.adapters.training.options.train_options import TrainOptions
 
 def faults_of(config: TrainOptions) -> list[str]:
     """Every combination that can't be trained, ``option: reason``."""
-    return [*_full(config), *_inits(config), *_tasks(config), *_adapter(config), *_output(config)]
+    checks = (_full, _init_adapter, _inits, _tasks, _adapter, _output)
+    return [fault for check in checks for fault in check(config)]
 
 
 _LORA_ONLY = (
     "lora_r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora",
-    "use_dora", "init", "loraplus_ratio", "modules_to_save", "quantization", "publish",
+    "use_dora", "init", "loraplus_ratio", "modules_to_save", "quantization", "publish", "init_adapter",
 )  # fmt: skip
 
 
@@ -33,6 +34,24 @@ def _full(config: TrainOptions) -> list[str]:
     if config.dtype == "bf16":
         faults.append("dtype: small updates are lost in bf16 weights; leave it at auto with method full")
     return faults
+
+
+_COMES_WITH_ADAPTER = (
+    "lora_r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
+    "init", "modules_to_save",
+)  # fmt: skip
+
+
+def _init_adapter(config: TrainOptions) -> list[str]:
+    """What the adapter that a run goes on from has decided already."""
+    if config.init_adapter is None:
+        return []
+    fields = type(config).model_fields
+    return [
+        f"{name}: comes with the adapter that init_adapter names; leave it out"
+        for name in _COMES_WITH_ADAPTER
+        if getattr(config, name) != fields[name].default
+    ]
 
 
 def _inits(config: TrainOptions) -> list[str]:

@@ -161,7 +161,7 @@ def train(  # noqa: PLR0917 - typer makes a flag of each
     rest: Rest = None,
     **options: Any,
 ) -> None:
-    """Train a LoRA adapter from a JSON Lines file.
+    """Train a LoRA adapter from rows of text, conversations or preferences.
 
     Every option is also a key of the YAML file (--lora-r: lora_r). Flags beat the file.
     """

@@ -19,6 +19,7 @@ class Origin:
 
     path: Path
     line: int
+    row: int = 0  # of a JSON array, where one line may have several rows; counted from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,14 @@ class TextRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainRow:
+    """A text that is learned as it stands."""
+
+    origin: Origin
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class PreferenceRow:
     """A conversation up to the assistant's turn, and two answers of which the first is the better."""
 
@@ -60,7 +69,7 @@ class LabelRow:
     label: str
 
 
-Row = ChatRow | TextRow | PreferenceRow | LabelRow
+Row = ChatRow | TextRow | PlainRow | PreferenceRow | LabelRow
 
 
 def content_digest(row: Row) -> str:

@@ -16,7 +16,15 @@ from typing import Any
 from manylora.adapters.errors import ChatTemplateError
 from manylora.adapters.format.text.chat import ChatTokenizer
 from manylora.adapters.format.text.content_marks import Message
-from manylora.adapters.training.data.rows import ChatRow, LabelRow, Origin, PreferenceRow, TextRow, Tools
+from manylora.adapters.training.data.rows import (
+    ChatRow,
+    LabelRow,
+    Origin,
+    PlainRow,
+    PreferenceRow,
+    TextRow,
+    Tools,
+)
 
 IGNORED = -100  # the label of tokens that are not trained on
 
@@ -75,8 +83,8 @@ class Template:
         sequences: list[Encoded] = []
         current = Encoded(row.origin, [], [])
         for index, (message, weight) in enumerate(zip(row.messages, row.weights, strict=True)):
-            if message["role"] != "assistant":
-                continue
+            if message["role"] != "assistant" or (index == 0 and not weight):
+                continue  # no prompt asks for a first turn of the assistant: it is a part of the next one's
             prompt_ids = self.prompt_ids(row.messages[:index], row.tools)
             answer_ids = self.answer_ids(row.messages[:index], message, row.tools)
             seen = len(current.input_ids)
@@ -103,6 +111,12 @@ class Template:
         answer_ids = [*self.chat.encode(row.completion, add_special_tokens=False), self._own_eos()]
         labels = [IGNORED] * len(prompt_ids) + answer_ids
         return Encoded(row.origin, prompt_ids + answer_ids, labels)
+
+    def plain_sequences(self, row: PlainRow, length: int) -> list[Encoded]:
+        """A text and the end token as sequences of at most ``length`` tokens, all of them learned."""
+        ids = [*self.chat.encode(row.text), self._own_eos()]  # as the server encodes a plain prompt
+        parts = [ids[start : start + length] for start in range(0, len(ids), length)]
+        return [Encoded(row.origin, part, part) for part in parts if len(part) > 1]
 
     def pair(self, row: PreferenceRow) -> EncodedPair:
         """Prompt and answers of a preference.

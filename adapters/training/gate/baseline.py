@@ -16,11 +16,17 @@ from manylora.adapters.training.model.forward import (
     class_logits,
     greedy,
     learned_logits,
+    learned_scores,
     sample_prompt_ids,
 )
 from manylora.adapters.training.model.loading import Finished
 from manylora.adapters.training.session.session import Session
 
+_MAIN_SCORES = {
+    "sft": ("loss",),
+    "dpo": ("better answer likelier", "margin"),
+    "classification": ("accuracy",),
+}
 MAX_EXACT_TOKENS = 32  # answers of that length can be expected to be repeated exactly
 MAX_GENERATED = 16  # held-out rows that are answered
 MAX_SAMPLES = 4  # held-out rows shown where no sample prompts are given
@@ -43,6 +49,21 @@ class Baseline:
     base: dict[str, float]
     adapter: dict[str, float]
     samples: tuple[Sample, ...]
+
+
+def worse_than_base(baseline: Baseline, task: str) -> tuple[str, ...]:
+    """A sentence for each main score of ``task`` by which the result is worse than the base."""
+    found = []
+    for name in _MAIN_SCORES[task]:
+        base, adapter = baseline.base.get(name), baseline.adapter.get(name)
+        if base is None or adapter is None:
+            continue
+        if adapter > base if name == "loss" else adapter < base:
+            found.append(
+                f"on the held-out rows its {name} is {adapter:.3f}, worse than the base's {base:.3f}: train "
+                f"fewer steps, lower the learning rate, or look at the data"
+            )
+    return tuple(found)
 
 
 def measure_baseline(finished: Finished, session: Session) -> Baseline:
@@ -71,13 +92,8 @@ def _scores(model: Any, items: Sequence[Item], session: Session) -> dict[str, fl
         return {"loss": float(functional.cross_entropy(logits, labels)), "accuracy": accuracy}
     if session.config.task == "dpo":
         return _preference_scores(model, items, pad_id)
-    rows = [(item.input_ids, item.labels) for item in items if isinstance(item, Encoded)]
-    total, right, count = 0.0, 0, 0
-    for logits, labels in learned_logits(model, rows, pad_id):
-        total += float(functional.cross_entropy(logits, labels, reduction="sum"))
-        right += int((logits.argmax(-1) == labels).sum())
-        count += len(labels)
-    return {"loss": total / count, "token accuracy": right / count}
+    loss, accuracy = learned_scores(model, items, pad_id)
+    return {"loss": loss, "token accuracy": accuracy}
 
 
 def _preference_scores(model: Any, items: Sequence[Item], pad_id: int) -> dict[str, float]:

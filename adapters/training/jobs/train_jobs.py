@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,15 +25,17 @@ from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.data.template import IGNORED
 from manylora.adapters.training.errors import TrainingConfigError, TrainingError
 from manylora.adapters.training.gate.publish_gate import gate_logits
+from manylora.adapters.training.jobs.measures import Best, Window
 from manylora.adapters.training.jobs.multi_lora import Pair, Rows, adapted
-from manylora.adapters.training.model.forward import pad_right
+from manylora.adapters.training.model.forward import learned_scores, pad_right
 from manylora.adapters.training.model.loading import BaseLoader
 from manylora.adapters.training.model.lora import lora_pairs
-from manylora.adapters.training.report.card import Outcome
 from manylora.adapters.training.run.export import round_as_saved, write_artifact
-from manylora.adapters.training.run.train import Trained, TrainingResult, finish, judge
-from manylora.adapters.training.session.metrics_log import MetricsLog, read_metrics
+from manylora.adapters.training.run.kept import Kept, tell_kept
+from manylora.adapters.training.run.train import Trained, TrainingResult, conclude
+from manylora.adapters.training.session.metrics_log import MetricsLog
 from manylora.adapters.training.session.session import Session, open_session
+from manylora.adapters.training.trainers.arguments import interval_steps
 from manylora.adapters.training.trainers.build import build_trainer
 
 _SHARED = ("base_model", "dtype", "device", "quantization")
@@ -60,6 +62,8 @@ class Job:
     steps: int
     batches: Iterator[dict[str, Tensor]]
     log: MetricsLog
+    best: Best
+    window: Window = field(default_factory=Window)
     step: int = 0
     seconds: float = 0.0
 
@@ -82,7 +86,7 @@ def train_jobs(
     check_jobs(configs)
     sessions = [open_session(config, console) for config in configs]
     for session in sessions:
-        session.folder.begin(session.config, session.prepared.digest, resume=False, overwrite=overwrite)
+        session.folder.begin(session.config, session.digests, resume=False, overwrite=overwrite)
     base = sessions[0].loader.load()
     jobs = [_prepare(session, base) for session in sessions]
     _fit(base, jobs, sessions[0].base.pad_id, console)
@@ -116,6 +120,7 @@ def check_jobs(configs: Sequence[TrainConfig]) -> None:
             "early_stopping_patience": config.early_stopping_patience is not None,
             "sample_prompts": bool(config.sample_prompts),
             "report_to": bool(config.report_to),
+            "init_adapter": config.init_adapter is not None,
         }
         faults += [
             f"{option}: job {index} ({config.output_dir}) needs a run of its own for it: jobs train plain "
@@ -140,7 +145,7 @@ def _prepare(session: Session, base: Any) -> Job:
     trainer.create_scheduler(num_training_steps=steps)
     peft_config = trainer.model.peft_config["default"]
     trainer.model.unload()  # leaves the base as it was; the matrices live on in ``pairs`` and the optimizer
-    return Job(session, trainer, peft_config, pairs, steps, _endless(batches), log)
+    return Job(session, trainer, peft_config, pairs, steps, _endless(batches), log, Best())
 
 
 def _endless(batches: Any) -> Iterator[dict[str, Tensor]]:
@@ -162,6 +167,7 @@ def _fit(base: Any, jobs: Sequence[Job], pad_id: int, console: Console) -> None:
         while active := [job for job in jobs if job.step < job.steps]:
             _step(base, jobs, active, rows, pad_id)
             for job in active:
+                _evaluate(base, jobs, job, rows)
                 job.seconds = time.monotonic() - started
     tell = ", ".join(f"{job.session.config.adapter_name} {job.steps} steps" for job in jobs)
     console.print(f"trained together in {time.monotonic() - started:.0f} s: {tell}")
@@ -185,9 +191,23 @@ def _step(base: Any, jobs: Sequence[Job], active: Sequence[Job], rows: Rows, pad
                 own.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
             )
             losses[index] = total / (wanted != IGNORED).sum().clamp(min=1)
+            job.window.count(own, wanted, inputs["attention_mask"][rows.slices[index]])
     torch.stack(list(losses.values())).sum().backward()
     for index, loss in losses.items():
         _update(jobs[index], float(loss.detach()))
+
+
+def _evaluate(base: Any, jobs: Sequence[Job], job: Job, rows: Rows) -> None:
+    """Measure ``job`` on its held-out rows where a run of its own would, and remember its best step."""
+    config, prepared = job.session.config, job.session.prepared
+    every = interval_steps(config.eval_steps, job.steps)
+    if prepared.eval is None or (job.step % every and job.step < job.steps):
+        return
+    rows.slices = [slice(0, None) if other is job else slice(0, 0) for other in jobs]
+    loss, accuracy = learned_scores(base, prepared.eval.sequences, job.session.base.pad_id)
+    job.log.write("eval", job.step, {"eval_loss": loss, "eval_mean_token_accuracy": accuracy})
+    if config.keep == "best":
+        job.best.offer(job.step, loss, job.parameters)
 
 
 def _update(job: Job, loss: float) -> None:
@@ -203,9 +223,11 @@ def _update(job: Job, loss: float) -> None:
         raise TrainingError(
             f"{config.output_dir}: the train loss at step {job.step} is {loss}: lower the learning rate"
         )
+    job.window.add_step(loss)
     if job.step == 1 or job.step % config.logging_steps == 0:
-        values = {"loss": loss, "grad_norm": float(norm), "learning_rate": rate}
-        job.log.write("train", job.step, values)
+        job.log.write(
+            "train", job.step, {**job.window.take(), "grad_norm": float(norm), "learning_rate": rate}
+        )
 
 
 def _join(
@@ -233,6 +255,7 @@ def _finish(job: Job, base: Any, console: Console) -> TrainingResult:
     job.peft_config.init_lora_weights = True  # the matrices are put in below; EVA would ask for data
     job.peft_config.base_model_name_or_path = None  # else PEFT tells that it changes the name
     model = get_peft_model(base, job.peft_config)
+    job.best.restore(job.parameters)
     with torch.no_grad():
         for name, a, b, _ in lora_pairs(model):
             a.copy_(job.pairs[name].a)
@@ -246,7 +269,7 @@ def _finish(job: Job, base: Any, console: Console) -> TrainingResult:
     session.base.tokenizer.save_pretrained(partial)
     model.unload()
     trainable = sum(matrix.numel() for matrix in job.parameters)
-    baseline, gate = judge(session, Trained(logits, job.steps, job.seconds, trainable), console)
-    metrics = read_metrics(session.folder.metrics)
-    finish(session, Outcome(baseline, gate, metrics, job.steps, job.seconds, trainable), console)
-    return TrainingResult(session.folder.finished, job.steps, job.seconds, baseline, gate, tuple(metrics))
+    kept = Kept(job.best.step or job.steps, job.steps)
+    tell_kept(kept, job.log, console)
+    trained = Trained(logits, job.steps, job.seconds, trainable, kept.step)
+    return conclude(session, trained, console)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import GenerationConfig
 
 from manylora.adapters.training.data.cut import Item
@@ -60,6 +61,17 @@ def learned_logits(
         for row_logits, row_targets in zip(logits, chosen, strict=True):
             kept = row_targets != IGNORED
             yield row_logits[kept], row_targets[kept]
+
+
+def learned_scores(model: Any, items: Sequence[Item], pad_id: int) -> tuple[float, float]:
+    """Loss and token accuracy over all learned tokens of ``items``."""
+    rows = [(item.input_ids, item.labels) for item in items if isinstance(item, Encoded)]
+    total, right, count = 0.0, 0, 0
+    for logits, labels in learned_logits(model, rows, pad_id):
+        total += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        right += int((logits.argmax(-1) == labels).sum())
+        count += len(labels)
+    return total / count, right / count
 
 
 @torch.no_grad()

@@ -1,20 +1,30 @@
-"""A fresh LoRA adapter on the base of a run: which layers it is put on, and how it begins."""
+"""The LoRA adapter on the base of a run: which layers it is put on, and how it begins."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import EvaConfig, LoraConfig, get_peft_model
+from peft import (
+    EvaConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
+from manylora.adapters.format.files import WEIGHTS_NAME
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import TrainingConfigError
 
@@ -40,6 +50,35 @@ def add_adapter(model: Any, config: TrainConfig) -> tuple[Any, InitialWeights]:
     _cast_around_full_modules(peft, before)
     initial = {key: (a.detach().cpu().clone(), b.detach().cpu().clone()) for key, a, b, _ in lora_pairs(peft)}
     return peft, initial if config.converted else {}
+
+
+def load_adapter(model: Any, directory: Path, config: TrainConfig) -> Any:
+    """Put the adapter in ``directory`` on ``model`` to train it further, in fp32.
+
+    Raises:
+        TrainingConfigError: it does not fit this base.
+    """
+    before = model.dtype
+    try:
+        own = PeftConfig.from_pretrained(str(directory))
+        own.lora_dropout = config.lora_dropout
+        own.inference_mode = False
+        peft = PeftModel.from_pretrained(model, str(directory), is_trainable=True, config=own)
+    except Exception as error:  # the libraries raise whatever their parts do: there is no common base
+        raise TrainingConfigError(
+            f"--init-adapter {directory}: can't be put on this base: {error}"
+        ) from error
+    saved = load_file(directory / WEIGHTS_NAME).keys()
+    known = get_peft_model_state_dict(peft, save_embedding_layers=False).keys()
+    if saved != known:
+        name = min(saved ^ known)
+        which = "has no" if name in known else "has a"
+        raise TrainingConfigError(
+            f"--init-adapter {directory}: {which} tensor {name}, other than this base and its config ask for"
+        )
+    trainable_in_fp32(peft)
+    _cast_around_full_modules(peft, before)
+    return peft
 
 
 def _cast_around_full_modules(model: Any, dtype: torch.dtype) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from manylora.adapters.options.option import Option
 from manylora.adapters.options.values import UserPath
-from manylora.adapters.training.options.types import DATA, Count, Options
+from manylora.adapters.training.options.types import DATA, Count, Names, Options
 
 
 class DataOptions(Options):
@@ -16,14 +16,33 @@ class DataOptions(Options):
 
     train_path: Annotated[
         UserPath,
-        Option(DATA, "FILE", "The JSON Lines to learn from.", "has to be given", default="(required)"),
-    ]
+        Option(
+            DATA, "PATH", "JSON Lines, JSON, CSV, TSV or Parquet to learn from, a folder of them, or the "
+            "description of data sets of Axolotl or LLaMA-Factory.", "has to be given", default="(required)",
+        ),
+    ]  # fmt: skip
     eval_path: Annotated[
         UserPath | None,
         Option(
-            DATA, "FILE", "JSON Lines to evaluate on, never learned from.", "rows of train_path are held out"
+            DATA, "PATH", "Rows to evaluate on, never learned from; of the same kinds.",
+            "rows of train_path are held out",
         ),
-    ] = None
+    ] = None  # fmt: skip
+    dataset: Annotated[
+        Names,
+        Option(
+            DATA, "NAMES", "Which data sets of a dataset_info.json (LLaMA-Factory) that has several.",
+            "a file of rows is one data set", repeatable=True,
+        ),
+    ] = ()  # fmt: skip
+    skip_bad_rows: Annotated[
+        int,
+        Option(
+            DATA, "ROWS", "Leave out up to so many rows that have faults, and tell which.",
+            "a fault may be in every row of its kind, so somebody should look at the first one",
+        ),
+        Field(ge=0, le=10**9),
+    ] = 0  # fmt: skip
     eval_split: Annotated[
         float,
         Option(

@@ -89,6 +89,14 @@ class LoraOptions(Options):
         ),
         AfterValidator(_check_init),
     ] = "default"  # fmt: skip
+    init_adapter: Annotated[
+        str | None,
+        Option(
+            LORA, "NAME|DIR", "Go on from this adapter: a directory, or a name in this machine's registry.",
+            "a fresh adapter starts at the base; rank, targets and the like come with the one that is named",
+        ),
+        Field(min_length=1, max_length=4096),
+    ] = None  # fmt: skip
     loraplus_ratio: Annotated[
         float | None,
         Option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -44,17 +44,24 @@ class OutputOptions(Options):
     save_steps: Annotated[
         Interval,
         Option(
-            WATCH, "STEPS|SHARE", "Between checkpoints to resume from; the last two are kept.",
+            WATCH, "STEPS|SHARE", "Between checkpoints to resume from; the last two are kept, and the best.",
             "a crash costs a tenth of the run at most",
         ),
     ] = 0.1  # fmt: skip
     early_stopping_patience: Annotated[
         Count | None,
         Option(
-            WATCH, "EVALS", "Stop after so many evaluations without a lower loss; the best is kept.",
+            WATCH, "EVALS", "Stop after so many evaluations without a lower loss.",
             "the loss on few held-out rows is noisy; the curve shows when to use it",
         ),
     ] = None  # fmt: skip
+    keep: Annotated[
+        Literal["best", "last"],
+        Option(
+            WATCH, "WHICH", "What is published: best, the step with the lowest held-out loss, or last.",
+            "training too long makes an adapter worse than it was; without held-out rows it is the last step",
+        ),
+    ] = "best"  # fmt: skip
     sample_prompts: Annotated[
         Texts,
         Option(

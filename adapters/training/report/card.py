@@ -33,6 +33,8 @@ class Outcome:
     steps: int
     seconds: float  # of training
     trainable: int  # parameters
+    kept_step: int  # whose weights they are
+    warnings: Sequence[str] = ()  # by what it is worse than the base
 
 
 def versions() -> dict[str, str]:
@@ -61,7 +63,8 @@ def card(session: Session, outcome: Outcome) -> str:
         f"{_KINDS[config.product]} {session.base.public_name}, trained by `manylora train` on "
         f"{datetime.now(UTC):%Y-%m-%d} ({config.task}; {outcome.trainable:,} trained parameters, "
         f"{outcome.steps} steps, {outcome.seconds:.0f} s).",
-        f"## Results\n\n{results_table(outcome.baseline)}\n\n{_gate_text(outcome.gate)}",
+        f"## Results\n\n{_warnings(outcome)}{results_table(outcome.baseline)}\n\n"
+        f"{_kept_text(outcome)}{_gate_text(outcome.gate)}",
         f"## Data\n\n{digests}\n\n{train.sequences} sequences of {train.tokens:,} tokens were trained on, "
         f"{train.supervised:,} of them learned.",
         f"## Curves\n\n{curve_table(outcome.metrics)}",
@@ -69,6 +72,16 @@ def card(session: Session, outcome: Outcome) -> str:
         "## Versions\n\n" + ", ".join(f"{name} {number}" for name, number in versions().items()),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _warnings(outcome: Outcome) -> str:
+    return "".join(f"**Warning:** {warning}.\n\n" for warning in outcome.warnings)
+
+
+def _kept_text(outcome: Outcome) -> str:
+    if outcome.kept_step == outcome.steps:
+        return ""
+    return f"These are the weights of step {outcome.kept_step}, which had the lowest held-out loss.\n\n"
 
 
 def results_table(baseline: Baseline) -> str:

@@ -59,6 +59,7 @@ def _facts(session: Session, outcome: Outcome) -> str:
     rows = {
         "trained parameters": f"{outcome.trainable:,}",
         "steps": f"{outcome.steps:,} in {outcome.seconds:.0f} s",
+        "weights of step": f"{outcome.kept_step:,}" + _why_kept(outcome),
         "training rows": f"{train.rows:,} ({train.sequences:,} sequences)",
         "training tokens": f"{train.tokens:,}, of them learned {train.supervised:,}",
         "cut to max_length": f"{train.cut_sequences:,} sequences, {train.cut_tokens:,} tokens lost",
@@ -68,12 +69,17 @@ def _facts(session: Session, outcome: Outcome) -> str:
     return _table([], [(escape(key), escape(value)) for key, value in rows.items()])
 
 
+def _why_kept(outcome: Outcome) -> str:
+    return ", which had the lowest held-out loss" if outcome.kept_step < outcome.steps else ""
+
+
 def _scores(outcome: Outcome) -> str:
     base, adapter = outcome.baseline.base, outcome.baseline.adapter
     if not adapter:
         return "<p>No rows were held out, so nothing was measured.</p>"
     rows = [(escape(k), f"{base[k]:.3f}" if k in base else "", f"{v:.3f}") for k, v in adapter.items()]
-    return _table(["on held-out rows", "base", "trained"], rows)
+    warnings = "".join(f"<p><strong>Warning:</strong> {escape(text)}.</p>" for text in outcome.warnings)
+    return warnings + _table(["on held-out rows", "base", "trained"], rows)
 
 
 def _samples(title: str, samples: Sequence[Sample]) -> str:

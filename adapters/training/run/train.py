@@ -15,8 +15,8 @@ from transformers import TrainerState
 
 from manylora.adapters.disk import follow_umask, sync_path
 from manylora.adapters.training.config import TrainConfig
-from manylora.adapters.training.errors import Interrupted, TrainingConfigError
-from manylora.adapters.training.gate.baseline import Baseline, measure_baseline
+from manylora.adapters.training.errors import CheckpointError, Interrupted, TrainingConfigError
+from manylora.adapters.training.gate.baseline import Baseline, measure_baseline, worse_than_base
 from manylora.adapters.training.gate.publish_gate import (
     GateLogits,
     GateResult,
@@ -34,6 +34,7 @@ from manylora.adapters.training.run.export import (
     write_artifact,
     write_model,
 )
+from manylora.adapters.training.run.kept import kept_of, tell_kept
 from manylora.adapters.training.run.upload import upload
 from manylora.adapters.training.session.folder import Folder
 from manylora.adapters.training.session.metrics_log import MetricsLog, read_metrics
@@ -42,8 +43,10 @@ from manylora.adapters.training.session.session import Session, open_session
 from manylora.adapters.training.trainers.build import build_trainer
 from manylora.adapters.training.trainers.callbacks import (
     BarCallback,
+    BestCallback,
     CheckpointCallback,
     LogCallback,
+    RateCallback,
     StopCallback,
     stop_on_signals,
 )
@@ -59,6 +62,8 @@ class TrainingResult:
     baseline: Baseline
     gate: GateResult
     metrics: tuple[dict[str, Any], ...]  # the lines of metrics.jsonl
+    kept_step: int  # whose weights were published
+    warnings: tuple[str, ...]  # by what it is worse than the base
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Trained:
     steps: int
     seconds: float
     trainable: int
+    kept_step: int | None = None  # whose weights they are; None for the last
 
 
 def train(
@@ -102,18 +108,34 @@ def train(
     trained = _fit(session, checkpoint, console)
     if not is_main_process():
         return None
+    return conclude(session, trained, console)
+
+
+def conclude(session: Session, trained: Trained, console: Console) -> TrainingResult:
+    """Judge what a run left in its partial directory, and publish it with its reports.
+
+    Raises:
+        GateFailed, PublishError: as for :func:`train`.
+    """
     baseline, gate = judge(session, trained, console)
+    warnings = worse_than_base(baseline, session.config.task)
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    metrics = read_metrics(session.folder.metrics)
+    kept = trained.steps if trained.kept_step is None else trained.kept_step
     outcome = Outcome(
-        baseline,
-        gate,
-        read_metrics(session.folder.metrics),
-        trained.steps,
-        trained.seconds,
-        trained.trainable,
+        baseline, gate, metrics, trained.steps, trained.seconds, trained.trainable, kept, warnings
     )
     finish(session, outcome, console)
     return TrainingResult(
-        session.folder.finished, trained.steps, trained.seconds, baseline, gate, tuple(outcome.metrics)
+        session.folder.finished,
+        trained.steps,
+        trained.seconds,
+        baseline,
+        gate,
+        tuple(metrics),
+        kept,
+        warnings,
     )
 
 
@@ -122,7 +144,7 @@ def _begin(session: Session, *, resume: bool, overwrite: bool) -> Path | None:
     folder = session.folder
     if not is_main_process():
         return folder.last_checkpoint() if resume else None
-    return folder.begin(session.config, session.prepared.digest, resume=resume, overwrite=overwrite)
+    return folder.begin(session.config, session.digests, resume=resume, overwrite=overwrite)
 
 
 def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained:
@@ -132,7 +154,9 @@ def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained
         log.rewind(int(checkpoint.name.rpartition("-")[2]))
     if session.config.is_full and spreads_the_model():
         raise TrainingConfigError("--method full: not with FSDP or DeepSpeed, which spread the weights")
-    trainer, initial = build_trainer(session, [LogCallback(log), CheckpointCallback(), bar, stop], log)
+    callbacks = [RateCallback(), LogCallback(log), BestCallback(), CheckpointCallback(), bar, stop]
+    trainer, initial = build_trainer(session, callbacks, log)
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     initial = _keep_initial(session.folder, initial, resumed=checkpoint is not None)
     started = time.monotonic()
     try:
@@ -146,19 +170,35 @@ def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained
             f"stopped by {stop.signal.name} at step {trainer.state.global_step} of "
             f"{trainer.state.max_steps}; --resume goes on from there"
         )
-    return _export(session, trainer, initial, seconds)
+    kept = kept_of(trainer)
+    if is_main_process():
+        tell_kept(kept, log, console)
+    logits = _export(session, trainer, initial)
+    return Trained(logits, kept.steps, seconds, trainable, kept.step)
 
 
 def _train(trainer: Any, checkpoint: Path | None) -> None:
-    """The steps that are left; none after the last one, where transformers would take one more."""
-    state = (
-        None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    )
-    if state is None or state.global_step < state.max_steps or spreads_the_model():
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    """The steps that are left; none after the last one, where transformers would take one more.
+
+    Raises:
+        CheckpointError: fewer steps are asked for than were taken.
+    """
+    if checkpoint is None:
+        trainer.train()
+        return
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    *_, wanted = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    if state.global_step > wanted:
+        raise CheckpointError(
+            f"{checkpoint}: {state.global_step} steps were taken already, more than the {wanted} of this "
+            f"configuration: raise max_steps or num_train_epochs"
+        )
+    if state.global_step < wanted or spreads_the_model():
+        trainer.train(resume_from_checkpoint=str(checkpoint))
         return
     trainer.state = state
-    trainer._load_from_checkpoint(state.best_model_checkpoint or str(checkpoint))
+    is_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
+    trainer._load_from_checkpoint(state.best_model_checkpoint if is_best else str(checkpoint))
 
 
 def _keep_initial(folder: Folder, initial: InitialWeights, *, resumed: bool) -> InitialWeights:
@@ -171,13 +211,12 @@ def _keep_initial(folder: Folder, initial: InitialWeights, *, resumed: bool) -> 
     return initial
 
 
-def _export(session: Session, trainer: Any, initial: InitialWeights, seconds: float) -> Trained:
+def _export(session: Session, trainer: Any, initial: InitialWeights) -> GateLogits:
     """Write the artifact and compute the logits that the gate compares; the model is freed on return."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     round_as_saved(model, session)
     logits = gate_logits(model, session)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if is_main_process():
         partial = session.folder.partial
         shutil.rmtree(partial, ignore_errors=True)
@@ -189,9 +228,8 @@ def _export(session: Session, trainer: Any, initial: InitialWeights, seconds: fl
         session.base.tokenizer.save_pretrained(partial)
         if session.prepared.classes:
             model.config.save_pretrained(partial)  # names the classes
-    steps = trainer.state.global_step
     trainer.accelerator.free_memory()
-    return Trained(logits, steps, seconds, trainable)
+    return logits
 
 
 def judge(session: Session, trained: Trained, console: Console) -> tuple[Baseline, GateResult]:

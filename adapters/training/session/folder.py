@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,10 +23,10 @@ from manylora.adapters.training.config_load import to_yaml
 from manylora.adapters.training.errors import CheckpointError, RunExists
 
 COMPLETE = "complete"  # a file that a checkpoint holds once everything of it is on disk
-# Options that change neither the weights nor their order: a run may go on with others.
+# Options that a run may go on with others of: they change no step that was taken, nor the order of rows.
 _FREE = {
     "output_dir", "name", "publish", "report_to", "sample_prompts", "sample_tokens", "logging_steps",
-    "save_steps", "device", "train_path", "eval_path",
+    "save_steps", "device", "train_path", "eval_path", "num_train_epochs", "max_steps",
 }  # fmt: skip
 
 
@@ -56,20 +57,23 @@ class Folder:
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 
-    def begin(self, config: TrainConfig, data_digest: str, *, resume: bool, overwrite: bool) -> Path | None:
+    def begin(
+        self, config: TrainConfig, digests: Mapping[str, str], *, resume: bool, overwrite: bool
+    ) -> Path | None:
         """Make the directory ready; the checkpoint to go on from when resuming.
 
         Raises:
             RunExists: there is a run, and it is neither to be resumed nor overwritten.
             CheckpointError: there is nothing to resume, or it is another run.
         """
-        identity = _identity(config, data_digest)
+        identity = _identity(config, digests)
         file = self.root / "run.json"
         if resume:
             self._check_same(file, identity)
             checkpoint = self.last_checkpoint()
             if checkpoint is None:
                 raise CheckpointError(f"{self.checkpoints}: no complete checkpoint to resume from")
+            self._write(config, identity)
             return checkpoint
         if self.root.is_dir() and any(self.root.iterdir()):
             if not file.is_file():
@@ -82,9 +86,12 @@ class Folder:
                 )
             self._clear()
         self.root.mkdir(parents=True, exist_ok=True)
-        (self.root / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
-        file.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+        self._write(config, identity)
         return None
+
+    def _write(self, config: TrainConfig, identity: dict[str, str]) -> None:
+        (self.root / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
+        (self.root / "run.json").write_text(json.dumps(identity, indent=1), encoding="utf-8")
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end."""
@@ -96,11 +103,12 @@ class Folder:
             before = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise CheckpointError(f"{self.root}: holds no run to resume") from None
-        changed = [key for key in identity if before.get(key) != identity[key]]
+        known = _defaults() | before  # options that are newer than the run had their default
+        changed = [key for key in identity if known.get(key) != identity[key]]
         if changed:
             raise CheckpointError(
                 f"{self.root}: this run was begun with another {', '.join(sorted(changed))}; resuming "
-                f"would not continue it"
+                f"would not continue it. It may go on with other {', '.join(sorted(_FREE))}"
             )
 
     def _clear(self) -> None:
@@ -111,6 +119,12 @@ class Folder:
             (self.root / name).unlink(missing_ok=True)
 
 
-def _identity(config: TrainConfig, data_digest: str) -> dict[str, str]:
+def _defaults() -> dict[str, str]:
+    fields = TrainConfig.model_fields
+    values = {key: field.default for key, field in fields.items() if not field.is_required()}
+    return {key: json.dumps(value, sort_keys=True, default=str) for key, value in values.items()}
+
+
+def _identity(config: TrainConfig, digests: Mapping[str, str]) -> dict[str, str]:
     values = config.model_dump(mode="json", exclude=_FREE)
-    return {key: json.dumps(value, sort_keys=True) for key, value in values.items()} | {"data": data_digest}
+    return {key: json.dumps(value, sort_keys=True) for key, value in values.items()} | dict(digests)

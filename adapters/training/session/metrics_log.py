@@ -1,7 +1,8 @@
 """metrics.jsonl: what a run measures while it runs, one JSON object a line.
 
-Each has ``kind`` "train", "eval" or "sample", the ``step`` and the seconds since the run began. Lines are
-written whole, one at a time, so that the file can be followed with ``tail -f``.
+Each has ``kind`` "train", "eval", "sample" or "kept" (which step was published, where it is not the last),
+the ``step`` and the seconds since the run began. Lines are written whole, one at a time, so that the file can
+be followed with ``tail -f``.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ class MetricsLog:
     """Writes what a run measures to its metrics.jsonl, line by line."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._start = time.monotonic()
 
     def rewind(self, step: int) -> None:
         """Forget lines beyond ``step`` and one that was cut off: a resumed run writes them again."""
-        kept = [line for line in read_metrics(self._path) if line["step"] <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        lines = read_metrics(self.path)
+        kept = [line for line in lines if line["step"] <= step and line["kind"] != "kept"]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._start = time.monotonic() - max((line["seconds"] for line in kept), default=0.0)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         line = {"kind": kind, "step": step, "seconds": round(time.monotonic() - self._start, 3), **values}
-        with self._path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

@@ -26,5 +26,7 @@ def prepare_data(config: TrainConfig, base: Base) -> Prepared:
         config.eval_split,
         config.max_length,
         config.seed,
+        config.dataset,
+        config.skip_bad_rows,
     )
     return prepare(wanted, base.template)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from manylora.adapters.format.files import WEIGHTS_NAME
 from manylora.adapters.format.provenance import Provenance
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.data.prepare import Prepared
@@ -14,6 +17,7 @@ from manylora.adapters.training.data.summary import show_data
 from manylora.adapters.training.model.base import Base, find_base
 from manylora.adapters.training.model.loading import BaseLoader
 from manylora.adapters.training.session.folder import Folder
+from manylora.adapters.training.session.init_adapter import find_init_adapter
 from manylora.adapters.training.session.prepare_data import prepare_data
 
 
@@ -26,6 +30,16 @@ class Session:
     prepared: Prepared
     folder: Folder
     loader: BaseLoader
+    init_adapter: Path | None = None  # the directory of the adapter to go on from
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of what a run is made of beside its configuration: its data, and what it goes on from."""
+        digests = {"data": self.prepared.digest}
+        if self.init_adapter is not None:
+            weights = (self.init_adapter / WEIGHTS_NAME).read_bytes()
+            digests["init_adapter"] = hashlib.sha256(weights).hexdigest()
+        return digests
 
     @property
     def provenance(self) -> Provenance:
@@ -37,6 +51,7 @@ def open_session(config: TrainConfig, console: Console) -> Session:
     """Find the base, check the data and show what is in it."""
     transformers_logging.disable_progress_bar()
     base = find_base(config.base_model)
+    init_adapter = None if config.init_adapter is None else find_init_adapter(config, base)
     prepared = prepare_data(config, base)
     show_data(prepared, console)
     return Session(
@@ -45,4 +60,5 @@ def open_session(config: TrainConfig, console: Console) -> Session:
         prepared,
         Folder(config.output_dir, config.product),
         BaseLoader(config, base, prepared.classes),
+        init_adapter,
     )

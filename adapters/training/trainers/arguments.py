@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def common_arguments(
     """The arguments that every task's trainer takes."""
     on_gpu = device.type == "cuda"
     evals = _interval(config.eval_steps)
-    stopping = config.early_stopping_patience is not None
+    is_compared = has_eval and (config.keep == "best" or config.early_stopping_patience is not None)
     arguments: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "per_device_train_batch_size": config.batch_size,
@@ -42,12 +43,10 @@ def common_arguments(
         "eval_strategy": "steps" if has_eval else "no",
         "eval_steps": evals if has_eval else None,
         "save_strategy": "steps",
-        # transformers asks for it: the best checkpoint can only be one that was evaluated
-        "save_steps": evals if stopping else _interval(config.save_steps),
-        "save_total_limit": 2,
-        "load_best_model_at_end": stopping,
-        "metric_for_best_model": "eval_loss" if stopping else None,
-        "greater_is_better": False if stopping else None,
+        "save_steps": _interval(config.save_steps),
+        "save_total_limit": 3 if is_compared else 2,  # the best one is never removed
+        "metric_for_best_model": "eval_loss" if is_compared else None,
+        "greater_is_better": False if is_compared else None,
         "report_to": list(config.report_to) or "none",
         # of the arithmetic: a model that is trained in full keeps fp32 weights
         "bf16": on_gpu and (dtype == torch.bfloat16 or (config.is_full and config.dtype == "auto")),
@@ -66,6 +65,11 @@ def optimizer_name(config: TrainConfig, device: torch.device) -> str:
     if config.optimizer != "auto":
         return config.optimizer
     return "paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"
+
+
+def interval_steps(value: float, total: int) -> int:
+    """An interval in steps, as transformers counts a share of ``total``."""
+    return math.ceil(value * total) if value < 1 else round(value)
 
 
 def _interval(value: float) -> float | int:

@@ -15,7 +15,12 @@ from manylora.adapters.training.data.prepare import Prepared
 from manylora.adapters.training.errors import TrainingConfigError
 from manylora.adapters.training.model.eva import initialize_eva
 from manylora.adapters.training.model.forward import greedy, sample_prompt_ids
-from manylora.adapters.training.model.lora import InitialWeights, add_adapter, trainable_in_fp32
+from manylora.adapters.training.model.lora import (
+    InitialWeights,
+    add_adapter,
+    load_adapter,
+    trainable_in_fp32,
+)
 from manylora.adapters.training.session.metrics_log import MetricsLog
 from manylora.adapters.training.session.processes import is_main_process
 from manylora.adapters.training.session.session import Session
@@ -41,7 +46,7 @@ def build_trainer(
         session.base.tokenizer.pad_token_id = session.base.pad_id
     model = session.loader.load()
     samples = _samples(model, session, log)  # the base answers before an init can change it
-    model, initial = (model.requires_grad_(True), {}) if config.is_full else add_adapter(model, config)
+    model, initial = _trainable(model, session)
     train, held_out = _datasets(config, prepared)
     if config.init == "eva":
         initialize_eva(model, prepared.train.sequences, config, session.base.pad_id)
@@ -60,10 +65,22 @@ def build_trainer(
         "callbacks": [*callbacks, *samples, *_stopping(config)],
     }
     trainer = _trainer(config, arguments, options, session.base.pad_id)
+    # Not in the arguments, where transformers would ask for checkpoints at the evaluations and only there.
+    trainer.args.load_best_model_at_end = config.keep == "best" and held_out is not None
     trainable_in_fp32(trainer.model)  # TRL rounds adapters on a quantized base to bf16
     trainer.loraplus_ratio = config.loraplus_ratio
     trainer.remove_callback(PrinterCallback)
     return trainer, initial
+
+
+def _trainable(model: Any, session: Session) -> tuple[Any, InitialWeights]:
+    """All of ``model``, or an adapter on it: a fresh one or the one to go on from."""
+    config = session.config
+    if config.is_full:
+        return model.requires_grad_(True), {}
+    if session.init_adapter is not None:
+        return load_adapter(model, session.init_adapter, config), {}
+    return add_adapter(model, config)
 
 
 def _check_trackers(wanted: Sequence[str]) -> None:

@@ -93,6 +93,33 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         sync_path(directory)
 
 
+class RateCallback(TrainerCallback):  # type: ignore[misc]
+    """Sets the learning rate of the first step after a resumption, whose schedule may have become longer."""
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **_: Any
+    ) -> None:
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)  # without accelerate's wrapper
+        if state.global_step == 0 or not hasattr(schedule, "lr_lambdas"):
+            return
+        shapes = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        rates = [highest * shape(schedule.last_epoch) for highest, shape in shapes]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule._last_lr = rates  # what is logged for that step
+
+
+class BestCallback(TrainerCallback):  # type: ignore[misc]
+    """Asks for a checkpoint after each evaluation with a lower loss than any before."""
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **_: Any
+    ) -> None:
+        loss = math.inf if metrics is None else metrics.get("eval_loss", math.inf)
+        if args.load_best_model_at_end and (state.best_metric is None or loss < state.best_metric):
+            control.should_save = True
+
+
 class BarCallback(TrainerCallback):  # type: ignore[misc]
     """One line on the terminal: steps, loss, eval loss, tokens a second, time left."""
 

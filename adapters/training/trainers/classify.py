@@ -12,11 +12,26 @@ from transformers import Trainer
 
 from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.template import EncodedText
-from manylora.adapters.training.trainers.sft import QuietTrainer
+from manylora.adapters.training.trainers.quiet_trainer import RowMeanTrainer
 
 
-class ClassificationTrainer(QuietTrainer, Trainer):  # type: ignore[misc]
+class ClassificationTrainer(RowMeanTrainer, Trainer):  # type: ignore[misc]
     """Cross-entropy on the class of each text."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.model_accepts_loss_kwargs = False  # what the model would divide by is learned tokens, not rows
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        share = self.share_of_step(inputs)
+        return (result[0] * share, result[1]) if return_outputs else result * share
 
 
 def classification_dataset(items: Sequence[Item]) -> Dataset:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor
 from torch.nn import functional
 from trl import SFTTrainer
@@ -15,40 +14,20 @@ from trl.data_utils import pack_dataset
 
 from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.template import IGNORED, Encoded
-
-
-class QuietTrainer:
-    """What this project does differently in every trainer: nothing is sent anywhere, LoRA+ if asked for."""
-
-    loraplus_ratio: float | None = None
-
-    def _send_telemetry(self) -> None:
-        """Nothing about a run leaves the machine."""
-
-    def create_model_card(self, *_args: Any, **_options: Any) -> None:
-        """Checkpoints need no card; the finished adapter has its own."""
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        trainer: Any = self
-        if self.loraplus_ratio is None or trainer.optimizer is not None:
-            return super().create_optimizer(model)  # type: ignore[misc]
-        kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
-        trainer.optimizer = create_loraplus_optimizer(
-            trainer.accelerator.unwrap_model(trainer.model),
-            kind,
-            loraplus_lr_ratio=self.loraplus_ratio,
-            loraplus_weight_decay=trainer.args.weight_decay,
-            **options,
-        )
-        return trainer.optimizer
+from manylora.adapters.training.trainers.pooled import Pool
+from manylora.adapters.training.trainers.quiet_trainer import QuietTrainer
 
 
 class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
-    """Computes logits only at positions where some row is learned.
+    """Computes logits only at positions where some row is learned, and logs means over all learned tokens.
 
     TRL's fused head does the same on a GPU; on a CPU it computes them for every position, which for a small
     model is a fifth of the step.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._pools = {"train": Pool(), "eval": Pool()}
 
     def compute_loss(
         self,
@@ -58,37 +37,64 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         if self.args.device.type != "cpu" or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            self._pool_fused(inputs, result[0] if return_outputs else result)
+            return result
         labels = inputs["labels"][:, 1:]
         columns = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
         fields = {name: value for name, value in inputs.items() if name != "labels"}
         logits = model(**fields, use_cache=False, logits_to_keep=columns).logits.float()
         chosen = labels[:, columns]
-        total = functional.cross_entropy(
-            logits.flatten(0, 1), chosen.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        self._count(inputs, logits, chosen)
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1), chosen.flatten(), ignore_index=IGNORED, reduction="none"
+        ).view(chosen.shape)
+        self._count(inputs, logits, chosen, losses.detach())
         count = (chosen != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = total / torch.as_tensor(count).clamp(min=1)
+        loss = losses.sum() / torch.as_tensor(count).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # what DDP averages, as in TRL
         return loss
 
     @torch.no_grad()
-    def _count(self, inputs: dict[str, Any], logits: Tensor, labels: Tensor) -> None:
-        """The metrics that TRL logs, without entropy."""
-        mode = "train" if self.model.training else "eval"
+    def _count(self, inputs: dict[str, Any], logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Add a batch to the metrics that TRL logs (without entropy); the held-out loss is one of them."""
         learned = labels != IGNORED
-        right = ((logits.argmax(-1) == labels) & learned).sum()
-        seen = (
-            inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(labels.numel() + 1)
-        )
-        counts = torch.stack([right, learned.sum(), seen])
-        right, total, seen = self.accelerator.gather_for_metrics(counts[None]).sum(0).tolist()
-        self._metrics[mode]["mean_token_accuracy"].append(right / max(1, total))
+        right = (logits.argmax(-1) == labels) & learned
+        seen = _seen_tokens(inputs)
+        rows = torch.stack([right.sum(1), learned.sum(1), seen], dim=1).double()
+        rows = torch.cat([rows, losses.sum(1, keepdim=True).double()], dim=1)
+        if self.model.training:
+            sums = self.accelerator.gather(rows.sum(0, keepdim=True))
+        else:  # by row, for only so the rows that fill the last batch up can be left out
+            sums = self.accelerator.gather_for_metrics(rows)
+        correct, total, tokens, loss = sums.sum(0).tolist()
+        mode = "train" if self.model.training else "eval"
+        metrics = self._metrics[mode]
+        metrics["mean_token_accuracy"].append(correct / max(1.0, total))
         if mode == "train":
-            self._total_train_tokens += seen
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+            self._total_train_tokens += int(tokens)
+        else:
+            metrics["loss"].append(loss / max(1.0, total))
+        metrics["num_tokens"] = [self._total_train_tokens]
+        self._pools[mode].fold(metrics, lambda _: total)
+
+    @torch.no_grad()
+    def _pool_fused(self, inputs: dict[str, Any], loss: Tensor) -> None:
+        """Pool what TRL has just added for a batch, and in an evaluation its loss."""
+        mode = "train" if self.model.training else "eval"
+        count = (inputs["labels"][:, 1:] != IGNORED).sum()
+        sums = self.accelerator.gather(torch.stack([count.double(), loss.detach().double() * count])[None])
+        total, weighted = sums.sum(0).tolist()
+        if mode == "eval":
+            self._metrics[mode]["loss"].append(weighted / max(1.0, total))
+        self._pools[mode].fold(self._metrics[mode], lambda _: total)
+
+
+def _seen_tokens(inputs: dict[str, Any]) -> Tensor:
+    """Tokens of each row that are no padding; packed rows have none."""
+    ids: Tensor = inputs["input_ids"]
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(ids).sum(1) if mask is None else mask.sum(1)
 
 
 def sft_dataset(items: Sequence[Item], max_length: int | None) -> Dataset:

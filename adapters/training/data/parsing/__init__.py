@@ -1,0 +1,1 @@
+"""Objects to rows: the formats, how they are recognized, and what is wrong with an object."""

@@ -1,0 +1,1 @@
+"""Files of rows, of every kind, to objects with their line numbers."""
