@@ -76,6 +76,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300 + CASES // 10)  # seconds
 def test_any_mutated_artifact_is_served_or_refused_by_name(served: Served) -> None:
     outcomes: Counter[str] = Counter()
     for seed in range(SEED, SEED + CASES // 2):
