@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tokenizers import Tokenizer, models
+
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.adapters.format.base import BaseModel, TargetModule
@@ -30,6 +32,7 @@ from manylora.adapters.store.store import RevisionStore
 from tests.support.adapters import write_adapter
 
 STEPS = ("announce", "half", "fetch", "validate", "prepare", "move in", "register")
+TOKENIZER = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
 BASE = BaseModel(
     name="base",
     architecture="LlamaForCausalLM",
@@ -37,7 +40,7 @@ BASE = BaseModel(
     fingerprint="0",
     modules={n: TargetModule(n, 8, 12) for n in ("model.layers.0.q_proj", "model.layers.0.v_proj")},
     others=frozenset({"lm_head"}),
-    text=BaseText(template="base", special={}, load=lambda: "{}"),
+    text=BaseText(template="base", special={}, load=TOKENIZER.to_str),
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from manylora.adapters.format.artifact import Artifact
 from manylora.adapters.format.weights.delta import ModuleDelta
 
-_FACTS = {"directory", "digest", "kind", "nbytes", "rank", "base_model_name", "peft_version"}
+_FACTS = {"directory", "digest", "kind", "nbytes", "rank", "base_model_name", "peft_version", "notes"}
 
 
 def test_every_part_is_merged_or_refused() -> None:

@@ -16,6 +16,7 @@ import pytest
 from manylora.adapters.errors import AdapterExists, ArtifactError, StoreError
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.registry.cleanup import KEEP_FAILED_SECONDS, clean_up, delete_unreferenced, recover
+from manylora.adapters.registry.publication_record import RECORD_NAME
 from manylora.adapters.registry.publish_revision import publish_revision
 from manylora.adapters.registry.records import State
 from manylora.adapters.registry.registry import Registry
@@ -25,7 +26,7 @@ from tests.support.publishing import STEPS, bring_in, copy_from, examine, write
 
 pytestmark = pytest.mark.slow
 
-KEPT = [CONFIG_NAME, WEIGHTS_NAME, "chat_template.jinja"]
+KEPT = [CONFIG_NAME, WEIGHTS_NAME, "chat_template.jinja", RECORD_NAME]
 Die = Callable[[str, Path, str, Path, str], None]
 
 

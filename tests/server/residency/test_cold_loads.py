@@ -13,6 +13,7 @@ import manylora.server.residency.revision_loader as library_module
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.adapters.format.files import KEPT_NAMES
+from manylora.adapters.registry.publication_record import RECORD_NAME
 from manylora.server.model.pages import packing
 from manylora.server.model.pages.packed_file import PREFIX
 from tests.support.adapter_manager import ManagerSetup, open_manager_setup
@@ -112,7 +113,7 @@ async def test_it_goes_with_its_revision_and_is_no_part_of_it(harness: EngineHar
         await setup.manager.admin.load("b", tmp_path / "copy")
         assert setup.manager.views.get("b").digest == digest
         names = {path.name for path in setup.store.path(digest).iterdir()}
-        assert names - {*KEPT_NAMES} == {path.name for path in packed_files(setup, "b")}
+        assert names - {*KEPT_NAMES, RECORD_NAME} == {path.name for path in packed_files(setup, "b")}
         assert len(packed_files(setup, "b")) == 1
         assert packed_files(setup, "b")[0].read_bytes() != forged.read_bytes()
         await setup.manager.close()

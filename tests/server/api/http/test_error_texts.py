@@ -23,7 +23,7 @@ OF_THE_REQUEST = {
     "AdapterDeleted", "AdapterExists", "AdapterInUse", "AdapterNameError", "AdapterNotFound",
     "AdapterTooLarge", "AdminKeyNeeded", "AnswerUnknown", "BodyTooLarge", "Cancelled", "ContextTooLong",
     "EngineDead", "GenerationFailed", "MixError", "ModelNotFound", "QueueFull", "RequestError",
-    "Unauthorized",
+    "RequestTimeout", "ServerStopping", "TooManyConnections", "Unauthorized", "UnknownEncoding",
 }  # fmt: skip
 
 
