@@ -18,7 +18,7 @@ from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.experiments.experiments import Experiments
 from manylora.server.merged.auto_merge import AutoMerge, AutoMergeRules
-from manylora.server.merged.copies import MergedCopies, RequestCopies
+from manylora.server.merged.copies import MergedCopies
 from manylora.server.merged.measuring import MergeMeasure
 from manylora.server.merged.variants import MergeError, Variant, Variants
 from manylora.server.metrics.metrics import Metrics
@@ -34,7 +34,7 @@ from manylora.server.names.lookup import MISS_SECONDS, Lookup
 from manylora.server.names.refetch import Refetcher
 from manylora.server.names.registry_mirror import RegistryMirror
 from manylora.server.names.registry_sync import RegistrySync
-from manylora.server.names.resolve import Resolver
+from manylora.server.names.resolve import Copies, Resolver
 from manylora.server.names.views import Views
 from manylora.server.residency.device_cache import DeviceCache
 from manylora.server.residency.held_mix import HeldMix
@@ -153,7 +153,8 @@ class AdapterManager:
         # Merged copies.
         self.variants = None if merging is None else self._make_variants(merging)
         self.auto_merge = None if merging is None else self._make_auto_merge(merging)
-        copies = None if self.variants is None else RequestCopies(self.variants, self.auto_merge)
+        automatic = None if self.auto_merge is None else self.auto_merge.copy_of
+        copies = None if self.variants is None else Copies(self.variants.ready, automatic)
 
         # What requests and operators ask for.
         self.resolver = Resolver(

@@ -19,10 +19,16 @@ from manylora.server.api.compare import route as compare
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
 from manylora.server.api.http.access_log import AccessLog
 from manylora.server.api.http.error_answers import answer_error
-from manylora.server.api.http.middleware import BodyLimit, BodySize, IgnoredFields, RequestId
+from manylora.server.api.http.middleware import (
+    BodyLimit,
+    BodySize,
+    HeadAsGet,
+    IgnoredFields,
+    RequestId,
+    TrailingSlash,
+)
 from manylora.server.api.http.openapi import Application
 from manylora.server.api.http.redaction import Redactor, error_redactor
-from manylora.server.api.http.request_target import HeadAsGet, TrailingSlash
 from manylora.server.api.http.scopes import ApiKeySet, Guard
 from manylora.server.api.http.unpacking import Unpacking
 from manylora.server.api.operation import docs, health, root

@@ -1,30 +1,13 @@
-"""Merged copies by the names of mixes: made and freed by operators, taken by requests."""
+"""Merged copies by the names of mixes: made and freed by operators."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from manylora.adapters.errors import AdapterNotFound, MixError
-from manylora.adapters.mix import MixEntry, MixTerm
-from manylora.server.merged.auto_merge import AutoMerge
+from manylora.adapters.mix import MixTerm
 from manylora.server.merged.variants import Variant, Variants
 from manylora.server.names.resolve import Resolver
-
-
-class RequestCopies:
-    """The copies that requests may run on: those they ask for, and those that were made automatically."""
-
-    def __init__(self, variants: Variants, auto_merge: AutoMerge | None) -> None:
-        self._variants = variants
-        self._auto_merge = auto_merge
-
-    def ready(self, entries: Sequence[MixEntry], model: str) -> Variant:
-        """The copy of a mix that the client calls ``model``; AdapterNotFound if there is none to run with."""
-        return self._variants.ready(entries, model)
-
-    def substitute(self, entries: Sequence[MixEntry]) -> Variant | None:
-        """The copy that answers in place of the mix though nobody asked for it, if there is one."""
-        return None if self._auto_merge is None else self._auto_merge.copy_of(entries)
 
 
 class MergedCopies:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 from manylora.adapters.errors import AdapterNotFound, AdapterTooLarge, MixError
 from manylora.adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
@@ -21,14 +20,14 @@ from manylora.server.residency.residency import Residency
 from manylora.server.residency.revision_loader import SHOWN_DIGITS
 
 
-class Copies(Protocol):
-    """Where a mix's merged copy comes from. Neither method references what it returns."""
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Where a mix's merged copy comes from. Neither function references what it returns."""
 
-    def ready(self, entries: Sequence[MixEntry], model: str) -> MergedCopy:
-        """The copy of a mix that the client calls ``model``; AdapterNotFound if there is none to run with."""
-
-    def substitute(self, entries: Sequence[MixEntry]) -> MergedCopy | None:
-        """The copy that answers in place of the mix though nobody asked for it, if there is one."""
+    ready: Callable[[Sequence[MixEntry], str], MergedCopy]
+    """The copy of a mix that the client calls so; AdapterNotFound if there is none to run with."""
+    substitute: Callable[[Sequence[MixEntry]], MergedCopy | None] | None
+    """The copy that answers in place of the mix though nobody asked for it, if there is one."""
 
 
 class Resolver:
@@ -186,7 +185,9 @@ class Resolver:
             return None
         if merged:
             return self._copies.ready(entries, format_mix(replace(term, merged=False) for term in terms))
-        return None if as_asked or not entries else self._copies.substitute(entries)
+        if as_asked or not entries or self._copies.substitute is None:
+            return None
+        return self._copies.substitute(entries)
 
 
 def digest_of(term: MixTerm, record: NameRecord) -> str:

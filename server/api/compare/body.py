@@ -9,8 +9,14 @@ from pydantic_core import PydanticCustomError
 
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import bounded, check_size
-from manylora.server.api.request.schemas import Message, Messages, Prompts, SamplingBody, sift_messages
-from manylora.server.api.request.special_tokens import AllowSpecialTokens
+from manylora.server.api.request.schemas import (
+    AllowSpecialTokens,
+    Message,
+    Messages,
+    Prompts,
+    SamplingBody,
+    sift_messages,
+)
 from manylora.server.errors import RequestError
 
 Target = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_MODEL_LENGTH)]

@@ -16,8 +16,7 @@ from manylora.server.api.http.limits import DEFAULT_COMPARE_TOKENS, MAX_COMPARE_
 from manylora.server.api.http.state import ignored_fields
 from manylora.server.api.request.mix_request import MixRequest, read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, sampling_params
-from manylora.server.api.request.special_tokens import check_special_tokens
-from manylora.server.api.request.token_ids import Rendering, chat_ids, prompt_ids
+from manylora.server.api.request.token_ids import Rendering, chat_ids, check_special_tokens, prompt_ids
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError, ServerError
 from manylora.server.model.text.tokenizer import Tokenizer

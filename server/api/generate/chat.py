@@ -20,8 +20,7 @@ from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
 from manylora.server.api.request.schemas import ChatBody
-from manylora.server.api.request.special_tokens import check_special_tokens
-from manylora.server.api.request.token_ids import Rendering, chat_ids
+from manylora.server.api.request.token_ids import Rendering, chat_ids, check_special_tokens
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions

@@ -27,9 +27,8 @@ from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
-from manylora.server.api.request.schemas import AdapterWeight, Messages, Prompts
-from manylora.server.api.request.special_tokens import AllowSpecialTokens, check_special_tokens
-from manylora.server.api.request.token_ids import Rendering, chat_ids, prompt_ids
+from manylora.server.api.request.schemas import AdapterWeight, AllowSpecialTokens, Messages, Prompts
+from manylora.server.api.request.token_ids import Rendering, chat_ids, check_special_tokens, prompt_ids
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError

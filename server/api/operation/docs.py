@@ -8,9 +8,9 @@ from pathlib import Path
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse
+from starlette.types import Scope
 
 from manylora.server.api.http.json_response import Json
-from manylora.server.api.http.request_target import to_root
 from manylora.server.api.http.scopes import OPEN, CallerScope, needs
 
 _ASSETS = {
@@ -33,7 +33,7 @@ async def document(request: Request, caller: CallerScope) -> Response:
 @needs(OPEN)
 async def page(request: Request) -> Response:
     """Swagger's interactive page over ``/openapi.json``."""
-    root = to_root(request.scope)
+    root = _to_root(request.scope)
     return get_swagger_ui_html(
         openapi_url=f"{root}openapi.json",
         title="manylora",
@@ -51,3 +51,8 @@ async def asset(name: str) -> Response:
         raise HTTPException(404)
     path = Path(str(files("fastapi_offline") / "static" / name))
     return FileResponse(path, media_type=_ASSETS[name], headers={"cache-control": "max-age=86400"})
+
+
+def _to_root(scope: Scope) -> str:
+    """What relative links begin with to lead from a route of one step to the root: the slash counts."""
+    return "../" if scope.get("raw_path", b"").endswith(b"/") else ""

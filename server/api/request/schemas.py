@@ -17,7 +17,6 @@ from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded, check_size
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
-from manylora.server.api.request.special_tokens import AllowSpecialTokens
 from manylora.server.api.request.template_variables import TemplateVariables
 from manylora.server.api.request.tool_calls import ToolCall, sift_calls
 from manylora.server.errors import RequestError
@@ -65,6 +64,15 @@ class StreamOptions(RequestBody):
         if isinstance(values, dict):
             return _STREAM_OPTIONS.sift(values, "stream_options.")
         return values
+
+
+AllowSpecialTokens = Annotated[
+    bool | None,
+    Field(
+        description="Whether control tokens that messages spell out (<|im_end|>) are recognized as such. "
+        "With true this takes an admin key. Default: as the server is configured; only with messages."
+    ),
+]
 
 
 class SamplingBody(RequestBody):

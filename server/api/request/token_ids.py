@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from fastapi import Request
+
 from manylora.adapters.format.text.content_marks import Marked
+from manylora.server.api.http.scopes import ADMIN, caller_scope
 from manylora.server.api.request.schemas import Message, Prompt
-from manylora.server.errors import ContextTooLong, RequestError
+from manylora.server.errors import AdminKeyNeeded, ContextTooLong, RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import CHARS_PER_TOKEN, Service
 
 Conversation = Sequence[Mapping[str, Any]]  # messages as the template sees them
+
+_SPECIAL = "allow_special_tokens"
 
 # Fields of messages that a template may have no place for; without one they change nothing.
 _OPTIONAL = ("name", "reasoning_content")
@@ -107,6 +112,19 @@ class Rendering:
                 "unsupported_parameter",
             )
         return text[:end]
+
+
+def check_special_tokens(request: Request, wanted: bool | None, with_messages: bool = True) -> None:
+    """Refuse ``allow_special_tokens`` where it has no meaning, and from callers who may not ask for it.
+
+    Raises:
+        RequestError: the request has no messages.
+        AdminKeyNeeded: it takes an admin key.
+    """
+    if wanted is not None and not with_messages:
+        raise RequestError(f"'{_SPECIAL}' goes with 'messages': a prompt's are recognized anyway", _SPECIAL)
+    if wanted and caller_scope(request.scope) < ADMIN:
+        raise AdminKeyNeeded(f"'{_SPECIAL}' may only be set with an admin key")
 
 
 async def chat_ids(
