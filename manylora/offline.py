@@ -163,6 +163,7 @@ def compare(
     *,
     model: str = "smollm2-135m",
     adapters: Mapping[str, str | Path] | None = None,
+    data_dir: str | Path | None = None,
     **parameters: Any,
 ) -> dict[str, Any]:
     """Load a base and adapters for one comparison of what they answer; see :meth:`LLM.compare`.
@@ -171,6 +172,7 @@ def compare(
         targets: two or more of the base, adapters, revisions and mixes.
         model: the base model.
         adapters: PEFT directories by the name they are asked for.
+        data_dir: where models and adapters are kept; by default where ``manylora`` keeps them.
         parameters: fields of ``POST /v1/compare``, such as ``prompt`` or ``messages``.
 
     Raises:
@@ -179,7 +181,8 @@ def compare(
     """
     from manylora.llm import LLM  # noqa: PLC0415  (brings torch)
 
-    with LLM(model, adapters) as llm:
+    kept = {} if data_dir is None else {"data_dir": data_dir}
+    with LLM(model, adapters, **kept) as llm:
         return llm.compare(targets, **parameters)
 
 

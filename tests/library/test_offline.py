@@ -43,11 +43,12 @@ def test_estimating(tiny_llama: Path) -> None:
         manylora.estimate(str(tiny_llama / "nowhere"))
 
 
-def test_comparing(tiny_llama: Path, adapters: list[Path]) -> None:
+def test_comparing(tiny_llama: Path, adapters: list[Path], tmp_path: Path) -> None:
     found = manylora.compare(
         [tiny_llama.name, "a"],
         model=str(tiny_llama),
         adapters={"a": adapters[0]},
+        data_dir=tmp_path,
         prompt=["Hello"],
         max_tokens=4,
     )

@@ -26,7 +26,7 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "tiny", "prompt": ["a", "b"], "n": 2, **LONG},
     "/v1/compare": {"targets": ["tiny", "tiny"], "messages": MESSAGES, **LONG},
 }
-STEP_SECONDS = 0.05
+STEP_SECONDS = 0.2
 
 
 class Exchange:

@@ -147,7 +147,7 @@ def test_a_taken_name(admin: Admin, adapter: Path) -> None:
     assert admin.names() == ["a"]
 
 
-@pytest.mark.parametrize("name", ["-a", ".a", "a+b", "a*b", "a@b", "a b", "ä", "x" * 129, "x" * 600])
+@pytest.mark.parametrize("name", ["-a", ".a", "a+b", "a*b", "a@b", "a b", "€", "x" * 129, "x" * 600])
 def test_hostile_names(admin: Admin, adapter: Path, name: str) -> None:
     status, _, param = error_of(admin.upload(name, adapter, wait="true"))
     assert (status, param) == (400, "name")
