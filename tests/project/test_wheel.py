@@ -20,7 +20,7 @@ from tests.support.wheel import Environment, build_wheel, make_environment
 ADAPTERHUB = "adapters==1.3.0"
 START_SECONDS = 300.0  # the first start on a machine compiles the kernels
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
