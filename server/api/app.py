@@ -13,11 +13,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from manylora.adapters.errors import AdapterError
+from manylora.server.api.access.access_log import AccessLog
+from manylora.server.api.access.redaction import Redactor, error_redactor
+from manylora.server.api.access.scopes import ApiKeySet, Guard
 from manylora.server.api.admin import adapters, aliases, compose, export, lora, merge, put_adapter
 from manylora.server.api.admin.publications import Publications
 from manylora.server.api.compare import route as compare
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
-from manylora.server.api.http.access_log import AccessLog
 from manylora.server.api.http.error_answers import answer_error
 from manylora.server.api.http.middleware import (
     BodyLimit,
@@ -28,8 +30,6 @@ from manylora.server.api.http.middleware import (
     TrailingSlash,
 )
 from manylora.server.api.http.openapi import Application
-from manylora.server.api.http.redaction import Redactor, error_redactor
-from manylora.server.api.http.scopes import ApiKeySet, Guard
 from manylora.server.api.http.unpacking import Unpacking
 from manylora.server.api.operation import docs, health, root
 from manylora.server.errors import ServerError

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from manylora.server.api.http.interruption import END_SECONDS
+from manylora.server.api.connections.interruption import END_SECONDS
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from manylora.server.api.http.connections import RESERVED
+from manylora.server.api.connections.connections import RESERVED
 from manylora.server.errors import ConfigError
 from manylora.server.options.settings import Settings
 

@@ -24,11 +24,11 @@ from rich.table import Table
 
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.errors import StoreError
-from manylora.server.api.http.access_log import ACCESS_LOGGER
-from manylora.server.api.http.connections import Connections, connection_limits
-from manylora.server.api.http.interruption import Interruptible
-from manylora.server.api.http.protocol import bounded_protocol
-from manylora.server.api.http.redaction import RedactingFormatter, Redactor
+from manylora.server.api.access.access_log import ACCESS_LOGGER
+from manylora.server.api.access.redaction import RedactingFormatter, Redactor
+from manylora.server.api.connections.connections import Connections, connection_limits
+from manylora.server.api.connections.interruption import Interruptible
+from manylora.server.api.connections.protocol import bounded_protocol
 from manylora.server.cli.http_server import HttpServer
 from manylora.server.cli.listening import listening, room_for_connections, tls_context
 from manylora.server.errors import ConfigError

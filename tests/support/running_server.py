@@ -16,8 +16,8 @@ import openai
 import uvicorn
 
 from manylora.server.api.app import create_app
-from manylora.server.api.http.connections import Connections, connection_limits
-from manylora.server.api.http.protocol import bounded_protocol
+from manylora.server.api.connections.connections import Connections, connection_limits
+from manylora.server.api.connections.protocol import bounded_protocol
 from manylora.server.options.settings import Settings
 from manylora.server.service import Service, build_service
 

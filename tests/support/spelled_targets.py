@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI
 from fastapi.routing import RouteContext, iter_route_contexts
 
-from manylora.server.api.http.scopes import KeyScope, declared_scope
+from manylora.server.api.access.scopes import KeyScope, declared_scope
 
 _PARAMETER = re.compile(r"\{[^}]*\}")
 _ENDS = (

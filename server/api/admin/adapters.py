@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from manylora.adapters.mix import normal_name
 from manylora.adapters.registry.records import State
+from manylora.server.api.access.scopes import ADMIN, needs
 from manylora.server.api.admin.json_views import adapter_details_json, adapter_json, short_digest
 from manylora.server.api.admin.publications import Publications, PublicationsState
 from manylora.server.api.http.body import RequestBody, parse_body
@@ -24,7 +25,6 @@ from manylora.server.api.http.limits import (
 from manylora.server.api.http.model_header import model_header
 from manylora.server.api.http.names_in_paths import NAME, Name
 from manylora.server.api.http.openapi import documented, example
-from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.names.status import Filter
 from manylora.server.service import Service

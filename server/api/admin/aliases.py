@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from manylora.adapters.errors import AdapterExists, AdapterNameError, AdapterNotFound, MixError
 from manylora.adapters.mix import MAX_ENTRIES, check_name, normal_name
+from manylora.server.api.access.scopes import ADMIN, needs
 from manylora.server.api.admin.arm_json import arms_json
 from manylora.server.api.admin.json_views import alias_json
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
@@ -23,7 +24,6 @@ from manylora.server.api.http.openapi import (
     documented,
     example,
 )
-from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 

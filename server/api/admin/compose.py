@@ -14,6 +14,7 @@ from manylora.adapters.format.files import KEPT_NAMES
 from manylora.adapters.merge.compose import compose, save
 from manylora.adapters.merge.recipe import Member, Recipe, RecipeError, recipe_of
 from manylora.adapters.mix import MAX_ENTRIES, MixTerm, format_mix
+from manylora.server.api.access.scopes import ADMIN, needs
 from manylora.server.api.admin.publications import PublicationsState
 from manylora.server.api.admin.publish_request import PublishRequest
 from manylora.server.api.admin.put_adapter import PutParameters, check_free, publish
@@ -22,7 +23,6 @@ from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.limits import MAX_USER_LENGTH
 from manylora.server.api.http.names_in_paths import NAME, Name
 from manylora.server.api.http.openapi import LAST_MEMBER, MEMBER, PUBLISHED, documented, example
-from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.mix_entries import first_missing, terms_of
 from manylora.server.errors import RequestError

@@ -11,6 +11,7 @@ from manylora.adapters.errors import OutputExists
 from manylora.adapters.merge.export_plan import MAX_SHARD_BYTES
 from manylora.adapters.merge.survival import weak_warning
 from manylora.adapters.mix import parse_mix
+from manylora.server.api.access.scopes import ADMIN, needs
 from manylora.server.api.admin.adapters import EmptyBody, Parameters
 from manylora.server.api.admin.merge import Mix
 from manylora.server.api.http.body import RequestBody, parse_body
@@ -20,7 +21,6 @@ from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_USER_LENGTH
 from manylora.server.api.http.names_in_paths import NAME
 from manylora.server.api.http.openapi import BEGUN, documented, example
-from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.exporting.exports import Export, ExportState, ExportWish
 

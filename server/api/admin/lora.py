@@ -12,13 +12,13 @@ from pydantic import AfterValidator, Field
 from manylora.adapters.errors import AdapterTooLarge, SourceForbidden
 from manylora.adapters.mix import normal_name
 from manylora.adapters.sources.fetching import resolve_directory
+from manylora.server.api.access.scopes import ADMIN, needs
 from manylora.server.api.admin.json_views import short_digest
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH, MAX_USER_LENGTH
 from manylora.server.api.http.model_header import model_header
 from manylora.server.api.http.openapi import DIRECTORY, documented, example
-from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of

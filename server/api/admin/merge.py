@@ -9,13 +9,13 @@ from pydantic import Field
 
 from manylora.adapters.merge.survival import weak_warning
 from manylora.adapters.mix import parse_mix
+from manylora.server.api.access.scopes import ADMIN, needs
 from manylora.server.api.admin.adapters import DeleteParameters, EmptyBody, Parameters
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_MODEL_LENGTH
 from manylora.server.api.http.names_in_paths import NAME
 from manylora.server.api.http.openapi import BEGUN
-from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import Cancelled, CopyFailed
 from manylora.server.merged.variants import Variant, VariantState

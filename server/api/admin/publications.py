@@ -9,10 +9,10 @@ from fastapi import Depends, Request
 
 from manylora.adapters.errors import AdapterDeleted, AdapterExists
 from manylora.adapters.registry.records import State
+from manylora.server.api.access.scopes import ADMIN
 from manylora.server.api.admin.publish_request import PublishRequest
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.error_context import blame
-from manylora.server.api.http.scopes import ADMIN
 from manylora.server.names.admin.publishing import Publication
 
 _MAX_KEPT = 4096

@@ -15,6 +15,7 @@ from manylora.adapters.registry.tags import check_tags
 from manylora.adapters.sources.fetching import check, in_subfolder
 from manylora.adapters.sources.fetching import fetch as fetch_source
 from manylora.adapters.sources.folders import check_subfolder
+from manylora.server.api.access.scopes import ADMIN, needs
 from manylora.server.api.admin.adapters import Parameters, details_response
 from manylora.server.api.admin.publications import Publications, PublicationsState, wait_until_published
 from manylora.server.api.admin.publish_request import FetchProgress, PublishRequest
@@ -28,7 +29,6 @@ from manylora.server.api.http.middleware import takes_uploads
 from manylora.server.api.http.multipart import is_json, is_multipart
 from manylora.server.api.http.names_in_paths import NAME, Name
 from manylora.server.api.http.openapi import DIRECTORY, PUBLISHED, documented, example
-from manylora.server.api.http.scopes import ADMIN, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 from manylora.server.names.admin.publishing import Publication

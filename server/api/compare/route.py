@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from manylora.server.api.access.scopes import INFER, caller_scope, needs
 from manylora.server.api.compare.body import CompareBody
 from manylora.server.api.compare.comparison import Comparison
 from manylora.server.api.compare.plan import plan_comparison
@@ -17,7 +18,6 @@ from manylora.server.api.http.event_stream import EventStream, encode, with_last
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_COMPARISONS
 from manylora.server.api.http.openapi import ADAPTER_OR_BASE, BASE, STREAMED, documented, example
-from manylora.server.api.http.scopes import INFER, caller_scope, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 from fastapi import Request, Response
 
+from manylora.server.api.access.scopes import caller_scope
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.event_stream import EventStream, stream_events
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.model_header import model_header
-from manylora.server.api.http.scopes import caller_scope
 from manylora.server.api.request.schemas import GenerationBody
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from manylora.server.api.access.scopes import INFER, needs
 from manylora.server.api.generate.answer import respond
 from manylora.server.api.generate.chat_format import ChatFormat
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.openapi import ADAPTER, BASE, LAST_ADAPTER, STREAMED, documented, example
-from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from manylora.adapters.format.classes import Classes, Problem
 from manylora.adapters.mix import MAX_ENTRIES
+from manylora.server.api.access.scopes import INFER, needs
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http import limits
@@ -22,7 +23,6 @@ from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.model_header import model_header
 from manylora.server.api.http.openapi import CLASSIFIER, documented, example
-from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from manylora.server.api.access.scopes import INFER, needs
 from manylora.server.api.generate.answer import AnswerFrame, respond
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
@@ -15,7 +16,6 @@ from manylora.server.api.generate.logprobs import CompletionLogprobs, join, prom
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
 from manylora.server.api.http.openapi import BASE, STREAMED, documented, example
-from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of

@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from pydantic import Field
 
+from manylora.server.api.access.scopes import INFER, needs
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_RESPONSE_ID_LENGTH
 from manylora.server.api.http.openapi import documented, example
-from manylora.server.api.http.scopes import INFER, needs
 from manylora.server.api.http.state import ServiceState
 
 router = APIRouter(prefix="/v1/feedback", tags=["generate"])

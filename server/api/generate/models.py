@@ -10,9 +10,9 @@ from fastapi import APIRouter, Response
 from manylora.adapters.errors import AdapterError, AdapterNotFound
 from manylora.adapters.mix import MixTerm, parse_mix
 from manylora.adapters.registry.records import AliasRecord
+from manylora.server.api.access.scopes import ADMIN, INFER, CallerScope, KeyScope, needs
 from manylora.server.api.generate.mix_card import mix_facts, revision_facts
 from manylora.server.api.http.json_response import Json
-from manylora.server.api.http.scopes import ADMIN, INFER, CallerScope, KeyScope, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import ModelNotFound
 from manylora.server.names.status import Registered

@@ -38,11 +38,11 @@ from manylora.adapters.errors import (
     SourceUnreachable,
     StoreError,
 )
+from manylora.server.api.access.scopes import ADMIN, KeyScope, caller_scope
 from manylora.server.api.http.body import path_of
 from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_REPORTED_FAULTS
-from manylora.server.api.http.scopes import ADMIN, KeyScope, caller_scope
 from manylora.server.errors import (
     AdapterUnavailable,
     AdminKeyNeeded,

@@ -13,9 +13,9 @@ from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
+from manylora.server.api.access.scopes import KeyScope
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.limits import PING_SECONDS
-from manylora.server.api.http.scopes import KeyScope
 from manylora.server.engine.sequence import Delta
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
+from manylora.server.api.access.scopes import ADMIN, OPEN, KeyScope
 from manylora.server.api.http.body import RequestBody
-from manylora.server.api.http.scopes import ADMIN, OPEN, KeyScope
 from manylora.server.service import Service
 
 # What a route's examples may name. Each stands for a name that the server knows when the document is asked

@@ -10,8 +10,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse
 from starlette.types import Scope
 
+from manylora.server.api.access.scopes import OPEN, CallerScope, needs
 from manylora.server.api.http.json_response import Json
-from manylora.server.api.http.scopes import OPEN, CallerScope, needs
 
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",

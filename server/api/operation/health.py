@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
+from manylora.server.api.access.scopes import ADMIN, INFER, OPEN, CallerScope, needs
 from manylora.server.api.http.json_response import Json
-from manylora.server.api.http.scopes import ADMIN, INFER, OPEN, CallerScope, needs
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import EngineDead
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
+from manylora.server.api.access.scopes import OPEN, needs
 from manylora.server.api.http.json_response import Json
-from manylora.server.api.http.scopes import OPEN, needs
 
 router = APIRouter(tags=["operation"])
 

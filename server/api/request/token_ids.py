@@ -10,7 +10,7 @@ from uuid import uuid4
 from fastapi import Request
 
 from manylora.adapters.format.text.content_marks import Marked
-from manylora.server.api.http.scopes import ADMIN, caller_scope
+from manylora.server.api.access.scopes import ADMIN, caller_scope
 from manylora.server.api.request.schemas import Message, Prompt
 from manylora.server.errors import AdminKeyNeeded, ContextTooLong, RequestError
 from manylora.server.model.text.conventions import TextConventions

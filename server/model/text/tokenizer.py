@@ -57,11 +57,10 @@ class Tokenizer:
         Raises:
             RequestError: the model has no template, or the template rejects the messages.
         """
-        marked = self.mark(messages, tools)
-        text = self.render_chat(
-            marked.messages, tools=marked.tools, add_generation_prompt=add_generation_prompt
-        )
-        return self.encode_rendered(text, marked.mark)
+        try:
+            return self._chat.encode_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        except ChatTemplateError as error:
+            raise RequestError(str(error), "messages") from error
 
     def mark(
         self,

@@ -17,8 +17,8 @@ import uvicorn
 from pydantic import ValidationError
 from starlette.responses import PlainTextResponse
 
-from manylora.server.api.http.connections import Connections, connection_limits
-from manylora.server.api.http.protocol import bounded_protocol
+from manylora.server.api.connections.connections import Connections, connection_limits
+from manylora.server.api.connections.protocol import bounded_protocol
 from manylora.server.cli.http_server import HttpServer
 from manylora.server.cli.listening import listening, room_for_connections, tls_context
 from manylora.server.errors import ConfigError

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from fastapi.routing import iter_route_contexts
 
+from manylora.server.api.access.scopes import ADMIN as ADMIN_SCOPE
+from manylora.server.api.access.scopes import ApiKeySet, declared_scope
 from manylora.server.api.app import create_app
-from manylora.server.api.http.scopes import ADMIN as ADMIN_SCOPE
-from manylora.server.api.http.scopes import ApiKeySet, declared_scope
 from tests.support.running_server import Running, serving, tiny_service
 
 ANSWER = "/v1/completions"

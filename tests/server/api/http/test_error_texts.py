@@ -10,9 +10,9 @@ import pytest
 from manylora.adapters import errors as adapter_errors
 from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactError, SourceMissing
 from manylora.server import errors as server_errors
+from manylora.server.api.access.scopes import ADMIN, INFER, OPEN, KeyScope
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.error_context import Blamed, unavailable
-from manylora.server.api.http.scopes import ADMIN, INFER, OPEN, KeyScope
 from manylora.server.errors import AdapterUnavailable, ServerError
 
 PLACE = "/srv/adapters/support/adapter_model.safetensors"

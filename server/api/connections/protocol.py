@@ -11,11 +11,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from manylora.server.api.http.connections import Connections
+from manylora.server.api.access.scopes import OPEN
+from manylora.server.api.connections.connections import Connections
+from manylora.server.api.connections.pace import Pace
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.limits import MAX_HEAD_BYTES
-from manylora.server.api.http.pace import Pace
-from manylora.server.api.http.scopes import OPEN
 from manylora.server.errors import RequestTimeout, TooManyConnections
 
 PROBES = frozenset({"/health", "/ready"})  # answered on connections beyond the bound, too

@@ -12,10 +12,8 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 
-from manylora.server.api.app import create_app
-from manylora.server.api.http.error_answers import answer_error
-from manylora.server.api.http.redaction import error_redactor
-from manylora.server.api.http.scopes import (
+from manylora.server.api.access.redaction import error_redactor
+from manylora.server.api.access.scopes import (
     ADMIN,
     INFER,
     OPEN,
@@ -25,6 +23,8 @@ from manylora.server.api.http.scopes import (
     declared_scope,
     needs,
 )
+from manylora.server.api.app import create_app
+from manylora.server.api.http.error_answers import answer_error
 from manylora.server.errors import ServerError
 from manylora.server.metrics.metrics import Metrics
 from tests.support.running_server import Running, serving, tiny_service

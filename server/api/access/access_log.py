@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from manylora.server.api.http.redaction import Redactor
+from manylora.server.api.access.redaction import Redactor
 
 ACCESS_LOGGER: Final = "manylora.access"
 

@@ -18,8 +18,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from manylora.server.api.http.access_log import ACCESS_LOGGER, AccessLog
-from manylora.server.api.http.redaction import MASK, RedactingFormatter, Redactor, error_redactor
+from manylora.server.api.access.access_log import ACCESS_LOGGER, AccessLog
+from manylora.server.api.access.redaction import MASK, RedactingFormatter, Redactor, error_redactor
 from tests.support.paths import ROOT
 from tests.support.raw_requests import AsgiExchange
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manylora.server.api.http.connections import RESERVED, ConnectionLimits, Connections, sender_of
-from manylora.server.api.http.pace import Pace
+from manylora.server.api.connections.connections import RESERVED, ConnectionLimits, Connections, sender_of
+from manylora.server.api.connections.pace import Pace
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
 

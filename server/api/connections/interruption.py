@@ -9,9 +9,9 @@ from contextlib import suppress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from manylora.server.api.access.scopes import OPEN
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.event_stream import DONE, encode
-from manylora.server.api.http.scopes import OPEN
 from manylora.server.errors import ServerStopping
 
 END_SECONDS = 2.0  # that a client gets to take the end of its answer

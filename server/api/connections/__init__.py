@@ -1,0 +1,1 @@
+"""Connections as clients keep them: how many, how long, how slow, and what ends them."""
