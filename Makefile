@@ -17,6 +17,9 @@ DEVELOPMENT := $(VENV)/.development
 PYTHON ?= $(shell for p in python3 python python3.11 python3.12 python3.13 python3.14; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
+# Bytecode is kept whatever the environment says: without it a start and a collection of tests compile everything.
+export PYTHONDONTWRITEBYTECODE :=
+
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 

@@ -28,9 +28,9 @@ from manylora.server.api.http.middleware import (
     IgnoredFields,
     RequestId,
     TrailingSlash,
+    Unpacking,
 )
 from manylora.server.api.http.openapi import Application
-from manylora.server.api.http.unpacking import Unpacking
 from manylora.server.api.operation import docs, health, root
 from manylora.server.errors import ServerError
 from manylora.server.options.settings import Settings, api_keys

@@ -64,9 +64,9 @@ class AdapterMetrics:
         self._merged.set_function(copies)
         self._merged_bytes.set_function(nbytes)
 
-    def found(self, tier: str, count: int = 1) -> None:
-        """Requests needed ``count`` adapters that were found in ``tier``, one of :data:`TIERS`."""
-        self._found[tier].inc(count)
+    def found(self, tier: str) -> Counter:
+        """What counts adapters that requests needed and that were found in ``tier``, one of :data:`TIERS`."""
+        return self._found[tier]
 
     def loaded(self, tier: str, seconds: float) -> None:
         """An adapter was brought in from ``tier``, one of :data:`LOADED_FROM`, in ``seconds``."""

@@ -104,7 +104,7 @@ class Refetcher:
             raise
         for name in self._mirror.names_with(digest):
             await self._serve_again(name, digest)
-        self._metrics.adapters.found("remote")
+        self._metrics.adapters.found("remote").inc()
         self._metrics.adapters.loaded("remote", monotonic() - began)
         logger.warning("revision %s had vanished from disk and was fetched again from %s", shown, source)
 

@@ -52,7 +52,9 @@ class DeviceCache:
         self._max_waiting = max_waiting
         self._pool = pool
         self._host = host
-        self._metrics = Metrics() if metrics is None else metrics
+        self._metrics = (Metrics() if metrics is None else metrics).adapters
+        self._found = self._metrics.found("device")
+        self.capacity_bytes = pool.capacity_bytes
         self._resident: OrderedDict[str, Revision] = OrderedDict()  # least recently used first
         self._queue: deque[_Waiter] = deque()
         self._released = asyncio.Event()
@@ -77,10 +79,6 @@ class DeviceCache:
     def resident_bytes(self) -> int:
         return self._pool.used_bytes
 
-    @property
-    def capacity_bytes(self) -> int:
-        return self._pool.capacity_bytes
-
     def is_resident(self, digest: str) -> bool:
         """Whether a revision's pages are on the device, and complete."""
         return digest in self._resident
@@ -95,7 +93,7 @@ class DeviceCache:
         if not self._all_resident(members) or self._must_queue():
             return False
         self.hold(members)
-        self._metrics.adapters.found("device", len(members))
+        self._found.inc(len(members))
         return True
 
     async def acquire(self, members: Sequence[Revision]) -> None:
@@ -305,7 +303,7 @@ class DeviceCache:
             if victim is None:
                 return None
             self.evict(victim)
-            self._metrics.adapters.evicted()
+            self._metrics.evicted()
         return pages
 
     async def _write(self, reserved: Sequence[tuple[Revision, PackedAdapter]]) -> None:

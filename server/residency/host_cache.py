@@ -58,7 +58,7 @@ class HostCache:
         """The packed revision, soon. The future is shared: shield it where you can be cancelled."""
         packed = self._kept.get(digest)
         if packed is not None:
-            self._metrics.adapters.found("memory")
+            self._metrics.adapters.found("memory").inc()
             done: asyncio.Future[PackedAdapter] = asyncio.get_running_loop().create_future()
             done.set_result(packed)
             return done
@@ -98,7 +98,7 @@ class HostCache:
         began = monotonic()
         try:
             packed = await asyncio.get_running_loop().run_in_executor(self._workers, self._read, digest)
-            self._metrics.adapters.found("disk")
+            self._metrics.adapters.found("disk").inc()
             self._metrics.adapters.loaded("disk", monotonic() - began)
             if digest not in self._unwanted:
                 self.keep(packed)

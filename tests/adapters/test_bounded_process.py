@@ -76,6 +76,7 @@ def test_what_the_function_raises_is_told(work: str) -> None:
         run_bounded(work, "fail", "luck", BOUNDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "argument", "reason"),
     [

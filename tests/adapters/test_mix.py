@@ -135,6 +135,7 @@ def test_weights_out_of_bounds(weight: float) -> None:
         check_weight(weight, "x")
 
 
+@pytest.mark.slow
 @given(st.lists(terms, min_size=1, max_size=MAX_ENTRIES))
 def test_round_trip(mix: list[MixTerm]) -> None:
     assert parse_mix(format_mix(mix)) == tuple(mix)

@@ -43,6 +43,7 @@ def llm(model: Path, adapters: dict[str, Path], tmp_path_factory: pytest.TempPat
         yield opened
 
 
+@pytest.mark.slow
 def test_answers_equal_the_servers(llm: LLM, model: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
     asked: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
     with serving(tiny_service(model, tmp_path, adapter=adapters)) as server:
@@ -125,6 +126,7 @@ def test_comparing(llm: LLM) -> None:
     assert found["object"] == "comparison"
 
 
+@pytest.mark.slow
 def test_closing_twice_and_options_that_are_wrong(model: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"dtype": "fp32", "data_dir": tmp_path}
     llm = LLM(str(model), **options)

@@ -43,6 +43,7 @@ def test_estimating(tiny_llama: Path) -> None:
         manylora.estimate(str(tiny_llama / "nowhere"))
 
 
+@pytest.mark.slow
 def test_comparing(tiny_llama: Path, adapters: list[Path], tmp_path: Path) -> None:
     found = manylora.compare(
         [tiny_llama.name, "a"],

@@ -129,6 +129,7 @@ def probe_target() -> Iterator[HTTPServer]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ready", [True, False])
 def test_the_health_check_tells_ready_from_not(probe_target: HTTPServer, ready: bool) -> None:
     probe_target.ready = ready  # type: ignore[attr-defined]

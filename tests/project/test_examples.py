@@ -54,6 +54,7 @@ def test_training_answers_pass_the_form_checks(name: str, recipes: dict[str, Rec
     assert sum(map(check, answers)) / len(answers) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_trainer_takes_files_and_configuration(
     name: str, recipes: dict[str, Recipe], tmp_path: Path

@@ -41,6 +41,7 @@ def lint(root: Path) -> str:
     return " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("importer", "imported", "contract"),
     [

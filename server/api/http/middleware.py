@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from manylora.server.api.http.limits import MAX_BODY_BYTES
 from manylora.server.api.http.multipart import is_json
 from manylora.server.api.http.state import IGNORED_FIELDS
-from manylora.server.errors import BodyTooLarge
+from manylora.server.api.http.unpacking import unpacked, unpackers
+from manylora.server.errors import BodyTooLarge, UnknownEncoding
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -171,3 +172,48 @@ class BodyLimit:
 def _too_large(limit: int) -> BodyTooLarge:
     option = "" if limit == MAX_BODY_BYTES else " (--max-upload-bytes)"
     return BodyTooLarge(f"The request body is larger than {limit} bytes{option}")
+
+
+class Unpacking:
+    """Middleware that gives routes the bodies as they were before they were packed.
+
+    Put it around what bounds bodies, which then counts what comes out; ``limit`` bounds what goes in. Faults
+    are raised where the body is read, so that keys are checked before.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self._limit = limit  # bytes
+        self._unpackers = unpackers()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        encoding = _encoding(scope) if scope["type"] == "http" else ""
+        if encoding:
+            headers = MutableHeaders(raw=list(scope["headers"]))
+            for name in ("content-encoding", "content-length"):
+                del headers[name]
+            scope = {**scope, "headers": headers.raw}
+            receive = self._receiving(encoding, receive)
+        await self.app(scope, receive, send)
+
+    def _receiving(self, encoding: str, receive: Receive) -> Receive:
+        make = self._unpackers.get(encoding)
+        messages = None if make is None else unpacked(receive, make(), self._limit)
+
+        async def receive_unpacked() -> Message:
+            if messages is None:
+                known = ", ".join(name for name in self._unpackers if not name.startswith("x-"))
+                raise UnknownEncoding(
+                    f"A body with Content-Encoding {encoding[:100]!r} can't be read here; known are {known}",
+                    accepted=known,
+                )
+            message = await anext(messages, None)
+            return await receive() if message is None else message
+
+        return receive_unpacked
+
+
+def _encoding(scope: Scope) -> str:
+    """The encoding of a body; "" for none. Several are one text with commas, that nothing unpacks."""
+    names = ",".join(Headers(scope=scope).getlist("content-encoding")).lower().split(",")
+    return ", ".join(name for name in map(str.strip, names) if name not in {"", "identity"})

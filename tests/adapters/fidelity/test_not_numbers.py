@@ -62,6 +62,7 @@ def test_totals_of_a_merged_copy(value: float, side: str) -> None:
     assert (totals.rows, totals.largest) == (5, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("value", BAD)
 def test_a_comparison_of_models(value: float, side: str) -> None:

@@ -199,6 +199,7 @@ KEYS_OF_PEFT = sorted(
 inert: st.SearchStrategy[Any] = st.sampled_from([None, False, "", [], {}])
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.dictionaries(st.sampled_from(KEYS_OF_PEFT) | st.text(max_size=8), inert, max_size=6))
 def test_keys_of_other_kinds_and_versions_that_ask_for_nothing(

@@ -50,6 +50,7 @@ def test_both_engines_agree(expression: str) -> None:
         assert pattern.matches(name) == bool(re.fullmatch(expression, name)), name
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.one_of(expressions, st.sampled_from(NAMES), st.just("mlp.up_proj")), max_size=4, unique=True)

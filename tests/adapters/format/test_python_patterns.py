@@ -95,6 +95,7 @@ def select_or_none(expression: str) -> set[str] | None:
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_target_modules_select_what_peft_selects(expression: str) -> None:
     assert selected({"target_modules": expression}) == selected_by_peft({"target_modules": expression})
@@ -109,6 +110,7 @@ def test_excluded_modules_are_those_that_peft_excludes(expression: str) -> None:
     assert selected(options) == selected_by_peft(options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "patterns",
     [["(?!h)layers"], ["h", "(?<=model.)layers"], "layers|h", ["(a)?layers", "layers"], [r"lay\w+?"], ["("]],
@@ -129,6 +131,7 @@ def test_any_expression_selects_what_peft_selects(expression: str) -> None:
     assert select_or_none(expression) == fullmatch(expression, NAMES)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(expressions)
 def test_what_is_simple_means_the_same_in_both_engines(expression: str) -> None:
@@ -158,6 +161,7 @@ def test_patterns_of_ranks_are_assigned_as_by_peft(patterns: list[str]) -> None:
 HOSTILE = [r"(?=a)?(a+)+$", r"(?=m)(.*)*x", r"((?:\w|\w\w)+)\1\d$", r"(?=m)" + ".*?" * 40 + "Q"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expression", HOSTILE)
 def test_a_catastrophic_expression_is_refused_in_time(expression: str) -> None:
     names = [*(f"{name * 8}!" for name in NAMES), "a" * 60 + "b"]
@@ -170,6 +174,7 @@ def test_a_catastrophic_expression_is_refused_in_time(expression: str) -> None:
     assert monotonic() - started < 20
 
 
+@pytest.mark.slow
 def test_the_other_process_is_not_started_without_end() -> None:
     large = [f"((a{{100}}){{100}}){{100}}{index}" for index in range(100)]  # simple, but too large as such
     with pytest.raises(PatternFault, match="takes too long"):

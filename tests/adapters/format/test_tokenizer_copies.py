@@ -65,6 +65,7 @@ def test_fields_that_change_nothing(kind: str) -> None:
     assert read(base, files_of(kind, **FIELDS)).details()["tokenizer"] == "base"
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.sets(st.sampled_from(sorted(FIELDS))), st.sets(st.sampled_from(sorted(FIELDS))))
 def test_two_tokenizers_of_an_adapter_are_one(first: set[str], second: set[str]) -> None:
@@ -126,6 +127,7 @@ def test_a_byte_order_mark_is_no_content(name: str) -> None:
     assert read(base_of("bytes"), files).details()["tokenizer"] == "base"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=8, deadline=None)
 @given(texts=st.lists(st.text(max_size=12), min_size=1, max_size=4))
@@ -149,6 +151,7 @@ def test_what_is_served_is_what_the_file_says(kind: str, texts: list[str]) -> No
     assert made.vocab_size == whole.get_vocab_size()
 
 
+@pytest.mark.slow
 def test_a_file_that_takes_too_long_or_too_much_loses_its_own_load(tmp_path: Path) -> None:
     bomb = json.loads(tokenizer_of("bytes").to_str())
     bomb["added_tokens"] += [

@@ -83,6 +83,7 @@ def test_tokens_may_be_added(kind: str, alone: bool, tmp_path: Path) -> None:
     assert text.top_id == size + 1
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.text(max_size=20), max_size=5))
 def test_it_reads_as_transformers_does(texts: list[str]) -> None:
@@ -102,6 +103,7 @@ def test_it_reads_as_transformers_does(texts: list[str]) -> None:
         assert ours.encode(text) == theirs(text)["input_ids"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "reason"),
     [

@@ -66,6 +66,7 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, error: float) -> Non
     assert float((found - wanted).abs().max() / wanted.abs().max()) < error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_adapter_is_what_peft_merges(tmp_path: Path, family: str) -> None:
     case = ExportCase(tmp_path, family)

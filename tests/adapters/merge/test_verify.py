@@ -14,6 +14,7 @@ from manylora.server.memory_budget import verification_dtype
 from tests.support.tiny_models import FAMILIES, tiny_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_weights_in_16_bits_compute_like_float32(tmp_path: Path, family: str) -> None:
     whole = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path / "whole", family))

@@ -116,6 +116,7 @@ def test_publishing_at_every_amount_of_room(disk: SmallDisk, tmp_path: Path) -> 
     assert set(outcomes) == {"published", "refused"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_server_starts_on_a_full_disk_and_frees_it(disk: SmallDisk, tmp_path: Path, killed: bool) -> None:
     with server(disk) as (registry, store):

@@ -55,6 +55,7 @@ def pages(root: Path) -> list[tuple[str, Any, Any, Any, Any, Any]]:
         return [shown(record) for record in registry.names.page()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["empty", "missing"])
 @pytest.mark.parametrize("seed", range(4))
 def test_names_come_back(tmp_path: Path, how: str, seed: int) -> None:
@@ -154,6 +155,7 @@ BROKEN: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [None, *BROKEN], ids=range(len(BROKEN) + 1))
 def test_without_a_record_a_name_is_made_up(tmp_path: Path, broken: Any) -> None:
     start(tmp_path)

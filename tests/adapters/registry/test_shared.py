@@ -91,6 +91,7 @@ def test_threads_race_for_one_name(registry: Registry) -> None:
     assert registry.revisions.referenced() == {digest(str(won.index(True)))}
 
 
+@pytest.mark.slow
 def test_threads_do_everything_at_once(registry: Registry) -> None:
     registry.names.set_revision("a", revision("start"), replace=True, source="x")
 
@@ -150,6 +151,7 @@ def test_urls_that_do_not_work(url: str) -> None:
     assert len(str(error.value)) < 500
 
 
+@pytest.mark.slow
 def test_a_wrong_database_and_password(postgres: str) -> None:
     with pytest.raises(RegistryUnavailable, match="does not exist") as error:
         Registry(f"{postgres}/nowhere")

@@ -243,6 +243,7 @@ def test_a_directory_that_only_its_slash_tells(tmp_path: Path) -> None:
 folders = st.sampled_from(["", "a/", "b/", "a/c/", "a/c/d/", "b/c/", "__MACOSX/a/"])
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(folders, st.booleans(), max_size=5), folders, st.sampled_from([tar, zipped]))
 def test_one_folder_is_taken_whole_or_all_are_named(

@@ -33,6 +33,7 @@ def policy(hub: FakeHub, max_bytes: int = 1 << 20) -> SourcePolicy:
     return SourcePolicy(repositories=("org/*",), hub_endpoint=hub.endpoint, max_bytes=max_bytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["", "@main", "@v1", "@feature%2Fx", f"@{COMMIT}"])
 def test_a_repository_at_its_commit(hub: FakeHub, tmp_path: Path, at: str) -> None:
     seen: list[tuple[int, int | None]] = []
@@ -49,6 +50,7 @@ def test_a_subfolder(hub: FakeHub, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(FILES, b"sub")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "kind", "words"),
     [

@@ -105,6 +105,7 @@ def faults(path: Path, **options: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", range(1, 7))
 @pytest.mark.parametrize("name", KINDS)
 def test_a_fault_has_its_line_and_key(name: str, bad: int, tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_large_models_without_their_weights() -> None:
     )
 
 
+@pytest.mark.slow
 def test_tables() -> None:
     shown = StringIO()
     Console(file=shown, width=120).print(estimate_tables(SEVEN, Plan(max_length=64, batch_size=1), ["qlora"]))

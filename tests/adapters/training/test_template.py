@@ -108,6 +108,7 @@ def test_preferences() -> None:
     assert plain.hf.decode(pair.rejected_ids) == "no<|im_end|>"
 
 
+@pytest.mark.slow
 def test_prompts_equal_the_servers_for_200_conversations(tmp_path: Path) -> None:
     """Tools, tool calls, names, system prompts, many turns, emoji, CJK, odd white space."""
     rows = conversations(200)

@@ -43,6 +43,7 @@ def test_a_table_and_a_picture(server: Running, tmp_path: Path, name: str) -> No
     assert picture.read_bytes().startswith((b"\x89PNG", b"<?xml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [

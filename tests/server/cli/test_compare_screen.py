@@ -29,6 +29,7 @@ def lines(result: dict[str, Any], width: int) -> list[str]:
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [70, 80, 100, 160])
 def test_no_number_and_no_verdict_is_cut(result: dict[str, Any], width: int) -> None:
     found = lines(result, width)

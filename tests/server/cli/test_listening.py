@@ -84,6 +84,7 @@ async def test_unix_socket(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

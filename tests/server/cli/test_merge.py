@@ -96,6 +96,7 @@ def test_a_merge_that_is_ended_by_a_signal_leaves_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in adapters}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [

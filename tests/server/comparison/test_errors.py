@@ -74,6 +74,7 @@ def test_refused(
     assert (answer.status_code, error["param"], error["code"]) == expected, error["message"]
 
 
+@pytest.mark.slow
 def test_targets_with_different_tokenizers(server: Running, tmp_path: Path, model: Path) -> None:
     other = write_adapter(tmp_path / "other", model, seed=5)
     tokenizer = byte_tokenizer()

@@ -98,6 +98,7 @@ def test_with_embeddings_of_its_own(tmp_path: Path) -> None:
     assert_logits_match(scores_of(answer)[None], PeftClassifier(path, model).scores(prompt)[None], TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["pytorch", "generic", "native"])
 def test_in_bf16_it_errs_no_more_than_peft(tmp_path: Path, kernels: str) -> None:
     model = tiny_model(tmp_path / "model", "llama")

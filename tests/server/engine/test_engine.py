@@ -75,6 +75,7 @@ def test_held_text_comes_with_the_last_delta(harness: EngineHarness) -> None:
     assert [d.text for d in found.deltas] == ["", "", "aaa"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_the_pieces_make_up_the_text_of_the_tokens(harness: EngineHarness, seed: int) -> None:
     """A random model says broken UTF-8 most of the time."""

@@ -139,6 +139,7 @@ def answer_of(tables: Tables, prompt: tuple[int, ...], *names: str, **params: An
     return answer.token_ids, row.num_cached_tokens
 
 
+@pytest.mark.slow
 def test_a_mix_is_the_weighted_sum_of_the_changes(llama: Tables) -> None:
     """The table deltas of three members and one plain LoRA, against the base's logits written out."""
     weights = {"saved-embedding": 0.5, "tokens": -0.5, "grown-both": 0.25, "plain": 1.0}
@@ -242,6 +243,7 @@ def test_a_step_without_tables_makes_no_plan(llama: Tables, monkeypatch: pytest.
         answer_of(llama, prompt_of(5), "tokens", max_tokens=2)
 
 
+@pytest.mark.slow
 def test_in_bf16_on_the_native_kernels(tmp_path: Path) -> None:
     """As close to PEFT in float32 as plain LoRA is, whatever the adapter does to the tables."""
     tables = Tables(tmp_path, "llama", tied=False, dtype="bf16")

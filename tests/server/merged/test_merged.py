@@ -79,6 +79,7 @@ def merging(request: pytest.FixtureRequest, tmp_path: Path) -> MergeHarness:
     return MergeHarness(tmp_path, **request.param)
 
 
+@pytest.mark.slow
 def test_a_merged_copy_answers_like_its_mix(merging: MergeHarness) -> None:
     """Several copies, the base and unmerged rows at once: every row as if it ran alone."""
     one, both = merging.merged(1.0, 0.0), merging.merged(0.5, -0.25)
@@ -98,6 +99,7 @@ def test_a_merged_copy_answers_like_its_mix(merging: MergeHarness) -> None:
             assert_logits_match(logits[copy.id][0], logits[twin.id][0], tolerance=0.02)
 
 
+@pytest.mark.slow
 def test_the_base_is_untouched(merging: MergeHarness) -> None:
     before = [merging.harness.decoder.weight(m).clone() for m in range(len(merging.harness.decoder.modules))]
     for _ in range(3):
@@ -106,6 +108,7 @@ def test_the_base_is_untouched(merging: MergeHarness) -> None:
         assert torch.equal(merging.harness.decoder.weight(module), weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merging", [c for c in CASES if "dtype" not in c], indirect=True, ids=_case_name)
 def test_a_merged_copy_is_what_peft_merges(merging: MergeHarness) -> None:
     """In float32: PEFT's own merge rounds otherwise, and bf16 is compared with the mix above."""
@@ -123,6 +126,7 @@ def test_a_merged_copy_is_what_peft_merges(merging: MergeHarness) -> None:
     assert_logits_match(torch.stack(logits[one.id]), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_kind_that_can_be_merged_answers_as_unmerged(tmp_path: Path, family: str) -> None:
     """Biases of layers and of norms, DoRA, IA3, VeRA."""

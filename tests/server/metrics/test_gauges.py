@@ -86,6 +86,7 @@ def assert_true(setup: ManagerSetup) -> None:
     assert gauge(metrics, "adapters_memory_bytes") == manager.residency.host.used_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 async def test_gauges_of_adapters_are_what_is(cached_setup: ManagerSetup, seed: int) -> None:
     """Also after what no administrator asked for: cold loads, and those that they drive out."""
@@ -125,6 +126,7 @@ async def test_a_draining_name_can_not_be_requested(setup: ManagerSetup) -> None
     assert_true(setup)
 
 
+@pytest.mark.slow
 async def test_scrapes_from_threads_while_everything_moves(cached_setup: ManagerSetup) -> None:
     setup = cached_setup
     done, faults = threading.Event(), list[BaseException]()

@@ -197,6 +197,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breakage", BREAKAGES)
 def test_what_can_not_be_loaded_is_refused_with_a_reason(
     tiny_llama: Path, tmp_path: Path, breakage: str
@@ -208,6 +209,7 @@ def test_what_can_not_be_loaded_is_refused_with_a_reason(
     assert len(str(caught.value)) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_decoder_that_fits(tmp_path: Path, family: str) -> None:
     loaded = load(tiny_model(tmp_path, family))
@@ -250,6 +252,7 @@ def settings_for(model: Path, data_dir: Path, **options: Any) -> Settings:
     )
 
 
+@pytest.mark.slow
 def test_a_fused_decoder_that_fails_the_probe_is_replaced(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -269,6 +272,7 @@ def test_a_fused_decoder_that_fails_the_probe_is_replaced(
     service.store.close()
 
 
+@pytest.mark.slow
 def test_the_context_shrinks_to_the_kv_cache(
     tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

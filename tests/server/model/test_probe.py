@@ -33,6 +33,7 @@ def ready(decoder: Decoder, loaded: LoadedModel) -> Decoder:
     return decoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generic", [True, False], ids=["generic", "fused"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoders_agree_with_the_original(tmp_path: Path, family: str, generic: bool) -> None:

@@ -176,6 +176,7 @@ def test_a_model_without_numbers_is_refused(tiny_llama: Path, value: float) -> N
         probe(loaded.hf, decoder, loaded.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_the_probe_leaves_the_model_alone(tmp_path: Path, family: str) -> None:
     loaded = load(tiny_model(tmp_path, family), "bf16")

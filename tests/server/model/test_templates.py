@@ -42,6 +42,7 @@ GOOD = [
 ]
 
 
+@pytest.mark.slow
 async def test_it_writes_what_transformers_writes(processes: TemplateProcesses) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     for template in GOOD:
@@ -123,6 +124,7 @@ async def test_many_templates_take_few_processes(processes: TemplateProcesses) -
     assert processes.num_processes == 2
 
 
+@pytest.mark.slow
 async def test_a_cancelled_rendering_does_not_answer_the_next(processes: TemplateProcesses) -> None:
     template = "{{ messages[0].content }}"
     digest = sha256(template.encode()).hexdigest()

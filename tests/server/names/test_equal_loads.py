@@ -33,6 +33,7 @@ async def test_equal_content_from_elsewhere_joins(setup: ManagerSetup) -> None:
     assert setup.manager.views.status("a").source == str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 async def test_loads_that_replace_come_in_order(setup: ManagerSetup, seed: int) -> None:
     rng = random.Random(seed)
@@ -47,6 +48,7 @@ async def test_loads_that_replace_come_in_order(setup: ManagerSetup, seed: int) 
     assert list(status.history) == list(latest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 async def test_the_first_content_wins_where_nothing_may_be_replaced(setup: ManagerSetup, seed: int) -> None:
     rng = random.Random(seed)

@@ -52,6 +52,7 @@ async def test_files_that_vanish_are_missed_when_they_are_needed_and_welcome_whe
         await manager.close()
 
 
+@pytest.mark.slow
 async def test_what_a_dead_server_left_goes_while_another_runs(
     harness: EngineHarness, tmp_path: Path
 ) -> None:

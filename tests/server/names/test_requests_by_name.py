@@ -114,6 +114,7 @@ async def test_a_mix_that_cancels_itself_out(setup: ManagerSetup) -> None:
     setup.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 async def test_counts_over_generated_requests(setup: ManagerSetup, seed: int) -> None:
     rng = random.Random(seed)

@@ -47,6 +47,7 @@ VALUES = {
 }
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # it reads files, on machines that may be busy
 @given(
     name=st.sampled_from(sorted(VALUES)),

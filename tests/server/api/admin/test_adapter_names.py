@@ -26,6 +26,7 @@ def _paths(name: str) -> list[str]:
     return sorted({quote(name, safe=""), quote(name, safe="/:"), quote(unicodedata.normalize("NFD", name))})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_route(admin: Admin, files: Path, name: str) -> None:
     written = unicodedata.normalize("NFD", name)
@@ -63,6 +64,7 @@ def test_every_route(admin: Admin, files: Path, name: str) -> None:
     assert admin.ask("DELETE", f"/{_paths(name)[0]}").status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ROUTE_WORDS)
 def test_no_name_is_the_end_of_another_route(admin: Admin, files: Path, word: str) -> None:
     assert admin.upload(f"org/{word}", files, wait="true").status_code in {404, 405}
@@ -89,6 +91,7 @@ HOSTILE = ["%2e%2e", "a%2f..", "a%2F%2e%2e%2Fb", "a//b", "%2f", "a%2f",
            "a%252fb", "a" * 200]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", HOSTILE)
 def test_hostile_names(admin: Admin, files: Path, path: str) -> None:
     before = sorted(admin.server.service.config.data_dir.rglob("*"))

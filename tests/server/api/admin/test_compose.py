@@ -44,6 +44,7 @@ def test_a_linear_composition_answers_like_the_mix(server: Running) -> None:
     assert ask(server, "both") == ask(server, "alpha*0.5+beta*-0.25") != ask(server, "alpha")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -66,6 +67,7 @@ def test_every_method_makes_an_adapter_that_peft_loads(
     assert ask(server, "both") != ask(server, server.service.model_name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "status", "param", "text"),
     [

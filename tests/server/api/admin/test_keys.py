@@ -36,6 +36,7 @@ def _ask(server: Running, path: str, body: dict[str, Any], key: str | None) -> t
     return answer.status_code, None if answer.is_success else answer.json()["error"]["code"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["admin", "second"])
 def test_an_admin_key_opens_everything(both: Running, key: str) -> None:
     assert _ask(both, *ADMIN, key) == (403, "source_forbidden")  # it got as far as the route
@@ -53,6 +54,7 @@ def test_no_key(both: Running, key: str | None) -> None:
     assert _ask(both, ANSWER, BODY, key) == (401, "invalid_api_key")
 
 
+@pytest.mark.slow
 def test_with_only_an_admin_key_answers_are_open(tmp_path: Path, model: Path) -> None:
     with serving(tiny_service(model, tmp_path, admin_api_key=["admin"])) as running:
         assert _ask(running, ANSWER, BODY, None) == (200, None)

@@ -69,6 +69,7 @@ def test_many_prompts_in_order(server: Running) -> None:
     assert answer["usage"]["completion_tokens"] == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

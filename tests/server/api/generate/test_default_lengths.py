@@ -28,6 +28,7 @@ def _length(answer: Any) -> int:
     return len(answer["cases"][0]["answers"][0]["token_ids"]) if "cases" in answer else -1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("left", [1, 2, 15, 16, 17])
 def test_what_is_left_is_given(server: Running, path: str, left: int) -> None:

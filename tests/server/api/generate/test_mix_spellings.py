@@ -94,6 +94,7 @@ def test_they_are_three_models(server: Running) -> None:
     assert len({answer[0] for answer in answers}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "status", "param", "named"),
     [

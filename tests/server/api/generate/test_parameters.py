@@ -30,6 +30,7 @@ def test_temperature_zero_is_greedy_and_not_dropped(server: Running) -> None:
     assert len({_text(server, temperature=2, seed=seed) for seed in range(3)}) == 3
 
 
+@pytest.mark.slow
 def test_seed_decides_the_answer(server: Running) -> None:
     drawn = {seed: _text(server, temperature=1.5, seed=seed) for seed in (0, 1, -(2**63), 2**63 - 1)}
     assert len(set(drawn.values())) == len(drawn)

@@ -15,6 +15,7 @@ from tests.support.running_server import tiny_service
 from tests.support.waiting import until
 
 
+@pytest.mark.slow
 async def test_a_request_with_many_prompts_waits_once(
     tmp_path: Path, model: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

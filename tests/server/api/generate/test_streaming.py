@@ -33,6 +33,7 @@ def service(tmp_path: Path, model: Path, adapters: Path) -> Service:
     return service_of(tmp_path, model, adapters)
 
 
+@pytest.mark.slow
 async def test_raw_asgi_stream(service: Service) -> None:
     app = create_app(service)
     exchange = AsgiExchange(BODY)
@@ -131,6 +132,7 @@ def test_the_client_raises_on_a_fault_in_a_stream(faulty: Running) -> None:
         list(stream)
 
 
+@pytest.mark.slow
 def test_a_fault_without_a_stream_is_a_500(faulty: Running) -> None:
     with faulty.http() as http:
         answer = http.post("/v1/chat/completions", json={**BODY, "stream": False})

@@ -41,6 +41,7 @@ def _name(value: object) -> str | None:
     return str(value)[:60] if isinstance(value, bytes) else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("body", "param", "text"), RAW, ids=_name)
 def test_raw_bodies(server: Running, body: bytes, param: str | None, text: str) -> None:
     with server.http() as http:

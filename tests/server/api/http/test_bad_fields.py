@@ -286,6 +286,7 @@ def test_fields(server: Running, case: Case) -> None:
     check_alive(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("endpoint", "name", "value"), UNSUPPORTED, ids=_name)
 def test_unsupported_parameters_are_refused_by_name(
     server: Running, endpoint: str, name: str, value: Any
@@ -324,6 +325,7 @@ def test_parameters_that_ask_for_what_is_done_anyway(server: Running) -> None:
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", FIELDS_OF_CLIENTS, ids=str)
 def test_fields_that_clients_add_change_no_answer(server: Running, field: dict[str, Any]) -> None:
     plain = valid_request(CHAT, {"temperature": 0, "max_tokens": 8})

@@ -32,6 +32,7 @@ def answered(server: Running, endpoint: str, fields: dict[str, Any]) -> Any:
     return answer.json()["choices"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ROUTES)
 @pytest.mark.parametrize("value", ODD, ids=repr)
 def test_hints_change_no_answer(server: Running, place: Place, value: Any) -> None:
@@ -108,6 +109,7 @@ UNKNOWN: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("endpoint", "fields", "named"), UNKNOWN, ids=lambda value: str(value)[:40])
 def test_unknown_fields_are_taken_and_named(
     lenient: Running, server: Running, endpoint: str, fields: dict[str, Any], named: str

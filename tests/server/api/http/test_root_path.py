@@ -31,6 +31,7 @@ def _get(server: Running, path: str, key: str = "") -> httpx.Response:
     return httpx.get(server.url + path, headers={"authorization": f"Bearer {key}"} if key else {})
 
 
+@pytest.mark.slow
 def test_routes_and_keys(prefixed: Running) -> None:
     for path in ("/health", "/ready", "/docs", "/openapi.json"):
         assert _get(prefixed, path).status_code == 200

@@ -86,6 +86,7 @@ CONTENTS = st.tuples(st.binary(max_size=2000), st.just(1)) | st.tuples(
 CUTS = st.lists(st.integers(0, 10**6), max_size=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @settings(deadline=None)
 @given(content=CONTENTS, cuts=CUTS)
@@ -138,6 +139,7 @@ def test_packed_bytes_that_unpack_to_nothing_are_bounded(encoding: str) -> None:
         _unpack(encoding, [PACKERS[encoding](b"")] * 1000, limit=5000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_bodies_of_a_server(server: Running, encoding: str) -> None:
     body = json.dumps({"model": "tiny", "prompt": "Hello"}).encode()

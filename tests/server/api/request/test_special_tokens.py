@@ -37,6 +37,7 @@ def ids(server: Running, key: str = "user", **body: Any) -> list[int]:
     return list(answer["tokens"])
 
 
+@pytest.mark.slow
 def test_a_message_that_spells_control_tokens_is_text(server: Running) -> None:
     assert ids(server).count(EOS) == 1
     body = {"model": "tiny", "messages": SPELLED, "max_tokens": 1}
@@ -107,6 +108,7 @@ def test_it_is_true_or_false(server: Running, value: object) -> None:
     assert (status, answer["error"]["param"]) == (400, "allow_special_tokens")
 
 
+@pytest.mark.slow
 def test_the_server_may_be_configured_to_recognize_them(tmp_path: Path, model: Path) -> None:
     with serving(tiny_service(model, tmp_path, allow_special_tokens=True)) as running:
         assert ids(running).count(EOS) == 2
@@ -114,6 +116,7 @@ def test_the_server_may_be_configured_to_recognize_them(tmp_path: Path, model: P
         assert ids(running, allow_special_tokens=True).count(EOS) == 2
 
 
+@pytest.mark.slow
 def test_without_an_admin_key_everybody_may_ask(tmp_path: Path, model: Path) -> None:
     with serving(tiny_service(model, tmp_path)) as running:
         assert ids(running, allow_special_tokens=True).count(EOS) == 2

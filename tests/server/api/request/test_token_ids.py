@@ -49,6 +49,7 @@ async def _chat_ids(
     return ids
 
 
+@pytest.mark.slow
 async def test_a_name_reaches_a_template_that_uses_it(service: Service) -> None:
     named = _with_template(NAMES)
     ids = await _chat_ids(service, named, [_message(name="Bob"), _message()])
