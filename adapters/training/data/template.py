@@ -162,12 +162,9 @@ class Template:
         return ids[: ends[-1] + 1] if ends else [*ids, self._own_eos()]
 
     def _marked(self, messages: Sequence[Message], tools: Tools) -> Marked:
-        given = list(tools) or None
-        return (
-            Marked([*map(dict, messages)], given)
-            if self._allows_special_tokens
-            else self.chat.mark(messages, given)
-        )
+        if self._allows_special_tokens:
+            return Marked([*map(dict, messages)], [*map(dict, tools)] or None)
+        return self.chat.mark(messages, list(tools) or None)
 
     def _ids(self, text: str, mark: str | None) -> list[int]:
         if self._allows_special_tokens:
