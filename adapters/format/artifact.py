@@ -31,7 +31,8 @@ from manylora.adapters.format.files import (
     read_text_files,
 )
 from manylora.adapters.format.tensor_check import check_tensors
-from manylora.adapters.format.text.conventions import AdapterText, read_text
+from manylora.adapters.format.text.conventions import AdapterText
+from manylora.adapters.format.text.read_text import read_text
 from manylora.adapters.format.vocabulary.changes import VocabularyDelta
 from manylora.adapters.format.vocabulary.layout import VocabularyLayout, lay_out_vocabulary
 from manylora.adapters.format.vocabulary.tensors import class_count, read_vocabulary, vocabulary_size

@@ -52,6 +52,7 @@ _UNLOAD = example("By name", {"lora_name": "my-adapter"})
 @router.post(
     "/load_lora_adapter",
     summary="Load an adapter from a directory",
+    response_class=PlainTextResponse,
     openapi_extra=documented(LoadBody, {"directory": _LOAD}),
 )
 @needs(ADMIN)
@@ -83,6 +84,7 @@ async def load_lora_adapter(
 @router.post(
     "/unload_lora_adapter",
     summary="Unload an adapter",
+    response_class=PlainTextResponse,
     openapi_extra=documented(UnloadBody, {"name": _UNLOAD}),
 )
 @needs(ADMIN)

@@ -15,7 +15,8 @@ from transformers import GPT2Tokenizer
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.text.chat import ChatTokenizer
-from manylora.adapters.format.text.conventions import AdapterText, read_text
+from manylora.adapters.format.text.conventions import AdapterText
+from manylora.adapters.format.text.read_text import read_text
 from manylora.server.model.text.tokenizer import Tokenizer
 from tests.support.tokenizer_kinds import CONTROL, of_kind, tokenizer_of
 
