@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 
-.PHONY: help install dev pull serve test test-fast fuzz clients coverage check format docs site wheel bench lock clean
+.PHONY: help install dev pull serve test test-fast test-all fuzz clients coverage check format docs site wheel bench lock clean
 
 help: ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -58,6 +58,8 @@ test: $(DEVELOPMENT) ## Run all tests, one process a core; fetches the real mode
 
 test-fast: $(DEVELOPMENT) ## Run what takes little time and no real model: under 90 seconds on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not real and not slow"
+
+test-all: test fuzz clients ## Everything that tests: an hour and more.
 
 FUZZ_EXAMPLES ?= 1000
 
