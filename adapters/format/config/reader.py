@@ -26,15 +26,18 @@ class Bias(StrEnum):
     """Which biases of the base the adapter replaces."""
 
     NONE = "none"
-    TARGETS = "targets"  # of the target modules: PEFT's "lora_only" and "vera_only"
+    TARGETS = "targets"  # of the target modules: PEFT's "lora_only", "vera_only", ...
     ALL = "all"
 
 
+_OWN = (
+    "boft", "delora", "gralora", "hra", "lora", "miss", "oft", "pvera", "road", "tinylora", "unilora",
+    "vblora", "vera",
+)  # fmt: skip
 _BIASES = {
     "": Bias.NONE,
     "none": Bias.NONE,
-    "lora_only": Bias.TARGETS,
-    "vera_only": Bias.TARGETS,
+    **{f"{kind}_only": Bias.TARGETS for kind in _OWN},
     "all": Bias.ALL,
 }
 
@@ -79,6 +82,20 @@ class ConfigReader:
             return rank
         self._wrong(where, f"a positive integer up to {MAX_RANK}", value)
         return 1
+
+    def count(self, key: str, default: int, *, least: int = 1, most: int = MAX_RANK) -> int:
+        """A whole number in that range; absent and null are the default."""
+        value = self._config.get(key)
+        number = default if value is None else integer_of(value)
+        if number is not None and least <= number <= most:
+            return number
+        self._wrong(key, f"a whole number from {least} to {most}", value)
+        return default
+
+    def value(self, key: str, default: object) -> object:
+        """The value as it is written; absent and null are the default."""
+        value = self._config.get(key)
+        return default if value is None else value
 
     def alpha(self, where: str, value: object) -> float:
         """A positive number up to ``MAX_ALPHA``."""

@@ -17,8 +17,9 @@ from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Artifact, read_artifact
 from manylora.adapters.format.config.config import parse_config
 from manylora.adapters.format.config.foreign_keys import HARMLESS, Judgement, judge
-from manylora.adapters.format.config.support import OPTIONS, Treatment
+from manylora.adapters.format.config.support import Treatment
 from manylora.adapters.format.faults import Faults
+from manylora.adapters.format.kinds.table import KINDS_OF_UPDATES, OPTIONS
 from tests.support.adapters import lora_config, lora_tensors, write_artifact
 from tests.support.artifact_cases import BASE, LIMITS, faults_of, valid
 from tests.support.fuzzing import FUZZ
@@ -179,11 +180,11 @@ def test_every_config_class_of_peft_is_served_or_refused_for_its_kind(tmp_path: 
     except (ImportError, TypeError, ValueError):
         config = {"peft_type": kind.value}  # its class needs more to be made
     faults = Faults()
-    parsed = parse_config(config | FOREIGN, faults)
+    parsed = parse_config(config | FOREIGN, faults, KINDS_OF_UPDATES)
     with_ia3: dict[str, Any] = {"feedforward_modules": []} if kind.value == "IA3" else {}
     if kind.value in OPTIONS:
         faults = Faults()
-        parsed = parse_config(config | FOREIGN | with_ia3, faults)
+        parsed = parse_config(config | FOREIGN | with_ia3, faults, KINDS_OF_UPDATES)
         faults.raise_any()
         assert parsed is not None
         assert len(parsed.notes) == 1

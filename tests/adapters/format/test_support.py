@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import peft
 import pytest
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 
-from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment
+from manylora.adapters.format.config.support import INITS, Option, Treatment
+from manylora.adapters.format.kinds.table import KINDS, OPTIONS
 from tests.support.paths import ROOT
-from tests.support.support_tables import support_tables
+from tests.support.support_tables import kinds_table, support_tables
 
-CONFIGS: dict[str, Any] = {"LORA": peft.LoraConfig, "IA3": peft.IA3Config, "VERA": peft.VeraConfig}
+CONFIGS: dict[str, Any] = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 DOCS = ROOT / "docs" / "adapters.md"
 
 
@@ -22,6 +23,7 @@ def test_the_documentation_holds_the_generated_tables() -> None:
         "put what tests.support.support_tables.support_tables() returns between the markers of "
         "docs/adapters.md"
     )
+    assert kinds_table() in DOCS.read_text(), "the same for kinds_table()"
 
 
 def test_every_kind_of_the_installed_peft_has_a_row() -> None:

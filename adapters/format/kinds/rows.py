@@ -1,0 +1,23 @@
+"""Rows of the tables of options that kinds have in common."""
+
+from __future__ import annotations
+
+from manylora.adapters.format.config.support import (
+    COMMON,
+    EXCLUDE,
+    MODULES_TO_SAVE,
+    TARGETS,
+    Option,
+    Treatment,
+)
+
+EVERY_KIND: tuple[Option, ...] = (*COMMON, *TARGETS, EXCLUDE, MODULES_TO_SAVE)
+RANK = Option("r", Treatment.SERVED, "1 up to the server's --max-lora-rank")
+RANK_PATTERN = Option("rank_pattern", Treatment.SERVED, "per module, with PEFT's matching")
+ALPHA = Option("alpha", Treatment.SERVED, "any positive number; the scaling is alpha / r")
+ALPHA_PATTERN = Option("alpha_pattern", Treatment.SERVED, "as rank_pattern")
+
+
+def training_only(*keys: str) -> tuple[Option, ...]:
+    """Rows of options that say nothing about what a trained adapter computes."""
+    return tuple(Option(key, Treatment.NO_EFFECT, "training only") for key in keys)
