@@ -90,8 +90,14 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     if WEIGHTS_NAME not in names and names != {CONFIG_NAME}:
         faults.add(pickle_fault(min(names - {CONFIG_NAME})))
     else:
-        path, bound = directory / WEIGHTS_NAME, _header_bound(base)
-        file = read_tensors(path, digest, faults, max_header=bound, max_bytes=limits.max_bytes)
+        file = read_tensors(
+            directory / WEIGHTS_NAME,
+            digest,
+            faults,
+            max_header=_header_bound(base),
+            max_bytes=limits.max_bytes,
+            indices=[] if layout is None else [slot.key for slot in layout.slots() if slot.integers],
+        )
     texts = _read_text_files(directory, config, faults)
     add_text_files(digest, texts)
     if file is not None and _may_be_served(config):

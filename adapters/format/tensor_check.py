@@ -165,7 +165,7 @@ def _pairs(file: TensorFile, base: BaseModel) -> list[dict[str, Slot]]:
     for name, module in base.modules.items():
         a, b = tensor_keys(name)
         if a in file.infos and b in file.infos:
-            rank = next(iter(file.infos[a].shape), 0)
+            rank = max(1, next(iter(file.infos[a].shape), 0))
             pair = {"a": Slot(a, (rank, module.in_features)), "b": Slot(b, (module.out_features, rank))}
             pairs.append(pair)
     return pairs
@@ -175,7 +175,11 @@ def _mismatches(file: TensorFile, slots: Sequence[Slot]) -> list[str]:
     return [
         f"size mismatch for {shown(slot.key)}: the file has {list(info.shape)}, {list(slot.shape)} is needed"
         for slot in slots
-        if (info := file.infos.get(slot.key)) is not None and (info.shape != slot.shape or 0 in info.shape)
+        if (info := file.infos.get(slot.key)) is not None and info.shape != slot.shape
+    ] + [
+        f"{shown(slot.key)} holds {file.infos[slot.key].dtype}, integers are needed"
+        for slot in slots
+        if slot.integers and slot.key in file.infos and not file.holds_integers(slot.key)
     ]
 
 

@@ -30,16 +30,8 @@ class Bias(StrEnum):
     ALL = "all"
 
 
-_OWN = (
-    "boft", "delora", "gralora", "hra", "lora", "miss", "oft", "pvera", "road", "tinylora", "unilora",
-    "vblora", "vera",
-)  # fmt: skip
-_BIASES = {
-    "": Bias.NONE,
-    "none": Bias.NONE,
-    **{f"{kind}_only": Bias.TARGETS for kind in _OWN},
-    "all": Bias.ALL,
-}
+_BIASES = {"": Bias.NONE, "none": Bias.NONE, "all": Bias.ALL}
+_OF_TARGETS = re.compile(r"[a-z]{1,16}_only")  # with a kind's name, which PEFT does not read
 
 
 _DECIMAL = re.compile(r"[+-]?\d{1,40}(\.\d{0,40})?([eE][+-]?\d{1,3})?", re.ASCII)
@@ -119,8 +111,11 @@ class ConfigReader:
         value = self._config.get("bias")
         if not value:  # null, false or empty
             return Bias.NONE
-        if isinstance(value, str) and value.strip().lower() in _BIASES:
-            return _BIASES[value.strip().lower()]
+        text = value.strip().lower() if isinstance(value, str) else "?"
+        if text in _BIASES:
+            return _BIASES[text]
+        if _OF_TARGETS.fullmatch(text):
+            return Bias.TARGETS
         self._wrong("bias", "'none', 'all' or '..._only'", value)
         return Bias.NONE
 
