@@ -175,7 +175,7 @@ def _mismatches(file: TensorFile, slots: Sequence[Slot]) -> list[str]:
     return [
         f"size mismatch for {shown(slot.key)}: the file has {list(info.shape)}, {list(slot.shape)} is needed"
         for slot in slots
-        if (info := file.infos.get(slot.key)) is not None and info.shape != slot.shape
+        if (info := file.infos.get(slot.key)) is not None and info.shape not in (slot.shape, *slot.others)
     ] + [
         f"{shown(slot.key)} holds {file.infos[slot.key].dtype}, integers are needed"
         for slot in slots

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -72,7 +72,7 @@ class ConfigReader:
         rank = integer_of(value)
         if rank is not None and 1 <= rank <= MAX_RANK:
             return rank
-        self._wrong(where, f"a positive integer up to {MAX_RANK}", value)
+        self.wrong(where, f"a positive integer up to {MAX_RANK}", value)
         return 1
 
     def count(self, key: str, default: int, *, least: int = 1, most: int = MAX_RANK) -> int:
@@ -81,7 +81,43 @@ class ConfigReader:
         number = default if value is None else integer_of(value)
         if number is not None and least <= number <= most:
             return number
-        self._wrong(key, f"a whole number from {least} to {most}", value)
+        self.wrong(key, f"a whole number from {least} to {most}", value)
+        return default
+
+    def count_of(self, where: str, value: object, *, most: int) -> int:
+        """A whole number from 1 to ``most``."""
+        number = integer_of(value)
+        if number is not None and 1 <= number <= most:
+            return number
+        self.wrong(where, f"a whole number from 1 to {most}", value)
+        return 1
+
+    def number(
+        self, key: str, default: float, *, least: float = -MAX_ALPHA, most: float = MAX_ALPHA
+    ) -> float:
+        """A number in that range; absent and null are the default."""
+        return float(self.number_of(key, self.value(key, default), least=least, most=most))
+
+    def number_of(
+        self, where: str, value: object, *, least: float = -MAX_ALPHA, most: float = MAX_ALPHA
+    ) -> int | float:
+        """A number in that range, whole or not as it is written."""
+        number = number_of(value)
+        if number is not None and least <= number <= most:
+            return number
+        self.wrong(where, f"a number from {least:g} to {most:g}", value)
+        return least
+
+    def seed(self, key: str, default: int) -> int:
+        """A seed of a random generator; absent and null are the default."""
+        return self.count(key, default, least=-(1 << 63), most=(1 << 64) - 1)
+
+    def choice(self, key: str, choices: Sequence[str], default: str) -> str:
+        """One of a few words; absent and null are the default."""
+        value = self.value(key, default)
+        if isinstance(value, str) and value in choices:
+            return value
+        self.wrong(key, f"one of {', '.join(choices)}", value)
         return default
 
     def value(self, key: str, default: object) -> object:
@@ -95,15 +131,15 @@ class ConfigReader:
         if 0 < number <= MAX_ALPHA:
             return float(number)
         hint = " (to subtract an adapter, give it a negative weight in a mix)" if number < 0 else ""
-        self._wrong(where, f"a number above 0 and up to {MAX_ALPHA:g}", value, hint)
+        self.wrong(where, f"a number above 0 and up to {MAX_ALPHA:g}", value, hint)
         return 1.0
 
-    def flag(self, key: str) -> bool:
-        """true or false; absent, null and an empty text are false."""
+    def flag(self, key: str, default: bool = False) -> bool:
+        """true or false; absent, null and an empty text are the default."""
         value = self._config.get(key)
-        flag = False if value in (None, "") else flag_of(value)
+        flag = default if value in (None, "") else flag_of(value)
         if flag is None:
-            self._wrong(key, "true or false", value)
+            self.wrong(key, "true or false", value)
         return bool(flag)
 
     def bias(self) -> Bias:
@@ -116,7 +152,7 @@ class ConfigReader:
             return _BIASES[text]
         if _OF_TARGETS.fullmatch(text):
             return Bias.TARGETS
-        self._wrong("bias", "'none', 'all' or '..._only'", value)
+        self.wrong("bias", "'none', 'all' or '..._only'", value)
         return Bias.NONE
 
     def projection_key(self, kind: str) -> int | None:
@@ -126,12 +162,12 @@ class ConfigReader:
         if kind != "VERA" or saved:
             return None
         if saved is None:
-            self._wrong("save_projection", "true or false", value)
+            self.wrong("save_projection", "true or false", value)
         key = self._config.get("projection_prng_key")
         seed = 0 if key is None else integer_of(key)
         if seed is not None and 0 <= seed < 1 << 63:
             return seed
-        self._wrong("projection_prng_key", "a seed of at most 63 bits", key)
+        self.wrong("projection_prng_key", "a seed of at most 63 bits", key)
         return 0
 
     def text(self, key: str) -> str | None:
@@ -139,7 +175,7 @@ class ConfigReader:
         value = self._config.get(key)
         if value is None or isinstance(value, str):
             return value
-        self._wrong(key, "a string or null", value)
+        self.wrong(key, "a string or null", value)
         return None
 
     def selector(self, key: str) -> Selector:
@@ -163,7 +199,7 @@ class ConfigReader:
         indices = [integer_of(each) for each in values]
         if None not in indices:
             return frozenset(index for index in indices if index is not None)
-        self._wrong(key, "an integer or a list of integers", value)
+        self.wrong(key, "an integer or a list of integers", value)
         return frozenset()
 
     def tokens_by_table(self, key: str) -> dict[str, tuple[int, ...]]:
@@ -177,7 +213,7 @@ class ConfigReader:
             ids = tokens if isinstance(tokens, list) else []
             ids = [t for t in map(integer_of, ids) if t is not None and 0 <= t < MAX_TOKEN]
             if not isinstance(tokens, list) or not tokens or len(ids) < len(tokens):
-                self._wrong(key, "a list of token ids, or an object from names to such lists", value)
+                self.wrong(key, "a list of token ids, or an object from names to such lists", value)
                 return {}
             result[name] = tuple(ids)
         return result
@@ -191,7 +227,7 @@ class ConfigReader:
         ids = [t for t in map(integer_of, listed) if t is not None and t >= 0]
         if 0 < len(ids) == len(listed) <= limit:
             return tuple(ids)
-        self._wrong(key, f"a list of 1 to {limit} token ids", value)
+        self.wrong(key, f"a list of 1 to {limit} token ids", value)
         return None
 
     def pattern(self, key: str, read: Callable[[str, object], Number]) -> dict[str, Number]:
@@ -201,7 +237,7 @@ class ConfigReader:
             return {}
         if isinstance(value, dict):
             return {pattern: read(f"{key}[{shown(pattern)}]", entry) for pattern, entry in value.items()}
-        self._wrong(key, "an object from patterns to values", value)
+        self.wrong(key, "an object from patterns to values", value)
         return {}
 
     def _strings(self, key: str, value: object) -> tuple[str, ...]:
@@ -209,8 +245,9 @@ class ConfigReader:
             return ()
         if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
             return tuple(value)
-        self._wrong(key, "a string or a list of strings", value)
+        self.wrong(key, "a string or a list of strings", value)
         return ()
 
-    def _wrong(self, where: str, wanted: str, value: object, hint: str = "") -> None:
+    def wrong(self, where: str, wanted: str, value: object, hint: str = "") -> None:
+        """Record that the value at ``where`` is not what is ``wanted`` there."""
         self._faults.add(f"{where} should be {wanted} but the value passed is {shown(value)}{hint}")

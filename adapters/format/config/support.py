@@ -245,18 +245,19 @@ KINDS: tuple[Kind, ...] = (
     *(
         Kind(name, _OTHER_DELTA, _TO_LORA)
         for name in (
-            "C3A", "DELORA", "FOURIERFT", "GRALORA", "LOKR", "MISS", "PSOFT", "RANDLORA",
-            "TINYLORA", "UNILORA", "VBLORA", "WAVEFT",
+            "DELORA", "GRALORA", "LOKR", "MISS", "TINYLORA", "UNILORA", "VBLORA",
         )
     ),
     *(
         Kind(name, _OTHER_DELTA, _MERGE)
-        for name in (
-            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "HRA", "LN_TUNING", "OFT",
-            "OSF", "PEANUT", "PVERA", "ROAD", "SHIRA", "SUPERTUNING",
-        )
+        for name in ("HRA", "LN_TUNING", "PVERA")
     ),
-    Kind("LILY", _OTHER_DELTA),
+    Kind(
+        "ADAMSS",
+        "which outputs its subspaces change is not saved: PEFT clusters the base's weights anew to find them",
+        _MERGE,
+    ),
+    Kind("LILY", "its experts are mixed by a mean over all tokens of a batch, whosever they are", _PLAIN),
     *(Kind(name, _ACTIVATIONS) for name in ("ADAPTION_PROMPT", "SHADOW")),
     *(Kind(name, _ROUTING, _MIX) for name in ("POLY", "XLORA")),
     *(

@@ -18,6 +18,11 @@ ALPHA = Option("alpha", Treatment.SERVED, "any positive number; the scaling is a
 ALPHA_PATTERN = Option("alpha_pattern", Treatment.SERVED, "as rank_pattern")
 
 
+def no_effect(key: str, why: str) -> Option:
+    """The row of an option that is accepted and says nothing about what an adapter computes."""
+    return Option(key, Treatment.NO_EFFECT, why)
+
+
 def training_only(*keys: str) -> tuple[Option, ...]:
     """Rows of options that say nothing about what a trained adapter computes."""
     return tuple(Option(key, Treatment.NO_EFFECT, "training only") for key in keys)

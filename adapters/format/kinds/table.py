@@ -8,8 +8,9 @@ from manylora.adapters.format.config import support
 from manylora.adapters.format.config.support import Kind, Option, Treatment
 from manylora.adapters.format.config.weight_kind import Kinds, WeightKind
 from manylora.adapters.format.kinds.loha import LOHA
+from manylora.adapters.format.kinds.matrices import MATRIX_KINDS
 
-_ALL: tuple[WeightKind, ...] = (LOHA,)
+_ALL: tuple[WeightKind, ...] = (LOHA, *MATRIX_KINDS)
 
 KINDS_OF_UPDATES: Kinds = {kind.peft_type: kind for kind in _ALL}
 
