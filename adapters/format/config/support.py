@@ -241,19 +241,15 @@ KINDS: tuple[Kind, ...] = (
         "as LoRA: every module gets its part of the shared projections as rank pages",
         treatment=_SERVED,
     ),
-    Kind("ADALORA", "its E factor is not served", _MERGE),
     *(
         Kind(name, _OTHER_DELTA, _TO_LORA)
-        for name in (
-            "C3A", "DELORA", "FOURIERFT", "GRALORA", "LOKR", "MISS", "PSOFT", "RANDLORA",
-            "TINYLORA", "UNILORA", "VBLORA", "WAVEFT",
-        )
+        for name in ("C3A", "FOURIERFT", "PSOFT", "RANDLORA", "WAVEFT")
     ),
     *(
         Kind(name, _OTHER_DELTA, _MERGE)
         for name in (
-            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "HRA", "LN_TUNING", "OFT",
-            "OSF", "PEANUT", "PVERA", "ROAD", "SHIRA", "SUPERTUNING",
+            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "LN_TUNING", "OFT", "OSF",
+            "PEANUT", "ROAD", "SHIRA", "SUPERTUNING",
         )
     ),
     Kind("LILY", _OTHER_DELTA),
