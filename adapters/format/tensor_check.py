@@ -117,7 +117,7 @@ def _check_missing(file: TensorFile, layout: Layout, faults: Faults) -> None:
     bare, missing = [], []
     for name, parts in layout.modules.items():
         absent = [slot.key for slot in parts.values() if slot.key not in file.infos]
-        if name in layout.targets and len(absent) == len(parts):
+        if name in layout.targets and parts and len(absent) == len(parts):
             bare.append(name)
         else:
             missing += absent
@@ -131,7 +131,7 @@ def _check_missing(file: TensorFile, layout: Layout, faults: Faults) -> None:
 def _check_shapes(file: TensorFile, layout: Layout, faults: Faults) -> None:
     wrong = []
     for name, parts in layout.modules.items():
-        other = _other_rank(file, parts)
+        other = None if layout.plans else _other_rank(file, parts)
         if other is not None:
             here, rank = parts.items(), layout.targets[name].rank
             wrong.append(f"rank of {shown(name)} is {other} in its tensors and {rank} in the config")

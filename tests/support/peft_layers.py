@@ -71,7 +71,7 @@ def trained_layer(config: peft.PeftConfig, width_in: int, width_out: int, *, bia
         base = nn.Linear(width_in, width_out, bias=bias)
         kept = nn.Linear(width_in, width_out, bias=bias)
         kept.load_state_dict(base.state_dict())
-        model: Any = peft.get_peft_model(nn.Sequential(base), config).eval()  # type: ignore[arg-type]
+        model: Any = peft.get_peft_model(nn.Sequential(base), config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:

@@ -127,7 +127,9 @@ def parse_config(
         tokens=reader.tokens_by_table("trainable_token_indices"),
         ensure_weight_tying=reader.flag("ensure_weight_tying"),
         feedforward_modules=reader.selector("feedforward_modules"),
-        projection_key=reader.projection_key(kind),
+        projection_key=reader.seed("projection_prng_key", 0, saved="save_projection")
+        if kind == "VERA"
+        else None,
         base_model_name=reader.text("base_model_name_or_path"),
         peft_version=reader.text("peft_version"),
         settings=settings,

@@ -31,7 +31,7 @@ class Bias(StrEnum):
 
 
 _BIASES = {"": Bias.NONE, "none": Bias.NONE, "all": Bias.ALL}
-_OF_TARGETS = re.compile(r"[a-z]{1,16}_only")  # with a kind's name, which PEFT does not read
+_OF_TARGETS = re.compile(r"[a-z0-9]{1,16}_only")  # with a kind's name, which PEFT does not read
 
 
 _DECIMAL = re.compile(r"[+-]?\d{1,40}(\.\d{0,40})?([eE][+-]?\d{1,3})?", re.ASCII)
@@ -108,7 +108,7 @@ class ConfigReader:
         self.wrong(where, f"a number from {least:g} to {most:g}", value)
         return least
 
-    def seed(self, key: str, default: int) -> int:
+    def random_seed(self, key: str, default: int) -> int:
         """A seed of a random generator; absent and null are the default."""
         return self.count(key, default, least=-(1 << 63), most=(1 << 64) - 1)
 
@@ -142,6 +142,17 @@ class ConfigReader:
             self.wrong(key, "true or false", value)
         return bool(flag)
 
+    def choice_or_flag(self, key: str, choices: Sequence[str]) -> str | None:
+        """One of ``choices``; None for true, false, absent and null, which are allowed as well."""
+        value = self._config.get(key)
+        if value in (None, "") or flag_of(value) is not None:
+            return None
+        text = value.strip().lower() if isinstance(value, str) else ""
+        if text in choices:
+            return text
+        self.wrong(key, f"true, false or {' or '.join(map(repr, map(str, choices)))}", value)
+        return None
+
     def bias(self) -> Bias:
         """The value of ``bias``: which biases of the base are replaced."""
         value = self._config.get("bias")
@@ -155,20 +166,41 @@ class ConfigReader:
         self.wrong("bias", "'none', 'all' or '..._only'", value)
         return Bias.NONE
 
-    def projection_key(self, kind: str) -> int | None:
-        """VeRA's seed, if it has to be used."""
-        value = self._config.get("save_projection")
-        saved = True if value is None else flag_of(value)
-        if kind != "VERA" or saved:
+    def share(self, key: str, default: float) -> float:
+        """A number from 0 to 1; absent and null are the default."""
+        value = self._config.get(key)
+        number = default if value is None else number_of(value)
+        if number is not None and 0 <= number <= 1:
+            return float(number)
+        self.wrong(key, "a number from 0 to 1", value)
+        return default
+
+    def seed(self, key: str, default: int, *, saved: str, saved_by_default: bool = True) -> int | None:
+        """The seed of what is drawn anew; None where the flag ``saved`` says that the file holds it."""
+        value = self._config.get(saved)
+        flag = saved_by_default if value is None else flag_of(value)
+        if flag is None:
+            self.wrong(saved, "true or false", value)
+        if flag:
             return None
-        if saved is None:
-            self.wrong("save_projection", "true or false", value)
-        key = self._config.get("projection_prng_key")
-        seed = 0 if key is None else integer_of(key)
+        value = self._config.get(key)
+        seed = default if value is None else integer_of(value)
         if seed is not None and 0 <= seed < 1 << 63:
             return seed
-        self.wrong("projection_prng_key", "a seed of at most 63 bits", key)
-        return 0
+        self.wrong(key, "a seed of at most 63 bits", value)
+        return default
+
+    def masks(self, key: str, length: int) -> dict[str, list[bool]]:
+        """An object from names to lists of that many flags; absent and null are empty."""
+        value = self._config.get(key)
+        if value is None or value == "":
+            return {}
+        masks: dict[str, Any] = value if isinstance(value, dict) else {"": None}
+        for mask in masks.values():
+            if not isinstance(mask, list) or len(mask) != length or None in map(flag_of, mask):
+                self.wrong(key, f"an object from names to lists of {length} flags", value)
+                return {}
+        return {name: [bool(flag_of(flag)) for flag in mask] for name, mask in masks.items()}
 
     def text(self, key: str) -> str | None:
         """A string or null."""

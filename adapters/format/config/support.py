@@ -64,7 +64,6 @@ class Init:
 
 
 _SERVED, _NO_EFFECT, _REFUSED = Treatment.SERVED, Treatment.NO_EFFECT, Treatment.REFUSED
-_TO_LORA = "convert it to LoRA with peft.save_as_lora"
 _MERGE = "merge it into the base with PEFT and serve the merged model"
 _CONVERT_INIT = "save it with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 _PLAIN = "retrain with plain LoRA"
@@ -241,17 +240,7 @@ KINDS: tuple[Kind, ...] = (
         "as LoRA: every module gets its part of the shared projections as rank pages",
         treatment=_SERVED,
     ),
-    Kind("ADALORA", "its E factor is not served", _MERGE),
-    *(
-        Kind(name, _OTHER_DELTA, _TO_LORA)
-        for name in (
-            "DELORA", "GRALORA", "LOKR", "MISS", "TINYLORA", "UNILORA", "VBLORA",
-        )
-    ),
-    *(
-        Kind(name, _OTHER_DELTA, _MERGE)
-        for name in ("HRA", "LN_TUNING", "PVERA")
-    ),
+    Kind("LN_TUNING", _OTHER_DELTA, _MERGE),
     Kind(
         "ADAMSS",
         "which outputs its subspaces change is not saved: PEFT clusters the base's weights anew to find them",

@@ -98,7 +98,7 @@ def read_counts(reader: ConfigReader, default: int) -> PerModule[int]:
 
 def _parse(reader: ConfigReader) -> FourierFt:
     return FourierFt(
-        read_counts(reader, 1000), reader.number("scaling", 150.0), reader.seed("random_loc_seed", 777)
+        read_counts(reader, 1000), reader.number("scaling", 150.0), reader.random_seed("random_loc_seed", 777)
     )
 
 

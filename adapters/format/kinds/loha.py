@@ -14,6 +14,7 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
+from manylora.adapters.format.config.support import EXCLUDE
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.ranks import PerModule, read_alphas, read_ranks
@@ -81,6 +82,7 @@ LOHA = WeightKind(
     "LOHA",
     options=(
         *EVERY_KIND,
+        EXCLUDE,
         RANK,
         ALPHA,
         RANK_PATTERN,

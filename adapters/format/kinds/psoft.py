@@ -107,7 +107,7 @@ def _parse(reader: ConfigReader) -> Psoft:
         terms if series else None,
         reader.number("cayley_neumann_eps", 0.9, least=0.0, most=1.0) if bounded else None,
         rounds if reader.choice("psoft_svd", ("full", "lowrank"), "full") == "lowrank" else None,
-        reader.seed("random_seed", 0),
+        reader.random_seed("random_seed", 0),
     )
 
 

@@ -88,7 +88,7 @@ def _parse(reader: ConfigReader) -> RandLora:
     return RandLora(
         reader.rank("r", reader.value("r", 32)),
         reader.number("randlora_alpha", 640.0),
-        None if reader.flag("save_projection", True) else reader.seed("projection_prng_key", 0),
+        reader.seed("projection_prng_key", 0, saved="save_projection"),
         reader.flag("sparse"),
         reader.flag("very_sparse"),
     )

@@ -7,10 +7,34 @@ from collections.abc import Mapping
 from manylora.adapters.format.config import support
 from manylora.adapters.format.config.support import Kind, Option, Treatment
 from manylora.adapters.format.config.weight_kind import Kinds, WeightKind
+from manylora.adapters.format.kinds.adalora import ADALORA
+from manylora.adapters.format.kinds.delora import DELORA
+from manylora.adapters.format.kinds.gralora import GRALORA
+from manylora.adapters.format.kinds.hra import HRA
 from manylora.adapters.format.kinds.loha import LOHA
+from manylora.adapters.format.kinds.lokr import LOKR
 from manylora.adapters.format.kinds.matrices import MATRIX_KINDS
+from manylora.adapters.format.kinds.miss import BONE, MISS
+from manylora.adapters.format.kinds.pvera import PVERA
+from manylora.adapters.format.kinds.tinylora import TINYLORA
+from manylora.adapters.format.kinds.unilora import UNILORA
+from manylora.adapters.format.kinds.vblora import VBLORA
 
-_ALL: tuple[WeightKind, ...] = (LOHA, *MATRIX_KINDS)
+_ALL: tuple[WeightKind, ...] = (
+    ADALORA,
+    BONE,
+    DELORA,
+    GRALORA,
+    HRA,
+    LOHA,
+    LOKR,
+    MISS,
+    PVERA,
+    TINYLORA,
+    UNILORA,
+    VBLORA,
+    *MATRIX_KINDS,
+)
 
 KINDS_OF_UPDATES: Kinds = {kind.peft_type: kind for kind in _ALL}
 

@@ -131,7 +131,7 @@ def _parse(reader: ConfigReader) -> WaveFt:
         read_counts(reader, 2592),
         reader.flag("proportional_parameters"),
         reader.number("scaling", 25.0),
-        reader.seed("random_loc_seed", 777),
+        reader.random_seed("random_loc_seed", 777),
         family,
     )
 

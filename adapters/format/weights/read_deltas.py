@@ -63,11 +63,11 @@ def _projections(layout: Layout, base: BaseModel, file: TensorFile) -> tuple[tor
     if key is None:
         return file.tensor(layout.shared["a"].key), file.tensor(layout.shared["b"].key)
     generator = torch.Generator().manual_seed(key)
-    a, b = (_kaiming(shape, generator) for shape in projection_shapes(layout.config, layout.targets, base))
+    a, b = (kaiming(shape, generator) for shape in projection_shapes(layout.config, layout.targets, base))
     return a, b
 
 
-def _kaiming(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+def kaiming(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
     """The very draws of PEFT (``tuners/vera/model.py``): Kaiming-uniform over the second dimension."""
     bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)

@@ -30,7 +30,7 @@ def test_every_kind_of_the_installed_peft_has_a_row() -> None:
     assert {kind.value for kind in PeftType} <= {kind.peft_type for kind in KINDS}
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("kind", [kind for kind in OPTIONS if kind != "BONE"])  # which PEFT 0.21 dropped
 def test_every_option_of_the_installed_peft_has_a_row(kind: str) -> None:
     fields = {field.name for field in dataclasses.fields(CONFIGS[kind])}
     assert fields <= {option.key for option in OPTIONS[kind]}
@@ -42,7 +42,9 @@ def test_every_option_of_the_installed_peft_has_a_row(kind: str) -> None:
 )
 def test_an_option_is_off_by_default(kind: str, option: Option) -> None:
     """Otherwise every adapter that PEFT saves would be refused."""
-    assert option.is_off(getattr(CONFIGS[kind](), option.key))
+    field = next(f for f in dataclasses.fields(CONFIGS[kind]) if f.name == option.key)
+    factory = field.default_factory
+    assert option.is_off(field.default if factory is dataclasses.MISSING else factory())
 
 
 def test_rows_are_unique_and_every_refusal_has_a_reason() -> None:
