@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.config.config import AdapterConfig
 from manylora.adapters.format.config.patterns import Deadline, PatternFault, assign, block_indices, select
-from manylora.adapters.format.config.reader import Selector
+from manylora.adapters.format.config.reader import Number, Selector
 from manylora.adapters.format.faults import Faults, shown, some
 
 ALL_LINEAR = "all-linear"
@@ -21,7 +20,7 @@ _EMBEDDINGS = ("embed_tokens", "lm_head")  # peft.utils.constants.EMBEDDING_LAYE
 class Target:
     """What the config says about one target module."""
 
-    rank: int  # 0 for IA3
+    rank: int  # 0 for IA3 and for further kinds, whose settings say it
     scaling: float  # alpha / rank, or alpha / √rank under rsLoRA; 1 for the other kinds
     feedforward: bool = False  # of IA3: its input is scaled instead of its output
 
@@ -36,13 +35,15 @@ def select_targets(config: AdapterConfig, base: BaseModel, faults: Faults) -> di
     chosen = _selected(config, base, deadline, faults)
     names = [name for name in base.modules if name in chosen]
     feedforward = _feedforward(config, names, deadline, faults)
-    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, faults)
-    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, faults)
+    ranks = by_pattern("rank_pattern", config.rank_pattern, names, deadline, faults)
+    alphas = by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, faults)
     if len(faults) == before and not names and not chosen & table_names(config, base):
         said = _said(config.target_modules)
         faults.add(f"target modules {said} are not found in the base model ({base.architecture})")
     if len(faults) != before:
         return None
+    if config.settings is not None:
+        return dict.fromkeys(names, Target(0, 1.0))
     if config.kind == "IA3":
         return {name: Target(0, 1.0, name in feedforward) for name in names}
     if config.kind == "VERA":
@@ -65,8 +66,8 @@ def table_targets(config: AdapterConfig, base: BaseModel) -> dict[str, Target]:
     unreported = Faults()
     deadline = Deadline()
     names = sorted(_selected(config, base, deadline, unreported) & table_names(config, base))
-    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, unreported)
-    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, unreported)
+    ranks = by_pattern("rank_pattern", config.rank_pattern, names, deadline, unreported)
+    alphas = by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, unreported)
     return {name: _lora(config, ranks.get(name), alphas.get(name)) for name in names}
 
 
@@ -165,9 +166,10 @@ def _ending(endings: Iterable[str], names: list[str], deadline: Deadline) -> fro
     return frozenset(found)
 
 
-def _by_pattern(
-    key: str, patterns: Mapping[str, Any], names: list[str], deadline: Deadline, faults: Faults
-) -> dict[str, Any]:
+def by_pattern(
+    key: str, patterns: Mapping[str, Number], names: list[str], deadline: Deadline, faults: Faults
+) -> dict[str, Number]:
+    """What ``patterns``, the value of ``key``, say about those of ``names`` that one fits."""
     try:
         return {name: patterns[fit] for name, fit in assign(patterns, names, deadline).items()}
     except PatternFault as fault:
