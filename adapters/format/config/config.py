@@ -9,6 +9,11 @@ from typing import Any
 
 from manylora.adapters.format.config.foreign_keys import Judgement, judge, note
 from manylora.adapters.format.config.reader import Bias, ConfigReader, Selector, flag_of
+from manylora.adapters.format.config.soft_prompts import (
+    SOFT_PROMPT_OPTIONS,
+    SoftPromptConfig,
+    parse_soft_prompt,
+)
 from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment
 from manylora.adapters.format.faults import Faults, shown
 from manylora.adapters.format.files import classifies, enum_name
@@ -50,6 +55,7 @@ class AdapterConfig:
     base_model_name: str | None  # only a hint
     peft_version: str | None
     notes: tuple[str, ...] = ()  # sentences about keys that were left alone
+    prompt: SoftPromptConfig | None = None  # virtual tokens, of an adapter that has nothing else
 
     @property
     def served_as(self) -> str:
@@ -73,15 +79,17 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
     kind = _served_kind(config, faults)
     if kind is None:
         return None
-    notes = _check_options(config, OPTIONS[kind], faults)
+    options = {**OPTIONS, **SOFT_PROMPT_OPTIONS}[kind]
+    notes = _check_options(config, options, faults)
     _check_init(config.get("init_lora_weights", True), faults)
     notes += _check_auto_mapping(config.get("auto_mapping"), faults)
     before = len(faults)
-    known = {option.key for option in OPTIONS[kind]}
+    known = {option.key for option in options}
     own = {key: value for key, value in config.items() if key in known}
     reader = ConfigReader(own, faults)
     targets = reader.selector("target_modules")
-    if config.get("target_modules") in (None, "", []):
+    prompt = parse_soft_prompt(kind, own, faults)
+    if prompt is None and config.get("target_modules") in (None, "", []):
         faults.add("target_modules is missing or empty: name the modules that the adapter changes")
     indices = reader.indices("layers_to_transform")
     patterns = reader.names("layers_pattern", MAX_LAYERS_PATTERNS)
@@ -91,7 +99,7 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
         faults.add("when layers_pattern is specified, layers_to_transform must also be specified")
     result = AdapterConfig(
         kind=kind,
-        r=reader.rank("r", _given(own, "r", _DEFAULT_RANK[kind])),
+        r=reader.rank("r", _given(own, "r", _DEFAULT_RANK.get(kind, 1))),
         alpha=reader.alpha("lora_alpha", _given(own, "lora_alpha", _DEFAULT_ALPHA)),
         use_rslora=reader.flag("use_rslora"),
         use_dora=reader.flag("use_dora"),
@@ -113,6 +121,7 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
         base_model_name=reader.text("base_model_name_or_path"),
         peft_version=reader.text("peft_version"),
         notes=tuple(notes),
+        prompt=prompt,
     )
     _check_combination(result, config, faults)
     return result if len(faults) == before else None
@@ -138,19 +147,21 @@ def _check_combination(result: AdapterConfig, config: Mapping[str, Any], faults:
         faults.add("alora_invocation_tokens cannot be used with use_dora")
     if result.bias is not Bias.NONE and result.activation is not None:
         faults.add("bias cannot be used with alora_invocation_tokens: it would act before the activation too")
+    if result.prompt is not None and result.modules_to_save:
+        faults.add("modules_to_save is not served beside virtual tokens: only a classification head is")
     if result.kind == "IA3" and config.get("feedforward_modules") is None:
         faults.add("feedforward_modules is missing: name the modules whose input is scaled, or none ([])")
 
 
 def _served_kind(config: Mapping[str, Any], faults: Faults) -> str | None:
     peft_type, name = config.get("peft_type"), enum_name(config.get("peft_type"))
-    if isinstance(name, str) and name in OPTIONS:
+    if isinstance(name, str) and (name in OPTIONS or name in SOFT_PROMPT_OPTIONS):
         return name
     kind = next((kind for kind in KINDS if kind.peft_type == name), None)
     if peft_type is None:
         faults.add("peft_type is missing: this is not the config of a PEFT adapter")
     elif kind is None:
-        served = ", ".join(OPTIONS)
+        served = ", ".join((*OPTIONS, *SOFT_PROMPT_OPTIONS))
         faults.add(
             f"peft_type {shown(peft_type)} is not a kind of adapter this server knows; served: {served}"
         )

@@ -44,10 +44,7 @@ class Kind:
     peft_type: str
     note: str
     remedy: str = ""
-
-    @property
-    def treatment(self) -> Treatment:
-        return Treatment.SERVED if self.peft_type in OPTIONS else Treatment.REFUSED
+    treatment: Treatment = Treatment.REFUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,14 +223,22 @@ INITS: tuple[Init, ...] = (
     Init("loftq", _REFUSED, "LoftQ fits the adapter to its own quantized base and has no conversion", _PLAIN),
 )
 
-_PROMPT = "learned prompts and prefixes are not served"
+_PROMPT = "its table takes the place of the first embeddings; nothing is added to any module"
+_PREFIX = "its keys and values are copied into the cache, as saved: without rotary embedding"
 _OTHER_DELTA = "this kind of weight update is not served"
-_ACTIVATIONS = "changes to activations are not served"
 
 KINDS: tuple[Kind, ...] = (
-    Kind("LORA", "LoRA, rsLoRA, DoRA and aLoRA, as in the table above"),
-    Kind("IA3", "scales of outputs, and of inputs of feedforward modules; a mix adds up the changes"),
-    Kind("VERA", "as LoRA: every module gets its part of the shared projections as rank pages"),
+    Kind("LORA", "LoRA, rsLoRA, DoRA and aLoRA, as in the table above", treatment=_SERVED),
+    Kind(
+        "IA3",
+        "scales of outputs, and of inputs of feedforward modules; a mix adds up the changes",
+        treatment=_SERVED,
+    ),
+    Kind(
+        "VERA",
+        "as LoRA: every module gets its part of the shared projections as rank pages",
+        treatment=_SERVED,
+    ),
     Kind("ADALORA", "its E factor is not served", _MERGE),
     *(
         Kind(name, _OTHER_DELTA, _TO_LORA)
@@ -250,13 +255,21 @@ KINDS: tuple[Kind, ...] = (
         )
     ),
     Kind("LILY", _OTHER_DELTA),
-    *(Kind(name, _ACTIVATIONS) for name in ("ADAPTION_PROMPT", "SHADOW")),
-    *(Kind(name, _ROUTING, _MIX) for name in ("POLY", "XLORA")),
-    *(
-        Kind(name, _PROMPT)
-        for name in (
-            "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING",
-        )
+    Kind("ADAPTION_PROMPT", "its layers attend a second time, to prompts of their own behind a gate"),
+    Kind("SHADOW", "a second network runs beside the base and changes what enters every block"),
+    Kind("POLY", "it mixes its A's and B's by the number of a task, which a request can't name"),
+    Kind(
+        "XLORA",
+        "for each token it first runs the base over the whole text, without a cache, to weigh adapters "
+        "that lie elsewhere",
+        _MIX,
+    ),
+    *(Kind(name, _PREFIX, treatment=_SERVED) for name in ("CARTRIDGE", "PREFIX_TUNING")),
+    *(Kind(name, _PROMPT, treatment=_SERVED) for name in ("CPT", "P_TUNING", "PROMPT_TUNING")),
+    Kind(
+        "MULTITASK_PROMPT_TUNING",
+        "as PROMPT_TUNING, of the table times the prompt of its one task; several tasks are refused",
+        treatment=_SERVED,
     ),
     Kind("TRAINABLE_TOKENS", "trained token embeddings are not served", _MERGE),
 )  # fmt: skip

@@ -13,6 +13,7 @@ from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import AdapterConfig
 from manylora.adapters.format.config.reader import Bias
 from manylora.adapters.format.config.targets import Target
+from manylora.adapters.format.weights.soft_prompt import soft_prompt_shapes
 
 PREFIX = "base_model.model."
 
@@ -32,7 +33,7 @@ class Layout:
     config: AdapterConfig
     targets: Mapping[str, Target]
     modules: Mapping[str, Mapping[str, Slot]]  # module -> part -> slot; targets, then others with a bias
-    shared: Mapping[str, Slot]  # part -> slot, of VeRA's projections
+    shared: Mapping[str, Slot]  # part -> slot, of VeRA's projections or of virtual tokens
 
     def slots(self) -> list[Slot]:
         """Every tensor of the layout."""
@@ -46,6 +47,9 @@ def tensor_keys(module: str) -> tuple[str, str]:
 
 def lay_out(config: AdapterConfig, targets: Mapping[str, Target], base: BaseModel) -> Layout:
     """The tensors that a config with those target modules needs on ``base``."""
+    if config.prompt is not None:
+        shapes = soft_prompt_shapes(config.prompt, base)
+        return Layout(config, {}, {}, {key: Slot(key, shape) for key, shape in shapes.items()})
     modules: dict[str, Mapping[str, Slot]] = {
         name: _parts(config, base.modules[name], target) for name, target in targets.items()
     }
