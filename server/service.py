@@ -145,7 +145,10 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         element_bytes=loaded.dtype.itemsize,
         automatic=_auto_merge_rules(settings),
     )
-    adapters = _adapters(base, prepared.pool, store, settings, metrics=metrics, slow=slow, merging=merging)
+    limits = Limits(settings.max_lora_rank, prepared.pool.capacity_bytes, max(0, max_model_len - 2))
+    adapters = _adapters(
+        base, prepared.pool, store, settings, limits=limits, metrics=metrics, slow=slow, merging=merging
+    )
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
     return Service(
         config=settings,
@@ -237,6 +240,7 @@ def _adapters(
     store: RevisionStore,
     settings: Settings,
     *,
+    limits: Limits,
     metrics: Metrics,
     slow: SlowWork,
     merging: MergeOptions,
@@ -247,7 +251,7 @@ def _adapters(
         store=store,
         registry=Registry(settings.registry, owner=store.owner, history=settings.keep_revisions),
         pool=pool,
-        limits=Limits(max_rank=settings.max_lora_rank, max_bytes=pool.capacity_bytes),
+        limits=limits,
         metrics=metrics,
         max_waiting=settings.max_waiting,
         memory_bytes=cache_bytes(settings.adapter_cache_memory),

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from manylora.adapters.format.base import BaseVocabulary, TargetModule
+from manylora.adapters.format.base import BaseVocabulary, CacheShape, TargetModule
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -51,3 +51,14 @@ def describe_vocabulary(model: Any) -> BaseVocabulary | None:
         tied=embedding.weight is head.weight,
         head_bias=head.bias is not None,
     )
+
+
+def describe_cache(config: Any) -> CacheShape | None:
+    """What ``config`` says that a position has in the KV cache, read as PEFT does; None if it is silent."""
+    text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", None)
+    heads, width = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
+    if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(width, int)):
+        return None
+    size = getattr(text, "head_dim", None) or width // heads
+    return CacheShape(layers, getattr(text, "num_key_value_heads", None) or heads, size)

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.base_models.checkpoint import Checkpoint
 from manylora.adapters.base_models.configuration import packed_tensors, plain_config
-from manylora.adapters.base_models.layers import biased_norms, describe_vocabulary, target_of
+from manylora.adapters.base_models.layers import biased_norms, describe_cache, describe_vocabulary, target_of
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.text.chat import ChatTokenizer
@@ -105,6 +105,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
             modules={n: target_of(n, m) for n, m in linears.items()},
             others=frozenset(leaves) - linears.keys(),
             vocabulary=describe_vocabulary(self.skeleton),
+            cache=describe_cache(self.config),
             text=self.text(),
             norms={n: target_of(n, m) for n, m in norms.items()},
         )

@@ -14,7 +14,9 @@ from manylora.adapters.errors import SourceMissing
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.classes import Classes, read_classes
 from manylora.adapters.format.config.config import AdapterConfig, parse_config
-from manylora.adapters.format.config.targets import select_targets
+from manylora.adapters.format.config.reader import MAX_RANK
+from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
+from manylora.adapters.format.config.targets import Target, select_targets
 from manylora.adapters.format.faults import Faults, shown
 from manylora.adapters.format.files import (
     CLASSES_NAME,
@@ -39,6 +41,7 @@ from manylora.adapters.format.vocabulary.tensors import class_count, read_vocabu
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.format.weights.expected_tensors import Layout, lay_out
 from manylora.adapters.format.weights.read_deltas import read_deltas
+from manylora.adapters.format.weights.soft_prompt import SoftPrompt, check_soft_prompt, read_soft_prompt
 from manylora.adapters.format.weights.tensors import TensorFile, read_tensors
 
 MAX_ENTRIES = 1000  # of a directory that are looked at
@@ -50,6 +53,7 @@ class Limits:
 
     max_rank: int  # of any one module
     max_bytes: int  # of all tensors, as stored
+    max_virtual_tokens: int = MAX_RANK  # of a soft prompt: what the context leaves room for
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Artifact:
     delta: Mapping[str, ModuleDelta]  # module name -> its change, in the base's forward order
     vocabulary: VocabularyDelta | None = field(default=None, kw_only=True)  # of embeddings and head
     classes: Classes | None = field(default=None, kw_only=True)  # of an adapter that classifies, complete
+    prompt: SoftPrompt | None = field(default=None, kw_only=True)  # virtual tokens before every text
     text: AdapterText  # its chat template and tokenizer, where they are not the base's
     kind: str  # "LORA", "LORA+DORA", "IA3", ...: the peft_type and what is added to it
     nbytes: int  # of all tensors, as stored
@@ -83,7 +88,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     names = _names(directory)
     faults = Faults()
     config, parsed = _read_config(directory, faults)
-    targets = select_targets(parsed, base, faults) if parsed is not None else None
+    targets = _targets(parsed, base, limits, faults) if parsed is not None else None
     layout = lay_out(parsed, targets, base, faults) if parsed is not None and targets is not None else None
     tables = lay_out_vocabulary(parsed, base, faults) if parsed is not None else None
     digest = artifact_digest(config)
@@ -117,6 +122,17 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
         rank = artifact.rank if vocabulary is None else max(artifact.rank, vocabulary.rank)
         artifact = replace(artifact, vocabulary=vocabulary, rank=rank)
     return artifact if count is None else replace(artifact, classes=classes.complete(count))
+
+
+def _targets(
+    config: AdapterConfig, base: BaseModel, limits: Limits, faults: Faults
+) -> dict[str, Target] | None:
+    """The modules that the config selects, of a soft prompt none; None (and a fault) if it can't be said."""
+    if config.prompt is None:
+        return select_targets(config, base, faults)
+    before = len(faults)
+    check_soft_prompt(config.prompt, base, limits.max_virtual_tokens, faults)
+    return {} if len(faults) == before else None
 
 
 def _vocab_size(file: TensorFile | None, tables: VocabularyLayout | None) -> int | None:
@@ -166,7 +182,7 @@ def _names(directory: Path) -> frozenset[str]:
 
 def _may_be_served(config: Mapping[str, object]) -> bool:
     """Other kinds name their tensors otherwise: comparing those would only repeat the one fault."""
-    return enum_name(config.get("peft_type", "LORA")) in (*OPTIONS,)
+    return enum_name(config.get("peft_type", "LORA")) in (*OPTIONS, *SOFT_PROMPT_OPTIONS)
 
 
 def _header_bound(base: BaseModel) -> int:
@@ -191,4 +207,5 @@ def _artifact(
         base_model_name=config.base_model_name,
         peft_version=config.peft_version,
         notes=config.notes,
+        prompt=read_soft_prompt(config.prompt, file),
     )

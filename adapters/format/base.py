@@ -35,6 +35,20 @@ class BaseVocabulary:
     head_bias: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What each position has in the KV cache: in every layer a key and a value [heads, head size]."""
+
+    layers: int
+    heads: int
+    head_size: int
+
+    @property
+    def elements(self) -> int:
+        """Of one position."""
+        return self.layers * 2 * self.heads * self.head_size
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """Identity and adaptable modules of the base model.
@@ -53,6 +67,7 @@ class BaseModel:
     vocabulary: BaseVocabulary | None = None  # None: adapters can't change its tables
     text: BaseText | None = None  # its tokenizer and template; None: adapters can't bring their own
     norms: Mapping[str, TargetModule] = field(default_factory=dict)  # with a bias that can be changed
+    cache: CacheShape | None = None  # None: adapters can't put anything into its KV cache
     quantization: str = "none"  # or "nf4", "int8": what its linear layers are kept in while serving
 
     @property

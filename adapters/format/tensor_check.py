@@ -13,6 +13,7 @@ from manylora.adapters.format.update import Slot
 from manylora.adapters.format.vocabulary.layout import VocabularyLayout
 from manylora.adapters.format.vocabulary.tensors import check_vocabulary, claimed, does_something
 from manylora.adapters.format.weights.expected_tensors import PREFIX, Layout, tensor_keys
+from manylora.adapters.format.weights.soft_prompt import COLUMNS, ROWS, TABLE
 from manylora.adapters.format.weights.tensors import TensorFile
 
 _ENDINGS = "|".join(re.escape(ending) for kind in KINDS_OF_UPDATES.values() for ending in kind.endings)
@@ -29,7 +30,7 @@ _OPTION_OF = {  # the endings of tensors that belong to an option, and how to sa
     ".base_layer.bias": "the config's bias does not select them",
 }
 _CLASS_HEADS = tuple(f"{PREFIX}{name}.weight" for name in CLASS_HEADS)
-_PLACED = ("base_model.vera_A", "base_model.vera_B", *_CLASS_HEADS)  # on any base
+_PLACED = ("base_model.vera_A", "base_model.vera_B", TABLE, COLUMNS, ROWS, *_CLASS_HEADS)  # on any base
 _EXAMPLES = 4  # tensors or modules named in one fault
 
 
@@ -101,6 +102,8 @@ def _why_stray(key: str, module: str, base: BaseModel) -> str:
 
 
 def _why_unasked(key: str, module: str, layout: Layout) -> str:
+    if key in (TABLE, COLUMNS, ROWS):
+        return "the virtual tokens of another kind of adapter"
     if key in _CLASS_HEADS:
         return 'the head of a classification adapter, whose task_type is "SEQ_CLS"'
     if module and module not in layout.modules and not key.endswith(f"{module}.bias"):

@@ -103,6 +103,8 @@ def plan_export(
     for member in members:
         if member.artifact.activation is not None:
             faults.add(f"{member.name} acts only from certain tokens on (aLoRA): weights can't say that")
+        if member.artifact.prompt is not None:
+            faults.add(f"{member.name} puts virtual tokens before every text: weights can't say that")
         if member.artifact.classes is not None:
             faults.add(f"{member.name} classifies: a causal language model has no place for its head")
         elif member.artifact.vocabulary is not None:

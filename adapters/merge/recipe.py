@@ -130,12 +130,14 @@ def check_members(members: Sequence[Member], recipe: Recipe) -> tuple[Member, ..
 
 def _inexpressible(artifact: Artifact, recipe: Recipe) -> str | None:
     """Why no LoRA adapter computes what this one does."""
-    if artifact.activation is not None:
-        return "it acts only from certain tokens on (aLoRA)"
-    if artifact.classes is not None:
-        return "it classifies, and the heads of two adapters have no sum"
-    if artifact.vocabulary is not None:
-        return "it changes the embeddings or the output head; a mix with it can be served"
+    for part, reason in (
+        (artifact.activation, "it acts only from certain tokens on (aLoRA)"),
+        (artifact.prompt, "it puts virtual tokens before every text, which no weight can"),
+        (artifact.classes, "it classifies, and the heads of two adapters have no sum"),
+        (artifact.vocabulary, "it changes the embeddings or the output head; a mix with it can be served"),
+    ):
+        if part is not None:
+            return reason
     deltas = artifact.delta.values()
     for has, reason in _REASONS:
         if any(has(delta) for delta in deltas):

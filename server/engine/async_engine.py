@@ -187,7 +187,7 @@ class AsyncEngine:
     def _check(self, request: GenerateRequest, held: Held) -> None:
         if not self.alive:
             raise EngineDead("the engine has stopped; restart the server")
-        self._check_length(request)
+        self._check_length(request, held.mix.num_virtual_tokens)
         if max(request.given_ids, default=0) >= max(self._engine.vocab_size, held.mix.vocab_size):
             raise RequestError(f"{held.served_model!r} does not know every token of the given text")
         if len(self._streams) + request.n > self.max_open:
@@ -196,13 +196,14 @@ class AsyncEngine:
                 self._retry_after.seconds,
             )
 
-    def _check_length(self, request: GenerateRequest) -> None:
+    def _check_length(self, request: GenerateRequest, virtual: int) -> None:
         prompt = len(request.prompt_ids)
         answer = len(request.given_ids) + request.params.max_tokens
-        if prompt + answer > self.max_model_len:
+        if virtual + prompt + answer > self.max_model_len:
+            before = f"{virtual} before the prompt, " if virtual else ""
             raise ContextTooLong(
                 f"this model's context is {self.max_model_len} tokens; the request asks for "
-                f"{prompt + answer} ({prompt} in the prompt, {answer} in the answer)",
+                f"{virtual + prompt + answer} ({before}{prompt} in the prompt, {answer} in the answer)",
                 "max_tokens",
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from manylora.server.engine.scheduler import Scheduled
 from manylora.server.engine.sequence import Sequence
-from manylora.server.kernels.inputs import BLOCK_SIZE, StepInputs, lora_inputs
+from manylora.server.kernels.inputs import BLOCK_SIZE, CacheRun, PromptRun, StepInputs, lora_inputs
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Batch:
 
 def build_batch(scheduled: Seq[Scheduled]) -> Batch:
     """Lay the scheduled tokens out as rows, sequences of equal mixes side by side."""
-    ordered = tuple(sorted(scheduled, key=lambda s: (s.sequence.stage.digest, s.sequence.id)))
+    ordered = tuple(sorted(scheduled, key=_order))
     sequences = [s.sequence for s in ordered]
     counts = np.array([s.count for s in ordered], np.int64)
     starts = np.array([s.num_computed_tokens for s in sequences], np.int64)
@@ -48,13 +49,45 @@ def build_batch(scheduled: Seq[Scheduled]) -> Batch:
         logits_rows=np.array(logits.rows, np.int64),
         lora=lora_inputs([s.stage.members for s in sequences]),
         merged=sequences[0].mix.merged,  # of all of them: the scheduler sees to that
+        prompts=tuple(_prompt_runs(ordered, query_start)),
+        cached=tuple(run for run in map(_cache_run, sequences) if run is not None),
     )
     return Batch(inputs, ordered, tuple(logits.sampling), tuple(logits.scoring), tuple(logits.wanted))
 
 
+def _order(item: Scheduled) -> tuple[bytes, int]:
+    """By the members that act on rows: of a soft prompt alone there are none, as of the base."""
+    stage = item.sequence.stage
+    return (stage.digest if stage.members else b""), item.sequence.id
+
+
 def _tokens(scheduled: Scheduled) -> np.ndarray:
-    start = scheduled.sequence.num_computed_tokens
-    return np.array(scheduled.sequence.token_ids[start : start + scheduled.count], np.int64)
+    """The token ids of the rows; 0 for virtual tokens."""
+    sequence = scheduled.sequence
+    start = sequence.num_computed_tokens - sequence.num_virtual_tokens
+    if start >= 0:
+        return np.array(sequence.token_ids[start : start + scheduled.count], np.int64)
+    virtual = min(-start, scheduled.count)
+    return np.array([0] * virtual + sequence.token_ids[: scheduled.count - virtual], np.int64)
+
+
+def _prompt_runs(ordered: tuple[Scheduled, ...], query_start: np.ndarray) -> Iterator[PromptRun]:
+    """The rows of virtual tokens, by sequence."""
+    for item, row in zip(ordered, query_start.tolist(), strict=False):
+        prompt, first = item.sequence.prompt, item.sequence.num_computed_tokens
+        if prompt is not None and first < prompt.count:
+            count = min(prompt.count - first, item.count)
+            yield PromptRun(row, count, prompt.start + first * prompt.width)
+
+
+def _cache_run(sequence: Sequence) -> CacheRun | None:
+    """The virtual tokens of a sequence whose K and V are yet to be copied; its blocks have room for them."""
+    prompt, first = sequence.prompt, sequence.uncopied_from
+    if prompt is None or first is None:
+        return None
+    positions = np.arange(first, prompt.count)
+    slots = np.array(sequence.block_table, np.int64)[positions // BLOCK_SIZE] * BLOCK_SIZE
+    return CacheRun(slots + positions % BLOCK_SIZE, prompt.start + first * prompt.width)
 
 
 def _block_tables(sequences: list[Sequence]) -> np.ndarray:
@@ -80,10 +113,12 @@ class _LogitsRows:
         sequence, end = item.sequence, first + item.count
         computed = sequence.num_computed_tokens
         if sequence.needs_prompt_scores:
-            count = min(item.count, sequence.num_prompt_tokens - 1 - computed)
+            virtual = max(0, sequence.num_virtual_tokens - computed)  # those have no scores
+            done = max(0, computed - sequence.num_virtual_tokens)
+            count = min(item.count - virtual, sequence.num_prompt_tokens - 1 - done)
             if count > 0:
                 self.scoring.append((sequence, len(self.rows), count))
-                self.rows += range(first, first + count)
+                self.rows += range(first + virtual, first + virtual + count)
         count = sequence.num_wanted_logits(computed, item.count)
         if count:
             self.wanted.append((sequence, len(self.rows), count))

@@ -40,7 +40,7 @@ class BlockManager:
         return self.num_blocks - len(self._free)
 
     def match_prefix(self, sequence: Sequence) -> int:
-        """Give ``sequence`` the cached blocks its tokens begin with; returns the tokens they hold.
+        """Give ``sequence`` the cached blocks its positions begin with; returns how many they hold.
 
         At least one token is left to compute, since its logits are needed.
         """
@@ -139,7 +139,15 @@ def _missing(sequence: Sequence, num_tokens: int) -> int:
 
 
 def _block_tokens(sequence: Sequence, index: int) -> array[int]:
-    return array("l", sequence.token_ids[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
+    """What the positions of a block hold: tokens, and numbers below zero for virtual tokens.
+
+    Those mean what the mix's soft prompt has there, and the root of the chain tells mixes apart.
+    """
+    virtual = sequence.num_virtual_tokens
+    first, stop = index * BLOCK_SIZE - virtual, (index + 1) * BLOCK_SIZE - virtual
+    if first >= 0:
+        return array("l", sequence.token_ids[first:stop])
+    return array("l", [*range(first, min(stop, 0)), *sequence.token_ids[: max(stop, 0)]])
 
 
 def _changes(sequence: Sequence, index: int) -> bytes:

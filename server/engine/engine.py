@@ -171,16 +171,17 @@ class Engine:
 
     def _computed(self, item: Scheduled) -> None:
         sequence = item.sequence
-        if sequence.num_computed_tokens == sequence.num_cached_tokens and not sequence.num_preemptions:
+        if sequence.num_computed_tokens == sequence.first_position and not sequence.num_preemptions:
             self._admitted(sequence)
         sequence.num_computed_tokens += item.count
+        sequence.uncopied_from = None
         self.blocks.commit(sequence)
 
     def _admitted(self, sequence: Sequence) -> None:
         assert sequence.first_scheduled is not None
         label = sequence.mix.label
         self._metrics.requests.started(label, sequence.first_scheduled - sequence.arrival)
-        prompt_tokens = len(sequence)  # with the tokens of the answer that are given
+        prompt_tokens = len(sequence.token_ids)  # with the tokens of the answer that are given
         self._metrics.requests.prompt_tokens(label, prompt_tokens)
         self._metrics.requests.prefix_lookup(prompt_tokens, sequence.num_cached_tokens)
 

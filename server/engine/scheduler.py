@@ -159,7 +159,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.blocks.free(sequence)
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens, sequence.uncopied_from = 0, None
         if sequence.needs_prompt_scores:
             sequence.prompt_scores.clear()
         sequence.num_preemptions += 1
@@ -179,19 +179,22 @@ class Scheduler:
                 self.blocks.free(sequence)
                 self.waiting.appendleft(sequence)
                 break
-            count = room.count(sequence, cached)
-            self.blocks.grow(sequence, cached + count)
-            self._start(sequence, cached)
+            first = sequence.first_to_compute(cached)
+            count = room.count(sequence, first)
+            self.blocks.grow(sequence, first + count)
+            self._start(sequence, cached, first)
             if count:  # 0: its turn to deliver logits comes in a later step
                 chosen[sequence.id] = Scheduled(sequence, count)
                 room.take(chosen[sequence.id])
         self.waiting.extendleft(reversed(held))
 
-    def _start(self, sequence: Sequence, cached: int) -> None:
-        sequence.num_computed_tokens = cached
+    def _start(self, sequence: Sequence, cached: int, first: int) -> None:
+        """Positions before ``cached`` are in the prefix cache; from ``first`` on they are computed."""
+        sequence.num_computed_tokens = first
+        sequence.uncopied_from = cached if cached < first else None
         if sequence.first_scheduled is None:
-            sequence.first_scheduled = monotonic()
-            sequence.num_cached_tokens = cached
+            sequence.first_scheduled, sequence.first_position = monotonic(), first
+            sequence.num_cached_tokens = max(0, cached - sequence.num_virtual_tokens)
         self.running.append(sequence)
 
 
@@ -201,5 +204,5 @@ def _follows_unfinished_prompt(sequence: Sequence) -> bool:
     return (
         leader is not None
         and leader.finish_reason is None
-        and leader.num_computed_tokens < leader.num_prompt_tokens
+        and leader.num_computed_tokens < leader.num_virtual_tokens + leader.num_prompt_tokens
     )

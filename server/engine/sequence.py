@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from manylora.adapters.mix import MixEntry, mix_digest
-from manylora.server.kernels.inputs import AdapterPages
+from manylora.server.kernels.inputs import AdapterPages, PromptPages
 from manylora.server.kernels.weights import MergedWeights
 
 
@@ -66,6 +66,18 @@ class ResolvedMix:
         return max(own, default=0)
 
     @property
+    def prompt(self) -> PromptPages | None:
+        """The soft prompt that the answer's context begins with; at most one member of a mix has one."""
+        prompts = [pages.prompt for pages, _ in self.members if pages.prompt is not None]
+        assert len(prompts) <= 1, "a mix of soft prompts is refused where it is resolved"
+        return prompts[0] if prompts else None
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Positions that the soft prompt takes before the first token."""
+        return 0 if self.prompt is None else self.prompt.count
+
+    @property
     def num_classes(self) -> int:
         """Classes of an adapter that classifies, whose logits are theirs; 0 for what writes."""
         heads = [pages.vocabulary.classes for pages, _ in self.members if pages.vocabulary is not None]
@@ -77,8 +89,8 @@ class Stage:
     """The part of a mix that runs from one token of a sequence on, until the next stage."""
 
     start: int  # the first token it runs for
-    members: tuple[tuple[AdapterPages, float], ...]
-    digest: bytes  # manylora.adapters.mix.mix_digest of ``members``
+    members: tuple[tuple[AdapterPages, float], ...]  # that act on its rows
+    digest: bytes  # manylora.adapters.mix.mix_digest of ``members`` and of the soft prompt before them
 
 
 def plan_stages(prompt_ids: tuple[int, ...], mix: ResolvedMix) -> tuple[Stage, ...]:
@@ -89,7 +101,7 @@ def plan_stages(prompt_ids: tuple[int, ...], mix: ResolvedMix) -> tuple[Stage, .
     tuners/lora/variants.py is the definition.)
     """
     if all(pages.activation is None for pages, _ in mix.members):
-        return (Stage(0, mix.members, mix.digest),)
+        return (Stage(0, tuple(m for m in mix.members if m[0].acts_on_rows), mix.digest),)
     begins = [
         0 if pages.activation is None else last_occurrence(prompt_ids, pages.activation)
         for pages, _ in mix.members
@@ -159,7 +171,11 @@ class TokenReader(Protocol):
 
 
 class Sequence:
-    """Mutable state of one running or waiting answer. Owned by the engine thread."""
+    """Mutable state of one running or waiting answer. Owned by the engine thread.
+
+    Its positions are those of the soft prompt's virtual tokens, if its mix has one, and behind them those of
+    ``token_ids``. The length, and what is computed, counts positions.
+    """
 
     def __init__(
         self,
@@ -183,15 +199,21 @@ class Sequence:
         self.stages = plan_stages(prompt_ids, mix)  # by start; the first begins at 0
         self.salt = salt  # separates tenants in the prefix cache
         self.leader = leader  # the first of n siblings: its prompt blocks are about to be shareable
+        self.prompt = mix.prompt
+        self.num_virtual_tokens = mix.num_virtual_tokens
         self.token_ids: list[int] = [*prompt_ids, *given_ids]  # the answer's beginning may be given
         self.num_prompt_tokens = len(prompt_ids)
-        self.num_computed_tokens = 0  # tokens whose K and V are in the cache
+        self.num_computed_tokens = (
+            0  # positions whose K and V are in the cache, or get there with the next step
+        )
+        self.uncopied_from: int | None = None  # the first of those that a soft prompt's K and V are for
         self.num_cached_tokens = 0  # of the prompt, found in the prefix cache at first admission
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of the full blocks, chained
         self.num_committed_blocks = 0  # leading blocks already offered to the prefix cache
         self.arrival = monotonic()
         self.first_scheduled: float | None = None
+        self.first_position = 0  # that it computed when it was first admitted
         self.first_token: float | None = None
         self.last_token: float | None = None
         self.num_preemptions = 0
@@ -205,7 +227,7 @@ class Sequence:
         self.abort_requested = False  # set by any thread; honoured before the next step and after this one
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return self.num_virtual_tokens + len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
@@ -224,15 +246,20 @@ class Sequence:
 
     @property
     def num_reusable_tokens(self) -> int:
-        """How many tokens may come from the prefix cache: those whose logits nobody wants."""
+        """How many positions may come from the prefix cache: those whose logits nobody wants."""
         if self.params.prompt_logprobs is not None:
             return 0
         last = len(self) - 1
-        return last if self.next_logits is None else min(last, self.next_logits)
+        return last if self.next_logits is None else min(last, self.num_virtual_tokens + self.next_logits)
+
+    def first_to_compute(self, cached: int) -> int:
+        """The first position that needs a row, where those before ``cached`` are in the prefix cache."""
+        copied = self.prompt.count if self.prompt is not None and self.prompt.in_cache else 0
+        return max(cached, copied)
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        return len(self) - self.num_computed_tokens
 
     @property
     def vocab_size(self) -> int:
@@ -251,7 +278,9 @@ class Sequence:
 
     def num_wanted_logits(self, first: int, count: int) -> int:
         """How many of the ``count`` tokens from ``first`` on have logits to deliver: the last ones."""
-        return 0 if self.next_logits is None else max(0, first + count - max(first, self.next_logits))
+        if self.next_logits is None:
+            return 0
+        return max(0, first + count - max(first, self.num_virtual_tokens + self.next_logits))
 
     def rows_within_logits(self, first: int, count: int, limit: int) -> int:
         """How many of the ``count`` tokens from ``first`` on have at most ``limit`` logits to deliver."""

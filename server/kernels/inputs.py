@@ -84,6 +84,20 @@ class VocabularyPages:
     classes: ClassPages | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PromptPages:
+    """Where the soft prompt of an adapter lies in the pool: one run of elements a virtual token.
+
+    A row of a table [count, D] stands for the embedding of its position. With ``in_cache`` it is what the
+    position has in the KV cache instead, [layers, 2, kv heads, head size], keys first.
+    """
+
+    count: int  # virtual tokens, which take the first positions of a sequence
+    width: int  # elements of each
+    start: int  # first element
+    in_cache: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class AdapterPages:
     """Where a resident adapter lies in the pool. Immutable while any sequence holds it.
@@ -104,6 +118,12 @@ class AdapterPages:
     activation: tuple[int, ...] | None = None  # tokens that switch it on (aLoRA); read by schedulers only
     vectors: VectorPages | None = None  # None: the adapter is plain LoRA
     vocabulary: VocabularyPages | None = None  # None: embeddings and head are the base's
+    prompt: PromptPages | None = None  # None: sequences begin with their own tokens
+
+    @property
+    def acts_on_rows(self) -> bool:
+        """Whether rows compute anything with it; a soft prompt alone is all in the context."""
+        return self.prompt is None or self.vocabulary is not None
 
 
 @dataclass(frozen=True)
@@ -178,6 +198,23 @@ class EmbeddedRows:
     values: torch.Tensor  # [n, D] float32, contiguous
 
 
+@dataclass(frozen=True, slots=True)
+class PromptRun:
+    """Adjacent rows of a step whose embeddings lie in the pool, one after the other."""
+
+    row: int  # the first one
+    count: int
+    start: int  # first element in the pool
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRun:
+    """Positions whose K and V, as in :class:`PromptPages`, lie in the pool one after the other."""
+
+    slots: Int64  # [n] where they go in the KV cache
+    start: int  # first element in the pool
+
+
 @dataclass(frozen=True)
 class StepInputs:
     """One step over T rows (tokens) of S sequences; each sequence owns a contiguous range of rows.
@@ -197,3 +234,5 @@ class StepInputs:
     embedded: EmbeddedRows | None = None  # their token ids are not looked at, but must be valid
     hidden: torch.Tensor | None = None  # [R, D] the step fills it with what the head is applied to
     merged: MergedWeights | None = None  # the weights all rows run on; None: the base's
+    prompts: tuple[PromptRun, ...] = ()  # virtual tokens among the rows; their token ids must be valid
+    cached: tuple[CacheRun, ...] = ()  # virtual tokens without rows, put into the cache before the rows run

@@ -65,9 +65,7 @@ class RevisionLoader:
             AdapterTooLarge: it alone exceeds the memory given to adapters.
         """
         artifact = read_artifact(directory, self._base, self._limits)
-        packed = self._pool.pack(
-            artifact.digest, artifact.delta, artifact.activation, vocabulary=artifact.vocabulary
-        )
+        packed = self._pack(artifact)
         self._pool.check_size(packed.data.nbytes)
         provenance = read_provenance(directory)
         warning = provenance.warning(self._base.quantization)
@@ -103,9 +101,18 @@ class RevisionLoader:
         if packed is not None and packed.stated_rank <= self._limits.max_rank:
             return packed
         artifact = self.artifact(digest)
-        packed = self._pool.pack(digest, artifact.delta, artifact.activation, vocabulary=artifact.vocabulary)
+        packed = self._pack(artifact)
         self.keep_packed(packed, artifact.nbytes)
         return packed
+
+    def _pack(self, artifact: Artifact) -> PackedAdapter:
+        return self._pool.pack(
+            artifact.digest,
+            artifact.delta,
+            artifact.activation,
+            vocabulary=artifact.vocabulary,
+            prompt=artifact.prompt,
+        )
 
     def keep_packed(self, packed: PackedAdapter, stored: int) -> None:
         """Keep a revision's packed form on disk, unless it is far larger than its ``stored`` bytes are.
@@ -132,6 +139,8 @@ class RevisionLoader:
         artifact = self.artifact(digest)
         if artifact.activation is not None:
             raise ArtifactError(["an aLoRA can't be merged: it does not run from the first token on"])
+        if artifact.prompt is not None:
+            raise ArtifactError(["virtual tokens can't be merged: no weight says what stands before a text"])
         if artifact.classes is not None:
             raise ArtifactError(["an adapter that classifies can't be merged: the copy would have no head"])
         if artifact.vocabulary is not None:
@@ -210,6 +219,8 @@ class RevisionLoader:
 def _details(artifact: Artifact) -> dict[str, object]:
     """Facts for people: which chat template and tokenizer answer, and how many tokens it knows."""
     details: dict[str, object] = dict(artifact.text.details())
+    if artifact.prompt is not None:
+        details["virtual_tokens"] = artifact.prompt.tokens
     if artifact.notes:
         details["notes"] = list(artifact.notes)
     if artifact.classes is not None:

@@ -97,7 +97,11 @@ class EngineHarness:
         """Put the adapter at ``directory`` into the pool."""
         artifact = read_artifact(directory, self.base, Limits(max_rank=128, max_bytes=1 << 30))
         packed = self.pool.pack(
-            artifact.digest, artifact.delta, artifact.activation, vocabulary=artifact.vocabulary
+            artifact.digest,
+            artifact.delta,
+            artifact.activation,
+            vocabulary=artifact.vocabulary,
+            prompt=artifact.prompt,
         )
         pages = self.pool.reserve(packed)
         assert pages is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
 from manylora.adapters.format.config.support import INITS, Option, Treatment
 from manylora.adapters.format.kinds.rows import EVERY_KIND
 from manylora.adapters.format.kinds.table import KINDS, KINDS_OF_UPDATES, OPTIONS
@@ -33,10 +34,17 @@ def support_tables() -> str:
             )
             for kind in KINDS_OF_UPDATES.values()
         ),
+        ("Options of a config of virtual tokens", "option", _soft_prompt_rows()),
         ("Initializations (`init_lora_weights`)", "value", inits),
         ("Kinds (`peft_type`)", "kind", kinds),
     )
     return "\n\n".join(_table(title, head, rows) for title, head, rows in sections) + "\n"
+
+
+def _soft_prompt_rows() -> list[tuple[str, Treatment, str, str]]:
+    """The options of all those kinds, most of which are one option."""
+    unique = {option.key: option for options in SOFT_PROMPT_OPTIONS.values() for option in options}
+    return [_option_row(option) for option in unique.values()]
 
 
 def _option_row(option: Option) -> tuple[str, Treatment, str, str]:

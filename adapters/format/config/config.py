@@ -10,6 +10,11 @@ from typing import Any
 
 from manylora.adapters.format.config.foreign_keys import Judgement, judge, note
 from manylora.adapters.format.config.reader import Bias, ConfigReader, Selector, flag_of
+from manylora.adapters.format.config.soft_prompts import (
+    SOFT_PROMPT_OPTIONS,
+    SoftPromptConfig,
+    parse_soft_prompt,
+)
 from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment
 from manylora.adapters.format.config.weight_kind import Kinds
 from manylora.adapters.format.faults import Faults, shown
@@ -61,6 +66,7 @@ class AdapterConfig:
     peft_version: str | None
     settings: KindSettings | None = None  # of a further kind: its own keys, which no field above tells
     notes: tuple[str, ...] = ()  # sentences about keys that were left alone
+    prompt: SoftPromptConfig | None = None  # virtual tokens, of an adapter that has nothing else
 
     @property
     def served_as(self) -> str:
@@ -87,7 +93,7 @@ def parse_config(
     if kind is None:
         return None
     further = kinds.get(kind)
-    options = OPTIONS[kind] if further is None else further.options
+    options = {**OPTIONS, **SOFT_PROMPT_OPTIONS}[kind] if further is None else further.options
     notes = _check_options(config, options, faults)
     _check_init(config.get("init_lora_weights", True), faults)
     notes += _check_auto_mapping(config.get("auto_mapping"), faults)
@@ -99,7 +105,8 @@ def parse_config(
         own = {key: value for key, value in own.items() if key in _READ_FOR_ALL}
     reader = ConfigReader(own, faults)
     targets = reader.selector("target_modules")
-    if config.get("target_modules") in (None, "", []):
+    prompt = parse_soft_prompt(kind, own, faults)
+    if prompt is None and config.get("target_modules") in (None, "", []):
         faults.add("target_modules is missing or empty: name the modules that the adapter changes")
     indices = reader.indices("layers_to_transform")
     patterns = reader.names("layers_pattern", MAX_LAYERS_PATTERNS)
@@ -134,6 +141,7 @@ def parse_config(
         peft_version=reader.text("peft_version"),
         settings=settings,
         notes=tuple(notes),
+        prompt=prompt,
     )
     _check_combination(result, config, faults)
     return result if len(faults) == before else None
@@ -159,19 +167,21 @@ def _check_combination(result: AdapterConfig, config: Mapping[str, Any], faults:
         faults.add("alora_invocation_tokens cannot be used with use_dora")
     if result.bias is not Bias.NONE and result.activation is not None:
         faults.add("bias cannot be used with alora_invocation_tokens: it would act before the activation too")
+    if result.prompt is not None and result.modules_to_save:
+        faults.add("modules_to_save is not served beside virtual tokens: only a classification head is")
     if result.kind == "IA3" and config.get("feedforward_modules") is None:
         faults.add("feedforward_modules is missing: name the modules whose input is scaled, or none ([])")
 
 
 def _served_kind(config: Mapping[str, Any], faults: Faults, kinds: Kinds) -> str | None:
     peft_type, name = config.get("peft_type"), enum_name(config.get("peft_type"))
-    if isinstance(name, str) and (name in OPTIONS or name in kinds):
+    if isinstance(name, str) and (name in OPTIONS or name in SOFT_PROMPT_OPTIONS or name in kinds):
         return name
     kind = next((kind for kind in KINDS if kind.peft_type == name), None)
     if peft_type is None:
         faults.add("peft_type is missing: this is not the config of a PEFT adapter")
     elif kind is None:
-        served = ", ".join((*OPTIONS, *kinds))
+        served = ", ".join((*OPTIONS, *kinds, *SOFT_PROMPT_OPTIONS))
         faults.add(
             f"peft_type {shown(peft_type)} is not a kind of adapter this server knows; served: {served}"
         )

@@ -224,9 +224,9 @@ INITS: tuple[Init, ...] = (
     Init("loftq", _REFUSED, "LoftQ fits the adapter to its own quantized base and has no conversion", _PLAIN),
 )
 
-_PROMPT = "learned prompts and prefixes are not served"
+_PROMPT = "its table takes the place of the first embeddings; nothing is added to any module"
+_PREFIX = "its keys and values are copied into the cache, as saved: without rotary embedding"
 _OTHER_DELTA = "this kind of weight update is not served"
-_ACTIVATIONS = "changes to activations are not served"
 
 KINDS: tuple[Kind, ...] = (
     Kind("LORA", "LoRA, rsLoRA, DoRA and aLoRA, as in the table above", treatment=_SERVED),
@@ -247,13 +247,21 @@ KINDS: tuple[Kind, ...] = (
         _MERGE,
     ),
     Kind("LILY", "its experts are mixed by a mean over all tokens of a batch, whosever they are", _PLAIN),
-    *(Kind(name, _ACTIVATIONS) for name in ("ADAPTION_PROMPT", "SHADOW")),
-    *(Kind(name, _ROUTING, _MIX) for name in ("POLY", "XLORA")),
-    *(
-        Kind(name, _PROMPT)
-        for name in (
-            "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING",
-        )
+    Kind("ADAPTION_PROMPT", "its layers attend a second time, to prompts of their own behind a gate"),
+    Kind("SHADOW", "a second network runs beside the base and changes what enters every block"),
+    Kind("POLY", "it mixes its A's and B's by the number of a task, which a request can't name"),
+    Kind(
+        "XLORA",
+        "for each token it first runs the base over the whole text, without a cache, to weigh adapters "
+        "that lie elsewhere",
+        _MIX,
+    ),
+    *(Kind(name, _PREFIX, treatment=_SERVED) for name in ("CARTRIDGE", "PREFIX_TUNING")),
+    *(Kind(name, _PROMPT, treatment=_SERVED) for name in ("CPT", "P_TUNING", "PROMPT_TUNING")),
+    Kind(
+        "MULTITASK_PROMPT_TUNING",
+        "as PROMPT_TUNING, of the table times the prompt of its one task; several tasks are refused",
+        treatment=_SERVED,
     ),
     Kind("TRAINABLE_TOKENS", "trained token embeddings are not served", _MERGE),
 )  # fmt: skip

@@ -88,7 +88,8 @@ def lay_out_vocabulary(config: AdapterConfig, base: BaseModel, faults: Faults) -
         replace(t, lora=lora.get(t.name), saved=t.name in saved, tokens=tokens.get(t.name, ()))
         for t in (embedding, head)
     )
-    heads = tuple(f"{PREFIX}{name}.weight" for name in CLASS_HEADS) if config.classifies else ()
+    prefix = PREFIX if config.prompt is None else "base_model."  # PEFT wraps no tuner around the base then
+    heads = tuple(f"{prefix}{name}.weight" for name in CLASS_HEADS) if config.classifies else ()
     tied = vocabulary.tied and not heads  # a classification model has no output head to share them with
     if tied:
         embedding, head = _tie(config, embedding, head, faults)

@@ -15,6 +15,7 @@ from manylora.adapters.format.config.reader import Bias
 from manylora.adapters.format.config.targets import Target
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.update import ModulePlan, Slot
+from manylora.adapters.format.weights.soft_prompt import soft_prompt_shapes
 
 PREFIX = "base_model.model."
 
@@ -26,7 +27,7 @@ class Layout:
     config: AdapterConfig
     targets: Mapping[str, Target]
     modules: Mapping[str, Mapping[str, Slot]]  # module -> part -> slot; targets, then others with a bias
-    shared: Mapping[str, Slot]  # part -> slot, of what modules share, such as VeRA's projections
+    shared: Mapping[str, Slot]  # part -> slot, of what modules share, or of virtual tokens
     plans: Mapping[str, ModulePlan] = field(default_factory=dict)  # of the targets, for a further kind
 
     def slots(self) -> list[Slot]:
@@ -46,6 +47,9 @@ def lay_out(
 
     None, and faults, where a further kind does not fit the modules.
     """
+    if config.prompt is not None:
+        shapes = soft_prompt_shapes(config.prompt, base)
+        return Layout(config, {}, {}, {key: Slot(key, shape) for key, shape in shapes.items()})
     plans: Mapping[str, ModulePlan] = {}
     shared = _projections(config, targets, base)
     if config.settings is not None:

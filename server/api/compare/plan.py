@@ -118,14 +118,25 @@ async def _case(
             for i, target in enumerate(targets)
         ]
     )
-    longest = max(map(len, prompts))
+    longest = max(
+        len(ids) + target.resolved.conventions.virtual_tokens
+        for ids, target in zip(prompts, targets, strict=True)
+    )
     reference = await _reference(service, body, index, targets[0].resolved, longest)
     params: list[SamplingParams] = []
     for ids, target in zip(prompts, targets, strict=True):
         names = (_where(body), "max_tokens")
         default = max(DEFAULT_COMPARE_TOKENS, body.min_tokens or 0)
-        budget = answer_budget(len(ids), body.max_tokens, service.max_model_len, names, default=default)
-        vocab_size = target.resolved.conventions.tokenizer.vocab_size
+        conventions = target.resolved.conventions
+        budget = answer_budget(
+            len(ids),
+            body.max_tokens,
+            service.max_model_len,
+            names,
+            default=default,
+            virtual_tokens=conventions.virtual_tokens,
+        )
+        vocab_size = conventions.tokenizer.vocab_size
         params.append(sampling_params(body, max_tokens=budget, vocab_size=vocab_size))
     return CasePlan(prompts, tuple(params) if body.max_tokens != 0 else (), reference)
 
@@ -166,8 +177,8 @@ async def _reference(
         )
     if prompt_tokens + len(ids) > service.max_model_len:
         raise ContextTooLong(
-            f"The context window is {service.max_model_len} tokens; the prompt has {prompt_tokens} and "
-            f"the reference {len(ids)}",
+            f"The context window is {service.max_model_len} tokens; the prompt has {prompt_tokens}, with any "
+            f"virtual tokens before it, and the reference {len(ids)}",
             "reference",
         )
     return text, ids

@@ -103,7 +103,13 @@ class ChatEndpoint:
             service, conventions, body.messages, rendering=_rendering(body), ignored=self._ignored
         )
         names = ("messages", self._max_tokens_name)
-        budget = answer_budget(len(ids), self._max_tokens, service.max_model_len, names)
+        budget = answer_budget(
+            len(ids),
+            self._max_tokens,
+            service.max_model_len,
+            names,
+            virtual_tokens=conventions.virtual_tokens,
+        )
         top = 0 if body.top_logprobs is None else body.top_logprobs
         tokenizer = conventions.tokenizer
         params = sampling_params(

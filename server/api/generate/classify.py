@@ -27,6 +27,7 @@ from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
+from manylora.server.api.request.sampling import context_window
 from manylora.server.api.request.schemas import AdapterWeight, AllowSpecialTokens, Messages, Prompts
 from manylora.server.api.request.token_ids import Rendering, chat_ids, check_special_tokens, prompt_ids
 from manylora.server.engine.async_engine import GenerateRequest
@@ -118,7 +119,7 @@ class ClassifyEndpoint:
         assert classes is not None, "only what classifies gets here"
         self._texts = await _ids(self._service, conventions, self._body, self._ignored)
         return [
-            _request(self._service, self._body, ids, classes=classes, request_id=self._id)
+            _request(self._service, self._body, ids, conventions=conventions, request_id=self._id)
             for ids in self._texts
         ]
 
@@ -167,37 +168,40 @@ async def _ids(
     service: Service, conventions: TextConventions, body: ClassifyBody, ignored: list[str]
 ) -> list[Ids]:
     """The token ids of each text, cut as asked."""
+    most = service.max_model_len - conventions.virtual_tokens
     if body.messages is not None:
         rendering = Rendering(bool(body.add_generation_prompt), special_tokens=body.allow_special_tokens)
         ids = await chat_ids(service, conventions, body.messages, rendering=rendering, ignored=ignored)
-        return [_cut(service, ids, body)]
+        return [_cut(ids, body, most)]
     assert body.input is not None
     special = body.add_special_tokens is not False
-    given = [text if isinstance(text, str) else _cut(service, text, body) for text in body.input]
+    given = [text if isinstance(text, str) else _cut(text, body, most) for text in body.input]
     found = [
         await prompt_ids(service, conventions, text, add_special_tokens=special, param="input")
         for text in given
     ]
-    return [_cut(service, ids, body) for ids in found]
+    return [_cut(ids, body, most) for ids in found]
 
 
-def _cut(service: Service, ids: Ids, body: ClassifyBody) -> Ids:
+def _cut(ids: Ids, body: ClassifyBody, most: int) -> Ids:
     keep = body.truncate_prompt_tokens
     if keep is None:
         return ids
-    keep = service.max_model_len if keep == -1 else keep
+    keep = most if keep == -1 else keep
     return ids[-keep:] if body.truncation_side == "left" else ids[:keep]
 
 
 def _request(
-    service: Service, body: ClassifyBody, ids: Ids, *, classes: Classes, request_id: str
+    service: Service, body: ClassifyBody, ids: Ids, *, conventions: TextConventions, request_id: str
 ) -> GenerateRequest:
+    classes, virtual = conventions.classes, conventions.virtual_tokens
+    assert classes is not None
     param = "input" if body.messages is None else "messages"
     if not ids:
         raise RequestError(f"'{param}' is empty: it must give at least one token", param)
-    if len(ids) > service.max_model_len:
+    if virtual + len(ids) > service.max_model_len:
         raise ContextTooLong(
-            f"The context window is {service.max_model_len} tokens and the text has {len(ids)}; "
+            f"{context_window(service.max_model_len, virtual)} and the text has {len(ids)}; "
             "'truncate_prompt_tokens': -1 cuts it",
             param,
         )

@@ -76,7 +76,7 @@ class CompletionEndpoint:
         prompts = [await prompt_ids(service, conventions, p, add_special_tokens=special) for p in body.prompt]
         request_id = body.answer_id("cmpl")
         self._requests = [
-            _generate_request(service, body, ids, tokenizer=conventions.tokenizer, request_id=request_id)
+            _generate_request(service, body, ids, conventions=conventions, request_id=request_id)
             for ids in prompts
         ]
         return self._requests
@@ -100,11 +100,24 @@ def _check(body: CompletionBody) -> None:
 
 
 def _generate_request(
-    service: Service, body: CompletionBody, ids: tuple[int, ...], *, tokenizer: Tokenizer, request_id: str
+    service: Service,
+    body: CompletionBody,
+    ids: tuple[int, ...],
+    *,
+    conventions: TextConventions,
+    request_id: str,
 ) -> GenerateRequest:
+    tokenizer = conventions.tokenizer
     default = max(DEFAULT_COMPLETION_TOKENS, body.min_tokens or 0)
     names = ("prompt", "max_tokens")
-    budget = answer_budget(len(ids), body.max_tokens, service.max_model_len, names, default=default)
+    budget = answer_budget(
+        len(ids),
+        body.max_tokens,
+        service.max_model_len,
+        names,
+        default=default,
+        virtual_tokens=conventions.virtual_tokens,
+    )
     params = sampling_params(
         body,
         max_tokens=budget,

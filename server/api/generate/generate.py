@@ -111,6 +111,7 @@ def _param_of(service: Service, mix: MixRequest, error: AdapterError) -> str:
 
 def _check_task(found: Resolved, classify: bool | None) -> None:
     held, param, classes = found.held, found.mix.param, found.conventions.classes
+    _check_prompt(found)
     name = "the base model" if not found.mix.terms else f"'{held.served_model}'"
     if classify is False and classes is not None:
         raise RequestError(f"{name} classifies and writes no text: use /classify", param, "unsupported_task")
@@ -122,6 +123,17 @@ def _check_task(found: Resolved, classify: bool | None) -> None:
         )
     if classify and held.entries and held.entries[0][1] != 1.0:
         raise RequestError(f"{name}: an adapter that classifies has no strength but 1", param)
+
+
+def _check_prompt(found: Resolved) -> None:
+    """A soft prompt stands before the text or it doesn't: half of one means nothing."""
+    member = found.conventions.prompt
+    for revision, weight in found.held.entries:
+        if member is not None and revision.digest == member.digest and weight != 1.0:
+            raise RequestError(
+                f"'{member.label}' puts virtual tokens before the text: its weight must be 1, not {weight}",
+                found.mix.param,
+            )
 
 
 async def _conventions(service: Service, mix: MixRequest, held: HeldMix) -> TextConventions:

@@ -34,34 +34,42 @@ def answer_budget(
     names: tuple[str, str],
     *,
     default: int | None = None,
+    virtual_tokens: int = 0,
 ) -> int:
     """How many tokens an answer may have: ``wanted``, else ``default`` as far as it fits, else all that fits.
 
-    ``names`` are the parameters that hold the prompt and the wanted number, for the errors.
+    ``names`` are the parameters that hold the prompt and the wanted number, for the errors;
+    ``virtual_tokens`` are those of a soft prompt, which stand before the prompt.
 
     Raises:
         RequestError: an empty prompt.
         ContextTooLong: the prompt leaves no room for an answer, or not enough for ``wanted``.
     """
     prompt_name, wanted_name = names
-    room = max_model_len - prompt_tokens
+    room = max_model_len - virtual_tokens - prompt_tokens
+    window = context_window(max_model_len, virtual_tokens)
     if prompt_tokens == 0:
         raise RequestError(f"'{prompt_name}' is empty: it must give at least one token", prompt_name)
     if room < 0 or (room == 0 and wanted != 0):
         raise ContextTooLong(
-            f"The context window is {max_model_len} tokens and the prompt has {prompt_tokens}, "
-            "which leaves no room for an answer",
+            f"{window} and the prompt has {prompt_tokens}, which leaves no room for an answer",
             prompt_name,
         )
     if wanted is None:
         return room if default is None else min(default, room)
     if wanted > room:
         raise ContextTooLong(
-            f"The context window is {max_model_len} tokens; the prompt has {prompt_tokens} and "
+            f"{window}; the prompt has {prompt_tokens} and "
             f"'{wanted_name}' asks for {wanted}, which is {wanted - room} too many",
             wanted_name,
         )
     return wanted
+
+
+def context_window(max_model_len: int, virtual_tokens: int) -> str:
+    """The beginning of an error that tells how long the context is."""
+    taken = f", of which {virtual_tokens} are the adapter's virtual tokens," if virtual_tokens else ""
+    return f"The context window is {max_model_len} tokens{taken}"
 
 
 def sampling_params(

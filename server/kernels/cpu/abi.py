@@ -126,6 +126,7 @@ FAULTS = {
     7: "a mix names an adapter that is not in the step",
     8: "out of memory",
     9: "a row whose embedding is given lies outside the step",
+    10: "keys and values of virtual tokens lie outside the pool",
 }
 
 
@@ -148,6 +149,8 @@ def load(path: Path) -> ctypes.CDLL:
     native.manylora_close.restype = None
     native.manylora_step.argtypes = (_P, ctypes.POINTER(Step))
     native.manylora_step.restype = ctypes.c_int
+    native.manylora_fill_cache.argtypes = (_P, _P, _I64, _I64)
+    native.manylora_fill_cache.restype = ctypes.c_int
     native.manylora_open_sampler.argtypes = (_I64,)
     native.manylora_open_sampler.restype = _P
     native.manylora_close_sampler.argtypes = (_P,)

@@ -14,7 +14,7 @@ from manylora.server.kernels.cpu.library import Library, best_library
 from manylora.server.kernels.cpu.pack import MergedLayers, PackedWeights
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.draws import Draw
-from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, LoraInputs, StepInputs
+from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, CacheRun, LoraInputs, StepInputs
 from manylora.server.kernels.weights import DecoderWeights, MergedWeights, dense
 
 _MAX_HEAD_DIM = 256
@@ -105,6 +105,8 @@ class NativeStep:
         Raises:
             ValueError: an index of the inputs lies outside what this step owns; nothing was run.
         """
+        for run in inputs.cached:
+            self._fill_cache(run)
         count = len(inputs.logits_rows)
         if count > self._logits.shape[0]:
             self._logits = torch.empty(count, self._logits.shape[1])
@@ -136,6 +138,12 @@ class NativeStep:
         if fault != 0:
             raise ValueError(abi.FAULTS[fault])
         return self._logits[:count, : self._vocab]
+
+    def _fill_cache(self, run: CacheRun) -> None:
+        slots = run.slots
+        fault = self._native.manylora_fill_cache(self._engine, slots.ctypes.data, len(slots), run.start)
+        if fault != 0:
+            raise ValueError(abi.FAULTS[fault])
 
 
 class _LoraTables:

@@ -43,6 +43,7 @@ def bucket_of(inputs: StepInputs) -> Bucket | None:
         and np.array_equal(inputs.logits_rows, np.arange(n))
         and inputs.embedded is None
         and inputs.hidden is None
+        and not inputs.cached
         and inputs.merged is None
     )
     if not replayable:

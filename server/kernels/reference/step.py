@@ -20,6 +20,7 @@ from manylora.server.kernels.reference.attention import (
 )
 from manylora.server.kernels.reference.linear import Linear, PackedLinear, linear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
+from manylora.server.kernels.reference.soft_prompts import fill_cache
 from manylora.server.kernels.weights import (
     MODULES_PER_LAYER,
     DecoderWeights,
@@ -77,6 +78,7 @@ class ReferenceStep:
         """
         self._weights = weights.without_matrices()
         self._decode_rows = decode_rows
+        self._pool = pool
         self._planner = LoraPlanner(pool, target_shapes(weights), self, lora_plan)
         heads, dim = weights.n_kv_heads, weights.head_dim
         self._kv = [PagedKV(num_blocks, heads, dim, dim, weights.embedding) for _ in weights.layers]
@@ -121,6 +123,7 @@ class ReferenceStep:
         """Run one step and return the logits [R, V] of ``inputs.logits_rows``."""
         weights = self._weights
         device = weights.embedding.device
+        fill_cache(self._pool, self._kv, inputs.cached)
         x = F.embedding(torch.from_numpy(inputs.token_ids).to(device), weights.embedding)
         if inputs.embedded is not None:
             given = inputs.embedded

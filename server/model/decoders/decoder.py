@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.base import CacheShape, TargetModule
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.kernels.weights import MergedWeights
@@ -40,6 +40,10 @@ class Decoder(Protocol):
     @property
     def tables(self) -> BaseTables:
         """The base's embeddings and head, as far as adapters are compared with them."""
+
+    @property
+    def cache_shape(self) -> CacheShape | None:
+        """What of a position is in the KV cache; None where layers differ, or keys and values do."""
 
     @property
     def kv_bytes_per_block(self) -> int:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.base import CacheShape, TargetModule
 from manylora.server.errors import ConfigError
 from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.kernels.reference.quantized import Quantized
+from manylora.server.kernels.reference.soft_prompts import embed_prompts
 from manylora.server.kernels.reference.step import ReferenceStep
 from manylora.server.kernels.reference.vocabulary import plan_vocabulary
 from manylora.server.kernels.weights import (
@@ -90,6 +91,11 @@ class FusedDecoder:
         return self._backend.name if self._step is None else self._step.name
 
     @property
+    def cache_shape(self) -> CacheShape:
+        weights = self.weights
+        return CacheShape(len(weights.layers), weights.n_kv_heads, weights.head_dim)
+
+    @property
     def kv_bytes_per_block(self) -> int:
         return self._backend.kv_bytes_per_block(self.weights)
 
@@ -117,9 +123,10 @@ class FusedDecoder:
     def step(self, inputs: StepInputs) -> torch.Tensor:
         assert self._step is not None, "allocate() comes before step()"
         plan = plan_vocabulary(self._pool, self.weights.embedding, inputs, self.vocab_size)
+        width = self.weights.embedding.shape[1]
         if plan is None:
-            return self._step.step(inputs)
-        inputs = plan.prepare(inputs)
+            return self._step.step(embed_prompts(self._pool, width, inputs))
+        inputs = embed_prompts(self._pool, width, plan.prepare(inputs))
         return plan.finish(self._step.step(inputs), inputs.hidden)
 
     @property

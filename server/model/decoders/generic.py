@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.base_models.layers import biased_norms, target_of
+from manylora.adapters.format.base import CacheShape
 from manylora.server.errors import ModelRefused
 from manylora.server.kernels.buffers import total_bytes
 from manylora.server.kernels.draws import Draw
@@ -27,6 +28,7 @@ from manylora.server.kernels.reference import sampling
 from manylora.server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring, plan_attention
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlanner
 from manylora.server.kernels.reference.quantized import Int8Linear, layer_tensors
+from manylora.server.kernels.reference.soft_prompts import fill_cache, prompt_rows
 from manylora.server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary
 from manylora.server.kernels.weights import MergedWeights
 from manylora.server.model.decoders.merged_modules import MergedModules
@@ -49,6 +51,7 @@ class _Forward:
     lora: LoraDelta | None = None
     vocabulary: VocabularyPlan | None = None
     embedded: EmbeddedRows | None = None
+    prompts: EmbeddedRows | None = None  # virtual tokens, whose embeddings no module scales
     hidden: torch.Tensor | None = None  # [R, D] what the head was applied to, if adapters have their own
     logits_rows: torch.Tensor | None = None  # of the rows that the head sees; None: all of them
     survey: _Survey | None = None
@@ -102,6 +105,13 @@ class GenericDecoder:
         head.register_forward_hook(self._correct_logits)
 
     @property
+    def cache_shape(self) -> CacheShape | None:
+        shapes = set(self._survey.kv_shapes.values())
+        heads, key, value = next(iter(shapes))
+        uniform = len(shapes) == 1 and key == value
+        return CacheShape(len(self._survey.kv_shapes), heads, key) if uniform else None
+
+    @property
     def kv_bytes_per_block(self) -> int:
         width = sum(heads * (k + v) for heads, k, v in self._survey.kv_shapes.values())
         return BLOCK_SIZE * width * self._like.element_size()
@@ -140,6 +150,9 @@ class GenericDecoder:
         if vocabulary is not None:
             inputs = vocabulary.prepare(inputs)
             forward.vocabulary, forward.embedded = vocabulary, inputs.embedded
+        if inputs.prompts:
+            forward.prompts = prompt_rows(self._pool, self._like.shape[1], inputs.prompts)
+        fill_cache(self._pool, [self._kv[layer] for layer in sorted(self._kv)], inputs.cached)
         merged = inputs.merged
         assert merged is None or isinstance(merged, MergedModules)
         logits = self._run(
@@ -253,13 +266,17 @@ class GenericDecoder:
     ) -> torch.Tensor | None:
         """Put in the embeddings of rows that have their own, scaled as the module scales its own."""
         del args
-        if self._forward is None or self._forward.embedded is None:
+        if self._forward is None:
             return None
-        given = self._forward.embedded
         scale = getattr(module, "embed_scale", 1.0)
-        rows = torch.from_numpy(given.rows).to(output.device)
+        given = [(self._forward.embedded, scale), (self._forward.prompts, 1.0)]
+        if all(rows is None for rows, _ in given):
+            return None
         y = output.clone()
-        y.view(-1, y.shape[-1])[rows] = (given.values.to(y.device) * scale).to(y.dtype)
+        for embedded, factor in given:
+            if embedded is not None:
+                rows = torch.from_numpy(embedded.rows).to(y.device)
+                y.view(-1, y.shape[-1])[rows] = (embedded.values.to(y.device) * factor).to(y.dtype)
         return y
 
     def _correct_logits(

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from manylora.adapters.base_models.configuration import load_config
 from manylora.adapters.base_models.generation import read_generation
-from manylora.adapters.base_models.layers import describe_vocabulary
+from manylora.adapters.base_models.layers import describe_cache, describe_vocabulary
 from manylora.adapters.base_models.stored import StoredModel, fingerprint
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
@@ -214,6 +214,7 @@ def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel
     """What adapters are validated against."""
     adaptable = {module.name: module for module in decoder.modules if module.linear}
     named = (n for n, m in loaded.hf.named_modules() if n and not list(m.children()))
+    cache = describe_cache(loaded.hf.config)
     return BaseModel(
         name=name,
         architecture=type(loaded.hf).__name__,
@@ -223,6 +224,7 @@ def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel
         others=frozenset(n for n in named if n not in adaptable),
         vocabulary=describe_vocabulary(loaded.hf),
         text=loaded.tokenizer.base_text(),
+        cache=cache if cache == decoder.cache_shape else None,
         quantization=loaded.quantize,
         norms={module.name: module for module in decoder.modules if not module.linear},
     )

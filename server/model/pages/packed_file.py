@@ -27,7 +27,14 @@ import torch
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.files import FileFault, open_regular, read_into
 from manylora.server.kernels.buffers import ReusedMemory
-from manylora.server.kernels.inputs import PAGE_ALIGN, ClassPages, TablePages, VectorPages, VocabularyPages
+from manylora.server.kernels.inputs import (
+    PAGE_ALIGN,
+    ClassPages,
+    PromptPages,
+    TablePages,
+    VectorPages,
+    VocabularyPages,
+)
 from manylora.server.model.pages.pool import PackedAdapter
 
 LAYOUT = 4  # of pages in the pool and of this file: a change of either takes the next number
@@ -114,6 +121,7 @@ def _header(packed: PackedAdapter) -> dict[str, Any]:
         "rank": packed.rank.tolist(),
         "stated_rank": packed.stated_rank,
         "activation": packed.activation,
+        "prompt": None if packed.prompt is None else asdict(packed.prompt),
         "vectors": None
         if vectors is None
         else [table.tolist() for table in (vectors.gain, vectors.constant, vectors.input_gain)],
@@ -151,6 +159,7 @@ def _adapter(digest: str, data: torch.Tensor, header: Mapping[str, Any]) -> Pack
         None if vectors is None else VectorPages(*(np.array(table, np.int64) for table in vectors)),
         None if vocabulary is None else _vocabulary(vocabulary),
         header["stated_rank"],
+        None if header["prompt"] is None else PromptPages(**header["prompt"]),
     )
 
 

@@ -15,6 +15,7 @@ from manylora.adapters.format.faults import some
 from manylora.adapters.format.update import NoUpdate
 from manylora.adapters.format.vocabulary.changes import VocabularyDelta
 from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.adapters.format.weights.soft_prompt import SoftPrompt
 from manylora.server.kernels.buffers import zeros
 from manylora.server.kernels.inputs import (
     PAGE_ALIGN,
@@ -22,6 +23,7 @@ from manylora.server.kernels.inputs import (
     BaseWeights,
     Int32,
     Int64,
+    PromptPages,
     VectorPages,
     VocabularyPages,
     page_length,
@@ -44,6 +46,7 @@ class PackedAdapter:
     vectors: VectorPages | None = None  # here -1 where a module has none
     vocabulary: VocabularyPages | None = None
     stated_rank: int = 0  # the largest that the config states; rank pages may be more
+    prompt: PromptPages | None = None
 
 
 class PageSpace:
@@ -140,6 +143,7 @@ class PagePool:
             packed.activation,
             None if packed.vectors is None else _placed(packed.vectors, start),
             None if packed.vocabulary is None else place(packed.vocabulary, start),
+            None if packed.prompt is None else replace(packed.prompt, start=start + packed.prompt.start),
         )
 
     def write(self, pages: AdapterPages, packed: PackedAdapter) -> None:
@@ -157,6 +161,7 @@ class PagePool:
         activation: tuple[int, ...] | None = None,
         *,
         vocabulary: VocabularyDelta | None = None,
+        prompt: SoftPrompt | None = None,
     ) -> PackedAdapter:
         """Lay an adapter out; what is folded in is so in fp32, before the one rounding to the pool dtype.
 
@@ -188,7 +193,7 @@ class PagePool:
         judged_here = updates or packed.vectors is not None or (vocabulary is not None and not deltas)
         if judged_here and packed.vocabulary is None and self._idle(packed, layout.largest):
             raise ArtifactError(["the adapter would do nothing on this base (was it trained?)"])
-        return packed
+        return packed if prompt is None else self._with_prompt(packed, prompt)
 
     def check_size(self, nbytes: int) -> None:
         """Raise :class:`AdapterTooLarge` if an adapter of that size fits in no empty pool either."""
@@ -221,6 +226,14 @@ class PagePool:
         data = torch.zeros(page_length(start + own.elements), dtype=self.data.dtype)
         data[:start] = packed.data
         return replace(packed, data=data, vocabulary=own.put(data, start))
+
+    def _with_prompt(self, packed: PackedAdapter, prompt: SoftPrompt) -> PackedAdapter:
+        """The adapter with its virtual tokens behind everything else."""
+        (count, width), start = prompt.values.shape, len(packed.data)
+        data = torch.zeros(page_length(start + count * width), dtype=self.data.dtype)
+        data[:start] = packed.data
+        data[start : start + count * width].view(count, width).copy_(prompt.values)
+        return replace(packed, data=data, prompt=PromptPages(count, width, start, prompt.in_cache))
 
     def check(self) -> None:
         """Assert the allocator's invariants."""

@@ -12,6 +12,7 @@ from cachetools import LRUCache
 
 from manylora.adapters.errors import ArtifactError, ChatTemplateError, MixError
 from manylora.adapters.format.classes import Classes, read_classes
+from manylora.adapters.format.config.soft_prompts import virtual_tokens
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.files import CONFIG_NAME, FileFault, classifies, read_config, read_text_files
 from manylora.adapters.format.text.content_marks import Marked
@@ -46,6 +47,8 @@ class TextConventions:
     searches: TemplateSearches | None = None  # of that template
     conflict: str | None = None  # why the mix has no chat template
     classes: Classes | None = None  # of an adapter that answers with the probabilities of labels instead
+    virtual_tokens: int = 0  # that the soft prompt of a member takes of the context
+    prompt: MixMember | None = None  # the member that brings it
 
     async def render(
         self,
@@ -142,13 +145,15 @@ class ConventionsCache:
         """The text conventions of a mix.
 
         Raises:
-            MixError: two members bring different tokenizers, or one of several classifies.
+            MixError: two members bring different tokenizers or a soft prompt each, one of several classifies,
+                or an aLoRA stands beside a soft prompt.
             AdapterError: the files of a member can't be read.
         """
         texts = [await self._text(member) for member in members]
         classifier = next((text for text in texts if text.classes is not None), None)
         if classifier is not None and len(texts) > 1:
             raise MixError(f"{classifier.member.label!r} classifies, so it can't be part of a mix")
+        prompt = _soft_prompt(texts)
         tokenizer, clash = _one(texts, lambda text: text.tokenizer)
         if clash is not None:
             raise MixError(f"{clash} bring different tokenizers, so their mix can't read text")
@@ -162,6 +167,8 @@ class ConventionsCache:
             None if template is None else template.searches,
             conflict,
             None if classifier is None else classifier.classes,
+            0 if prompt is None else prompt.virtual_tokens,
+            None if prompt is None else prompt.member,
         )
 
     async def close(self) -> None:
@@ -171,11 +178,18 @@ class ConventionsCache:
     async def _text(self, member: MixMember) -> _Text:
         text = self._texts.get(member.digest)
         if text is None:
-            read, classes = await asyncio.to_thread(_read, self._locate(member.digest), self._base)
+            read, classes, config = await asyncio.to_thread(_read, self._locate(member.digest), self._base)
             if classes is not None and classes.pad_id is None:
                 classes = replace(classes, pad_id=self._pad_id)
             text = _Text(
-                member, read.template, read.searches, read.template_digest, read.tokenizer_digest, classes
+                member,
+                read.template,
+                read.searches,
+                read.template_digest,
+                read.tokenizer_digest,
+                classes,
+                virtual_tokens(config),
+                config.get("alora_invocation_tokens") is not None,
             )
             self._texts[member.digest] = text
         return replace(text, member=member)
@@ -183,7 +197,7 @@ class ConventionsCache:
     async def _tokenizer_of(self, text: _Text) -> Tokenizer:
         tokenizer = self._tokenizers.get(text.tokenizer)
         if tokenizer is None:
-            read, _ = await asyncio.to_thread(_read, self._locate(text.member.digest), self._base)
+            read, _, _ = await asyncio.to_thread(_read, self._locate(text.member.digest), self._base)
             tokenizer = await asyncio.to_thread(self._tokenizer.with_text, read)
             self._tokenizers[text.tokenizer] = tokenizer
         return tokenizer
@@ -213,9 +227,11 @@ class _Text:
     template_digest: str | None
     tokenizer: str | None  # its digest
     classes: Classes | None
+    virtual_tokens: int  # of its soft prompt
+    activates: bool  # it is an aLoRA
 
 
-def _read(directory: Path, base: BaseText) -> tuple[AdapterText, Classes | None]:
+def _read(directory: Path, base: BaseText) -> tuple[AdapterText, Classes | None, Mapping[str, Any]]:
     faults = Faults()
     try:
         config = read_config(directory / CONFIG_NAME)
@@ -225,7 +241,27 @@ def _read(directory: Path, base: BaseText) -> tuple[AdapterText, Classes | None]
     text = read_text(files, base, None, faults)
     classes = read_classes(files, faults) if classifies(config) else None
     faults.raise_any()
-    return text, classes
+    return text, classes, config
+
+
+def _soft_prompt(texts: Sequence[_Text]) -> _Text | None:
+    """The member that brings a soft prompt, if one does.
+
+    Raises:
+        MixError: two do, or it has no place beside another.
+    """
+    prompts = [text for text in texts if text.virtual_tokens]
+    if not prompts:
+        return None
+    label = f"{prompts[0].member.label!r}"
+    if len(prompts) > 1:
+        raise MixError(f"{label} and {prompts[1].member.label!r} both put virtual tokens before the text")
+    other = next((text for text in texts if text.activates), None)
+    if other is not None:
+        raise MixError(
+            f"{other.member.label!r} is an aLoRA: it is not served beside virtual tokens ({label})"
+        )
+    return prompts[0]
 
 
 def _one(texts: Sequence[_Text], key: Callable[[_Text], str | None]) -> tuple[_Text | None, str | None]:

@@ -17,6 +17,7 @@ from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Artifact, read_artifact
 from manylora.adapters.format.config.config import parse_config
 from manylora.adapters.format.config.foreign_keys import HARMLESS, Judgement, judge
+from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
 from manylora.adapters.format.config.support import Treatment
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.table import KINDS_OF_UPDATES, OPTIONS
@@ -180,10 +181,12 @@ def test_every_config_class_of_peft_is_served_or_refused_for_its_kind(tmp_path: 
         config = {"peft_type": kind.value}  # its class needs more to be made
     faults = Faults()
     parsed = parse_config(config | FOREIGN, faults, KINDS_OF_UPDATES)
-    with_ia3: dict[str, Any] = {"feedforward_modules": []} if kind.value == "IA3" else {}
-    if kind.value in OPTIONS:
+    needed: dict[str, Any] = {"feedforward_modules": []} if kind.value == "IA3" else {}
+    if kind.value in SOFT_PROMPT_OPTIONS:
+        needed = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 1}
+    if kind.value in OPTIONS or kind.value in SOFT_PROMPT_OPTIONS:
         faults = Faults()
-        parsed = parse_config(config | FOREIGN | with_ia3, faults, KINDS_OF_UPDATES)
+        parsed = parse_config(config | FOREIGN | needed, faults, KINDS_OF_UPDATES)
         faults.raise_any()
         assert parsed is not None
         assert len(parsed.notes) == 1
@@ -221,7 +224,8 @@ def test_an_unknown_key_that_says_something_is_never_taken(key: str, value: obje
 def test_no_option_of_peft_counts_as_harmless() -> None:
     """A key that some PEFT reads is in the table of support, or refused."""
     harmless = {key for group in HARMLESS for key in group.keys}
-    served = {option.key for options in OPTIONS.values() for option in options}
+    every = {**OPTIONS, **SOFT_PROMPT_OPTIONS}
+    served = {option.key for options in every.values() for option in options}
     assert not harmless & (served | set(KEYS_OF_PEFT))
 
 

@@ -24,12 +24,14 @@ OPENMP = Path(__file__).with_name("openmp_by_threads.cpp")
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch
 from manylora.server.kernels.cpu import NativeStep, abi
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.cpu.library import Library
 from manylora.server.kernels.cpu.build import VARIANTS
+from manylora.server.kernels.inputs import CacheRun
 from tests.support.draws import PARAMS, draws_of
 from tests.support.kernel_cases import VECTORS, Batcher, Pages, Shape, random_decoder
 
@@ -60,6 +62,10 @@ for shape in (
         alone = batch.sequence(150, mix)
         assert native.step(batch.step([(alone, 149)])).isfinite().all()
         assert native.step(batch.step([(alone, 1)])).isfinite().all()
+    behind = batch.sequence(12)  # three virtual tokens, whose keys and values end where the pool does
+    behind.done, size = 3, shape.layers * 2 * shape.kv_heads * shape.head_dim
+    copied = CacheRun(behind.blocks[0] * 16 + np.arange(3), pages.used - 3 * size)
+    assert native.step(replace(batch.step([(behind, 9)]), cached=(copied,))).isfinite().all()
     del native
 for width in (5, 300, 5000):
     table = torch.randn(len(PARAMS), width)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.store.derived_files import keep_beside
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.kernels.buffers import ReusedMemory
-from manylora.server.kernels.inputs import ClassPages, TablePages, VectorPages, VocabularyPages
+from manylora.server.kernels.inputs import ClassPages, PromptPages, TablePages, VectorPages, VocabularyPages
 from manylora.server.model.pages.packed_file import PREFIX, Packing, read_packed, serialize
 from manylora.server.model.pages.pool import PackedAdapter
 
@@ -42,7 +43,12 @@ def everything() -> PackedAdapter:
     vectors = VectorPages(*(np.array(offsets) for offsets in ([1, -1], [-1, 32], [-1, -1])))
     table = TablePages(np.array([3, 70_000]), 100, 2, 200, 300)
     vocabulary = VocabularyPages(70_001, None, table, ClassPages(3, 96))
-    return replace(plain(torch.bfloat16), activation=(5, 6), vectors=vectors, vocabulary=vocabulary)
+    own: dict[str, Any] = {
+        "vectors": vectors,
+        "vocabulary": vocabulary,
+        "prompt": PromptPages(7, 64, 400, in_cache=True),
+    }
+    return replace(plain(torch.bfloat16), activation=(5, 6), **own)
 
 
 def same(one: object, other: object) -> bool:

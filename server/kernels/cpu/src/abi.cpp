@@ -43,6 +43,10 @@ int manylora_step(Engine* engine, const Step* step) {
   return kStepDone;
 }
 
+int manylora_fill_cache(Engine* engine, const int64_t* slots, int64_t count, int64_t start) {
+  return engine->fill_cache(slots, count, start);
+}
+
 Sampler* manylora_open_sampler(int64_t threads) {
   try {
     return new Sampler(threads);

@@ -113,6 +113,7 @@ enum StepFault {
   kBadAdapter = 7,
   kOutOfMemory = 8,
   kBadGivenRow = 9,
+  kBadEntry = 10,
 };
 
 struct Engine;
@@ -122,6 +123,10 @@ int64_t manylora_struct_size(int which);  // 0 Layer, 1 Decoder, 2 Lora, 3 Step,
 Engine* manylora_open(const Decoder* decoder);  // null when memory is short; copies the struct and its layers
 void manylora_close(Engine* engine);
 int manylora_step(Engine* engine, const Step* step);
+
+// Copies keys and values of `count` positions, [layers][2][kv_heads][head_dim] each from element `start` of the
+// pool on, to these slots of the KV cache. A StepFault; on one nothing is written.
+int manylora_fill_cache(Engine* engine, const int64_t* slots, int64_t count, int64_t start);
 
 Sampler* manylora_open_sampler(int64_t threads);  // null when memory is short
 void manylora_close_sampler(Sampler* sampler);

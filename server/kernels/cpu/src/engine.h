@@ -42,6 +42,7 @@ struct Engine {
 
   StepFault check(const Step& step) const;
   void run(const Step& step);
+  StepFault fill_cache(const int64_t* slots, int64_t count, int64_t start);
 
  private:
   // The four matrix products of a layer, numbered layer * 4 + kind through the step.

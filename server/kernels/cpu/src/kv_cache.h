@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "simd.h"
 
@@ -19,3 +20,21 @@ struct KvCache {
   bf16* unit(int64_t block, int64_t head) const { return data + (block * kv_heads + head) * unit_elements(); }
   int64_t values_at() const { return kBlockTokens * head_dim; }  // of V inside a unit
 };
+
+inline void write_key(const bf16* head, bf16* unit, int64_t token, int64_t head_dim) {
+  for (int64_t i = 0; i < head_dim; i += 2) memcpy(unit + i * kBlockTokens + token * 2, head + i, 4);
+}
+
+// A token in the even place of a pair also clears the odd place when nobody else writes it in this step:
+// a stale NaN there would survive multiplication with weight 0.
+inline void write_value(const bf16* head, bf16* values, int64_t token, int64_t head_dim, bool clear_partner) {
+  bf16* pair = values + token / 2 * head_dim * 2;
+  if (clear_partner) {
+    for (int64_t i = 0; i < head_dim; i++) {
+      const bf16 both[2] = {head[i], 0};
+      memcpy(pair + 2 * i, both, sizeof both);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < head_dim; i++) pair[2 * i + token % 2] = head[i];
+}

@@ -20,24 +20,6 @@ void rotate(float* __restrict__ head, const float* __restrict__ cos, const float
   }
 }
 
-void write_key(const bf16* head, bf16* unit, int64_t token, int64_t head_dim) {
-  for (int64_t i = 0; i < head_dim; i += 2) memcpy(unit + i * kBlockTokens + token * 2, head + i, 4);
-}
-
-// A token in the even place of a pair also clears the odd place when nobody else writes it in this step:
-// a stale NaN there would survive multiplication with weight 0.
-void write_value(const bf16* head, bf16* values, int64_t token, int64_t head_dim, bool clear_partner) {
-  bf16* pair = values + token / 2 * head_dim * 2;
-  if (clear_partner) {
-    for (int64_t i = 0; i < head_dim; i++) {
-      const bf16 both[2] = {head[i], 0};
-      memcpy(pair + 2 * i, both, sizeof both);
-    }
-    return;
-  }
-  for (int64_t i = 0; i < head_dim; i++) pair[2 * i + token % 2] = head[i];
-}
-
 }  // namespace
 
 void rope(const Rope& job, const Worker& worker) {
