@@ -145,6 +145,10 @@ def _inexpressible(artifact: Artifact, recipe: Recipe) -> str | None:
     return None
 
 
+def _replaces_norms(delta: ModuleDelta) -> bool:
+    return delta.scale is not None
+
+
 def _has_magnitude(delta: ModuleDelta) -> bool:
     return delta.magnitude is not None
 
@@ -158,6 +162,7 @@ def _has_scale(delta: ModuleDelta) -> bool:
 
 
 _REASONS = (
+    (_replaces_norms, "it replaces weights of norms (LN tuning), which LoRA does not change"),
     (_has_magnitude, "DoRA scales the base's own weights, which is no change of low rank"),
     (_has_bias, "its biases take the place of the base's (bias=), which the sum of two can't"),
     (_has_scale, "IA3 scales the base's own outputs, which is no change of low rank"),

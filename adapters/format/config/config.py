@@ -16,9 +16,10 @@ from manylora.adapters.format.files import classifies, enum_name
 MAX_LAYERS_PATTERNS = 16
 MAX_INVOCATION_TOKENS = 256
 MAX_SAVED_MODULES = 16
+MAX_TRAINED_TOKENS = 1 << 20
 CLASS_HEADS = ("score", "classifier")  # what transformers calls the head of a classification model
 TASKS = ("CAUSAL_LM", "SEQ_CLS")
-_DEFAULT_RANK = {"LORA": 8, "IA3": 1, "VERA": 256}
+_DEFAULT_RANK = {"LORA": 8, "VERA": 256}  # 1 of kinds that have none
 _DEFAULT_ALPHA = 8
 _LIBRARY = re.compile(r"[A-Za-z_]\w{0,99}(\.\w{1,100}){0,20}", re.ASCII)  # the path of a module of Python
 
@@ -27,8 +28,8 @@ _LIBRARY = re.compile(r"[A-Za-z_]\w{0,99}(\.\w{1,100}){0,20}", re.ASCII)  # the 
 class AdapterConfig:
     """The part of the config that decides what the adapter computes. Absent keys have PEFT's defaults."""
 
-    kind: str  # the peft_type: LORA, IA3 or VERA
-    r: int  # unused by IA3
+    kind: str  # the peft_type: LORA, IA3, ...
+    r: int  # unused by kinds that have none
     alpha: float  # of LORA only
     use_rslora: bool
     use_dora: bool
@@ -57,7 +58,7 @@ class AdapterConfig:
         added = {
             "+DORA": self.use_dora,
             "+BIAS": self.lora_bias or self.bias is not Bias.NONE,
-            "+VOCABULARY": bool(self.modules_to_save or self.tokens),
+            "+VOCABULARY": bool(self.modules_to_save or self.tokens) and self.kind != "TRAINABLE_TOKENS",
             "+CLASSES": self.classifies,
             "+ALORA": self.activation is not None,
         }
@@ -81,7 +82,7 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
     own = {key: value for key, value in config.items() if key in known}
     reader = ConfigReader(own, faults)
     targets = reader.selector("target_modules")
-    if config.get("target_modules") in (None, "", []):
+    if config.get("target_modules") in (None, "", []) and kind != "TRAINABLE_TOKENS":
         faults.add("target_modules is missing or empty: name the modules that the adapter changes")
     indices = reader.indices("layers_to_transform")
     patterns = reader.names("layers_pattern", MAX_LAYERS_PATTERNS)
@@ -91,7 +92,7 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
         faults.add("when layers_pattern is specified, layers_to_transform must also be specified")
     result = AdapterConfig(
         kind=kind,
-        r=reader.rank("r", _given(own, "r", _DEFAULT_RANK[kind])),
+        r=reader.rank("r", _given(own, "r", _DEFAULT_RANK.get(kind, 1))),
         alpha=reader.alpha("lora_alpha", _given(own, "lora_alpha", _DEFAULT_ALPHA)),
         use_rslora=reader.flag("use_rslora"),
         use_dora=reader.flag("use_dora"),
@@ -106,7 +107,7 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
         activation=reader.tokens("alora_invocation_tokens", MAX_INVOCATION_TOKENS),
         classifies=classifies(config),
         modules_to_save=_saved(reader, config),
-        tokens=reader.tokens_by_table("trainable_token_indices"),
+        tokens=_tokens(reader, kind, faults),
         ensure_weight_tying=reader.flag("ensure_weight_tying"),
         feedforward_modules=reader.selector("feedforward_modules"),
         projection_key=reader.projection_key(kind),
@@ -122,6 +123,17 @@ def _given(config: Mapping[str, Any], key: str, default: object) -> object:
     """The value of a key; PEFT's default where it is absent or null."""
     value = config.get(key)
     return default if value is None else value
+
+
+def _tokens(reader: ConfigReader, kind: str, faults: Faults) -> dict[str, tuple[int, ...]]:
+    """The tokens whose rows are replaced, by the ending of their table's name."""
+    if kind != "TRAINABLE_TOKENS":
+        return reader.tokens_by_table("trainable_token_indices")
+    before = len(faults)
+    tokens = reader.tokens("token_indices", MAX_TRAINED_TOKENS)
+    if tokens is None and len(faults) == before:
+        faults.add("token_indices is missing: name the tokens whose rows the adapter changes")
+    return {} if tokens is None else {"": tokens}
 
 
 def _saved(reader: ConfigReader, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -210,7 +210,36 @@ _VERA: tuple[Option, ...] = (
     _MODULES_TO_SAVE,
 )
 
-OPTIONS: Mapping[str, tuple[Option, ...]] = {"LORA": _LORA, "IA3": _IA3, "VERA": _VERA}  # of the served kinds
+_TRAINABLE_TOKENS: tuple[Option, ...] = (
+    *_COMMON,
+    Option("token_indices", _SERVED, "the rows of the tables that are replaced"),
+    Option(
+        "target_modules",
+        _SERVED,
+        "the input embeddings, the output head or both; without it the embeddings. On a base with tied "
+        "embeddings the rows of the embeddings are the head's as well, as in PEFT",
+    ),
+    Option("init_weights", _NO_EFFECT, "training only"),
+)
+
+_LN_TUNING: tuple[Option, ...] = (
+    *_COMMON,
+    Option(
+        "target_modules",
+        _SERVED,
+        "a list or a regular expression, of the norms: of the blocks, of queries and keys, and the last one",
+    ),
+    _EXCLUDE,
+    _MODULES_TO_SAVE,
+)
+
+OPTIONS: Mapping[str, tuple[Option, ...]] = {  # of the served kinds
+    "LORA": _LORA,
+    "IA3": _IA3,
+    "VERA": _VERA,
+    "TRAINABLE_TOKENS": _TRAINABLE_TOKENS,
+    "LN_TUNING": _LN_TUNING,
+}
 
 INITS: tuple[Init, ...] = (
     Init("true", _SERVED, "the default, and what PEFT writes for a converted adapter"),
@@ -245,7 +274,7 @@ KINDS: tuple[Kind, ...] = (
     *(
         Kind(name, _OTHER_DELTA, _MERGE)
         for name in (
-            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "HRA", "LN_TUNING", "OFT",
+            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "HRA", "OFT",
             "OSF", "PEANUT", "PVERA", "ROAD", "SHIRA", "SUPERTUNING",
         )
     ),
@@ -258,5 +287,6 @@ KINDS: tuple[Kind, ...] = (
             "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING",
         )
     ),
-    Kind("TRAINABLE_TOKENS", "trained token embeddings are not served", _MERGE),
+    Kind("TRAINABLE_TOKENS", "rows of the embeddings and of the head, as LoRA's trainable_token_indices"),
+    Kind("LN_TUNING", "the weights (and biases) of norms; a mix adds up the changes"),
 )  # fmt: skip

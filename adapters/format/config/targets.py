@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import AdapterConfig
 from manylora.adapters.format.config.patterns import Deadline, PatternFault, assign, block_indices, select
 from manylora.adapters.format.config.reader import Selector
@@ -21,7 +21,7 @@ _EMBEDDINGS = ("embed_tokens", "lm_head")  # peft.utils.constants.EMBEDDING_LAYE
 class Target:
     """What the config says about one target module."""
 
-    rank: int  # 0 for IA3
+    rank: int  # 0 for kinds without A and B
     scaling: float  # alpha / rank, or alpha / √rank under rsLoRA; 1 for the other kinds
     feedforward: bool = False  # of IA3: its input is scaled instead of its output
 
@@ -34,15 +34,19 @@ def select_targets(config: AdapterConfig, base: BaseModel, faults: Faults) -> di
     deadline = Deadline()
     before = len(faults)
     chosen = _selected(config, base, deadline, faults)
-    names = [name for name in base.modules if name in chosen]
+    names = [name for name in _adaptable(config, base) if name in chosen]
     feedforward = _feedforward(config, names, deadline, faults)
     ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, faults)
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, faults)
+    if config.kind == "TRAINABLE_TOKENS" and not config.target_modules:  # PEFT: the embeddings
+        return {}
     if len(faults) == before and not names and not chosen & table_names(config, base):
         said = _said(config.target_modules)
         faults.add(f"target modules {said} are not found in the base model ({base.architecture})")
     if len(faults) != before:
         return None
+    if config.kind in ("LN_TUNING", "TRAINABLE_TOKENS"):
+        return dict.fromkeys(names, Target(0, 1.0))
     if config.kind == "IA3":
         return {name: Target(0, 1.0, name in feedforward) for name in names}
     if config.kind == "VERA":
@@ -51,23 +55,33 @@ def select_targets(config: AdapterConfig, base: BaseModel, faults: Faults) -> di
 
 
 def table_names(config: AdapterConfig, base: BaseModel) -> frozenset[str]:
-    """The modules outside the blocks that LoRA may target: the input embeddings and the output head."""
-    if base.vocabulary is None or config.kind != "LORA":
+    """The input embeddings and the output head, of the kinds that may target them."""
+    if base.vocabulary is None or config.kind not in ("LORA", "TRAINABLE_TOKENS"):
         return frozenset()
     return frozenset({base.vocabulary.embedding, base.vocabulary.head})
 
 
 def table_targets(config: AdapterConfig, base: BaseModel) -> dict[str, Target]:
-    """Which of the embeddings and the output head the config selects, and what it says about them.
+    """Which of the embeddings and the output head LoRA is put on, and what the config says about them.
 
     What :func:`select_targets` reports is not reported again.
     """
+    if config.kind != "LORA":
+        return {}
     unreported = Faults()
     deadline = Deadline()
     names = sorted(_selected(config, base, deadline, unreported) & table_names(config, base))
     ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, unreported)
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, unreported)
     return {name: _lora(config, ranks.get(name), alphas.get(name)) for name in names}
+
+
+def token_tables(config: AdapterConfig, base: BaseModel) -> list[str]:
+    """The tables whose rows an adapter of kind TRAINABLE_TOKENS replaces; faults are reported as above."""
+    assert base.vocabulary is not None
+    if not config.target_modules:
+        return [base.vocabulary.embedding]
+    return sorted(_selected(config, base, Deadline(), Faults()) & table_names(config, base))
 
 
 def saves_embeddings(config: AdapterConfig) -> bool:
@@ -101,13 +115,28 @@ def _selected(config: AdapterConfig, base: BaseModel, deadline: Deadline, faults
         faults.add(f"target_modules, exclude_modules or layers_pattern: {fault}")
         return frozenset()
     chosen = targets - excluded
-    unserved = sorted((chosen & base.others) - table_names(config, base))
+    unserved = sorted(chosen - _adaptable(config, base).keys() - table_names(config, base))
     if unserved:
-        faults.add(
-            f"target_modules selects {some(unserved, len(unserved))}: only linear layers inside the decoder "
-            "blocks are served, and by LoRA the input embeddings and the output head"
-        )
+        served = _SERVED_TARGETS.get(config.kind, _SERVED_LINEAR)
+        faults.add(f"target_modules selects {some(unserved, len(unserved))}: {served}")
     return chosen
+
+
+_SERVED_LINEAR = (
+    "only linear layers inside the decoder blocks are served, and by LoRA the input embeddings and the "
+    "output head"
+)
+_SERVED_TARGETS = {
+    "LN_TUNING": "of this kind only norms that scale what they normalize are served",
+    "TRAINABLE_TOKENS": "of this kind only the input embeddings and the output head are served",
+}
+
+
+def _adaptable(config: AdapterConfig, base: BaseModel) -> Mapping[str, TargetModule]:
+    """The modules that an adapter of this kind may target, embeddings and head aside, in forward order."""
+    if config.kind == "TRAINABLE_TOKENS":
+        return {}
+    return base.norms if config.kind == "LN_TUNING" else base.modules
 
 
 def _targets(

@@ -46,9 +46,11 @@ def tensor_keys(module: str) -> tuple[str, str]:
 
 def lay_out(config: AdapterConfig, targets: Mapping[str, Target], base: BaseModel) -> Layout:
     """The tensors that a config with those target modules needs on ``base``."""
-    modules: dict[str, Mapping[str, Slot]] = {
-        name: _parts(config, base.modules[name], target) for name, target in targets.items()
-    }
+    modules: dict[str, Mapping[str, Slot]]
+    if config.kind == "LN_TUNING":
+        modules = {name: _norm_parts(base.norms[name]) for name in targets}
+    else:
+        modules = {name: _parts(config, base.modules[name], target) for name, target in targets.items()}
     if config.bias is Bias.ALL:
         for module in (*base.modules.values(), *base.norms.values()):
             if module.bias and module.name not in targets:
@@ -85,6 +87,13 @@ def _parts(config: AdapterConfig, module: TargetModule, target: Target) -> dict[
     if config.bias is not Bias.NONE and module.bias:
         parts["bias"] = Slot(f"{prefix}.base_layer.bias", (width_out,))
     return parts
+
+
+def _norm_parts(norm: TargetModule) -> dict[str, Slot]:
+    """The parameters of a norm, as LN tuning saves them."""
+    prefix, shape = f"{PREFIX}{norm.name}.ln_tuning_layers", (norm.out_features,)
+    parts = {"scale": Slot(f"{prefix}.weight", shape)}
+    return parts | {"bias": Slot(f"{prefix}.bias", shape)} if norm.bias else parts
 
 
 def _projections(config: AdapterConfig, targets: Mapping[str, Target], base: BaseModel) -> dict[str, Slot]:

@@ -8,7 +8,8 @@ says. With g = magnitude / ‖W + B' A‖ the two are the same for
     constant    c = b' − b − (g − 1) ⊙ b + s b_B
 
 A gain applies to the base's output with its bias b, of which DoRA's constant then takes the part away
-that is too much; IA3 scales the bias as well and needs no constant.
+that is too much; IA3 scales the bias as well and needs no constant. The gain of a norm applies to what it
+normalized, before its own weight, so it is w' − w, whatever w is.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class FoldedModule:
 
 
 def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModule:
-    """Fold the change to module ``index``; ``base`` is needed for DoRA and for biases only.
+    """Fold the change to module ``index``; ``base`` is needed for DoRA, biases and norms only.
 
     Raises:
         ZeroNorm: see there.
@@ -54,6 +55,9 @@ def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModu
     gain = None if scale is None else scale - 1
     if delta.output_scale is not None:
         gain = delta.output_scale.float() - 1
+    if delta.scale is not None:
+        assert base is not None, "a norm's weight is compared with the base's"
+        gain = delta.scale.float() - base.weight(index).float().cpu()
     return FoldedModule(
         a=delta.a,
         b=b.T,
@@ -65,7 +69,7 @@ def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModu
 
 def has_vectors(delta: ModuleDelta) -> bool:
     """Whether the change is more than A and B."""
-    parts = (delta.magnitude, delta.b_bias, delta.bias, delta.output_scale, delta.input_scale)
+    parts = (delta.magnitude, delta.b_bias, delta.bias, delta.output_scale, delta.input_scale, delta.scale)
     return any(part is not None for part in parts)
 
 
@@ -75,7 +79,7 @@ def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWei
     rank_pages = delta.rank * (width_in + width_out)
     if not has_vectors(delta):
         return rank_pages
-    gain = delta.magnitude is not None or delta.output_scale is not None
+    gain = any(part is not None for part in (delta.magnitude, delta.output_scale, delta.scale))
     constant = delta.bias is not None or delta.b_bias is not None
     constant = constant or (delta.magnitude is not None and _bias(index, base) is not None)
     return rank_pages + width_out * (gain + constant) + width_in * (delta.input_scale is not None)

@@ -13,7 +13,13 @@ from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Optio
 from tests.support.paths import ROOT
 from tests.support.support_tables import support_tables
 
-CONFIGS: dict[str, Any] = {"LORA": peft.LoraConfig, "IA3": peft.IA3Config, "VERA": peft.VeraConfig}
+CONFIGS: dict[str, Any] = {
+    "LORA": peft.LoraConfig,
+    "IA3": peft.IA3Config,
+    "VERA": peft.VeraConfig,
+    "TRAINABLE_TOKENS": peft.TrainableTokensConfig,
+    "LN_TUNING": peft.LNTuningConfig,
+}
 DOCS = ROOT / "docs" / "adapters.md"
 
 
