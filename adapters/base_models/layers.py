@@ -22,7 +22,7 @@ def target_of(name: str, module: Any) -> TargetModule:
         width = len(module.weight)
         return TargetModule(name, width, width, bias=getattr(module, "bias", None) is not None, linear=False)
     if is_transposed(module):
-        return TargetModule(name, module.weight.shape[0], module.weight.shape[1], bias=True)
+        return TargetModule(name, module.weight.shape[0], module.weight.shape[1], bias=True, transposed=True)
     return TargetModule(name, module.in_features, module.out_features, module.bias is not None)
 
 

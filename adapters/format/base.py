@@ -20,6 +20,7 @@ class TargetModule:
     out_features: int
     bias: bool = False  # whether it has b
     linear: bool = True
+    transposed: bool = False  # whether the model keeps W as [in, out] (Conv1D)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,9 @@ def base_model_of(model: nn.Module, name: str = "base") -> BaseModel:
             bias = module.bias is not None
             modules[path] = TargetModule(path, module.in_features, module.out_features, bias)
         elif isinstance(module, Conv1D):
-            modules[path] = TargetModule(path, module.weight.shape[0], module.weight.shape[1], True)
+            modules[path] = TargetModule(
+                path, module.weight.shape[0], module.weight.shape[1], True, transposed=True
+            )
         elif is_norm(module):
             norms[path] = target_of(path, module)
         elif path:

@@ -17,6 +17,7 @@ MAX_LAYERS_PATTERNS = 16
 MAX_INVOCATION_TOKENS = 256
 MAX_SAVED_MODULES = 16
 MAX_TRAINED_TOKENS = 1 << 20
+MAX_TARGET_PARAMETERS = 1000
 CLASS_HEADS = ("score", "classifier")  # what transformers calls the head of a classification model
 TASKS = ("CAUSAL_LM", "SEQ_CLS")
 _DEFAULT_RANK = {"LORA": 8, "VERA": 256}  # 1 of kinds that have none
@@ -50,6 +51,7 @@ class AdapterConfig:
     projection_key: int | None  # of VERA: the seed of its projections; None where they are saved
     base_model_name: str | None  # only a hint
     peft_version: str | None
+    target_parameters: tuple[str, ...] = ()  # endings of the names of weights that LoRA is put on
     notes: tuple[str, ...] = ()  # sentences about keys that were left alone
 
     @property
@@ -82,7 +84,9 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
     own = {key: value for key, value in config.items() if key in known}
     reader = ConfigReader(own, faults)
     targets = reader.selector("target_modules")
-    if config.get("target_modules") in (None, "", []) and kind != "TRAINABLE_TOKENS":
+    parameters = reader.names("target_parameters", MAX_TARGET_PARAMETERS)
+    nowhere = config.get("target_modules") in (None, "", []) and not parameters
+    if nowhere and kind != "TRAINABLE_TOKENS":
         faults.add("target_modules is missing or empty: name the modules that the adapter changes")
     indices = reader.indices("layers_to_transform")
     patterns = reader.names("layers_pattern", MAX_LAYERS_PATTERNS)
@@ -107,12 +111,13 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
         activation=reader.tokens("alora_invocation_tokens", MAX_INVOCATION_TOKENS),
         classifies=classifies(config),
         modules_to_save=_saved(reader, config),
-        tokens=_tokens(reader, kind, faults),
+        tokens=_tokens(reader, kind),
         ensure_weight_tying=reader.flag("ensure_weight_tying"),
         feedforward_modules=reader.selector("feedforward_modules"),
         projection_key=reader.projection_key(kind),
         base_model_name=reader.text("base_model_name_or_path"),
         peft_version=reader.text("peft_version"),
+        target_parameters=parameters,
         notes=tuple(notes),
     )
     _check_combination(result, config, faults)
@@ -125,15 +130,12 @@ def _given(config: Mapping[str, Any], key: str, default: object) -> object:
     return default if value is None else value
 
 
-def _tokens(reader: ConfigReader, kind: str, faults: Faults) -> dict[str, tuple[int, ...]]:
+def _tokens(reader: ConfigReader, kind: str) -> dict[str, tuple[int, ...]]:
     """The tokens whose rows are replaced, by the ending of their table's name."""
     if kind != "TRAINABLE_TOKENS":
         return reader.tokens_by_table("trainable_token_indices")
-    before = len(faults)
-    tokens = reader.tokens("token_indices", MAX_TRAINED_TOKENS)
-    if tokens is None and len(faults) == before:
-        faults.add("token_indices is missing: name the tokens whose rows the adapter changes")
-    return {} if tokens is None else {"": tokens}
+    tokens = reader.tokens("token_indices", MAX_TRAINED_TOKENS, least=0)
+    return {"": () if tokens is None else tokens}
 
 
 def _saved(reader: ConfigReader, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -150,6 +152,15 @@ def _check_combination(result: AdapterConfig, config: Mapping[str, Any], faults:
         faults.add("alora_invocation_tokens cannot be used with use_dora")
     if result.bias is not Bias.NONE and result.activation is not None:
         faults.add("bias cannot be used with alora_invocation_tokens: it would act before the activation too")
+    if result.target_parameters:
+        others = {
+            "use_dora": result.use_dora,
+            "lora_bias": result.lora_bias,
+            "bias": result.bias is not Bias.NONE,
+            "alora_invocation_tokens": result.activation is not None,
+        }
+        for name in (name for name, used in others.items() if used):
+            faults.add(f"{name} cannot be used with target_parameters")
     if result.kind == "IA3" and config.get("feedforward_modules") is None:
         faults.add("feedforward_modules is missing: name the modules whose input is scaled, or none ([])")
 

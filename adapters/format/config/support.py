@@ -147,10 +147,10 @@ _LORA: tuple[Option, ...] = (
     ),
     Option(
         "target_parameters",
-        _REFUSED,
-        "adapters on bare parameters (experts) are not served",
-        "target linear layers",
-        EMPTY,
+        _SERVED,
+        "weights of nn.Linear layers in the blocks (q_proj.weight), which is LoRA on the layers; refused by "
+        "name: experts stacked in one parameter, whose inputs only the model's own code knows, embeddings, "
+        "head and norms",
     ),
     Option(
         "layer_replication",

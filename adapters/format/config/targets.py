@@ -34,10 +34,12 @@ def select_targets(config: AdapterConfig, base: BaseModel, faults: Faults) -> di
     deadline = Deadline()
     before = len(faults)
     chosen = _selected(config, base, deadline, faults)
-    names = [name for name in _adaptable(config, base) if name in chosen]
+    by_weight = _weights(config, base, chosen, deadline, faults)
+    names = [name for name in _adaptable(config, base) if name in chosen | by_weight]
     feedforward = _feedforward(config, names, deadline, faults)
-    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, faults)
-    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, faults)
+    keys = {f"{name}.weight" if name in by_weight else name: name for name in names}  # what patterns see
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, [*keys], deadline, faults)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, [*keys], deadline, faults)
     if config.kind == "TRAINABLE_TOKENS" and not config.target_modules:  # PEFT: the embeddings
         return {}
     if len(faults) == before and not names and not chosen & table_names(config, base):
@@ -51,7 +53,7 @@ def select_targets(config: AdapterConfig, base: BaseModel, faults: Faults) -> di
         return {name: Target(0, 1.0, name in feedforward) for name in names}
     if config.kind == "VERA":
         return dict.fromkeys(names, Target(config.r, 1.0))
-    return {name: _lora(config, ranks.get(name), alphas.get(name)) for name in names}
+    return {name: _lora(config, ranks.get(key), alphas.get(key)) for key, name in keys.items()}
 
 
 def table_names(config: AdapterConfig, base: BaseModel) -> frozenset[str]:
@@ -120,6 +122,32 @@ def _selected(config: AdapterConfig, base: BaseModel, deadline: Deadline, faults
         served = _SERVED_TARGETS.get(config.kind, _SERVED_LINEAR)
         faults.add(f"target_modules selects {some(unserved, len(unserved))}: {served}")
     return chosen
+
+
+def _weights(
+    config: AdapterConfig, base: BaseModel, chosen: frozenset[str], deadline: Deadline, faults: Faults
+) -> frozenset[str]:
+    """The linear layers whose weights ``target_parameters`` names: those that end so, as in PEFT."""
+    everything = [*base.modules, *base.others]
+    found: set[str] = set()
+    for parameter in config.target_parameters:
+        deadline.check()
+        ending = f".{parameter}"
+        names = {name for name in everything if f".{name}.weight".endswith(ending)}
+        if not names or not names <= base.modules.keys():
+            faults.add(
+                f"target_parameters names {shown(parameter)}: only the weights of linear layers in the "
+                "decoder blocks are served, not the parameters of experts, embeddings, head or norms"
+            )
+        if any(base.modules[name].transposed for name in names & base.modules.keys()):
+            faults.add(
+                f"target_parameters names {shown(parameter)}, the weight of a Conv1D: target the layer"
+            )
+        found |= names
+    both = sorted(found & chosen)
+    if both:
+        faults.add(f"target_modules and target_parameters both select {some(both, len(both))}")
+    return frozenset(found)
 
 
 _SERVED_LINEAR = (

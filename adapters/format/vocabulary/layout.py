@@ -132,6 +132,9 @@ def _tokens(
         if len(set(config.tokens[""])) < len(config.tokens[""]):
             faults.add("token_indices holds a token twice")
             return {}
+        if not config.tokens[""]:
+            faults.add("token_indices is missing or empty: name the tokens whose rows the adapter replaces")
+            return {}
         return dict.fromkeys(token_tables(config, base), config.tokens[""])
     result: dict[str, tuple[int, ...]] = {}
     for ending, tokens in config.tokens.items():

@@ -130,7 +130,7 @@ CASES: list[tuple[BaseModel, dict[str, Any], Tensors, str]] = [
     (UNTIED, ROWS | {"token_indices": [3, 10**30]}, ROWS_TENSORS, "token_indices names token 10{30}"),
     (UNTIED, ROWS | {"token_indices": [3, -1]}, ROWS_TENSORS, "token_indices should be a list"),
     (UNTIED, ROWS | {"token_indices": [True]}, ROWS_TENSORS, "token_indices should be a list"),
-    (UNTIED, ROWS | {"token_indices": []}, ROWS_TENSORS, "token_indices should be a list"),
+    (UNTIED, ROWS | {"token_indices": []}, ROWS_TENSORS, "token_indices is missing or empty"),
     (UNTIED, ROWS | {"token_indices": {"embed_tokens": [3]}}, ROWS_TENSORS, "token_indices should be a list"),
     (UNTIED, {"peft_type": "TRAINABLE_TOKENS"}, ROWS_TENSORS, "token_indices is missing"),
     (UNTIED, ROWS | {"target_modules": ["q_proj"]}, {}, "selects .*: of this kind only the input embeddings"),
