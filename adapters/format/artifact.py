@@ -14,7 +14,6 @@ from manylora.adapters.errors import SourceMissing
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.classes import Classes, read_classes
 from manylora.adapters.format.config.config import AdapterConfig, parse_config
-from manylora.adapters.format.config.support import OPTIONS
 from manylora.adapters.format.config.targets import select_targets
 from manylora.adapters.format.faults import Faults, shown
 from manylora.adapters.format.files import (
@@ -30,6 +29,7 @@ from manylora.adapters.format.files import (
     read_config,
     read_text_files,
 )
+from manylora.adapters.format.kinds.table import KINDS_OF_UPDATES, OPTIONS
 from manylora.adapters.format.tensor_check import check_tensors
 from manylora.adapters.format.text.conventions import AdapterText, read_text
 from manylora.adapters.format.vocabulary.changes import VocabularyDelta
@@ -63,7 +63,7 @@ class Artifact:
     text: AdapterText  # its chat template and tokenizer, where they are not the base's
     kind: str  # "LORA", "LORA+DORA", "IA3", ...: the peft_type and what is added to it
     nbytes: int  # of all tensors, as stored
-    rank: int  # the largest of any module and table; 0 where none has A and B
+    rank: int  # in rank pages, the largest of any module and table; 0 where none has A and B
     activation: tuple[int, ...] | None  # the tokens that switch it on (aLoRA)
     base_model_name: str | None  # what the config says it was trained on: only a hint
     peft_version: str | None  # that wrote it, where recorded
@@ -83,15 +83,21 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     faults = Faults()
     config, parsed = _read_config(directory, faults)
     targets = select_targets(parsed, base, faults) if parsed is not None else None
-    layout = lay_out(parsed, targets, base) if parsed is not None and targets is not None else None
+    layout = lay_out(parsed, targets, base, faults) if parsed is not None and targets is not None else None
     tables = lay_out_vocabulary(parsed, base, faults) if parsed is not None else None
     digest = artifact_digest(config)
     file = None
     if WEIGHTS_NAME not in names and names != {CONFIG_NAME}:
         faults.add(pickle_fault(min(names - {CONFIG_NAME})))
     else:
-        path, bound = directory / WEIGHTS_NAME, _header_bound(base)
-        file = read_tensors(path, digest, faults, max_header=bound, max_bytes=limits.max_bytes)
+        file = read_tensors(
+            directory / WEIGHTS_NAME,
+            digest,
+            faults,
+            max_header=_header_bound(base),
+            max_bytes=limits.max_bytes,
+            indices=[] if layout is None else [slot.key for slot in layout.slots() if slot.integers],
+        )
     texts = _read_text_files(directory, config, faults)
     add_text_files(digest, texts)
     if file is not None and _may_be_served(config):
@@ -126,7 +132,7 @@ def _read_config(directory: Path, faults: Faults) -> tuple[dict[str, Any], Adapt
     except FileFault as fault:
         faults.add(str(fault))
         return {}, None
-    return config, parse_config(config, faults)
+    return config, parse_config(config, faults, KINDS_OF_UPDATES)
 
 
 def _read_text_files(directory: Path, config: Mapping[str, Any], faults: Faults) -> dict[str, bytes]:
@@ -171,14 +177,15 @@ def _artifact(
     directory: Path, digest: str, layout: Layout, base: BaseModel, *, file: TensorFile, text: AdapterText
 ) -> Artifact:
     config = layout.config
+    deltas = read_deltas(layout, base, file)
     return Artifact(
         directory=directory,
         digest=digest,
-        delta=MappingProxyType(read_deltas(layout, base, file)),
+        delta=MappingProxyType(deltas),
         text=text,
         kind=config.served_as,
         nbytes=file.nbytes,
-        rank=max((target.rank for target in layout.targets.values()), default=0),
+        rank=max((delta.rank for delta in deltas.values()), default=0),
         activation=config.activation,
         base_model_name=config.base_model_name,
         peft_version=config.peft_version,

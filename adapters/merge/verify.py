@@ -120,9 +120,10 @@ def _alone(module: Any, delta: ModuleDelta, x: torch.Tensor, y: torch.Tensor) ->
     else:
         weight = (module.weight.T if is_transposed(module) else module.weight).float()
         inner = y - bias if delta.input_scale is None else F.linear(x * delta.input_scale.float(), weight)
-        inner = inner + (x @ delta.a.float().T) @ delta.scaled_b().T
+        a, b = delta.factors(weight)
+        inner = inner + (x @ a.float().T) @ b.T
         if delta.magnitude is not None:
-            norm = (weight + delta.scaled_b() @ delta.a.float()).norm(dim=1)
+            norm = (weight + b @ a.float()).norm(dim=1)
             inner = inner * (delta.magnitude.float() / norm)
     result = inner + own_bias
     if delta.output_scale is not None:

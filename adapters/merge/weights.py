@@ -22,7 +22,8 @@ def merged_weight(weight: torch.Tensor, deltas: Iterable[tuple[ModuleDelta, floa
             if delta.scale is not None:
                 result.add_(delta.scale.float() - base, alpha=factor)
         elif _is_plain(delta):
-            result.addmm_(delta.scaled_b(), delta.a.float(), alpha=factor)
+            a, b = delta.factors(weight)
+            result.addmm_(b.to(result), a.to(result), alpha=factor)
         else:
             result.add_(_alone(base, delta) - base, alpha=factor)
     return result
@@ -50,7 +51,8 @@ def merged_bias(
 
 def _alone(base: torch.Tensor, delta: ModuleDelta) -> torch.Tensor:
     """The weight that the adapter alone amounts to."""
-    change = delta.scaled_b() @ delta.a.float()
+    a, b = delta.factors(base)
+    change = b.to(base) @ a.to(base)
     scaled = base if delta.input_scale is None else base * delta.input_scale.float()
     result = scaled + change
     if delta.magnitude is not None:

@@ -144,7 +144,7 @@ def _change(delta: ModuleDelta, layer: Any, x: torch.Tensor, y: torch.Tensor) ->
     weight, inputs, low_rank = (
         weight.double(),
         x.double(),
-        delta.scaled_b().double() @ delta.a.double(),
+        _low_rank(delta, weight),
     )
     total = weight + low_rank
     if delta.magnitude is not None:
@@ -157,3 +157,8 @@ def _change(delta: ModuleDelta, layer: Any, x: torch.Tensor, y: torch.Tensor) ->
     result = result if delta.b_bias is None else result + delta.scaling * delta.b_bias
     change: torch.Tensor = (result - y).float()
     return change
+
+
+def _low_rank(delta: ModuleDelta, weight: torch.Tensor) -> torch.Tensor:
+    a, b = delta.factors(weight)
+    return b.double() @ a.double()

@@ -21,6 +21,7 @@ from manylora.adapters.format.config.config import parse_config
 from manylora.adapters.format.config.targets import select_targets
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
+from manylora.adapters.format.kinds.table import KINDS_OF_UPDATES
 from manylora.adapters.format.weights.expected_tensors import lay_out
 
 
@@ -100,14 +101,17 @@ def lora_tensors(
 ) -> dict[str, torch.Tensor]:
     """Random tensors for every module that ``config`` selects: A and B from ±``scale``, see also _RANGES."""
     faults = Faults()
-    parsed = parse_config(config, faults)
+    parsed = parse_config(config, faults, KINDS_OF_UPDATES)
     targets = select_targets(parsed, base, faults) if parsed is not None else None
     if parsed is None or targets is None:  # refused options do not matter here: tests need them too
         faults.raise_any()
     assert parsed is not None
     assert targets is not None
     generator = torch.Generator().manual_seed(seed)
-    layout = lay_out(parsed, targets, base)
+    layout = lay_out(parsed, targets, base, faults)
+    if layout is None:
+        faults.raise_any()
+    assert layout is not None
     tensors = {}
     for parts in (*layout.modules.values(), layout.shared):
         for part, slot in parts.items():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from manylora.adapters.format.config.foreign_keys import Judgement, judge, note
 from manylora.adapters.format.config.reader import Bias, ConfigReader, Selector, flag_of
 from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment
+from manylora.adapters.format.config.weight_kind import Kinds
 from manylora.adapters.format.faults import Faults, shown
 from manylora.adapters.format.files import classifies, enum_name
+from manylora.adapters.format.update import KindSettings
 
 MAX_LAYERS_PATTERNS = 16
 MAX_INVOCATION_TOKENS = 256
@@ -22,6 +25,13 @@ CLASS_HEADS = ("score", "classifier")  # what transformers calls the head of a c
 TASKS = ("CAUSAL_LM", "SEQ_CLS")
 _DEFAULT_RANK = {"LORA": 8, "VERA": 256}  # 1 of kinds that have none
 _DEFAULT_ALPHA = 8
+_NO_FURTHER: Kinds = MappingProxyType({})
+_READ_FOR_ALL = frozenset(  # keys of further kinds that this parser reads, not they
+    (
+        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "bias",
+        "modules_to_save", "base_model_name_or_path", "peft_version",
+    )
+)  # fmt: skip
 _LIBRARY = re.compile(r"[A-Za-z_]\w{0,99}(\.\w{1,100}){0,20}", re.ASCII)  # the path of a module of Python
 
 
@@ -30,7 +40,7 @@ class AdapterConfig:
     """The part of the config that decides what the adapter computes. Absent keys have PEFT's defaults."""
 
     kind: str  # the peft_type: LORA, IA3, ...
-    r: int  # unused by kinds that have none
+    r: int  # of LORA and VERA
     alpha: float  # of LORA only
     use_rslora: bool
     use_dora: bool
@@ -52,6 +62,7 @@ class AdapterConfig:
     base_model_name: str | None  # only a hint
     peft_version: str | None
     target_parameters: tuple[str, ...] = ()  # endings of the names of weights that LoRA is put on
+    settings: KindSettings | None = None  # of a further kind: its own keys, which no field above tells
     notes: tuple[str, ...] = ()  # sentences about keys that were left alone
 
     @property
@@ -67,21 +78,28 @@ class AdapterConfig:
         return self.kind + "".join(name for name, used in added.items() if used)
 
 
-def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | None:
-    """Check every key of ``config``.
+def parse_config(
+    config: Mapping[str, Any], faults: Faults, kinds: Kinds = _NO_FURTHER
+) -> AdapterConfig | None:
+    """Check every key of ``config``; ``kinds`` are served beside LoRA, IA3 and VeRA.
 
     None if it is of no kind that is served, or what it says about modules, ranks and alphas can't be read.
     Options that are refused are faults as well, but the rest of the config can then still be judged.
     """
-    kind = _served_kind(config, faults)
+    kind = _served_kind(config, faults, kinds)
     if kind is None:
         return None
-    notes = _check_options(config, OPTIONS[kind], faults)
+    further = kinds.get(kind)
+    options = OPTIONS[kind] if further is None else further.options
+    notes = _check_options(config, options, faults)
     _check_init(config.get("init_lora_weights", True), faults)
     notes += _check_auto_mapping(config.get("auto_mapping"), faults)
     before = len(faults)
-    known = {option.key for option in OPTIONS[kind]}
+    known = {option.key for option in options}
     own = {key: value for key, value in config.items() if key in known}
+    settings = None if further is None else further.parse(ConfigReader(own, faults))
+    if further is not None:
+        own = {key: value for key, value in own.items() if key in _READ_FOR_ALL}
     reader = ConfigReader(own, faults)
     targets = reader.selector("target_modules")
     parameters = reader.names("target_parameters", MAX_TARGET_PARAMETERS)
@@ -114,10 +132,13 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
         tokens=_tokens(reader, kind),
         ensure_weight_tying=reader.flag("ensure_weight_tying"),
         feedforward_modules=reader.selector("feedforward_modules"),
-        projection_key=reader.projection_key(kind),
+        projection_key=reader.seed("projection_prng_key", 0, saved="save_projection")
+        if kind == "VERA"
+        else None,
         base_model_name=reader.text("base_model_name_or_path"),
         peft_version=reader.text("peft_version"),
         target_parameters=parameters,
+        settings=settings,
         notes=tuple(notes),
     )
     _check_combination(result, config, faults)
@@ -165,15 +186,15 @@ def _check_combination(result: AdapterConfig, config: Mapping[str, Any], faults:
         faults.add("feedforward_modules is missing: name the modules whose input is scaled, or none ([])")
 
 
-def _served_kind(config: Mapping[str, Any], faults: Faults) -> str | None:
+def _served_kind(config: Mapping[str, Any], faults: Faults, kinds: Kinds) -> str | None:
     peft_type, name = config.get("peft_type"), enum_name(config.get("peft_type"))
-    if isinstance(name, str) and name in OPTIONS:
+    if isinstance(name, str) and (name in OPTIONS or name in kinds):
         return name
     kind = next((kind for kind in KINDS if kind.peft_type == name), None)
     if peft_type is None:
         faults.add("peft_type is missing: this is not the config of a PEFT adapter")
     elif kind is None:
-        served = ", ".join(OPTIONS)
+        served = ", ".join((*OPTIONS, *kinds))
         faults.add(
             f"peft_type {shown(peft_type)} is not a kind of adapter this server knows; served: {served}"
         )

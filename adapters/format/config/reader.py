@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -26,17 +26,12 @@ class Bias(StrEnum):
     """Which biases of the base the adapter replaces."""
 
     NONE = "none"
-    TARGETS = "targets"  # of the target modules: PEFT's "lora_only" and "vera_only"
+    TARGETS = "targets"  # of the target modules: PEFT's "lora_only", "vera_only", ...
     ALL = "all"
 
 
-_BIASES = {
-    "": Bias.NONE,
-    "none": Bias.NONE,
-    "lora_only": Bias.TARGETS,
-    "vera_only": Bias.TARGETS,
-    "all": Bias.ALL,
-}
+_BIASES = {"": Bias.NONE, "none": Bias.NONE, "all": Bias.ALL}
+_OF_TARGETS = re.compile(r"[a-z]{1,16}_only")  # with a kind's name, which PEFT does not read
 
 
 _DECIMAL = re.compile(r"[+-]?\d{1,40}(\.\d{0,40})?([eE][+-]?\d{1,3})?", re.ASCII)
@@ -80,6 +75,20 @@ class ConfigReader:
         self._wrong(where, f"a positive integer up to {MAX_RANK}", value)
         return 1
 
+    def count(self, key: str, default: int, *, least: int = 1, most: int = MAX_RANK) -> int:
+        """A whole number in that range; absent and null are the default."""
+        value = self._config.get(key)
+        number = default if value is None else integer_of(value)
+        if number is not None and least <= number <= most:
+            return number
+        self._wrong(key, f"a whole number from {least} to {most}", value)
+        return default
+
+    def value(self, key: str, default: object) -> object:
+        """The value as it is written; absent and null are the default."""
+        value = self._config.get(key)
+        return default if value is None else value
+
     def alpha(self, where: str, value: object) -> float:
         """A positive number up to ``MAX_ALPHA``."""
         number = number_of(value) or 0
@@ -97,30 +106,65 @@ class ConfigReader:
             self._wrong(key, "true or false", value)
         return bool(flag)
 
+    def choice_or_flag(self, key: str, choices: Sequence[str]) -> str | None:
+        """One of ``choices``; None for true, false, absent and null, which are allowed as well."""
+        value = self._config.get(key)
+        if value in (None, "") or flag_of(value) is not None:
+            return None
+        text = value.strip().lower() if isinstance(value, str) else ""
+        if text in choices:
+            return text
+        self._wrong(key, f"true, false or {' or '.join(map(repr, map(str, choices)))}", value)
+        return None
+
     def bias(self) -> Bias:
         """The value of ``bias``: which biases of the base are replaced."""
         value = self._config.get("bias")
         if not value:  # null, false or empty
             return Bias.NONE
-        if isinstance(value, str) and value.strip().lower() in _BIASES:
-            return _BIASES[value.strip().lower()]
+        text = value.strip().lower() if isinstance(value, str) else "?"
+        if text in _BIASES:
+            return _BIASES[text]
+        if _OF_TARGETS.fullmatch(text):
+            return Bias.TARGETS
         self._wrong("bias", "'none', 'all' or '..._only'", value)
         return Bias.NONE
 
-    def projection_key(self, kind: str) -> int | None:
-        """VeRA's seed, if it has to be used."""
-        value = self._config.get("save_projection")
-        saved = True if value is None else flag_of(value)
-        if kind != "VERA" or saved:
+    def share(self, key: str, default: float) -> float:
+        """A number from 0 to 1; absent and null are the default."""
+        value = self._config.get(key)
+        number = default if value is None else number_of(value)
+        if number is not None and 0 <= number <= 1:
+            return float(number)
+        self._wrong(key, "a number from 0 to 1", value)
+        return default
+
+    def seed(self, key: str, default: int, *, saved: str, saved_by_default: bool = True) -> int | None:
+        """The seed of what is drawn anew; None where the flag ``saved`` says that the file holds it."""
+        value = self._config.get(saved)
+        flag = saved_by_default if value is None else flag_of(value)
+        if flag is None:
+            self._wrong(saved, "true or false", value)
+        if flag:
             return None
-        if saved is None:
-            self._wrong("save_projection", "true or false", value)
-        key = self._config.get("projection_prng_key")
-        seed = 0 if key is None else integer_of(key)
+        value = self._config.get(key)
+        seed = default if value is None else integer_of(value)
         if seed is not None and 0 <= seed < 1 << 63:
             return seed
-        self._wrong("projection_prng_key", "a seed of at most 63 bits", key)
-        return 0
+        self._wrong(key, "a seed of at most 63 bits", value)
+        return default
+
+    def masks(self, key: str, length: int) -> dict[str, list[bool]]:
+        """An object from names to lists of that many flags; absent and null are empty."""
+        value = self._config.get(key)
+        if value is None or value == "":
+            return {}
+        masks: dict[str, Any] = value if isinstance(value, dict) else {"": None}
+        for mask in masks.values():
+            if not isinstance(mask, list) or len(mask) != length or None in map(flag_of, mask):
+                self._wrong(key, f"an object from names to lists of {length} flags", value)
+                return {}
+        return {name: [bool(flag_of(flag)) for flag in mask] for name, mask in masks.items()}
 
     def text(self, key: str) -> str | None:
         """A string or null."""

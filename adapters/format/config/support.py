@@ -1,7 +1,8 @@
 """What of PEFT is served: one table that the config parser enforces and a test compares with the docs.
 
-Every ``PeftType`` and every field of the configs of the served kinds has a row; a test compares with the
-installed PEFT, so a new release can't add an option that is then silently ignored.
+Every ``PeftType`` and every field of the configs of the served kinds has a row, here or in the kind's own
+module (``format/kinds/``); a test compares with the installed PEFT, so a new release can't add an option
+that is then silently ignored.
 """
 
 from __future__ import annotations
@@ -44,10 +45,7 @@ class Kind:
     peft_type: str
     note: str
     remedy: str = ""
-
-    @property
-    def treatment(self) -> Treatment:
-        return Treatment.SERVED if self.peft_type in OPTIONS else Treatment.REFUSED
+    treatment: Treatment = Treatment.REFUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ _PLAIN = "retrain with plain LoRA"
 _ROUTING = "routing among adapters is not served"
 _MIX = "name a mix of the members, with fixed weights"
 
-_COMMON: tuple[Option, ...] = (
+COMMON: tuple[Option, ...] = (
     Option("peft_type", _SERVED, "the kinds are in the table below"),
     Option("task_type", _SERVED, "CAUSAL_LM or null; SEQ_CLS to classify; the others have another head"),
     Option("base_model_name_or_path", _NO_EFFECT, "a hint: the base is matched by modules and shapes"),
@@ -88,7 +86,7 @@ _COMMON: tuple[Option, ...] = (
     ),
 )
 
-_TARGETS: tuple[Option, ...] = (
+TARGETS: tuple[Option, ...] = (
     Option(
         "target_modules",
         _SERVED,
@@ -99,9 +97,9 @@ _TARGETS: tuple[Option, ...] = (
     Option("layers_pattern", _SERVED, "names of lists of blocks, with layers_to_transform only, as in PEFT"),
 )
 
-_EXCLUDE = Option("exclude_modules", _SERVED, "a list or a regular expression")
+EXCLUDE = Option("exclude_modules", _SERVED, "a list or a regular expression")
 
-_MODULES_TO_SAVE = Option(
+MODULES_TO_SAVE = Option(
     "modules_to_save",
     _SERVED,
     "the input embeddings and the output head: whole tables, of which the rows that differ from the base's "
@@ -109,7 +107,7 @@ _MODULES_TO_SAVE = Option(
     "refused",
 )
 
-_BIAS = Option(
+BIAS = Option(
     "bias",
     _SERVED,
     "the trained biases take the place of the base's, in the rows that run the adapter: those of the target "
@@ -117,14 +115,14 @@ _BIAS = Option(
 )
 
 _LORA: tuple[Option, ...] = (
-    *_COMMON,
+    *COMMON,
     Option("r", _SERVED, "1 up to the server's --max-lora-rank"),
     Option("lora_alpha", _SERVED, "any positive number; the scaling is alpha / r"),
     Option("use_rslora", _SERVED, "the scaling is alpha / √r"),
     Option("rank_pattern", _SERVED, "per module, with PEFT's matching: the first pattern that fits wins"),
     Option("alpha_pattern", _SERVED, "as rank_pattern"),
-    *_TARGETS,
-    _EXCLUDE,
+    *TARGETS,
+    EXCLUDE,
     Option("init_lora_weights", _SERVED, "those that leave the base as it was; see the table below"),
     Option("fan_in_fan_out", _NO_EFFECT, "A is [r, in] and B is [out, r] on nn.Linear and Conv1D alike"),
     Option("lora_dropout", _NO_EFFECT, "training only"),
@@ -182,36 +180,36 @@ _LORA: tuple[Option, ...] = (
     ),
     Option("use_dora", _SERVED, "the gain m / ‖W + BA‖ of every output is computed when it is loaded"),
     Option("lora_bias", _SERVED, "a bias on B, scaled as B is; not with use_dora, as in PEFT"),
-    _BIAS,
-    _MODULES_TO_SAVE,
+    BIAS,
+    MODULES_TO_SAVE,
 )
 
 _IA3: tuple[Option, ...] = (
-    *_COMMON,
-    _TARGETS[0],
-    _EXCLUDE,
+    *COMMON,
+    TARGETS[0],
+    EXCLUDE,
     Option("feedforward_modules", _SERVED, "a list or a regular expression, with PEFT's matching"),
     Option("fan_in_fan_out", _NO_EFFECT, "the scales are those of inputs or outputs on Conv1D as well"),
     Option("init_ia3_weights", _NO_EFFECT, "training only"),
-    _MODULES_TO_SAVE,
+    MODULES_TO_SAVE,
 )
 
 _VERA: tuple[Option, ...] = (
-    *_COMMON,
+    *COMMON,
     Option("r", _SERVED, "1 up to the server's --max-lora-rank: raise that for VeRA's usual 256"),
-    *_TARGETS,
+    *TARGETS,
     Option("save_projection", _SERVED, "without saved projections they are drawn anew, as PEFT does"),
     Option("projection_prng_key", _SERVED, "the seed of projections that are not saved"),
     Option("fan_in_fan_out", _NO_EFFECT, "the projections lie the same way on nn.Linear and Conv1D"),
     Option("vera_dropout", _NO_EFFECT, "training only"),
     Option("d_initial", _NO_EFFECT, "training only"),
     Option("init_weights", _NO_EFFECT, "training only"),
-    _BIAS,
-    _MODULES_TO_SAVE,
+    BIAS,
+    MODULES_TO_SAVE,
 )
 
 _TRAINABLE_TOKENS: tuple[Option, ...] = (
-    *_COMMON,
+    *COMMON,
     Option("token_indices", _SERVED, "the rows of the tables that are replaced"),
     Option(
         "target_modules",
@@ -223,17 +221,17 @@ _TRAINABLE_TOKENS: tuple[Option, ...] = (
 )
 
 _LN_TUNING: tuple[Option, ...] = (
-    *_COMMON,
+    *COMMON,
     Option(
         "target_modules",
         _SERVED,
         "a list or a regular expression, of the norms: of the blocks, of queries and keys, and the last one",
     ),
-    _EXCLUDE,
-    _MODULES_TO_SAVE,
+    EXCLUDE,
+    MODULES_TO_SAVE,
 )
 
-OPTIONS: Mapping[str, tuple[Option, ...]] = {  # of the served kinds
+OPTIONS: Mapping[str, tuple[Option, ...]] = {  # of the kinds that are no further one of format/kinds/
     "LORA": _LORA,
     "IA3": _IA3,
     "VERA": _VERA,
@@ -260,22 +258,36 @@ _OTHER_DELTA = "this kind of weight update is not served"
 _ACTIVATIONS = "changes to activations are not served"
 
 KINDS: tuple[Kind, ...] = (
-    Kind("LORA", "LoRA, rsLoRA, DoRA and aLoRA, as in the table above"),
-    Kind("IA3", "scales of outputs, and of inputs of feedforward modules; a mix adds up the changes"),
-    Kind("VERA", "as LoRA: every module gets its part of the shared projections as rank pages"),
-    Kind("ADALORA", "its E factor is not served", _MERGE),
+    Kind("LORA", "LoRA, rsLoRA, DoRA and aLoRA, as in the table above", treatment=_SERVED),
+    Kind(
+        "IA3",
+        "scales of outputs, and of inputs of feedforward modules; a mix adds up the changes",
+        treatment=_SERVED,
+    ),
+    Kind(
+        "VERA",
+        "as LoRA: every module gets its part of the shared projections as rank pages",
+        treatment=_SERVED,
+    ),
+    Kind(
+        "TRAINABLE_TOKENS",
+        "rows of the embeddings and of the head, as LoRA's trainable_token_indices",
+        treatment=_SERVED,
+    ),
+    Kind(
+        "LN_TUNING",
+        "weights (and biases) of norms, wherever they are; a mix adds up the changes",
+        treatment=_SERVED,
+    ),
     *(
         Kind(name, _OTHER_DELTA, _TO_LORA)
-        for name in (
-            "C3A", "DELORA", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA",
-            "TINYLORA", "UNILORA", "VBLORA", "WAVEFT",
-        )
+        for name in ("C3A", "FOURIERFT", "PSOFT", "RANDLORA", "WAVEFT")
     ),
     *(
         Kind(name, _OTHER_DELTA, _MERGE)
         for name in (
-            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "HRA", "OFT",
-            "OSF", "PEANUT", "PVERA", "ROAD", "SHIRA", "SUPERTUNING",
+            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "OFT", "OSF",
+            "PEANUT", "ROAD", "SHIRA", "SUPERTUNING",
         )
     ),
     Kind("LILY", _OTHER_DELTA),
@@ -287,6 +299,4 @@ KINDS: tuple[Kind, ...] = (
             "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING",
         )
     ),
-    Kind("TRAINABLE_TOKENS", "rows of the embeddings and of the head, as LoRA's trainable_token_indices"),
-    Kind("LN_TUNING", "the weights (and biases) of norms; a mix adds up the changes"),
 )  # fmt: skip

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import AdapterConfig
 from manylora.adapters.format.config.patterns import Deadline, PatternFault, assign, block_indices, select
-from manylora.adapters.format.config.reader import Selector
+from manylora.adapters.format.config.reader import Number, Selector
 from manylora.adapters.format.faults import Faults, shown, some
 
 ALL_LINEAR = "all-linear"
@@ -21,7 +20,7 @@ _EMBEDDINGS = ("embed_tokens", "lm_head")  # peft.utils.constants.EMBEDDING_LAYE
 class Target:
     """What the config says about one target module."""
 
-    rank: int  # 0 for kinds without A and B
+    rank: int  # 0 of kinds without A and B, and of further ones, whose settings say it
     scaling: float  # alpha / rank, or alpha / √rank under rsLoRA; 1 for the other kinds
     feedforward: bool = False  # of IA3: its input is scaled instead of its output
 
@@ -38,8 +37,8 @@ def select_targets(config: AdapterConfig, base: BaseModel, faults: Faults) -> di
     names = [name for name in _adaptable(config, base) if name in chosen | by_weight]
     feedforward = _feedforward(config, names, deadline, faults)
     keys = {f"{name}.weight" if name in by_weight else name: name for name in names}  # what patterns see
-    ranks = _by_pattern("rank_pattern", config.rank_pattern, [*keys], deadline, faults)
-    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, [*keys], deadline, faults)
+    ranks = by_pattern("rank_pattern", config.rank_pattern, [*keys], deadline, faults)
+    alphas = by_pattern("alpha_pattern", config.alpha_pattern, [*keys], deadline, faults)
     if config.kind == "TRAINABLE_TOKENS" and not config.target_modules:  # PEFT: the embeddings
         return {}
     if len(faults) == before and not names and not chosen & table_names(config, base):
@@ -47,7 +46,7 @@ def select_targets(config: AdapterConfig, base: BaseModel, faults: Faults) -> di
         faults.add(f"target modules {said} are not found in the base model ({base.architecture})")
     if len(faults) != before:
         return None
-    if config.kind in ("LN_TUNING", "TRAINABLE_TOKENS"):
+    if config.settings is not None or config.kind in ("LN_TUNING", "TRAINABLE_TOKENS"):
         return dict.fromkeys(names, Target(0, 1.0))
     if config.kind == "IA3":
         return {name: Target(0, 1.0, name in feedforward) for name in names}
@@ -73,8 +72,8 @@ def table_targets(config: AdapterConfig, base: BaseModel) -> dict[str, Target]:
     unreported = Faults()
     deadline = Deadline()
     names = sorted(_selected(config, base, deadline, unreported) & table_names(config, base))
-    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, unreported)
-    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, unreported)
+    ranks = by_pattern("rank_pattern", config.rank_pattern, names, deadline, unreported)
+    alphas = by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, unreported)
     return {name: _lora(config, ranks.get(name), alphas.get(name)) for name in names}
 
 
@@ -222,9 +221,10 @@ def _ending(endings: Iterable[str], names: list[str], deadline: Deadline) -> fro
     return frozenset(found)
 
 
-def _by_pattern(
-    key: str, patterns: Mapping[str, Any], names: list[str], deadline: Deadline, faults: Faults
-) -> dict[str, Any]:
+def by_pattern(
+    key: str, patterns: Mapping[str, Number], names: list[str], deadline: Deadline, faults: Faults
+) -> dict[str, Number]:
+    """What ``patterns``, the value of ``key``, say about those of ``names`` that one fits."""
     try:
         return {name: patterns[fit] for name, fit in assign(patterns, names, deadline).items()}
     except PatternFault as fault:

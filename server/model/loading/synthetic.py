@@ -31,7 +31,7 @@ def synthetic(model: Any, decoder: Decoder, number: int) -> dict[str, ModuleDelt
     found = {}
     for index, module in enumerate(decoder.modules):
         rank = ranks[index % len(ranks)]
-        vectors = _vectors(module, index, generator) if number == _SCALED else {}
+        vectors: dict[str, Any] = {**_vectors(module, index, generator)} if number == _SCALED else {}
         if not module.linear and number == _SCALED:
             found[module.name] = _scaled_norm(module, model.get_submodule(module.name), generator)
         if not module.linear or not (rank or vectors):

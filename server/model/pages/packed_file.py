@@ -30,7 +30,7 @@ from manylora.server.kernels.buffers import ReusedMemory
 from manylora.server.kernels.inputs import PAGE_ALIGN, ClassPages, TablePages, VectorPages, VocabularyPages
 from manylora.server.model.pages.pool import PackedAdapter
 
-LAYOUT = 3  # of pages in the pool and of this file: a change of either takes the next number
+LAYOUT = 4  # of pages in the pool and of this file: a change of either takes the next number
 PREFIX = "packed-"
 _WORD = 8
 _ALIGN = 64
@@ -112,6 +112,7 @@ def _header(packed: PackedAdapter) -> dict[str, Any]:
     return {
         "offset": packed.offset.tolist(),
         "rank": packed.rank.tolist(),
+        "stated_rank": packed.stated_rank,
         "activation": packed.activation,
         "vectors": None
         if vectors is None
@@ -149,6 +150,7 @@ def _adapter(digest: str, data: torch.Tensor, header: Mapping[str, Any]) -> Pack
         None if activation is None else tuple(activation),
         None if vectors is None else VectorPages(*(np.array(table, np.int64) for table in vectors)),
         None if vocabulary is None else _vocabulary(vocabulary),
+        header["stated_rank"],
     )
 
 

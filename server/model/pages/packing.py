@@ -3,7 +3,7 @@
 An adapter alone computes what :class:`ModuleDelta` says; the kernels compute what :class:`AdapterPages`
 says. With g = magnitude / ‖W + B' A‖ the two are the same for
 
-    rank pages  A and g ⊙ B'
+    rank pages  A and g ⊙ l_out ⊙ B'
     gain        γ = g ⊙ l_out − 1
     constant    c = b' − b − (g − 1) ⊙ b + s b_B
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.update import NoUpdate
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.server.kernels.inputs import BaseWeights, page_length
 from manylora.server.model.pages.norms import row_norms
@@ -40,31 +41,47 @@ class FoldedModule:
 
 
 def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModule:
-    """Fold the change to module ``index``; ``base`` is needed for DoRA, biases and norms only.
+    """Fold the change to module ``index``.
+
+    ``base`` is needed for DoRA, biases, norms and some updates only.
 
     Raises:
-        ZeroNorm: see there.
+        ZeroNorm, NoUpdate: see there.
     """
+    a, low = _factors(delta, index, base)
     if not has_vectors(delta):
-        return FoldedModule(delta.a, delta.scaled_b().T)
+        return FoldedModule(a, low.T)
     scale = None
     if delta.magnitude is not None:
         assert base is not None, "DoRA needs the base's weights"
         scale = _dora_gain(delta.magnitude, row_norms(base.weight(index), delta))
-    b = delta.scaled_b() if scale is None else delta.scaled_b() * scale[:, None]
+    b = low if scale is None else low * scale[:, None]
     gain = None if scale is None else scale - 1
     if delta.output_scale is not None:
         gain = delta.output_scale.float() - 1
+        b = b * delta.output_scale.float()[:, None]
     if delta.scale is not None:
         assert base is not None, "a norm's weight is compared with the base's"
         gain = delta.scale.float() - base.weight(index).float().cpu()
     return FoldedModule(
-        a=delta.a,
+        a=a,
         b=b.T,
         gain=gain,
         constant=_constant(delta, scale, _bias(index, base)),
         input_gain=None if delta.input_scale is None else delta.input_scale.float() - 1,
     )
+
+
+def _factors(delta: ModuleDelta, index: int, base: BaseWeights | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [r, in] and B' [out, r], checked where they are not what the file holds."""
+    if delta.update is None:
+        return delta.factors()
+    assert base is not None or not delta.needs_weight, "the update needs the base's weights"
+    weight = base.weight(index) if base is not None and delta.needs_weight else None
+    a, b = delta.factors(weight)
+    if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
+        raise NoUpdate("the change of the weight is not finite")
+    return a, b
 
 
 def has_vectors(delta: ModuleDelta) -> bool:
