@@ -20,7 +20,7 @@ _ENDINGS = "|".join(re.escape(ending) for kind in KINDS_OF_UPDATES.values() for 
 _KEY = re.compile(
     r"base_model\.model\.(?P<module>.+?)\."
     r"(lora_[AB]\.weight|lora_B\.bias|lora_magnitude_vector|ia3_l|vera_lambda_[bd]|base_layer\.bias|bias"
-    rf"|{_ENDINGS})",
+    rf"|ln_tuning_layers\.(?:weight|bias)|{_ENDINGS})",
     re.DOTALL,
 )
 _NAMED_KEY = re.compile(r".*\.lora_[AB]\.[^.]+\.weight", re.DOTALL)
@@ -233,7 +233,7 @@ def _check_effect(file: TensorFile, layout: Layout | None, base: BaseModel, faul
         return
     known = _pairs(file, base) if layout is None else layout.modules.values()
     parts = [p for p in known if all(slot.key in file.infos for slot in p.values())]
-    if not parts or any({"magnitude", "bias"} & p.keys() for p in parts):
+    if not parts or any({"magnitude", "bias", "scale"} & p.keys() for p in parts):
         return
     if not any(_does_something(file, p) for p in parts):
         faults.add(f"the adapter would do nothing: {_idle(layout)} (was it trained?)")

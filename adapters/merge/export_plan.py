@@ -165,7 +165,8 @@ def _place(
 
 
 def _only_bias(delta: ModuleDelta) -> bool:
-    return delta.magnitude is None and delta.output_scale is None and delta.input_scale is None
+    parts = (delta.magnitude, delta.output_scale, delta.input_scale, delta.scale)
+    return all(part is None for part in parts)
 
 
 def _planned(

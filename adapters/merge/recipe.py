@@ -147,6 +147,10 @@ def _inexpressible(artifact: Artifact, recipe: Recipe) -> str | None:
     return None
 
 
+def _replaces_norms(delta: ModuleDelta) -> bool:
+    return delta.scale is not None
+
+
 def _has_magnitude(delta: ModuleDelta) -> bool:
     return delta.magnitude is not None
 
@@ -164,6 +168,7 @@ def _needs_weight(delta: ModuleDelta) -> bool:
 
 
 _REASONS = (
+    (_replaces_norms, "it replaces weights of norms (LN tuning), which LoRA does not change"),
     (_needs_weight, "what it changes depends on the base's weights"),
     (_has_magnitude, "DoRA scales the base's own weights, which is no change of low rank"),
     (_has_bias, "its biases take the place of the base's (bias=), which the sum of two can't"),

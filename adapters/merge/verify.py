@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from manylora.adapters.base_models.configuration import plain_config
 from manylora.adapters.base_models.layers import is_transposed
+from manylora.adapters.base_models.norms import norm_with
 from manylora.adapters.errors import MergeFailed
 from manylora.adapters.fidelity.measures import relative_errors, same_likeliest
 from manylora.adapters.fidelity.precision import widen
@@ -136,6 +137,9 @@ def add_beside(
 
 def _alone(module: Any, delta: ModuleDelta, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The layer's output under one adapter, from its input and its output under the base."""
+    if delta.scale is not None:
+        own: torch.Tensor = norm_with(module, delta.scale, delta.bias)(x)
+        return own.float()
     bias = 0.0 if module.bias is None else module.bias.float()
     own_bias = bias if delta.bias is None else delta.bias.float()
     weight = (module.weight.T if is_transposed(module) else module.weight).float()

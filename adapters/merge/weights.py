@@ -13,12 +13,15 @@ def merged_weight(weight: torch.Tensor, deltas: Iterable[tuple[ModuleDelta, floa
     """``W + Σ w_k ΔW_k`` [out, in] float32, from the base's ``weight`` [out, in] and (delta, weight) pairs.
 
     ΔW_k is what the adapter alone makes of W, less W: ``s B A`` of a LoRA, with DoRA's and IA3's factors
-    applied where there are any.
+    applied where there are any. Of a norm W is its weight [D], and ΔW_k the difference of the adapter's.
     """
     base = weight.float()
     result = base.clone()
     for delta, factor in deltas:
-        if _is_plain(delta):
+        if base.dim() == 1:
+            if delta.scale is not None:
+                result.add_(delta.scale.float() - base, alpha=factor)
+        elif _is_plain(delta):
             a, b = delta.factors(weight)
             result.addmm_(b.to(result), a.to(result), alpha=factor)
         else:

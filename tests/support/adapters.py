@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from manylora.adapters.base_models.layers import describe_cache, describe_vocabulary
+from manylora.adapters.base_models.layers import describe_cache, describe_vocabulary, target_of
+from manylora.adapters.base_models.norms import is_norm
 from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import parse_config
 from manylora.adapters.format.config.targets import select_targets
@@ -35,10 +36,11 @@ def base_model_of(model: nn.Module, name: str = "base") -> BaseModel:
             bias = module.bias is not None
             modules[path] = TargetModule(path, module.in_features, module.out_features, bias)
         elif isinstance(module, Conv1D):
-            modules[path] = TargetModule(path, module.weight.shape[0], module.weight.shape[1], True)
-        elif isinstance(module, nn.LayerNorm) and module.bias is not None:
-            width = module.normalized_shape[0]
-            norms[path] = TargetModule(path, width, width, bias=True, linear=False)
+            modules[path] = TargetModule(
+                path, module.weight.shape[0], module.weight.shape[1], True, transposed=True
+            )
+        elif is_norm(module):
+            norms[path] = target_of(path, module)
         elif path:
             others.append(path)
     config: Any = model.config
@@ -123,6 +125,7 @@ def lora_tensors(
 # Of the parts that are not A or B. A row of a tiny model's weights has a norm of about 1.2.
 _RANGES = {
     "magnitude": (0.8, 1.8),
+    "scale": (0.5, 1.5),
     "bias": (-0.3, 0.3),
     "b_bias": (-0.3, 0.3),
     "output_scale": (0.5, 1.5),

@@ -250,16 +250,16 @@ class ConfigReader:
             result[name] = tuple(ids)
         return result
 
-    def tokens(self, key: str, limit: int) -> tuple[int, ...] | None:
-        """A list of token ids that is not empty; absent and null are None."""
+    def tokens(self, key: str, limit: int, *, least: int = 1) -> tuple[int, ...] | None:
+        """A list of at least so many token ids; absent and null are None."""
         value = self._config.get(key)
         if value is None:
             return None
         listed = value if isinstance(value, list) else []
         ids = [t for t in map(integer_of, listed) if t is not None and t >= 0]
-        if 0 < len(ids) == len(listed) <= limit:
+        if isinstance(value, list) and least <= len(ids) == len(listed) <= limit:
             return tuple(ids)
-        self.wrong(key, f"a list of 1 to {limit} token ids", value)
+        self.wrong(key, f"a list of {least} to {limit} token ids", value)
         return None
 
     def pattern(self, key: str, read: Callable[[str, object], Number]) -> dict[str, Number]:

@@ -144,10 +144,10 @@ _LORA: tuple[Option, ...] = (
     ),
     Option(
         "target_parameters",
-        _REFUSED,
-        "adapters on bare parameters (experts) are not served",
-        "target linear layers",
-        EMPTY,
+        _SERVED,
+        "weights of nn.Linear layers in the blocks (q_proj.weight), which is LoRA on the layers; refused by "
+        "name: experts stacked in one parameter, whose inputs only the model's own code knows, embeddings, "
+        "head and norms",
     ),
     Option(
         "layer_replication",
@@ -207,8 +207,36 @@ _VERA: tuple[Option, ...] = (
     MODULES_TO_SAVE,
 )
 
-# Of the kinds that are no further one of format/kinds/.
-OPTIONS: Mapping[str, tuple[Option, ...]] = {"LORA": _LORA, "IA3": _IA3, "VERA": _VERA}
+_TRAINABLE_TOKENS: tuple[Option, ...] = (
+    *COMMON,
+    Option("token_indices", _SERVED, "the rows of the tables that are replaced"),
+    Option(
+        "target_modules",
+        _SERVED,
+        "the input embeddings, the output head or both; without it the embeddings. On a base with tied "
+        "embeddings the rows of the embeddings are the head's as well, as in PEFT",
+    ),
+    Option("init_weights", _NO_EFFECT, "training only"),
+)
+
+_LN_TUNING: tuple[Option, ...] = (
+    *COMMON,
+    Option(
+        "target_modules",
+        _SERVED,
+        "a list or a regular expression, of the norms: of the blocks, of queries and keys, and the last one",
+    ),
+    EXCLUDE,
+    MODULES_TO_SAVE,
+)
+
+OPTIONS: Mapping[str, tuple[Option, ...]] = {  # of the kinds that are no further one of format/kinds/
+    "LORA": _LORA,
+    "IA3": _IA3,
+    "VERA": _VERA,
+    "TRAINABLE_TOKENS": _TRAINABLE_TOKENS,
+    "LN_TUNING": _LN_TUNING,
+}
 
 INITS: tuple[Init, ...] = (
     Init("true", _SERVED, "the default, and what PEFT writes for a converted adapter"),
@@ -226,7 +254,6 @@ INITS: tuple[Init, ...] = (
 
 _PROMPT = "its table takes the place of the first embeddings; nothing is added to any module"
 _PREFIX = "its keys and values are copied into the cache, as saved: without rotary embedding"
-_OTHER_DELTA = "this kind of weight update is not served"
 
 KINDS: tuple[Kind, ...] = (
     Kind("LORA", "LoRA, rsLoRA, DoRA and aLoRA, as in the table above", treatment=_SERVED),
@@ -240,7 +267,16 @@ KINDS: tuple[Kind, ...] = (
         "as LoRA: every module gets its part of the shared projections as rank pages",
         treatment=_SERVED,
     ),
-    Kind("LN_TUNING", _OTHER_DELTA, _MERGE),
+    Kind(
+        "TRAINABLE_TOKENS",
+        "rows of the embeddings and of the head, as LoRA's trainable_token_indices",
+        treatment=_SERVED,
+    ),
+    Kind(
+        "LN_TUNING",
+        "weights (and biases) of norms, wherever they are; a mix adds up the changes",
+        treatment=_SERVED,
+    ),
     Kind(
         "ADAMSS",
         "which outputs its subspaces change is not saved: PEFT clusters the base's weights anew to find them",
@@ -263,5 +299,4 @@ KINDS: tuple[Kind, ...] = (
         "as PROMPT_TUNING, of the table times the prompt of its one task; several tasks are refused",
         treatment=_SERVED,
     ),
-    Kind("TRAINABLE_TOKENS", "trained token embeddings are not served", _MERGE),
 )  # fmt: skip

@@ -108,6 +108,7 @@ ADALORA = WeightKind(
         *(option for option in _OF_LORA.values() if option.treatment is Treatment.REFUSED),
         Option("use_dora", Treatment.REFUSED, "PEFT has no DoRA of AdaLoRA"),
         Option("trainable_token_indices", Treatment.REFUSED, _BESIDE, off=EMPTY),
+        Option("target_parameters", Treatment.REFUSED, _BESIDE, off=EMPTY),
         Option("alora_invocation_tokens", Treatment.REFUSED, _BESIDE, off=(None,)),
         Option("ensure_weight_tying", Treatment.REFUSED, _BESIDE),
         SAME_ON_CONV1D,

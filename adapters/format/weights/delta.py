@@ -18,9 +18,10 @@ class ModuleDelta:
         y = l_out ⊙ (g ⊙ (W (l_in ⊙ x) + B' A x) + b') + s b_B
 
     with B' = :meth:`scaled_b`, g = magnitude / ‖W + B' A‖ per output (1 without a magnitude) and
-    b' = ``bias`` (b without one). Tensors are as stored, float32, float16 or bfloat16; modules may
-    share them. With an ``update`` its change takes the place of B' A, and there is no other A and B;
-    :meth:`shift` is then added as well.
+    b' = ``bias`` (b without one). With an ``update`` its change takes the place of B' A, and there is no
+    other A and B; :meth:`shift` is then added as well. If the module is a norm, w ⊙ n(x) + b, it computes
+    w' ⊙ n(x) + b' with w' = ``scale``. Tensors are as stored, float32, float16 or bfloat16; modules may
+    share them.
     """
 
     a: torch.Tensor  # [r, in]; r may be 0
@@ -33,6 +34,7 @@ class ModuleDelta:
     bias: torch.Tensor | None = None  # [out], takes the place of b: bias="lora_only" or "all"
     output_scale: torch.Tensor | None = None  # [out], l_out: IA3 (https://arxiv.org/abs/2205.05638)
     input_scale: torch.Tensor | None = None  # [in], l_in: IA3 on feed-forward modules
+    scale: torch.Tensor | None = None  # [D], w': LN tuning (https://arxiv.org/abs/2312.11420)
     update: WeightUpdate | None = None  # of kinds whose files hold something else than A and B
 
     @property

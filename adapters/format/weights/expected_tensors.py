@@ -58,12 +58,16 @@ def lay_out(
         if len(faults) != before:
             return None
         plans, shared = laid_out.modules, dict(laid_out.shared)
-    modules: dict[str, Mapping[str, Slot]] = {
-        name: _parts(config, base.modules[name], target)
-        if config.settings is None
-        else {**plans[name].slots, **_bias(config, base.modules[name])}
-        for name, target in targets.items()
-    }
+    modules: dict[str, Mapping[str, Slot]]
+    if config.kind == "LN_TUNING":
+        modules = {name: _norm_parts(base.norms[name]) for name in targets}
+    else:
+        modules = {
+            name: _parts(config, base.modules[name], target)
+            if config.settings is None
+            else {**plans[name].slots, **_bias(config, base.modules[name])}
+            for name, target in targets.items()
+        }
     if config.bias is Bias.ALL:
         for module in (*base.modules.values(), *base.norms.values()):
             if module.bias and module.name not in targets:
@@ -105,6 +109,13 @@ def _bias(config: AdapterConfig, module: TargetModule) -> dict[str, Slot]:
     if config.bias is Bias.NONE or not module.bias:
         return {}
     return {"bias": Slot(f"{PREFIX}{module.name}.base_layer.bias", (module.out_features,))}
+
+
+def _norm_parts(norm: TargetModule) -> dict[str, Slot]:
+    """The parameters of a norm, as LN tuning saves them."""
+    prefix, shape = f"{PREFIX}{norm.name}.ln_tuning_layers", (norm.out_features,)
+    parts = {"scale": Slot(f"{prefix}.weight", shape)}
+    return parts | {"bias": Slot(f"{prefix}.bias", shape)} if norm.bias else parts
 
 
 def _projections(config: AdapterConfig, targets: Mapping[str, Target], base: BaseModel) -> dict[str, Slot]:

@@ -8,7 +8,8 @@ says. With g = magnitude / ‖W + B' A‖ the two are the same for
     constant    c = b' − b − (g − 1) ⊙ b + s b_B + what an update adds to outputs
 
 A gain applies to the base's output with its bias b, of which DoRA's constant then takes the part away
-that is too much; IA3 scales the bias as well and needs no constant.
+that is too much; IA3 scales the bias as well and needs no constant. The gain of a norm applies to what it
+normalized, before its own weight, so it is w' − w, whatever w is.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class FoldedModule:
 
 
 def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModule:
-    """Fold the change to module ``index``; ``base`` is needed for DoRA, biases and some updates only.
+    """Fold the change to module ``index``.
+
+    ``base`` is needed for DoRA, biases, norms and some updates only.
 
     Raises:
         ZeroNorm, NoUpdate: see there.
@@ -57,6 +60,9 @@ def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModu
     if delta.output_scale is not None:
         gain = delta.output_scale.float() - 1
         b = b * delta.output_scale.float()[:, None]
+    if delta.scale is not None:
+        assert base is not None, "a norm's weight is compared with the base's"
+        gain = delta.scale.float() - base.weight(index).float().cpu()
     return FoldedModule(
         a=a,
         b=b.T,
@@ -80,7 +86,7 @@ def _factors(delta: ModuleDelta, index: int, base: BaseWeights | None) -> tuple[
 
 def has_vectors(delta: ModuleDelta) -> bool:
     """Whether the change is more than A and B."""
-    parts = (delta.magnitude, delta.b_bias, delta.bias, delta.output_scale, delta.input_scale)
+    parts = (delta.magnitude, delta.b_bias, delta.bias, delta.output_scale, delta.input_scale, delta.scale)
     return delta.shifts or any(part is not None for part in parts)
 
 
@@ -90,7 +96,7 @@ def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWei
     rank_pages = delta.rank * (width_in + width_out)
     if not has_vectors(delta):
         return rank_pages
-    gain = delta.magnitude is not None or delta.output_scale is not None
+    gain = any(part is not None for part in (delta.magnitude, delta.output_scale, delta.scale))
     constant = delta.shifts or delta.bias is not None or delta.b_bias is not None
     constant = constant or (delta.magnitude is not None and _bias(index, base) is not None)
     return rank_pages + width_out * (gain + constant) + width_in * (delta.input_scale is not None)

@@ -20,5 +20,5 @@ def test_every_part_is_merged_or_refused() -> None:
         "classes",
     }
     low_rank = {"a", "b", "scaling", "a_scale", "b_scale"}
-    others = {"magnitude", "b_bias", "bias", "output_scale", "input_scale", "update"}
+    others = {"magnitude", "b_bias", "bias", "output_scale", "input_scale", "scale", "update"}
     assert {f.name for f in fields(ModuleDelta)} == low_rank | others
