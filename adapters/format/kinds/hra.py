@@ -71,10 +71,9 @@ def _change(make: partial[Factors], weight: torch.Tensor) -> torch.Tensor:
 
 def _reflected(unit: torch.Tensor) -> torch.Tensor:
     """V of the columns of ``unit`` [in, r], each reflected at those before it."""
-    gram = unit.T @ unit
     result = unit.clone()
     for i in range(1, unit.shape[1]):
-        result[:, i] -= 2 * (result[:, :i] @ gram[:i, i])
+        result[:, i] -= 2 * (result[:, :i] @ (unit[:, :i].T @ unit[:, i]))
     return result
 
 

@@ -84,7 +84,10 @@ class VbLora:
         else:
             logits, indices = tensors[part].float().topk(self.chosen, dim=-1)
             weights = logits.softmax(dim=-1)
-        return (weights[..., None] * bank[indices]).sum(-2)
+        total = torch.zeros(*indices.shape[:2], self.length)
+        for k in range(self.chosen):  # all at once would take k times the memory
+            total += weights[..., k, None] * bank[indices[..., k]]
+        return total
 
 
 def _parse(reader: ConfigReader) -> VbLora:
