@@ -112,7 +112,11 @@ OFT = WeightKind(
         Option("block_share", _SERVED, "one block for all of a module"),
         Option("coft", _SERVED, "the rotations are bounded by eps"),
         Option("eps", _SERVED, "read with coft"),
-        Option("use_cayley_neumann", _SERVED, "the series in place of the exact transform"),
+        Option(
+            "use_cayley_neumann",
+            _SERVED,
+            "the series in place of the exact transform, as PEFT computes it since 0.18",
+        ),
         Option("num_cayley_neumann_terms", _SERVED, f"of the series, up to {MAX_TERMS}"),
         BIAS,
         no_effect("fan_in_fan_out", "inputs are rotated on Conv1D alike"),
