@@ -109,4 +109,5 @@ PVERA = WeightKind(
     form="λ_b ⊙ B (λ_d ⊙ A), the mean of what it learned",
     rank="r, usually 256",
     cost="as LoRA of its rank",
+    shared=("base_model.pvera_A", "base_model.pvera_B"),
 )

@@ -110,4 +110,5 @@ TINYLORA = WeightKind(
     form="B (Σ v P) A, A and B from the singular values of W",
     rank="r",
     cost="as LoRA of its rank",
+    shared=("base_model.tinylora_v.",),
 )

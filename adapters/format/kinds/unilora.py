@@ -138,4 +138,5 @@ UNILORA = WeightKind(
     form="B A, each element one of a few numbers",
     rank="r",
     cost="as LoRA of its rank",
+    shared=("base_model.unilora_theta_d",),
 )

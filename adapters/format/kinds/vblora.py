@@ -121,4 +121,5 @@ VBLORA = WeightKind(
     form="B A, put together from a bank of vectors",
     rank="r",
     cost="as LoRA of its rank",
+    shared=("base_model.vblora_vector_bank",),
 )

@@ -53,7 +53,7 @@ class Model(nn.Module):
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = nn.Sequential(*self.stack["layers"])(x)
+        result: torch.Tensor = nn.Sequential(*self.stack["layers"].children())(x)
         return result
 
 
@@ -65,8 +65,8 @@ def base_of(model: Model) -> BaseModel:
 
 
 def some_of(draw: Draw, values: Callable[[str], st.SearchStrategy[Any]]) -> dict[str, Any]:
-    """A pattern for some modules."""
-    keys = draw(st.lists(st.sampled_from(["up", "layers.1.down", r".*\.0\.(up|down)"]), unique=True))
+    """Patterns for some modules, never two for one: PEFT saves them in another order than it was given."""
+    keys = draw(st.lists(st.sampled_from(["up", "layers.1.down", r".*\.0\.down"]), unique=True))
     return {key: draw(values(key)) for key in keys}
 
 
@@ -182,10 +182,10 @@ def compare_with_peft(directory: Path, kind: str, data: st.DataObject) -> None:
             config.target_modules, config.layers_to_transform = ["up", "down"], None
         if isinstance(config.target_modules, list):
             config.target_modules = set(config.target_modules)
-        trained: Any = peft.get_peft_model(Model(conv1d), config).eval()  # type: ignore[arg-type]
+        trained: Any = peft.get_peft_model(Model(conv1d), config).eval()
         pretend_training(trained, seed=data.draw(st.integers(0, 9)))
         trained.save_pretrained(directory)
-        loaded: Any = peft.PeftModel.from_pretrained(Model(conv1d), directory).eval()  # type: ignore[arg-type]
+        loaded: Any = peft.PeftModel.from_pretrained(Model(conv1d), directory).eval()
     plain = Model(conv1d)
     artifact = read_artifact(directory, base_of(plain), LIMITS)
     compared = 0
