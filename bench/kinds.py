@@ -50,13 +50,15 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     **{name: {"r": 16} for name in ("DEFT", "HIRA", "PEANUT", "PSOFT", "RANDLORA", "LOHA", "HRA", "MISS")},
 }
 
+FIXED = ("vera_A", "vera_B", "randlora_A", "randlora_B", "frod_V")  # in names of tensors that are not trained
+
 
 @dataclass(frozen=True)
 class Row:
     """One kind's cost."""
 
     kind: str
-    trained: int  # numbers in its file
+    trained: int  # numbers of its file that are trained
     memory: int  # bytes of adapter memory
     publish_s: float  # to read, check and pack it
     us_per_token: float  # what a token takes longer than on the base
@@ -120,7 +122,7 @@ class Bench:
 
 
 def write_random(directory: Path, base: BaseModel, config: Mapping[str, Any]) -> int:
-    """Write an adapter with random tensors; returns how many numbers it holds.
+    """Write an adapter with random tensors; returns how many of its numbers are trained.
 
     Raises:
         ArtifactError: the options do not fit the base.
@@ -140,20 +142,26 @@ def write_random(directory: Path, base: BaseModel, config: Mapping[str, Any]) ->
         for slot in layout.slots()
     }
     for key, tensor in tensors.items():
-        _make_valid(key, tensor, tensors)
+        _make_valid(key, tensor, tensors, base)
     directory.mkdir(parents=True)
     save_file(tensors, directory / "adapter_model.safetensors")
     (directory / "adapter_config.json").write_text(json.dumps(full))
-    return sum(tensor.numel() for tensor in tensors.values())
+    return sum(
+        tensor.numel()
+        for key, tensor in tensors.items()
+        if tensor.is_floating_point() and not any(name in key for name in FIXED)
+    )
 
 
-def _make_valid(key: str, tensor: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> None:
+def _make_valid(key: str, tensor: torch.Tensor, tensors: Mapping[str, torch.Tensor], base: BaseModel) -> None:
     """What random numbers can't be: places spread over the weight, copies, and the sizes of bases."""
-    ending = key.rpartition(".")[2]
+    name, _, ending = key.removeprefix("base_model.model.").rpartition(".")
     if ending in ("randlora_A", "randlora_B"):
         tensor.copy_(tensors[f"base_model.{ending}"])
     if ending == "shira_indices":
-        tensor.copy_(torch.arange(tensor.shape[1]) % 32)
+        module, place = base.modules[name], torch.arange(tensor.shape[1])
+        tensor[0] = place % module.out_features
+        tensor[1] = (place + place // module.out_features) % module.in_features
     if ending == "supertuning_indices":
         tensor.copy_(torch.arange(tensor.numel()) * 97)
     if ".frod_s_size." in key:
