@@ -17,6 +17,7 @@ from manylora.adapters.format.weights.soft_prompt import COLUMNS, ROWS, TABLE
 from manylora.adapters.format.weights.tensors import TensorFile
 
 _ENDINGS = "|".join(re.escape(ending) for kind in KINDS_OF_UPDATES.values() for ending in kind.endings)
+_SHARED = tuple(name for kind in KINDS_OF_UPDATES.values() for name in kind.shared)
 _KEY = re.compile(
     r"base_model\.model\.(?P<module>.+?)\."
     r"(lora_[AB]\.weight|lora_B\.bias|lora_magnitude_vector|ia3_l|vera_lambda_[bd]|base_layer\.bias|bias"
@@ -86,7 +87,7 @@ def _check_strays(
 
 def _why_stray(key: str, module: str, base: BaseModel) -> str:
     """Why no config could place the tensor on this base; empty if one could."""
-    if module in base.modules or module in base.norms or key in _PLACED:
+    if module in base.modules or module in base.norms or key in _PLACED or key.startswith(_SHARED):
         return ""
     if base.vocabulary is not None:
         for table in (base.vocabulary.embedding, base.vocabulary.head):

@@ -112,7 +112,7 @@ class KindLayout:
 class KindSettings(Protocol):
     """What the config of an adapter of one kind says, parsed."""
 
-    def lay_out(self, targets: Sequence[TargetModule], faults: Faults) -> KindLayout:
+    def lay_out(self, targets: Sequence[TargetModule], faults: Faults, /) -> KindLayout:
         """The tensors needed for ``targets``, in the base's forward order.
 
         What the config says may be impossible for the shape of a module: that is a fault, and the layout

@@ -13,7 +13,7 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
-from manylora.adapters.format.config.support import BIAS, Option, Treatment
+from manylora.adapters.format.config.support import BIAS, EXCLUDE, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.plans import refuse, slot
@@ -106,6 +106,7 @@ BOFT = WeightKind(
     "BOFT",
     options=(
         *EVERY_KIND,
+        EXCLUDE,
         Option("boft_block_size", _SERVED, "inputs in a block"),
         Option("boft_block_num", _SERVED, "blocks of a module, where boft_block_size is 0"),
         Option("boft_n_butterfly_factor", _SERVED, "as many rotations as the file holds: these, or one"),
@@ -117,5 +118,5 @@ BOFT = WeightKind(
     endings=("boft_R", "boft_s"),
     form="s ⊙ W Rᵀ - W, R a product of block rotations",
     rank="all",
-    cost="that of the module itself",
+    cost="that of the whole weight",
 )

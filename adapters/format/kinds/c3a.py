@@ -10,12 +10,12 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
-from manylora.adapters.format.config.support import BIAS, COMMON, MODULES_TO_SAVE, TARGETS, Option, Treatment
+from manylora.adapters.format.config.support import BIAS, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.plans import refuse, slot
 from manylora.adapters.format.kinds.ranks import PerModule
-from manylora.adapters.format.kinds.rows import training_only
+from manylora.adapters.format.kinds.rows import EVERY_KIND, training_only
 from manylora.adapters.format.kinds.updates import Dense
 from manylora.adapters.format.update import KindLayout, ModulePlan, WeightUpdate
 
@@ -69,9 +69,7 @@ _SERVED = Treatment.SERVED
 C3A = WeightKind(
     "C3A",
     options=(
-        *COMMON,
-        *TARGETS,
-        MODULES_TO_SAVE,
+        *EVERY_KIND,
         Option("block_size", _SERVED, "it has to divide inputs and outputs"),
         Option("block_size_pattern", _SERVED, "per module, with PEFT's matching"),
         BIAS,
@@ -81,5 +79,5 @@ C3A = WeightKind(
     endings=("c3a_kernel",),
     form="circulant blocks / in",
     rank="all",
-    cost="that of the module itself",
+    cost="that of the whole weight",
 )

@@ -13,7 +13,7 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
-from manylora.adapters.format.config.support import BIAS, Option, Treatment
+from manylora.adapters.format.config.support import BIAS, EXCLUDE, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.plans import slot
@@ -76,6 +76,7 @@ DEFT = WeightKind(
     "DEFT",
     options=(
         *EVERY_KIND,
+        EXCLUDE,
         RANK,
         Option("alpha", _SERVED, "the scaling is alpha / r; 1 without it"),
         Option("decomposition_method", _SERVED, "relu or qr"),
@@ -88,5 +89,5 @@ DEFT = WeightKind(
     endings=("deft_P", "deft_R"),
     form="s Q R - Q Pᵀ W",
     rank="r",
-    cost="that of LoRA of its rank",
+    cost="as LoRA of its rank",
 )

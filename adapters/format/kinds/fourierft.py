@@ -15,7 +15,7 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
-from manylora.adapters.format.config.support import BIAS, Option, Treatment
+from manylora.adapters.format.config.support import BIAS, EXCLUDE, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.draws import Positions, positions
@@ -112,6 +112,7 @@ FOURIERFT = WeightKind(
     "FOURIERFT",
     options=(
         *EVERY_KIND,
+        EXCLUDE,
         N_FREQUENCY,
         N_FREQUENCY_PATTERN,
         RANDOM_LOC_SEED,
@@ -124,5 +125,5 @@ FOURIERFT = WeightKind(
     endings=("fourierft_spectrum",),
     form="s Re(the inverse Fourier transform of n_frequency numbers)",
     rank="2 n_frequency, or all where that is less",
-    cost="that of the module itself, or less with few frequencies",
+    cost="that of the whole weight, or less with few frequencies",
 )

@@ -13,11 +13,11 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
-from manylora.adapters.format.config.support import BIAS, COMMON, MODULES_TO_SAVE, TARGETS, Option, Treatment
+from manylora.adapters.format.config.support import BIAS, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.plans import MAX_SIDE, refuse, slot
-from manylora.adapters.format.kinds.rows import no_effect, training_only
+from manylora.adapters.format.kinds.rows import EVERY_KIND, no_effect, training_only
 from manylora.adapters.format.kinds.updates import DenseOfWeight
 from manylora.adapters.format.update import KindLayout, ModulePlan, NoUpdate, Slot, WeightUpdate
 
@@ -110,9 +110,7 @@ _SERVED = Treatment.SERVED
 FROD = WeightKind(
     "FROD",
     options=(
-        *COMMON,
-        *TARGETS,
-        MODULES_TO_SAVE,
+        *EVERY_KIND,
         Option("sparse_rate", _SERVED, "the share of entries off the diagonal that are trained"),
         Option("save_projection", _SERVED, "true; bases that are not saved can't be found again for sure"),
         BIAS,
@@ -125,5 +123,5 @@ FROD = WeightKind(
     endings=("frod_lambda_l", "frod_lambda_s_values"),
     form="U (S + diag(l)) Vᵀ - W",
     rank="all",
-    cost="that of the module itself; seconds to minutes to load",
+    cost="that of the whole weight; seconds to minutes to load",
 )

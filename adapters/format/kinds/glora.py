@@ -114,5 +114,5 @@ GLORA = WeightKind(
     endings=tuple(f"glora_{part}.{end}" for part in "ABCDE" for end in ("X", "Xd", "Xu", "zeros")),
     form="W ⊙ A + B, and b ⊙ D + E + W C",
     rank="all",
-    cost="that of the module itself",
+    cost="that of the whole weight",
 )

@@ -10,6 +10,7 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
+from manylora.adapters.format.config.support import EXCLUDE
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.plans import slot
@@ -58,6 +59,7 @@ HIRA = WeightKind(
     "HIRA",
     options=(
         *EVERY_KIND,
+        EXCLUDE,
         RANK,
         RANK_PATTERN,
         no_effect("fan_in_fan_out", "A is [r, in] and B is [out, r] on nn.Linear and Conv1D alike"),
@@ -67,5 +69,5 @@ HIRA = WeightKind(
     endings=("hira_A", "hira_B"),
     form="W ⊙ (B A)",
     rank="all",
-    cost="that of the module itself",
+    cost="that of the whole weight",
 )

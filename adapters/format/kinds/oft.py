@@ -13,7 +13,7 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
-from manylora.adapters.format.config.support import BIAS, Option, Treatment
+from manylora.adapters.format.config.support import BIAS, EXCLUDE, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.plans import slot
@@ -104,6 +104,7 @@ OFT = WeightKind(
     "OFT",
     options=(
         *EVERY_KIND,
+        EXCLUDE,
         Option("r", _SERVED, "blocks of a module, where oft_block_size is 0; the nearest divisor counts"),
         Option(
             "oft_block_size", _SERVED, "inputs in a block; the nearest divisor of a module's inputs counts"
@@ -111,7 +112,11 @@ OFT = WeightKind(
         Option("block_share", _SERVED, "one block for all of a module"),
         Option("coft", _SERVED, "the rotations are bounded by eps"),
         Option("eps", _SERVED, "read with coft"),
-        Option("use_cayley_neumann", _SERVED, "the series in place of the exact transform"),
+        Option(
+            "use_cayley_neumann",
+            _SERVED,
+            "the series in place of the exact transform, as PEFT computes it since 0.18",
+        ),
         Option("num_cayley_neumann_terms", _SERVED, f"of the series, up to {MAX_TERMS}"),
         BIAS,
         no_effect("fan_in_fan_out", "inputs are rotated on Conv1D alike"),
@@ -121,5 +126,5 @@ OFT = WeightKind(
     endings=("oft_R.weight",),
     form="W (Rᵀ - I), R block-diagonal",
     rank="all",
-    cost="that of the module itself",
+    cost="that of the whole weight",
 )

@@ -103,5 +103,5 @@ OSF = WeightKind(
     endings=("osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low"),
     form="U S V - (the part of W with the smaller singular values)",
     rank="all",
-    cost="that of the module itself; seconds to minutes to load",
+    cost="that of the whole weight; seconds to minutes to load",
 )

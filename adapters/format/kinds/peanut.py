@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
-from manylora.adapters.format.config.support import Option, Treatment
+from manylora.adapters.format.config.support import EXCLUDE, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.plans import slot
@@ -106,6 +106,7 @@ PEANUT = WeightKind(
     "PEANUT",
     options=(
         *EVERY_KIND,
+        EXCLUDE,
         RANK,
         Option("depth", _SERVED, f"encoders, and as many decoders, up to {MAX_DEPTH}"),
         Option("act_fn", _SERVED, ", ".join(_ACTIVATIONS)),
@@ -116,5 +117,5 @@ PEANUT = WeightKind(
     endings=("peanut_A.weight", "peanut_B.weight", "peanut_encoders.0.weight", "peanut_decoders.0.weight"),
     form="s (f(Wᵀ Aᵀ) Bᵀ)ᵀ, f a small network",
     rank="r",
-    cost="that of LoRA of its rank",
+    cost="as LoRA of its rank",
 )

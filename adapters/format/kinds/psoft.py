@@ -14,7 +14,7 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
-from manylora.adapters.format.config.support import Option, Treatment
+from manylora.adapters.format.config.support import EXCLUDE, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.decompositions import Triples, largest_singular, singular
@@ -117,6 +117,7 @@ PSOFT = WeightKind(
     "PSOFT",
     options=(
         *EVERY_KIND,
+        EXCLUDE,
         RANK,
         Option("psoft_orth", _SERVED, "an orthogonal R, or any"),
         Option("psoft_mag_b", _SERVED, "factors of its rows"),
@@ -136,5 +137,5 @@ PSOFT = WeightKind(
     endings=("psoft_R.weight", "psoft_R.vector_a", "psoft_R.vector_b"),
     form="U √S (R - I) √S V, of W's largest singular values",
     rank="r",
-    cost="that of LoRA of its rank; seconds to minutes to load",
+    cost="as LoRA of its rank; seconds to minutes to load",
 )

@@ -11,12 +11,12 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
-from manylora.adapters.format.config.support import BIAS, COMMON, MODULES_TO_SAVE, TARGETS, Option, Treatment
+from manylora.adapters.format.config.support import BIAS, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.draws import random_bases
 from manylora.adapters.format.kinds.plans import refuse, slot
-from manylora.adapters.format.kinds.rows import no_effect, training_only
+from manylora.adapters.format.kinds.rows import EVERY_KIND, no_effect, training_only
 from manylora.adapters.format.kinds.updates import Dense, full_rank
 from manylora.adapters.format.update import KindLayout, ModulePlan, NoUpdate, Slot, WeightUpdate
 
@@ -99,9 +99,7 @@ _SERVED = Treatment.SERVED
 RANDLORA = WeightKind(
     "RANDLORA",
     options=(
-        *COMMON,
-        *TARGETS,
-        MODULES_TO_SAVE,
+        *EVERY_KIND,
         Option("r", _SERVED, "1 up to the server's --max-lora-rank"),
         Option("randlora_alpha", _SERVED, "any number; the scaling is randlora_alpha / r"),
         Option("save_projection", _SERVED, "without saved bases they are drawn anew, as PEFT does"),
@@ -116,5 +114,5 @@ RANDLORA = WeightKind(
     endings=("randlora_lambda", "randlora_gamma", "randlora_A", "randlora_B"),
     form="s Σ Bᵢ Λᵢ A Γᵢ",
     rank="all",
-    cost="that of the module itself",
+    cost="that of the whole weight",
 )

@@ -97,5 +97,5 @@ ROAD = WeightKind(
     endings=("road_theta", "road_alpha"),
     form="(R - I) W, and (R - I) b; R rotates and scales pairs of outputs",
     rank="all",
-    cost="that of the module itself",
+    cost="that of the whole weight",
 )

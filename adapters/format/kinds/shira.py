@@ -67,5 +67,5 @@ SHIRA = WeightKind(
     endings=("shira_weight", "shira_indices"),
     form="a few entries",
     rank="rows or columns with an entry, whichever are fewer",
-    cost="that of the module itself, or less where entries lie in few rows or columns",
+    cost="that of the whole weight, or less where entries lie in few rows or columns",
 )

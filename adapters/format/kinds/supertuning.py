@@ -106,5 +106,5 @@ SUPERTUNING = WeightKind(
     ),
     form="a few entries + s B A",
     rank="rows or columns with an entry, whichever are fewer, + r",
-    cost="that of the module itself, or less where entries lie in few rows or columns",
+    cost="that of the whole weight, or less where entries lie in few rows or columns",
 )

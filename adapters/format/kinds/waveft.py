@@ -10,7 +10,7 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
-from manylora.adapters.format.config.support import BIAS, Option, Treatment
+from manylora.adapters.format.config.support import BIAS, EXCLUDE, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.draws import Positions, positions
@@ -142,6 +142,7 @@ WAVEFT = WeightKind(
     "WAVEFT",
     options=(
         *EVERY_KIND,
+        EXCLUDE,
         N_FREQUENCY,
         N_FREQUENCY_PATTERN,
         Option("proportional_parameters", _SERVED, "n_frequency on average, more in larger modules"),
@@ -161,5 +162,5 @@ WAVEFT = WeightKind(
     endings=("waveft_spectrum",),
     form="s (the inverse wavelet transform of n_frequency numbers)",
     rank="n_frequency, or all where that is less",
-    cost="that of the module itself, or less with few frequencies",
+    cost="that of the whole weight, or less with few frequencies",
 )

@@ -15,7 +15,7 @@ import torch
 
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Artifact, read_artifact
-from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import parse_config
 from manylora.adapters.format.config.targets import select_targets
 from manylora.adapters.format.faults import Faults
@@ -54,14 +54,14 @@ def config_of(kind: str, **options: object) -> dict[str, Any]:
     return {"peft_type": kind, "target_modules": ["q_proj", "up_proj"], **VALID[kind], **options}
 
 
-def tensors_of(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+def tensors_of(config: dict[str, Any], base: BaseModel = BASE) -> dict[str, torch.Tensor]:
     """Random tensors that the valid config of the kind needs."""
     faults = Faults()
     parsed = parse_config(config, faults, KINDS_OF_UPDATES)
     assert parsed is not None
-    targets = select_targets(parsed, BASE, faults)
+    targets = select_targets(parsed, base, faults)
     assert targets is not None
-    layout = lay_out(parsed, targets, BASE, faults)
+    layout = lay_out(parsed, targets, base, faults)
     faults.raise_any()
     assert layout is not None
     torch.manual_seed(3)
@@ -218,6 +218,15 @@ def _refusal(name: str, delta: ModuleDelta) -> str | None:
     except NoUpdate as error:
         return str(error)
     return None
+
+
+def test_many_tensors_a_module_fit_in_the_header(tmp_path: Path) -> None:
+    names = [f"model.layers.{layer}.q_proj" for layer in range(40)]
+    base = replace(BASE, modules={name: TargetModule(name, 8, 8) for name in names})
+    config = config_of("PEANUT", depth=64, target_modules=["q_proj"])
+    tensors = tensors_of(config, base)
+    assert len(tensors) == 40 * (2 + 2 * 64)
+    assert len(read_artifact(write_artifact(tmp_path, config, tensors), base, LIMITS).delta) == 40
 
 
 def test_bases_of_modules_that_differ_are_refused(tmp_path: Path) -> None:
