@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from manylora.adapters.format.base import BaseVocabulary, TargetModule
+from manylora.adapters.format.base import AttentionHeads, BaseVocabulary, TargetModule
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -51,3 +51,16 @@ def describe_vocabulary(model: Any) -> BaseVocabulary | None:
         tied=embedding.weight is head.weight,
         head_bias=head.bias is not None,
     )
+
+
+def describe_heads(config: Any) -> AttentionHeads | None:
+    """The attention heads by a transformers config; None where it does not give one number for all blocks."""
+    text = config.get_text_config()
+    query = getattr(text, "num_attention_heads", None)
+    key_value = getattr(text, "num_key_value_heads", None) or getattr(text, "num_kv_heads", None) or query
+    width = getattr(text, "head_dim", None)
+    hidden = getattr(text, "hidden_size", None)
+    if width is None and isinstance(hidden, int) and isinstance(query, int) and query > 0:
+        width = hidden // query
+    counts = [count for count in (query, key_value, width) if isinstance(count, int) and count > 0]
+    return AttentionHeads(*counts) if len(counts) == 3 and counts[0] % counts[1] == 0 else None

@@ -17,7 +17,12 @@ from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.base_models.checkpoint import Checkpoint
 from manylora.adapters.base_models.configuration import packed_tensors, plain_config
-from manylora.adapters.base_models.layers import biased_norms, describe_vocabulary, target_of
+from manylora.adapters.base_models.layers import (
+    biased_norms,
+    describe_heads,
+    describe_vocabulary,
+    target_of,
+)
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.text.chat import ChatTokenizer
@@ -107,6 +112,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
             vocabulary=describe_vocabulary(self.skeleton),
             text=self.text(),
             norms={n: target_of(n, m) for n, m in norms.items()},
+            heads=describe_heads(self.config),
         )
 
     def text(self) -> BaseText:

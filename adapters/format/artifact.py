@@ -90,7 +90,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     if WEIGHTS_NAME not in names and names != {CONFIG_NAME}:
         faults.add(pickle_fault(min(names - {CONFIG_NAME})))
     else:
-        path, bound = directory / WEIGHTS_NAME, _header_bound(base)
+        path, bound = directory / WEIGHTS_NAME, header_bound(base)
         file = read_tensors(path, digest, faults, max_header=bound, max_bytes=limits.max_bytes)
     texts = _read_text_files(directory, config, faults)
     add_text_files(digest, texts)
@@ -162,7 +162,7 @@ def _may_be_served(config: Mapping[str, object]) -> bool:
     return enum_name(config.get("peft_type", "LORA")) in (*OPTIONS,)
 
 
-def _header_bound(base: BaseModel) -> int:
+def header_bound(base: BaseModel) -> int:
     """Bytes of safetensors header that no adapter of ``base`` needs: four times one on every module."""
     return 65536 + 4 * sum(2 * (len(name) + 160) for name in base.modules)
 

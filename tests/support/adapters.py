@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from manylora.adapters.base_models.layers import describe_vocabulary
+from manylora.adapters.base_models.layers import describe_heads, describe_vocabulary
 from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import parse_config
 from manylora.adapters.format.config.targets import select_targets
@@ -50,6 +50,7 @@ def base_model_of(model: nn.Module, name: str = "base") -> BaseModel:
         others=frozenset({*others, *norms}),
         norms=norms,
         vocabulary=describe_vocabulary(model),
+        heads=describe_heads(config) if hasattr(config, "get_text_config") else None,
     )
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from manylora.adapters.base_models.configuration import load_config
 from manylora.adapters.base_models.generation import read_generation
-from manylora.adapters.base_models.layers import describe_vocabulary
+from manylora.adapters.base_models.layers import describe_heads, describe_vocabulary
 from manylora.adapters.base_models.stored import StoredModel, fingerprint
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
@@ -225,4 +225,5 @@ def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel
         text=loaded.tokenizer.base_text(),
         quantization=loaded.quantize,
         norms={module.name: module for module in decoder.modules if not module.linear},
+        heads=describe_heads(loaded.hf.config),
     )
