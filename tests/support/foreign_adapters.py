@@ -54,6 +54,14 @@ def tiny_base(family: str, layers: int = 2) -> BaseModel:
         return base_model_of(AutoModelForCausalLM.from_config(config))
 
 
+def config_only(directory: Path, family: str) -> Path:
+    """A directory with the config of :func:`tiny_base`'s model and nothing else."""
+    config = AutoConfig.for_model(family, **{**_SIZES, **_OWN[family]})
+    config.architectures = [tiny_base(family).architecture]
+    config.save_pretrained(directory)
+    return directory
+
+
 def peft_adapter(
     directory: Path, base: BaseModel, family: str, dtype: torch.dtype = torch.float32, **options: Any
 ) -> tuple[dict[str, Any], Tensors]:

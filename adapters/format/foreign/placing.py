@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -27,7 +28,7 @@ def place_roles(
     pieces: Pieces = {}
     for path, (place, change) in found.items():
         fusion = blocks.settled(place)
-        parts = _split(path, Place(place.block, fusion), change, blocks, faults)
+        parts = _split(path, replace(place, fusion=fusion), change, blocks, faults)
         if len(fusion.roles) > 1:
             rules.add(Rule.SPLIT)
         for role, part in parts.items():

@@ -79,6 +79,27 @@ _MLP_ENDINGS: Mapping[str, Fusion] = {
 _BLOCK = re.compile(
     rf"((?:[^.]+\.)*?)(?:layers|h|blocks)\.(\d{{1,5}})\.(?:({_ATTENTION})|mlp)\.(.+)", re.DOTALL
 )
+# Written by Megatron, NeMo, and what is like diffusers, for models of any architecture.
+_OF_TOOLS = frozenset(
+    name
+    for name in (*_ENDINGS, *_MLP_ENDINGS)
+    if name.startswith(("linear_", "adapter_layer.", "to_")) or name == "query_key_value"
+)
+# Of models that others have fused, or taken apart, under otherwise equal names.
+_OF_MODELS = frozenset(
+    {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "qkv_proj",
+        "qkv",
+        "Wqkv",
+        "W_pack",
+        "gate_proj",
+        "up_proj",
+        "gate_up_proj",
+    }
+)
 _STACKS = ("", "decoder")  # what may stand before the blocks of a language model, but for wrappers
 
 
@@ -88,6 +109,8 @@ class Place:
 
     block: int
     fusion: Fusion
+    ending: str  # of its path, behind the attention's or the MLP's
+    container: str  # what stands before that, without wrappers: "layers.0.self_attn"
 
 
 def place_of(path: str) -> Place | None:
@@ -96,7 +119,8 @@ def place_of(path: str) -> Place | None:
     if found is None or core(found[1].removesuffix(".")) not in _STACKS:  # a vision tower has blocks, too
         return None
     fusion = (_ENDINGS if found[3] else _MLP_ENDINGS).get(found[4])
-    return None if fusion is None else Place(int(found[2]), fusion)
+    container = core(path[: found.start(4)].removesuffix("."))
+    return None if fusion is None else Place(int(found[2]), fusion, found[4], container)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +129,7 @@ class Target:
 
     module: str
     fusion: Fusion
+    ending: str  # of its name, behind the attention's or the MLP's
 
 
 class Blocks:
@@ -121,7 +146,20 @@ class Blocks:
             if fusion.rows is Rows.EITHER:  # of transformers' own models with that name: NeoX, Falcon, Bloom
                 fusion = Fusion(fusion.roles, Rows.BY_GROUP)
             for role in fusion.roles:
-                self.targets.setdefault((place.block, role), Target(name, fusion))
+                self.targets.setdefault((place.block, role), Target(name, fusion, place.ending))
+
+    def means(self, place: Place) -> bool:
+        """Whether a path of another tool may stand for projections of this base.
+
+        Names that only one kind of tool uses may, and those of transformers' own models where all but the
+        last name is the base's: an adapter for another architecture stays one, even if its shapes fit.
+        """
+        if place.ending in _OF_TOOLS:
+            return True
+        found = (self.targets.get((place.block, role)) for role in place.fusion.roles)
+        targets = [target for target in found if target is not None and target.ending in _OF_MODELS]
+        containers = {core(target.module).removesuffix(f".{target.ending}") for target in targets}
+        return place.ending in _OF_MODELS and place.container in containers
 
     def fusion_of(self, module: str) -> Fusion | None:
         """What a module of the base holds."""

@@ -18,7 +18,7 @@ from manylora.adapters.format.foreign.change import Change, LowRank
 from manylora.adapters.format.foreign.moved_config import moved_config
 from manylora.adapters.format.foreign.names import PREFIX, Part, Places, Rule, Spelled, take_apart
 from manylora.adapters.format.foreign.placing import place_roles
-from manylora.adapters.format.foreign.roles import Place, place_of
+from manylora.adapters.format.foreign.roles import Blocks, Place, place_of
 from manylora.adapters.format.weights.tensors import TensorFile
 
 _PATHS = frozenset({Rule.PREFIX, Rule.WRAPPER, Rule.FLAT})  # after which the config may name other modules
@@ -75,17 +75,17 @@ def respell(config: Config | None, file: TensorFile, base: BaseModel, faults: Fa
 
 
 def _name(file: TensorFile, base: BaseModel, faults: Faults) -> _Named:
-    places, named = Places(base), _Named()
+    places, blocks, named = Places(base), Blocks(base), _Named()
     for key in file.infos:
         spelled = take_apart(key)
-        canonical = _canonical(spelled, places, named)
+        canonical = _canonical(spelled, places, blocks, named)
         if canonical in named.keys:
             faults.add(f"{shown(named.keys[canonical])} and {shown(key)} both are {shown(canonical)}")
         named.keys[canonical] = key
     return named
 
 
-def _canonical(spelled: Spelled, places: Places, named: _Named) -> str:
+def _canonical(spelled: Spelled, places: Places, blocks: Blocks, named: _Named) -> str:
     """PEFT's name of a tensor, its own where none is known; what was learned of it goes into ``named``."""
     if spelled.part is Part.OTHER:
         split = places.split(spelled.key)
@@ -95,7 +95,7 @@ def _canonical(spelled: Spelled, places: Places, named: _Named) -> str:
         return f"{PREFIX}{split[0]}.{split[1]}"
     found = places.find(spelled.path)
     place = place_of(spelled.path) if found is None else None
-    if found is None and place is None:
+    if found is None and (place is None or not blocks.means(place)):
         return spelled.key
     parts = named.parts.setdefault(spelled.path, {})
     parts.setdefault(spelled.part, spelled)  # a second one is found by its equal name

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Artifact
+from manylora.adapters.format.foreign.convert import convert
 from tests.support.adapters import lora_config, write_artifact
-from tests.support.foreign_adapters import PREFIX, Tensors, converted, read, refusal, tiny_base
+from tests.support.foreign_adapters import LIMITS, PREFIX, Tensors, converted, read, refusal, tiny_base
 
 HIDDEN, INNER, HEADS, WIDTH, RANK = 32, 48, 4, 8, 4
 DRAW = torch.Generator().manual_seed(3)
@@ -54,7 +56,7 @@ def projections(kv: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 ATTENTION = "model.layers.1.self_attn"
 
 
-@pytest.mark.parametrize("name", ["qkv_proj", "to_qkv", "W_pack", "c_attn"])
+@pytest.mark.parametrize("name", ["qkv_proj", "to_qkv", "W_pack", "Wqkv"])
 def test_one_after_another_on_a_split_base(tmp_path: Path, name: str) -> None:
     base, (q, k, v), a = tiny_base("llama"), projections(2), rand(RANK, HIDDEN)
     adapter(tmp_path / "in", {f"{ATTENTION}.{name}": (a, torch.cat([q, k, v]))})
@@ -97,7 +99,8 @@ def test_projections_on_a_fused_base(tmp_path: Path, family: str, kv: int) -> No
     """Separate q, k and v, each with an A of its own; k has none."""
     base, (q, k, v) = tiny_base(family), projections(kv)
     a_q, a_v = rand(RANK, HIDDEN), rand(RANK, HIDDEN)
-    adapter(tmp_path / "in", {f"{ATTENTION}.q_proj": (a_q, q), f"{ATTENTION}.v_proj": (a_v, v)})
+    names = ("q_proj", "v_proj") if family == "phi3" else ("to_q", "to_v")
+    adapter(tmp_path / "in", {f"{ATTENTION}.{names[0]}": (a_q, q), f"{ATTENTION}.{names[1]}": (a_v, v)})
     found = converted(tmp_path / "in", tmp_path / "out", base)
     artifact = read(tmp_path / "out", base)
     assert artifact.rank == 2 * RANK
@@ -137,7 +140,7 @@ def test_gate_and_up_on_a_fused_base(tmp_path: Path) -> None:
 def test_a_of_three_times_the_rank(tmp_path: Path) -> None:
     """loralib's fused layers: three A's one above the other, and B's rows for each of them."""
     base, (q, k, v), a = tiny_base("gpt2"), projections(4), rand(3 * RANK, HIDDEN)
-    adapter(tmp_path / "in", {"model.layers.1.self_attn.qkv_proj": (a, torch.cat([q, k, v]))})
+    adapter(tmp_path / "in", {"transformer.h.1.attn.to_qkv": (a, torch.cat([q, k, v]))})
     converted(tmp_path / "in", tmp_path / "out", base)
     (change,) = weights(read(tmp_path / "out", base)).values()
     expected = torch.cat([b.double() @ part.double() for b, part in zip((q, k, v), a.chunk(3), strict=True)])
@@ -197,7 +200,9 @@ def test_a_projection_twice(tmp_path: Path) -> None:
 
 
 def test_blocks_that_are_not_there(tmp_path: Path) -> None:
-    adapter(tmp_path / "in", {"model.layers.9.self_attn.qkv_proj": (rand(RANK, HIDDEN), rand(64, RANK))})
+    adapter(
+        tmp_path / "in", {"decoder.layers.9.self_attention.linear_qkv": (rand(RANK, HIDDEN), rand(64, RANK))}
+    )
     assert "can't be split" in refusal(tmp_path / "in", tmp_path / "out", tiny_base("llama"))
     adapter(tmp_path / "in", {"decoder.layers.9.mlp.linear_fc2": (rand(RANK, INNER), rand(HIDDEN, RANK))})
     assert "has no such projections" in refusal(tmp_path / "in", tmp_path / "out", tiny_base("llama"))
@@ -215,3 +220,24 @@ def test_half_a_dora(tmp_path: Path) -> None:
     assert "magnitudes of the other rows are missing" in refusal(
         tmp_path / "in", tmp_path / "out", tiny_base("phi3")
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "module", "rows"),
+    [
+        ("llama", "transformer.h.0.attn.c_attn", 64),
+        ("llama", "model.decoder.layers.0.self_attn.q_proj", 32),
+        ("llama", "gpt_neox.layers.0.attention.dense", 32),
+        ("gpt2", "model.layers.0.self_attn.q_proj", 32),
+        ("gpt_neox", "model.layers.0.mlp.up_proj", 48),
+    ],
+)
+def test_adapters_of_another_architecture_stay_that(
+    tmp_path: Path, family: str, module: str, rows: int
+) -> None:
+    """Whose shapes fit by chance."""
+    adapter(tmp_path / "in", {module: (rand(RANK, HIDDEN), rand(rows, RANK))})
+    base = tiny_base(family)
+    assert convert(tmp_path / "in", base, LIMITS) is None
+    with pytest.raises(ArtifactError, match="no such linear layers in the base model"):
+        read(tmp_path / "in", base)
