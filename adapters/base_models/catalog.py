@@ -18,7 +18,7 @@ from manylora.adapters.errors import BaseModelError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _HUB_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -58,7 +58,7 @@ def resolve_model(
         return _checked(path.resolve(), name)
     if path.exists() or name.startswith((".", "/", "~")):
         raise BaseModelError(f"{name}: {'not a directory' if path.exists() else 'no such directory'}")
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise BaseModelError(
             f"{name!r} is neither a directory nor a Hub id; known models: {', '.join(packaged)}"
         )

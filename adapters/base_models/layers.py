@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.base_models.norms import is_norm
-from manylora.adapters.format.base import BaseVocabulary, CacheShape, TargetModule
+from manylora.adapters.format.base import AttentionHeads, BaseVocabulary, CacheShape, TargetModule
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -54,3 +54,16 @@ def describe_cache(config: Any) -> CacheShape | None:
         return None
     size = getattr(text, "head_dim", None) or width // heads
     return CacheShape(layers, getattr(text, "num_key_value_heads", None) or heads, size)
+
+
+def describe_heads(config: Any) -> AttentionHeads | None:
+    """The attention heads by a transformers config; None where it does not give one number for all blocks."""
+    text = config.get_text_config()
+    query = getattr(text, "num_attention_heads", None)
+    key_value = getattr(text, "num_key_value_heads", None) or getattr(text, "num_kv_heads", None) or query
+    width = getattr(text, "head_dim", None)
+    hidden = getattr(text, "hidden_size", None)
+    if width is None and isinstance(hidden, int) and isinstance(query, int) and query > 0:
+        width = hidden // query
+    counts = [count for count in (query, key_value, width) if isinstance(count, int) and count > 0]
+    return AttentionHeads(*counts) if len(counts) == 3 and counts[0] % counts[1] == 0 else None

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
-from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.base_models.checkpoint import Checkpoint
-from manylora.adapters.base_models.configuration import packed_tensors, plain_config
-from manylora.adapters.base_models.layers import describe_cache, describe_vocabulary, target_of
-from manylora.adapters.base_models.norms import norms_of
+from manylora.adapters.base_models.configuration import packed_tensors
+from manylora.adapters.base_models.outline import describe_skeleton, skeleton_of
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.text.chat import ChatTokenizer
@@ -56,12 +53,9 @@ class StoredModel(Mapping[str, torch.Tensor]):
         """
         self.directory = directory
         self.checkpoint = Checkpoint(directory)
-        try:
-            self.config: Any = plain_config(directory)
-            with torch.device("meta"):
-                self.skeleton: Any = AutoModelForCausalLM.from_config(self.config)
-        except Exception as error:  # the libraries raise whatever their parts do: there is no common base
-            raise BaseModelError(f"{directory} is not a causal language model: {error}") from error
+        self.config: Any
+        self.skeleton: Any
+        self.config, self.skeleton = skeleton_of(directory)
         self.quantized = bool(packed_tensors(self.checkpoint))  # the files have weights in few bits
         self._file_name = _names_in_files(self.skeleton, self.checkpoint)
 
@@ -94,21 +88,8 @@ class StoredModel(Mapping[str, torch.Tensor]):
 
     def describe(self, name: str) -> BaseModel:
         """What adapters are validated against. Every linear layer but the output head counts as adaptable."""
-        head = self.skeleton.get_output_embeddings()
-        leaves = {n: m for n, m in self.skeleton.named_modules() if n and not list(m.children())}
-        linears = {n: m for n, m in leaves.items() if isinstance(m, nn.Linear | Conv1D) and m is not head}
-        norms = norms_of(self.skeleton)
-        return BaseModel(
-            name=name,
-            architecture=type(self.skeleton).__name__,
-            model_type=self.config.model_type,
-            fingerprint=fingerprint(self),
-            modules={n: target_of(n, m) for n, m in linears.items()},
-            others=frozenset(leaves) - linears.keys(),
-            vocabulary=describe_vocabulary(self.skeleton),
-            cache=describe_cache(self.config),
-            text=self.text(),
-            norms={n: target_of(n, m) for n, m in norms.items()},
+        return describe_skeleton(
+            self.skeleton, self.config, name=name, fingerprint=fingerprint(self), text=self.text()
         )
 
     def text(self) -> BaseText:

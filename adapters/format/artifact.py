@@ -100,7 +100,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
             directory / WEIGHTS_NAME,
             digest,
             faults,
-            max_header=_header_bound(base, layout),
+            max_header=header_bound(base, layout),
             max_bytes=limits.max_bytes,
             indices=[] if layout is None else [slot.key for slot in layout.slots() if slot.integers],
         )
@@ -185,7 +185,7 @@ def _may_be_served(config: Mapping[str, object]) -> bool:
     return enum_name(config.get("peft_type", "LORA")) in (*OPTIONS, *SOFT_PROMPT_OPTIONS)
 
 
-def _header_bound(base: BaseModel, layout: Layout | None) -> int:
+def header_bound(base: BaseModel, layout: Layout | None = None) -> int:
     """Bytes of safetensors header that no adapter of ``base`` needs.
 
     Four times those of a LoRA on every module, or twice those of the tensors that the config asks for.

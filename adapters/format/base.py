@@ -50,6 +50,31 @@ class CacheShape:
         return self.layers * 2 * self.heads * self.head_size
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionHeads:
+    """How the rows of the base's query, key and value projections are dealt to heads."""
+
+    query: int
+    key_value: int  # a divisor of ``query``
+    width: int  # rows of one head
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Rows of q, k and v."""
+        return self.query * self.width, self.key_value * self.width, self.key_value * self.width
+
+    def of_fused(self, rows: int) -> AttentionHeads | None:
+        """The heads of a projection of q, k and v together, of so many rows; None where it can't be one.
+
+        Configs of models whose queries all have a key of their own may say something else of the keys.
+        """
+        heads, rest = divmod(rows, self.width)
+        keys, odd = divmod(heads - self.query, 2)
+        if rest or odd or keys < 1 or self.query % keys:
+            return None
+        return AttentionHeads(self.query, keys, self.width)
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """Identity and adaptable modules of the base model.
@@ -70,6 +95,7 @@ class BaseModel:
     norms: Mapping[str, TargetModule] = field(default_factory=dict)  # whose weight and bias can be changed
     cache: CacheShape | None = None  # None: adapters can't put anything into its KV cache
     quantization: str = "none"  # or "nf4", "int8": what its linear layers are kept in while serving
+    heads: AttentionHeads | None = None  # None: not the same in every block, or not known
 
     @property
     def weights_key(self) -> str:

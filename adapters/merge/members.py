@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from manylora.adapters.errors import ArtifactError
-from manylora.adapters.format.artifact import Limits, read_artifact
+from manylora.adapters.format.artifact import Limits
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.config.reader import MAX_RANK
+from manylora.adapters.format.foreign.reading import read_any
 from manylora.adapters.merge.recipe import Member
 
 _MAX_BYTES = 1 << 40  # of an adapter that the user names on their own machine
@@ -24,7 +25,7 @@ def read_members(weighted: Iterable[tuple[Path, float]], base: BaseModel) -> lis
     members, faults = [], []
     for path, weight in weighted:
         try:
-            artifact = read_artifact(path, base, Limits(MAX_RANK, _MAX_BYTES))
+            artifact = read_any(path, base, Limits(MAX_RANK, _MAX_BYTES))
         except ArtifactError as error:
             faults += [f"{path}: {fault}" for fault in error.faults]
         else:

@@ -20,6 +20,7 @@ from manylora.adapters.disk import disk_fault
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import KEPT_NAMES, PICKLES
+from manylora.adapters.format.foreign.file_names import files_of_adapter, may_be_weights
 from manylora.adapters.sources.folders import check_weights, choose, clean_path, is_junk
 from manylora.adapters.sources.policy import Meter, SourcePolicy, write_new
 from manylora.adapters.sources.tar_stream import BadArchive, Entry, gunzipped, tar_entries, whole
@@ -128,10 +129,11 @@ class _Folders:
             raise ArtifactError([f"the archive holds {shown(path)} twice"])
         self._seen.add(path.casefold())
         folder, _, name = path.rpartition("/")
-        if directory or is_junk(path) or not (name in KEPT_NAMES or name.endswith(PICKLES)):
+        kept = name in KEPT_NAMES or may_be_weights(name)
+        if directory or is_junk(path) or not (kept or name.endswith(PICKLES)):
             return None
         self._names.setdefault(folder, set()).add(name)
-        return self._place(folder) / name if name in KEPT_NAMES else None
+        return self._place(folder) / name if kept else None
 
     def take(self, subfolder: str, into: Path) -> None:
         """Move what the chosen folder holds to ``into``.
@@ -141,8 +143,8 @@ class _Folders:
         """
         folder = choose(self._names, subfolder)
         check_weights(self._names[folder])
-        for path in self._place(folder).iterdir():
-            path.rename(into / path.name)
+        for name in files_of_adapter(self._names[folder]):
+            (self._place(folder) / name).rename(into / name)
 
     def _place(self, folder: str) -> Path:
         if folder not in self._places:

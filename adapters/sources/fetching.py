@@ -2,6 +2,7 @@
 
 /srv/adapters/support, support       a directory, inside the roots
 file:///srv/adapters/support         the same
+file:///srv/adapters/support.gguf    one file, of another tool; so in all of these
 hf://org/repository@rev/subfolder    the Hub: repositories that are listed, at one commit
 s3://bucket/adapters/support         and other URLs that fsspec reads, under prefixes that are listed
 """
@@ -28,6 +29,12 @@ from manylora.adapters.errors import (
 )
 from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, FileFault, open_regular
+from manylora.adapters.format.foreign.file_names import (
+    files_of_adapter,
+    foreign_weights,
+    names_a_file,
+    only,
+)
 from manylora.adapters.mix import check_name
 from manylora.adapters.sources.folders import check_subfolder
 from manylora.adapters.sources.policy import CHUNK, Meter, Progress, SourcePolicy, check_found, write_new
@@ -138,7 +145,11 @@ def policy_for(sources: Sequence[str], policy: SourcePolicy) -> SourcePolicy:
 
 def _exists(source: str, policy: SourcePolicy) -> bool:
     place = _place(source, policy)
-    return (place / CONFIG_NAME).is_file() if isinstance(place, Path) else place.exists(source)
+    if not isinstance(place, Path):
+        return place.exists(source)
+    if place.is_file():
+        return True
+    return (place / CONFIG_NAME).is_file() or bool(foreign_weights(_names(place, policy)))
 
 
 def _place(source: str, policy: SourcePolicy) -> Path | Storage:
@@ -179,16 +190,24 @@ def _local_path(source: str) -> str:
     return unquote(url.path)
 
 
-def _copy(directory: Path, source: str, into: Path, policy: SourcePolicy, progress: Progress | None) -> None:
+def _names(directory: Path, policy: SourcePolicy) -> set[str]:
+    """The names of what is in a directory, as far as it may hold files; those of PEFT's files always."""
     names = {path.name for path in islice(directory.iterdir(), policy.max_files)}
-    names |= {name for name in KEPT_NAMES if os.path.lexists(directory / name)}
-    check_found(names, source, _adapters_below(directory, policy))
+    return names | {name for name in KEPT_NAMES if os.path.lexists(directory / name)}
+
+
+def _copy(place: Path, source: str, into: Path, policy: SourcePolicy, progress: Progress | None) -> None:
+    if names_a_file(str(place)) and not place.is_dir():
+        directory = place.parent
+        names = set(only(place.name, dict.fromkeys({place.name, *_names(directory, policy)})))
+    else:
+        directory, names = place, _names(place, policy)
+        check_found(names, source, _adapters_below(directory, policy))
     roots = [_real(root) for root in policy.roots]
     with ExitStack() as opened:
         files = {
             name: opened.enter_context(_open_inside(directory / name, roots))
-            for name in KEPT_NAMES
-            if name in names
+            for name in files_of_adapter(names)
         }
         total = sum(os.fstat(file.fileno()).st_size for file in files.values())
         meter = Meter(policy, progress, total)
@@ -227,7 +246,7 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 
 def resolve_directory(path: str, roots: Sequence[Path]) -> Path:
-    """The real directory that ``path`` names, which lies inside one of ``roots``.
+    """The real directory, or file of another tool, that ``path`` names, inside one of ``roots``.
 
     A relative path is looked up under each root in turn, then from the working directory. Symbolic
     links are followed first and the result is compared, for the directory and for the adapter's files
@@ -248,6 +267,10 @@ def resolve_directory(path: str, roots: Sequence[Path]) -> Path:
     if not inside:
         raise SourceForbidden(f"{shown(path)} is outside the directories that adapters may be loaded from")
     directory = next((found for found in inside if os.path.isdir(found)), inside[0])  # noqa: PTH112 (never raises)
+    if names_a_file(path):
+        one = next((found for found in inside if os.path.isfile(found)), None)  # noqa: PTH113 (never raises)
+        if one is not None:
+            return one
     _check_readable(directory, path)
     for name in KEPT_NAMES:
         if not _within(_real(directory / name), real_roots):

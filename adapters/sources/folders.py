@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from manylora.adapters.errors import ArtifactError, SourceMissing
 from manylora.adapters.format.faults import shown, some
 from manylora.adapters.format.files import CONFIG_NAME, PICKLES, WEIGHTS_NAME, pickle_fault
+from manylora.adapters.format.foreign.file_names import foreign_weights
 
 MAX_PATH = 1024  # characters of a name in an archive or a form
 _SHOWN_FOLDERS = 12  # of those to choose from, in one fault
@@ -57,7 +58,7 @@ def choose(found: Mapping[str, Collection[str]], subfolder: str = "") -> str:
     Raises:
         ArtifactError: there is none, or it has to be told which of several; names them.
     """
-    some_files = [path for path, names in found.items() if {CONFIG_NAME, WEIGHTS_NAME} & set(names)]
+    some_files = [path for path, names in found.items() if _has_part(names)]
     if subfolder:
         return _asked_for(subfolder, some_files)
     candidates = [path for path in some_files if "/" not in path or _is_complete(found[path])]
@@ -80,7 +81,7 @@ def check_weights(names: Collection[str]) -> None:
         ArtifactError: it has one, and no safetensors.
     """
     pickles = [name for name in names if name.endswith(PICKLES)]
-    if pickles and WEIGHTS_NAME not in names:
+    if pickles and WEIGHTS_NAME not in names and not foreign_weights(names):
         raise ArtifactError([pickle_fault(min(pickles))])
 
 
@@ -114,5 +115,11 @@ def _below(path: str, other: str) -> bool:
     return path != other and (not other or path.startswith(f"{other}/"))
 
 
+def _has_part(names: Collection[str]) -> bool:
+    return CONFIG_NAME in names or WEIGHTS_NAME in names or bool(foreign_weights(names))
+
+
 def _is_complete(names: Collection[str]) -> bool:
-    return CONFIG_NAME in names and WEIGHTS_NAME in names
+    if WEIGHTS_NAME in names:
+        return CONFIG_NAME in names
+    return bool(foreign_weights(names))

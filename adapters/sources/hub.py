@@ -26,13 +26,18 @@ from manylora.adapters.disk import is_full
 from manylora.adapters.errors import AdapterError, SourceForbidden, SourceMissing, SourceUnreachable
 from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import CONFIG_NAME
+from manylora.adapters.format.foreign.file_names import (
+    files_of_adapter,
+    foreign_weights,
+    names_a_file,
+    only,
+)
 from manylora.adapters.sources.policy import (
     CHUNK,
     Meter,
     Progress,
     SourcePolicy,
     check_found,
-    is_kept,
     write_new,
 )
 
@@ -48,7 +53,17 @@ class HubSource:
 
     repository: str
     revision: str | None  # branch, tag or commit; None for the default branch
-    subfolder: str  # "" for the top
+    subfolder: str  # "" for the top; may name one file
+
+    @property
+    def file(self) -> str | None:
+        """The file that is named; None where it is a folder."""
+        return self.subfolder.rpartition("/")[2] if names_a_file(self.subfolder) else None
+
+    @property
+    def folder(self) -> str:
+        """The folder that is named, or that the file is in."""
+        return self.subfolder if self.file is None else self.subfolder.rpartition("/")[0]
 
     def __str__(self) -> str:
         at = "" if self.revision is None else f"@{quote(self.revision, safe='')}"
@@ -82,7 +97,7 @@ class Hub:
         self._api = HfApi(endpoint=policy.hub_endpoint)
 
     def fetch(self, source: str, into: Path, progress: Progress | None) -> str:
-        """Download an adapter's files; returns the source with the commit they are of.
+        """Download an adapter's files, or the one that ``source`` names; returns it with their commit.
 
         Raises:
             SourceForbidden, SourceMissing, SourceUnreachable, ArtifactError: see :func:`fetch`.
@@ -91,7 +106,7 @@ class Hub:
         with _explained(wanted):
             commit, sizes, elsewhere = self._look_up(wanted)
             check_found(sizes, source, elsewhere)
-            kept = {name: size for name, size in sizes.items() if is_kept(name)}
+            kept = {name: sizes[name] for name in files_of_adapter(sizes)}
             meter = Meter(self._policy, progress, total=sum(kept.values()))
             meter.check_size(sum(kept.values()))
             for name in sorted(kept):
@@ -99,7 +114,7 @@ class Hub:
                 url = hf_hub_url(
                     wanted.repository,
                     name,
-                    subfolder=wanted.subfolder or None,
+                    subfolder=wanted.folder or None,
                     revision=commit,
                     endpoint=self._policy.hub_endpoint,
                 )
@@ -119,7 +134,8 @@ class Hub:
         wanted = self._allowed(source)
         try:
             with _explained(wanted):
-                return CONFIG_NAME in self._look_up(wanted)[1]
+                sizes = self._look_up(wanted)[1]
+                return CONFIG_NAME in sizes or bool(foreign_weights(sizes))
         except SourceUnreachable:
             raise
         except SourceMissing:
@@ -138,10 +154,12 @@ class Hub:
         )
         if info.sha is None:
             raise SourceUnreachable(f"the Hub does not say which commit of {wanted.repository} it has")
-        start = f"{wanted.subfolder}/" if wanted.subfolder else ""
         files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        start = f"{wanted.folder}/" if wanted.folder else ""
         below = {name.removeprefix(start): size for name, size in files.items() if name.startswith(start)}
         sizes = {name: size for name, size in below.items() if "/" not in name}
+        if wanted.file is not None:
+            return info.sha, only(wanted.file, sizes), []
         elsewhere = [name.rpartition("/")[0] for name in below if name.endswith(f"/{CONFIG_NAME}")]
         return info.sha, sizes, elsewhere
 

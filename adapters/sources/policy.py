@@ -10,7 +10,8 @@ from typing import Any
 
 from manylora.adapters.errors import ArtifactError, SourceMissing
 from manylora.adapters.format.faults import shown
-from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
+from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
+from manylora.adapters.format.foreign.file_names import foreign_weights
 from manylora.adapters.sources.folders import check_weights, choice
 
 CHUNK = 1 << 20  # bytes copied at a time
@@ -81,11 +82,6 @@ class Meter:
             raise ArtifactError([f"the files have more than {self._policy.max_bytes:,} bytes, the limit"])
 
 
-def is_kept(name: str) -> bool:
-    """Whether a revision keeps files of that name; no others are fetched."""
-    return name in KEPT_NAMES
-
-
 def check_found(names: Collection[str], source: str, elsewhere: Collection[str] = ()) -> None:
     """Check that the files at ``source`` look like an adapter, before any of them is fetched.
 
@@ -95,10 +91,11 @@ def check_found(names: Collection[str], source: str, elsewhere: Collection[str] 
         SourceMissing: there is nothing of one.
         ArtifactError: its weights are a pickle.
     """
-    if CONFIG_NAME not in names and WEIGHTS_NAME not in names and elsewhere:
+    nothing = CONFIG_NAME not in names and WEIGHTS_NAME not in names and not foreign_weights(names)
+    if nothing and elsewhere:
         raise SourceMissing(f"no adapter at {shown(source)} itself{choice(elsewhere)}")
     check_weights(names)
-    if CONFIG_NAME not in names and WEIGHTS_NAME not in names:
+    if nothing:
         raise SourceMissing(f"no adapter at {shown(source)}: neither {CONFIG_NAME} nor {WEIGHTS_NAME}")
 
 

@@ -19,6 +19,12 @@ from manylora.adapters.disk import is_full
 from manylora.adapters.errors import AdapterError, SourceForbidden, SourceMissing, SourceUnreachable
 from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES
+from manylora.adapters.format.foreign.file_names import (
+    PROBED_NAMES,
+    files_of_adapter,
+    names_a_file,
+    only,
+)
 from manylora.adapters.sources.policy import CHUNK, Meter, Progress, SourcePolicy, check_found, write_new
 
 # What reads files of this machine, or wraps another file system that might: the roots rule those.
@@ -28,7 +34,7 @@ LOCAL = frozenset(
     | {"tar", "zip"}
 )
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]+)((?:/[^/]+)+)/?")
-_PROBED = (*KEPT_NAMES, "adapter_model.bin")
+_PROBED = (*KEPT_NAMES, *PROBED_NAMES, "adapter_model.bin")
 
 
 def check_url(source: str, allowed: tuple[str, ...]) -> str:
@@ -68,16 +74,18 @@ class Remote:
             SourceForbidden, SourceMissing, SourceUnreachable, ArtifactError: see :func:`fetch`.
         """
         protocol = check_url(source, self._policy.urls)
-        base = source.rstrip("/")
+        base, file = _folder(source)
         with _explained(source):
             files = self._open(protocol)
             sizes = {}
-            for name in _PROBED:
+            for name in _PROBED if file is None else (file, *KEPT_NAMES):
                 info = _info(files, f"{base}/{name}")
                 if info is not None:
                     sizes[name] = int(info.get("size") or 0)
+            if file is not None:
+                sizes = only(file, sizes)
             check_found(sizes, source)
-            kept = {name: size for name, size in sizes.items() if name in KEPT_NAMES}
+            kept = {name: sizes[name] for name in files_of_adapter(sizes)}
             meter = Meter(self._policy, progress, total=sum(kept.values()))
             meter.check_size(sum(kept.values()))
             for name in kept:
@@ -97,12 +105,24 @@ class Remote:
         """
         protocol = check_url(source, self._policy.urls)
         with _explained(source):
-            return _info(self._open(protocol), f"{source.rstrip('/')}/{CONFIG_NAME}") is not None
+            files, (folder, file) = self._open(protocol), _folder(source)
+            if file is not None:
+                return _info(files, f"{folder}/{file}") is not None
+            return any(_info(files, f"{folder}/{name}") is not None for name in (CONFIG_NAME, *PROBED_NAMES))
 
     def _open(self, protocol: str) -> Any:
         files = fsspec.filesystem(protocol, **self._policy.storage.get(protocol, {}))
         files.invalidate_cache()  # what was uploaded a moment ago counts
         return files
+
+
+def _folder(source: str) -> tuple[str, str | None]:
+    """The URL of the folder, and the name of the file in it if one is named."""
+    base = source.rstrip("/")
+    if not names_a_file(base):
+        return base, None
+    folder, _, file = base.rpartition("/")
+    return folder, file
 
 
 def _info(files: Any, path: str) -> dict[str, Any] | None:

@@ -19,12 +19,15 @@ from manylora.adapters.errors import (
 )
 from manylora.adapters.format.artifact import Artifact, Limits, read_artifact
 from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.foreign.change import Conversion
+from manylora.adapters.format.foreign.convert import convert
 from manylora.adapters.format.provenance import Provenance, read_provenance
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.registry.cleanup import delete_unreferenced
 from manylora.adapters.registry.publication_record import forget_name
 from manylora.adapters.registry.records import RevisionRecord
 from manylora.adapters.registry.registry import Registry
+from manylora.adapters.store.copying import copy_texts
 from manylora.adapters.store.derived_files import keep_beside
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.kernels.buffers import ReusedMemory
@@ -55,15 +58,34 @@ class RevisionLoader:
         self._memory = ReusedMemory(_SPARE)
         self._packing = Packing.of(pool.modules, base.weights_key, pool.data.dtype)
 
-    def check(self, directory: Path, source: str) -> tuple[RevisionRecord, PackedAdapter]:
+    def check(
+        self, directory: Path, source: str, *, in_place: bool = False
+    ) -> tuple[RevisionRecord, PackedAdapter]:
         """Read the artifact in ``directory`` and find out whether, and as what, it can be served.
 
+        What another tool than PEFT wrote is converted first: in the directory itself, with ``in_place``.
         Returns the facts, and the adapter as it will lie on the device.
 
         Raises:
             SourceMissing, ArtifactError: it can't be.
             AdapterTooLarge: it alone exceeds the memory given to adapters.
+            StoreError: the disk refused.
         """
+        converted = convert(directory, self._base, self._limits)
+        if converted is None:
+            return self._check(directory, source)
+        if in_place:
+            converted.write(directory)
+            return self._check(directory, source, converted.conversion)
+        with self._store.temporary() as temporary:
+            converted.write(temporary)
+            copy_texts(directory, temporary)
+            return self._check(temporary, source, converted.conversion)
+
+    def _check(
+        self, directory: Path, source: str, conversion: Conversion | None = None
+    ) -> tuple[RevisionRecord, PackedAdapter]:
+        """What :meth:`check` says of an artifact in PEFT's form."""
         artifact = read_artifact(directory, self._base, self._limits)
         packed = self._pack(artifact)
         self._pool.check_size(packed.data.nbytes)
@@ -71,7 +93,10 @@ class RevisionLoader:
         warning = provenance.warning(self._base.quantization)
         if warning is not None:
             logger.warning("the adapter from %s: %s", source, warning)
-        return self._facts(artifact, source, provenance, warning), packed
+        details = _details(artifact) | ({} if warning is None else {"warnings": [warning]})
+        if conversion is not None:
+            details["converted_from"] = conversion.details()
+        return self._facts(artifact, source, provenance, details), packed
 
     def put_back(self, digest: str, source: str, fetch: Fetch) -> None:
         """Fetch a revision that is missing from the store, and put it there if it is what it was.
@@ -82,11 +107,11 @@ class RevisionLoader:
         """
         with self._store.temporary() as directory:
             fetch(directory)
-            self._store.prepare(directory)
-            facts, _ = self.check(directory, source)
+            facts, _ = self.check(directory, source, in_place=True)
             if facts.digest != digest:
                 shown = digest[:SHOWN_DIGITS]
                 raise SourceMissing(f"the files of revision {shown} are gone, and {source} has others now")
+            self._store.prepare(directory)
             self._store.move_in(directory, digest)
 
     def read(self, digest: str) -> PackedAdapter:
@@ -198,7 +223,7 @@ class RevisionLoader:
             ) from None
 
     def _facts(
-        self, artifact: Artifact, source: str, provenance: Provenance, warning: str | None
+        self, artifact: Artifact, source: str, provenance: Provenance, details: Mapping[str, object]
     ) -> RevisionRecord:
         return RevisionRecord(
             digest=artifact.digest,
@@ -212,7 +237,7 @@ class RevisionLoader:
             source=source,
             created=time.time(),
             lineage=provenance.lineage or None,
-            details=_details(artifact) | ({} if warning is None else {"warnings": [warning]}),
+            details=details,
         )
 
 

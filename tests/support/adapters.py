@@ -14,7 +14,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from manylora.adapters.base_models.layers import describe_cache, describe_vocabulary, target_of
+from manylora.adapters.base_models.layers import (
+    describe_cache,
+    describe_heads,
+    describe_vocabulary,
+    target_of,
+)
 from manylora.adapters.base_models.norms import is_norm
 from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import parse_config
@@ -54,6 +59,7 @@ def base_model_of(model: nn.Module, name: str = "base") -> BaseModel:
         norms=norms,
         vocabulary=describe_vocabulary(model),
         cache=describe_cache(config),
+        heads=describe_heads(config) if hasattr(config, "get_text_config") else None,
     )
 
 

@@ -179,6 +179,19 @@ def read_tensors(
     return TensorFile(infos, data)
 
 
+def read_header(path: Path, max_header: int) -> TensorFile | None:
+    """What a safetensors file says it holds, without its values; None if it can't be used."""
+    unreported = Faults()
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            header = _read_header(file, path.name, size, max_header, hashlib.sha256())
+            infos = _check_header(header, path.name, size - file.tell(), unreported, [*header])
+    except FileFault:
+        return None
+    return None if infos is None else TensorFile(infos, None)
+
+
 def _read_header(
     file: BinaryIO, name: str, size: int, max_header: int, digest: hashlib._Hash
 ) -> dict[str, Any]:
@@ -217,7 +230,8 @@ def _check_header(
 ) -> dict[str, TensorInfo] | None:
     """The entries, if they are well formed and tile the ``size`` bytes of data without hole or overlap."""
     before = len(faults)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # MLX writes null where there is none
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         faults.add(f"__metadata__ in {file_name} must map strings to strings")
     infos = {}

@@ -1,4 +1,4 @@
-"""An archive of an adapter sent as the body itself, as ``curl --data-binary @adapter.zip`` sends it."""
+"""An archive or a GGUF file sent as the body itself, as ``curl --data-binary @adapter.zip`` sends it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastapi import Request
 
+from manylora.adapters.format.foreign.gguf_file import MAGIC
 from manylora.adapters.sources.archives import MAGIC_BYTES, is_archive, unpack
 from manylora.server.api.admin.publish_request import FetchProgress, PublishRequest
 from manylora.server.errors import RequestError
@@ -23,11 +24,12 @@ ARCHIVE_TYPES = frozenset(
 )  # fmt: skip
 _ANY_BYTES = "application/octet-stream"
 _MAX_OTHER = 1 << 20  # bytes of a body that is no archive: what names a source takes some hundred
+GGUF_NAME = "adapter.gguf"  # a body has no name of its own
 _BATCH = 1 << 20  # bytes written at a time
 
 
 async def receive_archive(request: Request, service: Service, subfolder: str) -> PublishRequest | Request:
-    """Receive the archive that a request's body is; where it is none, the request to read as JSON.
+    """Receive the archive or GGUF file that a body is; where it is none, the request to read as JSON.
 
     Told by the content type, or by its first bytes: not every client sends a type that says it. Whatever goes
     wrong, also a client that leaves half way, nothing stays on disk.
@@ -40,11 +42,11 @@ async def receive_archive(request: Request, service: Service, subfolder: str) ->
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = request.stream()
     head = await _first(body, MAGIC_BYTES)
-    if kind in ARCHIVE_TYPES or is_archive(head):
+    if kind in ARCHIVE_TYPES or is_archive(head) or head.startswith(MAGIC):
         return await _received(head, body, service, subfolder)
     if kind == _ANY_BYTES:
         raise RequestError(
-            "The body is no .zip, .tar or .tar.gz: send an archive of the adapter, or its files as a form "
+            "The body is no .zip, .tar, .tar.gz or .gguf: send one of the adapter, or its files as a form "
             "(multipart/form-data)",
             code="invalid_archive",
         )
@@ -94,7 +96,10 @@ async def _received(
 
     def fetch(into: Path) -> None:
         with kept, path.open("rb") as archive:
-            unpack(archive, into, service.sources, subfolder)
+            if head.startswith(MAGIC):
+                path.rename(into / GGUF_NAME)
+            else:
+                unpack(archive, into, service.sources, subfolder)
 
     return PublishRequest("upload://", "body", None, fetch, kept.close, progress)
 

@@ -14,6 +14,11 @@ from manylora.adapters.disk import full_disk_told
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
+from manylora.adapters.format.foreign.file_names import (
+    files_of_adapter,
+    foreign_weights,
+    may_be_weights,
+)
 from manylora.adapters.sources.archives import unpack
 from manylora.adapters.sources.folders import check_subfolder, check_weights, choose, clean_path
 from manylora.adapters.sources.policy import SourcePolicy
@@ -98,7 +103,7 @@ def _source(names: Sequence[str]) -> str:
 
 def is_archive(names: Sequence[str]) -> bool:
     """Whether an upload of these files is one archive rather than the files of an adapter."""
-    return len(names) == 1 and names[0] not in KEPT_NAMES
+    return len(names) == 1 and names[0] not in KEPT_NAMES and not may_be_weights(names[0])
 
 
 def _place(files: Sequence[tuple[str, Path]], into: Path, policy: SourcePolicy, subfolder: str) -> None:
@@ -119,14 +124,15 @@ def _place(files: Sequence[tuple[str, Path]], into: Path, policy: SourcePolicy, 
     if twice:
         raise ArtifactError([f"the upload has two files called {shown(name)}" for name in twice])
     archives = sorted(name for name in names if name.endswith(_ARCHIVES))
-    if archives and not {CONFIG_NAME, WEIGHTS_NAME} <= set(names):
+    complete = {CONFIG_NAME, WEIGHTS_NAME} <= set(names) or bool(foreign_weights(names))
+    if archives and not complete:
         raise ArtifactError(
             [f"the upload has the archive {shown(archives[0])} beside other files: send it alone"]
         )
     check_weights(names)
-    for name, path in zip(names, (path for _, path in files), strict=True):
-        if name in KEPT_NAMES:
-            path.rename(into / name)
+    received = dict(zip(names, (path for _, path in files), strict=True))
+    for name in files_of_adapter(names):
+        received[name].rename(into / name)
 
 
 def _in_folder(files: Sequence[tuple[str, Path]], subfolder: str) -> list[tuple[str, Path]]:

@@ -1,4 +1,4 @@
-"""``manylora adapters``: manage the adapters of a running server, and recover names while none runs."""
+"""``manylora adapters``: manage the adapters of a running server; check, convert and recover without one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manylora.server.cli.admin.adding import add
+from manylora.server.cli.admin.checking import check
+from manylora.server.cli.admin.converting import convert
 from manylora.server.cli.admin.exporting import export
 from manylora.server.cli.admin.recovering import recover
 from manylora.server.cli.admin.session import Session, with_session
@@ -24,6 +26,8 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME...", show_default=Fals
 adapters.command()(with_session(add))
 adapters.command()(with_session(export))
 adapters.command()(recover)
+adapters.command()(convert)
+adapters.command()(check)
 
 
 @adapters.command("ls")

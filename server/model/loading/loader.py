@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from manylora.adapters.base_models.configuration import load_config
 from manylora.adapters.base_models.generation import read_generation
-from manylora.adapters.base_models.layers import describe_cache, describe_vocabulary
+from manylora.adapters.base_models.layers import describe_cache, describe_heads, describe_vocabulary
 from manylora.adapters.base_models.stored import StoredModel, fingerprint
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
@@ -227,4 +227,5 @@ def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel
         cache=cache if cache == decoder.cache_shape else None,
         quantization=loaded.quantize,
         norms={module.name: module for module in decoder.modules if not module.linear},
+        heads=describe_heads(loaded.hf.config),
     )

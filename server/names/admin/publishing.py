@@ -224,7 +224,7 @@ class Publisher:
         checked: list[tuple[RevisionRecord, PackedAdapter]] = []
 
         def validate(directory: Path) -> RevisionRecord:
-            facts, packed = self._loader.check(directory, wanted.source)
+            facts, packed = self._loader.check(directory, wanted.source, in_place=True)
             checked.append((facts, packed))
             return facts
 
