@@ -58,7 +58,7 @@ class ManagerSetup:
         address = f"sqlite:///{root}/registry.db" if url is None else url
         self.registry = Registry(address, owner=self.store.owner, history=KEPT)
         module = harness.decoder.modules
-        pages = sum(page_length(m.in_features) + page_length(m.out_features) for m in module)
+        pages = sum(page_length(m.in_features) + page_length(m.out_features) for m in module if m.linear)
         unit = 4 * RANK * pages
         zero = harness.pool.data.numel() * 4 - harness.pool.capacity_bytes
         self.unit = unit

@@ -93,7 +93,7 @@ def both(*changes: Change) -> Change:
 
 CONFIG_FAULTS: list[tuple[Change, str]] = [
     (set_key("peft_type", None), "peft_type is missing"),
-    (set_key("peft_type", "POLY"), "peft_type POLY is not served.*name a mix"),
+    (set_key("peft_type", "XLORA"), "peft_type XLORA is not served.*name a mix"),
     (set_key("peft_type", "NEWLORA"), "peft_type 'NEWLORA' is not a kind"),
     (set_key("peft_type", ["LORA"]), "not a kind"),
     (set_key("task_type", "TOKEN_CLS"), "task_type 'TOKEN_CLS' is not served"),
@@ -109,7 +109,7 @@ CONFIG_FAULTS: list[tuple[Change, str]] = [
     (set_key("trainable_token_indices", [1, -2]), "trainable_token_indices should be a list of token ids"),
     (set_key("trainable_token_indices", {"lm_head": []}), "trainable_token_indices should be a list"),
     (set_key("trainable_token_indices", {"lm_head": "x"}), "trainable_token_indices should be a list"),
-    (set_key("target_parameters", ["experts.w"]), "target_parameters=.*not served"),
+    (set_key("target_parameters", ["experts.w"]), "target_parameters names 'experts.w'"),
     (set_key("layer_replication", [[0, 2], [1, 2]]), "layer_replication=.*not served"),
     (set_key("alora_invocation_tokens", []), "alora_invocation_tokens should be a list of 1 to 256 token"),
     (set_key("alora_invocation_tokens", [5] * 257), "alora_invocation_tokens should be a list of 1 to 256"),
