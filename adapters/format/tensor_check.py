@@ -183,7 +183,10 @@ def _mismatches(file: TensorFile, slots: Sequence[Slot]) -> list[str]:
     ] + [
         f"{shown(slot.key)} holds {file.infos[slot.key].dtype}, integers are needed"
         for slot in slots
-        if slot.integers and slot.key in file.infos and not file.holds_integers(slot.key)
+        if slot.integers
+        and not slot.as_floats
+        and slot.key in file.infos
+        and not file.holds_integers(slot.key)
     ]
 
 

@@ -87,6 +87,7 @@ class Slot:
     shape: tuple[int, ...]
     integers: bool = False  # whether it holds indices rather than floats
     others: tuple[tuple[int, ...], ...] = ()  # shapes that will do as well
+    as_floats: bool = False  # whether floats that are whole numbers will do for integers
 
 
 Build = Callable[[Mapping[str, torch.Tensor]], WeightUpdate]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.plans import refuse, slot
 from manylora.adapters.format.kinds.rows import no_effect, training_only
 from manylora.adapters.format.kinds.sparse import SparseChange
-from manylora.adapters.format.update import KindLayout, ModulePlan, WeightUpdate
+from manylora.adapters.format.update import KindLayout, ModulePlan, NoUpdate, WeightUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,17 @@ class Shira:
         count = self._count(module)
         slots = {
             "values": slot(module, "shira_weight", count),
-            "places": slot(module, "shira_indices", 2, count, integers=True),
+            # PEFT on Windows saves floats.
+            "places": replace(slot(module, "shira_indices", 2, count, integers=True), as_floats=True),
         }
         return ModulePlan(slots, partial(_update, module))
 
 
 def _update(module: TargetModule, tensors: Mapping[str, torch.Tensor]) -> WeightUpdate:
-    rows, columns = tensors["places"].long()
+    places = tensors["places"].long()
+    if not torch.equal(places.to(tensors["places"].dtype), tensors["places"]):
+        raise NoUpdate("shira_indices are no whole numbers")
+    rows, columns = places
     return SparseChange(rows, columns, tensors["values"], (module.out_features, module.in_features))
 
 

@@ -229,6 +229,20 @@ def test_many_tensors_a_module_fit_in_the_header(tmp_path: Path) -> None:
     assert len(read_artifact(write_artifact(tmp_path, config, tensors), base, LIMITS).delta) == 40
 
 
+def test_indices_saved_on_windows(tmp_path: Path) -> None:
+    """PEFT saves them as floats there."""
+    config = config_of("SHIRA")
+    tensors = tensors_of(config)
+    key = f"{PREFIX}.0.q_proj.shira_indices"
+    tensors[key].copy_(torch.arange(16) % 8)
+    whole = read(tmp_path / "whole", config, tensors).delta["model.layers.0.q_proj"].factors(None)
+    tensors[key] = tensors[key].float()
+    floats = read(tmp_path / "floats", config, tensors).delta["model.layers.0.q_proj"].factors(None)
+    assert all(torch.equal(one, other) for one, other in zip(whole, floats, strict=True))
+    tensors[key][0, 3] = 2.5
+    assert "no whole numbers" in refusal(tmp_path / "half", config, tensors)
+
+
 def test_bases_of_modules_that_differ_are_refused(tmp_path: Path) -> None:
     config = config_of("RANDLORA")
     tensors = tensors_of(config)
