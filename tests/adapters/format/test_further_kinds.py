@@ -229,7 +229,7 @@ def test_the_change_is_that_of_peft(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@settings(GENERATED, max_examples=100)
+@settings(GENERATED, max_examples=40)
 @given(data=st.data())
 def test_the_change_is_that_of_peft_for_many_options(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
