@@ -114,7 +114,7 @@ def test_what_a_form_can_not_hold_is_refused_by_name(tmp_path: Path, llama: Path
 
 
 def test_other_kinds_are_refused_by_name(tmp_path: Path, llama: Path) -> None:
-    options = {"target_modules": ["k_proj"], "feedforward_modules": []}
+    options: dict[str, Any] = {"target_modules": ["k_proj"], "feedforward_modules": []}
     write_kind(tmp_path / "ia3", tiny_base("llama"), peft_type="IA3", **options)
     for form in ("mlx", "gguf"):
         result = invoke("convert", tmp_path / "ia3", tmp_path / "out", "--to", form, "--model", llama)
