@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manylora.adapters.errors import ArtifactError, SourceMissing
-from manylora.adapters.format.faults import shown
+from manylora.adapters.format.faults import shown, some
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.format.foreign.file_names import foreign_weights
 from manylora.adapters.sources.folders import check_weights, choice
@@ -89,9 +89,15 @@ def check_found(names: Collection[str], source: str, elsewhere: Collection[str] 
 
     Raises:
         SourceMissing: there is nothing of one.
-        ArtifactError: its weights are a pickle.
+        ArtifactError: its weights are a pickle, or several files may be the weights.
     """
-    nothing = CONFIG_NAME not in names and WEIGHTS_NAME not in names and not foreign_weights(names)
+    foreign = foreign_weights(names)
+    if len(foreign) > 1:
+        listed = some(foreign, len(foreign))
+        raise ArtifactError(
+            [f"several files at {shown(source)} may be the adapter: {listed}; name one of them"]
+        )
+    nothing = CONFIG_NAME not in names and WEIGHTS_NAME not in names and not foreign
     if nothing and elsewhere:
         raise SourceMissing(f"no adapter at {shown(source)} itself{choice(elsewhere)}")
     check_weights(names)

@@ -131,9 +131,23 @@ class Spelled:
     rule: Rule | None
 
 
-def take_apart(key: str) -> Spelled:
-    """The path and the part of a tensor's name; of what is no LoRA, :data:`Part.OTHER` and the whole name."""
-    for ending in ENDINGS:
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A tensor's name as that of a module of the base, and a rest."""
+
+    path: str  # of the module, as it is in the file
+    module: str  # as it is in the base
+    rest: str  # without an adapter's name
+    rules: frozenset[Rule]
+    is_target: bool  # whether the rest is a parameter of an adapter, not a bias or a table
+
+
+def take_apart(key: str, *, lora: bool = True) -> Spelled:
+    """The path and the part of a tensor's name; of what is no LoRA, :data:`Part.OTHER` and the whole name.
+
+    Without ``lora`` it is of another kind, whose tensors may have the same names with another meaning.
+    """
+    for ending in ENDINGS if lora else ():
         found = ending.pattern.search(key)
         if found is not None and found.start():
             return Spelled(key, key[: found.start()], ending.part, str(ending.part), ending.rule)
@@ -170,8 +184,8 @@ class Places:
             name = self._flat.get(path[flat.end() :])
         return None if name is None else (name, frozenset({Rule.FLAT}))
 
-    def split(self, key: str) -> tuple[str, str, frozenset[Rule]] | None:
-        """The module and the rest of a name whose ending is not known, by the longest path of a module."""
+    def split(self, key: str) -> Split | None:
+        """A name whose ending is not known, by the longest path that is a module's."""
         segments = key.split(".")
         if len(segments) > _MAX_SEGMENTS:
             return None
@@ -179,7 +193,8 @@ class Places:
             found = self.find(".".join(segments[:count]))
             if found is not None and segments[count:]:
                 rest, rules = _without_adapter_name(segments[count:])
-                return found[0], rest, found[1] | rules
+                own = rest.startswith(_PARAMETERS)
+                return Split(".".join(segments[:count]), found[0], rest, found[1] | rules, own)
         return None
 
 

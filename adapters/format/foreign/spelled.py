@@ -42,6 +42,7 @@ class _Named:
 
     keys: dict[str, str] = field(default_factory=dict)  # PEFT's name -> the file's
     paths: dict[str, str] = field(default_factory=dict)  # the file's path of a module -> the base's name
+    targets: dict[str, str] = field(default_factory=dict)  # the same, of whatever kind of adapter
     placed: dict[str, Place] = field(default_factory=dict)  # the file's path -> its place, where no name fits
     parts: dict[str, dict[Part, Spelled]] = field(default_factory=dict)  # the file's path -> its tensors
     rules: set[Rule] = field(default_factory=set)
@@ -50,13 +51,13 @@ class _Named:
 def is_respelled(config: Config | None, header: TensorFile, base: BaseModel) -> bool:
     """Whether the names of a file's tensors are not PEFT's, but would be by some rule."""
     unreported = Faults()
-    named = _name(header, base, unreported)
+    named = _name(config, header, base, unreported)
     return bool(named.rules or named.placed or len(unreported)) or (config is None and bool(named.parts))
 
 
 def respell(config: Config | None, file: TensorFile, base: BaseModel, faults: Faults) -> Canonical | None:
     """The artifact in PEFT's form; None where it has that already, or is not known to be anything else."""
-    named = _name(file, base, faults)
+    named = _name(config, file, base, faults)
     turned = _turned(named, file, base, faults)
     if len(faults):
         return None
@@ -66,7 +67,7 @@ def respell(config: Config | None, file: TensorFile, base: BaseModel, faults: Fa
             return None
         assert config is not None, "without a config everything is built anew"
         tensors = {key: file.tensor(old) for key, old in named.keys.items()}
-        own = {path.removeprefix(PREFIX): name for path, name in named.paths.items()}
+        own = {path.removeprefix(PREFIX): name for path, name in named.targets.items()}
         moved = moved_config(config, own, base) if named.rules & _PATHS else dict(config)
         return Canonical(moved, tensors, frozenset(named.rules))
     if config is None and not any(len(parts) > 1 for parts in named.parts.values()):
@@ -74,10 +75,11 @@ def respell(config: Config | None, file: TensorFile, base: BaseModel, faults: Fa
     return _rebuilt(config, named, turned, file, base=base, faults=faults)
 
 
-def _name(file: TensorFile, base: BaseModel, faults: Faults) -> _Named:
+def _name(config: Config | None, file: TensorFile, base: BaseModel, faults: Faults) -> _Named:
+    lora = config is None or enum_name(config.get("peft_type")) in (None, "LORA")
     places, blocks, named = Places(base), Blocks(base), _Named()
     for key in file.infos:
-        spelled = take_apart(key)
+        spelled = take_apart(key, lora=lora)
         canonical = _canonical(spelled, places, blocks, named)
         if canonical in named.keys:
             faults.add(f"{shown(named.keys[canonical])} and {shown(key)} both are {shown(canonical)}")
@@ -91,8 +93,10 @@ def _canonical(spelled: Spelled, places: Places, blocks: Blocks, named: _Named) 
         split = places.split(spelled.key)
         if split is None:
             return spelled.key
-        named.rules |= split[2]
-        return f"{PREFIX}{split[0]}.{split[1]}"
+        named.rules |= split.rules
+        if split.is_target:
+            named.targets[split.path] = split.module
+        return f"{PREFIX}{split.module}.{split.rest}"
     found = places.find(spelled.path)
     place = place_of(spelled.path) if found is None else None
     if found is None and (place is None or not blocks.means(place)):
@@ -104,7 +108,7 @@ def _canonical(spelled: Spelled, places: Places, blocks: Blocks, named: _Named) 
         assert place is not None, "one of the two is known"
         named.placed[spelled.path] = place
         return f"{spelled.path}.{spelled.part}"
-    named.paths[spelled.path] = found[0]
+    named.paths[spelled.path] = named.targets[spelled.path] = found[0]
     named.rules |= found[1]
     return f"{PREFIX}{found[0]}.{spelled.suffix}"
 

@@ -81,6 +81,21 @@ def test_alpha_of_zero_is_a_scale_of_one(tmp_path: Path, llama: BaseModel, tenso
     assert {delta.scaling for delta in read(tmp_path / "out", llama).delta.values()} == {1.0}
 
 
+def test_embeddings_and_the_output_head(tmp_path: Path, llama: BaseModel) -> None:
+    """llama.cpp has A of the embeddings with a row for each token, and the rest as PEFT has it."""
+    a, b = torch.rand(4, 32), torch.rand(32, 4)
+    tensors = {"token_embd.weight.lora_a": a.T, "token_embd.weight.lora_b": b}
+    tensors |= {"output.weight.lora_a": a + 1, "output.weight.lora_b": b + 1}
+    write_gguf(tmp_path / "in" / "a.gguf", tensors)
+    converted(tmp_path / "in", tmp_path / "out", llama)
+    prefix = "base_model.model"
+    expected = {f"{prefix}.model.embed_tokens.lora_embedding_A": a, f"{prefix}.lm_head.lora_B.weight": b + 1}
+    found = written(tmp_path / "out")
+    assert len(found) == 4
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert read(tmp_path / "out", llama).vocabulary is not None
+
+
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "a model": ({"general_type": "model"}, "no adapter: its general.type is 'model'"),
     "another type": ({"adapter_type": "control"}, "adapter.type 'control'"),

@@ -61,6 +61,29 @@ def test_some_blocks_and_some_modules(tmp_path: Path, llama: BaseModel) -> None:
     assert list(read(tmp_path / "out", llama).delta) == names
 
 
+def test_embeddings_and_the_output_head(tmp_path: Path, llama: BaseModel) -> None:
+    """MLX's layer of the embeddings: ``E[x] + scale · lora_a[x] lora_b``."""
+    a, b = torch.rand(32, 4), torch.rand(4, 32)
+    head_a, head_b = torch.rand(32, 4), torch.rand(4, 32)
+    directory = write_mlx(
+        tmp_path / "in", {}, rank=4, scale=1.5, layers=2, keys=["model.embed_tokens", "lm_head"]
+    )
+    tensors = {"model.embed_tokens.lora_a": a, "model.embed_tokens.lora_b": b}
+    tensors |= {"lm_head.lora_a": head_a, "lm_head.lora_b": head_b}
+    save_file(tensors, directory / "adapters.safetensors")
+    converted(directory, tmp_path / "out", llama)
+    vocabulary = read(tmp_path / "out", llama).vocabulary
+    assert vocabulary is not None
+    for table, wanted in (
+        (vocabulary.embedding, 1.5 * (a @ b).T),
+        (vocabulary.head, 1.5 * (head_a @ head_b).T),
+    ):
+        assert table is not None
+        assert table.a is not None
+        assert table.b is not None
+        torch.testing.assert_close(table.scaling * table.b @ table.a, wanted)
+
+
 Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
 Q = "model.layers.0.self_attn.q_proj"
 

@@ -215,6 +215,36 @@ def test_kinds_that_only_peft_has(tmp_path: Path, peft_type: str, options: dict[
     assert read(tmp_path / "out", base).digest == read(tmp_path / "peft", base).digest
 
 
+def test_modules_of_other_kinds_move_as_well(tmp_path: Path) -> None:
+    from tests.support.adapters import write_kind
+
+    base = tiny_base("llama")
+    options: dict[str, Any] = {
+        "target_modules": ["k_proj", "down_proj"],
+        "feedforward_modules": ["down_proj"],
+    }
+    write_kind(tmp_path / "peft", base, peft_type="IA3", **options)
+    config = _config(tmp_path / "peft") | {"target_modules": r".*language_model.*(k_proj|down_proj)"}
+    tensors = renamed(written(tmp_path / "peft"), lambda key: PATHS["language_model"](f"{key}.default"))
+    write_artifact(tmp_path / "in", config, tensors)
+    converted(tmp_path / "in", tmp_path / "out", base)
+    found, expected = read(tmp_path / "out", base).delta, read(tmp_path / "peft", base).delta
+    assert found.keys() == expected.keys()
+
+
+def test_equal_names_of_another_kind_stay(tmp_path: Path) -> None:
+    """AdaLoRA's lora_A is a parameter, whose name ends there."""
+    base = tiny_base("llama")
+    module = f"{PREFIX}model.layers.0.self_attn.q_proj"
+    tensors = {f"{module}.lora_A": torch.rand(4, 32), f"{module}.lora_B": torch.rand(32, 4)}
+    config = {"peft_type": "ADALORA", "target_modules": ["q_proj"], "r": 4}
+    write_artifact(tmp_path / "in", config, tensors)
+    assert convert(tmp_path / "in", base, LIMITS) is None
+    write_artifact(tmp_path / "in", config, renamed(tensors, lambda key: f"{key}.default"))
+    converted(tmp_path / "in", tmp_path / "out", base)
+    assert written(tmp_path / "out").keys() == tensors.keys()
+
+
 def test_tables_of_the_vocabulary(tmp_path: Path) -> None:
     base = tiny_base("llama")
     config, tensors = peft_adapter(tmp_path / "some", base, "llama")
