@@ -94,7 +94,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
             directory / WEIGHTS_NAME,
             digest,
             faults,
-            max_header=_header_bound(base),
+            max_header=_header_bound(base, layout),
             max_bytes=limits.max_bytes,
             indices=[] if layout is None else [slot.key for slot in layout.slots() if slot.integers],
         )
@@ -168,9 +168,14 @@ def _may_be_served(config: Mapping[str, object]) -> bool:
     return enum_name(config.get("peft_type", "LORA")) in (*OPTIONS,)
 
 
-def _header_bound(base: BaseModel) -> int:
-    """Bytes of safetensors header that no adapter of ``base`` needs: four times one on every module."""
-    return 65536 + 4 * sum(2 * (len(name) + 160) for name in base.modules)
+def _header_bound(base: BaseModel, layout: Layout | None) -> int:
+    """Bytes of safetensors header that no adapter of ``base`` needs.
+
+    Four times those of a LoRA on every module, or twice those of the tensors that the config asks for.
+    """
+    lora = 4 * sum(2 * (len(name) + 160) for name in base.modules)
+    asked = 0 if layout is None else 2 * sum(len(slot.key) + 160 for slot in layout.slots())
+    return 65536 + max(lora, asked)
 
 
 def _artifact(

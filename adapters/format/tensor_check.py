@@ -16,6 +16,7 @@ from manylora.adapters.format.weights.expected_tensors import PREFIX, Layout, te
 from manylora.adapters.format.weights.tensors import TensorFile
 
 _ENDINGS = "|".join(re.escape(ending) for kind in KINDS_OF_UPDATES.values() for ending in kind.endings)
+_SHARED = tuple(name for kind in KINDS_OF_UPDATES.values() for name in kind.shared)
 _KEY = re.compile(
     r"base_model\.model\.(?P<module>.+?)\."
     r"(lora_[AB]\.weight|lora_B\.bias|lora_magnitude_vector|ia3_l|vera_lambda_[bd]|base_layer\.bias|bias"
@@ -85,7 +86,7 @@ def _check_strays(
 
 def _why_stray(key: str, module: str, base: BaseModel) -> str:
     """Why no config could place the tensor on this base; empty if one could."""
-    if module in base.modules or module in base.norms or key in _PLACED:
+    if module in base.modules or module in base.norms or key in _PLACED or key.startswith(_SHARED):
         return ""
     if base.vocabulary is not None:
         for table in (base.vocabulary.embedding, base.vocabulary.head):
@@ -175,7 +176,7 @@ def _mismatches(file: TensorFile, slots: Sequence[Slot]) -> list[str]:
     return [
         f"size mismatch for {shown(slot.key)}: the file has {list(info.shape)}, {list(slot.shape)} is needed"
         for slot in slots
-        if (info := file.infos.get(slot.key)) is not None and info.shape != slot.shape
+        if (info := file.infos.get(slot.key)) is not None and info.shape not in (slot.shape, *slot.others)
     ] + [
         f"{shown(slot.key)} holds {file.infos[slot.key].dtype}, integers are needed"
         for slot in slots

@@ -53,6 +53,32 @@ class WeightUpdate(Protocol):
         """
 
 
+Shift = Callable[[torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """A change of a weight, and beside it a vector that is added to the module's outputs."""
+
+    update: WeightUpdate
+    shift: Shift  # c [out] float32, from W and b of the base, float32 on the CPU; W as ``update`` needs it
+
+    @property
+    def rank(self) -> int:
+        return self.update.rank
+
+    @property
+    def stated_rank(self) -> int:
+        return self.update.stated_rank
+
+    @property
+    def needs_weight(self) -> bool:
+        return self.update.needs_weight
+
+    def factors(self, weight: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.update.factors(weight)
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One tensor that an artifact must hold."""
@@ -60,6 +86,7 @@ class Slot:
     key: str
     shape: tuple[int, ...]
     integers: bool = False  # whether it holds indices rather than floats
+    others: tuple[tuple[int, ...], ...] = ()  # shapes that will do as well
 
 
 Build = Callable[[Mapping[str, torch.Tensor]], WeightUpdate]
@@ -69,7 +96,7 @@ Build = Callable[[Mapping[str, torch.Tensor]], WeightUpdate]
 class ModulePlan:
     """What one module needs of the file, and what becomes of that."""
 
-    slots: Mapping[str, Slot]  # part -> its tensor; no part is called "bias"
+    slots: Mapping[str, Slot]  # part -> its tensor; see also ModuleDelta.b_bias
     build: Build  # from the tensors of ``slots`` and of the shared ones, by part
     stated_rank: int = 0  # see WeightUpdate
 
@@ -85,7 +112,7 @@ class KindLayout:
 class KindSettings(Protocol):
     """What the config of an adapter of one kind says, parsed."""
 
-    def lay_out(self, targets: Sequence[TargetModule], faults: Faults) -> KindLayout:
+    def lay_out(self, targets: Sequence[TargetModule], faults: Faults, /) -> KindLayout:
         """The tensors needed for ``targets``, in the base's forward order.
 
         What the config says may be impossible for the shape of a module: that is a fault, and the layout

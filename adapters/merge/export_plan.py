@@ -134,7 +134,7 @@ def _tensors(
     for module, parts in deltas.items():
         if any(part.rank or not _only_bias(part) for part, _ in parts):
             _place(stored, f"{module}.weight", module, module_of, homeless)
-        if any(part.bias is not None or part.b_bias is not None for part, _ in parts):
+        if any(part.bias is not None or part.b_bias is not None or part.shifts for part, _ in parts):
             _place(stored, f"{module}.bias", module, module_of, biasless)
         elif any(part.output_scale is not None for part, _ in parts):
             _place(stored, f"{module}.bias", module, module_of, [])

@@ -115,10 +115,10 @@ def _alone(module: Any, delta: ModuleDelta, x: torch.Tensor, y: torch.Tensor) ->
         return own.float()
     bias = 0.0 if module.bias is None else module.bias.float()
     own_bias = bias if delta.bias is None else delta.bias.float()
+    weight = (module.weight.T if is_transposed(module) else module.weight).float()
     if delta.rank == 0 and delta.input_scale is None and delta.magnitude is None:
         inner = y - bias
     else:
-        weight = (module.weight.T if is_transposed(module) else module.weight).float()
         inner = y - bias if delta.input_scale is None else F.linear(x * delta.input_scale.float(), weight)
         a, b = delta.factors(weight)
         inner = inner + (x @ a.float().T) @ b.T
@@ -128,4 +128,6 @@ def _alone(module: Any, delta: ModuleDelta, x: torch.Tensor, y: torch.Tensor) ->
     result = inner + own_bias
     if delta.output_scale is not None:
         result = result * delta.output_scale.float()
+    if delta.shifts:
+        result = result + delta.shift(weight, module.bias)
     return result if delta.b_bias is None else result + delta.scaling * delta.b_bias.float()

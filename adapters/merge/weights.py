@@ -30,9 +30,12 @@ def merged_weight(weight: torch.Tensor, deltas: Iterable[tuple[ModuleDelta, floa
 
 
 def merged_bias(
-    bias: torch.Tensor | None, deltas: Iterable[tuple[ModuleDelta, float]]
+    bias: torch.Tensor | None, deltas: Iterable[tuple[ModuleDelta, float]], weight: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """``b + Σ w_k Δb_k`` [out] float32; None where neither the base nor an adapter has a bias."""
+    """``b + Σ w_k Δb_k`` [out] float32; None where neither the base nor an adapter has a bias.
+
+    The base's ``weight`` [out, in] is needed where a delta shifts the bias.
+    """
     parts = list(deltas)
     if bias is None and not any(_touches_bias(delta) for delta, _ in parts):
         return None
@@ -45,6 +48,8 @@ def merged_bias(
             alone = alone * delta.output_scale.float()
         if delta.b_bias is not None:
             alone = alone + delta.scaling * delta.b_bias.float()
+        if delta.shifts:
+            alone = alone + delta.shift(weight, bias).to(alone)
         result.add_(alone - base, alpha=factor)
     return result
 
@@ -67,4 +72,4 @@ def _is_plain(delta: ModuleDelta) -> bool:
 
 
 def _touches_bias(delta: ModuleDelta) -> bool:
-    return delta.bias is not None or delta.b_bias is not None
+    return delta.shifts or delta.bias is not None or delta.b_bias is not None

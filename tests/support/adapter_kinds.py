@@ -155,6 +155,8 @@ def _change(delta: ModuleDelta, layer: Any, x: torch.Tensor, y: torch.Tensor) ->
     result = result if own is None else result + own
     result = result if delta.output_scale is None else result * delta.output_scale
     result = result if delta.b_bias is None else result + delta.scaling * delta.b_bias
+    if delta.shifts:
+        result = result + delta.shift(weight, layer.bias)
     change: torch.Tensor = (result - y).float()
     return change
 

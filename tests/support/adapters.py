@@ -117,7 +117,9 @@ def lora_tensors(
         for part, slot in parts.items():
             low, high = _RANGES.get(part, (-scale, scale)) if parts is not layout.shared else (-0.3, 0.3)
             values = torch.rand(slot.shape, generator=generator) * (high - low) + low
-            tensors[slot.key] = values.to(dtype)
+            tensors[slot.key] = (
+                torch.zeros(slot.shape, dtype=torch.uint8) if slot.integers else values.to(dtype)
+            )
     return tensors
 
 

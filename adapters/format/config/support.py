@@ -64,7 +64,6 @@ class Init:
 
 
 _SERVED, _NO_EFFECT, _REFUSED = Treatment.SERVED, Treatment.NO_EFFECT, Treatment.REFUSED
-_TO_LORA = "convert it to LoRA with peft.save_as_lora"
 _MERGE = "merge it into the base with PEFT and serve the merged model"
 _CONVERT_INIT = "save it with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 _PLAIN = "retrain with plain LoRA"
@@ -254,7 +253,6 @@ INITS: tuple[Init, ...] = (
 )
 
 _PROMPT = "learned prompts and prefixes are not served"
-_OTHER_DELTA = "this kind of weight update is not served"
 _ACTIVATIONS = "changes to activations are not served"
 
 KINDS: tuple[Kind, ...] = (
@@ -279,18 +277,12 @@ KINDS: tuple[Kind, ...] = (
         "weights (and biases) of norms, wherever they are; a mix adds up the changes",
         treatment=_SERVED,
     ),
-    *(
-        Kind(name, _OTHER_DELTA, _TO_LORA)
-        for name in ("C3A", "FOURIERFT", "PSOFT", "RANDLORA", "WAVEFT")
+    Kind(
+        "ADAMSS",
+        "which outputs its subspaces change is not saved: PEFT clusters the base's weights anew to find them",
+        _MERGE,
     ),
-    *(
-        Kind(name, _OTHER_DELTA, _MERGE)
-        for name in (
-            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "OFT", "OSF",
-            "PEANUT", "ROAD", "SHIRA", "SUPERTUNING",
-        )
-    ),
-    Kind("LILY", _OTHER_DELTA),
+    Kind("LILY", "its experts are mixed by a mean over all tokens of a batch, whosever they are", _PLAIN),
     *(Kind(name, _ACTIVATIONS) for name in ("ADAPTION_PROMPT", "SHADOW")),
     *(Kind(name, _ROUTING, _MIX) for name in ("POLY", "XLORA")),
     *(

@@ -21,6 +21,7 @@ class WeightKind:
     form: str  # for the documentation: the change, as a formula
     rank: str  # for the documentation: rank pages of a module
     cost: str  # for the documentation, in words
+    shared: tuple[str, ...] = ()  # what the names of tensors begin with that are of no one module
 
 
 Kinds = Mapping[str, WeightKind]  # by peft_type

@@ -23,6 +23,7 @@ from manylora.adapters.format.kinds.updates import DenseOfWeight, Factors, LowRa
 from manylora.adapters.format.update import KindLayout, ModulePlan, NoUpdate, Slot, WeightUpdate
 from manylora.adapters.format.weights.expected_tensors import PREFIX
 
+_DEPENDENT = 1e-6  # of a column: what rounding leaves of one that others make up
 _NOTHING = 1e-10  # of the energies of the factors: what rounding leaves of a change that cancels out
 
 
@@ -71,21 +72,20 @@ def _change(make: partial[Factors], weight: torch.Tensor) -> torch.Tensor:
 
 def _reflected(unit: torch.Tensor) -> torch.Tensor:
     """V of the columns of ``unit`` [in, r], each reflected at those before it."""
-    gram = unit.T @ unit
     result = unit.clone()
     for i in range(1, unit.shape[1]):
-        result[:, i] -= 2 * (result[:, :i] @ gram[:i, i])
+        result[:, i] -= 2 * (result[:, :i] @ (unit[:, :i].T @ unit[:, i]))
     return result
 
 
 def _orthogonal(columns: torch.Tensor) -> torch.Tensor:
-    """Modified Gram-Schmidt in PEFT's order, since what rounding leaves of dependent columns is scaled up."""
+    """Modified Gram-Schmidt, in the order in which PEFT does it."""
     result = columns.clone()
     for i in range(columns.shape[1]):
         for j in range(i):
             result[:, i] -= (result[:, j] @ result[:, i]) * result[:, j]
         norm = result[:, i].norm()
-        if not bool(norm):
+        if norm <= _DEPENDENT * columns[:, i].norm():
             raise NoUpdate("the columns of hra_u are linearly dependent")
         result[:, i] /= norm
     return result
@@ -93,8 +93,9 @@ def _orthogonal(columns: torch.Tensor) -> torch.Tensor:
 
 def _cancels(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether nothing is left of B A, as in an adapter that was not trained: its columns come in pairs."""
-    energy = float(((b.T @ b).double() * (a @ a.T).double()).sum())
-    return energy <= _NOTHING * float(b.square().sum()) * float(a.square().sum())
+    a, b = a.double(), b.double()
+    energy = float(((b.T @ b) * (a @ a.T)).sum())
+    return energy <= _NOTHING * float(b.square().sum() * a.square().sum())
 
 
 def _parse(reader: ConfigReader) -> Hra:

@@ -37,7 +37,7 @@ class PVera:
     rank: int
     seed: int | None  # of the projections; None where the file holds them
 
-    def lay_out(self, targets: Sequence[TargetModule], faults: Faults) -> KindLayout:  # noqa: ARG002 - any shape fits
+    def lay_out(self, targets: Sequence[TargetModule], _faults: Faults, /) -> KindLayout:
         shapes = (
             (2 * self.rank, max((m.in_features for m in targets), default=1)),
             (max((m.out_features for m in targets), default=1), self.rank),
@@ -109,4 +109,5 @@ PVERA = WeightKind(
     form="λ_b ⊙ B (λ_d ⊙ A), the mean of what it learned",
     rank="r, usually 256",
     cost="as LoRA of its rank",
+    shared=("base_model.pvera_A", "base_model.pvera_B"),
 )

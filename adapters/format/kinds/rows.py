@@ -23,6 +23,11 @@ SAVE_PROJECTION = Option(
 )
 
 
+def no_effect(key: str, why: str) -> Option:
+    """The row of an option that is accepted and says nothing about what an adapter computes."""
+    return Option(key, Treatment.NO_EFFECT, why)
+
+
 def training_only(*keys: str) -> tuple[Option, ...]:
     """Rows of options that say nothing about what a trained adapter computes."""
     return tuple(Option(key, Treatment.NO_EFFECT, "training only") for key in keys)

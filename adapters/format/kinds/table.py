@@ -13,6 +13,7 @@ from manylora.adapters.format.kinds.gralora import GRALORA
 from manylora.adapters.format.kinds.hra import HRA
 from manylora.adapters.format.kinds.loha import LOHA
 from manylora.adapters.format.kinds.lokr import LOKR
+from manylora.adapters.format.kinds.matrices import MATRIX_KINDS
 from manylora.adapters.format.kinds.miss import BONE, MISS
 from manylora.adapters.format.kinds.pvera import PVERA
 from manylora.adapters.format.kinds.tinylora import TINYLORA
@@ -32,6 +33,7 @@ _ALL: tuple[WeightKind, ...] = (
     TINYLORA,
     UNILORA,
     VBLORA,
+    *MATRIX_KINDS,
 )
 
 KINDS_OF_UPDATES: Kinds = {kind.peft_type: kind for kind in _ALL}

@@ -29,6 +29,7 @@ from manylora.adapters.format.update import KindLayout, ModulePlan, Slot, Weight
 from manylora.adapters.format.weights.expected_tensors import PREFIX
 
 MAX_STEERING = 1 << 20  # numbers in v
+MAX_DRAWN = 1 << 26  # numbers of one P that is not saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,13 @@ class TinyLora:
     tying: float  # 0: each module has its own v; 1: all share one
     seed: int | None  # of P; None where the file holds it
 
-    def lay_out(self, targets: Sequence[TargetModule], faults: Faults) -> KindLayout:  # noqa: ARG002 - any shape fits
+    def lay_out(self, targets: Sequence[TargetModule], faults: Faults) -> KindLayout:
+        widest = max((min(self.rank, full_rank(module)) for module in targets), default=0)
+        if self.seed is not None and self.steering * widest**2 > MAX_DRAWN:
+            faults.add(
+                f"u={self.steering} and r={self.rank} need projections of {self.steering * widest**2:,} "
+                f"numbers for a module; drawn anew they may have {MAX_DRAWN:,}: save them in the file"
+            )
         groups = max(1, round(len(targets) * (1.0 - self.tying)))
         size = max(1, len(targets) // groups)
         used = {min(index // size, groups - 1) for index in range(len(targets))}
@@ -103,4 +110,5 @@ TINYLORA = WeightKind(
     form="B (Σ v P) A, A and B from the singular values of W",
     rank="r",
     cost="as LoRA of its rank",
+    shared=("base_model.tinylora_v.",),
 )

@@ -25,6 +25,7 @@ from manylora.adapters.format.update import KindLayout, ModulePlan, NoUpdate, Sl
 from manylora.adapters.format.weights.expected_tensors import PREFIX
 
 MAX_NUMBERS = 1 << 31
+MAX_DRAWN = 1 << 28  # indices that are not saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,21 @@ class UniLora:
     numbers: int
     seed: int | None  # of the indices; None where the file holds them
 
-    def lay_out(self, targets: Sequence[TargetModule], faults: Faults) -> KindLayout:  # noqa: ARG002 - any shape fits
-        plans = {}
+    def lay_out(self, targets: Sequence[TargetModule], faults: Faults) -> KindLayout:
+        numbers = {"numbers": Slot("base_model.unilora_theta_d", (self.numbers,))}
         if self.seed is None:
-            plans = {m.name: ModulePlan(self._slots(m), self._saved, self.rank) for m in targets}
-        else:
-            sizes = [self.rank * size for m in targets for size in (m.in_features, m.out_features)]
-            drawn = _Drawn(self.numbers, self.seed, sizes)
-            for index, module in enumerate(targets):
-                build = partial(self._redrawn, drawn, index)
-                plans[module.name] = ModulePlan({}, build, self.rank)
-        return KindLayout(plans, {"numbers": Slot("base_model.unilora_theta_d", (self.numbers,))})
+            saved = {m.name: ModulePlan(self._slots(m), self._saved, self.rank) for m in targets}
+            return KindLayout(saved, numbers)
+        sizes = [self.rank * size for m in targets for size in (m.in_features, m.out_features)]
+        if sum(sizes) > MAX_DRAWN:
+            faults.add(
+                f"r={self.rank} needs {sum(sizes):,} indices; drawn anew they may be {MAX_DRAWN:,}: save "
+                "them in the file (save_indices)"
+            )
+        drawn = _Drawn(self.numbers, self.seed, sizes)
+        builds = [partial(self._redrawn, drawn, index) for index in range(len(targets))]
+        plans = {m.name: ModulePlan({}, build, self.rank) for m, build in zip(targets, builds, strict=True)}
+        return KindLayout(plans, numbers)
 
     def _slots(self, module: TargetModule) -> dict[str, Slot]:
         prefix = f"{PREFIX}{module.name}.unilora"
@@ -133,4 +138,5 @@ UNILORA = WeightKind(
     form="B A, each element one of a few numbers",
     rank="r",
     cost="as LoRA of its rank",
+    shared=("base_model.unilora_theta_d",),
 )

@@ -84,7 +84,10 @@ class VbLora:
         else:
             logits, indices = tensors[part].float().topk(self.chosen, dim=-1)
             weights = logits.softmax(dim=-1)
-        return (weights[..., None] * bank[indices]).sum(-2)
+        total = torch.zeros(*indices.shape[:2], self.length)
+        for k in range(self.chosen):  # all at once would take k times the memory
+            total += weights[..., k, None] * bank[indices[..., k]]
+        return total
 
 
 def _parse(reader: ConfigReader) -> VbLora:
@@ -118,4 +121,5 @@ VBLORA = WeightKind(
     form="B A, put together from a bank of vectors",
     rank="r",
     cost="as LoRA of its rank",
+    shared=("base_model.vblora_vector_bank",),
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from manylora.adapters.format.update import WeightUpdate
+from manylora.adapters.format.update import Shifted, WeightUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,9 @@ class ModuleDelta:
 
     with B' = :meth:`scaled_b`, g = magnitude / ‖W + B' A‖ per output (1 without a magnitude) and
     b' = ``bias`` (b without one). With an ``update`` its change takes the place of B' A, and there is no
-    other A and B. If the module is a norm, w ⊙ n(x) + b, it computes w' ⊙ n(x) + b' with w' = ``scale``.
-    Tensors are as stored, float32, float16 or bfloat16; modules may share them.
+    other A and B; :meth:`shift` is then added as well. If the module is a norm, w ⊙ n(x) + b, it computes
+    w' ⊙ n(x) + b' with w' = ``scale``. Tensors are as stored, float32, float16 or bfloat16; modules may
+    share them.
     """
 
     a: torch.Tensor  # [r, in]; r may be 0
@@ -58,6 +59,23 @@ class ModuleDelta:
             NoUpdate: there is no such change.
         """
         return (self.a, self.scaled_b()) if self.update is None else self.update.factors(weight)
+
+    @property
+    def shifts(self) -> bool:
+        """Whether the update comes with a vector that is added to the outputs."""
+        return isinstance(self.update, Shifted)
+
+    def shift(self, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+        """What the update adds to the outputs beside its change of W, [out] float32; only if :attr:`shifts`.
+
+        ``weight`` and ``bias`` are the base's; the adapter's own bias takes the place of that.
+        """
+        assert isinstance(self.update, Shifted), "there is no such vector"
+        own = bias if self.bias is None else self.bias
+        return self.update.shift(
+            None if weight is None else weight.to("cpu", torch.float32),
+            None if own is None else own.to("cpu", torch.float32),
+        )
 
     def scaled_b(self) -> torch.Tensor:
         """B with all scales folded in, [out, r] float32."""

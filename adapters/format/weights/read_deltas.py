@@ -15,6 +15,8 @@ from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.format.weights.expected_tensors import Layout, projection_shapes
 from manylora.adapters.format.weights.tensors import TensorFile
 
+_OF_DELTA = ("bias", "b_bias")  # parts that are no matter of the update
+
 
 def read_deltas(layout: Layout, base: BaseModel, file: TensorFile) -> dict[str, ModuleDelta]:
     """The change to each module of ``layout``, in the base's forward order, norms last."""
@@ -43,8 +45,8 @@ def _updated(
     plan: ModulePlan,
     shared: Mapping[str, torch.Tensor],
 ) -> ModuleDelta:
-    own = {part: tensor for part, tensor in tensors.items() if part != "bias"}
-    delta = _delta(module, {part: tensor for part, tensor in tensors.items() if part == "bias"}, 1.0)
+    own = {part: tensor for part, tensor in tensors.items() if part not in _OF_DELTA}
+    delta = _delta(module, {part: tensor for part, tensor in tensors.items() if part in _OF_DELTA}, 1.0)
     return replace(delta, update=plan.build({**shared, **own}))
 
 

@@ -5,7 +5,7 @@ says. With g = magnitude / ‖W + B' A‖ the two are the same for
 
     rank pages  A and g ⊙ l_out ⊙ B'
     gain        γ = g ⊙ l_out − 1
-    constant    c = b' − b − (g − 1) ⊙ b + s b_B
+    constant    c = b' − b − (g − 1) ⊙ b + s b_B + what an update adds to outputs
 
 A gain applies to the base's output with its bias b, of which DoRA's constant then takes the part away
 that is too much; IA3 scales the bias as well and needs no constant. The gain of a norm applies to what it
@@ -67,7 +67,7 @@ def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModu
         a=a,
         b=b.T,
         gain=gain,
-        constant=_constant(delta, scale, _bias(index, base)),
+        constant=_constant(delta, scale, index, base),
         input_gain=None if delta.input_scale is None else delta.input_scale.float() - 1,
     )
 
@@ -87,7 +87,7 @@ def _factors(delta: ModuleDelta, index: int, base: BaseWeights | None) -> tuple[
 def has_vectors(delta: ModuleDelta) -> bool:
     """Whether the change is more than A and B."""
     parts = (delta.magnitude, delta.b_bias, delta.bias, delta.output_scale, delta.input_scale, delta.scale)
-    return any(part is not None for part in parts)
+    return delta.shifts or any(part is not None for part in parts)
 
 
 def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWeights | None) -> int:
@@ -97,7 +97,7 @@ def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWei
     if not has_vectors(delta):
         return rank_pages
     gain = any(part is not None for part in (delta.magnitude, delta.output_scale, delta.scale))
-    constant = delta.bias is not None or delta.b_bias is not None
+    constant = delta.shifts or delta.bias is not None or delta.b_bias is not None
     constant = constant or (delta.magnitude is not None and _bias(index, base) is not None)
     return rank_pages + width_out * (gain + constant) + width_in * (delta.input_scale is not None)
 
@@ -116,10 +116,10 @@ def _bias(index: int, base: BaseWeights | None) -> torch.Tensor | None:
 
 
 def _constant(
-    delta: ModuleDelta, scale: torch.Tensor | None, base_bias: torch.Tensor | None
+    delta: ModuleDelta, scale: torch.Tensor | None, index: int, base: BaseWeights | None
 ) -> torch.Tensor | None:
     """c [out]; None where it is zero whatever the values are."""
-    parts = []
+    parts, base_bias = [], _bias(index, base)
     if delta.bias is not None:
         assert base_bias is not None, "only a bias that the base has can be replaced"
         parts.append(delta.bias.float() - base_bias)
@@ -127,4 +127,7 @@ def _constant(
         parts.append((1 - scale) * base_bias)
     if delta.b_bias is not None:
         parts.append(delta.b_bias.float() * delta.scaling)
+    if delta.shifts:
+        weight = base.weight(index) if base is not None and delta.needs_weight else None
+        parts.append(delta.shift(weight, base_bias))
     return torch.stack(parts).sum(0) if parts else None
