@@ -94,6 +94,13 @@ def parse_pattern_numbers(value: object) -> object:
     return _pairs(split_list(value), "PATTERN=NUMBER", str.rpartition)
 
 
+def parse_settings(value: object) -> object:
+    """A mapping from ``KEY=VALUE`` entries, whose commas mean nothing, from JSON or from a mapping."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return _json(value)
+    return _pairs(wrap_text(value), "KEY=VALUE", str.partition)
+
+
 def _pairs(entries: object, form: str, cut: Callable[[str, str], tuple[str, str, str]]) -> object:
     """``entries`` of ``form`` as a mapping; what is no list is left to the field's type."""
     if not isinstance(entries, list | tuple):

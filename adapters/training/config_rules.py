@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from manylora.adapters.errors import AdapterNameError
 from manylora.adapters.mix import check_name
+from manylora.adapters.training.methods import option_faults
 from manylora.adapters.training.options.train_options import TrainOptions
 
 
 def faults_of(config: TrainOptions) -> list[str]:
     """Every combination that can't be trained, ``option: reason``."""
-    checks = (_full, _init_adapter, _inits, _tasks, _adapter, _output)
+    checks = (_full, _kind, _init_adapter, _inits, _tasks, _adapter, _output)
     return [fault for check in checks for fault in check(config)]
 
 
 _LORA_ONLY = (
     "lora_r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora",
     "use_dora", "init", "loraplus_ratio", "modules_to_save", "quantization", "publish", "init_adapter",
+    "method_option",
 )  # fmt: skip
+_NOT_OF_OTHERS = ("use_rslora", "use_dora", "init", "loraplus_ratio", "quantization", "init_adapter")
 
 
 def _full(config: TrainOptions) -> list[str]:
@@ -33,6 +36,26 @@ def _full(config: TrainOptions) -> list[str]:
         faults.append(f"method: full fine-tuning is for task sft, not {config.task}")
     if config.dtype == "bf16":
         faults.append("dtype: small updates are lost in bf16 weights; leave it at auto with method full")
+    return faults
+
+
+def _kind(config: TrainOptions) -> list[str]:
+    """What only a LoRA has, and further options of another kind."""
+    if config.is_full:
+        return []
+    faults = [f"method_option: {fault}" for fault in option_faults(config.method, config.method_option)]
+    if config.is_lora:
+        return faults
+    fields = type(config).model_fields
+    faults += [
+        f"{name}: only with method lora, not {config.method}"
+        for name in _NOT_OF_OTHERS
+        if getattr(config, name) != fields[name].default
+    ]
+    if config.dtype == "bf16":
+        faults.append(f"dtype: method {config.method} trains on an fp32 base; leave it at auto")
+    if config.method == "trainable_tokens" and not config.method_option.get("token_indices"):
+        faults.append("method: trainable_tokens needs the tokens: --method-option 'token_indices=[1, 2]'")
     return faults
 
 
@@ -107,7 +130,7 @@ def _adapter(config: TrainOptions) -> list[str]:
     if config.loraplus_ratio is not None and config.optimizer == "adafactor":
         faults.append("loraplus_ratio: adafactor has its own step sizes; choose an AdamW")
     heads = {"lm_head", "embed_tokens"} & set(config.target_modules)
-    if heads and config.task != "classification":
+    if heads and config.task != "classification" and config.method != "trainable_tokens":
         faults.append(f"target_modules: {min(heads)} can't be trained here; give it in modules_to_save")
     return faults
 

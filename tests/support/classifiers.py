@@ -11,7 +11,7 @@ import peft
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from manylora.adapters.training.model.lora import targets
+from manylora.adapters.training.model.targets import targets
 from manylora.server.engine.sequence import FinishReason, Sequence
 from manylora.server.kernels.inputs import AdapterPages
 from tests.support.engine_harness import Answer, EngineHarness

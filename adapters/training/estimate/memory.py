@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from manylora.adapters.training.model.loading import meta_model
-from manylora.adapters.training.model.lora import block_layers, has_conv1d
+from manylora.adapters.training.model.targets import block_layers, has_conv1d
 
 Method = Literal["full", "lora", "lora-8bit", "qlora"]
 METHODS: tuple[Method, ...] = ("full", "lora", "lora-8bit", "qlora")

@@ -27,6 +27,7 @@ from manylora.adapters.training.errors import TrainingConfigError, TrainingError
 from manylora.adapters.training.gate.publish_gate import gate_logits
 from manylora.adapters.training.jobs.measures import Best, Window
 from manylora.adapters.training.jobs.multi_lora import Pair, Rows, adapted
+from manylora.adapters.training.methods import LORA
 from manylora.adapters.training.model.forward import learned_scores, pad_right
 from manylora.adapters.training.model.loading import BaseLoader
 from manylora.adapters.training.model.lora import lora_pairs
@@ -109,7 +110,7 @@ def check_jobs(configs: Sequence[TrainConfig]) -> None:
     for index, config in enumerate(configs, 1):
         reasons = {
             "task": config.task != "sft",
-            "method": config.is_full,
+            "method": config.method != LORA,
             "init": config.converted,
             "use_dora": config.use_dora,
             "modules_to_save": bool(config.modules_to_save),

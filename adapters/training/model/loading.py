@@ -57,8 +57,8 @@ class BaseLoader:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the base while training; converted inits and full fine-tuning need fp32."""
-        needs_fp32 = self.config.converted or self.config.is_full
+        """The dtype of the base while training: all but plain LoRA need fp32."""
+        needs_fp32 = self.config.converted or not self.config.is_lora
         return pick_dtype(self.config.dtype, self.device, needs_fp32=needs_fp32)
 
     @property

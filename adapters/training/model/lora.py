@@ -1,8 +1,7 @@
-"""The LoRA adapter on the base of a run: which layers it is put on, and how it begins."""
+"""The adapter on the base of a run, and how it begins."""
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +21,13 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import set_seed
-from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.format.files import WEIGHTS_NAME
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import TrainingConfigError
-
-_ATTENTION = re.compile(r"(self_|cross_|encoder_)?(attn|attention)")
+from manylora.adapters.training.methods import LORA
+from manylora.adapters.training.model.kinds import kind_config
+from manylora.adapters.training.model.targets import has_conv1d, targets
 
 EVA_REDISTRIBUTION = 2.0  # with EVA a layer gets at most this many times the rank
 
@@ -45,11 +44,19 @@ def add_adapter(model: Any, config: TrainConfig) -> tuple[Any, InitialWeights]:
     before = model.dtype
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="lora with eva initialization")
-        peft = get_peft_model(model, lora_config(model, config))
+        try:
+            peft = get_peft_model(model, adapter_config(model, config))
+        except (TypeError, ValueError) as error:  # of a kind, about the widths of this model
+            if config.is_lora:
+                raise
+            raise TrainingConfigError(f"--method {config.method}: {error}") from error
     trainable_in_fp32(peft)
     _cast_around_full_modules(peft, before)
-    initial = {key: (a.detach().cpu().clone(), b.detach().cpu().clone()) for key, a, b, _ in lora_pairs(peft)}
-    return peft, initial if config.converted else {}
+    if not config.converted:
+        return peft, {}
+    return peft, {
+        key: (a.detach().cpu().clone(), b.detach().cpu().clone()) for key, a, b, _ in lora_pairs(peft)
+    }
 
 
 def load_adapter(model: Any, directory: Path, config: TrainConfig) -> Any:
@@ -116,8 +123,13 @@ def lora_pairs(model: Any) -> Iterator[tuple[str, Tensor, Tensor, float]]:
             yield name, a, b, float(module.scaling["default"])
 
 
+def adapter_config(model: Any, config: TrainConfig) -> PeftConfig:
+    """PEFT's configuration of the adapter that the method makes."""
+    return lora_config(model, config) if config.method == LORA else kind_config(model, config)
+
+
 def lora_config(model: Any, config: TrainConfig) -> LoraConfig:
-    """PEFT's configuration of the adapter."""
+    """PEFT's configuration of a LoRA."""
     init: bool | str = True if config.init == "default" else config.init
     with warnings.catch_warnings():
         # PEFT can't convert this combination; manylora.adapters.training.run.export can.
@@ -141,53 +153,3 @@ def _lora_config(model: Any, config: TrainConfig, init: bool | str) -> LoraConfi
         eva_config=EvaConfig(rho=EVA_REDISTRIBUTION) if init == "eva" else None,
         modules_to_save=list(config.modules_to_save) or None,
     )
-
-
-def targets(model: Any, wanted: tuple[str, ...]) -> str | list[str]:
-    """What PEFT is given for ``target_modules``.
-
-    Raises:
-        TrainingConfigError: a name fits no module, or the model has no layers of the wanted kind.
-    """
-    if wanted == ("all-linear",):
-        return "all-linear"
-    linear = [name for name, module in model.named_modules() if _is_linear(module)]
-    if wanted[0] in ("attention", "mlp"):
-        found = block_layers(linear, attention=wanted[0] == "attention")
-        if not found:
-            raise TrainingConfigError(
-                f"--target-modules {wanted[0]}: this model has no such layers; name them"
-            )
-        return found
-    for target in wanted:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            ends = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-            raise TrainingConfigError(
-                f"--target-modules {target}: no linear layer is called that; there are {ends}"
-            )
-    return list(wanted)
-
-
-def block_layers(names: list[str], *, attention: bool) -> list[str]:
-    """The names, from their block on, of the linear layers inside or outside of attention."""
-    found = set()
-    for name in names:
-        before, _, inside = _last_number(name)
-        if before and any(_ATTENTION.fullmatch(part) for part in inside.split(".")) == attention:
-            found.add(inside)
-    return sorted(found)
-
-
-def _last_number(name: str) -> tuple[str, str, str]:
-    """``model.layers.3.mlp.up_proj`` -> (``model.layers``, ``3``, ``mlp.up_proj``); empty before if none."""
-    match = re.fullmatch(r"(.*)\.(\d+)\.(.*)", name)
-    return (match[1], match[2], match[3]) if match else ("", "", name)
-
-
-def has_conv1d(model: Any) -> bool:
-    """Whether linear layers are GPT-2's Conv1D, whose weights are [in, out]."""
-    return any(isinstance(module, Conv1D) for module in model.modules())
-
-
-def _is_linear(module: Any) -> bool:
-    return isinstance(module, torch.nn.Linear | Conv1D)

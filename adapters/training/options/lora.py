@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from manylora.adapters.options.option import Option
-from manylora.adapters.training.options.types import LORA, Alphas, Names, Options, Ranks
+from manylora.adapters.training.options.types import LORA, Alphas, Names, Options, Ranks, Settings
 
 _INIT = re.compile(r"default|gaussian|olora|pissa|pissa_niter_[1-9]\d?|eva|orthogonal")
 
@@ -25,7 +25,11 @@ class LoraOptions(Options):
     lora_r: Annotated[
         int,
         Option(
-            LORA, "RANK", "Rank of every target module.", "enough for most tasks; serving cost grows with it"
+            LORA,
+            "RANK",
+            "Rank of every target module.",
+            "enough for most tasks; serving cost grows with it",
+            default="16; with another kind than LoRA PEFT's",
         ),
         Field(ge=1, le=1024),
     ] = 16
@@ -33,7 +37,8 @@ class LoraOptions(Options):
         float | None,
         Option(
             LORA, "ALPHA", "The update is scaled by alpha / rank.",
-            "a scale of 2 whatever the rank, so that learning rates carry over", default="2 * lora_r (32)",
+            "a scale of 2 whatever the rank, so that learning rates carry over",
+            default="2 * lora_r (32); with another kind than LoRA in PEFT's ratio to the rank",
         ),
         Field(gt=0, le=1e6),
     ] = None  # fmt: skip
@@ -49,7 +54,7 @@ class LoraOptions(Options):
         Option(
             LORA, "NAMES", "all-linear (without the head), attention, mlp, or names of modules.",
             "adapting every linear layer beats a higher rank on fewer of them", repeatable=True,
-            default="all-linear",
+            default="all-linear; all norms with method ln_tuning, the embeddings with trainable_tokens",
         ),
         Field(min_length=1, max_length=1000),
     ] = ("all-linear",)  # fmt: skip
@@ -112,3 +117,10 @@ class LoraOptions(Options):
             "each is a full copy of its weights in every adapter", repeatable=True,
         ),
     ] = ()  # fmt: skip
+    method_option: Annotated[
+        Settings,
+        Option(
+            LORA, "KEY=VALUE", "An option of PEFT's config of the method, if that is not lora or full.",
+            "PEFT's own defaults, fitted to the widths of the model", repeatable=True,
+        ),
+    ] = {}  # fmt: skip  # noqa: RUF012 - pydantic copies it

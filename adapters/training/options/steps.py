@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from manylora.adapters.options.option import Option
+from manylora.adapters.training.methods import LORA, check_method, method_names
 from manylora.adapters.training.options.types import STEPS, Count, Options
 
 
@@ -14,12 +15,16 @@ class StepOptions(Options):
     """The optimizer's steps."""
 
     method: Annotated[
-        Literal["lora", "full"],
+        str,
         Option(
-            STEPS, "METHOD", "lora, or full: train all weights, in fp32, and save a model of its own (sft).",
-            "an adapter is a hundredth of the size, takes a fraction of the memory, and many share one base",
+            STEPS, "METHOD",
+            f"lora; another kind of adapter: {', '.join(method_names()[2:])}; or full: train all weights, in "
+            "fp32, and save a model of its own (sft).",
+            "an adapter is a hundredth of the size of a model, takes a fraction of the memory, and many "
+            "share one base; LoRA is the kind with the most options, and the fastest",
         ),
-    ] = "lora"  # fmt: skip
+        AfterValidator(check_method),
+    ] = LORA  # fmt: skip
     num_train_epochs: Annotated[
         float,
         Option(
@@ -53,7 +58,8 @@ class StepOptions(Options):
         Option(
             STEPS, "RATE", "The highest learning rate.",
             "about ten times that of full fine-tuning, which is where LoRA's best rate lies for most models; "
-            "very small models take up to 2e-3", default="0.0002; 0.00002 with method full",
+            "very small models take up to 2e-3; kinds that train few numbers take higher rates than LoRA",
+            default="0.0002; 0.00002 with method full, 0.001 to 0.005 with another kind",
         ),
         Field(gt=0, le=1),
     ] = None  # fmt: skip

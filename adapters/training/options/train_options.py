@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from manylora.adapters.training.methods import FULL, LORA, rate_of
 from manylora.adapters.training.options.base import BaseOptions
 from manylora.adapters.training.options.data import DataOptions
 from manylora.adapters.training.options.lora import LoraOptions
 from manylora.adapters.training.options.output import OutputOptions
 from manylora.adapters.training.options.steps import StepOptions
-
-LORA_RATE, FULL_RATE = 2e-4, 2e-5
 
 
 class TrainOptions(OutputOptions, LoraOptions, StepOptions, DataOptions, BaseOptions):
@@ -19,7 +18,12 @@ class TrainOptions(OutputOptions, LoraOptions, StepOptions, DataOptions, BaseOpt
     @property
     def is_full(self) -> bool:
         """Whether a whole model is trained rather than an adapter."""
-        return self.method == "full"
+        return self.method == FULL
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether the adapter is a LoRA."""
+        return self.method == LORA
 
     @property
     def product(self) -> Literal["adapter", "model"]:
@@ -31,7 +35,7 @@ class TrainOptions(OutputOptions, LoraOptions, StepOptions, DataOptions, BaseOpt
         """learning_rate with its default filled in."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return FULL_RATE if self.is_full else LORA_RATE
+        return rate_of(self.method)
 
     @property
     def alpha(self) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from manylora.adapters.options.values import parse_pattern_numbers, split_list, wrap_text
+from manylora.adapters.options.values import parse_pattern_numbers, parse_settings, split_list, wrap_text
 
 BASE, DATA, STEPS, LORA = "Base model", "Data", "Training", "Adapter"
 WATCH, RUN = "While it runs", "Output"
@@ -17,6 +17,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(wrap_text)]
 Ranks = Annotated[dict[str, Annotated[int, Field(ge=1, le=1024)]], BeforeValidator(parse_pattern_numbers)]
 Alphas = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], BeforeValidator(parse_pattern_numbers)]
+Settings = Annotated[dict[str, Any], BeforeValidator(parse_settings)]
 
 
 class Options(BaseModel):

@@ -42,13 +42,14 @@ def read_initial(path: Path) -> InitialWeights:
 def round_as_saved(model: Any, session: Session) -> None:
     """Round what is saved in place to the dtype of the file: what is judged is what will be published.
 
-    Converted adapters are left alone: their factors only come to be when they are written.
+    Converted adapters are left alone: their factors only come to be when they are written. Other kinds than
+    LoRA are saved in fp32.
     """
     if session.config.is_full:
         matrices = list(model.parameters())
     else:
-        converted = session.config.converted
-        matrices = [] if converted else [m for _, a, b, _ in lora_pairs(model) for m in (a, b)]
+        rounded = session.config.is_lora and not session.config.converted
+        matrices = [m for _, a, b, _ in lora_pairs(model) for m in (a, b)] if rounded else []
     for matrix in matrices:
         matrix.data = matrix.data.to(session.loader.saved_dtype).to(matrix.dtype)
 
@@ -77,8 +78,9 @@ def write_artifact(
     dtype = session.loader.saved_dtype
     if initial:
         tensors |= _converted(model, initial, tensors)
+    ends = (".lora_A.", ".lora_B.") if session.config.is_lora else ()
     rounded = {
-        key: (value.to(dtype) if ".lora_A." in key or ".lora_B." in key else value).contiguous().clone()
+        key: (value.to(dtype) if any(end in key for end in ends) else value).contiguous().clone()
         for key, value in tensors.items()
     }
     save_tensors(rounded, directory / WEIGHTS_NAME, session.provenance.metadata())
@@ -138,6 +140,7 @@ def _write_config(config: Any, base_name: str, directory: Path, *, converted: bo
             "init_lora_weights", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "inference_mode",
             "base_model_name_or_path",
         )
+        if hasattr(config, key)
     }  # fmt: skip
     config.inference_mode = True
     config.base_model_name_or_path = base_name  # PEFT puts the directory that it was loaded from

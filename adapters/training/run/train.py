@@ -154,6 +154,8 @@ def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained
         log.rewind(int(checkpoint.name.rpartition("-")[2]))
     if session.config.is_full and spreads_the_model():
         raise TrainingConfigError("--method full: not with FSDP or DeepSpeed, which spread the weights")
+    if session.config.method == "adalora" and checkpoint is not None:
+        raise CheckpointError("--resume: what AdaLoRA knows of its ranks is in no checkpoint; start anew")
     callbacks = [RateCallback(), LogCallback(log), BestCallback(), CheckpointCallback(), bar, stop]
     trainer, initial = build_trainer(session, callbacks, log)
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)

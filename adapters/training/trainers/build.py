@@ -24,6 +24,7 @@ from manylora.adapters.training.model.lora import (
 from manylora.adapters.training.session.metrics_log import MetricsLog
 from manylora.adapters.training.session.processes import is_main_process
 from manylora.adapters.training.session.session import Session
+from manylora.adapters.training.trainers.adalora import PruningCallback
 from manylora.adapters.training.trainers.arguments import common_arguments
 from manylora.adapters.training.trainers.classify import (
     ClassificationTrainer,
@@ -62,11 +63,13 @@ def build_trainer(
         "train_dataset": train,
         "eval_dataset": held_out,
         "processing_class": session.base.tokenizer,
-        "callbacks": [*callbacks, *samples, *_stopping(config)],
+        "callbacks": [*callbacks, *samples, *_stopping(config), *_pruning(config, model)],
     }
     trainer = _trainer(config, arguments, options, session.base.pad_id)
     # Not in the arguments, where transformers would ask for checkpoints at the evaluations and only there.
-    trainer.args.load_best_model_at_end = config.keep == "best" and held_out is not None
+    # An earlier step of AdaLoRA has ranks that were pruned since.
+    has_best = held_out is not None and config.method != "adalora"
+    trainer.args.load_best_model_at_end = config.keep == "best" and has_best
     trainable_in_fp32(trainer.model)  # TRL rounds adapters on a quantized base to bf16
     trainer.loraplus_ratio = config.loraplus_ratio
     trainer.remove_callback(PrinterCallback)
@@ -131,6 +134,10 @@ def _samples(model: Any, session: Session, log: MetricsLog) -> list[TrainerCallb
     )
     decode = session.base.tokenizer.decode
     return [SampleCallback(log, session.config.sample_prompts, answer, decode, model)]
+
+
+def _pruning(config: TrainConfig, model: Any) -> list[TrainerCallback]:
+    return [PruningCallback(model)] if config.method == "adalora" else []
 
 
 def _stopping(config: TrainConfig) -> list[TrainerCallback]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from datasets import Dataset
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn import functional
 from trl import SFTTrainer
@@ -25,8 +27,11 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
     model is a fifth of the step.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, *args: Any, model: Any, **options: Any) -> None:
+        head = model.get_output_embeddings()
+        self._is_head_adapted = isinstance(head, BaseTunerLayer)  # trained tokens of a tied base
+        with _hidden_head(model) if self._is_head_adapted else nullcontext():
+            super().__init__(*args, model=model, **options)
         self._pools = {"train": Pool(), "eval": Pool()}
 
     def compute_loss(
@@ -36,7 +41,7 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        if self.args.device.type != "cpu" or return_outputs:
+        if not self._is_head_adapted and (self.args.device.type != "cpu" or return_outputs):
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             self._pool_fused(inputs, result[0] if return_outputs else result)
             return result
@@ -53,7 +58,7 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
         loss = losses.sum() / torch.as_tensor(count).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # what DDP averages, as in TRL
-        return loss
+        return (loss, {}) if return_outputs else loss
 
     @torch.no_grad()
     def _count(self, inputs: dict[str, Any], logits: Tensor, labels: Tensor, losses: Tensor) -> None:
@@ -88,6 +93,16 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
         if mode == "eval":
             self._metrics[mode]["loss"].append(weighted / max(1.0, total))
         self._pools[mode].fold(self._metrics[mode], lambda _: total)
+
+
+@contextmanager
+def _hidden_head(model: Any) -> Iterator[None]:
+    """Within the block ``model`` hides its head: TRL, which reads its weight itself, would refuse."""
+    model.get_output_embeddings = lambda: None
+    try:
+        yield
+    finally:
+        del model.get_output_embeddings
 
 
 def _seen_tokens(inputs: dict[str, Any]) -> Tensor:

@@ -1,0 +1,114 @@
+"""The methods that train an adapter: one for each kind that is served, by its name in lower case.
+
+The list is that of the kinds that are served, so one that comes to be served is either trained by its name or
+has a reason in :data:`NOT_TRAINED`; a test compares. What the common options mean to a kind is found in the
+fields of its PEFT config where it is built (``model/kinds.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from manylora.adapters.format.config.support import Option, Treatment
+from manylora.adapters.format.kinds.table import OPTIONS
+
+LORA, FULL = "lora", "full"
+LORA_RATE, FULL_RATE, OTHER_RATE = 2e-4, 2e-5, 1e-3
+
+_VIRTUAL = "its virtual tokens stand before the text, which the trainer does not count"
+_PROMPTS = (
+    "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING",
+)  # fmt: skip
+NOT_TRAINED: Mapping[str, str] = MappingProxyType(
+    {
+        "BONE": "PEFT has MiSS in its place: --method miss",
+        "POLY": "it needs the number of the task with every row",
+        "XLORA": "it needs adapters that are trained already",
+        **dict.fromkeys(_PROMPTS, _VIRTUAL),
+    }
+)
+
+# Learning rates at which a kind learns, where that is far from OTHER_RATE: those that train few numbers,
+# or numbers that are multiplied by small ones, take high rates.
+_RATES: Mapping[str, float] = MappingProxyType(
+    {
+        LORA: LORA_RATE,
+        FULL: FULL_RATE,
+        "ia3": 5e-3,
+        "vera": 5e-3,
+        "pvera": 5e-3,
+        "vblora": 5e-3,
+        "fourierft": 5e-3,
+        "waveft": 5e-3,
+        "c3a": 5e-3,
+        "unilora": 5e-3,
+        "tinylora": 5e-3,
+        "trainable_tokens": 5e-3,
+        "ln_tuning": 2e-3,
+        "beft": 2e-3,
+        "road": 2e-3,
+    }
+)
+
+# Fields of PEFT's configs that options of the trainer or the trainer itself fill in.
+_COMMON: Mapping[str, str] = MappingProxyType(
+    {
+        "target_modules": "target_modules",
+        "modules_to_save": "modules_to_save",
+        "rank_pattern": "rank_pattern",
+        "alpha_pattern": "alpha_pattern",
+        "r": "lora_r",
+        "alpha": "lora_alpha",
+        "lora_alpha": "lora_alpha",
+    }
+)
+_OWN = ("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version",
+        "auto_mapping", "fan_in_fan_out", "bias", "total_step")  # fmt: skip
+
+
+def method_names() -> tuple[str, ...]:
+    """Every method, lora and full first."""
+    kinds = sorted(kind.lower() for kind in OPTIONS if kind not in NOT_TRAINED and kind != "LORA")
+    return (LORA, FULL, *kinds)
+
+
+def check_method(value: str) -> str:
+    """``value`` if it is a method.
+
+    Raises:
+        ValueError: it is none, with the reason where it is a kind that is not trained.
+    """
+    if value in method_names():
+        return value
+    reason = NOT_TRAINED.get(value.upper())
+    if reason is not None:
+        raise ValueError(f"{value} is not trained: {reason}")
+    raise ValueError(f"must be one of {', '.join(method_names())}")
+
+
+def rate_of(method: str) -> float:
+    """The learning rate that a method begins with."""
+    return _RATES.get(method, OTHER_RATE)
+
+
+def option_faults(method: str, options: Mapping[str, object]) -> list[str]:
+    """Why those further options of the PEFT config can't be set, each in a sentence."""
+    if method in (LORA, FULL):
+        return [f"{key} is set by an option of its own with method {method}" for key in options]
+    known: dict[str, Option] = {option.key: option for option in OPTIONS[method.upper()]}
+    return [fault for key in options if (fault := _fault(method, key, known)) is not None]
+
+
+def _fault(method: str, key: str, known: Mapping[str, Option]) -> str | None:
+    if key in _COMMON:
+        return f"{key} is set by {_COMMON[key]}"
+    if key in _OWN:
+        return f"{key} is set by the trainer"
+    option = known.get(key)
+    if option is None:
+        names = ", ".join(sorted(known.keys() - _COMMON.keys() - {*_OWN}))
+        return f"{method} has no {key}; there are {names}"
+    if option.treatment is Treatment.REFUSED:
+        return f"{key} is not served: {option.note}"
+    return None
