@@ -20,6 +20,7 @@ from manylora.server.kernels.inputs import AdapterPages
 from tests.support.adapters import write_adapter, write_kind
 from tests.support.engine_harness import EngineHarness
 from tests.support.mutated_artifacts import Case, mutated, read_case
+from tests.support.soft_prompts import write_soft_prompt
 from tests.support.tiny_models import VOCAB, tiny_model
 from tests.support.vocabulary_adapters import GROWN, make
 
@@ -51,7 +52,10 @@ class Served:
         }
         write_kind(root / "ia3", model, peft_type="IA3", **ia3)
         write_kind(root / "vera", model, peft_type="VERA", r=8, target_modules=["q_proj", "v_proj"])
-        kinds = (*tables, "plain", "dora", "ia3", "vera")
+        for name in ("prompt", "cpt", "multitask", "prefix"):
+            write_soft_prompt(root / name, model, name)
+        write_soft_prompt(root / "classes", model, "prompt", labels=["a", "b"])
+        kinds = (*tables, "plain", "dora", "ia3", "vera", "prompt", "cpt", "multitask", "prefix", "classes")
         self.cases: dict[str, Case] = {name: read_case(root / name) for name in kinds}
         self.names = [*self.harness.base.modules, "model.embed_tokens", "lm_head", "model.norm"]
         self.root = root
@@ -61,7 +65,11 @@ class Served:
         artifact = read_artifact(directory, self.harness.base, LIMITS)
         pool = self.harness.pool
         packed = pool.pack(
-            artifact.digest, artifact.delta, artifact.activation, vocabulary=artifact.vocabulary
+            artifact.digest,
+            artifact.delta,
+            artifact.activation,
+            vocabulary=artifact.vocabulary,
+            prompt=artifact.prompt,
         )
         pages = pool.reserve(packed)
         assert pages is not None

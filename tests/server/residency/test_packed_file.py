@@ -42,8 +42,8 @@ def everything() -> PackedAdapter:
     vectors = VectorPages(*(np.array(offsets) for offsets in ([1, -1], [-1, 32], [-1, -1])))
     table = TablePages(np.array([3, 70_000]), 100, 2, 200, 300)
     vocabulary = VocabularyPages(70_001, None, table, ClassPages(3, 96))
-    own = {"vectors": vectors, "vocabulary": vocabulary, "prompt": PromptPages(7, 64, 400, in_cache=True)}
-    return replace(plain(torch.bfloat16), activation=(5, 6), **own)
+    packed = replace(plain(torch.bfloat16), activation=(5, 6), vectors=vectors, vocabulary=vocabulary)
+    return replace(packed, prompt=PromptPages(7, 64, 400, in_cache=True))
 
 
 def same(one: object, other: object) -> bool:

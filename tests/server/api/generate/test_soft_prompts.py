@@ -190,7 +190,14 @@ def test_what_is_said_of_them(server: Running) -> None:
     for name, tokens in TOKENS.items():
         assert shown[name]["details"]["virtual_tokens"] == tokens
         assert shown[name]["rank"] == 0
+        left = {"virtual_tokens": tokens, "max_model_len": CONTEXT - tokens}
+        with server.http() as http:
+            cards = [http.get(f"/v1/models/{name}@{shown[name]['revision']}").json()]
+            cards += [card for card in http.get("/v1/models").json()["data"] if card["id"] == name]
+        assert [{key: card.get(key) for key in left} for card in cards] == [left] * 2
+        assert ask(server, "/tokenize", model=name, prompt="x")["max_model_len"] == CONTEXT - tokens
     assert "virtual_tokens" not in shown["lora"]["details"]
+    assert ask(server, "/tokenize", model="lora", prompt="x")["max_model_len"] == CONTEXT
 
 
 @pytest.mark.parametrize("name", ["prompt", "multitask", "cartridge"])
@@ -212,7 +219,11 @@ def test_classifying(server: Running, world: World, name: str) -> None:
 
 
 def test_comparing(server: Running, world: World) -> None:
-    body = {"targets": ["prefix", "multitask", "tiny"], "prompt": "What is it", "max_tokens": 6}
+    body: dict[str, Any] = {
+        "targets": ["prefix", "multitask", "tiny"],
+        "prompt": "What is it",
+        "max_tokens": 6,
+    }
     result = ask(server, "/v1/compare", **body)
     texts = [answer["text"] for answer in result["cases"][0]["answers"]]
     assert texts[0].startswith(world.greedy("prefix", "What is it", 3)[:1])
