@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 
-.PHONY: help install dev pull serve test test-fast fuzz clients coverage check format docs site wheel bench lock clean
+.PHONY: help install dev pull serve test test-fast test-all fuzz clients coverage check format docs site wheel bench lock clean
 
 help: ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -59,10 +59,15 @@ test: $(DEVELOPMENT) ## Run all tests, one process a core; fetches the real mode
 test-fast: $(DEVELOPMENT) ## Run what takes little time and no real model: under 90 seconds on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not real and not slow"
 
+test-all: test fuzz clients ## Everything that tests: an hour and more.
+
 FUZZ_EXAMPLES ?= 1000
 
-fuzz: $(DEVELOPMENT) ## Send FUZZ_EXAMPLES generated requests to every route: far more than make test does.
-	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/server/api/http/test_openapi_fuzz.py
+fuzz: $(DEVELOPMENT) ## Send FUZZ_EXAMPLES generated requests to every route, and ten times as many artifacts.
+	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) MANYLORA_FUZZ_UPLOADS=$(FUZZ_EXAMPLES) \
+		MANYLORA_FUZZ_ARTIFACTS=$(FUZZ_EXAMPLES)0 $(BIN)/python -m pytest -n logical --dist loadfile \
+		tests/server/api/http/test_openapi_fuzz.py tests/server/api/access/test_scopes.py \
+		tests/server/api/admin/test_mutated_uploads.py tests/server/residency/test_mutated_artifacts.py
 
 # The client libraries have an environment of their own in build/: what they depend on is theirs to choose.
 CLIENTS := build/clients

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from manylora.adapters.base_models.norms import is_norm
 from manylora.adapters.format.base import BaseVocabulary, CacheShape, TargetModule
 
 
@@ -15,22 +16,13 @@ def is_transposed(module: nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
-def biased_norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Every norm that has a bias, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.LayerNorm) and module.bias is not None
-    }
-
-
 def target_of(name: str, module: Any) -> TargetModule:
     """A norm, a Conv1D or anything that has the sizes of an ``nn.Linear``, as adapters see it."""
-    if isinstance(module, nn.LayerNorm):
-        width = module.normalized_shape[-1]
-        return TargetModule(name, width, width, bias=True, linear=False)
+    if is_norm(module):
+        width = len(module.weight)
+        return TargetModule(name, width, width, bias=getattr(module, "bias", None) is not None, linear=False)
     if is_transposed(module):
-        return TargetModule(name, module.weight.shape[0], module.weight.shape[1], bias=True)
+        return TargetModule(name, module.weight.shape[0], module.weight.shape[1], bias=True, transposed=True)
     return TargetModule(name, module.in_features, module.out_features, module.bias is not None)
 
 

@@ -17,7 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.base_models.checkpoint import Checkpoint
 from manylora.adapters.base_models.configuration import packed_tensors, plain_config
-from manylora.adapters.base_models.layers import biased_norms, describe_cache, describe_vocabulary, target_of
+from manylora.adapters.base_models.layers import describe_cache, describe_vocabulary, target_of
+from manylora.adapters.base_models.norms import norms_of
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.text.chat import ChatTokenizer
@@ -96,7 +97,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
         head = self.skeleton.get_output_embeddings()
         leaves = {n: m for n, m in self.skeleton.named_modules() if n and not list(m.children())}
         linears = {n: m for n, m in leaves.items() if isinstance(m, nn.Linear | Conv1D) and m is not head}
-        norms = biased_norms(self.skeleton)
+        norms = norms_of(self.skeleton)
         return BaseModel(
             name=name,
             architecture=type(self.skeleton).__name__,

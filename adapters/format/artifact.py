@@ -16,7 +16,6 @@ from manylora.adapters.format.classes import Classes, read_classes
 from manylora.adapters.format.config.config import AdapterConfig, parse_config
 from manylora.adapters.format.config.reader import MAX_RANK
 from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
-from manylora.adapters.format.config.support import OPTIONS
 from manylora.adapters.format.config.targets import Target, select_targets
 from manylora.adapters.format.faults import Faults, shown
 from manylora.adapters.format.files import (
@@ -32,8 +31,10 @@ from manylora.adapters.format.files import (
     read_config,
     read_text_files,
 )
+from manylora.adapters.format.kinds.table import KINDS_OF_UPDATES, OPTIONS
 from manylora.adapters.format.tensor_check import check_tensors
-from manylora.adapters.format.text.conventions import AdapterText, read_text
+from manylora.adapters.format.text.conventions import AdapterText
+from manylora.adapters.format.text.read_text import read_text
 from manylora.adapters.format.vocabulary.changes import VocabularyDelta
 from manylora.adapters.format.vocabulary.layout import VocabularyLayout, lay_out_vocabulary
 from manylora.adapters.format.vocabulary.tensors import class_count, read_vocabulary, vocabulary_size
@@ -68,7 +69,7 @@ class Artifact:
     text: AdapterText  # its chat template and tokenizer, where they are not the base's
     kind: str  # "LORA", "LORA+DORA", "IA3", ...: the peft_type and what is added to it
     nbytes: int  # of all tensors, as stored
-    rank: int  # the largest of any module and table; 0 where none has A and B
+    rank: int  # in rank pages, the largest of any module and table; 0 where none has A and B
     activation: tuple[int, ...] | None  # the tokens that switch it on (aLoRA)
     base_model_name: str | None  # what the config says it was trained on: only a hint
     peft_version: str | None  # that wrote it, where recorded
@@ -88,15 +89,21 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     faults = Faults()
     config, parsed = _read_config(directory, faults)
     targets = _targets(parsed, base, limits, faults) if parsed is not None else None
-    layout = lay_out(parsed, targets, base) if parsed is not None and targets is not None else None
+    layout = lay_out(parsed, targets, base, faults) if parsed is not None and targets is not None else None
     tables = lay_out_vocabulary(parsed, base, faults) if parsed is not None else None
     digest = artifact_digest(config)
     file = None
     if WEIGHTS_NAME not in names and names != {CONFIG_NAME}:
         faults.add(pickle_fault(min(names - {CONFIG_NAME})))
     else:
-        path, bound = directory / WEIGHTS_NAME, _header_bound(base)
-        file = read_tensors(path, digest, faults, max_header=bound, max_bytes=limits.max_bytes)
+        file = read_tensors(
+            directory / WEIGHTS_NAME,
+            digest,
+            faults,
+            max_header=_header_bound(base, layout),
+            max_bytes=limits.max_bytes,
+            indices=[] if layout is None else [slot.key for slot in layout.slots() if slot.integers],
+        )
     texts = _read_text_files(directory, config, faults)
     add_text_files(digest, texts)
     if file is not None and _may_be_served(config):
@@ -142,7 +149,7 @@ def _read_config(directory: Path, faults: Faults) -> tuple[dict[str, Any], Adapt
     except FileFault as fault:
         faults.add(str(fault))
         return {}, None
-    return config, parse_config(config, faults)
+    return config, parse_config(config, faults, KINDS_OF_UPDATES)
 
 
 def _read_text_files(directory: Path, config: Mapping[str, Any], faults: Faults) -> dict[str, bytes]:
@@ -178,23 +185,29 @@ def _may_be_served(config: Mapping[str, object]) -> bool:
     return enum_name(config.get("peft_type", "LORA")) in (*OPTIONS, *SOFT_PROMPT_OPTIONS)
 
 
-def _header_bound(base: BaseModel) -> int:
-    """Bytes of safetensors header that no adapter of ``base`` needs: four times one on every module."""
-    return 65536 + 4 * sum(2 * (len(name) + 160) for name in base.modules)
+def _header_bound(base: BaseModel, layout: Layout | None) -> int:
+    """Bytes of safetensors header that no adapter of ``base`` needs.
+
+    Four times those of a LoRA on every module, or twice those of the tensors that the config asks for.
+    """
+    lora = 4 * sum(2 * (len(name) + 160) for name in base.modules)
+    asked = 0 if layout is None else 2 * sum(len(slot.key) + 160 for slot in layout.slots())
+    return 65536 + max(lora, asked)
 
 
 def _artifact(
     directory: Path, digest: str, layout: Layout, base: BaseModel, *, file: TensorFile, text: AdapterText
 ) -> Artifact:
     config = layout.config
+    deltas = read_deltas(layout, base, file)
     return Artifact(
         directory=directory,
         digest=digest,
-        delta=MappingProxyType(read_deltas(layout, base, file)),
+        delta=MappingProxyType(deltas),
         text=text,
         kind=config.served_as,
         nbytes=file.nbytes,
-        rank=max((target.rank for target in layout.targets.values()), default=0),
+        rank=max((delta.rank for delta in deltas.values()), default=0),
         activation=config.activation,
         base_model_name=config.base_model_name,
         peft_version=config.peft_version,

@@ -12,7 +12,7 @@ from manylora.adapters.format.text.conventions import BaseText
 class TargetModule:
     """A layer of the base that an adapter may change.
 
-    Linear: ``y = W x + b`` with ``W`` [out, in]; of a norm only the bias can be changed.
+    Linear: ``y = W x + b`` with ``W`` [out, in]. A norm of ``in`` = ``out`` values: ``y = w ⊙ n(x) + b``.
     """
 
     name: str  # dotted path in the Hugging Face module tree, e.g. "model.layers.0.self_attn.q_proj"
@@ -20,6 +20,7 @@ class TargetModule:
     out_features: int
     bias: bool = False  # whether it has b
     linear: bool = True
+    transposed: bool = False  # whether the model keeps W as [in, out] (Conv1D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class BaseModel:
     others: frozenset[str]
     vocabulary: BaseVocabulary | None = None  # None: adapters can't change its tables
     text: BaseText | None = None  # its tokenizer and template; None: adapters can't bring their own
-    norms: Mapping[str, TargetModule] = field(default_factory=dict)  # with a bias that can be changed
+    norms: Mapping[str, TargetModule] = field(default_factory=dict)  # whose weight and bias can be changed
     cache: CacheShape | None = None  # None: adapters can't put anything into its KV cache
     quantization: str = "none"  # or "nf4", "int8": what its linear layers are kept in while serving
 

@@ -8,15 +8,20 @@ from collections.abc import Mapping, Sequence
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.config.config import CLASS_HEADS
 from manylora.adapters.format.faults import Faults, shown, some
+from manylora.adapters.format.kinds.table import KINDS_OF_UPDATES
+from manylora.adapters.format.update import Slot
 from manylora.adapters.format.vocabulary.layout import VocabularyLayout
 from manylora.adapters.format.vocabulary.tensors import check_vocabulary, claimed, does_something
-from manylora.adapters.format.weights.expected_tensors import PREFIX, Layout, Slot, tensor_keys
+from manylora.adapters.format.weights.expected_tensors import PREFIX, Layout, tensor_keys
 from manylora.adapters.format.weights.soft_prompt import COLUMNS, ROWS, TABLE
 from manylora.adapters.format.weights.tensors import TensorFile
 
+_ENDINGS = "|".join(re.escape(ending) for kind in KINDS_OF_UPDATES.values() for ending in kind.endings)
+_SHARED = tuple(name for kind in KINDS_OF_UPDATES.values() for name in kind.shared)
 _KEY = re.compile(
     r"base_model\.model\.(?P<module>.+?)\."
-    r"(lora_[AB]\.weight|lora_B\.bias|lora_magnitude_vector|ia3_l|vera_lambda_[bd]|base_layer\.bias|bias)",
+    r"(lora_[AB]\.weight|lora_B\.bias|lora_magnitude_vector|ia3_l|vera_lambda_[bd]|base_layer\.bias|bias"
+    rf"|ln_tuning_layers\.(?:weight|bias)|{_ENDINGS})",
     re.DOTALL,
 )
 _NAMED_KEY = re.compile(r".*\.lora_[AB]\.[^.]+\.weight", re.DOTALL)
@@ -82,7 +87,7 @@ def _check_strays(
 
 def _why_stray(key: str, module: str, base: BaseModel) -> str:
     """Why no config could place the tensor on this base; empty if one could."""
-    if module in base.modules or module in base.norms or key in _PLACED:
+    if module in base.modules or module in base.norms or key in _PLACED or key.startswith(_SHARED):
         return ""
     if base.vocabulary is not None:
         for table in (base.vocabulary.embedding, base.vocabulary.head):
@@ -116,7 +121,7 @@ def _check_missing(file: TensorFile, layout: Layout, faults: Faults) -> None:
     bare, missing = [], []
     for name, parts in layout.modules.items():
         absent = [slot.key for slot in parts.values() if slot.key not in file.infos]
-        if name in layout.targets and len(absent) == len(parts):
+        if name in layout.targets and parts and len(absent) == len(parts):
             bare.append(name)
         else:
             missing += absent
@@ -130,7 +135,7 @@ def _check_missing(file: TensorFile, layout: Layout, faults: Faults) -> None:
 def _check_shapes(file: TensorFile, layout: Layout, faults: Faults) -> None:
     wrong = []
     for name, parts in layout.modules.items():
-        other = _other_rank(file, parts)
+        other = None if layout.plans else _other_rank(file, parts)
         if other is not None:
             here, rank = parts.items(), layout.targets[name].rank
             wrong.append(f"rank of {shown(name)} is {other} in its tensors and {rank} in the config")
@@ -164,7 +169,7 @@ def _pairs(file: TensorFile, base: BaseModel) -> list[dict[str, Slot]]:
     for name, module in base.modules.items():
         a, b = tensor_keys(name)
         if a in file.infos and b in file.infos:
-            rank = next(iter(file.infos[a].shape), 0)
+            rank = max(1, next(iter(file.infos[a].shape), 0))
             pair = {"a": Slot(a, (rank, module.in_features)), "b": Slot(b, (module.out_features, rank))}
             pairs.append(pair)
     return pairs
@@ -174,7 +179,11 @@ def _mismatches(file: TensorFile, slots: Sequence[Slot]) -> list[str]:
     return [
         f"size mismatch for {shown(slot.key)}: the file has {list(info.shape)}, {list(slot.shape)} is needed"
         for slot in slots
-        if (info := file.infos.get(slot.key)) is not None and (info.shape != slot.shape or 0 in info.shape)
+        if (info := file.infos.get(slot.key)) is not None and info.shape not in (slot.shape, *slot.others)
+    ] + [
+        f"{shown(slot.key)} holds {file.infos[slot.key].dtype}, integers are needed"
+        for slot in slots
+        if slot.integers and slot.key in file.infos and not file.holds_integers(slot.key)
     ]
 
 
@@ -188,6 +197,9 @@ def _add_some(wrong: list[str], faults: Faults) -> None:
 def _check_ranks(
     file: TensorFile, layout: Layout | None, base: BaseModel, max_rank: int, faults: Faults
 ) -> None:
+    if layout is not None and layout.plans:
+        _check_rank(*max((plan.stated_rank, name) for name, plan in layout.plans.items()), max_rank, faults)
+        return
     if layout is not None and layout.config.kind == "VERA":
         if layout.config.r > max_rank:
             faults.add(
@@ -202,8 +214,12 @@ def _check_ranks(
         if a in file.infos and b in file.infos
     ]
     rank, name = max(ranks, default=((), ""))
-    if rank and rank[0] > max_rank:
-        faults.add(f"rank {rank[0]} of {shown(name)} is above the limit of {max_rank} (--max-lora-rank)")
+    _check_rank(rank[0] if rank else 0, name, max_rank, faults)
+
+
+def _check_rank(rank: int, name: str, max_rank: int, faults: Faults) -> None:
+    if rank > max_rank:
+        faults.add(f"rank {rank} of {shown(name)} is above the limit of {max_rank} (--max-lora-rank)")
 
 
 def _check_finite(file: TensorFile, faults: Faults) -> None:
@@ -213,10 +229,12 @@ def _check_finite(file: TensorFile, faults: Faults) -> None:
 
 
 def _check_effect(file: TensorFile, layout: Layout | None, base: BaseModel, faults: Faults) -> None:
-    """Magnitudes and biases are judged when they meet the base's weights."""
+    """Magnitudes, biases and the updates of further kinds are judged when they meet the base's weights."""
+    if layout is not None and layout.plans:
+        return
     known = _pairs(file, base) if layout is None else layout.modules.values()
     parts = [p for p in known if all(slot.key in file.infos for slot in p.values())]
-    if not parts or any({"magnitude", "bias"} & p.keys() for p in parts):
+    if not parts or any({"magnitude", "bias", "scale"} & p.keys() for p in parts):
         return
     if not any(_does_something(file, p) for p in parts):
         faults.add(f"the adapter would do nothing: {_idle(layout)} (was it trained?)")

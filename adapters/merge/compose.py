@@ -130,7 +130,8 @@ def _compose_module(
 
 def _dense(delta: ModuleDelta) -> torch.Tensor:
     """The change of a weight that an adapter makes, ``s B A`` [out, in] in float32."""
-    return delta.scaled_b() @ delta.a.float()
+    a, b = delta.factors()
+    return b @ a.float()
 
 
 def _sum_biases(parts: Sequence[tuple[ModuleDelta, float]]) -> torch.Tensor | None:

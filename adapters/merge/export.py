@@ -108,7 +108,7 @@ def merged_tensor(plan: ExportPlan, tensor: PlannedTensor, survival: Survival) -
     if tensor.module is None:
         return stored.to(tensor.dtype)
     if tensor.name.endswith(".bias"):
-        bias = merged_bias(stored, tensor.deltas)
+        bias = merged_bias(stored, tensor.deltas, _weight_beside(plan, tensor))
         assert bias is not None
         survival.add(stored, bias, bias.to(tensor.dtype))
         return bias.to(tensor.dtype)
@@ -118,6 +118,14 @@ def merged_tensor(plan: ExportPlan, tensor: PlannedTensor, survival: Survival) -
     rounded = merged.to(tensor.dtype)
     survival.add(base, merged, rounded)
     return (rounded.T if transposed else rounded).contiguous()
+
+
+def _weight_beside(plan: ExportPlan, bias: PlannedTensor) -> torch.Tensor | None:
+    """The base's weight [out, in] of the module whose bias that is, if an adapter needs it."""
+    if bias.module is None or not any(delta.shifts for delta, _ in bias.deltas):
+        return None
+    weight = plan.stored.checkpoint[f"{bias.module}.weight"]
+    return weight.T if is_transposed(plan.stored.skeleton.get_submodule(bias.module)) else weight
 
 
 def _write_config(plan: ExportPlan, directory: Path) -> None:

@@ -136,7 +136,7 @@ def _tensors(
     for module, parts in deltas.items():
         if any(part.rank or not _only_bias(part) for part, _ in parts):
             _place(stored, f"{module}.weight", module, module_of, homeless)
-        if any(part.bias is not None or part.b_bias is not None for part, _ in parts):
+        if any(part.bias is not None or part.b_bias is not None or part.shifts for part, _ in parts):
             _place(stored, f"{module}.bias", module, module_of, biasless)
         elif any(part.output_scale is not None for part, _ in parts):
             _place(stored, f"{module}.bias", module, module_of, [])
@@ -165,7 +165,8 @@ def _place(
 
 
 def _only_bias(delta: ModuleDelta) -> bool:
-    return delta.magnitude is None and delta.output_scale is None and delta.input_scale is None
+    parts = (delta.magnitude, delta.output_scale, delta.input_scale, delta.scale)
+    return all(part is None for part in parts)
 
 
 def _planned(

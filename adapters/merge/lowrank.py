@@ -46,9 +46,9 @@ def concatenate(parts: Sequence[tuple[ModuleDelta, float]]) -> Factors:
 
     A's and B's are never added up: (ΣB)(ΣA) has cross terms that the sum has not.
     """
-    a = torch.cat([delta.a.float() for delta, _ in parts])
-    b = torch.cat([delta.scaled_b() * weight for delta, weight in parts], dim=1)
-    return Factors(a, b)
+    factors = [(*delta.factors(), weight) for delta, weight in parts]
+    a = torch.cat([a.float() for a, _, _ in factors])
+    return Factors(a, torch.cat([b * weight for _, b, weight in factors], dim=1))
 
 
 def truncate(factors: Factors, rank: int) -> tuple[Factors, Energy]:

@@ -147,6 +147,10 @@ def _inexpressible(artifact: Artifact, recipe: Recipe) -> str | None:
     return None
 
 
+def _replaces_norms(delta: ModuleDelta) -> bool:
+    return delta.scale is not None
+
+
 def _has_magnitude(delta: ModuleDelta) -> bool:
     return delta.magnitude is not None
 
@@ -159,7 +163,13 @@ def _has_scale(delta: ModuleDelta) -> bool:
     return delta.output_scale is not None or delta.input_scale is not None
 
 
+def _needs_weight(delta: ModuleDelta) -> bool:
+    return delta.needs_weight
+
+
 _REASONS = (
+    (_replaces_norms, "it replaces weights of norms (LN tuning), which LoRA does not change"),
+    (_needs_weight, "what it changes depends on the base's weights"),
     (_has_magnitude, "DoRA scales the base's own weights, which is no change of low rank"),
     (_has_bias, "its biases take the place of the base's (bias=), which the sum of two can't"),
     (_has_scale, "IA3 scales the base's own outputs, which is no change of low rank"),

@@ -13,22 +13,29 @@ def merged_weight(weight: torch.Tensor, deltas: Iterable[tuple[ModuleDelta, floa
     """``W + Σ w_k ΔW_k`` [out, in] float32, from the base's ``weight`` [out, in] and (delta, weight) pairs.
 
     ΔW_k is what the adapter alone makes of W, less W: ``s B A`` of a LoRA, with DoRA's and IA3's factors
-    applied where there are any.
+    applied where there are any. Of a norm W is its weight [D], and ΔW_k the difference of the adapter's.
     """
     base = weight.float()
     result = base.clone()
     for delta, factor in deltas:
-        if _is_plain(delta):
-            result.addmm_(delta.scaled_b(), delta.a.float(), alpha=factor)
+        if base.dim() == 1:
+            if delta.scale is not None:
+                result.add_(delta.scale.float() - base, alpha=factor)
+        elif _is_plain(delta):
+            a, b = delta.factors(weight)
+            result.addmm_(b.to(result), a.to(result), alpha=factor)
         else:
             result.add_(_alone(base, delta) - base, alpha=factor)
     return result
 
 
 def merged_bias(
-    bias: torch.Tensor | None, deltas: Iterable[tuple[ModuleDelta, float]]
+    bias: torch.Tensor | None, deltas: Iterable[tuple[ModuleDelta, float]], weight: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """``b + Σ w_k Δb_k`` [out] float32; None where neither the base nor an adapter has a bias."""
+    """``b + Σ w_k Δb_k`` [out] float32; None where neither the base nor an adapter has a bias.
+
+    The base's ``weight`` [out, in] is needed where a delta shifts the bias.
+    """
     parts = list(deltas)
     if bias is None and not any(_touches_bias(delta) for delta, _ in parts):
         return None
@@ -41,13 +48,16 @@ def merged_bias(
             alone = alone * delta.output_scale.float()
         if delta.b_bias is not None:
             alone = alone + delta.scaling * delta.b_bias.float()
+        if delta.shifts:
+            alone = alone + delta.shift(weight, bias).to(alone)
         result.add_(alone - base, alpha=factor)
     return result
 
 
 def _alone(base: torch.Tensor, delta: ModuleDelta) -> torch.Tensor:
     """The weight that the adapter alone amounts to."""
-    change = delta.scaled_b() @ delta.a.float()
+    a, b = delta.factors(base)
+    change = b.to(base) @ a.to(base)
     scaled = base if delta.input_scale is None else base * delta.input_scale.float()
     result = scaled + change
     if delta.magnitude is not None:
@@ -62,4 +72,4 @@ def _is_plain(delta: ModuleDelta) -> bool:
 
 
 def _touches_bias(delta: ModuleDelta) -> bool:
-    return delta.bias is not None or delta.b_bias is not None
+    return delta.shifts or delta.bias is not None or delta.b_bias is not None

@@ -223,7 +223,7 @@ def export_table(exported: Exported) -> Table:
         table.add_row("not compared", "--no-verify")
         return table
     table.add_row(
-        "difference of logits", f"{found.error:.2g} of their spread (rounding of the merged weights)"
+        "difference of logits", f"{found.error:.2g} of their spread (rounding may cost {found.limit:.2g})"
     )
     table.add_row("the adapters' own effect", f"{found.effect:.2g}")
     table.add_row("same likeliest token", f"{found.same_top:.1%} of {found.rows} rows")

@@ -93,7 +93,7 @@ def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None
         from manylora.adapters.training.model.base import find_base  # noqa: PLC0415
         from manylora.adapters.training.session.prepare_data import prepare_data  # noqa: PLC0415
 
-        base = find_base(settings.base_model)
+        base = find_base(settings.base_model, allow_special_tokens=settings.allow_special_tokens)
         prepared = prepare_data(settings, base)
         show_data(prepared, console)
         show_example(prepared, base.tokenizer, Console())

@@ -35,7 +35,7 @@ class VectorPages:
     Each is padded with zeros to a whole page.
     """
 
-    gain: Int64  # [M] γ [out]: times the module's output, bias included
+    gain: Int64  # [M] γ [out]: times the module's output, bias included; of a norm, times n(x): w ⊙ n(x) + b
     constant: Int64  # [M] c [out]: added to the output
     input_gain: Int64  # [M] λ [in]: times the module's input, whose image under W is added
 
@@ -109,6 +109,8 @@ class AdapterPages:
     A row with the mix {(k, w_k)} computes, y being the base's output ``W x + b`` of the module,
 
         y + Σ_k w_k [ B_k (A_k x) + γ_k ⊙ y + c_k ] + W (Σ_k w_k λ_k ⊙ x)
+
+    and of a norm, y + Σ_k w_k (γ_k ⊙ n(x) + c_k), n(x) being what it makes of its input before it scales.
     """
 
     digest: str
@@ -132,14 +134,14 @@ class ModuleShape:
 
     in_features: int
     out_features: int
-    linear: bool = True  # False for a norm, to which an adapter only adds constants; these come last
+    linear: bool = True  # False for a norm, which has gains and constants only; these come last
 
 
 class BaseWeights(Protocol):
-    """The base's own weights of the LoRA target modules."""
+    """The base's own weights of the LoRA target modules, and of the norms."""
 
     def weight(self, module: int) -> torch.Tensor:
-        """W [out, in] of that module, in the dtype it computes in; not to be changed.
+        """W [out, in] of that module, of a norm w [D], in the dtype it computes in; not to be changed.
 
         A quantized base makes it anew at every call: take one module at a time.
         """

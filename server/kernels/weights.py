@@ -115,7 +115,8 @@ class LayerWeights:
 class DecoderWeights:
     """The weights of a whole Llama-family decoder.
 
-    LoRA target modules are numbered ``layer * 7 + (q, k, v, o, gate, up, down)``.
+    LoRA target modules are numbered ``layer * 7 + (q, k, v, o, gate, up, down)``. Behind them come the norms,
+    layer by layer: (input, post) or, with norms of queries and keys, (input, q, k, post); the final one last.
     """
 
     embedding: torch.Tensor  # [V, D]
@@ -141,17 +142,41 @@ class DecoderWeights:
         layers = tuple(layer.without_matrices() for layer in self.layers)
         return replace(self, layers=layers, lm_head=self.lm_head.to("meta"))
 
+    @property
+    def qk_norms(self) -> bool:
+        """Whether queries and keys are normalized."""
+        return any(layer.q_norm is not None for layer in self.layers)
+
+    @property
+    def _norms(self) -> tuple[str, ...]:
+        """The norms of a layer by their names in :class:`LayerWeights`."""
+        return (
+            ("input_norm", "q_norm", "k_norm", "post_norm") if self.qk_norms else ("input_norm", "post_norm")
+        )
+
+    def norm_modules(self, layer: int) -> range:
+        """The numbers of a layer's norms; of the final norm for the layer behind the last."""
+        count = len(self._norms)
+        first = MODULES_PER_LAYER * len(self.layers) + layer * count
+        return range(first, first + (count if layer < len(self.layers) else 1))
+
     def weight(self, module: int) -> torch.Tensor:
-        """W [out, in] of a LoRA target module, in the dtype of the embedding."""
+        """W [out, in] of a LoRA target module, in the dtype of the embedding, or the weight [D] of a norm."""
         layer, name = self.place(module)
+        if layer == len(self.layers):
+            return self.final_norm
+        if name in self._norms:
+            return getattr(self.layers[layer], name)  # type: ignore[no-any-return]
         matrix = getattr(self.layers[layer], name)
         if isinstance(matrix, QuantizedMatrix):
             return matrix.parts[self._part(module)].weight().to(self.embedding.dtype)
         return dense(matrix)[self.rows(module)]
 
     def bias(self, module: int) -> torch.Tensor | None:
-        """b [out] of a LoRA target module."""
+        """b [out] of a LoRA target module; None for a norm."""
         layer, name = self.place(module)
+        if name not in _MATRICES:
+            return None
         matrix = getattr(self.layers[layer], name)
         if isinstance(matrix, QuantizedMatrix):
             return matrix.parts[self._part(module)].bias
@@ -159,12 +184,22 @@ class DecoderWeights:
         return None if bias is None else bias[self.rows(module)]
 
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """The target modules by the matrix that holds them."""
-        first = range(0, MODULES_PER_LAYER * len(self.layers), MODULES_PER_LAYER)
-        return tuple(tuple(i + k for k in group) for i in first for group in _GROUPS)
+        """The target modules by the matrix that holds them, and each norm alone."""
+        end = MODULES_PER_LAYER * len(self.layers)
+        matrices = [
+            tuple(i + k for k in group) for i in range(0, end, MODULES_PER_LAYER) for group in _GROUPS
+        ]
+        return (*matrices, *((i,) for i in range(end, self.norm_modules(len(self.layers)).stop)))
 
     def place(self, module: int) -> tuple[int, str]:
-        """The layer of a LoRA target module, and the field of the matrix that holds it."""
+        """The layer of a module, and the field of the matrix that holds it, or of the norm that it is.
+
+        The final norm is in the layer behind the last.
+        """
+        norm = module - MODULES_PER_LAYER * len(self.layers)
+        if norm >= 0:
+            layer, which = divmod(norm, len(self._norms))
+            return layer, "final_norm" if layer == len(self.layers) else self._norms[which]
         return module // MODULES_PER_LAYER, _STACKED[module % MODULES_PER_LAYER][0]
 
     def rows(self, module: int) -> slice:

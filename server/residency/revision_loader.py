@@ -13,7 +13,6 @@ from pathlib import Path
 
 from manylora.adapters.errors import (
     AdapterNotFound,
-    AdapterTooLarge,
     ArtifactError,
     SourceMissing,
     StoreError,
@@ -67,11 +66,7 @@ class RevisionLoader:
         """
         artifact = read_artifact(directory, self._base, self._limits)
         packed = self._pack(artifact)
-        if packed.data.nbytes > self._pool.capacity_bytes:
-            raise AdapterTooLarge(
-                f"this adapter needs {packed.data.nbytes} bytes of adapter memory, the server has "
-                f"{self._pool.capacity_bytes} (--adapter-memory)"
-            )
+        self._pool.check_size(packed.data.nbytes)
         provenance = read_provenance(directory)
         warning = provenance.warning(self._base.quantization)
         if warning is not None:
@@ -103,7 +98,7 @@ class RevisionLoader:
         """
         directory, most = self._directory(digest), self._pool.capacity_bytes
         packed = read_packed(directory, digest, self._packing, most, self._memory)
-        if packed is not None and packed.rank.max(initial=0) <= self._limits.max_rank:
+        if packed is not None and packed.stated_rank <= self._limits.max_rank:
             return packed
         artifact = self.artifact(digest)
         packed = self._pack(artifact)

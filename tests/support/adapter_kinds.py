@@ -14,11 +14,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from manylora.adapters.base_models.norms import is_norm, norm_with
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.weights.delta import ModuleDelta
 from tests.support.adapter_set import LLAMA_TARGETS, TARGETS
 from tests.support.adapters import write_kind
 from tests.support.peft_oracle import Peft, read
+
+_NORM_KINDS = ("norms", "some-norms")
+NORMS = ".*(norm|ln_[12f])"  # the names of all norms, whatever the family
 
 
 def write_kinds(root: Path, model: Path, family: str) -> dict[str, Path]:
@@ -61,9 +65,11 @@ def write_kinds(root: Path, model: Path, family: str) -> dict[str, Path]:
             "save_projection": False,
             "projection_prng_key": 1234567,
         },
+        "norms": {"peft_type": "LN_TUNING", "target_modules": NORMS},
+        "some-norms": {"peft_type": "LN_TUNING", "target_modules": f".*1{NORMS}"},
     }
     return {
-        name: write_kind(root / name, model, seed=seed, **config, **conv)
+        name: write_kind(root / name, model, seed=seed, **(config if name in _NORM_KINDS else config | conv))
         for seed, (name, config) in enumerate(configs.items(), 1)
     }
 
@@ -130,14 +136,15 @@ def _add_changes(
 
 def _change(delta: ModuleDelta, layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """What the adapter alone adds to the layer's output ``y``, in float64."""
+    if is_norm(layer):
+        changed: torch.Tensor = norm_with(layer, delta.scale, delta.bias)(x) - y
+        return changed
     own = layer.bias if delta.bias is None else delta.bias
-    if isinstance(layer, nn.LayerNorm):
-        return torch.as_tensor(own - layer.bias)
     weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
     weight, inputs, low_rank = (
         weight.double(),
         x.double(),
-        delta.scaled_b().double() @ delta.a.double(),
+        _low_rank(delta, weight),
     )
     total = weight + low_rank
     if delta.magnitude is not None:
@@ -148,5 +155,12 @@ def _change(delta: ModuleDelta, layer: Any, x: torch.Tensor, y: torch.Tensor) ->
     result = result if own is None else result + own
     result = result if delta.output_scale is None else result * delta.output_scale
     result = result if delta.b_bias is None else result + delta.scaling * delta.b_bias
+    if delta.shifts:
+        result = result + delta.shift(weight, layer.bias)
     change: torch.Tensor = (result - y).float()
     return change
+
+
+def _low_rank(delta: ModuleDelta, weight: torch.Tensor) -> torch.Tensor:
+    a, b = delta.factors(weight)
+    return b.double() @ a.double()

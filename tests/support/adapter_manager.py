@@ -62,7 +62,8 @@ class ManagerSetup:
         unit = 4 * RANK * pages
         zero = harness.pool.data.numel() * 4 - harness.pool.capacity_bytes
         self.unit = unit
-        self.pool = PagePool(module, room * unit + zero, torch.float32, torch.device("cpu"))
+        size, dtype, device = room * unit + zero, torch.float32, torch.device("cpu")
+        self.pool = PagePool(module, size, dtype, device, harness.decoder)
         assert self.pool.capacity_bytes == room * unit
         harness.decoder.allocate(self.pool.data, 257, 256)
         self.metrics = Metrics()

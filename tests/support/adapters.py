@@ -14,12 +14,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from manylora.adapters.base_models.layers import describe_cache, describe_vocabulary
+from manylora.adapters.base_models.layers import describe_cache, describe_vocabulary, target_of
+from manylora.adapters.base_models.norms import is_norm
 from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import parse_config
 from manylora.adapters.format.config.targets import select_targets
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
+from manylora.adapters.format.kinds.table import KINDS_OF_UPDATES
 from manylora.adapters.format.weights.expected_tensors import lay_out
 
 
@@ -34,10 +36,11 @@ def base_model_of(model: nn.Module, name: str = "base") -> BaseModel:
             bias = module.bias is not None
             modules[path] = TargetModule(path, module.in_features, module.out_features, bias)
         elif isinstance(module, Conv1D):
-            modules[path] = TargetModule(path, module.weight.shape[0], module.weight.shape[1], True)
-        elif isinstance(module, nn.LayerNorm) and module.bias is not None:
-            width = module.normalized_shape[0]
-            norms[path] = TargetModule(path, width, width, bias=True, linear=False)
+            modules[path] = TargetModule(
+                path, module.weight.shape[0], module.weight.shape[1], True, transposed=True
+            )
+        elif is_norm(module):
+            norms[path] = target_of(path, module)
         elif path:
             others.append(path)
     config: Any = model.config
@@ -99,26 +102,32 @@ def lora_tensors(
 ) -> dict[str, torch.Tensor]:
     """Random tensors for every module that ``config`` selects: A and B from ±``scale``, see also _RANGES."""
     faults = Faults()
-    parsed = parse_config(config, faults)
+    parsed = parse_config(config, faults, KINDS_OF_UPDATES)
     targets = select_targets(parsed, base, faults) if parsed is not None else None
     if parsed is None or targets is None:  # refused options do not matter here: tests need them too
         faults.raise_any()
     assert parsed is not None
     assert targets is not None
     generator = torch.Generator().manual_seed(seed)
-    layout = lay_out(parsed, targets, base)
+    layout = lay_out(parsed, targets, base, faults)
+    if layout is None:
+        faults.raise_any()
+    assert layout is not None
     tensors = {}
     for parts in (*layout.modules.values(), layout.shared):
         for part, slot in parts.items():
             low, high = _RANGES.get(part, (-scale, scale)) if parts is not layout.shared else (-0.3, 0.3)
             values = torch.rand(slot.shape, generator=generator) * (high - low) + low
-            tensors[slot.key] = values.to(dtype)
+            tensors[slot.key] = (
+                torch.zeros(slot.shape, dtype=torch.uint8) if slot.integers else values.to(dtype)
+            )
     return tensors
 
 
 # Of the parts that are not A or B. A row of a tiny model's weights has a norm of about 1.2.
 _RANGES = {
     "magnitude": (0.8, 1.8),
+    "scale": (0.5, 1.5),
     "bias": (-0.3, 0.3),
     "b_bias": (-0.3, 0.3),
     "output_scale": (0.5, 1.5),

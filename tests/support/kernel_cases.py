@@ -19,7 +19,7 @@ from manylora.server.kernels.inputs import (
     lora_inputs,
     page_length,
 )
-from manylora.server.kernels.reference.step import ReferenceStep, target_shapes
+from manylora.server.kernels.reference.step import ReferenceStep, norm_shapes, target_shapes
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights
 
 Mix = tuple[tuple[AdapterPages, float], ...]
@@ -119,6 +119,7 @@ class Pages:
     def __init__(self, weights: DecoderWeights, elements: int = 1 << 22) -> None:
         self.pool = torch.zeros(elements, dtype=torch.bfloat16)
         self._shapes = target_shapes(weights)
+        self._norms = norm_shapes(weights)
         self._next = page_length(max(max(s.in_features, s.out_features) for s in self._shapes))
 
     @property
@@ -135,12 +136,13 @@ class Pages:
     ) -> AdapterPages:
         """An adapter of that rank in every module, or of ``rank[m % 7]`` in module m.
 
-        ``vectors[m % 7]`` says by letters which of gain, constant and input gain module m has.
+        ``vectors[m % 7]`` says by letters which of gain, constant and input gain module m has. With vectors
+        it changes two norms of three as well.
         """
         generator = torch.Generator().manual_seed(seed)
         ranks = [rank] * 7 if isinstance(rank, int) else list(rank)
         offsets, all_ranks = [], []
-        tables = {letter: np.zeros(len(self._shapes), np.int64) for letter in "gci"}
+        tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gci"}
         for module, shape in enumerate(self._shapes):
             r = ranks[module % 7]
             all_ranks.append(r)
@@ -153,10 +155,15 @@ class Pages:
                 tables[letter][module] = self._next
                 width = shape.in_features if letter == "i" else shape.out_features
                 self._write(0.3 * strength * torch.randn(1, width, generator=generator))
+        for norm, shape in enumerate(self._norms):
+            if vectors is not None and (norm + seed) % 3:
+                tables["g"][len(self._shapes) + norm] = self._next
+                self._write(0.3 * torch.randn(1, shape.out_features, generator=generator))
+        none = [0] * len(self._norms)
         return AdapterPages(
             f"{seed:08x}",
-            np.array(offsets, np.int64),
-            np.array(all_ranks, np.int32),
+            np.array([*offsets, *none], np.int64),
+            np.array([*all_ranks, *none], np.int32),
             vectors=None if vectors is None else VectorPages(tables["g"], tables["c"], tables["i"]),
         )
 

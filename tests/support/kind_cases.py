@@ -26,6 +26,7 @@ BASE = replace(
     others=PLAIN.others | {NORM},
 )
 Q, V = f"{PREFIX}.0.q_proj", f"{PREFIX}.0.v_proj"
+LAYER = "model.layers.0"
 Config = dict[str, Any]
 Change = Callable[[Config, Tensors], None]
 
@@ -52,6 +53,39 @@ CONFIGS: dict[str, Config] = {
         "projection_prng_key": 7,
     },
 }
+
+FURTHER: dict[str, Config] = {
+    "adalora": {
+        "peft_type": "ADALORA",
+        "init_r": 4,
+        "rank_pattern": {f"{LAYER}.q_proj.lora_E": [1, 0, 1, 0]},
+    },
+    "bone": {"peft_type": "BONE", "r": 4},
+    "delora": {"peft_type": "DELORA", "r": 3, "rank_pattern": {"up_proj": 2}},
+    "gralora": {"peft_type": "GRALORA", "r": 4, "gralora_k": 4, "hybrid_r": 1},
+    "hra": {"peft_type": "HRA", "r": 3},
+    "hra_gs": {"peft_type": "HRA", "r": 3, "apply_GS": True},
+    "loha": {"peft_type": "LOHA", "r": 2, "alpha": 4, "rank_pattern": {"up_proj": 3}},
+    "lokr": {"peft_type": "LOKR", "r": 1, "decompose_both": True},
+    "miss": {"peft_type": "MISS", "r": 3},
+    "miss_bat": {"peft_type": "MISS", "r": 4, "init_weights": "bat"},
+    "miss_mini": {"peft_type": "MISS", "r": 3, "init_weights": "mini", "mini_r": 4},
+    "pvera": {"peft_type": "PVERA", "r": 5},
+    "pvera_seed": {"peft_type": "PVERA", "r": 5, "save_projection": False},
+    "tinylora": {"peft_type": "TINYLORA", "r": 2, "u": 3, "weight_tying": 0.5},
+    "tinylora_seed": {"peft_type": "TINYLORA", "r": 2, "u": 3, "save_projection": False},
+    "unilora": {"peft_type": "UNILORA", "r": 2, "theta_d_length": 9},
+    "unilora_saved": {"peft_type": "UNILORA", "r": 2, "theta_d_length": 9, "save_indices": True},
+    "vblora": {"peft_type": "VBLORA", "r": 2, "num_vectors": 5, "vector_length": 4},
+    "vblora_top": {
+        "peft_type": "VBLORA",
+        "r": 2,
+        "num_vectors": 5,
+        "vector_length": 4,
+        "save_only_topk_weights": True,
+    },
+}
+CONFIGS |= {name: {"target_modules": ["q_proj", "up_proj"], **config} for name, config in FURTHER.items()}
 
 
 def valid(kind: str) -> tuple[Config, Tensors]:

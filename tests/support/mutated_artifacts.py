@@ -30,7 +30,7 @@ KEYS = [
     "init_lora_weights", "auto_mapping", "feedforward_modules", "save_projection", "projection_prng_key",
     "fan_in_fan_out", "base_model_name_or_path", "peft_version", "new_key", "num_virtual_tokens", "token_dim",
     "num_layers", "num_attention_heads", "num_transformer_submodules", "num_tasks", "num_ranks",
-    "cpt_token_ids",
+    "cpt_token_ids", "token_indices",
 ]  # fmt: skip
 DTYPES = [
     torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64, torch.bool,
@@ -39,7 +39,7 @@ ENDINGS = [
     "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "lora_embedding_A", "weight",
     "lora_embedding_B", "base_layer.weight", "token_adapter.trainable_tokens_delta", "modules_to_save.weight",
     "bias", "original_module.weight", "token_adapter.base_layer.weight", "ia3_l", "vera_lambda_b",
-    "base_layer.bias",
+    "base_layer.bias", "ln_tuning_layers.weight", "ln_tuning_layers.bias", "trainable_tokens_delta",
 ]  # fmt: skip
 FILES = {
     "config.json": [

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
-from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment
+from manylora.adapters.format.config.support import INITS, Option, Treatment
+from manylora.adapters.format.kinds.rows import EVERY_KIND
+from manylora.adapters.format.kinds.table import KINDS, KINDS_OF_UPDATES, OPTIONS
+
+
+def kinds_table() -> str:
+    """The table of docs/adapters.md that says what the further kinds are and cost, as Markdown."""
+    lines = ["| kind | change ΔW of a weight | rank pages of a module | cost |", "|---|---|---|---|"]
+    lines += [f"| `{k.peft_type}` | {k.form} | {k.rank} | {k.cost} |" for k in KINDS_OF_UPDATES.values()]
+    return "\n".join(lines) + "\n"
 
 
 def support_tables() -> str:
-    """The tables of docs/adapters.md, as Markdown."""
+    """The tables of docs/adapters.md that say which options are served, as Markdown."""
     inits = [(f"`{i.value}{'*' if i.prefix else ''}`", i.treatment, i.note, i.remedy) for i in INITS]
     kinds = [(f"`{k.peft_type}`", k.treatment, k.note, k.remedy) for k in KINDS]
     sections = (
         *(
             (f"Options of a config of {kind}", "option", [_option_row(option) for option in options])
             for kind, options in OPTIONS.items()
+            if kind not in KINDS_OF_UPDATES
+        ),
+        ("Options that all further kinds have", "option", [_option_row(option) for option in EVERY_KIND]),
+        *(
+            (
+                f"Further options of a config of {kind.peft_type}",
+                "option",
+                [_option_row(option) for option in kind.options if option not in EVERY_KIND],
+            )
+            for kind in KINDS_OF_UPDATES.values()
         ),
         ("Options of a config of virtual tokens", "option", _soft_prompt_rows()),
         ("Initializations (`init_lora_weights`)", "value", inits),

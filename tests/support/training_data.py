@@ -23,11 +23,11 @@ RICH_TEMPLATE = (
 )
 
 
-def template(chat_template: str | None = RICH_TEMPLATE) -> Template:
+def template(chat_template: str | None = RICH_TEMPLATE, **options: bool) -> Template:
     """A template over the byte tokenizer."""
     hf = byte_tokenizer()
     hf.chat_template = chat_template
-    return Template(hf, [EOS])
+    return Template(hf, [EOS], **options)
 
 
 def chat(question: str, answer: str) -> dict[str, Any]:

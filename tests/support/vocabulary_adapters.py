@@ -8,18 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 GROWN = 300  # tokens of a resized model; tests.support.tiny_models.VOCAB are the base's
 
 
 def make(path: Path, model: Path, *, seed: int, rows: int | None = None, **options: Any) -> Path:
-    """An adapter as PEFT saves it, every trained parameter random; ``rows``: of the embeddings, resized."""
+    """A LoRA as PEFT saves it, every trained parameter random; ``rows``: of the embeddings, resized."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **options)
+    return make_any(path, model, config, seed=seed, rows=rows)
+
+
+def make_any(path: Path, model: Path, config: PeftConfig, *, seed: int, rows: int | None = None) -> Path:
+    """An adapter of any kind, as :func:`make` makes a LoRA."""
     base = _resized(model, rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's remarks on tied weights and saved embeddings
-        adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **options))
+        adapted = get_peft_model(base, config)
         torch.manual_seed(seed)
         with torch.no_grad():
             for parameter in adapted.parameters():

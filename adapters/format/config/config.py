@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from manylora.adapters.format.config.foreign_keys import Judgement, judge, note
@@ -15,16 +16,27 @@ from manylora.adapters.format.config.soft_prompts import (
     parse_soft_prompt,
 )
 from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment
+from manylora.adapters.format.config.weight_kind import Kinds
 from manylora.adapters.format.faults import Faults, shown
 from manylora.adapters.format.files import classifies, enum_name
+from manylora.adapters.format.update import KindSettings
 
 MAX_LAYERS_PATTERNS = 16
 MAX_INVOCATION_TOKENS = 256
 MAX_SAVED_MODULES = 16
+MAX_TRAINED_TOKENS = 1 << 20
+MAX_TARGET_PARAMETERS = 1000
 CLASS_HEADS = ("score", "classifier")  # what transformers calls the head of a classification model
 TASKS = ("CAUSAL_LM", "SEQ_CLS")
-_DEFAULT_RANK = {"LORA": 8, "IA3": 1, "VERA": 256}
+_DEFAULT_RANK = {"LORA": 8, "VERA": 256}  # 1 of kinds that have none
 _DEFAULT_ALPHA = 8
+_NO_FURTHER: Kinds = MappingProxyType({})
+_READ_FOR_ALL = frozenset(  # keys of further kinds that this parser reads, not they
+    (
+        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "bias",
+        "modules_to_save", "base_model_name_or_path", "peft_version",
+    )
+)  # fmt: skip
 _LIBRARY = re.compile(r"[A-Za-z_]\w{0,99}(\.\w{1,100}){0,20}", re.ASCII)  # the path of a module of Python
 
 
@@ -32,8 +44,8 @@ _LIBRARY = re.compile(r"[A-Za-z_]\w{0,99}(\.\w{1,100}){0,20}", re.ASCII)  # the 
 class AdapterConfig:
     """The part of the config that decides what the adapter computes. Absent keys have PEFT's defaults."""
 
-    kind: str  # the peft_type: LORA, IA3 or VERA
-    r: int  # unused by IA3
+    kind: str  # the peft_type: LORA, IA3, ...
+    r: int  # of LORA and VERA
     alpha: float  # of LORA only
     use_rslora: bool
     use_dora: bool
@@ -54,6 +66,8 @@ class AdapterConfig:
     projection_key: int | None  # of VERA: the seed of its projections; None where they are saved
     base_model_name: str | None  # only a hint
     peft_version: str | None
+    target_parameters: tuple[str, ...] = ()  # endings of the names of weights that LoRA is put on
+    settings: KindSettings | None = None  # of a further kind: its own keys, which no field above tells
     notes: tuple[str, ...] = ()  # sentences about keys that were left alone
     prompt: SoftPromptConfig | None = None  # virtual tokens, of an adapter that has nothing else
 
@@ -63,33 +77,41 @@ class AdapterConfig:
         added = {
             "+DORA": self.use_dora,
             "+BIAS": self.lora_bias or self.bias is not Bias.NONE,
-            "+VOCABULARY": bool(self.modules_to_save or self.tokens),
+            "+VOCABULARY": bool(self.modules_to_save or self.tokens) and self.kind != "TRAINABLE_TOKENS",
             "+CLASSES": self.classifies,
             "+ALORA": self.activation is not None,
         }
         return self.kind + "".join(name for name, used in added.items() if used)
 
 
-def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | None:
-    """Check every key of ``config``.
+def parse_config(
+    config: Mapping[str, Any], faults: Faults, kinds: Kinds = _NO_FURTHER
+) -> AdapterConfig | None:
+    """Check every key of ``config``; ``kinds`` are served beside LoRA, IA3 and VeRA.
 
     None if it is of no kind that is served, or what it says about modules, ranks and alphas can't be read.
     Options that are refused are faults as well, but the rest of the config can then still be judged.
     """
-    kind = _served_kind(config, faults)
+    kind = _served_kind(config, faults, kinds)
     if kind is None:
         return None
-    options = {**OPTIONS, **SOFT_PROMPT_OPTIONS}[kind]
+    further = kinds.get(kind)
+    options = {**OPTIONS, **SOFT_PROMPT_OPTIONS}[kind] if further is None else further.options
     notes = _check_options(config, options, faults)
     _check_init(config.get("init_lora_weights", True), faults)
     notes += _check_auto_mapping(config.get("auto_mapping"), faults)
     before = len(faults)
     known = {option.key for option in options}
     own = {key: value for key, value in config.items() if key in known}
+    settings = None if further is None else further.parse(ConfigReader(own, faults))
+    if further is not None:
+        own = {key: value for key, value in own.items() if key in _READ_FOR_ALL}
     reader = ConfigReader(own, faults)
     targets = reader.selector("target_modules")
+    parameters = reader.names("target_parameters", MAX_TARGET_PARAMETERS)
     prompt = parse_soft_prompt(kind, own, faults)
-    if prompt is None and config.get("target_modules") in (None, "", []):
+    nowhere = config.get("target_modules") in (None, "", []) and not parameters
+    if nowhere and prompt is None and kind != "TRAINABLE_TOKENS":
         faults.add("target_modules is missing or empty: name the modules that the adapter changes")
     indices = reader.indices("layers_to_transform")
     patterns = reader.names("layers_pattern", MAX_LAYERS_PATTERNS)
@@ -114,12 +136,16 @@ def parse_config(config: Mapping[str, Any], faults: Faults) -> AdapterConfig | N
         activation=reader.tokens("alora_invocation_tokens", MAX_INVOCATION_TOKENS),
         classifies=classifies(config),
         modules_to_save=_saved(reader, config),
-        tokens=reader.tokens_by_table("trainable_token_indices"),
+        tokens=_tokens(reader, kind),
         ensure_weight_tying=reader.flag("ensure_weight_tying"),
         feedforward_modules=reader.selector("feedforward_modules"),
-        projection_key=reader.projection_key(kind),
+        projection_key=reader.seed("projection_prng_key", 0, saved="save_projection")
+        if kind == "VERA"
+        else None,
         base_model_name=reader.text("base_model_name_or_path"),
         peft_version=reader.text("peft_version"),
+        target_parameters=parameters,
+        settings=settings,
         notes=tuple(notes),
         prompt=prompt,
     )
@@ -131,6 +157,14 @@ def _given(config: Mapping[str, Any], key: str, default: object) -> object:
     """The value of a key; PEFT's default where it is absent or null."""
     value = config.get(key)
     return default if value is None else value
+
+
+def _tokens(reader: ConfigReader, kind: str) -> dict[str, tuple[int, ...]]:
+    """The tokens whose rows are replaced, by the ending of their table's name."""
+    if kind != "TRAINABLE_TOKENS":
+        return reader.tokens_by_table("trainable_token_indices")
+    tokens = reader.tokens("token_indices", MAX_TRAINED_TOKENS, least=0)
+    return {"": () if tokens is None else tokens}
 
 
 def _saved(reader: ConfigReader, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -149,19 +183,28 @@ def _check_combination(result: AdapterConfig, config: Mapping[str, Any], faults:
         faults.add("bias cannot be used with alora_invocation_tokens: it would act before the activation too")
     if result.prompt is not None and result.modules_to_save:
         faults.add("modules_to_save is not served beside virtual tokens: only a classification head is")
+    if result.target_parameters:
+        others = {
+            "use_dora": result.use_dora,
+            "lora_bias": result.lora_bias,
+            "bias": result.bias is not Bias.NONE,
+            "alora_invocation_tokens": result.activation is not None,
+        }
+        for name in (name for name, used in others.items() if used):
+            faults.add(f"{name} cannot be used with target_parameters")
     if result.kind == "IA3" and config.get("feedforward_modules") is None:
         faults.add("feedforward_modules is missing: name the modules whose input is scaled, or none ([])")
 
 
-def _served_kind(config: Mapping[str, Any], faults: Faults) -> str | None:
+def _served_kind(config: Mapping[str, Any], faults: Faults, kinds: Kinds) -> str | None:
     peft_type, name = config.get("peft_type"), enum_name(config.get("peft_type"))
-    if isinstance(name, str) and (name in OPTIONS or name in SOFT_PROMPT_OPTIONS):
+    if isinstance(name, str) and (name in OPTIONS or name in SOFT_PROMPT_OPTIONS or name in kinds):
         return name
     kind = next((kind for kind in KINDS if kind.peft_type == name), None)
     if peft_type is None:
         faults.add("peft_type is missing: this is not the config of a PEFT adapter")
     elif kind is None:
-        served = ", ".join((*OPTIONS, *SOFT_PROMPT_OPTIONS))
+        served = ", ".join((*OPTIONS, *kinds, *SOFT_PROMPT_OPTIONS))
         faults.add(
             f"peft_type {shown(peft_type)} is not a kind of adapter this server knows; served: {served}"
         )

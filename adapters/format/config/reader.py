@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -26,17 +26,12 @@ class Bias(StrEnum):
     """Which biases of the base the adapter replaces."""
 
     NONE = "none"
-    TARGETS = "targets"  # of the target modules: PEFT's "lora_only" and "vera_only"
+    TARGETS = "targets"  # of the target modules: PEFT's "lora_only", "vera_only", ...
     ALL = "all"
 
 
-_BIASES = {
-    "": Bias.NONE,
-    "none": Bias.NONE,
-    "lora_only": Bias.TARGETS,
-    "vera_only": Bias.TARGETS,
-    "all": Bias.ALL,
-}
+_BIASES = {"": Bias.NONE, "none": Bias.NONE, "all": Bias.ALL}
+_OF_TARGETS = re.compile(r"[a-z0-9]{1,16}_only")  # with a kind's name, which PEFT does not read
 
 
 _DECIMAL = re.compile(r"[+-]?\d{1,40}(\.\d{0,40})?([eE][+-]?\d{1,3})?", re.ASCII)
@@ -77,8 +72,58 @@ class ConfigReader:
         rank = integer_of(value)
         if rank is not None and 1 <= rank <= MAX_RANK:
             return rank
-        self._wrong(where, f"a positive integer up to {MAX_RANK}", value)
+        self.wrong(where, f"a positive integer up to {MAX_RANK}", value)
         return 1
+
+    def count(self, key: str, default: int, *, least: int = 1, most: int = MAX_RANK) -> int:
+        """A whole number in that range; absent and null are the default."""
+        value = self._config.get(key)
+        number = default if value is None else integer_of(value)
+        if number is not None and least <= number <= most:
+            return number
+        self.wrong(key, f"a whole number from {least} to {most}", value)
+        return default
+
+    def count_of(self, where: str, value: object, *, most: int) -> int:
+        """A whole number from 1 to ``most``."""
+        number = integer_of(value)
+        if number is not None and 1 <= number <= most:
+            return number
+        self.wrong(where, f"a whole number from 1 to {most}", value)
+        return 1
+
+    def number(
+        self, key: str, default: float, *, least: float = -MAX_ALPHA, most: float = MAX_ALPHA
+    ) -> float:
+        """A number in that range; absent and null are the default."""
+        return float(self.number_of(key, self.value(key, default), least=least, most=most))
+
+    def number_of(
+        self, where: str, value: object, *, least: float = -MAX_ALPHA, most: float = MAX_ALPHA
+    ) -> int | float:
+        """A number in that range, whole or not as it is written."""
+        number = number_of(value)
+        if number is not None and least <= number <= most:
+            return number
+        self.wrong(where, f"a number from {least:g} to {most:g}", value)
+        return least
+
+    def random_seed(self, key: str, default: int) -> int:
+        """A seed of a random generator; absent and null are the default."""
+        return self.count(key, default, least=-(1 << 63), most=(1 << 64) - 1)
+
+    def choice(self, key: str, choices: Sequence[str], default: str) -> str:
+        """One of a few words; absent and null are the default."""
+        value = self.value(key, default)
+        if isinstance(value, str) and value in choices:
+            return value
+        self.wrong(key, f"one of {', '.join(choices)}", value)
+        return default
+
+    def value(self, key: str, default: object) -> object:
+        """The value as it is written; absent and null are the default."""
+        value = self._config.get(key)
+        return default if value is None else value
 
     def alpha(self, where: str, value: object) -> float:
         """A positive number up to ``MAX_ALPHA``."""
@@ -86,48 +131,83 @@ class ConfigReader:
         if 0 < number <= MAX_ALPHA:
             return float(number)
         hint = " (to subtract an adapter, give it a negative weight in a mix)" if number < 0 else ""
-        self._wrong(where, f"a number above 0 and up to {MAX_ALPHA:g}", value, hint)
+        self.wrong(where, f"a number above 0 and up to {MAX_ALPHA:g}", value, hint)
         return 1.0
 
-    def flag(self, key: str) -> bool:
-        """true or false; absent, null and an empty text are false."""
+    def flag(self, key: str, default: bool = False) -> bool:
+        """true or false; absent, null and an empty text are the default."""
         value = self._config.get(key)
-        flag = False if value in (None, "") else flag_of(value)
+        flag = default if value in (None, "") else flag_of(value)
         if flag is None:
-            self._wrong(key, "true or false", value)
+            self.wrong(key, "true or false", value)
         return bool(flag)
+
+    def choice_or_flag(self, key: str, choices: Sequence[str]) -> str | None:
+        """One of ``choices``; None for true, false, absent and null, which are allowed as well."""
+        value = self._config.get(key)
+        if value in (None, "") or flag_of(value) is not None:
+            return None
+        text = value.strip().lower() if isinstance(value, str) else ""
+        if text in choices:
+            return text
+        self.wrong(key, f"true, false or {' or '.join(map(repr, map(str, choices)))}", value)
+        return None
 
     def bias(self) -> Bias:
         """The value of ``bias``: which biases of the base are replaced."""
         value = self._config.get("bias")
         if not value:  # null, false or empty
             return Bias.NONE
-        if isinstance(value, str) and value.strip().lower() in _BIASES:
-            return _BIASES[value.strip().lower()]
-        self._wrong("bias", "'none', 'all' or '..._only'", value)
+        text = value.strip().lower() if isinstance(value, str) else "?"
+        if text in _BIASES:
+            return _BIASES[text]
+        if _OF_TARGETS.fullmatch(text):
+            return Bias.TARGETS
+        self.wrong("bias", "'none', 'all' or '..._only'", value)
         return Bias.NONE
 
-    def projection_key(self, kind: str) -> int | None:
-        """VeRA's seed, if it has to be used."""
-        value = self._config.get("save_projection")
-        saved = True if value is None else flag_of(value)
-        if kind != "VERA" or saved:
+    def share(self, key: str, default: float) -> float:
+        """A number from 0 to 1; absent and null are the default."""
+        value = self._config.get(key)
+        number = default if value is None else number_of(value)
+        if number is not None and 0 <= number <= 1:
+            return float(number)
+        self.wrong(key, "a number from 0 to 1", value)
+        return default
+
+    def seed(self, key: str, default: int, *, saved: str, saved_by_default: bool = True) -> int | None:
+        """The seed of what is drawn anew; None where the flag ``saved`` says that the file holds it."""
+        value = self._config.get(saved)
+        flag = saved_by_default if value is None else flag_of(value)
+        if flag is None:
+            self.wrong(saved, "true or false", value)
+        if flag:
             return None
-        if saved is None:
-            self._wrong("save_projection", "true or false", value)
-        key = self._config.get("projection_prng_key")
-        seed = 0 if key is None else integer_of(key)
+        value = self._config.get(key)
+        seed = default if value is None else integer_of(value)
         if seed is not None and 0 <= seed < 1 << 63:
             return seed
-        self._wrong("projection_prng_key", "a seed of at most 63 bits", key)
-        return 0
+        self.wrong(key, "a seed of at most 63 bits", value)
+        return default
+
+    def masks(self, key: str, length: int) -> dict[str, list[bool]]:
+        """An object from names to lists of that many flags; absent and null are empty."""
+        value = self._config.get(key)
+        if value is None or value == "":
+            return {}
+        masks: dict[str, Any] = value if isinstance(value, dict) else {"": None}
+        for mask in masks.values():
+            if not isinstance(mask, list) or len(mask) != length or None in map(flag_of, mask):
+                self.wrong(key, f"an object from names to lists of {length} flags", value)
+                return {}
+        return {name: [bool(flag_of(flag)) for flag in mask] for name, mask in masks.items()}
 
     def text(self, key: str) -> str | None:
         """A string or null."""
         value = self._config.get(key)
         if value is None or isinstance(value, str):
             return value
-        self._wrong(key, "a string or null", value)
+        self.wrong(key, "a string or null", value)
         return None
 
     def selector(self, key: str) -> Selector:
@@ -151,7 +231,7 @@ class ConfigReader:
         indices = [integer_of(each) for each in values]
         if None not in indices:
             return frozenset(index for index in indices if index is not None)
-        self._wrong(key, "an integer or a list of integers", value)
+        self.wrong(key, "an integer or a list of integers", value)
         return frozenset()
 
     def tokens_by_table(self, key: str) -> dict[str, tuple[int, ...]]:
@@ -165,21 +245,21 @@ class ConfigReader:
             ids = tokens if isinstance(tokens, list) else []
             ids = [t for t in map(integer_of, ids) if t is not None and 0 <= t < MAX_TOKEN]
             if not isinstance(tokens, list) or not tokens or len(ids) < len(tokens):
-                self._wrong(key, "a list of token ids, or an object from names to such lists", value)
+                self.wrong(key, "a list of token ids, or an object from names to such lists", value)
                 return {}
             result[name] = tuple(ids)
         return result
 
-    def tokens(self, key: str, limit: int) -> tuple[int, ...] | None:
-        """A list of token ids that is not empty; absent and null are None."""
+    def tokens(self, key: str, limit: int, *, least: int = 1) -> tuple[int, ...] | None:
+        """A list of at least so many token ids; absent and null are None."""
         value = self._config.get(key)
         if value is None:
             return None
         listed = value if isinstance(value, list) else []
         ids = [t for t in map(integer_of, listed) if t is not None and t >= 0]
-        if 0 < len(ids) == len(listed) <= limit:
+        if isinstance(value, list) and least <= len(ids) == len(listed) <= limit:
             return tuple(ids)
-        self._wrong(key, f"a list of 1 to {limit} token ids", value)
+        self.wrong(key, f"a list of {least} to {limit} token ids", value)
         return None
 
     def pattern(self, key: str, read: Callable[[str, object], Number]) -> dict[str, Number]:
@@ -189,7 +269,7 @@ class ConfigReader:
             return {}
         if isinstance(value, dict):
             return {pattern: read(f"{key}[{shown(pattern)}]", entry) for pattern, entry in value.items()}
-        self._wrong(key, "an object from patterns to values", value)
+        self.wrong(key, "an object from patterns to values", value)
         return {}
 
     def _strings(self, key: str, value: object) -> tuple[str, ...]:
@@ -197,8 +277,9 @@ class ConfigReader:
             return ()
         if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
             return tuple(value)
-        self._wrong(key, "a string or a list of strings", value)
+        self.wrong(key, "a string or a list of strings", value)
         return ()
 
-    def _wrong(self, where: str, wanted: str, value: object, hint: str = "") -> None:
+    def wrong(self, where: str, wanted: str, value: object, hint: str = "") -> None:
+        """Record that the value at ``where`` is not what is ``wanted`` there."""
         self._faults.add(f"{where} should be {wanted} but the value passed is {shown(value)}{hint}")

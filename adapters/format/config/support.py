@@ -1,7 +1,8 @@
 """What of PEFT is served: one table that the config parser enforces and a test compares with the docs.
 
-Every ``PeftType`` and every field of the configs of the served kinds has a row; a test compares with the
-installed PEFT, so a new release can't add an option that is then silently ignored.
+Every ``PeftType`` and every field of the configs of the served kinds has a row, here or in the kind's own
+module (``format/kinds/``); a test compares with the installed PEFT, so a new release can't add an option
+that is then silently ignored.
 """
 
 from __future__ import annotations
@@ -63,14 +64,13 @@ class Init:
 
 
 _SERVED, _NO_EFFECT, _REFUSED = Treatment.SERVED, Treatment.NO_EFFECT, Treatment.REFUSED
-_TO_LORA = "convert it to LoRA with peft.save_as_lora"
 _MERGE = "merge it into the base with PEFT and serve the merged model"
 _CONVERT_INIT = "save it with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 _PLAIN = "retrain with plain LoRA"
 _ROUTING = "routing among adapters is not served"
 _MIX = "name a mix of the members, with fixed weights"
 
-_COMMON: tuple[Option, ...] = (
+COMMON: tuple[Option, ...] = (
     Option("peft_type", _SERVED, "the kinds are in the table below"),
     Option("task_type", _SERVED, "CAUSAL_LM or null; SEQ_CLS to classify; the others have another head"),
     Option("base_model_name_or_path", _NO_EFFECT, "a hint: the base is matched by modules and shapes"),
@@ -85,7 +85,7 @@ _COMMON: tuple[Option, ...] = (
     ),
 )
 
-_TARGETS: tuple[Option, ...] = (
+TARGETS: tuple[Option, ...] = (
     Option(
         "target_modules",
         _SERVED,
@@ -96,9 +96,9 @@ _TARGETS: tuple[Option, ...] = (
     Option("layers_pattern", _SERVED, "names of lists of blocks, with layers_to_transform only, as in PEFT"),
 )
 
-_EXCLUDE = Option("exclude_modules", _SERVED, "a list or a regular expression")
+EXCLUDE = Option("exclude_modules", _SERVED, "a list or a regular expression")
 
-_MODULES_TO_SAVE = Option(
+MODULES_TO_SAVE = Option(
     "modules_to_save",
     _SERVED,
     "the input embeddings and the output head: whole tables, of which the rows that differ from the base's "
@@ -106,7 +106,7 @@ _MODULES_TO_SAVE = Option(
     "refused",
 )
 
-_BIAS = Option(
+BIAS = Option(
     "bias",
     _SERVED,
     "the trained biases take the place of the base's, in the rows that run the adapter: those of the target "
@@ -114,14 +114,14 @@ _BIAS = Option(
 )
 
 _LORA: tuple[Option, ...] = (
-    *_COMMON,
+    *COMMON,
     Option("r", _SERVED, "1 up to the server's --max-lora-rank"),
     Option("lora_alpha", _SERVED, "any positive number; the scaling is alpha / r"),
     Option("use_rslora", _SERVED, "the scaling is alpha / √r"),
     Option("rank_pattern", _SERVED, "per module, with PEFT's matching: the first pattern that fits wins"),
     Option("alpha_pattern", _SERVED, "as rank_pattern"),
-    *_TARGETS,
-    _EXCLUDE,
+    *TARGETS,
+    EXCLUDE,
     Option("init_lora_weights", _SERVED, "those that leave the base as it was; see the table below"),
     Option("fan_in_fan_out", _NO_EFFECT, "A is [r, in] and B is [out, r] on nn.Linear and Conv1D alike"),
     Option("lora_dropout", _NO_EFFECT, "training only"),
@@ -144,10 +144,10 @@ _LORA: tuple[Option, ...] = (
     ),
     Option(
         "target_parameters",
-        _REFUSED,
-        "adapters on bare parameters (experts) are not served",
-        "target linear layers",
-        EMPTY,
+        _SERVED,
+        "weights of nn.Linear layers in the blocks (q_proj.weight), which is LoRA on the layers; refused by "
+        "name: experts stacked in one parameter, whose inputs only the model's own code knows, embeddings, "
+        "head and norms",
     ),
     Option(
         "layer_replication",
@@ -179,35 +179,64 @@ _LORA: tuple[Option, ...] = (
     ),
     Option("use_dora", _SERVED, "the gain m / ‖W + BA‖ of every output is computed when it is loaded"),
     Option("lora_bias", _SERVED, "a bias on B, scaled as B is; not with use_dora, as in PEFT"),
-    _BIAS,
-    _MODULES_TO_SAVE,
+    BIAS,
+    MODULES_TO_SAVE,
 )
 
 _IA3: tuple[Option, ...] = (
-    *_COMMON,
-    _TARGETS[0],
-    _EXCLUDE,
+    *COMMON,
+    TARGETS[0],
+    EXCLUDE,
     Option("feedforward_modules", _SERVED, "a list or a regular expression, with PEFT's matching"),
     Option("fan_in_fan_out", _NO_EFFECT, "the scales are those of inputs or outputs on Conv1D as well"),
     Option("init_ia3_weights", _NO_EFFECT, "training only"),
-    _MODULES_TO_SAVE,
+    MODULES_TO_SAVE,
 )
 
 _VERA: tuple[Option, ...] = (
-    *_COMMON,
+    *COMMON,
     Option("r", _SERVED, "1 up to the server's --max-lora-rank: raise that for VeRA's usual 256"),
-    *_TARGETS,
+    *TARGETS,
     Option("save_projection", _SERVED, "without saved projections they are drawn anew, as PEFT does"),
     Option("projection_prng_key", _SERVED, "the seed of projections that are not saved"),
     Option("fan_in_fan_out", _NO_EFFECT, "the projections lie the same way on nn.Linear and Conv1D"),
     Option("vera_dropout", _NO_EFFECT, "training only"),
     Option("d_initial", _NO_EFFECT, "training only"),
     Option("init_weights", _NO_EFFECT, "training only"),
-    _BIAS,
-    _MODULES_TO_SAVE,
+    BIAS,
+    MODULES_TO_SAVE,
 )
 
-OPTIONS: Mapping[str, tuple[Option, ...]] = {"LORA": _LORA, "IA3": _IA3, "VERA": _VERA}  # of the served kinds
+_TRAINABLE_TOKENS: tuple[Option, ...] = (
+    *COMMON,
+    Option("token_indices", _SERVED, "the rows of the tables that are replaced"),
+    Option(
+        "target_modules",
+        _SERVED,
+        "the input embeddings, the output head or both; without it the embeddings. On a base with tied "
+        "embeddings the rows of the embeddings are the head's as well, as in PEFT",
+    ),
+    Option("init_weights", _NO_EFFECT, "training only"),
+)
+
+_LN_TUNING: tuple[Option, ...] = (
+    *COMMON,
+    Option(
+        "target_modules",
+        _SERVED,
+        "a list or a regular expression, of the norms: of the blocks, of queries and keys, and the last one",
+    ),
+    EXCLUDE,
+    MODULES_TO_SAVE,
+)
+
+OPTIONS: Mapping[str, tuple[Option, ...]] = {  # of the kinds that are no further one of format/kinds/
+    "LORA": _LORA,
+    "IA3": _IA3,
+    "VERA": _VERA,
+    "TRAINABLE_TOKENS": _TRAINABLE_TOKENS,
+    "LN_TUNING": _LN_TUNING,
+}
 
 INITS: tuple[Init, ...] = (
     Init("true", _SERVED, "the default, and what PEFT writes for a converted adapter"),
@@ -225,7 +254,6 @@ INITS: tuple[Init, ...] = (
 
 _PROMPT = "its table takes the place of the first embeddings; nothing is added to any module"
 _PREFIX = "its keys and values are copied into the cache, as saved: without rotary embedding"
-_OTHER_DELTA = "this kind of weight update is not served"
 
 KINDS: tuple[Kind, ...] = (
     Kind("LORA", "LoRA, rsLoRA, DoRA and aLoRA, as in the table above", treatment=_SERVED),
@@ -239,22 +267,22 @@ KINDS: tuple[Kind, ...] = (
         "as LoRA: every module gets its part of the shared projections as rank pages",
         treatment=_SERVED,
     ),
-    Kind("ADALORA", "its E factor is not served", _MERGE),
-    *(
-        Kind(name, _OTHER_DELTA, _TO_LORA)
-        for name in (
-            "C3A", "DELORA", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA",
-            "TINYLORA", "UNILORA", "VBLORA", "WAVEFT",
-        )
+    Kind(
+        "TRAINABLE_TOKENS",
+        "rows of the embeddings and of the head, as LoRA's trainable_token_indices",
+        treatment=_SERVED,
     ),
-    *(
-        Kind(name, _OTHER_DELTA, _MERGE)
-        for name in (
-            "ADAMSS", "BEFT", "BOFT", "DEFT", "FROD", "GLORA", "HIRA", "HRA", "LN_TUNING", "OFT",
-            "OSF", "PEANUT", "PVERA", "ROAD", "SHIRA", "SUPERTUNING",
-        )
+    Kind(
+        "LN_TUNING",
+        "weights (and biases) of norms, wherever they are; a mix adds up the changes",
+        treatment=_SERVED,
     ),
-    Kind("LILY", _OTHER_DELTA),
+    Kind(
+        "ADAMSS",
+        "which outputs its subspaces change is not saved: PEFT clusters the base's weights anew to find them",
+        _MERGE,
+    ),
+    Kind("LILY", "its experts are mixed by a mean over all tokens of a batch, whosever they are", _PLAIN),
     Kind("ADAPTION_PROMPT", "its layers attend a second time, to prompts of their own behind a gate"),
     Kind("SHADOW", "a second network runs beside the base and changes what enters every block"),
     Kind("POLY", "it mixes its A's and B's by the number of a task, which a request can't name"),
@@ -271,5 +299,4 @@ KINDS: tuple[Kind, ...] = (
         "as PROMPT_TUNING, of the table times the prompt of its one task; several tasks are refused",
         treatment=_SERVED,
     ),
-    Kind("TRAINABLE_TOKENS", "trained token embeddings are not served", _MERGE),
 )  # fmt: skip

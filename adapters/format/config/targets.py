@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import AdapterConfig
 from manylora.adapters.format.config.patterns import Deadline, PatternFault, assign, block_indices, select
-from manylora.adapters.format.config.reader import Selector
+from manylora.adapters.format.config.reader import Number, Selector
 from manylora.adapters.format.faults import Faults, shown, some
 
 ALL_LINEAR = "all-linear"
@@ -21,7 +20,7 @@ _EMBEDDINGS = ("embed_tokens", "lm_head")  # peft.utils.constants.EMBEDDING_LAYE
 class Target:
     """What the config says about one target module."""
 
-    rank: int  # 0 for IA3
+    rank: int  # 0 of kinds without A and B, and of further ones, whose settings say it
     scaling: float  # alpha / rank, or alpha / √rank under rsLoRA; 1 for the other kinds
     feedforward: bool = False  # of IA3: its input is scaled instead of its output
 
@@ -34,40 +33,56 @@ def select_targets(config: AdapterConfig, base: BaseModel, faults: Faults) -> di
     deadline = Deadline()
     before = len(faults)
     chosen = _selected(config, base, deadline, faults)
-    names = [name for name in base.modules if name in chosen]
+    by_weight = _weights(config, base, chosen, deadline, faults)
+    names = [name for name in _adaptable(config, base) if name in chosen | by_weight]
     feedforward = _feedforward(config, names, deadline, faults)
-    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, faults)
-    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, faults)
+    keys = {f"{name}.weight" if name in by_weight else name: name for name in names}  # what patterns see
+    ranks = by_pattern("rank_pattern", config.rank_pattern, [*keys], deadline, faults)
+    alphas = by_pattern("alpha_pattern", config.alpha_pattern, [*keys], deadline, faults)
+    if config.kind == "TRAINABLE_TOKENS" and not config.target_modules:  # PEFT: the embeddings
+        return {}
     if len(faults) == before and not names and not chosen & table_names(config, base):
         said = _said(config.target_modules)
         faults.add(f"target modules {said} are not found in the base model ({base.architecture})")
     if len(faults) != before:
         return None
+    if config.settings is not None or config.kind in ("LN_TUNING", "TRAINABLE_TOKENS"):
+        return dict.fromkeys(names, Target(0, 1.0))
     if config.kind == "IA3":
         return {name: Target(0, 1.0, name in feedforward) for name in names}
     if config.kind == "VERA":
         return dict.fromkeys(names, Target(config.r, 1.0))
-    return {name: _lora(config, ranks.get(name), alphas.get(name)) for name in names}
+    return {name: _lora(config, ranks.get(key), alphas.get(key)) for key, name in keys.items()}
 
 
 def table_names(config: AdapterConfig, base: BaseModel) -> frozenset[str]:
-    """The modules outside the blocks that LoRA may target: the input embeddings and the output head."""
-    if base.vocabulary is None or config.kind != "LORA":
+    """The input embeddings and the output head, of the kinds that may target them."""
+    if base.vocabulary is None or config.kind not in ("LORA", "TRAINABLE_TOKENS"):
         return frozenset()
     return frozenset({base.vocabulary.embedding, base.vocabulary.head})
 
 
 def table_targets(config: AdapterConfig, base: BaseModel) -> dict[str, Target]:
-    """Which of the embeddings and the output head the config selects, and what it says about them.
+    """Which of the embeddings and the output head LoRA is put on, and what the config says about them.
 
     What :func:`select_targets` reports is not reported again.
     """
+    if config.kind != "LORA":
+        return {}
     unreported = Faults()
     deadline = Deadline()
     names = sorted(_selected(config, base, deadline, unreported) & table_names(config, base))
-    ranks = _by_pattern("rank_pattern", config.rank_pattern, names, deadline, unreported)
-    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, unreported)
+    ranks = by_pattern("rank_pattern", config.rank_pattern, names, deadline, unreported)
+    alphas = by_pattern("alpha_pattern", config.alpha_pattern, names, deadline, unreported)
     return {name: _lora(config, ranks.get(name), alphas.get(name)) for name in names}
+
+
+def token_tables(config: AdapterConfig, base: BaseModel) -> list[str]:
+    """The tables whose rows an adapter of kind TRAINABLE_TOKENS replaces; faults are reported as above."""
+    assert base.vocabulary is not None
+    if not config.target_modules:
+        return [base.vocabulary.embedding]
+    return sorted(_selected(config, base, Deadline(), Faults()) & table_names(config, base))
 
 
 def saves_embeddings(config: AdapterConfig) -> bool:
@@ -101,13 +116,54 @@ def _selected(config: AdapterConfig, base: BaseModel, deadline: Deadline, faults
         faults.add(f"target_modules, exclude_modules or layers_pattern: {fault}")
         return frozenset()
     chosen = targets - excluded
-    unserved = sorted((chosen & base.others) - table_names(config, base))
+    unserved = sorted(chosen - _adaptable(config, base).keys() - table_names(config, base))
     if unserved:
-        faults.add(
-            f"target_modules selects {some(unserved, len(unserved))}: only linear layers inside the decoder "
-            "blocks are served, and by LoRA the input embeddings and the output head"
-        )
+        served = _SERVED_TARGETS.get(config.kind, _SERVED_LINEAR)
+        faults.add(f"target_modules selects {some(unserved, len(unserved))}: {served}")
     return chosen
+
+
+def _weights(
+    config: AdapterConfig, base: BaseModel, chosen: frozenset[str], deadline: Deadline, faults: Faults
+) -> frozenset[str]:
+    """The linear layers whose weights ``target_parameters`` names: those that end so, as in PEFT."""
+    everything = [*base.modules, *base.others]
+    found: set[str] = set()
+    for parameter in config.target_parameters:
+        deadline.check()
+        ending = f".{parameter}"
+        names = {name for name in everything if f".{name}.weight".endswith(ending)}
+        if not names or not names <= base.modules.keys():
+            faults.add(
+                f"target_parameters names {shown(parameter)}: only the weights of linear layers in the "
+                "decoder blocks are served, not the parameters of experts, embeddings, head or norms"
+            )
+        if any(base.modules[name].transposed for name in names & base.modules.keys()):
+            faults.add(
+                f"target_parameters names {shown(parameter)}, the weight of a Conv1D: target the layer"
+            )
+        found |= names
+    both = sorted(found & chosen)
+    if both:
+        faults.add(f"target_modules and target_parameters both select {some(both, len(both))}")
+    return frozenset(found)
+
+
+_SERVED_LINEAR = (
+    "only linear layers inside the decoder blocks are served, and by LoRA the input embeddings and the "
+    "output head"
+)
+_SERVED_TARGETS = {
+    "LN_TUNING": "of this kind only norms that scale what they normalize are served",
+    "TRAINABLE_TOKENS": "of this kind only the input embeddings and the output head are served",
+}
+
+
+def _adaptable(config: AdapterConfig, base: BaseModel) -> Mapping[str, TargetModule]:
+    """The modules that an adapter of this kind may target, embeddings and head aside, in forward order."""
+    if config.kind == "TRAINABLE_TOKENS":
+        return {}
+    return base.norms if config.kind == "LN_TUNING" else base.modules
 
 
 def _targets(
@@ -165,9 +221,10 @@ def _ending(endings: Iterable[str], names: list[str], deadline: Deadline) -> fro
     return frozenset(found)
 
 
-def _by_pattern(
-    key: str, patterns: Mapping[str, Any], names: list[str], deadline: Deadline, faults: Faults
-) -> dict[str, Any]:
+def by_pattern(
+    key: str, patterns: Mapping[str, Number], names: list[str], deadline: Deadline, faults: Faults
+) -> dict[str, Number]:
+    """What ``patterns``, the value of ``key``, say about those of ``names`` that one fits."""
     try:
         return {name: patterns[fit] for name, fit in assign(patterns, names, deadline).items()}
     except PatternFault as fault:

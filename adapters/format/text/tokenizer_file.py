@@ -13,10 +13,11 @@ import json
 import struct
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from tokenizers import Tokenizer
 
+_CONTROL: Final = (b"\x02", b"\x03")  # SentencePiece's types UNKNOWN and CONTROL
 SECTIONS = ("normalizer", "pre_tokenizer", "model", "decoder")  # of tokenizer.json: how text is read
 
 
@@ -51,7 +52,7 @@ def describe_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
     base = json.loads(parts["base"])
     files = {name: b64decode(content) for name, content in parts["files"].items()}
     try:
-        model = base["model"] | _vocabulary(files, base["model"]["type"])
+        model = base["model"] | _vocabulary(files, base)
         given = json.loads(files.get("added_tokens.json", b"{}"))
         added = base["added_tokens"] + _new_tokens(given, base["added_tokens"], parts["special"])
         found = describe(json.dumps(base | {"model": model, "added_tokens": added}))
@@ -64,8 +65,8 @@ def describe_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _vocabulary(files: Mapping[str, bytes], kind: str) -> dict[str, Any]:
-    """The fields of a model of this ``kind`` that the files hold."""
+def _vocabulary(files: Mapping[str, bytes], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the model of ``base``, a ``tokenizer.json``, that the files hold."""
     found: dict[str, Any] = {}
     if "vocab.json" in files:
         found["vocab"] = json.loads(files["vocab.json"])
@@ -76,10 +77,29 @@ def _vocabulary(files: Mapping[str, bytes], kind: str) -> dict[str, Any]:
         lines = files["vocab.txt"].decode().removesuffix("\n").split("\n")
         found["vocab"] = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
     if "tokenizer.model" in files:
-        pieces = _pieces(files["tokenizer.model"])
-        numbered = {piece: number for number, (piece, _) in enumerate(pieces)}
-        found["vocab"] = [list(piece) for piece in pieces] if kind == "Unigram" else numbered
+        found["vocab"] = _arranged(_pieces(files["tokenizer.model"]), base)
     return found
+
+
+def _arranged(pieces: list[_Piece], base: Mapping[str, Any]) -> Any:
+    """The vocabulary of a SentencePiece model, as that of ``base``, a ``tokenizer.json``, is written.
+
+    Some families number the pieces anew when they are converted: they put control tokens of their own before
+    and behind them (XLM-R, T5). So pieces between which and the ends the base has added tokens only are where
+    they are there.
+    """
+    vocab, unigram = base["model"]["vocab"], base["model"]["type"] == "Unigram"
+    known = vocab if unigram else sorted(vocab, key=vocab.get)
+    names = [entry[0] for entry in known] if unigram else known
+    text = [piece for piece in pieces if not piece.is_control]
+    start = names.index(text[0].text) if text and text[0].text in names else len(names)
+    end = start + len(text)
+    own = {token["content"] for token in base["added_tokens"]}.issuperset([*names[:start], *names[end:]])
+    if own and names[start:end] == [piece.text for piece in text]:
+        return [*known[:start], *([p.text, p.score] for p in text), *known[end:]] if unigram else vocab
+    if unigram:
+        return [[piece.text, piece.score] for piece in pieces]
+    return {piece.text: number for number, piece in enumerate(pieces)}
 
 
 def _new_tokens(
@@ -102,28 +122,37 @@ def _new_tokens(
     ]
 
 
-def _pieces(content: bytes) -> list[tuple[str, float]]:
-    """The pieces of a SentencePiece model (its ``ModelProto``) with their scores, in the order of ids."""
+class _Piece(NamedTuple):
+    """One piece of a SentencePiece model."""
+
+    text: str
+    score: float
+    is_control: bool  # it stands for no text: <s>, <unk>, ...
+
+
+def _pieces(content: bytes) -> list[_Piece]:
+    """The pieces of a SentencePiece model (its ``ModelProto``), in the order of ids."""
     pieces = []
     for number, value in _fields(content):
         if number == 1:
             fields = dict(_fields(value))
-            pieces.append((fields[1].decode(), struct.unpack("<f", fields.get(2, bytes(4)))[0]))
+            score: float = struct.unpack("<f", fields.get(2, bytes(4)))[0]
+            pieces.append(_Piece(fields[1].decode(), score, fields.get(3) in _CONTROL))
     if not pieces:
         raise ValueError("it has no pieces")
     return pieces
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The fields of a protocol buffer by number; the values of varints are left out."""
+    """The fields of a protocol buffer by number, as they are encoded."""
     at = 0
     while at < len(content):
         key, at = _varint(content, at)
         kind = key & 7
         if kind == 0:
-            _, at = _varint(content, at)
-            continue
-        if kind == 2:
+            _, end = _varint(content, at)
+            size = end - at
+        elif kind == 2:
             size, at = _varint(content, at)
         else:
             size = {1: 8, 5: 4}[kind]
@@ -181,6 +210,11 @@ def _sequence(part: Any, key: str, idle: Iterable[str]) -> list[Any]:
 
 
 def _model(model: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Any:
+    if model.get("type") == "Unigram":  # SentencePiece keeps the scores as float32
+        rounded = [
+            [piece, struct.unpack("<f", struct.pack("<f", score))[0]] for piece, score in model["vocab"]
+        ]
+        return {**model, "vocab": rounded}
     if model.get("type") != "BPE":
         return model
     result = {name: value for name, value in model.items() if value not in (None, "", 0, False)}

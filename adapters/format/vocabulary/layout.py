@@ -17,6 +17,7 @@ from manylora.adapters.format.config.targets import (
     saves_embeddings,
     table_targets,
     targets_embeddings,
+    token_tables,
 )
 from manylora.adapters.format.faults import Faults, shown, some
 from manylora.adapters.format.weights.expected_tensors import PREFIX
@@ -33,10 +34,16 @@ class TableLayout:
     saved: bool = False  # replaced as a whole
     tokens: tuple[int, ...] = ()  # whose rows are replaced
     tied: bool = False  # what changes it is what changes the embeddings
+    wrapper: str = "token_adapter."  # what stands before the names of its trained tokens
 
     def key(self, ending: str) -> str:
         """The name of the table's tensor that ends like this."""
         return f"{PREFIX}{self.name}.{ending}"
+
+    @property
+    def tokens_option(self) -> str:
+        """The option of the config that names its trained tokens."""
+        return "trainable_token_indices" if self.wrapper else "token_indices"
 
     @property
     def changes(self) -> list[str]:
@@ -44,7 +51,7 @@ class TableLayout:
         found = {
             "target_modules": self.lora is not None,
             "modules_to_save": self.saved,
-            "trainable_token_indices": bool(self.tokens),
+            self.tokens_option: bool(self.tokens),
         }
         return [name for name, used in found.items() if used]
 
@@ -81,9 +88,10 @@ def lay_out_vocabulary(config: AdapterConfig, base: BaseModel, faults: Faults) -
         return None
     saved = _saved(config, base, faults)
     lora = table_targets(config, base)
-    tokens = _tokens(config, vocabulary, faults)
-    embedding = TableLayout(vocabulary.embedding, vocabulary.width, is_head=False)
-    head = TableLayout(vocabulary.head, vocabulary.head_width, is_head=True)
+    tokens = _tokens(config, base, vocabulary, faults)
+    wrapper = "" if config.kind == "TRAINABLE_TOKENS" else "token_adapter."
+    embedding = TableLayout(vocabulary.embedding, vocabulary.width, is_head=False, wrapper=wrapper)
+    head = TableLayout(vocabulary.head, vocabulary.head_width, is_head=True, wrapper=wrapper)
     embedding, head = (
         replace(t, lora=lora.get(t.name), saved=t.name in saved, tokens=tokens.get(t.name, ()))
         for t in (embedding, head)
@@ -118,9 +126,17 @@ def _saved(config: AdapterConfig, base: BaseModel, faults: Faults) -> frozenset[
 
 
 def _tokens(
-    config: AdapterConfig, vocabulary: BaseVocabulary, faults: Faults
+    config: AdapterConfig, base: BaseModel, vocabulary: BaseVocabulary, faults: Faults
 ) -> Mapping[str, tuple[int, ...]]:
     """The tokens whose rows are replaced, by table."""
+    if config.kind == "TRAINABLE_TOKENS":
+        if len(set(config.tokens[""])) < len(config.tokens[""]):
+            faults.add("token_indices holds a token twice")
+            return {}
+        if not config.tokens[""]:
+            faults.add("token_indices is missing or empty: name the tokens whose rows the adapter replaces")
+            return {}
+        return dict.fromkeys(token_tables(config, base), config.tokens[""])
     result: dict[str, tuple[int, ...]] = {}
     for ending, tokens in config.tokens.items():
         names = [n for n in (vocabulary.embedding, vocabulary.head) if n.endswith(ending or n)]

@@ -13,7 +13,7 @@ from manylora.adapters.format.vocabulary.changes import TableDelta, VocabularyDe
 from manylora.adapters.format.vocabulary.layout import TableLayout, VocabularyLayout
 from manylora.adapters.format.weights.tensors import TensorFile
 
-_TOKENS = "token_adapter.trainable_tokens_delta"
+_TOKENS = "trainable_tokens_delta"
 _EXAMPLES = 4
 
 
@@ -83,7 +83,7 @@ def _factors(table: TableLayout) -> tuple[str, ...]:
 
 
 def _rows(table: TableLayout) -> tuple[str, ...]:
-    return (_TOKENS,) if table.tokens else ()
+    return (table.wrapper + _TOKENS,) if table.tokens else ()
 
 
 def _whole(table: TableLayout) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def _whole(table: TableLayout) -> tuple[str, ...]:
     """
     endings = ["weight"]
     endings += ["base_layer.weight"] * (table.lora is not None)
-    endings += ["token_adapter.base_layer.weight"] * bool(table.tokens)
+    endings += [f"{table.wrapper}base_layer.weight"] * bool(table.tokens)
     endings += ["modules_to_save.weight", "original_module.weight"] * table.saved
     return tuple(endings)
 
@@ -172,7 +172,8 @@ def _check_sizes(
             faults.add(f"the vocabulary was resized to {embedding}, but the file lacks the table of {names}")
     top = max((token for table in layout.tables for token in table.tokens), default=0)
     if top >= embedding:
-        faults.add(f"trainable_token_indices names token {top}; the vocabulary has {embedding}")
+        option = layout.embedding.tokens_option
+        faults.add(f"{option} names token {top}; the vocabulary has {embedding}")
 
 
 def _class_heads(file: TensorFile, layout: VocabularyLayout) -> list[str]:
@@ -209,7 +210,8 @@ def _check_copies(file: TensorFile, layout: VocabularyLayout, faults: Faults) ->
     pairs = [(t.key("weight"), t.key("modules_to_save.weight")) for t in layout.tables if t.saved]
     if layout.head.tied:
         tables = (layout.embedding, layout.head)
-        pairs += [tuple(t.key(ending) for t in tables) for ending in (_TOKENS, "weight")]  # type: ignore[misc]
+        endings = (layout.embedding.wrapper + _TOKENS, "weight")
+        pairs += [tuple(t.key(ending) for t in tables) for ending in endings]  # type: ignore[misc]
         pairs += list(zip(_keys(layout.embedding), reversed(_keys(layout.head)), strict=False))
     for one, other in pairs:
         if not file.can_read(one) or not file.can_read(other):
@@ -246,7 +248,7 @@ def _read(file: TensorFile, table: TableLayout, layout: VocabularyLayout) -> Tab
     if whole is None and not table.changes:
         return None
     source = layout.embedding if table.tied else table
-    rows = file.tensor(source.key(_TOKENS)) if table.tokens else None
+    rows = file.tensor(source.key(*_rows(source))) if table.tokens else None
     if table.lora is None:
         return TableDelta(whole, table.tokens, rows)
     a, b = (file.tensor(key) for key in _lora_keys(table, layout))

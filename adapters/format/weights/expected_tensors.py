@@ -7,23 +7,17 @@ one B, as large as the largest of them needs, of which each takes its share.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import AdapterConfig
 from manylora.adapters.format.config.reader import Bias
 from manylora.adapters.format.config.targets import Target
+from manylora.adapters.format.faults import Faults
+from manylora.adapters.format.update import ModulePlan, Slot
 from manylora.adapters.format.weights.soft_prompt import soft_prompt_shapes
 
 PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One tensor that an artifact must hold."""
-
-    key: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,8 @@ class Layout:
     config: AdapterConfig
     targets: Mapping[str, Target]
     modules: Mapping[str, Mapping[str, Slot]]  # module -> part -> slot; targets, then others with a bias
-    shared: Mapping[str, Slot]  # part -> slot, of VeRA's projections or of virtual tokens
+    shared: Mapping[str, Slot]  # part -> slot, of what modules share, or of virtual tokens
+    plans: Mapping[str, ModulePlan] = field(default_factory=dict)  # of the targets, for a further kind
 
     def slots(self) -> list[Slot]:
         """Every tensor of the layout."""
@@ -45,19 +40,39 @@ def tensor_keys(module: str) -> tuple[str, str]:
     return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
-def lay_out(config: AdapterConfig, targets: Mapping[str, Target], base: BaseModel) -> Layout:
-    """The tensors that a config with those target modules needs on ``base``."""
+def lay_out(
+    config: AdapterConfig, targets: Mapping[str, Target], base: BaseModel, faults: Faults
+) -> Layout | None:
+    """The tensors that a config with those target modules needs on ``base``.
+
+    None, and faults, where a further kind does not fit the modules.
+    """
     if config.prompt is not None:
         shapes = soft_prompt_shapes(config.prompt, base)
         return Layout(config, {}, {}, {key: Slot(key, shape) for key, shape in shapes.items()})
-    modules: dict[str, Mapping[str, Slot]] = {
-        name: _parts(config, base.modules[name], target) for name, target in targets.items()
-    }
+    plans: Mapping[str, ModulePlan] = {}
+    shared = _projections(config, targets, base)
+    if config.settings is not None:
+        before = len(faults)
+        laid_out = config.settings.lay_out([base.modules[name] for name in targets], faults)
+        if len(faults) != before:
+            return None
+        plans, shared = laid_out.modules, dict(laid_out.shared)
+    modules: dict[str, Mapping[str, Slot]]
+    if config.kind == "LN_TUNING":
+        modules = {name: _norm_parts(base.norms[name]) for name in targets}
+    else:
+        modules = {
+            name: _parts(config, base.modules[name], target)
+            if config.settings is None
+            else {**plans[name].slots, **_bias(config, base.modules[name])}
+            for name, target in targets.items()
+        }
     if config.bias is Bias.ALL:
         for module in (*base.modules.values(), *base.norms.values()):
             if module.bias and module.name not in targets:
                 modules[module.name] = {"bias": Slot(f"{PREFIX}{module.name}.bias", (module.out_features,))}
-    return Layout(config, targets, modules, _projections(config, targets, base))
+    return Layout(config, targets, modules, shared, plans)
 
 
 def projection_shapes(
@@ -86,9 +101,21 @@ def _parts(config: AdapterConfig, module: TargetModule, target: Target) -> dict[
         parts["magnitude"] = Slot(f"{prefix}.lora_magnitude_vector", (width_out,))
     if config.lora_bias:
         parts["b_bias"] = Slot(f"{prefix}.lora_B.bias", (width_out,))
-    if config.bias is not Bias.NONE and module.bias:
-        parts["bias"] = Slot(f"{prefix}.base_layer.bias", (width_out,))
-    return parts
+    return {**parts, **_bias(config, module)}
+
+
+def _bias(config: AdapterConfig, module: TargetModule) -> dict[str, Slot]:
+    """The bias that a target module has in the place of the base's."""
+    if config.bias is Bias.NONE or not module.bias:
+        return {}
+    return {"bias": Slot(f"{PREFIX}{module.name}.base_layer.bias", (module.out_features,))}
+
+
+def _norm_parts(norm: TargetModule) -> dict[str, Slot]:
+    """The parameters of a norm, as LN tuning saves them."""
+    prefix, shape = f"{PREFIX}{norm.name}.ln_tuning_layers", (norm.out_features,)
+    parts = {"scale": Slot(f"{prefix}.weight", shape)}
+    return parts | {"bias": Slot(f"{prefix}.bias", shape)} if norm.bias else parts
 
 
 def _projections(config: AdapterConfig, targets: Mapping[str, Target], base: BaseModel) -> dict[str, Slot]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -48,6 +48,8 @@ _FORMATS: Mapping[str, _Format] = {
     "F16": _Format(torch.float16, np.uint16, 0xF800),
     "BF16": _Format(torch.bfloat16, np.uint16, 0xFF00),
 }
+# Of indices, which some kinds of adapters save.
+_INTEGERS = {"U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
 # Bytes an element of the format's other types takes: enough to tell "not served" from "damaged".
 _UNSERVED = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
@@ -91,11 +93,15 @@ class TensorFile:
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor, as a view of the file's bytes where their alignment allows it."""
         info = self.infos[name]
-        form = _FORMATS[info.dtype]
+        dtype = _INTEGERS[info.dtype] if self.holds_integers(name) else _FORMATS[info.dtype].dtype
         part = self._bytes(info.start, info.end)
-        if info.start % form.itemsize:
+        if info.start % dtype.itemsize:
             part = part.clone()
-        return part.view(form.dtype).view(info.shape)
+        return part.view(dtype).view(info.shape)
+
+    def holds_integers(self, name: str) -> bool:
+        """Whether the tensor holds integers rather than floats."""
+        return self.infos[name].dtype in _INTEGERS
 
     def holds_only(self, name: str, value: float) -> bool:
         """Whether all elements of the tensor are ``value``; false of types that are not served."""
@@ -145,17 +151,24 @@ class TensorFile:
 
 
 def read_tensors(
-    path: Path, digest: hashlib._Hash, faults: Faults, *, max_header: int, max_bytes: int
+    path: Path,
+    digest: hashlib._Hash,
+    faults: Faults,
+    *,
+    max_header: int,
+    max_bytes: int,
+    indices: Collection[str] = (),
 ) -> TensorFile | None:
     """Read a safetensors file once, feeding every byte to ``digest``; None if it can't be used.
 
-    A file with more than ``max_bytes`` of tensors is a fault, and only its header is read then.
+    Only the tensors named in ``indices`` may hold integers. A file with more than ``max_bytes`` of tensors
+    is a fault, and only its header is read then.
     """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             header = _read_header(file, path.name, size, max_header, digest)
-            infos = _check_header(header, path.name, size - file.tell(), faults)
+            infos = _check_header(header, path.name, size - file.tell(), faults, indices)
             if infos is None:
                 return None
             rest = size - file.tell()
@@ -200,7 +213,7 @@ def _read_data(
 
 
 def _check_header(
-    header: dict[str, Any], file_name: str, size: int, faults: Faults
+    header: dict[str, Any], file_name: str, size: int, faults: Faults, indices: Collection[str]
 ) -> dict[str, TensorInfo] | None:
     """The entries, if they are well formed and tile the ``size`` bytes of data without hole or overlap."""
     before = len(faults)
@@ -215,7 +228,10 @@ def _check_header(
             faults.add(f"tensor {shown(name)} {fault}")
     if len(faults) != before:
         return None
-    unserved = sorted({info.dtype for info in infos.values()} - _FORMATS.keys())
+    unserved = sorted(
+        {i.dtype for i in infos.values() if not (i.name in indices and i.dtype in _INTEGERS)}
+        - _FORMATS.keys()
+    )
     if unserved:
         faults.add(f"{file_name} has tensors of {', '.join(unserved)}: served are {', '.join(_FORMATS)}")
     end = 0

@@ -15,7 +15,7 @@ from typing import Any
 
 from manylora.adapters.errors import ChatTemplateError
 from manylora.adapters.format.text.chat import ChatTokenizer
-from manylora.adapters.format.text.content_marks import Message
+from manylora.adapters.format.text.content_marks import Marked, Message
 from manylora.adapters.training.data.rows import (
     ChatRow,
     LabelRow,
@@ -68,8 +68,13 @@ class EncodedText:
 class Template:
     """A tokenizer and its chat template as the trainer uses them."""
 
-    def __init__(self, hf: Any, eos_ids: Collection[int]) -> None:
-        """``eos_ids``: tokens at which the server ends a generation, from tokenizer and generation config."""
+    def __init__(self, hf: Any, eos_ids: Collection[int], *, allow_special_tokens: bool = False) -> None:
+        """Args:
+        hf: the tokenizer.
+        eos_ids: tokens at which the server ends a generation, from tokenizer and generation config.
+        allow_special_tokens: control tokens that are spelled in messages count as such.
+        """
+        self._allows_special_tokens = allow_special_tokens
         self.chat = ChatTokenizer(hf)
         self.hf = hf
         self.eos_ids = frozenset(eos_ids)
@@ -137,24 +142,34 @@ class Template:
 
     def prompt_ids(self, messages: Sequence[Message], tools: Tools) -> list[int]:
         """The ids of the prompt that asks for the next assistant turn, as the server computes them."""
-        return self.chat.encode_chat(messages, tools=list(tools) or None)
+        marked = self._marked(messages, tools)
+        return self._ids(self.chat.render_chat(marked.messages, tools=marked.tools), marked.mark)
 
     def answer_ids(self, before: Sequence[Message], answer: Message, tools: Tools) -> list[int]:
         """What the model has to produce for ``answer`` after ``before``, up to and with the end token.
 
         The template writes the turn; what it writes after the end token belongs to the next prompt.
         """
-        given = list(tools) or None
-        marked = self.chat.mark([*before, answer], given)
+        marked = self._marked([*before, answer], tools)
         prompt = self.chat.render_chat(marked.messages[:-1], tools=marked.tools)
         whole = self.chat.render_chat(marked.messages, tools=marked.tools, add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise ChatTemplateError(
                 "the chat template writes an assistant turn differently from the prompt that asks for it"
             )
-        ids = self.chat.encode_rendered(whole.removeprefix(prompt), marked.mark)
+        ids = self._ids(whole.removeprefix(prompt), marked.mark)
         ends = [position for position, token in enumerate(ids) if token in self.eos_ids]
         return ids[: ends[-1] + 1] if ends else [*ids, self._own_eos()]
+
+    def _marked(self, messages: Sequence[Message], tools: Tools) -> Marked:
+        if self._allows_special_tokens:
+            return Marked([*map(dict, messages)], [*map(dict, tools)] or None)
+        return self.chat.mark(messages, list(tools) or None)
+
+    def _ids(self, text: str, mark: str | None) -> list[int]:
+        if self._allows_special_tokens:
+            return self.chat.encode(text, add_special_tokens=False)  # the template writes its own
+        return self.chat.encode_rendered(text, mark)
 
     def ignores(self, row: ChatRow | PreferenceRow) -> str | None:
         """What of a row the template has no place for: "tools", "names" or "tool calls"; None if nothing."""

@@ -29,6 +29,7 @@ class Base:
     tokenizer: Any  # Hugging Face fast tokenizer
     eos_ids: frozenset[int]  # tokens at which the server ends a generation
     generation: Generation = NO_GENERATION  # what its files say of generating
+    allow_special_tokens: bool = False  # control tokens that are spelled in messages count as such
 
     @property
     def public_name(self) -> str:
@@ -48,7 +49,7 @@ class Base:
 
     @property
     def template(self) -> Template:
-        return Template(self.tokenizer, self.eos_ids)
+        return Template(self.tokenizer, self.eos_ids, allow_special_tokens=self.allow_special_tokens)
 
     @property
     def pad_id(self) -> int:
@@ -63,7 +64,7 @@ class Base:
         return None if length is None else int(length)
 
 
-def find_base(name: str, progress: Any = None) -> Base:
+def find_base(name: str, progress: Any = None, *, allow_special_tokens: bool = False) -> Base:
     """Find (and fetch, where need be) a base model; reads no weights.
 
     Raises:
@@ -87,7 +88,8 @@ def find_base(name: str, progress: Any = None) -> Base:
         )
     own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
     generation = read_generation(directory, config)
-    return Base(name, directory, config, tokenizer, frozenset((*own, *generation.eos_ids)), generation)
+    eos_ids = frozenset((*own, *generation.eos_ids))
+    return Base(name, directory, config, tokenizer, eos_ids, generation, allow_special_tokens)
 
 
 def find_shape(name: str) -> Any:

@@ -65,6 +65,14 @@ class DataOptions(Options):
             "most chat rows are shorter, and memory grows with the longest",
         ),
     ] = 1024  # fmt: skip
+    allow_special_tokens: Annotated[
+        bool,
+        Option(
+            DATA, "", "Control tokens that are spelled in messages count as such.",
+            "what people write should close no turn; the server reads messages the same way",
+            switch=True,
+        ),
+    ] = False  # fmt: skip
     packing: Annotated[
         bool,
         Option(

@@ -50,7 +50,7 @@ class Session:
 def open_session(config: TrainConfig, console: Console) -> Session:
     """Find the base, check the data and show what is in it."""
     transformers_logging.disable_progress_bar()
-    base = find_base(config.base_model)
+    base = find_base(config.base_model, allow_special_tokens=config.allow_special_tokens)
     init_adapter = None if config.init_adapter is None else find_init_adapter(config, base)
     prepared = prepare_data(config, base)
     show_data(prepared, console)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
 from pydantic import AfterValidator, Field
 
-from manylora.adapters.errors import AdapterTooLarge, SourceForbidden
+from manylora.adapters.errors import AdapterExists, AdapterTooLarge, SourceForbidden
 from manylora.adapters.mix import normal_name
 from manylora.adapters.sources.fetching import resolve_directory
 from manylora.server.api.access.scopes import ADMIN, needs
@@ -52,6 +52,7 @@ _UNLOAD = example("By name", {"lora_name": "my-adapter"})
 @router.post(
     "/load_lora_adapter",
     summary="Load an adapter from a directory",
+    response_class=PlainTextResponse,
     openapi_extra=documented(LoadBody, {"directory": _LOAD}),
 )
 @needs(ADMIN)
@@ -60,20 +61,20 @@ async def load_lora_adapter(
 ) -> PlainTextResponse:
     """Read, check and register an adapter. It is usable once this has answered 200.
 
-    With ``load_inplace`` new requests get the new revision; those running keep theirs. Equal loads that meet
-    join, and all of them succeed.
+    With ``load_inplace`` new requests get the new revision; those running keep theirs. Loading what the name
+    has already succeeds.
     """
-    replace = bool(body.load_inplace)
+    admin = service.adapters.admin
     with blame("lora_name"):
-        service.adapters.admin.check_free(body.lora_name, replace)
+        admin.check_free(body.lora_name, replace=True)
     roots = service.config.adapter_root
     if not roots:
         raise SourceForbidden(
             "Loading adapters over HTTP is off: start the server with --adapter-root DIR to allow it"
         )
     path = await asyncio.to_thread(resolve_directory, body.lora_path, roots)
-    with blame("lora_path", AdapterTooLarge):
-        loaded = await service.adapters.admin.load_free(body.lora_name, path, replace=replace)
+    with blame("lora_name", AdapterExists), blame("lora_path", AdapterTooLarge):
+        loaded = await admin.load(body.lora_name, path, replace=bool(body.load_inplace))
     return PlainTextResponse(
         f"Success: LoRA adapter '{body.lora_name}' added successfully.",
         headers=model_header(f"{loaded.name}@{short_digest(loaded.digest)}"),
@@ -83,6 +84,7 @@ async def load_lora_adapter(
 @router.post(
     "/unload_lora_adapter",
     summary="Unload an adapter",
+    response_class=PlainTextResponse,
     openapi_extra=documented(UnloadBody, {"name": _UNLOAD}),
 )
 @needs(ADMIN)

@@ -7,7 +7,8 @@ what spans all routes: the schemas of the bodies, the shape of errors, the keys,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -16,6 +17,7 @@ from pydantic.json_schema import models_json_schema
 
 from manylora.server.api.access.scopes import ADMIN, OPEN, KeyScope
 from manylora.server.api.http.body import RequestBody
+from manylora.server.names.status import Registered
 from manylora.server.service import Service
 
 # What a route's examples may name. Each stands for a name that the server knows when the document is asked
@@ -116,18 +118,23 @@ class Application(FastAPI):
         """What FastAPI reads off the routes, completed in place.
 
         Args:
-            caller: who reads it; only admins find a directory of the server in it.
+            caller: who reads it. Adapters are named to those who may list them, aliases and a directory of
+                the server to admins.
             root_path: under which a proxy serves the routes.
         """
         self.openapi_schema = None
         document = super().openapi()
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(_schemas(self._bodies), Error=_ERROR_SCHEMA)
-        _fill_body_examples(document, _names(self._service, caller))
+        config = self._service.config
+        adapters = [] if config.api_key and caller is OPEN else self._service.adapters.views.serving()
+        roots = config.adapter_root if caller is ADMIN else []
+        _fill_body_examples(document, _names(self._service.model_name, adapters, roots))
         if root_path:
             document["servers"] = [{"url": root_path}]
-        _add_name_examples(document, self._service)
-        if self._service.config.api_key or self._service.config.admin_api_key:
+        aliases = self._service.adapters.aliases.list() if caller is ADMIN else []
+        _add_name_examples(document, [each.name for each in adapters], [each.name for each in aliases])
+        if config.api_key or config.admin_api_key:
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{"key": []}]
         return document
@@ -154,11 +161,8 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
             yield path, method, operation
 
 
-def _names(service: Service, caller: KeyScope) -> dict[str, str]:
+def _names(base: str, adapters: Sequence[Registered], roots: Sequence[Path]) -> dict[str, str]:
     """What each placeholder stands for now. Those that stand for nothing are left out."""
-    base = service.model_name
-    roots = service.config.adapter_root if caller is ADMIN else []
-    adapters = service.adapters.views.serving()
     writers = [adapter.name for adapter in adapters if adapter.labels is None]
     classifiers = [adapter.name for adapter in adapters if adapter.labels is not None]
     members = [adapter.name for adapter in adapters] or [_NEW_ADAPTER]
@@ -204,10 +208,8 @@ def _filled(value: Any, names: Mapping[str, str]) -> Any:
     return value
 
 
-def _add_name_examples(document: dict[str, Any], service: Service) -> None:
+def _add_name_examples(document: dict[str, Any], adapters: Sequence[str], aliases: Sequence[str]) -> None:
     """Give the names in paths ones that are there, or that can be made."""
-    adapters = [adapter.name for adapter in service.adapters.views.serving()]
-    aliases = [alias.name for alias in service.adapters.aliases.list()]
     for path, method, operation in _operations(document):
         of_aliases = path.startswith("/v1/aliases")
         known, new = (aliases, _NEW_ALIAS) if of_aliases else (adapters, _NEW_ADAPTER)

@@ -97,6 +97,7 @@ class Step(ctypes.Structure):
         ("given", _P),
         ("final_hidden", _P),
         ("layer", _P),
+        ("final_norm", _P),
     )
 
 

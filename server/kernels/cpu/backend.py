@@ -11,7 +11,7 @@ import torch
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.build import KernelBuildError
 from manylora.server.kernels.cpu.library import Library, best_library
-from manylora.server.kernels.cpu.pack import MergedLayers, PackedWeights
+from manylora.server.kernels.cpu.pack import MATRICES, MergedLayers, PackedWeights
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, CacheRun, LoraInputs, StepInputs
@@ -89,8 +89,10 @@ class NativeStep:
         return self._packed.nbytes
 
     def weight(self, module: int) -> torch.Tensor:
-        """W [out, in] of a LoRA target module, unpacked."""
+        """W [out, in] of a LoRA target module, unpacked, or the weight [D] of a norm."""
         layer, name = self._weights.place(module)
+        if name not in MATRICES:
+            return self._weights.weight(module)
         outputs, inputs = dense(getattr(self._weights.layers[layer], name)).shape
         start, stop, _ = self._weights.rows(module).indices(outputs)
         return self._packed.rows(layer, name, range(start, stop), inputs)
@@ -133,6 +135,7 @@ class NativeStep:
             given=None if given is None else given.values.data_ptr(),
             final_hidden=None if inputs.hidden is None else inputs.hidden.data_ptr(),
             layer=None if merged is None else ctypes.addressof(merged.layers),
+            final_norm=None if merged is None else merged.final_norm,
         )
         fault = self._native.manylora_step(self._engine, arguments)
         if fault != 0:

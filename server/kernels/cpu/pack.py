@@ -14,7 +14,7 @@ from manylora.server.kernels.weights import DecoderWeights, LayerWeights, dense,
 
 _BLOCK = 32  # outputs of a packed block
 _LINE = 64  # bytes a piece of an arena may be rounded up by
-_MATRICES = ("qkv", "o", "gate_up", "down")  # of a layer
+MATRICES = ("qkv", "o", "gate_up", "down")  # of a layer
 
 
 class PackedWeights:
@@ -71,7 +71,7 @@ class PackedWeights:
         return whole[skipped : skipped + len(rows)]
 
     def _layer(self, layer: LayerWeights) -> abi.Layer:
-        packed = {name: self._matrix(name, dense(getattr(layer, name))) for name in _MATRICES}
+        packed = {name: self._matrix(name, dense(getattr(layer, name))) for name in MATRICES}
         self._matrices.append(packed)
         return abi.Layer(
             input_norm=self._vector(layer.input_norm),
@@ -112,6 +112,7 @@ class MergedLayers:
         self._weights = weights
         self._keep: list[torch.Tensor] = []
         self.layers = base.copy_layers()
+        self.final_norm: int | None = None  # address of another final norm
 
     @property
     def nbytes(self) -> int:
@@ -124,6 +125,9 @@ class MergedLayers:
         biases: Sequence[torch.Tensor | None],
     ) -> None:
         layer, name = self._weights.place(modules[0])
+        if name not in MATRICES:
+            self._put_norm(layer, name, weights[0])
+            return
         matrix = torch.cat(tuple(weights))
         packed = pack(self._native, name, matrix, Arena(2 * _packed_elements(matrix) + _LINE))
         self._keep.append(packed)
@@ -133,6 +137,14 @@ class MergedLayers:
             padded = _padded_bias(name, bias)
             self._keep.append(padded)
             setattr(self.layers[layer], f"{name}_bias", padded.data_ptr())
+
+    def _put_norm(self, layer: int, name: str, weight: torch.Tensor) -> None:
+        wide = weight.float().contiguous()
+        self._keep.append(wide)
+        if layer == len(self.layers):
+            self.final_norm = wide.data_ptr()
+        else:
+            setattr(self.layers[layer], name, wide.data_ptr())
 
 
 def pack(native: ctypes.CDLL, name: str, matrix: torch.Tensor, arena: Arena) -> torch.Tensor:

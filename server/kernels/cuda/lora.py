@@ -21,7 +21,7 @@ from manylora.server.kernels.inputs import (
     page_length,
 )
 from manylora.server.kernels.reference.lora import split_rows
-from manylora.server.kernels.reference.vectors import VectorPlan
+from manylora.server.kernels.reference.vectors import NormChange, VectorPlan
 
 _TILE_ROWS = 16  # from this many rows of one mix on, they go through the tensor cores in tiles
 _RANKS = 16  # rank pages taken together; the least that tensor cores multiply
@@ -76,6 +76,11 @@ class RankPages:
         if self._tiles is not None:
             self._add_tiles(module, self._tiles, x, y)
 
+    def norm_change(self, module: int) -> NormChange | None:
+        """Nothing: these adapters have no vectors."""
+        del module
+        return None
+
     def _add_rows(self, module: int, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
         shape, t = self._shapes[module], self._tables
         a_page, b_page = page_length(shape.in_features), page_length(shape.out_features)
@@ -124,7 +129,6 @@ class TritonLoraPlan:
     ) -> None:
         self.plain = all(pages.vectors is None for pages in inputs.adapters)
         self._vectors = None if self.plain else VectorPlan(pool, shapes, inputs, rows, base)
-        self._linear = [shape.linear for shape in shapes]
         offset, rank = page_tables(inputs.adapters, len(shapes))
         self._used = [bool(ranks.any()) for ranks in rank.T]
         segments, loose = split_rows(inputs, rows, _TILE_ROWS)
@@ -147,8 +151,12 @@ class TritonLoraPlan:
         """Add the delta of ``module`` for input ``x`` [T, in] to the base's ``y`` [T, out] in place."""
         if self._vectors is not None:
             self._vectors.add(module, x, y)
-        if self._linear[module] and self._used[module]:
+        if self._used[module]:
             self._pages.add(module, x, y)
+
+    def norm_change(self, module: int) -> NormChange | None:
+        """What is added to the output of a norm; None if nothing is."""
+        return None if self._vectors is None else self._vectors.norm_change(module)
 
 
 def page_tables(adapters: Sequence[AdapterPages], modules: int) -> tuple[Int64, Int32]:

@@ -26,7 +26,7 @@ from manylora.server.kernels.inputs import (
     StepInputs,
     page_length,
 )
-from manylora.server.kernels.reference.vectors import VectorPlan
+from manylora.server.kernels.reference.vectors import NormChange, VectorPlan
 
 _SEGMENT_ROWS = 8  # from this many rows on, a matrix product beats gathering the pages row by row
 _BUCKETS = (8, 16, 32, 64, 128, 256)  # rows are gathered by rank: small ones don't pay for large
@@ -63,6 +63,9 @@ class LoraDelta(Protocol):
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add the delta of ``module`` for input ``x`` [T, in] to the base's ``y`` [T, out] in place."""
 
+    def norm_change(self, module: int) -> NormChange | None:
+        """What is added to the output of a norm; None if nothing is."""
+
 
 class LoraPlan:
     """:class:`LoraDelta` in PyTorch.
@@ -91,13 +94,14 @@ class LoraPlan:
         if self._vectors is not None:
             self._vectors.add(module, x, y)
         shape = self._shapes[module]
-        if not shape.linear:
-            return
         for segment in self._segments:
             self._add_segment(module, shape, segment, x, y)
         for group in self._gathered:
             if group.used[module]:
                 self._add_gathered(module, shape, group, x, y)
+
+    def norm_change(self, module: int) -> NormChange | None:
+        return None if self._vectors is None else self._vectors.norm_change(module)
 
     def _add_segment(
         self, module: int, shape: ModuleShape, segment: _Segment, x: torch.Tensor, y: torch.Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from manylora.server.kernels.reference.attention import (
 from manylora.server.kernels.reference.linear import Linear, PackedLinear, linear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
 from manylora.server.kernels.reference.soft_prompts import fill_cache
+from manylora.server.kernels.reference.vectors import NormChange
 from manylora.server.kernels.weights import (
     MODULES_PER_LAYER,
     DecoderWeights,
@@ -31,11 +32,20 @@ from manylora.server.kernels.weights import (
 )
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm over the last dimension, in fp32, rounded before the gain as Hugging Face does."""
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, change: NormChange | None = None
+) -> torch.Tensor:
+    """RMSNorm over the last dimension, in fp32, rounded before the weight as Hugging Face does.
+
+    ``change`` is what adapters add in some of the rows, the first dimension of ``x``.
+    """
     wide = x.float()
-    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * scaled.to(x.dtype)
+    normal = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    y = weight * normal
+    if change is not None:
+        own = normal.index_select(0, change.rows).float()
+        y.index_copy_(0, change.rows, (weight.float() * own + change.of(own)).to(y.dtype))
+    return y
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -50,6 +60,13 @@ def target_shapes(weights: DecoderWeights) -> list[ModuleShape]:
     q, kv = weights.n_heads * weights.head_dim, weights.n_kv_heads * weights.head_dim
     sizes = [(width, q), (width, kv), (width, kv), (q, width), (width, inner), (width, inner), (inner, width)]
     return [ModuleShape(*size) for size in sizes] * len(weights.layers)
+
+
+def norm_shapes(weights: DecoderWeights) -> list[ModuleShape]:
+    """Shapes of the norms in the numbering of :class:`DecoderWeights`: they come after the target modules."""
+    width = weights.embedding.shape[1]
+    widths = [width, weights.head_dim, weights.head_dim, width] if weights.qk_norms else [width, width]
+    return [ModuleShape(w, w, linear=False) for w in (*widths * len(weights.layers), width)]
 
 
 class ReferenceStep:
@@ -79,10 +96,11 @@ class ReferenceStep:
         self._weights = weights.without_matrices()
         self._decode_rows = decode_rows
         self._pool = pool
-        self._planner = LoraPlanner(pool, target_shapes(weights), self, lora_plan)
+        shapes = [*target_shapes(weights), *norm_shapes(weights)]
+        self._planner = LoraPlanner(pool, shapes, self, lora_plan)
         heads, dim = weights.n_kv_heads, weights.head_dim
         self._kv = [PagedKV(num_blocks, heads, dim, dim, weights.embedding) for _ in weights.layers]
-        self._layers = [_Layer(layer, self._weights) for layer in weights.layers]
+        self._layers = [_Layer(layer, self._weights, index) for index, layer in enumerate(weights.layers)]
         self._lm_head = PackedLinear(weights.lm_head, None)
 
     @staticmethod
@@ -100,10 +118,10 @@ class ReferenceStep:
         return self._weights.embedding.nbytes + head + layers
 
     def weight(self, module: int) -> torch.Tensor:
-        """W [out, in] of a LoRA target module, as it was given."""
+        """W [out, in] of a LoRA target module, or the weight [D] of a norm, as it was given."""
         layer, name = self._weights.place(module)
-        matrix = self._layers[layer].matrices[name]
-        if isinstance(matrix, QuantizedMatrix):
+        matrix = None if layer == len(self._layers) else self._layers[layer].matrices.get(name)
+        if matrix is None or isinstance(matrix, QuantizedMatrix):
             return self._weights.weight(module)
         return matrix.weight()[self._weights.rows(module)]
 
@@ -136,7 +154,8 @@ class ReferenceStep:
             self._planner.plan(inputs),
         )
         x = self._run(self._layers if merged is None else merged.layers, x, work)
-        final = self._final(x[torch.from_numpy(inputs.logits_rows).to(device)])
+        norm = self._weights.final_norm if merged is None else merged.final_norm
+        final = self._final(x, norm, work.lora, torch.from_numpy(inputs.logits_rows).to(device))
         if inputs.hidden is not None:
             inputs.hidden.copy_(final)
         return self._lm_head(final)
@@ -153,7 +172,8 @@ class ReferenceStep:
             lora: what adapters add, if any.
         """
         x = F.embedding(token_ids, self._weights.embedding)
-        return self._lm_head(self._final(self._run(self._layers, x, self._work(positions, plan, lora))))
+        x = self._run(self._layers, x, self._work(positions, plan, lora))
+        return self._lm_head(self._final(x, self._weights.final_norm, lora, None))
 
     def _work(self, positions: torch.Tensor, plan: AttentionPlan, lora: LoraDelta | None) -> _Work:
         tables = self._weights.cos, self._weights.sin
@@ -162,13 +182,20 @@ class ReferenceStep:
 
     def _run(self, layers: Sequence[_Layer], x: torch.Tensor, work: _Work) -> torch.Tensor:
         """Hidden states [T, D] behind the last layer, of the embeddings ``x`` [T, D]."""
-        for index, (layer, kv) in enumerate(zip(layers, self._kv, strict=True)):
-            x = layer.forward(x, work, kv, index * MODULES_PER_LAYER)
+        for layer, kv in zip(layers, self._kv, strict=True):
+            x = layer.forward(x, work, kv)
         return x
 
-    def _final(self, x: torch.Tensor) -> torch.Tensor:
-        """The final hidden states that the output head is applied to."""
-        return rms_norm(x, self._weights.final_norm, self._weights.eps)
+    def _final(
+        self, x: torch.Tensor, norm: torch.Tensor, lora: LoraDelta | None, rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The final hidden states of ``rows`` (None: all of them) that the output head is applied to."""
+        module = self._weights.norm_modules(len(self._layers))[0]
+        change = None if lora is None else lora.norm_change(module)
+        if change is not None:  # the adapters' part is known by the rows of the step
+            x = rms_norm(x, norm, self._weights.eps, change)
+            return x if rows is None else x[rows]
+        return rms_norm(x if rows is None else x[rows], norm, self._weights.eps)
 
 
 class _MergedLayers:
@@ -176,6 +203,7 @@ class _MergedLayers:
 
     def __init__(self, base: Sequence[_Layer], weights: DecoderWeights) -> None:
         self.layers = list(base)
+        self.final_norm = weights.final_norm
         self._weights = weights
         self.nbytes = 0
 
@@ -186,6 +214,12 @@ class _MergedLayers:
         biases: Sequence[torch.Tensor | None],
     ) -> None:
         layer, name = self._weights.place(modules[0])
+        if layer == len(self.layers):
+            self.final_norm = weights[0]
+            return
+        if name not in self.layers[layer].matrices:
+            self.layers[layer] = self.layers[layer].with_norm(name, weights[0])
+            return
         matrix = PackedLinear(torch.cat(tuple(weights)), stack_biases(weights, biases))
         self.layers[layer] = self.layers[layer].with_matrix(name, matrix)
         self.nbytes += matrix.nbytes
@@ -202,9 +236,11 @@ class _Work:
 
 
 class _Layer:
-    def __init__(self, layer: LayerWeights, weights: DecoderWeights) -> None:
+    def __init__(self, layer: LayerWeights, weights: DecoderWeights, index: int) -> None:
         self._layer = layer.without_matrices()
         self._weights = weights
+        self._module = index * MODULES_PER_LAYER
+        self._norms = weights.norm_modules(index)
         self._qkv = linear(layer.qkv, layer.qkv_bias)
         self._o = linear(layer.o, layer.o_bias)
         self._gate_up = linear(layer.gate_up, layer.gate_up_bias)
@@ -221,14 +257,26 @@ class _Layer:
         setattr(changed, f"_{name}", matrix)
         return changed
 
-    def forward(self, x: torch.Tensor, work: _Work, kv: PagedKV, module: int) -> torch.Tensor:
-        """``x`` [T, D] -> [T, D]; ``module`` is the number of this layer's q projection."""
-        eps = self._weights.eps
-        x = x + self._attention(rms_norm(x, self._layer.input_norm, eps), work, kv, module)
-        return x + self._mlp(rms_norm(x, self._layer.post_norm, eps), work.lora, module + 4)
+    def with_norm(self, name: str, weight: torch.Tensor) -> _Layer:
+        """This layer with another weight of a norm, by its name in :class:`LayerWeights`."""
+        changed = copy(self)
+        changed._layer = replace(self._layer, **{name: weight})  # type: ignore[arg-type]
+        return changed
 
-    def _attention(self, h: torch.Tensor, work: _Work, kv: PagedKV, module: int) -> torch.Tensor:
-        w = self._weights
+    def forward(self, x: torch.Tensor, work: _Work, kv: PagedKV) -> torch.Tensor:
+        """``x`` [T, D] -> [T, D]."""
+        x = x + self._attention(self._norm(x, self._layer.input_norm, 0, work.lora), work, kv)
+        return x + self._mlp(self._norm(x, self._layer.post_norm, -1, work.lora), work.lora)
+
+    def _norm(
+        self, x: torch.Tensor, weight: torch.Tensor, which: int, lora: LoraDelta | None
+    ) -> torch.Tensor:
+        """One of the layer's norms; ``which`` is its place among their numbers."""
+        change = None if lora is None else lora.norm_change(self._norms[which])
+        return rms_norm(x, weight, self._weights.eps, change)
+
+    def _attention(self, h: torch.Tensor, work: _Work, kv: PagedKV) -> torch.Tensor:
+        w, module = self._weights, self._module
         widths = [w.n_heads * w.head_dim, w.n_kv_heads * w.head_dim, w.n_kv_heads * w.head_dim]
         q, k, v = self._qkv(h).split(widths, dim=-1)
         if work.lora is not None:
@@ -236,7 +284,8 @@ class _Layer:
                 work.lora.add(module + i, h, y)
         q, k, v = (t.unflatten(-1, (-1, w.head_dim)) for t in (q, k, v))
         if self._layer.q_norm is not None and self._layer.k_norm is not None:
-            q, k = rms_norm(q, self._layer.q_norm, w.eps), rms_norm(k, self._layer.k_norm, w.eps)
+            q = self._norm(q, self._layer.q_norm, 1, work.lora)
+            k = self._norm(k, self._layer.k_norm, 2, work.lora)
         kv.write(work.plan.slots, rotate(k, work.cos, work.sin), v)
         q = rotate(q, work.cos, work.sin)
         out = work.plan.attend(kv, q, Scoring(w.scale, self._layer.window)).flatten(1)
@@ -245,7 +294,8 @@ class _Layer:
             work.lora.add(module + 3, out, y)
         return y
 
-    def _mlp(self, h: torch.Tensor, lora: LoraDelta | None, module: int) -> torch.Tensor:
+    def _mlp(self, h: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
+        module = self._module + 4
         gate, up = self._gate_up(h).chunk(2, dim=-1)
         if lora is not None:
             lora.add(module, h, gate)

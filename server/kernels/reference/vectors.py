@@ -1,5 +1,7 @@
 """Gains and constants of a step's mixes: ``y += Σ_k w_k (γ_k ⊙ y + c_k) + W (Σ_k w_k λ_k ⊙ x)``.
 
+Those of a norm are told to who computes it: ``y += Σ_k w_k (γ_k ⊙ n(x) + c_k)``.
+
 The weighted sums are made once for every distinct mix and given to its rows. Everything up to the
 matrix product is fp32.
 """
@@ -36,8 +38,25 @@ class _Vectors:
     used: tuple[bool, ...]  # [M] whether any mix has one there
 
 
+@dataclass(frozen=True)
+class NormChange:
+    """What the step's mixes add to a norm's output in some rows: ``gain ⊙ n(x) + constant``."""
+
+    rows: torch.Tensor  # [R] int64, ascending
+    gain: torch.Tensor | None  # [R, D] float32
+    constant: torch.Tensor | None  # [R, D] float32
+
+    def of(self, normal: torch.Tensor) -> torch.Tensor:
+        """What is added, float32, for the rows' n(x): ``normal`` [R, ..., D]."""
+        shape = (len(self.rows), *(1,) * (normal.dim() - 2), normal.shape[-1])
+        added = torch.zeros((), device=normal.device)
+        if self.gain is not None:
+            added = self.gain.view(shape) * normal
+        return added if self.constant is None else added + self.constant.view(shape)
+
+
 class VectorPlan:
-    """The gains and constants of one step, prepared once and applied by every target module."""
+    """The gains and constants of one step, prepared once and applied by every target module and norm."""
 
     def __init__(
         self,
@@ -78,6 +97,12 @@ class VectorPlan:
             scaled = (x.index_select(0, self._rows).float() * input_gain).to(x.dtype)
             result += self._base.product(module, scaled)
         y.index_copy_(0, self._rows, result.to(y.dtype))
+
+    def norm_change(self, module: int) -> NormChange | None:
+        """What is added to the output of a norm, or None where no mix adds anything."""
+        features = self._shapes[module].out_features
+        gain, constant = (self._sum(v, module, features) for v in (self._gain, self._constant))
+        return None if gain is None and constant is None else NormChange(self._rows, gain, constant)
 
     def _sum(self, vectors: _Vectors, module: int, features: int) -> torch.Tensor | None:
         """The weighted sum for every concerned row [R, features]; None where no mix has a vector."""

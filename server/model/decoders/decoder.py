@@ -31,7 +31,7 @@ class Decoder(Protocol):
 
     @property
     def modules(self) -> Sequence[TargetModule]:
-        """The adaptable linear layers, then norms with a bias; an adapter's page table is in this order."""
+        """The adaptable linear layers, then norms; an adapter's page table is in this order."""
 
     @property
     def vocab_size(self) -> int:
@@ -50,7 +50,7 @@ class Decoder(Protocol):
         """Bytes of K and V one block takes over all layers."""
 
     def weight(self, module: int) -> torch.Tensor:
-        """W [out, in] of ``modules[module]``, in the dtype it computes in; not to be changed.
+        """W [out, in] of ``modules[module]``, w [D] of a norm, in the dtype it has; not to be changed.
 
         A quantized base makes it anew at every call: take one module at a time.
         """

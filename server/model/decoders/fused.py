@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from manylora.adapters.base_models.layers import target_of
 from manylora.adapters.format.base import CacheShape, TargetModule
 from manylora.server.errors import ConfigError
 from manylora.server.kernels.cpu import NativeStep
@@ -45,6 +46,7 @@ _PROJECTIONS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+_NORMS = ("input_layernorm", "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm")
 
 
 class FusedDecoder:
@@ -264,7 +266,16 @@ def _projections(model: Any) -> dict[str, Any]:
 
 
 def _target_modules(model: Any) -> tuple[TargetModule, ...]:
-    return tuple(
-        TargetModule(name, linear.in_features, linear.out_features, linear.bias is not None)
-        for name, linear in _projections(model).items()
-    )
+    """The projections, then the norms, in the numbering of :class:`DecoderWeights`."""
+    return tuple(target_of(name, module) for name, module in (_projections(model) | _norms(model)).items())
+
+
+def _norms(model: Any) -> dict[str, Any]:
+    """The norms by name, in the order of the page tables."""
+    norms = {
+        f"model.layers.{index}.{name}": layer.get_submodule(name)
+        for index, layer in enumerate(model.model.layers)
+        for name in _NORMS
+        if hasattr(layer.self_attn, "q_norm") or not name.startswith("self_attn.")
+    }
+    return norms | {"model.norm": model.model.norm}

@@ -7,6 +7,7 @@ attention interface to the paged cache; a forward hook on each linear layer adds
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
-from manylora.adapters.base_models.layers import biased_norms, target_of
+from manylora.adapters.base_models.layers import target_of
+from manylora.adapters.base_models.norms import normalizer, norms_of
 from manylora.adapters.format.base import CacheShape
 from manylora.server.errors import ModelRefused
 from manylora.server.kernels.buffers import total_bytes
@@ -38,7 +40,7 @@ from manylora.server.model.pages.tables import BaseTables
 ATTENTION_NAME = "manylora_paged"
 # Attention arguments some models pass that change the result and that paged_attention does not implement.
 _CHANGES_RESULT = frozenset({"s_aux", "position_bias", "head_mask", "alibi"})
-_PROBE_ROWS = 64  # so many that no router sends all of them to one expert
+_PROBE_ROWS = 61  # so many that no router sends all to one expert; a prime, which no other dimension is
 
 
 @dataclass
@@ -62,7 +64,17 @@ class _Survey:
 
     def __init__(self) -> None:
         self.kv_shapes: dict[int, tuple[int, int, int]] = {}  # layer -> (kv heads, key dim, value dim)
-        self.calls: dict[str, list[int]] = {}  # module -> row count of each call
+        self.calls: dict[str, list[tuple[int, ...]]] = {}  # module -> dimensions before the last, by call
+
+    def sees_every_row(self, name: str) -> bool:
+        """Whether the module is called once, with all rows, each once."""
+        return [math.prod(shape) for shape in self.calls.get(name, [])] == [_PROBE_ROWS]
+
+    def row_dimension(self, name: str) -> int | None:
+        """Which dimension of a norm's input counts the rows; None where it is not called once with all."""
+        calls = self.calls.get(name, [])
+        places = [place for place, size in enumerate(calls[0]) if size == _PROBE_ROWS] if calls else []
+        return places[0] if len(calls) == len(places) == 1 else None
 
 
 class GenericDecoder:
@@ -84,18 +96,17 @@ class GenericDecoder:
         if not getattr(model, "_supports_attention_backend", False):
             raise ModelRefused(f"{type(model).__name__} does not support a pluggable attention function")
         AttentionInterface.register(ATTENTION_NAME, paged_attention)
-        layers = _linears(model) | biased_norms(model)
-        self._hook(layers, self._record)
-        self._survey = self._run_survey()
-        self._unhook(layers)
-        self.modules = tuple(
-            target_of(name, module)
-            for name, module in layers.items()
-            if self._survey.calls.get(name) == [_PROBE_ROWS]
-        )
-        self._layers = [layers[m.name] for m in self.modules]
-        self._hook({m.name: layers[m.name] for m in self.modules if m.linear}, self._add_delta)
-        self._hook({m.name: layers[m.name] for m in self.modules if not m.linear}, self._add_constant)
+        linears, norms = _linears(model), norms_of(model)
+        self._hook(linears | norms, self._record)
+        self._survey = survey = self._run_survey()
+        self._unhook(linears | norms)
+        linears = {name: module for name, module in linears.items() if survey.sees_every_row(name)}
+        self._norms = {name: _Norm.of(module, survey.row_dimension(name)) for name, module in norms.items()}
+        norms = {name: module for name, module in norms.items() if self._norms[name] is not None}
+        self.modules = tuple(target_of(name, module) for name, module in (linears | norms).items())
+        self._layers = [*linears.values(), *norms.values()]
+        self._hook(linears, self._add_delta)
+        self._hook(norms, self._change_norm)
         self._index = {m.name: i for i, m in enumerate(self.modules)}
         self._kv: dict[int, PagedKV] = {}
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -124,7 +135,7 @@ class GenericDecoder:
         return weight_of(self._layers[module]).to(self._like.dtype)
 
     def bias(self, module: int) -> torch.Tensor | None:
-        return self._layers[module].bias  # type: ignore[return-value]
+        return getattr(self._layers[module], "bias", None)
 
     def product(self, module: int, x: torch.Tensor) -> torch.Tensor:
         """``W x`` of rows ``x`` [T, in]; adapters have no part in it."""
@@ -241,7 +252,7 @@ class GenericDecoder:
         assert self._forward is not None
         assert self._forward.survey is not None
         x = args[0]
-        self._forward.survey.calls.setdefault(name, []).append(x.numel() // x.shape[-1])
+        self._forward.survey.calls.setdefault(name, []).append(tuple(x.shape[:-1]))
 
     def _add_delta(
         self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
@@ -254,12 +265,23 @@ class GenericDecoder:
         self._forward.lora.add(self._index[name], args[0].reshape(-1, args[0].shape[-1]), y)
         return y.view(output.shape)
 
-    def _add_constant(
+    def _change_norm(
         self, name: str, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> torch.Tensor | None:
+    ) -> None:
+        """Add what adapters change about a norm to its output, in place."""
+        del module
         if self._forward is None or self._forward.lora is None or self._forward.lora.plain:
-            return None
-        return self._add_delta(name, module, args, output)
+            return
+        change = self._forward.lora.norm_change(self._index[name])
+        if change is None:
+            return
+        norm = self._norms[name]
+        assert norm is not None
+        x, y = args[0].movedim(norm.rows, 0), output.movedim(norm.rows, 0)
+        normal = norm.normalize(x.index_select(0, change.rows)).float()
+        y.index_copy_(
+            0, change.rows, (y.index_select(0, change.rows).float() + change.of(normal)).to(y.dtype)
+        )
 
     def _embed(
         self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
@@ -327,6 +349,20 @@ def paged_attention(
     kv.write(manylora.plan.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     rows = query[0].transpose(0, 1)
     return manylora.plan.attend(kv, rows, Scoring(scale, sliding_window, softcap))[None], None
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """A norm of the model that adapters can change."""
+
+    rows: int  # the dimension of its input that counts the rows
+    normalize: Callable[[torch.Tensor], torch.Tensor]  # what it does before it scales and shifts
+
+    @classmethod
+    def of(cls, module: nn.Module, rows: int | None) -> _Norm | None:
+        """The norm whose input has its rows in that dimension; None if it can't be changed."""
+        normalize = None if rows is None else normalizer(module)
+        return None if rows is None or normalize is None else cls(rows, normalize)
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Module]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from manylora.adapters.base_models.norms import norm_with
 
 
 class MergedModules:
@@ -27,18 +27,12 @@ class MergedModules:
         biases: Sequence[torch.Tensor | None],
     ) -> None:
         for module, weight, bias in zip(modules, weights, biases, strict=True):
-            made = _linear(weight) if weight.dim() > 1 else self._norm(self._names[module])
+            name = self._names[module]
+            made = _linear(weight) if weight.dim() > 1 else norm_with(self._model.get_submodule(name), weight)
             if bias is not None:
                 made.bias = nn.Parameter(bias, requires_grad=False)
             self._layers[self._names[module]] = made
             self.nbytes += weight.numel() * weight.element_size()
-
-    def _norm(self, name: str) -> nn.Module:
-        """A copy of a norm of the model, without the hooks on it."""
-        norm = copy.copy(self._model.get_submodule(name))
-        norm._parameters = dict(norm._parameters)
-        norm._forward_hooks = OrderedDict()
-        return norm
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

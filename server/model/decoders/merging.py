@@ -57,12 +57,10 @@ def _merged(
     weight, bias = decoder.weight(module), decoder.bias(module)
     if not parts:
         return weight, bias
-    merged = merged_bias(bias, parts)
+    merged = merged_bias(bias, parts, weight)
     rounded = None if merged is None else merged.to(weight.dtype)
     if bias is not None and merged is not None and rounded is not None:
         survival.add(bias, merged, rounded)
-    if not decoder.modules[module].linear:  # of a norm adapters change the bias only
-        return weight, rounded
     exact = merged_weight(weight, parts)
     result = exact.to(weight.dtype)
     survival.add(weight, exact, result)

@@ -27,7 +27,7 @@ from manylora.server.model.pages.pool import PagePool
 
 logger = logging.getLogger(__name__)
 
-_TYPICAL = 0.5  # share of what a row may be off that most rows may be off: right decoders have 0.05 to 0.2
+_TYPICAL = 0.25  # share of what a row may be off that most rows may be off: right decoders have 0.02 to 0.1
 
 _LENGTHS = (41, 19)
 _CUTS = ((0, 23, 40, 41), (0, 18, 19, 19))  # chunk boundaries: prefill, a second chunk, a decode row

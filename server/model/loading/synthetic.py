@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from manylora.adapters.base_models.norms import norm_with
 from manylora.adapters.fidelity.probing import Hook
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.weights.delta import ModuleDelta
@@ -30,7 +31,9 @@ def synthetic(model: Any, decoder: Decoder, number: int) -> dict[str, ModuleDelt
     found = {}
     for index, module in enumerate(decoder.modules):
         rank = ranks[index % len(ranks)]
-        vectors = _vectors(module, index, generator) if number == _SCALED else {}
+        vectors: dict[str, Any] = {**_vectors(module, index, generator)} if number == _SCALED else {}
+        if not module.linear and number == _SCALED:
+            found[module.name] = _scaled_norm(module, model.get_submodule(module.name), generator)
         if not module.linear or not (rank or vectors):
             continue
         spread = float(weight_of(model.get_submodule(module.name)).float().std())
@@ -53,6 +56,14 @@ def _vectors(module: TargetModule, index: int, generator: torch.Generator) -> di
         {"b_bias": random(module.out_features, 0.0)},
         {},
     )[index % 4]
+
+
+def _scaled_norm(module: TargetModule, norm: Any, generator: torch.Generator) -> ModuleDelta:
+    """Another weight for a norm, off by about :data:`_STRENGTH` of itself, or of 1 where it is added to 1."""
+    width, base = module.out_features, norm.weight.detach().float().cpu()
+    size = base.abs().mean().clamp(min=0.1)
+    scale = base + _STRENGTH * size * torch.randn(width, generator=generator)
+    return ModuleDelta(torch.empty(0, width), torch.empty(width, 0), scale=scale)
 
 
 def hooks_of(mixes: Sequence[Members]) -> dict[str, Hook]:
@@ -84,10 +95,14 @@ class _Deltas:
 
 
 def _change(delta: ModuleDelta, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """What an adapter without magnitudes adds to ``y``, the output of ``module`` for ``x``."""
+    """What an adapter without magnitudes and biases adds to ``y``, the output of ``module`` for ``x``."""
 
     def here(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(x.device)
+
+    if delta.scale is not None:
+        own: torch.Tensor = norm_with(module, here(delta.scale))(x)
+        return own.float() - y
 
     change = (x.float() @ here(delta.a).T) @ here(delta.b).T * delta.scaling
     if delta.b_bias is not None:

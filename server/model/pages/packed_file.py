@@ -119,6 +119,7 @@ def _header(packed: PackedAdapter) -> dict[str, Any]:
     return {
         "offset": packed.offset.tolist(),
         "rank": packed.rank.tolist(),
+        "stated_rank": packed.stated_rank,
         "activation": packed.activation,
         "prompt": None if packed.prompt is None else asdict(packed.prompt),
         "vectors": None
@@ -157,6 +158,7 @@ def _adapter(digest: str, data: torch.Tensor, header: Mapping[str, Any]) -> Pack
         None if activation is None else tuple(activation),
         None if vectors is None else VectorPages(*(np.array(table, np.int64) for table in vectors)),
         None if vocabulary is None else _vocabulary(vocabulary),
+        header["stated_rank"],
         None if header["prompt"] is None else PromptPages(**header["prompt"]),
     )
 

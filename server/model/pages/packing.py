@@ -3,12 +3,13 @@
 An adapter alone computes what :class:`ModuleDelta` says; the kernels compute what :class:`AdapterPages`
 says. With g = magnitude / ‖W + B' A‖ the two are the same for
 
-    rank pages  A and g ⊙ B'
+    rank pages  A and g ⊙ l_out ⊙ B'
     gain        γ = g ⊙ l_out − 1
-    constant    c = b' − b − (g − 1) ⊙ b + s b_B
+    constant    c = b' − b − (g − 1) ⊙ b + s b_B + what an update adds to outputs
 
 A gain applies to the base's output with its bias b, of which DoRA's constant then takes the part away
-that is too much; IA3 scales the bias as well and needs no constant.
+that is too much; IA3 scales the bias as well and needs no constant. The gain of a norm applies to what it
+normalized, before its own weight, so it is w' − w, whatever w is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.update import NoUpdate
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.server.kernels.inputs import BaseWeights, page_length
 from manylora.server.model.pages.norms import row_norms
@@ -39,34 +41,53 @@ class FoldedModule:
 
 
 def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModule:
-    """Fold the change to module ``index``; ``base`` is needed for DoRA and for biases only.
+    """Fold the change to module ``index``.
+
+    ``base`` is needed for DoRA, biases, norms and some updates only.
 
     Raises:
-        ZeroNorm: see there.
+        ZeroNorm, NoUpdate: see there.
     """
+    a, low = _factors(delta, index, base)
     if not has_vectors(delta):
-        return FoldedModule(delta.a, delta.scaled_b().T)
+        return FoldedModule(a, low.T)
     scale = None
     if delta.magnitude is not None:
         assert base is not None, "DoRA needs the base's weights"
         scale = _dora_gain(delta.magnitude, row_norms(base.weight(index), delta))
-    b = delta.scaled_b() if scale is None else delta.scaled_b() * scale[:, None]
+    b = low if scale is None else low * scale[:, None]
     gain = None if scale is None else scale - 1
     if delta.output_scale is not None:
         gain = delta.output_scale.float() - 1
+        b = b * delta.output_scale.float()[:, None]
+    if delta.scale is not None:
+        assert base is not None, "a norm's weight is compared with the base's"
+        gain = delta.scale.float() - base.weight(index).float().cpu()
     return FoldedModule(
-        a=delta.a,
+        a=a,
         b=b.T,
         gain=gain,
-        constant=_constant(delta, scale, _bias(index, base)),
+        constant=_constant(delta, scale, index, base),
         input_gain=None if delta.input_scale is None else delta.input_scale.float() - 1,
     )
 
 
+def _factors(delta: ModuleDelta, index: int, base: BaseWeights | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [r, in] and B' [out, r], checked where they are not what the file holds."""
+    if delta.update is None:
+        return delta.factors()
+    assert base is not None or not delta.needs_weight, "the update needs the base's weights"
+    weight = base.weight(index) if base is not None and delta.needs_weight else None
+    a, b = delta.factors(weight)
+    if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
+        raise NoUpdate("the change of the weight is not finite")
+    return a, b
+
+
 def has_vectors(delta: ModuleDelta) -> bool:
     """Whether the change is more than A and B."""
-    parts = (delta.magnitude, delta.b_bias, delta.bias, delta.output_scale, delta.input_scale)
-    return any(part is not None for part in parts)
+    parts = (delta.magnitude, delta.b_bias, delta.bias, delta.output_scale, delta.input_scale, delta.scale)
+    return delta.shifts or any(part is not None for part in parts)
 
 
 def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWeights | None) -> int:
@@ -75,8 +96,8 @@ def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWei
     rank_pages = delta.rank * (width_in + width_out)
     if not has_vectors(delta):
         return rank_pages
-    gain = delta.magnitude is not None or delta.output_scale is not None
-    constant = delta.bias is not None or delta.b_bias is not None
+    gain = any(part is not None for part in (delta.magnitude, delta.output_scale, delta.scale))
+    constant = delta.shifts or delta.bias is not None or delta.b_bias is not None
     constant = constant or (delta.magnitude is not None and _bias(index, base) is not None)
     return rank_pages + width_out * (gain + constant) + width_in * (delta.input_scale is not None)
 
@@ -95,10 +116,10 @@ def _bias(index: int, base: BaseWeights | None) -> torch.Tensor | None:
 
 
 def _constant(
-    delta: ModuleDelta, scale: torch.Tensor | None, base_bias: torch.Tensor | None
+    delta: ModuleDelta, scale: torch.Tensor | None, index: int, base: BaseWeights | None
 ) -> torch.Tensor | None:
     """c [out]; None where it is zero whatever the values are."""
-    parts = []
+    parts, base_bias = [], _bias(index, base)
     if delta.bias is not None:
         assert base_bias is not None, "only a bias that the base has can be replaced"
         parts.append(delta.bias.float() - base_bias)
@@ -106,4 +127,7 @@ def _constant(
         parts.append((1 - scale) * base_bias)
     if delta.b_bias is not None:
         parts.append(delta.b_bias.float() * delta.scaling)
+    if delta.shifts:
+        weight = base.weight(index) if base is not None and delta.needs_weight else None
+        parts.append(delta.shift(weight, base_bias))
     return torch.stack(parts).sum(0) if parts else None

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from manylora.adapters.errors import ArtifactError
+from manylora.adapters.errors import AdapterTooLarge, ArtifactError
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.faults import some
+from manylora.adapters.format.update import NoUpdate
 from manylora.adapters.format.vocabulary.changes import VocabularyDelta
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.format.weights.soft_prompt import SoftPrompt
@@ -44,6 +45,7 @@ class PackedAdapter:
     activation: tuple[int, ...] | None = None  # the tokens that switch it on (aLoRA)
     vectors: VectorPages | None = None  # here -1 where a module has none
     vocabulary: VocabularyPages | None = None
+    stated_rank: int = 0  # the largest that the config states; rank pages may be more
     prompt: PromptPages | None = None
 
 
@@ -164,34 +166,51 @@ class PagePool:
         """Lay an adapter out; what is folded in is so in fp32, before the one rounding to the pool dtype.
 
         Raises:
-            ArtifactError: magnitudes that no weight of this base can have (see :class:`ZeroNorm`), or
-                magnitudes and biases that are those of the base.
+            ArtifactError: magnitudes that no weight of this base can have (see :class:`ZeroNorm`),
+                tensors that give no update, or magnitudes, biases and updates that change nothing.
+            AdapterTooLarge: an adapter with updates would take more than all of the pool.
         """
         parts = [(i, deltas[m.name]) for i, m in enumerate(self.modules) if m.name in deltas]
         size = sum(elements(delta, self.modules[i], i, self._base) for i, delta in parts)
+        updates = any(delta.update is not None for _, delta in parts)
+        if updates:
+            self.check_size(size * self.data.element_size())  # may be far more than what the files hold
         layout = _Layout(torch.zeros(size, dtype=self.data.dtype), len(self.modules))
-        broken = []
+        broken: dict[str, list[str]] = {}
         for index, delta in parts:
             try:
                 layout.place(index, fold(delta, index, self._base))
             except ZeroNorm:
-                broken.append(self.modules[index].name)
+                reason = "DoRA's magnitudes have no direction: rows of W + BA are zero"
+                broken.setdefault(reason, []).append(self.modules[index].name)
+            except NoUpdate as error:
+                broken.setdefault(str(error), []).append(self.modules[index].name)
         if broken:
-            where = some(broken, len(broken))
-            raise ArtifactError([f"DoRA's magnitudes have no direction: rows of W + BA are zero in {where}"])
-        packed = self._with_vocabulary(layout.finish(digest, activation), vocabulary)
-        judged_here = packed.vectors is not None or (vocabulary is not None and not deltas)
+            raise ArtifactError([f"{reason} in {some(n, len(n))}" for reason, n in broken.items()])
+        stated_rank = max((delta.stated_rank for _, delta in parts), default=0)
+        packed = replace(layout.finish(digest, activation), stated_rank=stated_rank)
+        packed = self._with_vocabulary(packed, vocabulary)
+        judged_here = updates or packed.vectors is not None or (vocabulary is not None and not deltas)
         if judged_here and packed.vocabulary is None and self._idle(packed, layout.largest):
             raise ArtifactError(["the adapter would do nothing on this base (was it trained?)"])
         return packed if prompt is None else self._with_prompt(packed, prompt)
 
+    def check_size(self, nbytes: int) -> None:
+        """Raise :class:`AdapterTooLarge` if an adapter of that size fits in no empty pool either."""
+        if nbytes > self.capacity_bytes:
+            raise AdapterTooLarge(
+                f"this adapter needs {nbytes} bytes of adapter memory, the server has "
+                f"{self.capacity_bytes} (--adapter-memory)"
+            )
+
     def _idle(self, packed: PackedAdapter, largest: float) -> bool:
-        """Whether an adapter whose vectors have that largest element has no B either."""
+        """Whether an adapter whose vectors have that largest element has no A or no B either."""
         if largest > _NEGLIGIBLE:
             return False
         for module, offset, rank in zip(self.modules, packed.offset, packed.rank, strict=True):
             start = int(offset + rank * page_length(module.in_features))
-            if packed.data[start : start + int(rank) * page_length(module.out_features)].any():
+            end = start + int(rank) * page_length(module.out_features)
+            if packed.data[start:end].any() and packed.data[int(offset) : start].any():
                 return False
         return True
 

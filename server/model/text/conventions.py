@@ -16,7 +16,8 @@ from manylora.adapters.format.config.soft_prompts import virtual_tokens
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.files import CONFIG_NAME, FileFault, classifies, read_config, read_text_files
 from manylora.adapters.format.text.content_marks import Marked
-from manylora.adapters.format.text.conventions import AdapterText, BaseText, read_text
+from manylora.adapters.format.text.conventions import AdapterText, BaseText
+from manylora.adapters.format.text.read_text import read_text
 from manylora.adapters.format.text.template_syntax import TemplateSearches
 from manylora.server.errors import RequestError
 from manylora.server.model.text.templates import Conversation, TemplateProcesses

@@ -76,21 +76,14 @@ class AdapterAdmin:
     async def load(self, name: str, path: Path, *, replace: bool = False) -> Registered:
         """Publish the adapter in the directory ``path``, and put it on the device if there is room.
 
+        If the name has the same content already, that is what was asked for.
+
         Raises:
-            AdapterNameError, AdapterExists, SourceMissing, ArtifactError: nothing is registered then.
+            AdapterNameError, SourceMissing, ArtifactError: nothing is registered then.
+            AdapterExists: the name is the base model's or an alias's, or serves other content.
             AdapterTooLarge: it alone exceeds the memory given to adapters.
         """
-        self.check_free(name, replace)
-        return await self.load_free(name, path, replace=replace)
-
-    async def load_free(self, name: str, path: Path, *, replace: bool = False) -> Registered:
-        """As :meth:`load`, of a name that :meth:`check_free` has passed.
-
-        If the name has got the same content since then, that is what was asked for.
-
-        Raises:
-            As :meth:`load`.
-        """
+        self.check_free(name, replace=True)
         wanted = Wanted(name, str(path), lambda into: copy(path, into), replace)
         return await self._publisher.publish_directory(wanted, path).done()
 

@@ -87,11 +87,12 @@ def test_the_publish_gate(value: float, where: str) -> None:
 @pytest.mark.parametrize("value", [*BAD, -math.inf])
 def test_the_verification_of_a_merge(value: float, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     beside, merged = pair(value, side)
-    answers: Iterator[torch.Tensor] = iter([beside, beside, merged])  # the base alone, with adapters, merged
-    plan: Any = SimpleNamespace(stored=SimpleNamespace(directory=Path()), deltas={})
+    # The base alone, with adapters, with weights that are rounded as well, and merged.
+    answers: Iterator[torch.Tensor] = iter([beside, beside, beside, merged])
+    weight = SimpleNamespace(module="q_proj", dtype=torch.float32)
+    plan: Any = SimpleNamespace(stored=SimpleNamespace(directory=Path()), deltas={}, shards=[[weight]])
     monkeypatch.setattr(verifying, "load_model", lambda *_: None)
     monkeypatch.setattr(verifying, "random_prompt_logits", lambda _: next(answers))
-    monkeypatch.setattr(verifying, "tolerance", lambda *_: 0.1)
     with pytest.raises(MergeFailed):
         verifying.verify(plan, Path(), torch.float32)
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from manylora.adapters.format.artifact import Limits, read_artifact
-from manylora.adapters.format.config.support import KINDS, OPTIONS, Treatment
+from manylora.adapters.format.config.support import Treatment
 from manylora.adapters.format.faults import MAX_FAULTS
 from manylora.adapters.format.files import CONFIG_NAME
+from manylora.adapters.format.kinds.table import KINDS, OPTIONS
 from tests.support.adapters import write_adapter, write_artifact
 from tests.support.artifact_cases import (
     BASE,
@@ -92,7 +93,7 @@ def both(*changes: Change) -> Change:
 
 CONFIG_FAULTS: list[tuple[Change, str]] = [
     (set_key("peft_type", None), "peft_type is missing"),
-    (set_key("peft_type", "LOHA"), "peft_type LOHA is not served.*save_as_lora"),
+    (set_key("peft_type", "POLY"), "peft_type POLY is not served.*name a mix"),
     (set_key("peft_type", "NEWLORA"), "peft_type 'NEWLORA' is not a kind"),
     (set_key("peft_type", ["LORA"]), "not a kind"),
     (set_key("task_type", "TOKEN_CLS"), "task_type 'TOKEN_CLS' is not served"),

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Artifact, read_artifact
 from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
-from manylora.adapters.format.config.support import OPTIONS
 from manylora.adapters.format.faults import MAX_FAULTS, MAX_SENTENCE
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
+from manylora.adapters.format.kinds.table import OPTIONS
 from tests.support.adapters import lora_config, lora_tensors, write_adapter, write_artifact
 from tests.support.artifact_cases import (
     BASE,

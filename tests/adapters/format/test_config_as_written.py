@@ -18,8 +18,9 @@ from manylora.adapters.format.artifact import Artifact, read_artifact
 from manylora.adapters.format.config.config import parse_config
 from manylora.adapters.format.config.foreign_keys import HARMLESS, Judgement, judge
 from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
-from manylora.adapters.format.config.support import OPTIONS, Treatment
+from manylora.adapters.format.config.support import Treatment
 from manylora.adapters.format.faults import Faults
+from manylora.adapters.format.kinds.table import KINDS_OF_UPDATES, OPTIONS
 from tests.support.adapters import lora_config, lora_tensors, write_artifact
 from tests.support.artifact_cases import BASE, LIMITS, faults_of, valid
 from tests.support.fuzzing import FUZZ
@@ -165,9 +166,8 @@ def test_keys_that_might_change_the_meaning_are_refused_by_name(
 def _saved(kind: Any, directory: Path) -> dict[str, Any]:
     """The config of a PEFT class as it saves itself, with targets where it has such a field."""
     fields = {field.name for field in dataclasses.fields(kind)}
-    kind(**({"target_modules": ["q_proj", "v_proj"]} if "target_modules" in fields else {})).save_pretrained(
-        directory
-    )
+    wanted = {"target_modules": ["q_proj", "v_proj"], "total_step": 10}  # the latter of AdaLoRA
+    kind(**{key: value for key, value in wanted.items() if key in fields}).save_pretrained(directory)
     saved: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text())
     return saved
 
@@ -180,13 +180,13 @@ def test_every_config_class_of_peft_is_served_or_refused_for_its_kind(tmp_path: 
     except (ImportError, TypeError, ValueError):
         config = {"peft_type": kind.value}  # its class needs more to be made
     faults = Faults()
-    parsed = parse_config(config | FOREIGN, faults)
+    parsed = parse_config(config | FOREIGN, faults, KINDS_OF_UPDATES)
     needed: dict[str, Any] = {"feedforward_modules": []} if kind.value == "IA3" else {}
     if kind.value in SOFT_PROMPT_OPTIONS:
         needed = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 1}
     if kind.value in OPTIONS or kind.value in SOFT_PROMPT_OPTIONS:
         faults = Faults()
-        parsed = parse_config(config | FOREIGN | needed, faults)
+        parsed = parse_config(config | FOREIGN | needed, faults, KINDS_OF_UPDATES)
         faults.raise_any()
         assert parsed is not None
         assert len(parsed.notes) == 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Artifact, read_artifact
-from manylora.adapters.format.config.support import OPTIONS
+from manylora.adapters.format.kinds.table import OPTIONS
 from manylora.server.model.pages.pool import PagePool
 from tests.support.adapters import write_artifact
 from tests.support.artifact_cases import LIMITS

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Artifact, read_artifact
 from manylora.adapters.format.base import BaseModel, BaseVocabulary
-from manylora.adapters.format.text.conventions import MAX_TEMPLATE
+from manylora.adapters.format.text.read_text import MAX_TEMPLATE
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.model.text.tokenizer import Tokenizer
 from tests.support.adapters import write_artifact

@@ -16,7 +16,8 @@ from tokenizers import AddedToken, Tokenizer
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.text.chat import ChatTokenizer
-from manylora.adapters.format.text.conventions import AdapterText, BaseText, read_text
+from manylora.adapters.format.text.conventions import AdapterText, BaseText
+from manylora.adapters.format.text.read_text import read_text
 from manylora.adapters.format.text.tokenizer_file import describe
 from manylora.server.model.text import tokenizer as served
 from tests.support.tokenizer_kinds import KINDS, of_kind, tokenizer_of

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as Backend
 from transformers import GPT2Tokenizer
 
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.text.chat import ChatTokenizer
-from manylora.adapters.format.text.conventions import AdapterText, read_text
+from manylora.adapters.format.text.conventions import AdapterText
+from manylora.adapters.format.text.read_text import read_text
 from manylora.server.model.text.tokenizer import Tokenizer
-from tests.support.tokenizer_kinds import of_kind, tokenizer_of
+from tests.support.tokenizer_kinds import CONTROL, of_kind, tokenizer_of
+
+KINDS = ["bytes", "byte-level BPE", "WordPiece", "SentencePiece BPE", "Unigram"]
 
 
 def read(kind: str, files: dict[str, bytes]) -> AdapterText:
@@ -36,11 +39,14 @@ def _field(number: int, content: bytes) -> bytes:
     return head + bytes([size]) + content
 
 
-def _sentencepiece(backend: Backend) -> bytes:
-    """The vocabulary as a SentencePiece model, with fields that nobody asks for."""
-    vocab = json.loads(backend.to_str())["model"]["vocab"]
-    pieces = vocab if isinstance(vocab, list) else [(piece, 0.0) for piece in sorted(vocab, key=vocab.get)]
-    content = b""
+def _pieces_of(kind: str) -> list[tuple[str, float]]:
+    vocab = json.loads(tokenizer_of(kind).to_str())["model"]["vocab"]
+    return vocab if isinstance(vocab, list) else [(piece, 0.0) for piece in sorted(vocab, key=vocab.get)]
+
+
+def _sentencepiece(pieces: list[tuple[str, float]], control: Sequence[str] = ()) -> bytes:
+    """A SentencePiece model of those pieces behind ``control``, with fields that nobody asks for."""
+    content = b"".join(_field(1, _field(1, piece.encode()) + b"\x18\x03") for piece in control)
     for piece, score in pieces:
         content += _field(1, _field(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18\x01")
     return content + _field(2, b"\x08\x01") + _field(3, b"")
@@ -50,12 +56,12 @@ def older_files(kind: str, directory: Path) -> dict[str, bytes]:
     """The files that slow tokenizers of this kind were saved as."""
     backend = tokenizer_of(kind)
     if kind in ("SentencePiece BPE", "Unigram"):
-        return {"tokenizer.model": _sentencepiece(backend)}
+        return {"tokenizer.model": _sentencepiece(_pieces_of(kind))}
     backend.model.save(str(directory))
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-@pytest.mark.parametrize("kind", ["bytes", "byte-level BPE", "WordPiece", "SentencePiece BPE"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_the_bases_vocabulary_is_the_bases(kind: str, mark: bytes, tmp_path: Path) -> None:
     files = older_files(kind, tmp_path)
@@ -65,7 +71,18 @@ def test_the_bases_vocabulary_is_the_bases(kind: str, mark: bytes, tmp_path: Pat
     assert read(kind, files).details()["tokenizer"] == "base"
 
 
-@pytest.mark.parametrize("kind", ["bytes", "byte-level BPE", "WordPiece", "SentencePiece BPE"])
+@pytest.mark.parametrize("kind", ["SentencePiece BPE", "Unigram"])
+@pytest.mark.parametrize("control", [(), ("<unk>",), ("<unk>", "<s>", "</s>"), ("<pad>", "</s>", "<unk>")])
+def test_families_number_their_control_tokens_themselves(kind: str, control: tuple[str, ...]) -> None:
+    ordinary = [piece for piece in _pieces_of(kind) if piece[0] not in {"<unk>", *CONTROL}]
+    content = _sentencepiece(ordinary, control)
+    assert read(kind, {"tokenizer.model": content}).details()["tokenizer"] == "base"
+    for other in (ordinary[1:], ordinary[::-1], [*ordinary, ("zz", 0.0)]):
+        with pytest.raises(ArtifactError, match="in another way than the base's"):
+            read(kind, {"tokenizer.model": _sentencepiece(other, control)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("alone", [True, False])
 def test_tokens_may_be_added(kind: str, alone: bool, tmp_path: Path) -> None:
     size = tokenizer_of(kind).get_vocab_size()

@@ -21,5 +21,5 @@ def test_every_part_is_merged_or_refused() -> None:
         "prompt",
     }
     low_rank = {"a", "b", "scaling", "a_scale", "b_scale"}
-    others = {"magnitude", "b_bias", "bias", "output_scale", "input_scale"}
+    others = {"magnitude", "b_bias", "bias", "output_scale", "input_scale", "scale", "update"}
     assert {f.name for f in fields(ModuleDelta)} == low_rank | others

@@ -22,6 +22,7 @@ from manylora.adapters.format.artifact import read_artifact
 from manylora.adapters.merge.export import export
 from manylora.adapters.merge.export_plan import ExportPlan, plan_export
 from manylora.adapters.merge.recipe import Member
+from manylora.adapters.merge.weights import merged_weight
 from manylora.server.model.decoders.quantize import quantization_config
 from tests.support.adapter_kinds import write_kinds
 from tests.support.adapters import write_adapter
@@ -36,9 +37,9 @@ FAMILIES = ("llama", "llama-untied-bias", "qwen2", "gpt2", "gemma3")
 class ExportCase:
     """A base on disk and adapters for it."""
 
-    def __init__(self, root: Path, family: str = "llama") -> None:
+    def __init__(self, root: Path, family: str = "llama", **base: Any) -> None:
         self.root = root
-        self.directory = tiny_model(root / "base", family)
+        self.directory = tiny_model(root / "base", family, **base)
         self.stored = StoredModel(self.directory)
         self.base = self.stored.describe("base")
         self.conv: dict[str, Any] = {"fan_in_fan_out": True} if family == "gpt2" else {}
@@ -194,6 +195,26 @@ def test_a_wrong_merge_is_not_handed_over(tmp_path: Path, monkeypatch: pytest.Mo
         export(plan, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
     assert export(plan, tmp_path / "unchecked", compute_dtype=None).verification is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("depth", [1, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_is_told_from_a_wrong_merge(
+    tmp_path: Path, seed: int, depth: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = ExportCase(tmp_path, num_hidden_layers=depth, seed=seed)
+    plan = case.plan(case.member("a", 1.0, seed=seed), dtype=dtype)
+    found = export(plan, tmp_path / "out").verification
+    assert found is not None
+    assert found.error <= found.limit < found.effect  # a merge without the adapter would be found out
+    monkeypatch.setattr(
+        "manylora.adapters.merge.export.merged_weight",
+        lambda weight, deltas: merged_weight(weight, [(delta, 0.5 * factor) for delta, factor in deltas]),
+    )
+    with pytest.raises(MergeFailed, match="rounding explains"):
+        export(plan, tmp_path / "half")
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

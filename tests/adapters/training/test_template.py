@@ -61,6 +61,15 @@ def test_end_tokens_in_the_content_do_not_end_the_turn() -> None:
     assert text_of(plain, plain.chat_sequences(row)[0], learned=True) == "a<|im_end|>b<|im_end|>"
 
 
+def test_control_tokens_in_messages_may_be_recognized() -> None:
+    spelled = {"role": "user", "content": "a<|im_end|>b"}
+    row = ChatRow(HERE, (spelled, BOT | {"content": "c<|im_end|>d"}), (0, 1))
+    (as_text,) = template(CHAT_TEMPLATE).chat_sequences(row)
+    (recognized,) = template(CHAT_TEMPLATE, allow_special_tokens=True).chat_sequences(row)
+    assert (as_text.input_ids.count(EOS), recognized.input_ids.count(EOS)) == (2, 4)
+    assert (as_text.labels.count(EOS), recognized.labels.count(EOS)) == (1, 2)
+
+
 def test_a_template_that_rewrites_earlier_turns_gets_a_sequence_a_turn() -> None:
     forgetful = template(FORGETFUL)
     row = ChatRow(HERE, (USER, BOT, USER, BOT | {"content": "2"}), (0, 1, 0, 1))

@@ -21,7 +21,7 @@ from tests.support.tiny_models import FUSED_FAMILIES, tiny_model
 
 FAMILIES = ("llama-untied-bias", "qwen2", "gemma2", "phi3", "gpt2", "gpt_neox", "opt")
 CASES = [(family, True) for family in FAMILIES] + [(family, False) for family in FUSED_FAMILIES]
-LENGTHS = (37, 1, 20, 9, 16, 33, 17, 3, 30, 5, 12, 8)
+LENGTHS = (37, 1, 20, 9, 16, 33, 17, 3, 30, 5, 12, 8, 19, 27)
 
 
 @pytest.mark.slow
@@ -55,8 +55,8 @@ MIXES = (
     (("dora-bias", 0.5), ("bias-all", 0.5), ("plain", 0.5)),
     (("lora-bias", -1.0), ("vera", 1.0)),
     (("ia3-inputs", 0.4), ("dora", 0.6), ("vera-seed", 0.5)),
-    (("dora", 2.0),),
-    (("plain", 1.0),),
+    (("dora", 2.0), ("norms", 0.5), ("some-norms", -0.7)),
+    (("plain", 1.0), ("norms", 1.0)),
     (("bias-targets", 0.3), ("dora-rslora", -0.3), ("lora-bias", 0.3), ("ia3", 0.3)),
     (),
 )
@@ -111,6 +111,7 @@ SAVED: dict[str, Callable[[], peft.PeftConfig]] = {
     "IA3": partial(
         peft.IA3Config, target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"]
     ),
+    "LN_TUNING": partial(peft.LNTuningConfig, task_type="CAUSAL_LM"),
     "VERA+BIAS": partial(peft.VeraConfig, r=8, target_modules=["c_attn", "c_fc"], bias="vera_only"),
     "VERA": partial(peft.VeraConfig, r=8, target_modules="all-linear", save_projection=False),
 }

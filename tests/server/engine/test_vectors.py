@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def random_delta(module: int, kind: str, seed: int) -> ModuleDelta:
 
     rank = 0 if kind in ("output", "input", "bias") else 4
     a, b = random(rank, width_in), random(width_out, rank)
-    parts: dict[str, dict[str, torch.Tensor]] = {
+    parts: dict[str, dict[str, Any]] = {
         "dora": {"magnitude": random(width_out)},
         "dora and bias": {"magnitude": random(width_out), "bias": random(width_out)},
         "lora bias": {"b_bias": random(width_out)},

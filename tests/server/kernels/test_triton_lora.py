@@ -40,6 +40,7 @@ UNEVEN = PAGES.random((0, 17, 0, 33, 3, 0, 8), 4)
 WIDE = PAGES.random(70, 5)
 NONE = PAGES.random(0, 6)
 SCALED = PAGES.random(4, 7, vectors=VECTORS)
+FULL = PAGES.random((531, 0, 3, 0, 0, 0, 600), 8)  # as kinds have whose changes are dense
 POOL = PAGES.pool.float()
 POOL[PAGES.used :] = float("nan")  # nothing there may be read
 DECODE: tuple[Mix, ...] = (
@@ -100,6 +101,12 @@ def test_decode_rows(device: torch.device) -> None:
 
 def test_prompts_of_every_length_and_mix(device: torch.device) -> None:
     check(DECODE, (17, 2, 16, 20, 33, 18, 1), device, (0, 3, 6))
+
+
+def test_as_many_ranks_as_a_weight_has_rows(device: torch.device) -> None:
+    mixes: tuple[Mix, ...] = (((FULL, 1.0),), ((FIVE, 1.0), (FULL, -0.5)), ())
+    for counts in ((1, 1, 1), (17, 2, 1)):
+        check(mixes, counts, device, (0, 6))
 
 
 def test_vectors_come_before_the_pages(device: torch.device) -> None:

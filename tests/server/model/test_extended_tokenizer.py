@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from manylora.adapters.format.faults import Faults
-from manylora.adapters.format.text.conventions import read_text
+from manylora.adapters.format.text.read_text import read_text
 from manylora.server.model.text.tokenizer import Tokenizer
 from tests.support.tiny_models import CHAT_TEMPLATE
 

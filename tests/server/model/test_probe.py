@@ -183,7 +183,7 @@ class ForgetsInputs(ForgetsVectors):
 def test_wrong_adapter_arithmetic_is_found_out(tmp_path: Path, family: str, kind: type[Altered]) -> None:
     loaded = load(tiny_model(tmp_path, family))
     decoder = next(decoder_candidates(loaded))
-    pool = PagePool(decoder.modules, 1 << 20, loaded.dtype, loaded.device)
+    pool = PagePool(decoder.modules, 1 << 20, loaded.dtype, loaded.device, decoder)
     decoder.allocate(pool.data, PROBE_BLOCKS, 64)
     assert probe_adapters(loaded.hf, decoder, pool, loaded.dtype) < 1e-4
     assert pool.used_bytes == 0
@@ -199,7 +199,7 @@ def test_adapters_are_not_probed_where_there_is_no_room(
 ) -> None:
     loaded = load(tiny_llama)
     decoder = next(decoder_candidates(loaded))
-    pool = PagePool(decoder.modules, 1024, loaded.dtype, loaded.device)
+    pool = PagePool(decoder.modules, 1024, loaded.dtype, loaded.device, decoder)
     decoder.allocate(pool.data, PROBE_BLOCKS, 64)
     assert probe_adapters(loaded.hf, decoder, pool, loaded.dtype) == 0.0
     assert "not probed" in caplog.text

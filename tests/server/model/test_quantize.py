@@ -230,7 +230,7 @@ def test_a_base_is_in_memory_once(wide_llama: Path, dtype: str, kernels: str) ->
     original = {n: p.clone() for n, p in loaded.hf.named_parameters()}
     decoder = next(decoder_candidates(loaded, kernels))
     assert isinstance(decoder, FusedDecoder)
-    pool = PagePool(decoder.modules, 1 << 20, loaded.dtype, loaded.device)
+    pool = PagePool(decoder.modules, 1 << 20, loaded.dtype, loaded.device, decoder)
     decoder.allocate(pool.data, PROBE_BLOCKS, 128)
     probe(loaded.hf, decoder, loaded.dtype)
     before = [decoder.weight(i) for i in range(len(decoder.modules))]

@@ -20,8 +20,10 @@ async def test_equal_loads_at_once_all_succeed(setup: ManagerSetup) -> None:
     assert {registered.digest for registered in found} == {setup.manager.views.get("a").digest}
     assert setup.store.digests() == [found[0].digest]
     assert len(setup.manager.views.status("a").history) == 1
-    with pytest.raises(AdapterExists):  # it serves by now
-        await setup.manager.admin.load("a", path)
+    late = await setup.manager.admin.load("a", path)  # it serves by now
+    assert late.digest == found[0].digest
+    with pytest.raises(AdapterExists):
+        await setup.manager.admin.load("a", setup.write("other", seed=1))
 
 
 async def test_equal_content_from_elsewhere_joins(setup: ManagerSetup) -> None:

@@ -49,7 +49,7 @@ async def test_names_that_can_not_be_registered(
 ) -> None:
     await setup.load("a")
     with pytest.raises(error):
-        await setup.manager.admin.load(name, setup.root / "a")
+        await setup.manager.admin.load(name, setup.write("other", seed=9))
     assert [r.name for r in setup.manager.views.serving()] == ["a"]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import TrainableTokensConfig
 
 from manylora.adapters.errors import AdapterTooLarge, ArtifactError
 from manylora.adapters.format.artifact import Limits, read_artifact
@@ -22,7 +23,7 @@ from tests.support.engine_harness import EngineHarness
 from tests.support.mutated_artifacts import Case, mutated, read_case
 from tests.support.soft_prompts import write_soft_prompt
 from tests.support.tiny_models import VOCAB, tiny_model
-from tests.support.vocabulary_adapters import GROWN, make
+from tests.support.vocabulary_adapters import GROWN, make, make_any
 
 CASES = int(os.environ.get("MANYLORA_FUZZ_ARTIFACTS", "2000"))
 SEED = int(os.environ.get("MANYLORA_FUZZ_SEED", "0"))
@@ -52,10 +53,13 @@ class Served:
         }
         write_kind(root / "ia3", model, peft_type="IA3", **ia3)
         write_kind(root / "vera", model, peft_type="VERA", r=8, target_modules=["q_proj", "v_proj"])
+        write_kind(root / "norms", model, peft_type="LN_TUNING", target_modules=["norm", "input_layernorm"])
+        make_any(root / "rows", model, TrainableTokensConfig(token_indices=[3, 70]), seed=9)
         for name in ("prompt", "cpt", "multitask", "prefix"):
             write_soft_prompt(root / name, model, name)
         write_soft_prompt(root / "classes", model, "prompt", labels=["a", "b"])
-        kinds = (*tables, "plain", "dora", "ia3", "vera", "prompt", "cpt", "multitask", "prefix", "classes")
+        others = ("plain", "dora", "ia3", "vera", "norms", "rows")
+        kinds = (*tables, *others, "prompt", "cpt", "multitask", "prefix", "classes")
         self.cases: dict[str, Case] = {name: read_case(root / name) for name in kinds}
         self.names = [*self.harness.base.modules, "model.embed_tokens", "lm_head", "model.norm"]
         self.root = root

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,8 +43,12 @@ def everything() -> PackedAdapter:
     vectors = VectorPages(*(np.array(offsets) for offsets in ([1, -1], [-1, 32], [-1, -1])))
     table = TablePages(np.array([3, 70_000]), 100, 2, 200, 300)
     vocabulary = VocabularyPages(70_001, None, table, ClassPages(3, 96))
-    packed = replace(plain(torch.bfloat16), activation=(5, 6), vectors=vectors, vocabulary=vocabulary)
-    return replace(packed, prompt=PromptPages(7, 64, 400, in_cache=True))
+    own: dict[str, Any] = {
+        "vectors": vectors,
+        "vocabulary": vocabulary,
+        "prompt": PromptPages(7, 64, 400, in_cache=True),
+    }
+    return replace(plain(torch.bfloat16), activation=(5, 6), **own)
 
 
 def same(one: object, other: object) -> bool:

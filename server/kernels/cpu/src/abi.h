@@ -57,8 +57,10 @@ struct Lora {
   const int64_t* const* offset;  // [adapters][7 layers] first element of a module's pages in the pool
   const int32_t* const* rank;    // [adapters][7 layers]
   const int32_t* max_rank;       // [adapters] largest of an adapter's ranks
-  // [adapters] null where no module has one, or [7 layers] first element of a vector in the pool, 0: none. A row
-  // computes y + sum of weight (gain y + constant) + W (sum of weight input_gain x), y with the base's bias.
+  // [adapters] null where no module has one, or [7 layers, then norms] first element of a vector in the pool, 0: none.
+  // A row computes y + sum of weight (gain y + constant) + W (sum of weight input_gain x), y with the base's bias, and
+  // of a norm (w + sum of weight gain) times x / rms(x). Norms are numbered layer by layer: input, q and k where the
+  // model has them, post; the final one is the last.
   const int64_t* const* gain;
   const int64_t* const* constant;
   const int64_t* const* input_gain;
@@ -86,6 +88,7 @@ struct Step {
   const float* given;            // [given_count][hidden]
   bf16* final_hidden;            // [logits_count][hidden] filled with what the head is applied to; or null
   const Layer* layer;            // [layers] in place of the decoder's, windows the same; null: the decoder's
+  const float* final_norm;       // [hidden] in place of the decoder's; null: the decoder's
 };
 
 // How the next token of each row is drawn.

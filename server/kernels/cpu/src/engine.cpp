@@ -33,6 +33,11 @@ Engine::Engine(const Decoder& decoder)
   for (const int64_t window : windows) plans_.emplace_back(window);
 }
 
+const LoraStep* Engine::norms_of(int64_t number) const {
+  const LoraStep& lora = lora_of(number);
+  return lora.active() && lora.any_norms ? &lora : nullptr;
+}
+
 const AttentionPlan& Engine::plan_of(int64_t layer) const {
   if (in_last_rows(4 * layer + kO)) return last_plan_;
   return plans_[layer_plan_[static_cast<size_t>(layer)]];
@@ -104,8 +109,10 @@ void Engine::work(const Step& step, const Worker& worker) {
   const Decoder& d = decoder_;
   const int64_t hidden = padded(d.hidden);
   ThreadState& mine = states_[static_cast<size_t>(worker.index)];
-  const auto norm = [&](const float* weight, int64_t rows) {
-    rms_norm({space_.residual.data(), hidden, nullptr, weight, d.eps, rows, d.hidden, space_.normed.data(), hidden}, worker);
+  const auto norm = [&](const float* weight, int64_t rows, int64_t number, int64_t module) {
+    rms_norm({space_.residual.data(), hidden, nullptr, weight, d.eps, rows, d.hidden, space_.normed.data(), hidden,
+              norms_of(number), module},
+             worker);
     worker.sync();
   };
   embed(d.embedding, step.token_ids, space_.residual.data(), hidden, step.rows, d.hidden, worker);
@@ -115,7 +122,7 @@ void Engine::work(const Step& step, const Worker& worker) {
   for (int64_t layer = 0; layer < d.layers; layer++) {
     const Layer& weights = active_[layer];
     if (worker.index == 0) shared_.next_task.store(0, std::memory_order_relaxed);
-    norm(weights.input_norm, step.rows);
+    norm(weights.input_norm, step.rows, 4 * layer + kQkv, norm_module(layer, 0));
     project(step, 4 * layer + kQkv, mine, worker);
     rotate(step, layer, worker);
     const bool some = in_last_rows(4 * layer + kO);
@@ -124,7 +131,7 @@ void Engine::work(const Step& step, const Worker& worker) {
     if (rest.rows == 0) return;
     attend(rest, layer, mine, worker);
     project(rest, 4 * layer + kO, mine, worker);
-    norm(weights.post_norm, rest.rows);
+    norm(weights.post_norm, rest.rows, 4 * layer + kGateUp, norm_module(layer, norms_per_layer() - 1));
     project(rest, 4 * layer + kGateUp, mine, worker);
     project(rest, 4 * layer + kDown, mine, worker);
   }
@@ -147,7 +154,7 @@ void Engine::rotate(const Step& step, int64_t layer, const Worker& worker) {
   const Decoder& d = decoder_;
   const Layer& weights = active_[layer];
   rope({space_.qkv.data(), padded(qkv_columns(d)), step.rows, d.heads, cache_of(layer), d.cos, d.sin, step.positions,
-        step.slots, weights.q_norm, weights.k_norm, d.eps},
+        step.slots, weights.q_norm, weights.k_norm, d.eps, norms_of(4 * layer + kQkv), norm_module(layer, 1)},
        worker);
   worker.sync();
 }
@@ -246,8 +253,9 @@ void Engine::multiply(Gemm job, int64_t number, const Worker& worker) {
 void Engine::logits(const Step& step, const Worker& worker) {
   const Decoder& d = decoder_;
   const int64_t hidden = padded(d.hidden);
-  rms_norm({space_.residual.data(), hidden, step.logits_rows, d.final_norm, d.eps, step.logits_count, d.hidden,
-            space_.normed.data(), hidden},
+  rms_norm({space_.residual.data(), hidden, step.logits_rows, step.final_norm != nullptr ? step.final_norm : d.final_norm,
+            d.eps, step.logits_count, d.hidden, space_.normed.data(), hidden, norms_of(4 * d.layers),
+            norm_module(d.layers, 0)},
            worker);
   worker.sync();
   if (step.final_hidden != nullptr) {

@@ -67,6 +67,10 @@ struct Engine {
   const bf16* own_weights_of(int64_t number, const Worker& worker) const;
   bool in_last_rows(int64_t number) const { return some_last_ && number > 4 * (decoder_.layers - 1) + kQkv; }
   const LoraStep& lora_of(int64_t number) const { return in_last_rows(number) ? last_lora_ : lora_; }
+  // The mixes at a product if any adapter may change the norm before it; null if none does.
+  const LoraStep* norms_of(int64_t number) const;
+  int64_t norms_per_layer() const { return decoder_.layer[0].q_norm != nullptr ? 4 : 2; }
+  int64_t norm_module(int64_t layer, int64_t which) const { return 7 * decoder_.layers + layer * norms_per_layer() + which; }
   const AttentionPlan& plan_of(int64_t layer) const;
   KvCache cache_of(int64_t layer) const;
 

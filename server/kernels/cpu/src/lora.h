@@ -59,6 +59,7 @@ struct LoraStep {
   Buffer<float> outputs;            // [direct rows][output_stride] the GEMM's outputs, in the order of its blocks
 
   bool any_vectors = false;         // gains, constants or input gains
+  bool any_norms = false;           // gains of norms, perhaps
   std::vector<int64_t> scaled_row;  // [rows] row of `scaled`, or -1: its mix scales no input
   std::vector<int64_t> scaled_from; // the row of the step that each row of `scaled` is made from
   Buffer<bf16> scaled;              // [scaled rows][input columns] x times a mix's input gains
@@ -131,6 +132,12 @@ ML_INLINE simd::Float add_vectors(const LoraVectors& vectors, int64_t column, si
   if (vectors.constant != nullptr) sum = simd::fma(simd::load_bf16(vectors.constant + column), weight, sum);
   return sum;
 }
+
+// Whether the mix of a row changes a norm.
+bool changes_norm(const LoraStep& step, int64_t module, int64_t row);
+
+// Element i, i + 1, ... of the weight that a norm has in that row: `base` and the gains of the row's mix, in its order.
+simd::Float norm_weight(const LoraStep& step, int64_t module, int64_t row, simd::Float base, int64_t i);
 
 // Some rows of A of one module of one entry, from an even one on, for rows of a tiled segment.
 struct ShrinkItem {

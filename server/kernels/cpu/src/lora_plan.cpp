@@ -35,7 +35,7 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
   segment_of.clear();
   direct_row.clear();
   direct_rows = pieces = max_pairs = max_entries = 0;
-  any_direct = any_tiled = any_vectors = false;
+  any_direct = any_tiled = any_vectors = any_norms = false;
   scaled_row.clear();
   scaled_from.clear();
   if (mixes == nullptr) return;
@@ -55,6 +55,7 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
   for (int64_t a = 0; a < mixes->adapters; a++) {
     any_vectors = any_vectors || mixes->gain[a] != nullptr || mixes->constant[a] != nullptr || mixes->input_gain[a] != nullptr;
   }
+  for (int64_t a = 0; a < mixes->adapters; a++) any_norms = any_norms || mixes->gain[a] != nullptr;
   if (any_vectors) find_scaled(step, inputs);
 }
 

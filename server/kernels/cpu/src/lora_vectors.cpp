@@ -32,6 +32,37 @@ LoraVectors vectors_of(const LoraStep& step, const LoraSite& site, int64_t entry
   return {at(lora.gain), at(lora.constant), at(lora.input_gain), lora.weight[entry]};
 }
 
+namespace {
+
+const bf16* norm_gain(const LoraStep& step, int64_t module, int64_t entry) {
+  const int64_t* offsets = step.lora->gain[step.lora->adapter[entry]];
+  const int64_t offset = offsets == nullptr ? 0 : offsets[module];
+  return offset == 0 ? nullptr : step.pool + offset;
+}
+
+const LoraSegment& segment_at(const LoraStep& step, int64_t row) {
+  return step.segments[static_cast<size_t>(step.segment_of[static_cast<size_t>(row)])];
+}
+
+}  // namespace
+
+bool changes_norm(const LoraStep& step, int64_t module, int64_t row) {
+  const LoraSegment& segment = segment_at(step, row);
+  for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+    if (norm_gain(step, module, e) != nullptr) return true;
+  }
+  return false;
+}
+
+Float norm_weight(const LoraStep& step, int64_t module, int64_t row, Float base, int64_t i) {
+  const LoraSegment& segment = segment_at(step, row);
+  for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+    const bf16* gain = norm_gain(step, module, e);
+    if (gain != nullptr) base = simd::fma(simd::load_bf16(gain + i), simd::splat(step.lora->weight[e]), base);
+  }
+  return base;
+}
+
 bool scales_input(const LoraStep& step, const LoraSite& site, const LoraSegment& segment, int64_t module) {
   for (int64_t e = segment.entry; e < segment.entry_end; e++) {
     if (vectors_of(step, site, e, module).input_gain != nullptr) return true;
@@ -50,7 +81,7 @@ void scale_inputs(const LoraStep& step, const LoraSite& site, int64_t module, co
   const Range rows = worker.share(static_cast<int64_t>(step.scaled_from.size()));
   for (int64_t i = rows.begin; i < rows.end; i++) {
     const int64_t row = step.scaled_from[static_cast<size_t>(i)];
-    const LoraSegment& segment = step.segments[static_cast<size_t>(step.segment_of[static_cast<size_t>(row)])];
+    const LoraSegment& segment = segment_at(step, row);
     const bf16* x = site.x + row * site.x_stride;
     bf16* out = step.scaled.data() + i * round_up(site.in, kPageAlign);
     for (int64_t k = 0; k < site.in; k += kLanes) {

@@ -17,6 +17,16 @@ Float inverse_rms(const float* x, int64_t count, float eps) {
   return simd::splat(1.0f / std::sqrt(simd::sum(squares) / static_cast<float>(count) + eps));
 }
 
+// One row of a norm that adapters change.
+void changed_row(const RmsNorm& job, int64_t r, int64_t number) {
+  const float* x = job.x + number * job.x_stride;
+  const Float scale = inverse_rms(x, job.hidden, job.eps);
+  for (int64_t i = 0; i < job.hidden; i += kLanes) {
+    const Float weight = norm_weight(*job.lora, job.module, number, simd::load(job.weight + i), i);
+    simd::store_bf16(job.out + r * job.out_stride + i, simd::mul(simd::mul(simd::load(x + i), scale), weight));
+  }
+}
+
 }  // namespace
 
 void embed(const bf16* embedding, const int64_t* ids, float* x, int64_t stride, int64_t rows, int64_t hidden,
@@ -32,6 +42,11 @@ void rms_norm(const RmsNorm& job, const Worker& worker) {
   const Range mine = worker.share(job.rows);
   const auto row = [&](int64_t r) { return job.x + (job.gather != nullptr ? job.gather[r] : r) * job.x_stride; };
   for (int64_t r = mine.begin; r < mine.end; r++) {
+    const int64_t number = job.gather != nullptr ? job.gather[r] : r;
+    if (job.lora != nullptr && changes_norm(*job.lora, job.module, number)) {
+      changed_row(job, r, number);
+      continue;
+    }
     const float* x = row(r);
     const float* ahead = row(std::min(r + 2, mine.end - 1));  // half of it lies in another core's cache
     const Float scale = inverse_rms(x, job.hidden, job.eps);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "lora.h"
 #include "simd.h"
 #include "worker.h"
 
@@ -19,9 +20,11 @@ struct RmsNorm {
   int64_t hidden;
   bf16* out;               // [rows][out_stride]
   int64_t out_stride;
+  const LoraStep* lora;    // whose adapters change the norm in some rows; null: nobody does
+  int64_t module;          // its number among those that adapters change
 };
 
-// out = x / rms(x) * weight, for this thread's share of the rows.
+// out = x / rms(x) * (weight and the adapters' gains), for this thread's share of the rows.
 void rms_norm(const RmsNorm& job, const Worker& worker);
 
 // In place on one vector of fp32; count a multiple of 16.

@@ -29,6 +29,7 @@ void rope(const Rope& job, const Worker& worker) {
   const Range mine = worker.share(job.rows * heads);
   alignas(64) float head[kMaxHeadDim];
   alignas(64) bf16 rounded[kMaxHeadDim];
+  alignas(64) float changed[kMaxHeadDim];
   for (int64_t item = mine.begin; item < mine.end; item++) {
     const int64_t row = item / heads;
     const int64_t h = item % heads;
@@ -45,6 +46,13 @@ void rope(const Rope& job, const Worker& worker) {
     const float* weight = is_query ? job.q_norm : job.k_norm;
     const int64_t half = head_dim / 2;
     load_head(source, head, head_dim);
+    const int64_t module = job.q_module + (is_query ? 0 : 1);
+    if (weight != nullptr && job.lora != nullptr && changes_norm(*job.lora, module, row)) {
+      for (int64_t i = 0; i < head_dim; i += simd::kLanes) {
+        simd::store(changed + i, norm_weight(*job.lora, module, row, simd::load(weight + i), i));
+      }
+      weight = changed;
+    }
     if (weight != nullptr) rms_norm_vector(head, weight, job.eps, head_dim);
     rotate(head, job.cos + job.positions[row] * half, job.sin + job.positions[row] * half, half);
     bf16* target = is_query ? source : rounded;

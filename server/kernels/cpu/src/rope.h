@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kv_cache.h"
+#include "lora.h"
 #include "worker.h"
 
 struct Rope {
@@ -18,6 +19,8 @@ struct Rope {
   const float* q_norm;      // [head_dim] or null
   const float* k_norm;
   float eps;
+  const LoraStep* lora;     // whose adapters change the norms in some rows; null: nobody does
+  int64_t q_module;         // number of q_norm among the norms; k_norm's is the next
 };
 
 // Normalizes (if the model does) and rotates q in place, and writes rotated k and v to the cache, for

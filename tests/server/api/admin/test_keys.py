@@ -12,6 +12,8 @@ from fastapi.routing import iter_route_contexts
 from manylora.server.api.access.scopes import ADMIN as ADMIN_SCOPE
 from manylora.server.api.access.scopes import ApiKeySet, declared_scope
 from manylora.server.api.app import create_app
+from tests.support.adapters import write_adapter
+from tests.support.admin_client import Admin
 from tests.support.running_server import Running, serving, tiny_service
 
 ANSWER = "/v1/completions"
@@ -84,6 +86,19 @@ def test_routes_of_adapters_carry_the_tag(both: Running) -> None:
 def test_the_schema_says_that_keys_are_needed(both: Running) -> None:
     with both.http() as http:
         assert http.get("/openapi.json").json()["security"] == [{"key": []}]
+
+
+@pytest.mark.parametrize(("key", "sees"), [(None, set()), ("user", {"alpha"}), ("admin", {"alpha", "other"})])
+def test_the_schema_names_what_the_caller_may_list(
+    both: Running, model: Path, tmp_path: Path, key: str | None, sees: set[str]
+) -> None:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    admin, adapter = Admin(both, "admin"), write_adapter(tmp_path / "alpha", model)
+    assert admin.upload("alpha", adapter, wait="true").status_code < 300
+    assert admin.ask("PUT", "/v1/aliases/other", json={"target": "alpha"}).status_code < 300
+    with both.http(headers=headers) as http:
+        text = http.get("/openapi.json").text
+    assert {name for name in ("alpha", "other") if f'"{name}"' in text} == sees
 
 
 def test_keys_are_kept_as_digests() -> None:

@@ -1,0 +1,120 @@
+"""Changes of weights that are not stored as A and B, and what a kind of adapter that makes them has to say.
+
+A kind (``format/kinds/``) parses its part of the config to :class:`KindSettings`. Those say which tensors
+every target module needs, before any is read, and how its tensors become a :class:`WeightUpdate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from manylora.adapters.errors import ArtifactError
+from manylora.adapters.format.base import TargetModule
+from manylora.adapters.format.faults import Faults
+
+
+class NoUpdate(ArtifactError):
+    """No change can be computed from the tensors of a module; ``str()`` is the reason, without the module."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__([reason])
+
+
+class WeightUpdate(Protocol):
+    """A change ΔW of a module's weight W [out, in], to be added to it, as factors of low or of full rank.
+
+    Nothing of the size of the factors is allocated before they are asked for.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Rows of A that :meth:`factors` gives: what ΔW takes in rank pages."""
+
+    @property
+    def stated_rank(self) -> int:
+        """The rank that the config states, which ``--max-lora-rank`` limits; 0 where it states none."""
+
+    @property
+    def needs_weight(self) -> bool:
+        """Whether ΔW depends on W."""
+
+    def factors(self, weight: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [rank, in] and B [out, rank] with ΔW = B A, float32 on the CPU.
+
+        ``weight`` is W [out, in] in the dtype and on the device where it is served; it may be None unless
+        the update needs it.
+
+        Raises:
+            NoUpdate: see there.
+        """
+
+
+Shift = Callable[[torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """A change of a weight, and beside it a vector that is added to the module's outputs."""
+
+    update: WeightUpdate
+    shift: Shift  # c [out] float32, from W and b of the base, float32 on the CPU; W as ``update`` needs it
+
+    @property
+    def rank(self) -> int:
+        return self.update.rank
+
+    @property
+    def stated_rank(self) -> int:
+        return self.update.stated_rank
+
+    @property
+    def needs_weight(self) -> bool:
+        return self.update.needs_weight
+
+    def factors(self, weight: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.update.factors(weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One tensor that an artifact must hold."""
+
+    key: str
+    shape: tuple[int, ...]
+    integers: bool = False  # whether it holds indices rather than floats
+    others: tuple[tuple[int, ...], ...] = ()  # shapes that will do as well
+
+
+Build = Callable[[Mapping[str, torch.Tensor]], WeightUpdate]
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePlan:
+    """What one module needs of the file, and what becomes of that."""
+
+    slots: Mapping[str, Slot]  # part -> its tensor; see also ModuleDelta.b_bias
+    build: Build  # from the tensors of ``slots`` and of the shared ones, by part
+    stated_rank: int = 0  # see WeightUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class KindLayout:
+    """Every tensor that an adapter of a kind must hold, but for replaced biases and tables."""
+
+    modules: Mapping[str, ModulePlan]  # of every target module
+    shared: Mapping[str, Slot] = field(default_factory=dict)  # part -> a tensor that modules share
+
+
+class KindSettings(Protocol):
+    """What the config of an adapter of one kind says, parsed."""
+
+    def lay_out(self, targets: Sequence[TargetModule], faults: Faults, /) -> KindLayout:
+        """The tensors needed for ``targets``, in the base's forward order.
+
+        What the config says may be impossible for the shape of a module: that is a fault, and the layout
+        is then not used. Allocates nothing that depends on the config's numbers.
+        """
