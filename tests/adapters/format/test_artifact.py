@@ -93,7 +93,7 @@ def both(*changes: Change) -> Change:
 
 CONFIG_FAULTS: list[tuple[Change, str]] = [
     (set_key("peft_type", None), "peft_type is missing"),
-    (set_key("peft_type", "POLY"), "peft_type POLY is not served.*name a mix"),
+    (set_key("peft_type", "XLORA"), "peft_type XLORA is not served.*name a mix"),
     (set_key("peft_type", "NEWLORA"), "peft_type 'NEWLORA' is not a kind"),
     (set_key("peft_type", ["LORA"]), "not a kind"),
     (set_key("task_type", "TOKEN_CLS"), "task_type 'TOKEN_CLS' is not served"),
