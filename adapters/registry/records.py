@@ -39,6 +39,11 @@ class RevisionRecord:
         """The classes of an adapter that classifies."""
         return tuple(self.details["labels"]) if "labels" in self.details else None
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions of the context that the soft prompt of an adapter takes."""
+        return int(self.details.get("virtual_tokens", 0))
+
 
 @dataclass(frozen=True)
 class NameRecord:

@@ -24,6 +24,7 @@ class Registered:
     resident: bool
     created: float  # unix seconds
     labels: tuple[str, ...] | None  # of an adapter that classifies
+    virtual_tokens: int  # of its soft prompt
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def registered_of(record: NameRecord, facts: RevisionRecord, *, nbytes: int, res
         resident=resident,
         created=record.created,
         labels=facts.labels,
+        virtual_tokens=facts.virtual_tokens,
     )
 
 

@@ -70,6 +70,7 @@ FURTHER: dict[str, Config] = {
     "miss": {"peft_type": "MISS", "r": 3},
     "miss_bat": {"peft_type": "MISS", "r": 4, "init_weights": "bat"},
     "miss_mini": {"peft_type": "MISS", "r": 3, "init_weights": "mini", "mini_r": 4},
+    "poly": {"peft_type": "POLY", "r": 3, "n_skills": 3, "n_splits": 2},
     "pvera": {"peft_type": "PVERA", "r": 5},
     "pvera_seed": {"peft_type": "PVERA", "r": 5, "save_projection": False},
     "tinylora": {"peft_type": "TINYLORA", "r": 2, "u": 3, "weight_tying": 0.5},

@@ -20,6 +20,7 @@ VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 3, 4.0, 1e300, "", "4", "x", "none", "all", "all-linear", ".*", "(",
     [], [0], [1, 1], [-1], ["q_proj"], ["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"], [None], {},
     {"q_proj": 2}, {"lm_head": [1, 2]}, {"": [1]}, {"a": {}}, "CAUSAL_LM", "SEQ_CLS", "LORA", "IA3", "VERA",
+    "PROMPT_TUNING", "CPT", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", 5, 64, [1, 2, 3],
     "q_proj", "pissa", 1 << 70, "\u00e4", "a" * 300,
 ]  # fmt: skip
 KEYS = [
@@ -27,7 +28,9 @@ KEYS = [
     "use_rslora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
     "layers_pattern", "trainable_token_indices", "ensure_weight_tying", "alora_invocation_tokens",
     "init_lora_weights", "auto_mapping", "feedforward_modules", "save_projection", "projection_prng_key",
-    "fan_in_fan_out", "base_model_name_or_path", "peft_version", "new_key", "token_indices",
+    "fan_in_fan_out", "base_model_name_or_path", "peft_version", "new_key", "num_virtual_tokens", "token_dim",
+    "num_layers", "num_attention_heads", "num_transformer_submodules", "num_tasks", "num_ranks",
+    "cpt_token_ids", "token_indices",
 ]  # fmt: skip
 DTYPES = [
     torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64, torch.bool,

@@ -285,7 +285,6 @@ KINDS: tuple[Kind, ...] = (
     Kind("LILY", "its experts are mixed by a mean over all tokens of a batch, whosever they are", _PLAIN),
     Kind("ADAPTION_PROMPT", "its layers attend a second time, to prompts of their own behind a gate"),
     Kind("SHADOW", "a second network runs beside the base and changes what enters every block"),
-    Kind("POLY", "it mixes its A's and B's by the number of a task, which a request can't name"),
     Kind(
         "XLORA",
         "for each token it first runs the base over the whole text, without a cache, to weigh adapters "

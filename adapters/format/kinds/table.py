@@ -15,6 +15,7 @@ from manylora.adapters.format.kinds.loha import LOHA
 from manylora.adapters.format.kinds.lokr import LOKR
 from manylora.adapters.format.kinds.matrices import MATRIX_KINDS
 from manylora.adapters.format.kinds.miss import BONE, MISS
+from manylora.adapters.format.kinds.poly import POLY
 from manylora.adapters.format.kinds.pvera import PVERA
 from manylora.adapters.format.kinds.tinylora import TINYLORA
 from manylora.adapters.format.kinds.unilora import UNILORA
@@ -29,6 +30,7 @@ _ALL: tuple[WeightKind, ...] = (
     LOHA,
     LOKR,
     MISS,
+    POLY,
     PVERA,
     TINYLORA,
     UNILORA,

@@ -60,6 +60,13 @@ def _created(service: Service, name: str) -> float:
         return service.adapters.views.get(name).created
 
 
+def prompt_facts(service: Service, virtual_tokens: int) -> dict[str, Any]:
+    """What a soft prompt takes of the context, and what it leaves for text."""
+    if not virtual_tokens:
+        return {}
+    return {"virtual_tokens": virtual_tokens, "max_model_len": service.max_model_len - virtual_tokens}
+
+
 async def revision_facts(service: Service, name: str, revision: str) -> dict[str, Any]:
     """What one revision is; the name may be an alias, of which this knows nothing."""
     try:
@@ -75,6 +82,7 @@ async def revision_facts(service: Service, name: str, revision: str) -> dict[str
                 "modules": record.modules,
                 "bytes": record.nbytes,
                 "resident": service.adapters.residency.is_resident(record.digest),
+                **prompt_facts(service, record.virtual_tokens),
                 **({} if record.labels is None else {"task": "classify", "labels": record.labels}),
             }
     return {}

@@ -11,7 +11,7 @@ from manylora.adapters.errors import AdapterError, AdapterNotFound
 from manylora.adapters.mix import MixTerm, parse_mix
 from manylora.adapters.registry.records import AliasRecord
 from manylora.server.api.access.scopes import ADMIN, INFER, CallerScope, KeyScope, needs
-from manylora.server.api.generate.mix_card import mix_facts, revision_facts
+from manylora.server.api.generate.mix_card import mix_facts, prompt_facts, revision_facts
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import ModelNotFound
@@ -90,6 +90,7 @@ def _adapter_card(service: Service, adapter: Registered, caller: KeyScope) -> di
         "modules": adapter.modules,
         "bytes": adapter.nbytes,
         "resident": adapter.resident,
+        **prompt_facts(service, adapter.virtual_tokens),
         **({} if adapter.labels is None else {"task": "classify", "labels": adapter.labels}),
     }
 

@@ -75,7 +75,7 @@ async def tokenize(
     return Json(
         {
             "count": len(ids),
-            "max_model_len": service.max_model_len,
+            "max_model_len": service.max_model_len - found.conventions.virtual_tokens,
             "tokens": ids,
             "token_strs": texts,
         }

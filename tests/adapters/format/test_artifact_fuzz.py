@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Artifact, read_artifact
+from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
 from manylora.adapters.format.faults import MAX_FAULTS, MAX_SENTENCE
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.format.kinds.table import OPTIONS
@@ -48,7 +49,9 @@ def read_or_refuse(directory: Path) -> Artifact | None:
 @FUZZ
 @given(
     st.dictionaries(
-        st.sampled_from([option.key for options in OPTIONS.values() for option in options])
+        st.sampled_from(
+            [o.key for table in (OPTIONS, SOFT_PROMPT_OPTIONS) for options in table.values() for o in options]
+        )
         | st.text(max_size=5),
         json_values,
         max_size=5,

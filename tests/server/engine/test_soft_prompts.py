@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import peft
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from manylora.server.engine.sequence import Sequence
 from manylora.server.kernels.inputs import AdapterPages, StepInputs
@@ -24,6 +27,7 @@ from tests.support.soft_prompts import (
     write_soft_prompt,
     write_soft_prompts,
 )
+from tests.support.vocabulary_adapters import make
 
 FAST = [("llama-untied-bias", False), ("gpt2", True)]
 SLOW = [
@@ -215,6 +219,23 @@ def test_a_mix_with_lora(llama: Served, name: str, weight: float) -> None:
     ids = [*prompt, *answers[0].token_ids[:-1]]
     assert_logits_match(torch.stack(logits[rows[0].id]), oracle.logits(ids)[len(prompt) - 1 :])
     assert len({tuple(answer.token_ids[:4]) for answer in answers}) == 3
+
+
+def test_a_mix_with_embeddings_of_its_own(llama: Served, tmp_path: Path) -> None:
+    """Embeddings of tokens change, those of virtual tokens don't."""
+    options: dict[str, Any] = {"target_modules": ["q_proj"], "trainable_token_indices": [*range(0, 256, 3)]}
+    path = make(tmp_path / "tokens", llama.model, seed=5, **options)
+    harness, prompt = llama.harness, prompt_of(12, 10)
+    members = (llama.pages["prompt"], 1.0), (harness.load(path), 1.0)
+    row = harness.sequence(prompt, *members, max_tokens=4)
+    with recorded_logits() as logits:
+        (answer,) = harness.run(row)
+    base = AutoModelForCausalLM.from_pretrained(llama.model, dtype=torch.float32)
+    merged = peft.PeftModel.from_pretrained(base, path).merge_and_unload()
+    oracle = peft.PeftModel.from_pretrained(merged, llama.paths["prompt"]).eval()
+    with torch.inference_mode():
+        expected = oracle(input_ids=torch.tensor([[*prompt, *answer.token_ids[:-1]]])).logits[0]
+    assert_logits_match(torch.stack(logits[row.id]), expected[TOKENS["prompt"] + len(prompt) - 1 :])
 
 
 def test_steps_without_soft_prompts_are_what_they_were(

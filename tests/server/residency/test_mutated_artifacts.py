@@ -21,6 +21,7 @@ from manylora.server.kernels.inputs import AdapterPages
 from tests.support.adapters import write_adapter, write_kind
 from tests.support.engine_harness import EngineHarness
 from tests.support.mutated_artifacts import Case, mutated, read_case
+from tests.support.soft_prompts import write_soft_prompt
 from tests.support.tiny_models import VOCAB, tiny_model
 from tests.support.vocabulary_adapters import GROWN, make, make_any
 
@@ -54,7 +55,11 @@ class Served:
         write_kind(root / "vera", model, peft_type="VERA", r=8, target_modules=["q_proj", "v_proj"])
         write_kind(root / "norms", model, peft_type="LN_TUNING", target_modules=["norm", "input_layernorm"])
         make_any(root / "rows", model, TrainableTokensConfig(token_indices=[3, 70]), seed=9)
-        kinds = (*tables, "plain", "dora", "ia3", "vera", "norms", "rows")
+        for name in ("prompt", "cpt", "multitask", "prefix"):
+            write_soft_prompt(root / name, model, name)
+        write_soft_prompt(root / "classes", model, "prompt", labels=["a", "b"])
+        others = ("plain", "dora", "ia3", "vera", "norms", "rows")
+        kinds = (*tables, *others, "prompt", "cpt", "multitask", "prefix", "classes")
         self.cases: dict[str, Case] = {name: read_case(root / name) for name in kinds}
         self.names = [*self.harness.base.modules, "model.embed_tokens", "lm_head", "model.norm"]
         self.root = root
@@ -64,7 +69,11 @@ class Served:
         artifact = read_artifact(directory, self.harness.base, LIMITS)
         pool = self.harness.pool
         packed = pool.pack(
-            artifact.digest, artifact.delta, artifact.activation, vocabulary=artifact.vocabulary
+            artifact.digest,
+            artifact.delta,
+            artifact.activation,
+            vocabulary=artifact.vocabulary,
+            prompt=artifact.prompt,
         )
         pages = pool.reserve(packed)
         assert pages is not None
