@@ -58,8 +58,18 @@ class Served:
         for name in ("prompt", "cpt", "multitask", "prefix"):
             write_soft_prompt(root / name, model, name)
         write_soft_prompt(root / "classes", model, "prompt", labels=["a", "b"])
+        further: dict[str, dict[str, Any]] = {
+            "HRA": {"r": 3},
+            "LOHA": {"r": 2},
+            "LOKR": {"r": 2},
+            "MISS": {"r": 8, "init_weights": "bat"},
+            "UNILORA": {"r": 2, "theta_d_length": 30, "save_indices": True},
+            "VBLORA": {"r": 2, "num_vectors": 9, "vector_length": 16, "save_only_topk_weights": True},
+        }
+        for kind, options in further.items():
+            write_kind(root / kind, model, peft_type=kind, target_modules=["q_proj", "v_proj"], **options)
         others = ("plain", "dora", "ia3", "vera", "norms", "rows")
-        kinds = (*tables, *others, "prompt", "cpt", "multitask", "prefix", "classes")
+        kinds = (*tables, *others, "prompt", "cpt", "multitask", "prefix", "classes", *further)
         self.cases: dict[str, Case] = {name: read_case(root / name) for name in kinds}
         self.names = [*self.harness.base.modules, "model.embed_tokens", "lm_head", "model.norm"]
         self.root = root
