@@ -11,7 +11,7 @@ from typing import Any
 from manylora.adapters.format.config.foreign_keys import Judgement, judge, note
 from manylora.adapters.format.config.reader import Bias, ConfigReader, Selector, flag_of
 from manylora.adapters.format.config.support import INITS, KINDS, OPTIONS, Option, Treatment
-from manylora.adapters.format.config.weight_kind import Kinds
+from manylora.adapters.format.config.weight_kind import Kinds, WeightKind
 from manylora.adapters.format.faults import Faults, shown
 from manylora.adapters.format.files import classifies, enum_name
 from manylora.adapters.format.update import KindSettings
@@ -103,10 +103,7 @@ def parse_config(
         faults.add("target_modules is missing or empty: name the modules that the adapter changes")
     indices = reader.indices("layers_to_transform")
     patterns = reader.names("layers_pattern", MAX_LAYERS_PATTERNS)
-    if isinstance(targets, str) and (indices or patterns):
-        faults.add("layers_to_transform and layers_pattern cannot be used when target_modules is a string")
-    if patterns and not indices:
-        faults.add("when layers_pattern is specified, layers_to_transform must also be specified")
+    notes += _check_layers(targets, bool(indices), bool(patterns), further, faults)
     result = AdapterConfig(
         kind=kind,
         r=reader.rank("r", _given(own, "r", _DEFAULT_RANK.get(kind, 1))),
@@ -137,6 +134,23 @@ def parse_config(
     )
     _check_combination(result, config, faults)
     return result if len(faults) == before else None
+
+
+def _check_layers(
+    targets: Selector, indices: bool, patterns: bool, further: WeightKind | None, faults: Faults
+) -> list[str]:
+    """Whether blocks may be selected beside those targets; notes on what PEFT does not read."""
+    notes = []
+    if isinstance(targets, str) and (indices or patterns):
+        if further is not None and further.strings_ignore_layers:
+            notes.append("layers_to_transform is not read where target_modules is a string, as in PEFT")
+        else:
+            faults.add(
+                "layers_to_transform and layers_pattern cannot be used when target_modules is a string"
+            )
+    if patterns and not indices:
+        faults.add("when layers_pattern is specified, layers_to_transform must also be specified")
+    return notes
 
 
 def _given(config: Mapping[str, Any], key: str, default: object) -> object:

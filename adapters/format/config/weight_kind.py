@@ -21,6 +21,7 @@ class WeightKind:
     form: str  # for the documentation: the change, as a formula
     rank: str  # for the documentation: rank pages of a module
     cost: str  # for the documentation, in words
+    strings_ignore_layers: bool = False  # PEFT takes layers_to_transform beside a regular expression
     shared: tuple[str, ...] = ()  # what the names of tensors begin with that are of no one module
 
 

@@ -115,6 +115,7 @@ GRALORA = WeightKind(
         BIAS,
     ),
     parse=_parse,
+    strings_ignore_layers=True,
     endings=("gralora_A", "gralora_B", "gralora_A_general.weight", "gralora_B_general.weight"),
     form="s B A for each of k² blocks",
     rank="k r + hybrid_r, or all where that is less",

@@ -90,6 +90,7 @@ LOHA = WeightKind(
         *training_only("rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights"),
     ),
     parse=_parse,
+    strings_ignore_layers=True,
     endings=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
     form="s (W1a W1b) ⊙ (W2a W2b)",
     rank="r², or all where that is less",

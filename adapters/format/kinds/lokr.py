@@ -137,8 +137,9 @@ LOKR = WeightKind(
         ),
     ),
     parse=_parse,
+    strings_ignore_layers=True,
     endings=("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
     form="s W1 ⊗ W2, each whole or a product",
-    rank="r times the smaller side of W1, r² where both are products; all where W2 is whole",
-    cost="near that of the whole weight unless both are products",
+    rank="the product of two numbers: of each factor r if it is a product, else its smaller side",
+    cost="as LoRA of that rank; that of the whole weight where both are whole",
 )

@@ -105,6 +105,7 @@ PVERA = WeightKind(
         BIAS,
     ),
     parse=_parse,
+    strings_ignore_layers=True,
     endings=("pvera_lambda_b", "pvera_lambda_d"),
     form="λ_b ⊙ B (λ_d ⊙ A), the mean of what it learned",
     rank="r, usually 256",

@@ -106,6 +106,7 @@ TINYLORA = WeightKind(
         BIAS,
     ),
     parse=_parse,
+    strings_ignore_layers=True,
     endings=("tinylora_A", "tinylora_B", "tinylora_P"),
     form="B (Σ v P) A, A and B from the singular values of W",
     rank="r",

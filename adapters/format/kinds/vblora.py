@@ -115,6 +115,7 @@ VBLORA = WeightKind(
         BIAS,
     ),
     parse=_parse,
+    strings_ignore_layers=True,
     endings=tuple(
         f"vblora_logits_{part}{end}" for part in "AB" for end in ("", "_topk_indices", "_topk_weights")
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.format.artifact import Artifact, Limits, read_artifact
 from manylora.adapters.format.base import BaseModel, TargetModule
+from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
+from tests.support.adapters import write_artifact
 from tests.support.further_kinds import LINEAR_ONLY, pretend_training
 
 INPUTS, OUTPUTS = 24, 36
@@ -167,6 +171,7 @@ KINDS: dict[str, Callable[[Draw], peft.PeftConfig]] = {
     "ADALORA": adalora, "DELORA": delora, "GRALORA": gralora, "HRA": hra, "LOHA": loha, "LOKR": lokr,
     "MISS": miss, "PVERA": pvera, "TINYLORA": tinylora, "UNILORA": unilora, "VBLORA": vblora,
 }  # fmt: skip
+STRINGS_IGNORE_LAYERS = ("GRALORA", "LOHA", "LOKR", "PVERA", "TINYLORA", "VBLORA")  # in PEFT
 
 
 def compare_with_peft(directory: Path, kind: str, data: st.DataObject) -> None:
@@ -176,7 +181,8 @@ def compare_with_peft(directory: Path, kind: str, data: st.DataObject) -> None:
         warnings.simplefilter("ignore")  # PEFT's remarks on Conv1D, projections and odd ranks
         config = data.draw(st.composite(KINDS[kind])(), "config")
         config.target_modules = data.draw(st.sampled_from([["up", "down"], ["down"], r".*\.1\.(up|down)"]))
-        if not isinstance(config.target_modules, str) and data.draw(st.booleans(), "one layer"):
+        layers_may_be_given = not isinstance(config.target_modules, str) or kind in STRINGS_IGNORE_LAYERS
+        if layers_may_be_given and data.draw(st.booleans(), "one layer"):
             config.layers_to_transform = [1]
         if kind == "ADALORA" and config.rank_pattern:  # it names modules
             config.target_modules, config.layers_to_transform = ["up", "down"], None
@@ -223,9 +229,34 @@ def test_the_change_is_that_of_peft(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@settings(GENERATED, max_examples=100)
+@settings(GENERATED, max_examples=40)
 @given(data=st.data())
 def test_the_change_is_that_of_peft_for_many_options(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
 ) -> None:
     compare_with_peft(tmp_path_factory.mktemp("kind"), kind, data)
+
+
+@pytest.mark.parametrize("form", [True, False, "bat"])
+def test_files_of_bone_are_those_of_miss_by_other_names(tmp_path: Path, form: Any) -> None:
+    """PEFT up to 0.17 saved them; later ones know them as MiSS."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = peft.MissConfig(r=6, init_weights=form, target_modules=["up", "down"])
+        trained: Any = peft.get_peft_model(Model(False), config)
+        pretend_training(trained)
+        trained.save_pretrained(tmp_path / "miss")
+    saved = json.loads((tmp_path / "miss" / CONFIG_NAME).read_text())
+    options = {key: value for key, value in saved.items() if key not in ("miss_dropout", "mini_r")}
+    tensors = load_file(tmp_path / "miss" / WEIGHTS_NAME)
+    write_artifact(
+        tmp_path / "bone",
+        options | {"peft_type": "BONE", "bone_dropout": 0.0},
+        {key.replace("miss_block", "bone_block"): tensor for key, tensor in tensors.items()},
+    )
+    plain = Model(False)
+    miss, bone = (read_artifact(tmp_path / kind, base_of(plain), LIMITS) for kind in ("miss", "bone"))
+    assert (miss.kind, bone.kind) == ("MISS", "BONE")
+    for name in base_of(plain).modules:
+        module = plain.get_submodule(name)
+        assert torch.equal(_change(miss, name, module), _change(bone, name, module))

@@ -11,7 +11,7 @@ from tests.support.adapter_kinds import HookedModel, PeftPerAdapter
 from tests.support.adapter_set import LLAMA_TARGETS, TARGETS, prompt_of, recorded_logits
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import EngineHarness
-from tests.support.further_kinds import write_further_kinds
+from tests.support.further_kinds import CASES, Names, save_with_peft, write_further_kinds
 from tests.support.peft_oracle import assert_logits_match
 from tests.support.tiny_models import tiny_model
 
@@ -50,6 +50,22 @@ def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, gener
         base = oracle.logits(ids, None)[row.num_prompt_tokens - 1 :]
         if name is not None:
             assert float((expected - base).abs().max()) > 0.01 * float(base.abs().max()), f"{name}: idle"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["loha", "hra", "vblora"])
+def test_with_embeddings_and_a_head_of_their_own(tmp_path: Path, name: str) -> None:
+    model = tiny_model(tmp_path / "model", "llama-untied-bias")
+    config = CASES[name](Names(*LLAMA_TARGETS))
+    config.modules_to_save = ["embed_tokens", "lm_head"]
+    path = save_with_peft(tmp_path / name, model, config)
+    harness = EngineHarness(model)
+    row = harness.sequence(prompt_of(9), (harness.load(path), 1.0), max_tokens=3)
+    with recorded_logits() as logits:
+        (answer,) = harness.run(row)
+    ids = row.token_ids[: row.num_prompt_tokens] + answer.token_ids[:-1]
+    expected = PeftPerAdapter(model, {name: path}).logits(ids, name)[row.num_prompt_tokens - 1 :]
+    assert_logits_match(torch.stack(logits[row.id]), expected)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,17 @@ class Served:
         }
         write_kind(root / "ia3", model, peft_type="IA3", **ia3)
         write_kind(root / "vera", model, peft_type="VERA", r=8, target_modules=["q_proj", "v_proj"])
-        kinds = (*tables, "plain", "dora", "ia3", "vera")
+        further: dict[str, dict[str, Any]] = {
+            "HRA": {"r": 3},
+            "LOHA": {"r": 2},
+            "LOKR": {"r": 2},
+            "MISS": {"r": 8, "init_weights": "bat"},
+            "UNILORA": {"r": 2, "theta_d_length": 30, "save_indices": True},
+            "VBLORA": {"r": 2, "num_vectors": 9, "vector_length": 16, "save_only_topk_weights": True},
+        }
+        for kind, options in further.items():
+            write_kind(root / kind, model, peft_type=kind, target_modules=["q_proj", "v_proj"], **options)
+        kinds = (*tables, "plain", "dora", "ia3", "vera", *further)
         self.cases: dict[str, Case] = {name: read_case(root / name) for name in kinds}
         self.names = [*self.harness.base.modules, "model.embed_tokens", "lm_head", "model.norm"]
         self.root = root
