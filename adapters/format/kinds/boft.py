@@ -119,4 +119,5 @@ BOFT = WeightKind(
     form="s ⊙ W Rᵀ - W, R a product of block rotations",
     rank="all",
     cost="that of the whole weight",
+    strings_ignore_layers=True,
 )

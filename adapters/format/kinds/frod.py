@@ -124,4 +124,6 @@ FROD = WeightKind(
     form="U (S + diag(l)) Vᵀ - W",
     rank="all",
     cost="that of the whole weight; seconds to minutes to load",
+    strings_ignore_layers=True,
+    shared=("base_model.frod_V.", "base_model.frod_s_indices.", "base_model.frod_s_size."),
 )

@@ -127,4 +127,5 @@ OFT = WeightKind(
     form="W (Rᵀ - I), R block-diagonal",
     rank="all",
     cost="that of the whole weight",
+    strings_ignore_layers=True,
 )

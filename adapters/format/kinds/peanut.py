@@ -114,8 +114,13 @@ PEANUT = WeightKind(
         *training_only("init_weights"),
     ),
     parse=_parse,
-    endings=("peanut_A.weight", "peanut_B.weight", "peanut_encoders.0.weight", "peanut_decoders.0.weight"),
+    endings=(
+        "peanut_A.weight",
+        "peanut_B.weight",
+        *(f"peanut_{side}.{n}.weight" for side in ("encoders", "decoders") for n in range(MAX_DEPTH)),
+    ),
     form="s (f(Wᵀ Aᵀ) Bᵀ)ᵀ, f a small network",
     rank="r",
     cost="as LoRA of its rank",
+    strings_ignore_layers=True,
 )

@@ -115,4 +115,6 @@ RANDLORA = WeightKind(
     form="s Σ Bᵢ Λᵢ A Γᵢ",
     rank="all",
     cost="that of the whole weight",
+    strings_ignore_layers=True,
+    shared=("base_model.randlora_A", "base_model.randlora_B"),
 )
