@@ -22,10 +22,10 @@ from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME, FileFault,
 from manylora.adapters.format.foreign.canonical import config_of, tensors_of, write_files
 from manylora.adapters.format.foreign.change import Change, Conversion
 from manylora.adapters.format.foreign.file_names import GGUF, foreign_weights
-from manylora.adapters.format.foreign.gguf_lora import read_gguf_adapter
+from manylora.adapters.format.foreign.gguf.adapter import read_gguf_adapter
 from manylora.adapters.format.foreign.mlx import is_mlx, read_mlx
 from manylora.adapters.format.foreign.names import Rule
-from manylora.adapters.format.foreign.spelled import Canonical, is_respelled, respell
+from manylora.adapters.format.foreign.spelling.spelled import Canonical, is_respelled, respell
 from manylora.adapters.format.weights.tensors import TensorFile, read_header, read_tensors
 
 

@@ -13,7 +13,7 @@ from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.faults import Faults, some
 from manylora.adapters.format.files import CONFIG_NAME
 from manylora.adapters.format.foreign.change import Change, LowRank
-from manylora.adapters.format.foreign.gguf_lora import write_gguf_adapter
+from manylora.adapters.format.foreign.gguf.adapter import write_gguf_adapter
 from manylora.adapters.format.foreign.mlx import WEIGHTS, mlx_form
 from manylora.adapters.format.saving import save_tensors
 from manylora.adapters.format.weights.delta import ModuleDelta

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastapi import Request
 
-from manylora.adapters.format.foreign.gguf_file import MAGIC
+from manylora.adapters.format.foreign.gguf.reader import MAGIC
 from manylora.adapters.sources.archives import MAGIC_BYTES, is_archive, unpack
 from manylora.server.api.admin.publish_request import FetchProgress, PublishRequest
 from manylora.server.errors import RequestError

@@ -16,7 +16,7 @@ from manylora.adapters.format.config.reader import MAX_RANK
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME, FileFault, open_regular, read_config
 from manylora.adapters.format.foreign.file_names import GGUF, foreign_weights, may_be_weights
-from manylora.adapters.format.foreign.gguf_file import read_gguf_header
+from manylora.adapters.format.foreign.gguf.reader import read_gguf_header
 from manylora.adapters.format.foreign.mlx import is_mlx
 from manylora.adapters.format.foreign.reading import in_pefts_form
 from manylora.server.model.pages.packing import elements

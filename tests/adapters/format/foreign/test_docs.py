@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manylora.adapters.format.foreign.gguf_names import ARCHITECTURES
+from manylora.adapters.format.foreign.gguf.architectures import ARCHITECTURES
 from manylora.adapters.format.foreign.names import Rule
 from tests.support.paths import ROOT
 

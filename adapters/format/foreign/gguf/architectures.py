@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from manylora.adapters.format.base import BaseModel
-from manylora.adapters.format.foreign.roles import Rows, qkv_rows
+from manylora.adapters.format.foreign.fused.roles import Rows, qkv_rows
 
 # transformers' model_type -> llama.cpp's architecture
 ARCHITECTURES: Mapping[str, str] = {

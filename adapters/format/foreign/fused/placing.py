@@ -10,8 +10,8 @@ import torch
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.faults import Faults, shown, some
 from manylora.adapters.format.foreign.change import LowRank
+from manylora.adapters.format.foreign.fused.roles import Blocks, Fusion, Place, Role
 from manylora.adapters.format.foreign.names import Rule
-from manylora.adapters.format.foreign.roles import Blocks, Fusion, Place, Role
 
 Pieces = dict[tuple[int, Role], tuple[LowRank, str]]  # with the path that each came from
 

@@ -1,7 +1,7 @@
 """LoRA adapters of llama.cpp: one GGUF file, read and written.
 
 llama.cpp takes ``alpha / r`` of each module as its scale, or 1 where alpha is 0. Its rows of q and k are in
-another order where an architecture's rotary embedding asks for it (:mod:`.gguf_names`).
+another order where an architecture's rotary embedding asks for it (:mod:`.architectures`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from manylora.adapters.format.faults import Faults, shown, some
 from manylora.adapters.format.files import FileFault
 from manylora.adapters.format.foreign.canonical import plain_number
 from manylora.adapters.format.foreign.change import Change, LowRank
-from manylora.adapters.format.foreign.gguf_file import Metadata, read_gguf
-from manylora.adapters.format.foreign.gguf_names import GgufBase, gguf_base
+from manylora.adapters.format.foreign.gguf.architectures import GgufBase, gguf_base
+from manylora.adapters.format.foreign.gguf.reader import Metadata, read_gguf
 from manylora.adapters.format.foreign.names import Rule
 
 _TYPE, _KIND, _ARCHITECTURE = "general.type", "adapter.type", "general.architecture"
