@@ -74,10 +74,10 @@ def widen(module: nn.Module) -> list[RemovableHandle]:
 
 
 @contextmanager
-def nudged(model: nn.Module, amount: float) -> Iterator[None]:
+def nudged(model: nn.Module, amount: float, seed: int = 0) -> Iterator[None]:
     """Within the block the inputs of every innermost module are off by up to ``amount`` of themselves.
 
-    That is what computing in few bits does, with ``amount`` one rounding; always by the same random numbers.
+    That is what computing in few bits does, with ``amount`` one rounding; ``seed`` draws by how much.
     """
     generators: dict[torch.device, torch.Generator] = {}
 
@@ -85,7 +85,7 @@ def nudged(model: nn.Module, amount: float) -> Iterator[None]:
         if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
             return None
         x = args[0]
-        generator = generators.setdefault(x.device, torch.Generator(x.device).manual_seed(0))
+        generator = generators.setdefault(x.device, torch.Generator(x.device).manual_seed(seed))
         noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float32)
         return ((x * (1 + amount * (2 * noise - 1))).to(x.dtype), *args[1:]), kwargs
 
