@@ -47,10 +47,19 @@ class Hra:
         return ModulePlan({"u": slot}, partial(self._update, module), self.rank)
 
     def _update(self, module: TargetModule, tensors: Mapping[str, torch.Tensor]) -> WeightUpdate:
-        make = partial(self._factors, tensors["u"])
         if self.rank < full_rank(module):
-            return LowRankOfWeight(self.rank, self.rank, make)
-        return DenseOfWeight(module, partial(_change, make), self.rank)
+            return LowRankOfWeight(self.rank, self.rank, partial(self._low_rank, tensors["u"]))
+        return DenseOfWeight(module, partial(self._dense, tensors["u"]), self.rank)
+
+    def _low_rank(self, u: torch.Tensor, weight: torch.Tensor) -> Factors:
+        a, b = self._factors(u, weight)
+        energy = ((b.T.double() @ b.double()) * (a.double() @ a.T.double())).sum()
+        return a, torch.zeros_like(b) if _cancels(energy, a, b) else b
+
+    def _dense(self, u: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        a, b = self._factors(u, weight)
+        change = b @ a
+        return torch.zeros_like(change) if _cancels(change.double().square().sum(), a, b) else change
 
     def _factors(self, u: torch.Tensor, weight: torch.Tensor) -> Factors:
         columns = u.float()
@@ -61,13 +70,7 @@ class Hra:
         else:
             right = columns / columns.norm(dim=0)
             left = _reflected(right)
-        a, b = right.T.contiguous(), -2 * (weight @ left)
-        return a, torch.zeros_like(b) if _cancels(a, b) else b
-
-
-def _change(make: partial[Factors], weight: torch.Tensor) -> torch.Tensor:
-    a, b = make(weight)
-    return b @ a
+        return right.T.contiguous(), -2 * (weight @ left)
 
 
 def _reflected(unit: torch.Tensor) -> torch.Tensor:
@@ -79,23 +82,21 @@ def _reflected(unit: torch.Tensor) -> torch.Tensor:
 
 
 def _orthogonal(columns: torch.Tensor) -> torch.Tensor:
-    """Modified Gram-Schmidt, in the order in which PEFT does it."""
+    """Modified Gram-Schmidt, whose every column meets the others in the order in which it does in PEFT."""
     result = columns.clone()
     for i in range(columns.shape[1]):
-        for j in range(i):
-            result[:, i] -= (result[:, j] @ result[:, i]) * result[:, j]
         norm = result[:, i].norm()
         if norm <= _DEPENDENT * columns[:, i].norm():
             raise NoUpdate("the columns of hra_u are linearly dependent")
         result[:, i] /= norm
+        later = result[:, i + 1 :]
+        later -= result[:, i, None] * (result[:, i] @ later)
     return result
 
 
-def _cancels(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _cancels(energy: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether nothing is left of B A, as in an adapter that was not trained: its columns come in pairs."""
-    a, b = a.double(), b.double()
-    energy = float(((b.T @ b) * (a @ a.T)).sum())
-    return energy <= _NOTHING * float(b.square().sum() * a.square().sum())
+    return float(energy) <= _NOTHING * float(b.double().square().sum() * a.double().square().sum())
 
 
 def _parse(reader: ConfigReader) -> Hra:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -38,45 +38,49 @@ class PVera:
     seed: int | None  # of the projections; None where the file holds them
 
     def lay_out(self, targets: Sequence[TargetModule], _faults: Faults, /) -> KindLayout:
-        shapes = (
-            (2 * self.rank, max((m.in_features for m in targets), default=1)),
-            (max((m.out_features for m in targets), default=1), self.rank),
-        )
-        shared = {}
+        a = (2 * self.rank, max((m.in_features for m in targets), default=1))
+        b = (max((m.out_features for m in targets), default=1), self.rank)
         if self.seed is None:
-            shared = {p: Slot(f"base_model.pvera_{p}", s) for p, s in zip("AB", shapes, strict=True)}
-        return KindLayout({m.name: self._plan(m, shapes) for m in targets}, shared)
+            shared = {"a": Slot("base_model.pvera_A", a), "b": Slot("base_model.pvera_B", b)}
+            return KindLayout({m.name: self._plan(m, None) for m in targets}, shared)
+        drawn = _Drawn(self.seed, a, b)
+        return KindLayout({m.name: self._plan(m, drawn) for m in targets})
 
-    def _plan(self, module: TargetModule, shapes: tuple[tuple[int, int], tuple[int, int]]) -> ModulePlan:
+    def _plan(self, module: TargetModule, drawn: _Drawn | None) -> ModulePlan:
         prefix = f"{PREFIX}{module.name}.pvera_lambda"
         slots = {
             "outer": Slot(f"{prefix}_b", (module.out_features,)),
             "inner": Slot(f"{prefix}_d", (2 * self.rank,)),
         }
-        return ModulePlan(slots, partial(self._update, module, shapes), self.rank)
+        return ModulePlan(slots, partial(self._update, module, drawn), self.rank)
 
     def _update(
-        self,
-        module: TargetModule,
-        shapes: tuple[tuple[int, int], tuple[int, int]],
-        tensors: Mapping[str, torch.Tensor],
+        self, module: TargetModule, drawn: _Drawn | None, tensors: Mapping[str, torch.Tensor]
     ) -> WeightUpdate:
-        return LowRank(self.rank, self.rank, partial(self._factors, module, shapes, tensors))
+        return LowRank(self.rank, self.rank, partial(self._factors, module, drawn, tensors))
 
     def _factors(
-        self,
-        module: TargetModule,
-        shapes: tuple[tuple[int, int], tuple[int, int]],
-        tensors: Mapping[str, torch.Tensor],
+        self, module: TargetModule, drawn: _Drawn | None, tensors: Mapping[str, torch.Tensor]
     ) -> Factors:
-        if self.seed is None:
-            a, b = tensors["A"].float(), tensors["B"].float()
-        else:
-            generator = torch.Generator().manual_seed(self.seed)
-            a, b = (kaiming(shape, generator) for shape in shapes)
-        a, b = a[: self.rank, : module.in_features], b[: module.out_features]
+        a, b = (tensors["a"].float(), tensors["b"].float()) if drawn is None else drawn.projections
         inner = tensors["inner"].float()[: self.rank]
-        return a.contiguous(), b * inner * tensors["outer"].float()[:, None]
+        outer = tensors["outer"].float()
+        return a[: self.rank, : module.in_features], b[: module.out_features] * inner * outer[:, None]
+
+
+class _Drawn:
+    """Projections that are not saved, drawn once, when the first module asks for them."""
+
+    def __init__(self, seed: int, *shapes: tuple[int, int]) -> None:
+        self._seed = seed
+        self._shapes = shapes
+
+    @cached_property
+    def projections(self) -> Factors:
+        """A [2r, widest in] and B [widest out, r]: the very draws of PEFT."""
+        generator = torch.Generator().manual_seed(self._seed)
+        a, b = (kaiming(shape, generator) for shape in self._shapes)
+        return a, b
 
 
 def _parse(reader: ConfigReader) -> PVera:

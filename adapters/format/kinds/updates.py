@@ -42,7 +42,7 @@ class LowRankOfWeight:
 
     def factors(self, weight: torch.Tensor | None, /) -> Factors:
         assert weight is not None, "this update needs the weight"
-        return self.make(weight.to("cpu", torch.float32))
+        return self.make(weight.to("cpu", torch.float32).contiguous())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class DenseOfWeight:
 
     def factors(self, weight: torch.Tensor | None, /) -> Factors:
         assert weight is not None, "this update needs the weight"
-        return whole(self.make(weight.to("cpu", torch.float32)))
+        return whole(self.make(weight.to("cpu", torch.float32).contiguous()))
 
 
 def full_rank(module: TargetModule) -> int:
