@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from manylora.adapters.errors import AdapterNameError
 from manylora.adapters.mix import check_name
-from manylora.adapters.training.methods import option_faults
+from manylora.adapters.training.methods import PROMPTS, option_faults
 from manylora.adapters.training.options.train_options import TrainOptions
 
 
@@ -54,6 +54,8 @@ def _kind(config: TrainOptions) -> list[str]:
     ]
     if config.dtype == "bf16":
         faults.append(f"dtype: method {config.method} trains on an fp32 base; leave it at auto")
+    if config.method in PROMPTS and (config.task != "sft" or config.packing):
+        faults.append(f"method: {config.method} is for task sft, without packing")
     if config.method == "trainable_tokens" and not config.method_option.get("token_indices"):
         faults.append("method: trainable_tokens needs the tokens: --method-option 'token_indices=[1, 2]'")
     return faults

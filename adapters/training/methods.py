@@ -16,18 +16,17 @@ from manylora.adapters.format.kinds.table import OPTIONS
 LORA, FULL = "lora", "full"
 LORA_RATE, FULL_RATE, OTHER_RATE = 2e-4, 2e-5, 1e-3
 
-_VIRTUAL = "its virtual tokens stand before the text, which the trainer does not count"
-_PROMPTS = (
-    "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING",
-)  # fmt: skip
 NOT_TRAINED: Mapping[str, str] = MappingProxyType(
     {
         "BONE": "PEFT has MiSS in its place: --method miss",
+        "CARTRIDGE": "it is distilled from the cache of a long text, which needs a loop of its own",
+        "CPT": "its loss needs the kind of each token with every row",
+        "MULTITASK_PROMPT_TUNING": "it needs the number of the task with every row",
         "POLY": "it needs the number of the task with every row",
         "XLORA": "it needs adapters that are trained already",
-        **dict.fromkeys(_PROMPTS, _VIRTUAL),
     }
 )
+PROMPTS = frozenset(("prompt_tuning", "p_tuning", "prefix_tuning"))  # what has virtual tokens
 
 # Learning rates at which a kind learns, where that is far from OTHER_RATE: those that train few numbers,
 # or numbers that are multiplied by small ones, take high rates.
@@ -45,6 +44,9 @@ _RATES: Mapping[str, float] = MappingProxyType(
         "unilora": 5e-3,
         "tinylora": 5e-3,
         "trainable_tokens": 5e-3,
+        "prompt_tuning": 5e-2,
+        "p_tuning": 2e-3,
+        "prefix_tuning": 1e-2,
         "ln_tuning": 2e-3,
         "beft": 2e-3,
         "road": 2e-3,

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.template import IGNORED, Encoded, EncodedPair, Template
+from manylora.adapters.training.model.virtual_tokens import virtual_tokens
 
 BATCH = 8
 
@@ -55,7 +56,7 @@ def learned_logits(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             use_cache=False,
-            logits_to_keep=columns.to(device),
+            logits_to_keep=(columns + virtual_tokens(model)).to(device),
         )
         logits, chosen = output.logits.float().cpu(), targets[:, columns]
         for row_logits, row_targets in zip(logits, chosen, strict=True):

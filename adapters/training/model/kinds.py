@@ -17,10 +17,12 @@ from transformers.pytorch_utils import Conv1D
 from manylora.adapters.base_models.norms import norms_of
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import TrainingConfigError
+from manylora.adapters.training.methods import PROMPTS
 from manylora.adapters.training.model.targets import has_conv1d, linear_layers, targets
 
 _ALPHAS = ("lora_alpha", "alpha")
 _WITHOUT_RANK = ("oft",)  # its r is the number of blocks, which excludes their size
+_VIRTUAL_TOKENS = 20
 _PLACEHOLDER_STEPS = 1_000_000  # of AdaLoRA, before the number of steps is known
 
 
@@ -61,7 +63,11 @@ def _common(model: Any, config: TrainConfig, defaults: Mapping[str, Any]) -> dic
             values[field] = value
     if "fan_in_fan_out" in defaults:
         values["fan_in_fan_out"] = has_conv1d(model)
-    return values | {"target_modules": _targets(model, config)}
+    if "target_modules" in defaults:
+        return values | {"target_modules": _targets(model, config)}
+    if "target_modules" in config.model_fields_set:
+        raise _absent(config, "target_modules")
+    return values
 
 
 def _rank_and_alpha(config: TrainConfig, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def _fitted(model: Any, method: str) -> dict[str, Any]:
         "vblora": {"vector_length": _divisor(every, 256)},
         "waveft": {"n_frequency": min(2592, weights)},
     }
-    return fitted.get(method, {})
+    return {"num_virtual_tokens": _VIRTUAL_TOKENS} if method in PROMPTS else fitted.get(method, {})
 
 
 def _divisor(number: int, most: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn import functional
@@ -16,6 +17,7 @@ from trl.data_utils import pack_dataset
 
 from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.template import IGNORED, Encoded
+from manylora.adapters.training.model.virtual_tokens import virtual_tokens
 from manylora.adapters.training.trainers.pooled import Pool
 from manylora.adapters.training.trainers.quiet_trainer import QuietTrainer
 
@@ -28,9 +30,10 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
     """
 
     def __init__(self, *args: Any, model: Any, **options: Any) -> None:
-        head = model.get_output_embeddings()
-        self._is_head_adapted = isinstance(head, BaseTunerLayer)  # trained tokens of a tied base
-        with _hidden_head(model) if self._is_head_adapted else nullcontext():
+        is_head_adapted = isinstance(model.get_output_embeddings(), BaseTunerLayer)  # tied trained tokens
+        has_prompt = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+        self._is_own_loss = is_head_adapted or has_prompt  # on any device, since TRL's does not fit
+        with _hidden_head(model) if is_head_adapted else nullcontext():
             super().__init__(*args, model=model, **options)
         self._pools = {"train": Pool(), "eval": Pool()}
 
@@ -41,14 +44,15 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        if not self._is_head_adapted and (self.args.device.type != "cpu" or return_outputs):
+        if not self._is_own_loss and (self.args.device.type != "cpu" or return_outputs):
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             self._pool_fused(inputs, result[0] if return_outputs else result)
             return result
         labels = inputs["labels"][:, 1:]
         columns = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
         fields = {name: value for name, value in inputs.items() if name != "labels"}
-        logits = model(**fields, use_cache=False, logits_to_keep=columns).logits.float()
+        kept = columns + virtual_tokens(self.accelerator.unwrap_model(model))
+        logits = model(**fields, use_cache=False, logits_to_keep=kept).logits.float()
         chosen = labels[:, columns]
         losses = functional.cross_entropy(
             logits.flatten(0, 1), chosen.flatten(), ignore_index=IGNORED, reduction="none"

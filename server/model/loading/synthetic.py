@@ -105,6 +105,8 @@ def _change(delta: ModuleDelta, module: nn.Module, x: torch.Tensor, y: torch.Ten
         return own.float() - y
 
     change = (x.float() @ here(delta.a).T) @ here(delta.b).T * delta.scaling
+    if delta.output_scale is not None:
+        change = change * here(delta.output_scale)
     if delta.b_bias is not None:
         change = change + delta.scaling * here(delta.b_bias)
     if delta.output_scale is not None:
