@@ -15,7 +15,6 @@ from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.classes import Classes, read_classes
 from manylora.adapters.format.config.config import AdapterConfig, parse_config
 from manylora.adapters.format.config.reader import MAX_RANK
-from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
 from manylora.adapters.format.config.targets import Target, select_targets
 from manylora.adapters.format.faults import Faults, shown
 from manylora.adapters.format.files import (
@@ -182,7 +181,7 @@ def _names(directory: Path) -> frozenset[str]:
 
 def _may_be_served(config: Mapping[str, object]) -> bool:
     """Other kinds name their tensors otherwise: comparing those would only repeat the one fault."""
-    return enum_name(config.get("peft_type", "LORA")) in (*OPTIONS, *SOFT_PROMPT_OPTIONS)
+    return enum_name(config.get("peft_type", "LORA")) in OPTIONS
 
 
 def header_bound(base: BaseModel, layout: Layout | None = None) -> int:

@@ -23,7 +23,7 @@ def support_tables() -> str:
         *(
             (f"Options of a config of {kind}", "option", [_option_row(option) for option in options])
             for kind, options in OPTIONS.items()
-            if kind not in KINDS_OF_UPDATES
+            if kind not in KINDS_OF_UPDATES and kind not in SOFT_PROMPT_OPTIONS
         ),
         ("Options that all further kinds have", "option", [_option_row(option) for option in EVERY_KIND]),
         *(

@@ -1,10 +1,11 @@
-"""The kinds of adapters that are served: LoRA, IA3 and VeRA, and one module for each further one."""
+"""The kinds of adapters that are served: LoRA, IA3, VeRA, soft prompts, and one module for each other one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from manylora.adapters.format.config import support
+from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
 from manylora.adapters.format.config.support import Kind, Option, Treatment
 from manylora.adapters.format.config.weight_kind import Kinds, WeightKind
 from manylora.adapters.format.kinds.adalora import ADALORA
@@ -44,6 +45,7 @@ KINDS_OF_UPDATES: Kinds = {kind.peft_type: kind for kind in _ALL}
 OPTIONS: Mapping[str, tuple[Option, ...]] = {
     **support.OPTIONS,
     **{kind.peft_type: kind.options for kind in _ALL},
+    **SOFT_PROMPT_OPTIONS,
 }
 
 # Every kind of PEFT, served or not.

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Artifact, read_artifact
-from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
 from manylora.adapters.format.faults import MAX_FAULTS, MAX_SENTENCE
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.format.kinds.table import OPTIONS
@@ -49,10 +48,7 @@ def read_or_refuse(directory: Path) -> Artifact | None:
 @FUZZ
 @given(
     st.dictionaries(
-        st.sampled_from(
-            [o.key for table in (OPTIONS, SOFT_PROMPT_OPTIONS) for options in table.values() for o in options]
-        )
-        | st.text(max_size=5),
+        st.sampled_from([o.key for options in OPTIONS.values() for o in options]) | st.text(max_size=5),
         json_values,
         max_size=5,
     )

@@ -184,7 +184,7 @@ def test_every_config_class_of_peft_is_served_or_refused_for_its_kind(tmp_path: 
     needed: dict[str, Any] = {"feedforward_modules": []} if kind.value == "IA3" else {}
     if kind.value in SOFT_PROMPT_OPTIONS:
         needed = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 1}
-    if kind.value in OPTIONS or kind.value in SOFT_PROMPT_OPTIONS:
+    if kind.value in OPTIONS:
         faults = Faults()
         parsed = parse_config(config | FOREIGN | needed, faults, KINDS_OF_UPDATES)
         faults.raise_any()
@@ -224,8 +224,7 @@ def test_an_unknown_key_that_says_something_is_never_taken(key: str, value: obje
 def test_no_option_of_peft_counts_as_harmless() -> None:
     """A key that some PEFT reads is in the table of support, or refused."""
     harmless = {key for group in HARMLESS for key in group.keys}
-    every = {**OPTIONS, **SOFT_PROMPT_OPTIONS}
-    served = {option.key for options in every.values() for option in options}
+    served = {option.key for options in OPTIONS.values() for option in options}
     assert not harmless & (served | set(KEYS_OF_PEFT))
 
 

@@ -9,14 +9,12 @@ import pytest
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 
-from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
 from manylora.adapters.format.config.support import INITS, Option, Treatment
 from manylora.adapters.format.kinds.table import KINDS, OPTIONS
 from tests.support.paths import ROOT
 from tests.support.support_tables import kinds_table, support_tables
 
 CONFIGS: dict[str, Any] = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-ALL_OPTIONS = {**OPTIONS, **SOFT_PROMPT_OPTIONS}
 DOCS = ROOT / "docs" / "adapters.md"
 
 
@@ -32,19 +30,19 @@ def test_every_kind_of_the_installed_peft_has_a_row() -> None:
     assert {kind.value for kind in PeftType} <= {kind.peft_type for kind in KINDS}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ALL_OPTIONS if kind != "BONE"])  # which PEFT 0.21 dropped
+@pytest.mark.parametrize("kind", [kind for kind in OPTIONS if kind != "BONE"])  # which PEFT 0.21 dropped
 def test_every_option_of_the_installed_peft_has_a_row(kind: str) -> None:
     fields = {field.name for field in dataclasses.fields(CONFIGS[kind])}
-    assert fields <= {option.key for option in ALL_OPTIONS[kind]}
+    assert fields <= {option.key for option in OPTIONS[kind]}
 
 
 def test_what_has_options_is_served() -> None:
-    assert {kind.peft_type for kind in KINDS if kind.treatment is Treatment.SERVED} == set(ALL_OPTIONS)
+    assert {kind.peft_type for kind in KINDS if kind.treatment is Treatment.SERVED} == set(OPTIONS)
 
 
 @pytest.mark.parametrize(
     ("kind", "option"),
-    [(k, o) for k, options in ALL_OPTIONS.items() for o in options if o.treatment is Treatment.REFUSED],
+    [(k, o) for k, options in OPTIONS.items() for o in options if o.treatment is Treatment.REFUSED],
 )
 def test_an_option_is_off_by_default(kind: str, option: Option) -> None:
     """Otherwise every adapter that PEFT saves would be refused."""
@@ -54,7 +52,7 @@ def test_an_option_is_off_by_default(kind: str, option: Option) -> None:
 
 
 def test_rows_are_unique_and_every_refusal_has_a_reason() -> None:
-    options = ALL_OPTIONS.values()
+    options = OPTIONS.values()
     for names in (
         *([o.key for o in p] for p in options),
         [k.peft_type for k in KINDS],

@@ -41,7 +41,7 @@ def test_every_served_kind_is_trained_or_says_why_not() -> None:
     trained = {name.upper() for name in method_names()} - {FULL.upper()}
     assert trained | (NOT_TRAINED.keys() & OPTIONS.keys()) == OPTIONS.keys()
     assert not trained & NOT_TRAINED.keys()
-    assert {*PROMPTS} <= {*method_names()} or "PROMPT_TUNING" not in OPTIONS
+    assert {*PROMPTS} <= {*method_names()}
     assert trained <= {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
     assert all(0 < rate_of(name) <= 0.1 for name in method_names())
 
