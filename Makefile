@@ -52,14 +52,15 @@ serve: $(RUNTIME) ## Serve MODEL with the example adapters on HOST:PORT.
 	@exec $(BIN)/manylora serve --model $(MODEL) --host $(HOST) --port $(PORT) --adapter-root examples/adapters \
 		$(foreach name,$(EXAMPLES),--adapter $(name)=examples/adapters/$(name))
 
-test: $(DEVELOPMENT) ## Run all tests, one process a core; fetches the real model they need.
+test: $(DEVELOPMENT) ## Run the tests, one process a core; fetches the real model they need.
 	$(BIN)/manylora pull smollm2-135m
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not sweep"
 
 test-fast: $(DEVELOPMENT) ## Run what takes little time and no real model: under 90 seconds on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not real and not slow"
 
-test-all: test fuzz clients ## Everything that tests: an hour and more.
+test-all: test fuzz clients ## Everything that tests, sweeps over all of a sort too: an hour and more.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m sweep
 
 FUZZ_EXAMPLES ?= 1000
 

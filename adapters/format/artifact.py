@@ -181,7 +181,8 @@ def _names(directory: Path) -> frozenset[str]:
 
 def _may_be_served(config: Mapping[str, object]) -> bool:
     """Other kinds name their tensors otherwise: comparing those would only repeat the one fault."""
-    return enum_name(config.get("peft_type", "LORA")) in OPTIONS
+    name = enum_name(config.get("peft_type", "LORA"))
+    return isinstance(name, str) and name in OPTIONS
 
 
 def header_bound(base: BaseModel, layout: Layout | None = None) -> int:

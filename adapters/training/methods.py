@@ -1,8 +1,8 @@
 """The methods that train an adapter: one for each kind that is served, by its name in lower case.
 
-The list is that of the kinds that are served, so one that comes to be served is either trained by its name or
-has a reason in :data:`NOT_TRAINED`; a test compares. What the common options mean to a kind is found in the
-fields of its PEFT config where it is built (``model/kinds.py``).
+A kind that comes to be served is either in :data:`METHODS` or has a reason in :data:`NOT_TRAINED`: a test
+compares them with the table of kinds. That brings torch, and options are shown without. What the common
+options mean to a kind is found in the fields of its PEFT config where it is built (``model/kinds.py``).
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from manylora.adapters.format.config.support import Option, Treatment
-from manylora.adapters.format.kinds.table import OPTIONS
 
 LORA, FULL = "lora", "full"
 LORA_RATE, FULL_RATE, OTHER_RATE = 2e-4, 2e-5, 1e-3
 
+METHODS = (
+    LORA, FULL, "adalora", "beft", "boft", "c3a", "deft", "delora", "fourierft", "frod", "glora", "gralora",
+    "hira", "hra", "ia3", "ln_tuning", "loha", "lokr", "miss", "oft", "osf", "p_tuning", "peanut",
+    "prefix_tuning", "prompt_tuning", "psoft", "pvera", "randlora", "road", "shira", "supertuning",
+    "tinylora", "trainable_tokens", "unilora", "vblora", "vera", "waveft",
+)  # fmt: skip
 NOT_TRAINED: Mapping[str, str] = MappingProxyType(
     {
         "BONE": "PEFT has MiSS in its place: --method miss",
@@ -69,24 +74,18 @@ _OWN = ("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "
         "auto_mapping", "fan_in_fan_out", "bias", "total_step")  # fmt: skip
 
 
-def method_names() -> tuple[str, ...]:
-    """Every method, lora and full first."""
-    kinds = sorted(kind.lower() for kind in OPTIONS if kind not in NOT_TRAINED and kind != "LORA")
-    return (LORA, FULL, *kinds)
-
-
 def check_method(value: str) -> str:
     """``value`` if it is a method.
 
     Raises:
         ValueError: it is none, with the reason where it is a kind that is not trained.
     """
-    if value in method_names():
+    if value in METHODS:
         return value
     reason = NOT_TRAINED.get(value.upper())
     if reason is not None:
         raise ValueError(f"{value} is not trained: {reason}")
-    raise ValueError(f"must be one of {', '.join(method_names())}")
+    raise ValueError(f"must be one of {', '.join(METHODS)}")
 
 
 def rate_of(method: str) -> float:
@@ -98,6 +97,8 @@ def option_faults(method: str, options: Mapping[str, object]) -> list[str]:
     """Why those further options of the PEFT config can't be set, each in a sentence."""
     if method in (LORA, FULL):
         return [f"{key} is set by an option of its own with method {method}" for key in options]
+    from manylora.adapters.format.kinds.table import OPTIONS  # noqa: PLC0415  (brings torch)
+
     known: dict[str, Option] = {option.key: option for option in OPTIONS[method.upper()]}
     return [fault for key in options if (fault := _fault(method, key, known)) is not None]
 

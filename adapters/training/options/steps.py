@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from manylora.adapters.options.option import Option
-from manylora.adapters.training.methods import LORA, check_method, method_names
+from manylora.adapters.training.methods import LORA, METHODS, check_method
 from manylora.adapters.training.options.types import STEPS, Count, Options
 
 
@@ -18,7 +18,7 @@ class StepOptions(Options):
         str,
         Option(
             STEPS, "METHOD",
-            f"lora; another kind of adapter: {', '.join(method_names()[2:])}; or full: train all weights, in "
+            f"lora; another kind of adapter: {', '.join(METHODS[2:])}; or full: train all weights, in "
             "fp32, and save a model of its own (sft).",
             "an adapter is a hundredth of the size of a model, takes a fraction of the memory, and many "
             "share one base; LoRA is the kind with the most options, and the fastest",

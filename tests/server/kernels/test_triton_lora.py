@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from manylora.server.kernels.inputs import BaseProducts, LoraInputs, ModuleShape, lora_inputs
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan
-from manylora.server.kernels.reference.step import target_shapes
+from manylora.server.kernels.reference.step import norm_shapes, target_shapes
 from tests.support.kernel_cases import (
     VECTORS,
     Mix,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 # The widths cross slices of both kinds (512 and 1,024 features), tiles of outputs, and are odd.
 WEIGHTS = random_decoder(Shape(hidden=531, intermediate=1040, heads=3, kv_heads=1, head_dim=24, layers=1))
-SHAPES = target_shapes(WEIGHTS)
+SHAPES = [*target_shapes(WEIGHTS), *norm_shapes(WEIGHTS)]
 PAGES = Pages(WEIGHTS)
 ONE = PAGES.random(1, 1)
 FIVE = PAGES.random(5, 2)
