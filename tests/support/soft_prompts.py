@@ -104,6 +104,11 @@ class SoftPromptPeft:
                 for name, path in paths.items()
             }
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The adapters."""
+        return frozenset(self._of)
+
     @torch.inference_mode()
     def logits(self, ids: Sequence[int], name: str) -> torch.Tensor:
         """Logits [T, V] after each of ``ids``; of an adapter that classifies its scores [1, classes]."""
