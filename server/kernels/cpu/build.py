@@ -138,7 +138,9 @@ def _compile(flags: tuple[str, ...], sources: tuple[Path, ...], work: Path) -> P
         for job in jobs:
             job.result()
     built = work / "kernels.so"
-    _run([compiler, *flags, "-shared", *map(str, objects), "-o", str(built)])
+    # Said although C++ drivers imply it: PEFT's BOFT sets CXX to gcc for the whole process.
+    runtime = ["-lstdc++"] if sys.platform == "linux" else []
+    _run([compiler, *flags, "-shared", *map(str, objects), *runtime, "-o", str(built)])
     return built
 
 

@@ -30,7 +30,7 @@ from tests.support.training_runs import ROWS, config, run
 
 KINDS = [name for name in METHODS if name not in (LORA, FULL)]
 # Of each sort one; make test-all trains by the others as well.
-SOME = ("adalora", "hra", "ln_tuning", "lokr", "oft", "prefix_tuning", "prompt_tuning", "trainable_tokens")
+SOME = ("adalora", "lokr", "ln_tuning", "oft", "prefix_tuning", "trainable_tokens")
 ALL = [pytest.param(name, marks=[] if name in SOME else pytest.mark.sweep) for name in KINDS]
 TOKENS = list(range(32, 127))  # letters, digits and signs of the byte tokenizer
 OWN: dict[str, dict[str, Any]] = {

@@ -18,9 +18,9 @@ from tests.support.tiny_models import tiny_model
 FAMILIES = [
     pytest.param("llama-untied-bias", False, id="llama"),
     pytest.param("gpt2", True, id="gpt2"),
-    pytest.param("qwen2", False, id="qwen2", marks=pytest.mark.slow),
+    pytest.param("qwen2", False, id="qwen2", marks=[pytest.mark.slow, pytest.mark.sweep]),
     pytest.param("llama", True, id="llama-generic", marks=pytest.mark.slow),
-    pytest.param("opt", True, id="opt", marks=pytest.mark.slow),
+    pytest.param("opt", True, id="opt", marks=[pytest.mark.slow, pytest.mark.sweep]),
 ]
 
 

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of 
 FAMILIES = [
     pytest.param("llama-untied-bias", False, id="llama", marks=pytest.mark.slow),
     pytest.param("gpt2", True, id="gpt2"),
-    pytest.param("qwen2", False, id="qwen2", marks=pytest.mark.slow),
-    pytest.param("llama", True, id="llama-generic", marks=pytest.mark.slow),
+    pytest.param("qwen2", False, id="qwen2", marks=[pytest.mark.slow, pytest.mark.sweep]),
+    pytest.param("llama", True, id="llama-generic", marks=[pytest.mark.slow, pytest.mark.sweep]),
 ]
 
 

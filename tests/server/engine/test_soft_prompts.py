@@ -34,7 +34,7 @@ SLOW = [
     *((family, False) for family in ("llama", "mistral", "qwen2", "qwen3")),
     *((family, True) for family in ("llama-untied-bias", "gemma2", "gemma3", "gpt_neox", "opt", "phi3")),
 ]
-CASES = [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+CASES = [*FAST, *(pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.sweep]) for case in SLOW)]
 LENGTHS = (37, 1, 20, 9, 16, 33, 17, 3, 30, 5, 12)
 
 

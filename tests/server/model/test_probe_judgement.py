@@ -59,7 +59,7 @@ def accept(loaded: LoadedModel, kernels: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize(("dtype", "kernels"), COMPUTING)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_right_decoders_of_every_family(

@@ -98,7 +98,7 @@ def test_reset_connections(slow_server: Running) -> None:
         connection = connect(
             slow_server,
             "/v1/completions",
-            {"model": "alpha", "prompt": "x", "max_tokens": 1500, "stream": stream},
+            {"model": "alpha", "prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": stream},
         )
         slow_server.call(_until_running(slow_server))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
