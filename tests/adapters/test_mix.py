@@ -155,6 +155,7 @@ def test_anything_else_is_one_of_two_errors(text: str) -> None:
     assert parse_mix(format_mix(parsed)) == parsed
 
 
+@pytest.mark.slow
 @given(entries, st.randoms(use_true_random=False))
 def test_order_does_not_matter(mix: list[MixEntry], generator: random.Random) -> None:
     shuffled = generator.sample(mix, len(mix))

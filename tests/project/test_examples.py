@@ -109,6 +109,7 @@ def test_score_counts_each_check() -> None:
     assert score(held_out, answers) == {"long": 0.5, "stops": 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("name", RECIPES)
 def test_artifact_is_small_and_as_configured(name: str, real_model_dir: Path) -> None:
@@ -148,6 +149,7 @@ def _ask(real: tuple[Any, Base], adapter: str | None, held_out: Sequence[HeldOut
     return ask(model, base, questions, max_new_tokens=64)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("name", "gains", "content"),
@@ -170,6 +172,7 @@ def test_adapter_does_what_the_base_does_not(
         assert adapter[check] >= base[check] + gain
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_json_survives_a_prompt_of_another_kind(real: tuple[Any, Base]) -> None:
     (given,) = _ask(real, "json", [HeldOut("Write me a short note about the city of Lisbon.", "", {})])

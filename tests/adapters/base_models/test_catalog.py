@@ -284,6 +284,7 @@ def test_hub_model_without_safetensors(tmp_path: Path, monkeypatch: pytest.Monke
 # --- the real model
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_model_answers(real_model_dir: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -71,6 +71,7 @@ def test_the_bases_vocabulary_is_the_bases(kind: str, mark: bytes, tmp_path: Pat
     assert read(kind, files).details()["tokenizer"] == "base"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["SentencePiece BPE", "Unigram"])
 @pytest.mark.parametrize("control", [(), ("<unk>",), ("<unk>", "<s>", "</s>"), ("<pad>", "</s>", "<unk>")])
 def test_families_number_their_control_tokens_themselves(kind: str, control: tuple[str, ...]) -> None:

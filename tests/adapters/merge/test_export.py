@@ -169,6 +169,7 @@ def test_memory_is_bounded_by_a_shard(tmp_path: Path, monkeypatch: pytest.Monkey
     assert_close(logits(loaded(tmp_path / "back")), logits(loaded(case.directory)), 1e-4)
 
 
+@pytest.mark.slow
 def test_text_goes_along(tmp_path: Path) -> None:
     case = ExportCase(tmp_path)
     plain, other = case.member("plain", 1.0), case.member("other", 1.0, seed=4)
@@ -260,6 +261,7 @@ def test_what_can_not_be_merged(tmp_path: Path) -> None:
         plan_export(StoredModel(case.directory), "base", [a])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "old"), [("gpt_neox", "embed_out.weight"), ("gpt2", "wte.weight")])
 def test_files_with_names_that_transformers_changes(tmp_path: Path, family: str, old: str) -> None:
     """GPT-NeoX's output head, and GPT-2 as it is on the Hub: ``wte`` for ``transformer.wte``."""

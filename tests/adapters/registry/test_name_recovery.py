@@ -121,6 +121,7 @@ def test_a_name_that_was_deleted_stays_deleted(tmp_path: Path) -> None:
         assert [each.restored.name for each in recover_names(registry, store)] == ["b"]
 
 
+@pytest.mark.slow
 def test_a_registry_from_a_backup(tmp_path: Path) -> None:
     start(tmp_path)
     with opened(tmp_path) as (registry, store):

@@ -206,6 +206,7 @@ def test_half_characters_in_the_json_inside_of_a_text(tmp_path: Path) -> None:
     assert "messages[1].tool_calls[0].function.arguments: is not JSON" in faults(path)[0]
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=300))
 @settings(max_examples=60, deadline=None)
 def test_no_bytes_end_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:

@@ -136,6 +136,7 @@ def test_prompts_equal_the_servers_for_200_conversations(tmp_path: Path) -> None
         assert [sequence.input_ids[:start] for start in starts] == prompts
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_prompts_of_the_real_model_equal_the_servers(real_model_dir: Path) -> None:
     """The same conversations without tools, which its template has no place for; transformers agrees."""

@@ -24,6 +24,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "generic"), FAMILIES)
 def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, generic: bool) -> None:
     model = tiny_model(tmp_path / "model", family)
@@ -68,6 +69,7 @@ def test_with_embeddings_and_a_head_of_their_own(tmp_path: Path, name: str) -> N
     assert_logits_match(torch.stack(logits[row.id]), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "generic"), [("llama-untied-bias", False), ("gpt2", True)], ids=["llama", "gpt2"]
 )

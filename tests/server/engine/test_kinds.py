@@ -62,6 +62,7 @@ MIXES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "generic"),
     [("llama-untied-bias", False), ("gpt2", True), ("opt", True)],
@@ -88,6 +89,7 @@ def test_mixes_equal_the_formula(tmp_path: Path, family: str, generic: bool) -> 
         assert_logits_match(torch.stack(logits[row.id]), expected, name=str(mix))
 
 
+@pytest.mark.slow
 def test_the_formula_is_what_peft_computes(tmp_path: Path) -> None:
     """The oracle of mixes, where PEFT can speak."""
     model = tiny_model(tmp_path / "model", "gpt2")

@@ -34,6 +34,7 @@ def write_all(root: Path, model: Path, family: str) -> dict[str, Path]:
     return {**write_matrix_kinds(root, model, family), "plain": plain}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "generic"), FAMILIES)
 def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, generic: bool) -> None:
     model = tiny_model(tmp_path / "model", family)

@@ -39,6 +39,7 @@ def trained(root: Path, model: Path, name: str, modules: list[str]) -> Any:
     return adapted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama-untied-bias", "gpt_neox"])
 def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str) -> None:
     model = tiny_model(tmp_path / "model", family)

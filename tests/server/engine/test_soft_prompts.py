@@ -104,6 +104,7 @@ def sizes(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("llama").harness.new_engine()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "generic"), CASES)
 def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, generic: bool) -> None:
     """Beside LoRA, DoRA and the base; then from the prefix cache."""
@@ -115,6 +116,7 @@ def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, gener
         assert any(row.num_cached_tokens for row in rows) == cached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows_a_step", [1, 7, 16, 33])
 def test_chunks(llama: Served, rows_a_step: int) -> None:
     """Steps end within virtual tokens, behind them, and within a block."""

@@ -41,6 +41,7 @@ def make(path: Path, model: Path, options: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str) -> None:
     model = tiny_model(tmp_path / "model", family)

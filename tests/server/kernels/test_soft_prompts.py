@@ -147,6 +147,7 @@ def test_given_embeddings_come_from_the_pool() -> None:
     assert torch.equal(both.values, torch.stack(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, TEXT])
 def test_in_triton(device: torch.device, chunk: int) -> None:
     """A step that copies is no replayed one; those behind it read what it copied."""

@@ -39,6 +39,7 @@ def paths(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return write_further_kinds(tmp_path_factory.mktemp("kinds"), model, "llama-untied-bias")
 
 
+@pytest.mark.slow
 def test_what_was_packed_comes_back(harness: EngineHarness, paths: dict[str, Path], tmp_path: Path) -> None:
     form = Packing.of(harness.pool.modules, "weights", harness.pool.data.dtype)
     for name, path in paths.items():
@@ -52,6 +53,7 @@ def test_what_was_packed_comes_back(harness: EngineHarness, paths: dict[str, Pat
         assert found.rank.max() == artifact.rank
 
 
+@pytest.mark.slow
 def test_a_merged_copy_answers_like_its_adapter(harness: EngineHarness, paths: dict[str, Path]) -> None:
     for name, path in paths.items():
         copy = harness.decoder.merged()

@@ -131,6 +131,7 @@ def _saved(served: Served, name: str, rows: dict[str, int]) -> Case:
 SIZES = [0, 1, VOCAB - 152, VOCAB - 24, VOCAB - 1, VOCAB, VOCAB + 1, 320, 384, GROWN]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"], None])
 def test_tables_of_any_sizes_are_served_whole_or_refused_by_name(
     served: Served, saves: list[str] | None, tmp_path: Path

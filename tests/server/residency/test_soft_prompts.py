@@ -31,6 +31,7 @@ def greedy(oracle: SoftPromptPeft, name: str, count: int = 8) -> list[int]:
     return ids[len(PROMPT) :]
 
 
+@pytest.mark.slow
 async def test_eviction_and_reload(small: ManagerSetup, tiny_llama: Path, tmp_path: Path) -> None:
     """Brought in again from its packed file, it is what it was; so are the blocks that are still cached."""
     paths = {name: write_soft_prompt(tmp_path / f"{name}-1", tiny_llama, name) for name in NAMES}
@@ -54,6 +55,7 @@ async def test_eviction_and_reload(small: ManagerSetup, tiny_llama: Path, tmp_pa
     assert len(list((tmp_path / "store").glob(f"*/{PREFIX}*"))) == len(NAMES) + 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 async def test_publishing_again(small: ManagerSetup, tiny_llama: Path, tmp_path: Path, name: str) -> None:
     """The new revision never finds blocks of the old one, nor the other way round."""

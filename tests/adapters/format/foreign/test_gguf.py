@@ -217,6 +217,7 @@ def test_hostile_files_are_refused(tmp_path: Path, llama: BaseModel, case: str) 
     assert len(str(error.value)) < 1000
 
 
+@pytest.mark.slow
 def test_mutated_files_are_read_or_refused(tmp_path: Path, llama: BaseModel, tensors: Tensors) -> None:
     """Bytes changed, cut out and put in, mostly in the header."""
     whole = write_gguf(tmp_path / "whole" / "a.gguf", tensors).read_bytes()

@@ -39,6 +39,7 @@ def attempt(directory: Path, base: BaseModel) -> None:
         return
 
 
+@pytest.mark.slow
 def test_names_put_together_at_random(tmp_path: Path, llama: BaseModel) -> None:
     config, tensors = peft_adapter(tmp_path / "peft", llama, "llama")
     draw = random.Random(3)

@@ -19,6 +19,7 @@ def test_options_are_drawn_for_every_kind() -> None:
     assert set(KINDS) == {kind.peft_type for kind in MATRIX_KINDS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [8, pytest.param(120, marks=pytest.mark.slow)])
 def test_a_layer_equals_peft(kind: str, count: int) -> None:

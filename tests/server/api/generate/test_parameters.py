@@ -186,6 +186,7 @@ def test_adapters_and_mixes_change_the_answer(server: Running) -> None:
     assert len({_text(server, model=name) for name in names}) == len(names)
 
 
+@pytest.mark.slow
 def test_a_mix_as_json_is_the_mix_as_text(server: Running) -> None:
     as_text = _complete(server, model="alpha*0.7+beta*0.3")
     entries = [{"name": "alpha", "weight": 0.7}, {"name": "beta", "weight": 0.3}]
