@@ -57,6 +57,7 @@ def test_answers_equal_the_servers(llm: LLM, model: Path, adapters: dict[str, Pa
             assert llm.chat(talk, model=name, **asked)[0].text == chat.choices[0].message.content
 
 
+@pytest.mark.slow
 def test_one_prompt_several_prompts_and_token_ids(llm: LLM) -> None:
     one = llm.generate("Hello", max_tokens=4, temperature=0)
     assert len(one) == 1

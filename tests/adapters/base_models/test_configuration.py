@@ -157,6 +157,7 @@ def test_end_tokens_that_are_fine(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"temperature": "hot"}, {"do_sample": False, "temperature": 0.3}])
 def test_settings_that_transformers_refuses(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any]

@@ -218,6 +218,7 @@ def _change(artifact: Artifact, name: str, module: Any) -> torch.Tensor:
     return b @ a
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(GENERATED, max_examples=6)
 @given(data=st.data())

@@ -70,6 +70,7 @@ def test_they_are_valid_before_they_are_changed(tmp_path: Path, kind: str) -> No
     pack(artifact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FURTHER)
 def test_every_tensor_is_needed_in_its_shape_and_finite(tmp_path: Path, kind: str) -> None:
     for i, (key, tensor) in enumerate(valid(kind)[1].items()):
@@ -97,6 +98,7 @@ def numbers_of(kind: str) -> list[str]:
     return [o.key for o in options if o.treatment is Treatment.SERVED and o.key not in common]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FURTHER)
 def test_numbers_of_any_size(tmp_path: Path, kind: str) -> None:
     """An artifact that can be laid out, or an ArtifactError; within a second, whatever the number is."""

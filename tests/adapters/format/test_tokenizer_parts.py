@@ -61,6 +61,7 @@ def older_files(kind: str, directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_the_bases_vocabulary_is_the_bases(kind: str, mark: bytes, tmp_path: Path) -> None:
@@ -83,6 +84,7 @@ def test_families_number_their_control_tokens_themselves(kind: str, control: tup
             read(kind, {"tokenizer.model": _sentencepiece(other, control)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("alone", [True, False])
 def test_tokens_may_be_added(kind: str, alone: bool, tmp_path: Path) -> None:

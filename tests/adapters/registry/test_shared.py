@@ -158,6 +158,7 @@ def test_a_wrong_database_and_password(postgres: str) -> None:
     assert "hush" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_user_who_may_not_make_tables(postgres: str) -> None:
     """The reason is told without the statement."""
     engine = create_engine(f"{postgres.replace('postgresql', 'postgresql+psycopg')}/postgres")

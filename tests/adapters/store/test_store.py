@@ -160,6 +160,7 @@ with store.temporary() as temporary:
 """
 
 
+@pytest.mark.slow
 def test_a_living_process_keeps_its_temporaries_and_a_killed_one_does_not(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OPENER, str(tmp_path / "store")],

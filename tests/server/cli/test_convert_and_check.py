@@ -35,6 +35,7 @@ def checked(path: Path | str, *options: object) -> Any:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("form", ["mlx", "gguf"])
 @pytest.mark.parametrize("family", FAMILIES)

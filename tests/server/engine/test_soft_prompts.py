@@ -125,6 +125,7 @@ def test_chunks(llama: Served, rows_a_step: int) -> None:
         llama.check([name], [llama.row(name, prompt_of(18, 4))])
 
 
+@pytest.mark.slow
 def test_preemption(llama: Served) -> None:
     """Sequences give up their blocks, virtual tokens and all, and are computed again."""
     llama.harness.new_engine(num_blocks=9)
@@ -134,6 +135,7 @@ def test_preemption(llama: Served) -> None:
     assert sum(row.num_preemptions for row in rows) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENS)
 def test_the_prefix_cache(llama: Served, name: str) -> None:
     """Blocks of virtual tokens are found again; those of the base or of another adapter never."""

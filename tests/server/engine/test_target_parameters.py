@@ -76,6 +76,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "options", "expected"), REFUSED)
 def test_what_is_not_served_is_refused_by_name(
     tmp_path: Path, family: str, options: dict[str, Any], expected: str

@@ -181,6 +181,7 @@ def summed_tables(tables: Tables, weights: dict[str, float]) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_only_the_rows_of_a_larger_vocabulary_draw_from_it(llama: Tables) -> None:
     """What the base draws beside them has the bits of what it draws alone."""
     harness = llama.harness

@@ -78,6 +78,7 @@ def logits_of(step: Step, sequence: Sequence_, tokens: int, chunk: int) -> torch
     return torch.cat([step.step(inputs).clone() for inputs in steps_of(sequence, tokens, chunk)])
 
 
+@pytest.mark.slow
 @backends
 @pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 33])
 def test_copied_keys_and_values_are_attended_to(make: Make, tokens: int) -> None:

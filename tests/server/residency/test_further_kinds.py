@@ -84,6 +84,7 @@ async def test_published_evicted_and_loaded_again(
     assert len({*map(tuple, first), tuple(mix)}) > 4
 
 
+@pytest.mark.slow
 def test_the_rank_that_the_config_states_is_limited(harness: EngineHarness, paths: dict[str, Path]) -> None:
     """Not what it comes to in rank pages: 64 for LoHa of rank 12."""
     read_artifact(paths["loha-some"], harness.base, Limits(max_rank=12, max_bytes=MOST))

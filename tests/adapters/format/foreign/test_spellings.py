@@ -105,6 +105,7 @@ def write_spelled(directory: Path, config: Mapping[str, object], tensors: Tensor
     write_artifact(directory, config, renamed(tensors, how))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_any_path_is_the_same_revision(base: BaseModel, family: str, tmp_path: Path, path: str) -> None:
     config, tensors = peft_adapter(tmp_path / "peft", base, family)
@@ -115,6 +116,7 @@ def test_any_path_is_the_same_revision(base: BaseModel, family: str, tmp_path: P
     assert found.conversion.details()["rules"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDINGS)
 def test_any_ending_is_the_same_revision(base: BaseModel, family: str, tmp_path: Path, end: str) -> None:
     config, tensors = peft_adapter(tmp_path / "peft", base, family, dtype=torch.bfloat16)
@@ -123,6 +125,7 @@ def test_any_ending_is_the_same_revision(base: BaseModel, family: str, tmp_path:
     assert read(tmp_path / "out", base).digest == read(tmp_path / "peft", base).digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "end"), list(product(PATHS, ("default", "down and up", "lower case"))))
 def test_paths_and_endings_together(tmp_path: Path, path: str, end: str) -> None:
     base = tiny_base("llama")

@@ -220,6 +220,7 @@ def _refusal(name: str, delta: ModuleDelta) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_many_tensors_a_module_fit_in_the_header(tmp_path: Path) -> None:
     names = [f"model.layers.{layer}.q_proj" for layer in range(40)]
     base = replace(BASE, modules={name: TargetModule(name, 8, 8) for name in names})

@@ -74,6 +74,7 @@ def test_no_name_is_the_end_of_another_route(admin: Admin, files: Path, word: st
     assert admin.ask("GET", f"/{word}/{word}").status_code in {404, 405, 400}
 
 
+@pytest.mark.slow
 def test_every_end_of_a_route_is_known(admin: Admin) -> None:
     paths = _openapi(admin)["paths"]
     ends = {path.rpartition("}/")[2] for path in paths if path.startswith("/v1/adapters/{name}/")}

@@ -45,6 +45,7 @@ def test_an_admin_key_opens_everything(both: Running, key: str) -> None:
     assert _ask(both, ANSWER, BODY, key) == (200, None)
 
 
+@pytest.mark.slow
 def test_another_key_does_not_manage_adapters(both: Running) -> None:
     assert _ask(both, ANSWER, BODY, "user") == (200, None)
     assert _ask(both, *ADMIN, "user") == (403, "admin_key_needed")

@@ -42,6 +42,7 @@ def _exchange(server: Running, name: str, version: str, *headers: str) -> tuple[
     return head.decode().lower().split("\r\n"), rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REQUESTS)
 @pytest.mark.parametrize("headers", [[], ["Connection: keep-alive"], ["Expect: 100-continue"]])
 def test_http_1_0(server: Running, name: str, headers: list[str]) -> None:

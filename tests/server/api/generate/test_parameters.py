@@ -25,6 +25,7 @@ def _text(server: Running, **fields: Any) -> str:
     return str(_complete(server, **fields)["choices"][0]["text"])
 
 
+@pytest.mark.slow
 def test_temperature_zero_is_greedy_and_not_dropped(server: Running) -> None:
     assert len({_text(server, temperature=0) for _ in range(3)}) == 1
     assert len({_text(server, temperature=2, seed=seed) for seed in range(3)}) == 3

@@ -79,6 +79,7 @@ def test_ids_and_scores_are_left_out_unless_asked_for(
     assert "prompt_logprobs" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_scores_of_the_prompt_are_those_of_an_echo(server: Running, count: int) -> None:
     ids = prompt_of(server, CHAT_BODY)

@@ -124,6 +124,7 @@ def test_unknown_fields_are_taken_and_named(
     assert checked_error(refused.json())["code"] == "unknown_parameter"
 
 
+@pytest.mark.slow
 def test_a_lenient_server_still_refuses_what_it_knows(lenient: Running) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"temperature": 9, "x": 1}, "temperature"),

@@ -44,6 +44,7 @@ def test_routes_and_keys(prefixed: Running) -> None:
     assert statuses[""][:2] == [401, 401]
 
 
+@pytest.mark.slow
 def test_links_have_the_prefix(prefixed: Running) -> None:
     root = prefixed.service.config.root_path.rstrip("/")
     answer = httpx.put(

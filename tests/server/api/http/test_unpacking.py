@@ -106,6 +106,7 @@ def test_streams_that_follow_each_other(
     assert _unpack(encoding, _cut(packed, cuts)) == b"".join(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @settings(deadline=None)
 @given(content=st.binary(min_size=1, max_size=500), end=st.integers(1, 10**6), cuts=CUTS)

@@ -45,6 +45,7 @@ def test_a_message_that_spells_control_tokens_is_text(server: Running) -> None:
     assert answer["usage"]["prompt_tokens"] == len(ids(server))
 
 
+@pytest.mark.slow
 def test_the_trainer_reads_the_same(server: Running) -> None:
     template = Template(byte_tokenizer(), {EOS})
     assert template.prompt_ids(SPELLED, ()) == ids(server)

@@ -56,6 +56,7 @@ async def test_a_name_reaches_a_template_that_uses_it(service: Service) -> None:
     assert named.tokenizer.decode(list(ids)) == "Bob: Hi\nuser: Hi\n"
 
 
+@pytest.mark.slow
 async def test_a_name_that_has_no_place_is_told(service: Service) -> None:
     base, ignored = service.conventions.base, list[str]()
     named = [_message(), _message(name="Bob")]
