@@ -22,12 +22,11 @@ from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.decoders.generic import GenericDecoder
 from manylora.server.model.decoders.quantize import (
-    INT8,
     NONE,
     check_available,
     check_widths,
     quantization_config,
-    separate_rows,
+    take_codes,
 )
 from manylora.server.model.text.tokenizer import Tokenizer
 
@@ -112,10 +111,10 @@ def load_model(
     _check_complete(directory, report["missing_keys"])
     model = model.eval().requires_grad_(False)
     digest = _fingerprint(model, directory, quantize)
-    if quantize == INT8:
-        separate_rows(model)
     if quantize == NONE:
         model = model.to(torch_device)
+    else:
+        take_codes(model, torch_dtype)
     return LoadedModel(
         hf=model,
         quantize=quantize,
