@@ -10,11 +10,10 @@ import torch
 from manylora.server.kernels.buffers import total_bytes
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.huge_pages import Arena
-from manylora.server.kernels.weights import DecoderWeights, LayerWeights, dense, stack_biases
+from manylora.server.kernels.weights import MATRICES, DecoderWeights, LayerWeights, dense, stack_biases
 
 _BLOCK = 32  # outputs of a packed block
 _LINE = 64  # bytes a piece of an arena may be rounded up by
-MATRICES = ("qkv", "o", "gate_up", "down")  # of a layer
 
 
 class PackedWeights:
@@ -25,15 +24,20 @@ class PackedWeights:
         self._keep: list[torch.Tensor] = []
         self._arena = Arena(_packed_bytes(weights))
         self._matrices: list[dict[str, torch.Tensor]] = []  # of each layer
-        self._layers = (abi.Layer * len(weights.layers))(*(self._layer(layer) for layer in weights.layers))
+        self._norm_weight = weights.norm_weight
+        cos, sin = ([self._vector(table) for table in tables] for tables in (weights.cos, weights.sin))
+        layers = [self._layer(layer) for layer in weights.layers]
+        for packed, layer in zip(layers, weights.layers, strict=True):
+            if layer.rope is not None:
+                packed.cos, packed.sin = cos[layer.rope], sin[layer.rope]
+        self._layers = (abi.Layer * len(layers))(*layers)
         vocab, hidden = weights.lm_head.shape
+        q_norm = weights.layers[0].q_norm
         self.decoder = abi.Decoder(
             layer=self._layers,
             embedding=self._hold(weights.embedding.contiguous()),
-            final_norm=self._vector(weights.final_norm),
+            final_norm=self._norm(weights.final_norm),
             lm_head=self._hold(self._matrix("lm_head", weights.lm_head)),
-            cos=self._vector(weights.cos),
-            sin=self._vector(weights.sin),
             layers=len(weights.layers),
             hidden=hidden,
             intermediate=weights.intermediate,
@@ -41,9 +45,19 @@ class PackedWeights:
             heads=weights.n_heads,
             kv_heads=weights.n_kv_heads,
             head_dim=weights.head_dim,
-            positions=weights.cos.shape[0],
+            positions=weights.cos.shape[1],
             eps=weights.eps,
             scale=weights.scale,
+            score_cap=weights.score_cap or 0.0,
+            embedding_scale=weights.embedding_scale,
+            residual_scale=weights.residual_scale,
+            logit_scale=weights.logit_scale,
+            logit_cap=weights.logit_cap or 0.0,
+            turned=2 * weights.cos.shape[2],
+            activation=abi.ACTIVATIONS[weights.activation],
+            qkv_modules=len(weights.modules_of(0, "qkv")),
+            gate_up_modules=len(weights.modules_of(0, "gate_up")),
+            joint_qk_norm=q_norm is not None and len(q_norm) != weights.head_dim,
         )
 
     def copy_layers(self) -> ctypes.Array[abi.Layer]:
@@ -58,10 +72,14 @@ class PackedWeights:
     def rows(self, layer: int, name: str, rows: range, inputs: int) -> torch.Tensor:
         """Rows of a packed matrix ("qkv", "o", "gate_up" or "down") as they were given, [rows, inputs].
 
-        Of "gate_up" they must be the gate's or the up projection's, all of them.
+        Of "gate_up" they must be the gate's or the up projection's, all of them, or both.
         """
         pairs = self._matrices[layer][name].view(torch.int32).view(-1, inputs // 2, _BLOCK)
         if name == "gate_up":
+            half = pairs.shape[0] * _BLOCK // 2
+            if len(rows) > half:
+                parts = (range(half), range(half, 2 * half))
+                return torch.cat([self.rows(layer, name, part, inputs) for part in parts])
             first = 0 if rows.start == 0 else _BLOCK // 2
             blocks, skipped = pairs[:, :, first : first + _BLOCK // 2], 0
         else:
@@ -74,27 +92,32 @@ class PackedWeights:
         packed = {name: self._matrix(name, dense(getattr(layer, name))) for name in MATRICES}
         self._matrices.append(packed)
         return abi.Layer(
-            input_norm=self._vector(layer.input_norm),
+            input_norm=self._norm(layer.input_norm),
             qkv=packed["qkv"].data_ptr(),
             qkv_bias=self._bias("qkv", layer.qkv_bias),
-            q_norm=self._vector(layer.q_norm),
-            k_norm=self._vector(layer.k_norm),
+            q_norm=self._norm(layer.q_norm),
+            k_norm=self._norm(layer.k_norm),
             o=packed["o"].data_ptr(),
             o_bias=self._bias("o", layer.o_bias),
-            post_norm=self._vector(layer.post_norm),
+            post_norm=self._norm(layer.post_norm),
             gate_up=packed["gate_up"].data_ptr(),
             gate_up_bias=self._bias("gate_up", layer.gate_up_bias),
             down=packed["down"].data_ptr(),
             down_bias=self._bias("down", layer.down_bias),
             window=0 if layer.window is None else layer.window,
+            attention_norm=self._norm(layer.attention_norm),
+            mlp_norm=self._norm(layer.mlp_norm),
         )
 
     def _hold(self, tensor: torch.Tensor) -> int:
         self._keep.append(tensor)
         return tensor.data_ptr()
 
-    def _vector(self, tensor: torch.Tensor | None) -> int | None:
-        return None if tensor is None else self._hold(tensor.float().contiguous())
+    def _vector(self, tensor: torch.Tensor) -> int:
+        return self._hold(tensor.float().contiguous())
+
+    def _norm(self, weight: torch.Tensor | None) -> int | None:
+        return None if weight is None else self._vector(self._norm_weight(weight))
 
     def _bias(self, name: str, bias: torch.Tensor | None) -> int | None:
         return None if bias is None else self._hold(_padded_bias(name, bias))
@@ -139,7 +162,7 @@ class MergedLayers:
             setattr(self.layers[layer], f"{name}_bias", padded.data_ptr())
 
     def _put_norm(self, layer: int, name: str, weight: torch.Tensor) -> None:
-        wide = weight.float().contiguous()
+        wide = self._weights.norm_weight(weight).float().contiguous()
         self._keep.append(wide)
         if layer == len(self.layers):
             self.final_norm = wide.data_ptr()
