@@ -11,12 +11,12 @@ import torch
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.build import KernelBuildError
 from manylora.server.kernels.cpu.library import Library, best_library
-from manylora.server.kernels.cpu.pack import MATRICES, MergedLayers, PackedWeights
+from manylora.server.kernels.cpu.pack import MergedLayers, PackedWeights
 from manylora.server.kernels.cpu.packed_codes import unfit
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, CacheRun, LoraInputs, StepInputs
-from manylora.server.kernels.weights import DecoderWeights, MergedWeights, QuantizedMatrix
+from manylora.server.kernels.weights import MATRICES, DecoderWeights, MergedWeights, QuantizedMatrix
 
 _MAX_HEAD_DIM = 256
 
@@ -102,6 +102,8 @@ class NativeStep:
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step. Returns fp32 logits [R, V] of ``inputs.logits_rows``, valid until the next step.
+
+        Where ``inputs.hidden`` is given they are the head's product alone, as of the reference.
 
         Raises:
             ValueError: an index of the inputs lies outside what this step owns; nothing was run.
@@ -198,8 +200,9 @@ def _unsupported_weights(weights: DecoderWeights) -> str | None:
         return f"the weights are {dtype}, the kernels need bfloat16"
     if weights.head_dim % 16 or weights.head_dim > _MAX_HEAD_DIM:
         return f"head size {weights.head_dim} is not a multiple of 16 up to {_MAX_HEAD_DIM}"
-    if hidden % 16 or weights.intermediate % 16:
-        return f"layer widths {hidden} and {weights.intermediate} are not multiples of 16"
+    inner = 32 if "gate_up" in weights.stacked else 16
+    if hidden % 16 or weights.intermediate % inner:
+        return f"layer widths {hidden} and {weights.intermediate} are not multiples of 16 and {inner}"
     if weights.n_heads % weights.n_kv_heads:
         return f"{weights.n_heads} heads do not divide into {weights.n_kv_heads} groups"
     return _unsupported_codes(weights)

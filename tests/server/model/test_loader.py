@@ -29,7 +29,7 @@ from manylora.server.model.loading.loader import (
 )
 from manylora.server.options.settings import Settings
 from manylora.server.service import build_service
-from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, tiny_model
+from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, costly, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -210,7 +210,7 @@ def test_what_can_not_be_loaded_is_refused_with_a_reason(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", costly(FAMILIES))
 def test_the_decoder_that_fits(tmp_path: Path, family: str) -> None:
     loaded = load(tiny_model(tmp_path, family))
     kinds = [type(decoder) for decoder in decoder_candidates(loaded)]
@@ -231,7 +231,7 @@ def test_both_decoders_name_the_same_modules(tiny_llama: Path) -> None:
     assert list(FusedDecoder(loaded.hf, 512).modules) == list(GenericDecoder(loaded.hf).modules)
 
 
-@pytest.mark.parametrize("change", [{"hidden_act": "gelu"}, {"model_type": "gemma"}])
+@pytest.mark.parametrize("change", [{"hidden_act": "gelu"}, {"model_type": "olmo"}])
 def test_what_the_fused_decoder_does_not_do(tmp_path: Path, change: dict[str, Any]) -> None:
     loaded = load(tiny_model(tmp_path, "llama", **change, head_dim=16))
     assert FusedDecoder.unsupported(loaded.hf)

@@ -129,7 +129,7 @@ def test_in_bitsandbytes_rows_affect_each_other() -> None:
 
 @torch.inference_mode()
 def test_in_bitsandbytes_a_product_changes_the_scales() -> None:
-    """Why 4-bit layers are replaced on a CPU with AVX-512 BF16: when this fails, they need not be any more."""
+    """Why 4-bit layers are replaced on a CPU with AVX-512 BF16: when this fails, they need not be."""
     layer = layer_of("nf4", nested=False)
     before = layer.weight.quant_state.absmax.clone()
     layer(rows_with_outliers())
