@@ -122,8 +122,9 @@ class Layer:
         """``x`` [T, h hd] as [T, h, hd], normalized: each head, or all together if the norm is so wide."""
         size = self._weights.head_dim
         if norm in self._norms and len(self._norms[norm]) != size:
-            return self._norm(norm, x, lora).unflatten(-1, (-1, size))
-        return self._norm(norm, x.unflatten(-1, (-1, size)), lora)
+            x = self._norm(norm, x, lora)
+            return x.view(len(x), -1, size)
+        return self._norm(norm, x.view(len(x), -1, size), lora)
 
     def _mlp(self, h: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
         gate, up = self._product("gate_up", h, lora).chunk(2, dim=-1)

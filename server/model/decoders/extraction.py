@@ -112,14 +112,12 @@ def _layer_types(config: Any) -> list[str]:
 
 def _layer_weights(layer: Any, config: Any, family: Family) -> LayerWeights:
     linears = {name: [layer.get_submodule(n) for n in family.modules[name]] for name in MATRICES}
-    matrices: dict[str, Matrix] = {name: _stack_weights(group) for name, group in linears.items()}
-    biases = {f"{name}_bias": _stack_biases(group) for name, group in linears.items()}
-    norms = {name: layer.get_submodule(module).weight.detach() for name, module in family.norms.items()}
-    absent = dict.fromkeys(("input_norm", "q_norm", "k_norm", "post_norm"))
+    fields: dict[str, Any] = dict.fromkeys(("input_norm", "q_norm", "k_norm", "post_norm"))
+    fields |= {name: _stack_weights(group) for name, group in linears.items()}
+    fields |= {f"{name}_bias": _stack_biases(group) for name, group in linears.items()}
+    fields |= {name: layer.get_submodule(module).weight.detach() for name, module in family.norms.items()}
     return LayerWeights(
-        **matrices,
-        **biases,
-        **(absent | norms),
+        **fields,
         window=_window_of(layer.self_attn, config, family),
         rope=_rope_of(layer.self_attn, config, family),
     )

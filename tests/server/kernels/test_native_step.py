@@ -18,7 +18,7 @@ import torch
 
 from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.cpu.build import Variant, usable_variants
-from manylora.server.model.decoders.fused import extract_weights
+from manylora.server.model.decoders.extraction import extract_weights
 from manylora.server.model.loading.loader import load_model
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import Answer, EngineHarness
