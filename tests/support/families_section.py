@@ -1,4 +1,4 @@
-"""The section of ``docs/models.md`` that lists the fused decoder's families; run as a module it is rewritten."""
+"""The section of ``docs/models.md`` on families of the fused decoder; run as a module it is rewritten."""
 
 from __future__ import annotations
 
