@@ -71,6 +71,17 @@ def rope(**settings: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 1e4, **settings}}
 
 
+LONG_ROPE = {
+    "original_max_position_embeddings": 128,
+    **rope(
+        rope_type="longrope",
+        short_factor=[1.0] * 8,
+        long_factor=[4.0] * 8,
+        original_max_position_embeddings=128,
+    ),
+}
+
+
 @pytest.mark.parametrize(
     ("family", "config", "wanted", "expected"),
     [
@@ -85,18 +96,11 @@ def rope(**settings: Any) -> dict[str, Any]:
         ("llama", rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=128), None, 512),
         (
             "phi3",
-            {
-                "original_max_position_embeddings": 128,
-                **rope(
-                    rope_type="longrope",
-                    short_factor=[1.0] * 8,
-                    long_factor=[4.0] * 8,
-                    original_max_position_embeddings=128,
-                ),
-            },
+            LONG_ROPE,
             None,
             128,
         ),
+        ("phi3", LONG_ROPE, 300, 300),
         (
             "gemma3",
             {
