@@ -141,7 +141,7 @@ def test_a_model_that_does_not_state_its_context() -> None:
 
 def config_of(family: str, overrides: dict[str, Any]) -> Any:
     settings = {"max_position_embeddings": 512, "hidden_size": 64, "num_attention_heads": 4}
-    settings |= {"num_key_value_heads": 2, **FAMILIES[family], **overrides}
+    settings |= {"num_key_value_heads": 2, "num_hidden_layers": 2, **FAMILIES[family], **overrides}
     return AutoConfig.for_model(settings.pop("model_type", family), **settings)
 
 
