@@ -1,4 +1,4 @@
-"""Linear layers of a quantized base, on what bitsandbytes stores.
+"""Linear layers of a quantized base: on what bitsandbytes stores, or on codes of a checkpoint.
 
 4-bit layers are bitsandbytes' own ``Linear4bit``, whose rows do not depend on each other. Of 8-bit layers
 only the stored weights are taken, because there they do: ``Linear8bitLt`` computes every input column in
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from manylora.server.kernels.buffers import total_bytes
+from manylora.server.kernels.reference.coded.linear import CodedLinear
 
 _PACKED_OUTPUTS = 32  # whose 4-bit codes bitsandbytes keeps together for CPUs with AVX-512 BF16
 
@@ -71,7 +72,7 @@ class Quantized:
     """A quantized layer as the step takes it: :class:`manylora.server.kernels.weights.QuantizedLayer`."""
 
     def __init__(self, module: Any) -> None:
-        """``module``: an :class:`Int8Linear` or bitsandbytes' ``Linear4bit``."""
+        """``module``: an :class:`Int8Linear`, a :class:`CodedLinear` or bitsandbytes' ``Linear4bit``."""
         self._module = module
 
     @property
@@ -83,7 +84,7 @@ class Quantized:
         return total_bytes(layer_tensors(self._module))
 
     def weight(self) -> torch.Tensor:
-        if isinstance(self._module, Int8Linear):
+        if isinstance(self._module, Int8Linear | CodedLinear):
             return self._module.dequantized()
         return dequantize_4bit(self._module)
 
@@ -114,6 +115,9 @@ def dequantize_4bit(layer: Any) -> torch.Tensor:
 def layer_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     """Everything that takes memory in ``module`` and below it, the scales of 4-bit weights included."""
     yield from module.buffers()
+    for layer in module.modules():
+        if isinstance(layer, CodedLinear):
+            yield from layer.tensors
     for parameter in module.parameters():
         yield parameter.data
         state: Any = getattr(parameter, "quant_state", None)

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.base_models.widths import unfit_for_nf4
 from manylora.server.errors import ConfigError, ModelRefused
+from manylora.server.kernels.reference.coded.linear import CodedLinear
 from manylora.server.kernels.reference.quantized import Int8Linear, Quantized
 
 NONE, NF4, INT8 = "none", "nf4", "int8"
@@ -94,7 +95,7 @@ def unrounded_activations(model: nn.Module) -> Iterator[None]:
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether a linear layer holds codes instead of its weight."""
-    return isinstance(module, Int8Linear) or hasattr(getattr(module, "weight", None), "quant_state")
+    return isinstance(module, Int8Linear | CodedLinear) or hasattr(getattr(module, "weight", None), "quant_state")
 
 
 def weight_of(module: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from manylora.adapters.base_models import packaged as packaged_module
 from manylora.adapters.base_models.catalog import resolve_model
-from manylora.adapters.base_models.gguf import convert_gguf
+from manylora.adapters.base_models.gguf.convert import convert_gguf
 from manylora.adapters.base_models.packaged import PACKAGED, PackagedModel
 from manylora.adapters.errors import BaseModelError
 from tests.support.gguf_file import write_gguf

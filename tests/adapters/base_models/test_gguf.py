@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from manylora.adapters.base_models.gguf import convert_gguf, module_name, unpermute
+from manylora.adapters.base_models.gguf.convert import convert_gguf, module_name, unpermute
 from manylora.adapters.errors import BaseModelError
 from tests.support.gguf_file import write_gguf
 
