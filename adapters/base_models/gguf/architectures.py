@@ -31,14 +31,34 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 # Without the architecture's name in front.
 KNOWN_KEYS = frozenset(
-    "context_length embedding_length block_count feed_forward_length vocab_size tensor_data_layout "
-    "attention.head_count attention.head_count_kv attention.key_length attention.value_length "
-    "attention.layer_norm_rms_epsilon rope.dimension_count rope.freq_base rope.scaling.type "
-    "rope.scaling.factor rope.scaling.original_context_length "
-    "rope.scaling.finetuned".split()
+    [
+        "context_length",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+        "vocab_size",
+        "tensor_data_layout",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.finetuned",
+    ]
 )
 # Of no account when they are 0, false or empty, as converters write them for models that have none.
 IDLE_KEYS = frozenset(
-    "expert_count expert_used_count attention.sliding_window attention.clamp_kqv logit_scale "
-    "use_parallel_residual".split()
+    [
+        "expert_count",
+        "expert_used_count",
+        "attention.sliding_window",
+        "attention.clamp_kqv",
+        "logit_scale",
+        "use_parallel_residual",
+    ]
 )

@@ -78,7 +78,9 @@ def _check_keys(model: GgufModel) -> None:
         name = key.removeprefix(prefix)
         if not key.startswith(prefix) or name in KNOWN_KEYS or (name in IDLE_KEYS and not value):
             continue
-        raise BaseModelError(f"{model.name}: {key} = {shown(value)} is not taken into account, so it is not read")
+        raise BaseModelError(
+            f"{model.name}: {key} = {shown(value)} is not taken into account, so it is not read"
+        )
 
 
 def _head_dim(model: GgufModel, width: int, heads: int) -> int:
@@ -115,7 +117,9 @@ def _llama3(model: GgufModel, factors: torch.Tensor, theta: float, head_dim: int
     wanted = {**_LLAMA3, "factor": factor}
     expected = _llama3_factors(theta, head_dim, factor)
     if len(factors) != len(expected) or not torch.allclose(factors.double(), expected, rtol=_CLOSE, atol=0):
-        raise BaseModelError(f"{model.name}: its rope_freqs.weight are not the factors of Llama 3, and not read")
+        raise BaseModelError(
+            f"{model.name}: its rope_freqs.weight are not the factors of Llama 3, and not read"
+        )
     return wanted
 
 

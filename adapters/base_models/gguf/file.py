@@ -119,7 +119,9 @@ class GgufModel:
         """
         value = self.metadata.get(f"{self.architecture.name}.{key}")
         if type(value) is not int or value <= 0:
-            raise BaseModelError(f"{self.name}: {self.architecture.name}.{key} is {shown(value)}, not a count")
+            raise BaseModelError(
+                f"{self.name}: {self.architecture.name}.{key} is {shown(value)}, not a count"
+            )
         return value
 
     def _ordered(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -158,7 +160,9 @@ class GgufModel:
     def _named(self, name: str) -> str:
         found = module_name(name)
         if found is None:
-            raise BaseModelError(f"{self.name}: tensor {shown(name)} is not known to {self.architecture.name}")
+            raise BaseModelError(
+                f"{self.name}: tensor {shown(name)} is not known to {self.architecture.name}"
+            )
         return found
 
     @contextmanager
@@ -179,5 +183,3 @@ def module_name(name: str) -> str | None:
         return f"model.layers.{int(block[1])}.{_BLOCK[block[2]]}.{block[3]}"
     outer = re.fullmatch(r"(\w+)\.weight", name)
     return f"{_OUTER[outer[1]]}.weight" if outer and outer[1] in _OUTER else None
-
-

@@ -28,8 +28,8 @@ from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, ModuleShape, StepInputs
 from manylora.server.kernels.reference import sampling
 from manylora.server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring, plan_attention
-from manylora.server.kernels.reference.lora import LoraDelta, LoraPlanner
 from manylora.server.kernels.reference.coded.linear import CodedLinear
+from manylora.server.kernels.reference.lora import LoraDelta, LoraPlanner
 from manylora.server.kernels.reference.quantized import Int8Linear, layer_tensors
 from manylora.server.kernels.reference.soft_prompts import fill_cache, prompt_rows
 from manylora.server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary

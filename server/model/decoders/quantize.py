@@ -95,7 +95,9 @@ def unrounded_activations(model: nn.Module) -> Iterator[None]:
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether a linear layer holds codes instead of its weight."""
-    return isinstance(module, Int8Linear | CodedLinear) or hasattr(getattr(module, "weight", None), "quant_state")
+    return isinstance(module, Int8Linear | CodedLinear) or hasattr(
+        getattr(module, "weight", None), "quant_state"
+    )
 
 
 def weight_of(module: Any) -> torch.Tensor:

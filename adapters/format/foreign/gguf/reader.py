@@ -117,7 +117,9 @@ class _Reader:
 
     def take(self, count: int) -> bytes:
         if count > len(self._content) - self.place:
-            raise FileFault(f"{self._name} is truncated, or its header has more than {len(self._content):,} bytes")
+            raise FileFault(
+                f"{self._name} is truncated, or its header has more than {len(self._content):,} bytes"
+            )
         part = self._content[self.place : self.place + count]
         self.place += count
         return part

@@ -14,6 +14,7 @@ import torch
 _PER_WORD = 8  # codes in an int32
 # Where AWQ's files have the codes of eight consecutive outputs: code i of a word belongs to output _AWQ[i].
 _AWQ = (0, 2, 4, 6, 1, 3, 5, 7)
+_ONES = 0x11111111  # one in each code of a word
 _CHUNK = 256  # outputs that are laid out anew together
 
 
@@ -22,7 +23,7 @@ class GroupCodes:
     """A matrix in 4 bits, with scales and zero points for groups of inputs."""
 
     codes: torch.Tensor  # [out, in / 2] uint8: inputs 2i in the low half of byte i, 2i + 1 in the high half
-    zeros: torch.Tensor  # [out, groups] uint8, 0 to 16: version 1 of GPTQ's files stores one less
+    zeros: torch.Tensor  # [out, groups] uint8, 0 to 15
     scales: torch.Tensor  # [out, groups] float16, bfloat16 or float32
     group: torch.Tensor | None = None  # [in] int32, the group of each input; None: they follow each other
 
@@ -58,7 +59,7 @@ def from_gptq(
     scales: torch.Tensor,
     group: torch.Tensor | None,
     *,
-    zero_offset: int,
+    stored_less: int,
 ) -> GroupCodes:
     """The codes of a layer as GPTQ's files have them.
 
@@ -67,14 +68,15 @@ def from_gptq(
         qzeros: [groups, out / 8] int32, eight outputs a word.
         scales: [groups, out].
         group: [in] of each input, or None where they follow each other.
-        zero_offset: what is added to stored zero points: 1 in version 1 of the format, 0 in version 2.
+        stored_less: by how much less zero points are stored: 1 in version 1 of the format, 0 in version 2. It
+            was taken from whole words, and a zero point of 0 borrowed from its neighbour.
     """
     inputs, outputs = qweight.shape[0] * _PER_WORD, qweight.shape[1]
     codes = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device=qweight.device)
     for start in range(0, outputs, _CHUNK):
         words = qweight[:, start : start + _CHUNK]
         codes[start : start + _CHUNK] = _paired(_unpacked(words.T).flatten(1))
-    zeros = (_unpacked(qzeros).flatten(1) + zero_offset).T.contiguous()
+    zeros = _unpacked(qzeros + stored_less * _ONES).flatten(1).T.contiguous()
     return GroupCodes(codes, zeros, scales.T.contiguous(), group)
 
 

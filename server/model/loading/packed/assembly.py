@@ -93,7 +93,9 @@ def _check_shapes(name: str, skeleton: Any, weights: PackedWeights) -> None:
     for tensor, shape in found.items():
         if tensor in state and tuple(state[tensor].shape) != shape:
             wanted = list(state[tensor].shape)
-            raise ModelRefused(f"{name}: {shown(tensor)} has the shape {list(shape)}, the model's is {wanted}")
+            raise ModelRefused(
+                f"{name}: {shown(tensor)} has the shape {list(shape)}, the model's is {wanted}"
+            )
 
 
 def _fingerprint(weights: PackedWeights) -> str:

@@ -31,7 +31,7 @@ class _Layout:
 
     method: str  # "gptq" or "awq"
     group_size: int  # inputs that share a scale; -1: all of them
-    zero_offset: int  # what is added to stored zero points
+    stored_less: int  # by how much less zero points are stored
 
 
 def group_weights(
@@ -70,7 +70,9 @@ def _layout(directory: Path, settings: Mapping[str, Any]) -> _Layout:
     method = settings.get("quant_method")
     bits = settings.get("bits", settings.get("w_bit"))
     if bits != _BITS:
-        raise ModelRefused(f"{directory}: {_title(method)} in {shown(bits)} bits is not served: {_BITS} bits are")
+        raise ModelRefused(
+            f"{directory}: {_title(method)} in {shown(bits)} bits is not served: {_BITS} bits are"
+        )
     size = settings.get("group_size", settings.get("q_group_size", -1))
     if type(size) is not int or not (size == -1 or size > 0):
         raise ModelRefused(f"{directory}: the group_size {shown(size)} of its quantization_config is no size")
@@ -115,7 +117,7 @@ def _codes(name: str, parts: Mapping[str, torch.Tensor], layout: _Layout) -> Gro
             raise ModelRefused(f"{name}: {inputs} inputs are no groups of {size}")
         return from_awq(qweight, qzeros, scales)
     group = _group_order(name, parts.get("g_idx"), inputs, size, groups)
-    return from_gptq(qweight, qzeros, scales, group, zero_offset=layout.zero_offset)
+    return from_gptq(qweight, qzeros, scales, group, stored_less=layout.stored_less)
 
 
 def _group_order(
