@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+from manylora.server.kernels.codes import Codes
+
 MODULES_PER_LAYER = 7  # q, k, v, o, gate, up, down
 
 _ALL = slice(None)
@@ -19,6 +21,14 @@ _GROUPS = ((0, 1, 2), (3,), (4, 5), (6,))  # modules of each matrix
 
 class QuantizedLayer(Protocol):
     """One linear layer of a quantized base."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    @property
+    def codes(self) -> Codes | None:
+        """What the layer stores; None where only another library can read it."""
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -42,9 +52,24 @@ class QuantizedMatrix:
     parts: tuple[QuantizedLayer, ...]
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the codes and scales of the matrix take."""
         return sum(part.nbytes for part in self.parts)
+
+    def bias(self) -> torch.Tensor | None:
+        """The biases along out, zeros for a part that has none; None if none has."""
+        given = next((part.bias for part in self.parts if part.bias is not None), None)
+        if given is None:
+            return None
+        none = [given.new_zeros(part.shape[0]) for part in self.parts]
+        return torch.cat(
+            [z if part.bias is None else part.bias for part, z in zip(self.parts, none, strict=True)]
+        )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product of the rows ``x`` with the matrix, biases added: [T, in] -> [T, out]."""
@@ -226,6 +251,14 @@ def stack_biases(
         return None
     parts = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)]
     return torch.cat(parts)
+
+
+def codes_of(matrix: QuantizedMatrix) -> list[Codes]:
+    """The codes of each part, which are known to be there."""
+    found = [part.codes for part in matrix.parts]
+    codes = [codes for codes in found if codes is not None]
+    assert len(codes) == len(found)
+    return codes
 
 
 def dense(matrix: Matrix) -> torch.Tensor:

@@ -64,10 +64,11 @@ class Quantized:
     scales: np.ndarray  # [groups, out] float16
     group: np.ndarray  # [in]
 
-    def weight(self) -> np.ndarray:
-        """[out, in] float16: each code less its zero point, times its scale, rounded once."""
+    def exact(self) -> np.ndarray:
+        """[out, in] float64: each code less its zero point, times its scale."""
         steps = self.codes.astype(np.float64) - self.zeros[self.group]
-        return np.ascontiguousarray((steps * self.scales[self.group].astype(np.float64)).astype(np.float16).T)
+        return np.ascontiguousarray((steps * self.scales[self.group].astype(np.float64)).T)
+
 
 
 def quantized(weight: np.ndarray, how: Grouping, random: np.random.Generator) -> Quantized:
@@ -125,7 +126,7 @@ def write_dequantized(model: Path, directory: Path, how: Grouping, *, keep: tupl
         linear = "_proj.weight" in name and not any(part in name for part in keep)
         if linear:
             parts = quantized(weight.float().numpy(), how, random)
-            tensors[name] = torch.from_numpy(parts.weight().astype(np.float32))
+            tensors[name] = torch.from_numpy(parts.exact().astype(np.float32))
         else:
             tensors[name] = weight.half().float()
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})

@@ -10,21 +10,35 @@ _I64 = ctypes.c_int64
 _F32 = ctypes.c_float
 
 
+class PackedMatrix(ctypes.Structure):
+    """The C struct of a matrix, its kind a :class:`manylora.server.kernels.codes.Kind`."""
+
+    _fields_ = (
+        ("codes", _P),
+        ("scales", _P),
+        ("offsets", _P),
+        ("table", _P),
+        ("group", _I64),
+        ("kind", ctypes.c_int32),
+        ("factor", _F32),
+    )
+
+
 class Layer(ctypes.Structure):
     """Pointers of one decoder block."""
 
     _fields_ = (
         ("input_norm", _P),
-        ("qkv", _P),
+        ("qkv", PackedMatrix),
         ("qkv_bias", _P),
         ("q_norm", _P),
         ("k_norm", _P),
-        ("o", _P),
+        ("o", PackedMatrix),
         ("o_bias", _P),
         ("post_norm", _P),
-        ("gate_up", _P),
+        ("gate_up", PackedMatrix),
         ("gate_up_bias", _P),
-        ("down", _P),
+        ("down", PackedMatrix),
         ("down_bias", _P),
         ("window", _I64),
     )
@@ -37,7 +51,7 @@ class Decoder(ctypes.Structure):
         ("layer", ctypes.POINTER(Layer)),
         ("embedding", _P),
         ("final_norm", _P),
-        ("lm_head", _P),
+        ("lm_head", PackedMatrix),
         ("cos", _P),
         ("sin", _P),
         ("pool", _P),
@@ -141,7 +155,7 @@ def load(path: Path) -> ctypes.CDLL:
     native = ctypes.CDLL(str(path))
     native.manylora_struct_size.argtypes = (ctypes.c_int,)
     native.manylora_struct_size.restype = _I64
-    for which, struct in enumerate((Layer, Decoder, Lora, Step, Draw)):
+    for which, struct in enumerate((Layer, Decoder, Lora, Step, Draw, PackedMatrix)):
         if native.manylora_struct_size(which) != ctypes.sizeof(struct):
             raise ImportError(f"{path}: the layout of {struct.__name__} differs from the binding's")
     native.manylora_open.argtypes = (ctypes.POINTER(Decoder),)
@@ -163,6 +177,8 @@ def load(path: Path) -> ctypes.CDLL:
     for name in ("manylora_pack", "manylora_pack_gate_up"):
         getattr(native, name).argtypes = (_P, _P, _I64, _I64)
         getattr(native, name).restype = None
+    native.manylora_unpack.argtypes = (ctypes.POINTER(PackedMatrix), _P, _I64, _I64)
+    native.manylora_unpack.restype = None
     native.manylora_gemm.argtypes = (_P, _P, _P, _I64, _I64, _I64, _I64)
     native.manylora_gemm.restype = None
     native.manylora_exp.argtypes = (_P, _P, _I64)

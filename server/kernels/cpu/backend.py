@@ -12,10 +12,11 @@ from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.build import KernelBuildError
 from manylora.server.kernels.cpu.library import Library, best_library
 from manylora.server.kernels.cpu.pack import MATRICES, MergedLayers, PackedWeights
+from manylora.server.kernels.cpu.packed_codes import unfit
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, CacheRun, LoraInputs, StepInputs
-from manylora.server.kernels.weights import DecoderWeights, MergedWeights, dense
+from manylora.server.kernels.weights import DecoderWeights, MergedWeights, QuantizedMatrix
 
 _MAX_HEAD_DIM = 256
 
@@ -63,8 +64,6 @@ class NativeStep:
     @staticmethod
     def unsupported(weights: DecoderWeights) -> str | None:
         """Why these weights can't run here, in one phrase; None if they can. Builds the kernels."""
-        if weights.quantized:
-            return "the base is quantized, the kernels need plain bfloat16 weights"
         if reason := _unsupported_weights(weights):
             return reason
         try:
@@ -93,7 +92,7 @@ class NativeStep:
         layer, name = self._weights.place(module)
         if name not in MATRICES:
             return self._weights.weight(module)
-        outputs, inputs = dense(getattr(self._weights.layers[layer], name)).shape
+        outputs, inputs = getattr(self._weights.layers[layer], name).shape
         start, stop, _ = self._weights.rows(module).indices(outputs)
         return self._packed.rows(layer, name, range(start, stop), inputs)
 
@@ -203,4 +202,16 @@ def _unsupported_weights(weights: DecoderWeights) -> str | None:
         return f"layer widths {hidden} and {weights.intermediate} are not multiples of 16"
     if weights.n_heads % weights.n_kv_heads:
         return f"{weights.n_heads} heads do not divide into {weights.n_kv_heads} groups"
+    return _unsupported_codes(weights)
+
+
+def _unsupported_codes(weights: DecoderWeights) -> str | None:
+    for layer in weights.layers:
+        for name in MATRICES:
+            matrix = getattr(layer, name)
+            reason = (
+                unfit([part.codes for part in matrix.parts]) if isinstance(matrix, QuantizedMatrix) else None
+            )
+            if reason is not None:
+                return f"the base is quantized in a way that has no kernel: {reason}"
     return None

@@ -8,11 +8,19 @@ from collections.abc import Sequence
 import torch
 
 from manylora.server.kernels.buffers import total_bytes
+from manylora.server.kernels.codes import Kind
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.huge_pages import Arena
-from manylora.server.kernels.weights import DecoderWeights, LayerWeights, dense, stack_biases
+from manylora.server.kernels.cpu.packed_codes import BLOCK, Packed, coded_bytes, pack_codes, plain
+from manylora.server.kernels.weights import (
+    DecoderWeights,
+    LayerWeights,
+    Matrix,
+    QuantizedMatrix,
+    codes_of,
+    stack_biases,
+)
 
-_BLOCK = 32  # outputs of a packed block
 _LINE = 64  # bytes a piece of an arena may be rounded up by
 MATRICES = ("qkv", "o", "gate_up", "down")  # of a layer
 
@@ -24,14 +32,15 @@ class PackedWeights:
         self._native = native
         self._keep: list[torch.Tensor] = []
         self._arena = Arena(_packed_bytes(weights))
-        self._matrices: list[dict[str, torch.Tensor]] = []  # of each layer
+        self._matrices: list[dict[str, Packed]] = []  # of each layer
         self._layers = (abi.Layer * len(weights.layers))(*(self._layer(layer) for layer in weights.layers))
         vocab, hidden = weights.lm_head.shape
+        self._head = self._matrix("lm_head", weights.lm_head)
         self.decoder = abi.Decoder(
             layer=self._layers,
             embedding=self._hold(weights.embedding.contiguous()),
             final_norm=self._vector(weights.final_norm),
-            lm_head=self._hold(self._matrix("lm_head", weights.lm_head)),
+            lm_head=self._head.struct,
             cos=self._vector(weights.cos),
             sin=self._vector(weights.sin),
             layers=len(weights.layers),
@@ -53,39 +62,49 @@ class PackedWeights:
     @property
     def nbytes(self) -> int:
         """Bytes of everything packed or held."""
-        return total_bytes([*self._keep, *(packed for layer in self._matrices for packed in layer.values())])
+        matrices = [self._head, *(packed for layer in self._matrices for packed in layer.values())]
+        return total_bytes(self._keep) + sum(packed.nbytes for packed in matrices)
 
     def rows(self, layer: int, name: str, rows: range, inputs: int) -> torch.Tensor:
         """Rows of a packed matrix ("qkv", "o", "gate_up" or "down") as they were given, [rows, inputs].
 
-        Of "gate_up" they must be the gate's or the up projection's, all of them.
+        Codes are unpacked. Of "gate_up" they must be the gate's or the up projection's, all of them.
         """
-        pairs = self._matrices[layer][name].view(torch.int32).view(-1, inputs // 2, _BLOCK)
+        pairs = self._weights_of(self._matrices[layer][name], inputs).view(-1, inputs // 2, BLOCK)
         if name == "gate_up":
-            first = 0 if rows.start == 0 else _BLOCK // 2
-            blocks, skipped = pairs[:, :, first : first + _BLOCK // 2], 0
+            first = 0 if rows.start == 0 else BLOCK // 2
+            blocks, skipped = pairs[:, :, first : first + BLOCK // 2], 0
         else:
-            blocks = pairs[rows.start // _BLOCK : -(-rows.stop // _BLOCK)]
-            skipped = rows.start % _BLOCK
+            blocks = pairs[rows.start // BLOCK : -(-rows.stop // BLOCK)]
+            skipped = rows.start % BLOCK
         whole = blocks.transpose(1, 2).contiguous().view(-1, inputs // 2).view(torch.bfloat16)
         return whole[skipped : skipped + len(rows)]
 
+    def _weights_of(self, packed: Packed, inputs: int) -> torch.Tensor:
+        """The weights of a matrix, packed and plain, as pairs of inputs: int32."""
+        if packed.struct.kind == Kind.PLAIN:
+            return packed.tensors[0].view(torch.int32)
+        outputs = BLOCK * (packed.tensors[1].numel() // (BLOCK * -(-inputs // packed.struct.group)))
+        made = torch.empty(outputs * inputs, dtype=torch.bfloat16)
+        self._native.manylora_unpack(packed.struct, made.data_ptr(), outputs, inputs)
+        return made.view(torch.int32)
+
     def _layer(self, layer: LayerWeights) -> abi.Layer:
-        packed = {name: self._matrix(name, dense(getattr(layer, name))) for name in MATRICES}
+        packed = {name: self._matrix(name, getattr(layer, name)) for name in MATRICES}
         self._matrices.append(packed)
         return abi.Layer(
             input_norm=self._vector(layer.input_norm),
-            qkv=packed["qkv"].data_ptr(),
-            qkv_bias=self._bias("qkv", layer.qkv_bias),
+            qkv=packed["qkv"].struct,
+            qkv_bias=self._bias("qkv", layer),
             q_norm=self._vector(layer.q_norm),
             k_norm=self._vector(layer.k_norm),
-            o=packed["o"].data_ptr(),
-            o_bias=self._bias("o", layer.o_bias),
+            o=packed["o"].struct,
+            o_bias=self._bias("o", layer),
             post_norm=self._vector(layer.post_norm),
-            gate_up=packed["gate_up"].data_ptr(),
-            gate_up_bias=self._bias("gate_up", layer.gate_up_bias),
-            down=packed["down"].data_ptr(),
-            down_bias=self._bias("down", layer.down_bias),
+            gate_up=packed["gate_up"].struct,
+            gate_up_bias=self._bias("gate_up", layer),
+            down=packed["down"].struct,
+            down_bias=self._bias("down", layer),
             window=0 if layer.window is None else layer.window,
         )
 
@@ -96,11 +115,15 @@ class PackedWeights:
     def _vector(self, tensor: torch.Tensor | None) -> int | None:
         return None if tensor is None else self._hold(tensor.float().contiguous())
 
-    def _bias(self, name: str, bias: torch.Tensor | None) -> int | None:
+    def _bias(self, name: str, layer: LayerWeights) -> int | None:
+        matrix = getattr(layer, name)
+        bias = matrix.bias() if isinstance(matrix, QuantizedMatrix) else getattr(layer, f"{name}_bias")
         return None if bias is None else self._hold(_padded_bias(name, bias))
 
-    def _matrix(self, name: str, matrix: torch.Tensor) -> torch.Tensor:
-        return pack(self._native, name, matrix, self._arena)
+    def _matrix(self, name: str, matrix: Matrix) -> Packed:
+        if isinstance(matrix, QuantizedMatrix):
+            return pack_codes(codes_of(matrix), name == "gate_up", self._arena)
+        return plain(pack(self._native, name, matrix, self._arena))
 
 
 class MergedLayers:
@@ -131,7 +154,7 @@ class MergedLayers:
         matrix = torch.cat(tuple(weights))
         packed = pack(self._native, name, matrix, Arena(2 * _packed_elements(matrix) + _LINE))
         self._keep.append(packed)
-        setattr(self.layers[layer], name, packed.data_ptr())
+        setattr(self.layers[layer], name, plain(packed).struct)
         bias = stack_biases(weights, biases)
         if bias is not None:
             padded = _padded_bias(name, bias)
@@ -160,19 +183,23 @@ def pack(native: ctypes.CDLL, name: str, matrix: torch.Tensor, arena: Arena) -> 
 
 def _padded_bias(name: str, bias: torch.Tensor) -> torch.Tensor:
     ordered = _interleave(bias) if name == "gate_up" else bias
-    return torch.nn.functional.pad(ordered.float(), (0, -len(bias) % _BLOCK))
+    return torch.nn.functional.pad(ordered.float(), (0, -len(bias) % BLOCK))
 
 
 def _packed_elements(matrix: torch.Tensor) -> int:
     outputs, inputs = matrix.shape
-    return (outputs + -outputs % _BLOCK) * inputs
+    return (outputs + -outputs % BLOCK) * inputs
 
 
 def _packed_bytes(weights: DecoderWeights) -> int:
-    matrices = [weights.lm_head]
-    for layer in weights.layers:
-        matrices += [dense(matrix) for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-    return sum(2 * _packed_elements(matrix) + _LINE for matrix in matrices)
+    matrices = [weights.lm_head, *(getattr(layer, name) for layer in weights.layers for name in MATRICES)]
+    return sum(_bytes_of(matrix) for matrix in matrices)
+
+
+def _bytes_of(matrix: Matrix) -> int:
+    if isinstance(matrix, QuantizedMatrix):
+        return coded_bytes(codes_of(matrix))
+    return 2 * _packed_elements(matrix) + _LINE
 
 
 def _interleave(bias: torch.Tensor) -> torch.Tensor:

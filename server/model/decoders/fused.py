@@ -144,6 +144,8 @@ class FusedDecoder:
         for module in _projections(model).values():
             if not is_quantized(module):
                 module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
+            elif isinstance(self._step, NativeStep):
+                module.drop()
 
     @property
     def weight_bytes(self) -> int:

@@ -28,9 +28,8 @@ from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, ModuleShape, StepInputs
 from manylora.server.kernels.reference import sampling
 from manylora.server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring, plan_attention
-from manylora.server.kernels.reference.coded.linear import CodedLinear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlanner
-from manylora.server.kernels.reference.quantized import Int8Linear, layer_tensors
+from manylora.server.kernels.reference.quantized import CodedLinear, layer_tensors
 from manylora.server.kernels.reference.soft_prompts import fill_cache, prompt_rows
 from manylora.server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary
 from manylora.server.kernels.weights import MergedWeights
@@ -372,5 +371,5 @@ def _linears(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D | Int8Linear | CodedLinear) and module is not head
+        if isinstance(module, nn.Linear | Conv1D | CodedLinear) and module is not head
     }

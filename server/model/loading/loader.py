@@ -22,12 +22,11 @@ from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.decoders.generic import GenericDecoder
 from manylora.server.model.decoders.quantize import (
-    INT8,
     NONE,
     check_available,
     check_widths,
     quantization_config,
-    separate_rows,
+    take_codes,
 )
 from manylora.server.model.loading.packed.loading import BuiltModel, load_packed
 from manylora.server.model.text.tokenizer import Tokenizer
@@ -141,10 +140,10 @@ def _load_plain(
     )
     _check_complete(directory, report["missing_keys"])
     digest = _fingerprint(model, directory, quantize)
-    if quantize == INT8:
-        separate_rows(model)
     if quantize == NONE:
         model = model.to(device)
+    else:
+        take_codes(model, dtype)
     return BuiltModel(model, digest, quantize)
 
 

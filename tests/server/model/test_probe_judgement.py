@@ -13,7 +13,6 @@ from manylora.server.kernels.inputs import StepInputs
 from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.decoders.generic import GenericDecoder
-from manylora.server.model.decoders.quantize import unrounded_activations
 from manylora.server.model.loading.loader import LoadedModel, load_model
 from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
 from manylora.server.model.pages.pool import PagePool
@@ -53,9 +52,8 @@ def pool_for(decoder: Decoder, loaded: LoadedModel) -> PagePool:
 def accept(loaded: LoadedModel, kernels: str) -> float:
     decoder = decoder_of(loaded, kernels)
     pool = pool_for(decoder, loaded)
-    with unrounded_activations(loaded.hf):
-        alone = probe(loaded.hf, decoder, loaded.dtype)
-        return max(alone, probe_adapters(loaded.hf, decoder, pool, loaded.dtype))
+    alone = probe(loaded.hf, decoder, loaded.dtype)
+    return max(alone, probe_adapters(loaded.hf, decoder, pool, loaded.dtype))
 
 
 @pytest.mark.slow

@@ -9,20 +9,40 @@
 #pragma GCC visibility push(default)
 extern "C" {
 
+// How the codes of a matrix stand for its weights. A kind is what a kernel has to know of them, not which library or
+// file they came from. Whoever adds one writes its unpack function (unpack.h) and its packer (packed_codes.py).
+enum MatrixKind {
+  kPlain = 0,    // the codes are the weights: packed bf16 (pack.h)
+  kNibbles = 1,  // 4-bit codes: table[code] * scale
+  kBytes = 2,    // signed 8-bit codes: (code * scale) * factor
+};
+
+// A matrix [outputs, inputs] in blocks of 32 outputs. Every weight is computed in fp32 by its kind's formula, operation
+// by operation as written, and rounded to bf16 once.
+struct PackedMatrix {
+  const void* codes;     // [blocks][codes of a block], as the kind lays them out
+  const float* scales;   // [blocks][groups][32]: an output's in each group of inputs
+  const float* offsets;  // the same, of kinds whose zero is not a code or that add a minimum; else null
+  const float* table;    // [16], of kinds that have one; else null
+  int64_t group;         // inputs that share a scale: a multiple of 16, or all of them
+  int32_t kind;          // a MatrixKind
+  float factor;          // of kinds that have one; else 0
+};
+
 // Pointers of one decoder block. Matrices are packed (pack.h); norm weights and biases are fp32, biases
 // padded with zeros to a multiple of 32 outputs. Null where the model has none.
 struct Layer {
   const float* input_norm;   // [hidden]
-  const bf16* qkv;           // packed [(heads + 2 kv_heads) head_dim, hidden]
+  PackedMatrix qkv;          // [(heads + 2 kv_heads) head_dim, hidden]
   const float* qkv_bias;
   const float* q_norm;       // [head_dim]
   const float* k_norm;       // [head_dim]
-  const bf16* o;             // packed [hidden, heads head_dim]
+  PackedMatrix o;            // [hidden, heads head_dim]
   const float* o_bias;
   const float* post_norm;    // [hidden]
-  const bf16* gate_up;       // packed [2 intermediate, hidden], 16 gate and 16 up outputs a block
+  PackedMatrix gate_up;      // [2 intermediate, hidden], 16 gate and 16 up outputs a block
   const float* gate_up_bias; // in the packed order
-  const bf16* down;          // packed [hidden, intermediate]
+  PackedMatrix down;         // [hidden, intermediate]
   const float* down_bias;
   int64_t window;            // keys a row attends to, itself included; 0: all
 };
@@ -31,7 +51,7 @@ struct Decoder {
   const Layer* layer;        // [layers]
   const bf16* embedding;     // [vocab, hidden]
   const float* final_norm;   // [hidden]
-  const bf16* lm_head;       // packed [vocab, hidden]
+  PackedMatrix lm_head;      // [vocab, hidden]
   const float* cos;          // [positions, head_dim / 2]
   const float* sin;
   const bf16* pool;          // rank pages of every resident adapter
@@ -122,7 +142,7 @@ enum StepFault {
 struct Engine;
 struct Sampler;
 
-int64_t manylora_struct_size(int which);  // 0 Layer, 1 Decoder, 2 Lora, 3 Step, 4 Draw
+int64_t manylora_struct_size(int which);  // 0 Layer, 1 Decoder, 2 Lora, 3 Step, 4 Draw, 5 PackedMatrix
 Engine* manylora_open(const Decoder* decoder);  // null when memory is short; copies the struct and its layers
 void manylora_close(Engine* engine);
 int manylora_step(Engine* engine, const Step* step);
@@ -141,6 +161,9 @@ void manylora_prefer_huge_pages(void* memory, int64_t bytes);
 // Row-major [outputs, inputs] to the packed form; see pack.h.
 void manylora_pack(const bf16* matrix, bf16* packed, int64_t outputs, int64_t inputs);
 void manylora_pack_gate_up(const bf16* matrix, bf16* packed, int64_t intermediate, int64_t inputs);
+
+// The weights of a matrix in the packed form of plain ones, whatever its kind.
+void manylora_unpack(const PackedMatrix* matrix, bf16* packed, int64_t outputs, int64_t inputs);
 
 // Single kernels, for their parity tests.
 void manylora_gemm(const bf16* x, const bf16* packed, float* y, int64_t rows, int64_t outputs, int64_t inputs,

@@ -31,6 +31,7 @@ Engine::Engine(const Decoder& decoder)
     if (known == windows.end()) windows.push_back(layer.window);
   }
   for (const int64_t window : windows) plans_.emplace_back(window);
+  for (ThreadState& state : states_) state.unpacked.reserve(unpacked_elements());
 }
 
 const LoraStep* Engine::norms_of(int64_t number) const {
@@ -185,7 +186,7 @@ void Engine::announce(int64_t number, ThreadState& mine, const Worker& worker) {
   const LoraStep& lora = lora_of(number);
   if (lora.active()) {
     LoraShare& share = mine.lora[number % Upcoming::kWindow];
-    const ByteRange following{reinterpret_cast<const char*>(own_weights_of(number + 1, worker)), kPagesAhead};
+    const ByteRange following{own_codes_of(number + 1, worker), kPagesAhead};
     share.build(lora, site_of(number), following, worker);
     if (lora.any_direct) pages = ByteStream(share.ranges);
   }
@@ -199,7 +200,7 @@ void Engine::project(const Step& step, int64_t number, ThreadState& mine, const 
   mine.upcoming.start(number);
   Gemm job = product_of(number, step.rows);
   job.later = &mine.upcoming;
-  job.next = own_weights_of(number + 1, worker);
+  job.next = own_codes_of(number + 1, worker);
   const LoraStep& lora = lora_of(number);
   if (!lora.active()) {
     multiply(job, number, worker);
@@ -239,6 +240,7 @@ void Engine::make_images(const LoraSite& site, int64_t number, const Worker& wor
     job.bias = nullptr;
     job.output = {Sink::kFloat, lora.images.data() + m * rows * lora.output_stride, lora.output_stride};
     job.queue = &image_queue_;
+    job.unpacked = states_[static_cast<size_t>(worker.index)].unpacked.data();
     gemm(job, worker);
     worker.sync();
   }
@@ -247,6 +249,7 @@ void Engine::make_images(const LoraSite& site, int64_t number, const Worker& wor
 void Engine::multiply(Gemm job, int64_t number, const Worker& worker) {
   if (worker.index == 0) queues_[(number + 1) % 2].reset();
   job.queue = &queues_[number % 2];
+  job.unpacked = states_[static_cast<size_t>(worker.index)].unpacked.data();
   gemm(job, worker);
 }
 

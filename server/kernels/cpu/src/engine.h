@@ -35,6 +35,7 @@ struct ThreadState {
   Buffer<DeltaLines> delta_lines;
   Buffer<bf16> delta_panel;
   AttentionScratch attention;
+  Buffer<bf16> unpacked;              // a block of weights that are kept in few bits
 };
 
 struct Engine {
@@ -64,7 +65,8 @@ struct Engine {
 
   Gemm product_of(int64_t number, int64_t rows) const;
   LoraSite site_of(int64_t number) const;
-  const bf16* own_weights_of(int64_t number, const Worker& worker) const;
+  const char* own_codes_of(int64_t number, const Worker& worker) const;
+  int64_t unpacked_elements() const;
   bool in_last_rows(int64_t number) const { return some_last_ && number > 4 * (decoder_.layers - 1) + kQkv; }
   const LoraStep& lora_of(int64_t number) const { return in_last_rows(number) ? last_lora_ : lora_; }
   // The mixes at a product if any adapter may change the norm before it; null if none does.

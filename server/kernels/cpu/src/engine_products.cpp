@@ -1,4 +1,6 @@
 // Which matrices, rows and adapters' modules each product of a step has.
+#include <algorithm>
+
 #include "engine.h"
 
 namespace {
@@ -65,7 +67,21 @@ LoraSite Engine::site_of(int64_t number) const {
   }
 }
 
-const bf16* Engine::own_weights_of(int64_t number, const Worker& worker) const {
+const char* Engine::own_codes_of(int64_t number, const Worker& worker) const {
   const Gemm job = product_of(number, 0);
-  return own_weights(job.weight, job.outputs, job.inputs, worker);
+  return own_codes(job.weight, job.outputs, job.inputs, worker);
+}
+
+// Room that a thread needs for a block of the decoder's own weights; merged ones are plain.
+int64_t Engine::unpacked_elements() const {
+  const Decoder& d = decoder_;
+  const auto of = [](const PackedMatrix& matrix, int64_t inputs) {
+    return matrix.kind == kPlain ? 0 : inputs * kBlockOutputs;
+  };
+  int64_t most = of(d.lm_head, d.hidden);
+  for (const Layer& layer : layers_) {
+    most = std::max({most, of(layer.qkv, d.hidden), of(layer.o, d.heads * d.head_dim), of(layer.gate_up, d.hidden),
+                     of(layer.down, d.intermediate)});
+  }
+  return most;
 }

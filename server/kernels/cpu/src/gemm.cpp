@@ -1,6 +1,7 @@
 #include "gemm.h"
 
 #include "memory.h"
+#include "unpack.h"
 
 namespace {
 
@@ -11,11 +12,13 @@ using simd::Pairs;
 constexpr int kPassVectors = 2;                                      // output vectors of one pass
 constexpr int kPasses = kBlockOutputs / (kPassVectors * kLanes);     // passes that make a block
 constexpr int kStepElements = kBlockOutputs * 2;                     // packed elements of one pair of inputs
+constexpr int64_t kStepBytes = kStepElements * sizeof(bf16);
 constexpr int kPieceSteps = 64;                                      // steps served by one prefetched piece
 constexpr int64_t kRowChunk = 12 * simd::kGemmRows;                  // rows whose inputs stay in the L2 cache
 constexpr int64_t kNear = 4096;                                      // prefetch distances into the weights
 constexpr int64_t kFar = 12288;
 constexpr int64_t kLaterLines = 24;                                  // prefetched a piece while weights stream
+constexpr int64_t kUnpackedSteps = 2 * kPieceSteps;                  // unpacked at a time: they stay in the L1 cache
 
 using Tile = float[simd::kGemmRows][kBlockOutputs];
 
@@ -70,6 +73,7 @@ struct Schedule {
   int64_t lines;       // weight lines to prefetch each step: 2, 1 or 0
   Upcoming* later;
   LoraDelta* delta;
+  bool resume;         // go on from what the tile holds: sums of the steps before
 };
 
 ML_INLINE Ahead next_piece(const Schedule& s, int64_t k) {
@@ -98,12 +102,12 @@ template <int Rows>
 void multiply(const Schedule& s, Tile& out) {
   for (int pass = 0; pass < kPasses; pass++) {
     Float acc[Rows][kPassVectors];
+    const int column = pass * kPassVectors * kLanes;
     ML_UNROLL
     for (int m = 0; m < Rows; m++) {
       ML_UNROLL
-      for (int v = 0; v < kPassVectors; v++) acc[m][v] = simd::zero();
+      for (int v = 0; v < kPassVectors; v++) acc[m][v] = s.resume ? simd::load(out[m] + column + v * kLanes) : simd::zero();
     }
-    const int column = pass * kPassVectors * kLanes;
     for (int64_t k = 0; k < s.steps; k += kPieceSteps) {
       const int64_t end = k + kPieceSteps < s.steps ? k + kPieceSteps : s.steps;
       if (s.delta != nullptr && pass == 0) s.delta->prefetch(end, s.steps);
@@ -161,12 +165,12 @@ void write(const Gemm& job, Tile& tile, int64_t row0, int rows, int64_t block) {
 
 // One block of outputs for rows that fit one tile: the weights stream from memory. The last block brings in as
 // much of what follows: the memory stays busy across the barrier.
-void stream_block(const Gemm& job, const bf16* w, int64_t block, const bf16* following) {
+void stream_block(const Gemm& job, const bf16* w, int64_t block, const char* following) {
   const int64_t steps = job.inputs / 2;
   const int64_t distance = job.rows <= 4 ? kNear : kFar;
-  const bool goes_on = following == nullptr || following == w + job.inputs * kBlockOutputs;
-  const char* weights = goes_on ? reinterpret_cast<const char*>(w) + distance : reinterpret_cast<const char*>(following);
-  const Schedule s{job.x, job.x_stride, w, steps, weights, 2, job.later, job.delta};
+  const char* codes = reinterpret_cast<const char*>(w);
+  const bool goes_on = following == nullptr || following == codes + steps * kStepBytes;
+  const Schedule s{job.x, job.x_stride, w, steps, goes_on ? codes + distance : following, 2, job.later, job.delta, false};
   if (job.delta != nullptr) job.delta->begin_tile(0, static_cast<int>(job.rows), block);
   Tile tile;
   multiply(static_cast<int>(job.rows), s, tile);
@@ -183,7 +187,7 @@ void cached_block(const Gemm& job, const bf16* w, int64_t block, int64_t row0, i
     const int count = static_cast<int>(row0 + rows * (t + 1) / tiles - begin);
     const bool fetch = t < 2 && following != nullptr;
     const Schedule s{job.x + begin * job.x_stride, job.x_stride, w, steps,
-                     fetch ? following + t * steps * 64 : nullptr, fetch ? 1 : 0, job.later, job.delta};
+                     fetch ? following + t * steps * 64 : nullptr, fetch ? 1 : 0, job.later, job.delta, false};
     if (job.delta != nullptr) job.delta->begin_tile(begin, count, block);
     Tile tile;
     multiply(count, s, tile);
@@ -205,8 +209,8 @@ class Grid {
 
   int64_t block(const Worker& owner, int64_t item) const { return owner.share(blocks_).begin + item % own_blocks(owner); }
 
-  const bf16* weights(const Worker& owner, int64_t item) const {
-    return job_.weight + block(owner, item) * job_.inputs * kBlockOutputs;
+  const char* codes(const Worker& owner, int64_t item) const {
+    return block_codes(job_.weight, job_.inputs, block(owner, item));
   }
 
   Range rows(const Worker& owner, int64_t item) const {
@@ -226,14 +230,53 @@ class Grid {
   int64_t chunk_rows_;
 };
 
-void run_item(const Gemm& job, const Grid& grid, const Worker& owner, int64_t item, const bf16* following) {
-  const bf16* w = grid.weights(owner, item);
-  const int64_t block = grid.block(owner, item);
-  const Range rows = grid.rows(owner, item);
+// The rows of an item by plain weights, which stream from memory.
+void plain_item(const Gemm& job, const bf16* w, int64_t block, const Range& rows, const char* following) {
   if (job.rows <= simd::kGemmRows) {
     stream_block(job, w, block, following);
   } else {
-    cached_block(job, w, block, rows.begin, rows.end - rows.begin, reinterpret_cast<const char*>(following));
+    cached_block(job, w, block, rows.begin, rows.end - rows.begin, following);
+  }
+}
+
+// One block of weights in few bits, for rows that fit one tile: made bf16 a piece at a time, in reach of the product.
+void stream_codes(const Gemm& job, const Codes& block) {
+  const int rows = static_cast<int>(job.rows);
+  const int64_t steps = job.inputs / 2;
+  if (job.delta != nullptr) job.delta->begin_tile(0, rows, block.block);
+  Tile tile;
+  Codes piece = block;
+  for (int64_t k = 0; k < steps; k = piece.end) {
+    piece.begin = k;
+    piece.end = k + kUnpackedSteps < steps ? k + kUnpackedSteps : steps;
+    unpack(job.weight, job.inputs, piece, job.unpacked);
+    if (job.delta != nullptr) job.delta->prefetch(piece.end, steps);
+    const Schedule s{job.x + 2 * k, job.x_stride, job.unpacked, piece.end - k, nullptr, 0, job.later, nullptr, k > 0};
+    multiply(rows, s, tile);
+  }
+  write(job, tile, 0, rows, block.block);
+}
+
+// The rows of an item by weights in few bits.
+void coded_item(const Gemm& job, const char* codes, int64_t block, const Range& rows, const char* following) {
+  const int64_t size = block_bytes(job.weight.kind, job.inputs);
+  const bool goes_on = following == nullptr || following == codes + size;
+  const Codes whole{block, 0, job.inputs / 2, goes_on ? codes + kNear : following};
+  if (job.rows <= simd::kGemmRows) {
+    stream_codes(job, whole);
+  } else {
+    unpack(job.weight, job.inputs, whole, job.unpacked);
+    cached_block(job, job.unpacked, block, rows.begin, rows.end - rows.begin, nullptr);
+  }
+}
+
+void run_item(const Gemm& job, const Grid& grid, const Worker& owner, int64_t item, const char* following) {
+  const char* codes = grid.codes(owner, item);
+  const int64_t block = grid.block(owner, item);
+  if (job.weight.kind == kPlain) {
+    plain_item(job, reinterpret_cast<const bf16*>(codes), block, grid.rows(owner, item), following);
+  } else {
+    coded_item(job, codes, block, grid.rows(owner, item), following);
   }
 }
 
@@ -243,13 +286,13 @@ void gemm(const Gemm& job, const Worker& worker) {
   const Grid grid(job);
   const int64_t own = grid.items(worker);
   for (int64_t i = job.queue->take_own(worker.index, own); i >= 0; i = job.queue->take_own(worker.index, own)) {
-    run_item(job, grid, worker, i, i + 1 < own ? grid.weights(worker, i + 1) : static_cast<const bf16*>(job.next));
+    run_item(job, grid, worker, i, i + 1 < own ? grid.codes(worker, i + 1) : static_cast<const char*>(job.next));
   }
   for (int k = 1; k < worker.count; k++) {
     const Worker victim{(worker.index + k) % worker.count, worker.count, worker.barrier};
     const int64_t items = grid.items(victim);
     for (int64_t i = job.queue->steal(victim.index, items); i >= 0; i = job.queue->steal(victim.index, items)) {
-      run_item(job, grid, victim, i, static_cast<const bf16*>(job.next));
+      run_item(job, grid, victim, i, static_cast<const char*>(job.next));
     }
   }
 }
@@ -258,6 +301,6 @@ int64_t own_first_block(int64_t outputs, const Worker& worker) {
   return worker.share(round_up(outputs, kBlockOutputs) / kBlockOutputs).begin;
 }
 
-const bf16* own_weights(const bf16* packed, int64_t outputs, int64_t inputs, const Worker& worker) {
-  return packed + own_first_block(outputs, worker) * inputs * kBlockOutputs;
+const char* own_codes(const PackedMatrix& matrix, int64_t outputs, int64_t inputs, const Worker& worker) {
+  return block_codes(matrix, inputs, own_first_block(outputs, worker));
 }

@@ -13,7 +13,8 @@ from manylora.adapters.base_models.generation import Generation
 from manylora.adapters.base_models.stored import fingerprint
 from manylora.adapters.format.faults import shown, some
 from manylora.server.errors import ModelRefused
-from manylora.server.kernels.reference.coded.linear import CodedLinear, Codes, PlainCodes
+from manylora.server.kernels.codes import Codes, Kind
+from manylora.server.kernels.reference.quantized import CodedLinear
 
 _HARMLESS = ".rotary_emb.inv_freq"  # which old checkpoints store, and models compute
 
@@ -50,7 +51,7 @@ def assemble(
     # transformers makes the model without memory for the layers that are replaced afterwards: what stands in
     # for each weight is one number, seen in all places.
     nothing = torch.zeros((), dtype=dtype)
-    stand_ins = {f"{n}.weight": nothing.expand(layer.codes.shape) for n, layer in layers.items()}
+    stand_ins = {f"{n}.weight": nothing.expand(layer.out_features, layer.in_features) for n, layer in layers.items()}
     biases = {f"{n}.bias": layer.bias for n, layer in layers.items() if layer.bias is not None}
     model, report = type(skeleton).from_pretrained(
         None,
@@ -78,12 +79,12 @@ def _split(
     linears = {n for n, m in skeleton.named_modules() if type(m) is nn.Linear and m is not head}
     codes = dict(weights.codes)
     for name in codes.keys() - linears:
-        plain[f"{name}.weight"] = CodedLinear(codes.pop(name), None).dequantized(dtype)
+        plain[f"{name}.weight"] = codes.pop(name).weight(dtype)
     if codes:  # layers that are multiplied together are of one kind
         for name in linears - codes.keys():
             if (weight := plain.pop(f"{name}.weight", None)) is not None:
-                codes[name] = PlainCodes(weight)
-    return {n: CodedLinear(c, plain.pop(f"{n}.bias", None)) for n, c in codes.items()}, plain
+                codes[name] = Codes(Kind.PLAIN, weight, weight.new_empty(len(weight), 0), weight.shape[1])
+    return {n: CodedLinear(c, plain.pop(f"{n}.bias", None), dtype) for n, c in codes.items()}, plain
 
 
 def _check_shapes(name: str, skeleton: Any, weights: PackedWeights) -> None:
@@ -100,5 +101,5 @@ def _check_shapes(name: str, skeleton: Any, weights: PackedWeights) -> None:
 
 def _fingerprint(weights: PackedWeights) -> str:
     """Of the codes as they are stored: they stand for the weights."""
-    packed = {f"{n}.weight.{i}": t for n, c in weights.codes.items() for i, t in enumerate(c.tensors)}
+    packed = {f"{n}.weight.{i}": t for n, c in weights.codes.items() for i, t in enumerate(c.tensors())}
     return fingerprint({**weights.plain, **packed})

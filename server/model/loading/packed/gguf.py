@@ -13,8 +13,8 @@ from manylora.adapters.base_models.gguf.file import GgufModel
 from manylora.adapters.format.faults import some
 from manylora.adapters.format.foreign.gguf.reader import PLAIN
 from manylora.server.errors import ModelRefused
-from manylora.server.kernels.reference.coded.blocks import BLOCK_TYPES, BlockCodes
 from manylora.server.model.loading.packed.assembly import PackedWeights
+from manylora.server.model.loading.packed.blocks import BLOCK_TYPES, block_codes
 
 logger = logging.getLogger(__name__)
 
@@ -42,5 +42,5 @@ def gguf_weights(directory: Path, dtype: torch.dtype, device: torch.device) -> P
         if tensor.kind in PLAIN:
             plain[name] = model.read(name).to(dtype)
         else:
-            codes[name.removesuffix(".weight")] = BlockCodes(tensor.kind, model.blocks(name).to(device))
+            codes[name.removesuffix(".weight")] = block_codes(tensor.kind, model.blocks(name).to(device))
     return PackedWeights(codes, plain)

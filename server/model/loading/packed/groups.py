@@ -16,8 +16,9 @@ import torch
 from manylora.adapters.base_models.checkpoint import Checkpoint
 from manylora.adapters.format.faults import shown
 from manylora.server.errors import ModelRefused
-from manylora.server.kernels.reference.coded.groups import GroupCodes, from_awq, from_gptq
+from manylora.server.kernels.codes import Codes
 from manylora.server.model.loading.packed.assembly import PackedWeights
+from manylora.server.model.loading.packed.words import from_awq, from_gptq
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _BITS = 4
@@ -48,7 +49,7 @@ def group_weights(
     checkpoint = Checkpoint(directory)
     layers: dict[str, dict[str, torch.Tensor]] = {}
     plain: dict[str, torch.Tensor] = {}
-    codes: dict[str, GroupCodes] = {}
+    codes: dict[str, Codes] = {}
     names = {name.rpartition(".")[0] for name in checkpoint if name.endswith(".qweight")}
     for name in checkpoint:
         module, _, part = name.rpartition(".")
@@ -91,7 +92,7 @@ def _title(method: object) -> str:
     return str(method).upper()
 
 
-def _codes(name: str, parts: Mapping[str, torch.Tensor], layout: _Layout) -> GroupCodes:
+def _codes(name: str, parts: Mapping[str, torch.Tensor], layout: _Layout) -> Codes:
     missing = [part for part in _PARTS[:3] if part not in parts]
     if missing:
         raise ModelRefused(f"{name} has no {missing[0]}")

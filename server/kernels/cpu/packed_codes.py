@@ -1,0 +1,112 @@
+"""Codes of quantized weights in the order the kernels read them (``src/unpack_*.cpp``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from manylora.server.kernels.buffers import total_bytes
+from manylora.server.kernels.codes import Codes, Kind
+from manylora.server.kernels.cpu import abi
+from manylora.server.kernels.cpu.huge_pages import Arena
+
+BLOCK = 32  # outputs of a packed block
+_GROUP = 16  # inputs: groups are multiples of it
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A matrix as the kernels take it, and the memory it lies in."""
+
+    struct: abi.PackedMatrix
+    tensors: tuple[torch.Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes its weights, or its codes and scales, take."""
+        return total_bytes(self.tensors)
+
+
+def plain(packed: torch.Tensor) -> Packed:
+    """A matrix of bf16 weights that were packed already."""
+    return Packed(abi.PackedMatrix(codes=packed.data_ptr(), kind=Kind.PLAIN), (packed,))
+
+
+def unfit(parts: Sequence[Codes | None]) -> str | None:
+    """Why these weights, stacked along out, can't be one matrix of the kernels; None if they can."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return "another library's codes"
+    if len({part.layout for part in known}) > 1:
+        return "weights of several kinds in one matrix"
+    group, inputs = known[0].group, known[0].shape[1]
+    if inputs % _GROUP or (group % _GROUP and group < inputs):
+        return f"groups of {group} of {inputs} inputs"
+    return None
+
+
+def coded_bytes(parts: Sequence[Codes]) -> int:
+    """Bytes that :func:`pack_codes` makes of ``parts``, what they are rounded up by included."""
+    outputs = sum(part.shape[0] for part in parts)
+    per_output = sum(sum(t.nbytes for t in (part.packed, part.scales)) // part.shape[0] for part in parts[:1])
+    if parts[0].offsets is not None:
+        per_output += parts[0].offsets.nbytes // parts[0].shape[0]
+    return (outputs + -outputs % BLOCK) * per_output + 3 * 64
+
+
+def pack_codes(parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Packed:
+    """Weights of one layout, stacked along out.
+
+    ``interleaved`` ones are two, the gate's and the up projection's: a block has 16 outputs of each.
+    """
+    first = parts[0]
+    outputs, inputs = sum(part.shape[0] for part in parts), first.shape[1]
+    order = torch.arange(outputs)
+    if interleaved:
+        order = order.view(2, -1, BLOCK // 2).transpose(0, 1).reshape(-1)
+
+    def blocks(rows: Sequence[torch.Tensor]) -> torch.Tensor:  # [blocks, 32, columns]
+        stacked = torch.cat(tuple(rows))[order]
+        return F.pad(stacked, (0, 0, 0, -outputs % BLOCK)).view(-1, BLOCK, stacked.shape[1])
+
+    def kept(values: torch.Tensor) -> torch.Tensor:
+        memory = arena.take(values.numel(), values.dtype)
+        memory.view(values.shape).copy_(values)
+        return memory
+
+    codes = kept(_PACKERS[first.kind](blocks([part.elements() for part in parts])))
+    scales = kept(blocks([part.scales for part in parts]).transpose(1, 2))
+    offsets = None
+    if first.offsets is not None:
+        offsets = kept(blocks([part.offsets for part in parts if part.offsets is not None]).transpose(1, 2))
+    table = None if first.table is None else first.table.float().contiguous()
+    struct = abi.PackedMatrix(
+        codes=codes.data_ptr(),
+        scales=scales.data_ptr(),
+        offsets=None if offsets is None else offsets.data_ptr(),
+        table=None if table is None else table.data_ptr(),
+        group=min(first.group, inputs),
+        kind=first.kind,
+        factor=first.factor,
+    )
+    return Packed(struct, tuple(t for t in (codes, scales, offsets, table) if t is not None))
+
+
+def _in_pairs(elements: torch.Tensor) -> torch.Tensor:
+    """Codes [blocks, 32, in] in the order of packed bf16: [blocks, in / 2, 64]."""
+    blocks, _, inputs = elements.shape
+    return (
+        elements.view(blocks, BLOCK, inputs // 2, 2).transpose(1, 2).reshape(blocks, inputs // 2, 2 * BLOCK)
+    )
+
+
+def _nibbles(elements: torch.Tensor) -> torch.Tensor:
+    """Of every 32 codes number j in the low bits of byte j, number j + 16 in the high ones."""
+    low, high = _in_pairs(elements).unflatten(-1, (2, 2, BLOCK // 2)).unbind(-2)
+    return low | (high << 4)
+
+
+_PACKERS: dict[Kind, Callable[[torch.Tensor], torch.Tensor]] = {Kind.NIBBLES: _nibbles, Kind.BYTES: _in_pairs}

@@ -1,0 +1,85 @@
+"""Random decoders whose matrices are kept in few bits, and the same ones with the weights these stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from manylora.server.kernels.codes import Codes, Kind
+from manylora.server.kernels.reference.quantized import CodedLinear, Quantized
+from manylora.server.kernels.weights import DecoderWeights, LayerWeights, QuantizedMatrix
+
+# NF4's, about: nothing depends on them.
+TABLE = torch.tensor(
+    [-1, -0.7, -0.53, -0.39, -0.28, -0.18, -0.09, 0, 0.08, 0.16, 0.25, 0.34, 0.44, 0.56, 0.72, 1]
+)
+
+
+def random_codes(kind: Kind, outputs: int, inputs: int, group: int, seed: int = 0) -> Codes:
+    """Codes of every value, with scales that vary from one group to the next."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = -(-inputs // group)
+    scales = 0.01 + torch.rand(outputs, groups, generator=generator)
+    if kind is Kind.BYTES:
+        packed = torch.randint(-128, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
+        return Codes(kind, packed, scales, group, factor=1 / 127)
+    packed = torch.randint(0, 256, (outputs, inputs // 2), generator=generator, dtype=torch.uint8)
+    return Codes(kind, packed, scales, group, table=TABLE)
+
+
+def quantize(kind: Kind, weight: torch.Tensor, group: int) -> Codes:
+    """``weight`` [out, in] in few bits, the way that users' weights are."""
+    outputs, inputs = weight.shape
+    padded = torch.nn.functional.pad(weight.float(), (0, -inputs % group)).view(outputs, -1, group)
+    scales = padded.abs().amax(-1)
+    relative = (padded / scales.clamp_min(1e-20)[..., None]).flatten(1)[:, :inputs]
+    if kind is Kind.BYTES:
+        return Codes(kind, (127 * relative).round().to(torch.int8), scales, group, factor=1 / 127)
+    codes = (relative[..., None] - TABLE).abs().argmin(-1).to(torch.uint8)
+    return Codes(kind, codes[:, ::2] << 4 | codes[:, 1::2], scales, group, table=TABLE)
+
+
+def coded(weights: DecoderWeights, kind: Kind, group: int) -> DecoderWeights:
+    """``weights`` with all matrices of the layers in few bits; of bytes an output has one scale."""
+    q, kv = weights.n_heads * weights.head_dim, weights.n_kv_heads * weights.head_dim
+    half = weights.intermediate
+
+    def matrix(weight: torch.Tensor, bias: torch.Tensor | None, sizes: Sequence[int]) -> QuantizedMatrix:
+        biases = [None] * len(sizes) if bias is None else bias.split(list(sizes))
+        parts = [
+            Quantized(CodedLinear(quantize(kind, w, min(group, w.shape[1])), b, weight.dtype))
+            for w, b in zip(weight.split(list(sizes)), biases, strict=True)
+        ]
+        return QuantizedMatrix(tuple(parts))
+
+    def layer(own: LayerWeights) -> LayerWeights:
+        sizes = {
+            "qkv": (q, kv, kv),
+            "o": (len(own.post_norm),),
+            "gate_up": (half, half),
+            "down": (len(own.post_norm),),
+        }
+        made = {
+            name: matrix(getattr(own, name), getattr(own, f"{name}_bias"), parts)
+            for name, parts in sizes.items()
+        }
+        none = {f"{name}_bias": None for name in sizes}
+        return replace(own, **made, **none)  # type: ignore[arg-type]
+
+    return replace(weights, layers=tuple(layer(own) for own in weights.layers))
+
+
+def dequantized(weights: DecoderWeights) -> DecoderWeights:
+    """The decoder in bf16 that a coded one must equal."""
+
+    def layer(own: LayerWeights) -> LayerWeights:
+        made: dict[str, torch.Tensor | None] = {}
+        for name in ("qkv", "o", "gate_up", "down"):
+            matrix = getattr(own, name)
+            made[name] = torch.cat([part.weight() for part in matrix.parts])
+            made[f"{name}_bias"] = matrix.bias()
+        return replace(own, **made)  # type: ignore[arg-type]
+
+    return replace(weights, layers=tuple(layer(own) for own in weights.layers))
