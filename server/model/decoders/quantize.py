@@ -71,11 +71,12 @@ def take_codes(model: nn.Module, dtype: torch.dtype) -> None:
     """
     import bitsandbytes as bnb  # noqa: PLC0415  (slow to import, and an extra)
 
+    tables: dict[str, torch.Tensor] = {}  # one for all layers
     for name, module in list(model.named_modules()):
         if isinstance(module, bnb.nn.Linear8bitLt):
             model.set_submodule(name, CodedLinear(_codes_of_8bit(module), _bias_of(module), dtype))
         elif isinstance(module, bnb.nn.Linear4bit) and module.weight.device.type == "cpu":
-            codes = _codes_of_4bit(module)
+            codes = _codes_of_4bit(module, tables)
             model.set_submodule(name, CodedLinear(codes, _bias_of(module), dtype, _dequantize_4bit))
 
 
@@ -89,7 +90,7 @@ def _codes_of_8bit(module: Any) -> Codes:
     return Codes(Kind.BYTES, weight.data, scales, weight.shape[1], factor=_PER_STEP)
 
 
-def _codes_of_4bit(module: Any) -> Codes:
+def _codes_of_4bit(module: Any, tables: dict[str, torch.Tensor]) -> Codes:
     """Scales that are quantized once more are made float32: one for 64 weights, half a bit a weight."""
     from bitsandbytes.functional import dequantize_blockwise  # noqa: PLC0415
 
@@ -105,7 +106,7 @@ def _codes_of_4bit(module: Any) -> Codes:
         module.weight.data.view(torch.uint8).view(outputs, inputs // 2),
         scales.float().view(outputs, -1),
         state.blocksize,
-        table=state.code.float(),
+        table=tables.setdefault(state.quant_type, state.code.float()),
     )
 
 

@@ -132,13 +132,14 @@ def test_in_bitsandbytes_rows_affect_each_other() -> None:
 @torch.inference_mode()
 def test_in_bitsandbytes_a_product_changes_the_scales() -> None:
     """Why 4-bit layers are replaced on a CPU with AVX-512 BF16: when this fails, they need not be."""
-    layer = layer_of("nf4", nested=False)
-    before = layer.weight.quant_state.absmax.clone()
+    layer = layer_of("nf4")
+    codes = coded(layer_of("nf4")).codes
+    assert codes is not None
     layer(rows_with_outliers())
     state = layer.weight.quant_state
     if not getattr(state, "packing_format_for_cpu", False):
         pytest.skip("this CPU has no AVX-512 BF16")
-    assert not torch.equal(state.absmax.T.float().reshape(-1), before)
+    assert not torch.equal(state.absmax.T.float(), codes.scales)
 
 
 def test_blocks_that_go_across_rows_are_refused_by_name() -> None:
@@ -268,7 +269,7 @@ def test_the_service_says_what_it_serves(wide_llama: Path, tmp_path: Path) -> No
     norms = 4 * 64 * 2 * 2
     assert taken["none"] == outside + 2 * linear
     assert outside + linear <= taken["int8"] <= outside + 1.1 * linear + norms
-    assert outside + linear / 2 <= taken["nf4"] <= outside + 0.55 * linear + norms
+    assert outside + linear / 2 <= taken["nf4"] <= outside + 0.57 * linear + norms
 
 
 @pytest.mark.parametrize(("dtype", "kernels"), [("bf16", "auto"), ("bf16", "pytorch"), ("fp32", "pytorch")])
