@@ -18,7 +18,10 @@ constexpr int64_t kRowChunk = 12 * simd::kGemmRows;                  // rows who
 constexpr int64_t kNear = 4096;                                      // prefetch distances into the weights
 constexpr int64_t kFar = 12288;
 constexpr int64_t kLaterLines = 24;                                  // prefetched a piece while weights stream
-constexpr int64_t kUnpackedSteps = 2 * kPieceSteps;                  // unpacked at a time: they stay in the L1 cache
+// Steps unpacked at a time. For few rows the sums wait for each other, and the next piece is unpacked meanwhile; for more
+// a piece stays in the L1 cache.
+constexpr int64_t kShortPiece = 32;
+constexpr int64_t kLongPiece = 256;
 
 using Tile = float[simd::kGemmRows][kBlockOutputs];
 
@@ -245,10 +248,11 @@ void stream_codes(const Gemm& job, const Codes& block) {
   const int64_t steps = job.inputs / 2;
   if (job.delta != nullptr) job.delta->begin_tile(0, rows, block.block);
   Tile tile;
+  const int64_t most = rows <= 4 ? kShortPiece : kLongPiece;
   Codes piece = block;
   for (int64_t k = 0; k < steps; k = piece.end) {
     piece.begin = k;
-    piece.end = k + kUnpackedSteps < steps ? k + kUnpackedSteps : steps;
+    piece.end = k + most < steps ? k + most : steps;
     unpack(job.weight, job.inputs, piece, job.unpacked);
     if (job.delta != nullptr) job.delta->prefetch(piece.end, steps);
     const Schedule s{job.x + 2 * k, job.x_stride, job.unpacked, piece.end - k, nullptr, 0, job.later, nullptr, k > 0};
