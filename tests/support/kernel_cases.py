@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from manylora.server.kernels.cpu.build import Variant
+from manylora.server.kernels.cpu.build import AMX_EMULATED, Variant, usable_variants
 from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, Library, cache_directory, find_library
 from manylora.server.kernels.inputs import (
     BLOCK_SIZE,
@@ -226,6 +226,11 @@ class Batcher:
             logits_rows=np.array(wanted, np.int64),
             lora=lora_inputs([sequence.mix for sequence, _ in work]),
         )
+
+
+def tested_variants() -> tuple[Variant, ...]:
+    """What this machine can run, and level amx in its emulation: what tests of all levels go through."""
+    return (*usable_variants(), AMX_EMULATED)
 
 
 @cache

@@ -210,7 +210,7 @@ void Engine::project(const Step& step, int64_t number, ThreadState& mine, const 
   const LoraSite site = site_of(number);
   LoraShare& share = mine.lora[number % Upcoming::kWindow];
   if (lora.any_tiled) {
-    lora_shrink(lora, site, share);
+    lora_shrink(lora, site, share, mine.lora_scratch);
     worker.sync();
   }
   if (lora.any_vectors) make_images(site, number, worker);

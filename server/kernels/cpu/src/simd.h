@@ -13,6 +13,10 @@
 #define ML_INLINE inline __attribute__((always_inline))
 #define ML_UNROLL _Pragma("GCC unroll 16")
 
+#if defined(ML_AMX) || defined(ML_AMX_EMULATED)
+#define ML_TILES  // products of many rows are computed in tile registers (tiles.h)
+#endif
+
 using bf16 = uint16_t;
 
 ML_INLINE float to_float(bf16 value) {
