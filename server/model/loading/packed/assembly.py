@@ -51,7 +51,9 @@ def assemble(
     # transformers makes the model without memory for the layers that are replaced afterwards: what stands in
     # for each weight is one number, seen in all places.
     nothing = torch.zeros((), dtype=dtype)
-    stand_ins = {f"{n}.weight": nothing.expand(layer.out_features, layer.in_features) for n, layer in layers.items()}
+    stand_ins = {
+        f"{n}.weight": nothing.expand(layer.out_features, layer.in_features) for n, layer in layers.items()
+    }
     biases = {f"{n}.bias": layer.bias for n, layer in layers.items() if layer.bias is not None}
     model, report = type(skeleton).from_pretrained(
         None,

@@ -16,7 +16,9 @@ import torch
 
 from manylora.server.kernels.codes import PLACES, Codes, Kind
 
-_Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # codes [n, weights], scales and offsets [n, groups]
+_Parts = tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor | None
+]  # codes [n, weights], scales and offsets [n, groups]
 
 
 @dataclass(frozen=True)
