@@ -56,4 +56,3 @@ def word_codes(tensors: dict[str, torch.Tensor], how: Grouping) -> Codes:
     group = tensors.pop("g_idx") if how.act_order else None
     tensors.pop("g_idx", None)
     return from_gptq(**tensors, order=group, stored_less=2 - how.version)
-
