@@ -21,6 +21,15 @@ class Kind(IntEnum):
     PLAIN = 0  # they are the weights
     NIBBLES = 1  # 4 bits: table[code] * scale
     BYTES = 2  # 8 bits with a sign: (code * scale) * factor
+    SHIFTED = 3  # 4 bits: (table[code] - offset) * scale
+    ADDED = 4  # 4 bits: table[code] * scale + offset
+    ADDED_BYTES = 5  # 8 bits with a sign: code * scale + offset
+    SEVERAL = 6  # matrices of several kinds along out: of none of them alone
+
+
+WIDE = frozenset({Kind.PLAIN, Kind.BYTES, Kind.ADDED_BYTES})  # with a code an element
+OFFSET = frozenset({Kind.SHIFTED, Kind.ADDED, Kind.ADDED_BYTES})
+PLACES = torch.arange(16, dtype=torch.float32)  # the table of 4-bit codes that are numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,18 +37,21 @@ class Codes:
     """A weight [out, in] in few bits, row by row."""
 
     kind: Kind
-    packed: torch.Tensor  # [out, in / 2] uint8, an even input's code in the high bits; BYTES: [out, in] int8
-    scales: torch.Tensor  # [out, groups] float32
+    # [out, in / 2] uint8, an even input's code in the high bits; of kinds with bytes [out, in] int8; of PLAIN
+    # the weight [out, in].
+    packed: torch.Tensor
+    scales: torch.Tensor  # [out, groups] float32; [out, 0] of PLAIN
     group: int  # inputs that share a scale; the last group of a row may be shorter
-    table: torch.Tensor | None = None  # [16] float32, of NIBBLES
+    table: torch.Tensor | None = None  # [16] float32, of kinds with 4 bits
     factor: float = 0.0  # of BYTES
     offsets: torch.Tensor | None = None  # [out, groups] float32, of kinds that have one
+    order: torch.Tensor | None = None  # [in] the group of each input; None: they follow each other
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
         outputs, width = self.packed.shape
-        return outputs, 2 * width if self.kind is Kind.NIBBLES else width
+        return outputs, width if self.kind in WIDE else 2 * width
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -49,25 +61,39 @@ class Codes:
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Everything that takes memory."""
-        given = (self.packed, self.scales, self.table, self.offsets)
+        given = (self.packed, self.scales, self.table, self.offsets, self.order)
         return (tensor for tensor in given if tensor is not None)
 
     def elements(self) -> torch.Tensor:
-        """One code an element [out, in]: uint8, or int8 of BYTES."""
-        if self.kind is Kind.BYTES:
+        """One code an element [out, in]: uint8, or as ``packed`` is of kinds that have them so."""
+        if self.kind in WIDE:
             return self.packed
         return torch.stack([self.packed >> 4, self.packed & 0xF], dim=-1).flatten(1)
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight [out, in] that the codes stand for, made anew at every call."""
+        if self.kind is Kind.PLAIN:
+            return self.packed.to(dtype)
+        scales = self._wide(self.scales)
         if self.kind is Kind.BYTES:
-            return ((self.packed * self._wide(self.scales)) * self.factor).to(dtype)
+            return ((self.packed * scales) * self.factor).to(dtype)
+        offsets = None if self.offsets is None else self._wide(self.offsets)
+        if self.kind is Kind.ADDED_BYTES:
+            assert offsets is not None
+            return (self.packed * scales).add_(offsets).to(dtype)
         assert self.table is not None
         first, second = self.table.repeat_interleave(16), self.table.repeat(16)  # of both codes of a byte
         values = F.embedding(self.packed.int(), torch.stack([first, second], dim=-1)).flatten(1)
-        return values.mul_(self._wide(self.scales)).to(dtype)
+        if self.kind is Kind.NIBBLES:
+            return values.mul_(scales).to(dtype)
+        assert offsets is not None
+        if self.kind is Kind.SHIFTED:
+            return values.sub_(offsets).mul_(scales).to(dtype)
+        return values.mul_(scales).add_(offsets).to(dtype)
 
     def _wide(self, values: torch.Tensor) -> torch.Tensor:
         """What groups have [out, groups], for each input: [out, in], or [out, 1] where there is one group."""
         inputs = self.shape[1]
+        if self.order is not None:
+            return values.index_select(1, self.order)
         return values if self.group >= inputs else values.repeat_interleave(self.group, 1)[:, :inputs]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from manylora.adapters.base_models.configuration import load_config
-from manylora.adapters.base_models.generation import read_generation
+from manylora.adapters.base_models.configuration import packed_format, plain_config
+from manylora.adapters.base_models.generation import Generation, read_generation
 from manylora.adapters.base_models.layers import describe_cache, describe_heads, describe_vocabulary
 from manylora.adapters.base_models.stored import StoredModel, fingerprint
 from manylora.adapters.errors import BaseModelError
@@ -28,6 +28,7 @@ from manylora.server.model.decoders.quantize import (
     quantization_config,
     take_codes,
 )
+from manylora.server.model.loading.packed.loading import BuiltModel, load_packed
 from manylora.server.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,10 @@ _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The Hugging Face model, quantized if asked for, with what serving derives from it."""
+    """The Hugging Face model, quantized if asked for or stored so, with what serving derives from it."""
 
     hf: Any
-    quantize: str  # "none", "nf4" or "int8"
+    quantize: str  # "none", "nf4" or "int8"; "gguf", "gptq" or "awq" where the checkpoint was so
     tokenizer: Tokenizer
     dtype: torch.dtype
     device: torch.device
@@ -79,51 +80,74 @@ def load_model(
 ) -> LoadedModel:
     """Load the causal LM in ``directory``; ``quantize`` is "none", "nf4" or "int8".
 
+    A checkpoint that is quantized already keeps its codes, and takes no ``quantize``.
+
     Raises:
         ModelRefused: not a causal language model this process can load, or not in so few bits.
-        ConfigError: the device is absent, ``max_model_len`` exceeds what the model can do, or bitsandbytes
-            is not installed.
+        ConfigError: the device is absent, ``max_model_len`` exceeds what the model can do, bitsandbytes
+            is not installed, or the checkpoint is quantized already.
     """
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
     if quantize != NONE:
         check_available(quantize)
     try:
-        config = load_config(directory)
+        packed = packed_format(directory)
+        if packed is not None and quantize != NONE:
+            raise ConfigError(f"--quantize {quantize}: {directory} is quantized already ({packed.method})")
+        config = plain_config(directory)
         generation = read_generation(directory, config)
-        if quantize != NONE:
-            check_widths(config, quantize, torch_device)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch_dtype,
-            generation_config=generation.hf(),
-            output_loading_info=True,
-            **_placement(quantize, torch_device),
-        )
+        if packed is None:
+            made = _load_plain(
+                directory, config, generation, dtype=torch_dtype, device=torch_device, quantize=quantize
+            )
+        else:
+            made = load_packed(directory, packed, generation, torch_dtype, torch_device)
         tokenizer = Tokenizer.load(directory, generation.eos_ids)
-    except ModelRefused:
+    except (ModelRefused, ConfigError):
         raise
     except BaseModelError as error:
         raise ModelRefused(str(error)) from error
     except Exception as error:  # the libraries raise whatever their parts do: there is no common base
         raise ModelRefused(f"{directory} can't be loaded as a causal language model: {error}") from error
-    _check_complete(directory, report["missing_keys"])
-    model = model.eval().requires_grad_(False)
-    digest = _fingerprint(model, directory, quantize)
-    if quantize == NONE:
-        model = model.to(torch_device)
-    else:
-        take_codes(model, torch_dtype)
     return LoadedModel(
-        hf=model,
-        quantize=quantize,
+        hf=made.hf.eval().requires_grad_(False),
+        quantize=made.quantization,
         tokenizer=tokenizer,
         dtype=torch_dtype,
         device=torch_device,
-        fingerprint=digest,
+        fingerprint=made.fingerprint,
         max_model_len=context_length(config, max_model_len),
     )
+
+
+def _load_plain(
+    directory: Path,
+    config: Any,
+    generation: Generation,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: str,
+) -> BuiltModel:
+    """Load weights of 16 or 32 bits, and quantize them if asked for."""
+    if quantize != NONE:
+        check_widths(config, quantize, device)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        directory,
+        config=config,
+        dtype=dtype,
+        generation_config=generation.hf(),
+        output_loading_info=True,
+        **_placement(quantize, device),
+    )
+    _check_complete(directory, report["missing_keys"])
+    digest = _fingerprint(model, directory, quantize)
+    if quantize == NONE:
+        model = model.to(device)
+    else:
+        take_codes(model, dtype)
+    return BuiltModel(model, digest, quantize)
 
 
 def _placement(quantize: str, device: torch.device) -> dict[str, Any]:

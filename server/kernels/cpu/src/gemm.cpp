@@ -151,7 +151,8 @@ void stream_codes(const Gemm& job, const Codes& block) {
 
 // The rows of an item by weights in few bits.
 void coded_item(const Gemm& job, const char* codes, int64_t block, const Range& rows, const char* following) {
-  const int64_t size = block_bytes(job.weight.kind, job.inputs);
+  int64_t own = block;
+  const int64_t size = block_bytes(part_of(job.weight, &own).kind, job.inputs);
   const bool goes_on = following == nullptr || following == codes + size;
   const Codes whole{block, 0, job.inputs / 2, goes_on ? codes + kNear : following};
   if (job.rows <= simd::kGemmRows) {
