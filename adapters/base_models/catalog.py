@@ -1,8 +1,8 @@
 """From what the user calls a model to a directory with its files.
 
 Four kinds of name: a packaged model (:mod:`manylora.adapters.base_models.packaged`), a model on the Hub, a
-directory, a GGUF file. Of weights only safetensors and GGUF are ever taken, and no code that comes with a model
-runs.
+directory, a GGUF file. Of weights only safetensors and GGUF are ever taken, and no code that comes with a
+model runs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def resolve_model(
         raise BaseModelError(f"{name}: {_NEITHER if path.exists() else 'no such directory'}")
     if not HUB_ID.fullmatch(name):
         raise BaseModelError(
-            f"{name!r} is neither a directory nor a GGUF file nor a Hub id; known models: {', '.join(packaged)}"
+            f"{name!r} is neither a directory nor a GGUF file nor a Hub id; known models: "
+            f"{', '.join(packaged)}"
         )
     return _from_hub(name, packaged)
 

@@ -42,8 +42,8 @@ def load_config(directory: Path) -> Any:
     packed = packed_format(directory)
     if packed is not None:
         raise BaseModelError(
-            f"{directory} holds weights that are quantized already ({packed.method}), which can be served but "
-            "not trained on: take the original model, which nf4 or int8 can quantize when it is loaded"
+            f"{directory} holds weights that are quantized already ({packed.method}), which can be served "
+            "but not trained on: take the original model, which nf4 or int8 can quantize when it is loaded"
         )
     return plain_config(directory)
 
@@ -65,8 +65,8 @@ def packed_format(directory: Path) -> PackedFormat | None:
         return PackedFormat(method, settings)
     how = f"by {shown(method)}" if method is not None else "in a way that its config.json does not name"
     raise BaseModelError(
-        f"{directory} holds weights that are quantized already, {how} ({packed[0]}): take the original model, "
-        "which nf4 or int8 can quantize when it is loaded"
+        f"{directory} holds weights that are quantized already, {how} ({packed[0]}): take the original "
+        "model, which nf4 or int8 can quantize when it is loaded"
     )
 
 

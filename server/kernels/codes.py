@@ -37,8 +37,8 @@ class Codes:
     """A weight [out, in] in few bits, row by row."""
 
     kind: Kind
-    # [out, in / 2] uint8, an even input's code in the high bits; of kinds with bytes [out, in] int8; of PLAIN the
-    # weight [out, in].
+    # [out, in / 2] uint8, an even input's code in the high bits; of kinds with bytes [out, in] int8; of PLAIN
+    # the weight [out, in].
     packed: torch.Tensor
     scales: torch.Tensor  # [out, groups] float32; [out, 0] of PLAIN
     group: int  # inputs that share a scale; the last group of a row may be shorter

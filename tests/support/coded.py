@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from manylora.server.kernels.codes import Codes, Kind
+from manylora.server.kernels.codes import OFFSET, PLACES, WIDE, Codes, Kind
 from manylora.server.kernels.reference.quantized import CodedLinear, Quantized
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights, QuantizedMatrix
 
@@ -22,11 +22,16 @@ def random_codes(kind: Kind, outputs: int, inputs: int, group: int, seed: int = 
     generator = torch.Generator().manual_seed(seed)
     groups = -(-inputs // group)
     scales = 0.01 + torch.rand(outputs, groups, generator=generator)
-    if kind is Kind.BYTES:
+    offsets = torch.randn(outputs, groups, generator=generator) if kind in OFFSET else None
+    if kind is Kind.PLAIN:
+        weight = torch.randn(outputs, inputs, generator=generator).bfloat16()
+        return Codes(kind, weight, scales[:, :0], inputs)
+    if kind in WIDE:
         packed = torch.randint(-128, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
-        return Codes(kind, packed, scales, group, factor=1 / 127)
+        factor = 1 / 127 if kind is Kind.BYTES else 0.0
+        return Codes(kind, packed, scales, group, factor=factor, offsets=offsets)
     packed = torch.randint(0, 256, (outputs, inputs // 2), generator=generator, dtype=torch.uint8)
-    return Codes(kind, packed, scales, group, table=TABLE)
+    return Codes(kind, packed, scales, group, table=TABLE, offsets=offsets)
 
 
 def quantize(kind: Kind, weight: torch.Tensor, group: int) -> Codes:
@@ -37,20 +42,39 @@ def quantize(kind: Kind, weight: torch.Tensor, group: int) -> Codes:
     relative = (padded / scales.clamp_min(1e-20)[..., None]).flatten(1)[:, :inputs]
     if kind is Kind.BYTES:
         return Codes(kind, (127 * relative).round().to(torch.int8), scales, group, factor=1 / 127)
+    if kind in OFFSET:
+        return _with_offsets(kind, padded, inputs)
     codes = (relative[..., None] - TABLE).abs().argmin(-1).to(torch.uint8)
     return Codes(kind, codes[:, ::2] << 4 | codes[:, 1::2], scales, group, table=TABLE)
 
 
-def coded(weights: DecoderWeights, kind: Kind, group: int) -> DecoderWeights:
-    """``weights`` with all matrices of the layers in few bits; of bytes an output has one scale."""
+def _with_offsets(kind: Kind, padded: torch.Tensor, inputs: int) -> Codes:
+    """Groups [out, groups, group] from their least to their largest value."""
+    least, most = padded.amin(-1), padded.amax(-1)
+    scales = ((most - least) / 15).clamp_min(1e-6)
+    codes = ((padded - least[..., None]) / scales[..., None]).round().flatten(1)[:, :inputs]
+    group = padded.shape[-1]
+    if kind is Kind.ADDED_BYTES:
+        return Codes(kind, codes.to(torch.int8), scales, group, offsets=least)
+    packed = codes.to(torch.uint8)
+    offsets = least if kind is Kind.ADDED else (-least / scales).round()
+    return Codes(kind, packed[:, ::2] << 4 | packed[:, 1::2], scales, group, table=PLACES, offsets=offsets)
+
+
+def coded(weights: DecoderWeights, kind: Kind, group: int, values: Kind | None = None) -> DecoderWeights:
+    """``weights`` with all matrices of the layers in few bits; of bytes an output has one scale.
+
+    The value projections are of the kind ``values``.
+    """
     q, kv = weights.n_heads * weights.head_dim, weights.n_kv_heads * weights.head_dim
     half = weights.intermediate
 
     def matrix(weight: torch.Tensor, bias: torch.Tensor | None, sizes: Sequence[int]) -> QuantizedMatrix:
+        kinds = [kind, kind, kind if values is None else values][: len(sizes)]
         biases = [None] * len(sizes) if bias is None else bias.split(list(sizes))
         parts = [
-            Quantized(CodedLinear(quantize(kind, w, min(group, w.shape[1])), b, weight.dtype))
-            for w, b in zip(weight.split(list(sizes)), biases, strict=True)
+            Quantized(CodedLinear(quantize(own, w, min(group, w.shape[1])), b, weight.dtype))
+            for own, w, b in zip(kinds, weight.split(list(sizes)), biases, strict=True)
         ]
         return QuantizedMatrix(tuple(parts))
 

@@ -98,7 +98,7 @@ def encoded(weight: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
 def random_blocks(
     kind: gguf.GGMLQuantizationType, shape: tuple[int, ...], size: float, seed: int = 0
 ) -> np.ndarray:
-    """Bytes [out, bytes of a row] of valid blocks, whose values have about the standard deviation ``size``."""
+    """Bytes [out, bytes of a row] of blocks whose values have about the standard deviation ``size``."""
     weights, nbytes = gguf.GGML_QUANT_SIZES[kind]
     random = np.random.default_rng(seed)
     blocks = random.integers(0, 256, (int(np.prod(shape)) // weights, nbytes), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Copies of a model as GPTQ's and AWQ's tools write them, packed nibble by nibble from the formats' descriptions."""
+"""Copies of a model as GPTQ's and AWQ's tools write them, packed nibble by nibble."""
 
 from __future__ import annotations
 
@@ -31,13 +31,12 @@ class Grouping:
         if self.method == "awq":
             return {"quant_method": "awq", "bits": 4, "group_size": self.group_size, "version": "gemm"}
         form = {"checkpoint_format": "gptq_v2"} if self.version == 2 else {}
-        return {
-            "quant_method": "gptq", "bits": 4, "group_size": self.group_size, "desc_act": self.act_order, **form,
-        }  # fmt: skip
+        shared = {"quant_method": "gptq", "bits": 4, "group_size": self.group_size}
+        return {**shared, "desc_act": self.act_order, **form}
 
 
 def write_grouped(model: Path, directory: Path, how: Grouping, *, keep: tuple[str, ...] = ()) -> Path:
-    """Copy ``model`` with its linear layers in 4 bits; those whose names contain one of ``keep`` stay plain."""
+    """Copy ``model``, linear layers in 4 bits; those with one of ``keep`` in their names stay plain."""
     shutil.copytree(model, directory)
     random = np.random.default_rng(3)
     tensors: dict[str, torch.Tensor] = {}

@@ -60,7 +60,7 @@ def model_config(model: GgufModel) -> dict[str, Any]:
 
 
 def token_ids(model: GgufModel) -> dict[str, Any]:
-    """The tokens that begin, end and fill up a text, as ``config.json`` and ``generation_config.json`` have them."""
+    """The tokens that begin, end and fill up a text, as ``generation_config.json`` has them."""
     kinds = {"bos": ("bos",), "eos": ("eos", "eot"), "pad": ("padding",)}
     found: dict[str, Any] = {}
     for kind, names in kinds.items():
@@ -107,7 +107,8 @@ def _rope(model: GgufModel, head_dim: int) -> dict[str, Any]:
         }
     if kind != "none":
         raise BaseModelError(
-            f"{model.name}: architecture {model.architecture.name!r} with RoPE scaling {shown(kind)} is not read"
+            f"{model.name}: architecture {model.architecture.name!r} with RoPE scaling {shown(kind)} is not "
+            "read"
         )
     return {"rope_type": "default", "rope_theta": theta}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
@@ -49,4 +48,4 @@ def _write(model: GgufModel, path: Path, staging: Path) -> None:
     except BaseModelError:
         shutil.rmtree(staging)
         raise
-    os.symlink(path, staging / GGUF_LINK)
+    (staging / GGUF_LINK).symlink_to(path)

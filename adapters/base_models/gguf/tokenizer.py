@@ -93,7 +93,7 @@ class _Fields:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether a text begins with the token for that; files that are silent follow llama.cpp's defaults."""
+        """Whether a text begins with the token for that; without a word of it, as llama.cpp has it."""
         default = self.kind == _SENTENCEPIECE or self.rule in _WHOLE_WORDS
         return bool(self.metadata.get("tokenizer.ggml.add_bos_token", default))
 

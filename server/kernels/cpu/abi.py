@@ -21,6 +21,7 @@ class PackedMatrix(ctypes.Structure):
         ("offsets", _P),
         ("table", _P),
         ("group", _I64),
+        ("blocks", _I64),
         ("kind", ctypes.c_int32),
         ("factor", _F32),
     )

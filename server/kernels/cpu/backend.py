@@ -230,7 +230,9 @@ def _unsupported_codes(weights: DecoderWeights) -> str | None:
         for name in MATRICES:
             matrix = getattr(layer, name)
             reason = (
-                unfit([part.codes for part in matrix.parts]) if isinstance(matrix, QuantizedMatrix) else None
+                unfit([part.codes for part in matrix.parts], name == "gate_up")
+                if isinstance(matrix, QuantizedMatrix)
+                else None
             )
             if reason is not None:
                 return f"the base is quantized in a way that has no kernel: {reason}"

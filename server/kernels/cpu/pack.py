@@ -103,7 +103,7 @@ class PackedWeights:
         """The weights of a matrix, packed and plain, as pairs of inputs: int32."""
         if packed.struct.kind == Kind.PLAIN:
             return packed.tensors[0].view(torch.int32)
-        outputs = BLOCK * (packed.tensors[1].numel() // (BLOCK * -(-inputs // packed.struct.group)))
+        outputs = BLOCK * packed.struct.blocks
         made = torch.empty(outputs * inputs, dtype=torch.bfloat16)
         self._native.manylora_unpack(packed.struct, made.data_ptr(), outputs, inputs)
         return made.view(torch.int32)
@@ -147,7 +147,7 @@ class PackedWeights:
     def _matrix(self, name: str, matrix: Matrix) -> Packed:
         if isinstance(matrix, QuantizedMatrix):
             return pack_codes(codes_of(matrix), name == "gate_up", self._arena)
-        return plain(pack(self._native, name, matrix, self._arena))
+        return plain(pack(self._native, name, matrix, self._arena), matrix.shape[1])
 
 
 class MergedLayers:
@@ -178,7 +178,7 @@ class MergedLayers:
         matrix = torch.cat(tuple(weights))
         packed = pack(self._native, name, matrix, Arena(2 * _packed_elements(matrix) + _LINE))
         self._keep.append(packed)
-        setattr(self.layers[layer], name, plain(packed).struct)
+        setattr(self.layers[layer], name, plain(packed, matrix.shape[1]).struct)
         bias = stack_biases(weights, biases)
         if bias is not None:
             padded = _padded_bias(name, bias)

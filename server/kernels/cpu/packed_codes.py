@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ class Packed:
 
     struct: abi.PackedMatrix
     tensors: tuple[torch.Tensor, ...]
+    parts: ctypes.Array[abi.PackedMatrix] | None = None  # that the struct points to, of several kinds
 
     @property
     def nbytes(self) -> int:
@@ -30,38 +33,73 @@ class Packed:
         return total_bytes(self.tensors)
 
 
-def plain(packed: torch.Tensor) -> Packed:
+def plain(packed: torch.Tensor, inputs: int) -> Packed:
     """A matrix of bf16 weights that were packed already."""
-    return Packed(abi.PackedMatrix(codes=packed.data_ptr(), kind=Kind.PLAIN), (packed,))
+    blocks = packed.numel() // (BLOCK * inputs)
+    return Packed(abi.PackedMatrix(codes=packed.data_ptr(), blocks=blocks, kind=Kind.PLAIN), (packed,))
 
 
-def unfit(parts: Sequence[Codes | None]) -> str | None:
-    """Why these weights, stacked along out, can't be one matrix of the kernels; None if they can."""
+def unfit(parts: Sequence[Codes | None], interleaved: bool) -> str | None:
+    """Why these weights, stacked along out, can't be one matrix of the kernels; None if they can.
+
+    ``interleaved`` ones have outputs of both in a block.
+    """
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return "another library's codes"
-    if len({part.layout for part in known}) > 1:
-        return "weights of several kinds in one matrix"
-    group, inputs = known[0].group, known[0].shape[1]
-    if inputs % _GROUP or (group % _GROUP and group < inputs):
-        return f"groups of {group} of {inputs} inputs"
+    for part in known:
+        group, inputs = part.group, part.shape[1]
+        if part.order is not None:
+            return "groups of inputs that do not follow each other"
+        if inputs % _GROUP or (group % _GROUP and group < inputs):
+            return f"groups of {group} of {inputs} inputs"
+    if len({part.layout for part in known}) > 1 and (
+        interleaved or any(part.shape[0] % BLOCK for part in known[:-1])
+    ):
+        return "weights of several kinds in one block"
     return None
 
 
 def coded_bytes(parts: Sequence[Codes]) -> int:
     """Bytes that :func:`pack_codes` makes of ``parts``, what they are rounded up by included."""
-    outputs = sum(part.shape[0] for part in parts)
-    per_output = sum(sum(t.nbytes for t in (part.packed, part.scales)) // part.shape[0] for part in parts[:1])
-    if parts[0].offsets is not None:
-        per_output += parts[0].offsets.nbytes // parts[0].shape[0]
+    return sum(_alike_bytes(run) for run in _runs(parts))
+
+
+def _runs(parts: Sequence[Codes]) -> list[list[Codes]]:
+    """The parts in order, those of one layout that follow each other together."""
+    return [list(run) for _, run in groupby(parts, key=lambda part: part.layout)]
+
+
+def _alike_bytes(parts: Sequence[Codes]) -> int:
+    outputs, first = sum(part.shape[0] for part in parts), parts[0]
+    tensors = (first.packed, first.scales, *(() if first.offsets is None else (first.offsets,)))
+    per_output = sum(tensor.nbytes for tensor in tensors) // first.shape[0]
     return (outputs + -outputs % BLOCK) * per_output + 3 * 64
 
 
 def pack_codes(parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Packed:
-    """Weights of one layout, stacked along out.
+    """Weights stacked along out.
 
-    ``interleaved`` ones are two, the gate's and the up projection's: a block has 16 outputs of each.
+    ``interleaved`` ones are two of one layout, the gate's and the up projection's: a block has 16 outputs of
+    each.
     """
+    runs = _runs(parts)
+    if len(runs) == 1:
+        return _pack_alike(parts, interleaved, arena)
+    assert not interleaved, "what is not one layout can't share blocks"
+    packed = [_pack_alike(run, interleaved, arena) for run in runs]
+    structs = (abi.PackedMatrix * len(packed))(*(part.struct for part in packed))
+    whole = abi.PackedMatrix(
+        codes=ctypes.addressof(structs),
+        group=len(packed),
+        blocks=sum(part.struct.blocks for part in packed),
+        kind=Kind.SEVERAL,
+    )
+    return Packed(whole, tuple(tensor for part in packed for tensor in part.tensors), structs)
+
+
+def _pack_alike(parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Packed:
+    """Weights of one layout."""
     first = parts[0]
     outputs, inputs = sum(part.shape[0] for part in parts), first.shape[1]
     order = torch.arange(outputs)
@@ -77,6 +115,8 @@ def pack_codes(parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Packe
         memory.view(values.shape).copy_(values)
         return memory
 
+    if first.kind is Kind.PLAIN:
+        return plain(kept(_in_pairs(blocks([part.packed for part in parts]))), inputs)
     codes = kept(_PACKERS[first.kind](blocks([part.elements() for part in parts])))
     scales = kept(blocks([part.scales for part in parts]).transpose(1, 2))
     offsets = None
@@ -89,6 +129,7 @@ def pack_codes(parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Packe
         offsets=None if offsets is None else offsets.data_ptr(),
         table=None if table is None else table.data_ptr(),
         group=min(first.group, inputs),
+        blocks=-(-outputs // BLOCK),
         kind=first.kind,
         factor=first.factor,
     )
@@ -109,4 +150,10 @@ def _nibbles(elements: torch.Tensor) -> torch.Tensor:
     return both
 
 
-_PACKERS: dict[Kind, Callable[[torch.Tensor], torch.Tensor]] = {Kind.NIBBLES: _nibbles, Kind.BYTES: _in_pairs}
+_PACKERS: dict[Kind, Callable[[torch.Tensor], torch.Tensor]] = {
+    Kind.NIBBLES: _nibbles,
+    Kind.SHIFTED: _nibbles,
+    Kind.ADDED: _nibbles,
+    Kind.BYTES: _in_pairs,
+    Kind.ADDED_BYTES: _in_pairs,
+}

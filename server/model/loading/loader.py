@@ -40,7 +40,7 @@ _BY_LENGTH = "dynamic"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The Hugging Face model, quantized if asked for or as its checkpoint is, with what serving derives from it."""
+    """The Hugging Face model, quantized if asked for or stored so, with what serving derives from it."""
 
     hf: Any
     quantize: str  # "none", "nf4" or "int8"; "gguf", "gptq" or "awq" where the checkpoint was so
@@ -99,7 +99,9 @@ def load_model(
         config = plain_config(directory)
         generation = read_generation(directory, config)
         if packed is None:
-            made = _load_plain(directory, config, generation, torch_dtype, torch_device, quantize)
+            made = _load_plain(
+                directory, config, generation, dtype=torch_dtype, device=torch_device, quantize=quantize
+            )
         else:
             made = load_packed(directory, packed, generation, torch_dtype, torch_device)
         tokenizer = Tokenizer.load(directory, generation.eos_ids)
@@ -127,6 +129,7 @@ def _load_plain(
     directory: Path,
     config: Any,
     generation: Generation,
+    *,
     dtype: torch.dtype,
     device: torch.device,
     quantize: str,

@@ -83,6 +83,38 @@ def test_a_gguf_file_of_many_types(tmp_path: Path, family: str) -> None:
     assert_probed(loaded)
 
 
+def q4_k_m(name: str) -> str:
+    """As llama.cpp mixes types in files that are called Q4_K_M."""
+    return "Q6_K" if any(part in name for part in ("attn_v", "ffn_down", "token_embd")) else "Q4_K"
+
+
+@pytest.mark.parametrize("how", [q4_k_m, Grouping("gptq"), Grouping("awq")], ids=["gguf", "gptq", "awq"])
+def test_in_16_bits_the_native_kernels_multiply_by_the_codes(tmp_path: Path, how: Any) -> None:
+    if isinstance(how, Grouping):
+        base = write_grouped(tiny_model(tmp_path / "model", num_hidden_layers=1), tmp_path / "few", how)
+    else:
+        base = resolve_model(str(gguf_base(tmp_path, "llama", how)), tmp_path / "data")
+    loaded = load(base, dtype="bf16")
+    decoder = next(decoder_candidates(loaded, "native"))
+    decoder.allocate(torch.zeros(64, dtype=torch.bfloat16), PROBE_BLOCKS, PROBE_ROWS)
+    assert decoder.kernels.startswith("cpu-")
+    probe(loaded.hf, decoder, loaded.dtype)
+    layer = loaded.hf.model.layers[0].self_attn.v_proj
+    weight = layer.weight_of_codes()
+    decoder.take_over(loaded.hf)
+    assert layer.codes is None
+    assert torch.equal(decoder.weight(2), weight)
+
+
+def test_groups_that_do_not_follow_each_other_take_the_pytorch_kernels(tmp_path: Path) -> None:
+    how = Grouping("gptq", act_order=True)
+    loaded = load(write_grouped(tiny_model(tmp_path / "model"), tmp_path / "few", how), dtype="bf16")
+    decoder = next(decoder_candidates(loaded))
+    assert decoder.kernels == "pytorch"
+    with pytest.raises(ConfigError, match="do not follow each other"):
+        next(decoder_candidates(loaded, "native"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama-untied-bias", "qwen2"])
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_K"])

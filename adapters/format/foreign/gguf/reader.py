@@ -149,7 +149,7 @@ class _Reader:
         raise FileFault(f"{self._name} has metadata of the unknown type {shown(kind)}")
 
     def _array(self, keep: bool) -> list[Any] | None:
-        """The elements of a short array, or of one to ``keep``; else None. Arrays of arrays: nobody has any."""
+        """The elements of a short array, or of one to ``keep``; else None. Nobody has arrays of arrays."""
         kind, length = self.number("I"), self.number("Q")
         if kind in _SCALARS:
             code = _SCALARS[kind]

@@ -91,7 +91,7 @@ void manylora_gemm(const bf16* x, const bf16* packed, float* y, int64_t rows, in
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
     const Worker worker{omp_get_thread_num(), omp_get_num_threads(), &barrier};
-    const PackedMatrix weight{packed, nullptr, nullptr, nullptr, 0, kPlain, 0};
+    const PackedMatrix weight{packed, nullptr, nullptr, nullptr, 0, round_up(outputs, kBlockOutputs) / kBlockOutputs, kPlain, 0};
     gemm({x, inputs, rows, weight, outputs, inputs, nullptr, {Sink::kFloat, y, round_up(outputs, kBlockOutputs)}, nullptr, nullptr, &queue, nullptr, nullptr}, worker);
   }
 }

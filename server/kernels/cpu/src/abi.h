@@ -15,6 +15,10 @@ enum MatrixKind {
   kPlain = 0,    // the codes are the weights: packed bf16 (pack.h)
   kNibbles = 1,  // 4-bit codes: table[code] * scale
   kBytes = 2,    // signed 8-bit codes: (code * scale) * factor
+  kShifted = 3,  // 4-bit codes: (table[code] - offset) * scale
+  kAdded = 4,    // 4-bit codes: table[code] * scale + offset
+  kAddedBytes = 5,  // signed 8-bit codes: code * scale + offset
+  kSeveral = 6,  // parts of other kinds along out: `codes` is a PackedMatrix of each, `group` how many there are
 };
 
 // A matrix [outputs, inputs] in blocks of 32 outputs. Every weight is computed in fp32 by its kind's formula, operation
@@ -25,6 +29,7 @@ struct PackedMatrix {
   const float* offsets;  // the same, of kinds whose zero is not a code or that add a minimum; else null
   const float* table;    // [16], of kinds that have one; else null
   int64_t group;         // inputs that share a scale: a multiple of 16, or all of them
+  int64_t blocks;        // of 32 outputs
   int32_t kind;          // a MatrixKind
   float factor;          // of kinds that have one; else 0
 };

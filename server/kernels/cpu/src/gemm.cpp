@@ -13,10 +13,13 @@ using namespace gemm_vectors;
 
 namespace {
 
-constexpr int64_t kRowChunk = 12 * simd::kGemmRows;    // rows whose inputs stay in the L2 cache
-constexpr int64_t kNear = 4096;                        // prefetch distances into the weights
+constexpr int64_t kRowChunk = 12 * simd::kGemmRows;  // rows whose inputs stay in the L2 cache
+constexpr int64_t kNear = 4096;                      // prefetch distances into the weights
 constexpr int64_t kFar = 12288;
-constexpr int64_t kUnpackedSteps = 2 * kPieceSteps;    // unpacked at a time: they stay in the L1 cache
+// Steps unpacked at a time. Where sums wait for each other the next piece is unpacked meanwhile, if it is short; else a
+// piece stays in the L1 cache.
+constexpr int64_t kShortPiece = 32;
+constexpr int64_t kLongPiece = 256;
 
 // Bias, adapters' delta, then wherever the outputs go.
 void write(const Gemm& job, Tile& tile, int64_t row0, int rows, int64_t block) {
@@ -31,7 +34,7 @@ void write(const Gemm& job, Tile& tile, int64_t row0, int rows, int64_t block) {
   if (job.delta != nullptr) job.delta->add(tile);
   for (int m = 0; m < rows; m++) {
     if (job.delta != nullptr && job.delta->keep(m, tile[m])) continue;
-    if (job.output.is_product()) {
+    if (job.output.sink == Sink::kSiluMul) {
       job.output.write_product(row0 + m, block, tile[m], tile[m] + 16);
     } else {
       job.output.write(row0 + m, block * kBlockOutputs, tile[m]);
@@ -118,19 +121,29 @@ void plain_item(const Gemm& job, const bf16* w, int64_t block, const Range& rows
   }
 }
 
+// What is due of later reads when steps [begin, end) are computed.
+void fetch_later(Upcoming& later, int64_t begin, int64_t end) {
+  for (int64_t k = round_up(begin, kPieceSteps); k < end; k += kPieceSteps) {
+    const char* piece = later.take(kLaterLines * 64);
+    for (int64_t i = 0; piece != nullptr && i < kLaterLines; i++) simd::prefetch(piece + i * 64);
+  }
+}
+
 // One block of weights in few bits, for rows that fit one tile: made bf16 a piece at a time, in reach of the product.
 void stream_codes(const Gemm& job, const Codes& block) {
   const int rows = static_cast<int>(job.rows);
   const int64_t steps = job.inputs / 2;
   if (job.delta != nullptr) job.delta->begin_tile(0, rows, block.block);
   Tile tile;
+  const int64_t most = rows <= kFewRows ? kShortPiece : kLongPiece;
   Codes piece = block;
   for (int64_t k = 0; k < steps; k = piece.end) {
     piece.begin = k;
-    piece.end = k + kUnpackedSteps < steps ? k + kUnpackedSteps : steps;
+    piece.end = k + most < steps ? k + most : steps;
     unpack(job.weight, job.inputs, piece, job.unpacked);
     if (job.delta != nullptr) job.delta->prefetch(piece.end, steps);
-    const Schedule s{job.x + 2 * k, job.x_stride, job.unpacked, piece.end - k, nullptr, 0, job.later, nullptr, k > 0};
+    if (job.later != nullptr) fetch_later(*job.later, k, piece.end);
+    const Schedule s{job.x + 2 * k, job.x_stride, job.unpacked, piece.end - k, nullptr, 0, nullptr, nullptr, k > 0};
     multiply(rows, s, tile);
   }
   write(job, tile, 0, rows, block.block);
@@ -138,7 +151,8 @@ void stream_codes(const Gemm& job, const Codes& block) {
 
 // The rows of an item by weights in few bits.
 void coded_item(const Gemm& job, const char* codes, int64_t block, const Range& rows, const char* following) {
-  const int64_t size = block_bytes(job.weight.kind, job.inputs);
+  int64_t own = block;
+  const int64_t size = block_bytes(part_of(job.weight, &own).kind, job.inputs);
   const bool goes_on = following == nullptr || following == codes + size;
   const Codes whole{block, 0, job.inputs / 2, goes_on ? codes + kNear : following};
   if (job.rows <= simd::kGemmRows) {

@@ -128,28 +128,23 @@ void dot_rest(int rows, const bf16* x, int64_t stride, const bf16* w, int64_t st
 }
 
 template <bool Both>
-ML_INLINE void load_sums(const Tile& out) {
-  tiles::load<0>(out[0], sizeof out[0]);
-  tiles::load<1>(out[0] + 16, sizeof out[0]);
-  if (Both) tiles::load<2>(out[16], sizeof out[0]);
-  if (Both) tiles::load<3>(out[16] + 16, sizeof out[0]);
-}
-
-template <bool Both>
-ML_INLINE void clear_sums() {
-  tiles::zero<0>();
-  tiles::zero<1>();
-  if (Both) tiles::zero<2>();
-  if (Both) tiles::zero<3>();
+ML_INLINE void start_sums(const Schedule& s, const Tile& out) {
+  if (s.resume) {
+    tiles::load<0>(out[0], sizeof out[0]);
+    tiles::load<1>(out[0] + 16, sizeof out[0]);
+    if (Both) tiles::load<2>(out[16], sizeof out[0]);
+    if (Both) tiles::load<3>(out[16] + 16, sizeof out[0]);
+  } else {
+    tiles::zero<0>();
+    tiles::zero<1>();
+    if (Both) tiles::zero<2>();
+    if (Both) tiles::zero<3>();
+  }
 }
 
 template <bool Both>
 void multiply_many(int rows, const Schedule& s, Tile& out) {
-  if (s.resume) {
-    load_sums<Both>(out);
-  } else {
-    clear_sums<Both>();
-  }
+  start_sums<Both>(s, out);
   const int64_t whole = s.steps - s.steps % kPairs;
   for (int64_t k = 0; k < whole; k += kPieceSteps) {
     const int64_t end = k + kPieceSteps < whole ? k + kPieceSteps : whole;

@@ -9,6 +9,7 @@ using simd::Float;
 using simd::kLanes;
 using simd::Pairs;
 
+constexpr int kFewRows = 4;                                       // up to here sums wait for each other
 constexpr int kPassVectors = 2;                                   // output vectors of one pass
 constexpr int64_t kFetchingTiles = 2;                             // of cached weights: they prefetch the next ones
 constexpr int kPasses = kBlockOutputs / (kPassVectors * kLanes);  // passes that make a block

@@ -21,14 +21,27 @@ struct Codes {
 // Bytes that the codes of a block take.
 inline int64_t block_bytes(int32_t kind, int64_t inputs) {
   switch (kind) {
-    case kNibbles: return inputs * kBlockOutputs / 2;
-    case kBytes: return inputs * kBlockOutputs;
+    case kNibbles:
+    case kShifted:
+    case kAdded: return inputs * kBlockOutputs / 2;
+    case kBytes:
+    case kAddedBytes: return inputs * kBlockOutputs;
     default: return inputs * kBlockOutputs * static_cast<int64_t>(sizeof(bf16));
   }
 }
 
+// The part of a matrix that has a block, which becomes the part's own number of it.
+inline const PackedMatrix& part_of(const PackedMatrix& matrix, int64_t* block) {
+  if (matrix.kind != kSeveral) return matrix;
+  const auto* part = static_cast<const PackedMatrix*>(matrix.codes);
+  const PackedMatrix* last = part + matrix.group - 1;
+  for (; part != last && *block >= part->blocks; part++) *block -= part->blocks;
+  return *part;
+}
+
 inline const char* block_codes(const PackedMatrix& matrix, int64_t inputs, int64_t block) {
-  return static_cast<const char*>(matrix.codes) + block * block_bytes(matrix.kind, inputs);
+  const PackedMatrix& part = part_of(matrix, &block);
+  return static_cast<const char*>(part.codes) + block * block_bytes(part.kind, inputs);
 }
 
 // The scales, or the offsets, of an output block in one group of inputs.

@@ -56,6 +56,18 @@ ML_INLINE void lookup(const Table& table, const uint8_t* codes, Float* low, Floa
   *high = lookup(table, _mm256_srli_epi32(wide, 4));
 }
 
+// The upper halves of two vectors, rounded to nearest and even. Weights are numbers: NaN may change its sign.
+ML_INLINE void store_halves(bf16* p, Float first, Float second) {
+  const auto rounded = [](Float v) {
+    const __m256i bits = reinterpret_cast<__m256i>(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff)), 16);
+  };
+  const __m256i both = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded(first), rounded(second)), 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(both));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm256_extracti128_si256(both, 1));
+}
+
 ML_INLINE Float from_bytes(const int8_t* codes) {
   const __m128i raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes));
   return reinterpret_cast<Float>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw)));
@@ -80,15 +92,15 @@ ML_INLINE Float from_bytes(const int8_t* codes) {
   return v;
 }
 
+ML_INLINE void store_halves(bf16* p, Float first, Float second) {
+  store_bf16(p, first);
+  store_bf16(p + 16, second);
+}
+
 #endif
 
 ML_INLINE Float load_twice(const float* values) {
   return Float{values[0], values[0], values[1], values[1], values[2], values[2], values[3], values[3]};
-}
-
-ML_INLINE void store_halves(bf16* p, Float first, Float second) {
-  store_bf16(p, first);
-  store_bf16(p + 16, second);
 }
 
 #endif

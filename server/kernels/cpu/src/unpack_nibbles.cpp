@@ -10,9 +10,17 @@ using simd::kLanes;
 
 constexpr int kStepBytes = kBlockOutputs;  // codes of two inputs
 
-// What a code stands for. Others: (value - offset) * scale, value * scale - offset.
+// What a code stands for.
 struct Scaled {
   ML_INLINE static Float of(Float value, Float scale, Float) { return simd::mul(value, scale); }
+};
+
+struct Shifted {
+  ML_INLINE static Float of(Float value, Float scale, Float offset) { return simd::mul(simd::sub(value, offset), scale); }
+};
+
+struct Added {
+  ML_INLINE static Float of(Float value, Float scale, Float offset) { return simd::add(simd::mul(value, scale), offset); }
 };
 
 // Lanes of two vectors whose weights are 16 places apart, each output twice.
@@ -60,5 +68,9 @@ ML_INLINE void unpack_with(const PackedMatrix& matrix, int64_t inputs, const Cod
 }  // namespace
 
 void unpack_nibbles(const PackedMatrix& matrix, int64_t inputs, const Codes& codes, bf16* out) {
-  unpack_with<Scaled>(matrix, inputs, codes, out);
+  switch (matrix.kind) {
+    case kShifted: return unpack_with<Shifted>(matrix, inputs, codes, out);
+    case kAdded: return unpack_with<Added>(matrix, inputs, codes, out);
+    default: return unpack_with<Scaled>(matrix, inputs, codes, out);
+  }
 }

@@ -28,7 +28,13 @@ class PackedWeights:
 
 
 def assemble(
-    name: str, skeleton: Any, config: Any, generation: Generation, weights: PackedWeights, dtype: torch.dtype
+    name: str,
+    skeleton: Any,
+    config: Any,
+    *,
+    generation: Generation,
+    weights: PackedWeights,
+    dtype: torch.dtype,
 ) -> tuple[Any, str]:
     """The model with the ``weights``, and their fingerprint.
 

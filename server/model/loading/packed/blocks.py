@@ -1,8 +1,8 @@
 """GGUF's quantized blocks as codes, which stand for what ``gguf.dequantize`` gives, value for value.
 
-A row of a matrix is a row of blocks, each with its own scales in half precision; K-quants have scales of parts of
-a block beside, in 6 or 8 bits. Every product of a code and its scales fits float32 exactly, so a value is rounded
-once at most, where a minimum is taken away.
+A row of a matrix is a row of blocks, each with its own scales in half precision; K-quants have scales of
+parts of a block beside, in 6 or 8 bits. Every product of a code and its scales fits float32 exactly, so a
+value is rounded once at most, where a minimum is taken away.
 
 Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """

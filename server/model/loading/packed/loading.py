@@ -39,5 +39,7 @@ def load_packed(
         weights = gguf_weights(directory, dtype, device)
     else:
         weights = group_weights(directory, packed.settings, dtype, device)
-    model, digest = assemble(str(directory), skeleton, config, generation, weights, dtype)
+    model, digest = assemble(
+        str(directory), skeleton, config, generation=generation, weights=weights, dtype=dtype
+    )
     return BuiltModel(model.to(device), digest, packed.method if weights.codes else "none")
