@@ -31,7 +31,9 @@ Adapter = Mapping[str, Pair]  # module of the base -> matrices
 class DecoderBuilder:
     """Builds the decoder of one model; the model's own modules keep working, on the same weights."""
 
-    def __init__(self, model: Any, adapters: Sequence[Adapter], *, dropout: float, is_checkpointed: bool) -> None:
+    def __init__(
+        self, model: Any, adapters: Sequence[Adapter], *, dropout: float, is_checkpointed: bool
+    ) -> None:
         """``model``: the causal LM itself, its layers wrapped by PEFT or not."""
         self._model = model
         self._adapters = adapters

@@ -16,9 +16,13 @@ from peft.tuners.lora import LoraLayer
 
 from manylora.adapters.fidelity.measures import relative_distance
 from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.decoder.build import ADAPTED, Adapter, DecoderBuilder
 from manylora.adapters.training.decoder.decoder import FusedDecoder, packed
+from manylora.adapters.training.decoder.projection import Pair
 from manylora.adapters.training.decoder.weights import is_nf4
+from manylora.adapters.training.model.forward import learned_ids
+from manylora.adapters.training.model.lora import lora_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # distance of hidden stat
 
 
 def fused_decoder(
-    model: Any, adapters: Sequence[Adapter], config: TrainConfig, probe: Sequence[Sequence[int]]
+    model: Any, adapters: Sequence[Adapter], config: TrainConfig, items: Sequence[Item]
 ) -> FusedDecoder | None:
     """The fused decoder of ``model`` with ``adapters``; None where the module tree has to do.
 
@@ -37,7 +41,7 @@ def fused_decoder(
         model: the causal LM itself, its layers wrapped by PEFT or not.
         adapters: module of the base -> matrices.
         config: of the run, or of any of the jobs that share the model.
-        probe: ids of sequences on which both are compared first.
+        items: sequences, on the first of which both are compared.
     """
     reason = unfit(model, adapters, config)
     if reason is None:
@@ -45,12 +49,20 @@ def fused_decoder(
             model, adapters, dropout=config.lora_dropout, is_checkpointed=config.gradient_checkpointing
         )
         decoder = builder.build()
-        distance = probe_distance(model, decoder, probe)
+        distance = probe_distance(model, decoder, [learned_ids(item)[0] for item in items[:2]])
         if distance <= ALLOWED[decoder.dtype]:
             return decoder
         reason = f"its hidden states differ from the model's by {distance:.2%}"
     logger.info("training through transformers' modules: %s", reason)
     return None
+
+
+def fused_peft(model: Any, config: TrainConfig, items: Sequence[Item]) -> FusedDecoder | None:
+    """The fused decoder of a base with PEFT's LoRA on it, on the same matrices."""
+    if not config.is_lora:
+        return None
+    pairs = {name: Pair(a, b, scaling) for name, a, b, scaling in lora_pairs(model)}
+    return fused_decoder(model.get_base_model(), [pairs], config, items)
 
 
 def unfit(model: Any, adapters: Sequence[Adapter], config: TrainConfig) -> str | None:
@@ -128,11 +140,11 @@ def probe_distance(model: Any, decoder: FusedDecoder, probe: Sequence[Sequence[i
 
     With the adapter where PEFT has put it on the model; of the base alone for adapters that are not on it.
     """
-    rows = [list(ids[:PROBE_TOKENS]) for ids in probe[:2]]
+    rows = [list(ids[:PROBE_TOKENS]) for ids in probe]
     was_training = model.training
     model.eval()
     is_on = any(isinstance(module, LoraLayer) for module in model.modules())
-    own = decoder.hidden(packed(rows, decoder.device, decoder.adapters, first=is_on)).float()
+    own = decoder.hidden(packed(rows, decoder.device, decoder.adapters, 0 if is_on else None)).float()
     theirs = torch.cat(
         [model.model(torch.tensor([ids], device=decoder.device)).last_hidden_state[0].float() for ids in rows]
     )

@@ -8,6 +8,7 @@ of the tokens. With gradient checkpointing only the input is kept and the whole 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from manylora.adapters.training.decoder.projection import Kept, Projection
 from manylora.adapters.training.decoder.rope import Angles, rotate, rotate_back
 
 Grads = list[Tensor | None]
+Read = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v of some tokens -> what they read
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Layer:
         seeds = [None if seed is None else seed + index for index in range(4)]
         inner, first = rms_norm(x, self.before.weight, self.before.eps)
         qkv, thin_qkv = self.qkv.forward(inner, slices, seeds[0])
-        q, k, v = self._turned(qkv, step)
+        q, k, v = self._turned(qkv, step.angles)
         flash = flash_attend(q, k, v, step.batch, self.heads) if x.is_cuda else None
         heads = attend(q, k, v, step.batch, self.heads) if flash is None else flash[-1].detach()
         read = heads.reshape(len(x), -1)
@@ -94,6 +96,15 @@ class Layer:
         y, thin_down = self.down.forward(_swiglu(wide), slices, seeds[3])
         thin = (thin_qkv, thin_output, thin_wide, thin_down)
         return y.add_(middle), Saved(first, qkv, read, middle, second, wide, thin, flash)
+
+    def infer(self, x: Tensor, angles: Angles, slices: Sequence[slice], read: Read) -> Tensor:
+        """[tokens, hidden] -> [tokens, hidden], without anything kept; ``read`` is the attention."""
+        inner, _ = rms_norm(x, self.before.weight, self.before.eps)
+        q, k, v = self._turned(self.qkv.forward(inner, slices, None)[0], angles)
+        middle = self.output.forward(read(q, k, v).reshape(len(x), -1), slices, None)[0].add_(x)
+        inner, _ = rms_norm(middle, self.between.weight, self.between.eps)
+        active = _swiglu(self.wide.forward(inner, slices, None)[0])
+        return self.down.forward(active, slices, None)[0].add_(middle)
 
     def backward(
         self, grad: Tensor, x: Tensor, saved: Saved, step: Step, *, wanted: bool
@@ -131,7 +142,7 @@ class Layer:
         """The gradient of q, k and v as they came from their product: [tokens, out]."""
         spread = grad.view(len(grad), self.heads.queries, self.heads.width)
         if saved.flash is None:
-            q, k, v = self._turned(saved.qkv, step)
+            q, k, v = self._turned(saved.qkv, step.angles)
             dq, dk, dv = attend_backward(spread, q, k, v, step.batch, self.heads)
         else:
             *inputs, read = saved.flash
@@ -149,12 +160,14 @@ class Layer:
         parts[2].copy_(dv)
         return found
 
-    def _turned(self, qkv: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    def _turned(self, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys as attention takes them, and values: [tokens, heads, width] each."""
         q, k, v = self._split(qkv)
         if self.head_norms is not None:
-            q, k = (rms_norm(x, norm.weight, norm.eps)[0] for x, norm in zip((q, k), self.head_norms, strict=True))
-        return rotate(q, step.angles), rotate(k, step.angles), v
+            q, k = (
+                rms_norm(x, norm.weight, norm.eps)[0] for x, norm in zip((q, k), self.head_norms, strict=True)
+            )
+        return rotate(q, angles), rotate(k, angles), v
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys = self.heads.queries, self.heads.keys
@@ -171,7 +184,9 @@ class LayerFunction(torch.autograd.Function):
     """A layer as one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Layer, step: Step, seed: int | None, *_parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, layer: Layer, step: Step, seed: int | None, *_parameters: Tensor
+    ) -> Tensor:
         y, saved = layer.forward(x, step, seed)
         ctx.save_for_backward(x)
         ctx.layer, ctx.step, ctx.seed = layer, step, seed

@@ -61,7 +61,9 @@ class Projection:
         """A and B of every adapter and layer, in the order of the gradients of :meth:`backward`."""
         return [m for adapter in self.members for x in adapter for m in (x.pair.a, x.pair.b)]
 
-    def forward(self, x: Tensor, slices: Sequence[slice], seed: int | None) -> tuple[Tensor, list[Kept | None]]:
+    def forward(
+        self, x: Tensor, slices: Sequence[slice], seed: int | None
+    ) -> tuple[Tensor, list[Kept | None]]:
         """``x`` [tokens, in] -> [tokens, out], each adapter on its slice of the tokens.
 
         ``seed`` is that of the dropout, None for none.

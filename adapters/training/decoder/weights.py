@@ -23,18 +23,26 @@ class PlainWeight:
     """One matrix; the layers' own weights become views of it, so that nothing is in memory twice."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        with torch.no_grad():
-            if len(layers) == 1:
-                self._matrix = layers[0].weight.detach()
-                return
-            self._matrix = torch.cat([layer.weight for layer in layers])
-            for layer, part in zip(
-                layers, self._matrix.split([layer.weight.shape[0] for layer in layers]), strict=True
-            ):
-                layer.weight.data = part
+        self._matrix = _joined([layer.weight.detach() for layer in layers])
+        parts = self._matrix.split([layer.weight.shape[0] for layer in layers])
+        for layer, part in zip(layers, parts, strict=True):
+            layer.weight.data = part
 
     def get(self) -> Tensor:
         return self._matrix
+
+
+def _joined(weights: Sequence[Tensor]) -> Tensor:
+    """The weights as one matrix, which they are already where a decoder was built on them before."""
+    first, end = weights[0], weights[0].data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != end or not weight.is_contiguous():
+            return torch.cat(list(weights))
+        end += weight.nbytes
+    if first.untyped_storage().data_ptr() + first.untyped_storage().nbytes() < end:
+        return torch.cat(list(weights))
+    rows = sum(len(weight) for weight in weights)
+    return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))
 
 
 class Nf4Weight:

@@ -12,17 +12,14 @@ from trl import DPOConfig, SFTConfig
 
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.data.prepare import Prepared
-from manylora.adapters.training.decoder.choice import fused_decoder
-from manylora.adapters.training.decoder.decoder import FusedDecoder
-from manylora.adapters.training.decoder.projection import Pair
+from manylora.adapters.training.decoder.choice import fused_peft
 from manylora.adapters.training.errors import TrainingConfigError
 from manylora.adapters.training.model.eva import initialize_eva
-from manylora.adapters.training.model.forward import greedy, learned_ids, sample_prompt_ids
+from manylora.adapters.training.model.forward import greedy, sample_prompt_ids
 from manylora.adapters.training.model.lora import (
     InitialWeights,
     add_adapter,
     load_adapter,
-    lora_pairs,
     trainable_in_fp32,
 )
 from manylora.adapters.training.session.metrics_log import MetricsLog
@@ -76,7 +73,7 @@ def build_trainer(
     trainer.args.load_best_model_at_end = config.keep == "best" and has_best
     trainable_in_fp32(trainer.model)  # TRL rounds adapters on a quantized base to bf16
     if config.task == "sft":
-        trainer.decoder = _decoder(trainer.model, session)
+        trainer.decoder = fused_peft(trainer.model, config, prepared.train.sequences)
     trainer.loraplus_ratio = config.loraplus_ratio
     trainer.remove_callback(PrinterCallback)
     return trainer, initial
@@ -90,15 +87,6 @@ def _trainable(model: Any, session: Session) -> tuple[Any, InitialWeights]:
     if session.init_adapter is not None:
         return load_adapter(model, session.init_adapter, config), {}
     return add_adapter(model, config)
-
-
-def _decoder(model: Any, session: Session) -> FusedDecoder | None:
-    """What computes the steps of a LoRA where that can; else the modules of the model do."""
-    if not session.config.is_lora:
-        return None
-    pairs = {name: Pair(a, b, scaling) for name, a, b, scaling in lora_pairs(model)}
-    probe = [learned_ids(item)[0] for item in session.prepared.train.sequences[:2]]
-    return fused_decoder(model.get_base_model(), [pairs], session.config, probe)
 
 
 def _check_trackers(wanted: Sequence[str]) -> None:
