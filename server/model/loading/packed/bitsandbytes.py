@@ -1,10 +1,9 @@
-"""The weights of a repository that bitsandbytes quantized, in the bits that it has. The library itself is not needed.
+"""The weights of a repository that bitsandbytes quantized, in the bits that it has, without that library.
 
-A matrix in 4 bits is ``weight`` (two codes a byte, the first in the high bits), ``weight.absmax``,
-``weight.quant_map``, the values of the sixteen codes, and ``weight.quant_state.bitsandbytes__nf4`` (or fp4),
-JSON as bytes. Scales that are quantized once more are codes of ``weight.nested_quant_map``, in blocks with a
-scale each in ``weight.nested_absmax``. A matrix in 8 bits is ``weight`` and ``SCB``, the largest absolute value
-of each output.
+A matrix in 4 bits is ``weight`` (two codes a byte, the first in the high bits), ``weight.absmax``, the values
+of the sixteen codes in ``weight.quant_map``, and ``weight.quant_state.bitsandbytes__nf4`` or fp4, JSON in bytes.
+Scales that are quantized once more are codes of ``weight.nested_quant_map``, in blocks with a scale each in
+``weight.nested_absmax``. A matrix in 8 bits is ``weight`` and ``SCB``, an output's largest absolute value.
 """
 
 from __future__ import annotations
