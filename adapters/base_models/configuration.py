@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,10 @@ from manylora.adapters.format.faults import shown
 logger = logging.getLogger(__name__)
 
 _COUNTS = frozenset({"I64", "U64", "BOOL", "C64"})  # never hold weights
+BITSANDBYTES = "bitsandbytes"
+_BITSANDBYTES_PART = re.compile(
+    r"\.SCB$|\.quant_state\.bitsandbytes__[a-z0-9]+$"
+)  # of a layer, in each of its forms
 _GROUPED = ("gptq", "awq")  # methods whose repositories are served as they are
 
 
@@ -28,8 +33,8 @@ _GROUPED = ("gptq", "awq")  # methods whose repositories are served as they are
 class PackedFormat:
     """How the weights of a model are quantized already."""
 
-    method: str  # "gguf", "gptq" or "awq"
-    settings: Mapping[str, Any] = field(default_factory=dict)  # the ``quantization_config``; of GGUF none
+    method: str  # "gguf", "gptq", "awq" or "bitsandbytes"
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of GPTQ and AWQ: the ``quantization_config``
 
 
 def load_config(directory: Path) -> Any:
@@ -56,9 +61,12 @@ def packed_format(directory: Path) -> PackedFormat | None:
     """
     if (directory / GGUF_LINK).is_symlink():
         return PackedFormat("gguf")
-    packed = packed_tensors(Checkpoint(directory))
+    checkpoint = Checkpoint(directory)
+    packed = packed_tensors(checkpoint)
     if not packed:
         return None
+    if any(_BITSANDBYTES_PART.search(name) for name in checkpoint.infos):
+        return PackedFormat(BITSANDBYTES)
     settings = _quantization_config(directory)
     method = settings.get("quant_method")
     if method in _GROUPED:

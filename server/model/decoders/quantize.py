@@ -18,7 +18,7 @@ from manylora.server.kernels.reference.quantized import CodedLinear, dequantized
 
 NONE, NF4, INT8 = "none", "nf4", "int8"
 
-_PER_STEP = 7.874015718698502e-3  # bitsandbytes' 1 / 127: 8-bit codes count steps of it of the largest value
+STEP = 7.874015718698502e-3  # bitsandbytes' 1 / 127: 8-bit codes count such steps of the largest value
 # Loggers that report an optional download which is not wanted, and at every step what is known.
 _CHATTY = ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions")
 
@@ -87,7 +87,7 @@ def _bias_of(module: Any) -> torch.Tensor | None:
 def _codes_of_8bit(module: Any) -> Codes:
     weight = module.weight
     scales = weight.SCB.float().view(-1, 1)  # the largest absolute value of each output
-    return Codes(Kind.BYTES, weight.data, scales, weight.shape[1], factor=_PER_STEP)
+    return Codes(Kind.BYTES, weight.data, scales, weight.shape[1], factor=STEP)
 
 
 def _codes_of_4bit(module: Any, tables: dict[str, torch.Tensor]) -> Codes:

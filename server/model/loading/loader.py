@@ -43,7 +43,7 @@ class LoadedModel:
     """The Hugging Face model, quantized if asked for or stored so, with what serving derives from it."""
 
     hf: Any
-    quantize: str  # "none", "nf4" or "int8"; "gguf", "gptq" or "awq" where the checkpoint was so
+    quantize: str  # "none", "nf4" or "int8"; of a checkpoint also "fp4", "gguf", "gptq" or "awq"
     tokenizer: Tokenizer
     dtype: torch.dtype
     device: torch.device

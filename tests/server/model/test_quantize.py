@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from manylora.server.errors import ConfigError, ModelRefused
 from manylora.server.kernels.cpu.huge_pages import Arena
@@ -208,11 +210,62 @@ def test_a_missing_library_names_the_extra(
         load(wide_llama, "nf4")
 
 
-def test_a_checkpoint_that_is_quantized_already(wide_llama: Path, tmp_path: Path) -> None:
-    settings = quantize.quantization_config("nf4")
-    AutoModelForCausalLM.from_pretrained(wide_llama, quantization_config=settings).save_pretrained(tmp_path)
-    with pytest.raises(ModelRefused, match="quantized already"):
-        load(tmp_path, "none")
+def stored_in_few_bits(model: Path, directory: Path, kind: str) -> Path:
+    """The model as transformers saves it in few bits, with a tokenizer beside it."""
+    settings = (
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")  # scales are not quantized
+        if kind == "fp4"
+        else quantize.quantization_config(kind)
+    )
+    AutoModelForCausalLM.from_pretrained(
+        model, dtype=BF16, quantization_config=settings, device_map={"": "cpu"}
+    ).save_pretrained(directory)
+    for file in model.glob("*token*"):
+        shutil.copy(file, directory)
+    return directory
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "fp4"])
+@torch.inference_mode()
+def test_a_checkpoint_that_is_quantized_already(wide_llama: Path, tmp_path: Path, kind: str) -> None:
+    """Its codes are kept: the weights have the bits of bitsandbytes' own."""
+    directory = stored_in_few_bits(wide_llama, tmp_path / "stored", kind)
+    loaded = load(directory, "none")
+    assert loaded.quantize == kind
+    original = AutoModelForCausalLM.from_pretrained(directory, device_map={"": "cpu"})
+    for name, module in original.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
+            assert torch.equal(quantize.weight_of(loaded.hf.get_submodule(name)), theirs(module).to(BF16))
+    decoder = next(decoder_candidates(loaded, "native"))
+    pool = PagePool(decoder.modules, 1 << 20, loaded.dtype, loaded.device, decoder)
+    decoder.allocate(pool.data, PROBE_BLOCKS, PROBE_ROWS)
+    probe(loaded.hf, decoder, loaded.dtype)
+    with pytest.raises(ConfigError, match="quantized already"):
+        load(directory, "nf4")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("absmax", None, "absmax is missing"),
+        ("absmax", lambda t: t[:-1], "absmax does not fit"),
+        ("quant_map", lambda t: t[:8], "do not fit a weight"),
+        ("nested_absmax", None, "not said how"),
+        ("quant_state.bitsandbytes__nf4", lambda t: t[3:], "quant_state can't be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(
+    wide_llama: Path, tmp_path: Path, part: str, change: Any, said: str
+) -> None:
+    directory = stored_in_few_bits(wide_llama, tmp_path / "stored", "nf4")
+    tensors = load_file(directory / "model.safetensors")
+    name = f"model.layers.1.mlp.up_proj.weight.{part}"
+    tensor = tensors.pop(name)
+    if change is not None:
+        tensors[name] = change(tensor).contiguous()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelRefused, match=f"layers.1.mlp.up_proj: .*{said}"):
+        load(directory, "none")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from manylora.adapters.base_models.configuration import PackedFormat
+from manylora.adapters.base_models.configuration import BITSANDBYTES, PackedFormat
 from manylora.adapters.base_models.generation import Generation
 from manylora.adapters.base_models.outline import skeleton_of
 from manylora.server.model.loading.packed.assembly import assemble
+from manylora.server.model.loading.packed.bitsandbytes import bitsandbytes_weights, kind_of
 from manylora.server.model.loading.packed.gguf import gguf_weights
 from manylora.server.model.loading.packed.groups import group_weights
 
@@ -37,9 +38,12 @@ def load_packed(
     config, skeleton = skeleton_of(directory)
     if packed.method == "gguf":
         weights = gguf_weights(directory, dtype, device)
+    elif packed.method == BITSANDBYTES:
+        weights = bitsandbytes_weights(directory, dtype, device)
     else:
         weights = group_weights(directory, packed.settings, dtype, device)
     model, digest = assemble(
         str(directory), skeleton, config, generation=generation, weights=weights, dtype=dtype
     )
-    return BuiltModel(model.to(device), digest, packed.method if weights.codes else "none")
+    method = kind_of(weights) if packed.method == BITSANDBYTES else packed.method
+    return BuiltModel(model.to(device), digest, method if weights.codes else "none")
