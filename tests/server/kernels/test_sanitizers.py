@@ -41,17 +41,26 @@ from manylora.server.kernels.cpu.build import VARIANTS
 from manylora.server.kernels.cpu.tiles import tiles_allowed
 from manylora.server.kernels.inputs import CacheRun
 from tests.support.draws import PARAMS, draws_of
+from manylora.server.kernels.codes import Kind
+from tests.support.coded import coded
 from tests.support.kernel_cases import VECTORS, Batcher, Pages, Shape, random_decoder
 
 if "-amx-" in sys.argv[1]:
     assert "-emulated-" in sys.argv[1] or tiles_allowed()
 library = Library(VARIANTS[-1], abi.load(Path(sys.argv[1])), "under test")
 threads = int(sys.argv[2])
-for shape in (
-    Shape(layers=1, bias=True, qk_norm=True, windows=(40,)),
-    Shape(layers=1, heads=9, kv_heads=3, head_dim=80, hidden=48, intermediate=80, vocab=33),
+bits = {
+    "plain": lambda weights: weights,
+    "nibbles": lambda weights: coded(weights, Kind.NIBBLES, 32),
+    "bytes": lambda weights: coded(weights, Kind.BYTES, 1 << 20),
+}
+for shape, kept in (
+    (Shape(layers=1, bias=True, qk_norm=True, windows=(40,)), "plain"),
+    (Shape(layers=1, heads=9, kv_heads=3, head_dim=80, hidden=48, intermediate=80, vocab=33), "plain"),
+    (Shape(layers=1, heads=9, kv_heads=3, head_dim=16, hidden=48, intermediate=80, vocab=33), "nibbles"),
+    (Shape(layers=1, bias=True), "bytes"),
 ):
-    weights = random_decoder(shape)
+    weights = bits[kept](random_decoder(shape))
     pages = Pages(weights, elements=1 << 18)
     one, two = pages.random(5, seed=1), pages.random([17, 1, 0, 5, 16, 3, 2], seed=2)
     scaled = pages.random([4, 0, 3, 0, 0, 9, 2], seed=3, vectors=VECTORS)

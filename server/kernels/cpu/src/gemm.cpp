@@ -2,6 +2,7 @@
 
 #include "kernel_scope.h"
 #include "memory.h"
+#include "unpack.h"
 #if defined(ML_TILES)
 #include "gemm_tiles.h"
 using namespace gemm_tiles;
@@ -15,6 +16,10 @@ namespace {
 constexpr int64_t kRowChunk = 12 * simd::kGemmRows;  // rows whose inputs stay in the L2 cache
 constexpr int64_t kNear = 4096;                      // prefetch distances into the weights
 constexpr int64_t kFar = 12288;
+// Steps unpacked at a time. Where sums wait for each other the next piece is unpacked meanwhile, if it is short; else a
+// piece stays in the L1 cache.
+constexpr int64_t kShortPiece = 32;
+constexpr int64_t kLongPiece = 256;
 
 // Bias, adapters' delta, then wherever the outputs go.
 void write(const Gemm& job, Tile& tile, int64_t row0, int rows, int64_t block) {
@@ -40,12 +45,13 @@ void write(const Gemm& job, Tile& tile, int64_t row0, int rows, int64_t block) {
 
 // One block of outputs for rows that fit one tile: the weights stream from memory. The last block brings in as
 // much of what follows: the memory stays busy across the barrier.
-void stream_block(const Gemm& job, const bf16* w, int64_t block, const bf16* following) {
+void stream_block(const Gemm& job, const bf16* w, int64_t block, const char* following) {
   const int64_t steps = job.inputs / 2;
   const int64_t distance = job.rows <= 4 ? kNear : kFar;
-  const bool goes_on = following == nullptr || following == w + job.inputs * kBlockOutputs;
-  const char* weights = goes_on ? reinterpret_cast<const char*>(w) + distance : reinterpret_cast<const char*>(following);
-  const Schedule s{job.x, job.x_stride, w, steps, weights, 2 * kScheduleSteps, job.later, job.delta};
+  const char* codes = reinterpret_cast<const char*>(w);
+  const bool goes_on = following == nullptr || following == codes + steps * kStepBytes;
+  const char* weights = goes_on ? codes + distance : following;
+  const Schedule s{job.x, job.x_stride, w, steps, weights, 2 * kScheduleSteps, job.later, job.delta, false};
   if (job.delta != nullptr) job.delta->begin_tile(0, static_cast<int>(job.rows), block);
   Tile tile;
   multiply(static_cast<int>(job.rows), s, tile);
@@ -63,7 +69,7 @@ void cached_block(const Gemm& job, const bf16* w, int64_t block, int64_t row0, i
     const bool fetch = t < kFetchingTiles && following != nullptr;
     const int64_t lines = fetch ? 2 * kScheduleSteps / kFetchingTiles : 0;
     const char* weights = fetch ? following + t * steps * kStepBytes / kFetchingTiles : nullptr;
-    const Schedule s{job.x + begin * job.x_stride, job.x_stride, w, steps, weights, lines, job.later, job.delta};
+    const Schedule s{job.x + begin * job.x_stride, job.x_stride, w, steps, weights, lines, job.later, job.delta, false};
     if (job.delta != nullptr) job.delta->begin_tile(begin, count, block);
     Tile tile;
     multiply(count, s, tile);
@@ -85,8 +91,8 @@ class Grid {
 
   int64_t block(const Worker& owner, int64_t item) const { return owner.share(blocks_).begin + item % own_blocks(owner); }
 
-  const bf16* weights(const Worker& owner, int64_t item) const {
-    return job_.weight + block(owner, item) * job_.inputs * kBlockOutputs;
+  const char* codes(const Worker& owner, int64_t item) const {
+    return block_codes(job_.weight, job_.inputs, block(owner, item));
   }
 
   Range rows(const Worker& owner, int64_t item) const {
@@ -106,14 +112,64 @@ class Grid {
   int64_t chunk_rows_;
 };
 
-void run_item(const Gemm& job, const Grid& grid, const Worker& owner, int64_t item, const bf16* following) {
-  const bf16* w = grid.weights(owner, item);
-  const int64_t block = grid.block(owner, item);
-  const Range rows = grid.rows(owner, item);
+// The rows of an item by plain weights, which stream from memory.
+void plain_item(const Gemm& job, const bf16* w, int64_t block, const Range& rows, const char* following) {
   if (job.rows <= simd::kGemmRows) {
     stream_block(job, w, block, following);
   } else {
-    cached_block(job, w, block, rows.begin, rows.end - rows.begin, reinterpret_cast<const char*>(following));
+    cached_block(job, w, block, rows.begin, rows.end - rows.begin, following);
+  }
+}
+
+// What is due of later reads when steps [begin, end) are computed.
+void fetch_later(Upcoming& later, int64_t begin, int64_t end) {
+  for (int64_t k = round_up(begin, kPieceSteps); k < end; k += kPieceSteps) {
+    const char* piece = later.take(kLaterLines * 64);
+    for (int64_t i = 0; piece != nullptr && i < kLaterLines; i++) simd::prefetch(piece + i * 64);
+  }
+}
+
+// One block of weights in few bits, for rows that fit one tile: made bf16 a piece at a time, in reach of the product.
+void stream_codes(const Gemm& job, const Codes& block) {
+  const int rows = static_cast<int>(job.rows);
+  const int64_t steps = job.inputs / 2;
+  if (job.delta != nullptr) job.delta->begin_tile(0, rows, block.block);
+  Tile tile;
+  const int64_t most = rows <= kFewRows ? kShortPiece : kLongPiece;
+  Codes piece = block;
+  for (int64_t k = 0; k < steps; k = piece.end) {
+    piece.begin = k;
+    piece.end = k + most < steps ? k + most : steps;
+    unpack(job.weight, job.inputs, piece, job.unpacked);
+    if (job.delta != nullptr) job.delta->prefetch(piece.end, steps);
+    if (job.later != nullptr) fetch_later(*job.later, k, piece.end);
+    const Schedule s{job.x + 2 * k, job.x_stride, job.unpacked, piece.end - k, nullptr, 0, nullptr, nullptr, k > 0};
+    multiply(rows, s, tile);
+  }
+  write(job, tile, 0, rows, block.block);
+}
+
+// The rows of an item by weights in few bits.
+void coded_item(const Gemm& job, const char* codes, int64_t block, const Range& rows, const char* following) {
+  int64_t own = block;
+  const int64_t size = block_bytes(part_of(job.weight, &own).kind, job.inputs);
+  const bool goes_on = following == nullptr || following == codes + size;
+  const Codes whole{block, 0, job.inputs / 2, goes_on ? codes + kNear : following};
+  if (job.rows <= simd::kGemmRows) {
+    stream_codes(job, whole);
+  } else {
+    unpack(job.weight, job.inputs, whole, job.unpacked);
+    cached_block(job, job.unpacked, block, rows.begin, rows.end - rows.begin, nullptr);
+  }
+}
+
+void run_item(const Gemm& job, const Grid& grid, const Worker& owner, int64_t item, const char* following) {
+  const char* codes = grid.codes(owner, item);
+  const int64_t block = grid.block(owner, item);
+  if (job.weight.kind == kPlain) {
+    plain_item(job, reinterpret_cast<const bf16*>(codes), block, grid.rows(owner, item), following);
+  } else {
+    coded_item(job, codes, block, grid.rows(owner, item), following);
   }
 }
 
@@ -124,13 +180,13 @@ void gemm(const Gemm& job, const Worker& worker) {
   const Grid grid(job);
   const int64_t own = grid.items(worker);
   for (int64_t i = job.queue->take_own(worker.index, own); i >= 0; i = job.queue->take_own(worker.index, own)) {
-    run_item(job, grid, worker, i, i + 1 < own ? grid.weights(worker, i + 1) : static_cast<const bf16*>(job.next));
+    run_item(job, grid, worker, i, i + 1 < own ? grid.codes(worker, i + 1) : static_cast<const char*>(job.next));
   }
   for (int k = 1; k < worker.count; k++) {
     const Worker victim{(worker.index + k) % worker.count, worker.count, worker.barrier};
     const int64_t items = grid.items(victim);
     for (int64_t i = job.queue->steal(victim.index, items); i >= 0; i = job.queue->steal(victim.index, items)) {
-      run_item(job, grid, victim, i, static_cast<const bf16*>(job.next));
+      run_item(job, grid, victim, i, static_cast<const char*>(job.next));
     }
   }
 }
@@ -139,6 +195,6 @@ int64_t own_first_block(int64_t outputs, const Worker& worker) {
   return worker.share(round_up(outputs, kBlockOutputs) / kBlockOutputs).begin;
 }
 
-const bf16* own_weights(const bf16* packed, int64_t outputs, int64_t inputs, const Worker& worker) {
-  return packed + own_first_block(outputs, worker) * inputs * kBlockOutputs;
+const char* own_codes(const PackedMatrix& matrix, int64_t outputs, int64_t inputs, const Worker& worker) {
+  return block_codes(matrix, inputs, own_first_block(outputs, worker));
 }

@@ -36,6 +36,7 @@ struct Schedule {
   int64_t lines;       // weight lines to prefetch every kScheduleSteps
   Upcoming* later;
   LoraDelta* delta;
+  bool resume;         // the tile holds the sums of the steps before: multiples of kScheduleSteps
 };
 
 // Lines for the steps from k on, one or two each.

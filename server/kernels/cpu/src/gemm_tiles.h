@@ -61,12 +61,12 @@ template <int Rows>
 void multiply_few(const Schedule& s, Tile& out) {
   for (int pass = 0; pass < kPasses; pass++) {
     Float acc[Rows][kPassVectors];
+    const int column = pass * kPassVectors * kLanes;
     ML_UNROLL
     for (int m = 0; m < Rows; m++) {
       ML_UNROLL
-      for (int v = 0; v < kPassVectors; v++) acc[m][v] = simd::zero();
+      for (int v = 0; v < kPassVectors; v++) acc[m][v] = s.resume ? simd::load(out[m] + column + v * kLanes) : simd::zero();
     }
-    const int column = pass * kPassVectors * kLanes;
     for (int64_t k = 0; k < s.steps; k += kPieceSteps) {
       const int64_t end = k + kPieceSteps < s.steps ? k + kPieceSteps : s.steps;
       if (s.delta != nullptr && pass == 0) s.delta->prefetch(end, s.steps);
@@ -128,11 +128,23 @@ void dot_rest(int rows, const bf16* x, int64_t stride, const bf16* w, int64_t st
 }
 
 template <bool Both>
+ML_INLINE void start_sums(const Schedule& s, const Tile& out) {
+  if (s.resume) {
+    tiles::load<0>(out[0], sizeof out[0]);
+    tiles::load<1>(out[0] + 16, sizeof out[0]);
+    if (Both) tiles::load<2>(out[16], sizeof out[0]);
+    if (Both) tiles::load<3>(out[16] + 16, sizeof out[0]);
+  } else {
+    tiles::zero<0>();
+    tiles::zero<1>();
+    if (Both) tiles::zero<2>();
+    if (Both) tiles::zero<3>();
+  }
+}
+
+template <bool Both>
 void multiply_many(int rows, const Schedule& s, Tile& out) {
-  tiles::zero<0>();
-  tiles::zero<1>();
-  if (Both) tiles::zero<2>();
-  if (Both) tiles::zero<3>();
+  start_sums<Both>(s, out);
   const int64_t whole = s.steps - s.steps % kPairs;
   for (int64_t k = 0; k < whole; k += kPieceSteps) {
     const int64_t end = k + kPieceSteps < whole ? k + kPieceSteps : whole;

@@ -9,6 +9,7 @@ using simd::Float;
 using simd::kLanes;
 using simd::Pairs;
 
+constexpr int kFewRows = 4;                                       // up to here sums wait for each other
 constexpr int kPassVectors = 2;                                   // output vectors of one pass
 constexpr int64_t kFetchingTiles = 2;                             // of cached weights: they prefetch the next ones
 constexpr int kPasses = kBlockOutputs / (kPassVectors * kLanes);  // passes that make a block
@@ -45,12 +46,12 @@ template <int Rows>
 void multiply(const Schedule& s, Tile& out) {
   for (int pass = 0; pass < kPasses; pass++) {
     Float acc[Rows][kPassVectors];
+    const int column = pass * kPassVectors * kLanes;
     ML_UNROLL
     for (int m = 0; m < Rows; m++) {
       ML_UNROLL
-      for (int v = 0; v < kPassVectors; v++) acc[m][v] = simd::zero();
+      for (int v = 0; v < kPassVectors; v++) acc[m][v] = s.resume ? simd::load(out[m] + column + v * kLanes) : simd::zero();
     }
-    const int column = pass * kPassVectors * kLanes;
     for (int64_t k = 0; k < s.steps; k += kPieceSteps) {
       const int64_t end = k + kPieceSteps < s.steps ? k + kPieceSteps : s.steps;
       if (s.delta != nullptr && pass == 0) s.delta->prefetch(end, s.steps);
