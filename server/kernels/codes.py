@@ -76,24 +76,41 @@ class Codes:
             return self.packed.to(dtype)
         scales = self._wide(self.scales)
         if self.kind is Kind.BYTES:
-            return ((self.packed * scales) * self.factor).to(dtype)
+            return ((self._by_group(self.packed) * scales) * self.factor).view(self.shape).to(dtype)
         offsets = None if self.offsets is None else self._wide(self.offsets)
         if self.kind is Kind.ADDED_BYTES:
             assert offsets is not None
-            return (self.packed * scales).add_(offsets).to(dtype)
+            return (self._by_group(self.packed) * scales).add_(offsets).view(self.shape).to(dtype)
         assert self.table is not None
         first, second = self.table.repeat_interleave(16), self.table.repeat(16)  # of both codes of a byte
         values = F.embedding(self.packed.int(), torch.stack([first, second], dim=-1)).flatten(1)
+        grouped = self._by_group(values)  # the same memory
         if self.kind is Kind.NIBBLES:
-            return values.mul_(scales).to(dtype)
+            grouped.mul_(scales)
+            return values.to(dtype)
         assert offsets is not None
         if self.kind is Kind.SHIFTED:
-            return values.sub_(offsets).mul_(scales).to(dtype)
-        return values.mul_(scales).add_(offsets).to(dtype)
+            grouped.sub_(offsets).mul_(scales)
+        else:
+            grouped.mul_(scales).add_(offsets)
+        return values.to(dtype)
+
+    @property
+    def _regular(self) -> bool:
+        """Whether a row consists of whole groups that follow each other."""
+        return self.order is None and self.shape[1] % min(self.group, self.shape[1]) == 0
+
+    def _by_group(self, values: torch.Tensor) -> torch.Tensor:
+        """Of each input [out, in] what meets :meth:`_wide`."""
+        return values.view(len(values), self.scales.shape[1], -1) if self._regular else values
 
     def _wide(self, values: torch.Tensor) -> torch.Tensor:
-        """What groups have [out, groups], for each input: [out, in], or [out, 1] where there is one group."""
-        inputs = self.shape[1]
+        """What groups have [out, groups]: [out, groups, 1], or [out, in] where they are not regular.
+
+        Repeating it for each input takes many times as long as everything else.
+        """
+        if self._regular:
+            return values[..., None]
         if self.order is not None:
             return values.index_select(1, self.order)
-        return values if self.group >= inputs else values.repeat_interleave(self.group, 1)[:, :inputs]
+        return values.repeat_interleave(self.group, 1)[:, : self.shape[1]]

@@ -244,6 +244,19 @@ def test_damaged_repositories(tmp_path: Path, change: Callable[[Any], Any], mess
     assert "\n" not in str(refused.value)
 
 
+def test_biases_of_layers_that_have_none(tmp_path: Path) -> None:
+    """GPTQ's tools write zeros for them; anything else is no such bias."""
+    model, how = tiny_model(tmp_path / "model", num_hidden_layers=1), Grouping("gptq")
+    few = write_grouped(model, tmp_path / "few", how)
+    tensors = load_file(few / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.bias"
+    save_file({**tensors, name: torch.zeros(96).half()}, few / "model.safetensors", {"format": "pt"})
+    assert_same(load(few), write_dequantized(model, tmp_path / "values", how))
+    save_file({**tensors, name: torch.ones(96).half()}, few / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelRefused, match=r"up_proj\.bias"):
+        load(few)
+
+
 def test_it_is_not_quantized_twice(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     few = write_grouped(tiny_model(tmp_path / "model"), tmp_path / "few", Grouping("awq"))

@@ -82,7 +82,9 @@ def _split(
     skeleton: Any, weights: PackedWeights, dtype: torch.dtype
 ) -> tuple[dict[str, CodedLinear], dict[str, torch.Tensor]]:
     """The layers that hold codes, and what transformers loads itself."""
-    plain = dict(weights.plain)
+    own = skeleton.state_dict().keys()
+    # GPTQ's tools store biases for all layers, zeros for those that have none.
+    plain = {n: t for n, t in weights.plain.items() if n in own or not _is_no_bias(n, t)}
     head = skeleton.get_output_embeddings()
     linears = {n for n, m in skeleton.named_modules() if type(m) is nn.Linear and m is not head}
     codes = dict(weights.codes)
@@ -93,6 +95,10 @@ def _split(
             if (weight := plain.pop(f"{name}.weight", None)) is not None:
                 codes[name] = Codes(Kind.PLAIN, weight, weight.new_empty(len(weight), 0), weight.shape[1])
     return {n: CodedLinear(c, plain.pop(f"{n}.bias", None), dtype) for n, c in codes.items()}, plain
+
+
+def _is_no_bias(name: str, tensor: torch.Tensor) -> bool:
+    return name.endswith(".bias") and not tensor.any()
 
 
 def _check_shapes(name: str, skeleton: Any, weights: PackedWeights) -> None:
