@@ -69,8 +69,10 @@ def measure_machine(device: torch.device) -> Machine:
 class Workbench:
     """A decoder with room for the batches of all shapes, and random adapters of every rank they name."""
 
-    def __init__(self, base: Path, shapes: Sequence[Shape], *, device: str, kernels: str) -> None:
-        loaded = load_model(base, dtype="bf16", device=device, max_model_len=None)
+    def __init__(
+        self, base: Path, shapes: Sequence[Shape], *, device: str, kernels: str, quantize: str = "none"
+    ) -> None:
+        loaded = load_model(base, dtype="bf16", device=device, max_model_len=None, quantize=quantize)
         self.device = loaded.device
         self.decoder: Decoder = next(iter(decoder_candidates(loaded, kernels)))
         counts = {
@@ -92,6 +94,7 @@ class Workbench:
         self._layer_parameters = sum(m.in_features * m.out_features for m in self.decoder.modules if m.linear)
         self._head_parameters = config.vocab_size * config.hidden_size
         self._vocabulary = config.vocab_size
+        self.table_bytes = 2 * 2 * self._head_parameters  # of the embedding and the head, in bf16
 
     def _elements(self, rank: int) -> int:
         return sum(rank * (page_length(m.in_features) + page_length(m.out_features)) for m in self._linear)

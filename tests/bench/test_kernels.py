@@ -12,11 +12,14 @@ import torch
 from bench import neighbour
 from bench.int8_quality import Recipe, calibrate, compared, linears, log_probabilities, quantized, rounded
 from bench.levels import measure, steps_of
+from bench.quantized import bases, show
+from bench.quantized import measure as measure_bases
 from bench.sampling import KINDS, draws_of, logits_of, milliseconds
 from bench.steps import Shape, Workbench
 from manylora.server.kernels.cpu.build import usable_variants
 from manylora.server.kernels.reference import sampling
 from manylora.server.model.loading.loader import load_model
+from tests.support.tiny_models import tiny_model
 
 
 def test_every_level_takes_the_same_steps(tiny_llama: Path) -> None:
@@ -26,9 +29,30 @@ def test_every_level_takes_the_same_steps(tiny_llama: Path) -> None:
     inputs = [bench.inputs(shape) for shape in shapes]
     found = measure(steps, inputs, repeat=1)
     assert list(found) == [variant.name for variant in usable_variants()]
-    assert all(len(own) == 2 and min(own) > 0 for own in found.values())
+    assert all(len(own.ms) == 2 and min(own.ms + own.ratio) > 0 for own in found.values())
+    assert next(iter(found.values())).ratio == [1, 1]
+    assert list(steps_of(bench, max_rows=32, levels=["portable"])) == ["portable"]
+    with pytest.raises(ValueError, match="can't run avx1024"):
+        steps_of(bench, max_rows=32, levels=["avx1024"])
     logits = [step(inputs[1]) for step in steps.values()]
     assert all(torch.allclose(one, logits[0], atol=0.1) for one in logits)
+
+
+def test_bases_in_few_bits_are_measured_beside_bf16(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = tiny_model(tmp_path / "model", "llama", intermediate_size=128)
+    shapes = {"1": Shape(1, context=20), "2, all distinct": Shape(2, context=40, distinct=2)}
+    kinds = bases(model, [])
+    speed, memory, kernels = measure_bases(kinds, shapes, repeat=1)
+    assert set(kernels.values()) == {kernels["bf16"]}  # native, all of them
+    assert all(own.keys() == memory.keys() and min(own.values()) > 0 for own in speed.values())
+    layers = {name: own["layers"] for name, own in memory.items()}
+    linear = 2 * (64 * 192 + 3 * 64 * 128)  # weights of two layers
+    saved = {name: (layers["bf16"] - own) / linear for name, own in layers.items()}  # of two bytes a weight
+    assert saved["nf4"] > 1.4
+    assert 0.9 < saved["int8"] < 1
+    table = show(speed, memory, {"nf4": {"top1": 0.5, "kl": 0.1}})
+    assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
 def test_steps_are_timed_beside_neighbours_that_are_gone_afterwards(tiny_llama: Path) -> None:

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from manylora.server.kernels.cpu import NativeStep
-from manylora.server.kernels.cpu.build import Variant, usable_variants
+from manylora.server.kernels.cpu.build import Variant
 from manylora.server.model.decoders.fused import extract_weights
 from manylora.server.model.loading.loader import load_model
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import Answer, EngineHarness
-from tests.support.kernel_cases import library_of
+from tests.support.kernel_cases import library_of, tested_variants
 from tests.support.tiny_models import FUSED_FAMILIES, tiny_model
 
 ADAPTERS: Mapping[str, dict[str, Any]] = {
@@ -106,7 +106,7 @@ def test_a_row_has_the_same_bits_in_any_batch_and_chunking(model: Path, adapters
         assert (one == other).all()
 
 
-@pytest.mark.parametrize("variant", usable_variants(), ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", tested_variants(), ids=lambda variant: variant.name)
 def test_every_instruction_set_computes_the_same_model(
     variant: Variant, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

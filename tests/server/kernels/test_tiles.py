@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.cpu.build import AMX_EMULATED, VARIANTS, Variant, usable_variants
 from manylora.server.kernels.cpu.library import Library
-from tests.support.kernel_cases import library_of
+from tests.support.kernel_cases import Batcher, Pages, Shape, library_of, random_decoder
 
 AMX = next(variant for variant in VARIANTS if variant.name == "amx")
 real_tiles = pytest.mark.skipif(AMX not in usable_variants(), reason="this machine has no tile registers")
@@ -127,3 +129,31 @@ def test_what_is_tiny_before_rounding_only_is_kept(variant: Variant) -> None:
         weight[:, 0] = 2.0**-63
         weight[:, 2] = torch.tensor([-(2.0**-76), -1.25 * 2.0**-76, 0.0])
         assert product(library, x, weight).tolist() == [[2.0**-126, 0.0, 2.0**-126]] * rows
+
+
+def scores(variant: Variant, threads: int) -> torch.Tensor:
+    """Logits of prompts in chunks and of single rows, of a base and its adapters, step after step."""
+    shape = Shape(
+        heads=9, kv_heads=3, head_dim=80, hidden=96, intermediate=160, windows=(None, 40), vocab=300
+    )
+    weights = random_decoder(shape)
+    pages = Pages(weights)
+    few, many = pages.random(5, seed=1), pages.random([33, 16, 0, 8, 70, 1, 17], seed=2)
+    native = NativeStep(weights, pages.pool, 64, 8, threads, library=library_of(variant))
+    batch = Batcher(64, shape.vocab)
+    mixes = ((), ((few, 1.0),), ((many, 0.5),), ((few, -0.5), (many, 1.5)))
+    sequences = [batch.sequence(n, mix) for n, mix in zip((190, 47, 60, 90), mixes, strict=True)]
+    rows = []
+    for count in (33, 1, 12, 1):
+        rows.append(native.step(batch.step([(one, count) for one in sequences], all_logits=True)).clone())
+    return torch.cat(rows)
+
+
+@pytest.mark.slow
+@real_tiles
+def test_whole_steps_have_the_bits_of_their_emulation() -> None:
+    """The level as it is served beside itself with emulated tiles, in the vector instructions of both."""
+    emulated = replace(
+        AMX_EMULATED, compiler_flags=("-march=x86-64-v4", "-mavx512bf16", *AMX_EMULATED.compiler_flags)
+    )
+    assert torch.equal(scores(AMX, 2), scores(emulated, 1))

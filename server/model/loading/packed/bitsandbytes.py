@@ -1,7 +1,7 @@
 """The weights of a repository that bitsandbytes quantized, in the bits that it has, without that library.
 
 A matrix in 4 bits is ``weight`` (two codes a byte, the first in the high bits), ``weight.absmax``, the values
-of the sixteen codes in ``weight.quant_map``, and ``weight.quant_state.bitsandbytes__nf4`` or fp4, JSON in bytes.
+of the codes in ``weight.quant_map``, and ``weight.quant_state.bitsandbytes__nf4`` or fp4, JSON in bytes.
 Scales that are quantized once more are codes of ``weight.nested_quant_map``, in blocks with a scale each in
 ``weight.nested_absmax``. A matrix in 8 bits is ``weight`` and ``SCB``, an output's largest absolute value.
 """
