@@ -79,12 +79,8 @@ def coded(weights: DecoderWeights, kind: Kind, group: int, values: Kind | None =
         return QuantizedMatrix(tuple(parts))
 
     def layer(own: LayerWeights) -> LayerWeights:
-        sizes = {
-            "qkv": (q, kv, kv),
-            "o": (len(own.post_norm),),
-            "gate_up": (half, half),
-            "down": (len(own.post_norm),),
-        }
+        hidden = weights.embedding.shape[1]
+        sizes = {"qkv": (q, kv, kv), "o": (hidden,), "gate_up": (half, half), "down": (hidden,)}
         made = {
             name: matrix(getattr(own, name), getattr(own, f"{name}_bias"), parts)
             for name, parts in sizes.items()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+from manylora.server.kernels.weights import GELU_TANH, SILU
+
 _P = ctypes.c_void_p
 _I64 = ctypes.c_int64
 _F32 = ctypes.c_float
@@ -42,6 +44,10 @@ class Layer(ctypes.Structure):
         ("down", PackedMatrix),
         ("down_bias", _P),
         ("window", _I64),
+        ("attention_norm", _P),
+        ("mlp_norm", _P),
+        ("cos", _P),
+        ("sin", _P),
     )
 
 
@@ -53,8 +59,6 @@ class Decoder(ctypes.Structure):
         ("embedding", _P),
         ("final_norm", _P),
         ("lm_head", PackedMatrix),
-        ("cos", _P),
-        ("sin", _P),
         ("pool", _P),
         ("pool_elements", _I64),
         ("layers", _I64),
@@ -70,7 +74,20 @@ class Decoder(ctypes.Structure):
         ("threads", _I64),
         ("eps", _F32),
         ("scale", _F32),
+        ("score_cap", _F32),
+        ("embedding_scale", _F32),
+        ("residual_scale", _F32),
+        ("logit_scale", _F32),
+        ("logit_cap", _F32),
+        ("turned", _I64),
+        ("activation", _I64),
+        ("qkv_modules", _I64),
+        ("gate_up_modules", _I64),
+        ("joint_qk_norm", _I64),
     )
+
+
+ACTIVATIONS = {SILU: 0, GELU_TANH: 1}
 
 
 class Lora(ctypes.Structure):

@@ -13,6 +13,7 @@ from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.huge_pages import Arena
 from manylora.server.kernels.cpu.packed_codes import BLOCK, Packed, coded_bytes, pack_codes, plain
 from manylora.server.kernels.weights import (
+    MATRICES,
     DecoderWeights,
     LayerWeights,
     Matrix,
@@ -22,7 +23,6 @@ from manylora.server.kernels.weights import (
 )
 
 _LINE = 64  # bytes a piece of an arena may be rounded up by
-MATRICES = ("qkv", "o", "gate_up", "down")  # of a layer
 
 
 class PackedWeights:
@@ -33,16 +33,21 @@ class PackedWeights:
         self._keep: list[torch.Tensor] = []
         self._arena = Arena(_packed_bytes(weights))
         self._matrices: list[dict[str, Packed]] = []  # of each layer
-        self._layers = (abi.Layer * len(weights.layers))(*(self._layer(layer) for layer in weights.layers))
+        self._norm_weight = weights.norm_weight
+        cos, sin = ([self._vector(table) for table in tables] for tables in (weights.cos, weights.sin))
+        layers = [self._layer(layer) for layer in weights.layers]
+        for packed, layer in zip(layers, weights.layers, strict=True):
+            if layer.rope is not None:
+                packed.cos, packed.sin = cos[layer.rope], sin[layer.rope]
+        self._layers = (abi.Layer * len(layers))(*layers)
         vocab, hidden = weights.lm_head.shape
         self._head = self._matrix("lm_head", weights.lm_head)
+        q_norm = weights.layers[0].q_norm
         self.decoder = abi.Decoder(
             layer=self._layers,
             embedding=self._hold(weights.embedding.contiguous()),
-            final_norm=self._vector(weights.final_norm),
+            final_norm=self._norm(weights.final_norm),
             lm_head=self._head.struct,
-            cos=self._vector(weights.cos),
-            sin=self._vector(weights.sin),
             layers=len(weights.layers),
             hidden=hidden,
             intermediate=weights.intermediate,
@@ -50,9 +55,19 @@ class PackedWeights:
             heads=weights.n_heads,
             kv_heads=weights.n_kv_heads,
             head_dim=weights.head_dim,
-            positions=weights.cos.shape[0],
+            positions=weights.cos.shape[1],
             eps=weights.eps,
             scale=weights.scale,
+            score_cap=weights.score_cap or 0.0,
+            embedding_scale=weights.embedding_scale,
+            residual_scale=weights.residual_scale,
+            logit_scale=weights.logit_scale,
+            logit_cap=weights.logit_cap or 0.0,
+            turned=2 * weights.cos.shape[2],
+            activation=abi.ACTIVATIONS[weights.activation],
+            qkv_modules=len(weights.modules_of(0, "qkv")),
+            gate_up_modules=len(weights.modules_of(0, "gate_up")),
+            joint_qk_norm=q_norm is not None and len(q_norm) != weights.head_dim,
         )
 
     def copy_layers(self) -> ctypes.Array[abi.Layer]:
@@ -68,10 +83,14 @@ class PackedWeights:
     def rows(self, layer: int, name: str, rows: range, inputs: int) -> torch.Tensor:
         """Rows of a packed matrix ("qkv", "o", "gate_up" or "down") as they were given, [rows, inputs].
 
-        Codes are unpacked. Of "gate_up" they must be the gate's or the up projection's, all of them.
+        Codes are unpacked. Of "gate_up" they must be the gate's or the up projection's, all of them, or both.
         """
         pairs = self._weights_of(self._matrices[layer][name], inputs).view(-1, inputs // 2, BLOCK)
         if name == "gate_up":
+            half = pairs.shape[0] * BLOCK // 2
+            if len(rows) > half:
+                parts = (range(half), range(half, 2 * half))
+                return torch.cat([self.rows(layer, name, part, inputs) for part in parts])
             first = 0 if rows.start == 0 else BLOCK // 2
             blocks, skipped = pairs[:, :, first : first + BLOCK // 2], 0
         else:
@@ -93,27 +112,32 @@ class PackedWeights:
         packed = {name: self._matrix(name, getattr(layer, name)) for name in MATRICES}
         self._matrices.append(packed)
         return abi.Layer(
-            input_norm=self._vector(layer.input_norm),
+            input_norm=self._norm(layer.input_norm),
             qkv=packed["qkv"].struct,
             qkv_bias=self._bias("qkv", layer),
-            q_norm=self._vector(layer.q_norm),
-            k_norm=self._vector(layer.k_norm),
+            q_norm=self._norm(layer.q_norm),
+            k_norm=self._norm(layer.k_norm),
             o=packed["o"].struct,
             o_bias=self._bias("o", layer),
-            post_norm=self._vector(layer.post_norm),
+            post_norm=self._norm(layer.post_norm),
             gate_up=packed["gate_up"].struct,
             gate_up_bias=self._bias("gate_up", layer),
             down=packed["down"].struct,
             down_bias=self._bias("down", layer),
             window=0 if layer.window is None else layer.window,
+            attention_norm=self._norm(layer.attention_norm),
+            mlp_norm=self._norm(layer.mlp_norm),
         )
 
     def _hold(self, tensor: torch.Tensor) -> int:
         self._keep.append(tensor)
         return tensor.data_ptr()
 
-    def _vector(self, tensor: torch.Tensor | None) -> int | None:
-        return None if tensor is None else self._hold(tensor.float().contiguous())
+    def _vector(self, tensor: torch.Tensor) -> int:
+        return self._hold(tensor.float().contiguous())
+
+    def _norm(self, weight: torch.Tensor | None) -> int | None:
+        return None if weight is None else self._vector(self._norm_weight(weight))
 
     def _bias(self, name: str, layer: LayerWeights) -> int | None:
         matrix = getattr(layer, name)
@@ -162,7 +186,7 @@ class MergedLayers:
             setattr(self.layers[layer], f"{name}_bias", padded.data_ptr())
 
     def _put_norm(self, layer: int, name: str, weight: torch.Tensor) -> None:
-        wide = weight.float().contiguous()
+        wide = self._weights.norm_weight(weight).float().contiguous()
         self._keep.append(wide)
         if layer == len(self.layers):
             self.final_norm = wide.data_ptr()

@@ -139,15 +139,15 @@ def _pack_alike(parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Pack
 def _in_pairs(elements: torch.Tensor) -> torch.Tensor:
     """Codes [blocks, 32, in] in the order of packed bf16: [blocks, in / 2, 64]."""
     blocks, _, inputs = elements.shape
-    return (
-        elements.view(blocks, BLOCK, inputs // 2, 2).transpose(1, 2).reshape(blocks, inputs // 2, 2 * BLOCK)
-    )
+    pairs: torch.Tensor = elements.view(blocks, BLOCK, inputs // 2, 2).transpose(1, 2)
+    return pairs.reshape(blocks, inputs // 2, 2 * BLOCK)
 
 
 def _nibbles(elements: torch.Tensor) -> torch.Tensor:
     """Of every 32 codes number j in the low bits of byte j, number j + 16 in the high ones."""
     low, high = _in_pairs(elements).unflatten(-1, (2, 2, BLOCK // 2)).unbind(-2)
-    return low | (high << 4)
+    both: torch.Tensor = low | (high << 4)
+    return both
 
 
 _PACKERS: dict[Kind, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -82,14 +82,16 @@ class GenericDecoder:
 
     name = "generic"
     kernels = "pytorch"
-    kernels_note = "native kernels run the fused decoder only"
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, reason: str | None = None) -> None:
         """Find the adaptable layers of ``model``, and page its attention.
+
+        ``reason`` says why the fused decoder does not run it, as far as that is known.
 
         Raises:
             ModelRefused: the model has no pluggable attention, or its forward fails with it.
         """
+        self.kernels_note = reason or "native kernels run the fused decoder only"
         self._model = model
         self._forward: _Forward | None = None
         self._parameters = frozenset(inspect.signature(model.forward).parameters)

@@ -28,13 +28,14 @@ from manylora.server.model.decoders.quantize import (
     quantization_config,
     take_codes,
 )
+from manylora.server.model.loading.long_rope import LONG_ROPE, original_length, settle_factors
 from manylora.server.model.loading.packed.loading import BuiltModel, load_packed
 from manylora.server.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Scaled positions that depend on the longest row of a batch can't be served beyond the original length.
-_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+# Positions scaled by the longest row of a batch: they can't be served beyond the original length.
+_BY_LENGTH = "dynamic"
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,17 @@ def load_model(
         raise ModelRefused(str(error)) from error
     except Exception as error:  # the libraries raise whatever their parts do: there is no common base
         raise ModelRefused(f"{directory} can't be loaded as a causal language model: {error}") from error
+    model = made.hf.eval().requires_grad_(False)
+    max_len = context_length(config, max_model_len)
+    settle_factors(model, max_len)
     return LoadedModel(
-        hf=made.hf.eval().requires_grad_(False),
+        hf=model,
         quantize=made.quantization,
         tokenizer=tokenizer,
         dtype=torch_dtype,
         device=torch_device,
         fingerprint=made.fingerprint,
-        max_model_len=context_length(config, max_model_len),
+        max_model_len=max_len,
     )
 
 
@@ -167,6 +171,8 @@ def _check_complete(directory: Path, missing: Collection[str]) -> None:
 def context_length(config: Any, wanted: int | None) -> int:
     """Tokens that a request may have together: what the model allows, or ``wanted`` if that is less.
 
+    A model with rotary factors for long texts is limited to short ones unless more is wanted.
+
     Raises:
         ConfigError: more is wanted than the model allows, or neither says a number.
     """
@@ -175,13 +181,20 @@ def context_length(config: Any, wanted: int | None) -> int:
     if limit is None:
         raise ConfigError("--max-model-len: this model does not state its context length; give one")
     for rope in _ropes(text):
-        original = rope.get("original_max_position_embeddings") or getattr(
-            text, "original_max_position_embeddings", None
-        )
-        if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE and original and original < limit:
+        original = original_length(text, rope)
+        if not original or original >= limit:
+            continue
+        if rope.get("rope_type") == _BY_LENGTH:
             logger.warning(
-                "context limited to %d of %d tokens: %s positions depend on the longest row of a batch",
-                original, limit, rope["rope_type"],
+                "context limited to %d of %d tokens: dynamic positions depend on the longest row of a batch",
+                original, limit,
+            )  # fmt: skip
+            limit = original
+        elif rope.get("rope_type") == LONG_ROPE and wanted is None:
+            logger.warning(
+                "context limited to %d of %d tokens: the model has other rotary factors for longer texts; "
+                "a larger --max-model-len has those serve texts of every length",
+                original, limit,
             )  # fmt: skip
             limit = original
     if wanted is not None and wanted > limit:
@@ -229,8 +242,8 @@ def decoder_candidates(loaded: LoadedModel, kernels: str = "auto") -> Iterator[D
     elif kernels == "native":
         raise ConfigError(f"--kernels native: {reason}")
     else:
-        logger.info("generic decoder: %s", reason)
-    yield GenericDecoder(loaded.hf)
+        logger.warning("the generic decoder serves this model, slower than the fused one would: %s", reason)
+    yield GenericDecoder(loaded.hf, reason)
 
 
 def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel:

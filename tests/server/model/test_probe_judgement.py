@@ -18,7 +18,7 @@ from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe,
 from manylora.server.model.pages.pool import PagePool
 from tests.support.odd_models import ODD, make_odd
 from tests.support.planted_faults import FAULTS, plant
-from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, tiny_model
+from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, costly, tiny_model
 
 # A dtype and what computes in it. Native kernels are for bf16.
 COMPUTING = (
@@ -59,7 +59,7 @@ def accept(loaded: LoadedModel, kernels: str) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize(("dtype", "kernels"), COMPUTING)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", costly(FAMILIES))
 def test_right_decoders_of_every_family(
     tmp_path: Path, family: str, dtype: str, kernels: str, seed: int
 ) -> None:

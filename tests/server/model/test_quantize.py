@@ -70,8 +70,10 @@ def coded(layer: Any, dtype: torch.dtype = BF16) -> CodedLinear:
 def theirs(layer: Any) -> torch.Tensor:
     """bitsandbytes' dequantized weight, in float32 where the kind has no dtype of its own."""
     if isinstance(layer, bnb.nn.Linear8bitLt):
-        return bnb.functional.int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB)
-    return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        whole: torch.Tensor = bnb.functional.int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB)
+    else:
+        whole = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return whole
 
 
 def rows_with_outliers() -> torch.Tensor:

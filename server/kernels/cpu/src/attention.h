@@ -37,6 +37,7 @@ struct Attention {
   int64_t groups;         // query heads that share a kv head
   KvCache cache;
   float scale;
+  float cap;              // as in QueryTile
   AttentionShared* shared;
 
   int64_t head_dim() const { return cache.head_dim; }

@@ -79,6 +79,7 @@ QueryTile tile_of(const Attention& job, const Span& span, int64_t vector, const 
   tile.head_dim = job.head_dim();
   tile.query = queries + vector * query_width(job.head_dim());
   tile.scale = job.scale;
+  tile.cap = job.cap;
   std::fill_n(tile.low, tile.count, static_cast<int>(span.begin));
   std::fill_n(tile.high, tile.count, static_cast<int>(span.end));
   return tile;

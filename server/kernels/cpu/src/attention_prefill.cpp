@@ -77,6 +77,7 @@ class TaskRunner {
     tile.head_dim = job_.head_dim();
     tile.query = scratch_.query.data() + v * query_width(job_.head_dim());
     tile.scale = job_.scale;
+    tile.cap = job_.cap;
     for (int64_t j = 0; j < count; j++) {
       const Span span = visible(v + j);
       tile.low[j] = static_cast<int>(span.begin);

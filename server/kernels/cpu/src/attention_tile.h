@@ -20,6 +20,7 @@ struct QueryTile {
   int low[simd::kQueryVectors];         // vector v attends to positions low[v] <= p < high[v]
   int high[simd::kQueryVectors];
   float scale;
+  float cap;                            // bounds the scores by cap tanh(s / cap); 0: nothing does
 };
 
 // One chunk, or the part of it that any vector of the tile can see.

@@ -101,6 +101,7 @@ ML_INLINE float scale_scores(const QueryTile& tile, const KeyChunk& chunk, int v
   Float best = simd::splat(simd::kLowest);
   for (int64_t i = 0; i < tokens; i += kLanes) {
     Float scaled = simd::mul(simd::load(score + i), scale);
+    if (tile.cap > 0) scaled = simd::bound_softly(scaled, tile.cap);
     if (!whole) scaled = simd::keep_range(scaled, static_cast<int>(chunk.first_position + i), tile.low[v], tile.high[v]);
     simd::store(score + i, scaled);
     best = simd::max(best, scaled);

@@ -54,7 +54,8 @@ ML_INLINE void score_tokens(const QueryTile& tile, const KeyChunk& chunk, int64_
     ML_UNROLL
     for (int j = 0; j < Width; j++) {
       const int first = static_cast<int>(chunk.first_position + (at + j) * kLanes);
-      const Float score = simd::mul(acc[v][j], scale);
+      Float score = simd::mul(acc[v][j], scale);
+      if (tile.cap > 0) score = simd::bound_softly(score, tile.cap);
       simd::store(&scratch.score[v][(at + j) * kLanes], simd::keep_range(score, first, tile.low[v], tile.high[v]));
     }
   }

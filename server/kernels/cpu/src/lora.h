@@ -94,9 +94,10 @@ struct LoraSite {
   int64_t out[kMaxSiteModules];
   const bf16* x;         // [rows][x_stride], columns behind `in` are zero up to a multiple of 32
   int64_t x_stride;
-  Output output;         // of kSiluMul: two modules, interleaved by 16; else module after module
+  Output output;         // of a product: gate and up, interleaved by 16, two modules or one; else module after module
 
-  bool interleaved() const { return output.sink == Sink::kSiluMul; }
+  bool interleaved() const { return output.is_product(); }
+  bool one_for_both() const { return interleaved() && modules == 1; }
 };
 
 // Rows and columns of one module of one adapter.

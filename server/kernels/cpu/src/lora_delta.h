@@ -59,6 +59,7 @@ class LoraDelta {
                       float (*sum)[kBlockOutputs]) const;
   // The place of a half of a block within a module; outside it if the half belongs to another one.
   int64_t column_of(int64_t module, int64_t module_begin, int half) const {
+    if (site_.one_for_both()) return half * site_.out[0] / 2 + block_ * 16;
     if (site_.interleaved()) return half == module ? block_ * 16 : -1;
     return block_ * kBlockOutputs + half * 16 - module_begin;
   }

@@ -35,28 +35,30 @@ void module_delta(const LoraStep& step, const LoraSite& site, const LoraSegment&
   }
 }
 
-// What one module of a row adds to the GEMM's outputs.
+// What one module of a row adds to the GEMM's outputs, from its column `from` on.
 struct RowDelta {
+  int64_t from;          // a multiple of 32
   const float* y;        // outputs of the module; its columns 16 j on lie `step` further for every j
   int64_t step;
-  const float* acc;      // B t, even and odd columns apart
+  const float* acc;      // B t of the whole module, even and odd columns apart
   const float* image;    // as y; or null
   const std::vector<LoraVectors>* vectors;
 };
 
-// sum[i] = y[i] + delta of column `column` + i, for up to 32 columns; `column` is a multiple of 32.
+// sum[i] = y[i] + delta of column from + `column` + i, for up to 32 columns; `column` is a multiple of 32.
 ML_INLINE void add_delta(const RowDelta& delta, int64_t column, int64_t count, float* sum) {
   const int64_t first = column / 16 * delta.step;
+  const float* acc = delta.acc + delta.from + column;
   for (int64_t c = 0; c < count; c += kStep) {
     Float piece[2];
-    simd::join_even_odd(simd::load(delta.acc + column + c), simd::load(delta.acc + column + c + kLanes), &piece[0], &piece[1]);
+    simd::join_even_odd(simd::load(acc + c), simd::load(acc + c + kLanes), &piece[0], &piece[1]);
     ML_UNROLL
     for (int i = 0; i < 2; i++) {
       const int64_t at = c + i * kLanes;
       if (at >= count) continue;
       const int64_t place = first + at / 16 * delta.step + at % 16;
       const Float y = simd::load(delta.y + place);
-      for (const LoraVectors& vectors : *delta.vectors) piece[i] = add_vectors(vectors, column + at, y, piece[i]);
+      for (const LoraVectors& vectors : *delta.vectors) piece[i] = add_vectors(vectors, delta.from + column + at, y, piece[i]);
       if (delta.image != nullptr) piece[i] = simd::add(piece[i], simd::load(delta.image + place));
       simd::store(sum + at, simd::add(y, piece[i]));
     }
@@ -75,24 +77,28 @@ void list_vectors(const LoraStep& step, const LoraSite& site, const LoraSegment&
 void complete(const LoraStep& step, const LoraSite& site, const DirectItem& item, int64_t m, const LoraScratch& scratch) {
   const int64_t row = item.segment->row + m;
   const float* y = step.outputs.data() + step.direct_row[static_cast<size_t>(row)] * step.output_stride;
-  const int64_t columns = site.out[item.module];
+  const int64_t length = round_up(site.out[item.module], kPageAlign);
+  const int64_t parts = site.interleaved() ? 2 : 1;
+  const int64_t columns = site.out[item.module] / (site.one_for_both() ? 2 : 1);
   int64_t begin = 0;
   for (int64_t k = 0; k < item.module; k++) begin += site.out[k];
   RowDelta delta[2];
-  for (int64_t k = item.module; k < item.module_end; k++) {
-    const int64_t i = k - item.module;
-    const bool image = step.any_vectors && scales_input(step, site, *item.segment, k);
-    const int64_t place = site.interleaved() ? 16 * k : begin;
-    delta[i] = {y + place,
+  for (int64_t i = 0; i < parts; i++) {
+    const int64_t k = site.one_for_both() ? 0 : i;  // the module's place in the item
+    const int64_t module = item.module + k;
+    const bool image = step.any_vectors && scales_input(step, site, *item.segment, module);
+    const int64_t place = site.interleaved() ? 16 * i : begin;
+    delta[i] = {site.one_for_both() ? i * columns : 0,
+                y + place,
                 site.interleaved() ? 32 : 16,
-                scratch.panel.data() + i * kDirectRows * step.output_stride + m * round_up(columns, kPageAlign),
-                image ? image_of(step, row, k) + place : nullptr,
-                &scratch.vectors[i]};
+                scratch.panel.data() + k * kDirectRows * step.output_stride + m * length,
+                image ? image_of(step, row, module) + place : nullptr,
+                &scratch.vectors[k]};
   }
   alignas(64) float sum[2][32];
   for (int64_t c = 0; c < columns; c += 32) {
     const int64_t count = columns - c < 32 ? columns - c : 32;
-    for (int64_t k = item.module; k < item.module_end; k++) add_delta(delta[k - item.module], c, count, sum[k - item.module]);
+    for (int64_t i = 0; i < parts; i++) add_delta(delta[i], c, count, sum[i]);
     for (int64_t i = 0; i < count; i += 16) {
       if (site.interleaved()) {
         site.output.write_product(row, (c + i) / 16, sum[0] + i, sum[1] + i);

@@ -143,7 +143,7 @@ class Splitter {
   }
 
   void place_direct(const LoraSegment& segment) {
-    const int64_t together = site_.interleaved() ? 2 : 1;
+    const int64_t together = site_.interleaved() ? site_.modules : 1;
     for (int64_t m = 0; m < site_.modules; m += together) {
       const DirectItem item{&segment, m, m + together};
       int64_t elements = site_.in;

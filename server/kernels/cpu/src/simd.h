@@ -63,6 +63,21 @@ ML_INLINE Float silu_mul(Float gate, Float up) {
   return mul(div(gate, denominator), up);
 }
 
+// gate / (1 + exp(-2 u)), u = sqrt(2 / pi) (gate + 0.044715 gate^3): GELU in its form with tanh, without cancellation.
+ML_INLINE Float gelu_mul(Float gate, Float up) {
+  const Float square = mul(gate, gate);
+  const Float twice_u = mul(gate, fma(square, splat(0.0713548163f), splat(1.59576912f)));
+  const Float denominator = add(splat(1.0f), exp(sub(zero(), twice_u)));
+  return mul(div(gate, denominator), up);
+}
+
+// cap * tanh(x / cap)
+ML_INLINE Float bound_softly(Float x, float cap) {
+  const Float power = exp(mul(x, splat(2.0f / cap)));
+  const Float rest = div(splat(2.0f), add(power, splat(1.0f)));  // 1 - tanh
+  return mul(sub(splat(1.0f), rest), splat(cap));
+}
+
 ML_INLINE float min_lane(Float v) { return -max_lane(sub(zero(), v)); }
 
 ML_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
