@@ -11,13 +11,19 @@ from torch.nn import functional
 
 from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.template import IGNORED, Encoded, EncodedPair, EncodedText
+from manylora.adapters.training.decoder.choice import fused_peft
+from manylora.adapters.training.decoder.decoder import FusedDecoder
+from manylora.adapters.training.decoder.decoder import scores as decoded_scores
+from manylora.adapters.training.decoder.greedy import answer_tokens
 from manylora.adapters.training.model.forward import (
     Answered,
     class_logits,
     greedy,
+    learned_ids,
     learned_logits,
     learned_scores,
     sample_prompt_ids,
+    until_end,
 )
 from manylora.adapters.training.model.loading import Finished
 from manylora.adapters.training.session.session import Session
@@ -70,7 +76,11 @@ def measure_baseline(finished: Finished, session: Session) -> Baseline:
     """Measure what was read back, and the base, on the held-out rows."""
     held_out = () if session.prepared.eval is None else session.prepared.eval.sequences
     scores: list[dict[str, float]] = [{}, {}]
-    if held_out:
+    items = held_out or session.prepared.train.sequences
+    decoder = None if session.config.is_full else fused_peft(finished.model, session.config, items)
+    if held_out and decoder is not None:
+        scores = [_decoded_scores(decoder, held_out, adapter) for adapter in (None, 0)]
+    elif held_out:
         with finished.base() as base_model:
             scores[0] = _scores(base_model, held_out, session)
         scores[1] = _scores(finished.model, held_out, session)
@@ -78,8 +88,13 @@ def measure_baseline(finished: Finished, session: Session) -> Baseline:
         if held_out:
             scores[0] = _majority(session, held_out)
         return Baseline(scores[0], scores[1], ())
-    base, adapter, samples = _generated(finished, session, held_out)
+    base, adapter, samples = _generated(finished, decoder, session, held_out)
     return Baseline(scores[0] | base, scores[1] | adapter, samples)
+
+
+def _decoded_scores(decoder: FusedDecoder, items: Sequence[Item], adapter: int | None) -> dict[str, float]:
+    loss, accuracy = decoded_scores(decoder, [learned_ids(item) for item in items], adapter=adapter)
+    return {"loss": loss, "token accuracy": accuracy}
 
 
 def _scores(model: Any, items: Sequence[Item], session: Session) -> dict[str, float]:
@@ -121,13 +136,13 @@ def _majority(session: Session, held_out: Sequence[Item]) -> dict[str, float]:
 
 
 def _generated(
-    finished: Finished, session: Session, held_out: Sequence[Item]
+    finished: Finished, decoder: FusedDecoder | None, session: Session, held_out: Sequence[Item]
 ) -> tuple[dict[str, float], dict[str, float], tuple[Sample, ...]]:
     """Answers to held-out rows and to the sample prompts: exact matches, ends, and samples."""
     asked = [_asked(item) for item in held_out[:MAX_GENERATED]]
     prompts = [prompt for prompt, _ in asked]
     extra = sample_prompt_ids(session.base.template, session.config.sample_prompts)
-    answers = answer_both(finished, session, [*prompts, *extra])
+    answers = answer_both(finished, decoder, session, [*prompts, *extra])
     scores = [_answer_scores(asked, side[: len(asked)], session) for side in answers]
     decode = session.base.tokenizer.decode
     shown = list(range(len(asked), len(asked) + len(extra))) or list(range(min(MAX_SAMPLES, len(asked))))
@@ -144,9 +159,9 @@ def _generated(
 
 
 def answer_both(
-    finished: Finished, session: Session, prompts: Sequence[list[int]]
+    finished: Finished, decoder: FusedDecoder | None, session: Session, prompts: Sequence[list[int]]
 ) -> tuple[list[Answered], list[Answered]]:
-    """Greedy answers of the base and of the adapter."""
+    """Greedy answers of the base and of the adapter, by the fused decoder in one batch where there is one."""
     options: dict[str, Any] = {
         "eos_ids": session.base.eos_ids,
         "pad_id": session.base.pad_id,
@@ -154,6 +169,11 @@ def answer_both(
     }
     if not prompts:
         return [], []
+    if decoder is not None:
+        ends, limit = session.base.eos_ids, session.config.sample_tokens
+        both = answer_tokens(decoder, [*prompts, *prompts], adapted=len(prompts), ends=ends, limit=limit)
+        answers = [until_end(row, ends) for row in both]
+        return answers[len(prompts) :], answers[: len(prompts)]
     with finished.base() as model:
         base = greedy(model, prompts, **options)
     return base, greedy(finished.model, prompts, **options)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from manylora.adapters.training.data.template import IGNORED
-
 
 @dataclass
 class Window:
@@ -21,13 +19,11 @@ class Window:
     learned: int = 0
     tokens: int = 0
 
-    @torch.no_grad()
-    def count(self, logits: Tensor, labels: Tensor, mask: Tensor) -> None:
-        """Add a batch: logits [rows, columns, vocabulary], labels [rows, columns], mask [rows, length]."""
-        learned = labels != IGNORED
-        self.right += int(((logits.argmax(-1) == labels) & learned).sum())
-        self.learned += int(learned.sum())
-        self.tokens += int(mask.sum())
+    def count(self, right: int, learned: int, tokens: int) -> None:
+        """Add a batch: learned tokens that were the likeliest, learned tokens, all tokens."""
+        self.right += right
+        self.learned += learned
+        self.tokens += tokens
 
     def add_step(self, loss: float) -> None:
         """Add the loss of one optimizer step."""

@@ -11,14 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The trained matrices of one adapter for one module."""
-
-    a: Tensor  # [r, in] float32
-    b: Tensor  # [out, r] float32
-    scaling: float
+from manylora.adapters.training.decoder.projection import Pair
 
 
 @dataclass

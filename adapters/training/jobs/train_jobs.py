@@ -19,16 +19,15 @@ import torch
 from peft import get_peft_model
 from rich.console import Console
 from torch import Tensor
-from torch.nn import functional
 
 from manylora.adapters.training.config import TrainConfig
-from manylora.adapters.training.data.template import IGNORED
+from manylora.adapters.training.decoder.choice import fused_decoder
+from manylora.adapters.training.decoder.projection import Pair
 from manylora.adapters.training.errors import TrainingConfigError, TrainingError
 from manylora.adapters.training.gate.publish_gate import gate_logits
 from manylora.adapters.training.jobs.measures import Best, Window
-from manylora.adapters.training.jobs.multi_lora import Pair, Rows, adapted
+from manylora.adapters.training.jobs.shared_steps import SharedSteps, shared_steps
 from manylora.adapters.training.methods import LORA
-from manylora.adapters.training.model.forward import learned_scores, pad_right
 from manylora.adapters.training.model.loading import BaseLoader
 from manylora.adapters.training.model.lora import lora_pairs
 from manylora.adapters.training.run.export import round_as_saved, write_artifact
@@ -145,6 +144,7 @@ def _prepare(session: Session, base: Any) -> Job:
     trainer.create_optimizer()
     trainer.create_scheduler(num_training_steps=steps)
     peft_config = trainer.model.peft_config["default"]
+    trainer.decoder = None  # of this job alone
     trainer.model.unload()  # leaves the base as it was; the matrices live on in ``pairs`` and the optimizer
     return Job(session, trainer, peft_config, pairs, steps, _endless(batches), log, Best())
 
@@ -159,53 +159,32 @@ def _endless(batches: Any) -> Iterator[dict[str, Tensor]]:
 
 def _fit(base: Any, jobs: Sequence[Job], pad_id: int, console: Console) -> None:
     """Steps of all jobs that have steps left, until none has."""
-    rows = Rows()
     started = time.monotonic()
     for job in jobs:
         for matrix in job.parameters:
             matrix.requires_grad_(True)
-    with adapted(base, [job.pairs for job in jobs], rows):
-        while active := [job for job in jobs if job.step < job.steps]:
-            _step(base, jobs, active, rows, pad_id)
-            for job in active:
-                _evaluate(base, jobs, job, rows)
-                job.seconds = time.monotonic() - started
+    first = jobs[0].session
+    decoder = fused_decoder(base, [job.pairs for job in jobs], first.config, first.prepared.train.sequences)
+    with shared_steps(base, [job.pairs for job in jobs], decoder, pad_id) as steps:
+        while active := [index for index, job in enumerate(jobs) if job.step < job.steps]:
+            batches = [next(job.batches) if index in active else None for index, job in enumerate(jobs)]
+            for index, taken in steps.take(batches).items():
+                jobs[index].window.count(taken.right, taken.learned, taken.tokens)
+                _update(jobs[index], taken.loss)
+            for index in active:
+                _evaluate(steps, index, jobs[index])
+                jobs[index].seconds = time.monotonic() - started
     tell = ", ".join(f"{job.session.config.adapter_name} {job.steps} steps" for job in jobs)
     console.print(f"trained together in {time.monotonic() - started:.0f} s: {tell}")
 
 
-def _step(base: Any, jobs: Sequence[Job], active: Sequence[Job], rows: Rows, pad_id: int) -> None:
-    """One forward and backward pass over a batch of every active job, and each one's own update."""
-    batches = [next(job.batches) if job in active else None for job in jobs]
-    inputs, labels = _join(batches, rows, pad_id)
-    device = next(base.parameters()).device
-    targets = labels[:, 1:]
-    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    fields = {name: value.to(device) for name, value in inputs.items()}
-    logits = base(**fields, use_cache=False, logits_to_keep=columns.to(device)).logits.float()
-    chosen = targets[:, columns].to(device)
-    losses = {}
-    for index, job in enumerate(jobs):
-        if job in active:
-            own, wanted = logits[rows.slices[index]], chosen[rows.slices[index]]
-            total = functional.cross_entropy(
-                own.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
-            )
-            losses[index] = total / (wanted != IGNORED).sum().clamp(min=1)
-            job.window.count(own, wanted, inputs["attention_mask"][rows.slices[index]])
-    torch.stack(list(losses.values())).sum().backward()
-    for index, loss in losses.items():
-        _update(jobs[index], float(loss.detach()))
-
-
-def _evaluate(base: Any, jobs: Sequence[Job], job: Job, rows: Rows) -> None:
+def _evaluate(steps: SharedSteps, index: int, job: Job) -> None:
     """Measure ``job`` on its held-out rows where a run of its own would, and remember its best step."""
     config, prepared = job.session.config, job.session.prepared
     every = interval_steps(config.eval_steps, job.steps)
     if prepared.eval is None or (job.step % every and job.step < job.steps):
         return
-    rows.slices = [slice(0, None) if other is job else slice(0, 0) for other in jobs]
-    loss, accuracy = learned_scores(base, prepared.eval.sequences, job.session.base.pad_id)
+    loss, accuracy = steps.score(index, prepared.eval.sequences)
     job.log.write("eval", job.step, {"eval_loss": loss, "eval_mean_token_accuracy": accuracy})
     if config.keep == "best":
         job.best.offer(job.step, loss, job.parameters)
@@ -229,25 +208,6 @@ def _update(job: Job, loss: float) -> None:
         job.log.write(
             "train", job.step, {**job.window.take(), "grad_norm": float(norm), "learning_rate": rate}
         )
-
-
-def _join(
-    batches: Sequence[dict[str, Tensor] | None], rows: Rows, pad_id: int
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The rows of all batches in one, padded to the longest; ``rows`` is told whose they are."""
-    ids: list[list[int]] = []
-    labels: list[list[int]] = []
-    rows.slices = []
-    for batch in batches:
-        start = len(ids)
-        if batch is not None:
-            lengths = batch["attention_mask"].sum(1).tolist()
-            ids += [row[:n] for row, n in zip(batch["input_ids"].tolist(), lengths, strict=True)]
-            labels += [row[:n] for row, n in zip(batch["labels"].tolist(), lengths, strict=True)]
-        rows.slices.append(slice(start, len(ids)))
-    padded, mask = pad_right(ids, pad_id)
-    targets, _ = pad_right(labels, IGNORED)
-    return {"input_ids": padded, "attention_mask": mask}, targets
 
 
 def _finish(job: Job, base: Any, console: Console) -> TrainingResult:

@@ -106,12 +106,13 @@ def greedy(
         output = model.generate(
             input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
         )
-        answers += [_until_end(row, eos_ids) for row in output[:, longest:].tolist()]
+        answers += [until_end(row, eos_ids) for row in output[:, longest:].tolist()]
     model.train(was_training)
     return answers
 
 
-def _until_end(row: list[int], eos_ids: frozenset[int]) -> Answered:
+def until_end(row: list[int], eos_ids: frozenset[int]) -> Answered:
+    """What is before the first end token of ``row``."""
     for index, token in enumerate(row):
         if token in eos_ids:
             return Answered(row[:index], True)

@@ -12,6 +12,7 @@ from trl import DPOConfig, SFTConfig
 
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.data.prepare import Prepared
+from manylora.adapters.training.decoder.choice import fused_peft
 from manylora.adapters.training.errors import TrainingConfigError
 from manylora.adapters.training.model.eva import initialize_eva
 from manylora.adapters.training.model.forward import greedy, sample_prompt_ids
@@ -71,6 +72,8 @@ def build_trainer(
     has_best = held_out is not None and config.method != "adalora"
     trainer.args.load_best_model_at_end = config.keep == "best" and has_best
     trainable_in_fp32(trainer.model)  # TRL rounds adapters on a quantized base to bf16
+    if config.task == "sft":
+        trainer.decoder = fused_peft(trainer.model, config, prepared.train.sequences)
     trainer.loraplus_ratio = config.loraplus_ratio
     trainer.remove_callback(PrinterCallback)
     return trainer, initial

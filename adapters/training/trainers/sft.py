@@ -17,6 +17,14 @@ from trl.data_utils import pack_dataset
 
 from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.template import IGNORED, Encoded
+from manylora.adapters.training.decoder.batch import (
+    Packed,
+    learned_of,
+    lengths_of,
+    per_row,
+    without_padding,
+)
+from manylora.adapters.training.decoder.decoder import FusedDecoder
 from manylora.adapters.training.model.virtual_tokens import virtual_tokens
 from manylora.adapters.training.trainers.pooled import Pool
 from manylora.adapters.training.trainers.quiet_trainer import QuietTrainer
@@ -25,9 +33,11 @@ from manylora.adapters.training.trainers.quiet_trainer import QuietTrainer
 class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
     """Computes logits only at positions where some row is learned, and logs means over all learned tokens.
 
-    TRL's fused head does the same on a GPU; on a CPU it computes them for every position, which for a small
-    model is a fifth of the step.
+    With ``decoder`` the batch goes through it, packed and without padding. Without, TRL's fused head does the
+    same on a GPU; on a CPU it computes logits for every position, which for a small model is a fifth of the step.
     """
+
+    decoder: FusedDecoder | None = None
 
     def __init__(self, *args: Any, model: Any, **options: Any) -> None:
         is_head_adapted = isinstance(model.get_output_embeddings(), BaseTunerLayer)  # tied trained tokens
@@ -44,6 +54,8 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        if self.decoder is not None and not return_outputs:
+            return self._decoded_loss(self.decoder, inputs, num_items_in_batch)
         if not self._is_own_loss and (self.args.device.type != "cpu" or return_outputs):
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             self._pool_fused(inputs, result[0] if return_outputs else result)
@@ -57,21 +69,36 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
         losses = functional.cross_entropy(
             logits.flatten(0, 1), chosen.flatten(), ignore_index=IGNORED, reduction="none"
         ).view(chosen.shape)
-        self._count(inputs, logits, chosen, losses.detach())
+        learned = chosen != IGNORED
+        right = (logits.argmax(-1) == chosen) & learned
+        self._count(right.sum(1), learned.sum(1), _seen_tokens(inputs), losses.detach().sum(1))
         count = (chosen != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = losses.sum() / torch.as_tensor(count).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # what DDP averages, as in TRL
         return (loss, {}) if return_outputs else loss
 
+    def _decoded_loss(
+        self, decoder: FusedDecoder, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        """The loss of a batch by the fused decoder: the same sum over the same tokens."""
+        lengths = lengths_of(inputs)
+        ids, labels = (without_padding(inputs[name], inputs) for name in ("input_ids", "labels"))
+        learned = learned_of(labels, lengths)
+        count = len(learned.rows) if num_items_in_batch is None else num_items_in_batch
+        shares = torch.ones(len(learned.rows), device=ids.device) / torch.as_tensor(count).clamp(min=1)
+        batch = Packed(ids, lengths, (slice(0, len(ids)),))
+        losses = decoder.losses(batch, learned, shares, drops=self.model.training)
+        self._count(*per_row(losses.each, losses.right, learned, lengths, len(inputs["input_ids"])))
+        return losses.total
+
     @torch.no_grad()
-    def _count(self, inputs: dict[str, Any], logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Add a batch to the metrics that TRL logs (without entropy); the held-out loss is one of them."""
-        learned = labels != IGNORED
-        right = (logits.argmax(-1) == labels) & learned
-        seen = _seen_tokens(inputs)
-        rows = torch.stack([right.sum(1), learned.sum(1), seen], dim=1).double()
-        rows = torch.cat([rows, losses.sum(1, keepdim=True).double()], dim=1)
+    def _count(self, right: Tensor, learned: Tensor, seen: Tensor, losses: Tensor) -> None:
+        """Add a batch to the metrics that TRL logs (without entropy); the held-out loss is one of them.
+
+        By row of the batch: learned tokens that were the likeliest, learned tokens, all tokens, sum of losses.
+        """
+        rows = torch.stack([right, learned, seen, losses], dim=1).double()
         if self.model.training:
             sums = self.accelerator.gather(rows.sum(0, keepdim=True))
         else:  # by row, for only so the rows that fill the last batch up can be left out
