@@ -39,6 +39,7 @@ _RATES: Mapping[str, float] = MappingProxyType(
     {
         LORA: LORA_RATE,
         FULL: FULL_RATE,
+        "adalora": 5e-3,
         "ia3": 5e-3,
         "vera": 5e-3,
         "pvera": 5e-3,

@@ -1,1 +1,1 @@
-"""The further kinds of adapters that change weights: one module each, and one table of them."""
+"""The further kinds that change weights: one module each, in rooms by how, and one table of them."""

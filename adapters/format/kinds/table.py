@@ -8,19 +8,19 @@ from manylora.adapters.format.config import support
 from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
 from manylora.adapters.format.config.support import Kind, Option, Treatment
 from manylora.adapters.format.config.weight_kind import Kinds, WeightKind
-from manylora.adapters.format.kinds.adalora import ADALORA
-from manylora.adapters.format.kinds.delora import DELORA
-from manylora.adapters.format.kinds.gralora import GRALORA
-from manylora.adapters.format.kinds.hra import HRA
-from manylora.adapters.format.kinds.loha import LOHA
-from manylora.adapters.format.kinds.lokr import LOKR
+from manylora.adapters.format.kinds.low_rank.adalora import ADALORA
+from manylora.adapters.format.kinds.low_rank.delora import DELORA
+from manylora.adapters.format.kinds.low_rank.gralora import GRALORA
+from manylora.adapters.format.kinds.low_rank.loha import LOHA
+from manylora.adapters.format.kinds.low_rank.lokr import LOKR
+from manylora.adapters.format.kinds.low_rank.miss import BONE, MISS
+from manylora.adapters.format.kinds.low_rank.poly import POLY
 from manylora.adapters.format.kinds.matrices import MATRIX_KINDS
-from manylora.adapters.format.kinds.miss import BONE, MISS
-from manylora.adapters.format.kinds.poly import POLY
-from manylora.adapters.format.kinds.pvera import PVERA
-from manylora.adapters.format.kinds.tinylora import TINYLORA
-from manylora.adapters.format.kinds.unilora import UNILORA
-from manylora.adapters.format.kinds.vblora import VBLORA
+from manylora.adapters.format.kinds.orthogonal.hra import HRA
+from manylora.adapters.format.kinds.shared.pvera import PVERA
+from manylora.adapters.format.kinds.shared.tinylora import TINYLORA
+from manylora.adapters.format.kinds.shared.unilora import UNILORA
+from manylora.adapters.format.kinds.shared.vblora import VBLORA
 
 _ALL: tuple[WeightKind, ...] = (
     ADALORA,

@@ -28,6 +28,7 @@ from manylora.adapters.training.errors import TrainingConfigError
 from manylora.adapters.training.methods import LORA
 from manylora.adapters.training.model.kinds import kind_config
 from manylora.adapters.training.model.targets import has_conv1d, targets
+from manylora.adapters.training.model.virtual_tokens import begin_near_the_base
 
 EVA_REDISTRIBUTION = 2.0  # with EVA a layer gets at most this many times the rank
 
@@ -50,6 +51,8 @@ def add_adapter(model: Any, config: TrainConfig) -> tuple[Any, InitialWeights]:
             if config.is_lora:
                 raise
             raise TrainingConfigError(f"--method {config.method}: {error}") from error
+    if config.method == "prefix_tuning":
+        begin_near_the_base(peft)
     trainable_in_fp32(peft)
     _cast_around_full_modules(peft, before)
     if not config.converted:

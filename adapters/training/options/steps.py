@@ -59,7 +59,7 @@ class StepOptions(Options):
             STEPS, "RATE", "The highest learning rate.",
             "about ten times that of full fine-tuning, which is where LoRA's best rate lies for most models; "
             "very small models take up to 2e-3; kinds that train few numbers take higher rates than LoRA",
-            default="0.0002; 0.00002 with method full, 0.001 to 0.005 with another kind",
+            default="0.0002; 0.00002 with method full, 0.001 to 0.05 with another kind",
         ),
         Field(gt=0, le=1),
     ] = None  # fmt: skip

@@ -16,8 +16,8 @@ from manylora.adapters.format.artifact import Artifact, read_artifact
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.support import Treatment
 from manylora.adapters.format.faults import Faults
+from manylora.adapters.format.kinds.shared.tinylora import TinyLora
 from manylora.adapters.format.kinds.table import KINDS_OF_UPDATES
-from manylora.adapters.format.kinds.tinylora import TinyLora
 from manylora.server.model.pages.pool import PagePool
 from tests.support.adapters import write_artifact
 from tests.support.artifact_cases import LIMITS, PREFIX

@@ -12,7 +12,9 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from pydantic import ValidationError
+from transformers import AutoModelForCausalLM
 
+from manylora.adapters.base_models.stored import StoredModel
 from manylora.adapters.format.kinds.table import OPTIONS
 from manylora.adapters.training.errors import CheckpointError, TrainingConfigError
 from manylora.adapters.training.methods import (
@@ -23,9 +25,11 @@ from manylora.adapters.training.methods import (
     PROMPTS,
     rate_of,
 )
+from manylora.adapters.training.model.lora import add_adapter
+from manylora.adapters.training.model.virtual_tokens import virtual_tokens
 from tests.support.adapter_set import recorded_logits
 from tests.support.engine_harness import EngineHarness
-from tests.support.peft_oracle import assert_logits_match
+from tests.support.peft_oracle import assert_logits_match, read
 from tests.support.training_runs import ROWS, config, run
 
 KINDS = [name for name in METHODS if name not in (LORA, FULL)]
@@ -96,6 +100,17 @@ def test_common_options_reach_the_config(tiny_llama: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_norms_are_trained_beside_any_kind(method: str, tiny_llama: Path, tmp_path: Path) -> None:
+    result = run(settings(tiny_llama, tmp_path, method, modules_to_save=["norm"], max_steps=4))
+    artifact = read(result.adapter, StoredModel(tiny_llama).describe("base"))
+    scales = [delta.scale for delta in artifact.delta.values() if delta.scale is not None]
+    assert artifact.kind == f"{method.upper()}+NORMS"
+    assert len(scales) == 5
+    assert all(bool((scale != 1).any()) for scale in scales)
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::RuntimeWarning"
 )  # PEFT's, of the ranks that AdaLoRA saves by its tensors
@@ -103,6 +118,28 @@ def test_a_run_of_adalora_is_not_resumed(tiny_llama: Path, tmp_path: Path) -> No
     run(settings(tiny_llama, tmp_path, "adalora", max_steps=8))
     with pytest.raises(CheckpointError, match="in no checkpoint"):
         run(settings(tiny_llama, tmp_path, "adalora", max_steps=8), resume=True)
+
+
+def test_a_prefix_begins_small_unless_it_is_asked_otherwise(tiny_llama: Path, tmp_path: Path) -> None:
+    """PEFT's draws of variance 1 hide the text."""
+    stds = {}
+    for start in ({}, {"init_weights": "zero"}):
+        chosen = settings(tiny_llama, tmp_path, "prefix_tuning", method_option=start)
+        base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+        model, _ = add_adapter(base, chosen)
+        stds[len(start)] = float(model.prompt_encoder["default"].embedding.weight.std())
+    assert 0.01 < stds[0] < 0.03
+    assert stds[1] == 0
+
+
+def test_a_prompt_counts_again_after_it_was_switched_off(tiny_llama: Path, tmp_path: Path) -> None:
+    """PEFT leaves its patch of ``forward`` on the model; logits were taken 20 positions early then."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    model, _ = add_adapter(base, settings(tiny_llama, tmp_path, "prompt_tuning"))
+    assert virtual_tokens(model) == 20
+    with model.disable_adapter():
+        assert virtual_tokens(model) == 0
+    assert virtual_tokens(model) == 20
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

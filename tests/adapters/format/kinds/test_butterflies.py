@@ -10,7 +10,7 @@ import torch
 from peft.tuners.boft.layer import Linear
 from torch import nn
 
-from manylora.adapters.format.kinds.boft import butterfly_order, rotated
+from manylora.adapters.format.kinds.orthogonal.boft import butterfly_order, rotated
 
 
 @pytest.mark.parametrize(("width", "size", "factors"), [(32, 4, 2), (64, 4, 3), (64, 8, 3), (96, 2, 5)])

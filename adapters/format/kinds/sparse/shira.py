@@ -15,7 +15,7 @@ from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.plans import refuse, slot
 from manylora.adapters.format.kinds.rows import no_effect, training_only
-from manylora.adapters.format.kinds.sparse import SparseChange
+from manylora.adapters.format.kinds.sparse.entries import SparseChange
 from manylora.adapters.format.update import KindLayout, ModulePlan, NoUpdate, WeightUpdate
 
 

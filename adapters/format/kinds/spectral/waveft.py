@@ -14,19 +14,19 @@ from manylora.adapters.format.config.support import BIAS, EXCLUDE, Option, Treat
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.draws import Positions, positions
-from manylora.adapters.format.kinds.fourierft import (
+from manylora.adapters.format.kinds.plans import refuse, slot
+from manylora.adapters.format.kinds.ranks import PerModule
+from manylora.adapters.format.kinds.rows import EVERY_KIND, no_effect, training_only
+from manylora.adapters.format.kinds.sparse.entries import SparseChange
+from manylora.adapters.format.kinds.spectral.fourierft import (
     N_FREQUENCY,
     N_FREQUENCY_PATTERN,
     RANDOM_LOC_SEED,
     SCALING,
     read_counts,
 )
-from manylora.adapters.format.kinds.plans import refuse, slot
-from manylora.adapters.format.kinds.ranks import PerModule
-from manylora.adapters.format.kinds.rows import EVERY_KIND, no_effect, training_only
-from manylora.adapters.format.kinds.sparse import SparseChange
+from manylora.adapters.format.kinds.spectral.wavelets import families, high_pass, low_pass
 from manylora.adapters.format.kinds.updates import Dense, Factors, LowRank, full_rank
-from manylora.adapters.format.kinds.wavelets import families, high_pass, low_pass
 from manylora.adapters.format.update import KindLayout, ModulePlan, WeightUpdate
 
 

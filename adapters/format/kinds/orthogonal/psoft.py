@@ -18,8 +18,8 @@ from manylora.adapters.format.config.support import EXCLUDE, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.decompositions import Triples, largest_singular, singular
+from manylora.adapters.format.kinds.orthogonal.rotations import MAX_TERMS, cayley, cayley_series, skew
 from manylora.adapters.format.kinds.plans import DECOMPOSES, refuse, slot, too_large
-from manylora.adapters.format.kinds.rotations import MAX_TERMS, cayley, cayley_series, skew
 from manylora.adapters.format.kinds.rows import EVERY_KIND, RANK, no_effect, training_only
 from manylora.adapters.format.kinds.updates import DenseOfWeight, Factors, LowRankOfWeight, full_rank
 from manylora.adapters.format.update import KindLayout, ModulePlan, WeightUpdate

@@ -16,8 +16,14 @@ from manylora.adapters.format.config.reader import ConfigReader
 from manylora.adapters.format.config.support import BIAS, EXCLUDE, Option, Treatment
 from manylora.adapters.format.config.weight_kind import WeightKind
 from manylora.adapters.format.faults import Faults
+from manylora.adapters.format.kinds.orthogonal.rotations import (
+    MAX_TERMS,
+    bounded,
+    cayley,
+    cayley_series,
+    skew,
+)
 from manylora.adapters.format.kinds.plans import slot
-from manylora.adapters.format.kinds.rotations import MAX_TERMS, bounded, cayley, cayley_series, skew
 from manylora.adapters.format.kinds.rows import EVERY_KIND, no_effect, training_only
 from manylora.adapters.format.kinds.updates import DenseOfWeight
 from manylora.adapters.format.update import KindLayout, ModulePlan, WeightUpdate

@@ -1,0 +1,1 @@
+"""Kinds that train a few entries of a weight."""

@@ -1,0 +1,1 @@
+"""Kinds that give a change by coefficients: Fourier, wavelets, circulant blocks."""
