@@ -7,7 +7,8 @@ bf16 by autocast, and padded or padding-free rows, whichever is faster in a firs
 padding-free rows bring a mask over the whole batch.)
 
 ``--whole`` then measures from the start of a process to the published adapter, beside a process that trains
-as many steps with TRL and saves. Small jobs are trained as ``manylora train --jobs`` does and one after another.
+as many steps with TRL and saves. Small jobs are trained as ``manylora train --jobs`` does and one after
+another.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def in_turn(sessions: dict[str, Session], steps: int, repeat: int, console: Cons
     medians = {kind: round(statistics.median(values), 1) for kind, values in speeds.items()}
     ours, theirs = list(curves.values())[:2]
     apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-    ratio = round(medians[list(medians)[0]] / medians[list(medians)[1]], 3)
+    first, second = list(medians.values())[:2]
+    ratio = round(first / second, 3)
     return {"tokens_per_second": medians, "ratio": ratio, "largest_loss_difference": round(apart, 5)}
 
 
@@ -126,7 +128,7 @@ def together(config: TrainConfig, jobs: int, console: Console) -> dict[str, floa
 
 
 def whole(config: TrainConfig, steps: int, console: Console) -> dict[str, float]:
-    """Seconds from the start of a process to the published adapter, and to what TRL saves after as many steps."""
+    """Seconds from the start of a process to the published adapter, and to what TRL saves."""
     run = config.model_copy(update={"max_steps": steps, "output_dir": config.output_dir.with_name("whole")})
     file = config.output_dir.with_name("whole.yaml")
     file.write_text(to_yaml(run), encoding="utf-8")

@@ -146,7 +146,7 @@ def test_attention_by_blocks_is_that_by_the_full_matrix() -> None:
     source = torch.Generator().manual_seed(0)
     q, k, v, grad = (torch.randn(total, n, 8, generator=source, requires_grad=True) for n in (4, 2, 2, 4))
     whose = torch.repeat_interleave(torch.tensor(lengths))
-    mask = (whose[:, None] == whose[None]).tril()  # their lengths differ
+    mask = (whose[:, None] == whose[None]).tril()
     queries, keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
     expected = functional.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, scale=0.3, enable_gqa=True
