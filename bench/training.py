@@ -2,8 +2,8 @@
 
 Run as ``python -m bench.training``. Both trainers train the same adapter on the same rows, in the same order
 and in batches of the same rows, in turn in one process, from the same start; what is compared is tokens a
-second of whole steps without evaluation, and the losses of the steps. TRL runs at its best here: arithmetic in
-bf16 by autocast, and padded or padding-free rows, whichever is faster in a first short run. (On a CPU
+second of whole steps without evaluation, and the losses of the steps. TRL runs at its best here: arithmetic
+in bf16 by autocast, and padded or padding-free rows, whichever is faster in a first short run. (On a CPU
 padding-free rows bring a mask over the whole batch.)
 
 ``--whole`` then measures from the start of a process to the published adapter, beside a process that trains
