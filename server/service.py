@@ -34,7 +34,6 @@ from manylora.server.merged.auto_merge import AutoMergeRules
 from manylora.server.merged.measuring import PROBES, MergeMeasure
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.decoders.decoder import Decoder
-from manylora.server.model.decoders.quantize import unrounded_activations
 from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, describe_base, load_model
 from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
 from manylora.server.model.pages.pool import PagePool
@@ -199,10 +198,9 @@ def _allocate_and_probe(
     capacity = adapter_bytes(settings.adapter_memory, available)
     pool = PagePool(decoder.modules, capacity, loaded.dtype, loaded.device, decoder, tables=decoder.tables)
     decoder.allocate(pool.data, max(num_blocks, PROBE_BLOCKS), max(settings.max_batch_tokens, PROBE_ROWS))
-    with unrounded_activations(loaded.hf):
-        error = max(
-            probe(loaded.hf, decoder, loaded.dtype), probe_adapters(loaded.hf, decoder, pool, loaded.dtype)
-        )
+    error = max(
+        probe(loaded.hf, decoder, loaded.dtype), probe_adapters(loaded.hf, decoder, pool, loaded.dtype)
+    )
     return _Prepared(decoder, pool, num_blocks, error, kernels_note)
 
 

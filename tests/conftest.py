@@ -10,11 +10,18 @@ import torch
 
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.server.options.settings import Settings
+from tests.support.kernel_cases import tested_variants
 from tests.support.tiny_models import tiny_model
 
 if not torch.cuda.is_available():
     # Read when Triton is imported: its kernels run in its interpreter then, on the CPU.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_report_header() -> str:
+    """Which kernels the tests ran: those of level amx on real tile instructions, or in emulation alone."""
+    levels = ", ".join(variant.name for variant in tested_variants())
+    return f"CPU kernels: {levels}"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for

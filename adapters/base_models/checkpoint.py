@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from manylora.adapters.base_models.directory import GGUF_LINK
 from manylora.adapters.errors import BaseModelError
 
 WEIGHTS = "model.safetensors"
@@ -65,6 +66,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
 def _files(directory: Path) -> list[Path]:
     """The files that transformers would load: the one file, else those of the index."""
+    if (directory / GGUF_LINK).is_symlink():
+        raise BaseModelError(
+            f"{directory} was made for a GGUF file, which can be served; for anything else take the original"
+        )
     index = directory / INDEX
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]

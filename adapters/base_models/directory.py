@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+GGUF_LINK = "model.gguf"  # in the directory that is made for a GGUF file: a link to it
+
 
 def default_data_dir() -> Path:
     """``$XDG_DATA_HOME/manylora``, or ``~/.local/share/manylora``."""

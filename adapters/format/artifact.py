@@ -115,7 +115,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     faults.raise_any()
     assert layout is not None, "a fault was not recorded"
     assert file is not None, "a fault was not recorded"
-    artifact = _artifact(directory, digest.hexdigest(), layout, base, file=file, text=text)
+    artifact = _artifact(directory, digest.hexdigest(), layout, base, file=file, text=text, tables=tables)
     if tables is not None:
         vocabulary = read_vocabulary(file, tables)
         rank = artifact.rank if vocabulary is None else max(artifact.rank, vocabulary.rank)
@@ -196,7 +196,14 @@ def header_bound(base: BaseModel, layout: Layout | None = None) -> int:
 
 
 def _artifact(
-    directory: Path, digest: str, layout: Layout, base: BaseModel, *, file: TensorFile, text: AdapterText
+    directory: Path,
+    digest: str,
+    layout: Layout,
+    base: BaseModel,
+    *,
+    file: TensorFile,
+    text: AdapterText,
+    tables: VocabularyLayout | None,
 ) -> Artifact:
     config = layout.config
     deltas = read_deltas(layout, base, file)
@@ -205,7 +212,9 @@ def _artifact(
         digest=digest,
         delta=MappingProxyType(deltas),
         text=text,
-        kind=config.served_as,
+        kind=config.served_on(
+            vocabulary=tables is not None and tables.replaces, norms=bool(layout.saved_norms)
+        ),
         nbytes=file.nbytes,
         rank=max((delta.rank for delta in deltas.values()), default=0),
         activation=config.activation,

@@ -76,13 +76,21 @@ def _check_strays(
     for key in file.infos:
         if key in tables or (expected is not None and key in expected):
             continue
-        match = _KEY.fullmatch(key)
-        name = match["module"] if match else ""
+        name = _module_of(key, base)
         reason = _why_stray(key, name, base) or ("" if layout is None else _why_unasked(key, name, layout))
         if reason:
             strays.setdefault(reason, []).append(key)
     for reason, keys in strays.items():
         faults.add(f"unexpected tensors {some(keys, len(keys), _EXAMPLES)}: {reason}")
+
+
+def _module_of(key: str, base: BaseModel) -> str:
+    """The module whose tensor the key names; empty if it names none that is served."""
+    match = _KEY.fullmatch(key)
+    if match:
+        return match["module"]
+    norm = key.removeprefix(PREFIX).removesuffix(".weight")  # in modules_to_save
+    return norm if norm in base.norms else ""
 
 
 def _why_stray(key: str, module: str, base: BaseModel) -> str:
@@ -108,7 +116,13 @@ def _why_unasked(key: str, module: str, layout: Layout) -> str:
     if key in _CLASS_HEADS:
         return 'the head of a classification adapter, whose task_type is "SEQ_CLS"'
     if module and module not in layout.modules and not key.endswith(f"{module}.bias"):
-        return "target_modules does not select their modules"
+        whole = key == f"{PREFIX}{module}.weight"
+        selects = (
+            "neither target_modules nor modules_to_save selects"
+            if whole
+            else "target_modules does not select"
+        )
+        return f"{selects} their modules"
     for ending, reason in _OPTION_OF.items():
         if key.endswith(ending):
             return reason

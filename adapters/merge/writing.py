@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.config.targets import names_meaning
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.format.provenance import Provenance
 from manylora.adapters.format.saving import save_tensors
@@ -73,7 +74,7 @@ def adapter_config(ranks: Mapping[str, int], base: BaseModel, *, lora_bias: bool
         "lora_alpha": commonest,
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
-        "target_modules": _targets(ranks, [*base.modules, *base.others]),
+        "target_modules": names_meaning(ranks, [*base.modules, *base.others]),
         "use_rslora": False,
         "use_dora": False,
         "lora_bias": lora_bias,
@@ -83,14 +84,6 @@ def adapter_config(ranks: Mapping[str, int], base: BaseModel, *, lora_bias: bool
         "init_lora_weights": True,
         "inference_mode": True,
     }
-
-
-def _targets(chosen: Iterable[str], everything: Iterable[str]) -> list[str]:
-    """Last components where they mean exactly ``chosen``, else full names."""
-    wanted = set(chosen)
-    short = {name.rpartition(".")[2] for name in wanted}
-    meant = {name for name in everything if name.rpartition(".")[2] in short}
-    return sorted(short if meant == wanted else wanted)
 
 
 def _card(name: str, base: str, lineage: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ def build_kernels(
     *,
     target: Annotated[
         list[str],
-        typer.Option(metavar="LEVEL", help="native, all, avx512-bf16, avx2 or portable. Repeatable."),
+        typer.Option(metavar="LEVEL", help="native, all, amx, avx512-bf16, avx2 or portable. Repeatable."),
     ] = ["native"],  # noqa: B006  (typer reads the default, nobody changes it)
 ) -> None:
     """Compile the CPU kernels into the installed package, where every start looks first.

@@ -195,7 +195,7 @@ def announce(service: Service, listener: socket.socket, console: Console) -> Non
     settings, about = service.config, service.description
     names = [registered.name for registered in service.adapters.views.serving()]
     table = Table.grid(padding=(0, 2))
-    bits = "" if settings.quantize == "none" else f", {settings.quantize} weights"
+    bits = "" if about["quantization"] == "none" else f", {about['quantization']} weights"
     model = f"{service.model_name} ({about['architecture']}), {about['dtype']} on {about['device']}{bits}"
     table.add_row("base model", model)
     table.add_row("decoder", f"{about['decoder']}, {about['kernels']} kernels")

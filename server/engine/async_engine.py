@@ -1,7 +1,8 @@
 """The engine behind an event loop: commands go in through a queue, events come out in one hop a step.
 
 One thread owns the engine. The loop never touches a sequence's state except to request its abort;
-the thread never touches the loop except through ``call_soon_threadsafe``.
+the thread never touches the loop except through ``call_soon_threadsafe``. What steps draw becomes text on the
+loop, while the next step runs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from threading import Thread
 from time import monotonic
 from typing import Protocol
 
-from manylora.server.engine.engine import Engine, Event
+from manylora.server.engine.answer_reader import Outcome
+from manylora.server.engine.engine import Engine
 from manylora.server.engine.retry_after import RetryAfter
 from manylora.server.engine.sequence import Delta, FinishReason, ResolvedMix, SamplingParams, Sequence
 from manylora.server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
@@ -247,14 +249,14 @@ class AsyncEngine:
                 self._engine.add(command)
 
     def _step_and_tell(self) -> None:
-        """A method of its own: an idle thread must hold no events, and with them a merged copy's weights."""
-        events = self._step()
-        if events:
-            self._call(self._deliver, events)
+        """A method of its own: an idle thread must hold no outcomes, nor a merged copy's weights."""
+        outcomes = self._step()
+        if outcomes:
+            self._call(self._deliver, outcomes)
 
-    def _step(self) -> list[Event]:
+    def _step(self) -> list[Outcome]:
         try:
-            return self._engine.step()
+            return self._engine.advance()
         except BaseException:  # also a panic of Rust: it ends the requests of this step, not the server
             logger.exception("a step failed; its requests end with an error")
             return self._engine.fail_all("the server failed while generating this answer")
@@ -268,8 +270,9 @@ class AsyncEngine:
 
     # The event loop again.
 
-    def _deliver(self, events: list[Event]) -> None:
-        for sequence, delta in events:
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        """Read what was drawn and hand it on: work that the engine need not wait for."""
+        for sequence, delta in self._engine.read(outcomes):
             stream = self._streams[sequence.id]
             if delta.finish_reason is not None:
                 del self._streams[sequence.id]

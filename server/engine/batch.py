@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from manylora.server.engine.sampler import SampledRows
 from manylora.server.engine.scheduler import Scheduled
 from manylora.server.engine.sequence import Sequence
 from manylora.server.kernels.inputs import BLOCK_SIZE, CacheRun, PromptRun, StepInputs, lora_inputs
@@ -20,6 +21,7 @@ class Batch:
     inputs: StepInputs
     scheduled: tuple[Scheduled, ...]
     sampling: tuple[tuple[Sequence, int], ...]  # sequences that draw a token, and their logits row
+    sampled: SampledRows  # the same sequences, and how their tokens are drawn
     scoring: tuple[tuple[Sequence, int, int], ...]  # prompt logprobs: sequence, first logits row, count
     wanted: tuple[tuple[Sequence, int, int], ...]  # logits to deliver: sequence, first logits row, count
 
@@ -52,7 +54,14 @@ def build_batch(scheduled: Seq[Scheduled]) -> Batch:
         prompts=tuple(_prompt_runs(ordered, query_start)),
         cached=tuple(run for run in map(_cache_run, sequences) if run is not None),
     )
-    return Batch(inputs, ordered, tuple(logits.sampling), tuple(logits.scoring), tuple(logits.wanted))
+    return Batch(
+        inputs,
+        ordered,
+        sampling=tuple(logits.sampling),
+        sampled=SampledRows([sequence for sequence, _ in logits.sampling]),
+        scoring=tuple(logits.scoring),
+        wanted=tuple(logits.wanted),
+    )
 
 
 def _order(item: Scheduled) -> tuple[bytes, int]:

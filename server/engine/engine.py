@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import monotonic
 
 import torch
 
+from manylora.server.engine.answer_reader import AnswerReader, Drawn, Event, Outcome, Told, prompt_logprobs
 from manylora.server.engine.batch import Batch, build_batch
 from manylora.server.engine.block_manager import BlockManager
-from manylora.server.engine.detokenizer import Detokenizer
 from manylora.server.engine.prompt_budget import PromptBudget
-from manylora.server.engine.sampler import logprobs_of, sample
+from manylora.server.engine.repeated_batch import following_batch
+from manylora.server.engine.sampler import SampledRows, logprobs_of, sample
 from manylora.server.engine.scheduler import Scheduled, Scheduler
-from manylora.server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob, TokenReader
+from manylora.server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob
+from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.text.tokenizer import Tokenizer
-
-Event = tuple[Sequence, Delta]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ class Engine:
             max_batch_tokens=config.max_batch_tokens,
             prompt_budget=self._prompt_budget,
         )
-        self._detokenizers: dict[int, Detokenizer] = {}
-        self._events: list[Event] = []  # of the step that runs, so that none is lost if it raises
+        self._answers = AnswerReader(tokenizer, metrics.requests)
+        self._outcomes: list[Outcome] = []  # of the step that runs, so that none is lost if it raises
+        self._scheduled: list[Scheduled] = []  # in the last step, and the batch that made of it
+        self._batch: Batch | None = None
         metrics.steps.ask(
             running=lambda: len(self.scheduler.running),
             waiting=lambda: len(self.scheduler.waiting),
@@ -77,33 +79,38 @@ class Engine:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its events come out of later steps."""
-        params = sequence.params
-        self._detokenizers[sequence.id] = Detokenizer(
-            self._reader(sequence),
-            sequence.token_ids,
-            stop=params.stop,
-            skip_special_tokens=params.skip_special_tokens,
-        )
+        self._answers.open(sequence)
         self.scheduler.add(sequence)
 
     def step(self) -> list[Event]:
         """Run one step and return what it did to each sequence it touched."""
+        return list(self.read(self.advance()))
+
+    def advance(self) -> list[Outcome]:
+        """Run one step; what it did to each sequence it touched, for :meth:`read`."""
         began = monotonic()
         self._drop_aborted()
         scheduled = self.scheduler.schedule()
         if scheduled:
-            batch = build_batch(scheduled)
+            batch = self._build(scheduled)
             logits = self.decoder.step(batch.inputs)
             tokens = self._sample(logits, batch)
             self._update(logits, batch, tokens)
             self._observe(batch, began)
-        return self._take_events()
+        if not self.has_work:
+            self._scheduled, self._batch = [], None  # an idle engine must hold no sequences
+        return self._take_outcomes()
 
-    def fail_all(self, message: str) -> list[Event]:
+    def read(self, outcomes: Iterable[Outcome]) -> Iterator[Event]:
+        """The events of what steps did, in the order of the steps; by one thread, not only the engine's."""
+        return self._answers.read(outcomes)
+
+    def fail_all(self, message: str) -> list[Outcome]:
         """End every sequence with an error, after a step that raised; also what that step had done before."""
+        self._scheduled, self._batch = [], None
         for sequence in self._live():
             self._end(sequence, Delta(sequence.index, finish_reason=FinishReason.ERROR, error=message))
-        return self._take_events()
+        return self._take_outcomes()
 
     def check(self) -> None:
         """Assert the invariants of the block allocator."""
@@ -112,25 +119,33 @@ class Engine:
     def _live(self) -> list[Sequence]:
         return [*self.scheduler.running, *self.scheduler.waiting]
 
-    def _take_events(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
+    def _take_outcomes(self) -> list[Outcome]:
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
 
     def _drop_aborted(self) -> None:
         for sequence in self._live():
             if sequence.abort_requested:
                 self._end(sequence, Delta(sequence.index, finish_reason=FinishReason.ABORT))
 
+    def _build(self, scheduled: list[Scheduled]) -> Batch:
+        """The batch of a step; where the last step's work goes on, it is that one, brought forward."""
+        again = scheduled is self._scheduled
+        self._batch = following_batch(self._batch) if again and self._batch else build_batch(scheduled)
+        self._scheduled = scheduled
+        return self._batch
+
     def _sample(self, logits: torch.Tensor, batch: Batch) -> list[int]:
-        if not batch.sampling:
+        rows = batch.sampled
+        if not rows.sequences:
             return []
+        if len(rows.sequences) == len(logits) and logits.shape[1] == self.vocab_size:
+            return sample(logits, rows, self._tokenizer.eos_ids, self.decoder.draw)
         tokens = [0] * len(batch.sampling)
         for width, members in self._by_width(batch.sampling, logits).items():
-            rows = [batch.sampling[i][1] for i in members]
-            chosen = logits if len(rows) == len(logits) else logits[rows]
             drawn = sample(
-                chosen[:, :width],
-                [batch.sampling[i][0] for i in members],
+                logits[[batch.sampling[i][1] for i in members], :width],
+                SampledRows([batch.sampling[i][0] for i in members]),
                 self._tokenizer.eos_ids,
                 self.decoder.draw,
             )
@@ -164,18 +179,20 @@ class Engine:
             self._hand_out(logits[first : first + count, : self._width(sequence)], sequence)
         logprobs = self._logprobs(logits, batch, tokens)
         self._metrics.requests.tokens_after_abort(sum(s.finish_reason is not None for s, _ in batch.sampling))
+        now = monotonic()
         for (sequence, _), token in zip(batch.sampling, tokens, strict=True):
             if not sequence.abort_requested:
-                self._append(sequence, token, logprobs.get(sequence.id))
+                self._append(sequence, token, now, logprobs.get(sequence.id))
         self._end_scored(batch.scheduled)
 
     def _computed(self, item: Scheduled) -> None:
-        sequence = item.sequence
-        if sequence.num_computed_tokens == sequence.first_position and not sequence.num_preemptions:
+        sequence, before = item.sequence, item.sequence.num_computed_tokens
+        if before == sequence.first_position and not sequence.num_preemptions:
             self._admitted(sequence)
-        sequence.num_computed_tokens += item.count
+        sequence.num_computed_tokens = before + item.count
         sequence.uncopied_from = None
-        self.blocks.commit(sequence)
+        if before % BLOCK_SIZE + item.count >= BLOCK_SIZE:  # a block is full
+            self.blocks.commit(sequence)
 
     def _admitted(self, sequence: Sequence) -> None:
         assert sequence.first_scheduled is not None
@@ -198,7 +215,8 @@ class Engine:
         first, sequence.next_logits = sequence.next_logits, sequence.next_logits + len(rows)
         if not sequence.abort_requested:
             copy = torch.empty(rows.shape, dtype=torch.float32).copy_(rows)
-            self._events.append((sequence, Delta(sequence.index, logits=Logits(first, copy))))
+            delta = Delta(sequence.index, logits=Logits(first, copy))
+            self._outcomes.append(Told(sequence, monotonic(), delta))
 
     def _logprobs(self, logits: torch.Tensor, batch: Batch, tokens: list[int]) -> dict[int, TokenLogprob]:
         wanted = [
@@ -217,72 +235,35 @@ class Engine:
                 result[s.id] = TokenLogprob(lp.token_id, lp.logprob, lp.top[: s.params.logprobs])
         return result
 
-    def _append(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
-        """Add a drawn token and say what the client gets to see of it."""
-        first = sequence.num_output_tokens == 0
+    def _append(self, sequence: Sequence, token: int, now: float, logprob: TokenLogprob | None) -> None:
+        """Add a drawn token and see whether the answer ends. Most are read where they are delivered."""
         sequence.token_ids.append(token)
-        self._time_token(sequence, first)
-        stop_reason: str | int | None
         reason, stop_reason = self._finished_by(sequence, token)
-        ended_by_token = reason is FinishReason.STOP
-        detokenizer = self._detokenizers[sequence.id]
-        hidden = ended_by_token and sequence.params.skip_special_tokens
-        text, matched = (
-            ("", None) if hidden else detokenizer.push(token, stoppable=self._past_minimum(sequence))
-        )
-        if reason is not None and matched is None:
-            rest, matched = detokenizer.flush()
-            text += rest
-        if matched is not None:
-            reason, stop_reason = FinishReason.STOP, matched
-        delta = Delta(
-            index=sequence.index,
-            text=text,
-            token_ids=(token,),
-            logprobs=() if logprob is None else (logprob,),
-            prompt_logprobs=self._prompt_logprobs(sequence) if first else (),
-            cached_tokens=sequence.num_cached_tokens,
-            finish_reason=reason,
-            stop_reason=stop_reason,
-        )
-        if reason is None:
-            self._events.append((sequence, delta))
-        else:
-            self._end(sequence, delta)
+        text = None
+        if sequence.params.stop:
+            past = sequence.num_output_tokens >= sequence.params.min_tokens
+            text, matched = self._answers.text(sequence, token, reason, stoppable=past)
+            if matched is not None:
+                reason, stop_reason = FinishReason.STOP, matched
+        self._outcomes.append(Drawn(sequence, token, now, logprob, reason, stop_reason, text))
+        if reason is not None:
+            self._leave(sequence, reason)
 
-    def _time_token(self, sequence: Sequence, first: bool) -> None:
-        now, label = monotonic(), sequence.mix.label
-        if first:
-            sequence.first_token = now
-            self._metrics.requests.first_token(label, now - sequence.arrival)
-        else:
-            assert sequence.last_token is not None
-            self._metrics.requests.inter_token(label, now - sequence.last_token)
-        sequence.last_token = now
-        self._metrics.requests.generated_tokens(label, 1)
-
-    def _finished_by(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, int | None]:
+    def _finished_by(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, str | int | None]:
         """Whether ``token`` ends the answer, and the stop token id to report if a client named it."""
-        params = sequence.params
-        if self._past_minimum(sequence):
+        params, count = sequence.params, sequence.num_output_tokens
+        if count >= params.min_tokens:
             if token in params.stop_token_ids:
                 return FinishReason.STOP, token
-            if token in self._reader(sequence).eos_ids and not params.ignore_eos:
+            if not params.ignore_eos and token in self._answers.reader_of(sequence).eos_ids:
                 return FinishReason.STOP, None
-        return (FinishReason.LENGTH if sequence.num_output_tokens >= params.max_tokens else None), None
-
-    def _reader(self, sequence: Sequence) -> TokenReader:
-        return self._tokenizer if sequence.tokenizer is None else sequence.tokenizer
-
-    @staticmethod
-    def _past_minimum(sequence: Sequence) -> bool:
-        return sequence.num_output_tokens >= sequence.params.min_tokens
+        return (FinishReason.LENGTH if count >= params.max_tokens else None), None
 
     def _end_scored(self, scheduled: Iterable[Scheduled]) -> None:
         """End sequences that asked for scores or logits of what is given, and no answer."""
         for sequence in (item.sequence for item in scheduled):
             if sequence.params.max_tokens == 0 and not sequence.num_uncomputed_tokens:
-                scores = self._prompt_logprobs(sequence)
+                scores = prompt_logprobs(sequence)
                 reason = FinishReason.STOP if sequence.mix.num_classes else FinishReason.LENGTH
                 self._end(
                     sequence,
@@ -294,22 +275,16 @@ class Engine:
                     ),
                 )
 
-    @staticmethod
-    def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprob | None, ...]:
-        """One entry per prompt token; the first has nothing before it to be predicted from."""
-        return () if sequence.params.prompt_logprobs is None else (None, *sequence.prompt_scores)
-
     def _end(self, sequence: Sequence, delta: Delta) -> None:
-        """The one place where a sequence ends."""
+        """End a sequence with something else than a token."""
         assert delta.finish_reason is not None
-        sequence.finish_reason = delta.finish_reason
+        self._outcomes.append(Told(sequence, monotonic(), delta))
+        self._leave(sequence, delta.finish_reason)
+
+    def _leave(self, sequence: Sequence, reason: FinishReason) -> None:
+        """The one place where a sequence ends."""
+        sequence.finish_reason = reason
         self.scheduler.remove(sequence)
-        del self._detokenizers[sequence.id]
-        label = sequence.mix.label
-        self._metrics.requests.finished(label, delta.finish_reason.value, monotonic() - sequence.arrival)
-        if delta.finish_reason is FinishReason.ABORT:
-            self._metrics.requests.aborted(label)
-        self._events.append((sequence, delta))
 
     def _observe(self, batch: Batch, began: float) -> None:
         seconds, rows = monotonic() - began, len(batch.inputs.token_ids)

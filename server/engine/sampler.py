@@ -17,28 +17,56 @@ from manylora.server.kernels.draws import Draw, Draws
 _GREEDY_BELOW = 1e-5  # temperatures under this would overflow the division
 
 
-def sample(logits: torch.Tensor, sequences: Seq[Sequence], end_ids: frozenset[int], draw: Draw) -> list[int]:
-    """Draw one token per row of ``logits`` [n, V], by ``draw``; row i belongs to ``sequences[i]``.
+class SampledRows:
+    """The rows of one step, or of several of the same sequences, that draw a token; row i is sequence i's."""
+
+    def __init__(self, sequences: Seq[Sequence]) -> None:
+        self.sequences = sequences
+        params = [s.params for s in sequences]
+        temperature = [p.temperature if p.temperature >= _GREEDY_BELOW else 0.0 for p in params]
+        self._temperature = np.array(temperature, np.float32)
+        self._top_k = np.array([p.top_k for p in params], np.int64)
+        self._top_p = np.array([p.top_p for p in params], np.float64)
+        self._min_p = np.array([p.min_p for p in params], np.float32)
+        self._uniform = np.zeros(len(sequences), np.float64)
+        self._random = [(i, sequences[i].rng) for i, t in enumerate(temperature) if t]
+        self._adjustable = [i for i, s in enumerate(sequences) if _is_adjusted(s)]
+        self._draws: Draws | None = None
+
+    def draws(self, logits: torch.Tensor, end_ids: frozenset[int]) -> Draws:
+        """How these rows of ``logits`` [n, V] are drawn from; takes a number of each row's random stream."""
+        for i, rng in self._random:
+            self._uniform[i] = rng.random()
+        if self._adjustable:
+            return self._new_draws(logits, self._adjusted(logits, end_ids))
+        if self._draws is None or self._draws.logits is not logits:
+            self._draws = self._new_draws(logits, {})
+        return self._draws
+
+    def _new_draws(self, logits: torch.Tensor, replaced: dict[int, torch.Tensor]) -> Draws:
+        return Draws(
+            logits,
+            temperature=self._temperature,
+            top_k=self._top_k,
+            top_p=self._top_p,
+            min_p=self._min_p,
+            uniform=self._uniform,
+            replaced=replaced,
+        )
+
+    def _adjusted(self, logits: torch.Tensor, end_ids: frozenset[int]) -> dict[int, torch.Tensor]:
+        """The rows that differ from the logits. Once past its minimum a row may not any more."""
+        rows = ((i, self.sequences[i]) for i in self._adjustable)
+        return {i: _adjusted(logits[i], s, end_ids) for i, s in rows if _is_adjusted(s)}
+
+
+def sample(logits: torch.Tensor, rows: SampledRows, end_ids: frozenset[int], draw: Draw) -> list[int]:
+    """Draw one token per row of ``logits`` [n, V], by ``draw``.
 
     ``end_ids`` end an answer and are held back until ``min_tokens`` are there; a sequence with a
     tokenizer of its own has its own.
     """
-    params = [s.params for s in sequences]
-    temperature = [p.temperature if p.temperature >= _GREEDY_BELOW else 0.0 for p in params]
-    uniform = [s.rng.random() if t else 0.0 for s, t in zip(sequences, temperature, strict=True)]
-    return draw(
-        Draws(
-            logits,
-            temperature=np.array(temperature, np.float32),
-            top_k=np.array([p.top_k for p in params], np.int64),
-            top_p=np.array([p.top_p for p in params], np.float64),
-            min_p=np.array([p.min_p for p in params], np.float32),
-            uniform=np.array(uniform, np.float64),
-            replaced={
-                i: _adjusted(logits[i], s, end_ids) for i, s in enumerate(sequences) if _is_adjusted(s)
-            },
-        )
-    )
+    return draw(rows.draws(logits, end_ids))
 
 
 def logprobs_of(logits: torch.Tensor, token_ids: Seq[int], top: int) -> list[TokenLogprob]:

@@ -17,6 +17,7 @@ from time import monotonic
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.sequence import Sequence
+from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.kernels.weights import MergedWeights
 
 MAX_WANTED_LOGITS = 32  # rows of a step whose logits are delivered: the lm_head runs on each
@@ -75,14 +76,17 @@ class Scheduler:
         self._preemptions = 0
         self._users: dict[int, _Users] = {}  # by identity of the weights they run on
         self._steps = 0
+        self._repeated: list[Scheduled] = []  # the last step's work if the next one's is the same; else empty
 
     def add(self, sequence: Sequence) -> None:
+        self._repeated = []
         weights = sequence.mix.merged
         self._users.setdefault(id(weights), _Users(weights)).count += 1
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a finished or aborted sequence out and free its blocks."""
+        self._repeated = []
         if sequence in self.running:
             self.running.remove(sequence)
         else:
@@ -99,16 +103,40 @@ class Scheduler:
         return count
 
     def schedule(self) -> list[Scheduled]:
-        """The next step's work, all of it on one set of weights. Empty only if nothing waits or runs."""
+        """The next step's work, all of it on one set of weights. Empty only if nothing waits or runs.
+
+        It is the list of the last step, the same object, if each of its sequences runs one token once more.
+        """
         self._steps += 1
+        if self._repeated and self._grow_repeated():
+            next(iter(self._users.values())).last_turn = self._steps
+            return self._repeated
         turns = list(self._users.values())
         if len(turns) > 1:
             turns.sort(key=lambda users: users.last_turn)
         for users in turns:
             if chosen := self._schedule(users):
                 users.last_turn = self._steps
+                self._repeated = chosen if self._will_repeat(chosen) else []
                 return chosen
         return []
+
+    def _will_repeat(self, chosen: list[Scheduled]) -> bool:
+        """Whether the step after this one has the same work, should no sequence come or go until then."""
+        return (
+            len(chosen) == len(self.running)
+            and len(self._users) == 1
+            and (not self.waiting or len(self.running) >= self._max_running)
+            and all(item.count == 1 and item.sequence.only_answers for item in chosen)
+        )
+
+    def _grow_repeated(self) -> bool:
+        """Make room for one more token of each; False if blocks are short, and then of some only."""
+        for item in self._repeated:
+            length = item.sequence.num_computed_tokens + 1
+            if length % BLOCK_SIZE == 1 and not self.blocks.grow(item.sequence, length):
+                return False
+        return True
 
     def _schedule(self, users: _Users) -> list[Scheduled]:
         chosen: dict[int, Scheduled] = {}
@@ -157,6 +185,7 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
+        self._repeated = []
         self.running.remove(sequence)
         self.blocks.free(sequence)
         sequence.num_computed_tokens, sequence.uncopied_from = 0, None

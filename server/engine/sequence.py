@@ -252,6 +252,18 @@ class Sequence:
         last = len(self) - 1
         return last if self.next_logits is None else min(last, self.num_virtual_tokens + self.next_logits)
 
+    @property
+    def only_answers(self) -> bool:
+        """Whether all that is left of it is to draw a token a step, with the mix it runs now."""
+        return (
+            self.num_uncomputed_tokens == 1
+            and self.params.max_tokens > 0
+            and self.next_logits is None
+            and self.uncopied_from is None
+            and not self.needs_prompt_scores
+            and self.num_computed_tokens >= self.stages[-1].start
+        )
+
     def first_to_compute(self, cached: int) -> int:
         """The first position that needs a row, where those before ``cached`` are in the prefix cache."""
         copied = self.prompt.count if self.prompt is not None and self.prompt.in_cache else 0

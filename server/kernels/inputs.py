@@ -197,7 +197,7 @@ class EmbeddedRows:
     """Rows of a step whose embeddings are given, instead of looked up."""
 
     rows: Int64  # [n] ascending
-    values: torch.Tensor  # [n, D] float32, contiguous
+    values: torch.Tensor  # [n, D] float32, contiguous; to a step as they enter the first layer
 
 
 @dataclass(frozen=True, slots=True)

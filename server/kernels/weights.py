@@ -1,4 +1,8 @@
-"""The weights of a Llama-family decoder, in the shape the step kernels read them."""
+"""The weights of a decoder of the Llama kind, in the shape the step kernels read them.
+
+What families do differently is data here: norms that are there or not, scales, caps, windows and rotary
+tables of layers, and modules that hold several projections. Kernels know these features and no family.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,26 @@ from typing import Protocol
 
 import torch
 
-MODULES_PER_LAYER = 7  # q, k, v, o, gate, up, down
+from manylora.server.kernels.codes import Codes
 
 _ALL = slice(None)
-# Of each of the seven: the matrix it is stacked in, and which part of it.
-_STACKED = (("qkv", 0), ("qkv", 1), ("qkv", 2), ("o", 0), ("gate_up", 0), ("gate_up", 1), ("down", 0))
-_MATRICES = ("qkv", "o", "gate_up", "down")
-_GROUPS = ((0, 1, 2), (3,), (4, 5), (6,))  # modules of each matrix
+_PARTS = {"qkv": 3, "o": 1, "gate_up": 2, "down": 1}  # projections of each matrix of a layer
+MATRICES = tuple(_PARTS)
+# The norms that a layer may have, in the order of their numbers.
+_NORMS = ("input_norm", "q_norm", "k_norm", "attention_norm", "post_norm", "mlp_norm")
+SILU, GELU_TANH = "silu", "gelu_tanh"  # activations
 
 
 class QuantizedLayer(Protocol):
     """One linear layer of a quantized base."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    @property
+    def codes(self) -> Codes | None:
+        """What the layer stores; None where only another library can read it."""
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -42,9 +55,24 @@ class QuantizedMatrix:
     parts: tuple[QuantizedLayer, ...]
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the codes and scales of the matrix take."""
         return sum(part.nbytes for part in self.parts)
+
+    def bias(self) -> torch.Tensor | None:
+        """The biases along out, zeros for a part that has none; None if none has."""
+        given = next((part.bias for part in self.parts if part.bias is not None), None)
+        if given is None:
+            return None
+        none = [given.new_zeros(part.shape[0]) for part in self.parts]
+        return torch.cat(
+            [z if part.bias is None else part.bias for part, z in zip(self.parts, none, strict=True)]
+        )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product of the rows ``x`` with the matrix, biases added: [T, in] -> [T, out]."""
@@ -76,29 +104,37 @@ class MergedWeights(Protocol):
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One decoder block of the Llama family. Matrices are [out, in]; fused ones are stacked along out.
+    """One decoder block. Matrices are [out, in]; fused ones are stacked along out. An absent norm is None.
 
     The bias of a quantized matrix is None here: its parts have it.
     """
 
-    input_norm: torch.Tensor  # [D]
+    input_norm: torch.Tensor | None  # [D] of the attention's input
     qkv: Matrix  # [(nh + 2 nkv) hd, D]
     qkv_bias: torch.Tensor | None
-    q_norm: torch.Tensor | None  # [hd], RMSNorm per head before rope (Qwen3)
-    k_norm: torch.Tensor | None  # [hd]
+    q_norm: torch.Tensor | None  # RMSNorm before rope: [hd] of each head, [nh hd] of all heads together
+    k_norm: torch.Tensor | None  # [hd] or [nkv hd], as q_norm
     o: Matrix  # [D, nh hd]
     o_bias: torch.Tensor | None
-    post_norm: torch.Tensor  # [D]
+    post_norm: torch.Tensor | None  # [D] of the MLP's input
     gate_up: Matrix  # [2 I, D]
     gate_up_bias: torch.Tensor | None
     down: Matrix  # [D, I]
     down_bias: torch.Tensor | None
     window: int | None  # sliding attention window in tokens, the row itself included
+    attention_norm: torch.Tensor | None = None  # [D] of the attention's output, before it is added
+    mlp_norm: torch.Tensor | None = None  # [D] of the MLP's output, before it is added
+    rope: int | None = 0  # the number of its rotary table; None: positions don't turn queries and keys
 
     @property
     def quantized(self) -> bool:
         """Whether any matrix is."""
-        return any(isinstance(getattr(self, name), QuantizedMatrix) for name in _MATRICES)
+        return any(isinstance(getattr(self, name), QuantizedMatrix) for name in MATRICES)
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The names of its norms, in the order of their numbers."""
+        return tuple(name for name in _NORMS if getattr(self, name) is not None)
 
     def without_matrices(self) -> LayerWeights:
         """The layer with matrices that have a shape but no memory; quantized ones stay."""
@@ -113,24 +149,33 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """The weights of a whole Llama-family decoder.
+    """The weights of a whole decoder, and what it computes with them.
 
-    LoRA target modules are numbered ``layer * 7 + (q, k, v, o, gate, up, down)``. Behind them come the norms,
-    layer by layer: (input, post) or, with norms of queries and keys, (input, q, k, post); the final one last.
+    LoRA target modules are numbered layer by layer: (q, k, v, o, gate, up, down), where the projections of a
+    ``stacked`` matrix are one module. Behind them come the norms, layer by layer, in the order of
+    :attr:`LayerWeights.norms`, which is the same of all layers; the final one last.
     """
 
     embedding: torch.Tensor  # [V, D]
     layers: tuple[LayerWeights, ...]
     final_norm: torch.Tensor  # [D]
     lm_head: torch.Tensor  # [V, D], the embedding itself when tied
-    cos: torch.Tensor  # [max_len, hd / 2] float32
-    sin: torch.Tensor  # [max_len, hd / 2] float32
+    cos: torch.Tensor  # [tables, max_len, rotated / 2] float32; the first `rotated` dimensions of a head turn
+    sin: torch.Tensor  # as cos
     n_heads: int
     n_kv_heads: int
     head_dim: int
     intermediate: int
     eps: float
     scale: float  # of the attention scores
+    stacked: frozenset[str] = frozenset()  # "qkv", "gate_up": matrices that the model has as one module
+    activation: str = SILU  # of the gate: SILU or GELU_TANH
+    norm_offset: float = 0.0  # added to the weight of every norm
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # of what attention and MLP add
+    score_cap: float | None = None  # bounds attention scores s by c * tanh(s / c)
+    logit_scale: float = 1.0
+    logit_cap: float | None = None  # bounds the scaled logits likewise
 
     @property
     def quantized(self) -> bool:
@@ -143,21 +188,36 @@ class DecoderWeights:
         return replace(self, layers=layers, lm_head=self.lm_head.to("meta"))
 
     @property
-    def qk_norms(self) -> bool:
-        """Whether queries and keys are normalized."""
-        return any(layer.q_norm is not None for layer in self.layers)
+    def bends_logits(self) -> bool:
+        """Whether logits are more than the product of the head."""
+        return self.logit_scale != 1.0 or self.logit_cap is not None
+
+    def norm_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """What a norm multiplies by: its ``weight``, in fp32 with the offset where there is one."""
+        return weight.float() + self.norm_offset if self.norm_offset else weight
+
+    @property
+    def modules_per_layer(self) -> int:
+        """LoRA target modules of a layer, norms not counted."""
+        return len(self._parts)
+
+    @property
+    def _parts(self) -> tuple[tuple[str, int], ...]:
+        """Of each target module of a layer: its matrix, and which part of it."""
+        return tuple((name, part) for name in _PARTS for part in range(self._modules(name)))
+
+    def _modules(self, name: str) -> int:
+        """How many target modules a matrix of a layer holds."""
+        return 1 if name in self.stacked else _PARTS[name]
 
     @property
     def _norms(self) -> tuple[str, ...]:
-        """The norms of a layer by their names in :class:`LayerWeights`."""
-        return (
-            ("input_norm", "q_norm", "k_norm", "post_norm") if self.qk_norms else ("input_norm", "post_norm")
-        )
+        return self.layers[0].norms
 
     def norm_modules(self, layer: int) -> range:
         """The numbers of a layer's norms; of the final norm for the layer behind the last."""
         count = len(self._norms)
-        first = MODULES_PER_LAYER * len(self.layers) + layer * count
+        first = self.modules_per_layer * len(self.layers) + layer * count
         return range(first, first + (count if layer < len(self.layers) else 1))
 
     def weight(self, module: int) -> torch.Tensor:
@@ -165,17 +225,15 @@ class DecoderWeights:
         layer, name = self.place(module)
         if layer == len(self.layers):
             return self.final_norm
-        if name in self._norms:
-            return getattr(self.layers[layer], name)  # type: ignore[no-any-return]
         matrix = getattr(self.layers[layer], name)
         if isinstance(matrix, QuantizedMatrix):
             return matrix.parts[self._part(module)].weight().to(self.embedding.dtype)
-        return dense(matrix)[self.rows(module)]
+        return matrix if name in _NORMS else dense(matrix)[self.rows(module)]
 
     def bias(self, module: int) -> torch.Tensor | None:
         """b [out] of a LoRA target module; None for a norm."""
         layer, name = self.place(module)
-        if name not in _MATRICES:
+        if name not in MATRICES:
             return None
         matrix = getattr(self.layers[layer], name)
         if isinstance(matrix, QuantizedMatrix):
@@ -183,39 +241,47 @@ class DecoderWeights:
         bias: torch.Tensor | None = getattr(self.layers[layer], f"{name}_bias")
         return None if bias is None else bias[self.rows(module)]
 
+    def modules_of(self, layer: int, name: str) -> range:
+        """The numbers of the target modules that a matrix of a layer holds."""
+        first = self.modules_per_layer * layer
+        for other in _PARTS:
+            if other == name:
+                break
+            first += self._modules(other)
+        return range(first, first + self._modules(name))
+
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """The target modules by the matrix that holds them, and each norm alone."""
-        end = MODULES_PER_LAYER * len(self.layers)
-        matrices = [
-            tuple(i + k for k in group) for i in range(0, end, MODULES_PER_LAYER) for group in _GROUPS
-        ]
-        return (*matrices, *((i,) for i in range(end, self.norm_modules(len(self.layers)).stop)))
+        layers = range(len(self.layers))
+        matrices = [tuple(self.modules_of(layer, name)) for layer in layers for name in MATRICES]
+        norms = range(self.norm_modules(0).start, self.norm_modules(len(self.layers)).stop)
+        return (*matrices, *((i,) for i in norms))
 
     def place(self, module: int) -> tuple[int, str]:
         """The layer of a module, and the field of the matrix that holds it, or of the norm that it is.
 
         The final norm is in the layer behind the last.
         """
-        norm = module - MODULES_PER_LAYER * len(self.layers)
+        norm = module - self.modules_per_layer * len(self.layers)
         if norm >= 0:
             layer, which = divmod(norm, len(self._norms))
             return layer, "final_norm" if layer == len(self.layers) else self._norms[which]
-        return module // MODULES_PER_LAYER, _STACKED[module % MODULES_PER_LAYER][0]
+        return module // self.modules_per_layer, self._parts[module % self.modules_per_layer][0]
 
     def rows(self, module: int) -> slice:
         """The rows of its matrix that belong to a LoRA target module."""
         _, name = self.place(module)
         part = self._part(module)
+        if self._modules(name) == 1:
+            return _ALL
         if name == "gate_up":
             return slice(part * self.intermediate, (part + 1) * self.intermediate)
-        if name != "qkv":
-            return _ALL
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         edges = (0, q, q + kv, q + 2 * kv)
         return slice(edges[part], edges[part + 1])
 
     def _part(self, module: int) -> int:
-        return _STACKED[module % MODULES_PER_LAYER][1]
+        return self._parts[module % self.modules_per_layer][1]
 
 
 def stack_biases(
@@ -226,6 +292,14 @@ def stack_biases(
         return None
     parts = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)]
     return torch.cat(parts)
+
+
+def codes_of(matrix: QuantizedMatrix) -> list[Codes]:
+    """The codes of each part, which are known to be there."""
+    found = [part.codes for part in matrix.parts]
+    codes = [codes for codes in found if codes is not None]
+    assert len(codes) == len(found)
+    return codes
 
 
 def dense(matrix: Matrix) -> torch.Tensor:

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     # --- base model
     model: Annotated[
         str,
-        Option(MODEL, "MODEL", "smollm2-135m, Hub id or directory."),
+        Option(MODEL, "MODEL", "smollm2-135m, Hub id, directory or .gguf file."),
         Field(min_length=1, max_length=4096),
     ] = "smollm2-135m"
     served_model_name: Annotated[
@@ -318,6 +318,8 @@ class Settings(BaseSettings):
         if self.served_model_name is not None:
             return self.served_model_name
         path = Path(self.model).expanduser()
+        if path.is_file():
+            return path.stem
         return path.resolve().name if path.is_dir() else self.model
 
 

@@ -26,7 +26,11 @@ def test_every_level_takes_the_same_steps(tiny_llama: Path) -> None:
     inputs = [bench.inputs(shape) for shape in shapes]
     found = measure(steps, inputs, repeat=1)
     assert list(found) == [variant.name for variant in usable_variants()]
-    assert all(len(own) == 2 and min(own) > 0 for own in found.values())
+    assert all(len(own.ms) == 2 and min(own.ms + own.ratio) > 0 for own in found.values())
+    assert next(iter(found.values())).ratio == [1, 1]
+    assert list(steps_of(bench, max_rows=32, levels=["portable"])) == ["portable"]
+    with pytest.raises(ValueError, match="can't run avx1024"):
+        steps_of(bench, max_rows=32, levels=["avx1024"])
     logits = [step(inputs[1]) for step in steps.values()]
     assert all(torch.allclose(one, logits[0], atol=0.1) for one in logits)
 

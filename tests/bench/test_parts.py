@@ -15,6 +15,7 @@ from bench import report
 from bench.adapters import linear_layers, write_adapters
 from bench.gguf_export import gguf_name, interleave_halves
 from bench.peers import vllm_requirements
+from bench.run import build
 from bench.systems import by_lora_list, by_model, manylora, parse_system
 from manylora.server.cli.loadgen.completion import Exchange
 from manylora.server.cli.loadgen.figures import Figures, medians, percentile, summarize
@@ -106,9 +107,16 @@ def test_malformed_systems_are_refused(text: str) -> None:
 
 
 def test_our_server_is_started_on_the_device_that_was_asked_for(tmp_path: Path) -> None:
-    command = manylora(tmp_path, [tmp_path / "a-r64"], tmp_path, 8, "cuda").command
+    command = manylora(tmp_path, [tmp_path / "a-r64"], tmp_path, 8, device="cuda").command
     assert command[command.index("--device") + 1] == "cuda"
     assert command[command.index("--max-lora-rank") + 1] == "64"
+    assert "--quantize" not in command
+
+
+def test_our_server_on_a_quantized_base_has_a_name_of_its_own(tmp_path: Path) -> None:
+    system = build("manylora-nf4", tmp_path, (), 8, tmp_path)
+    assert system.name == "manylora-nf4"
+    assert system.command[-2:] == ("--quantize", "nf4")
 
 
 def test_prompts_are_long_enough_apart_and_share_what_is_asked() -> None:

@@ -24,7 +24,7 @@ def test_nf4_answers_as_peft_does_on_the_same_base(real_model_dir: Path, tmp_pat
         "random": write_adapter(tmp_path / "random", real_model_dir, targets="all-linear", scale=0.08),
     }
     adapter_set = AdapterSet(real_model_dir, paths, quantize="nf4", dtype="bf16", num_blocks=64)
-    assert (adapter_set.harness.decoder.name, adapter_set.harness.decoder.kernels) == ("fused", "pytorch")
+    assert adapter_set.harness.decoder.kernels.startswith("cpu-")
     encode = adapter_set.harness.loaded.tokenizer.encode
     prompt = tuple(encode("The capital of France is"))
     asks = [Ask(name, prompt, max_tokens=4) for name in adapter_set.names]

@@ -23,6 +23,8 @@ from tests.support.peft_oracle import Peft, read
 
 _NORM_KINDS = ("norms", "some-norms")
 NORMS = ".*(norm|ln_[12f])"  # the names of all norms, whatever the family
+_SAVED_NORMS = {"gpt2": ("ln_1", "ln_2", "ln_f")}  # endings of their names; "norm" in the other families
+_LAST_NORM = {"gpt2": "ln_f", "gpt_neox": "gpt_neox.final_layer_norm", "opt": "decoder.final_layer_norm"}
 
 
 def write_kinds(root: Path, model: Path, family: str) -> dict[str, Path]:
@@ -30,6 +32,7 @@ def write_kinds(root: Path, model: Path, family: str) -> dict[str, Path]:
     attention, mlp = ([*names] for names in TARGETS.get(family, LLAMA_TARGETS))
     lora: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
     down = mlp[-1]
+    norms, last = [*_SAVED_NORMS.get(family, ("norm",))], _LAST_NORM.get(family, "model.norm")
     conv: dict[str, Any] = {"fan_in_fan_out": True} if family == "gpt2" else {}
     configs: dict[str, dict[str, Any]] = {
         "plain": {**lora, "target_modules": "all-linear"},
@@ -67,6 +70,19 @@ def write_kinds(root: Path, model: Path, family: str) -> dict[str, Path]:
         },
         "norms": {"peft_type": "LN_TUNING", "target_modules": NORMS},
         "some-norms": {"peft_type": "LN_TUNING", "target_modules": f".*1{NORMS}"},
+        "saved-norms": {
+            **lora,
+            "target_modules": attention,
+            "bias": "lora_only",
+            "modules_to_save": norms,
+        },
+        "dora-saved-norm": {**lora, "target_modules": mlp, "use_dora": True, "modules_to_save": [last]},
+        "ia3-saved-norms": {
+            "peft_type": "IA3",
+            "target_modules": [*attention, down],
+            "feedforward_modules": [],
+            "modules_to_save": norms,
+        },
     }
     return {
         name: write_kind(root / name, model, seed=seed, **(config if name in _NORM_KINDS else config | conv))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from manylora.server.engine.sampler import sample
+from manylora.server.engine.sampler import SampledRows, sample
 from manylora.server.engine.sequence import Sequence as Row
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import AdapterPages
@@ -113,12 +113,10 @@ def recorded_logits() -> Iterator[dict[int, list[torch.Tensor]]]:
     """The logits that each sequence's tokens are drawn from, by sequence id."""
     found: dict[int, list[torch.Tensor]] = {}
 
-    def recording(
-        logits: torch.Tensor, sequences: Sequence[Row], end_ids: frozenset[int], draw: Draw
-    ) -> list[int]:
-        for row, sequence in zip(logits, sequences, strict=True):
+    def recording(logits: torch.Tensor, rows: SampledRows, end_ids: frozenset[int], draw: Draw) -> list[int]:
+        for row, sequence in zip(logits, rows.sequences, strict=True):
             found.setdefault(sequence.id, []).append(row.clone())
-        return sample(logits, sequences, end_ids, draw)
+        return sample(logits, rows, end_ids, draw)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("manylora.server.engine.engine.sample", recording)

@@ -15,7 +15,11 @@ MERGES = ["Ġ t", "h e", "1 2"]
 
 
 def write_gguf(file: Path, *, tied: bool = True, pre: str = "smollm", **overrides: Any) -> Path:
-    """A tiny random Llama in GGUF, each kind of tensor stored in a format of its own."""
+    """A tiny random Llama in GGUF, each kind of tensor stored in a format of its own.
+
+    ``metadata`` among the ``overrides`` replaces or adds entries.
+    """
+    metadata = overrides.pop("metadata", {})
     writer = gguf.GGUFWriter(file, overrides.pop("architecture", "llama"))
     writer.add_block_count(LAYERS)
     writer.add_context_length(512)
@@ -37,9 +41,15 @@ def write_gguf(file: Path, *, tied: bool = True, pre: str = "smollm", **override
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
     writer.add_chat_template("{{ messages[0].content }}")
+    for key, value in metadata.items():
+        for entries in writer.kv_data:
+            entries.pop(key, None)
+        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value), _item_type(value))
     if "rope_scaling" in overrides:
         writer.add_rope_scaling_type(overrides.pop("rope_scaling"))
     random = np.random.default_rng(0)
+    if "rope_factors" in overrides:
+        writer.add_tensor("rope_freqs.weight", overrides.pop("rope_factors"))
 
     def add(name: str, rows: int, columns: int = HIDDEN, kind: str = "Q8_0") -> None:
         weight = random.standard_normal((rows, columns)).astype(np.float32)
@@ -64,3 +74,7 @@ def write_gguf(file: Path, *, tied: bool = True, pre: str = "smollm", **override
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+def _item_type(value: Any) -> gguf.GGUFValueType | None:
+    return gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) else None

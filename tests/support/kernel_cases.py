@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from manylora.server.kernels.cpu.build import Variant
+from manylora.server.kernels.cpu.build import AMX_EMULATED, Variant, usable_variants
 from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, Library, cache_directory, find_library
 from manylora.server.kernels.inputs import (
     BLOCK_SIZE,
@@ -20,7 +20,7 @@ from manylora.server.kernels.inputs import (
     page_length,
 )
 from manylora.server.kernels.reference.step import ReferenceStep, norm_shapes, target_shapes
-from manylora.server.kernels.weights import DecoderWeights, LayerWeights
+from manylora.server.kernels.weights import GELU_TANH, SILU, DecoderWeights, LayerWeights
 
 Mix = tuple[tuple[AdapterPages, float], ...]
 
@@ -38,8 +38,21 @@ class Shape:
     layers: int = 2
     bias: bool = False
     qk_norm: bool = False
+    joint_qk_norm: bool = False  # of all heads together
+    pre_norms: bool = True
+    post_norms: bool = False
     windows: tuple[int | None, ...] = (None,)  # of the layers, repeated
+    ropes: tuple[int | None, ...] = (0,)  # tables of the layers, repeated
+    turned: int | None = None  # dimensions of a head that turn; None: all
     positions: int = 1024
+    stacked: bool = False  # q, k and v are one module, gate and up another
+    gelu: bool = False
+    norm_offset: float = 0.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    score_cap: float | None = None
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
 
 
 def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
@@ -49,8 +62,9 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
     def matrix(out: int, inputs: int, gain: float = 1.0) -> torch.Tensor:
         return torch.randn(out, inputs).mul(gain * inputs**-0.5).bfloat16()
 
-    def vector(size: int) -> torch.Tensor:
-        return (1 + 0.3 * torch.randn(size)).bfloat16()
+    def vector(size: int, there: bool = True) -> torch.Tensor | None:
+        weight = (1 - shape.norm_offset + 0.3 * torch.randn(size)).bfloat16()
+        return weight if there else None
 
     def bias(size: int) -> torch.Tensor | None:
         return (0.3 * torch.randn(size)).bfloat16() if shape.bias else None
@@ -58,28 +72,38 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layers = tuple(
         LayerWeights(
-            input_norm=vector(shape.hidden),
+            input_norm=vector(shape.hidden, shape.pre_norms),
             qkv=matrix(q + 2 * kv, shape.hidden, 1.5),
             qkv_bias=bias(q + 2 * kv),
-            q_norm=vector(shape.head_dim) if shape.qk_norm else None,
-            k_norm=vector(shape.head_dim) if shape.qk_norm else None,
+            q_norm=vector(q if shape.joint_qk_norm else shape.head_dim, shape.qk_norm),
+            k_norm=vector(kv if shape.joint_qk_norm else shape.head_dim, shape.qk_norm),
             o=matrix(shape.hidden, q),
             o_bias=bias(shape.hidden),
-            post_norm=vector(shape.hidden),
+            post_norm=vector(shape.hidden, shape.pre_norms),
             gate_up=matrix(2 * shape.intermediate, shape.hidden),
             gate_up_bias=bias(2 * shape.intermediate),
             down=matrix(shape.hidden, shape.intermediate),
             down_bias=bias(shape.hidden),
             window=shape.windows[i % len(shape.windows)],
+            attention_norm=vector(shape.hidden, shape.post_norms),
+            mlp_norm=vector(shape.hidden, shape.post_norms),
+            rope=shape.ropes[i % len(shape.ropes)],
         )
         for i in range(shape.layers)
     )
-    half = shape.head_dim // 2
-    angles = torch.outer(torch.arange(shape.positions).float(), 10000.0 ** (-torch.arange(half) / half))
+    half = (shape.turned or shape.head_dim) // 2
+    angles = torch.stack(
+        [
+            torch.outer(torch.arange(shape.positions).float(), base ** (-torch.arange(half) / half))
+            for base in (10000.0, 100.0)
+        ]
+    )
+    final_norm = vector(shape.hidden)
+    assert final_norm is not None
     return DecoderWeights(
         embedding=torch.randn(shape.vocab, shape.hidden).bfloat16(),
         layers=layers,
-        final_norm=vector(shape.hidden),
+        final_norm=final_norm,
         lm_head=matrix(shape.vocab, shape.hidden),
         cos=angles.cos(),
         sin=angles.sin(),
@@ -89,6 +113,14 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
         intermediate=shape.intermediate,
         eps=1e-5,
         scale=shape.head_dim**-0.5,
+        stacked=frozenset(("qkv", "gate_up")) if shape.stacked else frozenset(),
+        activation=GELU_TANH if shape.gelu else SILU,
+        norm_offset=shape.norm_offset,
+        embedding_scale=shape.embedding_scale,
+        residual_scale=shape.residual_scale,
+        score_cap=shape.score_cap,
+        logit_scale=shape.logit_scale,
+        logit_cap=shape.logit_cap,
     )
 
 
@@ -134,24 +166,24 @@ class Pages:
         strength: float = 1.0,
         vectors: Sequence[str] | None = None,
     ) -> AdapterPages:
-        """An adapter of that rank in every module, or of ``rank[m % 7]`` in module m.
+        """An adapter of that rank in every module, or of ``rank[m % len(rank)]`` in module m.
 
-        ``vectors[m % 7]`` says by letters which of gain, constant and input gain module m has. With vectors
-        it changes two norms of three as well.
+        ``vectors``, repeated likewise, say by letters which of gain, constant and input gain module m has.
+        With vectors it changes two norms of three as well.
         """
         generator = torch.Generator().manual_seed(seed)
         ranks = [rank] * 7 if isinstance(rank, int) else list(rank)
         offsets, all_ranks = [], []
         tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gci"}
         for module, shape in enumerate(self._shapes):
-            r = ranks[module % 7]
+            r = ranks[module % len(ranks)]
             all_ranks.append(r)
             offsets.append(self._next if r else 0)
             a = torch.randn(r, shape.in_features, generator=generator) * shape.in_features**-0.5
             b = torch.randn(r, shape.out_features, generator=generator) * strength * max(r, 1) ** -0.5
             self._write(a)
             self._write(b)
-            for letter in vectors[module % 7] if vectors is not None else "":
+            for letter in vectors[module % len(vectors)] if vectors is not None else "":
                 tables[letter][module] = self._next
                 width = shape.in_features if letter == "i" else shape.out_features
                 self._write(0.3 * strength * torch.randn(1, width, generator=generator))
@@ -226,6 +258,11 @@ class Batcher:
             logits_rows=np.array(wanted, np.int64),
             lora=lora_inputs([sequence.mix for sequence, _ in work]),
         )
+
+
+def tested_variants() -> tuple[Variant, ...]:
+    """What this machine can run, and level amx in its emulation: what tests of all levels go through."""
+    return (*usable_variants(), AMX_EMULATED)
 
 
 @cache

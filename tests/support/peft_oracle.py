@@ -32,6 +32,8 @@ class Peft:
             {} if quantize == "none" else {"quantization_config": quantization_config(quantize)}
         )
         self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **few).eval()
+        if few:
+            dequantize(self.model, dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's remarks on Conv1D
             for name, path in adapters.items():
@@ -49,6 +51,27 @@ class Peft:
     def running(self, adapter: str | None) -> Any:
         """A context manager that gives the model with ``adapter`` switched on."""
         return _Running(self.model, adapter)
+
+
+def dequantize(model: Any, dtype: torch.dtype) -> None:
+    """Have plain layers with the weights of bitsandbytes' dequantization in place of its own."""
+    import bitsandbytes as bnb
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, bnb.nn.Linear4bit):
+            weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            weight = bnb.functional.int8_vectorwise_dequant(module.weight.data, module.weight.SCB)
+        else:
+            continue
+        plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        plain.weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
+        if module.bias is not None:
+            plain.bias = torch.nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
+        model.set_submodule(name, plain)
+    model.is_quantized = False
+    del model.config.quantization_config
+    model.hf_quantizer = None
 
 
 class _Running:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from manylora.server.engine.answer_reader import Outcome
 from manylora.server.engine.async_engine import AsyncEngine, GenerateRequest, Stream
-from manylora.server.engine.engine import Engine, Event
+from manylora.server.engine.engine import Engine
 from manylora.server.engine.sequence import Delta, FinishReason, ResolvedMix, SamplingParams, Sequence
 from tests.support.adapter_set import prompt_of
 from tests.support.engine_harness import EngineHarness
@@ -40,14 +41,14 @@ class RunningEngine:
         self.ends: Counter[int] = Counter()  # terminal events that the engine reported, by sequence
         self.heard: Counter[int] = Counter()  # those that came out on the loop
         self.reasons: list[str] = []  # of those, in their order
-        monkeypatch.setattr(core, "step", self._counting(core.step))
+        monkeypatch.setattr(core, "advance", self._counting(core.advance))
         monkeypatch.setattr(core, "fail_all", self._counting(core.fail_all))
 
-    def _counting(self, report: Callable[..., list[Event]]) -> Callable[..., list[Event]]:
-        def counting(*args: object) -> list[Event]:
-            events = report(*args)
-            self.ends.update(sequence.id for sequence, delta in events if delta.finish_reason is not None)
-            return events
+    def _counting(self, report: Callable[..., list[Outcome]]) -> Callable[..., list[Outcome]]:
+        def counting(*args: object) -> list[Outcome]:
+            outcomes = report(*args)
+            self.ends.update(o.sequence.id for o in outcomes if o.finish_reason is not None)
+            return outcomes
 
         return counting
 

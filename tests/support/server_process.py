@@ -15,18 +15,18 @@ _START = """
 import signal, time
 from manylora.server.engine.engine import Engine
 
-step = Engine.step
+advance = Engine.advance
 
 def slow_step(engine):
     time.sleep({step_seconds})
-    return step(engine)
+    return advance(engine)
 
 def die(*_):
     def fail(*_):
         raise SystemExit("the engine is killed")
-    Engine.step = Engine.fail_all = fail
+    Engine.advance = Engine.fail_all = fail
 
-Engine.step = slow_step
+Engine.advance = slow_step
 signal.signal(signal.SIGUSR1, die)
 from manylora.server.cli.main import main
 main()

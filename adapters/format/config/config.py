@@ -73,11 +73,16 @@ class AdapterConfig:
 
     @property
     def served_as(self) -> str:
-        """The kind with what is added to it: "LORA", "LORA+DORA", "IA3", ..."""
+        """The kind with what is added to it, as a config alone says it: "LORA", "LORA+DORA", "IA3", ..."""
+        return self.served_on(vocabulary=bool(self.modules_to_save or self.tokens), norms=False)
+
+    def served_on(self, *, vocabulary: bool, norms: bool) -> str:
+        """The same on a base of which it is known whether tables and norms are replaced."""
         added = {
             "+DORA": self.use_dora,
             "+BIAS": self.lora_bias or self.bias is not Bias.NONE,
-            "+VOCABULARY": bool(self.modules_to_save or self.tokens) and self.kind != "TRAINABLE_TOKENS",
+            "+NORMS": norms,
+            "+VOCABULARY": vocabulary and self.kind != "TRAINABLE_TOKENS",
             "+CLASSES": self.classifies,
             "+ALORA": self.activation is not None,
         }

@@ -102,8 +102,9 @@ MODULES_TO_SAVE = Option(
     "modules_to_save",
     _SERVED,
     "the input embeddings and the output head: whole tables, of which the rows that differ from the base's "
-    "take adapter memory; of an adapter that classifies its head (score or classifier); other modules are "
-    "refused",
+    "take adapter memory; norms that scale what they normalize, as in LN tuning, but not beside bias "
+    '"all" where they have biases, nor in an aLoRA; of an adapter that classifies its head (score or '
+    "classifier); other modules are refused",
 )
 
 BIAS = Option(

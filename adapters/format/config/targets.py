@@ -85,6 +85,20 @@ def token_tables(config: AdapterConfig, base: BaseModel) -> list[str]:
     return sorted(_selected(config, base, Deadline(), Faults()) & table_names(config, base))
 
 
+def names_meaning(chosen: Iterable[str], everything: Iterable[str]) -> list[str]:
+    """``target_modules`` for ``chosen``: last components where they mean exactly those, else full names."""
+    wanted = set(chosen)
+    short = {name.rpartition(".")[2] for name in wanted}
+    meant = {name for name in everything if name.rpartition(".")[2] in short}
+    return sorted(short if meant == wanted else wanted)
+
+
+def saved_modules(config: AdapterConfig, base: BaseModel) -> frozenset[str]:
+    """The modules replaced as a whole (``modules_to_save``). PEFT compares mere endings of names."""
+    endings = tuple(config.modules_to_save)
+    return frozenset(name for name in (*base.modules, *base.others) if name.endswith(endings))
+
+
 def saves_embeddings(config: AdapterConfig) -> bool:
     """Whether PEFT sees ``modules_to_save`` name embeddings or head, which it knows by two names only."""
     return any(name.rpartition(".")[2] in _EMBEDDINGS for name in config.modules_to_save)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.config.targets import names_meaning
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.format.foreign.change import Change, LowRank
 from manylora.adapters.format.foreign.names import PREFIX, Part
@@ -73,14 +74,6 @@ def tensors_of(change: Change) -> dict[str, torch.Tensor]:
 def _factors(name: str, part: LowRank, a: Part, b: Part) -> dict[str, torch.Tensor]:
     found = {a: part.a, b: part.b, Part.MAGNITUDE: part.magnitude, Part.B_BIAS: part.b_bias}
     return {f"{PREFIX}{name}.{ending}": tensor for ending, tensor in found.items() if tensor is not None}
-
-
-def names_meaning(chosen: Iterable[str], everything: Iterable[str]) -> list[str]:
-    """``target_modules`` for ``chosen``: last components where they mean exactly those, else full names."""
-    wanted = set(chosen)
-    short = {name.rpartition(".")[2] for name in wanted}
-    meant = {name for name in everything if name.rpartition(".")[2] in short}
-    return sorted(short if meant == wanted else wanted)
 
 
 def plain_number(value: float) -> float | int:

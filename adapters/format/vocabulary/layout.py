@@ -14,6 +14,7 @@ from manylora.adapters.format.base import BaseModel, BaseVocabulary
 from manylora.adapters.format.config.config import CLASS_HEADS, AdapterConfig
 from manylora.adapters.format.config.targets import (
     Target,
+    saved_modules,
     saves_embeddings,
     table_targets,
     targets_embeddings,
@@ -76,17 +77,23 @@ class VocabularyLayout:
         """Whether the config names either table."""
         return any(table.changes for table in self.tables)
 
+    @property
+    def replaces(self) -> bool:
+        """Whether a table, or rows of one, take the place of the base's."""
+        return any(table.saved or table.tokens for table in self.tables)
+
 
 def lay_out_vocabulary(config: AdapterConfig, base: BaseModel, faults: Faults) -> VocabularyLayout | None:
     """What ``config`` says about the tables of ``base``; None where it has none that can be changed."""
     vocabulary = base.vocabulary
+    saved = saved_modules(config, base)
+    _check_saved(config, saved, base, faults)
     if vocabulary is None:
-        if config.modules_to_save or config.tokens:
-            faults.add("modules_to_save and trainable_token_indices are not served on this base's embeddings")
+        if config.tokens:
+            faults.add("trainable_token_indices is not served on this base's embeddings")
         if config.classifies:
             faults.add("classification heads are not served on this base")
         return None
-    saved = _saved(config, base, faults)
     lora = table_targets(config, base)
     tokens = _tokens(config, base, vocabulary, faults)
     wrapper = "" if config.kind == "TRAINABLE_TOKENS" else "token_adapter."
@@ -106,23 +113,23 @@ def lay_out_vocabulary(config: AdapterConfig, base: BaseModel, faults: Faults) -
     return layout
 
 
-def _saved(config: AdapterConfig, base: BaseModel, faults: Faults) -> frozenset[str]:
-    """The modules replaced as a whole. PEFT compares mere endings of names."""
-    assert base.vocabulary is not None
+def _check_saved(config: AdapterConfig, saved: frozenset[str], base: BaseModel, faults: Faults) -> None:
+    """Of the modules replaced as a whole, norms are laid out with the other modules of the blocks."""
     everything = (*base.modules, *base.others)
-    found = {name for name in everything if name.endswith(tuple(config.modules_to_save))}
     for ending in config.modules_to_save:
         if not any(name.endswith(ending) for name in everything):
             faults.add(
                 f"modules_to_save names {shown(ending)}, which is not in the base ({base.architecture})"
             )
-    others = sorted(found - {base.vocabulary.embedding, base.vocabulary.head})
+    tables = base.vocabulary
+    served = base.norms.keys() | (frozenset() if tables is None else {tables.embedding, tables.head})
+    others = sorted(saved - served)
     if others:
         faults.add(
-            f"modules_to_save selects {some(others, len(others))}: only the input embeddings and the output "
-            "head are served as whole replaced modules (merge the adapter into the base with PEFT instead)"
+            f"modules_to_save selects {some(others, len(others))}: only norms that scale what they "
+            "normalize, and the input embeddings and the output head where a base's can be changed, are "
+            "served as whole replaced modules (merge the adapter into the base with PEFT instead)"
         )
-    return frozenset(found)
 
 
 def _tokens(

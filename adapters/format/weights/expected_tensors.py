@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import AdapterConfig
 from manylora.adapters.format.config.reader import Bias
-from manylora.adapters.format.config.targets import Target
-from manylora.adapters.format.faults import Faults
+from manylora.adapters.format.config.targets import Target, saved_modules
+from manylora.adapters.format.faults import Faults, some
 from manylora.adapters.format.update import ModulePlan, Slot
 from manylora.adapters.format.weights.soft_prompt import soft_prompt_shapes
 
@@ -29,6 +29,7 @@ class Layout:
     modules: Mapping[str, Mapping[str, Slot]]  # module -> part -> slot; targets, then others with a bias
     shared: Mapping[str, Slot]  # part -> slot, of what modules share, or of virtual tokens
     plans: Mapping[str, ModulePlan] = field(default_factory=dict)  # of the targets, for a further kind
+    saved_norms: frozenset[str] = frozenset()  # replaced as a whole, of modules_to_save
 
     def slots(self) -> list[Slot]:
         """Every tensor of the layout."""
@@ -60,7 +61,7 @@ def lay_out(
         plans, shared = laid_out.modules, dict(laid_out.shared)
     modules: dict[str, Mapping[str, Slot]]
     if config.kind == "LN_TUNING":
-        modules = {name: _norm_parts(base.norms[name]) for name in targets}
+        modules = {name: _norm_parts(base.norms[name], "ln_tuning_layers.") for name in targets}
     else:
         modules = {
             name: _parts(config, base.modules[name], target)
@@ -68,11 +69,14 @@ def lay_out(
             else {**plans[name].slots, **_bias(config, base.modules[name])}
             for name, target in targets.items()
         }
+    norms = saved_modules(config, base) & base.norms.keys()
+    _check_saved_norms(config, norms, targets, base, faults)
+    modules |= {name: _norm_parts(base.norms[name]) for name in norms - targets.keys()}
     if config.bias is Bias.ALL:
         for module in (*base.modules.values(), *base.norms.values()):
-            if module.bias and module.name not in targets:
+            if module.bias and module.name not in modules:
                 modules[module.name] = {"bias": Slot(f"{PREFIX}{module.name}.bias", (module.out_features,))}
-    return Layout(config, targets, modules, shared, plans)
+    return Layout(config, targets, modules, shared, plans, norms)
 
 
 def projection_shapes(
@@ -111,11 +115,30 @@ def _bias(config: AdapterConfig, module: TargetModule) -> dict[str, Slot]:
     return {"bias": Slot(f"{PREFIX}{module.name}.base_layer.bias", (module.out_features,))}
 
 
-def _norm_parts(norm: TargetModule) -> dict[str, Slot]:
-    """The parameters of a norm, as LN tuning saves them."""
-    prefix, shape = f"{PREFIX}{norm.name}.ln_tuning_layers", (norm.out_features,)
-    parts = {"scale": Slot(f"{prefix}.weight", shape)}
-    return parts | {"bias": Slot(f"{prefix}.bias", shape)} if norm.bias else parts
+def _norm_parts(norm: TargetModule, wrapper: str = "") -> dict[str, Slot]:
+    """The parameters of a norm that is replaced, as PEFT saves them under its name and ``wrapper``."""
+    prefix, shape = f"{PREFIX}{norm.name}.{wrapper}", (norm.out_features,)
+    parts = {"scale": Slot(f"{prefix}weight", shape)}
+    return parts | {"bias": Slot(f"{prefix}bias", shape)} if norm.bias else parts
+
+
+def _check_saved_norms(
+    config: AdapterConfig,
+    norms: frozenset[str],
+    targets: Mapping[str, Target],
+    base: BaseModel,
+    faults: Faults,
+) -> None:
+    """What does not go together with norms in ``modules_to_save``."""
+    both = sorted(norms & targets.keys())
+    if both:
+        faults.add(f"target_modules and modules_to_save both select {some(both, len(both))}")
+    if norms and config.activation is not None:
+        faults.add(
+            "norms in modules_to_save cannot be used with alora_invocation_tokens: they act before too"
+        )
+    if config.bias is Bias.ALL and any(base.norms[name].bias for name in norms):
+        faults.add('bias "all" and modules_to_save both replace biases of norms: leave one of them out')
 
 
 def _projections(config: AdapterConfig, targets: Mapping[str, Target], base: BaseModel) -> dict[str, Slot]:

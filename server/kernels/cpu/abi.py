@@ -5,9 +5,26 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+from manylora.server.kernels.weights import GELU_TANH, SILU
+
 _P = ctypes.c_void_p
 _I64 = ctypes.c_int64
 _F32 = ctypes.c_float
+
+
+class PackedMatrix(ctypes.Structure):
+    """The C struct of a matrix, its kind a :class:`manylora.server.kernels.codes.Kind`."""
+
+    _fields_ = (
+        ("codes", _P),
+        ("scales", _P),
+        ("offsets", _P),
+        ("table", _P),
+        ("group", _I64),
+        ("blocks", _I64),
+        ("kind", ctypes.c_int32),
+        ("factor", _F32),
+    )
 
 
 class Layer(ctypes.Structure):
@@ -15,18 +32,22 @@ class Layer(ctypes.Structure):
 
     _fields_ = (
         ("input_norm", _P),
-        ("qkv", _P),
+        ("qkv", PackedMatrix),
         ("qkv_bias", _P),
         ("q_norm", _P),
         ("k_norm", _P),
-        ("o", _P),
+        ("o", PackedMatrix),
         ("o_bias", _P),
         ("post_norm", _P),
-        ("gate_up", _P),
+        ("gate_up", PackedMatrix),
         ("gate_up_bias", _P),
-        ("down", _P),
+        ("down", PackedMatrix),
         ("down_bias", _P),
         ("window", _I64),
+        ("attention_norm", _P),
+        ("mlp_norm", _P),
+        ("cos", _P),
+        ("sin", _P),
     )
 
 
@@ -37,9 +58,7 @@ class Decoder(ctypes.Structure):
         ("layer", ctypes.POINTER(Layer)),
         ("embedding", _P),
         ("final_norm", _P),
-        ("lm_head", _P),
-        ("cos", _P),
-        ("sin", _P),
+        ("lm_head", PackedMatrix),
         ("pool", _P),
         ("pool_elements", _I64),
         ("layers", _I64),
@@ -55,7 +74,20 @@ class Decoder(ctypes.Structure):
         ("threads", _I64),
         ("eps", _F32),
         ("scale", _F32),
+        ("score_cap", _F32),
+        ("embedding_scale", _F32),
+        ("residual_scale", _F32),
+        ("logit_scale", _F32),
+        ("logit_cap", _F32),
+        ("turned", _I64),
+        ("activation", _I64),
+        ("qkv_modules", _I64),
+        ("gate_up_modules", _I64),
+        ("joint_qk_norm", _I64),
     )
+
+
+ACTIVATIONS = {SILU: 0, GELU_TANH: 1}
 
 
 class Lora(ctypes.Structure):
@@ -141,7 +173,7 @@ def load(path: Path) -> ctypes.CDLL:
     native = ctypes.CDLL(str(path))
     native.manylora_struct_size.argtypes = (ctypes.c_int,)
     native.manylora_struct_size.restype = _I64
-    for which, struct in enumerate((Layer, Decoder, Lora, Step, Draw)):
+    for which, struct in enumerate((Layer, Decoder, Lora, Step, Draw, PackedMatrix)):
         if native.manylora_struct_size(which) != ctypes.sizeof(struct):
             raise ImportError(f"{path}: the layout of {struct.__name__} differs from the binding's")
     native.manylora_open.argtypes = (ctypes.POINTER(Decoder),)
@@ -163,6 +195,8 @@ def load(path: Path) -> ctypes.CDLL:
     for name in ("manylora_pack", "manylora_pack_gate_up"):
         getattr(native, name).argtypes = (_P, _P, _I64, _I64)
         getattr(native, name).restype = None
+    native.manylora_unpack.argtypes = (ctypes.POINTER(PackedMatrix), _P, _I64, _I64)
+    native.manylora_unpack.restype = None
     native.manylora_gemm.argtypes = (_P, _P, _P, _I64, _I64, _I64, _I64)
     native.manylora_gemm.restype = None
     native.manylora_exp.argtypes = (_P, _P, _I64)

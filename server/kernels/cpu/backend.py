@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ import torch
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.build import KernelBuildError
 from manylora.server.kernels.cpu.library import Library, best_library
-from manylora.server.kernels.cpu.pack import MATRICES, MergedLayers, PackedWeights
+from manylora.server.kernels.cpu.pack import MergedLayers, PackedWeights
+from manylora.server.kernels.cpu.packed_codes import unfit
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, CacheRun, LoraInputs, StepInputs
-from manylora.server.kernels.weights import DecoderWeights, MergedWeights, dense
+from manylora.server.kernels.weights import MATRICES, DecoderWeights, MergedWeights, QuantizedMatrix
 
 _MAX_HEAD_DIM = 256
 
@@ -50,6 +52,8 @@ class NativeStep:
         self._weights = weights.without_matrices()
         self._vocab = weights.lm_head.shape[0]
         self._logits = torch.empty(0, self._vocab + -self._vocab % 32)
+        self._wanted = self._logits[:, : self._vocab]  # the rows of the last step, without padding
+        self._prepared: _Prepared | None = None
         self._lora = _LoraTables()
         decoder = self._packed.decoder
         decoder.pool, decoder.pool_elements = pool.data_ptr(), pool.numel()
@@ -63,8 +67,6 @@ class NativeStep:
     @staticmethod
     def unsupported(weights: DecoderWeights) -> str | None:
         """Why these weights can't run here, in one phrase; None if they can. Builds the kernels."""
-        if weights.quantized:
-            return "the base is quantized, the kernels need plain bfloat16 weights"
         if reason := _unsupported_weights(weights):
             return reason
         try:
@@ -93,7 +95,7 @@ class NativeStep:
         layer, name = self._weights.place(module)
         if name not in MATRICES:
             return self._weights.weight(module)
-        outputs, inputs = dense(getattr(self._weights.layers[layer], name)).shape
+        outputs, inputs = getattr(self._weights.layers[layer], name).shape
         start, stop, _ = self._weights.rows(module).indices(outputs)
         return self._packed.rows(layer, name, range(start, stop), inputs)
 
@@ -104,19 +106,32 @@ class NativeStep:
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step. Returns fp32 logits [R, V] of ``inputs.logits_rows``, valid until the next step.
 
+        Where ``inputs.hidden`` is given they are the head's product alone, as of the reference.
+        Inputs that were run in the last step may be run again with other values in the same arrays.
+
         Raises:
             ValueError: an index of the inputs lies outside what this step owns; nothing was run.
         """
         for run in inputs.cached:
             self._fill_cache(run)
+        prepared = self._prepared
+        if prepared is None or prepared.inputs() is not inputs:
+            self._prepared = prepared = _Prepared(weakref.ref(inputs), self._arguments(inputs))
+        fault = self._native.manylora_step(self._engine, prepared.arguments)
+        if fault != 0:
+            raise ValueError(abi.FAULTS[fault])
+        return self._wanted
+
+    def _arguments(self, inputs: StepInputs) -> abi.Step:
+        """The C struct of a step; sets up where its logits go."""
         count = len(inputs.logits_rows)
         if count > self._logits.shape[0]:
             self._logits = torch.empty(count, self._logits.shape[1])
+        self._wanted = self._logits[:count, : self._vocab]
         merged = inputs.merged
         assert merged is None or isinstance(merged, MergedLayers)
-        lora = None if inputs.lora is None else ctypes.pointer(self._lora.struct(inputs.lora))
         given = inputs.embedded
-        arguments = abi.Step(
+        return abi.Step(
             rows=len(inputs.token_ids),
             sequences=len(inputs.context),
             table_width=inputs.block_tables.shape[1],
@@ -128,7 +143,7 @@ class NativeStep:
             context=inputs.context.ctypes.data,
             block_tables=inputs.block_tables.ctypes.data,
             logits_rows=inputs.logits_rows.ctypes.data,
-            lora=lora,
+            lora=None if inputs.lora is None else ctypes.pointer(self._lora.struct(inputs.lora)),
             logits=self._logits.data_ptr(),
             given_count=0 if given is None else len(given.rows),
             given_rows=None if given is None else given.rows.ctypes.data,
@@ -137,16 +152,19 @@ class NativeStep:
             layer=None if merged is None else ctypes.addressof(merged.layers),
             final_norm=None if merged is None else merged.final_norm,
         )
-        fault = self._native.manylora_step(self._engine, arguments)
-        if fault != 0:
-            raise ValueError(abi.FAULTS[fault])
-        return self._logits[:count, : self._vocab]
 
     def _fill_cache(self, run: CacheRun) -> None:
         slots = run.slots
         fault = self._native.manylora_fill_cache(self._engine, slots.ctypes.data, len(slots), run.start)
         if fault != 0:
             raise ValueError(abi.FAULTS[fault])
+
+
+class _Prepared(NamedTuple):
+    """The C struct of a step whose arrays may be changed and run again."""
+
+    inputs: weakref.ref[StepInputs]  # that it was made of; what they hold must not outlive them here
+    arguments: abi.Step
 
 
 class _LoraTables:
@@ -199,8 +217,23 @@ def _unsupported_weights(weights: DecoderWeights) -> str | None:
         return f"the weights are {dtype}, the kernels need bfloat16"
     if weights.head_dim % 16 or weights.head_dim > _MAX_HEAD_DIM:
         return f"head size {weights.head_dim} is not a multiple of 16 up to {_MAX_HEAD_DIM}"
-    if hidden % 16 or weights.intermediate % 16:
-        return f"layer widths {hidden} and {weights.intermediate} are not multiples of 16"
+    inner = 32 if "gate_up" in weights.stacked else 16
+    if hidden % 16 or weights.intermediate % inner:
+        return f"layer widths {hidden} and {weights.intermediate} are not multiples of 16 and {inner}"
     if weights.n_heads % weights.n_kv_heads:
         return f"{weights.n_heads} heads do not divide into {weights.n_kv_heads} groups"
+    return _unsupported_codes(weights)
+
+
+def _unsupported_codes(weights: DecoderWeights) -> str | None:
+    for layer in weights.layers:
+        for name in MATRICES:
+            matrix = getattr(layer, name)
+            reason = (
+                unfit([part.codes for part in matrix.parts], name == "gate_up")
+                if isinstance(matrix, QuantizedMatrix)
+                else None
+            )
+            if reason is not None:
+                return f"the base is quantized in a way that has no kernel: {reason}"
     return None

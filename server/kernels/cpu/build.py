@@ -20,6 +20,7 @@ from pathlib import Path
 # The one import from the adapters: locks between processes exist once, and this module of theirs needs the
 # standard library alone.
 from manylora.adapters.file_locks import locked
+from manylora.server.kernels.cpu.tiles import tiles_allowed
 
 SOURCES = Path(__file__).parent / "src"
 
@@ -47,6 +48,7 @@ class Variant:
     cpu_flags: frozenset[str]  # of /proc/cpuinfo, all needed
     compiler_flags: tuple[str, ...]
     machines: tuple[str, ...] | None = None  # None: any
+    tiles: bool = False  # needs the system's permission to use tile registers
 
 
 _X86 = ("x86_64", "AMD64")
@@ -54,6 +56,13 @@ _V3 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"})  # all 
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 VARIANTS = (  # fastest first
+    Variant(
+        "amx",
+        _V4 | {"avx512_bf16", "amx_tile", "amx_bf16"},
+        ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DML_AMX"),
+        _X86,
+        tiles=True,
+    ),
     Variant(
         "avx512-bf16",
         _V4 | {"avx512_bf16"},
@@ -64,15 +73,19 @@ VARIANTS = (  # fastest first
     Variant("portable", frozenset(), ()),
 )
 
+# Level ``amx`` with its tile products in plain C++, the same bits: for tests, on any machine.
+AMX_EMULATED = Variant("amx-emulated", frozenset(), ("-DML_AMX_EMULATED",))
+
 
 class KernelBuildError(RuntimeError):
     """The kernels can't be compiled here; the message says why in one line."""
 
 
 def usable_variants() -> tuple[Variant, ...]:
-    """What this machine can run, fastest first."""
+    """What this machine can run, fastest first. Asks the system for what needs its permission."""
     flags = _cpu_flags()
-    return tuple(variant for variant in compilable_variants() if variant.cpu_flags <= flags)
+    able = (variant for variant in compilable_variants() if variant.cpu_flags <= flags)
+    return tuple(variant for variant in able if not variant.tiles or tiles_allowed())
 
 
 def compilable_variants() -> tuple[Variant, ...]:

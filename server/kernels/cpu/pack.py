@@ -8,13 +8,21 @@ from collections.abc import Sequence
 import torch
 
 from manylora.server.kernels.buffers import total_bytes
+from manylora.server.kernels.codes import Kind
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.huge_pages import Arena
-from manylora.server.kernels.weights import DecoderWeights, LayerWeights, dense, stack_biases
+from manylora.server.kernels.cpu.packed_codes import BLOCK, Packed, coded_bytes, pack_codes, plain
+from manylora.server.kernels.weights import (
+    MATRICES,
+    DecoderWeights,
+    LayerWeights,
+    Matrix,
+    QuantizedMatrix,
+    codes_of,
+    stack_biases,
+)
 
-_BLOCK = 32  # outputs of a packed block
 _LINE = 64  # bytes a piece of an arena may be rounded up by
-MATRICES = ("qkv", "o", "gate_up", "down")  # of a layer
 
 
 class PackedWeights:
@@ -24,16 +32,22 @@ class PackedWeights:
         self._native = native
         self._keep: list[torch.Tensor] = []
         self._arena = Arena(_packed_bytes(weights))
-        self._matrices: list[dict[str, torch.Tensor]] = []  # of each layer
-        self._layers = (abi.Layer * len(weights.layers))(*(self._layer(layer) for layer in weights.layers))
+        self._matrices: list[dict[str, Packed]] = []  # of each layer
+        self._norm_weight = weights.norm_weight
+        cos, sin = ([self._vector(table) for table in tables] for tables in (weights.cos, weights.sin))
+        layers = [self._layer(layer) for layer in weights.layers]
+        for packed, layer in zip(layers, weights.layers, strict=True):
+            if layer.rope is not None:
+                packed.cos, packed.sin = cos[layer.rope], sin[layer.rope]
+        self._layers = (abi.Layer * len(layers))(*layers)
         vocab, hidden = weights.lm_head.shape
+        self._head = self._matrix("lm_head", weights.lm_head)
+        q_norm = weights.layers[0].q_norm
         self.decoder = abi.Decoder(
             layer=self._layers,
             embedding=self._hold(weights.embedding.contiguous()),
-            final_norm=self._vector(weights.final_norm),
-            lm_head=self._hold(self._matrix("lm_head", weights.lm_head)),
-            cos=self._vector(weights.cos),
-            sin=self._vector(weights.sin),
+            final_norm=self._norm(weights.final_norm),
+            lm_head=self._head.struct,
             layers=len(weights.layers),
             hidden=hidden,
             intermediate=weights.intermediate,
@@ -41,9 +55,19 @@ class PackedWeights:
             heads=weights.n_heads,
             kv_heads=weights.n_kv_heads,
             head_dim=weights.head_dim,
-            positions=weights.cos.shape[0],
+            positions=weights.cos.shape[1],
             eps=weights.eps,
             scale=weights.scale,
+            score_cap=weights.score_cap or 0.0,
+            embedding_scale=weights.embedding_scale,
+            residual_scale=weights.residual_scale,
+            logit_scale=weights.logit_scale,
+            logit_cap=weights.logit_cap or 0.0,
+            turned=2 * weights.cos.shape[2],
+            activation=abi.ACTIVATIONS[weights.activation],
+            qkv_modules=len(weights.modules_of(0, "qkv")),
+            gate_up_modules=len(weights.modules_of(0, "gate_up")),
+            joint_qk_norm=q_norm is not None and len(q_norm) != weights.head_dim,
         )
 
     def copy_layers(self) -> ctypes.Array[abi.Layer]:
@@ -53,54 +77,77 @@ class PackedWeights:
     @property
     def nbytes(self) -> int:
         """Bytes of everything packed or held."""
-        return total_bytes([*self._keep, *(packed for layer in self._matrices for packed in layer.values())])
+        matrices = [self._head, *(packed for layer in self._matrices for packed in layer.values())]
+        return total_bytes(self._keep) + sum(packed.nbytes for packed in matrices)
 
     def rows(self, layer: int, name: str, rows: range, inputs: int) -> torch.Tensor:
         """Rows of a packed matrix ("qkv", "o", "gate_up" or "down") as they were given, [rows, inputs].
 
-        Of "gate_up" they must be the gate's or the up projection's, all of them.
+        Codes are unpacked. Of "gate_up" they must be the gate's or the up projection's, all of them, or both.
         """
-        pairs = self._matrices[layer][name].view(torch.int32).view(-1, inputs // 2, _BLOCK)
+        pairs = self._weights_of(self._matrices[layer][name], inputs).view(-1, inputs // 2, BLOCK)
         if name == "gate_up":
-            first = 0 if rows.start == 0 else _BLOCK // 2
-            blocks, skipped = pairs[:, :, first : first + _BLOCK // 2], 0
+            half = pairs.shape[0] * BLOCK // 2
+            if len(rows) > half:
+                parts = (range(half), range(half, 2 * half))
+                return torch.cat([self.rows(layer, name, part, inputs) for part in parts])
+            first = 0 if rows.start == 0 else BLOCK // 2
+            blocks, skipped = pairs[:, :, first : first + BLOCK // 2], 0
         else:
-            blocks = pairs[rows.start // _BLOCK : -(-rows.stop // _BLOCK)]
-            skipped = rows.start % _BLOCK
+            blocks = pairs[rows.start // BLOCK : -(-rows.stop // BLOCK)]
+            skipped = rows.start % BLOCK
         whole = blocks.transpose(1, 2).contiguous().view(-1, inputs // 2).view(torch.bfloat16)
         return whole[skipped : skipped + len(rows)]
 
+    def _weights_of(self, packed: Packed, inputs: int) -> torch.Tensor:
+        """The weights of a matrix, packed and plain, as pairs of inputs: int32."""
+        if packed.struct.kind == Kind.PLAIN:
+            return packed.tensors[0].view(torch.int32)
+        outputs = BLOCK * packed.struct.blocks
+        made = torch.empty(outputs * inputs, dtype=torch.bfloat16)
+        self._native.manylora_unpack(packed.struct, made.data_ptr(), outputs, inputs)
+        return made.view(torch.int32)
+
     def _layer(self, layer: LayerWeights) -> abi.Layer:
-        packed = {name: self._matrix(name, dense(getattr(layer, name))) for name in MATRICES}
+        packed = {name: self._matrix(name, getattr(layer, name)) for name in MATRICES}
         self._matrices.append(packed)
         return abi.Layer(
-            input_norm=self._vector(layer.input_norm),
-            qkv=packed["qkv"].data_ptr(),
-            qkv_bias=self._bias("qkv", layer.qkv_bias),
-            q_norm=self._vector(layer.q_norm),
-            k_norm=self._vector(layer.k_norm),
-            o=packed["o"].data_ptr(),
-            o_bias=self._bias("o", layer.o_bias),
-            post_norm=self._vector(layer.post_norm),
-            gate_up=packed["gate_up"].data_ptr(),
-            gate_up_bias=self._bias("gate_up", layer.gate_up_bias),
-            down=packed["down"].data_ptr(),
-            down_bias=self._bias("down", layer.down_bias),
+            input_norm=self._norm(layer.input_norm),
+            qkv=packed["qkv"].struct,
+            qkv_bias=self._bias("qkv", layer),
+            q_norm=self._norm(layer.q_norm),
+            k_norm=self._norm(layer.k_norm),
+            o=packed["o"].struct,
+            o_bias=self._bias("o", layer),
+            post_norm=self._norm(layer.post_norm),
+            gate_up=packed["gate_up"].struct,
+            gate_up_bias=self._bias("gate_up", layer),
+            down=packed["down"].struct,
+            down_bias=self._bias("down", layer),
             window=0 if layer.window is None else layer.window,
+            attention_norm=self._norm(layer.attention_norm),
+            mlp_norm=self._norm(layer.mlp_norm),
         )
 
     def _hold(self, tensor: torch.Tensor) -> int:
         self._keep.append(tensor)
         return tensor.data_ptr()
 
-    def _vector(self, tensor: torch.Tensor | None) -> int | None:
-        return None if tensor is None else self._hold(tensor.float().contiguous())
+    def _vector(self, tensor: torch.Tensor) -> int:
+        return self._hold(tensor.float().contiguous())
 
-    def _bias(self, name: str, bias: torch.Tensor | None) -> int | None:
+    def _norm(self, weight: torch.Tensor | None) -> int | None:
+        return None if weight is None else self._vector(self._norm_weight(weight))
+
+    def _bias(self, name: str, layer: LayerWeights) -> int | None:
+        matrix = getattr(layer, name)
+        bias = matrix.bias() if isinstance(matrix, QuantizedMatrix) else getattr(layer, f"{name}_bias")
         return None if bias is None else self._hold(_padded_bias(name, bias))
 
-    def _matrix(self, name: str, matrix: torch.Tensor) -> torch.Tensor:
-        return pack(self._native, name, matrix, self._arena)
+    def _matrix(self, name: str, matrix: Matrix) -> Packed:
+        if isinstance(matrix, QuantizedMatrix):
+            return pack_codes(codes_of(matrix), name == "gate_up", self._arena)
+        return plain(pack(self._native, name, matrix, self._arena), matrix.shape[1])
 
 
 class MergedLayers:
@@ -131,7 +178,7 @@ class MergedLayers:
         matrix = torch.cat(tuple(weights))
         packed = pack(self._native, name, matrix, Arena(2 * _packed_elements(matrix) + _LINE))
         self._keep.append(packed)
-        setattr(self.layers[layer], name, packed.data_ptr())
+        setattr(self.layers[layer], name, plain(packed, matrix.shape[1]).struct)
         bias = stack_biases(weights, biases)
         if bias is not None:
             padded = _padded_bias(name, bias)
@@ -139,7 +186,7 @@ class MergedLayers:
             setattr(self.layers[layer], f"{name}_bias", padded.data_ptr())
 
     def _put_norm(self, layer: int, name: str, weight: torch.Tensor) -> None:
-        wide = weight.float().contiguous()
+        wide = self._weights.norm_weight(weight).float().contiguous()
         self._keep.append(wide)
         if layer == len(self.layers):
             self.final_norm = wide.data_ptr()
@@ -160,19 +207,23 @@ def pack(native: ctypes.CDLL, name: str, matrix: torch.Tensor, arena: Arena) -> 
 
 def _padded_bias(name: str, bias: torch.Tensor) -> torch.Tensor:
     ordered = _interleave(bias) if name == "gate_up" else bias
-    return torch.nn.functional.pad(ordered.float(), (0, -len(bias) % _BLOCK))
+    return torch.nn.functional.pad(ordered.float(), (0, -len(bias) % BLOCK))
 
 
 def _packed_elements(matrix: torch.Tensor) -> int:
     outputs, inputs = matrix.shape
-    return (outputs + -outputs % _BLOCK) * inputs
+    return (outputs + -outputs % BLOCK) * inputs
 
 
 def _packed_bytes(weights: DecoderWeights) -> int:
-    matrices = [weights.lm_head]
-    for layer in weights.layers:
-        matrices += [dense(matrix) for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-    return sum(2 * _packed_elements(matrix) + _LINE for matrix in matrices)
+    matrices = [weights.lm_head, *(getattr(layer, name) for layer in weights.layers for name in MATRICES)]
+    return sum(_bytes_of(matrix) for matrix in matrices)
+
+
+def _bytes_of(matrix: Matrix) -> int:
+    if isinstance(matrix, QuantizedMatrix):
+        return coded_bytes(codes_of(matrix))
+    return 2 * _packed_elements(matrix) + _LINE
 
 
 def _interleave(bias: torch.Tensor) -> torch.Tensor:

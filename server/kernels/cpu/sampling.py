@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from manylora.server.kernels.draws import Draws
 
 class NativeDraw:
     """Draws tokens in C++ from logits on the CPU, which are read in place if they are float32.
-    Not for two threads at once.
+    Not for two threads at once. What was drawn from last may be again, with other values in the same arrays.
 
     Weights are within 2 ulp and sums are rounded otherwise, so that a share that lies that close to the
     border of two tokens may get the other one.
@@ -26,12 +27,35 @@ class NativeDraw:
         self._sampler = native.manylora_open_sampler(threads)
         if not self._sampler:
             raise MemoryError("no room for a sampler")
+        self._prepared: _Prepared | None = None
         self._finalizer = weakref.finalize(self, native.manylora_close_sampler, self._sampler)
 
     def __call__(self, draws: Draws) -> list[int]:
-        rows, width = draws.logits.shape
-        if rows == 0:
+        if len(draws.logits) == 0:
             return []
+        prepared = self._prepared
+        if prepared is None or prepared.draws() is not draws:
+            prepared = _Prepared.of(draws)
+            self._prepared = prepared if draws.logits.dtype == torch.float32 else None
+        fault = self._native.manylora_draw(self._sampler, prepared.arguments)
+        if fault != 0:
+            raise MemoryError(abi.FAULTS[fault])
+        return prepared.tokens.tolist()  # type: ignore[no-any-return]
+
+
+class _Prepared(NamedTuple):
+    """The C struct of a draw whose arrays may be changed and drawn from again, and what it points to."""
+
+    draws: weakref.ref[Draws]  # that it was made of; what they hold must not outlive them here
+    arguments: abi.Draw
+    addresses: np.ndarray
+    logits: torch.Tensor | None  # a copy of the draws' logits in float32, if they are none
+    tokens: np.ndarray  # filled by each call
+
+    @classmethod
+    def of(cls, draws: Draws) -> _Prepared:
+        """The struct of ``draws``."""
+        rows, width = draws.logits.shape
         logits = draws.logits.float()
         addresses = _addresses(logits, draws.replaced)
         tokens = np.empty(rows, np.int64)
@@ -46,10 +70,8 @@ class NativeDraw:
             uniform=draws.uniform.ctypes.data,
             tokens=tokens.ctypes.data,
         )
-        fault = self._native.manylora_draw(self._sampler, arguments)
-        if fault != 0:
-            raise MemoryError(abi.FAULTS[fault])
-        return tokens.tolist()
+        copied = None if logits is draws.logits else logits
+        return cls(weakref.ref(draws), arguments, addresses, copied, tokens)
 
 
 def _addresses(logits: torch.Tensor, replaced: Mapping[int, torch.Tensor]) -> np.ndarray:

@@ -12,11 +12,15 @@ from manylora.server.kernels.inputs import CacheRun, EmbeddedRows, PromptRun, St
 from manylora.server.kernels.reference.attention import PagedKV
 
 
-def embed_prompts(pool: torch.Tensor, width: int, inputs: StepInputs) -> StepInputs:
-    """The step with the embeddings [D = ``width``] of its virtual tokens given; itself if it has none."""
+def embed_prompts(pool: torch.Tensor, width: int, inputs: StepInputs, scale: float = 1.0) -> StepInputs:
+    """The step with the embeddings [D = ``width``] of its virtual tokens given, times ``scale``.
+
+    Itself if it has none.
+    """
     if not inputs.prompts:
         return inputs
     virtual = prompt_rows(pool, width, inputs.prompts)
+    virtual = replace(virtual, values=virtual.values * scale)
     given = inputs.embedded
     return replace(inputs, embedded=virtual if given is None else _joined(given, virtual), prompts=())
 

@@ -1,10 +1,8 @@
-"""One step of a Llama-family decoder in plain PyTorch: the definition of the native step."""
+"""One step of a decoder in plain PyTorch: the definition of the native step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,58 +13,48 @@ from manylora.server.kernels.reference.attention import (
     AttentionPlan,
     PagedKV,
     PlanRows,
-    Scoring,
     plan_attention,
 )
-from manylora.server.kernels.reference.linear import Linear, PackedLinear, linear
+from manylora.server.kernels.reference.layer import Layer, Work, rms_norm
+from manylora.server.kernels.reference.linear import PackedLinear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
 from manylora.server.kernels.reference.soft_prompts import fill_cache
-from manylora.server.kernels.reference.vectors import NormChange
 from manylora.server.kernels.weights import (
-    MODULES_PER_LAYER,
+    MATRICES,
     DecoderWeights,
-    LayerWeights,
     MergedWeights,
     QuantizedMatrix,
     stack_biases,
 )
 
 
-def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, change: NormChange | None = None
-) -> torch.Tensor:
-    """RMSNorm over the last dimension, in fp32, rounded before the weight as Hugging Face does.
-
-    ``change`` is what adapters add in some of the rows, the first dimension of ``x``.
-    """
-    wide = x.float()
-    normal = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
-    y = weight * normal
-    if change is not None:
-        own = normal.index_select(0, change.rows).float()
-        y.index_copy_(0, change.rows, (weight.float() * own + change.of(own)).to(y.dtype))
-    return y
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of ``x`` [T, h, hd], halves rotated against each other; cos, sin [T, 1, hd / 2]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+def bend(logits: torch.Tensor, weights: DecoderWeights) -> torch.Tensor:
+    """What the model makes of the head's product, in the dtype of ``logits`` [R, V]."""
+    if weights.logit_scale != 1.0:
+        logits = logits * weights.logit_scale
+    return logits if weights.logit_cap is None else torch.tanh(logits / weights.logit_cap) * weights.logit_cap
 
 
 def target_shapes(weights: DecoderWeights) -> list[ModuleShape]:
     """Shapes of the LoRA target modules in the numbering of :class:`DecoderWeights`."""
     width, inner = weights.embedding.shape[1], weights.intermediate
     q, kv = weights.n_heads * weights.head_dim, weights.n_kv_heads * weights.head_dim
-    sizes = [(width, q), (width, kv), (width, kv), (q, width), (width, inner), (width, inner), (inner, width)]
-    return [ModuleShape(*size) for size in sizes] * len(weights.layers)
+    sizes = {
+        "qkv": [(width, q), (width, kv), (width, kv)],
+        "o": [(q, width)],
+        "gate_up": [(width, inner), (width, inner)],
+        "down": [(inner, width)],
+    }
+    for name in weights.stacked:
+        sizes[name] = [(sizes[name][0][0], sum(out for _, out in sizes[name]))]
+    return [ModuleShape(*size) for name in MATRICES for size in sizes[name]] * len(weights.layers)
 
 
 def norm_shapes(weights: DecoderWeights) -> list[ModuleShape]:
     """Shapes of the norms in the numbering of :class:`DecoderWeights`: they come after the target modules."""
-    width = weights.embedding.shape[1]
-    widths = [width, weights.head_dim, weights.head_dim, width] if weights.qk_norms else [width, width]
-    return [ModuleShape(w, w, linear=False) for w in (*widths * len(weights.layers), width)]
+    first = weights.layers[0]
+    widths = [len(getattr(first, name)) for name in first.norms] * len(weights.layers)
+    return [ModuleShape(w, w, linear=False) for w in (*widths, weights.embedding.shape[1])]
 
 
 class ReferenceStep:
@@ -100,7 +88,8 @@ class ReferenceStep:
         self._planner = LoraPlanner(pool, shapes, self, lora_plan)
         heads, dim = weights.n_kv_heads, weights.head_dim
         self._kv = [PagedKV(num_blocks, heads, dim, dim, weights.embedding) for _ in weights.layers]
-        self._layers = [_Layer(layer, self._weights, index) for index, layer in enumerate(weights.layers)]
+        self._layers = [Layer(layer, self._weights, index) for index, layer in enumerate(weights.layers)]
+        self._final_norm = weights.norm_weight(weights.final_norm)
         self._lm_head = PackedLinear(weights.lm_head, None)
 
     @staticmethod
@@ -138,11 +127,15 @@ class ReferenceStep:
 
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
-        """Run one step and return the logits [R, V] of ``inputs.logits_rows``."""
+        """Run one step and return the logits [R, V] of ``inputs.logits_rows``.
+
+        Where ``inputs.hidden`` is given they are the head's product alone, which the caller corrects and then
+        gives to :func:`bend`.
+        """
         weights = self._weights
         device = weights.embedding.device
         fill_cache(self._pool, self._kv, inputs.cached)
-        x = F.embedding(torch.from_numpy(inputs.token_ids).to(device), weights.embedding)
+        x = self._embed(torch.from_numpy(inputs.token_ids).to(device))
         if inputs.embedded is not None:
             given = inputs.embedded
             x[torch.from_numpy(given.rows).to(device)] = given.values.to(x.dtype)
@@ -154,11 +147,13 @@ class ReferenceStep:
             self._planner.plan(inputs),
         )
         x = self._run(self._layers if merged is None else merged.layers, x, work)
-        norm = self._weights.final_norm if merged is None else merged.final_norm
+        norm = self._final_norm if merged is None else merged.final_norm
         final = self._final(x, norm, work.lora, torch.from_numpy(inputs.logits_rows).to(device))
-        if inputs.hidden is not None:
-            inputs.hidden.copy_(final)
-        return self._lm_head(final)
+        logits = self._lm_head(final)
+        if inputs.hidden is None:
+            return bend(logits, weights)
+        inputs.hidden.copy_(final)
+        return logits
 
     def decode(
         self, token_ids: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan, lora: LoraDelta | None
@@ -171,16 +166,19 @@ class ReferenceStep:
             plan: how the rows attend.
             lora: what adapters add, if any.
         """
+        x = self._run(self._layers, self._embed(token_ids), self._work(positions, plan, lora))
+        return bend(self._lm_head(self._final(x, self._final_norm, lora, None)), self._weights)
+
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         x = F.embedding(token_ids, self._weights.embedding)
-        x = self._run(self._layers, x, self._work(positions, plan, lora))
-        return self._lm_head(self._final(x, self._weights.final_norm, lora, None))
+        return x if self._weights.embedding_scale == 1.0 else x * self._weights.embedding_scale
 
-    def _work(self, positions: torch.Tensor, plan: AttentionPlan, lora: LoraDelta | None) -> _Work:
+    def _work(self, positions: torch.Tensor, plan: AttentionPlan, lora: LoraDelta | None) -> Work:
         tables = self._weights.cos, self._weights.sin
-        cos, sin = (t[positions].unsqueeze(1).to(self._weights.embedding.dtype) for t in tables)
-        return _Work(cos, sin, plan, lora)
+        cos, sin = (t[:, positions].unsqueeze(2).to(self._weights.embedding.dtype) for t in tables)
+        return Work(tuple(zip(cos, sin, strict=True)), plan, lora)
 
-    def _run(self, layers: Sequence[_Layer], x: torch.Tensor, work: _Work) -> torch.Tensor:
+    def _run(self, layers: Sequence[Layer], x: torch.Tensor, work: Work) -> torch.Tensor:
         """Hidden states [T, D] behind the last layer, of the embeddings ``x`` [T, D]."""
         for layer, kv in zip(layers, self._kv, strict=True):
             x = layer.forward(x, work, kv)
@@ -201,9 +199,9 @@ class ReferenceStep:
 class _MergedLayers:
     """Merged weights for the reference step: layers with other matrices in some places."""
 
-    def __init__(self, base: Sequence[_Layer], weights: DecoderWeights) -> None:
+    def __init__(self, base: Sequence[Layer], weights: DecoderWeights) -> None:
         self.layers = list(base)
-        self.final_norm = weights.final_norm
+        self.final_norm = weights.norm_weight(weights.final_norm)
         self._weights = weights
         self.nbytes = 0
 
@@ -215,7 +213,7 @@ class _MergedLayers:
     ) -> None:
         layer, name = self._weights.place(modules[0])
         if layer == len(self.layers):
-            self.final_norm = weights[0]
+            self.final_norm = self._weights.norm_weight(weights[0])
             return
         if name not in self.layers[layer].matrices:
             self.layers[layer] = self.layers[layer].with_norm(name, weights[0])
@@ -223,85 +221,3 @@ class _MergedLayers:
         matrix = PackedLinear(torch.cat(tuple(weights)), stack_biases(weights, biases))
         self.layers[layer] = self.layers[layer].with_matrix(name, matrix)
         self.nbytes += matrix.nbytes
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every layer of one step shares."""
-
-    cos: torch.Tensor  # [T, 1, hd / 2]
-    sin: torch.Tensor  # [T, 1, hd / 2]
-    plan: AttentionPlan
-    lora: LoraDelta | None
-
-
-class _Layer:
-    def __init__(self, layer: LayerWeights, weights: DecoderWeights, index: int) -> None:
-        self._layer = layer.without_matrices()
-        self._weights = weights
-        self._module = index * MODULES_PER_LAYER
-        self._norms = weights.norm_modules(index)
-        self._qkv = linear(layer.qkv, layer.qkv_bias)
-        self._o = linear(layer.o, layer.o_bias)
-        self._gate_up = linear(layer.gate_up, layer.gate_up_bias)
-        self._down = linear(layer.down, layer.down_bias)
-
-    @property
-    def matrices(self) -> Mapping[str, Linear]:
-        """By their names in :class:`LayerWeights`."""
-        return {"qkv": self._qkv, "o": self._o, "gate_up": self._gate_up, "down": self._down}
-
-    def with_matrix(self, name: str, matrix: Linear) -> _Layer:
-        """This layer with another matrix under a name of :attr:`matrices`."""
-        changed = copy(self)
-        setattr(changed, f"_{name}", matrix)
-        return changed
-
-    def with_norm(self, name: str, weight: torch.Tensor) -> _Layer:
-        """This layer with another weight of a norm, by its name in :class:`LayerWeights`."""
-        changed = copy(self)
-        changed._layer = replace(self._layer, **{name: weight})  # type: ignore[arg-type]
-        return changed
-
-    def forward(self, x: torch.Tensor, work: _Work, kv: PagedKV) -> torch.Tensor:
-        """``x`` [T, D] -> [T, D]."""
-        x = x + self._attention(self._norm(x, self._layer.input_norm, 0, work.lora), work, kv)
-        return x + self._mlp(self._norm(x, self._layer.post_norm, -1, work.lora), work.lora)
-
-    def _norm(
-        self, x: torch.Tensor, weight: torch.Tensor, which: int, lora: LoraDelta | None
-    ) -> torch.Tensor:
-        """One of the layer's norms; ``which`` is its place among their numbers."""
-        change = None if lora is None else lora.norm_change(self._norms[which])
-        return rms_norm(x, weight, self._weights.eps, change)
-
-    def _attention(self, h: torch.Tensor, work: _Work, kv: PagedKV) -> torch.Tensor:
-        w, module = self._weights, self._module
-        widths = [w.n_heads * w.head_dim, w.n_kv_heads * w.head_dim, w.n_kv_heads * w.head_dim]
-        q, k, v = self._qkv(h).split(widths, dim=-1)
-        if work.lora is not None:
-            for i, y in enumerate((q, k, v)):
-                work.lora.add(module + i, h, y)
-        q, k, v = (t.unflatten(-1, (-1, w.head_dim)) for t in (q, k, v))
-        if self._layer.q_norm is not None and self._layer.k_norm is not None:
-            q = self._norm(q, self._layer.q_norm, 1, work.lora)
-            k = self._norm(k, self._layer.k_norm, 2, work.lora)
-        kv.write(work.plan.slots, rotate(k, work.cos, work.sin), v)
-        q = rotate(q, work.cos, work.sin)
-        out = work.plan.attend(kv, q, Scoring(w.scale, self._layer.window)).flatten(1)
-        y = self._o(out)
-        if work.lora is not None:
-            work.lora.add(module + 3, out, y)
-        return y
-
-    def _mlp(self, h: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
-        module = self._module + 4
-        gate, up = self._gate_up(h).chunk(2, dim=-1)
-        if lora is not None:
-            lora.add(module, h, gate)
-            lora.add(module + 1, h, up)
-        inner = F.silu(gate) * up
-        y = self._down(inner)
-        if lora is not None:
-            lora.add(module + 2, inner, y)
-        return y

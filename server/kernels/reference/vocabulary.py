@@ -63,13 +63,12 @@ class VocabularyPlan:
             hidden = torch.empty(shape, dtype=self._embedding.dtype, device=self._embedding.device)
         return replace(inputs, token_ids=tokens, embedded=embedded, hidden=hidden)
 
-    def finish(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
-        """The logits [R, W], W the largest vocabulary of the step; minus infinity beyond a row's own."""
-        return self.conclude(self.correct(logits, hidden), hidden)
-
     @torch.inference_mode()
     def correct(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
-        """:meth:`finish` without the last part, whose columns a model may still scale or bend."""
+        """The head's product [R, W] with the adapters' own in it; W is the step's largest vocabulary.
+
+        What a model makes of logits comes behind it, then :meth:`conclude`.
+        """
         width = max([logits.shape[1], *(group.size for group in self._groups)])
         wide = F.pad(logits, (0, width - logits.shape[1]))
         for group in self._groups:
@@ -81,7 +80,7 @@ class VocabularyPlan:
 
     @torch.inference_mode()
     def conclude(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
-        """The rest of :meth:`finish`: classes, and minus infinity behind each row's own vocabulary."""
+        """The logits [R, W] with classes in place of some, minus infinity behind each row's vocabulary."""
         return self._mask(self._classify(logits, hidden))
 
     def _classify(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:

@@ -29,7 +29,7 @@ from manylora.server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, ModuleShape
 from manylora.server.kernels.reference import sampling
 from manylora.server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring, plan_attention
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlanner
-from manylora.server.kernels.reference.quantized import Int8Linear, layer_tensors
+from manylora.server.kernels.reference.quantized import CodedLinear, layer_tensors
 from manylora.server.kernels.reference.soft_prompts import fill_cache, prompt_rows
 from manylora.server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary
 from manylora.server.kernels.weights import MergedWeights
@@ -82,14 +82,16 @@ class GenericDecoder:
 
     name = "generic"
     kernels = "pytorch"
-    kernels_note = "native kernels run the fused decoder only"
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, reason: str | None = None) -> None:
         """Find the adaptable layers of ``model``, and page its attention.
+
+        ``reason`` says why the fused decoder does not run it, as far as that is known.
 
         Raises:
             ModelRefused: the model has no pluggable attention, or its forward fails with it.
         """
+        self.kernels_note = reason or "native kernels run the fused decoder only"
         self._model = model
         self._forward: _Forward | None = None
         self._parameters = frozenset(inspect.signature(model.forward).parameters)
@@ -371,5 +373,5 @@ def _linears(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D | Int8Linear) and module is not head
+        if isinstance(module, nn.Linear | Conv1D | CodedLinear) and module is not head
     }

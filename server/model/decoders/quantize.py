@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,10 +13,12 @@ from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.base_models.widths import unfit_for_nf4
 from manylora.server.errors import ConfigError, ModelRefused
-from manylora.server.kernels.reference.quantized import Int8Linear, Quantized
+from manylora.server.kernels.codes import Codes, Kind
+from manylora.server.kernels.reference.quantized import CodedLinear, dequantized
 
 NONE, NF4, INT8 = "none", "nf4", "int8"
 
+STEP = 7.874015718698502e-3  # bitsandbytes' 1 / 127: 8-bit codes count such steps of the largest value
 # Loggers that report an optional download which is not wanted, and at every step what is known.
 _CHATTY = ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions")
 
@@ -63,43 +63,75 @@ def check_widths(config: Any, quantize: str, device: torch.device) -> None:
         raise ModelRefused(f"--quantize nf4: {fault}: use --quantize int8, which takes any width")
 
 
-def separate_rows(model: nn.Module) -> None:
-    """Replace the 8-bit layers of ``model``, in which rows of a batch affect each other, by ones of ours."""
+def take_codes(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace bitsandbytes' layers of ``model`` by ones of ours, which multiply by the weights in ``dtype``.
+
+    In its 8-bit layers rows of a batch affect each other, and on CPUs with AVX-512 BF16 its 4-bit ones round
+    their scales at the first product. On a GPU the 4-bit layers stay: its kernels read them fastest.
+    """
     import bitsandbytes as bnb  # noqa: PLC0415  (slow to import, and an extra)
 
+    tables: dict[str, torch.Tensor] = {}  # one for all layers
     for name, module in list(model.named_modules()):
         if isinstance(module, bnb.nn.Linear8bitLt):
-            bias = None if module.bias is None else module.bias.detach()
-            weight = module.weight
-            layer = Int8Linear(weight.data, weight.SCB.float().view(-1), bias, module.state.threshold)
-            model.set_submodule(name, layer)
+            model.set_submodule(name, CodedLinear(_codes_of_8bit(module), _bias_of(module), dtype))
+        elif isinstance(module, bnb.nn.Linear4bit) and module.weight.device.type == "cpu":
+            codes = _codes_of_4bit(module, tables)
+            model.set_submodule(name, CodedLinear(codes, _bias_of(module), dtype, _dequantize_4bit))
 
 
-@contextmanager
-def unrounded_activations(model: nn.Module) -> Iterator[None]:
-    """Within the block 8-bit layers multiply by the weights they stand for, without rounding their inputs.
+def _bias_of(module: Any) -> torch.Tensor | None:
+    return None if module.bias is None else module.bias.detach()
 
-    Two right decoders can't be compared otherwise: a difference in the last bit turns into a whole step of
-    8 bits here and there, and after thirty layers the logits were 0.36 (float32) to 0.97 (bf16) apart.
-    """
-    layers = {module: module.threshold for module in model.modules() if isinstance(module, Int8Linear)}
-    try:
-        for layer in layers:
-            layer.threshold = 0.0  # every value counts as an outlier
-        yield
-    finally:
-        for layer, threshold in layers.items():
-            layer.threshold = threshold
+
+def _codes_of_8bit(module: Any) -> Codes:
+    weight = module.weight
+    scales = weight.SCB.float().view(-1, 1)  # the largest absolute value of each output
+    return Codes(Kind.BYTES, weight.data, scales, weight.shape[1], factor=STEP)
+
+
+def _codes_of_4bit(module: Any, tables: dict[str, torch.Tensor]) -> Codes:
+    """Scales that are quantized once more are made float32: one for 64 weights, half a bit a weight."""
+    from bitsandbytes.functional import dequantize_blockwise  # noqa: PLC0415
+
+    state = module.weight.quant_state
+    outputs, inputs = state.shape
+    if inputs % state.blocksize:
+        raise ModelRefused(f"4-bit blocks of {state.blocksize} weights go across rows of {inputs}")
+    scales = state.absmax
+    if state.nested:
+        scales = dequantize_blockwise(scales, state.state2) + state.offset
+    return Codes(
+        Kind.NIBBLES,
+        module.weight.data.view(torch.uint8).view(outputs, inputs // 2),
+        scales.float().view(outputs, -1),
+        state.blocksize,
+        table=tables.setdefault(state.quant_type, state.code.float()),
+    )
+
+
+def _dequantize_4bit(codes: Codes, dtype: torch.dtype) -> torch.Tensor:
+    """:meth:`Codes.weight` by bitsandbytes, which is many times faster and has the same bits."""
+    assert codes.table is not None
+    made: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
+        codes.packed,
+        codes.scales.reshape(-1),
+        codes.group,
+        "fp4" if codes.table[1] > 0 else NF4,
+        codes.shape,
+        dtype,
+    )
+    return made
 
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether a linear layer holds codes instead of its weight."""
-    return isinstance(module, Int8Linear) or hasattr(getattr(module, "weight", None), "quant_state")
+    return isinstance(module, CodedLinear) or hasattr(getattr(module, "weight", None), "quant_state")
 
 
 def weight_of(module: Any) -> torch.Tensor:
     """The weight [out, in] of a linear layer of any kind, dequantized if need be."""
     if is_quantized(module):
-        return Quantized(module).weight()
+        return dequantized(module)
     weight: torch.Tensor = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight

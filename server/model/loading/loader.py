@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from manylora.adapters.base_models.configuration import load_config
-from manylora.adapters.base_models.generation import read_generation
+from manylora.adapters.base_models.configuration import packed_format, plain_config
+from manylora.adapters.base_models.generation import Generation, read_generation
 from manylora.adapters.base_models.layers import describe_cache, describe_heads, describe_vocabulary
 from manylora.adapters.base_models.stored import StoredModel, fingerprint
 from manylora.adapters.errors import BaseModelError
@@ -22,27 +22,28 @@ from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.decoders.generic import GenericDecoder
 from manylora.server.model.decoders.quantize import (
-    INT8,
     NONE,
     check_available,
     check_widths,
     quantization_config,
-    separate_rows,
+    take_codes,
 )
+from manylora.server.model.loading.long_rope import LONG_ROPE, original_length, settle_factors
+from manylora.server.model.loading.packed.loading import BuiltModel, load_packed
 from manylora.server.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Scaled positions that depend on the longest row of a batch can't be served beyond the original length.
-_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+# Positions scaled by the longest row of a batch: they can't be served beyond the original length.
+_BY_LENGTH = "dynamic"
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The Hugging Face model, quantized if asked for, with what serving derives from it."""
+    """The Hugging Face model, quantized if asked for or stored so, with what serving derives from it."""
 
     hf: Any
-    quantize: str  # "none", "nf4" or "int8"
+    quantize: str  # "none", "nf4" or "int8"; of a checkpoint also "fp4", "gguf", "gptq" or "awq"
     tokenizer: Tokenizer
     dtype: torch.dtype
     device: torch.device
@@ -80,51 +81,77 @@ def load_model(
 ) -> LoadedModel:
     """Load the causal LM in ``directory``; ``quantize`` is "none", "nf4" or "int8".
 
+    A checkpoint that is quantized already keeps its codes, and takes no ``quantize``.
+
     Raises:
         ModelRefused: not a causal language model this process can load, or not in so few bits.
-        ConfigError: the device is absent, ``max_model_len`` exceeds what the model can do, or bitsandbytes
-            is not installed.
+        ConfigError: the device is absent, ``max_model_len`` exceeds what the model can do, bitsandbytes
+            is not installed, or the checkpoint is quantized already.
     """
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
     if quantize != NONE:
         check_available(quantize)
     try:
-        config = load_config(directory)
+        packed = packed_format(directory)
+        if packed is not None and quantize != NONE:
+            raise ConfigError(f"--quantize {quantize}: {directory} is quantized already ({packed.method})")
+        config = plain_config(directory)
         generation = read_generation(directory, config)
-        if quantize != NONE:
-            check_widths(config, quantize, torch_device)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch_dtype,
-            generation_config=generation.hf(),
-            output_loading_info=True,
-            **_placement(quantize, torch_device),
-        )
+        if packed is None:
+            made = _load_plain(
+                directory, config, generation, dtype=torch_dtype, device=torch_device, quantize=quantize
+            )
+        else:
+            made = load_packed(directory, packed, generation, torch_dtype, torch_device)
         tokenizer = Tokenizer.load(directory, generation.eos_ids)
-    except ModelRefused:
+    except (ModelRefused, ConfigError):
         raise
     except BaseModelError as error:
         raise ModelRefused(str(error)) from error
     except Exception as error:  # the libraries raise whatever their parts do: there is no common base
         raise ModelRefused(f"{directory} can't be loaded as a causal language model: {error}") from error
-    _check_complete(directory, report["missing_keys"])
-    model = model.eval().requires_grad_(False)
-    digest = _fingerprint(model, directory, quantize)
-    if quantize == INT8:
-        separate_rows(model)
-    if quantize == NONE:
-        model = model.to(torch_device)
+    model = made.hf.eval().requires_grad_(False)
+    max_len = context_length(config, max_model_len)
+    settle_factors(model, max_len)
     return LoadedModel(
         hf=model,
-        quantize=quantize,
+        quantize=made.quantization,
         tokenizer=tokenizer,
         dtype=torch_dtype,
         device=torch_device,
-        fingerprint=digest,
-        max_model_len=context_length(config, max_model_len),
+        fingerprint=made.fingerprint,
+        max_model_len=max_len,
     )
+
+
+def _load_plain(
+    directory: Path,
+    config: Any,
+    generation: Generation,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: str,
+) -> BuiltModel:
+    """Load weights of 16 or 32 bits, and quantize them if asked for."""
+    if quantize != NONE:
+        check_widths(config, quantize, device)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        directory,
+        config=config,
+        dtype=dtype,
+        generation_config=generation.hf(),
+        output_loading_info=True,
+        **_placement(quantize, device),
+    )
+    _check_complete(directory, report["missing_keys"])
+    digest = _fingerprint(model, directory, quantize)
+    if quantize == NONE:
+        model = model.to(device)
+    else:
+        take_codes(model, dtype)
+    return BuiltModel(model, digest, quantize)
 
 
 def _placement(quantize: str, device: torch.device) -> dict[str, Any]:
@@ -144,6 +171,8 @@ def _check_complete(directory: Path, missing: Collection[str]) -> None:
 def context_length(config: Any, wanted: int | None) -> int:
     """Tokens that a request may have together: what the model allows, or ``wanted`` if that is less.
 
+    A model with rotary factors for long texts is limited to short ones unless more is wanted.
+
     Raises:
         ConfigError: more is wanted than the model allows, or neither says a number.
     """
@@ -152,13 +181,20 @@ def context_length(config: Any, wanted: int | None) -> int:
     if limit is None:
         raise ConfigError("--max-model-len: this model does not state its context length; give one")
     for rope in _ropes(text):
-        original = rope.get("original_max_position_embeddings") or getattr(
-            text, "original_max_position_embeddings", None
-        )
-        if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE and original and original < limit:
+        original = original_length(text, rope)
+        if not original or original >= limit:
+            continue
+        if rope.get("rope_type") == _BY_LENGTH:
             logger.warning(
-                "context limited to %d of %d tokens: %s positions depend on the longest row of a batch",
-                original, limit, rope["rope_type"],
+                "context limited to %d of %d tokens: dynamic positions depend on the longest row of a batch",
+                original, limit,
+            )  # fmt: skip
+            limit = original
+        elif rope.get("rope_type") == LONG_ROPE and wanted is None:
+            logger.warning(
+                "context limited to %d of %d tokens: the model has other rotary factors for longer texts; "
+                "a larger --max-model-len has those serve texts of every length",
+                original, limit,
             )  # fmt: skip
             limit = original
     if wanted is not None and wanted > limit:
@@ -206,8 +242,8 @@ def decoder_candidates(loaded: LoadedModel, kernels: str = "auto") -> Iterator[D
     elif kernels == "native":
         raise ConfigError(f"--kernels native: {reason}")
     else:
-        logger.info("generic decoder: %s", reason)
-    yield GenericDecoder(loaded.hf)
+        logger.warning("the generic decoder serves this model, slower than the fused one would: %s", reason)
+    yield GenericDecoder(loaded.hf, reason)
 
 
 def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel:

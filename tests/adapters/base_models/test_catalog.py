@@ -16,9 +16,9 @@ import httpx
 import pytest
 from safetensors.torch import load_file
 
-from manylora.adapters.base_models import packaged as packaged_module
 from manylora.adapters.base_models.catalog import resolve_model
-from manylora.adapters.base_models.gguf import convert_gguf
+from manylora.adapters.base_models.gguf import convert as convert_module
+from manylora.adapters.base_models.gguf.convert import convert_gguf
 from manylora.adapters.base_models.packaged import PACKAGED, PackagedModel
 from manylora.adapters.errors import BaseModelError
 from tests.support.gguf_file import write_gguf
@@ -67,7 +67,7 @@ def test_packaged_model_is_fetched_once(
     assert leftovers(tmp_path / "data") == {"tiny"}
     names = {"model.safetensors", "config.json", "generation_config.json", "chat_template.jinja"}
     assert {path.name for path in directory.iterdir()} == names | {"tokenizer.json", "tokenizer_config.json"}
-    monkeypatch.setattr(packaged_module, "convert_gguf", None)  # a second conversion would fail
+    monkeypatch.setattr(convert_module, "convert_gguf", None)  # a second conversion would fail
     assert resolve_model("tiny", tmp_path / "data", packaged=published) == directory
 
 
@@ -114,7 +114,7 @@ def test_disk_full_while_converting(
         (directory / "model.safetensors").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(packaged_module, "convert_gguf", full)
+    monkeypatch.setattr(convert_module, "convert_gguf", full)
     with pytest.raises(BaseModelError, match="tiny: disk full at"):
         resolve_model("tiny", tmp_path / "data", packaged=published)
     assert leftovers(tmp_path / "data") == set()
@@ -150,7 +150,7 @@ def test_two_at_once_convert_once(
         started.wait()
         found.append(resolve_model("tiny", tmp_path / "data", packaged=published))
 
-    monkeypatch.setattr(packaged_module, "convert_gguf", counted)
+    monkeypatch.setattr(convert_module, "convert_gguf", counted)
     found: list[Path] = []
     threads = [threading.Thread(target=fetch) for _ in range(2)]
     for thread in threads:
@@ -192,10 +192,10 @@ def test_bad_directory(tmp_path: Path, files: list[str], message: str) -> None:
 def test_names_that_are_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name, message in (
-        (str(tmp_path / "file"), "not a directory"),
+        (str(tmp_path / "file"), "neither a directory nor a GGUF file"),
         ("./none", "no such directory"),
-        ("a b", "neither a directory nor a Hub id; known models: smollm2-135m"),
-        ("a/b/c", "neither a directory nor a Hub id"),
+        ("a b", "neither a directory nor a GGUF file nor a Hub id; known models: smollm2-135m"),
+        ("a/b/c", "neither a directory nor a GGUF file nor a Hub id"),
     ):
         with pytest.raises(BaseModelError, match=message):
             resolve_model(name, tmp_path / "data")

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from manylora.adapters.base_models.gguf import convert_gguf, module_name, unpermute
+from manylora.adapters.base_models.gguf.convert import convert_gguf
+from manylora.adapters.base_models.gguf.file import GgufModel, module_name
 from manylora.adapters.errors import BaseModelError
-from tests.support.gguf_file import write_gguf
+from tests.support.gguf_file import HEADS, HIDDEN, write_gguf
 
 
 @pytest.mark.slow
@@ -69,9 +70,10 @@ def test_converted_tokenizer(tmp_path: Path) -> None:
     [
         ({"architecture": "mamba"}, "architecture 'mamba'"),
         ({"rope_scaling": gguf.RopeScalingType.YARN}, "RoPE scaling 'yarn'"),
-        ({"pre": "llama-bpe"}, "pre-tokenizer 'llama-bpe'"),
-        ({"tokenizer": "llama"}, "tokenizer 'llama'"),
-        ({"last": "rope_freqs.weight"}, "tensor 'rope_freqs.weight'"),
+        ({"pre": "jais-2"}, "pre-tokenizer 'jais-2'"),
+        ({"tokenizer": "rwkv"}, "tokenizer 'rwkv'"),
+        ({"last": "rope_freqs.weight"}, "not the factors of Llama 3"),
+        ({"last": "ssm_norm.weight"}, "tensor 'ssm_norm.weight'"),
     ],
 )
 def test_what_is_not_converted_is_refused(tmp_path: Path, overrides: dict[str, Any], message: str) -> None:
@@ -82,15 +84,100 @@ def test_what_is_not_converted_is_refused(tmp_path: Path, overrides: dict[str, A
 def test_not_a_gguf_file(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"x" * 64)
-    with pytest.raises(BaseModelError, match=r"m\.gguf: not a GGUF file"):
+    with pytest.raises(BaseModelError, match=r"m\.gguf is not a GGUF file"):
         convert_gguf(file, tmp_path, lambda *_: None)
 
 
-def test_names_and_row_order() -> None:
+def test_names() -> None:
     assert module_name("blk.12.ffn_down.weight") == "model.layers.12.mlp.down_proj.weight"
+    assert module_name("blk.0.attn_q.bias") == "model.layers.0.self_attn.q_proj.bias"
     assert module_name("token_embd.weight") == "model.embed_tokens.weight"
-    with pytest.raises(BaseModelError):
-        module_name("blk.0.attn_q.bias")
-    # Two heads of four rows: pairs (0, 1), (2, 3) become halves.
-    rows = torch.arange(8.0)[:, None]
-    assert unpermute(rows, 2).flatten().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    for unknown in ("blk.0.ssm_in.weight", "blk.0.attn_q.scale", "token_embd.bias", "blk.x.attn_q.weight"):
+        assert module_name(unknown) is None
+
+
+def test_llama3_factors_become_the_settings_they_were_made_from(tmp_path: Path) -> None:
+    from transformers import AutoConfig, LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    settings = {
+        "rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    config = LlamaConfig(hidden_size=HIDDEN, num_attention_heads=HEADS, rope_parameters=settings)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = 1 / 50000.0 ** (torch.arange(0, HIDDEN // HEADS, 2) * HEADS / HIDDEN)
+    assert not torch.allclose(scaled, plain)
+    file = write_gguf(tmp_path / "m.gguf", rope_factors=(plain / scaled).numpy())
+    out = tmp_path / "out"
+    out.mkdir()
+    convert_gguf(file, out, lambda *_: None)
+    assert AutoConfig.from_pretrained(out).rope_parameters == settings
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("general.type", "adapter", "holds no model"),
+        ("split.count", 3, "one of 3 parts: join them"),
+        ("llama.expert_count", 8, "llama.expert_count = 8 is not taken into account"),
+        ("llama.attention.sliding_window", 4096, "is not taken into account"),
+        ("llama.some.novelty", 1.5, "llama.some.novelty = 1.5 is not taken into account"),
+        ("llama.attention.value_length", 8, "heads have 16 dimensions"),
+        ("tokenizer.ggml.token_type", [1, 1], "types of them"),
+        ("tokenizer.ggml.merges", ["t"], "is no pair of tokens"),
+        ("tokenizer.ggml.bos_token_id", 99999, "which is no token"),
+        ("llama.block_count", 0, "not a count"),
+    ],
+)
+def test_metadata_that_can_not_be_taken_into_account(
+    tmp_path: Path, key: str, value: Any, message: str
+) -> None:
+    file = write_gguf(tmp_path / "m.gguf", metadata={key: value})
+    with pytest.raises(BaseModelError, match=message) as refused:
+        convert_gguf(file, tmp_path, lambda *_: None)
+    assert "\n" not in str(refused.value)
+
+
+def test_idle_metadata_is_no_fault(tmp_path: Path) -> None:
+    idle = {"llama.expert_count": 0, "general.name": "x", "split.count": 0, "quantize.imatrix.file": "y"}
+    assert GgufModel(write_gguf(tmp_path / "m.gguf", metadata=idle)).quantized
+
+
+@pytest.mark.parametrize("length", [3, 40, 900, 5000, -40])
+def test_a_truncated_file(tmp_path: Path, length: int) -> None:
+    file = write_gguf(tmp_path / "m.gguf")
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(BaseModelError, match=r"m\.gguf") as refused:
+        convert_gguf(file, tmp_path, lambda *_: None)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("place", [8, 16])
+def test_counts_beyond_all_measure(tmp_path: Path, place: int) -> None:
+    file = write_gguf(tmp_path / "m.gguf")
+    content = bytearray(file.read_bytes())
+    content[place : place + 8] = (1 << 60).to_bytes(8, "little")
+    file.write_bytes(content)
+    with pytest.raises(BaseModelError, match="the limit is"):
+        convert_gguf(file, tmp_path, lambda *_: None)
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "tekken"])
+def test_words_are_cut_as_transformers_cuts_them(tmp_path: Path, pre: str) -> None:
+    from transformers import AutoTokenizer
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+
+    file = write_gguf(tmp_path / "m.gguf", pre=pre)
+    out = tmp_path / "out"
+    out.mkdir()
+    convert_gguf(file, out, lambda *_: None)
+    ours = AutoTokenizer.from_pretrained(out)
+    architecture, fields, _ = get_gguf_tokenizer(str(file))
+    theirs, _ = convert_gguf_tokenizer(architecture, fields)
+    for text in ("the 12345 e\u0301 th't  x\n\n y", " a", "<|im_start|>the"):
+        ids = ours(text, add_special_tokens=False).input_ids
+        composed = text if pre != "qwen2" else text.replace("e\u0301", "\u00e9")
+        assert ids == theirs.encode(composed, add_special_tokens=False).ids
+    begins = ours("a").input_ids[0] == ours.bos_token_id
+    assert begins == (pre != "qwen2")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from manylora.adapters.format.base import BaseModel, TargetModule
-from tests.support.adapters import write_artifact
-from tests.support.artifact_cases import HOSTILE, PREFIX, Q_A, Tensors
+from tests.support.adapters import lora_config, write_artifact
+from tests.support.artifact_cases import HOSTILE, PREFIX, Q_A, Q_B, Tensors
 from tests.support.vocabulary_cases import BIASED, EMBEDDING, HEAD, TIED, UNTIED, D, V, faults, load, rand
 
 NORMS = {
@@ -60,6 +60,24 @@ def test_norms_are_selected_as_peft_does(tmp_path: Path, targets: Any, exclude: 
 
 
 @pytest.mark.parametrize(
+    ("saved", "keys"),
+    [(["model.norm"], set()), (["k_norm", "model.norm"], {KEYS}), (["0.input_layernorm"], {FIRST})],
+)
+def test_norms_to_save_are_replaced_beside_lora(tmp_path: Path, saved: list[str], keys: set[str]) -> None:
+    config = SAVED | {"modules_to_save": saved}
+    norms = {key.replace("ln_tuning_layers.", ""): rand(4 if "k_norm" in key else D) for key in keys}
+    whole = WHOLE if "model.norm" in saved else {}
+    artifact = load(write_artifact(tmp_path, config, {**LORA_TENSORS, **norms, **whole}), BASE)
+    assert (artifact.kind, artifact.rank) == ("LORA+NORMS", 4)
+    found = {f"base_model.model.{name}.weight": d.scale for name, d in artifact.delta.items() if d.rank == 0}
+    assert found.keys() == norms.keys() | {key for key in whole if key.endswith("weight")}
+    assert all(
+        torch.equal(scale, {**norms, **whole}[key]) for key, scale in found.items() if scale is not None
+    )
+    assert not any(scale is None for scale in found.values())
+
+
+@pytest.mark.parametrize(
     ("base", "targets", "tables"),
     [
         (UNTIED, None, (True, False)),
@@ -100,6 +118,10 @@ def test_both_tables_of_an_untied_base_have_rows_of_their_own(tmp_path: Path) ->
 
 
 NAN = torch.full((D,), torch.nan)
+NORM = "base_model.model.model.norm."
+SAVED = lora_config(rank=4, targets=["layers.0.q_proj"], modules_to_save=["model.norm"])
+LORA_TENSORS = {Q_A: rand(4, 8), Q_B: rand(8, 4)}
+WHOLE = {f"{NORM}weight": rand(D), f"{NORM}bias": rand(D) + 1}
 CASES: list[tuple[BaseModel, dict[str, Any], Tensors, str]] = [
     (BASE, LN, {}, "selects modules that have no tensors: 'model.norm'"),
     (BASE, LN, {f"{LAST}weight": rand(D)}, "missing tensors: .*model.norm.ln_tuning_layers.bias"),
@@ -116,7 +138,21 @@ CASES: list[tuple[BaseModel, dict[str, Any], Tensors, str]] = [
     (BASE, LN | {"target_modules": ["nowhere"]}, {}, "target modules 'nowhere' are not found"),
     (BASE, LN | {"target_modules": None}, LN_TENSORS, "target_modules is missing or empty"),
     (BASE, LN | {"target_modules": HOSTILE}, LN_TENSORS, "target_modules|not found"),
-    (BASE, LN | {"modules_to_save": ["norm"]}, LN_TENSORS, "modules_to_save selects 'model.layers.0.input"),
+    (BASE, LN | {"modules_to_save": ["norm"]}, LN_TENSORS, "modules_to_save selects 'model.odd_norm': only"),
+    (BASE, LN | {"modules_to_save": ["model.norm"]}, LN_TENSORS, "modules_to_save both select 'model.norm'"),
+    (BASE, SAVED, LORA_TENSORS, "missing tensors: .*model.norm.weight.*model.norm.bias"),
+    (BASE, SAVED, {**LORA_TENSORS, **WHOLE, f"{NORM}weight": rand(D + 1)}, r"size mismatch.*\[9\], \[8\]"),
+    (BASE, SAVED, {**LORA_TENSORS, **WHOLE, f"{NORM}weight": NAN}, "NaN or infinite values in .*norm.weight"),
+    (
+        BASE, SAVED, {**LORA_TENSORS, **WHOLE, f"{PREFIX}.1.k_norm.weight": rand(4)},
+        "unexpected tensors .*k_norm.weight.*neither target_modules nor modules_to_save selects",
+    ),
+    (BASE, SAVED | {"bias": "all"}, {**LORA_TENSORS, **WHOLE}, 'bias "all" and modules_to_save both replace'),
+    (
+        BASE, SAVED | {"alora_invocation_tokens": [3]}, {**LORA_TENSORS, **WHOLE},
+        "norms in modules_to_save cannot be used with alora_invocation_tokens",
+    ),
+    (UNTIED, SAVED, {**LORA_TENSORS, **WHOLE}, "modules_to_save selects 'model.norm': only norms that scale"),
     (BASE, LN | {"r": 8}, LN_TENSORS, "'r' is not an option this server knows"),
     (UNTIED, LN, LN_TENSORS, "selects 'model.norm': of this kind only norms"),
     (UNTIED, ROWS, {}, "missing tensors: .*embed_tokens.trainable_tokens_delta"),

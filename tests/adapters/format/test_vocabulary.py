@@ -98,7 +98,7 @@ CASES: list[tuple[BaseModel, dict[str, Any], Tensors, str, str]] = [
     (UNTIED, GROWN_TOKENS, {f"{EMBEDDING}{DELTA}": rand(1, D)}, "", "names token 20; the vocabulary has 20"),
     (UNTIED, {"trainable_token_indices": [2, 2]}, TOKENS_TENSORS, "", "holds a token twice"),
     (UNTIED, {"trainable_token_indices": {"wpe": [2]}}, {}, "", "names 'wpe': only embeddings and head"),
-    (UNTIED, {"modules_to_save": ["q_proj"]}, {}, "", "selects 'model.layers.0.q_proj'.*only the input"),
+    (UNTIED, {"modules_to_save": ["q_proj"]}, {}, "", "selects 'model.layers.0.q_proj'.*only norms"),
     (UNTIED, {"modules_to_save": ["score"]}, {}, "", "names 'score', which is not in the base"),
     (UNTIED, {**LORA, **SAVED}, {**LORA_TENSORS, **SAVED_TENSORS}, "", "target_modules and modules_to_save"),
     (UNTIED, {**TOKENS, **SAVED}, SAVED_TENSORS, "", "modules_to_save and trainable_token_indices both"),

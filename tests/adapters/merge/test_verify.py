@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 from manylora.adapters.errors import MergeFailed
 from manylora.adapters.merge.verify import load_model, random_prompt_logits
 from manylora.server.memory_budget import verification_dtype
-from tests.support.tiny_models import FAMILIES, tiny_model
+from tests.support.tiny_models import FAMILIES, costly, tiny_model
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", costly(sorted(FAMILIES), fused=False))
 def test_weights_in_16_bits_compute_like_float32(tmp_path: Path, family: str) -> None:
     whole = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path / "whole", family))
     whole.bfloat16().save_pretrained(tmp_path / "half")

@@ -6,9 +6,7 @@ import http.client
 import json
 import signal
 import socket
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import httpx
 import pytest
 
 from tests.support.server_process import ServerProcess, server_process, small_options
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -75,10 +74,7 @@ def _begun(server: ServerProcess) -> list[Exchange]:
     plain = [Exchange(server, path, body) for path, body in ROUTES.items()]
     streams = [Exchange(server, path, {**body, "stream": True}) for path, body in ROUTES.items()]
     answers = 1 + 2 * 2 + 2  # of a chat, of two prompts with n of 2, of two targets
-    deadline = time.monotonic() + 10
-    while _running(server) < 2 * answers:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: _running(server) >= 2 * answers)
     return plain + streams
 
 
@@ -88,6 +84,15 @@ def _reading_nothing(server: ServerProcess) -> socket.socket:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
     connection.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
     return connection
+
+
+def _refuses(server: ServerProcess) -> bool:
+    """Whether it has begun to end: it takes no connections any more."""
+    try:
+        server.connect().close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def _running(server: ServerProcess) -> float:
@@ -112,10 +117,9 @@ def test_requests_beyond_their_time_are_told(
         requests = _begun(server)
         unfinished = [Exchange(server, path, body, missing=3) for path, body in ROUTES.items()]
         silent, stuck = server.connect(), _reading_nothing(server)
-        for first, _ in pairwise([*signals, None]):
-            assert first is not None
-            server.signal(first)
-            time.sleep(0.3)  # each signal is one of its own
+        for number in signals:
+            server.signal(number)
+            wait_until(lambda: _refuses(server))  # before the next: each signal is one of its own
         for request in [*requests, *unfinished]:
             request.check_told(["server_stopping"])
         assert silent.recv(1) == b""

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from manylora.server.engine.answer_reader import Outcome
 from manylora.server.engine.async_engine import AsyncEngine
-from manylora.server.engine.engine import Event
 from manylora.server.engine.sequence import FinishReason, Sequence
 from manylora.server.errors import EngineDead
 from manylora.server.kernels.inputs import StepInputs
@@ -125,17 +125,17 @@ async def test_what_is_sent_in_the_last_moment_ends_too(
     core = harness.new_engine()
     engine = AsyncEngine(core, max_model_len=512, max_open=10)
     running_engine = RunningEngine(core, engine, monkeypatch)
-    step = core.step
+    advance = core.advance
     gate = asyncio.Event()
     loop = asyncio.get_running_loop()
     proceed = threading.Event()
 
-    def slow() -> list[Event]:
+    def slow() -> list[Outcome]:
         loop.call_soon_threadsafe(gate.set)
         assert proceed.wait(30)
-        return step()
+        return advance()
 
-    monkeypatch.setattr(core, "step", slow)
+    monkeypatch.setattr(core, "advance", slow)
     engine.start()
     first = running_engine.ask(max_tokens=1)
     await gate.wait()

@@ -17,11 +17,13 @@ from tests.support.adapter_kinds import HookedModel, PeftPerAdapter, write_kinds
 from tests.support.adapter_set import prompt_of, recorded_logits
 from tests.support.engine_harness import EngineHarness
 from tests.support.peft_oracle import assert_logits_match, read
-from tests.support.tiny_models import FUSED_FAMILIES, tiny_model
+from tests.support.tiny_models import FUSED_FAMILIES, seldom, tiny_model
 
 FAMILIES = ("llama-untied-bias", "qwen2", "gemma2", "phi3", "gpt2", "gpt_neox", "opt")
-CASES = [(family, True) for family in FAMILIES] + [(family, False) for family in FUSED_FAMILIES]
-LENGTHS = (37, 1, 20, 9, 16, 33, 17, 3, 30, 5, 12, 8, 19, 27)
+CASES = [(family, True) for family in FAMILIES] + [
+    pytest.param(family, False, marks=seldom(family)) for family in FUSED_FAMILIES
+]
+LENGTHS = (37, 1, 20, 9, 16, 33, 17, 3, 30, 5, 12, 8, 19, 27, 6, 2, 23)
 
 
 @pytest.mark.slow
@@ -57,6 +59,7 @@ MIXES = (
     (("ia3-inputs", 0.4), ("dora", 0.6), ("vera-seed", 0.5)),
     (("dora", 2.0), ("norms", 0.5), ("some-norms", -0.7)),
     (("plain", 1.0), ("norms", 1.0)),
+    (("saved-norms", 0.6), ("ia3-saved-norms", -0.4), ("dora-saved-norm", 0.5)),
     (("bias-targets", 0.3), ("dora-rslora", -0.3), ("lora-bias", 0.3), ("ia3", 0.3)),
     (),
 )
@@ -74,7 +77,7 @@ def test_mixes_equal_the_formula(tmp_path: Path, family: str, generic: bool) -> 
     paths = write_kinds(tmp_path, model, family)
     harness = EngineHarness(model, generic=generic)
     pages = {name: harness.load(path) for name, path in paths.items()}
-    asks = [(mix, length) for mix, length in zip(MIXES, (5, 30, 1, 12, 9, 20, 7, 3, 6), strict=True)]
+    asks = [(mix, length) for mix, length in zip(MIXES, (5, 30, 1, 12, 9, 20, 7, 14, 3, 6), strict=True)]
     asks += [(MIXES[4], 4)] * 9
     rows = [
         harness.sequence(prompt_of(length, i), *((pages[n], w) for n, w in mix), max_tokens=3)
@@ -110,6 +113,9 @@ SAVED: dict[str, Callable[[], peft.PeftConfig]] = {
     ),
     "LORA+BIAS": partial(peft.LoraConfig, lora_bias=True, target_modules=["c_attn"], init_lora_weights=False),
     "LORA+DORA+BIAS": partial(peft.LoraConfig, use_dora=True, bias="all", target_modules=["c_fc"]),
+    "LORA+NORMS": partial(
+        peft.LoraConfig, target_modules=["c_attn"], modules_to_save=["ln_1", "ln_f"], init_lora_weights=False
+    ),
     "IA3": partial(
         peft.IA3Config, target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"]
     ),

@@ -16,10 +16,14 @@ from tests.support.adapter_set import (
     tiny_adapter_set,
 )
 from tests.support.peft_oracle import Peft
-from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, tiny_model
+from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, seldom, tiny_model
 
 CASES = [
-    pytest.param(family, generic, marks=() if family == "llama" else pytest.mark.slow)
+    pytest.param(
+        family,
+        generic,
+        marks=() if family == "llama" else (pytest.mark.slow, *seldom(family, fused=not generic)),
+    )
     for generic, families in ((True, FAMILIES), (False, FUSED_FAMILIES))
     for family in families
 ]

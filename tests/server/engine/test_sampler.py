@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.server.engine.sampler import logprobs_of, sample
+from manylora.server.engine.sampler import SampledRows, logprobs_of, sample
 from manylora.server.engine.sequence import Sequence
 from manylora.server.kernels.draws import Draw
 from tests.support.sequences import make_sequence
@@ -26,11 +26,11 @@ def drawn(
 ) -> set[int]:
     """The tokens that ``count`` independent rows of ``logits`` draw."""
     rows = [make_sequence(prompt, seed=i, **params) for i in range(count)]
-    return set(sample(logits.expand(count, -1), rows, END, draw))
+    return set(sample(logits.expand(count, -1), SampledRows(rows), END, draw))
 
 
 def greedy(draw: Draw, logits: torch.Tensor, sequence: Sequence) -> int:
-    return sample(logits[None], [sequence], END, draw)[0]
+    return sample(logits[None], SampledRows([sequence]), END, draw)[0]
 
 
 @pytest.mark.parametrize(
@@ -137,14 +137,19 @@ def test_min_tokens_holds_ends_back(
 
 def test_the_logits_given_stay_as_they_are(draw: Draw) -> None:
     logits = LOGITS.clone()[None]
-    sample(logits, [make_sequence(PROMPT, temperature=1.0, logit_bias={0: 9.0}, min_tokens=2)], END, draw)
+    sample(
+        logits,
+        SampledRows([make_sequence(PROMPT, temperature=1.0, logit_bias={0: 9.0}, min_tokens=2)]),
+        END,
+        draw,
+    )
     assert torch.equal(logits[0], LOGITS)
 
 
 def answers(draw: Draw, sequences: list[Sequence], logits: torch.Tensor, count: int = 12) -> list[list[int]]:
     """``count`` tokens per sequence, drawn together from the same logits again and again."""
     for _ in range(count):
-        for sequence, token in zip(sequences, sample(logits, sequences, END, draw), strict=True):
+        for sequence, token in zip(sequences, sample(logits, SampledRows(sequences), END, draw), strict=True):
             sequence.token_ids.append(token)
     return [s.output_ids for s in sequences]
 
@@ -212,7 +217,7 @@ def test_the_drawn_distribution(draw: Draw, params: dict[str, Any], kept: int | 
     expected = reference(logits.tolist(), **params)
     assert kept is None or sum(p > 0 for p in expected) == kept
     sequences = [make_sequence((0,), seed=i, **params) for i in range(count)]
-    found = Counter(sample(logits.expand(count, -1), sequences, END, draw))
+    found = Counter(sample(logits.expand(count, -1), SampledRows(sequences), END, draw))
     assert all(expected[token] > 0 for token in found)
     likely = [t for t, p in enumerate(expected) if p * count >= 5]
     chi = sum((found[t] - expected[t] * count) ** 2 / (expected[t] * count) for t in likely)
@@ -265,7 +270,7 @@ def test_a_row_of_nan_does_not_reach_its_neighbours(draw: Draw) -> None:
     kinds: list[dict[str, Any]] = [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"top_k": 2, "min_p": 0.1}]
     for params in kinds:
         rows = [make_sequence(PROMPT, seed=3, **params) for _ in range(3)]
-        tokens = sample(logits, rows, END, draw)
+        tokens = sample(logits, SampledRows(rows), END, draw)
         assert tokens[0] == tokens[2] == greedy(draw, LOGITS, make_sequence(PROMPT, seed=3, **params))
         assert 0 <= tokens[1] < len(LOGITS)
 

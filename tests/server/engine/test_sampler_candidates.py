@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from manylora.server.engine.sampler import sample
+from manylora.server.engine.sampler import SampledRows, sample
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.reference.sampling import candidates
 from tests.support.sequences import make_sequence
@@ -52,7 +52,9 @@ def test_a_nucleus_beyond_the_first_candidates(
         row.rng = Fixed(share)
     logits = (-torch.arange(vocabulary) * 1e-7).expand(len(rows), -1)
     near = 2e-3 * size + 1
-    assert sample(logits, rows, END, draw) == pytest.approx([share * size for share in shares], abs=near)
+    assert sample(logits, SampledRows(rows), END, draw) == pytest.approx(
+        [share * size for share in shares], abs=near
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,4 +79,4 @@ def test_no_token_without_probability_is_drawn(draw: Draw) -> None:
     logits[:, 600:] = -math.inf
     row = make_sequence(PROMPT)
     row.rng = Fixed(1 - 2**-53)
-    assert sample(logits, [row], END, draw) == [599]
+    assert sample(logits, SampledRows([row]), END, draw) == [599]

@@ -18,7 +18,10 @@ from typer.testing import CliRunner
 
 from manylora.server.cli.main import app
 from manylora.server.errors import ConfigError
+from manylora.server.kernels.cpu import build as build_module
+from manylora.server.kernels.cpu import tiles
 from manylora.server.kernels.cpu.build import (
+    VARIANTS,
     KernelBuildError,
     Variant,
     build,
@@ -33,6 +36,7 @@ from manylora.server.service import build_service
 from tests.support.kernel_cases import library_of
 
 BEST, LEAST = usable_variants()[0], usable_variants()[-1]
+AMX = VARIANTS[0]
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,31 @@ def test_two_that_start_at_once_compile_once(tmp_path: Path, compiler: Compiler)
 def test_on_another_architecture_the_portable_level_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert [variant.name for variant in usable_variants()] == ["portable"]
+
+
+@pytest.mark.parametrize("agrees", [True, False], ids=["agrees", "refuses"])
+def test_tiles_need_the_systems_permission(
+    agrees: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(build_module, "_cpu_flags", lambda: AMX.cpu_flags)
+    monkeypatch.setattr(tiles, "refusal", lambda: None if agrees else "Operation not permitted")
+    tiles.tiles_allowed.cache_clear()
+    try:
+        names = [[variant.name for variant in usable_variants()] for _ in range(2)]
+    finally:
+        tiles.tiles_allowed.cache_clear()
+    without = ["avx512-bf16", "avx2", "portable"]
+    assert names == [["amx", *without] if agrees else without] * 2
+    line = "No CPU kernels for amx: the system refuses tile registers: Operation not permitted"
+    assert [record.getMessage() for record in caplog.records] == ([] if agrees else [line])
+
+
+def test_tiles_that_are_hidden_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(build_module, "_cpu_flags", lambda: AMX.cpu_flags - {"amx_tile"})
+    monkeypatch.setattr(build_module, "tiles_allowed", lambda: pytest.fail("asked"))
+    assert usable_variants()[0].name == "avx512-bf16"
 
 
 @pytest.mark.slow

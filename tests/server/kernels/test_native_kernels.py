@@ -19,6 +19,7 @@ from tests.support.kernel_cases import (
     oracle,
     random_decoder,
     relative_error,
+    tested_variants,
 )
 
 BLOCKS = 128
@@ -35,10 +36,31 @@ SHAPES = {
     ),
     "groups of 16": Shape(heads=16, kv_heads=1, head_dim=32, hidden=112, intermediate=64, vocab=33),
     "head size 128": Shape(heads=4, kv_heads=2, head_dim=128, hidden=64, intermediate=64),
+    "norms around, caps, an offset and GELU": Shape(
+        post_norms=True,
+        qk_norm=True,
+        norm_offset=1.0,
+        gelu=True,
+        windows=(24, None),
+        ropes=(1, 0),
+        embedding_scale=2.5,
+        score_cap=1.5,
+        logit_cap=2.0,
+    ),
+    "norms behind and of all heads together": Shape(
+        pre_norms=False, post_norms=True, qk_norm=True, joint_qk_norm=True, heads=6
+    ),
+    "stacked modules, part of a head turns": Shape(
+        stacked=True, turned=24, heads=6, head_dim=32, intermediate=160, windows=(40,)
+    ),
+    "multipliers, a layer without positions": Shape(
+        ropes=(0, None), embedding_scale=0.5, residual_scale=0.4, logit_scale=3.0, layers=3
+    ),
 }
+FEATURES = tuple(SHAPES)[-4:]
 
 
-@pytest.fixture(scope="module", params=usable_variants(), ids=lambda variant: variant.name)
+@pytest.fixture(scope="module", params=tested_variants(), ids=lambda variant: variant.name)
 def variant(request: pytest.FixtureRequest) -> Variant:
     chosen: Variant = request.param
     library_of(chosen)  # fails here, not in the first test, if it can't be compiled
@@ -196,7 +218,7 @@ def logits_of(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "groups of 3", "groups of 7, head size 80", "windows"])
+@pytest.mark.parametrize("name", ["plain", "groups of 3", "groups of 7, head size 80", "windows", *FEATURES])
 @pytest.mark.parametrize("adapted", ["base", "mix", "vectors"])
 def test_the_same_bits_in_any_batch_chunking_and_number_of_threads(
     name: str, adapted: str, variant: Variant

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from manylora.server.kernels.cpu import NativeStep
-from manylora.server.kernels.cpu.build import Variant, usable_variants
-from manylora.server.model.decoders.fused import extract_weights
+from manylora.server.kernels.cpu.build import Variant
+from manylora.server.model.decoders.extraction import extract_weights
 from manylora.server.model.loading.loader import load_model
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import Answer, EngineHarness
-from tests.support.kernel_cases import library_of
-from tests.support.tiny_models import FUSED_FAMILIES, tiny_model
+from tests.support.kernel_cases import library_of, tested_variants
+from tests.support.tiny_models import FUSED_FAMILIES, costly, tiny_model
 
 ADAPTERS: Mapping[str, dict[str, Any]] = {
     "attention": {"rank": 8, "targets": ("q_proj", "k_proj", "v_proj", "o_proj")},
@@ -75,7 +75,22 @@ def _of(answer: Answer) -> list[float]:
     return [score.logprob for score in answer.last.prompt_logprobs if score is not None]
 
 
-@pytest.fixture(scope="module", params=FUSED_FAMILIES)
+STACKED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"} | dict.fromkeys(
+    ("gate_proj", "up_proj"), "gate_up_proj"
+)
+
+
+def _stacked(options: dict[str, Any]) -> dict[str, Any]:
+    """The same for a model that has q, k and v as one module, and gate and up as another."""
+    changed = dict(options)
+    if options["targets"] != "all-linear":
+        changed["targets"] = tuple(dict.fromkeys(STACKED.get(name, name) for name in options["targets"]))
+    if pattern := options.get("rank_pattern"):
+        changed["rank_pattern"] = {STACKED.get(name, name): rank for name, rank in pattern.items()}
+    return changed
+
+
+@pytest.fixture(scope="module", params=costly(FUSED_FAMILIES))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tiny_model(tmp_path_factory.mktemp("native"), request.param)
     if reason := _unsupported(directory):
@@ -86,8 +101,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("adapters")
+    stacked = "phi3" in (model / "config.json").read_text()
     for seed, (name, options) in enumerate(ADAPTERS.items()):
-        write_adapter(root / name, model, seed=seed, scale=0.1, **options)
+        write_adapter(root / name, model, seed=seed, scale=0.1, **(_stacked(options) if stacked else options))
     return root
 
 
@@ -106,7 +122,7 @@ def test_a_row_has_the_same_bits_in_any_batch_and_chunking(model: Path, adapters
         assert (one == other).all()
 
 
-@pytest.mark.parametrize("variant", usable_variants(), ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", tested_variants(), ids=lambda variant: variant.name)
 def test_every_instruction_set_computes_the_same_model(
     variant: Variant, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from manylora.server.kernels.cpu.build import VARIANTS, KernelBuildError, Variant, build, usable_variants
+from manylora.server.kernels.cpu.build import (
+    AMX_EMULATED,
+    VARIANTS,
+    KernelBuildError,
+    Variant,
+    build,
+    usable_variants,
+)
 from manylora.server.kernels.cpu.library import cache_directory
 
 pytestmark = pytest.mark.slow
@@ -31,17 +38,29 @@ from manylora.server.kernels.cpu import NativeStep, abi
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.cpu.library import Library
 from manylora.server.kernels.cpu.build import VARIANTS
+from manylora.server.kernels.cpu.tiles import tiles_allowed
 from manylora.server.kernels.inputs import CacheRun
 from tests.support.draws import PARAMS, draws_of
+from manylora.server.kernels.codes import Kind
+from tests.support.coded import coded
 from tests.support.kernel_cases import VECTORS, Batcher, Pages, Shape, random_decoder
 
+if "-amx-" in sys.argv[1]:
+    assert "-emulated-" in sys.argv[1] or tiles_allowed()
 library = Library(VARIANTS[-1], abi.load(Path(sys.argv[1])), "under test")
 threads = int(sys.argv[2])
-for shape in (
-    Shape(layers=1, bias=True, qk_norm=True, windows=(40,)),
-    Shape(layers=1, heads=9, kv_heads=3, head_dim=80, hidden=48, intermediate=80, vocab=33),
+bits = {
+    "plain": lambda weights: weights,
+    "nibbles": lambda weights: coded(weights, Kind.NIBBLES, 32),
+    "bytes": lambda weights: coded(weights, Kind.BYTES, 1 << 20),
+}
+for shape, kept in (
+    (Shape(layers=1, bias=True, qk_norm=True, windows=(40,)), "plain"),
+    (Shape(layers=1, heads=9, kv_heads=3, head_dim=80, hidden=48, intermediate=80, vocab=33), "plain"),
+    (Shape(layers=1, heads=9, kv_heads=3, head_dim=16, hidden=48, intermediate=80, vocab=33), "nibbles"),
+    (Shape(layers=1, bias=True), "bytes"),
 ):
-    weights = random_decoder(shape)
+    weights = bits[kept](random_decoder(shape))
     pages = Pages(weights, elements=1 << 18)
     one, two = pages.random(5, seed=1), pages.random([17, 1, 0, 5, 16, 3, 2], seed=2)
     scaled = pages.random([4, 0, 3, 0, 0, 9, 2], seed=3, vectors=VECTORS)
@@ -77,10 +96,13 @@ for width in (5, 300, 5000):
 print("clean")
 """
 
-levels = pytest.mark.parametrize(
-    "variant",
-    sorted({usable_variants()[0], VARIANTS[-1]}, key=VARIANTS.index),
-    ids=lambda variant: variant.name,
+BEST, LEAST = usable_variants()[0], VARIANTS[-1]
+# In their emulation tiles are read and written by functions that the sanitizers see.
+memory_levels = pytest.mark.parametrize(
+    "variant", dict.fromkeys((BEST, AMX_EMULATED, LEAST)), ids=lambda variant: variant.name
+)
+thread_levels = pytest.mark.parametrize(
+    "variant", dict.fromkeys((BEST, AMX_EMULATED)), ids=lambda variant: variant.name
 )
 
 
@@ -121,7 +143,7 @@ def runtimes_of(*names: str) -> list[str]:
     return [path for path in paths if path is not None]
 
 
-@levels
+@memory_levels
 def test_no_fault_is_found(variant: Variant) -> None:
     run_steps(
         sanitized(variant, MEMORY),
@@ -132,13 +154,14 @@ def test_no_fault_is_found(variant: Variant) -> None:
     )
 
 
-def test_no_race_is_found() -> None:
-    """Of the fastest level: the kernels share their division of work between threads.
+@thread_levels
+def test_no_race_is_found(variant: Variant) -> None:
+    """Of the fastest level and its tiles: the kernels share their division of work between threads.
 
     Three threads, so that two of them may run against each other while the third is elsewhere.
     """
     run_steps(
-        sanitized(usable_variants()[0], THREADS, OPENMP),
+        sanitized(variant, THREADS, OPENMP),
         3,
         runtimes_of("libtsan.so"),
         # What uninstrumented code does, torch's and Python's, is not looked at.

@@ -41,6 +41,7 @@ PAGES = Pages(WEIGHTS)
 A, B, C = PAGES.random(4, 1), PAGES.random((9, 0, 3, 16, 1, 0, 20), 2), PAGES.random(33, 3)
 SCALED = PAGES.random(4, 4, vectors=VECTORS)
 WIDE = PAGES.random(MAX_RANK, 5)
+WIDE_SOMEWHERE = PAGES.random((MAX_RANK, 0, 0, 0, 0, 0, 0), 6)  # interpreted, a rank takes its time
 MIXES: tuple[Mix, ...] = (((C, 1.0),), ((A, 1.0),), ((B, 0.5), (C, -0.5)), (), ((A, 1.0),))
 LENGTHS = (30, 19, 45, 140, 33)
 
@@ -86,9 +87,13 @@ def test_decode_steps_of_changing_batches(device: torch.device) -> None:
 
 
 @pytest.mark.slow
-def test_a_step_that_no_bucket_holds(device: torch.device) -> None:
-    run = Run(device, (((SCALED, 1.0),),))
-    run.compare(28)
+@pytest.mark.parametrize(
+    "mix", [((SCALED, 1.0),), ((WIDE_SOMEWHERE, 1.0), (A, -0.5))], ids=["vectors", "ranks"]
+)
+def test_a_step_that_no_bucket_holds(device: torch.device, mix: Mix) -> None:
+    """Launched as it comes: with vectors, and with more ranks than a graph has room for."""
+    run = Run(device, (mix,))
+    run.compare(5)
     assert bucket_of(run.compare(1)) is None
 
 

@@ -109,7 +109,7 @@ def test_embeddings_and_logits_are_the_sums_written_out() -> None:
     assert ready.token_ids.max() < V
     given = dict(zip(ready.embedded.rows.tolist(), ready.embedded.values, strict=True))
     hidden = random(len(MIXES), D, seed=20)
-    logits = plan.finish(hidden @ H.T, hidden)
+    logits = plan.conclude(plan.correct(hidden @ H.T, hidden), hidden)
     assert logits.shape == (len(MIXES), V + 3)
     row = 0
     for i, (mix, ids) in enumerate(zip(MIXES, tokens, strict=True)):
@@ -137,7 +137,7 @@ def test_rows_of_the_base_keep_their_bits() -> None:
     assert plan is not None
     hidden = random(len(MIXES), D, seed=20)
     logits = hidden @ H.T
-    assert torch.equal(plan.finish(logits, hidden)[[0, 6], :V], logits[[0, 6]])
+    assert torch.equal(plan.conclude(plan.correct(logits, hidden), hidden)[[0, 6], :V], logits[[0, 6]])
 
 
 def test_steps_without_a_vocabulary_have_no_plan() -> None:

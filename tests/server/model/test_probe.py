@@ -21,7 +21,7 @@ from manylora.server.model.loading.probe import PROBE_BLOCKS, probe, probe_adapt
 from manylora.server.model.pages.pool import PagePool
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import EngineHarness
-from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, tiny_model
+from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, costly, tiny_model
 
 
 def load(directory: Path, dtype: str = "fp32") -> LoadedModel:
@@ -35,7 +35,7 @@ def ready(decoder: Decoder, loaded: LoadedModel) -> Decoder:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("generic", [True, False], ids=["generic", "fused"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", costly(FAMILIES, fused=False))
 def test_decoders_agree_with_the_original(tmp_path: Path, family: str, generic: bool) -> None:
     if not generic and family not in FUSED_FAMILIES:
         return

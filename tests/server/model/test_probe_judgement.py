@@ -13,13 +13,12 @@ from manylora.server.kernels.inputs import StepInputs
 from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.decoders.generic import GenericDecoder
-from manylora.server.model.decoders.quantize import unrounded_activations
 from manylora.server.model.loading.loader import LoadedModel, load_model
 from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
 from manylora.server.model.pages.pool import PagePool
 from tests.support.odd_models import ODD, make_odd
 from tests.support.planted_faults import FAULTS, plant
-from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, tiny_model
+from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, costly, tiny_model
 
 # A dtype and what computes in it. Native kernels are for bf16.
 COMPUTING = (
@@ -53,15 +52,14 @@ def pool_for(decoder: Decoder, loaded: LoadedModel) -> PagePool:
 def accept(loaded: LoadedModel, kernels: str) -> float:
     decoder = decoder_of(loaded, kernels)
     pool = pool_for(decoder, loaded)
-    with unrounded_activations(loaded.hf):
-        alone = probe(loaded.hf, decoder, loaded.dtype)
-        return max(alone, probe_adapters(loaded.hf, decoder, pool, loaded.dtype))
+    alone = probe(loaded.hf, decoder, loaded.dtype)
+    return max(alone, probe_adapters(loaded.hf, decoder, pool, loaded.dtype))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize(("dtype", "kernels"), COMPUTING)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", costly(FAMILIES))
 def test_right_decoders_of_every_family(
     tmp_path: Path, family: str, dtype: str, kernels: str, seed: int
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +21,7 @@ from manylora.adapters.format.faults import shown
 from manylora.adapters.format.files import FileFault, open_regular, read_into
 
 MAGIC = b"GGUF"
-MAX_HEADER = 16 << 20  # bytes of metadata and tensor entries
+MAX_HEADER = 16 << 20  # bytes of metadata and tensor entries, of an adapter
 MAX_ENTRIES = 65536  # of tensors, and of metadata
 MAX_KEPT = 1024  # elements of an array that is kept; of longer ones only the length is looked at
 _MAX_DIMENSIONS = 4
@@ -32,7 +32,7 @@ _STRING, _ARRAY = 8, 9
 _SCALARS: Mapping[int, str] = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
-_PLAIN: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PLAIN: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 Metadata = Mapping[str, Any]  # numbers, strings, and short lists of these
 
@@ -68,18 +68,26 @@ def read_gguf(path: Path, max_bytes: int) -> tuple[Metadata, dict[str, torch.Ten
         taken = sum(_bytes_in_memory(tensor) for tensor in header.tensors.values())
         if taken > max_bytes:
             raise FileFault(f"{path.name} holds {taken:,} bytes of tensors; the limit is {max_bytes:,}")
-        tensors = {name: _tensor(file, path.name, entry) for name, entry in header.tensors.items()}
-    return header.metadata, tensors, any(t.kind not in _PLAIN for t in header.tensors.values())
+        tensors = {name: read_tensor(file, path.name, entry) for name, entry in header.tensors.items()}
+    return header.metadata, tensors, any(t.kind not in PLAIN for t in header.tensors.values())
 
 
-def read_gguf_header(file: BinaryIO, name: str) -> GgufHeader:
+def read_gguf_header(
+    file: BinaryIO, name: str, *, whole: Container[str] = (), max_bytes: int = MAX_HEADER
+) -> GgufHeader:
     """What the file says of itself and its tensors, whose values are not read.
+
+    Args:
+        file: positioned at its beginning.
+        name: what messages call it.
+        whole: the arrays that are kept however long they are.
+        max_bytes: of metadata and tensor entries.
 
     Raises:
         FileFault: it is damaged, or no GGUF file.
     """
     size = os.fstat(file.fileno()).st_size
-    start = bytearray(min(size, MAX_HEADER))
+    start = bytearray(min(size, max_bytes))
     read_into(file, memoryview(start), name)
     reader = _Reader(bytes(start), name)
     if reader.take(4) != MAGIC:
@@ -93,7 +101,7 @@ def read_gguf_header(file: BinaryIO, name: str) -> GgufHeader:
         key = reader.string()
         if key in metadata:
             raise FileFault(f"{name} has the metadata {shown(key)} twice")
-        metadata[key] = reader.value(reader.number("I"))
+        metadata[key] = reader.value(reader.number("I"), keep=key in whole)
     found = [_entry(reader) for _ in range(tensors)]
     data = _aligned(reader.place, _alignment(metadata, name))
     return GgufHeader(metadata, _placed(found, data, size, metadata, name))
@@ -109,7 +117,9 @@ class _Reader:
 
     def take(self, count: int) -> bytes:
         if count > len(self._content) - self.place:
-            raise FileFault(f"{self._name} is truncated, or its header has more than {MAX_HEADER:,} bytes")
+            raise FileFault(
+                f"{self._name} is truncated, or its header has more than {len(self._content):,} bytes"
+            )
         part = self._content[self.place : self.place + count]
         self.place += count
         return part
@@ -129,30 +139,30 @@ class _Reader:
         except UnicodeError:
             raise FileFault(f"{self._name} has a name or a text that is not valid UTF-8") from None
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, *, keep: bool) -> Any:
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
-            return self._array()
+            return self._array(keep)
         raise FileFault(f"{self._name} has metadata of the unknown type {shown(kind)}")
 
-    def _array(self) -> list[Any] | None:
-        """The elements of a short array; None of a long one. Arrays of arrays are not used by any adapter."""
+    def _array(self, keep: bool) -> list[Any] | None:
+        """The elements of a short array, or of one to ``keep``; else None. Nobody has arrays of arrays."""
         kind, length = self.number("I"), self.number("Q")
         if kind in _SCALARS:
             code = _SCALARS[kind]
             packed = self.take(length * struct.calcsize(f"<{code}"))
-            return list(struct.unpack(f"<{length}{code}", packed)) if length <= MAX_KEPT else None
+            return list(struct.unpack(f"<{length}{code}", packed)) if keep or length <= MAX_KEPT else None
         if kind != _STRING:
             raise FileFault(f"{self._name} has an array of the unknown type {shown(kind)}")
         kept = []
         for index in range(length):  # ends with the header: each takes eight bytes at least
             text = self.take(self.number("Q"))
-            if index < MAX_KEPT:
+            if keep or index < MAX_KEPT:
                 kept.append(text.decode("utf-8", "replace"))
-        return kept if length <= MAX_KEPT else None
+        return kept if keep or length <= MAX_KEPT else None
 
 
 def _entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
@@ -215,16 +225,31 @@ def _type(kind: int, tensor: str) -> tuple[str, int, int]:
 
 
 def _bytes_in_memory(tensor: GgufTensor) -> int:
-    return math.prod(tensor.shape) * (_PLAIN[tensor.kind].itemsize if tensor.kind in _PLAIN else 4)
+    return math.prod(tensor.shape) * (PLAIN[tensor.kind].itemsize if tensor.kind in PLAIN else 4)
 
 
-def _tensor(file: BinaryIO, name: str, entry: GgufTensor) -> torch.Tensor:
+def read_tensor(file: BinaryIO, name: str, entry: GgufTensor) -> torch.Tensor:
+    """The values of a tensor, in the dtype it is stored in, or dequantized to float32.
+
+    Raises:
+        FileFault: the file ends before it, or its type can't be dequantized.
+    """
+    raw = read_blocks(file, name, entry)
+    if entry.kind in PLAIN:
+        return torch.frombuffer(raw, dtype=PLAIN[entry.kind]).view(entry.shape)
+    return _dequantized(raw, entry)
+
+
+def read_blocks(file: BinaryIO, name: str, entry: GgufTensor) -> bytearray:
+    """The bytes of a tensor as they are stored.
+
+    Raises:
+        FileFault: the file ends before them.
+    """
     raw = bytearray(entry.end - entry.start)
     file.seek(entry.start)
     read_into(file, memoryview(raw), name)
-    if entry.kind in _PLAIN:
-        return torch.frombuffer(raw, dtype=_PLAIN[entry.kind]).view(entry.shape)
-    return _dequantized(raw, entry)
+    return raw
 
 
 def _dequantized(raw: bytearray, entry: GgufTensor) -> torch.Tensor:

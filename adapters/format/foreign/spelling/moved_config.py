@@ -8,9 +8,8 @@ from typing import Any
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.config.config import parse_config
 from manylora.adapters.format.config.patterns import Deadline, PatternFault, assign
-from manylora.adapters.format.config.targets import select_targets, table_targets
+from manylora.adapters.format.config.targets import names_meaning, select_targets, table_targets
 from manylora.adapters.format.faults import Faults
-from manylora.adapters.format.foreign.canonical import names_meaning
 from manylora.adapters.format.foreign.names import Places
 
 _PATTERNS = ("rank_pattern", "alpha_pattern")

@@ -8,6 +8,7 @@
 #include "gemm.h"
 #include "pack.h"
 #include "sampling.h"
+#include "unpack.h"
 
 extern "C" {
 
@@ -18,6 +19,7 @@ int64_t manylora_struct_size(int which) {
     case 2: return sizeof(Lora);
     case 3: return sizeof(Step);
     case 4: return sizeof(Draw);
+    case 5: return sizeof(PackedMatrix);
     default: return -1;
   }
 }
@@ -74,13 +76,23 @@ void manylora_pack_gate_up(const bf16* matrix, bf16* packed, int64_t intermediat
   pack_gate_up(matrix, packed, intermediate, inputs);
 }
 
+void manylora_unpack(const PackedMatrix* matrix, bf16* packed, int64_t outputs, int64_t inputs) {
+  const int64_t blocks = round_up(outputs, kBlockOutputs) / kBlockOutputs;
+#pragma omp parallel for schedule(static)
+  for (int64_t b = 0; b < blocks; b++) {
+    const char* codes = block_codes(*matrix, inputs, b);
+    unpack(*matrix, inputs, {b, 0, inputs / 2, codes}, packed + b * kBlockOutputs * inputs);
+  }
+}
+
 void manylora_gemm(const bf16* x, const bf16* packed, float* y, int64_t rows, int64_t outputs, int64_t inputs, int64_t threads) {
   Barrier barrier;
   StealQueue queue(static_cast<int>(threads));
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
     const Worker worker{omp_get_thread_num(), omp_get_num_threads(), &barrier};
-    gemm({x, inputs, rows, packed, outputs, inputs, nullptr, {Sink::kFloat, y, round_up(outputs, kBlockOutputs)}, nullptr, nullptr, &queue, nullptr}, worker);
+    const PackedMatrix weight{packed, nullptr, nullptr, nullptr, 0, round_up(outputs, kBlockOutputs) / kBlockOutputs, kPlain, 0};
+    gemm({x, inputs, rows, weight, outputs, inputs, nullptr, {Sink::kFloat, y, round_up(outputs, kBlockOutputs)}, nullptr, nullptr, &queue, nullptr, nullptr}, worker);
   }
 }
 

@@ -9,31 +9,61 @@
 #pragma GCC visibility push(default)
 extern "C" {
 
+// How the codes of a matrix stand for its weights. A kind is what a kernel has to know of them, not which library or
+// file they came from. Whoever adds one writes its unpack function (unpack.h) and its packer (packed_codes.py).
+enum MatrixKind {
+  kPlain = 0,    // the codes are the weights: packed bf16 (pack.h)
+  kNibbles = 1,  // 4-bit codes: table[code] * scale
+  kBytes = 2,    // signed 8-bit codes: (code * scale) * factor
+  kShifted = 3,  // 4-bit codes: (table[code] - offset) * scale
+  kAdded = 4,    // 4-bit codes: table[code] * scale + offset
+  kAddedBytes = 5,  // signed 8-bit codes: code * scale + offset
+  kSeveral = 6,  // parts of other kinds along out: `codes` is a PackedMatrix of each, `group` how many there are
+};
+
+// A matrix [outputs, inputs] in blocks of 32 outputs. Every weight is computed in fp32 by its kind's formula, operation
+// by operation as written, and rounded to bf16 once.
+struct PackedMatrix {
+  const void* codes;     // [blocks][codes of a block], as the kind lays them out
+  const float* scales;   // [blocks][groups][32]: an output's in each group of inputs
+  const float* offsets;  // the same, of kinds whose zero is not a code or that add a minimum; else null
+  const float* table;    // [16], of kinds that have one; else null
+  int64_t group;         // inputs that share a scale: a multiple of 16, or all of them
+  int64_t blocks;        // of 32 outputs
+  int32_t kind;          // a MatrixKind
+  float factor;          // of kinds that have one; else 0
+};
+
 // Pointers of one decoder block. Matrices are packed (pack.h); norm weights and biases are fp32, biases
 // padded with zeros to a multiple of 32 outputs. Null where the model has none.
 struct Layer {
-  const float* input_norm;   // [hidden]
-  const bf16* qkv;           // packed [(heads + 2 kv_heads) head_dim, hidden]
+  const float* input_norm;   // [hidden] of attention's input
+  PackedMatrix qkv;          // [(heads + 2 kv_heads) head_dim, hidden]
   const float* qkv_bias;
-  const float* q_norm;       // [head_dim]
-  const float* k_norm;       // [head_dim]
-  const bf16* o;             // packed [hidden, heads head_dim]
+  const float* q_norm;       // [head_dim], or [heads head_dim]
+  const float* k_norm;       // [head_dim], or [kv_heads head_dim]
+  PackedMatrix o;            // [hidden, heads head_dim]
   const float* o_bias;
-  const float* post_norm;    // [hidden]
-  const bf16* gate_up;       // packed [2 intermediate, hidden], 16 gate and 16 up outputs a block
+  const float* post_norm;    // [hidden] of the MLP's input
+  PackedMatrix gate_up;      // [2 intermediate, hidden], 16 gate and 16 up outputs a block
   const float* gate_up_bias; // in the packed order
-  const bf16* down;          // packed [hidden, intermediate]
+  PackedMatrix down;         // [hidden, intermediate]
   const float* down_bias;
   int64_t window;            // keys a row attends to, itself included; 0: all
+  const float* attention_norm; // [hidden] of attention's output, before it is added
+  const float* mlp_norm;     // [hidden] of the MLP's output, before it is added
+  const float* cos;          // [positions][turned / 2]; null: positions don't turn the layer's queries and keys
+  const float* sin;
 };
+
+// Activations of the gate.
+enum Activation { kSilu = 0, kGeluTanh = 1 };
 
 struct Decoder {
   const Layer* layer;        // [layers]
   const bf16* embedding;     // [vocab, hidden]
   const float* final_norm;   // [hidden]
-  const bf16* lm_head;       // packed [vocab, hidden]
-  const float* cos;          // [positions, head_dim / 2]
-  const float* sin;
+  PackedMatrix lm_head;      // [vocab, hidden]
   const bf16* pool;          // rank pages of every resident adapter
   int64_t pool_elements;
   int64_t layers;
@@ -49,18 +79,29 @@ struct Decoder {
   int64_t threads;
   float eps;
   float scale;               // of the attention scores
+  float score_cap;           // bounds attention scores s by c tanh(s / c); 0: nothing does
+  float embedding_scale;
+  float residual_scale;      // of what attention and MLP add
+  float logit_scale;
+  float logit_cap;           // of the scaled logits; 0: none
+  int64_t turned;            // the first dimensions of a head, which rotary tables are for
+  int64_t activation;
+  int64_t qkv_modules;       // that adapters address: 3, or 1 for all of the matrix
+  int64_t gate_up_modules;   // 2, or 1
+  int64_t joint_qk_norm;     // whether q_norm and k_norm are of all heads together
 };
 
 // The mixes of one step, a CSR list over its sequences.
 struct Lora {
   int64_t adapters;
-  const int64_t* const* offset;  // [adapters][7 layers] first element of a module's pages in the pool
-  const int32_t* const* rank;    // [adapters][7 layers]
+  // [adapters][modules], layer by layer: those of qkv, o, those of gate_up, down.
+  const int64_t* const* offset;  // first element of a module's pages in the pool
+  const int32_t* const* rank;
   const int32_t* max_rank;       // [adapters] largest of an adapter's ranks
-  // [adapters] null where no module has one, or [7 layers, then norms] first element of a vector in the pool, 0: none.
+  // [adapters] null where no module has one, or [modules, then norms] first element of a vector in the pool, 0: none.
   // A row computes y + sum of weight (gain y + constant) + W (sum of weight input_gain x), y with the base's bias, and
-  // of a norm (w + sum of weight gain) times x / rms(x). Norms are numbered layer by layer: input, q and k where the
-  // model has them, post; the final one is the last.
+  // of a norm (w + sum of weight gain) times x / rms(x). Norms are numbered layer by layer, those that the model has of
+  // (input, q, k, attention, post, mlp); the final one is the last.
   const int64_t* const* gain;
   const int64_t* const* constant;
   const int64_t* const* input_gain;
@@ -85,8 +126,9 @@ struct Step {
   float* logits;                 // [logits_count][vocab rounded up to 32]
   int64_t given_count;
   const int64_t* given_rows;     // [given_count] ascending: rows whose embeddings are given
-  const float* given;            // [given_count][hidden]
-  bf16* final_hidden;            // [logits_count][hidden] filled with what the head is applied to; or null
+  const float* given;            // [given_count][hidden] not to be scaled
+  bf16* final_hidden;            // [logits_count][hidden] filled with what the head is applied to; the logits are then
+                                 // the head's product alone, for the caller to correct, scale and bound. Or null
   const Layer* layer;            // [layers] in place of the decoder's, windows the same; null: the decoder's
   const float* final_norm;       // [hidden] in place of the decoder's; null: the decoder's
 };
@@ -122,7 +164,7 @@ enum StepFault {
 struct Engine;
 struct Sampler;
 
-int64_t manylora_struct_size(int which);  // 0 Layer, 1 Decoder, 2 Lora, 3 Step, 4 Draw
+int64_t manylora_struct_size(int which);  // 0 Layer, 1 Decoder, 2 Lora, 3 Step, 4 Draw, 5 PackedMatrix
 Engine* manylora_open(const Decoder* decoder);  // null when memory is short; copies the struct and its layers
 void manylora_close(Engine* engine);
 int manylora_step(Engine* engine, const Step* step);
@@ -141,6 +183,9 @@ void manylora_prefer_huge_pages(void* memory, int64_t bytes);
 // Row-major [outputs, inputs] to the packed form; see pack.h.
 void manylora_pack(const bf16* matrix, bf16* packed, int64_t outputs, int64_t inputs);
 void manylora_pack_gate_up(const bf16* matrix, bf16* packed, int64_t intermediate, int64_t inputs);
+
+// The weights of a matrix in the packed form of plain ones, whatever its kind.
+void manylora_unpack(const PackedMatrix* matrix, bf16* packed, int64_t outputs, int64_t inputs);
 
 // Single kernels, for their parity tests.
 void manylora_gemm(const bf16* x, const bf16* packed, float* y, int64_t rows, int64_t outputs, int64_t inputs,

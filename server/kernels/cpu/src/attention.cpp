@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernel_scope.h"
+
 int64_t state_floats(int64_t vectors, int64_t head_dim) { return round_up(vectors * (head_dim + 2), 16); }
 
 SoftmaxState state_at(float* memory, int64_t vectors, int64_t head_dim) {
@@ -18,7 +20,8 @@ void AttentionScratch::reserve(const AttentionPlan& plan, int64_t heads, int64_t
   for (const PrefillTask& task : plan.prefill()) vectors = std::max(vectors, task.rows * groups);
   state.reserve(std::max(state_floats(vectors, head_dim), kv_heads * state_floats(groups, head_dim)));
   part.reserve(state_floats(simd::kQueryVectors, head_dim));
-  query.reserve(vectors * head_dim);
+  query.reserve(vectors * query_width(head_dim));
+  values.reserve(kChunkTokens * head_dim);
 }
 
 void AttentionShared::reserve(const AttentionPlan& plan, int64_t groups, int64_t head_dim) {
@@ -26,6 +29,7 @@ void AttentionShared::reserve(const AttentionPlan& plan, int64_t groups, int64_t
 }
 
 void attention(const Attention& job, AttentionScratch& scratch, const Worker& worker) {
+  [[maybe_unused]] const KernelScope scope;
   decode_attention(job, scratch, worker);
   prefill_attention(job, scratch);
   if (job.plan->splits().empty()) return;

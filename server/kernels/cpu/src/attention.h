@@ -14,6 +14,7 @@ struct AttentionScratch {
   Buffer<float> state;    // softmax states of a prefill task, or of all heads of a decode row
   Buffer<float> part;     // of one tile and chunk
   Buffer<bf16> query;     // packed queries of a prefill task or decode row
+  Buffer<bf16> values;    // V of a chunk, for tile registers
 
   void reserve(const AttentionPlan& plan, int64_t heads, int64_t kv_heads, int64_t head_dim);
 };
@@ -36,6 +37,7 @@ struct Attention {
   int64_t groups;         // query heads that share a kv head
   KvCache cache;
   float scale;
+  float cap;              // as in QueryTile
   AttentionShared* shared;
 
   int64_t head_dim() const { return cache.head_dim; }

@@ -51,13 +51,13 @@ class UnitCursor {
   int64_t end_block_ = 0;
 };
 
-// The queries of one kv head, tile by tile as [head_dim / 2][count][2].
-void pack_queries(const Attention& job, const bf16* q, bf16* packed) {
+// The queries of one kv head, tile by tile.
+void pack_head(const Attention& job, const bf16* q, bf16* packed) {
   for (int64_t v = 0; v < job.groups; v += kTile) {
     const int64_t count = std::min(kTile, job.groups - v);
-    for (int64_t i = 0; i < job.head_dim(); i += 2) {
-      for (int64_t j = 0; j < count; j++, packed += 2) memcpy(packed, q + (v + j) * job.head_dim() + i, 4);
-    }
+    const bf16* query[kTile];
+    for (int64_t j = 0; j < count; j++) query[j] = q + (v + j) * job.head_dim();
+    pack_queries(query, count, job.head_dim(), packed + v * query_width(job.head_dim()));
   }
 }
 
@@ -77,8 +77,9 @@ QueryTile tile_of(const Attention& job, const Span& span, int64_t vector, const 
   QueryTile tile;
   tile.count = static_cast<int>(std::min(kTile, job.groups - vector));
   tile.head_dim = job.head_dim();
-  tile.query = queries + vector * job.head_dim();
+  tile.query = queries + vector * query_width(job.head_dim());
   tile.scale = job.scale;
+  tile.cap = job.cap;
   std::fill_n(tile.low, tile.count, static_cast<int>(span.begin));
   std::fill_n(tile.high, tile.count, static_cast<int>(span.end));
   return tile;
@@ -98,7 +99,7 @@ class PieceRunner {
     const bool whole = piece.split < 0;
     const bf16* q = job_.qkv + piece.row * job_.qkv_stride;
     for (int64_t h = piece.head; h < piece.head_end; h++) {
-      pack_queries(job_, q + h * job_.groups * job_.head_dim(), queries(piece, h));
+      pack_head(job_, q + h * job_.groups * job_.head_dim(), queries(piece, h));
       if (whole) clear(state(piece, h), job_.groups, job_.head_dim());
     }
     for (int64_t c = piece.chunk; c < piece.chunk_end; c++) {
@@ -109,7 +110,7 @@ class PieceRunner {
 
  private:
   bf16* queries(const DecodePiece& piece, int64_t head) const {
-    return scratch_.query.data() + (head - piece.head) * job_.groups * job_.head_dim();
+    return scratch_.query.data() + (head - piece.head) * job_.groups * query_width(job_.head_dim());
   }
 
   SoftmaxState state(const DecodePiece& piece, int64_t head) const {
@@ -118,7 +119,8 @@ class PieceRunner {
   }
 
   void add_chunk(const DecodePiece& piece, int64_t c, int64_t head) {
-    const KeyChunk chunk = read_chunk(job_, piece, c, head, ahead_);
+    KeyChunk chunk = read_chunk(job_, piece, c, head, ahead_);
+    gather_values(chunk, piece.span.end, job_.head_dim(), scratch_.values.data());
     const SoftmaxState part = state_at(scratch_.part.data(), kTile, job_.head_dim());
     for (int64_t v = 0; v < job_.groups; v += kTile) {
       const QueryTile tile = tile_of(job_, piece.span, v, queries(piece, head));
@@ -128,7 +130,8 @@ class PieceRunner {
   }
 
   void keep_chunk(const DecodePiece& piece, int64_t c, int64_t head) {
-    const KeyChunk chunk = read_chunk(job_, piece, c, head, ahead_);
+    KeyChunk chunk = read_chunk(job_, piece, c, head, ahead_);
+    gather_values(chunk, piece.span.end, job_.head_dim(), scratch_.values.data());
     const int64_t number = piece.split * job_.plan->max_chunks() + c - piece.span.first_chunk();
     float* memory = job_.shared->parts.data() + number * state_floats(job_.groups, job_.head_dim());
     const SoftmaxState part = state_at(memory, job_.groups, job_.head_dim());

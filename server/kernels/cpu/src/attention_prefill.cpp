@@ -25,7 +25,9 @@ class TaskRunner {
     const int64_t first = visible(0).first_chunk();
     const int64_t end = visible(vectors_ - 1).end_chunk();
     for (int64_t c = first; c < end; c++) {
-      for (int64_t v = 0; v < vectors_; v += kTile) run_tile(c, v, std::min(kTile, vectors_ - v));
+      KeyChunk all = chunk_of(c, visible(0), visible(vectors_ - 1));
+      gather_values(all, visible(vectors_ - 1).end, job_.head_dim(), scratch_.values.data());
+      for (int64_t v = 0; v < vectors_; v += kTile) run_tile(c, v, all.values, std::min(kTile, vectors_ - v));
     }
     for (int64_t v = 0; v < vectors_; v++) finish(state_, v, job_.head_dim(), job_.out + out_of(v));
   }
@@ -44,37 +46,38 @@ class TaskRunner {
   int64_t out_of(int64_t vector) const { return row_of(vector) * job_.out_stride + column_of(vector); }
 
   void pack_queries() const {
-    bf16* packed = scratch_.query.data();
     for (int64_t v = 0; v < vectors_; v += kTile) {
       const int64_t count = std::min(kTile, vectors_ - v);
       const bf16* query[kTile];
       for (int64_t j = 0; j < count; j++) query[j] = job_.qkv + row_of(v + j) * job_.qkv_stride + column_of(v + j);
-      for (int64_t i = 0; i < job_.head_dim(); i += 2) {
-        for (int64_t j = 0; j < count; j++, packed += 2) memcpy(packed, query[j] + i, 4);
-      }
+      ::pack_queries(query, count, job_.head_dim(), scratch_.query.data() + v * query_width(job_.head_dim()));
     }
   }
 
-  void run_tile(int64_t c, int64_t v, int64_t count) const {
-    const Span low = visible(v);
-    const Span high = visible(v + count - 1);
+  // The blocks of chunk c from the first that somebody sees who sees `low`, to the last of `high`; perhaps none.
+  KeyChunk chunk_of(int64_t c, const Span& low, const Span& high) const {
     const int64_t first = std::max(c * kChunkBlocks, low.first_block());
-    const int64_t end = std::min((c + 1) * kChunkBlocks, high.end_block());
-    if (first >= end) return;
-
     KeyChunk chunk;
     chunk.first_position = first * kBlockTokens;
-    chunk.blocks = end - first;
+    chunk.blocks = std::min((c + 1) * kChunkBlocks, high.end_block()) - first;
     const int32_t* table = job_.step->block_tables + task_.sequence * job_.step->table_width;
     for (int64_t b = 0; b < chunk.blocks; b++) {
       chunk.unit[b] = job_.cache.unit(table[first + b], task_.head);
       chunk.ahead[b] = chunk.unit[b];
     }
+    return chunk;
+  }
+
+  void run_tile(int64_t c, int64_t v, const bf16* values, int64_t count) const {
+    KeyChunk chunk = chunk_of(c, visible(v), visible(v + count - 1));
+    if (chunk.blocks <= 0) return;
+    chunk.values = values;
     QueryTile tile;
     tile.count = static_cast<int>(count);
     tile.head_dim = job_.head_dim();
-    tile.query = scratch_.query.data() + v * job_.head_dim();
+    tile.query = scratch_.query.data() + v * query_width(job_.head_dim());
     tile.scale = job_.scale;
+    tile.cap = job_.cap;
     for (int64_t j = 0; j < count; j++) {
       const Span span = visible(v + j);
       tile.low[j] = static_cast<int>(span.begin);

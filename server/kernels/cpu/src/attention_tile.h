@@ -16,10 +16,11 @@ constexpr int64_t kChunkTokens = kChunkBlocks * kBlockTokens;
 struct QueryTile {
   int count;
   int64_t head_dim;
-  const bf16* query;                    // [head_dim / 2][count][2]
+  const bf16* query;                    // as pack_queries leaves them
   int low[simd::kQueryVectors];         // vector v attends to positions low[v] <= p < high[v]
   int high[simd::kQueryVectors];
   float scale;
+  float cap;                            // bounds the scores by cap tanh(s / cap); 0: nothing does
 };
 
 // One chunk, or the part of it that any vector of the tile can see.
@@ -27,7 +28,8 @@ struct KeyChunk {
   int64_t first_position;               // of the first block
   int64_t blocks;
   const bf16* unit[kChunkBlocks];       // K then V of each block
-  const bf16* ahead[kChunkBlocks];      // units to prefetch meanwhile; any readable address will do
+  const bf16* ahead[kChunkBlocks];      // units to prefetch meanwhile; or the units themselves
+  const bf16* values;                   // V of the chunk, as gather_values leaves it
 };
 
 // Unnormalized softmax over the positions seen so far: out = sum of exp(score - max) v, sum of the weights.
@@ -36,6 +38,17 @@ struct SoftmaxState {
   float* sum;                           // [vectors]
   float* out;                           // [vectors][head_dim]
 };
+
+// Elements of a packed query vector.
+constexpr int64_t query_width(int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
+
+// Lays the vectors of one tile next to each other, in the order that `attend` reads them.
+void pack_queries(const bf16* const* query, int64_t count, int64_t head_dim, bf16* packed);
+
+// For tile registers, V of a chunk below position `high` in one piece [kChunkTokens / 2][head_dim][2], by position in the chunk; zeros in
+// place of what nobody sees, as far as the 32 tokens that a product takes: another sequence may have left NaN there.
+// Vectors read it where it lies: nothing is done for them.
+void gather_values(KeyChunk& chunk, int64_t high, int64_t head_dim, bf16* values);
 
 void clear(const SoftmaxState& state, int64_t vectors, int64_t head_dim);
 

@@ -18,6 +18,7 @@ constexpr int64_t kMaxEarly = 4 << 20;   // bytes a thread reads ahead into the 
 Engine::Engine(const Decoder& decoder)
     : decoder_(decoder),
       layers_(decoder.layer, decoder.layer + decoder.layers),
+      norms_(decoder.layer[0]),
       kv_(kv_layer_elements(decoder) * decoder.layers),
       states_(static_cast<size_t>(decoder.threads)),
       last_plan_(decoder.layer[decoder.layers - 1].window),
@@ -31,6 +32,7 @@ Engine::Engine(const Decoder& decoder)
     if (known == windows.end()) windows.push_back(layer.window);
   }
   for (const int64_t window : windows) plans_.emplace_back(window);
+  for (ThreadState& state : states_) state.unpacked.reserve(unpacked_elements());
 }
 
 const LoraStep* Engine::norms_of(int64_t number) const {
@@ -54,6 +56,7 @@ void Engine::prepare(const Step& step) {
     const int64_t rows = std::max(step.rows, d.max_rows);
     space_.residual.reserve(rows * padded(d.hidden));
     space_.normed.reserve(rows * padded(d.hidden));
+    if (d.layer[0].attention_norm != nullptr || d.layer[0].mlp_norm != nullptr) space_.branch.reserve(rows * padded(d.hidden));
     space_.qkv.reserve(rows * padded(qkv_columns(d)));
     space_.attended.reserve(rows * padded(d.heads * d.head_dim));
     space_.product.reserve(rows * padded(d.intermediate));
@@ -109,20 +112,14 @@ void Engine::work(const Step& step, const Worker& worker) {
   const Decoder& d = decoder_;
   const int64_t hidden = padded(d.hidden);
   ThreadState& mine = states_[static_cast<size_t>(worker.index)];
-  const auto norm = [&](const float* weight, int64_t rows, int64_t number, int64_t module) {
-    rms_norm({space_.residual.data(), hidden, nullptr, weight, d.eps, rows, d.hidden, space_.normed.data(), hidden,
-              norms_of(number), module},
-             worker);
-    worker.sync();
-  };
-  embed(d.embedding, step.token_ids, space_.residual.data(), hidden, step.rows, d.hidden, worker);
+  embed(d.embedding, d.embedding_scale, step.token_ids, space_.residual.data(), hidden, step.rows, d.hidden, worker);
   if (step.given_count > 0) take_given(step, worker);
   mine.upcoming.restart(lora_.any_direct ? 0 : kMaxEarly);
   for (int64_t number = 0; number < Upcoming::kWindow - 1; number++) announce(number, mine, worker);
   for (int64_t layer = 0; layer < d.layers; layer++) {
     const Layer& weights = active_[layer];
     if (worker.index == 0) shared_.next_task.store(0, std::memory_order_relaxed);
-    norm(weights.input_norm, step.rows, 4 * layer + kQkv, norm_module(layer, 0));
+    enter(weights.input_norm, step.rows, 4 * layer + kQkv, norm_module(layer, norms_.input), worker);
     project(step, 4 * layer + kQkv, mine, worker);
     rotate(step, layer, worker);
     const bool some = in_last_rows(4 * layer + kO);
@@ -131,10 +128,13 @@ void Engine::work(const Step& step, const Worker& worker) {
     if (rest.rows == 0) return;
     attend(rest, layer, mine, worker);
     project(rest, 4 * layer + kO, mine, worker);
-    norm(weights.post_norm, rest.rows, 4 * layer + kGateUp, norm_module(layer, norms_per_layer() - 1));
+    add_branch(weights.attention_norm, rest.rows, 4 * layer + kO, norm_module(layer, norms_.attention), worker);
+    enter(weights.post_norm, rest.rows, 4 * layer + kGateUp, norm_module(layer, norms_.post), worker);
     project(rest, 4 * layer + kGateUp, mine, worker);
     project(rest, 4 * layer + kDown, mine, worker);
+    add_branch(weights.mlp_norm, rest.rows, 4 * layer + kDown, norm_module(layer, norms_.mlp), worker);
   }
+  if (norms_.mlp != NormPlaces::kNone) worker.sync();
   logits(some_last_ ? last_rows_.step() : step, worker);
 }
 
@@ -149,12 +149,48 @@ void Engine::take_given(const Step& step, const Worker& worker) {
   }
 }
 
+// What attention or the MLP starts from: the rows of the residual stream, normalized if the model does.
+void Engine::enter(const float* weight, int64_t rows, int64_t number, int64_t module, const Worker& worker) {
+  const Decoder& d = decoder_;
+  const int64_t hidden = padded(d.hidden);
+  if (weight != nullptr) {
+    rms_norm({space_.residual.data(), hidden, nullptr, weight, d.eps, rows, d.hidden, space_.normed.data(), hidden,
+              norms_of(number), module},
+             worker);
+  } else {
+    round_rows(space_.residual.data(), hidden, space_.normed.data(), hidden, rows, d.hidden, worker);
+  }
+  worker.sync();
+}
+
+// Adds what a product gave to the residual stream, where a norm comes between. A thread does the rows that it enters
+// the next part with: no barrier is needed.
+void Engine::add_branch(const float* weight, int64_t rows, int64_t number, int64_t module, const Worker& worker) {
+  const Decoder& d = decoder_;
+  if (weight == nullptr) return;
+  add_rms_norm({space_.branch.data(), space_.residual.data(), padded(d.hidden), weight, d.eps, d.residual_scale, rows, d.hidden,
+                norms_of(number), module},
+               worker);
+}
+
 // Turns queries and keys to their positions, and writes keys and values to the cache.
 void Engine::rotate(const Step& step, int64_t layer, const Worker& worker) {
   const Decoder& d = decoder_;
   const Layer& weights = active_[layer];
-  rope({space_.qkv.data(), padded(qkv_columns(d)), step.rows, d.heads, cache_of(layer), d.cos, d.sin, step.positions,
-        step.slots, weights.q_norm, weights.k_norm, d.eps, norms_of(4 * layer + kQkv), norm_module(layer, 1)},
+  const int64_t stride = padded(qkv_columns(d));
+  const LoraStep* lora = norms_of(4 * layer + kQkv);
+  const bool joint = d.joint_qk_norm != 0;
+  if (joint) {
+    const int64_t q = d.heads * d.head_dim;
+    rms_norm_in_place({space_.qkv.data(), stride, weights.q_norm, d.eps, step.rows, q, lora, norm_module(layer, norms_.q)}, worker);
+    rms_norm_in_place({space_.qkv.data() + q, stride, weights.k_norm, d.eps, step.rows, d.kv_heads * d.head_dim, lora,
+                       norm_module(layer, norms_.k)},
+                      worker);
+    worker.sync();
+  }
+  rope({space_.qkv.data(), stride, step.rows, d.heads, cache_of(layer), weights.cos, weights.sin, d.turned, step.positions,
+        step.slots, joint ? nullptr : weights.q_norm, joint ? nullptr : weights.k_norm, d.eps, lora,
+        norm_module(layer, norms_.q)},
        worker);
   worker.sync();
 }
@@ -171,7 +207,7 @@ void Engine::keep_last_rows(const Worker& worker) {
 void Engine::attend(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker) {
   const Decoder& d = decoder_;
   attention({&step, &plan_of(layer), space_.qkv.data(), padded(qkv_columns(d)), space_.attended.data(),
-             padded(d.heads * d.head_dim), d.heads / d.kv_heads, cache_of(layer), d.scale, &shared_},
+             padded(d.heads * d.head_dim), d.heads / d.kv_heads, cache_of(layer), d.scale, d.score_cap, &shared_},
             mine.attention, worker);
   worker.sync();
 }
@@ -185,7 +221,7 @@ void Engine::announce(int64_t number, ThreadState& mine, const Worker& worker) {
   const LoraStep& lora = lora_of(number);
   if (lora.active()) {
     LoraShare& share = mine.lora[number % Upcoming::kWindow];
-    const ByteRange following{reinterpret_cast<const char*>(own_weights_of(number + 1, worker)), kPagesAhead};
+    const ByteRange following{own_codes_of(number + 1, worker), kPagesAhead};
     share.build(lora, site_of(number), following, worker);
     if (lora.any_direct) pages = ByteStream(share.ranges);
   }
@@ -199,7 +235,7 @@ void Engine::project(const Step& step, int64_t number, ThreadState& mine, const 
   mine.upcoming.start(number);
   Gemm job = product_of(number, step.rows);
   job.later = &mine.upcoming;
-  job.next = own_weights_of(number + 1, worker);
+  job.next = own_codes_of(number + 1, worker);
   const LoraStep& lora = lora_of(number);
   if (!lora.active()) {
     multiply(job, number, worker);
@@ -209,7 +245,7 @@ void Engine::project(const Step& step, int64_t number, ThreadState& mine, const 
   const LoraSite site = site_of(number);
   LoraShare& share = mine.lora[number % Upcoming::kWindow];
   if (lora.any_tiled) {
-    lora_shrink(lora, site, share);
+    lora_shrink(lora, site, share, mine.lora_scratch);
     worker.sync();
   }
   if (lora.any_vectors) make_images(site, number, worker);
@@ -239,6 +275,7 @@ void Engine::make_images(const LoraSite& site, int64_t number, const Worker& wor
     job.bias = nullptr;
     job.output = {Sink::kFloat, lora.images.data() + m * rows * lora.output_stride, lora.output_stride};
     job.queue = &image_queue_;
+    job.unpacked = states_[static_cast<size_t>(worker.index)].unpacked.data();
     gemm(job, worker);
     worker.sync();
   }
@@ -247,6 +284,7 @@ void Engine::make_images(const LoraSite& site, int64_t number, const Worker& wor
 void Engine::multiply(Gemm job, int64_t number, const Worker& worker) {
   if (worker.index == 0) queues_[(number + 1) % 2].reset();
   job.queue = &queues_[number % 2];
+  job.unpacked = states_[static_cast<size_t>(worker.index)].unpacked.data();
   gemm(job, worker);
 }
 
@@ -266,5 +304,10 @@ void Engine::logits(const Step& step, const Worker& worker) {
   }
   Gemm job = product_of(4 * d.layers, step.logits_count);
   job.output.data = step.logits;
+  if (step.final_hidden == nullptr && (d.logit_scale != 1 || d.logit_cap > 0)) {
+    job.output.sink = Sink::kLogits;
+    job.output.scale = d.logit_scale;
+    job.output.cap = d.logit_cap;
+  }
   multiply(job, 4 * d.layers, worker);
 }

@@ -21,6 +21,7 @@ inline int64_t qkv_columns(const Decoder& d) { return (d.heads + 2 * d.kv_heads)
 struct Workspace {
   int64_t rows = 0;
   Buffer<float> residual;  // [rows][hidden]
+  Buffer<float> branch;    // [rows][hidden] what is normalized before it is added, in models that do so
   Buffer<bf16> normed;     // [rows][hidden]
   Buffer<bf16> qkv;        // [rows][(heads + 2 kv_heads) head_dim]
   Buffer<bf16> attended;   // [rows][heads head_dim]
@@ -35,6 +36,29 @@ struct ThreadState {
   Buffer<DeltaLines> delta_lines;
   Buffer<bf16> delta_panel;
   AttentionScratch attention;
+  Buffer<bf16> unpacked;              // a block of weights that are kept in few bits
+};
+
+// Norms of a layer, as adapters number them; kNone of those that the model does not have.
+struct NormPlaces {
+  static constexpr int64_t kNone = -1;
+  int64_t input = kNone;
+  int64_t q = kNone;
+  int64_t k = kNone;
+  int64_t attention = kNone;
+  int64_t post = kNone;
+  int64_t mlp = kNone;
+  int64_t count = 0;
+
+  explicit NormPlaces(const Layer& layer) {
+    const auto place = [&](const float* weight) { return weight != nullptr ? count++ : kNone; };
+    input = place(layer.input_norm);
+    q = place(layer.q_norm);
+    k = place(layer.k_norm);
+    attention = place(layer.attention_norm);
+    post = place(layer.post_norm);
+    mlp = place(layer.mlp_norm);
+  }
 };
 
 struct Engine {
@@ -53,6 +77,8 @@ struct Engine {
   void plan_attention(const Step& step, int threads);
   void work(const Step& step, const Worker& worker);
   void take_given(const Step& step, const Worker& worker);
+  void enter(const float* weight, int64_t rows, int64_t number, int64_t module, const Worker& worker);
+  void add_branch(const float* weight, int64_t rows, int64_t number, int64_t module, const Worker& worker);
   void rotate(const Step& step, int64_t layer, const Worker& worker);
   void keep_last_rows(const Worker& worker);
   void attend(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker);
@@ -64,18 +90,22 @@ struct Engine {
 
   Gemm product_of(int64_t number, int64_t rows) const;
   LoraSite site_of(int64_t number) const;
-  const bf16* own_weights_of(int64_t number, const Worker& worker) const;
+  const char* own_codes_of(int64_t number, const Worker& worker) const;
+  int64_t unpacked_elements() const;
   bool in_last_rows(int64_t number) const { return some_last_ && number > 4 * (decoder_.layers - 1) + kQkv; }
   const LoraStep& lora_of(int64_t number) const { return in_last_rows(number) ? last_lora_ : lora_; }
   // The mixes at a product if any adapter may change the norm before it; null if none does.
   const LoraStep* norms_of(int64_t number) const;
-  int64_t norms_per_layer() const { return decoder_.layer[0].q_norm != nullptr ? 4 : 2; }
-  int64_t norm_module(int64_t layer, int64_t which) const { return 7 * decoder_.layers + layer * norms_per_layer() + which; }
+  int64_t modules_per_layer() const { return decoder_.qkv_modules + decoder_.gate_up_modules + 2; }
+  int64_t norm_module(int64_t layer, int64_t which) const {
+    return modules_per_layer() * decoder_.layers + layer * norms_.count + which;
+  }
   const AttentionPlan& plan_of(int64_t layer) const;
   KvCache cache_of(int64_t layer) const;
 
   Decoder decoder_;
   std::vector<Layer> layers_;
+  NormPlaces norms_;
   const Layer* active_ = nullptr;      // the layers of the step that runs
   Reservation<bf16> kv_;
   Workspace space_;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "abi.h"
 #include "lora_delta.h"
 #include "output.h"
 #include "pack.h"
@@ -14,7 +15,7 @@ struct Gemm {
   const bf16* x;         // [rows][x_stride]
   int64_t x_stride;
   int64_t rows;
-  const bf16* weight;    // packed
+  PackedMatrix weight;
   int64_t outputs;       // rounded up to 32 by the kernel
   int64_t inputs;        // even
   const float* bias;     // [outputs rounded up], in the packed order, or null
@@ -23,12 +24,13 @@ struct Gemm {
   Upcoming* later;       // prefetched meanwhile; or null
   StealQueue* queue;     // reset
   LoraDelta* delta;      // this thread's, added to every tile; or null
+  bf16* unpacked;        // this thread's room for a block of weights; null is enough for plain ones
 };
 
 // Called by every thread. Each output is accumulated over ascending inputs in one register lane: its bits
 // depend on nothing but its own row and weights.
 void gemm(const Gemm& job, const Worker& worker);
 
-// The first block of 32 outputs of the thread's share, and its weights.
+// The first block of 32 outputs of the thread's share, and its codes.
 int64_t own_first_block(int64_t outputs, const Worker& worker);
-const bf16* own_weights(const bf16* packed, int64_t outputs, int64_t inputs, const Worker& worker);
+const char* own_codes(const PackedMatrix& matrix, int64_t outputs, int64_t inputs, const Worker& worker);

@@ -53,9 +53,12 @@ struct LoraStep {
   int64_t max_entries = 0;          // of any segment
   int64_t pieces = 0;               // that segments are cut into when their t is computed
   int64_t max_pairs = 0;            // of ranks: no segment has more at a module
+  int64_t input_columns = 0;        // the most of any site, whole blocks
   int64_t output_stride = 0;
   int64_t t_stride = 0;
-  Buffer<bf16> t;                   // [kMaxSiteModules max_pairs][rows][2] of tiled rows: by module, then by adapter
+  // Of tiled rows, by module, then by adapter. For vectors [kMaxSiteModules max_pairs][rows][2], for tile registers
+  // [rows][kMaxSiteModules max_pairs][2].
+  Buffer<bf16> t;
   Buffer<float> outputs;            // [direct rows][output_stride] the GEMM's outputs, in the order of its blocks
 
   bool any_vectors = false;         // gains, constants or input gains
@@ -66,6 +69,15 @@ struct LoraStep {
   Buffer<float> images;             // [modules][scaled rows][output_stride] in the order of the GEMM's blocks
 
   bool active() const { return lora != nullptr; }
+
+  bf16* t_at(int64_t row, int64_t pair) const {
+#if defined(ML_TILES)
+    return t.data() + row * t_stride + 2 * pair;
+#else
+    return t.data() + pair * t_stride + 2 * row;
+#endif
+  }
+
   // `columns` and `inputs`: the most of any site, rounded up to whole blocks.
   void build(const Lora* mixes, const bf16* pages, const Step& step, int64_t columns, int64_t inputs);
 
@@ -82,9 +94,10 @@ struct LoraSite {
   int64_t out[kMaxSiteModules];
   const bf16* x;         // [rows][x_stride], columns behind `in` are zero up to a multiple of 32
   int64_t x_stride;
-  Output output;         // of kSiluMul: two modules, interleaved by 16; else module after module
+  Output output;         // of a product: gate and up, interleaved by 16, two modules or one; else module after module
 
-  bool interleaved() const { return output.sink == Sink::kSiluMul; }
+  bool interleaved() const { return output.is_product(); }
+  bool one_for_both() const { return interleaved() && modules == 1; }
 };
 
 // Rows and columns of one module of one adapter.
@@ -96,7 +109,14 @@ struct LoraPages {
 
 LoraPages pages_of(const LoraStep& step, const LoraSite& site, int64_t entry, int64_t module);
 
-constexpr int64_t pairs_of(int64_t rank) { return (rank + 1) / 2; }
+// Ranks that one product sums at least: t has zeros behind the last one.
+#if defined(ML_TILES)
+constexpr int64_t kRankUnit = 32;
+#else
+constexpr int64_t kRankUnit = 2;
+#endif
+
+constexpr int64_t pairs_of(int64_t rank) { return round_up(rank, kRankUnit) / 2; }
 
 // The vectors of one module of one adapter; null where it has none.
 struct LoraVectors {
@@ -170,18 +190,21 @@ struct LoraShare {
 // Working memory of a thread's direct items.
 struct LoraScratch {
   Buffer<float> panel;   // [2 modules][kDirectRows][output_stride]
-  Buffer<bf16> t;        // [max_pairs][kDirectRows][2]
+  Buffer<float> chains;  // [kDirectRows][2 output_stride] sums of even and odd ranks, for tile registers' order
+  Buffer<bf16> t;        // as LoraStep's, of one adapter
+  int64_t t_stride = 0;
+  Buffer<bf16> turned;   // [input columns / 2][16][2] of A, for tile registers
   std::vector<LoraVectors> vectors[2];  // of the two modules
 
   void reserve(const LoraStep& step);
 };
 
 // Before the GEMM, if any segment is tiled, with a barrier between.
-void lora_shrink(const LoraStep& step, const LoraSite& site, const LoraShare& share);
+void lora_shrink(const LoraStep& step, const LoraSite& site, const LoraShare& share, const LoraScratch& scratch);
 
 // After the GEMM, if any segment is direct, with a barrier between.
 void lora_direct(const LoraStep& step, const LoraSite& site, LoraShare& share, LoraScratch& scratch);
 
-// t[rank / 2 * stride + 2 row + rank % 2] = weight * A x for `ranks` rows of A; 0 for one more if they are odd.
-void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row, int64_t rows, float weight, bf16* t,
-                 int64_t stride, ByteStream* ahead);
+// scratch.t = weight * A x for a direct segment's rows.
+void shrink_direct(const LoraPages& pages, const LoraSite& site, const LoraSegment& segment, float weight, LoraShare& share,
+                   const LoraScratch& scratch);

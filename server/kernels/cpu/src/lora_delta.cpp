@@ -2,75 +2,32 @@
 
 #include <algorithm>
 
+#if defined(ML_TILES)
+#include "lora_delta_tiles.h"
+namespace level = lora_delta_tiles;
+#else
+#include "lora_delta_vectors.h"
+namespace level = lora_delta_vectors;
+#endif
+
 namespace {
 
-using simd::Float;
 using simd::kLanes;
-using simd::Pairs;
 
-constexpr int kVectors = 16 / kLanes;      // of 16 outputs
 constexpr int64_t kPairElements = 2 * 16;  // of 16 outputs of two ranks
 alignas(64) const bf16 kNoRank[16] = {};
 
-// B t of `Rows` rows for 16 outputs, added to those of the tile `out` or in place of them.
-template <int Rows>
-void multiply(const bf16* b, int64_t pairs, const bf16* t, int64_t stride, bool onto, float* out) {
-  Float acc[Rows][kVectors];
-  ML_UNROLL
-  for (int m = 0; m < Rows; m++) {
-    ML_UNROLL
-    for (int j = 0; j < kVectors; j++) acc[m][j] = simd::zero();
-  }
-  for (const bf16* const end = b + pairs * kPairElements; b != end; b += kPairElements, t += stride) {
-    Pairs column[kVectors];
-    ML_UNROLL
-    for (int j = 0; j < kVectors; j++) column[j] = simd::load_pairs(b + j * 2 * kLanes);
-    ML_UNROLL
-    for (int m = 0; m < Rows; m++) {
-      const Pairs factor = simd::splat_pair(t + 2 * m);
-      ML_UNROLL
-      for (int j = 0; j < kVectors; j++) acc[m][j] = simd::dot2(acc[m][j], column[j], factor);
-    }
-  }
-  ML_UNROLL
-  for (int m = 0; m < Rows; m++) {
-    ML_UNROLL
-    for (int j = 0; j < kVectors; j++) {
-      float* y = out + m * kBlockOutputs + j * kLanes;
-      simd::store(y, onto ? simd::add(simd::load(y), acc[m][j]) : acc[m][j]);
-    }
-  }
-}
-
-void multiply(int rows, const bf16* b, int64_t pairs, const bf16* t, int64_t stride, bool onto, float* out) {
-  switch (rows) {
-    case 1: return multiply<1>(b, pairs, t, stride, onto, out);
-    case 2: return multiply<2>(b, pairs, t, stride, onto, out);
-    case 3: return multiply<3>(b, pairs, t, stride, onto, out);
-    case 4: return multiply<4>(b, pairs, t, stride, onto, out);
-#if !defined(ML_SHORT_TILES)
-    case 5: return multiply<5>(b, pairs, t, stride, onto, out);
-    case 6: return multiply<6>(b, pairs, t, stride, onto, out);
-    case 7: return multiply<7>(b, pairs, t, stride, onto, out);
-    case 8: return multiply<8>(b, pairs, t, stride, onto, out);
-    case 9: return multiply<9>(b, pairs, t, stride, onto, out);
-    case 10: return multiply<10>(b, pairs, t, stride, onto, out);
-    case 11: return multiply<11>(b, pairs, t, stride, onto, out);
-    case 12: return multiply<12>(b, pairs, t, stride, onto, out);
-#endif
-    default: __builtin_unreachable();
-  }
-}
-
-// 16 outputs of all ranks to pairs of ranks. Returns the end of what it wrote.
+// 16 outputs of all ranks to pairs of ranks, as many as t has. Returns the end of what it wrote.
 bf16* pack_pairs(const bf16* b, int64_t length, int64_t rank, bf16* out) {
   for (int64_t r = 0; r < rank; r += 2, b += 2 * length) {
     const bf16* second = r + 1 < rank ? b + length : kNoRank;
-    for (int j = 0; j < kVectors; j++, out += 2 * kLanes) {
-      simd::store_pairs(out, simd::join_pairs(b + j * kLanes, second + j * kLanes));
+    for (int j = 0; j < 16; j += kLanes, out += 2 * kLanes) {
+      simd::store_pairs(out, simd::join_pairs(b + j, second + j));
     }
   }
-  return out;
+  const int64_t behind = pairs_of(rank) - (rank + 1) / 2;
+  memset(out, 0, static_cast<size_t>(behind * kPairElements) * sizeof(bf16));
+  return out + behind * kPairElements;
 }
 
 }  // namespace
@@ -171,11 +128,8 @@ void LoraDelta::add(float (*tile)[kBlockOutputs]) {
 }
 
 void LoraDelta::add_product(const DeltaRun& run, bool onto, float (*out)[kBlockOutputs]) const {
-  const bf16* t = step_.t.data() + 2 * (row_ + run.first);
   for (int half = 0; half < 2; half++) {
-    const Half& columns = half_[half];
-    if (columns.pairs == 0) continue;
-    multiply(run.rows, columns.b, columns.pairs, t + columns.t_pair * step_.t_stride, step_.t_stride, onto, out[0] + half * 16);
+    if (half_[half].pairs > 0) level::add_half(step_, row_, rows_, run, half_[half], onto, out[0] + half * 16);
   }
 }
 

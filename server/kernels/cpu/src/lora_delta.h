@@ -22,6 +22,13 @@ struct DeltaLines {
   int lines;            // of every rank
 };
 
+// 16 outputs of the panel: the columns of B of all adapters of a mix, as [pairs of ranks][16][2].
+struct DeltaHalf {
+  const bf16* b;
+  int64_t pairs;
+  int64_t t_pair;       // the first one's place in t
+};
+
 class LoraDelta {
  public:
   // `terms` has room for kGemmRows * 2 * max_entries, `panel` for 64 * max_pairs; `first_block` is where the
@@ -41,13 +48,6 @@ class LoraDelta {
   bool keep(int row, const float* outputs) const { return step_.any_direct && keep_direct(row, outputs); }
 
  private:
-  // 16 outputs of the panel: the columns of B of all adapters of a mix, as [pairs of ranks][16][2].
-  struct Half {
-    const bf16* b;
-    int64_t pairs;
-    int64_t t_pair;     // the first one's place in t
-  };
-
   void find_runs();
   void fetch_due(int64_t done, int64_t steps);
   void list_lines(const LoraSegment& segment);
@@ -59,6 +59,7 @@ class LoraDelta {
                       float (*sum)[kBlockOutputs]) const;
   // The place of a half of a block within a module; outside it if the half belongs to another one.
   int64_t column_of(int64_t module, int64_t module_begin, int half) const {
+    if (site_.one_for_both()) return half * site_.out[0] / 2 + block_ * 16;
     if (site_.interleaved()) return half == module ? block_ * 16 : -1;
     return block_ * kBlockOutputs + half * 16 - module_begin;
   }
@@ -79,5 +80,5 @@ class LoraDelta {
   int64_t next_term_ = 0;
   int64_t next_rank_ = 0;
   int64_t packed_entry_ = -1; // first entry of the mix whose columns of the block are in the panel
-  Half half_[2] = {};
+  DeltaHalf half_[2] = {};
 };

@@ -31,6 +31,7 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
   lora = mixes;
   pool = pages;
   output_stride = columns;
+  input_columns = inputs;
   segments.clear();
   segment_of.clear();
   direct_row.clear();
@@ -48,8 +49,12 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
     if (rows > 0) add_segment({row, rows, mixes->start[s], mixes->start[s + 1], direct});
     s = last;
   }
+#if defined(ML_TILES)
+  t_stride = 2 * kMaxSiteModules * max_pairs;
+#else
   t_stride = 2 * step.rows;
-  t.reserve(kMaxSiteModules * max_pairs * t_stride);
+#endif
+  t.reserve(2 * kMaxSiteModules * max_pairs * step.rows);
   any_direct = direct_rows > 0;
   outputs.reserve(direct_rows * output_stride);
   for (int64_t a = 0; a < mixes->adapters; a++) {
@@ -89,6 +94,13 @@ void LoraScratch::reserve(const LoraStep& step) {
   for (std::vector<LoraVectors>& list : vectors) list.reserve(static_cast<size_t>(step.max_entries));
   panel.reserve(2 * kDirectRows * step.output_stride);
   t.reserve(2 * kDirectRows * step.max_pairs);
+#if defined(ML_TILES)
+  t_stride = 2 * step.max_pairs;
+  chains.reserve(2 * kDirectRows * step.output_stride);
+  turned.reserve(16 * step.input_columns);
+#else
+  t_stride = 2 * kDirectRows;
+#endif
 }
 
 namespace {
@@ -131,7 +143,7 @@ class Splitter {
   }
 
   void place_direct(const LoraSegment& segment) {
-    const int64_t together = site_.interleaved() ? 2 : 1;
+    const int64_t together = site_.interleaved() ? site_.modules : 1;
     for (int64_t m = 0; m < site_.modules; m += together) {
       const DirectItem item{&segment, m, m + together};
       int64_t elements = site_.in;
@@ -164,10 +176,10 @@ class Splitter {
     for (int64_t m = 0; m < site_.modules; m++) {
       for (int64_t e = segment.entry; e < segment.entry_end; e++) {
         const LoraPages pages = pages_of(step_, site_, e, m);
-        const Range pairs = mine(2 * length * cost_of_rank(rows), pairs_of(pages.rank));
-        const int64_t first = 2 * pairs.begin;
-        const int64_t ranks = std::min(2 * pairs.end, pages.rank) - first;
-        if (ranks > 0) share_.shrink.push_back({row, rows, pages.a + first * length, ranks, t_pair + pairs.begin, step_.lora->weight[e]});
+        const Range units = mine(kRankUnit * length * cost_of_rank(rows), round_up(pages.rank, kRankUnit) / kRankUnit);
+        const int64_t first = kRankUnit * units.begin;
+        const int64_t ranks = std::min(kRankUnit * units.end, pages.rank) - first;
+        if (ranks > 0) share_.shrink.push_back({row, rows, pages.a + first * length, ranks, t_pair + first / 2, step_.lora->weight[e]});
         t_pair += pairs_of(pages.rank);
       }
     }

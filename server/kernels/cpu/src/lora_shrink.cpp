@@ -1,103 +1,25 @@
-// A x for rows of A that lie one after the other in the pool. Several of them are read together: that hides the
-// latency of the chains of additions, and four sums are reduced across lanes at once.
-#include <algorithm>
-
+// A x for rows of A that lie one after the other in the pool.
+#include "kernel_scope.h"
 #include "lora.h"
 
-namespace {
-
-using simd::Float;
-using simd::kLanes;
-using simd::Pairs;
-
-constexpr int kMaxRanks = 8;
-constexpr int64_t kPieceSteps = 8;  // steps served by one prefetched piece
-
-using Sums = bf16[simd::kShrinkRows][kMaxRanks];
-
-template <int Rows, int kRanks>
-void dot_tile(const bf16* const (&a)[kMaxRanks], const bf16* x, int64_t stride, int64_t count, float weight, ByteStream* ahead,
-              Sums& out) {
-  Float acc[Rows][kRanks];
-  ML_UNROLL
-  for (int m = 0; m < Rows; m++) {
-    ML_UNROLL
-    for (int r = 0; r < kRanks; r++) acc[m][r] = simd::zero();
-  }
-  constexpr int64_t kStep = 2 * kLanes;
-  for (int64_t piece = 0; piece < count; piece += kPieceSteps * kStep) {
-    const char* next = ahead != nullptr ? ahead->take(kPieceSteps * kRanks * kStep * 2) : nullptr;
-    const int64_t advance = next != nullptr ? 64 : 0;
-    if (next == nullptr) next = reinterpret_cast<const char*>(x);
-    const int64_t end = std::min(piece + kPieceSteps * kStep, count);
-    for (int64_t k = piece; k < end; k += kStep) {
-      Pairs rows[kRanks];
-      ML_UNROLL
-      for (int r = 0; r < kRanks; r++) {
-        rows[r] = simd::load_pairs(a[r] + k);
-        if (r * 64 < kRanks * kStep * 2) simd::prefetch(next + r * advance);
-      }
-      next += advance * (kRanks * kStep * 2 / 64);
-      ML_UNROLL
-      for (int m = 0; m < Rows; m++) {
-        const Pairs input = simd::load_pairs(x + m * stride + k);
-        ML_UNROLL
-        for (int r = 0; r < kRanks; r++) acc[m][r] = simd::dot2(acc[m][r], rows[r], input);
-      }
-    }
-  }
-  ML_UNROLL
-  for (int m = 0; m < Rows; m++) {
-    ML_UNROLL
-    for (int r = 0; r < kRanks; r += 4) simd::sum4(acc[m][r], acc[m][r + 1], acc[m][r + 2], acc[m][r + 3], weight, out[m] + r);
-  }
-}
-
-void dot_tile(int rows, int64_t together, const bf16* const (&a)[kMaxRanks], const bf16* x, int64_t stride, int64_t count,
-              float weight, ByteStream* ahead, Sums& out) {
-  if (together == 8) return dot_tile<1, 8>(a, x, stride, count, weight, ahead, out);
-  switch (rows) {
-    case 1: return dot_tile<1, 4>(a, x, stride, count, weight, ahead, out);
-    case 2: return dot_tile<2, 4>(a, x, stride, count, weight, ahead, out);
-#if !defined(ML_SHORT_TILES)
-    case 3: return dot_tile<3, 4>(a, x, stride, count, weight, ahead, out);
-    case 4: return dot_tile<4, 4>(a, x, stride, count, weight, ahead, out);
-    case 5: return dot_tile<5, 4>(a, x, stride, count, weight, ahead, out);
-    case 6: return dot_tile<6, 4>(a, x, stride, count, weight, ahead, out);
+#if defined(ML_TILES)
+#include "lora_shrink_tiles.h"
+namespace level = lora_shrink_tiles;
+#else
+#include "lora_shrink_vectors.h"
+namespace level = lora_shrink_vectors;
 #endif
-    default: __builtin_unreachable();
-  }
+
+void shrink_direct(const LoraPages& pages, const LoraSite& site, const LoraSegment& segment, float weight, LoraShare& share,
+                   const LoraScratch& scratch) {
+  level::shrink_rows(pages.a, pages.rank, site, segment.row, segment.rows, weight, scratch.t.data(), scratch.t_stride, scratch,
+                     &share.stream);
 }
 
-// The first `count` sums of a row to their places in t.
-void copy_sums(bf16 (&sums)[kMaxRanks], int64_t count, bf16* t, int64_t stride) {
-  if (count % 2 == 1) sums[count] = 0;
-  for (int64_t r = 0; r < count; r += 2, t += stride) memcpy(t, sums + r, 2 * sizeof(bf16));
-}
-
-}  // namespace
-
-void shrink_rows(const bf16* a, int64_t ranks, const LoraSite& site, int64_t row, int64_t rows, float weight, bf16* t,
-                 int64_t stride, ByteStream* ahead) {
-  const int64_t length = round_up(site.in, kPageAlign);
-  const int64_t together = rows == 1 ? 8 : 4;
-  Sums out;
-  for (int64_t r = 0; r < ranks; r += together) {
-    const int64_t count = std::min(together, ranks - r);
-    const bf16* group[kMaxRanks];
-    for (int64_t i = 0; i < together; i++) group[i] = a + (r + std::min(i, count - 1)) * length;
-    for (int64_t m = 0; m < rows; m += simd::kShrinkRows) {
-      const int tile = static_cast<int>(std::min<int64_t>(simd::kShrinkRows, rows - m));
-      dot_tile(tile, together, group, site.x + (row + m) * site.x_stride, site.x_stride, length, weight,
-               m == 0 ? ahead : nullptr, out);
-      for (int j = 0; j < tile; j++) copy_sums(out[j], count, t + r / 2 * stride + 2 * (m + j), stride);
-    }
-  }
-}
-
-void lora_shrink(const LoraStep& step, const LoraSite& site, const LoraShare& share) {
+void lora_shrink(const LoraStep& step, const LoraSite& site, const LoraShare& share, const LoraScratch& scratch) {
+  [[maybe_unused]] const KernelScope scope;
   for (const ShrinkItem& item : share.shrink) {
-    bf16* t = step.t.data() + item.t_pair * step.t_stride + 2 * item.row;
-    shrink_rows(item.a, item.ranks, site, item.row, item.rows, item.weight, t, step.t_stride, nullptr);
+    level::shrink_rows(item.a, item.ranks, site, item.row, item.rows, item.weight, step.t_at(item.row, item.t_pair),
+                       step.t_stride, scratch, nullptr);
   }
 }

@@ -8,10 +8,14 @@ namespace {
 using simd::Float;
 using simd::kLanes;
 
-Float inverse_rms(const float* x, int64_t count, float eps) {
+ML_INLINE Float load_vector(const float* x) { return simd::load(x); }
+ML_INLINE Float load_vector(const bf16* x) { return simd::load_bf16(x); }
+
+template <typename Element>
+Float inverse_rms(const Element* x, int64_t count, float eps) {
   Float squares = simd::zero();
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Float v = simd::load(x + i);
+    const Float v = load_vector(x + i);
     squares = simd::fma(v, v, squares);
   }
   return simd::splat(1.0f / std::sqrt(simd::sum(squares) / static_cast<float>(count) + eps));
@@ -27,14 +31,35 @@ void changed_row(const RmsNorm& job, int64_t r, int64_t number) {
   }
 }
 
+// The weight that a norm has in one row, vector by vector.
+class RowWeight {
+ public:
+  RowWeight(const float* weight, const LoraStep* lora, int64_t module, int64_t row)
+      : weight_(weight), lora_(lora != nullptr && changes_norm(*lora, module, row) ? lora : nullptr), module_(module), row_(row) {}
+
+  Float operator()(int64_t i) const {
+    const Float own = simd::load(weight_ + i);
+    return lora_ != nullptr ? norm_weight(*lora_, module_, row_, own, i) : own;
+  }
+
+ private:
+  const float* weight_;
+  const LoraStep* lora_;
+  int64_t module_;
+  int64_t row_;
+};
+
 }  // namespace
 
-void embed(const bf16* embedding, const int64_t* ids, float* x, int64_t stride, int64_t rows, int64_t hidden,
+void embed(const bf16* embedding, float scale, const int64_t* ids, float* x, int64_t stride, int64_t rows, int64_t hidden,
            const Worker& worker) {
+  const Float factor = simd::splat(scale);
   const Range mine = worker.share(rows);
   for (int64_t r = mine.begin; r < mine.end; r++) {
     const bf16* source = embedding + ids[r] * hidden;
-    for (int64_t i = 0; i < hidden; i += kLanes) simd::store(x + r * stride + i, simd::load_bf16(source + i));
+    for (int64_t i = 0; i < hidden; i += kLanes) {
+      simd::store(x + r * stride + i, simd::mul(simd::load_bf16(source + i), factor));
+    }
   }
 }
 
@@ -54,6 +79,39 @@ void rms_norm(const RmsNorm& job, const Worker& worker) {
       simd::prefetch(ahead + i);
       const Float normal = simd::mul(simd::load(x + i), scale);
       simd::store_bf16(job.out + r * job.out_stride + i, simd::mul(normal, simd::load(job.weight + i)));
+    }
+  }
+}
+
+void round_rows(const float* x, int64_t x_stride, bf16* out, int64_t out_stride, int64_t rows, int64_t hidden, const Worker& worker) {
+  const Range mine = worker.share(rows);
+  for (int64_t r = mine.begin; r < mine.end; r++) {
+    for (int64_t i = 0; i < hidden; i += kLanes) simd::store_bf16(out + r * out_stride + i, simd::load(x + r * x_stride + i));
+  }
+}
+
+void add_rms_norm(const BranchNorm& job, const Worker& worker) {
+  const Range mine = worker.share(job.rows);
+  for (int64_t r = mine.begin; r < mine.end; r++) {
+    const float* x = job.x + r * job.stride;
+    float* sum = job.residual + r * job.stride;
+    const RowWeight weight(job.weight, job.lora, job.module, r);
+    const Float scale = simd::mul(inverse_rms(x, job.hidden, job.eps), simd::splat(job.scale));
+    for (int64_t i = 0; i < job.hidden; i += kLanes) {
+      const Float normal = simd::mul(simd::load(x + i), scale);
+      simd::store(sum + i, simd::add(simd::load(sum + i), simd::mul(normal, weight(i))));
+    }
+  }
+}
+
+void rms_norm_in_place(const JointNorm& job, const Worker& worker) {
+  const Range mine = worker.share(job.rows);
+  for (int64_t r = mine.begin; r < mine.end; r++) {
+    bf16* x = job.x + r * job.stride;
+    const RowWeight weight(job.weight, job.lora, job.module, r);
+    const Float scale = inverse_rms(x, job.columns, job.eps);
+    for (int64_t i = 0; i < job.columns; i += kLanes) {
+      simd::store_bf16(x + i, simd::mul(simd::mul(simd::load_bf16(x + i), scale), weight(i)));
     }
   }
 }

@@ -10,7 +10,7 @@ void load_head(const bf16* source, float* head, int64_t count) {
   for (int64_t i = 0; i < count; i += simd::kLanes) simd::store(head + i, simd::load_bf16(source + i));
 }
 
-// Rotates the pairs (i, i + head_dim / 2), the convention of Hugging Face's checkpoints.
+// Rotates the pairs (i, i + half), the convention of Hugging Face's checkpoints.
 void rotate(float* __restrict__ head, const float* __restrict__ cos, const float* __restrict__ sin, int64_t half) {
   for (int64_t i = 0; i < half; i++) {
     const float a = head[i];
@@ -44,7 +44,7 @@ void rope(const Rope& job, const Worker& worker) {
     }
     const bool is_query = h < job.heads;
     const float* weight = is_query ? job.q_norm : job.k_norm;
-    const int64_t half = head_dim / 2;
+    const int64_t half = job.turned / 2;
     load_head(source, head, head_dim);
     const int64_t module = job.q_module + (is_query ? 0 : 1);
     if (weight != nullptr && job.lora != nullptr && changes_norm(*job.lora, module, row)) {
@@ -54,7 +54,7 @@ void rope(const Rope& job, const Worker& worker) {
       weight = changed;
     }
     if (weight != nullptr) rms_norm_vector(head, weight, job.eps, head_dim);
-    rotate(head, job.cos + job.positions[row] * half, job.sin + job.positions[row] * half, half);
+    if (job.cos != nullptr) rotate(head, job.cos + job.positions[row] * half, job.sin + job.positions[row] * half, half);
     bf16* target = is_query ? source : rounded;
     for (int64_t i = 0; i < head_dim; i += simd::kLanes) simd::store_bf16(target + i, simd::load(head + i));
     if (!is_query) write_key(rounded, job.cache.unit(block, h - job.heads), token, head_dim);

@@ -12,8 +12,9 @@ struct Rope {
   int64_t rows;
   int64_t heads;
   KvCache cache;
-  const float* cos;         // [positions][head_dim / 2]
+  const float* cos;         // [positions][turned / 2]; null: nothing is rotated
   const float* sin;
+  int64_t turned;           // the first dimensions of a head, which are rotated
   const int64_t* positions; // [rows]
   const int64_t* slots;     // [rows] block * 16 + offset
   const float* q_norm;      // [head_dim] or null

@@ -13,6 +13,10 @@
 #define ML_INLINE inline __attribute__((always_inline))
 #define ML_UNROLL _Pragma("GCC unroll 16")
 
+#if defined(ML_AMX) || defined(ML_AMX_EMULATED)
+#define ML_TILES  // products of many rows are computed in tile registers (tiles.h)
+#endif
+
 using bf16 = uint16_t;
 
 ML_INLINE float to_float(bf16 value) {
@@ -57,6 +61,21 @@ ML_INLINE Float exp(Float x) {
 ML_INLINE Float silu_mul(Float gate, Float up) {
   const Float denominator = add(splat(1.0f), exp(sub(zero(), gate)));
   return mul(div(gate, denominator), up);
+}
+
+// gate / (1 + exp(-2 u)), u = sqrt(2 / pi) (gate + 0.044715 gate^3): GELU in its form with tanh, without cancellation.
+ML_INLINE Float gelu_mul(Float gate, Float up) {
+  const Float square = mul(gate, gate);
+  const Float twice_u = mul(gate, fma(square, splat(0.0713548163f), splat(1.59576912f)));
+  const Float denominator = add(splat(1.0f), exp(sub(zero(), twice_u)));
+  return mul(div(gate, denominator), up);
+}
+
+// cap * tanh(x / cap)
+ML_INLINE Float bound_softly(Float x, float cap) {
+  const Float power = exp(mul(x, splat(2.0f / cap)));
+  const Float rest = div(splat(2.0f), add(power, splat(1.0f)));  // 1 - tanh
+  return mul(sub(splat(1.0f), rest), splat(cap));
 }
 
 ML_INLINE float min_lane(Float v) { return -max_lane(sub(zero(), v)); }

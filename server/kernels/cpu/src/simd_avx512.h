@@ -6,8 +6,13 @@
 namespace simd {
 
 constexpr int kLanes = 16;
+#if defined(ML_TILES)
+constexpr int kGemmRows = 32;      // two tile registers
+constexpr int kQueryVectors = 32;
+#else
 constexpr int kGemmRows = 12;     // rows of a GEMM tile: 12 x 2 accumulators, 2 weights, 1 input
 constexpr int kQueryVectors = 12; // query vectors of an attention tile, the same budget
+#endif
 constexpr int kShrinkRows = 6;    // rows of a shrink tile: 6 x 4 accumulators, 4 weights, 1 input
 
 using Float = __m512;
@@ -101,6 +106,37 @@ ML_INLINE Pairs join_even(Pairs first, Pairs second) {
 }
 ML_INLINE Pairs join_odd(Pairs first, Pairs second) {
   return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second);
+}
+
+// Pairs k, k + 2, ... k + 30 of 16 rows: out[i][r] is pair i of row r.
+ML_INLINE void transpose_pairs(const bf16* const (&rows)[16], int64_t k, bf16* out) {
+  Pairs a[16];
+  Pairs b[16];
+  ML_UNROLL
+  for (int r = 0; r < 16; r++) a[r] = load_pairs(rows[r] + k);
+  ML_UNROLL
+  for (int r = 0; r < 16; r += 2) {
+    b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+    b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+  }
+  ML_UNROLL
+  for (int r = 0; r < 16; r += 4) {  // a[r + i]: of rows r to r + 3, pairs i, i + 4, i + 8, i + 12
+    a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
+    a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
+    a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
+    a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
+  }
+  ML_UNROLL
+  for (int i = 0; i < 4; i++) {
+    const Pairs low = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);  // pairs i and i + 8
+    const Pairs high = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+    const Pairs odd_low = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);  // pairs i + 4 and i + 12
+    const Pairs odd_high = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+    store_pairs(out + 32 * i, _mm512_shuffle_i32x4(low, high, 0x88));
+    store_pairs(out + 32 * (i + 8), _mm512_shuffle_i32x4(low, high, 0xdd));
+    store_pairs(out + 32 * (i + 4), _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
+    store_pairs(out + 32 * (i + 12), _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
+  }
 }
 
 // acc + w[0] x[0] + w[1] x[1] in every lane

@@ -11,8 +11,13 @@
 namespace simd {
 
 constexpr int kLanes = 8;
+#if defined(ML_TILES)
+constexpr int kGemmRows = 32;      // two tile registers
+constexpr int kQueryVectors = 32;
+#else
 constexpr int kGemmRows = 4;     // 4 x 2 accumulators, 2 x 2 widened weights, 2 widened inputs
 constexpr int kQueryVectors = 4;
+#endif
 constexpr int kShrinkRows = 2;   // 2 x 4 accumulators, 2 widened weights, 2 x 2 widened inputs
 
 typedef float Float __attribute__((vector_size(32)));
@@ -154,6 +159,12 @@ ML_INLINE void split_even_odd(Float a, Float b, Float* even, Float* odd) {
 ML_INLINE void join_even_odd(Float even, Float odd, Float* a, Float* b) {
   *a = __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
   *b = __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+
+ML_INLINE void transpose_pairs(const bf16* const (&rows)[16], int64_t k, bf16* out) {
+  for (int i = 0; i < 16; i++) {
+    for (int r = 0; r < 16; r++) memcpy(out + 32 * i + 2 * r, rows[r] + k + 2 * i, 2 * sizeof(bf16));
+  }
 }
 
 ML_INLINE Float dot2(Float acc, Pairs w, Pairs x) {

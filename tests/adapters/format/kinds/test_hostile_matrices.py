@@ -260,3 +260,15 @@ def test_weights_too_large_to_decompose_are_refused(tmp_path: Path, kind: str) -
     write_artifact(tmp_path, config, tensors_of(config))
     with pytest.raises(ArtifactError, match="2048"):
         read_artifact(tmp_path, replace(BASE, modules=wide), LIMITS)
+
+
+def test_of_an_approximate_decomposition_the_size_does_not_matter(tmp_path: Path) -> None:
+    wide = {name: TargetModule(name, 5000, 3000) for name in BASE.modules}
+    config = config_of("PSOFT") | {"psoft_svd": "lowrank", "psoft_svd_lowrank_niter": 2}
+    write_artifact(tmp_path, config, tensors_of(config))
+    artifact = read_artifact(tmp_path, replace(BASE, modules=wide), LIMITS)
+    delta = next(iter(artifact.delta.values()))
+    weight = torch.randn(3000, 5000, generator=torch.Generator().manual_seed(0))
+    a, b = delta.factors(weight)
+    assert (a.shape, b.shape) == ((delta.rank, 5000), (3000, delta.rank))
+    assert b.isfinite().all()

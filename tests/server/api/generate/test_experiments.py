@@ -184,7 +184,7 @@ def test_a_step_that_fails(server: Running, monkeypatch: pytest.MonkeyPatch) -> 
 
     Admin(server).ask("PUT", "/v1/aliases/test", json={"target": "alpha"})
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "step", fail)
+        patch.setattr(Engine, "advance", fail)
         failed = Admin(server).ask("POST", "/v1/completions", json={"model": "test", "prompt": "x"})
     assert failed.status_code == 500
     (arm,) = show(server)["arms"]

@@ -95,16 +95,16 @@ async def test_silent_streams_get_comments(service: Service, monkeypatch: pytest
 @pytest.fixture
 def faulty(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """A server whose fifth step fails."""
-    step, count = service.core.step, 0
+    advance, count = service.core.advance, 0
 
     def failing() -> Any:
         nonlocal count
         count += 1
         if count == 5:
             raise RuntimeError("secret detail of the kernel")
-        return step()
+        return advance()
 
-    monkeypatch.setattr(service.core, "step", failing)
+    monkeypatch.setattr(service.core, "advance", failing)
     with serving(service) as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""Kinds with a dense, sparse, orthogonal or block-wise change of weights, in one batch: each equals PEFT."""
+"""The weight kinds beside plain LoRA in one batch: each equals PEFT with what PEFT itself has saved."""
 
 from __future__ import annotations
 
@@ -7,38 +7,42 @@ from pathlib import Path
 import pytest
 import torch
 
-from manylora.server.kernels.buffers import ReusedMemory
-from manylora.server.model.pages.packed_file import Packing, read_packed, serialize
 from tests.support.adapter_kinds import HookedModel, PeftPerAdapter
-from tests.support.adapter_set import LLAMA_TARGETS, TARGETS, prompt_of, recorded_logits
-from tests.support.adapters import write_adapter
+from tests.support.adapter_set import LLAMA_TARGETS, prompt_of, recorded_logits
 from tests.support.engine_harness import EngineHarness
+from tests.support.further_kinds import CASES, Names, save_with_peft
 from tests.support.matrix_kinds import write_matrix_kinds
-from tests.support.peft_oracle import assert_logits_match, read
+from tests.support.peft_oracle import assert_logits_match
 from tests.support.tiny_models import tiny_model
+from tests.support.weight_kinds import WRITES, write_beside_lora
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of PEFT's FRoD
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks"),
+]  # of PEFT's FRoD
 
-FAMILIES = [
-    pytest.param("llama-untied-bias", False, id="llama", marks=pytest.mark.slow),
-    pytest.param("gpt2", True, id="gpt2"),
-    pytest.param("qwen2", False, id="qwen2", marks=[pytest.mark.slow, pytest.mark.sweep]),
-    pytest.param("llama", True, id="llama-generic", marks=[pytest.mark.slow, pytest.mark.sweep]),
+FAMILIES = {  # and whether the generic decoder runs it
+    "llama": ("llama-untied-bias", False),
+    "gpt2": ("gpt2", True),
+    "qwen2": ("qwen2", False),
+    "llama-generic": ("llama", True),
+    "opt": ("opt", True),
+}
+_SWEPT = {"low rank": {"qwen2", "opt"}, "matrices": {"qwen2", "llama-generic"}}  # by make test-all
+EVERYWHERE = [
+    pytest.param(
+        kinds, *case, id=f"{kinds}-{name}", marks=[pytest.mark.sweep] if name in _SWEPT[kinds] else []
+    )
+    for kinds in WRITES
+    for name, case in FAMILIES.items()
+    if (kinds, name) != ("matrices", "opt")
 ]
 
 
-def write_all(root: Path, model: Path, family: str) -> dict[str, Path]:
-    """An adapter of every case, and a plain one."""
-    attention, _ = TARGETS.get(family, LLAMA_TARGETS)
-    plain = write_adapter(root / "plain", model, targets=attention, seed=99)
-    return {**write_matrix_kinds(root, model, family), "plain": plain}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "generic"), FAMILIES)
-def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, generic: bool) -> None:
+@pytest.mark.parametrize(("kinds", "family", "generic"), EVERYWHERE)
+def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, kinds: str, family: str, generic: bool) -> None:
     model = tiny_model(tmp_path / "model", family)
-    paths = write_all(tmp_path, model, family)
+    paths = write_beside_lora(kinds, tmp_path, model, family)
     harness = EngineHarness(model, generic=generic, max_batch_tokens=48)
     pages = {name: harness.load(path) for name, path in paths.items()}
     names = [None, *paths]
@@ -61,14 +65,14 @@ def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, gener
             assert float((expected - base).abs().max()) > 0.01 * float(base.abs().max()), f"{name}: idle"
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("kinds", WRITES)
 @pytest.mark.parametrize(
     ("family", "generic"), [("llama-untied-bias", False), ("gpt2", True)], ids=["llama", "gpt2"]
 )
-def test_every_kind_as_a_member_of_a_mix(tmp_path: Path, family: str, generic: bool) -> None:
+def test_every_kind_as_a_member_of_a_mix(tmp_path: Path, kinds: str, family: str, generic: bool) -> None:
     """At weight w an adapter changes every module by w times its change."""
     model = tiny_model(tmp_path / "model", family)
-    paths = write_all(tmp_path, model, family)
+    paths = write_beside_lora(kinds, tmp_path, model, family)
     harness = EngineHarness(model, generic=generic)
     pages = {name: harness.load(path) for name, path in paths.items()}
     others = [*paths][1:] + [*paths][:1]
@@ -86,25 +90,23 @@ def test_every_kind_as_a_member_of_a_mix(tmp_path: Path, family: str, generic: b
         assert_logits_match(torch.stack(logits[row.id]), expected, name=str(mix))
 
 
-@pytest.mark.slow
-def test_packed_files_hold_all_of_them(tmp_path: Path) -> None:
-    """What comes back from the packed file is what was packed, so a reload answers as before."""
+@pytest.mark.parametrize("saved", [["embed_tokens", "lm_head"], ["norm"]], ids=["tables", "norms"])
+@pytest.mark.parametrize("name", ["loha", "hra", "vblora"])
+def test_with_modules_of_their_own(tmp_path: Path, name: str, saved: list[str]) -> None:
+    """``modules_to_save`` beside another kind than LoRA, as PEFT itself writes them."""
     model = tiny_model(tmp_path / "model", "llama-untied-bias")
+    config = CASES[name](Names(*LLAMA_TARGETS))
+    config.modules_to_save = saved
+    path = save_with_peft(tmp_path / name, model, config)
     harness = EngineHarness(model)
-    packing = Packing.of(harness.pool.modules, "weights", harness.pool.data.dtype)
-    for path in write_matrix_kinds(tmp_path, model, "llama-untied-bias").values():
-        artifact = read(path, harness.base)
-        packed = harness.pool.pack(artifact.digest, artifact.delta)
-        (path / packing.file_name).write_bytes(b"".join(serialize(packed, packing)))
-        again = read_packed(path, artifact.digest, packing, 1 << 30, ReusedMemory(0))
-        assert again is not None
-        assert torch.equal(again.data, packed.data)
-        assert (again.offset == packed.offset).all()
-        assert (again.rank == packed.rank).all()
-        assert (again.vectors is None) == (packed.vectors is None)
+    row = harness.sequence(prompt_of(9), (harness.load(path), 1.0), max_tokens=3)
+    with recorded_logits() as logits:
+        (answer,) = harness.run(row)
+    ids = row.token_ids[: row.num_prompt_tokens] + answer.token_ids[:-1]
+    expected = PeftPerAdapter(model, {name: path}).logits(ids, name)[row.num_prompt_tokens - 1 :]
+    assert_logits_match(torch.stack(logits[row.id]), expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["pytorch", "native"])
 def test_in_bf16_it_errs_no_more_than_peft(tmp_path: Path, kernels: str) -> None:
     """PSOFT is far off in both: its space is that of the rounded weights. So is PEFT's FRoD."""

@@ -1,0 +1,1 @@
+"""Base models in GGUF files: their configuration, tokenizer and tensors by Hugging Face's names."""

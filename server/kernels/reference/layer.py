@@ -1,0 +1,133 @@
+"""One layer of a decoder in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from manylora.server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring
+from manylora.server.kernels.reference.linear import Linear, linear
+from manylora.server.kernels.reference.lora import LoraDelta
+from manylora.server.kernels.reference.vectors import NormChange
+from manylora.server.kernels.weights import GELU_TANH, MATRICES, DecoderWeights, LayerWeights
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, change: NormChange | None = None
+) -> torch.Tensor:
+    """RMSNorm over the last dimension, in fp32, rounded to the weight's dtype and then to that of ``x``.
+
+    The first rounding comes before the weight, as in Hugging Face models. ``change`` is what adapters add in
+    some of the rows, the first dimension of ``x``.
+    """
+    wide = x.float()
+    normal = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(weight.dtype)
+    y = (weight * normal).to(x.dtype)
+    if change is not None:
+        own = normal.index_select(0, change.rows).float()
+        y.index_copy_(0, change.rows, (weight.float() * own + change.of(own)).to(y.dtype))
+    return y
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of ``x`` [T, h, hd]: halves of its first dimensions, rotated against each other.
+
+    ``cos`` and ``sin`` are [T, 1, n / 2], where n dimensions turn.
+    """
+    half = cos.shape[-1]
+    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every layer of one step shares."""
+
+    ropes: Sequence[tuple[torch.Tensor, torch.Tensor]]  # cos and sin of each table, [T, 1, n / 2]
+    plan: AttentionPlan
+    lora: LoraDelta | None
+
+
+class Layer:
+    """One block: attention, then the MLP, each added to what comes in."""
+
+    def __init__(self, layer: LayerWeights, weights: DecoderWeights, index: int) -> None:
+        """``layer`` is the one of that ``index``; ``weights`` say what all layers have in common."""
+        self._layer = layer
+        self._weights = weights
+        self._modules = {
+            name: [(module, weights.rows(module)) for module in weights.modules_of(index, name)]
+            for name in MATRICES
+        }
+        self._norm_modules = dict(zip(layer.norms, weights.norm_modules(index), strict=False))
+        self._norms = {name: weights.norm_weight(getattr(layer, name)) for name in layer.norms}
+        self._scoring = Scoring(weights.scale, layer.window, weights.score_cap)
+        self.matrices: Mapping[str, Linear] = {
+            name: linear(getattr(layer, name), getattr(layer, f"{name}_bias")) for name in MATRICES
+        }
+        self._layer = layer.without_matrices()
+
+    def with_matrix(self, name: str, matrix: Linear) -> Layer:
+        """This layer with another matrix under a name of :attr:`matrices`."""
+        changed = copy(self)
+        changed.matrices = {**self.matrices, name: matrix}
+        return changed
+
+    def with_norm(self, name: str, weight: torch.Tensor) -> Layer:
+        """This layer with another weight of a norm, by its name in :class:`LayerWeights`."""
+        changed = copy(self)
+        changed._norms = {**self._norms, name: self._weights.norm_weight(weight)}
+        return changed
+
+    def forward(self, x: torch.Tensor, work: Work, kv: PagedKV) -> torch.Tensor:
+        """``x`` [T, D] -> [T, D]."""
+        attended = self._attention(self._norm("input_norm", x, work.lora), work, kv)
+        x = x + self._scaled(self._norm("attention_norm", attended, work.lora))
+        inner = self._mlp(self._norm("post_norm", x, work.lora), work.lora)
+        return x + self._scaled(self._norm("mlp_norm", inner, work.lora))
+
+    def _scaled(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self._weights.residual_scale == 1.0 else x * self._weights.residual_scale
+
+    def _norm(self, name: str, x: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
+        """One of the layer's norms, by its name in :class:`LayerWeights`; ``x`` itself where it has none."""
+        if name not in self._norms:
+            return x
+        change = None if lora is None else lora.norm_change(self._norm_modules[name])
+        return rms_norm(x, self._norms[name], self._weights.eps, change)
+
+    def _product(self, name: str, x: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
+        """One of the layer's matrices with what adapters add to it."""
+        y = self.matrices[name](x)
+        if lora is not None:
+            for module, rows in self._modules[name]:
+                lora.add(module, x, y[:, rows])
+        return y
+
+    def _attention(self, h: torch.Tensor, work: Work, kv: PagedKV) -> torch.Tensor:
+        w = self._weights
+        widths = [w.n_heads * w.head_dim, w.n_kv_heads * w.head_dim, w.n_kv_heads * w.head_dim]
+        q, k, v = self._product("qkv", h, work.lora).split(widths, dim=-1)
+        q, k = (self._heads(t, name, work.lora) for t, name in ((q, "q_norm"), (k, "k_norm")))
+        if self._layer.rope is not None:
+            q, k = (rotate(t, *work.ropes[self._layer.rope]) for t in (q, k))
+        kv.write(work.plan.slots, k, v.unflatten(-1, (-1, w.head_dim)))
+        return self._product("o", work.plan.attend(kv, q, self._scoring).flatten(1), work.lora)
+
+    def _heads(self, x: torch.Tensor, norm: str, lora: LoraDelta | None) -> torch.Tensor:
+        """``x`` [T, h hd] as [T, h, hd], normalized: each head, or all together if the norm is so wide."""
+        size = self._weights.head_dim
+        if norm in self._norms and len(self._norms[norm]) != size:
+            x = self._norm(norm, x, lora)
+            return x.view(len(x), -1, size)
+        return self._norm(norm, x.view(len(x), -1, size), lora)
+
+    def _mlp(self, h: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
+        gate, up = self._product("gate_up", h, lora).chunk(2, dim=-1)
+        tanh = self._weights.activation == GELU_TANH
+        inner = (F.gelu(gate, approximate="tanh") if tanh else F.silu(gate)) * up
+        return self._product("down", inner, lora)

@@ -1,0 +1,159 @@
+"""The weights of a Hugging Face model, as the fused decoder runs them; its family says where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from manylora.adapters.base_models.layers import target_of
+from manylora.adapters.format.base import TargetModule
+from manylora.server.kernels.reference.quantized import Quantized
+from manylora.server.kernels.weights import (
+    MATRICES,
+    DecoderWeights,
+    LayerWeights,
+    Matrix,
+    QuantizedMatrix,
+    stack_biases,
+)
+from manylora.server.model.decoders.families import ACTIVATIONS, FAMILIES, Family
+from manylora.server.model.decoders.quantize import is_quantized
+
+
+def extract_weights(model: Any, max_len: int) -> DecoderWeights:
+    """Fused weights of a model of one of :data:`FAMILIES`; rotary tables cover ``max_len`` positions."""
+    config, inner = model.config, model.model
+    family = FAMILIES[config.model_type]
+    cos, sin = _rotary_tables(model, family, max_len)
+    divisor = _number(config, family.logit_divisor)
+    return DecoderWeights(
+        embedding=inner.embed_tokens.weight.detach(),
+        layers=tuple(_layer_weights(layer, config, family) for layer in inner.layers),
+        final_norm=inner.norm.weight.detach(),
+        lm_head=model.lm_head.weight.detach(),
+        cos=cos,
+        sin=sin,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads,
+        head_dim=_head_dim(config),
+        intermediate=config.intermediate_size,
+        eps=config.rms_norm_eps,
+        scale=inner.layers[0].self_attn.scaling,
+        stacked=frozenset(name for name in ("qkv", "gate_up") if len(family.modules[name]) == 1),
+        activation=ACTIVATIONS[getattr(config, family.activation)],
+        norm_offset=family.norm_offset,
+        embedding_scale=_embedding_scale(model, family),
+        residual_scale=_number(config, family.residual_scale) or 1.0,
+        score_cap=_number(config, family.score_cap),
+        logit_scale=1.0 if divisor is None else 1.0 / divisor,
+        logit_cap=_number(config, family.logit_cap),
+    )
+
+
+def projections(model: Any) -> dict[str, Any]:
+    """The linear layers of the blocks by name, in the numbering of :class:`DecoderWeights`."""
+    modules = FAMILIES[model.config.model_type].modules
+    return {
+        f"model.layers.{index}.{name}": layer.get_submodule(name)
+        for index, layer in enumerate(model.model.layers)
+        for matrix in MATRICES
+        for name in modules[matrix]
+    }
+
+
+def target_modules(model: Any, weights: DecoderWeights) -> tuple[TargetModule, ...]:
+    """The projections, then the norms, in the numbering of ``weights``, which are the model's."""
+    named = FAMILIES[model.config.model_type].norms
+    norms = {
+        f"model.layers.{index}.{named[norm]}": model.model.layers[index].get_submodule(named[norm])
+        for index, layer in enumerate(weights.layers)
+        for norm in layer.norms
+    }
+    every = projections(model) | norms | {"model.norm": model.model.norm}
+    return tuple(target_of(name, module) for name, module in every.items())
+
+
+def _head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _number(config: Any, attribute: str | None) -> float | None:
+    value = None if attribute is None else getattr(config, attribute)
+    return None if value is None else float(value)
+
+
+def _embedding_scale(model: Any, family: Family) -> float:
+    """As the model rounds it: to the dtype of the embeddings, if their own module multiplies."""
+    if family.scaled_embeddings:
+        table = model.model.embed_tokens
+        return float(table.embed_scale.to(table.weight.dtype))
+    return _number(model.config, family.embedding_scale) or 1.0
+
+
+def _rotary_tables(model: Any, family: Family, max_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of every table [tables, max_len, n / 2], where n dimensions of a head turn."""
+    positions = torch.arange(max_len, device=model.model.embed_tokens.weight.device)[None]
+    like = torch.zeros(1, dtype=torch.float32, device=positions.device)
+    kinds = (
+        [{"layer_type": kind} for kind in _layer_types(model.config)] if family.rope_by_layer_type else [{}]
+    )
+    tables = [model.model.rotary_emb(like, positions, **kind) for kind in kinds]
+    half = tables[0][0].shape[-1] // 2
+    cos, sin = (torch.cat([table[i][..., :half] for table in tables]) for i in range(2))
+    return cos, sin
+
+
+def _layer_types(config: Any) -> list[str]:
+    return sorted(set(config.layer_types))
+
+
+def _layer_weights(layer: Any, config: Any, family: Family) -> LayerWeights:
+    linears = {name: [layer.get_submodule(n) for n in family.modules[name]] for name in MATRICES}
+    fields: dict[str, Any] = dict.fromkeys(("input_norm", "q_norm", "k_norm", "post_norm"))
+    fields |= {name: _stack_weights(group) for name, group in linears.items()}
+    fields |= {f"{name}_bias": _stack_biases(group) for name, group in linears.items()}
+    fields |= {name: layer.get_submodule(module).weight.detach() for name, module in family.norms.items()}
+    return LayerWeights(
+        **fields,
+        window=_window_of(layer.self_attn, config, family),
+        rope=_rope_of(layer.self_attn, config, family),
+    )
+
+
+def _stack_weights(linears: Sequence[nn.Linear]) -> Matrix:
+    if _any_quantized(linears):
+        return QuantizedMatrix(tuple(Quantized(linear) for linear in linears))
+    weights = [linear.weight.detach() for linear in linears]
+    return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+
+def _stack_biases(linears: Sequence[nn.Linear]) -> torch.Tensor | None:
+    """Biases along out; None if there are none, or if the layers are quantized: they add it themselves."""
+    if _any_quantized(linears):
+        return None
+    biases = [None if linear.bias is None else linear.bias.detach() for linear in linears]
+    return stack_biases([linear.weight.detach() for linear in linears], biases)
+
+
+def _any_quantized(linears: Sequence[nn.Module]) -> bool:
+    return any(is_quantized(linear) for linear in linears)
+
+
+def _window_of(attention: Any, config: Any, family: Family) -> int | None:
+    window = attention if family.window is None else config
+    found: int | None = getattr(window, family.window or "sliding_window", None)
+    return found
+
+
+def _rope_of(attention: Any, config: Any, family: Family) -> int | None:
+    """The number of the rotary table of a layer; None if it has none."""
+    if family.skips_rope and not attention.use_rope:
+        return None
+    return (
+        _layer_types(config).index(config.layer_types[attention.layer_idx])
+        if family.rope_by_layer_type
+        else 0
+    )

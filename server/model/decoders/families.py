@@ -1,0 +1,78 @@
+"""The families of models that the fused decoder runs: one table of how they differ from Llama.
+
+A row says where a Hugging Face model of the family keeps what the decoder needs, and which features it has.
+Every kernel backend implements all features (``server/kernels/weights.py``); no family has code of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from manylora.server.kernels.weights import GELU_TANH, SILU
+
+ACTIVATIONS = {"silu": SILU, "swish": SILU, "gelu_pytorch_tanh": GELU_TANH, "gelu_new": GELU_TANH}
+
+_SEPARATE = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+_STACKED = _SEPARATE | {"qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
+
+_QK_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+_PRE_NORMS = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}
+_POST_NORMS = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
+_SANDWICH_NORMS = _POST_NORMS | {"input_norm": "input_layernorm", "post_norm": "pre_feedforward_layernorm"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models. Names of modules are within a block, those of attributes within the config."""
+
+    title: str  # for people
+    modules: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _SEPARATE)  # of each matrix
+    norms: Mapping[str, str] = field(default_factory=lambda: _PRE_NORMS)  # by their fields of LayerWeights
+    activation: str = "hidden_act"  # attribute
+    norm_offset: float = 0.0
+    scaled_embeddings: bool = False  # the embedding module multiplies by its ``embed_scale``
+    embedding_scale: str | None = None  # attribute: multiplies whatever enters the first layer
+    residual_scale: str | None = None  # attribute
+    logit_divisor: str | None = None  # attribute
+    logit_cap: str | None = None  # attribute
+    score_cap: str | None = None  # attribute
+    window: str | None = None  # attribute: of all layers; else the attention of each says its own
+    rope_by_layer_type: bool = False  # a rotary table for each type of layer
+    skips_rope: bool = False  # the attention of each layer says whether it uses its table
+
+
+_GEMMA = Family("Gemma", norm_offset=1.0, scaled_embeddings=True)
+_LATER_GEMMA = replace(_GEMMA, activation="hidden_activation", logit_cap="final_logit_softcapping")
+
+FAMILIES: Mapping[str, Family] = {  # by model type
+    "llama": Family("Llama 1 to 3, SmolLM 1 and 2, and others of the architecture"),
+    "mistral": Family("Mistral", window="sliding_window"),
+    "qwen2": Family("Qwen 2 and 2.5"),
+    "qwen3": Family("Qwen 3, dense", norms=_PRE_NORMS | _QK_NORMS),
+    "smollm3": Family("SmolLM 3", skips_rope=True),
+    "phi3": Family("Phi-3, Phi-3.5 and Phi-4, text", modules=_STACKED, window="sliding_window"),
+    "granite": Family(
+        "Granite 3, dense",
+        embedding_scale="embedding_multiplier",
+        residual_scale="residual_multiplier",
+        logit_divisor="logits_scaling",
+    ),
+    "olmo2": Family("OLMo 2", norms=_POST_NORMS | _QK_NORMS),
+    "olmo3": Family("OLMo 3", norms=_POST_NORMS | _QK_NORMS, rope_by_layer_type=True),
+    "gemma": _GEMMA,
+    "gemma2": replace(
+        _LATER_GEMMA, title="Gemma 2", norms=_SANDWICH_NORMS, score_cap="attn_logit_softcapping"
+    ),
+    "gemma3_text": replace(
+        _LATER_GEMMA,
+        title="Gemma 3, text models",
+        norms=_SANDWICH_NORMS | _QK_NORMS,
+        rope_by_layer_type=True,
+    ),
+}

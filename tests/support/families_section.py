@@ -1,0 +1,56 @@
+"""The section of ``docs/models.md`` on families of the fused decoder; run as a module it is rewritten."""
+
+from __future__ import annotations
+
+from manylora.server.model.decoders.families import FAMILIES, Family
+from tests.support.paths import DOCS
+
+PAGE = DOCS / "models.md"
+BEGIN, END = "<!-- families -->", "<!-- /families -->"
+
+
+def section() -> str:
+    """What the page says now."""
+    return PAGE.read_text().split(BEGIN)[1].split(END)[0].strip()
+
+
+def table() -> str:
+    """What the code says."""
+    lines = ["| family | `model_type` | beyond Llama |", "|---|---|---|"]
+    for name, family in FAMILIES.items():
+        lines.append(f"| {family.title} | `{name}` | {'; '.join(_features(family)) or 'nothing'} |")
+    return "\n".join(lines)
+
+
+def _features(family: Family) -> list[str]:
+    attributes = {
+        "embeddings times": family.embedding_scale,
+        "what layers add times": family.residual_scale,
+        "logits divided by": family.logit_divisor,
+        "logits bounded by": family.logit_cap,
+        "attention scores bounded by": family.score_cap,
+        "a window in all layers:": family.window,
+    }
+    said = {
+        "one module for q, k and v, one for gate and up": len(family.modules["qkv"]) == 1,
+        "no norms before attention and MLP": "input_norm" not in family.norms,
+        "norms behind attention and MLP": "mlp_norm" in family.norms,
+        "norms of queries and keys": "q_norm" in family.norms,
+        "norms multiply by 1 + weight": family.norm_offset == 1,
+        "embeddings times the root of their width": family.scaled_embeddings,
+        "a rotary table for each type of layer": family.rope_by_layer_type,
+        "layers without positions": family.skips_rope,
+    }
+    named = [f"{words} `{attribute}`" for words, attribute in attributes.items() if attribute is not None]
+    return [words for words, there in said.items() if there] + named
+
+
+def rewrite() -> None:
+    """Put what the code says into the page."""
+    before, rest = PAGE.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    rewrite()
