@@ -1,72 +1,108 @@
-"""Training speed: beside plain TRL, and of several adapters together beside one by one.
+"""Training speed: beside TRL, in 4 bits beside bf16, and of several adapters together beside one by one.
 
-Run as ``python -m bench.training``. Both trainers train the same adapter on the same tokens in batches
-of the same rows with the same arguments, in turn in one process; what differs is the trainer class: tokens a
-second of whole steps, without evaluation.
+Run as ``python -m bench.training``. Both trainers train the same adapter on the same rows, in the same order
+and in batches of the same rows, in turn in one process, from the same start; what is compared is tokens a
+second of whole steps without evaluation, and the losses of the steps. TRL runs at its best here: arithmetic
+in bf16 by autocast, and padded or padding-free rows, whichever is faster in a first short run. (On a CPU
+padding-free rows bring a mask over the whole batch.)
 
-Small jobs are then trained as ``manylora train --jobs`` does and one after another in the same process, each
-from data file to published adapter.
+``--whole`` then measures from the start of a process to the published adapter, beside a process that trains
+as many steps with TRL and saves. Small jobs are trained as ``manylora train --jobs`` does and one after
+another.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from bench import machine, report
 from bench.run import RESULTS
 from examples.rows import RECIPES, write_rows
 from manylora.adapters.training.config import TrainConfig
+from manylora.adapters.training.config_load import load_config, to_yaml
 from manylora.adapters.training.jobs.train_jobs import train_jobs
 from manylora.adapters.training.run.train import train
 from manylora.adapters.training.session.metrics_log import MetricsLog
-from manylora.adapters.training.session.session import open_session
+from manylora.adapters.training.session.session import Session, open_session
 from manylora.adapters.training.trainers.build import build_trainer
 
-
-def seconds_of(trainer: Any) -> float:
-    """The seconds that a whole training run takes."""
-    started = time.perf_counter()
-    trainer.train()
-    return time.perf_counter() - started
+TRL_KINDS = ("trl-padded", "trl-free")
+PROBE_STEPS = 2
 
 
-def plain_trl(trainer: Any) -> Any:
-    """TRL's own trainer with the model, arguments and rows of ours."""
+def make(session: Session, kind: str, steps: int) -> Any:
+    """A trainer of ``steps`` steps: ours, or TRL's own on the same model, rows and arguments."""
+    config = session.config.model_copy(update={"max_steps": steps})
+    own = Session(config, session.base, session.prepared, session.folder, session.loader)
+    trainer, _ = build_trainer(own, [], MetricsLog(config.output_dir.with_suffix(".jsonl")))
+    if kind == "manylora":
+        return trainer
+    changes: dict[str, Any] = {"bf16": session.loader.dtype.itemsize == 2, "logging_steps": 1}
+    if kind == "trl-free":
+        changes |= {"padding_free": True, "max_length": None}
+    known = {f.name: getattr(trainer.args, f.name) for f in fields(SFTConfig) if f.init} | changes
     return SFTTrainer(
         model=trainer.model,
-        args=trainer.args,
+        args=SFTConfig(**known),
         train_dataset=trainer.train_dataset,
         processing_class=trainer.processing_class,
     )
 
 
-def beside_trl(config: TrainConfig, repeat: int, console: Console) -> dict[str, float]:
-    """Median tokens a second of this trainer and of plain TRL."""
-    kinds: dict[str, Callable[[Any], Any]] = {"manylora": lambda trainer: trainer, "trl": plain_trl}
-    speeds: dict[str, list[float]] = {name: [] for name in kinds}
-    session = open_session(config, Console(quiet=True))
+def measure(session: Session, kind: str, steps: int) -> tuple[float, list[float]]:
+    """Tokens a second of a run, and its losses step by step."""
+    trainer = make(session, kind, steps)
+    started = time.perf_counter()
+    trainer.train()
+    spent = time.perf_counter() - started
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return float(trainer._total_train_tokens) / spent, losses
+
+
+def in_turn(sessions: dict[str, Session], steps: int, repeat: int, console: Console) -> dict[str, Any]:
+    """Median tokens a second of each kind, and how far the losses of the first two are apart."""
+    speeds: dict[str, list[float]] = {kind: [] for kind in sessions}
+    curves: dict[str, list[float]] = {}
     for _ in range(repeat):
-        for name, make in kinds.items():
-            ours, _ = build_trainer(session, [], MetricsLog(config.output_dir.with_suffix(".jsonl")))
-            trainer = make(ours)
-            spent = seconds_of(trainer)
-            tokens = float(trainer._total_train_tokens)
-            speeds[name].append(tokens / spent)
-            console.print(f"{name:10} {tokens / spent:8.1f} tokens/s")
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    rounded = {f"{name}_tokens_per_second": round(value, 1) for name, value in medians.items()}
-    return rounded | {"ratio": round(medians["manylora"] / medians["trl"], 3)}
+        for kind, session in sessions.items():
+            speed, curves[kind] = measure(session, kind.partition("/")[0], steps)
+            speeds[kind].append(speed)
+            console.print(f"{kind:16} {speed:8.1f} tokens/s")
+    medians = {kind: round(statistics.median(values), 1) for kind, values in speeds.items()}
+    ours, theirs = list(curves.values())[:2]
+    apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    first, second = list(medians.values())[:2]
+    ratio = round(first / second, 3)
+    return {"tokens_per_second": medians, "ratio": ratio, "largest_loss_difference": round(apart, 5)}
+
+
+def beside_trl(config: TrainConfig, steps: int, repeat: int, console: Console) -> dict[str, Any]:
+    """This trainer and the faster kind of TRL's."""
+    session = open_session(config, Console(quiet=True))
+    probed = {kind: measure(session, kind, PROBE_STEPS)[0] for kind in TRL_KINDS}
+    best = max(probed, key=lambda kind: probed[kind])
+    console.print(f"TRL: {probed}")
+    return in_turn({"manylora": session, best: session}, steps, repeat, console)
+
+
+def four_bits(config: TrainConfig, steps: int, repeat: int, console: Console) -> dict[str, Any]:
+    """This trainer on a base in NF4 and in bf16."""
+    nf4 = open_session(config.model_copy(update={"quantization": "nf4"}), Console(quiet=True))
+    plain = open_session(config, Console(quiet=True))
+    return in_turn({"manylora/nf4": nf4, "manylora/bf16": plain}, steps, repeat, console)
 
 
 def together(config: TrainConfig, jobs: int, console: Console) -> dict[str, float]:
@@ -91,25 +127,69 @@ def together(config: TrainConfig, jobs: int, console: Console) -> dict[str, floa
     return {name: round(value, 1) for name, value in result.items()}
 
 
+def whole(config: TrainConfig, steps: int, console: Console) -> dict[str, float]:
+    """Seconds from the start of a process to the published adapter, and to what TRL saves."""
+    run = config.model_copy(update={"max_steps": steps, "output_dir": config.output_dir.with_name("whole")})
+    file = config.output_dir.with_name("whole.yaml")
+    file.write_text(to_yaml(run), encoding="utf-8")
+    commands = {
+        "manylora_seconds": ["-m", "manylora", "train", "--config", str(file)],
+        "trl_seconds": ["-m", "bench.training", "--only-trl", str(file)],
+    }
+    seconds = {}
+    for name, command in commands.items():
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, stdout=sys.stderr)
+        seconds[name] = round(time.perf_counter() - started, 1)
+        console.print(f"{name} {seconds[name]}")
+    return seconds
+
+
+def only_trl(file: Path) -> None:
+    """Train as ``file`` says with TRL, padded, and save the adapter."""
+    config = load_config({}, file)
+    assert config.max_steps is not None, "written by this script"
+    trainer = make(open_session(config, Console(quiet=True)), "trl-padded", config.max_steps)
+    trainer.train()
+    trainer.save_model(str(config.output_dir.with_name("trl")))
+
+
 def main(
     *,
     base: Annotated[str, typer.Option(help="Base model.")] = "smollm2-135m",
     steps: Annotated[int, typer.Option(min=2, help="Optimizer steps of a run.")] = 10,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     repeat: Annotated[int, typer.Option(min=1, help="Medians are of so many runs of each.")] = 3,
-    jobs: Annotated[int, typer.Option(min=2, help="Small adapters, of eight rows each.")] = 4,
+    ranks: Annotated[str, typer.Option(help="Ranks to compare at, with commas.")] = "8,16",
+    jobs: Annotated[int, typer.Option(help="Small adapters, of eight rows each; 0 for none.")] = 4,
+    whole_steps: Annotated[int, typer.Option("--whole", help="Steps of whole runs; 0 for none.")] = 20,
+    nf4: Annotated[bool, typer.Option(help="Compare a base in NF4 with bf16.")] = True,
+    dtype: Annotated[str, typer.Option(help="Of the base: auto, bf16 or fp32.")] = "auto",
+    trl_file: Annotated[Path | None, typer.Option("--only-trl", hidden=True)] = None,
 ) -> None:
     """Measure; prints one JSON line and keeps it in bench/results."""
+    if trl_file is not None:
+        only_trl(trl_file)
+        return
     console = Console(stderr=True)
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="manylora-bench-") as scratch:
         data, _ = write_rows(RECIPES["support"](), Path(scratch))
-        config = TrainConfig(
-            base_model=base, train_path=data, output_dir=Path(scratch) / "out", max_steps=steps,
-            batch_size=batch_size, max_length=256, eval_split=0, save_steps=10**9, logging_steps=10**6,
-        )  # fmt: skip
-        figures = beside_trl(config, repeat, console)
-        figures |= together(config, jobs, console)
-    what = {"base": base, "steps": steps, "batch_size": batch_size, "jobs": jobs}
+        config = TrainConfig.model_validate({
+            "base_model": base, "train_path": data, "output_dir": Path(scratch) / "out", "max_steps": steps,
+            "batch_size": batch_size, "max_length": 256, "eval_split": 0, "save_steps": 10**9,
+            "logging_steps": 1, "dtype": dtype,
+        })  # fmt: skip
+        for rank in map(int, ranks.split(",")):
+            at_rank = config.model_copy(update={"lora_r": rank, "lora_alpha": 2.0 * rank})
+            figures[f"r{rank}"] = beside_trl(at_rank, steps, repeat, console)
+        if nf4:
+            figures["nf4"] = four_bits(config, steps, repeat, console)
+        if whole_steps:
+            figures["whole"] = {"steps": whole_steps, **whole(config, whole_steps, console)}
+        if jobs:
+            figures["jobs"] = together(config, jobs, console)
+    what = {"base": base, "steps": steps, "batch_size": batch_size, "jobs": jobs, "dtype": dtype}
     line = json.dumps({"bench": "training", **machine.setting(), **what, **figures})
     report.save(line, RESULTS, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-training")
     print(line)

@@ -1,1 +1,1 @@
-"""The fused decoder that trains LoRA on the Llama family: packed rows, few products, hand-written gradients."""
+"""The fused decoder that trains LoRA on the Llama family: packed, few products, own gradients."""

@@ -1,9 +1,9 @@
 """Causal attention of packed sequences and its gradient, block by block of queries.
 
-No matrix over the whole batch and no mask between sequences: a bucket of sequences is one batched product, and of
-a long sequence BLOCK queries at a time meet the keys up to them. Sequences are filled up at their end, where no
-query of theirs looks. Scores are computed again in the backward pass, so what is kept grows with the tokens
-alone.
+No matrix over the whole batch and no mask between sequences: a bucket of sequences is one batched product,
+and of a long sequence BLOCK queries at a time meet the keys up to them. Sequences are filled up at their end,
+where no query of theirs looks. Scores are computed again in the backward pass, so what is kept grows with the
+tokens alone.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: Packed, heads: Heads) -> Tens
 
 
 def attend_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, batch: Packed, heads: Heads
+    grad: Tensor, inputs: tuple[Tensor, Tensor, Tensor], batch: Packed, heads: Heads
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v from that of what was read, shapes as in :func:`attend`."""
+    """The gradients of ``inputs`` q, k and v from that of what was read, shapes as in :func:`attend`."""
+    q, k, v = inputs
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     for bucket in batch.buckets:
         queries, keys, values, wanted = (_spread(x, bucket, heads) for x in (q, k, v, grad))
@@ -88,7 +89,7 @@ def _spread(x: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
 
 
 def _rows(x: Tensor, start: int, end: int, heads: Heads) -> Tensor:
-    """The queries from ``start`` to ``end`` of every head of the group: [batch, group * (end - start), width]."""
+    """The queries from ``start`` to ``end`` of every head: [batch, group * (end - start), width]."""
     split = x.view(x.shape[0], heads.group, -1, heads.width)
     return split[:, :, start:end].reshape(x.shape[0], -1, heads.width)
 
@@ -108,7 +109,7 @@ def _join(parts: list[Tensor], bucket: Bucket, heads: Heads) -> Tensor:
 
 
 def _gather(spread: Tensor, bucket: Bucket, into: Tensor) -> None:
-    """Put [sequences, key heads, group, length, width] back to the tokens of ``into``, without the filling."""
+    """Put [sequences, key heads, group, length, width] back to the tokens of ``into``, unfilled."""
     rows = spread.permute(0, 3, 1, 2, 4).reshape(bucket.count * bucket.length, *into.shape[1:])
     if len(bucket.places) < bucket.count * bucket.length:
         rows = rows.index_select(0, bucket.places)

@@ -102,7 +102,7 @@ def without_padding(values: Tensor, fields: dict[str, Tensor]) -> Tensor:
 def per_row(
     each: Tensor, right: Tensor, learned: Learned, lengths: Sequence[int], rows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """By row of the collated batch: learned tokens that were the likeliest, learned tokens, tokens, sum of losses.
+    """By row of the collated batch: right ones of the learned tokens, learned tokens, tokens, sum of losses.
 
     Args:
         each: float32 [learned]: losses.

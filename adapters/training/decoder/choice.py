@@ -1,7 +1,7 @@
 """Whether a run trains with the fused decoder, and the check that it computes what the model does.
 
-It does for plain LoRA (rsLoRA, LoRA+, patterns and dropout included) on the Llama family in bf16, fp32 or NF4, in
-one process. Everything else trains through the module tree of transformers and PEFT.
+It does for plain LoRA (rsLoRA, LoRA+, patterns and dropout included) on the Llama family in bf16, fp32 or
+NF4, in one process. Everything else trains through the module tree of transformers and PEFT.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ def fused_peft(model: Any, config: TrainConfig, items: Sequence[Item]) -> FusedD
 
 def unfit(model: Any, adapters: Sequence[Adapter], config: TrainConfig) -> str | None:
     """Why the fused decoder can't train ``model``; None where it can."""
-    reasons = (_unfit_run(config), _unfit_model(model), _unfit_adapters(model, adapters))
-    return next((reason for reason in reasons if reason is not None), None)
+    return _unfit_run(config) or _unfit_model(model) or _unfit_adapters(model, adapters)
 
 
 def _unfit_run(config: TrainConfig) -> str | None:

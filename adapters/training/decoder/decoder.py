@@ -46,14 +46,17 @@ class FusedDecoder:
 
         ``drops`` applies the adapters' dropout, whose masks follow from torch's global random state.
         """
+        through: Any = LayerFunction.apply
+        last: Any = _LastNorm.apply
         with torch.autocast(self.device.type, enabled=False):
             x = self.embedding(batch.ids).detach().to(self.dtype)
             step = Step(batch, self.angles(batch.positions, x), self.is_checkpointed)
             seed = int(torch.randint(2**31, ()).item()) if drops else None
             for index, layer in enumerate(self.layers):
                 own = None if seed is None else seed + SEEDS_A_LAYER * index
-                x = LayerFunction.apply(x, layer, step, own, *layer.parameters)
-            return _LastNorm.apply(x, self.last)
+                x = through(x, layer, step, own, *layer.parameters)
+            normed: Tensor = last(x, self.last)
+            return normed
 
     def losses(self, batch: Packed, learned: Learned, shares: Tensor, *, drops: bool = False) -> TokenLosses:
         """The losses of what is learned; ``shares`` float32 [learned] weigh them in their total."""

@@ -1,4 +1,4 @@
-"""Causal attention of packed sequences on a GPU: PyTorch's flash attention by the lengths of the sequences."""
+"""Causal attention of packed sequences on a GPU: PyTorch's flash attention by their lengths."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def flash_attend(q: Tensor, k: Tensor, v: Tensor, batch: Packed, heads: Heads) -
 
     edges = torch.tensor([0, *accumulate(batch.lengths)], dtype=torch.int32, device=q.device)
     longest = max(batch.lengths)
-    leaves = [x.detach().contiguous().requires_grad_(True) for x in (q, k, v)]
+    q, k, v = (x.detach().contiguous().requires_grad_(True) for x in (q, k, v))
     with torch.enable_grad():
         read = varlen_attn(
-            *leaves, edges, edges, longest, longest,
+            q, k, v, edges, edges, longest, longest,
             scale=heads.scale, window_size=(-1, 0), enable_gqa=heads.group > 1,
         )  # fmt: skip
     assert isinstance(read, Tensor), "no log-sum was asked for"
-    return (*leaves, read)
+    return q, k, v, read

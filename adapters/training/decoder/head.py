@@ -35,12 +35,13 @@ def head_losses(
         targets: int64 [learned]
         shares: float32 [learned]: what each loss is multiplied by in the total.
     """
-    return TokenLosses(*_HeadLosses.apply(hidden, weight, bias, targets, shares))
+    apply: Any = _HeadLosses.apply
+    return TokenLosses(*apply(hidden, weight, bias, targets, shares))
 
 
 class _HeadLosses(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - torch passes them by position
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shares: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -63,7 +64,7 @@ class _HeadLosses(torch.autograd.Function):
 
 
 def _probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, whether the target is the likeliest, and the gradient of the logits, which is written over them."""
+    """Losses, whether the target is the likeliest, and the logits' gradient, which is written over them."""
     wide = logits.float()
     highest, likeliest = wide.max(-1, keepdim=True)
     wanted = targets[:, None]

@@ -1,9 +1,10 @@
 """One layer of the Llama family with its gradient written by hand.
 
 What is kept from the forward to the backward pass: what products gave (the layer's input, q, k and v, what
-attention read, the middle of the layer, gate and up) and the adapters' thin intermediates. What costs no product
-is computed again (norms, rotations, activations), and so are the scores of attention, whose size is no multiple
-of the tokens. With gradient checkpointing only the input is kept and the whole layer computed again.
+attention read, the middle of the layer, gate and up) and the adapters' thin intermediates. What costs no
+product is computed again (norms, rotations, activations), and so are the scores of attention, whose size is
+no multiple of the tokens. With gradient checkpointing only the input is kept and the whole layer computed
+again.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ class Layer:
         spread = grad.view(len(grad), self.heads.queries, self.heads.width)
         if saved.flash is None:
             q, k, v = self._turned(saved.qkv, step.angles)
-            dq, dk, dv = attend_backward(spread, q, k, v, step.batch, self.heads)
+            dq, dk, dv = attend_backward(spread, (q, k, v), step.batch, self.heads)
         else:
             *inputs, read = saved.flash
             dq, dk, dv = torch.autograd.grad(read, inputs, spread)

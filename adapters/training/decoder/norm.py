@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``x`` [..., width] over its root mean square, times ``weight`` [width]; and 1 / root, float32 [..., 1]."""
+    """``x`` [..., width] over its root mean square, times ``weight`` [width]; and 1 / root [..., 1]."""
     wide = x.float()
     inverse = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
     return (wide * inverse).to(x.dtype).mul_(weight), inverse

@@ -1,8 +1,8 @@
 """Linear layers that read the same input as one product, with the adapters on them, and their gradients.
 
-The A matrices of a group are one matrix, and its B matrices one that has them on its diagonal: an adapter costs
-two thin products forward and four backward, whatever the number of layers in the group. The gradients of the
-frozen weights are never formed. A and B are float32; products take them in the base's dtype.
+The A matrices of a group are one matrix, and its B matrices one that has them on its diagonal: an adapter
+costs two thin products forward and four backward, whatever the number of layers in the group. The gradients
+of the frozen weights are never formed. A and B are float32; products take them in the base's dtype.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Projection:
     def backward(
         self, grad: Tensor, x: Tensor, slices: Sequence[slice], kept: Sequence[Kept | None], *, wanted: bool
     ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """From the gradient of the outputs that of ``x``, where it is ``wanted``, and those of the parameters."""
+        """The gradients of ``x``, where it is ``wanted``, and of the parameters from that of the outputs."""
         dx = grad @ self.weight.get() if wanted else None
         grads: list[Tensor | None] = []
         for rows, members, one in zip(slices, self.members, kept, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -69,18 +70,21 @@ class Nf4Weight:
 
 def is_nf4(layer: Any) -> bool:
     """Whether ``layer`` is bitsandbytes' linear layer in 4 bits."""
-    return getattr(getattr(layer, "weight", None), "quant_state", None) is not None
+    weight = getattr(layer, "weight", None)
+    return bool(getattr(weight, "quant_state", None) is not None)
 
 
 def may_be_kept(layers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> bool:
     """Whether dequantized copies of ``layers`` fit SHARE_OF_FREE_MEMORY of what is free now."""
     needed = sum(layer.in_features * layer.out_features for layer in layers) * dtype.itemsize
-    return needed <= SHARE_OF_FREE_MEMORY * _free_bytes(device)
+    return bool(needed <= SHARE_OF_FREE_MEMORY * _free_bytes(device))
 
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    import psutil  # noqa: PLC0415
-
-    return int(psutil.virtual_memory().available)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:  # only Linux tells: elsewhere nothing is kept
+        return 0
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class SharedSteps(Protocol):
 def shared_steps(
     base: Any, adapters: Sequence[Mapping[str, Pair]], decoder: FusedDecoder | None, pad_id: int
 ) -> Iterator[SharedSteps]:
-    """Steps through ``decoder`` where there is one, else through the base's modules, changed within the block."""
+    """Steps through ``decoder`` where there is one, else the base's modules, changed within the block."""
     if decoder is not None:
         yield DecodedSteps(decoder)
         return
@@ -65,7 +66,10 @@ class DecodedSteps:
 
     def take(self, batches: Sequence[Batch | None]) -> dict[int, Taken]:
         device = self._decoder.device
-        ids, labels, lengths, slices = [], [], [], []
+        ids: list[Tensor] = []
+        labels: list[Tensor] = []
+        lengths: list[int] = []
+        slices: list[slice] = []
         end = 0
         for batch in batches:
             start = end
@@ -78,10 +82,8 @@ class DecodedSteps:
         learned = learned_of(torch.cat(labels).to(device), lengths)
         edges = torch.tensor([part.start for part in slices] + [end], device=device)
         own = torch.searchsorted(learned.rows, edges).tolist()
-        counts = [max(1, high - low) for low, high in zip(own[:-1], own[1:], strict=True)]
-        shares = torch.cat(
-            [torch.full((high - low,), 1 / n) for low, high, n in zip(own[:-1], own[1:], counts, strict=True)]
-        )
+        counts = [high - low for low, high in itertools.pairwise(own)]
+        shares = torch.cat([torch.full((count,), 1 / max(1, count)) for count in counts])
         packed = Packed(torch.cat(ids).to(device), tuple(lengths), tuple(slices))
         losses = self._decoder.losses(packed, learned, shares.to(device))
         losses.total.backward()
@@ -89,9 +91,9 @@ class DecodedSteps:
         for index, batch in enumerate(batches):
             part = slice(own[index], own[index + 1])
             if batch is not None:
-                loss = float(losses.each[part].sum()) / counts[index]
+                loss = float(losses.each[part].sum()) / max(1, counts[index])
                 tokens = slices[index].stop - slices[index].start
-                taken[index] = Taken(loss, int(losses.right[part].sum()), part.stop - part.start, tokens)
+                taken[index] = Taken(loss, int(losses.right[part].sum()), counts[index], tokens)
         return taken
 
     def score(self, index: int, items: Sequence[Item]) -> tuple[float, float]:

@@ -33,8 +33,8 @@ from manylora.adapters.training.trainers.quiet_trainer import QuietTrainer
 class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
     """Computes logits only at positions where some row is learned, and logs means over all learned tokens.
 
-    With ``decoder`` the batch goes through it, packed and without padding. Without, TRL's fused head does the
-    same on a GPU; on a CPU it computes logits for every position, which for a small model is a fifth of the step.
+    With ``decoder`` the batch goes through it, packed and without padding. Without, TRL's fused head
+    leaves out other positions on a GPU; on a CPU it does not, which for a small model is a fifth of the step.
     """
 
     decoder: FusedDecoder | None = None
@@ -96,7 +96,7 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
     def _count(self, right: Tensor, learned: Tensor, seen: Tensor, losses: Tensor) -> None:
         """Add a batch to the metrics that TRL logs (without entropy); the held-out loss is one of them.
 
-        By row of the batch: learned tokens that were the likeliest, learned tokens, all tokens, sum of losses.
+        By row of the batch: right ones of the learned tokens, learned tokens, all tokens, sum of losses.
         """
         rows = torch.stack([right, learned, seen, losses], dim=1).double()
         if self.model.training:
