@@ -32,7 +32,7 @@ class PackedWeights:
                 packed.cos, packed.sin = cos[layer.rope], sin[layer.rope]
         self._layers = (abi.Layer * len(layers))(*layers)
         vocab, hidden = weights.lm_head.shape
-        q_norm = weights.layers[0].q_norm
+        q_norm, experts = weights.layers[0].q_norm, weights.layers[0].experts
         self.decoder = abi.Decoder(
             layer=self._layers,
             embedding=self._hold(weights.embedding.contiguous()),
@@ -55,9 +55,12 @@ class PackedWeights:
             logit_cap=weights.logit_cap or 0.0,
             turned=2 * weights.cos.shape[2],
             activation=abi.ACTIVATIONS[weights.activation],
-            qkv_modules=len(weights.modules_of(0, "qkv")),
-            gate_up_modules=len(weights.modules_of(0, "gate_up")),
+            qkv_modules=1 if "qkv" in weights.stacked else 3,
+            gate_up_modules=1 if "gate_up" in weights.stacked else 2,
             joint_qk_norm=q_norm is not None and len(q_norm) != weights.head_dim,
+            experts=0 if experts is None else len(experts.router),
+            chosen_experts=weights.chosen_experts,
+            normalized_shares=weights.normalized_shares,
         )
 
     def copy_layers(self) -> ctypes.Array[abi.Layer]:
@@ -89,25 +92,36 @@ class PackedWeights:
         return whole[skipped : skipped + len(rows)]
 
     def _layer(self, layer: LayerWeights) -> abi.Layer:
-        packed = {name: self._matrix(name, dense(getattr(layer, name))) for name in MATRICES}
+        packed = {name: self._matrix(name, dense(getattr(layer, name))) for name in layer.matrices}
         self._matrices.append(packed)
-        return abi.Layer(
+        address = dict.fromkeys(MATRICES) | {name: matrix.data_ptr() for name, matrix in packed.items()}
+        made = abi.Layer(
             input_norm=self._norm(layer.input_norm),
-            qkv=packed["qkv"].data_ptr(),
+            qkv=address["qkv"],
             qkv_bias=self._bias("qkv", layer.qkv_bias),
             q_norm=self._norm(layer.q_norm),
             k_norm=self._norm(layer.k_norm),
-            o=packed["o"].data_ptr(),
+            o=address["o"],
             o_bias=self._bias("o", layer.o_bias),
             post_norm=self._norm(layer.post_norm),
-            gate_up=packed["gate_up"].data_ptr(),
+            gate_up=address["gate_up"],
             gate_up_bias=self._bias("gate_up", layer.gate_up_bias),
-            down=packed["down"].data_ptr(),
+            down=address["down"],
             down_bias=self._bias("down", layer.down_bias),
             window=0 if layer.window is None else layer.window,
             attention_norm=self._norm(layer.attention_norm),
             mlp_norm=self._norm(layer.mlp_norm),
         )
+        if layer.experts is not None:
+            made.router = self._hold(self._matrix("router", layer.experts.router))
+            made.expert_gate_up = self._table("gate_up", layer.experts.gate_up)
+            made.expert_down = self._table("down", layer.experts.down)
+        return made
+
+    def _table(self, name: str, matrices: torch.Tensor) -> int:
+        """Address of the list of the addresses of ``matrices`` [E, out, in], packed."""
+        packed = [self._hold(self._matrix(name, matrix)) for matrix in matrices]
+        return self._hold(torch.tensor(packed, dtype=torch.int64))
 
     def _hold(self, tensor: torch.Tensor) -> int:
         self._keep.append(tensor)
@@ -194,7 +208,9 @@ def _packed_elements(matrix: torch.Tensor) -> int:
 def _packed_bytes(weights: DecoderWeights) -> int:
     matrices = [weights.lm_head]
     for layer in weights.layers:
-        matrices += [dense(matrix) for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        matrices += [dense(getattr(layer, name)) for name in layer.matrices]
+        if layer.experts is not None:
+            matrices += [layer.experts.router, *layer.experts.gate_up, *layer.experts.down]
     return sum(2 * _packed_elements(matrix) + _LINE for matrix in matrices)
 
 

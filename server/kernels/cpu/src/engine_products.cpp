@@ -70,6 +70,7 @@ LoraSite Engine::site_of(int64_t number) const {
 }
 
 const bf16* Engine::own_weights_of(int64_t number, const Worker& worker) const {
+  if (of_experts(number)) return own_weights(active_[number / 4].router, decoder_.experts, decoder_.hidden, worker);
   const Gemm job = product_of(number, 0);
   return own_weights(job.weight, job.outputs, job.inputs, worker);
 }
