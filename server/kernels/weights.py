@@ -103,6 +103,19 @@ class MergedWeights(Protocol):
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The MLPs of a layer of which every row takes a few, in place of one for all."""
+
+    router: torch.Tensor  # [E, D], whose products say which
+    gate_up: torch.Tensor  # [E, 2 I, D]
+    down: torch.Tensor  # [E, D, I]
+
+    def without_memory(self) -> Experts:
+        """Tensors that have a shape but no memory."""
+        return Experts(self.router.to("meta"), self.gate_up.to("meta"), self.down.to("meta"))
+
+
+@dataclass(frozen=True)
 class LayerWeights:
     """One decoder block. Matrices are [out, in]; fused ones are stacked along out. An absent norm is None.
 
@@ -117,19 +130,25 @@ class LayerWeights:
     o: Matrix  # [D, nh hd]
     o_bias: torch.Tensor | None
     post_norm: torch.Tensor | None  # [D] of the MLP's input
-    gate_up: Matrix  # [2 I, D]
+    gate_up: Matrix | None  # [2 I, D]; None: experts
     gate_up_bias: torch.Tensor | None
-    down: Matrix  # [D, I]
+    down: Matrix | None  # [D, I]; None: experts
     down_bias: torch.Tensor | None
     window: int | None  # sliding attention window in tokens, the row itself included
     attention_norm: torch.Tensor | None = None  # [D] of the attention's output, before it is added
     mlp_norm: torch.Tensor | None = None  # [D] of the MLP's output, before it is added
     rope: int | None = 0  # the number of its rotary table; None: positions don't turn queries and keys
+    experts: Experts | None = None
 
     @property
     def quantized(self) -> bool:
         """Whether any matrix is."""
         return any(isinstance(getattr(self, name), QuantizedMatrix) for name in MATRICES)
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The names of its matrices, those of experts aside."""
+        return tuple(name for name in MATRICES if getattr(self, name) is not None)
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -142,8 +161,9 @@ class LayerWeights:
             self,
             qkv=_hollow(self.qkv),
             o=_hollow(self.o),
-            gate_up=_hollow(self.gate_up),
-            down=_hollow(self.down),
+            gate_up=None if self.gate_up is None else _hollow(self.gate_up),
+            down=None if self.down is None else _hollow(self.down),
+            experts=None if self.experts is None else self.experts.without_memory(),
         )
 
 
@@ -152,8 +172,8 @@ class DecoderWeights:
     """The weights of a whole decoder, and what it computes with them.
 
     LoRA target modules are numbered layer by layer: (q, k, v, o, gate, up, down), where the projections of a
-    ``stacked`` matrix are one module. Behind them come the norms, layer by layer, in the order of
-    :attr:`LayerWeights.norms`, which is the same of all layers; the final one last.
+    ``stacked`` matrix are one module, and those of experts are none. Behind them come the norms, layer by
+    layer, in the order of :attr:`LayerWeights.norms`, which is the same of all layers; the final one last.
     """
 
     embedding: torch.Tensor  # [V, D]
@@ -165,7 +185,7 @@ class DecoderWeights:
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    intermediate: int
+    intermediate: int  # of an MLP, or of an expert
     eps: float
     scale: float  # of the attention scores
     stacked: frozenset[str] = frozenset()  # "qkv", "gate_up": matrices that the model has as one module
@@ -176,11 +196,18 @@ class DecoderWeights:
     score_cap: float | None = None  # bounds attention scores s by c * tanh(s / c)
     logit_scale: float = 1.0
     logit_cap: float | None = None  # bounds the scaled logits likewise
+    chosen_experts: int = 0  # that a row takes
+    normalized_shares: bool = True  # whether the shares of a row's experts sum to 1
 
     @property
     def quantized(self) -> bool:
         """Whether any matrix is."""
         return any(layer.quantized for layer in self.layers)
+
+    @property
+    def routed(self) -> bool:
+        """Whether the layers have experts."""
+        return self.layers[0].experts is not None
 
     def without_matrices(self) -> DecoderWeights:
         """The decoder without the memory of its matrices, for a step that has them in its own form."""
@@ -204,7 +231,8 @@ class DecoderWeights:
     @property
     def _parts(self) -> tuple[tuple[str, int], ...]:
         """Of each target module of a layer: its matrix, and which part of it."""
-        return tuple((name, part) for name in _PARTS for part in range(self._modules(name)))
+        names = self.layers[0].matrices
+        return tuple((name, part) for name in names for part in range(self._modules(name)))
 
     def _modules(self, name: str) -> int:
         """How many target modules a matrix of a layer holds."""
@@ -244,7 +272,7 @@ class DecoderWeights:
     def modules_of(self, layer: int, name: str) -> range:
         """The numbers of the target modules that a matrix of a layer holds."""
         first = self.modules_per_layer * layer
-        for other in _PARTS:
+        for other in self.layers[0].matrices:
             if other == name:
                 break
             first += self._modules(other)
@@ -253,7 +281,8 @@ class DecoderWeights:
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """The target modules by the matrix that holds them, and each norm alone."""
         layers = range(len(self.layers))
-        matrices = [tuple(self.modules_of(layer, name)) for layer in layers for name in MATRICES]
+        names = self.layers[0].matrices
+        matrices = [tuple(self.modules_of(layer, name)) for layer in layers for name in names]
         norms = range(self.norm_modules(0).start, self.norm_modules(len(self.layers)).stop)
         return (*matrices, *((i,) for i in norms))
 

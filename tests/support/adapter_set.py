@@ -23,6 +23,8 @@ from tests.support.peft_oracle import Peft, assert_logits_match
 ATTENTION, MLP = 0, 1
 TARGETS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by family: attention, MLP
     "phi3": (("qkv_proj", "o_proj"), ("gate_up_proj", "down_proj")),
+    "mixtral": (("q_proj", "k_proj", "v_proj"), ("o_proj",)),  # of experts nothing is a linear layer
+    "qwen3_moe": (("q_proj", "k_proj", "v_proj"), ("o_proj",)),
     "gpt2": (("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj")),
     "gpt_neox": (("query_key_value", "attention.dense"), ("dense_h_to_4h", "dense_4h_to_h")),
     "opt": (("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")),

@@ -33,6 +33,7 @@ def _features(family: Family) -> list[str]:
     }
     said = {
         "one module for q, k and v, one for gate and up": len(family.modules["qkv"]) == 1,
+        "routed experts in place of the MLP": family.experts is not None,
         "no norms before attention and MLP": "input_norm" not in family.norms,
         "norms behind attention and MLP": "mlp_norm" in family.norms,
         "norms of queries and keys": "q_norm" in family.norms,

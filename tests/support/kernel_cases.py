@@ -20,7 +20,7 @@ from manylora.server.kernels.inputs import (
     page_length,
 )
 from manylora.server.kernels.reference.step import ReferenceStep, norm_shapes, target_shapes
-from manylora.server.kernels.weights import GELU_TANH, SILU, DecoderWeights, LayerWeights
+from manylora.server.kernels.weights import GELU_TANH, SILU, DecoderWeights, Experts, LayerWeights
 
 Mix = tuple[tuple[AdapterPages, float], ...]
 
@@ -47,6 +47,9 @@ class Shape:
     positions: int = 1024
     stacked: bool = False  # q, k and v are one module, gate and up another
     gelu: bool = False
+    experts: int = 0  # in place of the MLP
+    chosen: int = 2
+    normalized: bool = True
     norm_offset: float = 0.0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -69,6 +72,14 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
     def bias(size: int) -> torch.Tensor | None:
         return (0.3 * torch.randn(size)).bfloat16() if shape.bias else None
 
+    def experts() -> Experts:
+        count = range(shape.experts)
+        return Experts(
+            matrix(shape.experts, shape.hidden, 2.0),
+            torch.stack([matrix(2 * shape.intermediate, shape.hidden) for _ in count]),
+            torch.stack([matrix(shape.hidden, shape.intermediate, 1.5) for _ in count]),
+        )
+
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layers = tuple(
         LayerWeights(
@@ -80,14 +91,15 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
             o=matrix(shape.hidden, q),
             o_bias=bias(shape.hidden),
             post_norm=vector(shape.hidden, shape.pre_norms),
-            gate_up=matrix(2 * shape.intermediate, shape.hidden),
-            gate_up_bias=bias(2 * shape.intermediate),
-            down=matrix(shape.hidden, shape.intermediate),
-            down_bias=bias(shape.hidden),
+            gate_up=None if shape.experts else matrix(2 * shape.intermediate, shape.hidden),
+            gate_up_bias=None if shape.experts else bias(2 * shape.intermediate),
+            down=None if shape.experts else matrix(shape.hidden, shape.intermediate),
+            down_bias=None if shape.experts else bias(shape.hidden),
             window=shape.windows[i % len(shape.windows)],
             attention_norm=vector(shape.hidden, shape.post_norms),
             mlp_norm=vector(shape.hidden, shape.post_norms),
             rope=shape.ropes[i % len(shape.ropes)],
+            experts=experts() if shape.experts else None,
         )
         for i in range(shape.layers)
     )
@@ -121,6 +133,8 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
         score_cap=shape.score_cap,
         logit_scale=shape.logit_scale,
         logit_cap=shape.logit_cap,
+        chosen_experts=shape.chosen if shape.experts else 0,
+        normalized_shares=shape.normalized,
     )
 
 
@@ -136,6 +150,8 @@ def on(device: torch.device, weights: DecoderWeights) -> DecoderWeights:
 
 def _converted(weights: DecoderWeights, change: Callable[[torch.Tensor], torch.Tensor]) -> DecoderWeights:
     def new(value: object) -> object:
+        if isinstance(value, Experts):
+            return Experts(*(change(tensor) for tensor in vars(value).values()))
         return change(value) if isinstance(value, torch.Tensor) else value
 
     layers = tuple(LayerWeights(**{k: new(v) for k, v in vars(layer).items()}) for layer in weights.layers)  # type: ignore[arg-type]

@@ -56,6 +56,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0]},
     "phi3": {"original_max_position_embeddings": 512},
     "granite": _MULTIPLIERS,
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 24},
+    "qwen3_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": False,
+        "head_dim": 32,
+    },
     "olmo2": {},
     "olmo3": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
     "gemma": {"head_dim": 16},
@@ -91,9 +99,11 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 FUSED_FAMILIES = tuple(name for name in FAMILIES if name not in ("gpt2", "gpt_neox", "opt"))
+EXPERT_FAMILIES = ("mixtral", "qwen3_moe")
+DENSE_FAMILIES = tuple(name for name in FUSED_FAMILIES if name not in EXPERT_FAMILIES)
 
 # Families that costly tests go through in the long run only: others, of the same features, stand for them.
-_SELDOM = ("smollm3", "granite", "olmo2", "olmo3", "gemma")
+_SELDOM = ("smollm3", "granite", "mixtral", "qwen3_moe", "olmo2", "olmo3", "gemma")
 
 
 def seldom(family: str, *, fused: bool = True) -> tuple[pytest.MarkDecorator, ...]:

@@ -48,6 +48,9 @@ class Layer(ctypes.Structure):
         ("mlp_norm", _P),
         ("cos", _P),
         ("sin", _P),
+        ("router", _P),
+        ("expert_gate_up", _P),
+        ("expert_down", _P),
     )
 
 
@@ -84,6 +87,9 @@ class Decoder(ctypes.Structure):
         ("qkv_modules", _I64),
         ("gate_up_modules", _I64),
         ("joint_qk_norm", _I64),
+        ("experts", _I64),
+        ("chosen_experts", _I64),
+        ("normalized_shares", _I64),
     )
 
 

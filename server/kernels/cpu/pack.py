@@ -42,7 +42,7 @@ class PackedWeights:
         self._layers = (abi.Layer * len(layers))(*layers)
         vocab, hidden = weights.lm_head.shape
         self._head = self._matrix("lm_head", weights.lm_head)
-        q_norm = weights.layers[0].q_norm
+        q_norm, experts = weights.layers[0].q_norm, weights.layers[0].experts
         self.decoder = abi.Decoder(
             layer=self._layers,
             embedding=self._hold(weights.embedding.contiguous()),
@@ -65,9 +65,12 @@ class PackedWeights:
             logit_cap=weights.logit_cap or 0.0,
             turned=2 * weights.cos.shape[2],
             activation=abi.ACTIVATIONS[weights.activation],
-            qkv_modules=len(weights.modules_of(0, "qkv")),
-            gate_up_modules=len(weights.modules_of(0, "gate_up")),
+            qkv_modules=1 if "qkv" in weights.stacked else 3,
+            gate_up_modules=1 if "gate_up" in weights.stacked else 2,
             joint_qk_norm=q_norm is not None and len(q_norm) != weights.head_dim,
+            experts=0 if experts is None else len(experts.router),
+            chosen_experts=weights.chosen_experts,
+            normalized_shares=weights.normalized_shares,
         )
 
     def copy_layers(self) -> ctypes.Array[abi.Layer]:
@@ -109,25 +112,30 @@ class PackedWeights:
         return made.view(torch.int32)
 
     def _layer(self, layer: LayerWeights) -> abi.Layer:
-        packed = {name: self._matrix(name, getattr(layer, name)) for name in MATRICES}
+        packed = {name: self._matrix(name, getattr(layer, name)) for name in layer.matrices}
         self._matrices.append(packed)
-        return abi.Layer(
+        made = abi.Layer(
             input_norm=self._norm(layer.input_norm),
-            qkv=packed["qkv"].struct,
-            qkv_bias=self._bias("qkv", layer),
             q_norm=self._norm(layer.q_norm),
             k_norm=self._norm(layer.k_norm),
-            o=packed["o"].struct,
-            o_bias=self._bias("o", layer),
             post_norm=self._norm(layer.post_norm),
-            gate_up=packed["gate_up"].struct,
-            gate_up_bias=self._bias("gate_up", layer),
-            down=packed["down"].struct,
-            down_bias=self._bias("down", layer),
             window=0 if layer.window is None else layer.window,
             attention_norm=self._norm(layer.attention_norm),
             mlp_norm=self._norm(layer.mlp_norm),
         )
+        for name, matrix in packed.items():
+            setattr(made, name, matrix.struct)
+            setattr(made, f"{name}_bias", self._bias(name, layer))
+        if layer.experts is not None:
+            made.router = self._hold(self._plain("router", layer.experts.router))
+            made.expert_gate_up = self._table("gate_up", layer.experts.gate_up)
+            made.expert_down = self._table("down", layer.experts.down)
+        return made
+
+    def _table(self, name: str, matrices: torch.Tensor) -> int:
+        """Address of the list of the addresses of ``matrices`` [E, out, in], packed."""
+        packed = [self._hold(self._plain(name, matrix)) for matrix in matrices]
+        return self._hold(torch.tensor(packed, dtype=torch.int64))
 
     def _hold(self, tensor: torch.Tensor) -> int:
         self._keep.append(tensor)
@@ -147,7 +155,10 @@ class PackedWeights:
     def _matrix(self, name: str, matrix: Matrix) -> Packed:
         if isinstance(matrix, QuantizedMatrix):
             return pack_codes(codes_of(matrix), name == "gate_up", self._arena)
-        return plain(pack(self._native, name, matrix, self._arena), matrix.shape[1])
+        return plain(self._plain(name, matrix), matrix.shape[1])
+
+    def _plain(self, name: str, matrix: torch.Tensor) -> torch.Tensor:
+        return pack(self._native, name, matrix, self._arena)
 
 
 class MergedLayers:
@@ -216,7 +227,11 @@ def _packed_elements(matrix: torch.Tensor) -> int:
 
 
 def _packed_bytes(weights: DecoderWeights) -> int:
-    matrices = [weights.lm_head, *(getattr(layer, name) for layer in weights.layers for name in MATRICES)]
+    matrices: list[Matrix] = [weights.lm_head]
+    for layer in weights.layers:
+        matrices += [getattr(layer, name) for name in layer.matrices]
+        if layer.experts is not None:
+            matrices += [layer.experts.router, *layer.experts.gate_up, *layer.experts.down]
     return sum(_bytes_of(matrix) for matrix in matrices)
 
 

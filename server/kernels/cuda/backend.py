@@ -31,7 +31,8 @@ class TritonStep:
         self._shapes = target_shapes(weights)
         embedding = weights.embedding
         # The layers of a quantized base are another library's: whether they can be captured is not known.
-        on_gpu = embedding.device.type == "cuda" and not weights.quantized
+        # Which experts run is known on the host only.
+        on_gpu = embedding.device.type == "cuda" and not weights.quantized and not weights.routed
         with torch.inference_mode():
             logits = embedding.new_empty(MAX_ROWS, weights.lm_head.shape[0])
         graphs = CudaGraphs() if on_gpu else None

@@ -7,13 +7,13 @@ from copy import copy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from manylora.server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring
+from manylora.server.kernels.reference.experts import RoutedExperts, gated
 from manylora.server.kernels.reference.linear import Linear, linear
 from manylora.server.kernels.reference.lora import LoraDelta
 from manylora.server.kernels.reference.vectors import NormChange
-from manylora.server.kernels.weights import GELU_TANH, MATRICES, DecoderWeights, LayerWeights
+from manylora.server.kernels.weights import DecoderWeights, LayerWeights
 
 
 def rms_norm(
@@ -61,15 +61,22 @@ class Layer:
         self._weights = weights
         self._modules = {
             name: [(module, weights.rows(module)) for module in weights.modules_of(index, name)]
-            for name in MATRICES
+            for name in layer.matrices
         }
         self._norm_modules = dict(zip(layer.norms, weights.norm_modules(index), strict=False))
         self._norms = {name: weights.norm_weight(getattr(layer, name)) for name in layer.norms}
         self._scoring = Scoring(weights.scale, layer.window, weights.score_cap)
         self.matrices: Mapping[str, Linear] = {
-            name: linear(getattr(layer, name), getattr(layer, f"{name}_bias")) for name in MATRICES
+            name: linear(getattr(layer, name), getattr(layer, f"{name}_bias")) for name in layer.matrices
         }
+        self._experts = None if layer.experts is None else RoutedExperts(layer.experts, weights)
         self._layer = layer.without_matrices()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its matrices."""
+        experts = 0 if self._experts is None else self._experts.nbytes
+        return experts + sum(matrix.nbytes for matrix in self.matrices.values())
 
     def with_matrix(self, name: str, matrix: Linear) -> Layer:
         """This layer with another matrix under a name of :attr:`matrices`."""
@@ -122,12 +129,12 @@ class Layer:
         """``x`` [T, h hd] as [T, h, hd], normalized: each head, or all together if the norm is so wide."""
         size = self._weights.head_dim
         if norm in self._norms and len(self._norms[norm]) != size:
-            x = self._norm(norm, x, lora)
-            return x.view(len(x), -1, size)
-        return self._norm(norm, x.view(len(x), -1, size), lora)
+            x, norm = self._norm(norm, x, lora), ""
+        heads = x.view(len(x), -1, size)
+        return self._norm(norm, heads, lora) if norm else heads
 
     def _mlp(self, h: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
-        gate, up = self._product("gate_up", h, lora).chunk(2, dim=-1)
-        tanh = self._weights.activation == GELU_TANH
-        inner = (F.gelu(gate, approximate="tanh") if tanh else F.silu(gate)) * up
+        if self._experts is not None:
+            return self._experts(h)
+        inner = gated(self._product("gate_up", h, lora), self._weights.activation)
         return self._product("down", inner, lora)

@@ -20,7 +20,6 @@ from manylora.server.kernels.reference.linear import PackedLinear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
 from manylora.server.kernels.reference.soft_prompts import fill_cache
 from manylora.server.kernels.weights import (
-    MATRICES,
     DecoderWeights,
     MergedWeights,
     QuantizedMatrix,
@@ -47,7 +46,9 @@ def target_shapes(weights: DecoderWeights) -> list[ModuleShape]:
     }
     for name in weights.stacked:
         sizes[name] = [(sizes[name][0][0], sum(out for _, out in sizes[name]))]
-    return [ModuleShape(*size) for name in MATRICES for size in sizes[name]] * len(weights.layers)
+    return [ModuleShape(*size) for name in weights.layers[0].matrices for size in sizes[name]] * len(
+        weights.layers
+    )
 
 
 def norm_shapes(weights: DecoderWeights) -> list[ModuleShape]:
@@ -103,7 +104,7 @@ class ReferenceStep:
         """Bytes the weights take, norms and biases aside."""
         shared = self._lm_head.shares(self._weights.embedding)
         head = 0 if shared else self._lm_head.nbytes
-        layers = sum(matrix.nbytes for layer in self._layers for matrix in layer.matrices.values())
+        layers = sum(layer.nbytes for layer in self._layers)
         return self._weights.embedding.nbytes + head + layers
 
     def weight(self, module: int) -> torch.Tensor:

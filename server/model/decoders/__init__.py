@@ -1,1 +1,1 @@
-"""The two decoders behind one interface: fused for the Llama family, generic for every other model."""
+"""The two decoders behind one interface: fused for families of a table, generic for every other model."""

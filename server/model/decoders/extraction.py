@@ -14,12 +14,13 @@ from manylora.server.kernels.reference.quantized import Quantized
 from manylora.server.kernels.weights import (
     MATRICES,
     DecoderWeights,
+    Experts,
     LayerWeights,
     Matrix,
     QuantizedMatrix,
     stack_biases,
 )
-from manylora.server.model.decoders.families import ACTIVATIONS, FAMILIES, Family
+from manylora.server.model.decoders.families import ACTIVATIONS, FAMILIES, ExpertNames, Family
 from manylora.server.model.decoders.quantize import is_quantized
 
 
@@ -39,10 +40,10 @@ def extract_weights(model: Any, max_len: int) -> DecoderWeights:
         n_heads=config.num_attention_heads,
         n_kv_heads=config.num_key_value_heads,
         head_dim=_head_dim(config),
-        intermediate=config.intermediate_size,
+        intermediate=getattr(config, family.experts.width if family.experts else "intermediate_size"),
         eps=config.rms_norm_eps,
         scale=inner.layers[0].self_attn.scaling,
-        stacked=frozenset(name for name in ("qkv", "gate_up") if len(family.modules[name]) == 1),
+        stacked=frozenset(name for name in ("qkv", "gate_up") if len(family.modules.get(name, ())) == 1),
         activation=ACTIVATIONS[getattr(config, family.activation)],
         norm_offset=family.norm_offset,
         embedding_scale=_embedding_scale(model, family),
@@ -50,7 +51,43 @@ def extract_weights(model: Any, max_len: int) -> DecoderWeights:
         score_cap=_number(config, family.score_cap),
         logit_scale=1.0 if divisor is None else 1.0 / divisor,
         logit_cap=_number(config, family.logit_cap),
+        chosen_experts=getattr(config, family.experts.chosen) if family.experts else 0,
+        normalized_shares=_normalizes(config, family),
     )
+
+
+def free_matrices(model: Any, *, codes: bool) -> None:
+    """Let go of the memory of the layers' matrices, of ``codes`` if asked, in a model that runs no more."""
+    for module in projections(model).values():
+        if not is_quantized(module):
+            module.weight = _meta(module.weight)
+        elif codes:
+            module.drop()
+    for experts in _expert_modules(model):
+        experts.gate_up_proj, experts.down_proj = _meta(experts.gate_up_proj), _meta(experts.down_proj)
+
+
+def lacks_experts(model: Any) -> bool:
+    """Whether some layers of a family with experts have an MLP for all rows instead."""
+    experts = FAMILIES[model.config.model_type].experts
+    if experts is None:
+        return False
+    names = [{name for name, _ in layer.named_modules()} for layer in model.model.layers]
+    return any(experts.module not in found for found in names)
+
+
+def _expert_modules(model: Any) -> list[Any]:
+    experts = FAMILIES[model.config.model_type].experts
+    return [] if experts is None else [layer.get_submodule(experts.module) for layer in model.model.layers]
+
+
+def _meta(weight: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.to("meta"), requires_grad=False)
+
+
+def _normalizes(config: Any, family: Family) -> bool:
+    named = None if family.experts is None else family.experts.normalized
+    return True if named is None else bool(getattr(config, named))
 
 
 def projections(model: Any) -> dict[str, Any]:
@@ -59,7 +96,7 @@ def projections(model: Any) -> dict[str, Any]:
     return {
         f"model.layers.{index}.{name}": layer.get_submodule(name)
         for index, layer in enumerate(model.model.layers)
-        for matrix in MATRICES
+        for matrix in modules
         for name in modules[matrix]
     }
 
@@ -111,16 +148,24 @@ def _layer_types(config: Any) -> list[str]:
 
 
 def _layer_weights(layer: Any, config: Any, family: Family) -> LayerWeights:
-    linears = {name: [layer.get_submodule(n) for n in family.modules[name]] for name in MATRICES}
     fields: dict[str, Any] = dict.fromkeys(("input_norm", "q_norm", "k_norm", "post_norm"))
-    fields |= {name: _stack_weights(group) for name, group in linears.items()}
-    fields |= {f"{name}_bias": _stack_biases(group) for name, group in linears.items()}
+    for name in MATRICES:
+        linears = [layer.get_submodule(n) for n in family.modules.get(name, ())]
+        fields[name] = _stack_weights(linears) if linears else None
+        fields[f"{name}_bias"] = _stack_biases(linears) if linears else None
     fields |= {name: layer.get_submodule(module).weight.detach() for name, module in family.norms.items()}
     return LayerWeights(
         **fields,
         window=_window_of(layer.self_attn, config, family),
         rope=_rope_of(layer.self_attn, config, family),
+        experts=None if family.experts is None else _experts_of(layer, family.experts),
     )
+
+
+def _experts_of(layer: Any, names: ExpertNames) -> Experts:
+    module = layer.get_submodule(names.module)
+    router = layer.get_submodule(names.router).weight.detach()
+    return Experts(router, module.gate_up_proj.detach(), module.down_proj.detach())
 
 
 def _stack_weights(linears: Sequence[nn.Linear]) -> Matrix:

@@ -21,10 +21,24 @@ _SEPARATE = {
 }
 _STACKED = _SEPARATE | {"qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
 
+_ATTENTION = {name: _SEPARATE[name] for name in ("qkv", "o")}
+
 _QK_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
 _PRE_NORMS = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}
 _POST_NORMS = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
 _SANDWICH_NORMS = _POST_NORMS | {"input_norm": "input_layernorm", "post_norm": "pre_feedforward_layernorm"}
+
+
+@dataclass(frozen=True)
+class ExpertNames:
+    """Where a family with routed experts keeps what is known of them: attributes of the config."""
+
+    count: str
+    width: str  # of an expert
+    normalized: str | None = None  # whether the shares of a row's experts sum to 1; None: they do
+    chosen: str = "num_experts_per_tok"
+    router: str = "mlp.gate"  # a module
+    module: str = "mlp.experts"  # whose tensors gate_up_proj and down_proj hold all experts
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,7 @@ class Family:
     score_cap: str | None = None  # attribute
     window: str | None = None  # attribute: of all layers; else the attention of each says its own
     rope_by_layer_type: bool = False  # a rotary table for each type of layer
+    experts: ExpertNames | None = None  # in place of the MLP
     skips_rope: bool = False  # the attention of each layer says whether it uses its table
 
 
@@ -62,6 +77,18 @@ FAMILIES: Mapping[str, Family] = {  # by model type
         embedding_scale="embedding_multiplier",
         residual_scale="residual_multiplier",
         logit_divisor="logits_scaling",
+    ),
+    "mixtral": Family(
+        "Mixtral",
+        modules=_ATTENTION,
+        window="sliding_window",
+        experts=ExpertNames("num_local_experts", "intermediate_size"),
+    ),
+    "qwen3_moe": Family(
+        "Qwen 3, with experts",
+        modules=_ATTENTION,
+        norms=_PRE_NORMS | _QK_NORMS,
+        experts=ExpertNames("num_experts", "moe_intermediate_size", "norm_topk_prob"),
     ),
     "olmo2": Family("OLMo 2", norms=_POST_NORMS | _QK_NORMS),
     "olmo3": Family("OLMo 3", norms=_POST_NORMS | _QK_NORMS, rope_by_layer_type=True),

@@ -19,7 +19,13 @@ from manylora.server.kernels.reference.soft_prompts import embed_prompts
 from manylora.server.kernels.reference.step import ReferenceStep, bend
 from manylora.server.kernels.reference.vocabulary import plan_vocabulary
 from manylora.server.kernels.weights import DecoderWeights, MergedWeights
-from manylora.server.model.decoders.extraction import extract_weights, projections, target_modules
+from manylora.server.model.decoders.extraction import (
+    extract_weights,
+    free_matrices,
+    lacks_experts,
+    projections,
+    target_modules,
+)
 from manylora.server.model.decoders.families import ACTIVATIONS, FAMILIES
 from manylora.server.model.decoders.quantize import is_quantized
 from manylora.server.model.pages.tables import BaseTables
@@ -64,9 +70,13 @@ class FusedDecoder:
             return f"activation {activation!r}"
         if getattr(config, "use_bidirectional_attention", False):
             return "attention in both directions"
+        if lacks_experts(model):
+            return "not all of its layers have experts"
         linear = all(
             type(module) is nn.Linear or is_quantized(module) for module in projections(model).values()
         )
+        if family.experts is not None and any(is_quantized(m) for m in projections(model).values()):
+            return "experts of a quantized base"
         return None if linear else "its linear layers are not plain ones"
 
     @property
@@ -136,11 +146,7 @@ class FusedDecoder:
         assert self._step is not None, "allocate() comes first"
         self.tables.drop_head()
         self.weights = self.weights.without_matrices()
-        for module in projections(model).values():
-            if not is_quantized(module):
-                module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
-            elif isinstance(self._step, NativeStep):
-                module.drop()
+        free_matrices(model, codes=isinstance(self._step, NativeStep))
 
     @property
     def weight_bytes(self) -> int:

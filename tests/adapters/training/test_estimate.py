@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from manylora.adapters.training.estimate.memory import Plan, estimate, target_table
 from manylora.adapters.training.estimate.tables import estimate_tables, size
-from tests.support.tiny_models import FAMILIES, costly, tiny_model
+from tests.support.tiny_models import EXPERT_FAMILIES, FAMILIES, costly, tiny_model
 
 
 class LiveBytes(TorchDispatchMode):
@@ -97,7 +97,7 @@ def test_within_a_fifth_of_the_measured_peak(name: str, is_full: bool, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", costly(FAMILIES, fused=False))
+@pytest.mark.parametrize("family", costly((f for f in FAMILIES if f not in EXPERT_FAMILIES), fused=False))
 def test_every_family(family: str, tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(tiny_model(tmp_path, family))
     full, lora, eight, four = estimate(config, Plan(max_length=32, batch_size=2))

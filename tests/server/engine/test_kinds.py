@@ -17,11 +17,11 @@ from tests.support.adapter_kinds import HookedModel, PeftPerAdapter, write_kinds
 from tests.support.adapter_set import prompt_of, recorded_logits
 from tests.support.engine_harness import EngineHarness
 from tests.support.peft_oracle import assert_logits_match, read
-from tests.support.tiny_models import FUSED_FAMILIES, seldom, tiny_model
+from tests.support.tiny_models import DENSE_FAMILIES, seldom, tiny_model
 
 FAMILIES = ("llama-untied-bias", "qwen2", "gemma2", "phi3", "gpt2", "gpt_neox", "opt")
 CASES = [(family, True) for family in FAMILIES] + [
-    pytest.param(family, False, marks=seldom(family)) for family in FUSED_FAMILIES
+    pytest.param(family, False, marks=seldom(family)) for family in DENSE_FAMILIES
 ]
 LENGTHS = (37, 1, 20, 9, 16, 33, 17, 3, 30, 5, 12, 8, 19, 27, 6, 2, 23)
 

@@ -27,11 +27,12 @@ from tests.support.soft_prompts import (
     write_soft_prompt,
     write_soft_prompts,
 )
+from tests.support.tiny_models import FUSED_FAMILIES
 from tests.support.vocabulary_adapters import make
 
 FAST = [("llama-untied-bias", False), ("gpt2", True)]
 SLOW = [
-    *((family, False) for family in ("llama", "mistral", "qwen2", "qwen3")),
+    *((family, False) for family in FUSED_FAMILIES if family != "llama-untied-bias"),
     *((family, True) for family in ("llama-untied-bias", "gemma2", "gemma3", "gpt_neox", "opt", "phi3")),
 ]
 CASES = [*FAST, *(pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.sweep]) for case in SLOW)]

@@ -19,7 +19,7 @@ from tests.support.tiny_models import VOCAB, tiny_model
 from tests.support.vocabulary_adapters import GROWN, make, peft_logits
 
 NAMES = {"llama": ("embed_tokens", "lm_head", "q_proj"), "gpt2": ("wte", "lm_head", "c_attn")}
-NAMES["gemma3"] = NAMES["llama"]
+NAMES |= dict.fromkeys(("gemma2", "gemma3", "granite"), NAMES["llama"])
 
 
 def kinds_of(family: str, *, tied: bool) -> dict[str, dict[str, Any]]:
@@ -84,12 +84,14 @@ class Tables:
 
 CASES = [
     ("llama", True, False), ("llama", False, False), ("llama", True, True), ("llama", False, True),
-    ("gpt2", True, True), ("gemma3", True, True),
+    ("gpt2", True, True), ("gemma3", True, True), ("gemma2", True, False), ("granite", False, False),
 ]  # fmt: skip
+SELDOM = ("gemma2", "granite")  # whose logits are bent and scaled behind the head
 
 
 @pytest.fixture(
-    scope="module", params=CASES,
+    scope="module",
+    params=[pytest.param(case, marks=[pytest.mark.sweep] if case[0] in SELDOM else []) for case in CASES],
     ids=[f"{f}-{'tied' if t else 'untied'}-{'generic' if g else 'fused'}" for f, t, g in CASES],
 )  # fmt: skip
 def tables(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tables:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -56,8 +58,19 @@ SHAPES = {
     "multipliers, a layer without positions": Shape(
         ropes=(0, None), embedding_scale=0.5, residual_scale=0.4, logit_scale=3.0, layers=3
     ),
+    "experts": Shape(experts=5, chosen=2, intermediate=48, residual_scale=0.7),
+    "many experts, shares as they are": Shape(
+        experts=40, chosen=7, normalized=False, intermediate=32, gelu=True, post_norms=True
+    ),
 }
-FEATURES = tuple(SHAPES)[-4:]
+FEATURES = tuple(SHAPES)[-6:]
+# Of what has its bits compared: of features with all that adapters do; the rest in the long run.
+BITS = [
+    *product(("plain", "groups of 3", "groups of 7, head size 80", "windows"), ("base", "mix", "vectors")),
+    *((name, "vectors") for name in FEATURES[:-1]),
+    *(pytest.param(*case, marks=pytest.mark.sweep) for case in product(FEATURES, ("base", "mix"))),
+    pytest.param(FEATURES[-1], "vectors", marks=pytest.mark.sweep),
+]
 
 
 @pytest.fixture(scope="module", params=tested_variants(), ids=lambda variant: variant.name)
@@ -218,8 +231,7 @@ def logits_of(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "groups of 3", "groups of 7, head size 80", "windows", *FEATURES])
-@pytest.mark.parametrize("adapted", ["base", "mix", "vectors"])
+@pytest.mark.parametrize(("name", "adapted"), BITS)
 def test_the_same_bits_in_any_batch_chunking_and_number_of_threads(
     name: str, adapted: str, variant: Variant
 ) -> None:

@@ -23,7 +23,7 @@ from manylora.server.model.loading.loader import load_model
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import Answer, EngineHarness
 from tests.support.kernel_cases import library_of, tested_variants
-from tests.support.tiny_models import FUSED_FAMILIES, costly, tiny_model
+from tests.support.tiny_models import DENSE_FAMILIES, costly, tiny_model
 
 ADAPTERS: Mapping[str, dict[str, Any]] = {
     "attention": {"rank": 8, "targets": ("q_proj", "k_proj", "v_proj", "o_proj")},
@@ -90,7 +90,7 @@ def _stacked(options: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-@pytest.fixture(scope="module", params=costly(FUSED_FAMILIES))
+@pytest.fixture(scope="module", params=costly(DENSE_FAMILIES))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tiny_model(tmp_path_factory.mktemp("native"), request.param)
     if reason := _unsupported(directory):

@@ -67,6 +67,8 @@ CASES: list[dict[str, Any]] = [
     {"kernels": "pytorch"},
     {"generic": True},
     {"family": "gpt2"},
+    {"family": "gemma2", "kernels": "native", "dtype": "bf16"},
+    {"family": "phi3", "kernels": "native", "dtype": "bf16"},
 ]
 
 
@@ -127,7 +129,9 @@ def test_a_merged_copy_is_what_peft_merges(merging: MergeHarness) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", *(pytest.param(f, marks=pytest.mark.sweep) for f in ("gemma2", "phi3"))]
+)
 def test_every_kind_that_can_be_merged_answers_as_unmerged(tmp_path: Path, family: str) -> None:
     """Biases of layers and of norms, DoRA, IA3, VeRA."""
     model = tiny_model(tmp_path / "model", family)

@@ -87,7 +87,10 @@ def test_rotary_tables_beyond_the_original_length(tmp_path: Path, rope: str) -> 
 
 
 def test_short_texts_have_the_factors_for_them(tmp_path: Path) -> None:
-    settings = {"rope_parameters": ROPES["longrope"], "original_max_position_embeddings": 128}
+    settings: dict[str, Any] = {
+        "rope_parameters": ROPES["longrope"],
+        "original_max_position_embeddings": 128,
+    }
     directory = tiny_model(tmp_path, "phi3", **settings)
     loaded, short, _ = fused(directory, "fp32")
     assert loaded.max_model_len == 128

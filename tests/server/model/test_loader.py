@@ -236,10 +236,16 @@ def test_both_decoders_name_the_same_modules(tiny_llama: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "gelu"}, {"model_type": "olmo"}])
-def test_what_the_fused_decoder_does_not_do(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_what_the_fused_decoder_does_not_do(
+    tmp_path: Path, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     loaded = load(tiny_model(tmp_path, "llama", **change, head_dim=16))
-    assert FusedDecoder.unsupported(loaded.hf)
-    assert [type(decoder) for decoder in decoder_candidates(loaded)] == [GenericDecoder]
+    reason = FusedDecoder.unsupported(loaded.hf)
+    assert reason
+    (generic,) = decoder_candidates(loaded)
+    assert isinstance(generic, GenericDecoder)
+    assert generic.kernels_note == reason
+    assert reason in caplog.text
     with pytest.raises(ConfigError, match="--kernels native"):
         next(decoder_candidates(loaded, "native"))
 

@@ -54,6 +54,9 @@ struct Layer {
   const float* mlp_norm;     // [hidden] of the MLP's output, before it is added
   const float* cos;          // [positions][turned / 2]; null: positions don't turn the layer's queries and keys
   const float* sin;
+  const bf16* router;        // packed [experts, hidden]; null: an MLP for all rows, else experts in its place
+  const bf16* const* expert_gate_up;  // [experts] packed as gate_up
+  const bf16* const* expert_down;     // [experts] packed as down
 };
 
 // Activations of the gate.
@@ -89,12 +92,15 @@ struct Decoder {
   int64_t qkv_modules;       // that adapters address: 3, or 1 for all of the matrix
   int64_t gate_up_modules;   // 2, or 1
   int64_t joint_qk_norm;     // whether q_norm and k_norm are of all heads together
+  int64_t experts;           // 0: the layers have MLPs, which adapters address
+  int64_t chosen_experts;    // that a row takes
+  int64_t normalized_shares; // whether the shares of a row's experts sum to 1
 };
 
 // The mixes of one step, a CSR list over its sequences.
 struct Lora {
   int64_t adapters;
-  // [adapters][modules], layer by layer: those of qkv, o, those of gate_up, down.
+  // [adapters][modules], layer by layer: those of qkv, o, and without experts those of gate_up, down.
   const int64_t* const* offset;  // first element of a module's pages in the pool
   const int32_t* const* rank;
   const int32_t* max_rank;       // [adapters] largest of an adapter's ranks

@@ -20,6 +20,7 @@ Engine::Engine(const Decoder& decoder)
       layers_(decoder.layer, decoder.layer + decoder.layers),
       norms_(decoder.layer[0]),
       kv_(kv_layer_elements(decoder) * decoder.layers),
+      experts_(decoder),
       states_(static_cast<size_t>(decoder.threads)),
       last_plan_(decoder.layer[decoder.layers - 1].window),
       queues_{StealQueue(static_cast<int>(decoder.threads)), StealQueue(static_cast<int>(decoder.threads))},
@@ -60,6 +61,7 @@ void Engine::prepare(const Step& step) {
     space_.qkv.reserve(rows * padded(qkv_columns(d)));
     space_.attended.reserve(rows * padded(d.heads * d.head_dim));
     space_.product.reserve(rows * padded(d.intermediate));
+    experts_.reserve(d, rows);
     space_.rows = rows;
   }
   active_ = step.layer != nullptr ? step.layer : layers_.data();
@@ -130,11 +132,10 @@ void Engine::work(const Step& step, const Worker& worker) {
     project(rest, 4 * layer + kO, mine, worker);
     add_branch(weights.attention_norm, rest.rows, 4 * layer + kO, norm_module(layer, norms_.attention), worker);
     enter(weights.post_norm, rest.rows, 4 * layer + kGateUp, norm_module(layer, norms_.post), worker);
-    project(rest, 4 * layer + kGateUp, mine, worker);
-    project(rest, 4 * layer + kDown, mine, worker);
+    mlp(rest, layer, mine, worker);
     add_branch(weights.mlp_norm, rest.rows, 4 * layer + kDown, norm_module(layer, norms_.mlp), worker);
   }
-  if (norms_.mlp != NormPlaces::kNone) worker.sync();
+  if (norms_.mlp != NormPlaces::kNone || d.experts > 0) worker.sync();  // the final norm shares out other rows
   logits(some_last_ ? last_rows_.step() : step, worker);
 }
 
@@ -147,6 +148,20 @@ void Engine::take_given(const Step& step, const Worker& worker) {
     if (row < mine.begin || row >= mine.end) continue;
     std::copy_n(step.given + i * decoder_.hidden, decoder_.hidden, space_.residual.data() + row * hidden);
   }
+}
+
+void Engine::mlp(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker) {
+  const int64_t first = 4 * layer + kGateUp;
+  if (!of_experts(first)) {
+    project(step, first, mine, worker);
+    project(step, first + 1, mine, worker);
+    return;
+  }
+  for (int64_t number = first; number < first + 2; number++) {
+    announce(number + Upcoming::kWindow - 1, mine, worker);
+    mine.upcoming.start(number);
+  }
+  experts_.run(decoder_, active_[layer], space_.normed.data(), step.rows, product_of(first + 1, step.rows).output, worker);
 }
 
 // What attention or the MLP starts from: the rows of the residual stream, normalized if the model does.
@@ -216,6 +231,10 @@ void Engine::attend(const Step& step, int64_t layer, ThreadState& mine, const Wo
 // cache after qkv. Both would push each other out of the second-level cache.
 void Engine::announce(int64_t number, ThreadState& mine, const Worker& worker) {
   if (number >= 4 * decoder_.layers) return;
+  if (of_experts(number)) {
+    mine.upcoming.announce({}, {});
+    return;
+  }
   ByteStream pages;
   ByteStream cache;
   const LoraStep& lora = lora_of(number);

@@ -5,6 +5,7 @@
 
 #include "abi.h"
 #include "attention.h"
+#include "experts.h"
 #include "gemm.h"
 #include "last_rows.h"
 #include "lora.h"
@@ -86,6 +87,7 @@ struct Engine {
   void announce(int64_t number, ThreadState& mine, const Worker& worker);
   void make_images(const LoraSite& site, int64_t number, const Worker& worker);
   void multiply(Gemm job, int64_t number, const Worker& worker);
+  void mlp(const Step& step, int64_t layer, ThreadState& mine, const Worker& worker);
   void logits(const Step& step, const Worker& worker);
 
   Gemm product_of(int64_t number, int64_t rows) const;
@@ -96,7 +98,11 @@ struct Engine {
   const LoraStep& lora_of(int64_t number) const { return in_last_rows(number) ? last_lora_ : lora_; }
   // The mixes at a product if any adapter may change the norm before it; null if none does.
   const LoraStep* norms_of(int64_t number) const;
-  int64_t modules_per_layer() const { return decoder_.qkv_modules + decoder_.gate_up_modules + 2; }
+  // Whether a product is of an MLP that the layer has experts in place of.
+  bool of_experts(int64_t number) const { return decoder_.experts > 0 && number < 4 * decoder_.layers && number % 4 >= kGateUp; }
+  int64_t modules_per_layer() const {
+    return decoder_.qkv_modules + 1 + (decoder_.experts > 0 ? 0 : decoder_.gate_up_modules + 1);
+  }
   int64_t norm_module(int64_t layer, int64_t which) const {
     return modules_per_layer() * decoder_.layers + layer * norms_.count + which;
   }
@@ -109,6 +115,7 @@ struct Engine {
   const Layer* active_ = nullptr;      // the layers of the step that runs
   Reservation<bf16> kv_;
   Workspace space_;
+  RoutedExperts experts_;
   LoraStep lora_;
   std::vector<ThreadState> states_;    // one a thread
   std::vector<AttentionPlan> plans_;   // one for each window that occurs

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "engine.h"
+#include "unpack.h"
 
 // The product of that number; the language model's head comes after the last layer's.
 Gemm Engine::product_of(int64_t number, int64_t rows) const {
@@ -72,6 +73,9 @@ LoraSite Engine::site_of(int64_t number) const {
 }
 
 const char* Engine::own_codes_of(int64_t number, const Worker& worker) const {
+  if (of_experts(number)) {
+    return own_codes(plain_matrix(active_[number / 4].router), decoder_.experts, decoder_.hidden, worker);
+  }
   const Gemm job = product_of(number, 0);
   return own_codes(job.weight, job.outputs, job.inputs, worker);
 }

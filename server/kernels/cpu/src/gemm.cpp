@@ -34,7 +34,7 @@ void write(const Gemm& job, Tile& tile, int64_t row0, int rows, int64_t block) {
   if (job.delta != nullptr) job.delta->add(tile);
   for (int m = 0; m < rows; m++) {
     if (job.delta != nullptr && job.delta->keep(m, tile[m])) continue;
-    if (job.output.sink == Sink::kSiluMul) {
+    if (job.output.is_product()) {
       job.output.write_product(row0 + m, block, tile[m], tile[m] + 16);
     } else {
       job.output.write(row0 + m, block * kBlockOutputs, tile[m]);

@@ -39,6 +39,14 @@ inline const PackedMatrix& part_of(const PackedMatrix& matrix, int64_t* block) {
   return *part;
 }
 
+// Weights that are packed, but not in few bits.
+inline PackedMatrix plain_matrix(const bf16* packed) {
+  PackedMatrix matrix{};
+  matrix.codes = packed;
+  matrix.kind = kPlain;
+  return matrix;
+}
+
 inline const char* block_codes(const PackedMatrix& matrix, int64_t inputs, int64_t block) {
   const PackedMatrix& part = part_of(matrix, &block);
   return static_cast<const char*>(part.codes) + block * block_bytes(part.kind, inputs);
