@@ -13,7 +13,7 @@ from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.faults import shown
 
 # Llama 3.1 and its successors: the file has the factors, transformers wants what they were made from.
-_LLAMA3 = {
+_LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -131,7 +131,8 @@ def _llama3_factors(theta: float, head_dim: int, factor: float) -> torch.Tensor:
     low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
     turns = _LLAMA3["original_max_position_embeddings"] / wavelengths
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)
+    factors: torch.Tensor = 1 / ((1 - smooth) / factor + smooth)
+    return factors
 
 
 def _optional(model: GgufModel, key: str, otherwise: int) -> int:

@@ -73,7 +73,7 @@ def _runs(parts: Sequence[Codes]) -> list[list[Codes]]:
 def _alike_bytes(parts: Sequence[Codes]) -> int:
     outputs, first = sum(part.shape[0] for part in parts), parts[0]
     tensors = (first.packed, first.scales, *(() if first.offsets is None else (first.offsets,)))
-    per_output = sum(tensor.nbytes for tensor in tensors) // first.shape[0]
+    per_output: int = sum(tensor.nbytes for tensor in tensors) // first.shape[0]
     return (outputs + -outputs % BLOCK) * per_output + 3 * 64
 
 

@@ -14,7 +14,8 @@ from manylora.server.kernels.cpu.build import Variant
 from manylora.server.kernels.cpu.huge_pages import Arena
 from manylora.server.kernels.cpu.pack import pack
 from manylora.server.kernels.cpu.packed_codes import coded_bytes, pack_codes, unfit
-from manylora.server.kernels.weights import DecoderWeights
+from manylora.server.kernels.reference.quantized import CodedLinear, Quantized
+from manylora.server.kernels.weights import DecoderWeights, QuantizedMatrix
 from tests.support import kernel_cases
 from tests.support.coded import coded, dequantized, random_codes
 from tests.support.kernel_cases import (
@@ -187,6 +188,11 @@ def test_codes_that_have_no_kernel_are_named() -> None:
     assert "groups of 24 of 64 inputs" in str(NativeStep.unsupported(weights))
     assert NativeStep.unsupported(coded(random_decoder(Shape()), Kind.NIBBLES, 16)) is None
     turned = coded(random_decoder(Shape()), Kind.SHIFTED, 16)
-    layer = turned.layers[0].o.parts[0]._module
-    layer.codes = replace(layer.codes, order=torch.arange(64).flip(0) // 16)
+    matrix = turned.layers[0].o
+    assert isinstance(matrix, QuantizedMatrix)
+    codes = matrix.parts[0].codes
+    assert codes is not None
+    out_of_order = CodedLinear(replace(codes, order=torch.arange(64).flip(0) // 16), None, torch.bfloat16)
+    changed = replace(turned.layers[0], o=QuantizedMatrix((Quantized(out_of_order),)))
+    turned = replace(turned, layers=(changed, *turned.layers[1:]))
     assert "do not follow each other" in str(NativeStep.unsupported(turned))
