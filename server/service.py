@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.format.artifact import Limits
 from manylora.adapters.format.base import BaseModel
@@ -164,7 +166,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         sources=source_policy(settings),
         metrics=metrics,
         max_model_len=max_model_len,
-        description=_describe(loaded, prepared, max_model_len),
+        description=_describe(loaded, prepared, settings, max_model_len),
     )
 
 
@@ -172,7 +174,9 @@ def _prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
     """The first of the decoders that may serve the model to pass the probe."""
     available = available_bytes(loaded.device)
     refusals: list[str] = []
-    for decoder in decoder_candidates(loaded, settings.kernels):
+    for decoder in decoder_candidates(
+        loaded, settings.kernels, coded_cache=settings.kv_cache_dtype == "int8"
+    ):
         try:
             note = "; ".join(refusals) if refusals else decoder.kernels_note
             prepared = _allocate_and_probe(loaded, decoder, settings, available, note)
@@ -183,7 +187,8 @@ def _prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
             decoder.take_over(loaded.hf)
             return_freed()
             return prepared
-    raise ModelRefused("no decoder serves this model correctly: " + "; ".join(refusals))
+    where = "" if settings.kv_cache_dtype == "auto" else f" with --kv-cache-dtype {settings.kv_cache_dtype}"
+    raise ModelRefused(f"no decoder serves this model correctly{where}: " + "; ".join(refusals))
 
 
 def _allocate_and_probe(
@@ -199,10 +204,10 @@ def _allocate_and_probe(
     capacity = adapter_bytes(settings.adapter_memory, available)
     pool = PagePool(decoder.modules, capacity, loaded.dtype, loaded.device, decoder, tables=decoder.tables)
     decoder.allocate(pool.data, max(num_blocks, PROBE_BLOCKS), max(settings.max_batch_tokens, PROBE_ROWS))
+    # Keys and values in 8 bits may move a model as far as computing in 16 bits does; one they move more is refused.
+    precision = loaded.dtype if settings.kv_cache_dtype == "auto" else torch.bfloat16
     with unrounded_activations(loaded.hf):
-        error = max(
-            probe(loaded.hf, decoder, loaded.dtype), probe_adapters(loaded.hf, decoder, pool, loaded.dtype)
-        )
+        error = max(probe(loaded.hf, decoder, precision), probe_adapters(loaded.hf, decoder, pool, precision))
     return _Prepared(decoder, pool, num_blocks, error, kernels_note)
 
 
@@ -264,7 +269,9 @@ def _adapters(
     )
 
 
-def _describe(loaded: LoadedModel, prepared: _Prepared, max_model_len: int) -> dict[str, object]:
+def _describe(
+    loaded: LoadedModel, prepared: _Prepared, settings: Settings, max_model_len: int
+) -> dict[str, object]:
     return {
         "decoder": prepared.decoder.name,
         "kernels": prepared.decoder.kernels,
@@ -278,5 +285,6 @@ def _describe(loaded: LoadedModel, prepared: _Prepared, max_model_len: int) -> d
         "probe_error": prepared.probe_error,
         "max_model_len": max_model_len,
         "kv_blocks": prepared.num_blocks - 1,
+        "kv_cache_dtype": settings.kv_cache_dtype,
         "adapter_memory_bytes": prepared.pool.capacity_bytes,
     }

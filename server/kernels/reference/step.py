@@ -13,11 +13,13 @@ from manylora.server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
 from manylora.server.kernels.reference import sampling
 from manylora.server.kernels.reference.attention import (
     AttentionPlan,
+    LayerCache,
     PagedKV,
     PlanRows,
     Scoring,
     plan_attention,
 )
+from manylora.server.kernels.reference.coded_cache import SCALE_BYTES, CodedKV
 from manylora.server.kernels.reference.linear import Linear, PackedLinear, linear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
 from manylora.server.kernels.reference.soft_prompts import fill_cache
@@ -81,6 +83,7 @@ class ReferenceStep:
         pool: torch.Tensor,
         num_blocks: int,
         *,
+        coded_cache: bool = False,
         decode_rows: PlanRows | None = None,
         lora_plan: Planning = LoraPlan,
     ) -> None:
@@ -90,6 +93,7 @@ class ReferenceStep:
             weights: of the base.
             pool: the elements that rank pages lie in.
             num_blocks: of the KV cache.
+            coded_cache: whether keys and values are kept in 8 bits.
             decode_rows: attends for rows that decode; None is the reference's own.
             lora_plan: makes the adapters' delta of a step.
         """
@@ -99,15 +103,23 @@ class ReferenceStep:
         shapes = [*target_shapes(weights), *norm_shapes(weights)]
         self._planner = LoraPlanner(pool, shapes, self, lora_plan)
         heads, dim = weights.n_kv_heads, weights.head_dim
-        self._kv = [PagedKV(num_blocks, heads, dim, dim, weights.embedding) for _ in weights.layers]
+        like = weights.embedding
+        self._kv: list[LayerCache] = [
+            CodedKV(num_blocks, heads, dim, like)
+            if coded_cache
+            else PagedKV(num_blocks, heads, dim, dim, like)
+            for _ in weights.layers
+        ]
         self._layers = [_Layer(layer, self._weights, index) for index, layer in enumerate(weights.layers)]
         self._lm_head = PackedLinear(weights.lm_head, None)
 
     @staticmethod
-    def kv_bytes_per_block(weights: DecoderWeights) -> int:
+    def kv_bytes_per_block(weights: DecoderWeights, *, coded_cache: bool = False) -> int:
         """Bytes of K and V that one block takes over all layers."""
-        per_token = 2 * weights.n_kv_heads * weights.head_dim * weights.embedding.element_size()
-        return BLOCK_SIZE * per_token * len(weights.layers)
+        per_vector = weights.head_dim * weights.embedding.element_size()
+        if coded_cache:
+            per_vector = weights.head_dim + SCALE_BYTES
+        return BLOCK_SIZE * 2 * weights.n_kv_heads * per_vector * len(weights.layers)
 
     @property
     def weight_bytes(self) -> int:
@@ -263,7 +275,7 @@ class _Layer:
         changed._layer = replace(self._layer, **{name: weight})  # type: ignore[arg-type]
         return changed
 
-    def forward(self, x: torch.Tensor, work: _Work, kv: PagedKV) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, work: _Work, kv: LayerCache) -> torch.Tensor:
         """``x`` [T, D] -> [T, D]."""
         x = x + self._attention(self._norm(x, self._layer.input_norm, 0, work.lora), work, kv)
         return x + self._mlp(self._norm(x, self._layer.post_norm, -1, work.lora), work.lora)
@@ -275,7 +287,7 @@ class _Layer:
         change = None if lora is None else lora.norm_change(self._norms[which])
         return rms_norm(x, weight, self._weights.eps, change)
 
-    def _attention(self, h: torch.Tensor, work: _Work, kv: PagedKV) -> torch.Tensor:
+    def _attention(self, h: torch.Tensor, work: _Work, kv: LayerCache) -> torch.Tensor:
         w, module = self._weights, self._module
         widths = [w.n_heads * w.head_dim, w.n_kv_heads * w.head_dim, w.n_kv_heads * w.head_dim]
         q, k, v = self._qkv(h).split(widths, dim=-1)

@@ -25,6 +25,7 @@ class TaskRunner {
     const int64_t first = visible(0).first_chunk();
     const int64_t end = visible(vectors_ - 1).end_chunk();
     for (int64_t c = first; c < end; c++) {
+      open_units(c);
       for (int64_t v = 0; v < vectors_; v += kTile) run_tile(c, v, std::min(kTile, vectors_ - v));
     }
     for (int64_t v = 0; v < vectors_; v++) finish(state_, v, job_.head_dim(), job_.out + out_of(v));
@@ -55,6 +56,18 @@ class TaskRunner {
     }
   }
 
+  // Finds the units of a chunk that some vector sees; codes are made bf16 once, for all tiles.
+  void open_units(int64_t c) {
+    const int64_t first = std::max(c * kChunkBlocks, visible(0).first_block());
+    const int64_t end = std::min((c + 1) * kChunkBlocks, visible(vectors_ - 1).end_block());
+    const int32_t* table = job_.step->block_tables + task_.sequence * job_.step->table_width;
+    for (int64_t b = first; b < end; b++) {
+      const int64_t place = b - c * kChunkBlocks;
+      bf16* room = scratch_.units.data() + place * job_.cache.unit_elements();
+      unit_[place] = job_.cache.open(job_.cache.unit(table[b], task_.head), room);
+    }
+  }
+
   void run_tile(int64_t c, int64_t v, int64_t count) const {
     const Span low = visible(v);
     const Span high = visible(v + count - 1);
@@ -65,9 +78,8 @@ class TaskRunner {
     KeyChunk chunk;
     chunk.first_position = first * kBlockTokens;
     chunk.blocks = end - first;
-    const int32_t* table = job_.step->block_tables + task_.sequence * job_.step->table_width;
     for (int64_t b = 0; b < chunk.blocks; b++) {
-      chunk.unit[b] = job_.cache.unit(table[first + b], task_.head);
+      chunk.unit[b] = unit_[first + b - c * kChunkBlocks];
       chunk.ahead[b] = chunk.unit[b];
     }
     QueryTile tile;
@@ -92,6 +104,7 @@ class TaskRunner {
   const int64_t start_;  // first row of the sequence
   const int64_t rows_;   // its number of rows
   const SoftmaxState state_;
+  const bf16* unit_[kChunkBlocks] = {};  // of the chunk at hand
 };
 
 }  // namespace

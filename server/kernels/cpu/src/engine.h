@@ -77,7 +77,7 @@ struct Engine {
   Decoder decoder_;
   std::vector<Layer> layers_;
   const Layer* active_ = nullptr;      // the layers of the step that runs
-  Reservation<bf16> kv_;
+  Reservation<char> kv_;
   Workspace space_;
   LoraStep lora_;
   std::vector<ThreadState> states_;    // one a thread
