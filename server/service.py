@@ -204,7 +204,7 @@ def _allocate_and_probe(
     capacity = adapter_bytes(settings.adapter_memory, available)
     pool = PagePool(decoder.modules, capacity, loaded.dtype, loaded.device, decoder, tables=decoder.tables)
     decoder.allocate(pool.data, max(num_blocks, PROBE_BLOCKS), max(settings.max_batch_tokens, PROBE_ROWS))
-    # Keys and values in 8 bits may move a model as far as computing in 16 bits does; one they move more is refused.
+    # Keys and values in 8 bits may move a model as far as computing in 16 bits does, and no further.
     precision = loaded.dtype if settings.kv_cache_dtype == "auto" else torch.bfloat16
     with unrounded_activations(loaded.hf):
         error = max(probe(loaded.hf, decoder, precision), probe_adapters(loaded.hf, decoder, pool, precision))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.cpu.build import Variant, usable_variants
+from manylora.server.kernels.inputs import CacheRun
 from manylora.server.kernels.reference.coded_cache import decode, encode
 from manylora.server.kernels.reference.step import ReferenceStep
 from tests.support.kernel_cases import (
@@ -122,6 +125,29 @@ def test_leftovers_of_another_sequence_do_not_leak(variant: Variant) -> None:
             ours = native.step(inputs)
             assert ours.isfinite().all()
             assert torch.equal(ours, fresh.step(inputs))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 17])
+def test_what_adapters_put_into_the_cache_is_coded_as_well(tokens: int, variant: Variant) -> None:
+    shape = SHAPES["plain"]
+    weights = random_decoder(shape)
+    width = shape.layers * 2 * shape.kv_heads * shape.head_dim
+    pool = torch.zeros(64 + tokens * width, dtype=torch.bfloat16)
+    pool[64:] = torch.randn(tokens * width, generator=torch.Generator().manual_seed(tokens)).bfloat16()
+    sequence = Batcher(BLOCKS, shape.vocab).sequence(tokens + 20)
+    places = np.arange(tokens)
+    slots = np.array(sequence.blocks, np.int64)[places // 16] * 16 + places % 16
+    sequence.done = tokens
+    inputs = replace(Batcher.step([(sequence, 20)], all_logits=True), cached=(CacheRun(slots, 64),))
+    native, rounded, exact = (
+        step.step(inputs)
+        for step in (
+            NativeStep(weights, pool, BLOCKS, 8, 2, coded_cache=True, library=library_of(variant)),
+            ReferenceStep(weights, pool, BLOCKS, coded_cache=True),
+            oracle(weights, pool, BLOCKS),
+        )
+    )
+    assert relative_error(native, exact) < 1.3 * relative_error(rounded, exact)
 
 
 @pytest.mark.parametrize("backend", [NativeStep, ReferenceStep])
