@@ -107,6 +107,7 @@ def by_hand(service: Service, streams: int, tokens: int) -> Mapping[str, float]:
     while engine.has_work:
         outcomes = engine.advance()
         calls.outside(lambda outcomes=outcomes: list(engine.read(outcomes)))  # type: ignore[misc]
+    asyncio.run(service.stop())
     return {**calls.figures(), "read_ms": round(1e3 * median(calls.reads), 3)}
 
 
@@ -156,8 +157,12 @@ def main(
     base: Annotated[str, typer.Option(help="Base model.")] = "smollm2-135m",
     streams: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 32,
     output_tokens: Annotated[int, typer.Option(min=20, help="Of every answer.")] = 200,
+    switch_ms: Annotated[
+        float, typer.Option(min=0.01, help="How long a thread keeps the interpreter from one that waits.")
+    ] = 1e3 * sys.getswitchinterval(),
 ) -> None:
     """Measure; prints one JSON line and keeps it in bench/results."""
+    sys.setswitchinterval(switch_ms / 1e3)
     path = resolve_base(base)
     figures = {
         "in_process": with_service(path, lambda service: by_hand(service, streams, output_tokens)),
@@ -165,7 +170,13 @@ def main(
     }
     for name, found in figures.items():
         print(name, *(f"{key} {value}" for key, value in found.items()), sep="  ")
-    setting = {**machine.setting(), "base": base, "streams": streams, "output_tokens": output_tokens}
+    setting = {
+        **machine.setting(),
+        "base": base,
+        "streams": streams,
+        "output_tokens": output_tokens,
+        "switch_ms": switch_ms,
+    }
     line = json.dumps({"bench": "between-calls", **setting, **figures})
     report.save(line, RESULTS, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-between-calls")
     print(line)
