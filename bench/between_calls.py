@@ -144,7 +144,9 @@ def with_service(base: Path, measure: Callable[[Service], Mapping[str, float]]) 
         return measure(call_in_thread(build_service, settings, base))
 
 
-def _in_server(streams: int, tokens: int) -> Callable[[Service], Mapping[str, float]]:
+def in_server(streams: int, tokens: int) -> Callable[[Service], Mapping[str, float]]:
+    """:func:`served`, for a service that is built for it."""
+
     def measure(service: Service) -> Mapping[str, float]:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             return runner.run(served(service, streams, tokens))
@@ -166,7 +168,7 @@ def main(
     path = resolve_base(base)
     figures = {
         "in_process": with_service(path, lambda service: by_hand(service, streams, output_tokens)),
-        "server": with_service(path, _in_server(streams, output_tokens)),
+        "server": with_service(path, in_server(streams, output_tokens)),
     }
     for name, found in figures.items():
         print(name, *(f"{key} {value}" for key, value in found.items()), sep="  ")

@@ -124,7 +124,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         max_model_len=settings.max_model_len,
         quantize=settings.quantize,
     )
-    prepared = _prepare(loaded, settings)
+    prepared = prepare(loaded, settings)
     max_model_len = min(loaded.max_model_len, (prepared.num_blocks - 1) * BLOCK_SIZE)
     if max_model_len < loaded.max_model_len:
         logger.warning("context limited to %d tokens by the memory for keys and values", max_model_len)
@@ -170,7 +170,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
     )
 
 
-def _prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
+def prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
     """The first of the decoders that may serve the model to pass the probe."""
     available = available_bytes(loaded.device)
     refusals: list[str] = []

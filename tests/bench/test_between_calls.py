@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.between_calls import _in_server, by_hand, with_service
+from bench.between_calls import by_hand, in_server, with_service
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("served", [False, True])
 def test_steps_of_all_streams_count(tiny_llama: Path, served: bool) -> None:
-    measure = _in_server(4, 30) if served else partial(by_hand, streams=4, tokens=30)
+    measure = in_server(4, 30) if served else partial(by_hand, streams=4, tokens=30)
     found = with_service(tiny_llama, measure)
     assert 20 <= found["steps"] <= 60
     assert 0 < found["step_ms"] < 1000

@@ -13,7 +13,7 @@ from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.kernels.reference.attention import gather_blocks
 
 SCALE_BYTES = 2  # of bf16
-_LARGEST = 127
+LARGEST = 127
 
 
 class CodedKV:
@@ -49,9 +49,9 @@ class CodedKV:
 def encode(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes int8 [..., d] and scales bf16 [..., 1] of ``vectors`` [..., d]: the largest gets code 127."""
     wide = vectors.float()
-    scales = (wide.abs().amax(-1, keepdim=True) / _LARGEST).bfloat16()
+    scales = (wide.abs().amax(-1, keepdim=True) / LARGEST).bfloat16()
     inverse = torch.where(scales > 0, 1 / scales.float(), 0.0)
-    return (wide * inverse).round().clamp(-_LARGEST, _LARGEST).to(torch.int8), scales
+    return (wide * inverse).round().clamp(-LARGEST, LARGEST).to(torch.int8), scales
 
 
 def decode(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

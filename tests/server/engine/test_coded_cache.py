@@ -32,7 +32,7 @@ def prepared(model: Path, **options: Any) -> Any:
     """What a server makes of a model: its decoder, probed, and the number of its blocks."""
     settings = Settings(model=str(model), adapter_memory=8 << 20, kv_cache_memory=8 << 20, **options)
     loaded = load_model(model, dtype=settings.dtype, device="cpu", max_model_len=None)
-    return service._prepare(loaded, settings)
+    return service.prepare(loaded, settings)
 
 
 def test_a_row_of_a_mixed_batch_is_that_row_alone(harness: EngineHarness, tmp_path: Path) -> None:
@@ -84,8 +84,10 @@ def test_the_generic_decoder_refuses(tmp_path: Path) -> None:
 def test_kernels_that_cannot_read_codes_refuse(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Triton:
         name = "triton"
+        unsupported = staticmethod(lambda _: None)
+        origin = staticmethod(lambda: "")
 
-    monkeypatch.setattr(fused, "_choose_backend", lambda *_: (Triton, ""))
+    monkeypatch.setattr(fused, "native_backend", lambda _: Triton)
     loaded = load_model(tiny_llama, dtype="fp32", device="cpu", max_model_len=None)
     with pytest.raises(ConfigError, match="--kv-cache-dtype int8: the Triton kernels"):
         next(decoder_candidates(loaded, coded_cache=True))
@@ -94,6 +96,6 @@ def test_kernels_that_cannot_read_codes_refuse(tiny_llama: Path, monkeypatch: py
 def test_a_model_that_codes_change_too_much_is_refused(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coded_cache, "_LARGEST", 2)  # two bits in place of eight
+    monkeypatch.setattr(coded_cache, "LARGEST", 2)  # two bits in place of eight
     with pytest.raises(ModelRefused, match="with --kv-cache-dtype int8"):
         prepared(tiny_llama, dtype="fp32", kv_cache_dtype="int8")
