@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from manylora.server.kernels.cpu import NativeStep
-from manylora.server.kernels.cpu.build import Variant, usable_variants
+from manylora.server.kernels.cpu.build import Variant
 from manylora.server.kernels.inputs import CacheRun
 from manylora.server.kernels.reference.coded_cache import decode, encode
 from manylora.server.kernels.reference.step import ReferenceStep
@@ -23,6 +23,7 @@ from tests.support.kernel_cases import (
     oracle,
     random_decoder,
     relative_error,
+    variants_under_test,
 )
 
 BLOCKS = 128
@@ -33,7 +34,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=usable_variants(), ids=lambda variant: variant.name)
+@pytest.fixture(scope="module", params=variants_under_test(), ids=lambda variant: variant.name)
 def variant(request: pytest.FixtureRequest) -> Variant:
     chosen: Variant = request.param
     library_of(chosen)
