@@ -107,6 +107,7 @@ def by_hand(service: Service, streams: int, tokens: int) -> Mapping[str, float]:
     while engine.has_work:
         outcomes = engine.advance()
         calls.outside(lambda outcomes=outcomes: list(engine.read(outcomes)))  # type: ignore[misc]
+    asyncio.run(service.stop())
     return {**calls.figures(), "read_ms": round(1e3 * median(calls.reads), 3)}
 
 
@@ -143,7 +144,9 @@ def with_service(base: Path, measure: Callable[[Service], Mapping[str, float]]) 
         return measure(call_in_thread(build_service, settings, base))
 
 
-def _in_server(streams: int, tokens: int) -> Callable[[Service], Mapping[str, float]]:
+def in_server(streams: int, tokens: int) -> Callable[[Service], Mapping[str, float]]:
+    """:func:`served`, for a service that is built for it."""
+
     def measure(service: Service) -> Mapping[str, float]:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             return runner.run(served(service, streams, tokens))
@@ -156,16 +159,26 @@ def main(
     base: Annotated[str, typer.Option(help="Base model.")] = "smollm2-135m",
     streams: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 32,
     output_tokens: Annotated[int, typer.Option(min=20, help="Of every answer.")] = 200,
+    switch_ms: Annotated[
+        float, typer.Option(min=0.01, help="How long a thread keeps the interpreter from one that waits.")
+    ] = 1e3 * sys.getswitchinterval(),
 ) -> None:
     """Measure; prints one JSON line and keeps it in bench/results."""
+    sys.setswitchinterval(switch_ms / 1e3)
     path = resolve_base(base)
     figures = {
         "in_process": with_service(path, lambda service: by_hand(service, streams, output_tokens)),
-        "server": with_service(path, _in_server(streams, output_tokens)),
+        "server": with_service(path, in_server(streams, output_tokens)),
     }
     for name, found in figures.items():
         print(name, *(f"{key} {value}" for key, value in found.items()), sep="  ")
-    setting = {**machine.setting(), "base": base, "streams": streams, "output_tokens": output_tokens}
+    setting = {
+        **machine.setting(),
+        "base": base,
+        "streams": streams,
+        "output_tokens": output_tokens,
+        "switch_ms": switch_ms,
+    }
     line = json.dumps({"bench": "between-calls", **setting, **figures})
     report.save(line, RESULTS, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-between-calls")
     print(line)

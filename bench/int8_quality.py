@@ -139,16 +139,22 @@ def log_probabilities(model: Any, window: torch.Tensor) -> torch.Tensor:
 
 def probe_texts(model: Any, tokenizer: Any) -> list[torch.Tensor]:
     """Windows of token ids [1, n], in turn of prose, code and chat; a fixed set for a Python version."""
-    topics = "\n".join(pydoc_data.topics.topics[name] for name in ("exceptions", "naming", "types"))
-    prose, code = (
-        tokenizer(text, return_tensors="pt").input_ids.split(WINDOW, dim=1)[:8]
-        for text in (topics, Path(textwrap.__file__).read_text())
-    )
+    prose, code = written_texts(tokenizer)
     lines = [line for line in QUESTIONS.read_text().splitlines() if not line.startswith("#")]
     questions = [line.split(" | ")[1] for line in lines[:: len(lines) // 16][:16]]
     answered = [answer(model, tokenizer, question) for question in questions]
     chat = [torch.cat(pair, dim=1) for pair in zip(answered[::2], answered[1::2], strict=True)]
     return [window for turn in zip(prose, code, chat, strict=True) for window in turn]
+
+
+def written_texts(tokenizer: Any) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+    """Eight windows of token ids [1, n] of prose, and eight of code."""
+    topics = "\n".join(pydoc_data.topics.topics[name] for name in ("exceptions", "naming", "types"))
+    prose, code = (
+        tokenizer(text, return_tensors="pt").input_ids.split(WINDOW, dim=1)[:8]
+        for text in (topics, Path(textwrap.__file__).read_text())
+    )
+    return prose, code
 
 
 @torch.no_grad()

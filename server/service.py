@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.format.artifact import Limits
 from manylora.adapters.format.base import BaseModel
@@ -121,7 +123,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         max_model_len=settings.max_model_len,
         quantize=settings.quantize,
     )
-    prepared = _prepare(loaded, settings)
+    prepared = prepare(loaded, settings)
     max_model_len = min(loaded.max_model_len, (prepared.num_blocks - 1) * BLOCK_SIZE)
     if max_model_len < loaded.max_model_len:
         logger.warning("context limited to %d tokens by the memory for keys and values", max_model_len)
@@ -163,15 +165,17 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         sources=source_policy(settings),
         metrics=metrics,
         max_model_len=max_model_len,
-        description=_describe(loaded, prepared, max_model_len),
+        description=_describe(loaded, prepared, settings, max_model_len),
     )
 
 
-def _prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
+def prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
     """The first of the decoders that may serve the model to pass the probe."""
     available = available_bytes(loaded.device)
     refusals: list[str] = []
-    for decoder in decoder_candidates(loaded, settings.kernels):
+    for decoder in decoder_candidates(
+        loaded, settings.kernels, coded_cache=settings.kv_cache_dtype == "int8"
+    ):
         try:
             note = "; ".join(refusals) if refusals else decoder.kernels_note
             prepared = _allocate_and_probe(loaded, decoder, settings, available, note)
@@ -182,7 +186,8 @@ def _prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
             decoder.take_over(loaded.hf)
             return_freed()
             return prepared
-    raise ModelRefused("no decoder serves this model correctly: " + "; ".join(refusals))
+    where = "" if settings.kv_cache_dtype == "auto" else f" with --kv-cache-dtype {settings.kv_cache_dtype}"
+    raise ModelRefused(f"no decoder serves this model correctly{where}: " + "; ".join(refusals))
 
 
 def _allocate_and_probe(
@@ -198,9 +203,9 @@ def _allocate_and_probe(
     capacity = adapter_bytes(settings.adapter_memory, available)
     pool = PagePool(decoder.modules, capacity, loaded.dtype, loaded.device, decoder, tables=decoder.tables)
     decoder.allocate(pool.data, max(num_blocks, PROBE_BLOCKS), max(settings.max_batch_tokens, PROBE_ROWS))
-    error = max(
-        probe(loaded.hf, decoder, loaded.dtype), probe_adapters(loaded.hf, decoder, pool, loaded.dtype)
-    )
+    # Keys and values in 8 bits may move a model as far as computing in 16 bits does, and no further.
+    precision = loaded.dtype if settings.kv_cache_dtype == "auto" else torch.bfloat16
+    error = max(probe(loaded.hf, decoder, precision), probe_adapters(loaded.hf, decoder, pool, precision))
     return _Prepared(decoder, pool, num_blocks, error, kernels_note)
 
 
@@ -262,7 +267,9 @@ def _adapters(
     )
 
 
-def _describe(loaded: LoadedModel, prepared: _Prepared, max_model_len: int) -> dict[str, object]:
+def _describe(
+    loaded: LoadedModel, prepared: _Prepared, settings: Settings, max_model_len: int
+) -> dict[str, object]:
     return {
         "decoder": prepared.decoder.name,
         "kernels": prepared.decoder.kernels,
@@ -276,5 +283,6 @@ def _describe(loaded: LoadedModel, prepared: _Prepared, max_model_len: int) -> d
         "probe_error": prepared.probe_error,
         "max_model_len": max_model_len,
         "kv_blocks": prepared.num_blocks - 1,
+        "kv_cache_dtype": settings.kv_cache_dtype,
         "adapter_memory_bytes": prepared.pool.capacity_bytes,
     }

@@ -10,7 +10,7 @@ import torch
 
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.server.options.settings import Settings
-from tests.support.kernel_cases import tested_variants
+from tests.support.kernel_cases import variants_under_test
 from tests.support.tiny_models import tiny_model
 
 if not torch.cuda.is_available():
@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 
 def pytest_report_header() -> str:
     """Which kernels the tests ran: those of level amx on real tile instructions, or in emulation alone."""
-    levels = ", ".join(variant.name for variant in tested_variants())
+    levels = ", ".join(variant.name for variant in variants_under_test())
     return f"CPU kernels: {levels}"
 
 

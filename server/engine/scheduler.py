@@ -117,11 +117,11 @@ class Scheduler:
         for users in turns:
             if chosen := self._schedule(users):
                 users.last_turn = self._steps
-                self._repeated = chosen if self._will_repeat(chosen) else []
+                self._repeated = chosen if self.will_repeat(chosen) else []
                 return chosen
         return []
 
-    def _will_repeat(self, chosen: list[Scheduled]) -> bool:
+    def will_repeat(self, chosen: list[Scheduled]) -> bool:
         """Whether the step after this one has the same work, should no sequence come or go until then."""
         return (
             len(chosen) == len(self.running)

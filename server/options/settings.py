@@ -243,6 +243,10 @@ class Settings(BaseSettings):
     kv_cache_memory: Annotated[
         AutoSize, Option(ENGINE, "SIZE", "Memory for keys and values.", default="auto")
     ] = None
+    kv_cache_dtype: Annotated[
+        Literal["auto", "int8"],
+        Option(ENGINE, "KIND", "auto (as computed), or int8: half the memory."),
+    ] = "auto"
     kernels: Annotated[
         Literal["auto", "native", "pytorch"],
         Option(ENGINE, "KIND", "native (C++, Triton), pytorch, or auto."),

@@ -48,6 +48,7 @@ class EngineHarness:
         kernels: str = "auto",
         dtype: str = "fp32",
         quantize: str = "none",
+        coded_cache: bool = False,
         num_blocks: int = 257,
         max_batch_tokens: int = 256,
         max_num_seqs: int = 64,
@@ -58,7 +59,9 @@ class EngineHarness:
             directory, dtype=dtype, device="cpu", max_model_len=None, quantize=quantize
         )
         self.decoder: Decoder = (
-            GenericDecoder(self.loaded.hf) if generic else next(decoder_candidates(self.loaded, kernels))
+            GenericDecoder(self.loaded.hf)
+            if generic
+            else next(decoder_candidates(self.loaded, kernels, coded_cache=coded_cache))
         )
         assert generic or isinstance(self.decoder, FusedDecoder | GenericDecoder)
         self.pool = PagePool(

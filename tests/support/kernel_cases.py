@@ -276,7 +276,7 @@ class Batcher:
         )
 
 
-def tested_variants() -> tuple[Variant, ...]:
+def variants_under_test() -> tuple[Variant, ...]:
     """What this machine can run, and level amx in its emulation: what tests of all levels go through."""
     return (*usable_variants(), AMX_EMULATED)
 

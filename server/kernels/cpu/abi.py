@@ -75,6 +75,7 @@ class Decoder(ctypes.Structure):
         ("num_blocks", _I64),
         ("max_rows", _I64),
         ("threads", _I64),
+        ("kv_coded", _I64),
         ("eps", _F32),
         ("scale", _F32),
         ("score_cap", _F32),

@@ -17,6 +17,7 @@ from manylora.server.kernels.cpu.packed_codes import unfit
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, CacheRun, LoraInputs, StepInputs
+from manylora.server.kernels.reference.coded_cache import SCALE_BYTES
 from manylora.server.kernels.weights import MATRICES, DecoderWeights, MergedWeights, QuantizedMatrix
 
 _MAX_HEAD_DIM = 256
@@ -39,6 +40,7 @@ class NativeStep:
         max_rows: int,
         threads: int,
         *,
+        coded_cache: bool = False,  # keys and values in 8 bits, as reference.coded_cache has them
         library: Library | None = None,
     ) -> None:
         assert pool.dtype == torch.bfloat16
@@ -58,6 +60,7 @@ class NativeStep:
         decoder = self._packed.decoder
         decoder.pool, decoder.pool_elements = pool.data_ptr(), pool.numel()
         decoder.num_blocks, decoder.max_rows, decoder.threads = num_blocks, max_rows, threads
+        decoder.kv_coded = coded_cache
         self._engine = self._native.manylora_open(decoder)
         if not self._engine:
             raise MemoryError(f"no room for a KV cache of {num_blocks} blocks")
@@ -81,9 +84,10 @@ class NativeStep:
         return best_library().origin
 
     @staticmethod
-    def kv_bytes_per_block(weights: DecoderWeights) -> int:
+    def kv_bytes_per_block(weights: DecoderWeights, *, coded_cache: bool = False) -> int:
         """Bytes of K and V that one block takes over all layers."""
-        return BLOCK_SIZE * 2 * 2 * weights.n_kv_heads * weights.head_dim * len(weights.layers)
+        per_vector = weights.head_dim + SCALE_BYTES if coded_cache else 2 * weights.head_dim
+        return BLOCK_SIZE * 2 * weights.n_kv_heads * per_vector * len(weights.layers)
 
     @property
     def weight_bytes(self) -> int:

@@ -11,7 +11,7 @@ import triton
 from manylora.server.kernels.cuda.attention_kernels import attend_partition, join_partitions
 from manylora.server.kernels.cuda.types import dot_type
 from manylora.server.kernels.inputs import BLOCK_SIZE, StepInputs
-from manylora.server.kernels.reference.attention import PagedKV, Scoring
+from manylora.server.kernels.reference.attention import LayerCache, Scoring
 
 PARTITION = 128  # tokens of a context that one program attends to; never a matter of the batch
 _TOKENS = 32  # taken together; a partition is a multiple of them
@@ -28,7 +28,7 @@ class DecodeRows:
     blocks: torch.Tensor  # [n, B] int32
     partitions: int  # as many as the longest context has
 
-    def attend(self, kv: PagedKV, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
+    def attend(self, kv: LayerCache, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
         """Fill the rows' part of ``out`` [T, nh, hdv] for ``query`` [T, nh, hd]."""
         n, heads, (_, kv_heads, key_dim) = len(self.rows), query.shape[1], kv.keys.shape
         value_dim, group = kv.values.shape[2], heads // kv_heads

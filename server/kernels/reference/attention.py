@@ -14,6 +14,19 @@ from manylora.server.kernels.buffers import zeros
 from manylora.server.kernels.inputs import BLOCK_SIZE, Int32, Int64, StepInputs
 
 
+class LayerCache(Protocol):
+    """K and V of one layer, by slot."""
+
+    keys: torch.Tensor  # [blocks * BLOCK_SIZE, nkv, hd] as they are kept
+    values: torch.Tensor  # [blocks * BLOCK_SIZE, nkv, hdv]
+
+    def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store ``keys`` [T, nkv, hd] and ``values`` [T, nkv, hdv] at ``slots`` [T]."""
+
+    def gather(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The K and V of ``blocks`` [S, B], each [S, B * BLOCK_SIZE, nkv, hd]."""
+
+
 class PagedKV:
     """K and V of one layer: ``keys`` [blocks * BLOCK_SIZE, nkv, hd], ``values`` [..., nkv, hdv]."""
 
@@ -31,10 +44,11 @@ class PagedKV:
 
     def gather(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The K and V of ``blocks`` [S, B], each [S, B * BLOCK_SIZE, nkv, hd]."""
-        return _gather(self.keys, blocks), _gather(self.values, blocks)
+        return gather_blocks(self.keys, blocks), gather_blocks(self.values, blocks)
 
 
-def _gather(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+def gather_blocks(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """What ``cache`` [slots, ...] has at the slots of ``blocks`` [S, B]: [S, B * BLOCK_SIZE, ...]."""
     flat = cache.view(-1, BLOCK_SIZE * cache.shape[1] * cache.shape[2])
     return flat.index_select(0, blocks.flatten()).view(blocks.shape[0], -1, *cache.shape[1:])
 
@@ -51,7 +65,7 @@ class Scoring:
 class RowAttention(Protocol):
     """The attention of some rows of a step."""
 
-    def attend(self, kv: PagedKV, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
+    def attend(self, kv: LayerCache, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
         """Fill the rows' part of ``out`` [T, nh, hdv] for ``query`` [T, nh, hd]."""
 
 
@@ -64,7 +78,7 @@ class _Decode:
     context: torch.Tensor  # [R]
     stale: torch.Tensor  # [N] gathered positions, counted over all rows, behind a context in its last block
 
-    def attend(self, kv: PagedKV, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
+    def attend(self, kv: LayerCache, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
         keys, values = kv.gather(self.blocks)
         for gathered in (keys, values):
             # Left there by whoever had the block before: hidden by the mask, unless it is not finite.
@@ -83,7 +97,7 @@ class _Chunk:
     blocks: torch.Tensor  # [1, B]
     context: int
 
-    def attend(self, kv: PagedKV, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
+    def attend(self, kv: LayerCache, query: torch.Tensor, out: torch.Tensor, scoring: Scoring) -> None:
         keys, values = (t[:, : self.context] for t in kv.gather(self.blocks))
         length = self.stop - self.start
         last = torch.arange(self.context - length, self.context, device=query.device)
@@ -100,7 +114,7 @@ class AttentionPlan:
     slots: torch.Tensor  # [T] where the rows' K and V are written
     parts: Sequence[RowAttention]  # of all rows
 
-    def attend(self, kv: PagedKV, query: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+    def attend(self, kv: LayerCache, query: torch.Tensor, scoring: Scoring) -> torch.Tensor:
         """Attention output [T, nh, hdv] of ``query`` [T, nh, hd]; K and V must already be written."""
         out = query.new_empty(query.shape[0], query.shape[1], kv.values.shape[2])
         for part in self.parts:

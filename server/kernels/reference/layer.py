@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from manylora.server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring
+from manylora.server.kernels.reference.attention import AttentionPlan, LayerCache, Scoring
 from manylora.server.kernels.reference.experts import RoutedExperts, gated
 from manylora.server.kernels.reference.linear import Linear, linear
 from manylora.server.kernels.reference.lora import LoraDelta
@@ -90,7 +90,7 @@ class Layer:
         changed._norms = {**self._norms, name: self._weights.norm_weight(weight)}
         return changed
 
-    def forward(self, x: torch.Tensor, work: Work, kv: PagedKV) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, work: Work, kv: LayerCache) -> torch.Tensor:
         """``x`` [T, D] -> [T, D]."""
         attended = self._attention(self._norm("input_norm", x, work.lora), work, kv)
         x = x + self._scaled(self._norm("attention_norm", attended, work.lora))
@@ -115,7 +115,7 @@ class Layer:
                 lora.add(module, x, y[:, rows])
         return y
 
-    def _attention(self, h: torch.Tensor, work: Work, kv: PagedKV) -> torch.Tensor:
+    def _attention(self, h: torch.Tensor, work: Work, kv: LayerCache) -> torch.Tensor:
         w = self._weights
         widths = [w.n_heads * w.head_dim, w.n_kv_heads * w.head_dim, w.n_kv_heads * w.head_dim]
         q, k, v = self._product("qkv", h, work.lora).split(widths, dim=-1)

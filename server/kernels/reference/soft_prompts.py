@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from manylora.server.kernels.inputs import CacheRun, EmbeddedRows, PromptRun, StepInputs
-from manylora.server.kernels.reference.attention import PagedKV
+from manylora.server.kernels.reference.attention import LayerCache
 
 
 def embed_prompts(pool: torch.Tensor, width: int, inputs: StepInputs, scale: float = 1.0) -> StepInputs:
@@ -41,7 +41,7 @@ def _joined(given: EmbeddedRows, virtual: EmbeddedRows) -> EmbeddedRows:
     return EmbeddedRows(rows[order], values[torch.from_numpy(order).to(values.device)].contiguous())
 
 
-def fill_cache(pool: torch.Tensor, layers: Sequence[PagedKV], runs: Sequence[CacheRun]) -> None:
+def fill_cache(pool: torch.Tensor, layers: Sequence[LayerCache], runs: Sequence[CacheRun]) -> None:
     """Put keys and values of virtual tokens into the cache of ``layers``, in their order."""
     for run in runs:
         heads, size = layers[0].keys.shape[1:]

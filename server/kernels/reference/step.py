@@ -11,10 +11,12 @@ from manylora.server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
 from manylora.server.kernels.reference import sampling
 from manylora.server.kernels.reference.attention import (
     AttentionPlan,
+    LayerCache,
     PagedKV,
     PlanRows,
     plan_attention,
 )
+from manylora.server.kernels.reference.coded_cache import SCALE_BYTES, CodedKV
 from manylora.server.kernels.reference.layer import Layer, Work, rms_norm
 from manylora.server.kernels.reference.linear import PackedLinear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
@@ -70,6 +72,7 @@ class ReferenceStep:
         pool: torch.Tensor,
         num_blocks: int,
         *,
+        coded_cache: bool = False,
         decode_rows: PlanRows | None = None,
         lora_plan: Planning = LoraPlan,
     ) -> None:
@@ -79,6 +82,7 @@ class ReferenceStep:
             weights: of the base.
             pool: the elements that rank pages lie in.
             num_blocks: of the KV cache.
+            coded_cache: whether keys and values are kept in 8 bits.
             decode_rows: attends for rows that decode; None is the reference's own.
             lora_plan: makes the adapters' delta of a step.
         """
@@ -88,16 +92,24 @@ class ReferenceStep:
         shapes = [*target_shapes(weights), *norm_shapes(weights)]
         self._planner = LoraPlanner(pool, shapes, self, lora_plan)
         heads, dim = weights.n_kv_heads, weights.head_dim
-        self._kv = [PagedKV(num_blocks, heads, dim, dim, weights.embedding) for _ in weights.layers]
+        like = weights.embedding
+        self._kv: list[LayerCache] = [
+            CodedKV(num_blocks, heads, dim, like)
+            if coded_cache
+            else PagedKV(num_blocks, heads, dim, dim, like)
+            for _ in weights.layers
+        ]
         self._layers = [Layer(layer, self._weights, index) for index, layer in enumerate(weights.layers)]
         self._final_norm = weights.norm_weight(weights.final_norm)
         self._lm_head = PackedLinear(weights.lm_head, None)
 
     @staticmethod
-    def kv_bytes_per_block(weights: DecoderWeights) -> int:
+    def kv_bytes_per_block(weights: DecoderWeights, *, coded_cache: bool = False) -> int:
         """Bytes of K and V that one block takes over all layers."""
-        per_token = 2 * weights.n_kv_heads * weights.head_dim * weights.embedding.element_size()
-        return BLOCK_SIZE * per_token * len(weights.layers)
+        per_vector = weights.head_dim * weights.embedding.element_size()
+        if coded_cache:
+            per_vector = weights.head_dim + SCALE_BYTES
+        return BLOCK_SIZE * 2 * weights.n_kv_heads * per_vector * len(weights.layers)
 
     @property
     def weight_bytes(self) -> int:

@@ -41,19 +41,26 @@ class FusedDecoder:
 
     name = "fused"
 
-    def __init__(self, model: Any, max_len: int, kernels: str = "auto") -> None:
+    def __init__(self, model: Any, max_len: int, kernels: str = "auto", *, coded_cache: bool = False) -> None:
         """Take the weights of ``model``, a Hugging Face causal LM of one of :data:`FAMILIES`.
 
-        ``kernels`` is "auto" (native where they run, else PyTorch), "native" or "pytorch".
+        ``kernels`` is "auto" (native where they run, else PyTorch), "native" or "pytorch". ``coded_cache``:
+        keys and values are kept in 8 bits.
 
         Raises:
-            ConfigError: native kernels were asked for and can't run here.
+            ConfigError: native kernels were asked for and can't run here, or not on a cache in 8 bits.
         """
         self.weights = extract_weights(model, max_len)
         self._family = FAMILIES[model.config.model_type]
         self.modules = target_modules(model, self.weights)
         self._backend: type[NativeStep | ReferenceStep | TritonStep]
         self._backend, self.kernels_note = _choose_backend(self.weights, kernels)
+        self._coded_cache = coded_cache
+        if coded_cache and not issubclass(self._backend, NativeStep | ReferenceStep):
+            raise ConfigError(
+                "--kv-cache-dtype int8: the Triton kernels read keys and values of 16 or 32 bits only; "
+                "--kernels pytorch has a cache in 8 bits on a GPU as well"
+            )
         self._step: NativeStep | ReferenceStep | TritonStep | None = None
         self.tables = BaseTables(self.weights.embedding, self.weights.lm_head)
         self.vocab_size = self.weights.lm_head.shape[0]
@@ -95,6 +102,8 @@ class FusedDecoder:
 
     @property
     def kv_bytes_per_block(self) -> int:
+        if issubclass(self._backend, NativeStep | ReferenceStep):
+            return self._backend.kv_bytes_per_block(self.weights, coded_cache=self._coded_cache)
         return self._backend.kv_bytes_per_block(self.weights)
 
     def weight(self, module: int) -> torch.Tensor:
@@ -106,7 +115,10 @@ class FusedDecoder:
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:
         self._pool = pool
         if issubclass(self._backend, NativeStep):
-            self._step = self._backend(self.weights, pool, num_blocks, max_rows, torch.get_num_threads())
+            threads, coded = torch.get_num_threads(), self._coded_cache
+            self._step = self._backend(self.weights, pool, num_blocks, max_rows, threads, coded_cache=coded)
+        elif issubclass(self._backend, ReferenceStep):
+            self._step = self._backend(self.weights, pool, num_blocks, coded_cache=self._coded_cache)
         else:
             self._step = self._backend(self.weights, pool, num_blocks)
 

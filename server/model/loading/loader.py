@@ -219,26 +219,33 @@ def _fingerprint(model: Any, directory: Path, quantize: str) -> str:
         return fingerprint(model.state_dict())
 
 
-def decoder_candidates(loaded: LoadedModel, kernels: str = "auto") -> Iterator[Decoder]:
+def decoder_candidates(
+    loaded: LoadedModel, kernels: str = "auto", *, coded_cache: bool = False
+) -> Iterator[Decoder]:
     """The decoders that may serve the model, best first; none is trusted before the probe.
 
     ``kernels`` is "auto" (native, then PyTorch), "native" or "pytorch"; the generic decoder always runs
-    PyTorch and comes last.
+    PyTorch and comes last. With ``coded_cache`` keys and values are kept in 8 bits, which the fused decoder
+    alone does.
 
     Raises:
         ModelRefused: the generic decoder can't run the model.
-        ConfigError: native kernels were asked for and can't run.
+        ConfigError: native kernels or a cache in 8 bits were asked for and can't be had.
     """
     reason = FusedDecoder.unsupported(loaded.hf)
     if reason is None:
-        fused = FusedDecoder(loaded.hf, loaded.max_model_len, kernels)
+        fused = FusedDecoder(loaded.hf, loaded.max_model_len, kernels, coded_cache=coded_cache)
         native = fused.native
         yield fused
         if kernels == "native":
             return
         del fused  # it was refused: on a GPU there is no room for two caches
         if native:
-            yield FusedDecoder(loaded.hf, loaded.max_model_len, "pytorch")
+            yield FusedDecoder(loaded.hf, loaded.max_model_len, "pytorch", coded_cache=coded_cache)
+        if coded_cache:
+            return
+    elif coded_cache:
+        raise ConfigError(f"--kv-cache-dtype int8 needs the fused decoder: {reason}")
     elif kernels == "native":
         raise ConfigError(f"--kernels native: {reason}")
     else:

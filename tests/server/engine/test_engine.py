@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -143,6 +144,36 @@ def test_what_is_counted(harness: EngineHarness) -> None:
     }
     for name, expected in metrics.items():
         assert sample_of(harness, name) == expected, name
+
+
+class _Reader:
+    """A tokenizer that can be made to fail."""
+
+    eos_ids: frozenset[int] = frozenset()
+    broken = False
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        if self.broken:
+            raise RuntimeError("no such token")
+        return ("x" if skip_special_tokens else "y") * len(token_ids)
+
+
+def test_an_answer_that_cannot_be_read_ends_alone(harness: EngineHarness) -> None:
+    engine = harness.new_engine()
+    fine, odd = harness.sequence([1], max_tokens=6), harness.sequence([2], max_tokens=300)
+    odd.tokenizer = reader = _Reader()
+    engine.add(fine)
+    engine.add(odd)
+    told = engine.step()
+    reader.broken = True
+    unread = engine.advance() + engine.advance()  # the engine is a step ahead of who reads
+    told += engine.read(unread)
+    while engine.has_work:
+        told += engine.step()
+    assert [d.finish_reason for s, d in told if s is fine] == [None] * 5 + [LENGTH]
+    assert [d.finish_reason for s, d in told if s is odd] == [None, FinishReason.ERROR]
+    assert odd.block_table == []
+    assert sample_of(harness, "manylora_aborts_total") == 0
 
 
 def sample_of(harness: EngineHarness, name: str) -> float:

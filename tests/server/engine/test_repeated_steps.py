@@ -102,7 +102,7 @@ def test_the_same_is_answered(
         with monkeypatch.context() as patch:
             repeated = count_repeats(patch)
             if plain:
-                patch.setattr(engine.scheduler, "_will_repeat", lambda _: False)
+                patch.setattr(engine.scheduler, "will_repeat", lambda _: False)
             asked = requests(bf16, adapters, random.Random(seed))
             found.append(churn(engine, asked, random.Random(seed), read_later=not plain))
         assert len(repeated) > 5 or plain

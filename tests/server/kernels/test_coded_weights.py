@@ -43,7 +43,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=kernel_cases.tested_variants(), ids=lambda variant: variant.name)
+@pytest.fixture(scope="module", params=kernel_cases.variants_under_test(), ids=lambda variant: variant.name)
 def variant(request: pytest.FixtureRequest) -> Variant:
     chosen: Variant = request.param
     library_of(chosen)

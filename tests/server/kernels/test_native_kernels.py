@@ -21,7 +21,7 @@ from tests.support.kernel_cases import (
     oracle,
     random_decoder,
     relative_error,
-    tested_variants,
+    variants_under_test,
 )
 
 BLOCKS = 128
@@ -73,7 +73,7 @@ BITS = [
 ]
 
 
-@pytest.fixture(scope="module", params=tested_variants(), ids=lambda variant: variant.name)
+@pytest.fixture(scope="module", params=variants_under_test(), ids=lambda variant: variant.name)
 def variant(request: pytest.FixtureRequest) -> Variant:
     chosen: Variant = request.param
     library_of(chosen)  # fails here, not in the first test, if it can't be compiled

@@ -22,7 +22,7 @@ from manylora.server.model.decoders.extraction import extract_weights
 from manylora.server.model.loading.loader import load_model
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import Answer, EngineHarness
-from tests.support.kernel_cases import library_of, tested_variants
+from tests.support.kernel_cases import library_of, variants_under_test
 from tests.support.tiny_models import DENSE_FAMILIES, costly, tiny_model
 
 ADAPTERS: Mapping[str, dict[str, Any]] = {
@@ -122,7 +122,7 @@ def test_a_row_has_the_same_bits_in_any_batch_and_chunking(model: Path, adapters
         assert (one == other).all()
 
 
-@pytest.mark.parametrize("variant", tested_variants(), ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", variants_under_test(), ids=lambda variant: variant.name)
 def test_every_instruction_set_computes_the_same_model(
     variant: Variant, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from tests.support.kernel_cases import (
     oracle,
     random_decoder,
     relative_error,
-    tested_variants,
+    variants_under_test,
 )
 
 BLOCKS = 24
@@ -44,7 +44,7 @@ MAKES: dict[str, Make] = {
                 weights, pool, BLOCKS, 4, 2, library=library_of(variant)
             )
         )
-        for variant in tested_variants()
+        for variant in variants_under_test()
     },
 }
 backends = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)

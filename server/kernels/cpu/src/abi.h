@@ -80,6 +80,7 @@ struct Decoder {
   int64_t num_blocks;        // KV blocks to reserve
   int64_t max_rows;          // rows the workspace starts with; it grows when a step needs more
   int64_t threads;
+  int64_t kv_coded;          // whether keys and values are kept in 8 bits; else as they are
   float eps;
   float scale;               // of the attention scores
   float score_cap;           // bounds attention scores s by c tanh(s / c); 0: nothing does

@@ -14,7 +14,9 @@ SoftmaxState from_vector(const SoftmaxState& state, int64_t vector, int64_t head
   return {state.max + vector, state.sum + vector, state.out + vector * head_dim};
 }
 
-void AttentionScratch::reserve(const AttentionPlan& plan, int64_t heads, int64_t kv_heads, int64_t head_dim) {
+void AttentionScratch::reserve(const AttentionPlan& plan, int64_t heads, const KvCache& cache) {
+  const int64_t kv_heads = cache.kv_heads;
+  const int64_t head_dim = cache.head_dim;
   const int64_t groups = heads / kv_heads;
   int64_t vectors = heads;
   for (const PrefillTask& task : plan.prefill()) vectors = std::max(vectors, task.rows * groups);
@@ -22,6 +24,7 @@ void AttentionScratch::reserve(const AttentionPlan& plan, int64_t heads, int64_t
   part.reserve(state_floats(simd::kQueryVectors, head_dim));
   query.reserve(vectors * query_width(head_dim));
   values.reserve(kChunkTokens * head_dim);
+  if (cache.coded) units.reserve(kChunkBlocks * cache.unit_elements());
 }
 
 void AttentionShared::reserve(const AttentionPlan& plan, int64_t groups, int64_t head_dim) {

@@ -14,9 +14,10 @@ struct AttentionScratch {
   Buffer<float> state;    // softmax states of a prefill task, or of all heads of a decode row
   Buffer<float> part;     // of one tile and chunk
   Buffer<bf16> query;     // packed queries of a prefill task or decode row
+  Buffer<bf16> units;     // of one chunk, made from their codes
   Buffer<bf16> values;    // V of a chunk, for tile registers
 
-  void reserve(const AttentionPlan& plan, int64_t heads, int64_t kv_heads, int64_t head_dim);
+  void reserve(const AttentionPlan& plan, int64_t heads, const KvCache& cache);
 };
 
 // Shared by the threads.

@@ -9,7 +9,7 @@ namespace {
 constexpr int64_t kAheadUnits = 24;
 constexpr int64_t kTile = simd::kQueryVectors;
 
-const bf16* unit_of(const Attention& job, const DecodePiece& piece, int64_t block, int64_t head) {
+const char* unit_of(const Attention& job, const DecodePiece& piece, int64_t block, int64_t head) {
   return job.cache.unit(job.step->block_tables[piece.sequence * job.step->table_width + block], head);
 }
 
@@ -17,11 +17,11 @@ const bf16* unit_of(const Attention& job, const DecodePiece& piece, int64_t bloc
 class UnitCursor {
  public:
   UnitCursor(const Attention& job, const std::vector<DecodePiece>& pieces)
-      : job_(job), piece_(pieces.data()), end_(pieces.data() + pieces.size()), last_(job.qkv) {
+      : job_(job), piece_(pieces.data()), end_(pieces.data() + pieces.size()), last_(reinterpret_cast<const char*>(job.qkv)) {
     enter();
   }
 
-  const bf16* take() {
+  const char* take() {
     if (piece_ == end_) return last_;
     last_ = unit_of(job_, *piece_, block_, head_);
     if (++head_ == piece_->head_end) {
@@ -45,7 +45,7 @@ class UnitCursor {
   const Attention& job_;
   const DecodePiece* piece_;
   const DecodePiece* end_;
-  const bf16* last_;
+  const char* last_;
   int64_t head_ = 0;
   int64_t block_ = 0;
   int64_t end_block_ = 0;
@@ -61,14 +61,17 @@ void pack_head(const Attention& job, const bf16* q, bf16* packed) {
   }
 }
 
-KeyChunk read_chunk(const Attention& job, const DecodePiece& piece, int64_t c, int64_t head, UnitCursor& ahead) {
+// Units of codes are made bf16 here, while those to come are prefetched; the kernel prefetches other ones itself.
+KeyChunk read_chunk(const Attention& job, const DecodePiece& piece, int64_t c, int64_t head, UnitCursor& ahead, bf16* room) {
   KeyChunk chunk;
   const int64_t first = std::max(c * kChunkBlocks, piece.span.first_block());
   chunk.first_position = first * kBlockTokens;
   chunk.blocks = std::min((c + 1) * kChunkBlocks, piece.span.end_block()) - first;
   for (int64_t b = 0; b < chunk.blocks; b++) {
-    chunk.unit[b] = unit_of(job, piece, first + b, head);
-    chunk.ahead[b] = ahead.take();
+    const char* later = ahead.take();
+    chunk.unit[b] = job.cache.open(unit_of(job, piece, first + b, head), room + b * job.cache.unit_elements());
+    chunk.ahead[b] = job.cache.coded ? chunk.unit[b] : reinterpret_cast<const bf16*>(later);
+    for (int64_t at = 0; job.cache.coded && at < job.cache.unit_bytes(); at += 64) simd::prefetch(later + at);
   }
   return chunk;
 }
@@ -119,7 +122,7 @@ class PieceRunner {
   }
 
   void add_chunk(const DecodePiece& piece, int64_t c, int64_t head) {
-    KeyChunk chunk = read_chunk(job_, piece, c, head, ahead_);
+    KeyChunk chunk = read_chunk(job_, piece, c, head, ahead_, scratch_.units.data());
     gather_values(chunk, piece.span.end, job_.head_dim(), scratch_.values.data());
     const SoftmaxState part = state_at(scratch_.part.data(), kTile, job_.head_dim());
     for (int64_t v = 0; v < job_.groups; v += kTile) {
@@ -130,7 +133,7 @@ class PieceRunner {
   }
 
   void keep_chunk(const DecodePiece& piece, int64_t c, int64_t head) {
-    KeyChunk chunk = read_chunk(job_, piece, c, head, ahead_);
+    KeyChunk chunk = read_chunk(job_, piece, c, head, ahead_, scratch_.units.data());
     gather_values(chunk, piece.span.end, job_.head_dim(), scratch_.values.data());
     const int64_t number = piece.split * job_.plan->max_chunks() + c - piece.span.first_chunk();
     float* memory = job_.shared->parts.data() + number * state_floats(job_.groups, job_.head_dim());

@@ -11,7 +11,8 @@ int64_t blocks_of(const Span& span) { return span.end_block() - span.first_block
 
 }  // namespace
 
-void AttentionPlan::build(const Step& step, int64_t heads, int64_t kv_heads, int64_t head_dim, int threads) {
+void AttentionPlan::build(const Step& step, int64_t heads, const KvCache& cache, int threads) {
+  const int64_t kv_heads = cache.kv_heads;
   max_chunks_ = 0;
   rows_.clear();
   splits_.clear();
@@ -44,7 +45,7 @@ void AttentionPlan::build(const Step& step, int64_t heads, int64_t kv_heads, int
     }
     at += blocks * kv_heads;
   }
-  list_reads(step, kv_heads, head_dim);
+  list_reads(step, cache);
 }
 
 void AttentionPlan::collect(const Step& step, int64_t kv_heads, int64_t groups) {
@@ -89,9 +90,8 @@ void AttentionPlan::split_head(const Row& row, int64_t head, int64_t start, int6
   }
 }
 
-void AttentionPlan::list_reads(const Step& step, int64_t kv_heads, int64_t head_dim) {
-  const KvCache cache{nullptr, kv_heads, head_dim};
-  const int64_t unit = cache.unit_elements() * static_cast<int64_t>(sizeof(bf16));
+void AttentionPlan::list_reads(const Step& step, const KvCache& cache) {
+  const int64_t unit = cache.unit_bytes();
   reads_.resize(pieces_.size());
   for (size_t t = 0; t < pieces_.size(); t++) {
     reads_[t].clear();
@@ -102,7 +102,7 @@ void AttentionPlan::list_reads(const Step& step, int64_t kv_heads, int64_t head_
       for (int64_t b = first; b < end && bytes < kMaxReads; b++) {
         const int64_t block = step.block_tables[piece.sequence * step.table_width + b];
         const int64_t size = (piece.head_end - piece.head) * unit;
-        reads_[t].push_back({reinterpret_cast<const char*>((block * kv_heads + piece.head) * unit), size});
+        reads_[t].push_back({reinterpret_cast<const char*>((block * cache.kv_heads + piece.head) * unit), size});
         bytes += size;
       }
     }

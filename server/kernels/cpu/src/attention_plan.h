@@ -52,7 +52,7 @@ class AttentionPlan {
   // For layers with this window (0: none).
   explicit AttentionPlan(int64_t window) : window_(window) {}
 
-  void build(const Step& step, int64_t heads, int64_t kv_heads, int64_t head_dim, int threads);
+  void build(const Step& step, int64_t heads, const KvCache& cache, int threads);
 
   const std::vector<DecodePiece>& pieces(int thread) const { return pieces_[static_cast<size_t>(thread)]; }
   // What a thread reads of the cache in decode, up to a few megabytes, as offsets from the layer's cache.
@@ -76,7 +76,7 @@ class AttentionPlan {
 
   void collect(const Step& step, int64_t kv_heads, int64_t groups);
   void give_heads(const Row& row, int64_t head, int64_t head_end, int thread);
-  void list_reads(const Step& step, int64_t kv_heads, int64_t head_dim);
+  void list_reads(const Step& step, const KvCache& cache);
   void split_head(const Row& row, int64_t head, int64_t start, int64_t total, int threads);
 
   int64_t window_;

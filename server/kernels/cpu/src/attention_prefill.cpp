@@ -25,6 +25,7 @@ class TaskRunner {
     const int64_t first = visible(0).first_chunk();
     const int64_t end = visible(vectors_ - 1).end_chunk();
     for (int64_t c = first; c < end; c++) {
+      open_units(c);
       KeyChunk all = chunk_of(c, visible(0), visible(vectors_ - 1));
       gather_values(all, visible(vectors_ - 1).end, job_.head_dim(), scratch_.values.data());
       for (int64_t v = 0; v < vectors_; v += kTile) run_tile(c, v, all.values, std::min(kTile, vectors_ - v));
@@ -54,15 +55,26 @@ class TaskRunner {
     }
   }
 
+  // Finds the units of a chunk that some vector sees; codes are made bf16 once, for all tiles.
+  void open_units(int64_t c) {
+    const int64_t first = std::max(c * kChunkBlocks, visible(0).first_block());
+    const int64_t end = std::min((c + 1) * kChunkBlocks, visible(vectors_ - 1).end_block());
+    const int32_t* table = job_.step->block_tables + task_.sequence * job_.step->table_width;
+    for (int64_t b = first; b < end; b++) {
+      const int64_t place = b - c * kChunkBlocks;
+      bf16* room = scratch_.units.data() + place * job_.cache.unit_elements();
+      unit_[place] = job_.cache.open(job_.cache.unit(table[b], task_.head), room);
+    }
+  }
+
   // The blocks of chunk c from the first that somebody sees who sees `low`, to the last of `high`; perhaps none.
   KeyChunk chunk_of(int64_t c, const Span& low, const Span& high) const {
     const int64_t first = std::max(c * kChunkBlocks, low.first_block());
     KeyChunk chunk;
     chunk.first_position = first * kBlockTokens;
     chunk.blocks = std::min((c + 1) * kChunkBlocks, high.end_block()) - first;
-    const int32_t* table = job_.step->block_tables + task_.sequence * job_.step->table_width;
     for (int64_t b = 0; b < chunk.blocks; b++) {
-      chunk.unit[b] = job_.cache.unit(table[first + b], task_.head);
+      chunk.unit[b] = unit_[first + b - c * kChunkBlocks];
       chunk.ahead[b] = chunk.unit[b];
     }
     return chunk;
@@ -95,6 +107,7 @@ class TaskRunner {
   const int64_t start_;  // first row of the sequence
   const int64_t rows_;   // its number of rows
   const SoftmaxState state_;
+  const bf16* unit_[kChunkBlocks] = {};  // of the chunk at hand
 };
 
 }  // namespace

@@ -9,7 +9,9 @@
 
 namespace {
 
-int64_t kv_layer_elements(const Decoder& d) { return d.num_blocks * d.kv_heads * 2 * kBlockTokens * d.head_dim; }
+KvCache cache_at(const Decoder& d, char* data) { return {data, d.kv_heads, d.head_dim, d.kv_coded != 0}; }
+
+int64_t kv_layer_bytes(const Decoder& d) { return d.num_blocks * d.kv_heads * cache_at(d, nullptr).unit_bytes(); }
 
 constexpr int64_t kMaxEarly = 4 << 20;   // bytes a thread reads ahead into the shared cache
 
@@ -19,7 +21,7 @@ Engine::Engine(const Decoder& decoder)
     : decoder_(decoder),
       layers_(decoder.layer, decoder.layer + decoder.layers),
       norms_(decoder.layer[0]),
-      kv_(kv_layer_elements(decoder) * decoder.layers),
+      kv_(kv_layer_bytes(decoder) * decoder.layers),
       experts_(decoder),
       states_(static_cast<size_t>(decoder.threads)),
       last_plan_(decoder.layer[decoder.layers - 1].window),
@@ -47,7 +49,7 @@ const AttentionPlan& Engine::plan_of(int64_t layer) const {
 }
 
 KvCache Engine::cache_of(int64_t layer) const {
-  return {kv_.data() + layer * kv_layer_elements(decoder_), decoder_.kv_heads, decoder_.head_dim};
+  return cache_at(decoder_, kv_.data() + layer * kv_layer_bytes(decoder_));
 }
 
 // Everything that may allocate happens here, before the threads start.
@@ -75,9 +77,9 @@ void Engine::prepare(const Step& step) {
 void Engine::plan_attention(const Step& step, int threads) {
   const Decoder& d = decoder_;
   const auto make = [&](AttentionPlan& plan, const Step& planned) {
-    plan.build(planned, d.heads, d.kv_heads, d.head_dim, threads);
+    plan.build(planned, d.heads, cache_at(d, nullptr), threads);
     shared_.reserve(plan, d.heads / d.kv_heads, d.head_dim);
-    for (ThreadState& state : states_) state.attention.reserve(plan, d.heads, d.kv_heads, d.head_dim);
+    for (ThreadState& state : states_) state.attention.reserve(plan, d.heads, cache_at(d, nullptr));
   };
   for (AttentionPlan& plan : plans_) make(plan, step);
   if (some_last_) make(last_plan_, last_rows_.step());

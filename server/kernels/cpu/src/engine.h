@@ -113,7 +113,7 @@ struct Engine {
   std::vector<Layer> layers_;
   NormPlaces norms_;
   const Layer* active_ = nullptr;      // the layers of the step that runs
-  Reservation<bf16> kv_;
+  Reservation<char> kv_;
   Workspace space_;
   RoutedExperts experts_;
   LoraStep lora_;

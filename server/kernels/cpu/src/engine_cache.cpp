@@ -17,10 +17,9 @@ StepFault Engine::fill_cache(const int64_t* slots, int64_t count, int64_t start)
     for (int64_t layer = 0; layer < d.layers; layer++, entry += 2 * half) {
       const KvCache cache = cache_of(layer);
       for (int64_t head = 0; head < d.kv_heads; head++) {
-        bf16* unit = cache.unit(block, head);
-        write_key(entry + head * size, unit, token, size);
-        write_value(entry + half + head * size, unit + cache.values_at(), token, size,
-                    token % 2 == 0 && !partner_follows);
+        char* unit = cache.unit(block, head);
+        cache.write_key(entry + head * size, unit, token);
+        cache.write_value(entry + half + head * size, unit, token, token % 2 == 0 && !partner_follows);
       }
     }
   }

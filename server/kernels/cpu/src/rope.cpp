@@ -38,8 +38,7 @@ void rope(const Rope& job, const Worker& worker) {
     const int64_t token = job.slots[row] % kBlockTokens;
     if (h >= job.heads + kv_heads) {
       const bool partner_follows = row + 1 < job.rows && job.slots[row + 1] == job.slots[row] + 1;
-      bf16* unit = job.cache.unit(block, h - job.heads - kv_heads);
-      write_value(source, unit + job.cache.values_at(), token, head_dim, token % 2 == 0 && !partner_follows);
+      job.cache.write_value(source, job.cache.unit(block, h - job.heads - kv_heads), token, token % 2 == 0 && !partner_follows);
       continue;
     }
     const bool is_query = h < job.heads;
@@ -57,6 +56,6 @@ void rope(const Rope& job, const Worker& worker) {
     if (job.cos != nullptr) rotate(head, job.cos + job.positions[row] * half, job.sin + job.positions[row] * half, half);
     bf16* target = is_query ? source : rounded;
     for (int64_t i = 0; i < head_dim; i += simd::kLanes) simd::store_bf16(target + i, simd::load(head + i));
-    if (!is_query) write_key(rounded, job.cache.unit(block, h - job.heads), token, head_dim);
+    if (!is_query) job.cache.write_key(rounded, job.cache.unit(block, h - job.heads), token);
   }
 }
