@@ -52,6 +52,9 @@ class WeightUpdate(Protocol):
             NoUpdate: see there.
         """
 
+    def change(self, weight: torch.Tensor | None, /) -> torch.Tensor:
+        """ΔW itself [out, in], float32 on the CPU; ``weight`` and errors as for :meth:`factors`."""
+
 
 Shift = Callable[[torch.Tensor | None, torch.Tensor | None], torch.Tensor]
 
@@ -77,6 +80,9 @@ class Shifted:
 
     def factors(self, weight: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
         return self.update.factors(weight)
+
+    def change(self, weight: torch.Tensor | None, /) -> torch.Tensor:
+        return self.update.change(weight)
 
 
 @dataclass(frozen=True, slots=True)

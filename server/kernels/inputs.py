@@ -5,7 +5,7 @@ Nothing here knows requests, schedulers or Hugging Face: rows, blocks and offset
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,14 +30,19 @@ def page_length(features: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class VectorPages:
-    """Where the vectors of an adapter lie in the pool: element offsets, 0 where a module has none.
+    """Where what an adapter has beside rank pages lies in the pool: element offsets, 0 where there is none.
 
-    Each is padded with zeros to a whole page.
+    Each vector, and each row of a matrix, is padded with zeros to a whole page.
     """
 
     gain: Int64  # [M] γ [out]: times the module's output, bias included; of a norm, times n(x): w ⊙ n(x) + b
     constant: Int64  # [M] c [out]: added to the output
     input_gain: Int64  # [M] λ [in]: times the module's input, whose image under W is added
+    change: Int64  # [M] ΔW [out, in], row after row: its product with the module's input is added
+
+    def each(self, of: Callable[[Int64], Int64]) -> VectorPages:
+        """The tables that ``of`` makes of these."""
+        return VectorPages(of(self.gain), of(self.constant), of(self.input_gain), of(self.change))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +113,7 @@ class AdapterPages:
 
     A row with the mix {(k, w_k)} computes, y being the base's output ``W x + b`` of the module,
 
-        y + Σ_k w_k [ B_k (A_k x) + γ_k ⊙ y + c_k ] + W (Σ_k w_k λ_k ⊙ x)
+        y + Σ_k w_k [ B_k (A_k x) + ΔW_k x + γ_k ⊙ y + c_k ] + W (Σ_k w_k λ_k ⊙ x)
 
     and of a norm, y + Σ_k w_k (γ_k ⊙ n(x) + c_k), n(x) being what it makes of its input before it scales.
     """
@@ -118,7 +123,7 @@ class AdapterPages:
     rank: Int32  # [M] 0 where the adapter has no A and B for the module
     start: int = 0  # first element of the whole adapter in the pool
     activation: tuple[int, ...] | None = None  # tokens that switch it on (aLoRA); read by schedulers only
-    vectors: VectorPages | None = None  # None: the adapter is plain LoRA
+    vectors: VectorPages | None = None  # None: the adapter has rank pages only
     vocabulary: VocabularyPages | None = None  # None: embeddings and head are the base's
     prompt: PromptPages | None = None  # None: sequences begin with their own tokens
 

@@ -111,6 +111,7 @@ def _converted(weights: DecoderWeights, change: Callable[[torch.Tensor], torch.T
 
 
 VECTORS = ("gc", "g", "", "i", "gi", "c", "gci")  # of q, k, v, o, gate, up, down
+CHANGES = ("m", "gm", "", "m", "m", "cm", "gim")
 
 
 class Pages:
@@ -136,13 +137,13 @@ class Pages:
     ) -> AdapterPages:
         """An adapter of that rank in every module, or of ``rank[m % 7]`` in module m.
 
-        ``vectors[m % 7]`` says by letters which of gain, constant and input gain module m has. With vectors
-        it changes two norms of three as well.
+        ``vectors[m % 7]`` says by letters which of gain, constant, input gain and matrix ("m") module m has.
+        With vectors it changes two norms of three as well.
         """
         generator = torch.Generator().manual_seed(seed)
         ranks = [rank] * 7 if isinstance(rank, int) else list(rank)
         offsets, all_ranks = [], []
-        tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gci"}
+        tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gcim"}
         for module, shape in enumerate(self._shapes):
             r = ranks[module % 7]
             all_ranks.append(r)
@@ -153,8 +154,9 @@ class Pages:
             self._write(b)
             for letter in vectors[module % 7] if vectors is not None else "":
                 tables[letter][module] = self._next
-                width = shape.in_features if letter == "i" else shape.out_features
-                self._write(0.3 * strength * torch.randn(1, width, generator=generator))
+                width = shape.out_features if letter in "gc" else shape.in_features
+                rows, size = (shape.out_features, width**-0.5) if letter == "m" else (1, 0.3)
+                self._write(size * strength * torch.randn(rows, width, generator=generator))
         for norm, shape in enumerate(self._norms):
             if vectors is not None and (norm + seed) % 3:
                 tables["g"][len(self._shapes) + norm] = self._next
@@ -164,7 +166,7 @@ class Pages:
             f"{seed:08x}",
             np.array([*offsets, *none], np.int64),
             np.array([*all_ranks, *none], np.int32),
-            vectors=None if vectors is None else VectorPages(tables["g"], tables["c"], tables["i"]),
+            vectors=None if vectors is None else VectorPages(*tables.values()),
         )
 
     def _write(self, rows: torch.Tensor) -> None:

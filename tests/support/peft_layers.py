@@ -57,6 +57,8 @@ class Layer:
         a, b = delta.factors(self.base.weight)
         assert a.shape == (delta.rank, self.base.in_features)
         assert b.shape == (self.base.out_features, delta.rank)
+        assert delta.update is not None
+        torch.testing.assert_close(delta.update.change(self.base.weight), b @ a)
         result: torch.Tensor = self.base(self.x) + (self.x @ a.T) @ b.T
         if delta.shifts:
             result = result + delta.shift(self.base.weight, self.base.bias)

@@ -1,4 +1,7 @@
-"""The tables of docs/adapters.md, which say what of PEFT is served: from the table of the parser."""
+"""The tables of docs/adapters.md, which say what of PEFT is served: from the table of the parser.
+
+Run as a module it rewrites them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
 from manylora.adapters.format.config.support import INITS, Option, Treatment
 from manylora.adapters.format.kinds.rows import EVERY_KIND
 from manylora.adapters.format.kinds.table import KINDS, KINDS_OF_UPDATES, OPTIONS
+from tests.support.paths import ROOT
+
+PAGE = ROOT / "docs" / "adapters.md"
 
 
 def kinds_table() -> str:
@@ -55,3 +61,17 @@ def _table(title: str, head: str, rows: list[tuple[str, Treatment, str, str]]) -
     lines = [f"### {title}", "", f"| {head} | | how, or why not | instead |", "|---|---|---|---|"]
     lines += [f"| {name} | {treatment.value} | {note} | {remedy} |" for name, treatment, note, remedy in rows]
     return "\n".join(lines)
+
+
+def rewrite() -> None:
+    """Put what the code says between the marks of the page."""
+    page = PAGE.read_text()
+    for name, table in {"further kinds": kinds_table(), "options of kinds": support_tables()}.items():
+        before, rest = page.split(f"<!-- {name} -->")
+        _, after = rest.split(f"<!-- /{name} -->")
+        page = f"{before}<!-- {name} -->\n\n{table}\n<!-- /{name} -->{after}"
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    rewrite()

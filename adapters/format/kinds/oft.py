@@ -125,7 +125,7 @@ OFT = WeightKind(
     parse=_parse,
     endings=("oft_R.weight",),
     form="W (Rᵀ - I), R block-diagonal",
-    rank="all",
+    rank="none: ΔW as it is",
     cost="that of the whole weight",
     strings_ignore_layers=True,
 )

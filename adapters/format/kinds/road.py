@@ -96,6 +96,6 @@ ROAD = WeightKind(
     parse=_parse,
     endings=("road_theta", "road_alpha"),
     form="(R - I) W, and (R - I) b; R rotates and scales pairs of outputs",
-    rank="all",
+    rank="none: ΔW as it is",
     cost="that of the whole weight",
 )

@@ -69,6 +69,7 @@ class Lora(ctypes.Structure):
         ("gain", _P),
         ("constant", _P),
         ("input_gain", _P),
+        ("change", _P),
         ("start", _P),
         ("adapter", _P),
         ("weight", _P),

@@ -157,7 +157,7 @@ class _LoraTables:
         self._offset = np.empty(0, np.uintp)
         self._rank = np.empty(0, np.uintp)
         self._max_rank = np.empty(0, np.int32)
-        self._vectors = [np.empty(0, np.uintp)] * 3  # gains, constants, input gains
+        self._vectors = [np.empty(0, np.uintp)] * 4  # gains, constants, input gains, changes
 
     def struct(self, inputs: LoraInputs) -> abi.Lora:
         if inputs.adapters != self._adapters:
@@ -167,9 +167,9 @@ class _LoraTables:
             self._max_rank = np.array([pages.rank.max() for pages in inputs.adapters], np.int32)
             self._vectors = [
                 np.array([_table_of(pages, kind) for pages in inputs.adapters], np.uintp)
-                for kind in ("gain", "constant", "input_gain")
+                for kind in ("gain", "constant", "input_gain", "change")
             ]
-        gain, constant, input_gain = (table.ctypes.data for table in self._vectors)
+        gain, constant, input_gain, change = (table.ctypes.data for table in self._vectors)
         return abi.Lora(
             adapters=len(inputs.adapters),
             offset=self._offset.ctypes.data,
@@ -178,6 +178,7 @@ class _LoraTables:
             gain=gain,
             constant=constant,
             input_gain=input_gain,
+            change=change,
             start=inputs.start.ctypes.data,
             adapter=inputs.adapter.ctypes.data,
             weight=inputs.weight.ctypes.data,
@@ -185,7 +186,7 @@ class _LoraTables:
 
 
 def _table_of(pages: AdapterPages, kind: str) -> int:
-    """Address of the table of one kind of vector; 0 if no module has any."""
+    """Address of the table of one kind of vector or matrix; 0 if no module has any."""
     table = None if pages.vectors is None else getattr(pages.vectors, kind)
     return 0 if table is None or not table.any() else table.ctypes.data
 

@@ -1,9 +1,11 @@
-"""Gains and constants of a step's mixes: ``y += Σ_k w_k (γ_k ⊙ y + c_k) + W (Σ_k w_k λ_k ⊙ x)``.
+"""What a step's mixes have beside rank pages.
+
+That is ``y += Σ_k w_k (ΔW_k x + γ_k ⊙ y + c_k) + W (Σ_k w_k λ_k ⊙ x)``.
 
 Those of a norm are told to who computes it: ``y += Σ_k w_k (γ_k ⊙ n(x) + c_k)``.
 
-The weighted sums are made once for every distinct mix and given to its rows. Everything up to the
-matrix product is fp32.
+The weighted sums of vectors are made once for every distinct mix and given to its rows. Everything up to
+the matrix product is fp32. A ΔW multiplies all rows whose mix has its adapter at once.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from manylora.server.kernels.inputs import (
     PAGE_ALIGN,
@@ -36,6 +39,16 @@ class _Vectors:
 
     page: torch.Tensor  # [M, K, E]
     used: tuple[bool, ...]  # [M] whether any mix has one there
+
+
+@dataclass(frozen=True)
+class _Change:
+    """The rows whose mix has an adapter with changes of whole weights."""
+
+    offset: Int64  # [M] 0 where it has none
+    rows: torch.Tensor  # [R] int64, of the step
+    place: torch.Tensor  # [R] int64, among the rows that have anything beside rank pages
+    weight: torch.Tensor  # [R] float32
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,7 @@ class VectorPlan:
         self._gain = _vectors([_of(t, "gain", shapes) for t in tables], adapter, pool.device)
         self._constant = _vectors([_of(t, "constant", shapes) for t in tables], adapter, pool.device)
         self._input_gain = _vectors([_of(t, "input_gain", shapes) for t in tables], adapter, pool.device)
+        self._changes = _changes(inputs, query_start, mix, pool.device)
 
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add to the base's output ``y`` [T, out] of ``module`` for input ``x`` [T, in], in place."""
@@ -86,7 +100,8 @@ class VectorPlan:
         gain = self._sum(self._gain, module, shape.out_features)
         constant = self._sum(self._constant, module, shape.out_features)
         input_gain = self._sum(self._input_gain, module, shape.in_features)
-        if gain is None and constant is None and input_gain is None:
+        changes = [change for change in self._changes if change.offset[module]]
+        if gain is None and constant is None and input_gain is None and not changes:
             return
         result = y.index_select(0, self._rows).float()
         if gain is not None:
@@ -96,6 +111,9 @@ class VectorPlan:
         if input_gain is not None:
             scaled = (x.index_select(0, self._rows).float() * input_gain).to(x.dtype)
             result += self._base.product(module, scaled)
+        for change in changes:
+            product = F.linear(x.index_select(0, change.rows), self._matrix(change, module)).float()
+            result.index_add_(0, change.place, product * change.weight[:, None])
         y.index_copy_(0, self._rows, result.to(y.dtype))
 
     def norm_change(self, module: int) -> NormChange | None:
@@ -103,6 +121,12 @@ class VectorPlan:
         features = self._shapes[module].out_features
         gain, constant = (self._sum(v, module, features) for v in (self._gain, self._constant))
         return None if gain is None and constant is None else NormChange(self._rows, gain, constant)
+
+    def _matrix(self, change: _Change, module: int) -> torch.Tensor:
+        """A view of ΔW [out, in]."""
+        shape, start = self._shapes[module], self._pool.storage_offset() + int(change.offset[module])
+        size = (shape.out_features, shape.in_features)
+        return self._pool.as_strided(size, (page_length(shape.in_features), 1), start)
 
     def _sum(self, vectors: _Vectors, module: int, features: int) -> torch.Tensor | None:
         """The weighted sum for every concerned row [R, features]; None where no mix has a vector."""
@@ -132,6 +156,23 @@ def _distinct_mixes(inputs: LoraInputs) -> tuple[list[range], Int64]:
             members.append(range(entries.start, entries.stop))
         mix[sequence] = found[key]
     return members, mix
+
+
+def _changes(inputs: LoraInputs, query_start: Int32, mix: Int64, device: torch.device) -> list[_Change]:
+    """One of each adapter that has any; ``mix`` is that of :func:`_distinct_mixes`."""
+    found = []
+    owner = np.repeat(np.arange(len(inputs.start) - 1), np.diff(inputs.start))  # [E] the entry's sequence
+    length = np.diff(query_start)
+    place = np.cumsum(np.repeat(mix, length) >= 0) - 1
+    for number, pages in enumerate(inputs.adapters):
+        if pages.vectors is None or not pages.vectors.change.any():
+            continue
+        weight = np.zeros(len(length), np.float32)
+        np.add.at(weight, owner[inputs.adapter == number], inputs.weight[inputs.adapter == number])
+        rows = np.flatnonzero(np.repeat(weight, length))
+        each = (rows, place[rows], np.repeat(weight, length)[rows])
+        found.append(_Change(pages.vectors.change, *(torch.from_numpy(a).to(device) for a in each)))
+    return found
 
 
 def _member_grid(inputs: LoraInputs, members: Sequence[range]) -> tuple[Int64, Float32]:

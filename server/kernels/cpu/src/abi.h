@@ -64,6 +64,7 @@ struct Lora {
   const int64_t* const* gain;
   const int64_t* const* constant;
   const int64_t* const* input_gain;
+  const int64_t* const* change;  // likewise of matrices [out][in], the product of which with x is added, weighted
   const int32_t* start;          // [sequences + 1]
   const int32_t* adapter;        // [entries] index into the adapters
   const float* weight;           // [entries]

@@ -1,5 +1,5 @@
-// The adapters' delta y += sum over a row's mix of weight * (B (A x) + gain y + constant), for the outputs y of one
-// GEMM, and W (sum of weight * input_gain x), which is a GEMM of its own ("image", lora_vectors.cpp). Two ways:
+// The adapters' delta y += sum over a row's mix of weight * (B (A x) + change x + gain y + constant), for the outputs y
+// of one GEMM, and W (sum of weight * input_gain x), which is a GEMM of its own ("image", lora_vectors.cpp). Two ways:
 //   - Segments of several rows ("tiled"): t = A x is computed before the GEMM, and B t is added to each of the GEMM's
 //     tiles while it is in the nearest cache (lora_delta.h).
 //   - Rows that share their mix with at most one other ("direct"): the GEMM leaves their outputs in fp32; after
@@ -8,7 +8,7 @@
 // Weights are read in place from the page pool: for a module, `rank` rows of A then `rank` columns of B, each
 // padded to 32 elements. t, weighted, is rounded to bf16 as the base's inputs are, and multiplied by B two ranks at a
 // time; an odd rank gets a zero beside it. Every number is accumulated in one fixed order (inputs ascending; then
-// adapters in the mix's order, ranks ascending, starting from 0; then gains and constants in the mix's order; then the
+// adapters in the mix's order, ranks ascending, starting from 0; then changes x, then gains and constants, in the mix's order; then the
 // image), so neither the way nor the other rows of the step change a bit.
 #pragma once
 
@@ -55,10 +55,12 @@ struct LoraStep {
   int64_t max_pairs = 0;            // of ranks: no segment has more at a module
   int64_t output_stride = 0;
   int64_t t_stride = 0;
-  Buffer<bf16> t;                   // [kMaxSiteModules max_pairs][rows][2] of tiled rows: by module, then by adapter
+  int64_t change_pair = 0;          // where the products of changes begin in t, laid out like A x
+  Buffer<bf16> t;                   // [kMaxSiteModules max_pairs, ...][rows][2] of tiled rows: by module, then by adapter
   Buffer<float> outputs;            // [direct rows][output_stride] the GEMM's outputs, in the order of its blocks
 
-  bool any_vectors = false;         // gains, constants or input gains
+  bool any_vectors = false;         // gains, constants, input gains or changes
+  int64_t max_changes = 0;          // adapters with changes in any segment
   bool any_norms = false;           // gains of norms, perhaps
   std::vector<int64_t> scaled_row;  // [rows] row of `scaled`, or -1: its mix scales no input
   std::vector<int64_t> scaled_from; // the row of the step that each row of `scaled` is made from
@@ -103,6 +105,7 @@ struct LoraVectors {
   const bf16* gain;
   const bf16* constant;
   const bf16* input_gain;
+  const bf16* change;    // [out][in]: a matrix
   float weight;          // of the adapter in the mix
 
   bool at_output() const { return gain != nullptr || constant != nullptr; }
@@ -149,11 +152,14 @@ struct ShrinkItem {
   float weight;
 };
 
-// Modules module .. module_end - 1 of a direct segment: one, or the two that are multiplied.
+// Modules module .. module_end - 1 of a direct segment: one, or the two that are multiplied; of each of them the
+// outputs begin .. end - 1. Begin is a multiple of 32, and all are done together unless the mix has changes there.
 struct DirectItem {
   const LoraSegment* segment;
   int64_t module;
   int64_t module_end;
+  int64_t begin;
+  int64_t end;
 };
 
 // What one thread does at a site, and the bytes it reads for its direct items and right after them.
@@ -175,6 +181,14 @@ struct LoraScratch {
 
   void reserve(const LoraStep& step);
 };
+
+// How many of the segment's adapters change the weight of a module as a whole.
+int64_t count_changes(const LoraStep& step, const LoraSite& site, const LoraSegment& segment, int64_t module);
+
+// acc += the products of the mix's changes with the item's rows of x, of its outputs of a module. acc is [rows][length],
+// of each 32 outputs the even ones first; `t` has room for [outputs / 2][kDirectRows][2].
+void add_changes(const LoraStep& step, const LoraSite& site, const DirectItem& item, int64_t module, bf16* t,
+                 ByteStream* ahead, float* acc);
 
 // Before the GEMM, if any segment is tiled, with a barrier between.
 void lora_shrink(const LoraStep& step, const LoraSite& site, const LoraShare& share);

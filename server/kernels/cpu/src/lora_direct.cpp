@@ -84,8 +84,9 @@ void expand(float* acc, const LoraPages& pages, int64_t length, const bf16* t, B
 }
 
 // The delta of one module for the item's rows, [rows][module's outputs rounded up].
-void module_delta(const LoraStep& step, const LoraSite& site, const LoraSegment& segment, int64_t module, LoraShare& share,
+void module_delta(const LoraStep& step, const LoraSite& site, const DirectItem& item, int64_t module, LoraShare& share,
                   const LoraScratch& scratch, float* acc) {
+  const LoraSegment& segment = *item.segment;
   const int64_t length = round_up(site.out[module], kPageAlign);
   bf16* t = scratch.t.data();
   memset(acc, 0, static_cast<size_t>(segment.rows * length) * sizeof(float));
@@ -99,6 +100,7 @@ void module_delta(const LoraStep& step, const LoraSite& site, const LoraSegment&
       expand<2>(acc, pages, length, t, share.stream);
     }
   }
+  if (step.max_changes > 0) add_changes(step, site, item, module, t, &share.stream, acc);
 }
 
 // What one module of a row adds to the GEMM's outputs.
@@ -156,8 +158,8 @@ void complete(const LoraStep& step, const LoraSite& site, const DirectItem& item
                 &scratch.vectors[i]};
   }
   alignas(64) float sum[2][32];
-  for (int64_t c = 0; c < columns; c += 32) {
-    const int64_t count = columns - c < 32 ? columns - c : 32;
+  for (int64_t c = item.begin; c < item.end; c += 32) {
+    const int64_t count = item.end - c < 32 ? item.end - c : 32;
     for (int64_t k = item.module; k < item.module_end; k++) add_delta(delta[k - item.module], c, count, sum[k - item.module]);
     for (int64_t i = 0; i < count; i += 16) {
       if (site.interleaved()) {
@@ -175,7 +177,7 @@ void lora_direct(const LoraStep& step, const LoraSite& site, LoraShare& share, L
   for (const DirectItem& item : share.direct) {
     for (int64_t k = item.module; k < item.module_end; k++) {
       float* acc = scratch.panel.data() + (k - item.module) * kDirectRows * step.output_stride;
-      module_delta(step, site, *item.segment, k, share, scratch, acc);
+      module_delta(step, site, item, k, share, scratch, acc);
       list_vectors(step, site, *item.segment, k, scratch.vectors[k - item.module]);
     }
     for (int64_t m = 0; m < item.segment->rows; m++) complete(step, site, item, m, scratch);

@@ -5,6 +5,7 @@
 namespace {
 
 constexpr int64_t kShrinkPiece = 48;   // rows of x that are multiplied by A together: they stay in the L2 cache
+constexpr int64_t kChangePiece = 64;   // outputs of a change that are given to a thread together, of one or two rows
 constexpr int64_t kRowsPerFetch = 12;  // reading a page from memory costs about as much as using it for so many rows
 
 bool same_mix(const Lora& lora, int64_t one, int64_t other) {
@@ -34,7 +35,7 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
   segments.clear();
   segment_of.clear();
   direct_row.clear();
-  direct_rows = pieces = max_pairs = max_entries = 0;
+  direct_rows = pieces = max_pairs = max_entries = max_changes = 0;
   any_direct = any_tiled = any_vectors = any_norms = false;
   scaled_row.clear();
   scaled_from.clear();
@@ -49,11 +50,13 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
     s = last;
   }
   t_stride = 2 * step.rows;
-  t.reserve(kMaxSiteModules * max_pairs * t_stride);
+  change_pair = kMaxSiteModules * max_pairs;
+  t.reserve((change_pair + max_changes * (columns / 2 + kMaxSiteModules)) * t_stride);
   any_direct = direct_rows > 0;
   outputs.reserve(direct_rows * output_stride);
   for (int64_t a = 0; a < mixes->adapters; a++) {
-    any_vectors = any_vectors || mixes->gain[a] != nullptr || mixes->constant[a] != nullptr || mixes->input_gain[a] != nullptr;
+    any_vectors = any_vectors || mixes->gain[a] != nullptr || mixes->constant[a] != nullptr ||
+                  mixes->input_gain[a] != nullptr || mixes->change[a] != nullptr;
   }
   for (int64_t a = 0; a < mixes->adapters; a++) any_norms = any_norms || mixes->gain[a] != nullptr;
   if (any_vectors) find_scaled(step, inputs);
@@ -66,7 +69,12 @@ void LoraStep::add_segment(const LoraSegment& segment) {
   any_tiled = any_tiled || segment.tiled();
   pieces += (segment.rows + kShrinkPiece - 1) / kShrinkPiece;
   int64_t pairs = 0;
-  for (int64_t e = segment.entry; e < segment.entry_end; e++) pairs += pairs_of(lora->max_rank[lora->adapter[e]]);
+  int64_t changes = 0;
+  for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+    pairs += pairs_of(lora->max_rank[lora->adapter[e]]);
+    changes += lora->change[lora->adapter[e]] != nullptr;
+  }
+  max_changes = std::max(max_changes, changes);
   max_pairs = std::max(max_pairs, pairs);
   max_entries = std::max(max_entries, segment.entry_end - segment.entry);
 }
@@ -80,15 +88,15 @@ LoraPages pages_of(const LoraStep& step, const LoraSite& site, int64_t entry, in
 
 void LoraShare::reserve(const LoraStep& step) {
   const size_t pages = step.segments.size() * static_cast<size_t>(kMaxSiteModules * step.max_entries);
-  shrink.reserve(static_cast<size_t>(step.pieces * kMaxSiteModules * step.max_entries));
+  shrink.reserve(static_cast<size_t>(step.pieces * kMaxSiteModules * (step.max_entries + step.max_changes)));
   direct.reserve(step.segments.size() * kMaxSiteModules);
-  ranges.reserve(pages + 1);
+  ranges.reserve(2 * pages + 1);
 }
 
 void LoraScratch::reserve(const LoraStep& step) {
   for (std::vector<LoraVectors>& list : vectors) list.reserve(static_cast<size_t>(step.max_entries));
   panel.reserve(2 * kDirectRows * step.output_stride);
-  t.reserve(2 * kDirectRows * step.max_pairs);
+  t.reserve(2 * kDirectRows * std::max(step.max_pairs, step.max_changes > 0 ? pairs_of(step.output_stride) : 0));
 }
 
 namespace {
@@ -133,13 +141,33 @@ class Splitter {
   void place_direct(const LoraSegment& segment) {
     const int64_t together = site_.interleaved() ? 2 : 1;
     for (int64_t m = 0; m < site_.modules; m += together) {
-      const DirectItem item{&segment, m, m + together};
+      const int64_t out = site_.out[m];
       int64_t elements = site_.in;
-      for (int64_t k = m; k < item.module_end; k++) elements += rank_of(segment, k) * (site_.in + site_.out[k]);
-      const Range units = mine(elements * cost_of_rank(segment.rows), 1);
+      int64_t changes = 0;
+      for (int64_t k = m; k < m + together; k++) {
+        elements += rank_of(segment, k) * (site_.in + out);
+        if (step_.max_changes > 0) changes += count_changes(step_, site_, segment, k);
+      }
+      const int64_t pieces = changes > 0 ? (out + kChangePiece - 1) / kChangePiece : 1;
+      elements = elements / pieces + changes * kChangePiece * site_.in;
+      const Range units = mine(elements * cost_of_rank(segment.rows), pieces);
       if (units.begin == units.end) continue;
+      const int64_t piece = pieces > 1 ? kChangePiece : out;
+      const DirectItem item{&segment, m, m + together, units.begin * piece, std::min(units.end * piece, out)};
       share_.direct.push_back(item);
-      for (int64_t k = m; k < item.module_end; k++) list_pages(segment, k);
+      for (int64_t k = m; k < item.module_end; k++) {
+        list_pages(segment, k);
+        if (changes > 0) list_changes(item, k);
+      }
+    }
+  }
+
+  void list_changes(const DirectItem& item, int64_t m) {
+    const int64_t length = round_up(site_.in, kPageAlign);
+    const int64_t bytes = (item.end - item.begin) * length * static_cast<int64_t>(sizeof(bf16));
+    for (int64_t e = item.segment->entry; e < item.segment->entry_end; e++) {
+      const bf16* change = vectors_of(step_, site_, e, m).change;
+      if (change != nullptr) share_.ranges.push_back({reinterpret_cast<const char*>(change + item.begin * length), bytes});
     }
   }
 
@@ -159,18 +187,37 @@ class Splitter {
   }
 
   void place_shrink(const LoraSegment& segment, int64_t row, int64_t rows) {
-    const int64_t length = round_up(site_.in, kPageAlign);
     int64_t t_pair = 0;
     for (int64_t m = 0; m < site_.modules; m++) {
       for (int64_t e = segment.entry; e < segment.entry_end; e++) {
         const LoraPages pages = pages_of(step_, site_, e, m);
-        const Range pairs = mine(2 * length * cost_of_rank(rows), pairs_of(pages.rank));
-        const int64_t first = 2 * pairs.begin;
-        const int64_t ranks = std::min(2 * pairs.end, pages.rank) - first;
-        if (ranks > 0) share_.shrink.push_back({row, rows, pages.a + first * length, ranks, t_pair + pairs.begin, step_.lora->weight[e]});
+        place_products(row, rows, pages.a, pages.rank, t_pair, step_.lora->weight[e]);
         t_pair += pairs_of(pages.rank);
       }
     }
+    if (step_.max_changes > 0) place_changes(segment, row, rows);
+  }
+
+  // Changes are shrunk like A, of which they are the rows: their products are those with x.
+  void place_changes(const LoraSegment& segment, int64_t row, int64_t rows) {
+    int64_t t_pair = step_.change_pair;
+    for (int64_t m = 0; m < site_.modules; m++) {
+      for (int64_t e = segment.entry; e < segment.entry_end; e++) {
+        const LoraVectors vectors = vectors_of(step_, site_, e, m);
+        if (vectors.change == nullptr) continue;
+        place_products(row, rows, vectors.change, site_.out[m], t_pair, vectors.weight);
+        t_pair += pairs_of(site_.out[m]);
+      }
+    }
+  }
+
+  // This thread's part of the products of `count` rows of a matrix, the first of which goes to t_pair.
+  void place_products(int64_t row, int64_t rows, const bf16* a, int64_t count, int64_t t_pair, float weight) {
+    const int64_t length = round_up(site_.in, kPageAlign);
+    const Range pairs = mine(2 * length * cost_of_rank(rows), pairs_of(count));
+    const int64_t first = 2 * pairs.begin;
+    const int64_t ranks = std::min(2 * pairs.end, count) - first;
+    if (ranks > 0) share_.shrink.push_back({row, rows, a + first * length, ranks, t_pair + pairs.begin, weight});
   }
 
   const LoraStep& step_;
