@@ -86,6 +86,37 @@ class Shifted:
 
 
 @dataclass(frozen=True, slots=True)
+class Paired:
+    """A change of a weight that comes to y_i + (u_i - 1) y_i + v_i y_j, j being the partner of output i.
+
+    Outputs lie in groups of 2 ``distance``, which divide them all; those of the first half of a group are
+    the partners of those of the second, ``distance`` further. y has the base's bias.
+    """
+
+    update: WeightUpdate  # the same change; Shifted where there is a bias
+    distance: int
+    make: Callable[[], tuple[torch.Tensor, torch.Tensor]]  # u and v, [out] float32
+
+    @property
+    def rank(self) -> int:
+        return self.update.rank
+
+    @property
+    def stated_rank(self) -> int:
+        return self.update.stated_rank
+
+    @property
+    def needs_weight(self) -> bool:
+        return self.update.needs_weight
+
+    def factors(self, weight: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.update.factors(weight)
+
+    def change(self, weight: torch.Tensor | None, /) -> torch.Tensor:
+        return self.update.change(weight)
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """One tensor that an artifact must hold."""
 

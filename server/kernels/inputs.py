@@ -39,10 +39,19 @@ class VectorPages:
     constant: Int64  # [M] c [out]: added to the output
     input_gain: Int64  # [M] λ [in]: times the module's input, whose image under W is added
     change: Int64  # [M] ΔW [out, in], row after row: its product with the module's input is added
+    partner: Int64  # [M] π [out]: times the module's output that is the partner of each
+    distance: Int64  # [M] d, no offset: of outputs in groups of 2 d the first d and the second are partners
 
     def each(self, of: Callable[[Int64], Int64]) -> VectorPages:
-        """The tables that ``of`` makes of these."""
-        return VectorPages(of(self.gain), of(self.constant), of(self.input_gain), of(self.change))
+        """The tables that ``of`` makes of those that hold offsets."""
+        return VectorPages(
+            of(self.gain),
+            of(self.constant),
+            of(self.input_gain),
+            of(self.change),
+            of(self.partner),
+            self.distance,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +122,9 @@ class AdapterPages:
 
     A row with the mix {(k, w_k)} computes, y being the base's output ``W x + b`` of the module,
 
-        y + Σ_k w_k [ B_k (A_k x) + ΔW_k x + γ_k ⊙ y + c_k ] + W (Σ_k w_k λ_k ⊙ x)
+        y + Σ_k w_k [ B_k (A_k x) + ΔW_k x + γ_k ⊙ y + π_k ⊙ P_k y + c_k ] + W (Σ_k w_k λ_k ⊙ x)
 
-    and of a norm, y + Σ_k w_k (γ_k ⊙ n(x) + c_k), n(x) being what it makes of its input before it scales.
+    P_k exchanging partners, and of a norm, y + Σ_k w_k (γ_k ⊙ n(x) + c_k), n(x) being what it makes of its input before it scales.
     """
 
     digest: str

@@ -112,6 +112,7 @@ def _converted(weights: DecoderWeights, change: Callable[[torch.Tensor], torch.T
 
 VECTORS = ("gc", "g", "", "i", "gi", "c", "gci")  # of q, k, v, o, gate, up, down
 CHANGES = ("m", "gm", "", "m", "m", "cm", "gim")
+PAIRS = ("gp", "p", "", "gp", "gp", "gp", "p")
 
 
 class Pages:
@@ -137,13 +138,13 @@ class Pages:
     ) -> AdapterPages:
         """An adapter of that rank in every module, or of ``rank[m % 7]`` in module m.
 
-        ``vectors[m % 7]`` says by letters which of gain, constant, input gain and matrix ("m") module m has.
+        ``vectors[m % 7]`` says by letters which of gain, constant, input gain, matrix ("m") and partners module m has.
         With vectors it changes two norms of three as well.
         """
         generator = torch.Generator().manual_seed(seed)
         ranks = [rank] * 7 if isinstance(rank, int) else list(rank)
         offsets, all_ranks = [], []
-        tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gcim"}
+        tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gcimp"}
         for module, shape in enumerate(self._shapes):
             r = ranks[module % 7]
             all_ranks.append(r)
@@ -154,9 +155,13 @@ class Pages:
             self._write(b)
             for letter in vectors[module % 7] if vectors is not None else "":
                 tables[letter][module] = self._next
-                width = shape.out_features if letter in "gc" else shape.in_features
+                width = shape.out_features if letter in "gcp" else shape.in_features
                 rows, size = (shape.out_features, width**-0.5) if letter == "m" else (1, 0.3)
                 self._write(size * strength * torch.randn(rows, width, generator=generator))
+        distance = np.zeros_like(tables["p"])
+        for module in np.flatnonzero(tables["p"]):
+            half = self._shapes[module].out_features // 2
+            distance[module] = half if (module + seed) % 2 else next(d for d in (8, 4, 2, 1) if half % d == 0)
         for norm, shape in enumerate(self._norms):
             if vectors is not None and (norm + seed) % 3:
                 tables["g"][len(self._shapes) + norm] = self._next
@@ -166,7 +171,7 @@ class Pages:
             f"{seed:08x}",
             np.array([*offsets, *none], np.int64),
             np.array([*all_ranks, *none], np.int32),
-            vectors=None if vectors is None else VectorPages(*tables.values()),
+            vectors=None if vectors is None else VectorPages(*tables.values(), distance),
         )
 
     def _write(self, rows: torch.Tensor) -> None:

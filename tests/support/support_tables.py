@@ -5,6 +5,9 @@ Run as a module it rewrites them.
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from manylora.adapters.format.config.soft_prompts import SOFT_PROMPT_OPTIONS
 from manylora.adapters.format.config.support import INITS, Option, Treatment
 from manylora.adapters.format.kinds.rows import EVERY_KIND
@@ -12,6 +15,7 @@ from manylora.adapters.format.kinds.table import KINDS, KINDS_OF_UPDATES, OPTION
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "adapters.md"
+RESULTS = ROOT / "bench" / "results"
 
 
 def kinds_table() -> str:
@@ -19,6 +23,40 @@ def kinds_table() -> str:
     lines = ["| kind | change ΔW of a weight | rank pages of a module | cost |", "|---|---|---|---|"]
     lines += [f"| `{k.peft_type}` | {k.form} | {k.rank} | {k.cost} |" for k in KINDS_OF_UPDATES.values()]
     return "\n".join(lines) + "\n"
+
+
+def costs_table() -> str:
+    """What each of those kinds costs, as Markdown: from the newest result of `bench.kinds` of all of them."""
+    result = _newest_costs()
+    if result is None:
+        return "Not measured yet.\n"
+    options, machine = result["options"], result["machine"]
+    lines = [
+        f"{result['base']}, {options['batch']} sequences of {options['context']} tokens that decode, all with the "
+        "same adapter of random numbers that changes every",
+        f"linear layer. {machine['cpu']}, {machine['cores']} cores. The base alone takes "
+        f"{_milliseconds(sum(r['base_us_per_token'] for r in result['rows']) / len(result['rows']))} ms a token.",
+        "",
+        "| kind | trained numbers | adapter memory, MiB | more a token, ms | with LoRA of about as many numbers |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{row['kind']}` | {row['trained']:,} | {row['memory'] / 2**20:.1f} "
+        f"| {_milliseconds(row['us_per_token'])} "
+        f"| {_milliseconds(row['lora_us_per_token'])} (rank {row['lora_rank']}) |"
+        for row in result["rows"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _newest_costs() -> dict[str, Any] | None:
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*-kinds.json"))]
+    whole: list[dict[str, Any]] = [result for result in found if result["options"].get("all_kinds")]
+    return whole[-1] if whole else None
+
+
+def _milliseconds(microseconds: float) -> str:
+    return f"{microseconds / 1000:.2f}"
 
 
 def support_tables() -> str:
@@ -66,7 +104,12 @@ def _table(title: str, head: str, rows: list[tuple[str, Treatment, str, str]]) -
 def rewrite() -> None:
     """Put what the code says between the marks of the page."""
     page = PAGE.read_text()
-    for name, table in {"further kinds": kinds_table(), "options of kinds": support_tables()}.items():
+    tables = {
+        "further kinds": kinds_table(),
+        "costs of kinds": costs_table(),
+        "options of kinds": support_tables(),
+    }
+    for name, table in tables.items():
         before, rest = page.split(f"<!-- {name} -->")
         _, after = rest.split(f"<!-- /{name} -->")
         page = f"{before}<!-- {name} -->\n\n{table}\n<!-- /{name} -->{after}"

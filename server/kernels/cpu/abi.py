@@ -70,6 +70,8 @@ class Lora(ctypes.Structure):
         ("constant", _P),
         ("input_gain", _P),
         ("change", _P),
+        ("partner", _P),
+        ("distance", _P),
         ("start", _P),
         ("adapter", _P),
         ("weight", _P),

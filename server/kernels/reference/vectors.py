@@ -1,11 +1,11 @@
 """What a step's mixes have beside rank pages.
 
-That is ``y += Σ_k w_k (ΔW_k x + γ_k ⊙ y + c_k) + W (Σ_k w_k λ_k ⊙ x)``.
+That is ``y += Σ_k w_k (ΔW_k x + γ_k ⊙ y + π_k ⊙ P_k y + c_k) + W (Σ_k w_k λ_k ⊙ x)``.
 
 Those of a norm are told to who computes it: ``y += Σ_k w_k (γ_k ⊙ n(x) + c_k)``.
 
 The weighted sums of vectors are made once for every distinct mix and given to its rows. Everything up to
-the matrix product is fp32. A ΔW multiplies all rows whose mix has its adapter at once.
+the matrix product is fp32. A ΔW or π multiplies all rows whose mix has its adapter at once.
 """
 
 from __future__ import annotations
@@ -42,13 +42,17 @@ class _Vectors:
 
 
 @dataclass(frozen=True)
-class _Change:
-    """The rows whose mix has an adapter with changes of whole weights."""
+class _Member:
+    """The rows whose mix has an adapter with changes of whole weights or of pairs of outputs."""
 
-    offset: Int64  # [M] 0 where it has none
+    pages: VectorPages
     rows: torch.Tensor  # [R] int64, of the step
     place: torch.Tensor  # [R] int64, among the rows that have anything beside rank pages
     weight: torch.Tensor  # [R] float32
+
+    def changes(self, module: int) -> bool:
+        """Whether the adapter does so to that module."""
+        return bool(self.pages.change[module] or self.pages.partner[module])
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class VectorPlan:
         self._gain = _vectors([_of(t, "gain", shapes) for t in tables], adapter, pool.device)
         self._constant = _vectors([_of(t, "constant", shapes) for t in tables], adapter, pool.device)
         self._input_gain = _vectors([_of(t, "input_gain", shapes) for t in tables], adapter, pool.device)
-        self._changes = _changes(inputs, query_start, mix, pool.device)
+        self._members = _members(inputs, query_start, mix, pool.device)
 
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add to the base's output ``y`` [T, out] of ``module`` for input ``x`` [T, in], in place."""
@@ -100,8 +104,8 @@ class VectorPlan:
         gain = self._sum(self._gain, module, shape.out_features)
         constant = self._sum(self._constant, module, shape.out_features)
         input_gain = self._sum(self._input_gain, module, shape.in_features)
-        changes = [change for change in self._changes if change.offset[module]]
-        if gain is None and constant is None and input_gain is None and not changes:
+        changing = [member for member in self._members if member.changes(module)]
+        if gain is None and constant is None and input_gain is None and not changing:
             return
         result = y.index_select(0, self._rows).float()
         if gain is not None:
@@ -111,9 +115,11 @@ class VectorPlan:
         if input_gain is not None:
             scaled = (x.index_select(0, self._rows).float() * input_gain).to(x.dtype)
             result += self._base.product(module, scaled)
-        for change in changes:
-            product = F.linear(x.index_select(0, change.rows), self._matrix(change, module)).float()
-            result.index_add_(0, change.place, product * change.weight[:, None])
+        for member in changing:
+            added = self._added(
+                member, module, x.index_select(0, member.rows), y.index_select(0, member.rows)
+            )
+            result.index_add_(0, member.place, added * member.weight[:, None])
         y.index_copy_(0, self._rows, result.to(y.dtype))
 
     def norm_change(self, module: int) -> NormChange | None:
@@ -122,11 +128,21 @@ class VectorPlan:
         gain, constant = (self._sum(v, module, features) for v in (self._gain, self._constant))
         return None if gain is None and constant is None else NormChange(self._rows, gain, constant)
 
-    def _matrix(self, change: _Change, module: int) -> torch.Tensor:
-        """A view of ΔW [out, in]."""
-        shape, start = self._shapes[module], self._pool.storage_offset() + int(change.offset[module])
-        size = (shape.out_features, shape.in_features)
-        return self._pool.as_strided(size, (page_length(shape.in_features), 1), start)
+    def _added(self, member: _Member, module: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """ΔW x + π ⊙ P y [R, out] float32 for the member's rows of ``x`` and ``y``."""
+        shape, pages = self._shapes[module], member.pages
+        added = torch.zeros(y.shape, device=y.device)
+        if pages.change[module]:
+            added += F.linear(x, self._view(pages.change, module, shape.out_features, shape.in_features))
+        if pages.partner[module]:
+            halves = y.float().unflatten(1, (-1, 2, int(pages.distance[module])))
+            added += self._view(pages.partner, module, 1, shape.out_features) * halves.flip(2).flatten(1)
+        return added
+
+    def _view(self, offset: Int64, module: int, rows: int, features: int) -> torch.Tensor:
+        """The matrix [rows, features] of a module that begins at its ``offset``."""
+        start = self._pool.storage_offset() + int(offset[module])
+        return self._pool.as_strided((rows, features), (page_length(features), 1), start)
 
     def _sum(self, vectors: _Vectors, module: int, features: int) -> torch.Tensor | None:
         """The weighted sum for every concerned row [R, features]; None where no mix has a vector."""
@@ -158,20 +174,21 @@ def _distinct_mixes(inputs: LoraInputs) -> tuple[list[range], Int64]:
     return members, mix
 
 
-def _changes(inputs: LoraInputs, query_start: Int32, mix: Int64, device: torch.device) -> list[_Change]:
+def _members(inputs: LoraInputs, query_start: Int32, mix: Int64, device: torch.device) -> list[_Member]:
     """One of each adapter that has any; ``mix`` is that of :func:`_distinct_mixes`."""
     found = []
     owner = np.repeat(np.arange(len(inputs.start) - 1), np.diff(inputs.start))  # [E] the entry's sequence
     length = np.diff(query_start)
     place = np.cumsum(np.repeat(mix, length) >= 0) - 1
     for number, pages in enumerate(inputs.adapters):
-        if pages.vectors is None or not pages.vectors.change.any():
+        vectors = pages.vectors
+        if vectors is None or not (vectors.change.any() or vectors.partner.any()):
             continue
         weight = np.zeros(len(length), np.float32)
         np.add.at(weight, owner[inputs.adapter == number], inputs.weight[inputs.adapter == number])
         rows = np.flatnonzero(np.repeat(weight, length))
         each = (rows, place[rows], np.repeat(weight, length)[rows])
-        found.append(_Change(pages.vectors.change, *(torch.from_numpy(a).to(device) for a in each)))
+        found.append(_Member(vectors, *(torch.from_numpy(a).to(device) for a in each)))
     return found
 
 

@@ -4,6 +4,7 @@ An adapter alone computes what :class:`ModuleDelta` says; the kernels compute wh
 says. With g = magnitude / ‖W + B' A‖ the two are the same for
 
     rank pages  A and g ⊙ l_out ⊙ B'
+    partner     π of updates that pair outputs, of which γ is u − 1 then
     change      ΔW of an update, where it takes less room than its factors
     gain        γ = g ⊙ l_out − 1
     constant    c = b' − b − (g − 1) ⊙ b + s b_B + what an update adds to outputs
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from manylora.adapters.format.base import TargetModule
-from manylora.adapters.format.update import NoUpdate
+from manylora.adapters.format.update import NoUpdate, Paired
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.server.kernels.inputs import BaseWeights, page_length
 from manylora.server.model.pages.norms import row_norms
@@ -40,6 +41,8 @@ class FoldedModule:
     constant: torch.Tensor | None = None  # [out] float32
     input_gain: torch.Tensor | None = None  # [in] float32
     change: torch.Tensor | None = None  # [out, in] float32; there are no A and B then
+    partner: torch.Tensor | None = None  # [out] float32
+    distance: int = 0  # of partners
 
 
 def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModule:
@@ -50,6 +53,12 @@ def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModu
     Raises:
         ZeroNorm, NoUpdate: see there.
     """
+    if isinstance(delta.update, Paired):
+        own, partner = delta.update.make()
+        _check_finite(own, partner)
+        return FoldedModule(
+            delta.a, delta.b.T.float(), gain=own - 1, partner=partner, distance=delta.update.distance
+        )
     change = None
     if is_whole(delta):
         change = _change(delta, index, base)
@@ -85,7 +94,7 @@ def is_whole(delta: ModuleDelta) -> bool:
 
     Only an update's may: LoRA's is what A and B make of it, rounded one by one.
     """
-    if delta.update is None:
+    if delta.update is None or isinstance(delta.update, Paired):
         return False
     width_in, width_out = page_length(delta.a.shape[1]), page_length(delta.b.shape[0])
     return delta.rank * (width_in + width_out) > delta.b.shape[0] * width_in
@@ -128,6 +137,8 @@ def has_vectors(delta: ModuleDelta) -> bool:
 def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWeights | None) -> int:
     """Elements of the pool that :func:`fold`'s result takes."""
     width_in, width_out = page_length(module.in_features), page_length(module.out_features)
+    if isinstance(delta.update, Paired):
+        return 2 * width_out
     matrices = delta.rank * (width_in + width_out)
     if is_whole(delta):
         matrices = module.out_features * width_in

@@ -248,7 +248,9 @@ class _Layout:
         self._position = 0
         self._offset = np.zeros(modules, np.int64)
         self._rank = np.zeros(modules, np.int32)
-        self._vectors = VectorPages(*(np.full(modules, -1, np.int64) for _ in range(4)))
+        self._vectors = VectorPages(
+            *(np.full(modules, -1, np.int64) for _ in range(5)), np.zeros(modules, np.int64)
+        )
         self._plain = True
         self.largest = 0.0  # magnitude of an element of any vector
         self.changes = False  # whether any matrix of changes is not zero
@@ -262,6 +264,8 @@ class _Layout:
         self._put_vector(index, self._vectors.gain, part.gain)
         self._put_vector(index, self._vectors.constant, part.constant)
         self._put_vector(index, self._vectors.input_gain, part.input_gain)
+        self._put_vector(index, self._vectors.partner, part.partner)
+        self._vectors.distance[index] = part.distance
         if part.change is not None:
             self._plain = False
             self.changes = self.changes or bool(part.change.any())

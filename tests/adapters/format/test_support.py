@@ -12,14 +12,14 @@ from peft.utils import PeftType
 from manylora.adapters.format.config.support import INITS, Option, Treatment
 from manylora.adapters.format.kinds.table import KINDS, OPTIONS
 from tests.support.paths import ROOT
-from tests.support.support_tables import kinds_table, support_tables
+from tests.support.support_tables import costs_table, kinds_table, support_tables
 
 CONFIGS: dict[str, Any] = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 DOCS = ROOT / "docs" / "adapters.md"
 
 
 def test_the_documentation_holds_the_generated_tables() -> None:
-    for table in (kinds_table(), support_tables()):
+    for table in (kinds_table(), costs_table(), support_tables()):
         assert table in DOCS.read_text(), "run python -m tests.support.support_tables"
 
 

@@ -65,6 +65,10 @@ struct Lora {
   const int64_t* const* constant;
   const int64_t* const* input_gain;
   const int64_t* const* change;  // likewise of matrices [out][in], the product of which with x is added, weighted
+  // Likewise of vectors [out], which multiply the partners of outputs: of outputs in groups of 2 d the first d have the
+  // second d as partners, d being the module's number in `distance`.
+  const int64_t* const* partner;
+  const int64_t* const* distance;
   const int32_t* start;          // [sequences + 1]
   const int32_t* adapter;        // [entries] index into the adapters
   const float* weight;           // [entries]

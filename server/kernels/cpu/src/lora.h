@@ -1,9 +1,10 @@
-// The adapters' delta y += sum over a row's mix of weight * (B (A x) + change x + gain y + constant), for the outputs y
+// The adapters' delta y += sum over a row's mix of weight * (B (A x) + change x + gain y + partner Py + constant), for the outputs y
 // of one GEMM, and W (sum of weight * input_gain x), which is a GEMM of its own ("image", lora_vectors.cpp). Two ways:
 //   - Segments of several rows ("tiled"): t = A x is computed before the GEMM, and B t is added to each of the GEMM's
 //     tiles while it is in the nearest cache (lora_delta.h).
 //   - Rows that share their mix with at most one other ("direct"): the GEMM leaves their outputs in fp32; after
-//     it, A and B are read front to back, as fast as memory gives them, and the outputs are completed.
+//     it, A and B are read front to back, as fast as memory gives them, and the outputs are completed. So are rows of
+//     mixes that add outputs to each other ("partners"), however many: a tile has not all of them.
 //
 // Weights are read in place from the page pool: for a module, `rank` rows of A then `rank` columns of B, each
 // padded to 32 elements. t, weighted, is rounded to bf16 as the base's inputs are, and multiplied by B two ranks at a
@@ -105,10 +106,12 @@ struct LoraVectors {
   const bf16* gain;
   const bf16* constant;
   const bf16* input_gain;
-  const bf16* change;    // [out][in]: a matrix
   float weight;          // of the adapter in the mix
+  const bf16* change;    // [out][in]: a matrix
+  const bf16* partner;
+  int64_t distance;      // of partners
 
-  bool at_output() const { return gain != nullptr || constant != nullptr; }
+  bool at_output() const { return gain != nullptr || constant != nullptr || partner != nullptr; }
 };
 
 LoraVectors vectors_of(const LoraStep& step, const LoraSite& site, int64_t entry, int64_t module);

@@ -112,6 +112,17 @@ struct RowDelta {
   const std::vector<LoraVectors>* vectors;
 };
 
+// kLanes outputs from `column` on, each replaced by its partner.
+ML_INLINE Float partners(const RowDelta& delta, int64_t column, int64_t distance) {
+  alignas(64) float found[kLanes];
+  for (int i = 0; i < kLanes; i++) {
+    const int64_t c = column + i;
+    const int64_t other = c % (2 * distance) < distance ? c + distance : c - distance;
+    found[i] = delta.y[other / 16 * delta.step + other % 16];
+  }
+  return simd::load(found);
+}
+
 // sum[i] = y[i] + delta of column `column` + i, for up to 32 columns; `column` is a multiple of 32.
 ML_INLINE void add_delta(const RowDelta& delta, int64_t column, int64_t count, float* sum) {
   const int64_t first = column / 16 * delta.step;
@@ -124,7 +135,12 @@ ML_INLINE void add_delta(const RowDelta& delta, int64_t column, int64_t count, f
       if (at >= count) continue;
       const int64_t place = first + at / 16 * delta.step + at % 16;
       const Float y = simd::load(delta.y + place);
-      for (const LoraVectors& vectors : *delta.vectors) piece[i] = add_vectors(vectors, column + at, y, piece[i]);
+      for (const LoraVectors& vectors : *delta.vectors) {
+        piece[i] = add_vectors(vectors, column + at, y, piece[i]);
+        if (vectors.partner == nullptr) continue;
+        const Float factor = simd::mul(simd::load_bf16(vectors.partner + column + at), simd::splat(vectors.weight));
+        piece[i] = simd::fma(factor, partners(delta, column + at, vectors.distance), piece[i]);
+      }
       if (delta.image != nullptr) piece[i] = simd::add(piece[i], simd::load(delta.image + place));
       simd::store(sum + at, simd::add(y, piece[i]));
     }

@@ -19,6 +19,14 @@ bool same_mix(const Lora& lora, int64_t one, int64_t other) {
   return true;
 }
 
+// Whether an adapter of the mix adds outputs to their partners.
+bool pairs_outputs(const Lora& lora, int64_t entry, int64_t entry_end) {
+  for (int64_t e = entry; e < entry_end; e++) {
+    if (lora.partner[lora.adapter[e]] != nullptr) return true;
+  }
+  return false;
+}
+
 // How many of `count` units, each costing `unit`, lie before place `at`.
 int64_t units_before(int64_t at, int64_t unit, int64_t count) {
   return std::clamp<int64_t>((at + unit / 2) / unit, 0, count);
@@ -45,8 +53,12 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
     while (last < step.sequences && same_mix(*mixes, s, last)) last++;
     const int64_t row = step.query_start[s];
     const int64_t rows = step.query_start[last] - row;
-    const bool direct = mixes->start[s] < mixes->start[s + 1] && rows <= kDirectRows;
-    if (rows > 0) add_segment({row, rows, mixes->start[s], mixes->start[s + 1], direct});
+    const int64_t entry = mixes->start[s];
+    const int64_t entry_end = mixes->start[s + 1];
+    const bool pairs = pairs_outputs(*mixes, entry, entry_end);
+    const bool direct = pairs || (entry < entry_end && rows <= kDirectRows);
+    const int64_t piece = pairs ? kDirectRows : rows;
+    for (int64_t r = 0; r < rows; r += piece) add_segment({row + r, std::min(piece, rows - r), entry, entry_end, direct});
     s = last;
   }
   t_stride = 2 * step.rows;
@@ -56,7 +68,7 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
   outputs.reserve(direct_rows * output_stride);
   for (int64_t a = 0; a < mixes->adapters; a++) {
     any_vectors = any_vectors || mixes->gain[a] != nullptr || mixes->constant[a] != nullptr ||
-                  mixes->input_gain[a] != nullptr || mixes->change[a] != nullptr;
+                  mixes->input_gain[a] != nullptr || mixes->change[a] != nullptr || mixes->partner[a] != nullptr;
   }
   for (int64_t a = 0; a < mixes->adapters; a++) any_norms = any_norms || mixes->gain[a] != nullptr;
   if (any_vectors) find_scaled(step, inputs);

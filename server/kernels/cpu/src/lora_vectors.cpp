@@ -29,7 +29,8 @@ LoraVectors vectors_of(const LoraStep& step, const LoraSite& site, int64_t entry
     const int64_t offset = offsets == nullptr ? 0 : offsets[site.module + module];
     return offset == 0 ? nullptr : step.pool + offset;
   };
-  return {at(lora.gain), at(lora.constant), at(lora.input_gain), at(lora.change), lora.weight[entry]};
+  return {at(lora.gain), at(lora.constant), at(lora.input_gain), lora.weight[entry], at(lora.change), at(lora.partner),
+          lora.distance[adapter] == nullptr ? 0 : lora.distance[adapter][site.module + module]};
 }
 
 namespace {
