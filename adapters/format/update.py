@@ -117,6 +117,35 @@ class Paired:
 
 
 @dataclass(frozen=True, slots=True)
+class InputBlocks:
+    """A change of a weight that comes to W (Q x), with Q x made block by block of the inputs."""
+
+    update: WeightUpdate  # the same change
+    size: int  # inputs of a block; it divides all
+    make: Callable[
+        [], torch.Tensor
+    ]  # [in / size, size, size] float32: what a block of inputs, a row, is times
+
+    @property
+    def rank(self) -> int:
+        return self.update.rank
+
+    @property
+    def stated_rank(self) -> int:
+        return self.update.stated_rank
+
+    @property
+    def needs_weight(self) -> bool:
+        return self.update.needs_weight
+
+    def factors(self, weight: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.update.factors(weight)
+
+    def change(self, weight: torch.Tensor | None, /) -> torch.Tensor:
+        return self.update.change(weight)
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """One tensor that an artifact must hold."""
 

@@ -40,18 +40,14 @@ class VectorPages:
     input_gain: Int64  # [M] λ [in]: times the module's input, whose image under W is added
     change: Int64  # [M] ΔW [out, in], row after row: its product with the module's input is added
     partner: Int64  # [M] π [out]: times the module's output that is the partner of each
+    input_blocks: Int64  # [M] Q [in, b], blocks [b, b] below each other: the image under W of x Q is added
     distance: Int64  # [M] d, no offset: of outputs in groups of 2 d the first d and the second are partners
+    block_size: Int64  # [M] b, no offset: a multiple of PAGE_ALIGN; the last block may be cut off
 
     def each(self, of: Callable[[Int64], Int64]) -> VectorPages:
         """The tables that ``of`` makes of those that hold offsets."""
-        return VectorPages(
-            of(self.gain),
-            of(self.constant),
-            of(self.input_gain),
-            of(self.change),
-            of(self.partner),
-            self.distance,
-        )
+        offsets = (self.gain, self.constant, self.input_gain, self.change, self.partner, self.input_blocks)
+        return VectorPages(*map(of, offsets), self.distance, self.block_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +118,10 @@ class AdapterPages:
 
     A row with the mix {(k, w_k)} computes, y being the base's output ``W x + b`` of the module,
 
-        y + Σ_k w_k [ B_k (A_k x) + ΔW_k x + γ_k ⊙ y + π_k ⊙ P_k y + c_k ] + W (Σ_k w_k λ_k ⊙ x)
+        y + Σ_k w_k [ B_k (A_k x) + ΔW_k x + γ_k ⊙ y + π_k ⊙ P_k y + c_k ] + W (Σ_k w_k (λ_k ⊙ x + x Q_k))
 
-    P_k exchanging partners, and of a norm, y + Σ_k w_k (γ_k ⊙ n(x) + c_k), n(x) being what it makes of its input before it scales.
+    P_k exchanging partners, and of a norm, y + Σ_k w_k (γ_k ⊙ n(x) + c_k), n(x) being what it makes of its
+    input before it scales.
     """
 
     digest: str

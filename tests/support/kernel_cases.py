@@ -112,6 +112,8 @@ def _converted(weights: DecoderWeights, change: Callable[[torch.Tensor], torch.T
 
 VECTORS = ("gc", "g", "", "i", "gi", "c", "gci")  # of q, k, v, o, gate, up, down
 CHANGES = ("m", "gm", "", "m", "m", "cm", "gim")
+MIXED_INPUTS = ("b", "i", "gb", "", "bi", "cb", "bp")
+BLOCK = 32  # inputs of one, which divides not all widths
 PAIRS = ("gp", "p", "", "gp", "gp", "gp", "p")
 
 
@@ -138,13 +140,13 @@ class Pages:
     ) -> AdapterPages:
         """An adapter of that rank in every module, or of ``rank[m % 7]`` in module m.
 
-        ``vectors[m % 7]`` says by letters which of gain, constant, input gain, matrix ("m") and partners module m has.
-        With vectors it changes two norms of three as well.
+        ``vectors[m % 7]`` says by letters which of gain, constant, input gain, matrix ("m"), partners and
+        blocks of inputs module m has. With vectors it changes two norms of three as well.
         """
         generator = torch.Generator().manual_seed(seed)
         ranks = [rank] * 7 if isinstance(rank, int) else list(rank)
         offsets, all_ranks = [], []
-        tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gcimp"}
+        tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gcimpb"}
         for module, shape in enumerate(self._shapes):
             r = ranks[module % 7]
             all_ranks.append(r)
@@ -157,6 +159,8 @@ class Pages:
                 tables[letter][module] = self._next
                 width = shape.out_features if letter in "gcp" else shape.in_features
                 rows, size = (shape.out_features, width**-0.5) if letter == "m" else (1, 0.3)
+                if letter == "b":
+                    rows, width, size = width, BLOCK, BLOCK**-0.5
                 self._write(size * strength * torch.randn(rows, width, generator=generator))
         distance = np.zeros_like(tables["p"])
         for module in np.flatnonzero(tables["p"]):
@@ -171,7 +175,9 @@ class Pages:
             f"{seed:08x}",
             np.array([*offsets, *none], np.int64),
             np.array([*all_ranks, *none], np.int32),
-            vectors=None if vectors is None else VectorPages(*tables.values(), distance),
+            vectors=None
+            if vectors is None
+            else VectorPages(*tables.values(), distance, np.full_like(distance, BLOCK)),
         )
 
     def _write(self, rows: torch.Tensor) -> None:

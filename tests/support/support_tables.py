@@ -31,13 +31,14 @@ def costs_table() -> str:
     if result is None:
         return "Not measured yet.\n"
     options, machine = result["options"], result["machine"]
+    base = sum(row["base_us_per_token"] for row in result["rows"]) / len(result["rows"])
     lines = [
-        f"{result['base']}, {options['batch']} sequences of {options['context']} tokens that decode, all with the "
-        "same adapter of random numbers that changes every",
-        f"linear layer. {machine['cpu']}, {machine['cores']} cores. The base alone takes "
-        f"{_milliseconds(sum(r['base_us_per_token'] for r in result['rows']) / len(result['rows']))} ms a token.",
+        f"{result['base']} on {machine['cpu']}, {machine['cores']} cores: {options['batch']} sequences of "
+        f"{options['context']} tokens decode,",
+        "all with the same adapter of random numbers, which changes every linear layer. The base alone takes "
+        f"{_milliseconds(base)} ms a token.",
         "",
-        "| kind | trained numbers | adapter memory, MiB | more a token, ms | with LoRA of about as many numbers |",
+        "| kind | trained numbers | adapter memory, MiB | more a token, ms | with LoRA of about as many |",
         "|---|---|---|---|---|",
     ]
     lines += [

@@ -72,6 +72,8 @@ class Lora(ctypes.Structure):
         ("change", _P),
         ("partner", _P),
         ("distance", _P),
+        ("input_blocks", _P),
+        ("block_size", _P),
         ("start", _P),
         ("adapter", _P),
         ("weight", _P),

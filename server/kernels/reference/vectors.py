@@ -1,11 +1,11 @@
 """What a step's mixes have beside rank pages.
 
-That is ``y += Σ_k w_k (ΔW_k x + γ_k ⊙ y + π_k ⊙ P_k y + c_k) + W (Σ_k w_k λ_k ⊙ x)``.
+That is ``y += Σ_k w_k (ΔW_k x + γ_k ⊙ y + π_k ⊙ P_k y + c_k) + W (Σ_k w_k (λ_k ⊙ x + x Q_k))``.
 
 Those of a norm are told to who computes it: ``y += Σ_k w_k (γ_k ⊙ n(x) + c_k)``.
 
 The weighted sums of vectors are made once for every distinct mix and given to its rows. Everything up to
-the matrix product is fp32. A ΔW or π multiplies all rows whose mix has its adapter at once.
+the matrix product is fp32. A ΔW, π or Q multiplies all rows whose mix has its adapter at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Vectors:
 
 @dataclass(frozen=True)
 class _Member:
-    """The rows whose mix has an adapter with changes of whole weights or of pairs of outputs."""
+    """The rows whose mix has an adapter with matrices, or with partners."""
 
     pages: VectorPages
     rows: torch.Tensor  # [R] int64, of the step
@@ -51,8 +51,12 @@ class _Member:
     weight: torch.Tensor  # [R] float32
 
     def changes(self, module: int) -> bool:
-        """Whether the adapter does so to that module."""
+        """Whether the adapter has such a change of the outputs of that module."""
         return bool(self.pages.change[module] or self.pages.partner[module])
+
+    def mixes_inputs(self, module: int) -> bool:
+        """Whether it mixes the module's inputs."""
+        return bool(self.pages.input_blocks[module])
 
 
 @dataclass(frozen=True)
@@ -103,17 +107,16 @@ class VectorPlan:
         shape = self._shapes[module]
         gain = self._sum(self._gain, module, shape.out_features)
         constant = self._sum(self._constant, module, shape.out_features)
-        input_gain = self._sum(self._input_gain, module, shape.in_features)
+        scaled = self._scaled(module, x)
         changing = [member for member in self._members if member.changes(module)]
-        if gain is None and constant is None and input_gain is None and not changing:
+        if gain is None and constant is None and scaled is None and not changing:
             return
         result = y.index_select(0, self._rows).float()
         if gain is not None:
             result += result * gain
         if constant is not None:
             result += constant
-        if input_gain is not None:
-            scaled = (x.index_select(0, self._rows).float() * input_gain).to(x.dtype)
+        if scaled is not None:
             result += self._base.product(module, scaled)
         for member in changing:
             added = self._added(
@@ -127,6 +130,27 @@ class VectorPlan:
         features = self._shapes[module].out_features
         gain, constant = (self._sum(v, module, features) for v in (self._gain, self._constant))
         return None if gain is None and constant is None else NormChange(self._rows, gain, constant)
+
+    def _scaled(self, module: int, x: torch.Tensor) -> torch.Tensor | None:
+        """Σ_k w_k (λ_k ⊙ x + x Q_k) [R, in] of all concerned rows, in their dtype; None if no mix has any."""
+        gain = self._sum(self._input_gain, module, self._shapes[module].in_features)
+        mixing = [member for member in self._members if member.mixes_inputs(module)]
+        if gain is None and not mixing:
+            return None
+        rows = x.index_select(0, self._rows).float()
+        scaled = torch.zeros_like(rows) if gain is None else rows * gain
+        for member in mixing:
+            mixed = self._mixed(member.pages, module, x.index_select(0, member.rows).float())
+            scaled.index_add_(0, member.place, mixed * member.weight[:, None])
+        return scaled.to(x.dtype)
+
+    def _mixed(self, pages: VectorPages, module: int, x: torch.Tensor) -> torch.Tensor:
+        """x Q [R, in] for ``x`` [R, in]."""
+        width, size = x.shape[1], int(pages.block_size[module])
+        behind = -width % size  # of the last block, which is cut off
+        blocks = F.pad(self._view(pages.input_blocks, module, width, size).float(), (0, 0, 0, behind))
+        inputs = F.pad(x, (0, behind)).unflatten(1, (-1, size)).transpose(0, 1)
+        return torch.bmm(inputs, blocks.view(-1, size, size)).transpose(0, 1).flatten(1)[:, :width]
 
     def _added(self, member: _Member, module: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """ΔW x + π ⊙ P y [R, out] float32 for the member's rows of ``x`` and ``y``."""
@@ -182,7 +206,9 @@ def _members(inputs: LoraInputs, query_start: Int32, mix: Int64, device: torch.d
     place = np.cumsum(np.repeat(mix, length) >= 0) - 1
     for number, pages in enumerate(inputs.adapters):
         vectors = pages.vectors
-        if vectors is None or not (vectors.change.any() or vectors.partner.any()):
+        if vectors is None or not any(
+            t.any() for t in (vectors.change, vectors.partner, vectors.input_blocks)
+        ):
             continue
         weight = np.zeros(len(length), np.float32)
         np.add.at(weight, owner[inputs.adapter == number], inputs.weight[inputs.adapter == number])

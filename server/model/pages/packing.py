@@ -4,6 +4,7 @@ An adapter alone computes what :class:`ModuleDelta` says; the kernels compute wh
 says. With g = magnitude / ‖W + B' A‖ the two are the same for
 
     rank pages  A and g ⊙ l_out ⊙ B'
+    input       Q of updates that mix inputs in blocks, where those are small
     partner     π of updates that pair outputs, of which γ is u − 1 then
     change      ΔW of an update, where it takes less room than its factors
     gain        γ = g ⊙ l_out − 1
@@ -16,14 +17,15 @@ normalized, before its own weight, so it is w' − w, whatever w is.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from manylora.adapters.format.base import TargetModule
-from manylora.adapters.format.update import NoUpdate, Paired
+from manylora.adapters.format.update import InputBlocks, NoUpdate, Paired
 from manylora.adapters.format.weights.delta import ModuleDelta
-from manylora.server.kernels.inputs import BaseWeights, page_length
+from manylora.server.kernels.inputs import PAGE_ALIGN, BaseWeights, page_length
 from manylora.server.model.pages.norms import row_norms
 
 
@@ -41,6 +43,7 @@ class FoldedModule:
     constant: torch.Tensor | None = None  # [out] float32
     input_gain: torch.Tensor | None = None  # [in] float32
     change: torch.Tensor | None = None  # [out, in] float32; there are no A and B then
+    input_blocks: torch.Tensor | None = None  # [in, b] float32; see VectorPages
     partner: torch.Tensor | None = None  # [out] float32
     distance: int = 0  # of partners
 
@@ -59,14 +62,16 @@ def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModu
         return FoldedModule(
             delta.a, delta.b.T.float(), gain=own - 1, partner=partner, distance=delta.update.distance
         )
-    change = None
-    if is_whole(delta):
+    change = blocks = None
+    a, low = delta.a, delta.b.float()  # of updates: empty
+    if block_size(delta):
+        blocks = _blocks(delta)
+    elif is_whole(delta):
         change = _change(delta, index, base)
-        a, low = delta.a, delta.b.float()
     else:
         a, low = _factors(delta, index, base)
     if not has_vectors(delta):
-        return FoldedModule(a, low.T, change=change)
+        return FoldedModule(a, low.T, change=change, input_blocks=blocks)
     scale = None
     if delta.magnitude is not None:
         assert base is not None, "DoRA needs the base's weights"
@@ -86,7 +91,28 @@ def fold(delta: ModuleDelta, index: int, base: BaseWeights | None) -> FoldedModu
         constant=_constant(delta, scale, index, base),
         input_gain=None if delta.input_scale is None else delta.input_scale.float() - 1,
         change=change,
+        input_blocks=blocks,
     )
+
+
+def block_size(delta: ModuleDelta) -> int:
+    """b of the module's Q, for updates that mix inputs in blocks; 0 where Q is no smaller than half of ΔW."""
+    if not isinstance(delta.update, InputBlocks):
+        return 0
+    size = math.lcm(delta.update.size, PAGE_ALIGN)
+    return size if 2 * size <= delta.b.shape[0] else 0
+
+
+def _blocks(delta: ModuleDelta) -> torch.Tensor:
+    """Q [in, b], each block of the update's at its place in one of the larger ones."""
+    assert isinstance(delta.update, InputBlocks), "other updates have no blocks"
+    blocks, b = delta.update.make(), block_size(delta)
+    _check_finite(blocks)
+    count, size, _ = blocks.shape
+    group = b // size
+    wide = torch.zeros(count, size, group, size)
+    wide[torch.arange(count), :, torch.arange(count) % group] = blocks
+    return wide.view(count * size, b)
 
 
 def is_whole(delta: ModuleDelta) -> bool:
@@ -94,7 +120,7 @@ def is_whole(delta: ModuleDelta) -> bool:
 
     Only an update's may: LoRA's is what A and B make of it, rounded one by one.
     """
-    if delta.update is None or isinstance(delta.update, Paired):
+    if delta.update is None or isinstance(delta.update, Paired) or block_size(delta):
         return False
     width_in, width_out = page_length(delta.a.shape[1]), page_length(delta.b.shape[0])
     return delta.rank * (width_in + width_out) > delta.b.shape[0] * width_in
@@ -140,7 +166,9 @@ def elements(delta: ModuleDelta, module: TargetModule, index: int, base: BaseWei
     if isinstance(delta.update, Paired):
         return 2 * width_out
     matrices = delta.rank * (width_in + width_out)
-    if is_whole(delta):
+    if size := block_size(delta):
+        matrices = module.in_features * size
+    elif is_whole(delta):
         matrices = module.out_features * width_in
     if not has_vectors(delta):
         return matrices

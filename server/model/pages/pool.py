@@ -249,7 +249,8 @@ class _Layout:
         self._offset = np.zeros(modules, np.int64)
         self._rank = np.zeros(modules, np.int32)
         self._vectors = VectorPages(
-            *(np.full(modules, -1, np.int64) for _ in range(5)), np.zeros(modules, np.int64)
+            *(np.full(modules, -1, np.int64) for _ in range(6)),
+            *(np.zeros(modules, np.int64) for _ in range(2)),
         )
         self._plain = True
         self.largest = 0.0  # magnitude of an element of any vector
@@ -266,11 +267,10 @@ class _Layout:
         self._put_vector(index, self._vectors.input_gain, part.input_gain)
         self._put_vector(index, self._vectors.partner, part.partner)
         self._vectors.distance[index] = part.distance
-        if part.change is not None:
-            self._plain = False
-            self.changes = self.changes or bool(part.change.any())
-            self._vectors.change[index] = self._position
-            self._put(part.change)
+        self._put_matrix(index, self._vectors.change, part.change)
+        self._put_matrix(index, self._vectors.input_blocks, part.input_blocks)
+        if part.input_blocks is not None:
+            self._vectors.block_size[index] = part.input_blocks.shape[1]
 
     def finish(self, digest: str, activation: tuple[int, ...] | None) -> PackedAdapter:
         """The adapter, once all modules are placed."""
@@ -284,6 +284,13 @@ class _Layout:
             self.largest = max(self.largest, float(vector.abs().max()))
             offsets[index] = self._position
             self._put(vector[None])
+
+    def _put_matrix(self, index: int, offsets: Int64, matrix: torch.Tensor | None) -> None:
+        if matrix is not None:
+            self._plain = False
+            self.changes = self.changes or bool(matrix.any())
+            offsets[index] = self._position
+            self._put(matrix)
 
     def _put(self, rows: torch.Tensor) -> None:
         """Write ``rows`` [r, n] as r padded pages."""

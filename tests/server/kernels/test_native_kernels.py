@@ -11,6 +11,7 @@ from manylora.server.kernels.cpu.build import Variant, usable_variants
 from manylora.server.kernels.reference.step import ReferenceStep
 from tests.support.kernel_cases import (
     CHANGES,
+    MIXED_INPUTS,
     PAIRS,
     VECTORS,
     Batcher,
@@ -145,7 +146,7 @@ def test_the_delta_of_an_adapter(rank: int, rows: int, variant: Variant) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 3, 60])
 @pytest.mark.parametrize("place", range(7))
-@pytest.mark.parametrize("letters", ["g", "c", "i", "m", "p", "gcimp"])
+@pytest.mark.parametrize("letters", ["g", "c", "i", "m", "p", "b", "gcimpb"])
 def test_the_delta_of_vectors(letters: str, place: int, rows: int, variant: Variant) -> None:
     """On each module by itself; twice in one mix, with other weights."""
     shape = Shape(hidden=80, intermediate=112, layers=1, bias=True)
@@ -199,7 +200,7 @@ def logits_of(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "groups of 3", "groups of 7, head size 80", "windows"])
-@pytest.mark.parametrize("adapted", ["base", "mix", "vectors", "changes", "pairs"])
+@pytest.mark.parametrize("adapted", ["base", "mix", "vectors", "changes", "pairs", "blocks"])
 def test_the_same_bits_in_any_batch_chunking_and_number_of_threads(
     name: str, adapted: str, variant: Variant
 ) -> None:
@@ -210,12 +211,14 @@ def test_the_same_bits_in_any_batch_chunking_and_number_of_threads(
     inputs_only = pages.random(0, seed=4, vectors=["i"] * 7)
     whole = pages.random([0, 4, 0, 0, 3, 0, 0], seed=5, vectors=CHANGES)
     pairs = pages.random([0, 0, 2, 3, 0, 0, 0], seed=7, vectors=PAIRS)
+    blocks = pages.random([0, 0, 2, 3, 0, 0, 0], seed=8, vectors=MIXED_INPUTS)
     wholes_only = pages.random(0, seed=6, vectors=["m"] * 7)
     mix = {
         "base": (),
         "mix": ((first, 0.5), (second, 1.0)),
         "vectors": ((first, 0.5), (scaled, 0.8), (inputs_only, -0.3)),
         "changes": ((whole, 0.6), (first, 0.5), (wholes_only, -0.3), (scaled, 0.8)),
+        "blocks": ((blocks, 0.6), (first, 0.5), (whole, 0.4), (inputs_only, 0.8)),
         "pairs": ((pairs, 0.6), (first, 0.5), (whole, 0.4), (inputs_only, 0.8)),
     }[adapted]
     batch = Batcher(BLOCKS, shape.vocab)
@@ -232,6 +235,7 @@ def test_the_same_bits_in_any_batch_chunking_and_number_of_threads(
             (25, ((scaled, 1.0), (second, 0.2))),
             (35, ((wholes_only, 1.0),)),
             (9, ((pairs, 1.0),)),
+            (12, ((blocks, 1.0),)),
         )
     ]
     alone = logits_of(native_step(shape, pages, variant, threads=1), sequence, [200], [])

@@ -33,7 +33,9 @@ from manylora.server.kernels.cpu.library import Library
 from manylora.server.kernels.cpu.build import VARIANTS
 from manylora.server.kernels.inputs import CacheRun
 from tests.support.draws import PARAMS, draws_of
-from tests.support.kernel_cases import CHANGES, PAIRS, VECTORS, Batcher, Pages, Shape, random_decoder
+from tests.support.kernel_cases import (
+    CHANGES, MIXED_INPUTS, PAIRS, VECTORS, Batcher, Pages, Shape, random_decoder,
+)
 
 library = Library(VARIANTS[-1], abi.load(Path(sys.argv[1])), "under test")
 threads = int(sys.argv[2])
@@ -47,6 +49,7 @@ for shape in (
     scaled = pages.random([4, 0, 3, 0, 0, 9, 2], seed=3, vectors=VECTORS)
     whole = pages.random([0, 3, 0, 2, 0, 0, 0], seed=5, vectors=CHANGES)
     pairs = pages.random([0, 3, 0, 2, 0, 0, 0], seed=6, vectors=PAIRS)
+    blocks = pages.random([0, 3, 0, 2, 0, 0, 0], seed=8, vectors=MIXED_INPUTS)
     scales_only = pages.random(0, seed=4, vectors=["gci"] * 7)
     native = NativeStep(weights, pages.pool[: pages.used], 64, 4, threads, library=library)
     batch = Batcher(64, shape.vocab)
@@ -55,8 +58,9 @@ for shape in (
         ((scaled, 1.0),), ((scales_only, 1.0),), ((one, 1.0), (scales_only, 0.5), (scaled, -1.0)),
         ((whole, 1.0),), ((one, 1.0), (whole, 0.5), (scaled, -1.0)),
         ((pairs, 1.0),), ((one, 1.0), (whole, 0.5), (pairs, -1.0)),
+        ((blocks, 1.0),), ((one, 1.0), (blocks, 0.5), (scaled, -1.0)),
     )
-    sequences = [batch.sequence(n, m) for n, m in zip((200, 17, 40, 5, 30, 5, 6, 20, 9, 15, 7), mixes)]
+    sequences = [batch.sequence(n, m) for n, m in zip((200, 17, 40, 5, 30, 5, 6, 20, 9, 15, 7, 18, 3), mixes)]
     for take in (lambda s: len(s.tokens) - 2, lambda s: 1, lambda s: 1):
         assert native.step(batch.step([(s, take(s)) for s in sequences], all_logits=True)).isfinite().all()
     for s in sequences:

@@ -41,7 +41,10 @@ def plain(dtype: torch.dtype = torch.float32) -> PackedAdapter:
 
 def everything() -> PackedAdapter:
     vectors = VectorPages(
-        *(np.array(offsets) for offsets in ([1, -1], [-1, 32], [-1, -1], [-1, 64], [96, -1], [16, 0]))
+        *(
+            np.array(offsets)
+            for offsets in ([1, -1], [-1, 32], [-1, -1], [-1, 64], [96, -1], [-1, 9], [16, 0], [0, 64])
+        )
     )
     table = TablePages(np.array([3, 70_000]), 100, 2, 200, 300)
     vocabulary = VocabularyPages(70_001, None, table, ClassPages(3, 96))

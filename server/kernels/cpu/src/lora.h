@@ -1,5 +1,5 @@
 // The adapters' delta y += sum over a row's mix of weight * (B (A x) + change x + gain y + partner Py + constant), for the outputs y
-// of one GEMM, and W (sum of weight * input_gain x), which is a GEMM of its own ("image", lora_vectors.cpp). Two ways:
+// of one GEMM, and W (sum of weight * (input_gain x + x input_blocks)), which is a GEMM of its own ("image", lora_vectors.cpp). Two ways:
 //   - Segments of several rows ("tiled"): t = A x is computed before the GEMM, and B t is added to each of the GEMM's
 //     tiles while it is in the nearest cache (lora_delta.h).
 //   - Rows that share their mix with at most one other ("direct"): the GEMM leaves their outputs in fp32; after
@@ -65,7 +65,7 @@ struct LoraStep {
   bool any_norms = false;           // gains of norms, perhaps
   std::vector<int64_t> scaled_row;  // [rows] row of `scaled`, or -1: its mix scales no input
   std::vector<int64_t> scaled_from; // the row of the step that each row of `scaled` is made from
-  Buffer<bf16> scaled;              // [scaled rows][input columns] x times a mix's input gains
+  Buffer<bf16> scaled;              // [scaled rows][input columns] x times a mix's input gains and blocks
   Buffer<float> images;             // [modules][scaled rows][output_stride] in the order of the GEMM's blocks
 
   bool active() const { return lora != nullptr; }
@@ -110,6 +110,10 @@ struct LoraVectors {
   const bf16* change;    // [out][in]: a matrix
   const bf16* partner;
   int64_t distance;      // of partners
+  const bf16* input_blocks;
+  int64_t block_size;    // of those
+
+  bool at_input() const { return input_gain != nullptr || input_blocks != nullptr; }
 
   bool at_output() const { return gain != nullptr || constant != nullptr || partner != nullptr; }
 };
@@ -122,7 +126,7 @@ bool scales_input(const LoraStep& step, const LoraSite& site, const LoraSegment&
 // Whether any mix of the step scales it.
 bool scales_input(const LoraStep& step, const LoraSite& site, int64_t module);
 
-// scaled[i] = x times the sum of the mix's weighted input gains, for this thread's share of the rows.
+// scaled[i] = x times the sum of the mix's weighted input gains and blocks, for this thread's share of the rows.
 void scale_inputs(const LoraStep& step, const LoraSite& site, int64_t module, const Worker& worker);
 
 // The image of a row of a segment that scales the module's input, in the order of the GEMM's blocks.

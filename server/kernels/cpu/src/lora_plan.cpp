@@ -68,7 +68,7 @@ void LoraStep::build(const Lora* mixes, const bf16* pages, const Step& step, int
   outputs.reserve(direct_rows * output_stride);
   for (int64_t a = 0; a < mixes->adapters; a++) {
     any_vectors = any_vectors || mixes->gain[a] != nullptr || mixes->constant[a] != nullptr ||
-                  mixes->input_gain[a] != nullptr || mixes->change[a] != nullptr || mixes->partner[a] != nullptr;
+                  mixes->input_gain[a] != nullptr || mixes->change[a] != nullptr || mixes->partner[a] != nullptr || mixes->input_blocks[a] != nullptr;
   }
   for (int64_t a = 0; a < mixes->adapters; a++) any_norms = any_norms || mixes->gain[a] != nullptr;
   if (any_vectors) find_scaled(step, inputs);
