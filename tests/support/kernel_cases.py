@@ -163,7 +163,7 @@ class Pages:
                     rows, width, size = width, BLOCK, BLOCK**-0.5
                 self._write(size * strength * torch.randn(rows, width, generator=generator))
         distance = np.zeros_like(tables["p"])
-        for module in np.flatnonzero(tables["p"]):
+        for module in np.flatnonzero(tables["p"]).tolist():
             half = self._shapes[module].out_features // 2
             distance[module] = half if (module + seed) % 2 else next(d for d in (8, 4, 2, 1) if half % d == 0)
         for norm, shape in enumerate(self._norms):
@@ -177,7 +177,7 @@ class Pages:
             np.array([*all_ranks, *none], np.int32),
             vectors=None
             if vectors is None
-            else VectorPages(*tables.values(), distance, np.full_like(distance, BLOCK)),
+            else VectorPages(*[*tables.values(), distance, np.full_like(distance, BLOCK)]),
         )
 
     def _write(self, rows: torch.Tensor) -> None:

@@ -73,10 +73,11 @@ class Layer:
 def _other_form(update: WeightUpdate, weight: torch.Tensor) -> torch.Tensor | None:
     """The change of the weight [out, in] as what the update says it comes to, if anything."""
     if isinstance(update, InputBlocks):
-        return weight @ torch.block_diag(*update.make()).T
+        total: torch.Tensor = torch.block_diag(*update.make())
+        return weight @ total.T
     if isinstance(update, Paired):
         own, other = update.make()
-        partners = weight.unflatten(0, (-1, 2, update.distance)).flip(1).flatten(0, 2)
+        partners: torch.Tensor = weight.unflatten(0, (-1, 2, update.distance)).flip(1).flatten(0, 2)
         return (own - 1)[:, None] * weight + other[:, None] * partners
     return None
 
