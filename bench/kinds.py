@@ -200,7 +200,10 @@ def main(
     repeat: Annotated[int, typer.Option(min=1, help="Medians are of so many steps.")] = 20,
     memory: Annotated[int, typer.Option(min=1, help="MiB of adapter memory.")] = 4096,
 ) -> None:
-    """Print a line a kind, then one line of JSON, which is kept in bench/results."""
+    """Print a line a kind, then one line of JSON, which is kept in bench/results.
+
+    The table in docs/adapters.md is made from the newest result of all kinds: run `make docs` after it.
+    """
     started = datetime.now(UTC)
     bench = Bench(resolve_base(base), batch=batch, context=context, memory=memory << 20)
     rows: list[dict[str, object]] = []
@@ -216,7 +219,7 @@ def main(
                 f"{row.memory / 2**20:10.1f}{row.publish_s:10.2f}"
             )
     about = {"started": f"{started:%Y-%m-%dT%H:%M:%SZ}", **machine.setting(), "base": base}
-    options = {"batch": batch, "context": context, "repeat": repeat}
+    options = {"batch": batch, "context": context, "repeat": repeat, "all_kinds": not kind}
     line = json.dumps({"bench": "kinds", **about, "options": options, "rows": rows})
     report.save(line, RESULTS, f"{started:%Y%m%d-%H%M%S}-kinds")
     print(line)

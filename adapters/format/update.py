@@ -52,6 +52,9 @@ class WeightUpdate(Protocol):
             NoUpdate: see there.
         """
 
+    def change(self, weight: torch.Tensor | None, /) -> torch.Tensor:
+        """ΔW itself [out, in], float32 on the CPU; ``weight`` and errors as for :meth:`factors`."""
+
 
 Shift = Callable[[torch.Tensor | None, torch.Tensor | None], torch.Tensor]
 
@@ -77,6 +80,69 @@ class Shifted:
 
     def factors(self, weight: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
         return self.update.factors(weight)
+
+    def change(self, weight: torch.Tensor | None, /) -> torch.Tensor:
+        return self.update.change(weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """A change of a weight that comes to y_i + (u_i - 1) y_i + v_i y_j, j being the partner of output i.
+
+    Outputs lie in groups of 2 ``distance``, which divide them all; those of the first half of a group are
+    the partners of those of the second, ``distance`` further. y has the base's bias.
+    """
+
+    update: WeightUpdate  # the same change; Shifted where there is a bias
+    distance: int
+    make: Callable[[], tuple[torch.Tensor, torch.Tensor]]  # u and v, [out] float32
+
+    @property
+    def rank(self) -> int:
+        return self.update.rank
+
+    @property
+    def stated_rank(self) -> int:
+        return self.update.stated_rank
+
+    @property
+    def needs_weight(self) -> bool:
+        return self.update.needs_weight
+
+    def factors(self, weight: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.update.factors(weight)
+
+    def change(self, weight: torch.Tensor | None, /) -> torch.Tensor:
+        return self.update.change(weight)
+
+
+@dataclass(frozen=True, slots=True)
+class InputBlocks:
+    """A change of a weight that comes to W (Q x), with Q x made block by block of the inputs."""
+
+    update: WeightUpdate  # the same change
+    size: int  # inputs of a block; it divides all
+    make: Callable[
+        [], torch.Tensor
+    ]  # [in / size, size, size] float32: what a block of inputs, a row, is times
+
+    @property
+    def rank(self) -> int:
+        return self.update.rank
+
+    @property
+    def stated_rank(self) -> int:
+        return self.update.stated_rank
+
+    @property
+    def needs_weight(self) -> bool:
+        return self.update.needs_weight
+
+    def factors(self, weight: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.update.factors(weight)
+
+    def change(self, weight: torch.Tensor | None, /) -> torch.Tensor:
+        return self.update.change(weight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Nothing here knows requests, schedulers or Hugging Face: rows, blocks and offset
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,14 +30,24 @@ def page_length(features: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class VectorPages:
-    """Where the vectors of an adapter lie in the pool: element offsets, 0 where a module has none.
+    """Where what an adapter has beside rank pages lies in the pool: element offsets, 0 where there is none.
 
-    Each is padded with zeros to a whole page.
+    Each vector, and each row of a matrix, is padded with zeros to a whole page.
     """
 
     gain: Int64  # [M] γ [out]: times the module's output, bias included; of a norm, times n(x): w ⊙ n(x) + b
     constant: Int64  # [M] c [out]: added to the output
     input_gain: Int64  # [M] λ [in]: times the module's input, whose image under W is added
+    change: Int64  # [M] ΔW [out, in], row after row: its product with the module's input is added
+    partner: Int64  # [M] π [out]: times the module's output that is the partner of each
+    input_blocks: Int64  # [M] Q [in, b], blocks [b, b] below each other: the image under W of x Q is added
+    distance: Int64  # [M] d, no offset: of outputs in groups of 2 d the first d and the second are partners
+    block_size: Int64  # [M] b, no offset: a multiple of PAGE_ALIGN; the last block may be cut off
+
+    def each(self, of: Callable[[Int64], Int64]) -> VectorPages:
+        """The tables that ``of`` makes of those that hold offsets."""
+        offsets = (self.gain, self.constant, self.input_gain, self.change, self.partner, self.input_blocks)
+        return VectorPages(*map(of, offsets), self.distance, self.block_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +118,10 @@ class AdapterPages:
 
     A row with the mix {(k, w_k)} computes, y being the base's output ``W x + b`` of the module,
 
-        y + Σ_k w_k [ B_k (A_k x) + γ_k ⊙ y + c_k ] + W (Σ_k w_k λ_k ⊙ x)
+        y + Σ_k w_k [ B_k (A_k x) + ΔW_k x + γ_k ⊙ y + π_k ⊙ P_k y + c_k ] + W (Σ_k w_k (λ_k ⊙ x + x Q_k))
 
-    and of a norm, y + Σ_k w_k (γ_k ⊙ n(x) + c_k), n(x) being what it makes of its input before it scales.
+    P_k exchanging partners, and of a norm, y + Σ_k w_k (γ_k ⊙ n(x) + c_k), n(x) being what it makes of its
+    input before it scales.
     """
 
     digest: str
@@ -118,7 +129,7 @@ class AdapterPages:
     rank: Int32  # [M] 0 where the adapter has no A and B for the module
     start: int = 0  # first element of the whole adapter in the pool
     activation: tuple[int, ...] | None = None  # tokens that switch it on (aLoRA); read by schedulers only
-    vectors: VectorPages | None = None  # None: the adapter is plain LoRA
+    vectors: VectorPages | None = None  # None: the adapter has rank pages only
     vocabulary: VocabularyPages | None = None  # None: embeddings and head are the base's
     prompt: PromptPages | None = None  # None: sequences begin with their own tokens
 

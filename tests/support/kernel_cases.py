@@ -159,6 +159,10 @@ def _converted(weights: DecoderWeights, change: Callable[[torch.Tensor], torch.T
 
 
 VECTORS = ("gc", "g", "", "i", "gi", "c", "gci")  # of q, k, v, o, gate, up, down
+CHANGES = ("m", "gm", "", "m", "m", "cm", "gim")
+MIXED_INPUTS = ("b", "i", "gb", "", "bi", "cb", "bp")
+BLOCK = 32  # inputs of one, which divides not all widths
+PAIRS = ("gp", "p", "", "gp", "gp", "gp", "p")
 
 
 class Pages:
@@ -184,13 +188,13 @@ class Pages:
     ) -> AdapterPages:
         """An adapter of that rank in every module, or of ``rank[m % len(rank)]`` in module m.
 
-        ``vectors``, repeated likewise, say by letters which of gain, constant and input gain module m has.
-        With vectors it changes two norms of three as well.
+        ``vectors``, repeated likewise, say by letters which of gain, constant, input gain, matrix ("m"),
+        partners and blocks of inputs module m has. With vectors it changes two norms of three as well.
         """
         generator = torch.Generator().manual_seed(seed)
         ranks = [rank] * 7 if isinstance(rank, int) else list(rank)
         offsets, all_ranks = [], []
-        tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gci"}
+        tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gcimpb"}
         for module, shape in enumerate(self._shapes):
             r = ranks[module % len(ranks)]
             all_ranks.append(r)
@@ -201,8 +205,15 @@ class Pages:
             self._write(b)
             for letter in vectors[module % len(vectors)] if vectors is not None else "":
                 tables[letter][module] = self._next
-                width = shape.in_features if letter == "i" else shape.out_features
-                self._write(0.3 * strength * torch.randn(1, width, generator=generator))
+                width = shape.out_features if letter in "gcp" else shape.in_features
+                rows, size = (shape.out_features, width**-0.5) if letter == "m" else (1, 0.3)
+                if letter == "b":
+                    rows, width, size = width, BLOCK, BLOCK**-0.5
+                self._write(size * strength * torch.randn(rows, width, generator=generator))
+        distance = np.zeros_like(tables["p"])
+        for module in np.flatnonzero(tables["p"]).tolist():
+            half = self._shapes[module].out_features // 2
+            distance[module] = half if (module + seed) % 2 else next(d for d in (8, 4, 2, 1) if half % d == 0)
         for norm, shape in enumerate(self._norms):
             if vectors is not None and (norm + seed) % 3:
                 tables["g"][len(self._shapes) + norm] = self._next
@@ -212,7 +223,9 @@ class Pages:
             f"{seed:08x}",
             np.array([*offsets, *none], np.int64),
             np.array([*all_ranks, *none], np.int32),
-            vectors=None if vectors is None else VectorPages(tables["g"], tables["c"], tables["i"]),
+            vectors=None
+            if vectors is None
+            else VectorPages(*[*tables.values(), distance, np.full_like(distance, BLOCK)]),
         )
 
     def _write(self, rows: torch.Tensor) -> None:

@@ -17,6 +17,7 @@ from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.config.reader import ConfigReader
 from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.table import KINDS_OF_UPDATES
+from manylora.adapters.format.update import InputBlocks, Paired, WeightUpdate
 from manylora.adapters.format.weights.delta import ModuleDelta
 
 
@@ -57,10 +58,28 @@ class Layer:
         a, b = delta.factors(self.base.weight)
         assert a.shape == (delta.rank, self.base.in_features)
         assert b.shape == (self.base.out_features, delta.rank)
+        assert delta.update is not None
+        change = delta.update.change(self.base.weight)
+        torch.testing.assert_close(change, b @ a)
+        other_form = _other_form(delta.update, self.base.weight)
+        if other_form is not None:
+            torch.testing.assert_close(other_form, change, atol=1e-5, rtol=1e-4)
         result: torch.Tensor = self.base(self.x) + (self.x @ a.T) @ b.T
         if delta.shifts:
             result = result + delta.shift(self.base.weight, self.base.bias)
         return result if delta.b_bias is None else result + delta.b_bias
+
+
+def _other_form(update: WeightUpdate, weight: torch.Tensor) -> torch.Tensor | None:
+    """The change of the weight [out, in] as what the update says it comes to, if anything."""
+    if isinstance(update, InputBlocks):
+        total: torch.Tensor = torch.block_diag(*update.make())
+        return weight @ total.T
+    if isinstance(update, Paired):
+        own, other = update.make()
+        partners: torch.Tensor = weight.unflatten(0, (-1, 2, update.distance)).flip(1).flatten(0, 2)
+        return (own - 1)[:, None] * weight + other[:, None] * partners
+    return None
 
 
 def trained_layer(config: peft.PeftConfig, width_in: int, width_out: int, *, bias: bool, seed: int) -> Layer:

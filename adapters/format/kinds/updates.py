@@ -1,4 +1,4 @@
-"""The forms that changes of weights take: a few rank pages, or as many as the weight has rows or columns."""
+"""The forms that changes of weights take: factors of a low rank, or the change as a whole."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ class LowRank:
     def factors(self, _weight: torch.Tensor | None, /) -> Factors:
         return self.make()
 
+    def change(self, _weight: torch.Tensor | None, /) -> torch.Tensor:
+        a, b = self.make()
+        return b @ a
+
 
 @dataclass(frozen=True, slots=True)
 class LowRankOfWeight:
@@ -44,10 +48,14 @@ class LowRankOfWeight:
         assert weight is not None, "this update needs the weight"
         return self.make(weight.to("cpu", torch.float32).contiguous())
 
+    def change(self, weight: torch.Tensor | None, /) -> torch.Tensor:
+        a, b = self.factors(weight)
+        return b @ a
+
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """ΔW as a whole, of any rank: it is one of the two factors, and the other is the identity."""
+    """ΔW as a whole, of any rank. As factors it is one of the two, and the other is the identity."""
 
     module: TargetModule
     make: Callable[[], torch.Tensor]  # ΔW [out, in] float32
@@ -63,6 +71,9 @@ class Dense:
 
     def factors(self, _weight: torch.Tensor | None, /) -> Factors:
         return whole(self.make())
+
+    def change(self, _weight: torch.Tensor | None, /) -> torch.Tensor:
+        return self.make()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +93,11 @@ class DenseOfWeight:
         return True
 
     def factors(self, weight: torch.Tensor | None, /) -> Factors:
+        return whole(self.change(weight))
+
+    def change(self, weight: torch.Tensor | None, /) -> torch.Tensor:
         assert weight is not None, "this update needs the weight"
-        return whole(self.make(weight.to("cpu", torch.float32).contiguous()))
+        return self.make(weight.to("cpu", torch.float32).contiguous())
 
 
 def full_rank(module: TargetModule) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from manylora.adapters.format.update import Shifted, WeightUpdate
+from manylora.adapters.format.update import Paired, Shifted, WeightUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +63,22 @@ class ModuleDelta:
     @property
     def shifts(self) -> bool:
         """Whether the update comes with a vector that is added to the outputs."""
-        return isinstance(self.update, Shifted)
+        return self._shifted is not None
+
+    @property
+    def _shifted(self) -> Shifted | None:
+        update = self.update.update if isinstance(self.update, Paired) else self.update
+        return update if isinstance(update, Shifted) else None
 
     def shift(self, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
         """What the update adds to the outputs beside its change of W, [out] float32; only if :attr:`shifts`.
 
         ``weight`` and ``bias`` are the base's; the adapter's own bias takes the place of that.
         """
-        assert isinstance(self.update, Shifted), "there is no such vector"
+        shifted = self._shifted
+        assert shifted is not None, "there is no such vector"
         own = bias if self.bias is None else self.bias
-        return self.update.shift(
+        return shifted.shift(
             None if weight is None else weight.to("cpu", torch.float32),
             None if own is None else own.to("cpu", torch.float32),
         )

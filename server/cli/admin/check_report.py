@@ -19,7 +19,7 @@ from manylora.adapters.format.foreign.file_names import GGUF, foreign_weights, m
 from manylora.adapters.format.foreign.gguf.reader import read_gguf_header
 from manylora.adapters.format.foreign.mlx import is_mlx
 from manylora.adapters.format.foreign.reading import in_pefts_form
-from manylora.server.model.pages.packing import elements
+from manylora.server.model.pages.packing import block_size, elements
 
 _LIMITS = Limits(MAX_RANK, 1 << 40)
 _ITEM_BYTES = {"bf16": 2, "fp32": 4}
@@ -165,6 +165,8 @@ class _Shapes:
 def _cost(artifact: Artifact, base: BaseModel, parameters: int) -> Report:
     """An estimate: bytes of its pages, all of which a token reads, beside those of the base's weights.
 
+    Changes of a module's inputs take a product more with its weight, which is read again for them.
+
     A token that runs the base alone reads each of its weights once, so the ratio is about that of the time,
     as far as reading memory is what a step waits for.
     """
@@ -174,6 +176,11 @@ def _cost(artifact: Artifact, base: BaseModel, parameters: int) -> Report:
         elements(artifact.delta[name], modules[name], index, shapes) for index, name in enumerate(names)
     )
     count += _table_elements(artifact)
+    read = count + sum(
+        modules[name].in_features * modules[name].out_features
+        for name, delta in artifact.delta.items()
+        if delta.input_scale is not None or block_size(delta)
+    )
     later = []
     if any(delta.magnitude is not None for delta in artifact.delta.values()):
         later.append("DoRA's gains, from the base's weights")
@@ -182,8 +189,8 @@ def _cost(artifact: Artifact, base: BaseModel, parameters: int) -> Report:
     return {
         "estimate": True,
         "adapter_memory_bytes": {dtype: count * each for dtype, each in _ITEM_BYTES.items()},
-        "bytes_per_token": {dtype: count * each for dtype, each in _ITEM_BYTES.items()},
-        "share_of_base": round(count / max(parameters, 1), 6),
+        "bytes_per_token": {dtype: read * each for dtype, each in _ITEM_BYTES.items()},
+        "share_of_base": round(read / max(parameters, 1), 6),
         "computed_at_load": later,
     }
 

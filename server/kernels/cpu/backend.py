@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,14 @@ from manylora.server.kernels.cpu.pack import MergedLayers, PackedWeights
 from manylora.server.kernels.cpu.packed_codes import unfit
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.draws import Draw
-from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, CacheRun, LoraInputs, StepInputs
+from manylora.server.kernels.inputs import (
+    BLOCK_SIZE,
+    AdapterPages,
+    CacheRun,
+    LoraInputs,
+    StepInputs,
+    VectorPages,
+)
 from manylora.server.kernels.reference.coded_cache import SCALE_BYTES
 from manylora.server.kernels.weights import MATRICES, DecoderWeights, MergedWeights, QuantizedMatrix
 
@@ -179,7 +187,7 @@ class _LoraTables:
         self._offset = np.empty(0, np.uintp)
         self._rank = np.empty(0, np.uintp)
         self._max_rank = np.empty(0, np.int32)
-        self._vectors = [np.empty(0, np.uintp)] * 3  # gains, constants, input gains
+        self._vectors: dict[str, np.typing.NDArray[np.uintp]] = {}  # of each table of VectorPages
 
     def struct(self, inputs: LoraInputs) -> abi.Lora:
         if inputs.adapters != self._adapters:
@@ -187,27 +195,24 @@ class _LoraTables:
             self._offset = np.array([pages.offset.ctypes.data for pages in inputs.adapters], np.uintp)
             self._rank = np.array([pages.rank.ctypes.data for pages in inputs.adapters], np.uintp)
             self._max_rank = np.array([pages.rank.max() for pages in inputs.adapters], np.int32)
-            self._vectors = [
-                np.array([_table_of(pages, kind) for pages in inputs.adapters], np.uintp)
-                for kind in ("gain", "constant", "input_gain")
-            ]
-        gain, constant, input_gain = (table.ctypes.data for table in self._vectors)
+            self._vectors = {
+                field.name: np.array([_table_of(pages, field.name) for pages in inputs.adapters], np.uintp)
+                for field in fields(VectorPages)
+            }
         return abi.Lora(
             adapters=len(inputs.adapters),
             offset=self._offset.ctypes.data,
             rank=self._rank.ctypes.data,
             max_rank=self._max_rank.ctypes.data,
-            gain=gain,
-            constant=constant,
-            input_gain=input_gain,
             start=inputs.start.ctypes.data,
             adapter=inputs.adapter.ctypes.data,
             weight=inputs.weight.ctypes.data,
+            **{kind: table.ctypes.data for kind, table in self._vectors.items()},
         )
 
 
 def _table_of(pages: AdapterPages, kind: str) -> int:
-    """Address of the table of one kind of vector; 0 if no module has any."""
+    """Address of one of the tables of :class:`VectorPages`; 0 if no module has anything there."""
     table = None if pages.vectors is None else getattr(pages.vectors, kind)
     return 0 if table is None or not table.any() else table.ctypes.data
 

@@ -37,7 +37,7 @@ from manylora.server.kernels.inputs import (
 )
 from manylora.server.model.pages.pool import PackedAdapter
 
-LAYOUT = 4  # of pages in the pool and of this file: a change of either takes the next number
+LAYOUT = 5  # of pages in the pool and of this file: a change of either takes the next number
 PREFIX = "packed-"
 _WORD = 8
 _ALIGN = 64
@@ -124,7 +124,7 @@ def _header(packed: PackedAdapter) -> dict[str, Any]:
         "prompt": None if packed.prompt is None else asdict(packed.prompt),
         "vectors": None
         if vectors is None
-        else [table.tolist() for table in (vectors.gain, vectors.constant, vectors.input_gain)],
+        else {name: table.tolist() for name, table in vars(vectors).items()},
         "vocabulary": None
         if vocabulary is None
         else {
@@ -156,7 +156,9 @@ def _adapter(digest: str, data: torch.Tensor, header: Mapping[str, Any]) -> Pack
         np.array(header["offset"], np.int64),
         np.array(header["rank"], np.int32),
         None if activation is None else tuple(activation),
-        None if vectors is None else VectorPages(*(np.array(table, np.int64) for table in vectors)),
+        None
+        if vectors is None
+        else VectorPages(**{name: np.array(table, np.int64) for name, table in vectors.items()}),
         None if vocabulary is None else _vocabulary(vocabulary),
         header["stated_rank"],
         None if header["prompt"] is None else PromptPages(**header["prompt"]),

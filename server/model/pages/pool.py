@@ -191,7 +191,7 @@ class PagePool:
         packed = replace(layout.finish(digest, activation), stated_rank=stated_rank)
         packed = self._with_vocabulary(packed, vocabulary)
         judged_here = updates or packed.vectors is not None or (vocabulary is not None and not deltas)
-        if judged_here and packed.vocabulary is None and self._idle(packed, layout.largest):
+        if judged_here and packed.vocabulary is None and self._idle(packed, layout):
             raise ArtifactError(["the adapter would do nothing on this base (was it trained?)"])
         return packed if prompt is None else self._with_prompt(packed, prompt)
 
@@ -203,9 +203,9 @@ class PagePool:
                 f"{self.capacity_bytes} (--adapter-memory)"
             )
 
-    def _idle(self, packed: PackedAdapter, largest: float) -> bool:
-        """Whether an adapter whose vectors have that largest element has no A or no B either."""
-        if largest > _NEGLIGIBLE:
+    def _idle(self, packed: PackedAdapter, layout: _Layout) -> bool:
+        """Whether an adapter's vectors and matrices do nothing, and it has no A or no B either."""
+        if layout.changes or layout.largest > _NEGLIGIBLE:
             return False
         for module, offset, rank in zip(self.modules, packed.offset, packed.rank, strict=True):
             start = int(offset + rank * page_length(module.in_features))
@@ -248,9 +248,13 @@ class _Layout:
         self._position = 0
         self._offset = np.zeros(modules, np.int64)
         self._rank = np.zeros(modules, np.int32)
-        self._vectors = VectorPages(*(np.full(modules, -1, np.int64) for _ in range(3)))
+        self._vectors = VectorPages(
+            *(np.full(modules, -1, np.int64) for _ in range(6)),
+            *(np.zeros(modules, np.int64) for _ in range(2)),
+        )
         self._plain = True
         self.largest = 0.0  # magnitude of an element of any vector
+        self.changes = False  # whether any matrix of changes is not zero
 
     def place(self, index: int, part: FoldedModule) -> None:
         """Lay out what an adapter has for the next module."""
@@ -261,6 +265,12 @@ class _Layout:
         self._put_vector(index, self._vectors.gain, part.gain)
         self._put_vector(index, self._vectors.constant, part.constant)
         self._put_vector(index, self._vectors.input_gain, part.input_gain)
+        self._put_vector(index, self._vectors.partner, part.partner)
+        self._vectors.distance[index] = part.distance
+        self._put_matrix(index, self._vectors.change, part.change)
+        self._put_matrix(index, self._vectors.input_blocks, part.input_blocks)
+        if part.input_blocks is not None:
+            self._vectors.block_size[index] = part.input_blocks.shape[1]
 
     def finish(self, digest: str, activation: tuple[int, ...] | None) -> PackedAdapter:
         """The adapter, once all modules are placed."""
@@ -275,6 +285,13 @@ class _Layout:
             offsets[index] = self._position
             self._put(vector[None])
 
+    def _put_matrix(self, index: int, offsets: Int64, matrix: torch.Tensor | None) -> None:
+        if matrix is not None:
+            self._plain = False
+            self.changes = self.changes or bool(matrix.any())
+            offsets[index] = self._position
+            self._put(matrix)
+
     def _put(self, rows: torch.Tensor) -> None:
         """Write ``rows`` [r, n] as r padded pages."""
         length = page_length(rows.shape[1])
@@ -285,5 +302,4 @@ class _Layout:
 
 def _placed(vectors: VectorPages, start: int) -> VectorPages:
     """Offsets from an adapter's start to offsets in the pool."""
-    tables = (vectors.gain, vectors.constant, vectors.input_gain)
-    return VectorPages(*(np.where(table >= 0, table + start, 0) for table in tables))
+    return vectors.each(lambda table: np.where(table >= 0, table + start, 0))

@@ -12,18 +12,15 @@ from peft.utils import PeftType
 from manylora.adapters.format.config.support import INITS, Option, Treatment
 from manylora.adapters.format.kinds.table import KINDS, OPTIONS
 from tests.support.paths import ROOT
-from tests.support.support_tables import kinds_table, support_tables
+from tests.support.support_tables import costs_table, kinds_table, support_tables
 
 CONFIGS: dict[str, Any] = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 DOCS = ROOT / "docs" / "adapters.md"
 
 
 def test_the_documentation_holds_the_generated_tables() -> None:
-    assert support_tables() in DOCS.read_text(), (
-        "put what tests.support.support_tables.support_tables() returns between the markers of "
-        "docs/adapters.md"
-    )
-    assert kinds_table() in DOCS.read_text(), "the same for kinds_table()"
+    for table in (kinds_table(), costs_table(), support_tables()):
+        assert table in DOCS.read_text(), "run python -m tests.support.support_tables"
 
 
 def test_every_kind_of_the_installed_peft_has_a_row() -> None:

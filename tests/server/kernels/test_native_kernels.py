@@ -12,6 +12,9 @@ from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.cpu.build import Variant, usable_variants
 from manylora.server.kernels.reference.step import ReferenceStep
 from tests.support.kernel_cases import (
+    CHANGES,
+    MIXED_INPUTS,
+    PAIRS,
     VECTORS,
     Batcher,
     Pages,
@@ -25,6 +28,7 @@ from tests.support.kernel_cases import (
 )
 
 BLOCKS = 128
+STACKED = "stacked modules, part of a head turns"
 
 SHAPES = {
     "plain": Shape(),
@@ -52,9 +56,7 @@ SHAPES = {
     "norms behind and of all heads together": Shape(
         pre_norms=False, post_norms=True, qk_norm=True, joint_qk_norm=True, heads=6
     ),
-    "stacked modules, part of a head turns": Shape(
-        stacked=True, turned=24, heads=6, head_dim=32, intermediate=160, windows=(40,)
-    ),
+    STACKED: Shape(stacked=True, turned=24, heads=6, head_dim=32, intermediate=160, windows=(40,)),
     "multipliers, a layer without positions": Shape(
         ropes=(0, None), embedding_scale=0.5, residual_scale=0.4, logit_scale=3.0, layers=3
     ),
@@ -67,7 +69,9 @@ FEATURES = tuple(SHAPES)[-6:]
 # Of what has its bits compared: of features with all that adapters do; the rest in the long run.
 BITS = [
     *product(("plain", "groups of 3", "groups of 7, head size 80", "windows"), ("base", "mix", "vectors")),
+    *product(("plain", "groups of 3", "groups of 7, head size 80"), ("changes", "pairs", "blocks")),
     *((name, "vectors") for name in FEATURES[:-1]),
+    *((STACKED, adapted) for adapted in ("changes", "pairs", "blocks")),
     *(pytest.param(*case, marks=pytest.mark.sweep) for case in product(FEATURES, ("base", "mix"))),
     pytest.param(FEATURES[-1], "vectors", marks=pytest.mark.sweep),
 ]
@@ -178,10 +182,27 @@ def test_the_delta_of_an_adapter(rank: int, rows: int, variant: Variant) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 3, 60])
 @pytest.mark.parametrize("place", range(7))
-@pytest.mark.parametrize("letters", ["g", "c", "i", "gci"])
+@pytest.mark.parametrize("letters", ["g", "c", "i", "m", "p", "b", "gcimpb"])
 def test_the_delta_of_vectors(letters: str, place: int, rows: int, variant: Variant) -> None:
     """On each module by itself; twice in one mix, with other weights."""
-    shape = Shape(hidden=80, intermediate=112, layers=1, bias=True)
+    check_delta_of_vectors(
+        Shape(hidden=80, intermediate=112, layers=1, bias=True), letters, place, rows, variant
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 3, 60])
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("letters", ["m", "p", "gcimpb"])
+def test_the_delta_of_vectors_of_stacked_modules(
+    letters: str, place: int, rows: int, variant: Variant
+) -> None:
+    """Of q, k and v together, and of gate and up, whose halves are multiplied."""
+    shape = Shape(hidden=80, intermediate=160, layers=1, bias=True, stacked=True)
+    check_delta_of_vectors(shape, letters, place, rows, variant)
+
+
+def check_delta_of_vectors(shape: Shape, letters: str, place: int, rows: int, variant: Variant) -> None:
     weights = random_decoder(shape)
     pages = Pages(weights)
     adapters = [
@@ -240,10 +261,17 @@ def test_the_same_bits_in_any_batch_chunking_and_number_of_threads(
     first, second = pages.random(5, seed=1), pages.random(33, seed=2)
     scaled = pages.random([4, 0, 3, 0, 0, 9, 2], seed=3, vectors=VECTORS)
     inputs_only = pages.random(0, seed=4, vectors=["i"] * 7)
+    whole = pages.random([0, 4, 0, 0, 3, 0, 0], seed=5, vectors=CHANGES)
+    pairs = pages.random([0, 0, 2, 3, 0, 0, 0], seed=7, vectors=PAIRS)
+    blocks = pages.random([0, 0, 2, 3, 0, 0, 0], seed=8, vectors=MIXED_INPUTS)
+    wholes_only = pages.random(0, seed=6, vectors=["m"] * 7)
     mix = {
         "base": (),
         "mix": ((first, 0.5), (second, 1.0)),
         "vectors": ((first, 0.5), (scaled, 0.8), (inputs_only, -0.3)),
+        "changes": ((whole, 0.6), (first, 0.5), (wholes_only, -0.3), (scaled, 0.8)),
+        "blocks": ((blocks, 0.6), (first, 0.5), (whole, 0.4), (inputs_only, 0.8)),
+        "pairs": ((pairs, 0.6), (first, 0.5), (whole, 0.4), (inputs_only, 0.8)),
     }[adapted]
     batch = Batcher(BLOCKS, shape.vocab)
     sequence = batch.sequence(200, mix)
@@ -257,6 +285,9 @@ def test_the_same_bits_in_any_batch_chunking_and_number_of_threads(
             (8, mix),
             (40, ((inputs_only, 1.0),)),
             (25, ((scaled, 1.0), (second, 0.2))),
+            (35, ((wholes_only, 1.0),)),
+            (9, ((pairs, 1.0),)),
+            (12, ((blocks, 1.0),)),
         )
     ]
     alone = logits_of(native_step(shape, pages, variant, threads=1), sequence, [200], [])

@@ -43,7 +43,9 @@ from manylora.server.kernels.inputs import CacheRun
 from tests.support.draws import PARAMS, draws_of
 from manylora.server.kernels.codes import Kind
 from tests.support.coded import coded
-from tests.support.kernel_cases import VECTORS, Batcher, Pages, Shape, random_decoder
+from tests.support.kernel_cases import (
+    CHANGES, MIXED_INPUTS, PAIRS, VECTORS, Batcher, Pages, Shape, random_decoder,
+)
 
 if "-amx-" in sys.argv[1]:
     assert "-emulated-" in sys.argv[1] or tiles_allowed()
@@ -59,19 +61,26 @@ for shape, kept in (
     (Shape(layers=1, heads=9, kv_heads=3, head_dim=80, hidden=48, intermediate=80, vocab=33), "plain"),
     (Shape(layers=1, heads=9, kv_heads=3, head_dim=16, hidden=48, intermediate=80, vocab=33), "nibbles"),
     (Shape(layers=1, bias=True), "bytes"),
+    (Shape(layers=1, stacked=True), "plain"),
 ):
     weights = bits[kept](random_decoder(shape))
     pages = Pages(weights, elements=1 << 18)
     one, two = pages.random(5, seed=1), pages.random([17, 1, 0, 5, 16, 3, 2], seed=2)
     scaled = pages.random([4, 0, 3, 0, 0, 9, 2], seed=3, vectors=VECTORS)
+    whole = pages.random([0, 3, 0, 2, 0, 0, 0], seed=5, vectors=CHANGES)
+    pairs = pages.random([0, 3, 0, 2, 0, 0, 0], seed=6, vectors=PAIRS)
+    blocks = pages.random([0, 3, 0, 2, 0, 0, 0], seed=8, vectors=MIXED_INPUTS)
     scales_only = pages.random(0, seed=4, vectors=["gci"] * 7)
-    native = NativeStep(weights, pages.pool[: pages.used], 48, 4, threads, library=library)
-    batch = Batcher(48, shape.vocab)
+    native = NativeStep(weights, pages.pool[: pages.used], 64, 4, threads, library=library)
+    batch = Batcher(64, shape.vocab)
     mixes = (
         (), ((one, 1.0),), ((two, 1.0),), ((one, -0.5), (two, 1.5)),
         ((scaled, 1.0),), ((scales_only, 1.0),), ((one, 1.0), (scales_only, 0.5), (scaled, -1.0)),
+        ((whole, 1.0),), ((one, 1.0), (whole, 0.5), (scaled, -1.0)),
+        ((pairs, 1.0),), ((one, 1.0), (whole, 0.5), (pairs, -1.0)),
+        ((blocks, 1.0),), ((one, 1.0), (blocks, 0.5), (scaled, -1.0)),
     )
-    sequences = [batch.sequence(n, m) for n, m in zip((200, 17, 40, 5, 30, 5, 6), mixes)]
+    sequences = [batch.sequence(n, m) for n, m in zip((200, 17, 40, 5, 30, 5, 6, 20, 9, 15, 7, 18, 3), mixes)]
     for take in (lambda s: len(s.tokens) - 2, lambda s: 1, lambda s: 1):
         assert native.step(batch.step([(s, take(s)) for s in sequences], all_logits=True)).isfinite().all()
     for s in sequences:

@@ -14,6 +14,9 @@ from manylora.server.kernels.inputs import BaseProducts, LoraInputs, ModuleShape
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan
 from manylora.server.kernels.reference.step import norm_shapes, target_shapes
 from tests.support.kernel_cases import (
+    CHANGES,
+    MIXED_INPUTS,
+    PAIRS,
     VECTORS,
     Mix,
     Pages,
@@ -40,6 +43,9 @@ UNEVEN = PAGES.random((0, 17, 0, 33, 3, 0, 8), 4)
 WIDE = PAGES.random(70, 5)
 NONE = PAGES.random(0, 6)
 SCALED = PAGES.random(4, 7, vectors=VECTORS)
+PAIRED = PAGES.random((0, 4, 0, 0, 3, 0, 0), 10, vectors=PAIRS)
+BLOCKS = PAGES.random((0, 4, 0, 0, 3, 0, 0), 11, vectors=MIXED_INPUTS)
+WHOLE = PAGES.random((0, 4, 0, 0, 3, 0, 0), 9, vectors=CHANGES)
 FULL = PAGES.random((531, 0, 3, 0, 0, 0, 600), 8)  # as kinds have whose changes are dense
 POOL = PAGES.pool.float()
 POOL[PAGES.used :] = float("nan")  # nothing there may be read
@@ -111,6 +117,8 @@ def test_as_many_ranks_as_a_weight_has_rows(device: torch.device) -> None:
 
 def test_vectors_come_before_the_pages(device: torch.device) -> None:
     check([((SCALED, 1.0),), ((SCALED, 0.5), (FIVE, 1.0)), ()], (1, 18, 2), device, (0, 3, 5))
+    mixes: list[Mix] = [((WHOLE, 1.0),), ((SCALED, 0.5), (WHOLE, 0.3), (PAIRED, 0.5)), ((BLOCKS, 1.0),)]
+    check(mixes, (1, 18, 2), device, (0, 1, 6))
 
 
 @pytest.mark.parametrize("counts", [[1] * len(DECODE), [17] * len(DECODE)], ids=["rows", "tiles"])

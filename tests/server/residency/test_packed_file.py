@@ -40,7 +40,12 @@ def plain(dtype: torch.dtype = torch.float32) -> PackedAdapter:
 
 
 def everything() -> PackedAdapter:
-    vectors = VectorPages(*(np.array(offsets) for offsets in ([1, -1], [-1, 32], [-1, -1])))
+    vectors = VectorPages(
+        *(
+            np.array(offsets)
+            for offsets in ([1, -1], [-1, 32], [-1, -1], [-1, 64], [96, -1], [-1, 9], [16, 0], [0, 64])
+        )
+    )
     table = TablePages(np.array([3, 70_000]), 100, 2, 200, 300)
     vocabulary = VocabularyPages(70_001, None, table, ClassPages(3, 96))
     own: dict[str, Any] = {

@@ -113,6 +113,6 @@ GLORA = WeightKind(
     parse=_parse,
     endings=tuple(f"glora_{part}.{end}" for part in "ABCDE" for end in ("X", "Xd", "Xu", "zeros")),
     form="W ⊙ A + B, and b ⊙ D + E + W C",
-    rank="all",
+    rank="none: ΔW as it is",
     cost="that of the whole weight",
 )

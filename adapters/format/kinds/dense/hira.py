@@ -68,6 +68,6 @@ HIRA = WeightKind(
     parse=_parse,
     endings=("hira_A", "hira_B"),
     form="W ⊙ (B A)",
-    rank="all",
+    rank="none: ΔW as it is",
     cost="that of the whole weight",
 )

@@ -102,6 +102,6 @@ OSF = WeightKind(
     parse=_parse,
     endings=("osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low"),
     form="U S V - (the part of W with the smaller singular values)",
-    rank="all",
+    rank="none: ΔW as it is",
     cost="that of the whole weight; seconds to minutes to load",
 )

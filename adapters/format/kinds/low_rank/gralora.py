@@ -118,6 +118,6 @@ GRALORA = WeightKind(
     strings_ignore_layers=True,
     endings=("gralora_A", "gralora_B", "gralora_A_general.weight", "gralora_B_general.weight"),
     form="s B A for each of k² blocks",
-    rank="k r + hybrid_r, or all where that is less",
+    rank="k r + hybrid_r, or ΔW as it is where that takes less",
     cost="k times that of LoRA of its rank",
 )

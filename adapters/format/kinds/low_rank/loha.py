@@ -93,6 +93,6 @@ LOHA = WeightKind(
     strings_ignore_layers=True,
     endings=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
     form="s (W1a W1b) ⊙ (W2a W2b)",
-    rank="r², or all where that is less",
+    rank="r², or ΔW as it is where that takes less",
     cost="r times that of LoRA of its rank",
 )

@@ -131,7 +131,7 @@ def _kind(peft_type: str, tensor: str, forms: Sequence[Form], *own: Option) -> W
         parse=_parser(tensor, forms),
         endings=(tensor,),
         form="Dᵀ S, S of zeros and ones; with 'bat' block by block W D + D",
-        rank="r; all with 'bat'",
+        rank="r; with 'bat' ΔW as it is",
         cost="as LoRA of its rank; with 'bat' that of the whole weight",
     )
 

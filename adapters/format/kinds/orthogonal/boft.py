@@ -117,7 +117,7 @@ BOFT = WeightKind(
     parse=_parse,
     endings=("boft_R", "boft_s"),
     form="s ⊙ W Rᵀ - W, R a product of block rotations",
-    rank="all",
+    rank="none: ΔW as it is",
     cost="that of the whole weight",
     strings_ignore_layers=True,
 )

@@ -26,7 +26,7 @@ from manylora.adapters.format.kinds.orthogonal.rotations import (
 from manylora.adapters.format.kinds.plans import slot
 from manylora.adapters.format.kinds.rows import EVERY_KIND, no_effect, training_only
 from manylora.adapters.format.kinds.updates import DenseOfWeight
-from manylora.adapters.format.update import KindLayout, ModulePlan, WeightUpdate
+from manylora.adapters.format.update import InputBlocks, KindLayout, ModulePlan, WeightUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,9 @@ class Oft:
         return ModulePlan(slots, partial(self._update, module, size))
 
     def _update(self, module: TargetModule, size: int, tensors: Mapping[str, torch.Tensor]) -> WeightUpdate:
-        return DenseOfWeight(module, lambda weight: rotated(weight, self.rotation(tensors["upper"], size)))
+        rotation = partial(self.rotation, tensors["upper"], size)
+        update = DenseOfWeight(module, lambda weight: rotated(weight, rotation()))
+        return InputBlocks(update, size, lambda: _changes(rotation(), module.in_features // size))
 
     def rotation(self, upper: torch.Tensor, size: int) -> torch.Tensor:
         """The blocks of R, [n, size, size] float32, from [n, size (size - 1) / 2]: x is replaced by x R."""
@@ -57,6 +59,11 @@ class Oft:
         if self.eps is not None:
             matrix = bounded(matrix, self.eps)
         return cayley(matrix) if self.terms is None else cayley_series(matrix, self.terms)
+
+
+def _changes(rotation: torch.Tensor, count: int) -> torch.Tensor:
+    """R - I of ``count`` blocks."""
+    return (rotation - torch.eye(rotation.shape[-1])).expand(count, -1, -1)
 
 
 def rotated(weight: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
@@ -131,7 +138,7 @@ OFT = WeightKind(
     parse=_parse,
     endings=("oft_R.weight",),
     form="W (Rᵀ - I), R block-diagonal",
-    rank="all",
-    cost="that of the whole weight",
+    rank="none: the blocks of R - I, where they are small",
+    cost="a second product with the base's weights, for all such rows of a step together",
     strings_ignore_layers=True,
 )

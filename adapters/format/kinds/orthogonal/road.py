@@ -19,7 +19,7 @@ from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.kinds.plans import refuse, slot
 from manylora.adapters.format.kinds.rows import training_only
 from manylora.adapters.format.kinds.updates import DenseOfWeight
-from manylora.adapters.format.update import KindLayout, ModulePlan, Shifted, WeightUpdate
+from manylora.adapters.format.update import KindLayout, ModulePlan, Paired, Shifted, WeightUpdate
 
 _NUMBERS = {"road_1": 1, "road_2": 2, "road_4": 4}  # angles that each variant has for two outputs
 
@@ -42,11 +42,12 @@ class Road:
         return ModulePlan(slots, partial(self._update, module))
 
     def _update(self, module: TargetModule, tensors: Mapping[str, torch.Tensor]) -> WeightUpdate:
-        added = partial(self._added, tensors["theta"].float(), tensors["alpha"].float())
-        update = DenseOfWeight(module, added)
-        if not module.bias:
-            return update
-        return Shifted(update, partial(_shift, added))
+        angles = tensors["theta"].float(), tensors["alpha"].float()
+        added = partial(self._added, *angles)
+        update: WeightUpdate = DenseOfWeight(module, added)
+        if module.bias:
+            update = Shifted(update, partial(_shift, added))
+        return Paired(update, self.group // 2, partial(self._pairs, *angles))
 
     def _added(self, theta: torch.Tensor, alpha: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
         """(R - I) times ``outputs`` [out, n]."""
@@ -54,6 +55,11 @@ class Road:
         halves = outputs.reshape(-1, 2, self.group // 2, outputs.shape[1])
         partner = torch.stack((-halves[:, 1], halves[:, 0]), dim=1).view(outputs.shape)
         return (own - 1)[:, None] * outputs + other[:, None] * partner
+
+    def _pairs(self, theta: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """u and v with the sign that it has in each half of a group."""
+        own, other = self._columns(theta, alpha)
+        return own, (other.view(-1, 2, self.group // 2) * torch.tensor([-1.0, 1.0])[:, None]).flatten()
 
     def _columns(self, theta: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """u and v [out]."""
@@ -96,6 +102,6 @@ ROAD = WeightKind(
     parse=_parse,
     endings=("road_theta", "road_alpha"),
     form="(R - I) W, and (R - I) b; R rotates and scales pairs of outputs",
-    rank="all",
-    cost="that of the whole weight",
+    rank="none: two numbers an output",
+    cost="next to nothing",
 )

@@ -45,6 +45,12 @@ class SparseChange:
         b = torch.zeros(width_out, len(columns)).index_put_((self.rows, column), values, accumulate=True)
         return _picked(columns, width_in), b
 
+    def change(self, _weight: torch.Tensor | None, /) -> torch.Tensor:
+        self._check(self.rows, self.shape[0])
+        self._check(self.columns, self.shape[1])
+        places = (self.rows, self.columns)
+        return torch.zeros(self.shape).index_put_(places, self.values.float(), accumulate=True)
+
     def _check(self, places: torch.Tensor, width: int) -> None:
         if len(places) and not 0 <= int(places.min()) <= int(places.max()) < width:
             raise NoUpdate("entries that are changed lie outside of the weight")

@@ -70,6 +70,6 @@ SHIRA = WeightKind(
     parse=_parse,
     endings=("shira_weight", "shira_indices"),
     form="a few entries",
-    rank="rows or columns with an entry, whichever are fewer",
+    rank="rows or columns with an entry, whichever are fewer; or ΔW as it is where that takes less",
     cost="that of the whole weight, or less where entries lie in few rows or columns",
 )

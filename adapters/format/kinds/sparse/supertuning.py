@@ -105,6 +105,6 @@ SUPERTUNING = WeightKind(
         "supertuning_lora_B.weight",
     ),
     form="a few entries + s B A",
-    rank="rows or columns with an entry, whichever are fewer, + r",
+    rank="rows or columns with an entry, whichever are fewer, + r; or ΔW as it is where that takes less",
     cost="that of the whole weight, or less where entries lie in few rows or columns",
 )

@@ -78,6 +78,6 @@ C3A = WeightKind(
     parse=_parse,
     endings=("c3a_kernel",),
     form="circulant blocks / in",
-    rank="all",
+    rank="none: ΔW as it is",
     cost="that of the whole weight",
 )

@@ -124,6 +124,6 @@ FOURIERFT = WeightKind(
     parse=_parse,
     endings=("fourierft_spectrum",),
     form="s Re(the inverse Fourier transform of n_frequency numbers)",
-    rank="2 n_frequency, or all where that is less",
+    rank="2 n_frequency, or ΔW as it is where that takes less",
     cost="that of the whole weight, or less with few frequencies",
 )

@@ -161,6 +161,6 @@ WAVEFT = WeightKind(
     parse=_parse,
     endings=("waveft_spectrum",),
     form="s (the inverse wavelet transform of n_frequency numbers)",
-    rank="n_frequency, or all where that is less",
+    rank="n_frequency, or ΔW as it is where that takes less",
     cost="that of the whole weight, or less with few frequencies",
 )

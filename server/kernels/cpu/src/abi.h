@@ -112,6 +112,15 @@ struct Lora {
   const int64_t* const* gain;
   const int64_t* const* constant;
   const int64_t* const* input_gain;
+  const int64_t* const* change;  // likewise of matrices [out][in], the product of which with x is added, weighted
+  // Likewise of vectors [out], which multiply the partners of outputs: of outputs in groups of 2 d the first d have the
+  // second d as partners, d being the module's number in `distance`.
+  const int64_t* const* partner;
+  const int64_t* const* distance;
+  // Likewise of matrices [in][b], one [b][b] below the other: x times them is added to the scaled input, b being the
+  // module's number in `block_size`, a multiple of 32. The last one may have fewer rows.
+  const int64_t* const* input_blocks;
+  const int64_t* const* block_size;
   const int32_t* start;          // [sequences + 1]
   const int32_t* adapter;        // [entries] index into the adapters
   const float* weight;           // [entries]

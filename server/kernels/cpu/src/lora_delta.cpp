@@ -141,7 +141,9 @@ void LoraDelta::add_with_vectors(const DeltaRun& run, float (*tile)[kBlockOutput
   for (int64_t m = 0; m < site_.modules; m++) {
     for (int half = 0; half < 2; half++) {
       const int64_t column = column_of(m, module_begin, half);
-      if (column >= 0 && column < site_.out[m]) add_vectors_of(run, m, half, column, tile, sum);
+      if (column < 0 || column >= site_.out[m]) continue;
+      if (step_.max_changes > 0) add_changes_of(run, m, half, column, sum);
+      add_vectors_of(run, m, half, column, tile, sum);
     }
     module_begin += site_.out[m];
   }

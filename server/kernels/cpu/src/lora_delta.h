@@ -55,6 +55,7 @@ class LoraDelta {
   bool keep_direct(int row, const float* outputs) const;
   void add_product(const DeltaRun& run, bool onto, float (*out)[kBlockOutputs]) const;
   void add_with_vectors(const DeltaRun& run, float (*tile)[kBlockOutputs]) const;
+  void add_changes_of(const DeltaRun& run, int64_t module, int half, int64_t column, float (*sum)[kBlockOutputs]) const;
   void add_vectors_of(const DeltaRun& run, int64_t module, int half, int64_t column, const float (*tile)[kBlockOutputs],
                       float (*sum)[kBlockOutputs]) const;
   // The place of a half of a block within a module; outside it if the half belongs to another one.
