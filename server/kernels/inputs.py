@@ -6,7 +6,7 @@ Nothing here knows requests, schedulers or Hugging Face: rows, blocks and offset
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -46,8 +46,15 @@ class VectorPages:
 
     def each(self, of: Callable[[Int64], Int64]) -> VectorPages:
         """The tables that ``of`` makes of those that hold offsets."""
-        offsets = (self.gain, self.constant, self.input_gain, self.change, self.partner, self.input_blocks)
-        return VectorPages(*map(of, offsets), self.distance, self.block_size)
+        return replace(
+            self,
+            gain=of(self.gain),
+            constant=of(self.constant),
+            input_gain=of(self.input_gain),
+            change=of(self.change),
+            partner=of(self.partner),
+            input_blocks=of(self.input_blocks),
+        )
 
 
 @dataclass(frozen=True, eq=False)
