@@ -47,7 +47,7 @@ class VectorPages:
     def each(self, of: Callable[[Int64], Int64]) -> VectorPages:
         """The tables that ``of`` makes of those that hold offsets."""
         offsets = (self.gain, self.constant, self.input_gain, self.change, self.partner, self.input_blocks)
-        return VectorPages(*map(of, offsets), self.distance, self.block_size)
+        return VectorPages(*map(of, offsets), distance=self.distance, block_size=self.block_size)
 
 
 @dataclass(frozen=True, eq=False)
