@@ -36,10 +36,10 @@ class Published(NamedTuple):
 
 PUBLISHED = {
     "low rank": Published(
-        ("adalora", "hra", "loha-some", "miss-bat", "unilora", "vblora-top"), 16, "hra*0.5+miss-bat*-0.5"
+        ("adalora", "hra", "loha-some", "miss-bat", "unilora", "vblora-top"), 12, "hra*0.5+miss-bat*-0.5"
     ),
     "matrices": Published(
-        ("oft", "road", "glora", "fourierft-few", "randlora-seed", "supra", "beft"), 32, "oft*0.5+road*-0.5"
+        ("oft", "road", "glora", "fourierft-few", "randlora-seed", "supra", "beft"), 16, "oft*0.5+road*-0.5"
     ),
 }
 
