@@ -47,7 +47,10 @@ class VectorPages:
     def each(self, of: Callable[[Int64], Int64]) -> VectorPages:
         """The tables that ``of`` makes of those that hold offsets."""
         offsets = (self.gain, self.constant, self.input_gain, self.change, self.partner, self.input_blocks)
-        return VectorPages(*map(of, offsets), self.distance, self.block_size)
+        gain, constant, input_gain, change, partner, input_blocks = map(of, offsets)
+        return VectorPages(
+            gain, constant, input_gain, change, partner, input_blocks, self.distance, self.block_size
+        )
 
 
 @dataclass(frozen=True, eq=False)
