@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from manylora.adapters.base_models.catalog import resolve_model
+from manylora.server.kernels.cpu.build import AMX_EMULATED
 from manylora.server.options.settings import Settings
 from tests.support.kernel_cases import variants_under_test
 from tests.support.tiny_models import tiny_model
@@ -26,10 +27,17 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the real model as such, whoever forgets it."""
+    """Mark what uses the real model as such, whoever forgets it, and slow tests of emulated tiles as sweeps.
+
+    The emulation takes minutes for what the instructions do in seconds; quick tests go through it every time.
+    """
     for item in items:
         if "real_model_dir" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real)
+        spec = getattr(item, "callspec", None)
+        emulated = spec is not None and any(value is AMX_EMULATED for value in spec.params.values())
+        if emulated and item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.sweep)
 
 
 @pytest.fixture(scope="session")

@@ -182,7 +182,9 @@ def test_the_delta_of_an_adapter(rank: int, rows: int, variant: Variant) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 3, 60])
 @pytest.mark.parametrize("place", range(7))
-@pytest.mark.parametrize("letters", ["g", "c", "i", "m", "p", "b", "gcimpb"])
+@pytest.mark.parametrize(
+    "letters", [*(pytest.param(letter, marks=pytest.mark.sweep) for letter in "gcimpb"), "gcimpb"]
+)
 def test_the_delta_of_vectors(letters: str, place: int, rows: int, variant: Variant) -> None:
     """On each module by itself; twice in one mix, with other weights."""
     check_delta_of_vectors(
