@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     # --- base model
     model: Annotated[
         str,
-        Option(MODEL, "MODEL", "smollm2-135m, Hub id, directory or .gguf file."),
+        Option(MODEL, "MODEL", "Hub id, directory or .gguf file."),
         Field(min_length=1, max_length=4096),
     ] = "smollm2-135m"
     served_model_name: Annotated[
@@ -245,7 +245,7 @@ class Settings(BaseSettings):
     ] = None
     kv_cache_dtype: Annotated[
         Literal["auto", "int8"],
-        Option(ENGINE, "KIND", "auto (as computed), or int8: half the memory."),
+        Option(ENGINE, "KIND", "auto (as computed), int8: half the memory."),
     ] = "auto"
     kernels: Annotated[
         Literal["auto", "native", "pytorch"],

@@ -83,7 +83,7 @@ class KernelBuildError(RuntimeError):
 
 def usable_variants() -> tuple[Variant, ...]:
     """What this machine can run, fastest first. Asks the system for what needs its permission."""
-    flags = _cpu_flags()
+    flags = cpu_flags()
     able = (variant for variant in compilable_variants() if variant.cpu_flags <= flags)
     return tuple(variant for variant in able if not variant.tiles or tiles_allowed())
 
@@ -173,7 +173,7 @@ def _compiler() -> str:
     raise KernelBuildError("no C++ compiler found (install g++, or set CXX)")
 
 
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
     """Features of the CPU by their Linux names, as far as the kernel enabled them; empty where the system
     does not tell."""
     try:

@@ -59,26 +59,26 @@ class Quantized:
 
     def __init__(self, module: Any) -> None:
         """``module``: a :class:`CodedLinear` or, on a GPU, bitsandbytes' ``Linear4bit``."""
-        self._module = module
+        self.module = module
         self.shape: tuple[int, int] = (module.out_features, module.in_features)
 
     @property
     def bias(self) -> torch.Tensor | None:
-        return self._module.bias  # type: ignore[no-any-return]
+        return self.module.bias  # type: ignore[no-any-return]
 
     @property
     def codes(self) -> Codes | None:
-        return self._module.codes if isinstance(self._module, CodedLinear) else None
+        return self.module.codes if isinstance(self.module, CodedLinear) else None
 
     @property
     def nbytes(self) -> int:
-        return total_bytes(layer_tensors(self._module))
+        return total_bytes(layer_tensors(self.module))
 
     def weight(self) -> torch.Tensor:
-        return dequantized(self._module)
+        return dequantized(self.module)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._module(x)  # type: ignore[no-any-return]
+        return self.module(x)  # type: ignore[no-any-return]
 
 
 def dequantized(layer: Any) -> torch.Tensor:

