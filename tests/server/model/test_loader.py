@@ -269,8 +269,8 @@ def test_a_fused_decoder_that_fails_the_probe_is_replaced(
     """As if a new version of the family did something that the fused decoder does not know of."""
     original = FusedDecoder.__init__
 
-    def skewed(self: FusedDecoder, model: Any, *args: Any) -> None:
-        original(self, model, *args)
+    def skewed(self: FusedDecoder, model: Any, *args: Any, **options: Any) -> None:
+        original(self, model, *args, **options)
         dense(self.weights.layers[0].qkv).mul_(1.05)
 
     monkeypatch.setattr(FusedDecoder, "__init__", skewed)
