@@ -118,7 +118,10 @@ def test_as_many_ranks_as_a_weight_has_rows(device: torch.device) -> None:
 def test_vectors_come_before_the_pages(device: torch.device) -> None:
     check([((SCALED, 1.0),), ((SCALED, 0.5), (FIVE, 1.0)), ()], (1, 18, 2), device, (0, 3, 5))
     mixes: list[Mix] = [((WHOLE, 1.0),), ((SCALED, 0.5), (WHOLE, 0.3), (PAIRED, 0.5)), ((BLOCKS, 1.0),)]
-    check(mixes, (1, 18, 2), device, (0, 1, 6))
+    even = tuple(
+        module for module in (0, 1, 6) if SHAPES[module].out_features % 2 == 0
+    )  # partners are two and two
+    check(mixes, (1, 18, 2), device, even)
 
 
 @pytest.mark.parametrize("counts", [[1] * len(DECODE), [17] * len(DECODE)], ids=["rows", "tiles"])
