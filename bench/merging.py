@@ -25,8 +25,9 @@ from bench.run import RESULTS, resolve_base
 from manylora.adapters.mix import parse_mix
 from manylora.server.cli.loadgen.figures import percentile
 from manylora.server.cli.loadgen.generated_prompts import english
-from manylora.server.engine.async_engine import GenerateRequest, Stream
+from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
+from manylora.server.engine.stream import Stream
 from manylora.server.memory_budget import return_freed
 from manylora.server.options.settings import Settings
 from manylora.server.service import Service, build_service

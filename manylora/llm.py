@@ -241,7 +241,7 @@ class LLM:
         progress: bool,
     ) -> list[T]:
         """All results in order, as many at a time as the engine may take. The first error ends the others."""
-        at_once = asyncio.Semaphore(self._service.config.max_num_seqs)
+        at_once = asyncio.Semaphore(self._service.limits.max_num_seqs)
         with progress_bars(passing=True) as bars:
             task = bars.add_task("Generating", total=len(bodies), visible=progress)
 

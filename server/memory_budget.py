@@ -19,18 +19,21 @@ _MERGE_SHARE = 0.25
 _CACHE_SHARE = 0.1  # of the host's memory
 _MOST_CACHE = 1 << 30
 _LOADING = 1.2  # memory that loading a model takes, in sizes of the model
+_CPU = torch.device("cpu")
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: torch.device, *, meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
-    """Free memory on the device: of the GPU, or of the machine within its container's limit.
+    """Free memory on the device: of the accelerator, or of the machine within its container's limit.
 
     ``meminfo`` and ``cgroup`` are where Linux tells what the machine and the container have.
     """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free
+    if device.type in {"cuda", "xpu"}:
+        free, _ = (torch.cuda if device.type == "cuda" else torch.xpu).mem_get_info(device)
+        return int(free)
+    if device.type == "mps":
+        return max(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory(), 0)
     return min(_limits(meminfo, cgroup), default=4 << 30)
 
 
@@ -66,7 +69,7 @@ def num_kv_blocks(
 
 def cache_bytes(wanted: int | None) -> int:
     """Bytes of host memory for packed adapters; a tenth of what is free, at most 1 GiB, if nobody says."""
-    free = available_bytes(torch.device("cpu"))
+    free = available_bytes(_CPU)
     return min(_MOST_CACHE, int(free * _CACHE_SHARE)) if wanted is None else wanted
 
 
@@ -90,7 +93,7 @@ def verification_dtype(parameters: int, stored_bytes: int) -> torch.dtype:
     Raises:
         MergeFailed: there is not the memory for either.
     """
-    room = available_bytes(torch.device("cpu"))
+    room = available_bytes(_CPU)
     needed = {torch.float32: stored_bytes, torch.bfloat16: 2 * parameters}
     for dtype, nbytes in needed.items():
         if nbytes * _LOADING < room:
@@ -102,9 +105,14 @@ def verification_dtype(parameters: int, stored_bytes: int) -> torch.dtype:
     )
 
 
-def return_freed() -> None:
-    """Give memory that was freed back to the system: glibc keeps hundreds of MB of what loading took."""
+def return_freed(device: torch.device = _CPU) -> None:
+    """Give memory that was freed back to the system: glibc keeps hundreds of MB of what loading took.
+
+    Of an accelerator's memory the allocator keeps everything that was ever in use, until it is told.
+    """
     gc.collect()
+    if device.type != "cpu":
+        {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps}[device.type].empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # not in musl, nor on macOS
         trim(0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.format.artifact import Limits
@@ -21,27 +21,25 @@ from manylora.adapters.store.store import RevisionStore
 from manylora.server.adapter_manager import AdapterManager, AdapterSources, MergeOptions
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineConfig
-from manylora.server.errors import ConfigError, ModelRefused
+from manylora.server.engine.faults import Supervision, device_works
+from manylora.server.errors import ConfigError
 from manylora.server.exporting.exports import Exports
 from manylora.server.kernels.inputs import BLOCK_SIZE
-from manylora.server.memory_budget import (
-    adapter_bytes,
-    available_bytes,
-    cache_bytes,
-    merge_bytes,
-    num_kv_blocks,
-    return_freed,
-)
+from manylora.server.memory_budget import cache_bytes
 from manylora.server.merged.auto_merge import AutoMergeRules
 from manylora.server.merged.measuring import PROBES, MergeMeasure
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.decoders.decoder import Decoder
-from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, describe_base, load_model
-from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
+from manylora.server.model.loading.device import use_device
+from manylora.server.model.loading.loader import LoadedModel, describe_base, load_model
+from manylora.server.model.loading.memory import merge_budget
+from manylora.server.model.loading.preparing import Prepared, prepare
 from manylora.server.model.pages.pool import PagePool
 from manylora.server.model.text.conventions import ConventionsCache
 from manylora.server.model.text.templates import TemplateProcesses
 from manylora.server.model.text.tokenizer import Tokenizer
+from manylora.server.model.warm_up import warm_up
+from manylora.server.options.defaults import EngineLimits
 from manylora.server.options.settings import Settings
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.threads import LimitedWork, SlowWork, request_pool
@@ -70,6 +68,7 @@ class Service:
     metrics: Metrics
     max_model_len: int
     description: Mapping[str, object]  # for /version
+    limits: EngineLimits
     ready: bool = False
     started: float = field(default_factory=time.time)  # unix seconds
 
@@ -77,10 +76,12 @@ class Service:
         """Start the engine and load the configured adapters; ready afterwards.
 
         Raises:
-            ConfigError: a configured adapter can't be served; says which, and every reason.
+            ConfigError: a configured adapter can't be served; says which, and every reason. Or the memory of
+                the accelerator is too small.
         """
         asyncio.get_running_loop().set_default_executor(request_pool(_REQUEST_THREADS))
         self.engine.start()
+        await self.engine.warmed()  # before anything is sent to the device that it captures on
         await self.adapters.start()
         for name, path in self.config.adapter.items():
             try:
@@ -98,17 +99,6 @@ class Service:
         await self.adapters.close()
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A decoder that has passed the probe, with the memory it runs in."""
-
-    decoder: Decoder
-    pool: PagePool
-    num_blocks: int  # the padding block included
-    probe_error: float
-    kernels_note: str
-
-
 def build_service(settings: Settings, model_dir: Path) -> Service:
     """Load the base model in ``model_dir`` and put a server together around it.
 
@@ -123,15 +113,26 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         max_model_len=settings.max_model_len,
         quantize=settings.quantize,
     )
-    prepared = prepare(loaded, settings)
+    if loaded.device.type != "cpu":
+        keep_compiled(settings.data_dir)
+    limits = EngineLimits.of(settings, accelerator=loaded.device.type != "cpu")
+    prepared = prepare(loaded, settings, limits)
+    fell_back = settings.kernels == "auto" and prepared.decoder.kernels == "pytorch"
     max_model_len = min(loaded.max_model_len, (prepared.num_blocks - 1) * BLOCK_SIZE)
     if max_model_len < loaded.max_model_len:
         logger.warning("context limited to %d tokens by the memory for keys and values", max_model_len)
     name = settings.model_name
     metrics = Metrics()
-    core = _engine(loaded, prepared, settings, metrics)
-    max_open = settings.max_num_seqs + settings.max_waiting
-    engine = AsyncEngine(core, max_model_len=max_model_len, max_open=max_open)
+    metrics.steps.kernels(prepared.decoder.name, prepared.decoder.kernels, fallback=fell_back)
+    if (capturing := prepared.decoder.capturing) is not None:
+        metrics.steps.ask_uncaptured(lambda: capturing.num_failed)
+    core = _engine(loaded, prepared, settings, limits, metrics)
+    engine = AsyncEngine(
+        core,
+        max_model_len=max_model_len,
+        max_open=limits.max_num_seqs + settings.max_waiting,
+        supervision=_supervision(loaded, prepared.decoder, limits, max_model_len),
+    )
     store = RevisionStore(settings.data_dir / "adapters")
     base = describe_base(loaded, prepared.decoder, name)
     slow = SlowWork()
@@ -142,13 +143,20 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         MergeMeasure(engine, measuring, prompts),
         answering=lambda: [held for held in engine.answering() if isinstance(held, HeldMix)],
         busy=lambda: engine.num_open > 0,
-        budget=merge_bytes(settings.merge_memory, available_bytes(loaded.device)),
+        budget=merge_budget(loaded, settings, prepared.memory),
         element_bytes=loaded.dtype.itemsize,
         automatic=_auto_merge_rules(settings),
     )
-    limits = Limits(settings.max_lora_rank, prepared.pool.capacity_bytes, max(0, max_model_len - 2))
+    artifact_limits = Limits(settings.max_lora_rank, prepared.pool.capacity_bytes, max(0, max_model_len - 2))
     adapters = _adapters(
-        base, prepared.pool, store, settings, limits=limits, metrics=metrics, slow=slow, merging=merging
+        base,
+        prepared.pool,
+        store,
+        settings,
+        limits=artifact_limits,
+        metrics=metrics,
+        slow=slow,
+        merging=merging,
     )
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
     return Service(
@@ -166,58 +174,48 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         metrics=metrics,
         max_model_len=max_model_len,
         description=_describe(loaded, prepared, settings, max_model_len),
+        limits=limits,
     )
 
 
-def prepare(loaded: LoadedModel, settings: Settings) -> _Prepared:
-    """The first of the decoders that may serve the model to pass the probe."""
-    available = available_bytes(loaded.device)
-    refusals: list[str] = []
-    for decoder in decoder_candidates(
-        loaded, settings.kernels, coded_cache=settings.kv_cache_dtype == "int8"
-    ):
-        try:
-            note = "; ".join(refusals) if refusals else decoder.kernels_note
-            prepared = _allocate_and_probe(loaded, decoder, settings, available, note)
-        except ModelRefused as refusal:
-            logger.warning("%s", refusal)
-            refusals.append(str(refusal))
-        else:
-            decoder.take_over(loaded.hf)
-            return_freed()
-            return prepared
-    where = "" if settings.kv_cache_dtype == "auto" else f" with --kv-cache-dtype {settings.kv_cache_dtype}"
-    raise ModelRefused(f"no decoder serves this model correctly{where}: " + "; ".join(refusals))
-
-
-def _allocate_and_probe(
-    loaded: LoadedModel, decoder: Decoder, settings: Settings, available: int, kernels_note: str
-) -> _Prepared:
-    num_blocks = num_kv_blocks(
-        settings.kv_cache_memory,
-        available,
-        bytes_per_block=decoder.kv_bytes_per_block,
-        max_num_seqs=settings.max_num_seqs,
-        max_model_len=loaded.max_model_len,
-    )
-    capacity = adapter_bytes(settings.adapter_memory, available)
-    pool = PagePool(decoder.modules, capacity, loaded.dtype, loaded.device, decoder, tables=decoder.tables)
-    decoder.allocate(pool.data, max(num_blocks, PROBE_BLOCKS), max(settings.max_batch_tokens, PROBE_ROWS))
-    # Keys and values in 8 bits may move a model as far as computing in 16 bits does, and no further.
-    precision = loaded.dtype if settings.kv_cache_dtype == "auto" else torch.bfloat16
-    error = max(probe(loaded.hf, decoder, precision), probe_adapters(loaded.hf, decoder, pool, precision))
-    return _Prepared(decoder, pool, num_blocks, error, kernels_note)
-
-
-def _engine(loaded: LoadedModel, prepared: _Prepared, settings: Settings, metrics: Metrics) -> Engine:
+def _engine(
+    loaded: LoadedModel, prepared: Prepared, settings: Settings, limits: EngineLimits, metrics: Metrics
+) -> Engine:
     config = EngineConfig(
         num_blocks=prepared.num_blocks,
-        max_num_seqs=settings.max_num_seqs,
-        max_batch_tokens=settings.max_batch_tokens,
+        max_num_seqs=limits.max_num_seqs,
+        max_batch_tokens=limits.max_batch_tokens,
         max_stretch=settings.max_stretch,
         prefix_cache=settings.enable_prefix_cache,
     )
     return Engine(prepared.decoder, loaded.tokenizer, config, fingerprint=loaded.fingerprint, metrics=metrics)
+
+
+def _supervision(
+    loaded: LoadedModel, decoder: Decoder, limits: EngineLimits, max_model_len: int
+) -> Supervision:
+    """How the engine is looked after: on a CPU nothing is lost, hangs or has to be warmed up."""
+    if loaded.device.type == "cpu":
+        return Supervision(step_timeout=limits.step_timeout)
+
+    def begin() -> None:
+        use_device(loaded.device)
+        warm_up(
+            decoder,
+            rows=limits.max_batch_tokens,
+            sequences=limits.max_num_seqs,
+            context=max_model_len,
+        )
+
+    return Supervision(partial(device_works, loaded.device), limits.step_timeout, begin)
+
+
+def keep_compiled(data_dir: Path) -> None:
+    """Have Triton keep its compiled kernels beside the models, unless the environment says where.
+
+    Its own place is in the home folder, which in a container may be read-only, or gone with it.
+    """
+    os.environ.setdefault("TRITON_CACHE_DIR", str(data_dir / "triton"))
 
 
 def source_policy(settings: Settings) -> SourcePolicy:
@@ -268,7 +266,7 @@ def _adapters(
 
 
 def _describe(
-    loaded: LoadedModel, prepared: _Prepared, settings: Settings, max_model_len: int
+    loaded: LoadedModel, prepared: Prepared, settings: Settings, max_model_len: int
 ) -> dict[str, object]:
     return {
         "decoder": prepared.decoder.name,

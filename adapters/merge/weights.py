@@ -1,4 +1,4 @@
-"""What adapters make of one weight of the base, in float32."""
+"""What adapters make of one weight of the base, in float32, where the base's weights are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def merged_weight(weight: torch.Tensor, deltas: Iterable[tuple[ModuleDelta, floa
     for delta, factor in deltas:
         if base.dim() == 1:
             if delta.scale is not None:
-                result.add_(delta.scale.float() - base, alpha=factor)
+                result.add_(delta.scale.to(base) - base, alpha=factor)
         elif _is_plain(delta):
             a, b = delta.factors(weight)
             result.addmm_(b.to(result), a.to(result), alpha=factor)
@@ -34,22 +34,23 @@ def merged_bias(
 ) -> torch.Tensor | None:
     """``b + Σ w_k Δb_k`` [out] float32; None where neither the base nor an adapter has a bias.
 
-    The base's ``weight`` [out, in] is needed where a delta shifts the bias.
+    The base's ``weight`` [out, in] is needed where a delta shifts the bias, and where the base has no bias
+    and is not on the CPU: the result lies where the base does.
     """
     parts = list(deltas)
     if bias is None and not any(_touches_bias(delta) for delta, _ in parts):
         return None
-    outputs = parts[0][0].b.shape[0] if bias is None else len(bias)
-    base = torch.zeros(outputs) if bias is None else bias.float()
+    outputs, device = parts[0][0].b.shape[0], None if weight is None else weight.device
+    base = torch.zeros(outputs, device=device) if bias is None else bias.float()
     result = base.clone()
     for delta, factor in parts:
-        alone = base if delta.bias is None else delta.bias.float()
+        alone = base if delta.bias is None else delta.bias.to(base)
         if delta.output_scale is not None:
-            alone = alone * delta.output_scale.float()
+            alone = alone * delta.output_scale.to(base)
         if delta.b_bias is not None:
-            alone = alone + delta.scaling * delta.b_bias.float()
+            alone = alone + delta.scaling * delta.b_bias.to(base)
         if delta.shifts:
-            alone = alone + delta.shift(weight, bias).to(alone)
+            alone = alone + delta.shift(weight, bias).to(base)
         result.add_(alone - base, alpha=factor)
     return result
 
@@ -58,13 +59,13 @@ def _alone(base: torch.Tensor, delta: ModuleDelta) -> torch.Tensor:
     """The weight that the adapter alone amounts to."""
     a, b = delta.factors(base)
     change = b.to(base) @ a.to(base)
-    scaled = base if delta.input_scale is None else base * delta.input_scale.float()
+    scaled = base if delta.input_scale is None else base * delta.input_scale.to(base)
     result = scaled + change
     if delta.magnitude is not None:
         # As in PEFT the norm is of W + s B A, which is what was trained.
         norm = (base + change).norm(dim=1)
-        result = result * (delta.magnitude.float() / norm)[:, None]
-    return result if delta.output_scale is None else result * delta.output_scale.float()[:, None]
+        result = result * (delta.magnitude.to(base) / norm)[:, None]
+    return result if delta.output_scale is None else result * delta.output_scale.to(base)[:, None]
 
 
 def _is_plain(delta: ModuleDelta) -> bool:

@@ -17,12 +17,13 @@ from manylora.adapters.options.command_line import given, with_options
 from manylora.server.cli.admin.commands import adapters
 from manylora.server.cli.build_kernels import build_kernels
 from manylora.server.cli.compare.command import compare
+from manylora.server.cli.estimate_serve import estimate_serve
 from manylora.server.cli.loadgen.command import bench
 from manylora.server.cli.merge import compose, merge
-from manylora.server.cli.output import fail
+from manylora.server.cli.output import DEAD, fail
 from manylora.server.cli.serve_help import ServeHelp
 from manylora.server.cli.train import estimate, train
-from manylora.server.errors import ServerError
+from manylora.server.errors import EngineDead, ServerError
 from manylora.server.options.loading import load_settings
 from manylora.server.options.settings import Settings
 
@@ -94,6 +95,8 @@ def serve(
         from manylora.server.cli.serve import run_server  # noqa: PLC0415  (brings torch)
 
         run_server(settings, progress_bars())
+    except EngineDead as error:
+        raise fail(error, DEAD) from error
     except (ServerError, AdapterError) as error:
         if debug:
             traceback.print_exception(error)
@@ -107,7 +110,12 @@ app.command()(compare)
 app.command()(bench)
 app.command(cls=ServeHelp)(serve)
 app.command()(train)
-app.command()(estimate)
+estimating = typer.Typer(
+    invoke_without_command=True, help="Say how much memory training or serving would take."
+)
+estimating.callback()(estimate)
+estimating.command("serve")(estimate_serve)
+app.add_typer(estimating, name="estimate")
 
 
 if __name__ == "__main__":

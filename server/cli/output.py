@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-# Exit statuses: the server said no; what was given can't be used; no server answers.
-REFUSED, USAGE, UNREACHABLE = 1, 2, 3
+# Exit statuses: the server said no; what was given can't be used; no server answers; the engine has died
+# (EX_SOFTWARE of sysexits.h).
+REFUSED, USAGE, UNREACHABLE, DEAD = 1, 2, 3, 70
 
 
 def complain(error: Exception | str) -> None:

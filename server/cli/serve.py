@@ -7,11 +7,13 @@ import gc
 import json
 import logging
 import math
+import os
 import shlex
 import signal
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -31,7 +33,8 @@ from manylora.server.api.connections.interruption import Interruptible
 from manylora.server.api.connections.protocol import bounded_protocol
 from manylora.server.cli.http_server import HttpServer
 from manylora.server.cli.listening import listening, room_for_connections, tls_context
-from manylora.server.errors import ConfigError
+from manylora.server.cli.output import DEAD
+from manylora.server.errors import ConfigError, EngineDead
 from manylora.server.options.settings import Settings, api_keys
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from manylora.server.service import Service
 
 BACKLOG = 2048  # connections the kernel holds until they are accepted
+LAST_RESORT = 15.0  # seconds after the time that running requests get
 
 
 def run_server(settings: Settings, progress: Progress) -> None:
@@ -141,9 +145,29 @@ async def serve(
         backlog=BACKLOG,
         timeout_keep_alive=math.ceil(limits.idle),
     )
+    engine = application.state.service.engine
     async with application.router.lifespan_context(application):
         server = HttpServer(config, on_ready, settings.shutdown_timeout, tls, limits.head)
-        await server.serve(sockets=[listener])
+        ending = asyncio.create_task(end_with_engine(engine.died, server, settings.shutdown_timeout))
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            ending.cancel()
+    if engine.died.is_set():
+        raise EngineDead("the engine has stopped; the log says why. The process has to be started again")
+
+
+async def end_with_engine(died: asyncio.Event, server: HttpServer, patience: float) -> None:
+    """Stop accepting requests once the engine has ended by itself, and see to it that the process ends.
+
+    A thread may wait for a device that never answers: what is not over some time after ``patience`` seconds,
+    which running requests get, is not waited for.
+    """
+    await died.wait()
+    last_resort = threading.Timer(patience + LAST_RESORT, os._exit, (DEAD,))
+    last_resort.daemon = True
+    last_resort.start()
+    server.should_exit = True
 
 
 class StartUp:

@@ -180,6 +180,7 @@ def train(  # noqa: PLR0917 - typer makes a flag of each
 
 
 def estimate(  # noqa: PLR0917 - typer makes a flag of each
+    context: typer.Context,
     base_model: Annotated[
         str, typer.Option(metavar="MODEL", help="smollm2-135m, a Hub id, or a directory with a config.json.")
     ] = "smollm2-135m",
@@ -195,7 +196,9 @@ def estimate(  # noqa: PLR0917 - typer makes a flag of each
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in one forward and backward.")] = 8,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Compute activations again.")] = False,
 ) -> None:
-    """Say how much memory training would take, without loading any weights."""
+    """Say how much memory training would take, without loading any weights; `estimate serve`: serving."""
+    if context.invoked_subcommand is not None:
+        return
     try:
         _need_libraries()
         from manylora.adapters.training.estimate.memory import METHODS, Plan  # noqa: PLC0415

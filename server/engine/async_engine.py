@@ -10,40 +10,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
-from typing import Protocol
 
 from manylora.server.engine.answer_reader import Outcome
 from manylora.server.engine.engine import Engine
+from manylora.server.engine.faults import DeviceLost, Supervision, is_lost, show_threads
 from manylora.server.engine.retry_after import RetryAfter
-from manylora.server.engine.sequence import Delta, FinishReason, ResolvedMix, SamplingParams, Sequence
+from manylora.server.engine.sequence import ResolvedMix, SamplingParams, Sequence
+from manylora.server.engine.stream import Ended, Held, Stream
 from manylora.server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
 from manylora.server.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-
-class Held(Protocol):
-    """What sequences run with; whoever submits it hands it over, and it is released with their last event."""
-
-    @property
-    def served_model(self) -> str:
-        """The mix as a model string."""
-
-    @property
-    def mix(self) -> ResolvedMix:
-        """Pages that stay where they are until :meth:`release`."""
-
-    def release(self) -> None:
-        """Give it back; once is enough."""
-
-
-Ended = Callable[[Sequence, FinishReason], None]  # hears of a sequence that has ended, on the loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,66 +42,21 @@ class GenerateRequest:
     logits_from: int | None = None  # deliver the logits after each given token, from this index on
 
 
-class Stream:
-    """The deltas of one request's sequences, interleaved; ends once every sequence has ended."""
-
-    def __init__(
-        self, sequences: list[Sequence], held: Held, wake: Callable[[], None], ended: Ended | None
-    ) -> None:
-        self._open = {s.id: s for s in sequences}
-        self.held = held
-        self._wake = wake
-        self._ended = ended
-        self._deltas: deque[Delta] = deque()
-        self._ready = asyncio.Event()
-        self.engine_died = False  # which ended it
-
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> Delta:
-        while not self._deltas:
-            if not self._open:
-                raise StopAsyncIteration
-            self._ready.clear()
-            await self._ready.wait()
-        return self._deltas.popleft()
-
-    async def aclose(self) -> None:
-        """Stop whatever still runs. Safe to call at any time, more than once."""
-        self.abort()
-
-    def abort(self) -> None:
-        """Ask the engine to drop the sequences that still run; their room is free within one step."""
-        for sequence in self._open.values():
-            sequence.abort_requested = True
-        if self._open:
-            self._wake()
-
-    def deliver(self, sequence: Sequence, delta: Delta) -> None:
-        """Called on the loop with each event of this request."""
-        if delta.finish_reason is not FinishReason.ABORT:
-            self._deltas.append(delta)
-        if delta.finish_reason is not None:
-            del self._open[sequence.id]
-            if self._ended is not None:
-                self._ended(sequence, delta.finish_reason)
-            if not self._open:
-                self.held.release()
-        self._ready.set()
-
-    def fail(self, message: str) -> None:
-        """End what still runs with an error, without the engine, which has died."""
-        self.engine_died = True
-        for sequence in list(self._open.values()):
-            self.deliver(sequence, Delta(sequence.index, finish_reason=FinishReason.ERROR, error=message))
-
-
 class AsyncEngine:
     """Runs an :class:`Engine` on its own thread."""
 
-    def __init__(self, engine: Engine, *, max_model_len: int, max_open: int) -> None:
-        """``max_open`` bounds the sequences running and waiting; a request for more can never be taken."""
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_model_len: int,
+        max_open: int,
+        supervision: Supervision | None = None,
+    ) -> None:
+        """``max_open`` bounds the sequences running and waiting; a request for more can never be taken.
+
+        ``supervision`` is of engines whose steps run on an accelerator.
+        """
         self.max_model_len = max_model_len
         self._engine = engine
         self.max_open = max_open
@@ -129,12 +66,21 @@ class AsyncEngine:
         self._retry_after = RetryAfter()
         self._thread: Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._supervision = Supervision() if supervision is None else supervision
+        self._warmed: asyncio.Future[None] | None = None
+        self._watchdog: asyncio.Task[None] | None = None
+        self._step_began: float | None = None  # of the step that runs; set by the thread
         self._stopping = False
+        self.died = asyncio.Event()  # set once the engine has ended by itself: the process has to as well
 
     @property
     def alive(self) -> bool:
         """Whether requests can be served."""
-        return self._thread is not None and self._thread.is_alive() and not self._stopping
+        return (
+            self._thread is not None
+            and self._thread.is_alive()
+            and not (self._stopping or self.died.is_set())
+        )
 
     @property
     def num_open(self) -> int:
@@ -148,8 +94,20 @@ class AsyncEngine:
     def start(self) -> None:
         """Start the engine thread; call from the event loop's thread."""
         self._loop = asyncio.get_running_loop()
+        self._warmed = self._loop.create_future()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+        if self._supervision.step_timeout is not None:
+            self._watchdog = self._loop.create_task(self._watch(self._supervision.step_timeout))
+
+    async def warmed(self) -> None:
+        """Wait until steps run as they will from now on.
+
+        Raises:
+            Exception: what came in between; the engine has ended.
+        """
+        assert self._warmed is not None, "start() comes first"
+        await self._warmed
 
     async def stop(self) -> None:
         """Abort what runs, deliver the last events, and end the thread."""
@@ -157,7 +115,9 @@ class AsyncEngine:
             stream.abort()
         self._stopping = True
         self._commands.put(None)
-        if self._thread is not None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._thread is not None and not self.died.is_set():  # else it may hang for ever
             await asyncio.to_thread(self._thread.join)
             await asyncio.sleep(0)  # let the last call_soon_threadsafe run
 
@@ -232,6 +192,7 @@ class AsyncEngine:
 
     def _run(self) -> None:
         try:
+            self._warm_up()
             while not self._stopping or self._engine.has_work or not self._commands.empty():
                 self._take_commands()
                 if self._engine.has_work:
@@ -239,7 +200,17 @@ class AsyncEngine:
         except BaseException:  # a defect outside of a step: nothing can be trusted to go on
             logger.critical("the engine thread has ended", exc_info=True)
             self._stopping = True
-            self._call(self._end_all)
+            self._call(self._die)
+
+    def _warm_up(self) -> None:
+        """What has to be done on this thread before the first step."""
+        try:
+            if self._supervision.warm_up is not None:
+                self._supervision.warm_up()
+        except BaseException as error:
+            self._call(self._told_warm, error)
+            raise
+        self._call(self._told_warm, None)
 
     def _take_commands(self) -> None:
         """Take what is queued; with nothing to run, wait for a command."""
@@ -250,14 +221,20 @@ class AsyncEngine:
 
     def _step_and_tell(self) -> None:
         """A method of its own: an idle thread must hold no outcomes, nor a merged copy's weights."""
+        self._step_began = monotonic()
         outcomes = self._step()
+        self._step_began = None
         if outcomes:
             self._call(self._deliver, outcomes)
 
     def _step(self) -> list[Outcome]:
         try:
             return self._engine.advance()
-        except BaseException:  # also a panic of Rust: it ends the requests of this step, not the server
+        except (
+            BaseException
+        ) as error:  # also a panic of Rust: it ends the requests of this step, not the server
+            if is_lost(error, self._supervision.works):
+                raise DeviceLost("the accelerator is lost; no step can run any more") from error
             logger.exception("a step failed; its requests end with an error")
             return self._engine.fail_all("the server failed while generating this answer")
 
@@ -272,6 +249,8 @@ class AsyncEngine:
 
     def _deliver(self, outcomes: list[Outcome]) -> None:
         """Read what was drawn and hand it on: work that the engine need not wait for."""
+        if self.died.is_set():  # a step that hung has come back: nobody listens any more
+            return
         for sequence, delta in self._engine.read(outcomes):
             stream = self._streams[sequence.id]
             if delta.finish_reason is not None:
@@ -279,8 +258,29 @@ class AsyncEngine:
                 self._retry_after.finished(monotonic())
             stream.deliver(sequence, delta)
 
-    def _end_all(self) -> None:
-        """Tell every open stream that the engine is gone."""
+    def _told_warm(self, error: BaseException | None) -> None:
+        assert self._warmed is not None
+        if error is None:
+            self._warmed.set_result(None)
+        else:
+            self._warmed.set_exception(error)
+
+    async def _watch(self, limit: float) -> None:
+        """End the engine once a step takes longer than ``limit`` seconds."""
+        while not self.died.is_set():
+            began = self._step_began
+            left = limit if began is None else began + limit - monotonic()
+            if left <= 0 and began == self._step_began:
+                logger.critical(
+                    "a step takes longer than --step-timeout (%g s): the engine is given up", limit
+                )
+                show_threads()
+                self._die()
+            await asyncio.sleep(min(max(left, 0.01), limit / 4))
+
+    def _die(self) -> None:
+        """Tell every open stream that the engine is gone, and whoever runs the process."""
+        self.died.set()
         for stream in set(self._streams.values()):
             stream.fail("the engine has stopped; restart the server")
         self._streams.clear()

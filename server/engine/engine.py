@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,15 +13,25 @@ import torch
 from manylora.server.engine.answer_reader import AnswerReader, Drawn, Event, Outcome, Told, prompt_logprobs
 from manylora.server.engine.batch import Batch, build_batch
 from manylora.server.engine.block_manager import BlockManager
+from manylora.server.engine.faults import give_back_cached, is_out_of_memory
 from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.repeated_batch import following_batch
-from manylora.server.engine.sampler import SampledRows, logprobs_of, sample
-from manylora.server.engine.scheduler import Scheduled, Scheduler
+from manylora.server.engine.sampler import (
+    SampledRows,
+    by_width,
+    drawn_logprobs,
+    logprobs_of,
+    sample,
+    width_of,
+)
+from manylora.server.engine.scheduler import Scheduled, Scheduler, rows_of
 from manylora.server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,15 +102,43 @@ class Engine:
         began = monotonic()
         self._drop_aborted()
         scheduled = self.scheduler.schedule()
-        if scheduled:
-            batch = self._build(scheduled)
-            logits = self.decoder.step(batch.inputs)
-            tokens = self._sample(logits, batch)
-            self._update(logits, batch, tokens)
-            self._observe(batch, began)
+        if scheduled and (drawn := self._run(scheduled)) is not None:
+            self._update(*drawn)
+            self._observe(drawn[1], began)
         if not self.has_work:
             self._scheduled, self._batch = [], None  # an idle engine must hold no sequences
         return self._take_outcomes()
+
+    def _run(self, scheduled: list[Scheduled]) -> tuple[torch.Tensor, Batch, list[int]] | None:
+        """What :meth:`_compute` makes; None if memory ran out, and then no sequence has changed."""
+        try:
+            return self._compute(scheduled)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("a step of %d tokens ran out of memory: %s", rows_of(scheduled), error)
+        self._make_do(scheduled)  # here the failed step holds no memory any more
+        return None
+
+    def _compute(self, scheduled: list[Scheduled]) -> tuple[torch.Tensor, Batch, list[int]]:
+        """The logits of a step, its batch, and the tokens drawn."""
+        batch = self._build(scheduled)
+        logits = self.decoder.step(batch.inputs)
+        return logits, batch, self._sample(logits, batch)
+
+    def _make_do(self, scheduled: list[Scheduled]) -> None:
+        """Memory did not last for a step: run smaller ones, or end the request that needs it alone."""
+        self._scheduled, self._batch = [], None
+        give_back_cached()
+        self._metrics.steps.out_of_memory()
+        for item in scheduled:
+            item.sequence.rewind_draws()
+        if self.scheduler.shrink(rows_of(scheduled)):
+            return
+        (only,) = scheduled
+        message = "the server's memory is too small for this request at its length"
+        sequence = only.sequence
+        self._end(sequence, Delta(sequence.index, finish_reason=FinishReason.ERROR, error=message))
 
     def read(self, outcomes: Iterable[Outcome]) -> Iterator[Event]:
         """The events of what steps did, in the order of the steps; by one thread, not only the engine's."""
@@ -142,7 +181,7 @@ class Engine:
         if len(rows.sequences) == len(logits) and logits.shape[1] == self.vocab_size:
             return sample(logits, rows, self._tokenizer.eos_ids, self.decoder.draw)
         tokens = [0] * len(batch.sampling)
-        for width, members in self._by_width(batch.sampling, logits).items():
+        for width, members in by_width(batch.sampling, logits, self.vocab_size).items():
             drawn = sample(
                 logits[[batch.sampling[i][1] for i in members], :width],
                 SampledRows([batch.sampling[i][0] for i in members]),
@@ -153,22 +192,6 @@ class Engine:
                 tokens[i] = token
         return tokens
 
-    def _by_width(self, wanted: Iterable[tuple[Sequence, int]], logits: torch.Tensor) -> dict[int, list[int]]:
-        """The indices of ``wanted`` by the number of tokens its sequences know; mostly one group of all.
-
-        What a sequence draws must not depend on the vocabularies of others in the batch.
-        """
-        if logits.shape[1] == self.vocab_size:
-            return {logits.shape[1]: list(range(len(list(wanted))))}
-        groups: dict[int, list[int]] = {}
-        for i, (sequence, _) in enumerate(wanted):
-            groups.setdefault(self._width(sequence), []).append(i)
-        return groups
-
-    def _width(self, sequence: Sequence) -> int:
-        """How many tokens the sequence knows, or classes."""
-        return sequence.mix.num_classes or max(self.vocab_size, sequence.vocab_size)
-
     def _update(self, logits: torch.Tensor, batch: Batch, tokens: list[int]) -> None:
         """Account for the computed rows, append the drawn tokens, end what is finished."""
         for item in batch.scheduled:
@@ -176,8 +199,8 @@ class Engine:
         for sequence, first, count in batch.scoring:
             self._score_prompt(logits, sequence, first, count)
         for sequence, first, count in batch.wanted:
-            self._hand_out(logits[first : first + count, : self._width(sequence)], sequence)
-        logprobs = self._logprobs(logits, batch, tokens)
+            self._hand_out(logits[first : first + count, : width_of(sequence, self.vocab_size)], sequence)
+        logprobs = drawn_logprobs(logits, batch.sampling, tokens, self.vocab_size)
         self._metrics.requests.tokens_after_abort(sum(s.finish_reason is not None for s, _ in batch.sampling))
         now = monotonic()
         for (sequence, _), token in zip(batch.sampling, tokens, strict=True):
@@ -206,7 +229,7 @@ class Engine:
         start = len(sequence.prompt_scores) + 1
         following = sequence.token_ids[start : start + count]
         assert sequence.params.prompt_logprobs is not None
-        rows = logits[first : first + count, : self._width(sequence)]
+        rows = logits[first : first + count, : width_of(sequence, self.vocab_size)]
         sequence.prompt_scores += logprobs_of(rows, following, sequence.params.prompt_logprobs)
 
     def _hand_out(self, rows: torch.Tensor, sequence: Sequence) -> None:
@@ -217,23 +240,6 @@ class Engine:
             copy = torch.empty(rows.shape, dtype=torch.float32).copy_(rows)
             delta = Delta(sequence.index, logits=Logits(first, copy))
             self._outcomes.append(Told(sequence, monotonic(), delta))
-
-    def _logprobs(self, logits: torch.Tensor, batch: Batch, tokens: list[int]) -> dict[int, TokenLogprob]:
-        wanted = [
-            (sequence, row, token)
-            for (sequence, row), token in zip(batch.sampling, tokens, strict=True)
-            if sequence.params.logprobs is not None
-        ]
-        if not wanted:
-            return {}
-        top = max(s.params.logprobs or 0 for s, _, _ in wanted)
-        result = {}
-        for width, members in self._by_width([(s, row) for s, row, _ in wanted], logits).items():
-            chosen = [wanted[i] for i in members]
-            found = logprobs_of(logits[[row for _, row, _ in chosen], :width], [t for _, _, t in chosen], top)
-            for (s, _, _), lp in zip(chosen, found, strict=True):
-                result[s.id] = TokenLogprob(lp.token_id, lp.logprob, lp.top[: s.params.logprobs])
-        return result
 
     def _append(self, sequence: Sequence, token: int, now: float, logprob: TokenLogprob | None) -> None:
         """Add a drawn token and see whether the answer ends. Most are read where they are delivered."""

@@ -6,6 +6,7 @@ not depend on who shares the batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -69,6 +70,24 @@ def sample(logits: torch.Tensor, rows: SampledRows, end_ids: frozenset[int], dra
     return draw(rows.draws(logits, end_ids))
 
 
+def width_of(sequence: Sequence, base: int) -> int:
+    """How many tokens the sequence knows, or classes; the base knows ``base`` tokens."""
+    return sequence.mix.num_classes or max(base, sequence.vocab_size)
+
+
+def by_width(wanted: Iterable[tuple[Sequence, int]], logits: torch.Tensor, base: int) -> dict[int, list[int]]:
+    """The indices of ``wanted`` by the number of tokens its sequences know; mostly one group of all.
+
+    What a sequence draws must not depend on the vocabularies of others in the batch.
+    """
+    if logits.shape[1] == base:
+        return {base: list(range(len(list(wanted))))}
+    groups: dict[int, list[int]] = {}
+    for i, (sequence, _) in enumerate(wanted):
+        groups.setdefault(width_of(sequence, base), []).append(i)
+    return groups
+
+
 def logprobs_of(logits: torch.Tensor, token_ids: Seq[int], top: int) -> list[TokenLogprob]:
     """Log-probabilities of ``token_ids`` [n] and of the ``top`` likeliest under ``logits`` [n, V]."""
     table = torch.log_softmax(logits.float(), dim=-1)
@@ -78,6 +97,30 @@ def logprobs_of(logits: torch.Tensor, token_ids: Seq[int], top: int) -> list[Tok
     values, indices = table.topk(min(top, table.shape[1]), dim=-1)
     best = [tuple(zip(i, v, strict=True)) for i, v in zip(indices.tolist(), values.tolist(), strict=True)]
     return [TokenLogprob(t, lp, b) for t, lp, b in zip(token_ids, chosen, best, strict=True)]
+
+
+def drawn_logprobs(
+    logits: torch.Tensor, sampling: Seq[tuple[Sequence, int]], tokens: Seq[int], base: int
+) -> dict[int, TokenLogprob]:
+    """Of the drawn ``tokens``, for the sequences in ``sampling`` that asked for it: by the sequence's id.
+
+    With each sequence comes its row of ``logits``; the base knows ``base`` tokens.
+    """
+    wanted = [
+        (sequence, row, token)
+        for (sequence, row), token in zip(sampling, tokens, strict=True)
+        if sequence.params.logprobs is not None
+    ]
+    if not wanted:
+        return {}
+    top = max(s.params.logprobs or 0 for s, _, _ in wanted)
+    result = {}
+    for width, members in by_width([(s, row) for s, row, _ in wanted], logits, base).items():
+        chosen = [wanted[i] for i in members]
+        found = logprobs_of(logits[[row for _, row, _ in chosen], :width], [t for _, _, t in chosen], top)
+        for (s, _, _), lp in zip(chosen, found, strict=True):
+            result[s.id] = TokenLogprob(lp.token_id, lp.logprob, lp.top[: s.params.logprobs])
+    return result
 
 
 def _is_adjusted(sequence: Sequence) -> bool:

@@ -10,12 +10,14 @@ same weights, the base's or those of one merged copy: where several have work, t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from time import monotonic
 
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.prompt_budget import PromptBudget
+from manylora.server.engine.row_limit import RowLimit
 from manylora.server.engine.sequence import Sequence
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.kernels.weights import MergedWeights
@@ -30,6 +32,11 @@ class Scheduled:
 
     sequence: Sequence
     count: int
+
+
+def rows_of(scheduled: Iterable[Scheduled]) -> int:
+    """The rows of a step."""
+    return sum(item.count for item in scheduled)
 
 
 @dataclass(slots=True)
@@ -70,7 +77,7 @@ class Scheduler:
         self._prompt_budget = prompt_budget
         # Every running sequence needs a row in every step, so no more of them than rows.
         self._max_running = min(max_num_seqs, max_batch_tokens)
-        self._max_batch_tokens = max_batch_tokens
+        self._limit = RowLimit(max_batch_tokens)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._preemptions = 0
@@ -108,6 +115,7 @@ class Scheduler:
         It is the list of the last step, the same object, if each of its sequences runs one token once more.
         """
         self._steps += 1
+        self._limit.count()
         if self._repeated and self._grow_repeated():
             next(iter(self._users.values())).last_turn = self._steps
             return self._repeated
@@ -120,6 +128,14 @@ class Scheduler:
                 self._repeated = chosen if self.will_repeat(chosen) else []
                 return chosen
         return []
+
+    def shrink(self, rows: int) -> bool:
+        """Put fewer than ``rows`` rows into the next steps: one had so many, and memory did not last for it.
+
+        False if it had one only, and there is no use in trying it again.
+        """
+        self._repeated = []
+        return self._limit.shrink(rows)
 
     def will_repeat(self, chosen: list[Scheduled]) -> bool:
         """Whether the step after this one has the same work, should no sequence come or go until then."""
@@ -141,7 +157,7 @@ class Scheduler:
     def _schedule(self, users: _Users) -> list[Scheduled]:
         chosen: dict[int, Scheduled] = {}
         weights = users.weights
-        room, before = _Room(self._max_batch_tokens), self._preemptions
+        room, before = _Room(self._limit.rows), self._preemptions
         mine, others = self.running, 0
         if len(self._users) > 1:
             mine = [s for s in self.running if s.mix.merged is weights]

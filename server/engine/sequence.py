@@ -218,7 +218,9 @@ class Sequence:
         self.last_token: float | None = None
         self.num_preemptions = 0
         seed = params.seed if params.seed is not None else random.getrandbits(63)
-        self.rng = random.Random(f"{seed}/{index}")  # a string: of a number the sign would not count
+        self._stream = f"{seed}/{index}"  # a string: of a number the sign would not count
+        self.rng = random.Random(self._stream)
+        self._num_given = len(given_ids)
         self.finish_reason: FinishReason | None = None
         self.prompt_scores: list[
             TokenLogprob
@@ -228,6 +230,12 @@ class Sequence:
 
     def __len__(self) -> int:
         return self.num_virtual_tokens + len(self.token_ids)
+
+    def rewind_draws(self) -> None:
+        """Take back the random numbers of tokens that are not there; each token took one."""
+        self.rng = random.Random(self._stream)
+        for _ in range(self.num_output_tokens - self._num_given):
+            self.rng.random()
 
     @property
     def num_output_tokens(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from manylora.server.metrics.asked_gauge import asked_gauge
 
@@ -32,6 +32,20 @@ class StepMetrics:
         self._tokens = histogram("step_tokens", "Tokens computed in one step (prompt and decode).", _TOKENS)
         self._sequences = histogram("step_sequences", "Sequences in the batch of one step.", _SEQUENCES)
         self._adapters = histogram("step_adapters", "Distinct adapters in the batch of one step.", _ADAPTERS)
+        self._out_of_memory = Counter(
+            "manylora_steps_out_of_memory_total",
+            "Steps that memory did not last for, and that were done again in smaller ones.",
+            registry=registry,
+        )
+        self._uncaptured = asked_gauge(
+            registry, "uncaptured_graphs", "Sizes of decode steps whose CUDA graph could not be captured."
+        )
+        self._kernels = Gauge(
+            "manylora_kernels_info",
+            "1 for the kernels that steps run in; fallback says whether others were meant to.",
+            ("decoder", "kernels", "fallback"),
+            registry=registry,
+        )
 
     def ask(
         self,
@@ -46,6 +60,18 @@ class StepMetrics:
         self._waiting.set_function(waiting)
         self._kv_used.set_function(kv_used)
         self._kv_total.set_function(kv_total)
+
+    def ask_uncaptured(self, count: Callable[[], int]) -> None:
+        """Where the gauge of failed captures is read, in any thread."""
+        self._uncaptured.set_function(count)
+
+    def kernels(self, decoder: str, kernels: str, *, fallback: bool) -> None:
+        """Which kernels run; ``fallback``: slower ones than those made for the device."""
+        self._kernels.labels(decoder, kernels, str(fallback).lower()).set(1)
+
+    def out_of_memory(self) -> None:
+        """Memory did not last for a step."""
+        self._out_of_memory.inc()
 
     def record(
         self, *, batch_tokens: int, batch_sequences: int, distinct_adapters: int, seconds: float

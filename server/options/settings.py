@@ -53,7 +53,10 @@ AutoSizeOrNone = Annotated[SizeOrNone | None, BeforeValidator(read_auto)]
 AutoLength = Annotated[Annotated[int, Field(ge=1, le=2**24)] | None, BeforeValidator(read_auto)]
 Port = Annotated[int, BeforeValidator(refuse_service_link), Field(ge=0, le=65535)]
 AutoCount = Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, BeforeValidator(read_auto)]
+AutoSequences = Annotated[Annotated[int, Field(ge=1, le=4096)] | None, BeforeValidator(read_auto)]
+AutoTokens = Annotated[Annotated[int, Field(ge=1, le=2**20)] | None, BeforeValidator(read_auto)]
 Seconds = Annotated[float, Field(ge=0.1, le=86400, allow_inf_nan=False)]
+AutoSeconds = Annotated[Seconds | None, BeforeValidator(read_auto)]
 NormalName = Annotated[str, AfterValidator(normal_name)]
 Keys = Annotated[list[SecretStr], NoDecode, BeforeValidator(parse_list)]
 Texts = Annotated[list[str], NoDecode, BeforeValidator(parse_list)]
@@ -82,15 +85,17 @@ class Settings(BaseSettings):
         Field(min_length=1, max_length=256),
     ] = None
     dtype: Annotated[
-        Literal["auto", "bf16", "fp32"],
-        Option(MODEL, "DTYPE", "bf16, fp32, or auto: as the hardware likes."),
+        Literal["auto", "bf16", "fp16", "fp32"],
+        Option(MODEL, "DTYPE", "bf16, fp16, fp32, or auto: by the hardware."),
     ] = "auto"
     quantize: Annotated[
         Literal["none", "nf4", "int8"],
         Option(MODEL, "BITS", "The base in 4 bits (nf4) or 8 (int8)."),
     ] = "none"
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], Option(MODEL, "DEVICE", "cpu, cuda, or auto: a GPU if there is one.")
+        str,
+        Option(MODEL, "DEVICE", "cpu, cuda, cuda:1, ..; auto: a GPU if there is one."),
+        Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d{1,2})?)$"),
     ] = "auto"
     max_model_len: Annotated[
         AutoLength, Option(MODEL, "N", "Longest prompt + answer, in tokens.", default="the model's")
@@ -230,11 +235,11 @@ class Settings(BaseSettings):
 
     # --- engine
     max_num_seqs: Annotated[
-        int, Option(ENGINE, "N", "Sequences computed together."), Field(ge=1, le=4096)
-    ] = 128
+        AutoSequences, Option(ENGINE, "N", "Sequences computed together.", default="128; GPU: 256")
+    ] = None
     max_batch_tokens: Annotated[
-        int, Option(ENGINE, "N", "Tokens computed in one step."), Field(ge=1, le=2**20)
-    ] = 512
+        AutoTokens, Option(ENGINE, "N", "Tokens computed in one step.", default="512; GPU: 2048")
+    ] = None
     max_stretch: Annotated[
         float,
         Option(ENGINE, "X", "Prompts stretch answers' steps X times at most."),
@@ -282,6 +287,10 @@ class Settings(BaseSettings):
         Option(OPERATION, "LEVEL", "debug, info, warning or error."),
     ] = "info"
     access_log: Annotated[bool, Option(OPERATION, "", "One log line a request.", switch=True)] = False
+    step_timeout: Annotated[
+        AutoSeconds,
+        Option(OPERATION, "S", "A longer step ends the server.", default="none; GPU: 300"),
+    ] = None
     shutdown_timeout: Annotated[
         float,
         Option(OPERATION, "S", "Time running requests get to finish."),

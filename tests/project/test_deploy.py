@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import yaml
 
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.options.settings import Settings
+from manylora.server.service import keep_compiled
 from tests.support.paths import ROOT
 from tests.support.wheel import SOURCES
 
@@ -214,3 +216,22 @@ def test_dashboard_panels_do_not_overlap() -> None:
     ]
     assert len(set(cells)) == len(cells)
     assert max(x for x, _ in cells) < 24
+
+
+def test_compiled_kernels_are_kept_where_a_read_only_container_may_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton's own place is the home folder: it could not compile there, and slower kernels would run."""
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    (data_dir,) = (
+        word.partition("=")[2] for word in last("ENV").split() if word.startswith("MANYLORA_DATA_DIR=")
+    )
+    keep_compiled(Path(data_dir))
+    kept = Path(os.environ["TRITON_CACHE_DIR"])
+    service = load("compose.yaml")["services"]["manylora"]
+    assert service["read_only"] is True
+    writable = [volume.split(":")[1] for volume in service["volumes"] if not volume.endswith(":ro")]
+    assert any(kept.is_relative_to(place) for place in writable)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
+    keep_compiled(Path(data_dir))
+    assert os.environ["TRITON_CACHE_DIR"] == "/elsewhere", "what the environment says goes first"

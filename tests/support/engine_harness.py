@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,9 +55,11 @@ class EngineHarness:
         max_num_seqs: int = 64,
         prefix_cache: bool = True,
         adapter_bytes: int = 64 << 20,
+        placed: Callable[[LoadedModel], LoadedModel] = lambda loaded: loaded,
     ) -> None:
-        self.loaded: LoadedModel = load_model(
-            directory, dtype=dtype, device="cpu", max_model_len=None, quantize=quantize
+        """``placed`` moves the loaded model to where it is to run."""
+        self.loaded: LoadedModel = placed(
+            load_model(directory, dtype=dtype, device="cpu", max_model_len=None, quantize=quantize)
         )
         self.decoder: Decoder = (
             GenericDecoder(self.loaded.hf)

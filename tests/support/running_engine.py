@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import pytest
 
 from manylora.server.engine.answer_reader import Outcome
-from manylora.server.engine.async_engine import AsyncEngine, GenerateRequest, Stream
+from manylora.server.engine.async_engine import AsyncEngine, GenerateRequest
 from manylora.server.engine.engine import Engine
 from manylora.server.engine.sequence import Delta, FinishReason, ResolvedMix, SamplingParams, Sequence
+from manylora.server.engine.stream import Stream
 from tests.support.adapter_set import prompt_of
 from tests.support.engine_harness import EngineHarness
 from tests.support.waiting import until

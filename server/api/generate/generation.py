@@ -13,8 +13,9 @@ from fastapi import Request
 from manylora.adapters.errors import ArtifactError, SourceMissing
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import unavailable
-from manylora.server.engine.async_engine import Ended, GenerateRequest, Stream
+from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta, FinishReason
+from manylora.server.engine.stream import Ended, Stream
 from manylora.server.errors import EngineDead, GenerationFailed, RequestError
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.service import Service

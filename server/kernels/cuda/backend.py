@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 import triton
 
+from manylora.server.kernels.capturing import Capturing
 from manylora.server.kernels.cuda.attention import decode_rows
-from manylora.server.kernels.cuda.decode import MAX_RANK, MAX_ROWS, DecodeBuffers, DecodeSteps
+from manylora.server.kernels.cuda.buckets import MAX_ROWS
+from manylora.server.kernels.cuda.decode import MAX_RANK, DecodeBuffers, DecodeSteps
 from manylora.server.kernels.cuda.graphs import CudaGraphs
 from manylora.server.kernels.cuda.lora import RankPages, TritonLoraPlan
 from manylora.server.kernels.cuda.trial import trial
@@ -46,6 +48,11 @@ class TritonStep:
         except Exception as error:  # of Triton, of its compilers, of the driver: there is no common base
             return f"Triton's kernels don't run here: {type(error).__name__}: {' '.join(str(error).split())}"
         return None
+
+    @property
+    def capturing(self) -> Capturing | None:
+        """What captures decode steps; None where each is launched anew."""
+        return None if self.decode_steps.graphs is None else self.decode_steps
 
     @staticmethod
     def origin() -> str:

@@ -9,30 +9,20 @@ is nobody's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from manylora.server.kernels.cuda.attention import PARTITION, DecodeRows
+from manylora.server.kernels.cuda.buckets import MAX_ROWS, Bucket, bucket_for, buckets_up_to
 from manylora.server.kernels.cuda.graphs import CudaGraphs
 from manylora.server.kernels.cuda.lora import LoraTables, page_tables, total_rank
 from manylora.server.kernels.cuda.pinned_arrays import Mirror
 from manylora.server.kernels.inputs import BLOCK_SIZE, LoraInputs, StepInputs
 from manylora.server.kernels.reference.lora import same_mixes
 
-MAX_ROWS = 256  # of a bucket; larger steps are long enough to hide their launches
 MAX_RANK = 256  # the largest sum of ranks of a row's mix
 _ENTRIES = 4  # members of mixes a row, on average
-_GROWTH = 4  # of the context from one bucket to the next
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """The sizes for which one graph stands."""
-
-    rows: int
-    partitions: int  # of the longest context
 
 
 def bucket_of(inputs: StepInputs) -> Bucket | None:
@@ -48,21 +38,8 @@ def bucket_of(inputs: StepInputs) -> Bucket | None:
     )
     if not replayable:
         return None
-    bucket = Bucket(_rows(n), _partitions(int(inputs.context.max())))
+    bucket = bucket_for(n, int(inputs.context.max()))
     return bucket if inputs.lora is None or _fits(inputs.lora, bucket.rows) else None
-
-
-def _rows(n: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, ... that is at least ``n``."""
-    power = 1 << (n - 1).bit_length()
-    return power * 3 // 4 if n <= power * 3 // 4 else power
-
-
-def _partitions(context: int) -> int:
-    partitions = 1
-    while partitions * PARTITION < context:
-        partitions *= _GROWTH
-    return partitions
 
 
 def _fits(lora: LoraInputs, rows: int) -> bool:
@@ -173,3 +150,22 @@ class DecodeSteps:
         else:
             self.graphs.run((bucket, adapted), run)
         return self._logits[: len(inputs.token_ids)]
+
+    @property
+    def num_failed(self) -> int:
+        """See :class:`Capturing`."""
+        return 0 if self.graphs is None else self.graphs.num_failed
+
+    def sizes(self, rows: int, context: int) -> list[tuple[int, int]]:
+        """See :class:`Capturing`."""
+        return [(b.rows, min(b.partitions * PARTITION, context)) for b in buckets_up_to(rows, context)]
+
+    def restart(self) -> None:
+        """See :class:`Capturing`."""
+        if self.graphs is not None:
+            self.graphs.restart()
+
+    def seal(self) -> None:
+        """See :class:`Capturing`."""
+        if self.graphs is not None:
+            self.graphs.seal()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from manylora.adapters.format.base import CacheShape, TargetModule
+from manylora.server.kernels.capturing import Capturing
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.kernels.weights import MergedWeights
@@ -81,6 +82,10 @@ class Decoder(Protocol):
     @property
     def draw(self) -> Draw:
         """Draws tokens from logits that :meth:`step` returned. After :meth:`allocate`."""
+
+    @property
+    def capturing(self) -> Capturing | None:
+        """What captures decode steps, where something does. After :meth:`allocate`."""
 
     def take_over(self, model: Any) -> None:
         """Free what ``model``, from which this decoder was made, holds a second time.

@@ -22,6 +22,7 @@ from manylora.server.kernels.weights import (
 )
 from manylora.server.model.decoders.families import ACTIVATIONS, FAMILIES, ExpertNames, Family
 from manylora.server.model.decoders.quantize import is_quantized
+from manylora.server.model.decoders.stacking import stack
 
 
 def extract_weights(model: Any, max_len: int) -> DecoderWeights:
@@ -171,8 +172,7 @@ def _experts_of(layer: Any, names: ExpertNames) -> Experts:
 def _stack_weights(linears: Sequence[nn.Linear]) -> Matrix:
     if _any_quantized(linears):
         return QuantizedMatrix(tuple(Quantized(linear) for linear in linears))
-    weights = [linear.weight.detach() for linear in linears]
-    return weights[0] if len(weights) == 1 else torch.cat(weights)
+    return stack(linears)
 
 
 def _stack_biases(linears: Sequence[nn.Linear]) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from manylora.adapters.format.base import CacheShape
 from manylora.server.errors import ConfigError
+from manylora.server.kernels.capturing import Capturing
 from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import EmbeddedRows, StepInputs
@@ -153,6 +154,11 @@ class FusedDecoder:
         assert self._step is not None, "allocate() comes first"
         return self._step.draw
 
+    @property
+    def capturing(self) -> Capturing | None:
+        step = self._step
+        return None if step is None or isinstance(step, NativeStep | ReferenceStep) else step.capturing
+
     def take_over(self, model: Any) -> None:
         """The step has its own form of the matrices: let go of the model's, and of the stacked ones."""
         assert self._step is not None, "allocate() comes first"
@@ -183,14 +189,27 @@ def _choose_backend(
         return native, native.origin()
     if kernels == "native":
         raise ConfigError(f"--kernels native: {reason}")
-    logger.info("PyTorch kernels: %s", reason)
+    logger.log(
+        logging.INFO if weights.embedding.device.type == "cpu" else logging.WARNING,
+        "PyTorch kernels: %s",
+        reason,
+    )
     return ReferenceStep, reason
+
+
+def accelerator_name(device: torch.device) -> str:
+    """What people call that kind of device."""
+    if device.type == "cuda":
+        return "CUDA" if torch.version.hip is None else "ROCm"
+    return device.type.upper()
 
 
 def native_backend(device: torch.device) -> type[NativeStep | TritonStep] | str:
     """The backend with kernels of our own for ``device``, or why there is none."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return NativeStep
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"there are kernels of our own for NVIDIA GPUs and CPUs, not for {accelerator_name(device)}"
     try:
         from manylora.server.kernels.cuda.backend import TritonStep  # noqa: PLC0415 - only CUDA builds bring Triton
     except ImportError as error:

@@ -181,6 +181,10 @@ class GenericDecoder:
     def draw(self) -> Draw:
         return sampling.draw
 
+    @property
+    def capturing(self) -> None:
+        """Nothing is captured: which modules run is the model's own affair."""
+
     def take_over(self, model: Any) -> None:
         """Nothing is held twice: the model itself runs."""
         assert model is self._model

@@ -38,15 +38,15 @@ def check_available(quantize: str) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def quantization_config(quantize: str) -> BitsAndBytesConfig:
-    """transformers' settings: NF4 with double quantization and bf16 compute, or LLM.int8()."""
+def quantization_config(quantize: str, dtype: torch.dtype = torch.bfloat16) -> BitsAndBytesConfig:
+    """transformers' settings: NF4, quantized doubly, computing like a ``dtype`` of 16 bits; or LLM.int8()."""
     if quantize == INT8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=torch.float16 if dtype == torch.float16 else torch.bfloat16,
     )
 
 

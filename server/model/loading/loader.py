@@ -18,6 +18,8 @@ from manylora.adapters.base_models.stored import StoredModel, fingerprint
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
 from manylora.server.errors import ConfigError, ModelRefused
+from manylora.server.kernels.buffers import total_bytes
+from manylora.server.memory_budget import available_bytes
 from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.decoders.generic import GenericDecoder
@@ -28,6 +30,7 @@ from manylora.server.model.decoders.quantize import (
     quantization_config,
     take_codes,
 )
+from manylora.server.model.loading.device import resolve_device, resolve_dtype, use_device
 from manylora.server.model.loading.long_rope import LONG_ROPE, original_length, settle_factors
 from manylora.server.model.loading.packed.loading import BuiltModel, load_packed
 from manylora.server.model.text.tokenizer import Tokenizer
@@ -57,25 +60,6 @@ class LoadedModel:
         return pad
 
 
-def resolve_device(name: str) -> torch.device:
-    """The torch device for "auto", "cpu" or "cuda".
-
-    Raises:
-        ConfigError: cuda was asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: this machine has no CUDA device that torch can use")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype for "auto", "bf16" or "fp32". Auto is bf16 where the hardware computes in it."""
-    if name == "fp32":
-        return torch.float32
-    native = device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return torch.bfloat16 if name == "bf16" or native else torch.float32
-
-
 def load_model(
     directory: Path, *, dtype: str, device: str, max_model_len: int | None, quantize: str = NONE
 ) -> LoadedModel:
@@ -89,6 +73,7 @@ def load_model(
             is not installed, or the checkpoint is quantized already.
     """
     torch_device = resolve_device(device)
+    use_device(torch_device)
     torch_dtype = resolve_dtype(dtype, torch_device)
     if quantize != NONE:
         check_available(quantize)
@@ -143,22 +128,40 @@ def _load_plain(
         dtype=dtype,
         generation_config=generation.hf(),
         output_loading_info=True,
-        **_placement(quantize, device),
+        **_placement(quantize, device, dtype),
     )
     _check_complete(directory, report["missing_keys"])
     digest = _fingerprint(model, directory, quantize)
     if quantize == NONE:
+        check_room(model, device)
         model = model.to(device)
     else:
         take_codes(model, dtype)
     return BuiltModel(model, digest, quantize)
 
 
-def _placement(quantize: str, device: torch.device) -> dict[str, Any]:
+def check_room(model: Any, device: torch.device) -> None:
+    """Refuse a model whose weights alone exceed what the device has free: moving it would fail half-way.
+
+    Raises:
+        ConfigError: says what would fit.
+    """
+    if device.type == "cpu":
+        return
+    needed, free = total_bytes([*model.parameters(), *model.buffers()]), available_bytes(device)
+    if needed > free:
+        raise ConfigError(
+            f"--device {device}: the model's weights take {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free there: take --quantize nf4 or int8, a smaller model, or a "
+            "larger device; `manylora estimate serve` says what fits where"
+        )
+
+
+def _placement(quantize: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments that quantize on loading; a quantized model can't be moved afterwards."""
     if quantize == NONE:
         return {}
-    return {"quantization_config": quantization_config(quantize), "device_map": {"": device}}
+    return {"quantization_config": quantization_config(quantize, dtype), "device_map": {"": device}}
 
 
 def _check_complete(directory: Path, missing: Collection[str]) -> None:

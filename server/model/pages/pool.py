@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,7 +28,9 @@ from manylora.server.kernels.inputs import (
     page_length,
 )
 from manylora.server.model.pages.packing import FoldedModule, ZeroNorm, elements, fold
+from manylora.server.model.pages.space import PageSpace
 from manylora.server.model.pages.tables import BaseTables, pack_vocabulary, place
+from manylora.server.model.pages.uploads import Upload, upload_for
 
 _NEGLIGIBLE = 1e-6  # gains and constants of an untrained DoRA: rounding
 
@@ -49,53 +50,12 @@ class PackedAdapter:
     prompt: PromptPages | None = None
 
 
-class PageSpace:
-    """Which elements of the pool are taken. First fit over free runs, neighbours joined on release."""
-
-    def __init__(self, start: int, end: int) -> None:
-        self._free: list[tuple[int, int]] = [(start, end)]
-        self._taken: dict[int, int] = {}
-        self.capacity = end - start
-
-    @property
-    def used(self) -> int:
-        """Elements of the pool that are taken."""
-        return sum(self._taken.values())
-
-    def reserve(self, size: int) -> int | None:
-        """Start of a free run of ``size`` elements, now taken; None when no run is long enough."""
-        for index, (start, end) in enumerate(self._free):
-            if end - start >= size:
-                self._free[index : index + 1] = [(start + size, end)] if end - start > size else []
-                self._taken[start] = size
-                return start
-        return None
-
-    def release(self, start: int) -> int:
-        """Free the run that begins at ``start``; returns its size."""
-        size = self._taken.pop(start)
-        runs = sorted([*self._free, (start, start + size)])
-        joined = runs[:1]
-        for run in runs[1:]:
-            if joined[-1][1] == run[0]:
-                joined[-1] = (joined[-1][0], run[1])
-            else:
-                joined.append(run)
-        self._free = joined
-        return size
-
-    def check(self) -> None:
-        """Assert that free and taken runs tile the space exactly."""
-        runs = sorted([*self._free, *((s, s + n) for s, n in self._taken.items())])
-        assert sum(end - start for start, end in runs) == self.capacity
-        assert all(a[1] == b[0] for a, b in itertools.pairwise(runs))
-
-
 class PagePool:
     """The flat tensor behind all resident adapters, of at most ``capacity`` bytes.
 
     Its first page is zero and stays so: absent pages point there. Only elements of a reserved run
-    that no sequence refers to are ever written, so writing needs no lock against a running step.
+    that no sequence refers to are ever written, and behind every step that was launched with the former ones,
+    so writing needs no lock against a running step.
     """
 
     def __init__(
@@ -107,10 +67,12 @@ class PagePool:
         base: BaseWeights | None = None,
         *,
         tables: BaseTables | None = None,
+        upload: Upload | None = None,
     ) -> None:
         """``base`` holds the weights of ``modules``; without it only plain LoRA and IA3 can be packed.
 
-        ``tables`` are the base's embeddings and head; without them no adapter may change those.
+        ``tables`` are the base's embeddings and head; without them no adapter may change those. ``upload``
+        sends pages; None is the way that suits ``device``.
         """
         self.modules = tuple(modules)
         self._base = base
@@ -119,6 +81,7 @@ class PagePool:
         zero = page_length(widest)
         elements = max(capacity // dtype.itemsize, zero)
         self.data = zeros((elements,), dtype, device)
+        self._upload = upload_for(device) if upload is None else upload
         self._space = PageSpace(zero, elements)
 
     @property
@@ -148,7 +111,7 @@ class PagePool:
 
     def write(self, pages: AdapterPages, packed: PackedAdapter) -> None:
         """Copy the pages in. Any thread may call this, once, before the pages are used."""
-        self.data[pages.start : pages.start + packed.data.numel()].copy_(packed.data)
+        self._upload.send(packed.data, self.data[pages.start : pages.start + packed.data.numel()])
 
     def release(self, pages: AdapterPages) -> int:
         """Give the room back; returns the bytes freed."""
@@ -190,6 +153,8 @@ class PagePool:
         stated_rank = max((delta.stated_rank for _, delta in parts), default=0)
         packed = replace(layout.finish(digest, activation), stated_rank=stated_rank)
         packed = self._with_vocabulary(packed, vocabulary)
+        if self.data.dtype == torch.float16 and not bool(packed.data.isfinite().all()):
+            raise ArtifactError(["it has values beyond what float16 holds; --dtype bf16 and fp32 hold them"])
         judged_here = updates or packed.vectors is not None or (vocabulary is not None and not deltas)
         if judged_here and packed.vocabulary is None and self._idle(packed, layout):
             raise ArtifactError(["the adapter would do nothing on this base (was it trained?)"])

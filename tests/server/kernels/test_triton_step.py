@@ -29,7 +29,8 @@ pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
 from manylora.server.kernels.cuda import attention, lora_kernels
 from manylora.server.kernels.cuda.backend import TritonStep
-from manylora.server.kernels.cuda.decode import MAX_RANK, MAX_ROWS, Bucket, bucket_of
+from manylora.server.kernels.cuda.buckets import MAX_ROWS, Bucket
+from manylora.server.kernels.cuda.decode import MAX_RANK, bucket_of
 
 BLOCKS = 64
 WEIGHTS = in_float32(
@@ -75,7 +76,7 @@ def test_prompts_decode_rows_and_both_at_once(device: torch.device) -> None:
     run = Run(device)
     run.compare(28, 16, 20, 0, 31)
     run.compare(1, 1, 16, 136, 1)
-    assert bucket_of(run.compare(0, 0, 1, 1, 1)) == Bucket(3, 4)
+    assert bucket_of(run.compare(0, 0, 1, 1, 1)) == Bucket(4, 4)
 
 
 @pytest.mark.slow
@@ -83,7 +84,7 @@ def test_decode_steps_of_changing_batches(device: torch.device) -> None:
     run = Run(device)
     run.compare(16, 16, 16, 16, 16)
     for counts in ((1, 1, 1, 1, 1), (1, 1, 1, 1, 1), (0, 0, 1, 0, 0)):
-        assert bucket_of(run.compare(*counts)) == Bucket(6 if sum(counts) == 5 else 1, 1)
+        assert bucket_of(run.compare(*counts)) == Bucket(8 if sum(counts) == 5 else 1, 1)
 
 
 @pytest.mark.slow
@@ -106,10 +107,10 @@ def decode(rows: int, context: int = 5, mix: Mix = ()) -> StepInputs:
     ("inputs", "bucket"),
     [
         (decode(1), Bucket(1, 1)),
-        (decode(3), Bucket(3, 1)),
-        (decode(5), Bucket(6, 1)),
+        (decode(3), Bucket(4, 1)),
+        (decode(5), Bucket(8, 1)),
         (decode(7), Bucket(8, 1)),
-        (decode(13, 128), Bucket(16, 1)),
+        (decode(17, 128), Bucket(24, 1)),
         (decode(25, 129), Bucket(32, 4)),
         (decode(2, 513), Bucket(2, 16)),
         (decode(MAX_ROWS), Bucket(MAX_ROWS, 1)),
@@ -197,12 +198,12 @@ def test_two_steps_of_a_bucket_differ_in_nothing_but_buffers(
         for sequence in sequences:
             sequence.done = len(sequence.tokens) - 1
         inputs = Batcher.step([(sequence, 1) for sequence in sequences])
-        assert bucket_of(inputs) == Bucket(6, 4)
+        assert bucket_of(inputs) == Bucket(8, 4)
         triton.step(inputs)
         with Trace() as trace, monkeypatch.context() as patch:
             for module, name in KERNELS:
                 patch.setattr(module, name, trace.kernel(name))
-            triton.decode(triton.decode_steps.buffers[Bucket(6, 4)], True)
+            triton.decode(triton.decode_steps.buffers[Bucket(8, 4)], True)
         traces.append(trace.calls)
     assert [call[0] for call in traces[0]].count("shrink_rows") == 14
     assert traces[0] == traces[1]
@@ -218,4 +219,4 @@ def test_graphs_are_captured_and_replayed(device: torch.device, caplog: pytest.L
     assert not caplog.records  # nothing fell back
     graphs = run.triton.decode_steps.graphs
     assert graphs is not None
-    assert set(graphs.keys) == {(Bucket(6, 1), True), (Bucket(1, 1), False)}
+    assert set(graphs.keys) == {(Bucket(8, 1), True), (Bucket(1, 1), False)}

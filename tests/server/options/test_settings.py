@@ -120,13 +120,13 @@ def test_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_fault_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MANYLORA_DTYPE", "fp16")
+    monkeypatch.setenv("MANYLORA_DTYPE", "fp8")
     file = write(tmp_path / "c.yaml", max_lora_rank=0)
     with pytest.raises(ConfigError) as caught:
         load_settings({"port": "70000"}, file)
     assert set(str(caught.value).splitlines()) == {
         "--port: must be less than or equal to 65535 (got '70000')",
-        "MANYLORA_DTYPE: must be 'auto', 'bf16' or 'fp32' (got 'fp16')",
+        "MANYLORA_DTYPE: must be 'auto', 'bf16', 'fp16' or 'fp32' (got 'fp8')",
         f"{file}: max_lora_rank: must be greater than or equal to 1 (got 0)",
     }
 

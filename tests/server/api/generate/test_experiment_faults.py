@@ -12,7 +12,7 @@ import pytest
 
 from manylora.adapters.errors import RegistryUnavailable, SourceMissing, StoreError
 from manylora.adapters.registry.arms import Arms
-from manylora.server.engine.async_engine import Held
+from manylora.server.engine.stream import Held
 from manylora.server.errors import QueueFull
 from manylora.server.experiments import experiments
 from manylora.server.residency.held_mix import HeldMix

@@ -1,0 +1,41 @@
+"""The sizes of decode steps that are captured: few, so that all of them are before the first request."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from manylora.server.kernels.cuda.attention import PARTITION
+
+MAX_ROWS = 256  # of a bucket; larger steps are long enough to hide their launches
+_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, MAX_ROWS)
+_GROWTH = 4  # of the context from one bucket to the next
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The sizes for which one graph stands."""
+
+    rows: int
+    partitions: int  # of the longest context
+
+
+def bucket_for(rows: int, context: int) -> Bucket:
+    """The smallest bucket for at most :data:`MAX_ROWS` ``rows``, of which none sees more than ``context``."""
+    partitions = 1
+    while partitions * PARTITION < context:
+        partitions *= _GROWTH
+    return Bucket(_ROWS[bisect_left(_ROWS, rows)], partitions)
+
+
+def buckets_up_to(rows: int, context: int) -> list[Bucket]:
+    """Every bucket that steps of so many rows and contexts may need, the largest first.
+
+    Graphs share the memory that they compute in: the first takes all of it, and the others nothing.
+    """
+    last = bucket_for(min(rows, MAX_ROWS), context)
+    partitions = [1]
+    while partitions[-1] < last.partitions:
+        partitions.append(partitions[-1] * _GROWTH)
+    sizes = [n for n in _ROWS if n <= last.rows]
+    return [Bucket(n, p) for p in reversed(partitions) for n in reversed(sizes)]

@@ -1,0 +1,67 @@
+"""What a step takes beside the weights and the caches, from its sizes: nothing is run for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from manylora.server.sizing.shape import BaseShape
+
+_PARTITION = 128  # tokens of a context that one program attends to; there are no more than
+_MOST_PARTITIONS = 32  # of a row, and they are larger in longer contexts
+STAGING_BYTES = 16 << 20  # through which adapters are sent
+_LIBRARIES = 256 << 20  # workspaces of matrix products, of this library and its own threads' handles
+_SLACK = 1.15  # of what the allocator holds to what is in use
+_SAMPLING = 28  # bytes a logit while tokens are drawn: float copy, sorted values and places, two sums
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """How large steps may be."""
+
+    rows: int  # tokens
+    sequences: int  # of which tokens are drawn
+    context: int  # the longest
+    rank: int = 64  # the largest sum of ranks of a row's mix
+
+
+def step_bytes(shape: BaseShape, itemsize: int, size: StepSize) -> int:
+    """The most that is in use at a time while one step runs, kernels' scratch included."""
+    layer = _layer_bytes(shape, itemsize, size.rows, size.rank)
+    return max(layer, _head_bytes(shape, itemsize, size)) + scratch_bytes(shape, size)
+
+
+def scratch_bytes(shape: BaseShape, size: StepSize) -> int:
+    """What the attention of decode rows takes while it runs, once for all layers."""
+    partitions = min(-(-size.context // _PARTITION), _MOST_PARTITIONS)
+    return size.sequences * shape.heads * partitions * (shape.head_dim + 2) * 4
+
+
+def reserved_bytes(shape: BaseShape, itemsize: int, size: StepSize) -> int:
+    """What has to stay free for steps: those that are launched, those that are replayed, and libraries."""
+    replayed = _layer_bytes(shape, itemsize, size.sequences, size.rank) + scratch_bytes(shape, size)
+    logits = 2 * size.sequences * shape.vocabulary * itemsize  # the graphs' own, and where they are returned
+    launched = step_bytes(shape, itemsize, size)
+    return int((launched + replayed + logits) * _SLACK) + _LIBRARIES + STAGING_BYTES
+
+
+def _layer_bytes(shape: BaseShape, itemsize: int, rows: int, rank: int) -> int:
+    """The most of a layer's parts: norm, attention, MLP; each beside its input and the residual stream."""
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norm = shape.width * (2 * itemsize + 3 * 4)
+    attention = (q + 2 * kv) * itemsize + 4 * q * itemsize + 2 * kv * itemsize
+    mlp = 4 * shape.inner * itemsize
+    widest = max(shape.width, q, shape.inner)
+    lora = 4 * rank * -(-widest // 512)  # partial sums of A x, slice by slice
+    ropes = shape.head_dim * (4 + itemsize)
+    return rows * (5 * shape.width * itemsize + max(norm, attention + lora, mlp + lora) + ropes)
+
+
+def _head_bytes(shape: BaseShape, itemsize: int, size: StepSize) -> int:
+    """The head's part: what goes in of all rows, and logits of the sequences while tokens are drawn."""
+    logits = size.sequences * shape.vocabulary * (itemsize + _SAMPLING)
+    return size.rows * shape.width * 2 * itemsize + logits
+
+
+def probe_bytes(shape: BaseShape) -> int:
+    """What the comparison with the original model takes: its output head once more, in float32."""
+    return shape.vocabulary * shape.width * 4
