@@ -63,7 +63,7 @@ class BodyTooLarge(ServerError):
 class ObjectNotFound(ServerError):
     """Nothing that a client keeps on the server has that id. ``param`` names where the id stood."""
 
-    def __init__(self, message: str, param: str) -> None:
+    def __init__(self, message: str, param: str = "id") -> None:
         super().__init__(message)
         self.param = param
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
-from typer.core import TyperCommand
+from typer.core import TyperArgument, TyperCommand
 
 from manylora.adapters.options.option import default_text, flag_of, off_flag_of, option_of
 from manylora.server.options.settings import CONFIG_VARIABLE, OPERATION, Settings
@@ -28,7 +28,7 @@ class ServeHelp(TyperCommand):
         """Write the help to click's ``formatter``."""
         console = Console(highlight=False, markup=False)
         with console.capture() as written:
-            arguments = [p.make_metavar(ctx) for p in self.params if p.param_type_name == "argument"]
+            arguments = [str(p.metavar) for p in self.params if isinstance(p, TyperArgument)]
             usage = " ".join([ctx.command_path, *arguments, "[OPTIONS]"])
             console.print(f" Usage: {usage}\n\n {self.help}\n\n{_WHERE}\n")
             for panel, rows in groupby(_rows(), key=lambda row: row[0]):

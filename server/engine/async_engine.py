@@ -24,12 +24,12 @@ from manylora.server.engine.retry_after import RetryAfter
 from manylora.server.engine.sequence import (
     Delta,
     FinishReason,
-    Pooling,
     ResolvedMix,
     SamplingParams,
     Sequence,
 )
 from manylora.server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
+from manylora.server.model.text.pooling import Pooling
 from manylora.server.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ import torch
 from manylora.adapters.mix import MixEntry, mix_digest
 from manylora.server.kernels.inputs import AdapterPages, PromptPages
 from manylora.server.kernels.weights import MergedWeights
+from manylora.server.model.text.pooling import Pooling
 
 
 class FinishReason(StrEnum):
@@ -48,13 +49,6 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logprobs: int | None = None  # None: none; k: the sampled token's and the k most likely
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
-
-
-class Pooling(StrEnum):
-    """How the hidden states of a text's tokens become one vector, by vLLM's names."""
-
-    LAST = "LAST"  # that of the last token
-    MEAN = "MEAN"  # the mean of all
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from manylora.server.api.request.schemas import Prompt
 from manylora.server.api.request.token_ids import check_special_tokens, prompt_ids
 from manylora.server.api.request.truncation import Ids
 from manylora.server.engine.async_engine import GenerateRequest
-from manylora.server.engine.sequence import Delta, Pooling, SamplingParams
+from manylora.server.engine.sequence import Delta, SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
+from manylora.server.model.text.pooling import Pooling
 from manylora.server.service import Service
 
 Finish = Callable[[torch.Tensor], torch.Tensor]  # a pooled state to the vector that is told

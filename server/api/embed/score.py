@@ -120,5 +120,5 @@ async def _labels(reader: Reader, body: ScoreBody) -> Response:
 
 def _probabilities(logits: torch.Tensor, labels: list[int], among_labels: bool) -> list[float]:
     if among_labels:
-        return logits[labels].double().softmax(-1).tolist()  # type: ignore[no-any-return]
-    return logits.double().softmax(-1)[labels].tolist()  # type: ignore[no-any-return]
+        return logits[labels].double().softmax(-1).tolist()
+    return logits.double().softmax(-1)[labels].tolist()

@@ -5,13 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from manylora.adapters.format.files import FileFault, open_regular, parse_json_object
-from manylora.server.engine.sequence import Pooling
 
 logger = logging.getLogger(__name__)
+
+
+class Pooling(StrEnum):
+    """How the hidden states of a text's tokens become one vector, by vLLM's names."""
+
+    LAST = "LAST"  # that of the last token
+    MEAN = "MEAN"  # the mean of all
+
 
 _MAX_BYTES = 1 << 16
 _MODES = {"pooling_mode_lasttoken": Pooling.LAST, "pooling_mode_mean_tokens": Pooling.MEAN}

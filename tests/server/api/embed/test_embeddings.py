@@ -151,9 +151,11 @@ def _compare_in_company(running: Running) -> None:
             assert http.post("/v1/completions", json=body).status_code == 200
 
     def embed(pooling: str) -> list[Any]:
-        return post(
-            running, model="embedder", input=[TEXTS[1], *map(str, range(20))], pooling=pooling, cache_salt="x"
-        )["data"]
+        texts = [TEXTS[1], *map(str, range(20))]
+        found: list[Any] = post(running, model="embedder", input=texts, pooling=pooling, cache_salt="x")[
+            "data"
+        ]
+        return found
 
     with ThreadPoolExecutor(10) as threads:
         writers = [threads.submit(write, number) for number in range(6)]
