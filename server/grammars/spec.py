@@ -40,7 +40,17 @@ class Preface:
     closes: Marker
     opens: Marker | None = None  # None: the answer begins inside of it
     required: bool = False  # whether an answer has to open it; without ``opens`` it is open anyway
-    max_tokens: int | None = None  # after so many the closing mark is forced
+    max_tokens: int | None = None  # after so many the closing mark is forced, which is a control token then
+
+
+@dataclass(frozen=True, slots=True)
+class JsonStyle:
+    """How JSON may be written, and how strictly a schema is kept."""
+
+    whitespace_pattern: str | None = None  # matches what stands between two tokens of JSON; None: some blanks
+    compact: bool = False  # no blanks at all
+    closed: bool = False  # objects that name their properties have no others
+    lenient: bool = False  # keywords that answers can't be held to are left out instead of refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +59,19 @@ class GrammarSpec:
 
     kind: GrammarKind
     text: str
+    style: JsonStyle = JsonStyle()
     preface: Preface | None = None
     param: str = field(default="structured_outputs", compare=False)  # the request's field that asks for it
 
     @classmethod
-    def json_schema(cls, schema: Schema, *, param: str) -> GrammarSpec:
-        """JSON that validates against ``schema``, as draft 2020-12 reads it; refused where that can't be kept."""
-        return cls(GrammarKind.JSON_SCHEMA, json.dumps(schema), param=param)
+    def json_schema(cls, schema: Schema, *, param: str, style: JsonStyle = JsonStyle()) -> GrammarSpec:
+        """JSON that is valid by ``schema``, as draft 2020-12 reads it."""
+        return cls(GrammarKind.JSON_SCHEMA, json.dumps(schema), style, param=param)
 
     @classmethod
-    def json_object(cls, *, param: str) -> GrammarSpec:
+    def json_object(cls, *, param: str, style: JsonStyle = JsonStyle()) -> GrammarSpec:
         """Any JSON object."""
-        return cls.json_schema({"type": "object"}, param=param)
+        return cls.json_schema({"type": "object"}, param=param, style=style)
 
     @classmethod
     def regex(cls, pattern: str, *, param: str) -> GrammarSpec:
