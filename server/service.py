@@ -25,6 +25,7 @@ from manylora.server.engine.engine import Engine, EngineConfig
 from manylora.server.errors import ConfigError, ModelRefused
 from manylora.server.exporting.exports import Exports
 from manylora.server.files.stored_files import StoredFiles
+from manylora.server.grammars.compiler import GrammarCompiler
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.memory_budget import (
     adapter_bytes,
@@ -64,6 +65,7 @@ class Service:
     model_name: str
     tokenizer: Tokenizer
     conventions: ConventionsCache
+    grammars: GrammarCompiler
     engine: AsyncEngine
     core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
     adapters: AdapterManager
@@ -103,6 +105,7 @@ class Service:
         await self.batches.stop()
         await self.exports.close()
         await self.engine.stop()
+        await self.grammars.close()
         await self.conventions.close()
         await self.adapters.close()
 
@@ -166,6 +169,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         model_name=name,
         tokenizer=loaded.tokenizer,
         conventions=ConventionsCache(loaded.tokenizer, processes, store.path, loaded.pad_id),
+        grammars=GrammarCompiler(core.vocab_size),
         engine=engine,
         core=core,
         adapters=adapters,

@@ -17,6 +17,7 @@ from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded, check_size
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
+from manylora.server.api.request.structured_output import StructuredBody
 from manylora.server.api.request.template_variables import TemplateVariables
 from manylora.server.api.request.tool_calls import ToolCall, sift_calls
 from manylora.server.errors import RequestError
@@ -115,7 +116,7 @@ class SamplingBody(RequestBody):
         return self.user if self.safety_identifier is None else self.safety_identifier
 
 
-class GenerationBody(SamplingBody):
+class GenerationBody(SamplingBody, StructuredBody):
     """Fields that chat and plain completions share."""
 
     model: str = Field(
