@@ -19,11 +19,14 @@ from manylora.adapters.sources.fetching import fetch, find, policy_for
 from manylora.adapters.sources.policy import SourcePolicy
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.adapter_manager import AdapterManager, AdapterSources, MergeOptions
+from manylora.server.batches.batches import BatchQueue
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineConfig
 from manylora.server.engine.faults import Supervision, device_works
 from manylora.server.errors import ConfigError
 from manylora.server.exporting.exports import Exports
+from manylora.server.files.stored_files import StoredFiles
+from manylora.server.grammars.compiler import GrammarCompiler
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.memory_budget import cache_bytes
 from manylora.server.merged.auto_merge import AutoMergeRules
@@ -36,6 +39,7 @@ from manylora.server.model.loading.memory import merge_budget
 from manylora.server.model.loading.preparing import Prepared, prepare
 from manylora.server.model.pages.pool import PagePool
 from manylora.server.model.text.conventions import ConventionsCache
+from manylora.server.model.text.pooling import PoolingConfig, read_pooling
 from manylora.server.model.text.templates import TemplateProcesses
 from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.model.warm_up import warm_up
@@ -47,6 +51,7 @@ from manylora.server.threads import LimitedWork, SlowWork, request_pool
 logger = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN = 64  # a text longer than this times the context can't fit; it is not tokenized
+MAX_BATCH_LINE_BYTES = 4 << 20  # as a request's body
 _REQUEST_THREADS = 4  # that read files, render templates, turn long texts into tokens
 
 
@@ -58,6 +63,7 @@ class Service:
     model_name: str
     tokenizer: Tokenizer
     conventions: ConventionsCache
+    grammars: GrammarCompiler
     engine: AsyncEngine
     core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
     adapters: AdapterManager
@@ -69,6 +75,9 @@ class Service:
     max_model_len: int
     description: Mapping[str, object]  # for /version
     limits: EngineLimits
+    pooling: PoolingConfig  # how the base embeds texts
+    files: StoredFiles  # that clients uploaded
+    batches: BatchQueue
     ready: bool = False
     started: float = field(default_factory=time.time)  # unix seconds
 
@@ -83,6 +92,7 @@ class Service:
         self.engine.start()
         await self.engine.warmed()  # before anything is sent to the device that it captures on
         await self.adapters.start()
+        await asyncio.to_thread(self.files.sweep)
         for name, path in self.config.adapter.items():
             try:
                 await self.adapters.admin.load(name, path, replace=True)
@@ -93,8 +103,10 @@ class Service:
     async def stop(self) -> None:
         """Stop admitting, end what runs, free what is held."""
         self.ready = False
+        await self.batches.stop()
         await self.exports.close()
         await self.engine.stop()
+        await self.grammars.close()
         await self.conventions.close()
         await self.adapters.close()
 
@@ -123,7 +135,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         logger.warning("context limited to %d tokens by the memory for keys and values", max_model_len)
     name = settings.model_name
     metrics = Metrics()
-    metrics.steps.kernels(prepared.decoder.name, prepared.decoder.kernels, fallback=fell_back)
+    metrics.steps.ask_fallback(lambda: fell_back)
     if (capturing := prepared.decoder.capturing) is not None:
         metrics.steps.ask_uncaptured(lambda: capturing.num_failed)
     core = _engine(loaded, prepared, settings, limits, metrics)
@@ -159,11 +171,13 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         merging=merging,
     )
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
+    files = StoredFiles(adapters.registry.files, settings.data_dir / "files")
     return Service(
         config=settings,
         model_name=name,
         tokenizer=loaded.tokenizer,
         conventions=ConventionsCache(loaded.tokenizer, processes, store.path, loaded.pad_id),
+        grammars=GrammarCompiler(core.vocab_size),
         engine=engine,
         core=core,
         adapters=adapters,
@@ -175,6 +189,14 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         max_model_len=max_model_len,
         description=_describe(loaded, prepared, settings, max_model_len),
         limits=limits,
+        pooling=read_pooling(model_dir),
+        files=files,
+        batches=BatchQueue(
+            adapters.registry.batches,
+            files,
+            lambda own: _batch_room(engine, limits.max_num_seqs, own),
+            MAX_BATCH_LINE_BYTES,
+        ),
     )
 
 
@@ -227,6 +249,11 @@ def source_policy(settings: Settings) -> SourcePolicy:
     )
 
 
+def _batch_room(engine: AsyncEngine, max_running: int, own: int) -> int:
+    """How many requests of batches may run: all that fit, an eighth of that while others are there."""
+    return max(1, max_running if engine.num_open <= own else max_running // 8)
+
+
 def _auto_merge_rules(settings: Settings) -> AutoMergeRules | None:
     if not settings.auto_merge:
         return None
@@ -250,7 +277,12 @@ def _adapters(
     return AdapterManager(
         base=base,
         store=store,
-        registry=Registry(settings.registry, owner=store.owner, history=settings.keep_revisions),
+        registry=Registry(
+            settings.registry,
+            owner=store.owner,
+            directory=store.identity,
+            history=settings.keep_revisions,
+        ),
         pool=pool,
         limits=limits,
         metrics=metrics,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from manylora.server.metrics.asked_gauge import asked_gauge
 
@@ -40,11 +40,10 @@ class StepMetrics:
         self._uncaptured = asked_gauge(
             registry, "uncaptured_graphs", "Sizes of decode steps whose CUDA graph could not be captured."
         )
-        self._kernels = Gauge(
-            "manylora_kernels_info",
-            "1 for the kernels that steps run in; fallback says whether others were meant to.",
-            ("decoder", "kernels", "fallback"),
-            registry=registry,
+        self._fallback = asked_gauge(
+            registry,
+            "kernels_fallback",
+            "1 where slower kernels run than those that are made for the device.",
         )
 
     def ask(
@@ -65,9 +64,9 @@ class StepMetrics:
         """Where the gauge of failed captures is read, in any thread."""
         self._uncaptured.set_function(count)
 
-    def kernels(self, decoder: str, kernels: str, *, fallback: bool) -> None:
-        """Which kernels run; ``fallback``: slower ones than those made for the device."""
-        self._kernels.labels(decoder, kernels, str(fallback).lower()).set(1)
+    def ask_fallback(self, fallback: Callable[[], bool]) -> None:
+        """Where it is read whether slower kernels run than those made for the device, in any thread."""
+        self._fallback.set_function(fallback)
 
     def out_of_memory(self) -> None:
         """Memory did not last for a step."""

@@ -34,7 +34,6 @@ def test_what_fits_which_card(tiny_llama: Path) -> None:
     [
         (["--gpu", "large"], "--gpu: must be a size such as 2GiB"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--max-num-seqs", "0"], "range"),
     ],
 )
 def test_what_is_refused(arguments: list[str], message: str) -> None:

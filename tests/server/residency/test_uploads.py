@@ -112,7 +112,7 @@ def churn(seed: int, *, follows: bool = True, waits: bool = True) -> int:
         packed = adapter(number, elements)
         while (pages := pool.reserve(packed)) is None:
             victim = rng.choice(list(resident))
-            step(victim, *([resident[victim][0], resident[victim][1]]))  # still running when it is given up
+            step(victim, *resident[victim])  # still running when it is given up
             pool.release(resident.pop(victim)[0])
         pool.write(pages, packed)
         resident[number] = (pages, elements)
