@@ -40,11 +40,11 @@ _WAITS = frozenset(
 class OnDevice(torch.Tensor):
     """A tensor on the simulated device."""
 
-    inner: torch.Tensor
+    real_numbers: torch.Tensor
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> OnDevice:
-        made: OnDevice = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: OnDevice = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
             strides=inner.stride(),
@@ -53,42 +53,44 @@ class OnDevice(torch.Tensor):
             layout=inner.layout,
             device=DEVICE,
         )
-        made.inner = inner
+        made.real_numbers = inner
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(func, args, kwargs or {}, Counter())
 
     def __getitem__(self, index: Any) -> Any:
         """What torch does here itself asks for a guard of the device."""
         _check("aten::index", [], [self], (self, (), ()))
-        return OnDevice(self.inner[tree_map(_inner, index)])
+        return OnDevice(self.real_numbers[tree_map(_inner, index)])
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """See :meth:`__getitem__`."""
         _check("aten::index_put_", [], [self], (self, (), value))
-        self.inner[tree_map(_inner, index)] = _inner(value)
+        self.real_numbers[tree_map(_inner, index)] = _inner(value)
 
     def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> OnDevice:
         """See :meth:`__getitem__`."""
         del non_blocking
-        self.inner.copy_(_inner(source))
+        self.real_numbers.copy_(_inner(source))
         return self
 
     def data_ptr(self) -> int:
         """Where the numbers really are: what is one memory here would be one on a device."""
-        return self.inner.data_ptr()
+        return self.real_numbers.data_ptr()
 
     def untyped_storage(self) -> torch.UntypedStorage:
         """See :meth:`data_ptr`."""
-        return self.inner.untyped_storage()
+        return self.real_numbers.untyped_storage()
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         del tensor_contents
-        return f"OnDevice({self.inner!r})"
+        return f"OnDevice({self.real_numbers!r})"
 
 
 class SimulatedCuda(TorchDispatchMode):
@@ -123,7 +125,7 @@ def _run(
         options["device"] = backing
     inner_args, inner_options = tree_map(_inner, (args, options))
     result = func(*inner_args, **inner_options)
-    given = {id(t.inner): t for t in there}
+    given = {id(t.real_numbers): t for t in there}
 
     def outer(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or (value.is_meta and backing.type != "meta"):
@@ -151,7 +153,7 @@ def _check(name: str, tensors: list[torch.Tensor], there: list[OnDevice], args: 
 
 
 def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, OnDevice) else value
+    return value.real_numbers if isinstance(value, OnDevice) else value
 
 
 def put_on_device(model: nn.Module) -> None:
@@ -233,13 +235,13 @@ class _Kernel:
 @contextmanager
 def simulated_cuda(patch: pytest.MonkeyPatch, backing: str = "cpu") -> Iterator[SimulatedCuda]:
     """The calling thread has a CUDA device in this block; ``backing`` is that of :class:`SimulatedCuda`."""
-    from manylora.server.kernels.cuda import backend, graphs, pinned_arrays
+    from manylora.server.kernels.cuda import backend, graphs
     from manylora.server.model.pages import uploads
 
     assert backend.TritonStep.name == "triton"
     patch.setattr(torch.cuda, "_lazy_init", lambda: None)
     patch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    patch.setattr(pinned_arrays.torch.cuda, "Event", _Event)
+    patch.setattr(torch.cuda, "Event", _Event)
     patch.setattr(graphs, "GraphCapture", _Capture)
     patch.setattr(uploads, "CudaLane", _Lane)
     for module in [m for name, m in sys.modules.items() if name.startswith("manylora.server.kernels.cuda.")]:

@@ -11,7 +11,6 @@ from torch import nn
 
 from manylora.server.errors import ConfigError
 from manylora.server.model.decoders.fused import native_backend
-from manylora.server.model.loading import device as module
 from manylora.server.model.loading import loader
 from manylora.server.model.loading.device import DEVICE, resolve_device, resolve_dtype, use_device
 
@@ -134,7 +133,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_moved(monkeypatch: 
 
 def test_threads_launch_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[torch.device] = []
-    monkeypatch.setattr(module.torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     use_device(torch.device("cuda", 1))
     use_device(torch.device("cpu"))
     assert chosen == [torch.device("cuda", 1)]
