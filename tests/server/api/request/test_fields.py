@@ -13,6 +13,7 @@ from openai.types.chat import (
     ChatCompletionAssistantMessageParam,
     ChatCompletionContentPartTextParam,
     ChatCompletionDeveloperMessageParam,
+    ChatCompletionFunctionToolParam,
     ChatCompletionMessageFunctionToolCallParam,
     ChatCompletionStreamOptionsParam,
     ChatCompletionSystemMessageParam,
@@ -20,6 +21,7 @@ from openai.types.chat import (
     ChatCompletionUserMessageParam,
 )
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.shared_params import FunctionDefinition
 
 from manylora.server.api.admin.lora import LoadBody, UnloadBody
 from manylora.server.api.compare.body import CompareBody
@@ -31,6 +33,7 @@ from manylora.server.api.request.fields.reference import tables
 from manylora.server.api.request.fields.table import FIELDS, rules_of
 from manylora.server.api.request.schemas import ChatBody, CompletionBody, Message, StreamOptions, TextPart
 from manylora.server.api.request.tool_calls import ToolCall
+from manylora.server.api.request.tools import Function, Tool
 from manylora.server.errors import RequestError
 from tests.support.fields_section import section
 from tests.support.fuzzing import FUZZ, json_values
@@ -48,6 +51,8 @@ SCHEMAS: dict[Place, type[RequestBody]] = {
     Place.PART: TextPart,
     Place.TOOL_CALL: ToolCall,
     Place.STREAM_OPTIONS: StreamOptions,
+    Place.TOOL: Tool,
+    Place.FUNCTION: Function,
 }
 OPENAI: list[tuple[Place, Any]] = [
     (Place.CHAT, chat_create_params.CompletionCreateParamsNonStreaming),
@@ -62,6 +67,8 @@ OPENAI: list[tuple[Place, Any]] = [
     (Place.MESSAGE, ChatCompletionUserMessageParam),
     (Place.PART, ChatCompletionContentPartTextParam),
     (Place.TOOL_CALL, ChatCompletionMessageFunctionToolCallParam),
+    (Place.TOOL, ChatCompletionFunctionToolParam),
+    (Place.FUNCTION, FunctionDefinition),
 ]
 
 
