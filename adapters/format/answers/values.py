@@ -8,7 +8,7 @@ from typing import Any
 
 Properties = Mapping[str, Any]  # the schemas of a tool's arguments by name
 
-_KINDS = {
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
     "integer": int,
     "number": (int, float),
     "boolean": bool,
@@ -48,7 +48,8 @@ def types_of(schema: Any, depth: int = 0) -> set[str]:
     if isinstance(declared, list):
         types.update(kind for kind in declared if isinstance(kind, str))
     for choice in ("anyOf", "oneOf"):
-        for each in schema.get(choice) if isinstance(schema.get(choice), list) else ():
+        choices = schema.get(choice)
+        for each in choices if isinstance(choices, list) else ():
             types |= types_of(each, depth + 1)
     if not types and isinstance(schema.get("enum"), list):
         types = {_kind(value) for value in schema["enum"]}

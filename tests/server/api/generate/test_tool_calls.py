@@ -224,7 +224,7 @@ def test_text_in_tools_is_text(server: Scripted) -> None:
 
 def test_a_format_of_control_tokens(server: Scripted) -> None:
     """Control tokens are left out of answers, but not those that mark calls."""
-    body = {"model": "mistral", "tools": TOOLS}
+    body: dict[str, Any] = {"model": "mistral", "tools": TOOLS}
     encode = server.running.service.tokenizer.encode
     text = '[{"name": "weather", "arguments": {"place": "Oslo"}}]'
     tokens = [*encode("Hm."), 256, 259, *encode(text)]
@@ -315,14 +315,14 @@ def test_tools_that_no_answer_calls_need_no_place(server: Scripted) -> None:
 
 
 def test_a_stop_string_within_a_call(server: Scripted) -> None:
-    body = {"tools": TOOLS, "stop": ["Oslo"]}
+    body: dict[str, Any] = {"tools": TOOLS, "stop": ["Oslo"]}
     (choice,) = server.ask(CALL, **body)["choices"]
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"place": "'
     assert without_ids(gathered(server.stream(CALL, **body))[0]) == without_ids(choice)
 
 
 def test_logprobs_and_token_ids_of_calls(server: Scripted) -> None:
-    body = {"tools": TOOLS, "logprobs": True, "return_token_ids": True}
+    body: dict[str, Any] = {"tools": TOOLS, "logprobs": True, "return_token_ids": True}
     (choice,) = server.ask(CALL, **body)["choices"]
     count = len(CALL.encode()) + 1
     assert len(choice["logprobs"]["content"]) == len(choice["token_ids"]) == count
@@ -355,7 +355,7 @@ def test_reasoning_stands_apart(server: Scripted) -> None:
 def test_reasoning_that_the_prompt_begins(server: Scripted) -> None:
     message = server.ask("Hm.\n</think>\n\nNo.", model="opened")["choices"][0]["message"]
     assert (message["content"], message["reasoning_content"]) == ("No.", "Hm.")
-    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    off: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
     message = server.ask("No.", model="opened", **off)["choices"][0]["message"]
     assert (message["content"], message["reasoning_content"]) == ("No.", None)
 
@@ -385,7 +385,7 @@ def test_what_switches_reasoning(server: Scripted) -> None:
     plain = prompt_tokens(server, model="thinking")
     more = len("<think>\n\n</think>\n\n")
     assert prompt_tokens(server, model="thinking", reasoning_effort="none") == plain + more
-    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    off: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
     assert prompt_tokens(server, model="thinking", **off) == plain + more
     assert prompt_tokens(server, model="thinking", reasoning_effort="low") == plain
     assert prompt_tokens(server, reasoning_effort="none") == prompt_tokens(server)
