@@ -23,6 +23,7 @@ from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineConfig
 from manylora.server.errors import ConfigError, ModelRefused
 from manylora.server.exporting.exports import Exports
+from manylora.server.grammars.compiler import GrammarCompiler
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.memory_budget import (
     adapter_bytes,
@@ -60,6 +61,7 @@ class Service:
     model_name: str
     tokenizer: Tokenizer
     conventions: ConventionsCache
+    grammars: GrammarCompiler
     engine: AsyncEngine
     core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
     adapters: AdapterManager
@@ -94,6 +96,7 @@ class Service:
         self.ready = False
         await self.exports.close()
         await self.engine.stop()
+        await self.grammars.close()
         await self.conventions.close()
         await self.adapters.close()
 
@@ -156,6 +159,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         model_name=name,
         tokenizer=loaded.tokenizer,
         conventions=ConventionsCache(loaded.tokenizer, processes, store.path, loaded.pad_id),
+        grammars=GrammarCompiler(core.vocab_size),
         engine=engine,
         core=core,
         adapters=adapters,

@@ -12,11 +12,13 @@ import torch
 from manylora.server.engine.answer_reader import AnswerReader, Drawn, Event, Outcome, Told, prompt_logprobs
 from manylora.server.engine.batch import Batch, build_batch
 from manylora.server.engine.block_manager import BlockManager
+from manylora.server.engine.grammar_masks import GrammarMasks
 from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.repeated_batch import following_batch
 from manylora.server.engine.sampler import SampledRows, logprobs_of, sample
 from manylora.server.engine.scheduler import Scheduled, Scheduler
 from manylora.server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob
+from manylora.server.grammars.grammar import GrammarState
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.decoders.decoder import Decoder
@@ -58,6 +60,7 @@ class Engine:
             prompt_budget=self._prompt_budget,
         )
         self._answers = AnswerReader(tokenizer, metrics.requests)
+        self._masks = GrammarMasks()
         self._outcomes: list[Outcome] = []  # of the step that runs, so that none is lost if it raises
         self._scheduled: list[Scheduled] = []  # in the last step, and the batch that made of it
         self._batch: Batch | None = None
@@ -93,7 +96,9 @@ class Engine:
         scheduled = self.scheduler.schedule()
         if scheduled:
             batch = self._build(scheduled)
+            self._masks.begin(batch.sampled.constrained)
             logits = self.decoder.step(batch.inputs)
+            self._masks.finish()
             tokens = self._sample(logits, batch)
             self._update(logits, batch, tokens)
             self._observe(batch, began)
@@ -181,7 +186,9 @@ class Engine:
         self._metrics.requests.tokens_after_abort(sum(s.finish_reason is not None for s, _ in batch.sampling))
         now = monotonic()
         for (sequence, _), token in zip(batch.sampling, tokens, strict=True):
-            if not sequence.abort_requested:
+            if sequence.grammar is not None and sequence.grammar.fault is not None:
+                self._end_faulty(sequence, sequence.grammar)
+            elif not sequence.abort_requested:
                 self._append(sequence, token, now, logprobs.get(sequence.id))
         self._end_scored(batch.scheduled)
 
@@ -252,10 +259,11 @@ class Engine:
     def _finished_by(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, str | int | None]:
         """Whether ``token`` ends the answer, and the stop token id to report if a client named it."""
         params, count = sequence.params, sequence.num_output_tokens
-        if count >= params.min_tokens:
+        over = sequence.grammar is not None and sequence.grammar.only_ends  # nothing else may follow
+        if count >= params.min_tokens or over:
             if token in params.stop_token_ids:
                 return FinishReason.STOP, token
-            if not params.ignore_eos and token in self._answers.reader_of(sequence).eos_ids:
+            if (over or not params.ignore_eos) and token in self._answers.reader_of(sequence).eos_ids:
                 return FinishReason.STOP, None
         return (FinishReason.LENGTH if count >= params.max_tokens else None), None
 
@@ -274,6 +282,11 @@ class Engine:
                         finish_reason=reason,
                     ),
                 )
+
+    def _end_faulty(self, sequence: Sequence, grammar: GrammarState) -> None:
+        """End an answer of whose grammar it can't be told what may follow."""
+        error, reason = grammar.fault, FinishReason.ERROR
+        self._end(sequence, Delta(sequence.index, finish_reason=reason, error=error, param=grammar.param))
 
     def _end(self, sequence: Sequence, delta: Delta) -> None:
         """End a sequence with something else than a token."""

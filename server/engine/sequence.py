@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from manylora.adapters.mix import MixEntry, mix_digest
+from manylora.server.grammars.grammar import CompiledGrammar, GrammarState
 from manylora.server.kernels.inputs import AdapterPages, PromptPages
 from manylora.server.kernels.weights import MergedWeights
 
@@ -49,6 +50,7 @@ class SamplingParams:
     shown_tokens: frozenset[int] = frozenset()  # control tokens that are told all the same
     logprobs: int | None = None  # None: none; k: the sampled token's and the k most likely
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
+    grammar: CompiledGrammar | None = None  # that the answer follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that matched
     error: str | None = None  # with FinishReason.ERROR
+    param: str | None = None  # with an error: the field of the request that is at fault; None: the server is
 
 
 class TokenReader(Protocol):
@@ -222,6 +225,7 @@ class Sequence:
         self.num_preemptions = 0
         seed = params.seed if params.seed is not None else random.getrandbits(63)
         self.rng = random.Random(f"{seed}/{index}")  # a string: of a number the sign would not count
+        self.grammar = _start(params, mix)
         self.finish_reason: FinishReason | None = None
         self.prompt_scores: list[
             TokenLogprob
@@ -300,6 +304,15 @@ class Sequence:
     def rows_within_logits(self, first: int, count: int, limit: int) -> int:
         """How many of the ``count`` tokens from ``first`` on have at most ``limit`` logits to deliver."""
         return count - max(0, self.num_wanted_logits(first, count) - limit)
+
+
+def _start(params: SamplingParams, mix: ResolvedMix) -> GrammarState | None:
+    """Where the answer stands in its grammar, if it has one."""
+    if params.grammar is None:
+        return None
+    return params.grammar.start(
+        mix.vocab_size, stop_token_ids=params.stop_token_ids, ignore_eos=params.ignore_eos
+    )
 
 
 def _start_of(stage: Stage) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from manylora.server.api.generate import chat
 from manylora.server.engine.batch import Batch
 from manylora.server.service import Service
 from tests.support.running_server import Running, serving
@@ -72,6 +73,7 @@ def scripted(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scri
     """Serve ``service`` with answers that tests write."""
     with serving(service) as running:
         made = Scripted(running)
+        monkeypatch.setattr(chat, "answer_grammar", lambda *_, **__: None)  # whatever a test writes is taken
         monkeypatch.setattr(service.core, "_sample", lambda _, batch: made.choose(batch))
         yield made
         running.wait_until_idle()

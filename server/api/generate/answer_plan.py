@@ -69,9 +69,10 @@ def plan_answer(
     form = conventions.answers
     if use is not None:
         check_format(conventions)
-        _check_unbound(use)
-    if body.thinking_token_budget is not None:
-        raise RequestError(f"'{_BUDGET}' is not supported by this server", _BUDGET, "unsupported_parameter")
+    if body.thinking_token_budget is not None and form.reasoning is None:
+        raise RequestError(
+            f"'{_BUDGET}' is not supported: this model marks no reasoning", _BUDGET, "unsupported_parameter"
+        )
     if body.separate_reasoning is False or body.reasoning_format == "none":
         form = replace(form, reasoning=None)
     if use is None:
@@ -85,18 +86,6 @@ def plan_answer(
         tells_reasoning=body.include_reasoning is not False,
         shown=shown_tokens(form, conventions.tokenizer.skipped_tokens),
     )
-
-
-def _check_unbound(use: ToolUse) -> None:
-    """Refuse what answers would have to be held to.
-
-    Raises:
-        RequestError: calls have to be made, or have to keep a schema.
-    """
-    strict = next((tool for tool in use.callable if tool.function.strict), None)
-    path = "tool_choice" if use.required else None if strict is None else f"{use.path_of(strict)}.strict"
-    if path is not None:
-        raise RequestError(f"'{path}' is not supported by this server", path, "unsupported_parameter")
 
 
 def check_format(conventions: TextConventions) -> None:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from manylora.server.api.access.scopes import INFER, needs
 from manylora.server.api.generate.answer import respond
+from manylora.server.api.generate.answer_grammar import answer_grammar
 from manylora.server.api.generate.answer_plan import AnswerPlan, plan_answer
 from manylora.server.api.generate.chat_format import ChatFormat
 from manylora.server.api.generate.generate import generate
@@ -21,6 +22,7 @@ from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
 from manylora.server.api.request.schemas import ChatBody
+from manylora.server.api.request.structured_output import compiled
 from manylora.server.api.request.token_ids import Rendering, chat_prompt, check_special_tokens
 from manylora.server.api.request.tools import read_use
 from manylora.server.engine.async_engine import GenerateRequest
@@ -89,7 +91,8 @@ class ChatEndpoint:
             body: what was asked for.
             max_tokens: the wanted length.
             max_tokens_name: the parameter under which the length came.
-            ignored: takes the paths of fields that the chat template has no place for.
+            ignored: takes the paths of fields that the chat template has no place for, and of keywords of a
+                schema that answers are not held to.
         """
         self._service = service
         self._body = body
@@ -120,6 +123,8 @@ class ChatEndpoint:
         )
         top = 0 if body.top_logprobs is None else body.top_logprobs
         tokenizer = conventions.tokenizer
+        spec = answer_grammar(body, self._use, conventions, in_reasoning=prompt.in_reasoning)
+        grammar = await compiled(service, spec, tokenizer, self._ignored)
         params = sampling_params(
             body,
             max_tokens=budget,
@@ -127,6 +132,7 @@ class ChatEndpoint:
             logprobs=top if body.logprobs else None,
             prompt_logprobs=body.prompt_logprobs,
             shown_tokens=self._plan.shown,
+            grammar=grammar,
         )
         n = 1 if body.n is None else body.n
         salt = salt_of(body.cache_salt)

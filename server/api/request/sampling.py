@@ -8,6 +8,7 @@ from typing import TypeVar
 from manylora.server.api.request.schemas import GenerationBody, SamplingBody
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
+from manylora.server.grammars.grammar import CompiledGrammar
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ def sampling_params(
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
     shown_tokens: frozenset[int] = frozenset(),
+    grammar: CompiledGrammar | None = None,
 ) -> SamplingParams:
     """The sampling parameters of one prompt's answers.
 
@@ -110,6 +112,7 @@ def sampling_params(
         shown_tokens=shown_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
     )
 
 

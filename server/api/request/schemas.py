@@ -17,9 +17,10 @@ from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded, check_size
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
+from manylora.server.api.request.structured_output import StructuredBody
 from manylora.server.api.request.template_variables import TemplateVariables
 from manylora.server.api.request.tool_calls import ToolCall, sift_calls
-from manylora.server.api.request.tools import ToolChoiceField, Tools
+from manylora.server.api.request.tools import ToolsBody
 from manylora.server.errors import RequestError
 
 
@@ -116,7 +117,7 @@ class SamplingBody(RequestBody):
         return self.user if self.safety_identifier is None else self.safety_identifier
 
 
-class GenerationBody(SamplingBody):
+class GenerationBody(SamplingBody, StructuredBody):
     """Fields that chat and plain completions share."""
 
     model: str = Field(
@@ -244,7 +245,7 @@ Messages = Annotated[
 ]
 
 
-class ChatBody(GenerationBody):
+class ChatBody(GenerationBody, ToolsBody):
     """``POST /v1/chat/completions``."""
 
     messages: Messages
@@ -261,13 +262,6 @@ class ChatBody(GenerationBody):
     )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    tools: Tools | None = Field(None, description="What the answer may call.")
-    tool_choice: ToolChoiceField | None = Field(
-        None,
-        description="'none', 'auto', 'required', {'type': 'function', 'function': {'name': ...}}, or "
-        "{'type': 'allowed_tools', 'allowed_tools': {'mode': 'auto' or 'required', 'tools': [...]}}.",
-    )
-    parallel_tool_calls: bool | None = Field(None, description="False: at most one call.")
     include_reasoning: bool | None = None
     separate_reasoning: bool | None = None
     reasoning_format: Literal["none", "auto", "deepseek"] | None = None

@@ -146,6 +146,18 @@ ToolChoiceField = Annotated[
 ]
 
 
+class ToolsBody(RequestBody):
+    """The fields of a body that say which tools its answers may call."""
+
+    tools: Tools | None = Field(None, description="What the answer may call.")
+    tool_choice: ToolChoiceField | None = Field(
+        None,
+        description="'none', 'auto', 'required', {'type': 'function', 'function': {'name': ...}}, or "
+        "{'type': 'allowed_tools', 'allowed_tools': {'mode': 'auto' or 'required', 'tools': [...]}}.",
+    )
+    parallel_tool_calls: bool | None = Field(None, description="False: at most one call.")
+
+
 @dataclass(frozen=True, slots=True)
 class ToolUse:
     """The tools that one answer may call."""

@@ -157,6 +157,7 @@ class Draw(ctypes.Structure):
         ("top_p", _P),
         ("min_p", _P),
         ("uniform", _P),
+        ("allowed", _P),
         ("tokens", _P),
     )
 

@@ -46,6 +46,9 @@ class Place(StrEnum):
     TOOL = "a tool"
     FUNCTION = "a function of a tool"
     STREAM_OPTIONS = "stream_options"
+    RESPONSE_FORMAT = "response_format"
+    JSON_SCHEMA = "response_format.json_schema"
+    STRUCTURED_OUTPUTS = "structured_outputs"
 
 
 GENERATION: Final = (Place.CHAT, Place.COMPLETIONS)

@@ -159,6 +159,7 @@ struct Draw {
   const double* top_p;         // [rows] 1: all
   const float* min_p;          // [rows] 0: all
   const double* uniform;       // [rows] in [0, 1): which of the kept tokens
+  const uint32_t* const* allowed;  // [rows] bit t % 32 of word t / 32: token t may be drawn; null, also a row's: all may
   int64_t* tokens;             // [rows] the result
 };
 
