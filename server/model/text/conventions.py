@@ -15,7 +15,14 @@ from manylora.adapters.format.answers.syntax import AnswerFormat
 from manylora.adapters.format.classes import Classes, read_classes
 from manylora.adapters.format.config.soft_prompts import virtual_tokens
 from manylora.adapters.format.faults import Faults
-from manylora.adapters.format.files import CONFIG_NAME, FileFault, classifies, read_config, read_text_files
+from manylora.adapters.format.files import (
+    CONFIG_NAME,
+    FileFault,
+    classifies,
+    embeds,
+    read_config,
+    read_text_files,
+)
 from manylora.adapters.format.text.content_marks import Marked
 from manylora.adapters.format.text.conventions import AdapterText, BaseText
 from manylora.adapters.format.text.read_text import read_text
@@ -50,9 +57,8 @@ class TextConventions:
     classes: Classes | None = None  # of an adapter that answers with the probabilities of labels instead
     virtual_tokens: int = 0  # that the soft prompt of a member takes of the context
     prompt: MixMember | None = None  # the member that brings it
-    answers: AnswerFormat = field(
-        default_factory=AnswerFormat
-    )  # how calls of tools and reasoning are written
+    embeds: bool = False  # a member was trained to embed texts, not to write any
+    answers: AnswerFormat = field(default_factory=AnswerFormat)  # how calls and reasoning are written
     answers_conflict: str | None = None  # why the mix has no such format
 
     async def render(
@@ -175,6 +181,7 @@ class ConventionsCache:
             None if classifier is None else classifier.classes,
             0 if prompt is None else prompt.virtual_tokens,
             None if prompt is None else prompt.member,
+            any(text.embeds for text in texts),
             answers,
             answers_conflict,
         )
@@ -205,6 +212,7 @@ class ConventionsCache:
                 classes,
                 virtual_tokens(config),
                 config.get("alora_invocation_tokens") is not None,
+                embeds(config),
                 read.answers,
             )
             self._texts[member.digest] = text
@@ -245,6 +253,7 @@ class _Text:
     classes: Classes | None
     virtual_tokens: int  # of its soft prompt
     activates: bool  # it is an aLoRA
+    embeds: bool  # its task is to embed texts
     answers: AnswerFormat | None = None  # how it writes answers
 
 
