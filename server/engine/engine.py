@@ -181,7 +181,11 @@ class Engine:
         for sequence, first, count in batch.scoring:
             self._score_prompt(logits, sequence, first, count)
         for sequence, first, count in batch.wanted:
-            self._hand_out(logits[first : first + count, : self._width(sequence)], sequence)
+            rows = slice(first, first + count)
+            if sequence.pooled is not None:
+                self._pool(batch, rows, sequence)
+            else:
+                self._hand_out(logits[rows, : self._width(sequence)], sequence)
         logprobs = self._logprobs(logits, batch, tokens)
         self._metrics.requests.tokens_after_abort(sum(s.finish_reason is not None for s, _ in batch.sampling))
         now = monotonic()
@@ -224,6 +228,15 @@ class Engine:
             copy = torch.empty(rows.shape, dtype=torch.float32).copy_(rows)
             delta = Delta(sequence.index, logits=Logits(first, copy))
             self._outcomes.append(Told(sequence, monotonic(), delta))
+
+    def _pool(self, batch: Batch, rows: slice, sequence: Sequence) -> None:
+        assert batch.inputs.states is not None
+        assert batch.inputs.states.values is not None
+        assert sequence.next_logits is not None
+        assert sequence.pooled is not None
+        states = batch.inputs.states.values[rows]
+        sequence.next_logits += len(states)
+        sequence.pooled.add(states)
 
     def _logprobs(self, logits: torch.Tensor, batch: Batch, tokens: list[int]) -> dict[int, TokenLogprob]:
         wanted = [
@@ -278,6 +291,7 @@ class Engine:
                     Delta(
                         sequence.index,
                         prompt_logprobs=scores,
+                        pooled=None if sequence.pooled is None else sequence.pooled.mean(),
                         cached_tokens=sequence.num_cached_tokens,
                         finish_reason=reason,
                     ),

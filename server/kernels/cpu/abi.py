@@ -142,6 +142,7 @@ class Step(ctypes.Structure):
         ("final_hidden", _P),
         ("layer", _P),
         ("final_norm", _P),
+        ("raw_logits", _I64),
     )
 
 
