@@ -81,7 +81,7 @@ class Workbench:
         }
         sizes = {rank: self._elements(rank) for rank in counts}
         elements = sum(sizes[rank] * count for rank, count in counts.items()) + _start(self.decoder)
-        # As a server allocates it: on huge pages where there are any. On small ones 32 adapters cost twice as much.
+        # As a server allocates it: on huge pages where there are any. On small ones adapters cost far more.
         self.pool = zeros((elements,), torch.bfloat16, self.device)
         self.pool.normal_(0, 0.003)
         self.pool[: _start(self.decoder)] = 0
