@@ -312,15 +312,6 @@ class Sequence:
         return count - max(0, self.num_wanted_logits(first, count) - limit)
 
 
-def _start(params: SamplingParams, mix: ResolvedMix) -> GrammarState | None:
-    """Where the answer stands in its grammar, if it has one."""
-    if params.grammar is None:
-        return None
-    return params.grammar.start(
-        mix.vocab_size, stop_token_ids=params.stop_token_ids, ignore_eos=params.ignore_eos
-    )
-
-
 class PooledStates:
     """The mean of hidden states that come in chunks.
 
@@ -342,6 +333,15 @@ class PooledStates:
         """The mean [D] float32 of the rows so far, of which there is at least one."""
         assert self._sum is not None
         return (self._sum / self._count).float()
+
+
+def _start(params: SamplingParams, mix: ResolvedMix) -> GrammarState | None:
+    """Where the answer stands in its grammar, if it has one."""
+    if params.grammar is None:
+        return None
+    return params.grammar.start(
+        mix.vocab_size, stop_token_ids=params.stop_token_ids, ignore_eos=params.ignore_eos
+    )
 
 
 def _start_of(stage: Stage) -> int:
