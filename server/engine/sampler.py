@@ -31,6 +31,8 @@ class SampledRows:
         self._uniform = np.zeros(len(sequences), np.float64)
         self._random = [(i, sequences[i].rng) for i, t in enumerate(temperature) if t]
         self._adjustable = [i for i, s in enumerate(sequences) if _is_adjusted(s)]
+        self.constrained = [s for s in sequences if s.grammar is not None]
+        self._allowed = {i: s.grammar.allowed for i, s in enumerate(sequences) if s.grammar is not None}
         self._draws: Draws | None = None
 
     def draws(self, logits: torch.Tensor, end_ids: frozenset[int]) -> Draws:
@@ -52,6 +54,7 @@ class SampledRows:
             min_p=self._min_p,
             uniform=self._uniform,
             replaced=replaced,
+            allowed=self._allowed,
         )
 
     def _adjusted(self, logits: torch.Tensor, end_ids: frozenset[int]) -> dict[int, torch.Tensor]:
@@ -83,7 +86,13 @@ def logprobs_of(logits: torch.Tensor, token_ids: Seq[int], top: int) -> list[Tok
 def _is_adjusted(sequence: Sequence) -> bool:
     p = sequence.params
     penalized = p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0 or p.logit_bias
-    return bool(penalized) or sequence.num_output_tokens < p.min_tokens
+    return bool(penalized) or _must_go_on(sequence)
+
+
+def _must_go_on(sequence: Sequence) -> bool:
+    """Whether the answer may not end yet. A grammar that has come to its end decides."""
+    over = sequence.grammar is not None and sequence.grammar.only_ends
+    return sequence.num_output_tokens < sequence.params.min_tokens and not over
 
 
 def _adjusted(logits: torch.Tensor, sequence: Sequence, end_ids: frozenset[int]) -> torch.Tensor:
@@ -101,7 +110,7 @@ def _adjusted(logits: torch.Tensor, sequence: Sequence, end_ids: frozenset[int])
         row[torch.tensor(list(p.logit_bias), device=row.device)] += torch.tensor(
             list(p.logit_bias.values()), device=row.device
         )
-    if sequence.num_output_tokens < p.min_tokens:
+    if _must_go_on(sequence):
         ends = end_ids if sequence.tokenizer is None else sequence.tokenizer.eos_ids
         banned = [*(() if p.ignore_eos else ends), *p.stop_token_ids]
         row[torch.tensor(banned, dtype=torch.long, device=row.device)] = float("-inf")

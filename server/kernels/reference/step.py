@@ -142,8 +142,8 @@ class ReferenceStep:
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step and return the logits [R, V] of ``inputs.logits_rows``.
 
-        Where ``inputs.hidden`` is given they are the head's product alone, which the caller corrects and then
-        gives to :func:`bend`.
+        With ``inputs.raw_logits`` they are the head's product alone, which the caller corrects and then gives
+        to :func:`bend`.
         """
         weights = self._weights
         device = weights.embedding.device
@@ -163,10 +163,9 @@ class ReferenceStep:
         norm = self._final_norm if merged is None else merged.final_norm
         final = self._final(x, norm, work.lora, torch.from_numpy(inputs.logits_rows).to(device))
         logits = self._lm_head(final)
-        if inputs.hidden is None:
-            return bend(logits, weights)
-        inputs.hidden.copy_(final)
-        return logits
+        if inputs.hidden is not None:
+            inputs.hidden.copy_(final)
+        return logits if inputs.raw_logits else bend(logits, weights)
 
     def decode(
         self, token_ids: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan, lora: LoraDelta | None
