@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,6 +28,7 @@ from manylora.server.kernels.inputs import (
     page_length,
 )
 from manylora.server.model.pages.packing import FoldedModule, ZeroNorm, elements, fold
+from manylora.server.model.pages.space import PageSpace
 from manylora.server.model.pages.tables import BaseTables, pack_vocabulary, place
 
 _NEGLIGIBLE = 1e-6  # gains and constants of an untrained DoRA: rounding
@@ -47,48 +47,6 @@ class PackedAdapter:
     vocabulary: VocabularyPages | None = None
     stated_rank: int = 0  # the largest that the config states; rank pages may be more
     prompt: PromptPages | None = None
-
-
-class PageSpace:
-    """Which elements of the pool are taken. First fit over free runs, neighbours joined on release."""
-
-    def __init__(self, start: int, end: int) -> None:
-        self._free: list[tuple[int, int]] = [(start, end)]
-        self._taken: dict[int, int] = {}
-        self.capacity = end - start
-
-    @property
-    def used(self) -> int:
-        """Elements of the pool that are taken."""
-        return sum(self._taken.values())
-
-    def reserve(self, size: int) -> int | None:
-        """Start of a free run of ``size`` elements, now taken; None when no run is long enough."""
-        for index, (start, end) in enumerate(self._free):
-            if end - start >= size:
-                self._free[index : index + 1] = [(start + size, end)] if end - start > size else []
-                self._taken[start] = size
-                return start
-        return None
-
-    def release(self, start: int) -> int:
-        """Free the run that begins at ``start``; returns its size."""
-        size = self._taken.pop(start)
-        runs = sorted([*self._free, (start, start + size)])
-        joined = runs[:1]
-        for run in runs[1:]:
-            if joined[-1][1] == run[0]:
-                joined[-1] = (joined[-1][0], run[1])
-            else:
-                joined.append(run)
-        self._free = joined
-        return size
-
-    def check(self) -> None:
-        """Assert that free and taken runs tile the space exactly."""
-        runs = sorted([*self._free, *((s, s + n) for s, n in self._taken.items())])
-        assert sum(end - start for start, end in runs) == self.capacity
-        assert all(a[1] == b[0] for a, b in itertools.pairwise(runs))
 
 
 class PagePool:

@@ -14,7 +14,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from manylora.adapters.format.base import TargetModule
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.server.kernels.inputs import PAGE_ALIGN, page_length
-from manylora.server.model.pages.pool import PackedAdapter, PagePool, PageSpace
+from manylora.server.model.pages.pool import PackedAdapter, PagePool
+from manylora.server.model.pages.space import PageSpace
 
 MODULES = (TargetModule("q", 40, 64), TargetModule("v", 40, 24), TargetModule("down", 100, 40))
 CPU = torch.device("cpu")
