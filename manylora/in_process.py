@@ -71,7 +71,7 @@ class InProcessServer:
         raise ServerError(error["message"])
 
     async def _open(self) -> httpx.AsyncClient:
-        app = create_app(self._service)
+        app = create_app(self._service, batches=False)
         await self._stack.enter_async_context(app.router.lifespan_context(app))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         client = httpx.AsyncClient(transport=transport, base_url="http://manylora", timeout=None)

@@ -235,6 +235,11 @@ class AdapterManager:
         """Whether nothing is being published or freed."""
         return not (self._reclaimer.num_running or self._publisher.num_running)
 
+    @property
+    def registry(self) -> Registry:
+        """The registry; what it has besides adapters is others' to use."""
+        return self._registry
+
     def _make_variants(self, merging: MergeOptions) -> Variants:
         async def measure(variant: Variant) -> MergeError:
             return await merging.measure.measure(self.residency, variant)

@@ -12,6 +12,8 @@ ServerError
 ├── AdminKeyNeeded      a key that may not manage adapters
 ├── ModelNotFound       the model string names nothing that is registered
 ├── AnswerUnknown       no such answer can be scored
+├── ObjectNotFound      nothing that a client keeps here has that id
+├── ObjectInUse         it can't be changed in the state that it is in
 ├── QueueFull           too many requests are waiting; says when to retry
 ├── AdapterUnavailable  a registered adapter's files are gone or damaged
 ├── EngineDead          the engine thread has stopped
@@ -56,6 +58,18 @@ class ContextTooLong(RequestError):
 
 class BodyTooLarge(ServerError):
     """The request's body exceeds the bound."""
+
+
+class ObjectNotFound(ServerError):
+    """Nothing that a client keeps on the server has that id. ``param`` names where the id stood."""
+
+    def __init__(self, message: str, param: str = "id") -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ObjectInUse(ServerError):
+    """What a client keeps on the server can't be changed in the state that it is in."""
 
 
 class UnknownEncoding(ServerError):

@@ -19,10 +19,13 @@ from manylora.adapters.sources.fetching import fetch, find, policy_for
 from manylora.adapters.sources.policy import SourcePolicy
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.adapter_manager import AdapterManager, AdapterSources, MergeOptions
+from manylora.server.batches.batches import BatchQueue
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineConfig
 from manylora.server.errors import ConfigError, ModelRefused
 from manylora.server.exporting.exports import Exports
+from manylora.server.files.stored_files import StoredFiles
+from manylora.server.grammars.compiler import GrammarCompiler
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.memory_budget import (
     adapter_bytes,
@@ -40,6 +43,7 @@ from manylora.server.model.loading.loader import LoadedModel, decoder_candidates
 from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
 from manylora.server.model.pages.pool import PagePool
 from manylora.server.model.text.conventions import ConventionsCache
+from manylora.server.model.text.pooling import PoolingConfig, read_pooling
 from manylora.server.model.text.templates import TemplateProcesses
 from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.options.settings import Settings
@@ -49,6 +53,7 @@ from manylora.server.threads import LimitedWork, SlowWork, request_pool
 logger = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN = 64  # a text longer than this times the context can't fit; it is not tokenized
+MAX_BATCH_LINE_BYTES = 4 << 20  # as a request's body
 _REQUEST_THREADS = 4  # that read files, render templates, turn long texts into tokens
 
 
@@ -60,6 +65,7 @@ class Service:
     model_name: str
     tokenizer: Tokenizer
     conventions: ConventionsCache
+    grammars: GrammarCompiler
     engine: AsyncEngine
     core: Engine  # behind ``engine``; touched only by its thread, or by checks while nothing runs
     adapters: AdapterManager
@@ -70,6 +76,9 @@ class Service:
     metrics: Metrics
     max_model_len: int
     description: Mapping[str, object]  # for /version
+    pooling: PoolingConfig  # how the base embeds texts
+    files: StoredFiles  # that clients uploaded
+    batches: BatchQueue
     ready: bool = False
     started: float = field(default_factory=time.time)  # unix seconds
 
@@ -82,6 +91,7 @@ class Service:
         asyncio.get_running_loop().set_default_executor(request_pool(_REQUEST_THREADS))
         self.engine.start()
         await self.adapters.start()
+        await asyncio.to_thread(self.files.sweep)
         for name, path in self.config.adapter.items():
             try:
                 await self.adapters.admin.load(name, path, replace=True)
@@ -92,8 +102,10 @@ class Service:
     async def stop(self) -> None:
         """Stop admitting, end what runs, free what is held."""
         self.ready = False
+        await self.batches.stop()
         await self.exports.close()
         await self.engine.stop()
+        await self.grammars.close()
         await self.conventions.close()
         await self.adapters.close()
 
@@ -151,11 +163,13 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         base, prepared.pool, store, settings, limits=limits, metrics=metrics, slow=slow, merging=merging
     )
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
+    files = StoredFiles(adapters.registry.files, settings.data_dir / "files")
     return Service(
         config=settings,
         model_name=name,
         tokenizer=loaded.tokenizer,
         conventions=ConventionsCache(loaded.tokenizer, processes, store.path, loaded.pad_id),
+        grammars=GrammarCompiler(core.vocab_size),
         engine=engine,
         core=core,
         adapters=adapters,
@@ -166,6 +180,14 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         metrics=metrics,
         max_model_len=max_model_len,
         description=_describe(loaded, prepared, settings, max_model_len),
+        pooling=read_pooling(model_dir),
+        files=files,
+        batches=BatchQueue(
+            adapters.registry.batches,
+            files,
+            lambda own: _batch_room(engine, settings.max_num_seqs, own),
+            MAX_BATCH_LINE_BYTES,
+        ),
     )
 
 
@@ -229,6 +251,11 @@ def source_policy(settings: Settings) -> SourcePolicy:
     )
 
 
+def _batch_room(engine: AsyncEngine, max_running: int, own: int) -> int:
+    """How many requests of batches may run: all that fit, an eighth of that while others are there."""
+    return max(1, max_running if engine.num_open <= own else max_running // 8)
+
+
 def _auto_merge_rules(settings: Settings) -> AutoMergeRules | None:
     if not settings.auto_merge:
         return None
@@ -252,7 +279,12 @@ def _adapters(
     return AdapterManager(
         base=base,
         store=store,
-        registry=Registry(settings.registry, owner=store.owner, history=settings.keep_revisions),
+        registry=Registry(
+            settings.registry,
+            owner=store.owner,
+            directory=store.identity,
+            history=settings.keep_revisions,
+        ),
         pool=pool,
         limits=limits,
         metrics=metrics,

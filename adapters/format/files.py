@@ -108,6 +108,11 @@ def classifies(config: Mapping[str, Any]) -> bool:
     return str(mapping.get("base_model_class")).endswith("ForSequenceClassification")
 
 
+def embeds(config: Mapping[str, Any]) -> bool:
+    """Whether ``adapter_config.json`` is that of an adapter which embeds texts instead of writing them."""
+    return enum_name(config.get("task_type")) == "FEATURE_EXTRACTION"
+
+
 def read_text_files(directory: Path, config: Mapping[str, Any]) -> dict[str, bytes]:
     """Those of :data:`TEXT_NAMES` that ``directory`` holds; where ``config`` classifies, its labels as well.
 

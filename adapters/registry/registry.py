@@ -17,6 +17,8 @@ from sqlalchemy import Connection, select
 from manylora.adapters.errors import StoreError
 from manylora.adapters.registry.aliases import Aliases
 from manylora.adapters.registry.arms import Arms
+from manylora.adapters.registry.batches import Batches
+from manylora.adapters.registry.files import Files
 from manylora.adapters.registry.names import Names
 from manylora.adapters.registry.recovery import Recovery
 from manylora.adapters.registry.revisions import Revisions
@@ -28,11 +30,12 @@ HISTORY = 16  # revisions of a name that stay, to roll back to
 class Registry:
     """Names, revisions and aliases in a database. Thread-safe, and shared by processes."""
 
-    def __init__(self, url: str, *, owner: str = "", history: int = HISTORY) -> None:
+    def __init__(self, url: str, *, owner: str = "", directory: str = "", history: int = HISTORY) -> None:
         """Open the registry at ``url`` (sqlite:///PATH or postgresql://…), creating it where it is new.
 
-        ``owner`` names this process; what it is loading or draining is known by that. ``history`` is how
-        many revisions of a name stay, the current one included.
+        ``owner`` names this process; what it is loading or draining is known by that. ``directory`` names the
+        data directory, whose processes share clients' files. ``history`` is how many revisions of a name
+        stay, the current one included.
 
         Raises:
             StoreError: the URL or the database can't be used.
@@ -43,6 +46,8 @@ class Registry:
         self.aliases = Aliases(database)
         self.arms = Arms(database)
         self.recovery = Recovery(database)
+        self.files = Files(database, owner=directory)
+        self.batches = Batches(database, owner=directory)
 
     def __enter__(self) -> Self:
         return self

@@ -123,6 +123,29 @@ arms = Table(  # what each arm of an alias has come to
     Column("counts", Text, nullable=False),  # JSON {what: number}
 )
 
+files = Table(  # what clients uploaded, and what batches came to
+    "manylora_files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created", Double, nullable=False, index=True),
+    Column("nbytes", BigInteger, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("expires", Double),
+    Column("digest", _DIGEST, nullable=False),
+    Column("owner", String(64), nullable=False),  # the data directory that holds its bytes
+)
+batches = Table(
+    "manylora_batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created", Double, nullable=False, index=True),
+    Column("status", String(16), nullable=False),
+    Column("input_file", String(64), nullable=False),
+    Column("owner", String(64), nullable=False),  # the data directory of the server that works on it
+    Column("record", Text, nullable=False),  # JSON
+)
+
 
 class Database:
     """Connections to one registry. Thread-safe; faults become :class:`StoreError` in plain words."""

@@ -18,7 +18,11 @@ from manylora.server.api.access.redaction import Redactor, error_redactor
 from manylora.server.api.access.scopes import ApiKeySet, Guard
 from manylora.server.api.admin import adapters, aliases, compose, export, lora, merge, put_adapter
 from manylora.server.api.admin.publications import Publications
+from manylora.server.api.asking import asker
 from manylora.server.api.compare import route as compare
+from manylora.server.api.embed import embeddings, rerank, score
+from manylora.server.api.files import batches as batch_routes
+from manylora.server.api.files import files
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
 from manylora.server.api.http.error_answers import answer_error
 from manylora.server.api.http.middleware import (
@@ -40,6 +44,11 @@ _RESOURCES = (
     chat,
     completions,
     classify,
+    embeddings,
+    score,
+    rerank,
+    files,
+    batch_routes,
     compare,
     feedback,
     models,
@@ -66,8 +75,11 @@ _HANDLED = (
 )
 
 
-def create_app(service: Service) -> FastAPI:
-    """The ASGI application that serves ``service``; starting and stopping it starts and stops the service."""
+def create_app(service: Service, *, batches: bool = True) -> FastAPI:
+    """The ASGI application that serves ``service``; starting and stopping it starts and stops the service.
+
+    With ``batches`` it also works on the batches of requests in the service's data directory.
+    """
     config = service.config
     guard = Guard(_key_set(config.api_key), _key_set(config.admin_api_key))
     app = Application(
@@ -88,6 +100,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.error_redactor = error_redactor(api_keys(config))
     app.state.comparison_limit = compare.ComparisonLimit()
     app.state.publications = Publications()
+    app.state.works_on_batches = batches
     for kind in _HANDLED:
         app.add_exception_handler(kind, answer_error)
     _wrap(app, config)
@@ -123,6 +136,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     try:
         await service.start()
+        if app.state.works_on_batches:
+            service.batches.start(asker(app, service.config))
         yield
     finally:
         await service.stop()

@@ -100,7 +100,28 @@ def serve(
         raise fail(error) from error
 
 
+@with_options(Settings)
+def batch(
+    source: Annotated[Path, typer.Argument(help="Requests, as JSON lines.", metavar="IN", dir_okay=False)],
+    target: Annotated[Path, typer.Argument(help="Takes the answers.", metavar="OUT", dir_okay=False)],
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE")] = None,
+    **options: Any,
+) -> None:
+    """Answer a file of requests in this process. Run it again to go on where it was stopped."""
+    try:
+        settings = load_settings({**given(options), "api_key": [], "admin_api_key": []}, config)
+        from manylora.server.cli.batch import run_batch  # noqa: PLC0415  (brings torch)
+
+        completed, failed = run_batch(source, target, settings)
+    except (ServerError, AdapterError, OSError) as error:
+        raise fail(error) from error
+    typer.echo(
+        f"{completed} answered in {target}" + (f", {failed} failed in {target}.errors" if failed else "")
+    )
+
+
 app.command()(build_kernels)
+app.command(cls=ServeHelp)(batch)
 app.command()(compose)
 app.command()(merge)
 app.command()(compare)

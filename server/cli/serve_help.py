@@ -1,4 +1,4 @@
-"""The help of ``serve``: a flag and its value in one column, so that an option takes one line of 80."""
+"""The help of commands with the options of ``serve``: an option takes one line of 80."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
-from typer.core import TyperCommand
+from typer.core import TyperArgument, TyperCommand
 
 from manylora.adapters.options.option import default_text, flag_of, off_flag_of, option_of
 from manylora.server.options.settings import CONFIG_VARIABLE, OPERATION, Settings
@@ -22,13 +22,15 @@ _WHERE = """\
 
 
 class ServeHelp(TyperCommand):
-    """A typer command that prints the help of ``serve`` from the fields of :class:`Settings`."""
+    """A typer command that prints its help from the fields of :class:`Settings`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help to click's ``formatter``."""
         console = Console(highlight=False, markup=False)
         with console.capture() as written:
-            console.print(f" Usage: {ctx.command_path} [OPTIONS]\n\n {self.help}\n\n{_WHERE}\n")
+            arguments = [str(p.metavar) for p in self.params if isinstance(p, TyperArgument)]
+            usage = " ".join([ctx.command_path, *arguments, "[OPTIONS]"])
+            console.print(f" Usage: {usage}\n\n {self.help}\n\n{_WHERE}\n")
             for panel, rows in groupby(_rows(), key=lambda row: row[0]):
                 table = Table.grid(padding=(0, 2))
                 for _, flag, meaning in rows:

@@ -22,7 +22,13 @@ def is_adjusted(sequence: Sequence) -> bool:
     """Whether anything is changed about the logits of the sequence's next token."""
     p = sequence.params
     penalized = p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0 or p.logit_bias
-    return bool(penalized) or sequence.num_output_tokens < p.min_tokens
+    return bool(penalized) or _must_go_on(sequence)
+
+
+def _must_go_on(sequence: Sequence) -> bool:
+    """Whether the answer may not end yet. A grammar that has come to its end decides."""
+    over = sequence.grammar is not None and sequence.grammar.only_ends
+    return sequence.num_output_tokens < sequence.params.min_tokens and not over
 
 
 def adjusted(
@@ -74,7 +80,7 @@ def _changes(sequence: Sequence, end_ids: frozenset[int]) -> tuple[_Change, _Cha
         _repeated(sequence) if p.repetition_penalty != 1.0 else _NONE,
         _penalized(sequence) if p.presence_penalty or p.frequency_penalty else _NONE,
         _change(list(p.logit_bias), list(p.logit_bias.values())) if p.logit_bias else _NONE,
-        _banned(sequence, end_ids) if sequence.num_output_tokens < p.min_tokens else _NONE,
+        _banned(sequence, end_ids) if _must_go_on(sequence) else _NONE,
     )
 
 

@@ -21,8 +21,15 @@ from typing import Protocol
 from manylora.server.engine.answer_reader import Outcome
 from manylora.server.engine.engine import Engine
 from manylora.server.engine.retry_after import RetryAfter
-from manylora.server.engine.sequence import Delta, FinishReason, ResolvedMix, SamplingParams, Sequence
+from manylora.server.engine.sequence import (
+    Delta,
+    FinishReason,
+    ResolvedMix,
+    SamplingParams,
+    Sequence,
+)
 from manylora.server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
+from manylora.server.model.text.pooling import Pooling
 from manylora.server.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -58,6 +65,7 @@ class GenerateRequest:
     tokenizer: Tokenizer | None = None  # that reads the answer and names its end; None: the base's
     given_ids: tuple[int, ...] = ()  # an answer's beginning, which is given
     logits_from: int | None = None  # deliver the logits after each given token, from this index on
+    pooling: Pooling | None = None  # deliver what the hidden states of the prompt come to, and no logits
 
 
 class Stream:
@@ -224,6 +232,7 @@ class AsyncEngine:
                     leader=made[0] if made else None,
                     given_ids=request.given_ids,
                     logits_from=request.logits_from,
+                    pooling=request.pooling,
                 )
             )
         return made

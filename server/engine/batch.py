@@ -11,7 +11,14 @@ import numpy as np
 from manylora.server.engine.sampler import SampledRows
 from manylora.server.engine.scheduler import Scheduled
 from manylora.server.engine.sequence import Sequence
-from manylora.server.kernels.inputs import BLOCK_SIZE, CacheRun, PromptRun, StepInputs, lora_inputs
+from manylora.server.kernels.inputs import (
+    BLOCK_SIZE,
+    CacheRun,
+    KeptStates,
+    PromptRun,
+    StepInputs,
+    lora_inputs,
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class Batch:
     sampling: tuple[tuple[Sequence, int], ...]  # sequences that draw a token, and their logits row
     sampled: SampledRows  # the same sequences, and how their tokens are drawn
     scoring: tuple[tuple[Sequence, int, int], ...]  # prompt logprobs: sequence, first logits row, count
-    wanted: tuple[tuple[Sequence, int, int], ...]  # logits to deliver: sequence, first logits row, count
+    wanted: tuple[tuple[Sequence, int, int], ...]  # logits or states to deliver: sequence, first row, count
 
     @property
     def distinct_adapters(self) -> int:
@@ -53,6 +60,7 @@ def build_batch(scheduled: Seq[Scheduled]) -> Batch:
         merged=sequences[0].mix.merged,  # of all of them: the scheduler sees to that
         prompts=tuple(_prompt_runs(ordered, query_start)),
         cached=tuple(run for run in map(_cache_run, sequences) if run is not None),
+        states=KeptStates() if any(s.pooled is not None for s, _, _ in logits.wanted) else None,
     )
     return Batch(
         inputs,

@@ -12,11 +12,13 @@ import torch
 from manylora.server.engine.answer_reader import AnswerReader, Drawn, Event, Outcome, Told, prompt_logprobs
 from manylora.server.engine.batch import Batch, build_batch
 from manylora.server.engine.block_manager import BlockManager
+from manylora.server.engine.grammar_masks import GrammarMasks
 from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.repeated_batch import following_batch
 from manylora.server.engine.sampler import SampledRows, logprobs_of, sample
 from manylora.server.engine.scheduler import Scheduled, Scheduler
 from manylora.server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob
+from manylora.server.grammars.grammar import GrammarState
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.decoders.decoder import Decoder
@@ -58,6 +60,7 @@ class Engine:
             prompt_budget=self._prompt_budget,
         )
         self._answers = AnswerReader(tokenizer, metrics.requests)
+        self._masks = GrammarMasks()
         self._outcomes: list[Outcome] = []  # of the step that runs, so that none is lost if it raises
         self._scheduled: list[Scheduled] = []  # in the last step, and the batch that made of it
         self._batch: Batch | None = None
@@ -93,7 +96,9 @@ class Engine:
         scheduled = self.scheduler.schedule()
         if scheduled:
             batch = self._build(scheduled)
+            self._masks.begin(batch.sampled.constrained)
             logits = self.decoder.step(batch.inputs)
+            self._masks.finish()
             tokens = self._sample(logits, batch)
             self._update(logits, batch, tokens)
             self._observe(batch, began)
@@ -176,12 +181,18 @@ class Engine:
         for sequence, first, count in batch.scoring:
             self._score_prompt(logits, sequence, first, count)
         for sequence, first, count in batch.wanted:
-            self._hand_out(logits[first : first + count, : self._width(sequence)], sequence)
+            rows = slice(first, first + count)
+            if sequence.pooled is not None:
+                self._pool(batch, rows, sequence)
+            else:
+                self._hand_out(logits[rows, : self._width(sequence)], sequence)
         logprobs = self._logprobs(logits, batch, tokens)
         self._metrics.requests.tokens_after_abort(sum(s.finish_reason is not None for s, _ in batch.sampling))
         now = monotonic()
         for (sequence, _), token in zip(batch.sampling, tokens, strict=True):
-            if not sequence.abort_requested:
+            if sequence.grammar is not None and sequence.grammar.fault is not None:
+                self._end_faulty(sequence, sequence.grammar)
+            elif not sequence.abort_requested:
                 self._append(sequence, token, now, logprobs.get(sequence.id))
         self._end_scored(batch.scheduled)
 
@@ -218,6 +229,15 @@ class Engine:
             delta = Delta(sequence.index, logits=Logits(first, copy))
             self._outcomes.append(Told(sequence, monotonic(), delta))
 
+    def _pool(self, batch: Batch, rows: slice, sequence: Sequence) -> None:
+        assert batch.inputs.states is not None
+        assert batch.inputs.states.values is not None
+        assert sequence.next_logits is not None
+        assert sequence.pooled is not None
+        states = batch.inputs.states.values[rows]
+        sequence.next_logits += len(states)
+        sequence.pooled.add(states)
+
     def _logprobs(self, logits: torch.Tensor, batch: Batch, tokens: list[int]) -> dict[int, TokenLogprob]:
         wanted = [
             (sequence, row, token)
@@ -252,10 +272,11 @@ class Engine:
     def _finished_by(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, str | int | None]:
         """Whether ``token`` ends the answer, and the stop token id to report if a client named it."""
         params, count = sequence.params, sequence.num_output_tokens
-        if count >= params.min_tokens:
+        over = sequence.grammar is not None and sequence.grammar.only_ends  # nothing else may follow
+        if count >= params.min_tokens or over:
             if token in params.stop_token_ids:
                 return FinishReason.STOP, token
-            if not params.ignore_eos and token in self._answers.reader_of(sequence).eos_ids:
+            if (over or not params.ignore_eos) and token in self._answers.reader_of(sequence).eos_ids:
                 return FinishReason.STOP, None
         return (FinishReason.LENGTH if count >= params.max_tokens else None), None
 
@@ -270,10 +291,16 @@ class Engine:
                     Delta(
                         sequence.index,
                         prompt_logprobs=scores,
+                        pooled=None if sequence.pooled is None else sequence.pooled.mean(),
                         cached_tokens=sequence.num_cached_tokens,
                         finish_reason=reason,
                     ),
                 )
+
+    def _end_faulty(self, sequence: Sequence, grammar: GrammarState) -> None:
+        """End an answer of whose grammar it can't be told what may follow."""
+        error, reason = grammar.fault, FinishReason.ERROR
+        self._end(sequence, Delta(sequence.index, finish_reason=reason, error=error, param=grammar.param))
 
     def _end(self, sequence: Sequence, delta: Delta) -> None:
         """End a sequence with something else than a token."""

@@ -32,6 +32,8 @@ class SampledRows:
         self._uniform = np.zeros(len(sequences), np.float64)
         self._random = [(i, sequences[i].rng) for i, t in enumerate(temperature) if t]
         self._adjustable = [i for i, s in enumerate(sequences) if is_adjusted(s)]
+        self.constrained = [s for s in sequences if s.grammar is not None]
+        self._allowed = {i: s.grammar.allowed for i, s in enumerate(sequences) if s.grammar is not None}
         self._draws: Draws | None = None
 
     def draws(self, logits: torch.Tensor, end_ids: frozenset[int]) -> Draws:
@@ -53,6 +55,7 @@ class SampledRows:
             min_p=self._min_p,
             uniform=self._uniform,
             replaced=replaced,
+            allowed=self._allowed,
         )
 
     def _adjusted(self, logits: torch.Tensor, end_ids: frozenset[int]) -> dict[int, torch.Tensor]:

@@ -21,6 +21,7 @@ from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.kernels.weights import MergedWeights
 
 MAX_WANTED_LOGITS = 32  # rows of a step whose logits are delivered: the lm_head runs on each
+MAX_POOLED_STATES = 8 * MAX_WANTED_LOGITS  # rows whose states are pooled, which are not copied
 MAX_LOGITS_BESIDE_ANSWERS = 8  # the same while answers wait for the step
 
 
@@ -37,18 +38,24 @@ class _Room:
     """What is left of a step while it is put together."""
 
     rows: int
-    logits: int = MAX_WANTED_LOGITS
+    wanted: int = MAX_POOLED_STATES  # a row with logits to deliver takes as much as eight to pool
 
     def count(self, sequence: Sequence, first: int) -> int:
         """How many tokens of ``sequence`` from ``first`` on fit."""
         count = sequence.rows_within_stage(first, min(len(sequence) - first, self.rows))
-        return sequence.rows_within_logits(first, count, self.logits)
+        return sequence.rows_within_logits(first, count, self.wanted // _share(sequence))
 
     def take(self, item: Scheduled, sign: int = 1) -> None:
         """Count ``item`` in; with ``sign`` -1 out again."""
         sequence = item.sequence
         self.rows -= sign * item.count
-        self.logits -= sign * sequence.num_wanted_logits(sequence.num_computed_tokens, item.count)
+        wanted = sequence.num_wanted_logits(sequence.num_computed_tokens, item.count)
+        self.wanted -= sign * wanted * _share(sequence)
+
+
+def _share(sequence: Sequence) -> int:
+    """What a wanted row of ``sequence`` takes of :attr:`_Room.wanted`."""
+    return 1 if sequence.pooled is not None else MAX_POOLED_STATES // MAX_WANTED_LOGITS
 
 
 @dataclass(slots=True)
@@ -157,7 +164,7 @@ class Scheduler:
             )
         )
         if chosen or others:
-            room.logits = MAX_LOGITS_BESIDE_ANSWERS
+            room.wanted = MAX_LOGITS_BESIDE_ANSWERS * (MAX_POOLED_STATES // MAX_WANTED_LOGITS)
         self._continue([s for s in mine if s.num_uncomputed_tokens > 1], chosen, room)
         if self._preemptions == before:  # else a newcomer would only be preempted again
             self._admit(chosen, room, weights)

@@ -14,8 +14,10 @@ from typing import Protocol
 import torch
 
 from manylora.adapters.mix import MixEntry, mix_digest
+from manylora.server.grammars.grammar import CompiledGrammar, GrammarState
 from manylora.server.kernels.inputs import AdapterPages, PromptPages
 from manylora.server.kernels.weights import MergedWeights
+from manylora.server.model.text.pooling import Pooling
 
 
 class FinishReason(StrEnum):
@@ -48,6 +50,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logprobs: int | None = None  # None: none; k: the sampled token's and the k most likely
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
+    grammar: CompiledGrammar | None = None  # that the answer follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +156,12 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()  # one per token id, if asked for
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()  # once, with the first token, if asked for
     logits: Logits | None = None  # if asked for: chunk by chunk, in order, each row once
+    pooled: torch.Tensor | None = None  # [D] float32 on the CPU, if asked for: with the end
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that matched
     error: str | None = None  # with FinishReason.ERROR
+    param: str | None = None  # with an error: the field of the request that is at fault; None: the server is
 
 
 class TokenReader(Protocol):
@@ -190,6 +195,7 @@ class Sequence:
         leader: Sequence | None = None,
         given_ids: tuple[int, ...] = (),
         logits_from: int | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         self.id = sequence_id
         self.index = index
@@ -219,11 +225,15 @@ class Sequence:
         self.num_preemptions = 0
         seed = params.seed if params.seed is not None else random.getrandbits(63)
         self.rng = random.Random(f"{seed}/{index}")  # a string: of a number the sign would not count
+        self.grammar = _start(params, mix)
         self.finish_reason: FinishReason | None = None
         self.prompt_scores: list[
             TokenLogprob
         ] = []  # of prompt tokens 1.., if asked for; filled chunk by chunk
+        if pooling is not None:
+            logits_from = len(prompt_ids) - 1 if pooling is Pooling.LAST else 0
         self.next_logits = logits_from  # the first token whose logits are yet to be delivered; None: none
+        self.pooled = None if pooling is None else PooledStates()  # taken instead of logits, if asked for
         self.abort_requested = False  # set by any thread; honoured before the next step and after this one
 
     def __len__(self) -> int:
@@ -297,6 +307,38 @@ class Sequence:
     def rows_within_logits(self, first: int, count: int, limit: int) -> int:
         """How many of the ``count`` tokens from ``first`` on have at most ``limit`` logits to deliver."""
         return count - max(0, self.num_wanted_logits(first, count) - limit)
+
+
+class PooledStates:
+    """The mean of hidden states that come in chunks.
+
+    Summed in float64, in which sums of bf16 numbers of one size are exact: how a text is cut into chunks
+    does not show in float32.
+    """
+
+    def __init__(self) -> None:
+        self._sum: torch.Tensor | None = None
+        self._count = 0
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Take the next rows [n, D]."""
+        total = rows.double().sum(0).cpu()
+        self._sum = total if self._sum is None else self._sum + total
+        self._count += len(rows)
+
+    def mean(self) -> torch.Tensor:
+        """The mean [D] float32 of the rows so far, of which there is at least one."""
+        assert self._sum is not None
+        return (self._sum / self._count).float()
+
+
+def _start(params: SamplingParams, mix: ResolvedMix) -> GrammarState | None:
+    """Where the answer stands in its grammar, if it has one."""
+    if params.grammar is None:
+        return None
+    return params.grammar.start(
+        mix.vocab_size, stop_token_ids=params.stop_token_ids, ignore_eos=params.ignore_eos
+    )
 
 
 def _start_of(stage: Stage) -> int:

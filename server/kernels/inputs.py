@@ -235,6 +235,13 @@ class CacheRun:
     start: int  # first element in the pool
 
 
+@dataclass
+class KeptStates:
+    """The final hidden states of a step's logits rows, for whoever asks a decoder for them."""
+
+    values: torch.Tensor | None = None  # [R, D] in the dtype of the step, on its device
+
+
 @dataclass(frozen=True)
 class StepInputs:
     """One step over T rows (tokens) of S sequences; each sequence owns a contiguous range of rows.
@@ -253,6 +260,8 @@ class StepInputs:
     lora: LoraInputs | None  # None when every sequence runs the base
     embedded: EmbeddedRows | None = None  # their token ids are not looked at, but must be valid
     hidden: torch.Tensor | None = None  # [R, D] the step fills it with what the head is applied to
+    raw_logits: bool = False  # the head's product alone is wanted, for the caller to correct and bend
+    states: KeptStates | None = None  # a decoder puts there what the head was applied to
     merged: MergedWeights | None = None  # the weights all rows run on; None: the base's
     prompts: tuple[PromptRun, ...] = ()  # virtual tokens among the rows; their token ids must be valid
     cached: tuple[CacheRun, ...] = ()  # virtual tokens without rows, put into the cache before the rows run

@@ -27,7 +27,7 @@ MAX_SAVED_MODULES = 16
 MAX_TRAINED_TOKENS = 1 << 20
 MAX_TARGET_PARAMETERS = 1000
 CLASS_HEADS = ("score", "classifier")  # what transformers calls the head of a classification model
-TASKS = ("CAUSAL_LM", "SEQ_CLS")
+TASKS = ("CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION")
 _DEFAULT_RANK = {"LORA": 8, "VERA": 256}  # 1 of kinds that have none
 _DEFAULT_ALPHA = 8
 _NO_FURTHER: Kinds = MappingProxyType({})
@@ -251,7 +251,7 @@ def _check_options(config: Mapping[str, Any], known: Sequence[Option], faults: F
     task = enum_name(config.get("task_type"))
     if task not in (None, "", *TASKS):
         shown_task = shown(config["task_type"])
-        faults.add(f"task_type {shown_task} is not served: only {' and '.join(TASKS)} are")
+        faults.add(f"task_type {shown_task} is not served: only {', '.join(TASKS)} are")
     noted = []
     for key, value in config.items():
         option = options.get(key)

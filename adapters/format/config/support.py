@@ -72,7 +72,11 @@ _MIX = "name a mix of the members, with fixed weights"
 
 COMMON: tuple[Option, ...] = (
     Option("peft_type", _SERVED, "the kinds are in the table below"),
-    Option("task_type", _SERVED, "CAUSAL_LM or null; SEQ_CLS to classify; the others have another head"),
+    Option(
+        "task_type",
+        _SERVED,
+        "CAUSAL_LM or null; SEQ_CLS to classify; FEATURE_EXTRACTION to embed; the others have another head",
+    ),
     Option("base_model_name_or_path", _NO_EFFECT, "a hint: the base is matched by modules and shapes"),
     Option("revision", _NO_EFFECT, "of the base model, a hint like its name"),
     Option("peft_version", _NO_EFFECT, "recorded with the adapter"),

@@ -20,6 +20,7 @@ from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
 from manylora.server.api.request.schemas import ChatBody
+from manylora.server.api.request.structured_output import compiled_grammar
 from manylora.server.api.request.token_ids import Rendering, chat_ids, check_special_tokens
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.errors import RequestError
@@ -87,7 +88,8 @@ class ChatEndpoint:
             body: what was asked for.
             max_tokens: the wanted length.
             max_tokens_name: the parameter under which the length came.
-            ignored: takes the paths of fields that the chat template has no place for.
+            ignored: takes the paths of fields that the chat template has no place for, and of keywords of a
+                schema that answers are not held to.
         """
         self._service = service
         self._body = body
@@ -112,12 +114,14 @@ class ChatEndpoint:
         )
         top = 0 if body.top_logprobs is None else body.top_logprobs
         tokenizer = conventions.tokenizer
+        grammar = await compiled_grammar(service, body, tokenizer, self._ignored)
         params = sampling_params(
             body,
             max_tokens=budget,
             vocab_size=tokenizer.vocab_size,
             logprobs=top if body.logprobs else None,
             prompt_logprobs=body.prompt_logprobs,
+            grammar=grammar,
         )
         n = 1 if body.n is None else body.n
         salt = salt_of(body.cache_salt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import uuid4
 
 import torch
@@ -18,7 +18,7 @@ from manylora.server.api.access.scopes import INFER, needs
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http import limits
-from manylora.server.api.http.body import RequestBody, bounded, parse_body
+from manylora.server.api.http.body import bounded, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.model_header import model_header
@@ -30,6 +30,7 @@ from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import context_window
 from manylora.server.api.request.schemas import AdapterWeight, AllowSpecialTokens, Messages, Prompts
 from manylora.server.api.request.token_ids import Rendering, chat_ids, check_special_tokens, prompt_ids
+from manylora.server.api.request.truncation import Ids, TruncatedBody
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
@@ -38,10 +39,8 @@ from manylora.server.service import Service
 
 router = APIRouter(tags=["classify"])
 
-Ids = tuple[int, ...]
 
-
-class ClassifyBody(RequestBody):
+class ClassifyBody(TruncatedBody):
     """Either ``input`` or ``messages``."""
 
     model: str = Field(
@@ -59,12 +58,6 @@ class ClassifyBody(RequestBody):
     )
     add_generation_prompt: bool | None = Field(None, description="Default: false. Only with messages.")
     allow_special_tokens: AllowSpecialTokens = None
-    truncate_prompt_tokens: int | None = Field(
-        None, ge=-1, le=limits.MAX_TOKENS, description="Tokens that are read; -1: as many as the context has."
-    )
-    truncation_side: Literal["left", "right"] | None = Field(
-        None, description="Where longer texts are cut. Default: right, so their beginning is read."
-    )
     use_activation: bool | None = Field(
         None, description="Default: true. With false 'probs' holds what the head says, before softmax."
     )
@@ -155,40 +148,26 @@ def _check(service: Service, body: ClassifyBody) -> None:
             "add_special_tokens",
             "unsupported_parameter",
         )
-    if body.truncate_prompt_tokens is None and body.truncation_side is not None:
-        raise RequestError("'truncation_side' goes with 'truncate_prompt_tokens'", "truncation_side")
-    if body.truncate_prompt_tokens == 0 or (body.truncate_prompt_tokens or 0) > service.max_model_len:
-        raise RequestError(
-            f"'truncate_prompt_tokens' must be -1, or from 1 to {service.max_model_len}",
-            "truncate_prompt_tokens",
-        )
+    body.truncation(service.max_model_len)
 
 
 async def _ids(
     service: Service, conventions: TextConventions, body: ClassifyBody, ignored: list[str]
 ) -> list[Ids]:
     """The token ids of each text, cut as asked."""
-    most = service.max_model_len - conventions.virtual_tokens
+    most, cut = service.max_model_len - conventions.virtual_tokens, body.truncation(service.max_model_len).cut
     if body.messages is not None:
         rendering = Rendering(bool(body.add_generation_prompt), special_tokens=body.allow_special_tokens)
         ids = await chat_ids(service, conventions, body.messages, rendering=rendering, ignored=ignored)
-        return [_cut(ids, body, most)]
+        return [cut(ids, most)]
     assert body.input is not None
     special = body.add_special_tokens is not False
-    given = [text if isinstance(text, str) else _cut(text, body, most) for text in body.input]
+    given = [text if isinstance(text, str) else cut(text, most) for text in body.input]
     found = [
         await prompt_ids(service, conventions, text, add_special_tokens=special, param="input")
         for text in given
     ]
-    return [_cut(ids, body, most) for ids in found]
-
-
-def _cut(ids: Ids, body: ClassifyBody, most: int) -> Ids:
-    keep = body.truncate_prompt_tokens
-    if keep is None:
-        return ids
-    keep = most if keep == -1 else keep
-    return ids[-keep:] if body.truncation_side == "left" else ids[:keep]
+    return [cut(ids, most) for ids in found]
 
 
 def _request(

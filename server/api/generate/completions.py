@@ -16,16 +16,18 @@ from manylora.server.api.generate.logprobs import CompletionLogprobs, join, prom
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
 from manylora.server.api.http.openapi import BASE, STREAMED, documented, example
-from manylora.server.api.http.state import ServiceState
+from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
 from manylora.server.api.request.schemas import CompletionBody
+from manylora.server.api.request.structured_output import compiled_grammar
 from manylora.server.api.request.token_ids import prompt_ids
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta, TokenLogprob
 from manylora.server.errors import RequestError
+from manylora.server.grammars.grammar import CompiledGrammar
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.service import Service
@@ -55,7 +57,7 @@ async def create_completion(
     _check(body)
     check_fields(body)
     mix = read_mix(service, body.model, body.adapters, body.end_user)
-    return await generate(service, request, mix, CompletionEndpoint(service, body))
+    return await generate(service, request, mix, CompletionEndpoint(service, body, ignored_fields(request)))
 
 
 class CompletionEndpoint:
@@ -64,9 +66,11 @@ class CompletionEndpoint:
     classifies = False
     input_param = "n"
 
-    def __init__(self, service: Service, body: CompletionBody) -> None:
+    def __init__(self, service: Service, body: CompletionBody, ignored: list[str]) -> None:
+        """``ignored`` takes the paths of keywords of a schema that answers are not held to."""
         self._service = service
         self._body = body
+        self._ignored = ignored
         self._requests: list[GenerateRequest] = []
 
     async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
@@ -75,8 +79,11 @@ class CompletionEndpoint:
         special = body.add_special_tokens is not False
         prompts = [await prompt_ids(service, conventions, p, add_special_tokens=special) for p in body.prompt]
         request_id = body.answer_id("cmpl")
+        grammar = await compiled_grammar(service, body, conventions.tokenizer, self._ignored)
         self._requests = [
-            _generate_request(service, body, ids, conventions=conventions, request_id=request_id)
+            _generate_request(
+                service, body, ids, conventions=conventions, request_id=request_id, grammar=grammar
+            )
             for ids in prompts
         ]
         return self._requests
@@ -106,6 +113,7 @@ def _generate_request(
     *,
     conventions: TextConventions,
     request_id: str,
+    grammar: CompiledGrammar | None,
 ) -> GenerateRequest:
     tokenizer = conventions.tokenizer
     default = max(DEFAULT_COMPLETION_TOKENS, body.min_tokens or 0)
@@ -124,6 +132,7 @@ def _generate_request(
         vocab_size=tokenizer.vocab_size,
         logprobs=body.logprobs,
         prompt_logprobs=_scored(body),
+        grammar=grammar,
     )
     return GenerateRequest(ids, params, _n(body), salt_of(body.cache_salt), request_id, tokenizer)
 

@@ -71,7 +71,12 @@ async def generate(service: Service, request: Request, mix: MixRequest, endpoint
 
 @asynccontextmanager
 async def resolved(
-    service: Service, request: Request, mix: MixRequest, *, classify: bool | None = False
+    service: Service,
+    request: Request,
+    mix: MixRequest,
+    *,
+    classify: bool | None = False,
+    embed: bool = False,
 ) -> AsyncGenerator[Resolved, None]:
     """Name -> revision: happens here, once. The revisions are held until the end of the block.
 
@@ -80,6 +85,7 @@ async def resolved(
         request: whose client may leave while an unknown name is looked up.
         mix: what is asked for.
         classify: whether classes are asked for, or text; None for what both kinds of adapters can do.
+        embed: whether a text is only read, which also adapters do that write none.
 
     Raises:
         RequestError: what is named does the other of the two.
@@ -99,6 +105,13 @@ async def resolved(
             raise Blamed(error, _param_of(service, mix, error)) from error
         found = Resolved(mix, held, await _conventions(service, mix, held))
         _check_task(found, classify)
+        if classify is False and not embed and found.conventions.embeds:
+            raise RequestError(
+                f"'{held.served_model}' embeds and writes no text (task_type FEATURE_EXTRACTION): use "
+                "/v1/embeddings",
+                mix.param,
+                "unsupported_task",
+            )
         yield found
 
 

@@ -37,6 +37,7 @@ class Generation:
         """Every delta with the index of its choice, as they come; ends when all choices have.
 
         Raises:
+            RequestError: a grammar of the request is too much work to follow.
             GenerationFailed, EngineDead: a sequence ended by no fault of the request.
         """
         merged = _one(self.streams[0]) if len(self.streams) == 1 else _merge(self.streams)
@@ -44,6 +45,10 @@ class Generation:
         async with aclosing(merged):
             async for prompt, delta in merged:
                 if delta.finish_reason is FinishReason.ERROR:
+                    if delta.param is not None:
+                        raise RequestError(
+                            f"'{delta.param}': {delta.error}", delta.param, "grammar_too_complex"
+                        )
                     logger.error("generation failed: %s", delta.error)
                     if self.streams[prompt].engine_died:
                         raise EngineDead("The engine has stopped; this answer was not completed")

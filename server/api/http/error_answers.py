@@ -54,6 +54,8 @@ from manylora.server.errors import (
     ExportFailed,
     GenerationFailed,
     ModelNotFound,
+    ObjectInUse,
+    ObjectNotFound,
     QueueFull,
     RequestError,
     RequestTimeout,
@@ -91,10 +93,12 @@ KINDS: dict[type[Exception], ErrorKind] = {
     ModelNotFound: ErrorKind(404, INVALID_REQUEST, "model_not_found", "not_found", "model"),
     AdapterNotFound: ErrorKind(404, INVALID_REQUEST, "model_not_found", "not_found", "model"),
     AnswerUnknown: ErrorKind(404, INVALID_REQUEST, "answer_not_found", "not_found", "response_id"),
+    ObjectNotFound: ErrorKind(404, INVALID_REQUEST, "not_found", "not_found"),
     RequestTimeout: ErrorKind(408, INVALID_REQUEST, "request_timeout", None),
     AdapterDeleted: ErrorKind(409, "conflict_error", "adapter_deleted", "conflict"),
     AdapterExists: ErrorKind(409, "conflict_error", "adapter_exists", "conflict", "lora_name"),
     AdapterInUse: ErrorKind(409, "conflict_error", "adapter_in_use", "conflict"),
+    ObjectInUse: ErrorKind(409, "conflict_error", "in_use", "conflict"),
     Cancelled: ErrorKind(409, "conflict_error", "cancelled", "conflict"),
     BodyTooLarge: ErrorKind(413, INVALID_REQUEST, "body_too_large", "invalid"),
     UnknownEncoding: ErrorKind(415, INVALID_REQUEST, "unknown_encoding", "invalid"),
@@ -231,7 +235,8 @@ def _sentence(path: str, message: str, kind: str) -> str:
 
 def _path(location: tuple[int | str, ...]) -> str:
     """``("messages", 0, "role")`` -> ``messages[0].role``; ``("query", "limit")`` -> ``limit``."""
-    return path_of(location[1:] if location[:1] in (("query",), ("path",)) else location)
+    from_url = len(location) > 1 and location[0] in ("query", "path")  # alone it is a field of a body
+    return path_of(location[1:] if from_url else location)
 
 
 def _describe_http(error: HTTPException) -> ErrorAnswer:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from manylora.server.api.request.schemas import GenerationBody, SamplingBody
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
+from manylora.server.grammars.grammar import CompiledGrammar
 
 T = TypeVar("T")
 
@@ -79,6 +80,7 @@ def sampling_params(
     vocab_size: int,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    grammar: CompiledGrammar | None = None,
 ) -> SamplingParams:
     """The sampling parameters of one prompt's answers.
 
@@ -108,6 +110,7 @@ def sampling_params(
         skip_special_tokens=_or(body.skip_special_tokens, True),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
     )
 
 

@@ -17,6 +17,7 @@ from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded, check_size
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
+from manylora.server.api.request.structured_output import StructuredBody
 from manylora.server.api.request.template_variables import TemplateVariables
 from manylora.server.api.request.tool_calls import ToolCall, sift_calls
 from manylora.server.errors import RequestError
@@ -115,7 +116,7 @@ class SamplingBody(RequestBody):
         return self.user if self.safety_identifier is None else self.safety_identifier
 
 
-class GenerationBody(SamplingBody):
+class GenerationBody(SamplingBody, StructuredBody):
     """Fields that chat and plain completions share."""
 
     model: str = Field(
@@ -264,14 +265,14 @@ class ChatBody(GenerationBody):
 Prompt = str | tuple[int, ...]
 
 
-def _as_prompts(value: Any) -> tuple[Prompt, ...]:
+def _as_prompts(value: Any, limit: int = limits.MAX_PROMPTS) -> tuple[Prompt, ...]:
     """A string, strings, token ids or lists of token ids -> prompts."""
     if isinstance(value, str) or _is_token_ids(value):
         value = [value]
     if not isinstance(value, list) or not value:
         raise PydanticCustomError("prompt", "must be a string, token ids, or a list of those, and not empty")
-    if len(value) > limits.MAX_PROMPTS:
-        raise PydanticCustomError("prompt", f"must hold at most {limits.MAX_PROMPTS} prompts")
+    if len(value) > limit:
+        raise PydanticCustomError("prompt", f"must hold at most {limit} prompts")
     if all(isinstance(prompt, str) for prompt in value):
         return tuple(value)
     if all(_is_token_ids(prompt) for prompt in value):
@@ -287,6 +288,24 @@ Prompts = Annotated[
     tuple[Prompt, ...],
     PlainValidator(_as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
 ]
+Texts = Annotated[
+    tuple[Prompt, ...],
+    PlainValidator(
+        lambda value: _as_prompts(value, limits.MAX_TEXTS),
+        json_schema_input_type=str | list[str] | list[int] | list[list[int]],
+    ),
+]
+
+
+def _as_document(value: Any) -> str:
+    """A string, or an object with it as its only field, ``text``."""
+    text = value["text"] if isinstance(value, dict) and value.keys() == {"text"} else value
+    if not isinstance(text, str):
+        raise PydanticCustomError("document", "must be a string, or an object with 'text'")
+    return text
+
+
+Document = Annotated[str, PlainValidator(_as_document, json_schema_input_type=str | dict[str, str])]
 
 
 class CompletionBody(GenerationBody):

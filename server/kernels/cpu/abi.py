@@ -142,6 +142,7 @@ class Step(ctypes.Structure):
         ("final_hidden", _P),
         ("layer", _P),
         ("final_norm", _P),
+        ("raw_logits", _I64),
     )
 
 
@@ -157,6 +158,7 @@ class Draw(ctypes.Structure):
         ("top_p", _P),
         ("min_p", _P),
         ("uniform", _P),
+        ("allowed", _P),
         ("tokens", _P),
     )
 

@@ -118,7 +118,7 @@ class NativeStep:
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step. Returns fp32 logits [R, V] of ``inputs.logits_rows``, valid until the next step.
 
-        Where ``inputs.hidden`` is given they are the head's product alone, as of the reference.
+        With ``inputs.raw_logits`` they are the head's product alone, as of the reference.
         Inputs that were run in the last step may be run again with other values in the same arrays.
 
         Raises:
@@ -163,6 +163,7 @@ class NativeStep:
             final_hidden=None if inputs.hidden is None else inputs.hidden.data_ptr(),
             layer=None if merged is None else ctypes.addressof(merged.layers),
             final_norm=None if merged is None else merged.final_norm,
+            raw_logits=inputs.raw_logits,
         )
 
     def _fill_cache(self, run: CacheRun) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.draws import Draws
+from manylora.server.kernels.inputs import Int32
 
 
 class NativeDraw:
@@ -49,6 +50,7 @@ class _Prepared(NamedTuple):
     draws: weakref.ref[Draws]  # that it was made of; what they hold must not outlive them here
     arguments: abi.Draw
     addresses: np.ndarray
+    masks: np.ndarray | None
     logits: torch.Tensor | None  # a copy of the draws' logits in float32, if they are none
     tokens: np.ndarray  # filled by each call
 
@@ -59,6 +61,7 @@ class _Prepared(NamedTuple):
         logits = draws.logits.float()
         addresses = _addresses(logits, draws.replaced)
         tokens = np.empty(rows, np.int64)
+        masks = _masks(rows, width, draws.allowed)
         arguments = abi.Draw(
             rows=rows,
             width=width,
@@ -68,10 +71,11 @@ class _Prepared(NamedTuple):
             top_p=draws.top_p.ctypes.data,
             min_p=draws.min_p.ctypes.data,
             uniform=draws.uniform.ctypes.data,
+            allowed=None if masks is None else masks.ctypes.data,
             tokens=tokens.ctypes.data,
         )
         copied = None if logits is draws.logits else logits
-        return cls(weakref.ref(draws), arguments, addresses, copied, tokens)
+        return cls(weakref.ref(draws), arguments, addresses, masks, copied, tokens)
 
 
 def _addresses(logits: torch.Tensor, replaced: Mapping[int, torch.Tensor]) -> np.ndarray:
@@ -83,4 +87,16 @@ def _addresses(logits: torch.Tensor, replaced: Mapping[int, torch.Tensor]) -> np
         assert values.dtype == torch.float32
         assert values.is_contiguous()
         starts[row] = values.data_ptr()
+    return starts
+
+
+def _masks(rows: int, width: int, allowed: Mapping[int, Int32]) -> np.ndarray | None:
+    """The address in memory of each row's bits, 0 where all its tokens may be drawn; None if of all rows."""
+    if not allowed:
+        return None
+    starts = np.zeros(rows, np.uintp)
+    for row, words in allowed.items():
+        assert len(words) * 32 >= width
+        assert words.flags.c_contiguous
+        starts[row] = words.ctypes.data
     return starts

@@ -88,10 +88,10 @@ class TritonStep:
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step and return the logits [R, V] of ``inputs.logits_rows``.
 
-        Where ``inputs.hidden`` is given they are the head's product alone, which the caller corrects and then
-        gives to :func:`bend`.
+        With ``inputs.raw_logits`` they are the head's product alone, which the caller corrects and then gives
+        to :func:`bend`.
         """
-        bent = inputs.hidden is not None and self._reference.weights.bends_logits
+        bent = inputs.raw_logits and self._reference.weights.bends_logits
         logits = None if bent else self.decode_steps.step(inputs)
         if logits is None:
             logits = self._divided(inputs)

@@ -121,4 +121,5 @@ def _some(draws: Draws, table: torch.Tensor, rows: list[int]) -> Draws:
         min_p=draws.min_p[rows],
         uniform=draws.uniform[rows],
         replaced={},
+        allowed={},
     )

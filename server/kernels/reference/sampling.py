@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.draws import Draws
 
 _CANDIDATES = 512  # truncated sampling looks at about so many likeliest tokens before it sorts all
@@ -50,7 +51,20 @@ def table_of(draws: Draws) -> torch.Tensor:
         table = table.clone() if table is draws.logits else table
         for row, values in draws.replaced.items():
             table[row] = values
+    if draws.allowed:
+        table = table.clone() if table is draws.logits else table
+        rows = sent(np.array(list(draws.allowed)), table.device)
+        table[rows] = table[rows].masked_fill_(_left_out(draws, table), float("-inf"))
     return table
+
+
+def _left_out(draws: Draws, table: torch.Tensor) -> torch.Tensor:
+    """Which tokens may not be drawn, [rows of ``draws.allowed``, V] bool on the device of ``table``."""
+    width = table.shape[1]
+    words = np.stack([words[: -(-width // 32)] for words in draws.allowed.values()])
+    packed = sent(words, table.device)
+    bits = packed[:, :, None] >> torch.arange(32, dtype=torch.int32, device=table.device)
+    return ((bits & 1) == 0).flatten(1)[:, :width]
 
 
 def _likeliest(logits: torch.Tensor) -> list[int]:

@@ -143,8 +143,8 @@ class ReferenceStep:
     def step(self, inputs: StepInputs) -> torch.Tensor:
         """Run one step and return the logits [R, V] of ``inputs.logits_rows``.
 
-        Where ``inputs.hidden`` is given they are the head's product alone, which the caller corrects and then
-        gives to :func:`bend`.
+        With ``inputs.raw_logits`` they are the head's product alone, which the caller corrects and then gives
+        to :func:`bend`.
         """
         device = self.weights.embedding.device
         x = self.embedded(inputs)
@@ -189,10 +189,9 @@ class ReferenceStep:
     def logits_of(self, final: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
         """The logits of a step [R, V], of what the head is applied to [R, D]; see :meth:`step`."""
         logits = self.lm_head(final)
-        if inputs.hidden is None:
-            return bend(logits, self.weights)
-        inputs.hidden.copy_(final)
-        return logits
+        if inputs.hidden is not None:
+            inputs.hidden.copy_(final)
+        return logits if inputs.raw_logits else bend(logits, self.weights)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The base's embeddings [T, D] of ``token_ids`` [T], as they enter the first layer."""

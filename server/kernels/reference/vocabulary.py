@@ -61,7 +61,9 @@ class VocabularyPlan:
         if any(v.head or v.classes for g in self._groups for v, _ in g.members):
             shape = len(inputs.logits_rows), self._embedding.shape[1]
             hidden = torch.empty(shape, dtype=self._embedding.dtype, device=self._embedding.device)
-        return replace(inputs, token_ids=tokens, embedded=embedded, hidden=hidden)
+        return replace(
+            inputs, token_ids=tokens, embedded=embedded, hidden=hidden, raw_logits=hidden is not None
+        )
 
     @torch.inference_mode()
     def correct(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:

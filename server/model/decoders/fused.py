@@ -14,7 +14,7 @@ from manylora.adapters.format.base import CacheShape
 from manylora.server.errors import ConfigError
 from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.draws import Draw
-from manylora.server.kernels.inputs import EmbeddedRows, StepInputs
+from manylora.server.kernels.inputs import EmbeddedRows, KeptStates, StepInputs
 from manylora.server.kernels.reference.soft_prompts import embed_prompts
 from manylora.server.kernels.reference.step import ReferenceStep, bend
 from manylora.server.kernels.reference.vocabulary import plan_vocabulary
@@ -140,13 +140,24 @@ class FusedDecoder:
             # What scales embeddings inside their module leaves virtual tokens as they are.
             scale = 1.0 if self._family.scaled_embeddings else self.weights.embedding_scale
             inputs = embed_prompts(self._pool, self.weights.embedding.shape[1], inputs, scale)
+        if inputs.states is not None:
+            inputs = self._keep_states(inputs, inputs.states)
         logits = self._step.step(inputs)
         if plan is None:
             return logits
         logits = plan.correct(logits, inputs.hidden)
-        if inputs.hidden is not None:
+        if inputs.raw_logits:
             logits = bend(logits, self.weights)
         return plan.conclude(logits, inputs.hidden)
+
+    def _keep_states(self, inputs: StepInputs, states: KeptStates) -> StepInputs:
+        """The step with room for its final hidden states, which are those that ``states`` gets."""
+        hidden, like = inputs.hidden, self.weights.embedding
+        if hidden is None:
+            shape = len(inputs.logits_rows), like.shape[1]
+            hidden = torch.empty(shape, dtype=like.dtype, device=like.device)
+        states.values = hidden
+        return replace(inputs, hidden=hidden)
 
     @property
     def draw(self) -> Draw:

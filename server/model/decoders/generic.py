@@ -55,7 +55,8 @@ class _Forward:
     vocabulary: VocabularyPlan | None = None
     embedded: EmbeddedRows | None = None
     prompts: EmbeddedRows | None = None  # virtual tokens, whose embeddings no module scales
-    hidden: torch.Tensor | None = None  # [R, D] what the head was applied to, if adapters have their own
+    keeps_hidden: bool = False  # whether ``hidden`` is wanted although no adapter has its own head
+    hidden: torch.Tensor | None = None  # [R, D] what the head was applied to, if it is wanted
     logits_rows: torch.Tensor | None = None  # of the rows that the head sees; None: all of them
     survey: _Survey | None = None
 
@@ -161,7 +162,9 @@ class GenericDecoder:
         device = self._like.device
         lora = self._planner.plan(inputs)
         plan = self._plan_attention(inputs, device)
-        forward = _Forward(len(inputs.token_ids), plan, self._kv, lora)
+        forward = _Forward(
+            len(inputs.token_ids), plan, self._kv, lora, keeps_hidden=inputs.states is not None
+        )
         vocabulary = plan_vocabulary(self._pool, self._like, inputs, self.vocab_size)
         if vocabulary is not None:
             inputs = vocabulary.prepare(inputs)
@@ -178,6 +181,8 @@ class GenericDecoder:
             torch.from_numpy(inputs.logits_rows).to(device),
             merged,
         )
+        if inputs.states is not None:
+            inputs.states.values = forward.hidden
         return logits if vocabulary is None else vocabulary.conclude(logits, forward.hidden)
 
     @property
@@ -311,12 +316,14 @@ class GenericDecoder:
     ) -> torch.Tensor | None:
         """Correct the logits of rows that have their own head, before the model scales or bends them."""
         del module
-        if self._forward is None or self._forward.vocabulary is None:
+        if self._forward is None or (self._forward.vocabulary is None and not self._forward.keeps_hidden):
             return None
         x, y = args[0].reshape(-1, args[0].shape[-1]), output.reshape(-1, output.shape[-1])
         rows = self._forward.logits_rows
         plan = self._forward.vocabulary
         self._forward.hidden = x if rows is None else x[rows]
+        if plan is None:
+            return None
         if rows is None:
             wide = plan.correct(y, x)
         else:

@@ -14,7 +14,14 @@ from manylora.adapters.errors import ArtifactError, ChatTemplateError, MixError
 from manylora.adapters.format.classes import Classes, read_classes
 from manylora.adapters.format.config.soft_prompts import virtual_tokens
 from manylora.adapters.format.faults import Faults
-from manylora.adapters.format.files import CONFIG_NAME, FileFault, classifies, read_config, read_text_files
+from manylora.adapters.format.files import (
+    CONFIG_NAME,
+    FileFault,
+    classifies,
+    embeds,
+    read_config,
+    read_text_files,
+)
 from manylora.adapters.format.text.content_marks import Marked
 from manylora.adapters.format.text.conventions import AdapterText, BaseText
 from manylora.adapters.format.text.read_text import read_text
@@ -49,6 +56,7 @@ class TextConventions:
     classes: Classes | None = None  # of an adapter that answers with the probabilities of labels instead
     virtual_tokens: int = 0  # that the soft prompt of a member takes of the context
     prompt: MixMember | None = None  # the member that brings it
+    embeds: bool = False  # a member was trained to embed texts, not to write any
 
     async def render(
         self,
@@ -169,6 +177,7 @@ class ConventionsCache:
             None if classifier is None else classifier.classes,
             0 if prompt is None else prompt.virtual_tokens,
             None if prompt is None else prompt.member,
+            any(text.embeds for text in texts),
         )
 
     async def close(self) -> None:
@@ -190,6 +199,7 @@ class ConventionsCache:
                 classes,
                 virtual_tokens(config),
                 config.get("alora_invocation_tokens") is not None,
+                embeds(config),
             )
             self._texts[member.digest] = text
         return replace(text, member=member)
@@ -229,6 +239,7 @@ class _Text:
     classes: Classes | None
     virtual_tokens: int  # of its soft prompt
     activates: bool  # it is an aLoRA
+    embeds: bool  # its task is to embed texts
 
 
 def _read(directory: Path, base: BaseText) -> tuple[AdapterText, Classes | None, Mapping[str, Any]]:

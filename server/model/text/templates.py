@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +13,11 @@ from typing import Any
 
 from manylora.adapters.errors import ChatTemplateError
 from manylora.server.errors import QueueFull
+from manylora.server.fork_server import ForkServer, read_message, write_message
 
 _SCRIPT = Path(__file__).with_name("template_process.py")
 _START_SECONDS = 60.0  # the first process imports transformers
 _PATIENCE = 5.0  # times the allowed CPU time that the server waits: the machine may be busy
-_GRACE = 1.0  # seconds in which a process without work ends
 _MAX_WAITING = 64  # conversations for one template
 _MAX_ANSWER = 8 << 20  # bytes read of an answer, should a child have escaped its limits
 
@@ -59,7 +56,7 @@ class TemplateProcesses:
         self._max_chars = max_chars
         self._max_processes = max_processes
         self._children: OrderedDict[str, _Child] = OrderedDict()  # by digest, least recently used first
-        self._parent: _Parent | None = None
+        self._forks = ForkServer(_SCRIPT)
 
     @property
     def num_processes(self) -> int:
@@ -93,9 +90,7 @@ class TemplateProcesses:
         for child in self._children.values():
             child.disconnect()
         self._children.clear()
-        if self._parent is not None:
-            parent, self._parent = self._parent, None
-            await asyncio.to_thread(parent.close)
+        await self._forks.close()
 
     def _end_idle(self) -> None:
         idle = [digest for digest, child in self._children.items() if not child.waiting]
@@ -104,51 +99,10 @@ class TemplateProcesses:
 
     def _open(self) -> socket.socket:
         """Start a process that renders; the socket to it."""
-        for _ in range(2):  # the first process may have been killed meanwhile
-            if self._parent is None:
-                self._parent = _Parent()
-            try:
-                return self._parent.fork()
-            except OSError:
-                self._parent.close()
-                self._parent = None
-        raise ChatTemplateError("the process that renders chat templates can't be started")
-
-
-class _Parent:
-    """The process that forks the others."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        environment = {
-            key: os.environ[key] for key in ("PATH", "LANG", "TZ", "HOME") if key in os.environ
-        } | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", str(_SCRIPT), str(theirs.fileno())],
-                env=environment,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
-        self._control = ours
-
-    def fork(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                socket.send_fds(self._control, [b"f"], [theirs.fileno()])
-            except OSError:
-                ours.close()
-                raise
-        return ours
-
-    def close(self) -> None:
-        self._control.close()
         try:
-            self._process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            return self._forks.fork()
+        except OSError as error:
+            raise ChatTemplateError("the process that renders chat templates can't be started") from error
 
 
 class _Child:
@@ -173,13 +127,13 @@ class _Child:
         fresh = self._streams is None
         if self._streams is None:
             self._streams = await asyncio.open_connection(sock=open_socket(), limit=_MAX_ANSWER)
-            _write(self._streams[1], self._first)
+            write_message(self._streams[1], self._first)
         reader, writer = self._streams
-        _write(writer, conversation)
+        write_message(writer, conversation)
         patience = _PATIENCE * self._seconds + (_START_SECONDS if fresh else 0)
         try:
             async with asyncio.timeout(patience):
-                answer = json.loads(await _read(reader))
+                answer = json.loads(await read_message(reader, _MAX_ANSWER))
         except (TimeoutError, OSError, EOFError, ValueError) as error:
             raise ChatTemplateError(
                 f"it did not end within {self._seconds:g} seconds of CPU time, or was killed for its memory"
@@ -193,14 +147,3 @@ class _Child:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
-
-
-def _write(writer: asyncio.StreamWriter, message: bytes) -> None:
-    writer.write(len(message).to_bytes(8, "little") + message)
-
-
-async def _read(reader: asyncio.StreamReader) -> bytes:
-    length = int.from_bytes(await reader.readexactly(8), "little")
-    if length > _MAX_ANSWER:
-        raise EOFError("the answer is too long")
-    return await reader.readexactly(length)

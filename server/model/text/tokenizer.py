@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,22 @@ class Tokenizer:
     def load(cls, directory: Path, extra_eos: Sequence[int] = ()) -> Tokenizer:
         """The tokenizer in a model directory. ``extra_eos``: end tokens of the generation config."""
         return cls(AutoTokenizer.from_pretrained(directory), extra_eos)
+
+    def to_json(self) -> str:
+        """The tokenizer as tokenizer.json has it, without what batches need."""
+        if self._backend.padding is None and self._backend.truncation is None:
+            return self._backend.to_str()  # type: ignore[no-any-return]
+        return json.dumps({**json.loads(self._backend.to_str()), "padding": None, "truncation": None})
+
+    @property
+    def control_tokens(self) -> dict[int, str]:
+        """Ids and names of the added tokens that stand for no text, by flag or by the form of their name."""
+        added = self._backend.get_added_tokens_decoder()
+        return {
+            token: each.content
+            for token, each in added.items()
+            if each.special or (each.content.startswith("<") and each.content.endswith(">"))
+        }
 
     def with_text(self, text: AdapterText) -> Tokenizer:
         """The tokenizer of an adapter on this base, with the base's template."""

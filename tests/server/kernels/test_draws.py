@@ -147,3 +147,42 @@ def test_rows_that_are_no_distribution_give_some_token(draw: Draw, bad: float, s
     table[torch.rand(table.shape, generator=torch.Generator().manual_seed(6)) < share] = bad
     tokens = draw(draws_of(table, list(PARAMS), np.full(len(PARAMS), 0.7)))
     assert all(0 <= token < width for token in tokens)
+
+
+@pytest.mark.parametrize("width", [5, 300, 1024, 5000])
+def test_tokens_left_out_are_drawn_as_if_their_logits_were_minus_infinity(draw: Draw, width: int) -> None:
+    """To the token, wherever the bits lie; rows without bits draw what they draw without others' bits."""
+    rows, random = len(PARAMS), np.random.default_rng(width)
+    table = KINDS["flat"](torch.Generator().manual_seed(7), rows * width).view(rows, width)
+    shares = random.random(rows)
+    free = draw(draws_of(table, list(PARAMS), shares))
+    for kept in (0.002, 0.5, 0.999):
+        flags = random.random((rows, width)) < kept
+        flags[:, : width // 2 // 256 * 256] = random.random() < 0.5  # whole pieces with all, or none
+        flags[np.arange(rows), random.integers(0, width, rows)] = True
+        bits = {row: packed(flags[row], spare=row % 3) for row in range(0, rows, 2)}
+        masked = table.masked_fill(torch.from_numpy(~flags), -torch.inf)
+        expected = draw(draws_of(masked, list(PARAMS), shares))
+        before = table.clone()
+        tokens = draw(draws_of(table, list(PARAMS), shares, allowed=bits))
+        assert tokens[::2] == expected[::2]
+        assert tokens[1::2] == free[1::2]
+        assert torch.equal(table, before)
+        replaced = dict(enumerate(table))
+        zeros = torch.zeros_like(table)
+        assert draw(draws_of(zeros, list(PARAMS), shares, replaced=replaced, allowed=bits)) == tokens
+
+
+def test_bits_are_read_anew_at_every_draw(draw: Draw) -> None:
+    table = torch.zeros(1, 40)
+    words = packed(np.arange(40) == 3)
+    draws = draws_of(table, [{"temperature": 0.0}], np.zeros(1), allowed={0: words})
+    assert draw(draws) == [3]
+    words[:] = packed(np.arange(40) == 35)
+    assert draw(draws) == [35]
+
+
+def packed(flags: np.ndarray, spare: int = 0) -> np.ndarray:
+    """Words of bits, with ``spare`` words more of bits that belong to no token, all set."""
+    whole = np.concatenate([flags, np.ones(-len(flags) % 32 + 32 * spare, bool)])
+    return np.packbits(whole, bitorder="little").view(np.int32)

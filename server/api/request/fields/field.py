@@ -35,6 +35,9 @@ class Place(StrEnum):
     CHAT = "chat"
     COMPLETIONS = "completions"
     CLASSIFY = "classify"
+    EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+    SCORE = "score"
     COMPARE = "compare"
     TOKENIZE = "tokenize"
     DETOKENIZE = "detokenize"
@@ -44,6 +47,9 @@ class Place(StrEnum):
     PART = "a part of a message"
     TOOL_CALL = "a tool call"
     STREAM_OPTIONS = "stream_options"
+    RESPONSE_FORMAT = "response_format"
+    JSON_SCHEMA = "response_format.json_schema"
+    STRUCTURED_OUTPUTS = "structured_outputs"
 
 
 GENERATION: Final = (Place.CHAT, Place.COMPLETIONS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from manylora.server.api.request.fields.field import Field, Place
+from manylora.server.api.request.fields.field import GENERATION, Field, Place
 from manylora.server.api.request.fields.rows import hint, only, refused, served
 
 _CHAT = (Place.CHAT,)
@@ -51,6 +51,17 @@ SERVED: Final[tuple[Field, ...]] = (
     served("verbosity", "O", _CHAT, note="a variable of the chat template"),
     served("add_special_tokens", "V", (Place.COMPLETIONS, Place.CLASSIFY, Place.TOKENIZE, Place.COMPARE)),
     only("add_special_tokens", "V", False, places=_CHAT, note="the chat template writes them"),
+    served("response_format", "OVSLA", GENERATION, {"type": "text"}, note="JSON, or JSON by a schema"),
+    served("structured_outputs", "V", note="a schema, an expression, choices or a grammar"),
+    served("guided_json", "V", note="the older name of `structured_outputs.json`"),
+    served("guided_regex", "V", note="the older name of `structured_outputs.regex`"),
+    served("guided_choice", "V", note="the older name of `structured_outputs.choice`"),
+    served("guided_grammar", "V", note="the older name of `structured_outputs.grammar`"),
+    served("guided_whitespace_pattern", "V", note="with `guided_json`"),
+    served("json_schema", "SL", note="as `structured_outputs.json`"),
+    served("regex", "S", note="as `structured_outputs.regex`"),
+    served("ebnf", "S", note="as `structured_outputs.grammar`"),
+    served("grammar", "L", GENERATION, "", note="as `structured_outputs.grammar`"),
     served("cache_salt", "VS", (*_SAMPLED, Place.CLASSIFY)),
     served("user", "OVS", (*_SAMPLED, Place.CLASSIFY), note="who gets which arm of an alias"),
     served("safety_identifier", "O", _SAMPLED, note="the newer name of `user`"),
@@ -68,7 +79,6 @@ OPENAI: Final[tuple[Field, ...]] = (
     hint("prompt_cache_key", "O", note="`cache_salt` keeps tenants apart"),
     hint("prompt_cache_options", "O"),
     hint("prompt_cache_retention", "O"),
-    only("response_format", "OVSLA", {"type": "text"}),
     hint("service_tier", "O"),
     hint("store", "O", note="nothing is stored"),
     only("suffix", "OVSA", "", places=_TEXT),
@@ -84,12 +94,7 @@ VLLM: Final[tuple[Field, ...]] = (
     only("documents", "V", [], places=_CHAT),
     refused("ec_transfer_params", "V"),
     only("echo", "VL", False, places=_CHAT),
-    refused("guided_choice", "V"),
-    refused("guided_decoding_backend", "V"),
-    refused("guided_grammar", "V"),
-    refused("guided_json", "V"),
-    refused("guided_regex", "V"),
-    refused("guided_whitespace_pattern", "V"),
+    hint("guided_decoding_backend", "V", note="there is one"),
     only("include_reasoning", "V", True, places=_CHAT, note="reasoning stays in the text"),
     only("include_stop_str_in_output", "V", False),
     refused("kv_transfer_params", "V"),
@@ -109,7 +114,6 @@ VLLM: Final[tuple[Field, ...]] = (
     hint("session_id", "VS"),
     only("spaces_between_special_tokens", "V", True),
     hint("stream_interval", "V"),
-    refused("structured_outputs", "V"),
     only("thinking_token_budget", "V", -1),
     refused("truncate_prompt_tokens", "V"),
     hint("truncation_side", "V", note="nothing is truncated"),

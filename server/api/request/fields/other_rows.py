@@ -11,6 +11,9 @@ _MESSAGE = (Place.MESSAGE,)
 _PART = (Place.PART,)
 _CALL = (Place.TOOL_CALL,)
 _STREAM = (Place.STREAM_OPTIONS,)
+_FORMAT = (Place.RESPONSE_FORMAT,)
+_SCHEMA = (Place.JSON_SCHEMA,)
+_STRUCTURED = (Place.STRUCTURED_OUTPUTS,)
 _CLASSIFY = (Place.CLASSIFY,)
 _TOKENIZE = (Place.TOKENIZE,)
 _COMPARE = (Place.COMPARE,)
@@ -46,6 +49,25 @@ NESTED: Final[tuple[Field, ...]] = (
     served("include_usage", "OVSLA", _STREAM),
     served("continuous_usage_stats", "V", _STREAM, note="with `include_usage`"),
     only("include_obfuscation", "O", False, places=_STREAM),
+    served("type", "OVSL", _FORMAT, note="`text`, `json_object`, `json_schema`"),
+    served("json_schema", "OVSL", _FORMAT),
+    served("schema", "SL", _FORMAT, note="the schema without what stands around it"),
+    served("schema", "OVSL", _SCHEMA, note="left out: any object"),
+    served(
+        "strict", "OVS", _SCHEMA, note="false: keywords that can't be kept are left out and named in a header"
+    ),
+    hint("name", "OVSL", _SCHEMA),
+    hint("description", "OVS", _SCHEMA),
+    served("json", "V", _STRUCTURED),
+    served("regex", "V", _STRUCTURED),
+    served("choice", "V", _STRUCTURED),
+    served("grammar", "V", _STRUCTURED, note="Lark or GBNF"),
+    served("json_object", "V", _STRUCTURED, False),
+    served("disable_any_whitespace", "V", _STRUCTURED, False),
+    served("disable_additional_properties", "V", _STRUCTURED, False),
+    served("whitespace_pattern", "V", _STRUCTURED),
+    hint("disable_fallback", "V", _STRUCTURED, note="there is one engine"),
+    refused("structural_tag", "V", _STRUCTURED, note="a Lark grammar says the same"),
 )
 
 ROUTES: Final[tuple[Field, ...]] = (

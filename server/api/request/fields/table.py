@@ -8,8 +8,19 @@ from manylora.server.api.request.fields.field import Field, Place, Rules
 from manylora.server.api.request.fields.generation_rows import OPENAI, SERVED, VLLM
 from manylora.server.api.request.fields.other_rows import NESTED, ROUTES
 from manylora.server.api.request.fields.peer_rows import LLAMA_CPP, OLLAMA, SGLANG
+from manylora.server.api.request.fields.reading_rows import READING
 
-FIELDS: Final[tuple[Field, ...]] = (*SERVED, *OPENAI, *VLLM, *SGLANG, *LLAMA_CPP, *OLLAMA, *NESTED, *ROUTES)
+FIELDS: Final[tuple[Field, ...]] = (
+    *SERVED,
+    *OPENAI,
+    *VLLM,
+    *SGLANG,
+    *LLAMA_CPP,
+    *OLLAMA,
+    *NESTED,
+    *ROUTES,
+    *READING,
+)
 
 _RULES: Final = {place: Rules({row.name: row for row in FIELDS if place in row.places}) for place in Place}
 

@@ -143,10 +143,10 @@ struct Step {
   int64_t given_count;
   const int64_t* given_rows;     // [given_count] ascending: rows whose embeddings are given
   const float* given;            // [given_count][hidden] not to be scaled
-  bf16* final_hidden;            // [logits_count][hidden] filled with what the head is applied to; the logits are then
-                                 // the head's product alone, for the caller to correct, scale and bound. Or null
+  bf16* final_hidden;            // [logits_count][hidden] filled with what the head is applied to. Or null
   const Layer* layer;            // [layers] in place of the decoder's, windows the same; null: the decoder's
   const float* final_norm;       // [hidden] in place of the decoder's; null: the decoder's
+  int64_t raw_logits;            // not 0: the head's product alone, for the caller to correct, scale and bound
 };
 
 // How the next token of each row is drawn.
@@ -159,6 +159,7 @@ struct Draw {
   const double* top_p;         // [rows] 1: all
   const float* min_p;          // [rows] 0: all
   const double* uniform;       // [rows] in [0, 1): which of the kept tokens
+  const uint32_t* const* allowed;  // [rows] bit t % 32 of word t / 32: token t may be drawn; null, also a row's: all may
   int64_t* tokens;             // [rows] the result
 };
 

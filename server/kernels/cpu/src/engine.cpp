@@ -325,7 +325,7 @@ void Engine::logits(const Step& step, const Worker& worker) {
   }
   Gemm job = product_of(4 * d.layers, step.logits_count);
   job.output.data = step.logits;
-  if (step.final_hidden == nullptr && (d.logit_scale != 1 || d.logit_cap > 0)) {
+  if (step.raw_logits == 0 && (d.logit_scale != 1 || d.logit_cap > 0)) {
     job.output.sink = Sink::kLogits;
     job.output.scale = d.logit_scale;
     job.output.cap = d.logit_cap;

@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cfloat>
 #include <cmath>
@@ -36,17 +37,54 @@ float floor_of(const LogitsRow& row, double top_p, double min_p, double temperat
 
 }  // namespace
 
-void LogitsRow::open(const float* logits, int64_t width) {
-  logits_ = logits;
+void LogitsRow::reserve(int64_t width, bool copies) {
+  const int64_t pieces = (width + kPiece - 1) / kPiece;
+  best_.reserve(pieces);
+  piece_.reserve(pieces);
+  if (copies) copies_.reserve(pieces * kPiece);
+}
+
+void LogitsRow::open(const float* logits, int64_t width, const uint32_t* allowed) {
   width_ = width;
   pieces_ = (width + kPiece - 1) / kPiece;
-  best_.reserve(pieces_);
   std::fill_n(end_, kPiece, -INFINITY);
   std::copy(logits + width / kPiece * kPiece, logits + width, end_);
+  for (int64_t i = 0; i < pieces_; i++) piece_.data()[i] = i < width / kPiece ? logits + i * kPiece : end_;
+  if (allowed != nullptr) leave_out(allowed);
   top_ = -INFINITY;
   for (int64_t i = 0; i < pieces_; i++) {
     best_.data()[i] = largest_of(piece(i));
     top_ = std::max(top_, best_.data()[i]);
+  }
+}
+
+// Most pieces have no token that is allowed, or none that is not: these are not copied.
+void LogitsRow::leave_out(const uint32_t* allowed) {
+  static const std::array<float, kPiece> none = [] {
+    std::array<float, kPiece> piece;
+    piece.fill(-INFINITY);
+    return piece;
+  }();
+  const int64_t words = (width_ + 31) / 32;
+  for (int64_t i = 0; i < pieces_; i++) {
+    uint32_t bits[kPiece / 32] = {};
+    std::copy(allowed + i * (kPiece / 32), allowed + std::min((i + 1) * (kPiece / 32), words), bits);
+    uint32_t any = 0;
+    uint32_t all = ~0u;
+    for (const uint32_t word : bits) {
+      any |= word;
+      all &= word;
+    }
+    if (all == ~0u) continue;
+    if (any == 0) {
+      piece_.data()[i] = none.data();
+      continue;
+    }
+    float* copy = copies_.data() + i * kPiece;
+    for (int64_t j = 0; j < kPiece; j += simd::kLanes) {
+      simd::store(copy + j, simd::keep_bits(simd::load(piece(i) + j), bits[j / 32] >> (j % 32)));
+    }
+    piece_.data()[i] = copy;
   }
 }
 
@@ -67,15 +105,16 @@ int64_t LogitsRow::token(float logit, int64_t ordinal) const {
   return 0;
 }
 
-void RowSampler::reserve(int64_t width) {
+void RowSampler::reserve(int64_t width, bool copies) {
   const int64_t pieces = (width + kPiece - 1) / kPiece;
+  row_.reserve(width, copies);
   passed_.reserve(pieces);
   bests_.reserve(pieces);
   selection_.reserve(width);
 }
 
 int64_t RowSampler::draw(const Draw& job, int64_t row) {
-  row_.open(job.logits[row], job.width);
+  row_.open(job.logits[row], job.width, job.allowed == nullptr ? nullptr : job.allowed[row]);
   const float temperature = job.temperature[row];
   if (row_.top() == -INFINITY) return 0;
   if (temperature == 0.0f || row_.top() == INFINITY) return row_.token(row_.top(), 1);
@@ -175,7 +214,7 @@ int64_t RowSampler::draw_truncated(const Draw& job, int64_t row) {
 }
 
 void Sampler::run(const Draw& job) {
-  for (RowSampler& row : rows) row.reserve(job.width);
+  for (RowSampler& row : rows) row.reserve(job.width, job.allowed != nullptr);
   if (job.rows == 1 || rows.size() == 1) {
     for (int64_t row = 0; row < job.rows; row++) job.tokens[row] = rows[0].draw(job, row);
     return;

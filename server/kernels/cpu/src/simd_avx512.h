@@ -47,6 +47,11 @@ ML_INLINE Float keep_range(Float v, int first, int low, int high) {
   return _mm512_mask_mov_ps(splat(-INFINITY), inside, v);
 }
 
+// Lanes whose bit of the 16 is 0 become -inf.
+ML_INLINE Float keep_bits(Float v, uint32_t bits) {
+  return _mm512_mask_mov_ps(splat(-INFINITY), static_cast<__mmask16>(bits), v);
+}
+
 // Writes the lanes of v whose keys lie in [low, high] to out, which has room for all; returns how many.
 ML_INLINE int keep_between(Float v, Float key, float low, float high, float* out) {
   const __mmask16 inside = _mm512_cmp_ps_mask(key, splat(low), _CMP_GE_OQ) & _mm512_cmp_ps_mask(key, splat(high), _CMP_LE_OQ);

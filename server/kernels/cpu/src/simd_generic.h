@@ -83,6 +83,12 @@ ML_INLINE Float keep_range(Float v, int first, int low, int high) {
   return select((item >= low) & (item < high), v, splat(-INFINITY));
 }
 
+ML_INLINE Float keep_bits(Float v, uint32_t bits) {
+  const Ints lane = Ints{1, 2, 4, 8, 16, 32, 64, 128};
+  const int32_t all = static_cast<int32_t>(bits & 0xffu);
+  return select((lane & all) == lane, v, splat(-INFINITY));
+}
+
 ML_INLINE int keep_between(Float v, Float key, float low, float high, float* out) {
   int kept = 0;
   for (int i = 0; i < kLanes; i++) {

@@ -217,18 +217,17 @@ UNSUPPORTED: list[tuple[str, str, Any]] = [
     (CHAT, "tool_choice", "required"),
     (CHAT, "functions", [{"name": "f"}]),
     (CHAT, "function_call", {"name": "f"}),
-    (CHAT, "response_format", {"type": "json_object"}),
+    (CHAT, "allowed_token_ids", [1]),
     (CHAT, "audio", {"voice": "alloy", "format": "mp3"}),
     (CHAT, "modalities", ["text", "audio"]),
     (CHAT, "prediction", {"type": "content", "content": "x"}),
     (CHAT, "web_search_options", {}),
     (CHAT, "chat_template", "{{ messages }}"),
     (CHAT, "echo", True),
-    (CHAT, "guided_json", {}),
     (CHAT, "use_beam_search", True),
     (TEXT, "use_beam_search", True),
     (TEXT, "truncate_prompt_tokens", 5),
-    (TEXT, "response_format", {"type": "json_object"}),
+    (TEXT, "prompt_embeds", "x"),
 ]
 
 

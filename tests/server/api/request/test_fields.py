@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types import completion_create_params
+from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import (
     ChatCompletionAssistantMessageParam,
     ChatCompletionContentPartTextParam,
@@ -23,6 +23,9 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from manylora.server.api.admin.lora import LoadBody, UnloadBody
 from manylora.server.api.compare.body import CompareBody
+from manylora.server.api.embed.embeddings import EmbeddingsBody
+from manylora.server.api.embed.rerank import RerankBody
+from manylora.server.api.embed.score import ScoreBody
 from manylora.server.api.generate.classify import ClassifyBody
 from manylora.server.api.generate.tokenize import DetokenizeBody, TokenizeBody
 from manylora.server.api.http.body import RequestBody
@@ -39,6 +42,9 @@ SCHEMAS: dict[Place, type[RequestBody]] = {
     Place.CHAT: ChatBody,
     Place.COMPLETIONS: CompletionBody,
     Place.CLASSIFY: ClassifyBody,
+    Place.EMBEDDINGS: EmbeddingsBody,
+    Place.RERANK: RerankBody,
+    Place.SCORE: ScoreBody,
     Place.COMPARE: CompareBody,
     Place.TOKENIZE: TokenizeBody,
     Place.DETOKENIZE: DetokenizeBody,
@@ -54,6 +60,7 @@ OPENAI: list[tuple[Place, Any]] = [
     (Place.CHAT, chat_create_params.CompletionCreateParamsStreaming),
     (Place.COMPLETIONS, completion_create_params.CompletionCreateParamsNonStreaming),
     (Place.COMPLETIONS, completion_create_params.CompletionCreateParamsStreaming),
+    (Place.EMBEDDINGS, embedding_create_params.EmbeddingCreateParams),
     (Place.STREAM_OPTIONS, ChatCompletionStreamOptionsParam),
     (Place.MESSAGE, ChatCompletionAssistantMessageParam),
     (Place.MESSAGE, ChatCompletionDeveloperMessageParam),

@@ -1,0 +1,1 @@
+"""Files and batches, with OpenAI's routes."""

@@ -1,0 +1,1 @@
+"""Files of requests, answered at low priority beside live traffic."""
