@@ -156,8 +156,8 @@ def main(
                 batches.run(share)
         asyncio.run(service.stop())
     found = figures(batches.between, rows)
-    for share, each in found.items():
-        print(f"{share:>5} with a grammar: {each}")
+    for name, each in found.items():
+        print(f"{name:>5} with a grammar: {each}")
     setting = {
         **machine.setting(),
         "base": base,

@@ -144,7 +144,7 @@ class TritonLoraPlan:
     ) -> None:
         self.plain = all(pages.vectors is None for pages in inputs.adapters)
         self._vectors = None if self.plain else VectorPlan(pool, shapes, inputs, rows, base)
-        self._used = [bool(used) for used in np.stack([pages.rank for pages in inputs.adapters]).any(axis=0)]
+        self._used = np.any([pages.rank for pages in inputs.adapters], axis=0).tolist()
         segments, loose = split_rows(inputs, rows, TILE_ROWS)
 
         self._pages = RankPages(
