@@ -88,10 +88,21 @@ coverage: $(DEVELOPMENT) ## Run all tests and say how much of the code they run.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --cov --cov-report=term:skip-covered
 
 check: $(DEVELOPMENT) ## Lint, formatting, types, the layers of imports, and the documentation site.
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going check-types check-style check-layers check-site
+
+.PHONY: check-types check-style check-layers check-site
+
+check-types: $(DEVELOPMENT)  # takes as long as the others together
+	$(BIN)/mypy
+
+check-style: $(DEVELOPMENT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+
+check-layers: $(DEVELOPMENT)
 	$(BIN)/lint-imports --no-cache
+
+check-site: $(DEVELOPMENT)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(DEVELOPMENT) ## Format the code and fix what the linter can.

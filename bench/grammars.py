@@ -51,7 +51,7 @@ def endless() -> list[GrammarSpec]:
     """Grammars of every sort that an answer never comes to the end of."""
     return [
         *(
-            GrammarSpec.json_schema({"type": "array", "items": each}, param="")
+            GrammarSpec.json_schema({"type": "array", "items": each, "minItems": 1000}, param="")
             for each in (_PERSON, _EITHER, {})
         ),
         GrammarSpec.regex(r"([A-Z][a-z]{2,9}( [a-z]{1,12}){2,9}\. )+", param=""),
@@ -156,8 +156,8 @@ def main(
                 batches.run(share)
         asyncio.run(service.stop())
     found = figures(batches.between, rows)
-    for share, each in found.items():
-        print(f"{share:>5} with a grammar: {each}")
+    for name, each in found.items():
+        print(f"{name:>5} with a grammar: {each}")
     setting = {
         **machine.setting(),
         "base": base,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from manylora.adapters.base_models.catalog import resolve_model
-from manylora.server.kernels.cpu.build import AMX_EMULATED
+from manylora.server.kernels.cpu.build import AMX_EMULATED, Variant, usable_variants
 from manylora.server.options.settings import Settings
 from tests.support.kernel_cases import variants_under_test
 from tests.support.tiny_models import tiny_model
@@ -25,18 +25,29 @@ def pytest_report_header() -> str:
     return f"CPU kernels: {levels}"
 
 
+def _seldom_levels() -> frozenset[Variant]:
+    """Levels of kernels whose slow tests are sweeps; quick ones go through every level every time.
+
+    Tiles in emulation, which take minutes for what the instructions do in seconds; and of levels that are
+    compiled from the same lines for more or less of the processor, all but the first.
+    """
+    same_lines = [variant for variant in usable_variants() if "avx512_bf16" not in variant.cpu_flags]
+    return frozenset((AMX_EMULATED, *same_lines[1:]))
+
+
+SELDOM = _seldom_levels()
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the real model as such, whoever forgets it, and slow tests of emulated tiles as sweeps.
-
-    The emulation takes minutes for what the instructions do in seconds; quick tests go through it every time.
-    """
+    """Mark what uses the real model as such, whoever forgets it, and slow tests of some levels as sweeps."""
     for item in items:
         if "real_model_dir" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real)
         spec = getattr(item, "callspec", None)
-        emulated = spec is not None and any(value is AMX_EMULATED for value in spec.params.values())
-        if emulated and item.get_closest_marker("slow") is not None:
+        values = () if spec is None else spec.params.values()
+        seldom = any(isinstance(value, Variant) and value in SELDOM for value in values)
+        if seldom and item.get_closest_marker("slow") is not None:
             item.add_marker(pytest.mark.sweep)
 
 

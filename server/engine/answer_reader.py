@@ -67,6 +67,7 @@ class AnswerReader:
             sequence.token_ids,
             stop=params.stop,
             skip_special_tokens=params.skip_special_tokens,
+            shown=params.shown_tokens,
         )
 
     def text(

@@ -19,9 +19,12 @@ class Detokenizer:
         *,
         stop: tuple[str, ...],
         skip_special_tokens: bool,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
+        """``shown``: special tokens that are not skipped."""
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
+        self._shown = shown
         self._stop = stop
         self._window = list(prompt_ids[-_CONTEXT - _LONGEST_CHARACTER :])
         self._window_text = self._shorten()
@@ -88,7 +91,7 @@ class Detokenizer:
         return text[: len(text) - hold], None
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip)
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip, shown=self._shown)
 
 
 def _overlap(text: str, stop: str) -> int:

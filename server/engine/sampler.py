@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
+from manylora.server.engine.adjustments import adjusted, is_adjusted
 from manylora.server.engine.sequence import Sequence, TokenLogprob
 from manylora.server.kernels.draws import Draw, Draws
 
@@ -31,7 +32,7 @@ class SampledRows:
         self._min_p = np.array([p.min_p for p in params], np.float32)
         self._uniform = np.zeros(len(sequences), np.float64)
         self._random = [(i, sequences[i].rng) for i, t in enumerate(temperature) if t]
-        self._adjustable = [i for i, s in enumerate(sequences) if _is_adjusted(s)]
+        self._adjustable = [i for i, s in enumerate(sequences) if is_adjusted(s)]
         self.constrained = [s for s in sequences if s.grammar is not None]
         self._allowed = {i: s.grammar.allowed for i, s in enumerate(sequences) if s.grammar is not None}
         self._draws: Draws | None = None
@@ -60,8 +61,11 @@ class SampledRows:
 
     def _adjusted(self, logits: torch.Tensor, end_ids: frozenset[int]) -> dict[int, torch.Tensor]:
         """The rows that differ from the logits. Once past its minimum a row may not any more."""
-        rows = ((i, self.sequences[i]) for i in self._adjustable)
-        return {i: _adjusted(logits[i], s, end_ids) for i, s in rows if _is_adjusted(s)}
+        rows = [i for i in self._adjustable if is_adjusted(self.sequences[i])]
+        if not rows:
+            return {}
+        table = adjusted(logits, rows, [self.sequences[i] for i in rows], end_ids)
+        return dict(zip(rows, table, strict=True))
 
 
 def sample(logits: torch.Tensor, rows: SampledRows, end_ids: frozenset[int], draw: Draw) -> list[int]:
@@ -124,37 +128,3 @@ def drawn_logprobs(
         for (s, _, _), lp in zip(chosen, found, strict=True):
             result[s.id] = TokenLogprob(lp.token_id, lp.logprob, lp.top[: s.params.logprobs])
     return result
-
-
-def _is_adjusted(sequence: Sequence) -> bool:
-    p = sequence.params
-    penalized = p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0 or p.logit_bias
-    return bool(penalized) or _must_go_on(sequence)
-
-
-def _must_go_on(sequence: Sequence) -> bool:
-    """Whether the answer may not end yet. A grammar that has come to its end decides."""
-    over = sequence.grammar is not None and sequence.grammar.only_ends
-    return sequence.num_output_tokens < sequence.params.min_tokens and not over
-
-
-def _adjusted(logits: torch.Tensor, sequence: Sequence, end_ids: frozenset[int]) -> torch.Tensor:
-    """One row [V] after penalties, bias and the ban on early ends, a float32 copy."""
-    row = torch.empty(logits.shape, dtype=torch.float32, device=logits.device).copy_(logits)
-    p = sequence.params
-    if p.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(sequence.token_ids)), device=row.device)
-        values = row[seen]
-        row[seen] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
-    if (p.presence_penalty or p.frequency_penalty) and sequence.num_output_tokens:
-        tokens, counts = torch.tensor(sequence.output_ids, device=row.device).unique(return_counts=True)
-        row[tokens] -= p.presence_penalty + p.frequency_penalty * counts
-    if p.logit_bias:
-        row[torch.tensor(list(p.logit_bias), device=row.device)] += torch.tensor(
-            list(p.logit_bias.values()), device=row.device
-        )
-    if _must_go_on(sequence):
-        ends = end_ids if sequence.tokenizer is None else sequence.tokenizer.eos_ids
-        banned = [*(() if p.ignore_eos else ends), *p.stop_token_ids]
-        row[torch.tensor(banned, dtype=torch.long, device=row.device)] = float("-inf")
-    return row

@@ -48,6 +48,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    shown_tokens: frozenset[int] = frozenset()  # control tokens that are told all the same
     logprobs: int | None = None  # None: none; k: the sampled token's and the k most likely
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
     grammar: CompiledGrammar | None = None  # that the answer follows
@@ -171,8 +172,10 @@ class TokenReader(Protocol):
     def eos_ids(self) -> frozenset[int]:
         """The tokens that end an answer."""
 
-    def decode(self, token_ids: Seq[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of the ids, U+FFFD for incomplete characters."""
+    def decode(
+        self, token_ids: Seq[int], *, skip_special_tokens: bool = True, shown: frozenset[int] = frozenset()
+    ) -> str:
+        """Text of the ids, U+FFFD for incomplete characters; special tokens that are ``shown`` stay in it."""
 
 
 class Sequence:

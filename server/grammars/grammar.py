@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits
@@ -17,7 +17,7 @@ from manylora.server.kernels.inputs import Int32
 logger = logging.getLogger(__name__)
 
 # Of one answer: about 10 ms a step and 30 MB at the worst. Of compiling: about 20 ms.
-LIMITS: Final = {
+LIMITS: Final[dict[str, Any]] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 150_000,
     "step_max_items": 50_000,

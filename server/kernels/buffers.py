@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,3 +62,14 @@ class ReusedMemory:
 def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of ``tensors``, one that occurs twice counted once, those without memory not at all."""
     return sum({t.data_ptr(): t.nbytes for t in tensors if not t.is_meta}.values())
+
+
+def sent(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    """``array`` on ``device``, behind what that is doing, without waiting; on a CPU the same memory.
+
+    From memory that is not pinned a GPU would copy only once all it has been given is done.
+    """
+    here = torch.from_numpy(array)
+    if device.type == "cuda" and torch.cuda.is_available():
+        return here.pin_memory().to(device, non_blocking=True)
+    return here.to(device)

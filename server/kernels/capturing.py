@@ -19,4 +19,4 @@ class Capturing(Protocol):
         """Forget what was captured: another thread runs the steps from now on."""
 
     def seal(self) -> None:
-        """Capture nothing any more."""
+        """Requests run from now on: capture at most a few more, for steps of a kind that is rare."""

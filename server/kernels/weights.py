@@ -41,6 +41,10 @@ class QuantizedLayer(Protocol):
     def nbytes(self) -> int:
         """Bytes its codes and scales take."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether a product may wait for the device, or ask it for anything."""
+
     def weight(self) -> torch.Tensor:
         """W [out, in] that the codes stand for, made anew at every call."""
 
@@ -63,6 +67,11 @@ class QuantizedMatrix:
     def nbytes(self) -> int:
         """Bytes that the codes and scales of the matrix take."""
         return sum(part.nbytes for part in self.parts)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a product may wait for the device."""
+        return any(part.waits for part in self.parts)
 
     def bias(self) -> torch.Tensor | None:
         """The biases along out, zeros for a part that has none; None if none has."""
@@ -203,6 +212,12 @@ class DecoderWeights:
     def quantized(self) -> bool:
         """Whether any matrix is."""
         return any(layer.quantized for layer in self.layers)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a step may have to wait for what the device has computed: then it can't be captured."""
+        matrices = (getattr(layer, name) for layer in self.layers for name in MATRICES)
+        return self.routed or any(isinstance(m, QuantizedMatrix) and m.waits for m in matrices)
 
     @property
     def routed(self) -> bool:

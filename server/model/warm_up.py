@@ -1,7 +1,7 @@
 """The steps that an accelerator runs before the first request: the largest one, and all that are captured.
 
 Kernels are compiled, libraries take their workspaces, and decode steps become CUDA graphs, on the thread that
-will run them; afterwards nothing is captured any more. What memory does not last for shows now.
+will run them; afterwards next to nothing is captured any more. What memory does not last for shows now.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def warm_up(decoder: Decoder, *, rows: int, sequences: int, context: int) -> Non
         ConfigError: the device's memory does not last for it; names the options.
     """
     try:
+        if decoder.capturing is not None:
+            decoder.capturing.restart()  # the probe's were captured on a thread that has ended
         _run_largest(decoder, rows, sequences, context)
         _capture(decoder, sequences, context)
     except torch.OutOfMemoryError as error:
@@ -64,7 +66,6 @@ def _capture(decoder: Decoder, sequences: int, context: int) -> None:
     capturing = decoder.capturing
     if capturing is None:
         return
-    capturing.restart()  # the probe's were captured on a thread that has ended
     sizes, began = capturing.sizes(sequences, context), monotonic()
     for number, (rows, tokens) in enumerate(sizes):
         if number % -(-len(sizes) // _TOLD) == 0:

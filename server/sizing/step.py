@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from manylora.server.sizing.shape import BaseShape
 
 _PARTITION = 128  # tokens of a context that one program attends to; there are no more than
 _MOST_PARTITIONS = 32  # of a row, and they are larger in longer contexts
+_GROWTH = 4  # of a context at most, where decode steps are replayed
 STAGING_BYTES = 16 << 20  # through which adapters are sent
 _LIBRARIES = 256 << 20  # workspaces of matrix products, of this library and its own threads' handles
 _SLACK = 1.15  # of what the allocator holds to what is in use
@@ -36,10 +37,16 @@ def scratch_bytes(shape: BaseShape, size: StepSize) -> int:
     return size.sequences * shape.heads * partitions * (shape.head_dim + 2) * 4
 
 
+def replayed_scratch_bytes(shape: BaseShape, size: StepSize) -> int:
+    """The most that it takes in steps that are replayed, whose contexts are rounded up."""
+    return scratch_bytes(shape, replace(size, context=_GROWTH * size.context))
+
+
 def reserved_bytes(shape: BaseShape, itemsize: int, size: StepSize) -> int:
     """What has to stay free for steps: those that are launched, those that are replayed, and libraries."""
-    replayed = _layer_bytes(shape, itemsize, size.sequences, size.rank) + scratch_bytes(shape, size)
-    logits = 2 * size.sequences * shape.vocabulary * itemsize  # the graphs' own, and where they are returned
+    replayed = _layer_bytes(shape, itemsize, size.sequences, size.rank) + replayed_scratch_bytes(shape, size)
+    # The graphs' own, where they are returned, and where they are joined with those of prompts.
+    logits = 3 * size.sequences * shape.vocabulary * itemsize
     launched = step_bytes(shape, itemsize, size)
     return int((launched + replayed + logits) * _SLACK) + _LIBRARIES + STAGING_BYTES
 

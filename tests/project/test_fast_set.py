@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow  # collecting all tests takes seconds
+# Collecting all tests once more takes half a minute of a core.
+pytestmark = [pytest.mark.slow, pytest.mark.sweep]
 
 
 def rooms() -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -140,7 +140,13 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
 
 def in_float32(weights: DecoderWeights) -> DecoderWeights:
     """A decoder with the numbers of ``weights``, computed with in fp32."""
-    return _converted(weights, lambda tensor: tensor.float())
+    return in_type(torch.float32, weights)
+
+
+def in_type(dtype: torch.dtype, weights: DecoderWeights) -> DecoderWeights:
+    """A decoder with the numbers of ``weights``, computed with in ``dtype``; rotary tables are float32."""
+    changed = _converted(weights, lambda tensor: tensor.to(dtype))
+    return replace(changed, cos=weights.cos, sin=weights.sin)
 
 
 def on(device: torch.device, weights: DecoderWeights) -> DecoderWeights:

@@ -46,7 +46,10 @@ class ChatTokenizer:
     @cached_property
     def _base_text(self) -> BaseText:
         return BaseText(
-            template=_single(self._hf.chat_template), special=self.special_tokens, load=self._backend.to_str
+            template=_single(self._hf.chat_template),
+            special=self.special_tokens,
+            load=self._backend.to_str,
+            response_template=getattr(self._hf, "response_template", None),
         )
 
     def render_chat(

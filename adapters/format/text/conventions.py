@@ -11,6 +11,10 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from manylora.adapters.format.answers.finding import find_format
+from manylora.adapters.format.answers.samples import render_samples
+from manylora.adapters.format.answers.syntax import AnswerFormat
+from manylora.adapters.format.answers.writing import describe
 from manylora.adapters.format.text.template_syntax import TemplateSearches, variables
 from manylora.adapters.format.text.tokenizer_file import description
 
@@ -24,6 +28,7 @@ class BaseText:
     template: str | None
     special: Mapping[str, str]  # "eos_token" -> "</s>", …
     load: Callable[[], str] = field(compare=False)  # tokenizer.json of the tokenizer in use
+    response_template: Any = None  # of the tokenizer's config
     # What the last files of adapters came to, by digest: most are copies of one another.
     known: LRUCache[bytes, Mapping[str, Any]] = field(
         default_factory=lambda: LRUCache(_MAX_KNOWN), compare=False
@@ -36,12 +41,21 @@ class BaseText:
 
     def prepare(self) -> None:
         """Work out now what adapters are compared with: it takes tenths of a second of the interpreter."""
-        _ = self.facts, self.variables
+        _ = self.facts, self.variables, self.answers
 
     @cached_property
     def variables(self) -> frozenset[str]:
         """The names that the template mentions."""
         return variables(self.template or "")
+
+    @cached_property
+    def answers(self) -> AnswerFormat:
+        """How the model writes answers. Its template is trusted as the model is, and rendered here."""
+
+        def render(template: str) -> Mapping[str, str | None]:
+            return render_samples({"template": template, "special": dict(self.special)})
+
+        return find_format(self.template, self.response_template, render)
 
     def has_id(self, token_id: int) -> bool:
         """Whether the vocabulary, without added tokens, uses an id."""
@@ -88,6 +102,7 @@ class AdapterText:
     special: Mapping[str, str] | None = None  # its special tokens, the base's where it names none
     top_id: int = -1  # the largest id of an added token
     searches: TemplateSearches | None = None  # of its template
+    answers: AnswerFormat | None = None  # how it writes them
 
     @property
     def template_digest(self) -> str | None:
@@ -102,12 +117,13 @@ class AdapterText:
         own = None if self.tokenizer is None else [self.tokenizer.added, self.tokenizer.around]
         return _sha(json.dumps([own, sorted((self.special or {}).items())]))
 
-    def details(self) -> dict[str, str]:
-        """For people and for the registry: which template and tokenizer answer."""
+    def details(self) -> dict[str, object]:
+        """For people and for the registry: which template and tokenizer answer, and in which format."""
         template, tokenizer = self.template_digest, self.tokenizer_digest
         return {
             "chat_template": "base" if template is None else f"adapter:{template}",
             "tokenizer": "base" if tokenizer is None else f"adapter:{tokenizer}",
+            "format": "base" if self.answers is None else describe(self.answers),
         }
 
 

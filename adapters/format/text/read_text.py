@@ -17,6 +17,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from manylora.adapters.bounded_process import Bounds, ChildFailed, OutOfBounds, run_bounded
+from manylora.adapters.format.answers import samples
+from manylora.adapters.format.answers.finding import find_format
+from manylora.adapters.format.answers.syntax import AnswerFormat
 from manylora.adapters.format.faults import Faults, shown, some
 from manylora.adapters.format.files import (
     SPECIAL_TOKENS_NAME,
@@ -38,6 +41,8 @@ MAX_ADDED_TOKENS = 65536
 _BOUNDS = Bounds(seconds=10.0, memory=1 << 30)
 _TOKENIZER_FILE = tokenizer_file.__name__
 _TEMPLATE_SYNTAX = template_syntax.__name__
+_SAMPLES = samples.__name__
+_RENDERING = Bounds(seconds=1.0)  # of all samples
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -73,7 +78,25 @@ def read_text(
         special=None if special == dict(base.special) else special,
         top_id=top,
         searches=None if template is None else _searches(template, found),
+        answers=_answers(template, config.get("response_template"), special, base),
     )
+
+
+def _answers(
+    template: str | None, response_template: Any, special: Mapping[str, str], base: BaseText
+) -> AnswerFormat | None:
+    """How the adapter writes answers; None if as its base does."""
+    if response_template == base.response_template:
+        response_template = None if template is None else response_template
+    if template is None and response_template is None:
+        return None
+
+    def render(template: str) -> Mapping[str, str | None]:
+        argument = {"template": template, "special": dict(special)}
+        found = _described(_SAMPLES, "render_samples", argument, base, _RENDERING)
+        return {} if "fault" in found else found
+
+    return find_format(base.template if template is None else template, response_template, render)
 
 
 def _template(
@@ -206,13 +229,15 @@ def _parts(files: Mapping[str, bytes], base: BaseText, special: Iterable[str]) -
     return {"base": base.load(), "files": encoded, "special": sorted(special)}
 
 
-def _described(module: str, function: str, argument: Any, base: BaseText) -> Mapping[str, Any]:
+def _described(
+    module: str, function: str, argument: Any, base: BaseText, bounds: Bounds = _BOUNDS
+) -> Mapping[str, Any]:
     """What a bounded process finds in a file; it is asked once for the files that most adapters share."""
     key = hashlib.sha256(json.dumps([module, function, argument]).encode()).digest()
     known = base.known.get(key)
     if known is None:
         try:
-            known = run_bounded(module, function, argument, _BOUNDS)
+            known = run_bounded(module, function, argument, bounds)
         except (ChildFailed, OutOfBounds) as error:
             return {"fault": "can't be examined", "reason": str(error)}
         base.known[key] = known

@@ -38,6 +38,7 @@ class AnswerFrame:
         self.num_choices = len(requests) * self.n
         self.prompt_tokens = sum(len(request.prompt_ids) for request in requests)
         self.completion_tokens = 0
+        self.reasoning_tokens: int | None = None  # None: answers have no reasoning apart
         self.cached: dict[int, int] = {}  # prompt -> tokens its first answer took from the prefix cache
         options = body.stream_options
         self.include_usage = options is not None and bool(options.include_usage)
@@ -58,12 +59,15 @@ class AnswerFrame:
 
     def usage(self) -> dict[str, Any]:
         """The ``usage`` object in OpenAI's shape."""
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(self.cached.values())},
         }
+        if self.reasoning_tokens is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        return usage
 
     def chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
         """One chunk of a stream.

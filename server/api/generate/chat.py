@@ -9,6 +9,8 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from manylora.server.api.access.scopes import INFER, needs
 from manylora.server.api.generate.answer import respond
+from manylora.server.api.generate.answer_grammar import answer_grammar
+from manylora.server.api.generate.answer_plan import AnswerPlan, plan_answer
 from manylora.server.api.generate.chat_format import ChatFormat
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
@@ -20,8 +22,9 @@ from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
 from manylora.server.api.request.schemas import ChatBody
-from manylora.server.api.request.structured_output import compiled_grammar
-from manylora.server.api.request.token_ids import Rendering, chat_ids, check_special_tokens
+from manylora.server.api.request.structured_output import compiled
+from manylora.server.api.request.token_ids import Rendering, chat_prompt, check_special_tokens
+from manylora.server.api.request.tools import read_use
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions
@@ -96,14 +99,20 @@ class ChatEndpoint:
         self._max_tokens = max_tokens
         self._max_tokens_name = max_tokens_name
         self._ignored = ignored
+        self._use = read_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+        self._plan = AnswerPlan()
         self._requests: list[GenerateRequest] = []
 
     async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
         """The conversation in tokens."""
         body, service = self._body, self._service
-        ids = await chat_ids(
-            service, conventions, body.messages, rendering=_rendering(body), ignored=self._ignored
+        tools = None if self._use is None else self._use.for_template()
+        rendering = _rendering(body, tools)
+        prompt = await chat_prompt(
+            service, conventions, body.messages, rendering=rendering, ignored=self._ignored
         )
+        ids = prompt.ids
+        self._plan = plan_answer(body, self._use, conventions, in_reasoning=prompt.in_reasoning)
         names = ("messages", self._max_tokens_name)
         budget = answer_budget(
             len(ids),
@@ -114,13 +123,15 @@ class ChatEndpoint:
         )
         top = 0 if body.top_logprobs is None else body.top_logprobs
         tokenizer = conventions.tokenizer
-        grammar = await compiled_grammar(service, body, tokenizer, self._ignored)
+        spec = answer_grammar(body, self._use, conventions, in_reasoning=prompt.in_reasoning)
+        grammar = await compiled(service, spec, tokenizer, self._ignored)
         params = sampling_params(
             body,
             max_tokens=budget,
             vocab_size=tokenizer.vocab_size,
             logprobs=top if body.logprobs else None,
             prompt_logprobs=body.prompt_logprobs,
+            shown_tokens=self._plan.shown,
             grammar=grammar,
         )
         n = 1 if body.n is None else body.n
@@ -131,7 +142,7 @@ class ChatEndpoint:
 
     async def respond(self, request: Request, generation: Generation) -> Response:
         """A completion, or the stream of one."""
-        form = ChatFormat(self._service, self._body, self._requests, generation.model)
+        form = ChatFormat(self._service, self._body, self._requests, generation.model, self._plan)
         return await respond(request, generation, form, stream=bool(self._body.stream))
 
 
@@ -158,8 +169,8 @@ def _check(body: ChatBody) -> None:
         )
 
 
-def _rendering(body: ChatBody) -> Rendering:
-    """How the conversation is written."""
+def _rendering(body: ChatBody, tools: list[dict[str, Any]] | None) -> Rendering:
+    """How the conversation is written, and what tools the model hears of."""
     given = {} if body.chat_template_kwargs is None else body.chat_template_kwargs
     variables: dict[str, Mapping[str, Any]] = {
         f"chat_template_kwargs.{name}": {name: value} for name, value in given.items()
@@ -176,5 +187,20 @@ def _rendering(body: ChatBody) -> Rendering:
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
         variables=variables,
+        opposites=_opposites(body),
+        tools=tools,
         special_tokens=body.allow_special_tokens,
     )
+
+
+def _opposites(body: ChatBody) -> dict[str, dict[str, Any]]:
+    """Of what asks for reasoning: the opposite, by which it is seen whether the template knows of it.
+
+    A model that doesn't reason does what is asked for without reasoning.
+    """
+    opposites: dict[str, dict[str, Any]] = {}
+    if body.reasoning_effort not in (None, "none"):
+        opposites["reasoning_effort"] = {"enable_thinking": False, "reasoning_effort": "none"}
+    if (body.chat_template_kwargs or {}).get("enable_thinking"):
+        opposites["chat_template_kwargs.enable_thinking"] = {"enable_thinking": False}
+    return opposites

@@ -20,6 +20,7 @@ from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import MixRequest, read_mix
 from manylora.server.api.request.schemas import AllowSpecialTokens, Messages, TokenId
 from manylora.server.api.request.token_ids import Rendering, chat_ids, check_special_tokens, prompt_ids
+from manylora.server.api.request.tools import Tools
 from manylora.server.errors import RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import Service
@@ -46,6 +47,7 @@ class TokenizeBody(RequestBody):
         None, description="Leave the last message open. Only with messages."
     )
     return_token_strs: bool | None = None
+    tools: Tools | None = Field(None, description="What the model hears of. Only with messages.")
 
 
 class DetokenizeBody(RequestBody):
@@ -88,7 +90,7 @@ async def _ids(
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("Give either 'prompt' or 'messages'", "prompt")
     if body.prompt is not None:
-        for name in ("add_generation_prompt", "continue_final_message"):
+        for name in ("add_generation_prompt", "continue_final_message", "tools"):
             if getattr(body, name) is not None:
                 raise RequestError(f"'{name}' goes with 'messages'", name)
         return await prompt_ids(
@@ -105,6 +107,7 @@ async def _ids(
         body.add_generation_prompt is not False,
         bool(body.continue_final_message),
         special_tokens=body.allow_special_tokens,
+        tools=[tool.for_template() for tool in body.tools] if body.tools else None,
     )
     return await chat_ids(service, conventions, body.messages, rendering=rendering, ignored=ignored)
 

@@ -12,6 +12,7 @@ MAX_MODEL_LENGTH: Final = 2048  # characters of a model string: eight names with
 MAX_MESSAGES: Final = 2048
 MAX_PARTS: Final = 1024  # text parts of one message
 MAX_TOOL_CALLS: Final = 128  # of one message
+MAX_TOOLS: Final = 128
 MAX_CALL_ID_LENGTH: Final = 256
 MAX_FUNCTION_NAME_LENGTH: Final = 256
 MAX_TEMPLATE_VARIABLES: Final = 16

@@ -80,6 +80,7 @@ def sampling_params(
     vocab_size: int,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    shown_tokens: frozenset[int] = frozenset(),
     grammar: CompiledGrammar | None = None,
 ) -> SamplingParams:
     """The sampling parameters of one prompt's answers.
@@ -108,6 +109,7 @@ def sampling_params(
         stop_token_ids=_stop_token_ids(body.stop_token_ids, vocab_size),
         ignore_eos=_or(body.ignore_eos, False),
         skip_special_tokens=_or(body.skip_special_tokens, True),
+        shown_tokens=shown_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,

@@ -20,6 +20,7 @@ from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.structured_output import StructuredBody
 from manylora.server.api.request.template_variables import TemplateVariables
 from manylora.server.api.request.tool_calls import ToolCall, sift_calls
+from manylora.server.api.request.tools import ToolsBody
 from manylora.server.errors import RequestError
 
 
@@ -177,6 +178,7 @@ class Message(RequestBody):
     tool_calls: list[ToolCall] | None = Field(None, max_length=limits.MAX_TOOL_CALLS)
     tool_call_id: str | None = Field(None, max_length=limits.MAX_CALL_ID_LENGTH)
     reasoning_content: str | None = None
+    reasoning: str | None = Field(None, description="The same under vLLM's newer name.")
 
     @property
     def text(self) -> str:
@@ -189,7 +191,7 @@ class Message(RequestBody):
             "name": self.name,
             "tool_calls": None if self.tool_calls is None else [c.for_template() for c in self.tool_calls],
             "tool_call_id": self.tool_call_id,
-            "reasoning_content": self.reasoning_content,
+            "reasoning_content": self.reasoning if self.reasoning_content is None else self.reasoning_content,
         }
         fields = {name: value for name, value in given.items() if value is not None}
         return template_message(self.role, self.text, **fields)
@@ -243,7 +245,7 @@ Messages = Annotated[
 ]
 
 
-class ChatBody(GenerationBody):
+class ChatBody(GenerationBody, ToolsBody):
     """``POST /v1/chat/completions``."""
 
     messages: Messages
@@ -260,6 +262,12 @@ class ChatBody(GenerationBody):
     )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
+    include_reasoning: bool | None = None
+    separate_reasoning: bool | None = None
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = None
+    thinking_token_budget: int | None = Field(
+        None, ge=0, le=limits.MAX_TOKENS, description="Tokens after which a block of reasoning is closed."
+    )
 
 
 Prompt = str | tuple[int, ...]

@@ -172,7 +172,20 @@ async def compiled_grammar(
         RequestError: several grammars, or one that answers can't be held to; names the place.
         QueueFull: too many grammars wait to be compiled.
     """
-    spec = body.grammar_spec()
+    return await compiled(service, body.grammar_spec(), tokenizer, ignored)
+
+
+async def compiled(
+    service: Service, spec: GrammarSpec | None, tokenizer: Tokenizer, ignored: list[str]
+) -> CompiledGrammar | None:
+    """A grammar ready for answers that ``tokenizer`` reads; None if there is none.
+
+    ``ignored`` takes the paths of keywords that answers are not held to.
+
+    Raises:
+        RequestError: answers can't be held to it; names the place.
+        QueueFull: too many grammars wait to be compiled.
+    """
     if spec is None:
         return None
     grammar = await service.grammars.compile(spec, tokenizer)

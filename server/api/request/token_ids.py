@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
 from fastapi import Request
 
+from manylora.adapters.format.answers.syntax import ReasoningSyntax
 from manylora.adapters.format.text.content_marks import Marked
 from manylora.server.api.access.scopes import ADMIN, caller_scope
 from manylora.server.api.request.schemas import Message, Prompt
@@ -17,6 +18,7 @@ from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import CHARS_PER_TOKEN, Service
 
 Conversation = Sequence[Mapping[str, Any]]  # messages as the template sees them
+Tools = Sequence[Mapping[str, Any]]  # as it sees them, too
 
 _SPECIAL = "allow_special_tokens"
 
@@ -32,7 +34,10 @@ class Rendering:
     continue_final_message: bool = False
     # The request's parameter -> the template's variables that it sets.
     variables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # Of parameters that are refused where the template knows nothing of them: what would say the opposite.
+    opposites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     special_tokens: bool | None = None  # whether messages may spell control tokens; None: as configured
+    tools: Tools | None = None  # that the model hears of
 
     async def render(self, conventions: TextConventions, messages: Conversation, ignored: list[str]) -> str:
         """``messages`` as text.
@@ -47,7 +52,9 @@ class Rendering:
             MixError: the members of the mix bring different templates.
         """
         text = await self._text(conventions, messages)
-        await self._check_tools(conventions, messages, text)
+        if self.tools is not None and await replace(self, tools=None)._same(conventions, messages, text):
+            raise _no_place("tools", "tools")
+        await self._check_calls(conventions, messages, text)
         for name in _OPTIONAL:
             holders = [index for index, message in enumerate(messages) if name in message]
             if holders and await self._same(conventions, _without(messages, name), text):
@@ -55,7 +62,11 @@ class Rendering:
         for param in self.variables:
             others = {key: value for key, value in self.variables.items() if key != param}
             if await self._same(conventions, messages, text, others):
-                ignored.append(param)
+                opposite = self.opposites.get(param)
+                if opposite is None:
+                    ignored.append(param)
+                elif await self._same(conventions, messages, text, {**others, param: opposite}):
+                    raise _no_place(param, "it")
         return await self._continued(conventions, messages) if self.continue_final_message else text
 
     async def _text(
@@ -67,6 +78,7 @@ class Rendering:
         chosen = self.variables if variables is None else variables
         return await conventions.render(
             messages,
+            tools=self.tools,
             add_generation_prompt=self.add_generation_prompt and not self.continue_final_message,
             variables={name: value for each in chosen.values() for name, value in each.items()},
         )
@@ -84,7 +96,7 @@ class Rendering:
         except RequestError:  # it misses what was left out
             return False
 
-    async def _check_tools(self, conventions: TextConventions, messages: Conversation, text: str) -> None:
+    async def _check_calls(self, conventions: TextConventions, messages: Conversation, text: str) -> None:
         """Refuse calls of tools, and their results, that the template would leave out."""
         calls = [index for index, message in enumerate(messages) if "tool_calls" in message]
         if calls and await self._same(conventions, _without(messages, "tool_calls"), text):
@@ -127,6 +139,14 @@ def check_special_tokens(request: Request, wanted: bool | None, with_messages: b
         raise AdminKeyNeeded(f"'{_SPECIAL}' may only be set with an admin key")
 
 
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A rendered conversation."""
+
+    ids: tuple[int, ...]
+    in_reasoning: bool = False  # it ends within a block of reasoning
+
+
 async def chat_ids(
     service: Service,
     conventions: TextConventions,
@@ -135,7 +155,19 @@ async def chat_ids(
     rendering: Rendering,
     ignored: list[str],
 ) -> tuple[int, ...]:
-    """The token ids of a conversation.
+    """The token ids of a conversation; as :func:`chat_prompt`."""
+    return (await chat_prompt(service, conventions, messages, rendering=rendering, ignored=ignored)).ids
+
+
+async def chat_prompt(
+    service: Service,
+    conventions: TextConventions,
+    messages: list[Message],
+    *,
+    rendering: Rendering,
+    ignored: list[str],
+) -> ChatPrompt:
+    """A conversation as the model reads it.
 
     Args:
         service: the server.
@@ -146,19 +178,35 @@ async def chat_ids(
 
     Raises:
         ContextTooLong: by its length alone it can't fit.
-        RequestError: the template refuses the messages, or has no place for the tool calls of one.
+        RequestError: the template refuses the messages, or has no place for tools or their calls.
         MixError: the members of the mix bring different templates.
     """
     rendered = [message.for_template() for message in messages]
     _check_size(service, sum(len(message["content"]) for message in rendered), "messages")
-    given = rendering.special_tokens
+    given, tools = rendering.special_tokens, rendering.tools
     allowed = service.config.allow_special_tokens if given is None else given
-    marked = Marked(rendered) if allowed else await conventions.mark(rendered)
-    text = await rendering.render(conventions, marked.messages, ignored)
+    own = None if tools is None else [dict(tool) for tool in tools]
+    marked = Marked(rendered, own) if allowed else await conventions.mark(rendered, tools=own)
+    text = await replace(rendering, tools=marked.tools).render(conventions, marked.messages, ignored)
     _check_size(service, len(text), "messages")
-    if allowed:
-        return await conventions.encode(text, add_special_tokens=False)  # the template writes its own
-    return await conventions.encode_rendered(text, marked.mark)
+    reasoning = conventions.answers.reasoning
+    within = reasoning is not None and ends_within(
+        text, reasoning, rendered[-1]["content"] if rendering.continue_final_message else None
+    )
+    if allowed:  # the template writes its own
+        return ChatPrompt(await conventions.encode(text, add_special_tokens=False), within)
+    return ChatPrompt(await conventions.encode_rendered(text, marked.mark), within)
+
+
+def ends_within(text: str, reasoning: ReasoningSyntax, continued: str | None) -> bool:
+    """Whether a prompt ends within a block of reasoning, which the template or a turn to go on with opened.
+
+    What users write of markers opens none: other text, the end of their turn at least, follows it.
+    """
+    opens, closes = reasoning.open.strip(), reasoning.close.strip()
+    if continued is not None:
+        return continued.rfind(opens) > continued.rfind(closes)
+    return text.rstrip().endswith(opens)
 
 
 async def prompt_ids(

@@ -19,6 +19,7 @@ _GAP = 2  # characters between columns
 _SPARED = ("running", "tags", "rank", "used", "requests", "kind")  # where a terminal is too narrow, in turn
 _SETTINGS = ("rank", "density", "seed", "sign_method")  # of composing
 _WHOSE = {"base": "the base's", "adapter": "its own"}
+_OF_TEXT = ("chat_template", "tokenizer", "format")  # details that an adapter has of its own or of its base
 _WIDE = 10_000  # characters: where no terminal limits them, lines are not broken
 
 Answer = Mapping[str, Any]
@@ -112,7 +113,7 @@ def _rows(adapter: Answer) -> Iterable[tuple[str, RenderableType]]:
     yield "requests", f"{traffic['requests']} ended, {traffic['running']} running"
     yield "tokens", f"{traffic['prompt_tokens']} read, {traffic['generated_tokens']} generated"
     for key, value in adapter["details"].items():
-        whose = _WHOSE.get(str(value).partition(":")[0]) if key in {"chat_template", "tokenizer"} else None
+        whose = _WHOSE.get(str(value).partition(":")[0]) if key in _OF_TEXT else None
         yield key.replace("_", " "), whose or _detail(value)
 
 

@@ -1,9 +1,11 @@
 """Triton kernels of paged decode attention; ``attention.py`` launches them.
 
 One query row against all it has in the cache is too little work for one program when contexts are long,
-so a context is cut into partitions of fixed size (flash decoding), each with its own softmax: its peak
-score, its sum of exponentials and its weighted values. A second kernel joins them in ascending order.
-The size of a partition does not depend on the batch: a row has the same bits beside any others.
+so what it sees is cut into partitions (flash decoding), each with its own softmax: its peak score, its sum
+of exponentials and its weighted values. A second kernel joins them. A row has at most ``MOST`` partitions:
+where that many of the least size do not reach, theirs is doubled until they do. So the size depends on the
+row's own context and never on the batch: a row has the same bits beside any others. And what partitions
+leave for the second kernel is bounded, however long contexts are.
 
 The query heads of a group share K and V, so a program takes all heads of one group and reads each key
 once; the group is filled up to the 16 rows that the tensor cores take. That wastes products, which are
@@ -12,6 +14,18 @@ not what decode attention waits for.
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def seen_by(length, window, TOKENS: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr):
+    """Of a row that is the last of ``length`` tokens: the first it sees, where its partitions begin,
+    and the size of each."""
+    earliest = tl.maximum(length - window, 0)
+    begin = earliest // TOKENS * TOKENS
+    size = LEAST
+    for _ in tl.static_range(15):  # enough for a hundred million tokens
+        size = tl.where(size * MOST < length - begin, size * 2, size)
+    return earliest, begin, size
 
 
 @triton.jit(do_not_specialize=["table_width", "partitions", "window"])
@@ -37,7 +51,8 @@ def attend_partition(
     KEY_TILE: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     VALUE_TILE: tl.constexpr,
-    PARTITION: tl.constexpr,
+    LEAST: tl.constexpr,
+    MOST: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -47,9 +62,9 @@ def attend_partition(
     item, head, partition = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_heads = tl.num_programs(1)
     length = tl.load(context + item)
-    earliest = tl.maximum(length - window, 0)
-    first = tl.maximum(partition * PARTITION, earliest // TOKENS * TOKENS)
-    last = tl.minimum((partition + 1) * PARTITION, length)
+    earliest, begin, size = seen_by(length, window, TOKENS, LEAST, MOST)
+    first = begin + partition * size
+    last = tl.minimum(first + size, length)
     if first < last:
         g, d, e = tl.arange(0, GROUP_TILE), tl.arange(0, KEY_TILE), tl.arange(0, VALUE_TILE)
         row = tl.load(rows + item).to(tl.int64)
@@ -61,8 +76,8 @@ def attend_partition(
         highest = tl.full([GROUP_TILE], float("-inf"), tl.float32)
         sums = tl.zeros([GROUP_TILE], tl.float32)
         mixed = tl.zeros([GROUP_TILE, VALUE_TILE], tl.float32)
-        for begin in range(first, last, TOKENS):
-            t = begin + tl.arange(0, TOKENS)
+        for at in range(first, last, TOKENS):
+            t = at + tl.arange(0, TOKENS)
             seen = (t < last) & (t >= earliest)  # at least one: every peak is a number
             block = tl.load(blocks + item * table_width + t // BLOCK, mask=seen, other=0).to(tl.int64)
             slot = ((block * BLOCK + t % BLOCK) * kv_heads + head)[:, None]
@@ -96,6 +111,41 @@ def attend_partition(
         )
 
 
+@triton.jit
+def joined(
+    peak,
+    total,
+    weighted,
+    place,  # of the head's first partition
+    length,
+    window,
+    e,  # [tile] the elements of a value
+    inside,  # [tile] which of them there are
+    VALUE_DIM: tl.constexpr,
+    LEAST: tl.constexpr,
+    MOST: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """The attention [tile] float32 of one head of a row of that many tokens; zeros if it sees nothing.
+
+    All partitions are taken at once, whether a row has them or not: the order of the sum is always the same.
+    """
+    _, begin, size = seen_by(length, window, TOKENS, LEAST, MOST)
+    p = tl.arange(0, MOST)
+    used = p < tl.cdiv(length - begin, size)
+    peaks = tl.load(peak + place + p, mask=used, other=float("-inf"))
+    highest = tl.max(peaks, axis=0)
+    factor = tl.exp(peaks - tl.where(highest == float("-inf"), 0.0, highest))  # 0 where there is no partition
+    sums = tl.sum(tl.load(total + place + p, mask=used, other=0.0) * factor, axis=0)
+    v = tl.load(
+        weighted + (place + p)[:, None] * VALUE_DIM + e[None, :],
+        mask=used[:, None] & inside[None, :],
+        other=0.0,
+    )
+    mixed = tl.sum(v * factor[:, None], axis=0)
+    return mixed / tl.where(sums > 0, sums, 1.0)
+
+
 @triton.jit(do_not_specialize=["partitions", "window"])
 def join_partitions(
     peak,  # [n, heads, partitions] float32
@@ -108,26 +158,17 @@ def join_partitions(
     out,  # [T, heads, VALUE_DIM]
     VALUE_DIM: tl.constexpr,
     VALUE_TILE: tl.constexpr,
-    PARTITION: tl.constexpr,
+    LEAST: tl.constexpr,
+    MOST: tl.constexpr,
+    TOKENS: tl.constexpr,
 ):
     """One program for each row and query head; a row that sees nothing becomes zeros."""
     item, head = tl.program_id(0), tl.program_id(1)
     heads = tl.num_programs(1)
     e = tl.arange(0, VALUE_TILE)
     inside = e < VALUE_DIM
-    length = tl.load(context + item)
     place = (item * heads + head).to(tl.int64) * partitions
-    highest = tl.full([1], float("-inf"), tl.float32)
-    sums = tl.zeros([1], tl.float32)
-    mixed = tl.zeros([VALUE_TILE], tl.float32)
-    for partition in range(tl.maximum(length - window, 0) // PARTITION, tl.cdiv(length, PARTITION)):
-        here = tl.load(peak + place + partition)
-        higher = tl.maximum(highest, here)
-        before, now = tl.exp(highest - higher), tl.exp(here - higher)
-        v = tl.load(weighted + (place + partition) * VALUE_DIM + e, mask=inside, other=0.0)
-        mixed = mixed * before + v * now
-        sums = sums * before + tl.load(total + place + partition) * now
-        highest = higher
+    length = tl.load(context + item)
+    result = joined(peak, total, weighted, place, length, window, e, inside, VALUE_DIM, LEAST, MOST, TOKENS)
     row = tl.load(rows + item).to(tl.int64)
-    result = mixed / tl.where(sums > 0, sums, 1.0)
     tl.store(out + (row * heads + head) * VALUE_DIM + e, result.to(out.dtype.element_ty), mask=inside)

@@ -1,20 +1,26 @@
-"""The reference step with adapters and decode attention in Triton, its decode steps replayed as graphs."""
+"""A decoder in Triton on a CUDA device, its decode steps replayed as graphs."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 
+from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.capturing import Capturing
-from manylora.server.kernels.cuda.attention import decode_rows
+from manylora.server.kernels.cuda import drawing
+from manylora.server.kernels.cuda.attention import plan_attention
 from manylora.server.kernels.cuda.buckets import MAX_ROWS
-from manylora.server.kernels.cuda.decode import MAX_RANK, DecodeBuffers, DecodeSteps
+from manylora.server.kernels.cuda.decode import MAX_RANK, DecodeBuffers, DecodeSteps, PlainAdapters, Variant
 from manylora.server.kernels.cuda.graphs import CudaGraphs
+from manylora.server.kernels.cuda.layers.fused import FusedLayers
+from manylora.server.kernels.cuda.layers.step import FusedStep
 from manylora.server.kernels.cuda.lora import RankPages, TritonLoraPlan
+from manylora.server.kernels.cuda.splitting import part_of
 from manylora.server.kernels.cuda.trial import trial
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.kernels.reference.attention import AttentionPlan
-from manylora.server.kernels.reference.step import ReferenceStep, target_shapes
+from manylora.server.kernels.reference.step import ReferenceStep, bend, target_shapes
 from manylora.server.kernels.weights import DecoderWeights, MergedWeights
 
 
@@ -22,23 +28,29 @@ class TritonStep:
     """Runs steps on a CUDA device. The reference step does what has no kernel, and owns the KV cache."""
 
     name = "triton"
-    draw = staticmethod(ReferenceStep.draw)
+    draw = staticmethod(drawing.draw)
     kv_bytes_per_block = staticmethod(ReferenceStep.kv_bytes_per_block)
 
     def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:
         self._reference = ReferenceStep(
-            weights, pool, num_blocks, decode_rows=decode_rows, lora_plan=TritonLoraPlan
+            weights, pool, num_blocks, attention=plan_attention, lora_plan=TritonLoraPlan
         )
         self._pool = pool
         self._shapes = target_shapes(weights)
+        self._fused = FusedStep(self._reference, pool) if FusedLayers.unsupported(weights) is None else None
         embedding = weights.embedding
-        # The layers of a quantized base are another library's: whether they can be captured is not known.
-        # Which experts run is known on the host only.
-        on_gpu = embedding.device.type == "cuda" and not weights.quantized and not weights.routed
+        on_gpu = embedding.device.type == "cuda" and not weights.waits
         with torch.inference_mode():
             logits = embedding.new_empty(MAX_ROWS, weights.lm_head.shape[0])
-        graphs = CudaGraphs() if on_gpu else None
-        self.decode_steps = DecodeSteps(self.decode, len(self._shapes), logits, graphs)
+            hidden = embedding.new_empty(MAX_ROWS, embedding.shape[1])
+        self.decode_steps = DecodeSteps(
+            self.decode,
+            weights.norm_modules(len(weights.layers)).stop,
+            PlainAdapters() if self._fused is None else self._fused.takes,
+            logits=logits,
+            hidden=hidden,
+            graphs=CudaGraphs() if on_gpu else None,
+        )
 
     @staticmethod
     def unsupported(weights: DecoderWeights) -> str | None:
@@ -74,12 +86,51 @@ class TritonStep:
 
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
-        """Run one step and return the logits [R, V] of ``inputs.logits_rows``."""
-        logits = self.decode_steps.step(inputs)
-        return self._reference.step(inputs) if logits is None else logits
+        """Run one step and return the logits [R, V] of ``inputs.logits_rows``.
 
-    def decode(self, buffers: DecodeBuffers, adapted: bool) -> torch.Tensor:
-        """The logits [N, V] of the rows in ``buffers``, with adapters or without."""
+        With ``inputs.raw_logits`` they are the head's product alone, which the caller corrects and then gives
+        to :func:`bend`.
+        """
+        bent = inputs.raw_logits and self._reference.weights.bends_logits
+        logits = None if bent else self.decode_steps.step(inputs)
+        if logits is None:
+            logits = self._divided(inputs)
+        return self._launched(inputs) if logits is None else logits
+
+    def _divided(self, inputs: StepInputs) -> torch.Tensor | None:
+        """The logits of a step whose decode rows are replayed beside its chunks; None if it has not both."""
+        counts = np.diff(inputs.query_start)
+        single, several = np.flatnonzero(counts == 1), np.flatnonzero(counts > 1)
+        given = (inputs.embedded, inputs.hidden, inputs.merged)
+        if not len(single) or not len(several) or inputs.cached or any(g is not None for g in given):
+            return None
+        decoding, chunks = part_of(inputs, single), part_of(inputs, several)
+        first = self.decode_steps.step(decoding.inputs)
+        if first is None:
+            return None
+        logits = first.new_empty(len(inputs.logits_rows), first.shape[1])
+        logits[sent(decoding.logits, first.device)] = first
+        logits[sent(chunks.logits, first.device)] = self._launched(chunks.inputs)
+        return logits
+
+    def _launched(self, inputs: StepInputs) -> torch.Tensor:
+        """The logits of a step, launched operation by operation."""
+        if self._fused is not None and self._fused.takes.all_of(inputs.lora):
+            return self._fused.step(inputs)
+        return self._reference.step(inputs)
+
+    def decode(self, buffers: DecodeBuffers, variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits [N, V] of the rows in ``buffers``, and what the head was applied to [N, D]."""
+        hidden = self._hidden(buffers, variant)
+        return bend(self._reference.lm_head(hidden), self._reference.weights), hidden
+
+    def _hidden(self, buffers: DecodeBuffers, variant: Variant) -> torch.Tensor:
+        x = self._reference.embed(buffers.token_ids)
+        if variant.embedded:
+            x = torch.where(buffers.is_given, buffers.given, x)
+        if self._fused is not None:
+            return self._fused.decode(x, buffers, variant)
         plan = AttentionPlan(buffers.slots, [buffers.attention])
         pages = RankPages(self._pool, self._shapes, buffers.tables, MAX_RANK, rows=buffers.work, tiles=None)
-        return self._reference.decode(buffers.token_ids, buffers.positions, plan, pages if adapted else None)
+        lora = pages if variant.adapted else None
+        return self._reference.decode(x, buffers.positions, plan, lora)

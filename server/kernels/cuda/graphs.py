@@ -34,7 +34,7 @@ class CudaGraphs:
         self._new_capture = GraphCapture if capture is None else capture
         self._capture = self._new_capture()
         self._graphs: dict[Hashable, Replayed | None] = {}  # None: its capture failed
-        self._sealed = False
+        self._left: int | None = None  # captures that may still be tried; None: any number
 
     @property
     def keys(self) -> frozenset[Hashable]:
@@ -50,15 +50,17 @@ class CudaGraphs:
         """Forget every graph: another thread is to capture them, on streams of its own."""
         self._graphs.clear()
         self._capture = self._new_capture()
-        self._sealed = False
+        self._left = None
 
-    def seal(self) -> None:
-        """Capture nothing any more: while requests run, a capture would hold all of them up."""
-        self._sealed = True
+    def seal(self, late: int = 0) -> None:
+        """Capture at most ``late`` more: while requests run, each capture holds all of them up."""
+        self._left = late
 
     def run(self, key: Hashable, function: Callable[[], None]) -> None:
         """Do what ``function`` does; it is called only until its graph exists."""
-        if key not in self._graphs and not self._sealed:
+        if key not in self._graphs and self._left != 0:
+            if self._left is not None:
+                self._left -= 1
             self._graphs[key] = self._captured(key, function)
         graph = self._graphs.get(key)
         if graph is None:

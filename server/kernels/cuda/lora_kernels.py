@@ -131,8 +131,8 @@ def shrink_tiles(
     offset,
     rank,
     modules,
-    module,
-    partial,  # [slices, n * ROWS, capacity] float32
+    module,  # the first of those that take x
+    partial,  # [slices, n * ROWS, parts, capacity] float32
     capacity,
     SLICE: tl.constexpr,
     RANKS: tl.constexpr,
@@ -140,15 +140,16 @@ def shrink_tiles(
     DEPTH: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """One program for each tile of rows that share a mix, and slice of the input features."""
-    item, part = tl.program_id(0), tl.program_id(1)
+    """One program for each tile of rows that share a mix, slice of the input features, and module."""
+    item, part, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     lines = tl.arange(0, ROWS)
     rows = tl.load(work + 3 * item).to(tl.int64) + lines
     real = rows < tl.load(work + 3 * item + 1)
     sequence = tl.load(work + 3 * item + 2)
-    place = partial + ((part * tl.num_programs(0) + item) * ROWS + lines).to(tl.int64) * capacity
+    line = ((part * tl.num_programs(0) + item) * ROWS + lines) * tl.num_programs(2) + which
+    place = partial + line.to(tl.int64) * capacity
     for entry in range(tl.load(start + sequence), tl.load(start + sequence + 1)):
-        cell = tl.load(adapter + entry) * modules + module
+        cell = tl.load(adapter + entry) * modules + module + which
         pages = pool + tl.multiple_of(tl.load(offset + cell), 32)
         count = tl.load(rank + cell)
         for first in range(0, count, RANKS):
@@ -174,45 +175,70 @@ def shrink_tiles(
 
 @triton.jit(do_not_specialize=_VARYING)
 def expand_tiles(
-    partial,  # [slices, n * ROWS, capacity] float32
+    partial,  # [slices, n * ROWS, parts, capacity] float32
     capacity,
     in_features,
-    out_features,
+    first_out,  # outputs of each module; 0: there are fewer
+    second_out,
+    third_out,
     pool,
     a_page,
-    b_page,
+    first_page,  # of B
+    other_page,
     work,  # [n, 3] first row, last row + 1, sequence
     start,
     adapter,
     weight,
     offset,
     rank,
+    gain,
+    constant,
     modules,
     module,
-    y,  # [T, out], rows y_stride apart
+    y,  # [T, out of all], rows y_stride apart
     y_stride,
     SLICE: tl.constexpr,
     RANKS: tl.constexpr,
     ROWS: tl.constexpr,
     OUT: tl.constexpr,
+    PARTS: tl.constexpr,
+    VECTORS: tl.constexpr,  # gains and constants are added as well
     DOT: tl.constexpr,
 ):
-    """One program for each tile of rows that share a mix, and tile of the output features."""
+    """One program for each tile of rows that share a mix, and tile of the outputs of a module."""
     item, tile = tl.program_id(0), tl.program_id(1)
+    second, third = tl.cdiv(first_out, OUT), tl.cdiv(first_out, OUT) + tl.cdiv(second_out, OUT)
+    which = tl.where(tile < second, 0, tl.where(tile < third, 1, 2))
+    begin = tl.where(which == 0, 0, tl.where(which == 1, second, third))
+    out_features = tl.where(which == 0, first_out, tl.where(which == 1, second_out, third_out))
+    column = tl.where(which == 0, 0, tl.where(which == 1, first_out, first_out + second_out))
+    b_page = tl.where(which == 0, first_page, other_page)
     lines = tl.arange(0, ROWS)
     rows = tl.load(work + 3 * item).to(tl.int64) + lines
     real = rows < tl.load(work + 3 * item + 1)
     sequence = tl.load(work + 3 * item + 2)
-    n = tile * OUT + tl.arange(0, OUT)
+    n = (tile - begin) * OUT + tl.arange(0, OUT)
     inside = n < out_features
+    at = y + rows[:, None] * y_stride + (column + n)[None, :]
+    mask = real[:, None] & inside[None, :]
+    base = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     sums = tl.zeros([ROWS, OUT], tl.float32)
-    place = partial + (item * ROWS + lines).to(tl.int64) * capacity
-    per_slice = tl.num_programs(0).to(tl.int64) * ROWS * capacity
+    place = partial + ((item * ROWS + lines) * PARTS + which).to(tl.int64) * capacity
+    per_slice = tl.num_programs(0).to(tl.int64) * ROWS * PARTS * capacity
     for entry in range(tl.load(start + sequence), tl.load(start + sequence + 1)):
-        cell = tl.load(adapter + entry) * modules + module
+        cell = tl.load(adapter + entry) * modules + module + which
         count = tl.load(rank + cell)
         pages = pool + tl.multiple_of(tl.load(offset + cell) + count * a_page, 32)
         coefficient = tl.load(weight + entry)
+        if VECTORS:
+            page = tl.load(gain + cell)
+            if page != 0:
+                vector = tl.load(pool + page.to(tl.int64) * 32 + n, mask=inside, other=0.0).to(tl.float32)
+                sums += coefficient * (base * vector[None, :])
+            page = tl.load(constant + cell)
+            if page != 0:
+                vector = tl.load(pool + page.to(tl.int64) * 32 + n, mask=inside, other=0.0).to(tl.float32)
+                sums += coefficient * vector[None, :]
         for first in range(0, count, RANKS):
             r = first + tl.arange(0, RANKS)
             wanted = real[:, None] & (r < count)[None, :]
@@ -228,7 +254,4 @@ def expand_tiles(
             scaled = (reduced * coefficient).to(pool.dtype.element_ty)
             sums = tl.dot(scaled.to(DOT), b.to(DOT), sums, input_precision="ieee")
         place += count
-    at = y + rows[:, None] * y_stride + n[None, :]
-    mask = real[:, None] & inside[None, :]
-    base = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     tl.store(at, (base + sums).to(y.dtype.element_ty), mask=mask)

@@ -2,49 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
 import torch
 
-from manylora.server.kernels.cuda.attention import DecodeRows
-from manylora.server.kernels.cuda.lora import LoraTables, RankPages
-from manylora.server.kernels.inputs import BLOCK_SIZE, ModuleShape
+from manylora.server.kernels.cuda.attention import plan_attention
+from manylora.server.kernels.cuda.layers.fused import FusedLayers
+from manylora.server.kernels.cuda.layers.step import FusedStep
+from manylora.server.kernels.cuda.lora import TritonLoraPlan
+from manylora.server.kernels.inputs import AdapterPages, StepInputs, lora_inputs, page_length
 from manylora.server.kernels.reference.attention import PagedKV, Scoring
+from manylora.server.kernels.reference.step import ReferenceStep, norm_shapes, target_shapes
 from manylora.server.kernels.weights import DecoderWeights
 
-_WIDTH = 64
-_RANK = 3
+_TOKENS = 8  # that the head of the trial knows
+_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Sizes of one layer's attention."""
+
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
 
 
 @torch.inference_mode()
 def trial(weights: DecoderWeights) -> None:
-    """Run every kernel once on a few zeros, in the number format and with the heads of ``weights``.
+    """Run the first layer of ``weights`` once on a row that decodes and once on a prompt, with an adapter.
 
     Raises:
         Exception: whatever Triton, its compilers or the driver raise.
     """
-    like = weights.embedding
-    _try_adapters(like)
-    _try_attention(weights)
+    small = replace(weights, layers=weights.layers[:1], lm_head=weights.lm_head[:_TOKENS])
+    shapes = target_shapes(small)
+    longest = max(page_length(s.in_features) + page_length(s.out_features) for s in shapes)
+    pool = weights.embedding.new_zeros(longest)
+    reference = ReferenceStep(small, pool, _BLOCKS, attention=plan_attention, lora_plan=TritonLoraPlan)
+    norms = [0] * len(norm_shapes(small))
+    adapter = AdapterPages(
+        "trial",
+        np.zeros(len(shapes) + len(norms), np.int64),
+        np.array([*[1] * len(shapes), *norms], np.int32),
+    )
+    step = reference if FusedLayers.unsupported(small) is not None else FusedStep(reference, pool)
+    for rows in (1, 2):
+        step.step(_rows(rows, adapter))
+    _wait(weights.embedding)
+
+
+@torch.inference_mode()
+def attention_trial(shapes: Iterable[Heads], like: torch.Tensor) -> None:
+    """Attend once on zeros with layers of those ``shapes``, in the number format of ``like``.
+
+    Raises:
+        Exception: as :func:`trial`.
+    """
+    for shape in shapes:
+        kv = PagedKV(_BLOCKS, shape.kv_heads, shape.key_dim, shape.value_dim, like)
+        for rows in (1, 2):
+            query = like.new_zeros(rows, shape.heads, shape.key_dim)
+            plan_attention(_rows(rows, None), like.device).attend(kv, query, Scoring(1.0))
+    _wait(like)
+
+
+def _rows(count: int, adapter: AdapterPages | None) -> StepInputs:
+    """So many rows of one sequence, its first ones."""
+    return StepInputs(
+        token_ids=np.zeros(count, np.int64),
+        positions=np.arange(count, dtype=np.int64),
+        slots=np.arange(count, dtype=np.int64),
+        query_start=np.array([0, count], np.int32),
+        context=np.array([count], np.int32),
+        block_tables=np.zeros((1, 1), np.int32),
+        logits_rows=np.array([count - 1], np.int64),
+        lora=None if adapter is None else lora_inputs([[(adapter, 1.0)]]),
+    )
+
+
+def _wait(like: torch.Tensor) -> None:
     if like.device.type == "cuda":
         torch.cuda.synchronize(like.device)
-
-
-def _try_adapters(like: torch.Tensor) -> None:
-    def table(values: object, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=like.device)
-
-    one = torch.ones(1, device=like.device)
-    mix = LoraTables(table([0, 1]), table([0]), one, table([[0]], torch.int64), table([[_RANK]]))
-    pages = RankPages(
-        like.new_zeros(2 * _RANK * _WIDTH), [ModuleShape(_WIDTH, _WIDTH)], mix, _RANK,
-        rows=table([[0, 0]]), tiles=table([[1, 18, 0]]),
-    )  # fmt: skip
-    pages.add(0, like.new_zeros(18, _WIDTH), like.new_zeros(18, _WIDTH))
-
-
-def _try_attention(weights: DecoderWeights) -> None:
-    like = weights.embedding
-    kv = PagedKV(1, weights.n_kv_heads, weights.head_dim, weights.head_dim, like)
-    row = torch.zeros(1, dtype=torch.int32, device=like.device)
-    query = like.new_zeros(1, weights.n_heads, weights.head_dim)
-    rows = DecodeRows(row, row + BLOCK_SIZE, row[None], partitions=1)
-    rows.attend(kv, query, torch.empty_like(query), Scoring(weights.scale))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from manylora.server.kernels.buffers import zeros
+from manylora.server.kernels.buffers import sent, zeros
 from manylora.server.kernels.inputs import BLOCK_SIZE, Int32, Int64, StepInputs
 
 
@@ -122,29 +122,28 @@ class AttentionPlan:
         return out
 
 
-# Of the step's sequences with one row each, which are given by number.
-PlanRows = Callable[[StepInputs, np.ndarray, torch.device], RowAttention]
+PlanAttention = Callable[[StepInputs, torch.device], AttentionPlan]
 
 
-def plan_attention(inputs: StepInputs, device: torch.device, decode: PlanRows | None = None) -> AttentionPlan:
-    """Plan a step; ``decode`` plans the sequences with one row each, in place of the reference's own."""
+def plan_attention(inputs: StepInputs, device: torch.device) -> AttentionPlan:
+    """The attention of a step whose tensors are on ``device``."""
     counts = np.diff(inputs.query_start)
     single = np.flatnonzero(counts == 1)
     parts: list[RowAttention] = []
     if len(single):
-        parts.append((_decode_group if decode is None else decode)(inputs, single, device))
+        parts.append(_decode_group(inputs, single, device))
     parts += [_chunk(inputs, int(s), device) for s in np.flatnonzero(counts > 1)]
-    return AttentionPlan(torch.from_numpy(inputs.slots).to(device), parts)
+    return AttentionPlan(sent(inputs.slots, device), parts)
 
 
 def _decode_group(inputs: StepInputs, single: np.ndarray, device: torch.device) -> _Decode:
     context = inputs.context[single]
     width = -(-int(context.max()) // BLOCK_SIZE)
     return _Decode(
-        rows=torch.from_numpy(inputs.query_start[single].astype(np.int64)).to(device),
-        blocks=torch.from_numpy(inputs.block_tables[single, :width].astype(np.int64)).to(device),
-        context=torch.from_numpy(context.astype(np.int64)).to(device),
-        stale=torch.from_numpy(_stale_positions(context, width * BLOCK_SIZE)).to(device),
+        rows=sent(inputs.query_start[single].astype(np.int64), device),
+        blocks=sent(inputs.block_tables[single, :width].astype(np.int64), device),
+        context=sent(context.astype(np.int64), device),
+        stale=sent(_stale_positions(context, width * BLOCK_SIZE), device),
     )
 
 
@@ -162,9 +161,7 @@ def _chunk(inputs: StepInputs, sequence: int, device: torch.device) -> _Chunk:
     return _Chunk(
         start=int(inputs.query_start[sequence]),
         stop=int(inputs.query_start[sequence + 1]),
-        blocks=torch.from_numpy(inputs.block_tables[sequence : sequence + 1, :width].astype(np.int64)).to(
-            device
-        ),
+        blocks=sent(inputs.block_tables[sequence : sequence + 1, :width].astype(np.int64), device),
         context=context,
     )
 

@@ -57,20 +57,20 @@ class Layer:
 
     def __init__(self, layer: LayerWeights, weights: DecoderWeights, index: int) -> None:
         """``layer`` is the one of that ``index``; ``weights`` say what all layers have in common."""
-        self._layer = layer
+        self.source = layer
         self._weights = weights
-        self._modules = {
+        self.modules = {
             name: [(module, weights.rows(module)) for module in weights.modules_of(index, name)]
             for name in layer.matrices
         }
-        self._norm_modules = dict(zip(layer.norms, weights.norm_modules(index), strict=False))
-        self._norms = {name: weights.norm_weight(getattr(layer, name)) for name in layer.norms}
-        self._scoring = Scoring(weights.scale, layer.window, weights.score_cap)
+        self.norm_modules = dict(zip(layer.norms, weights.norm_modules(index), strict=False))
+        self.norms = {name: weights.norm_weight(getattr(layer, name)) for name in layer.norms}
+        self.scoring = Scoring(weights.scale, layer.window, weights.score_cap)
         self.matrices: Mapping[str, Linear] = {
             name: linear(getattr(layer, name), getattr(layer, f"{name}_bias")) for name in layer.matrices
         }
         self._experts = None if layer.experts is None else RoutedExperts(layer.experts, weights)
-        self._layer = layer.without_matrices()
+        self.source = layer.without_matrices()
 
     @property
     def nbytes(self) -> int:
@@ -87,7 +87,7 @@ class Layer:
     def with_norm(self, name: str, weight: torch.Tensor) -> Layer:
         """This layer with another weight of a norm, by its name in :class:`LayerWeights`."""
         changed = copy(self)
-        changed._norms = {**self._norms, name: self._weights.norm_weight(weight)}
+        changed.norms = {**self.norms, name: self._weights.norm_weight(weight)}
         return changed
 
     def forward(self, x: torch.Tensor, work: Work, kv: LayerCache) -> torch.Tensor:
@@ -102,16 +102,16 @@ class Layer:
 
     def _norm(self, name: str, x: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
         """One of the layer's norms, by its name in :class:`LayerWeights`; ``x`` itself where it has none."""
-        if name not in self._norms:
+        if name not in self.norms:
             return x
-        change = None if lora is None else lora.norm_change(self._norm_modules[name])
-        return rms_norm(x, self._norms[name], self._weights.eps, change)
+        change = None if lora is None else lora.norm_change(self.norm_modules[name])
+        return rms_norm(x, self.norms[name], self._weights.eps, change)
 
     def _product(self, name: str, x: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
         """One of the layer's matrices with what adapters add to it."""
         y = self.matrices[name](x)
         if lora is not None:
-            for module, rows in self._modules[name]:
+            for module, rows in self.modules[name]:
                 lora.add(module, x, y[:, rows])
         return y
 
@@ -120,15 +120,15 @@ class Layer:
         widths = [w.n_heads * w.head_dim, w.n_kv_heads * w.head_dim, w.n_kv_heads * w.head_dim]
         q, k, v = self._product("qkv", h, work.lora).split(widths, dim=-1)
         q, k = (self._heads(t, name, work.lora) for t, name in ((q, "q_norm"), (k, "k_norm")))
-        if self._layer.rope is not None:
-            q, k = (rotate(t, *work.ropes[self._layer.rope]) for t in (q, k))
+        if self.source.rope is not None:
+            q, k = (rotate(t, *work.ropes[self.source.rope]) for t in (q, k))
         kv.write(work.plan.slots, k, v.unflatten(-1, (-1, w.head_dim)))
-        return self._product("o", work.plan.attend(kv, q, self._scoring).flatten(1), work.lora)
+        return self._product("o", work.plan.attend(kv, q, self.scoring).flatten(1), work.lora)
 
     def _heads(self, x: torch.Tensor, norm: str, lora: LoraDelta | None) -> torch.Tensor:
         """``x`` [T, h hd] as [T, h, hd], normalized: each head, or all together if the norm is so wide."""
         size = self._weights.head_dim
-        if norm in self._norms and len(self._norms[norm]) != size:
+        if norm in self.norms and len(self.norms[norm]) != size:
             x, norm = self._norm(norm, x, lora), ""
         heads = x.view(len(x), -1, size)
         return self._norm(norm, heads, lora) if norm else heads

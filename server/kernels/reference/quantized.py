@@ -7,7 +7,7 @@ as they are. So a row's result depends on no other row, and every path multiplie
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,17 @@ from manylora.server.kernels.codes import Codes
 Dequantize = Callable[[Codes, torch.dtype], torch.Tensor]  # what :meth:`Codes.weight` computes
 
 
+class Product(Protocol):
+    """Multiplies by codes without making the weight."""
+
+    most_rows: int  # for which that is the better way
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``x W^T + b`` [T, out] of ``x`` [T, in], by the weights rounded to its dtype."""
+
+
 class CodedLinear(nn.Module):
-    """``y = x W^T + b``, W dequantized at every call."""
+    """``y = x W^T + b``, W dequantized at every call, or multiplied from its codes where that is given."""
 
     bias: torch.Tensor | None
 
@@ -30,17 +39,22 @@ class CodedLinear(nn.Module):
         bias: torch.Tensor | None,
         dtype: torch.dtype,
         dequantize: Dequantize = Codes.weight,
+        product: Product | None = None,
     ) -> None:
-        """``bias`` [out]; ``dtype`` is what the weight is rounded to."""
+        """``bias`` [out]; ``dtype`` is what weights are rounded to; ``product`` takes inputs of it."""
         super().__init__()
         self.out_features, self.in_features = codes.shape
         self.codes: Codes | None = codes
         self.dtype = dtype
         self._dequantize = dequantize
+        self._product = product
         self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [..., in] -> [..., out] in the dtype of ``x``."""
+        product, rows = self._product, x.numel() // x.shape[-1]
+        if product is not None and x.dtype == self.dtype and 0 < rows <= product.most_rows:
+            return product(x.reshape(rows, -1)).view(*x.shape[:-1], -1)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight_of_codes().to(x.dtype), bias)
 
@@ -51,7 +65,7 @@ class CodedLinear(nn.Module):
 
     def drop(self) -> None:
         """Let go of the codes: the layer can't run any more."""
-        self.codes = None
+        self.codes = self._product = None
 
 
 class Quantized:
@@ -73,6 +87,10 @@ class Quantized:
     @property
     def nbytes(self) -> int:
         return total_bytes(layer_tensors(self.module))
+
+    @property
+    def waits(self) -> bool:
+        return not isinstance(self.module, CodedLinear)  # of another library it is not known
 
     def weight(self) -> torch.Tensor:
         return dequantized(self.module)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
+from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.draws import Draws
 
 _CANDIDATES = 512  # truncated sampling looks at about so many likeliest tokens before it sorts all
@@ -12,9 +15,23 @@ _GROUP = 32  # tokens, of which the likeliest bounds what can be among the candi
 _PIECE = 256  # tokens whose probabilities are summed before the sums are
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What :class:`Draws` keeps of the tokens of n rows, on the device of their logits."""
+
+    top_k: torch.Tensor  # [n, 1] int64
+    top_p: torch.Tensor  # [n, 1] float64
+    min_p: torch.Tensor  # [n, 1] float32
+
+    @classmethod
+    def of(cls, draws: Draws, rows: np.ndarray, like: torch.Tensor) -> Limits:
+        """Those of some ``rows``."""
+        return cls(*(_column(all_[rows], like) for all_ in (draws.top_k, draws.top_p, draws.min_p)))
+
+
 def draw(draws: Draws) -> list[int]:
     """Draw one token per row as :class:`Draws` defines it."""
-    table = _table(draws)
+    table = table_of(draws)
     drawn = np.flatnonzero(draws.temperature)
     if not len(drawn):
         return _likeliest(table)
@@ -27,7 +44,7 @@ def draw(draws: Draws) -> list[int]:
     return tokens.tolist()
 
 
-def _table(draws: Draws) -> torch.Tensor:
+def table_of(draws: Draws) -> torch.Tensor:
     """The logits [n, V] float32 to draw from; not to be changed."""
     table = draws.logits.float()
     if draws.replaced:
@@ -36,7 +53,7 @@ def _table(draws: Draws) -> torch.Tensor:
             table[row] = values
     if draws.allowed:
         table = table.clone() if table is draws.logits else table
-        rows = list(draws.allowed)
+        rows = sent(np.array(list(draws.allowed)), table.device)
         table[rows] = table[rows].masked_fill_(_left_out(draws, table), float("-inf"))
     return table
 
@@ -45,7 +62,7 @@ def _left_out(draws: Draws, table: torch.Tensor) -> torch.Tensor:
     """Which tokens may not be drawn, [rows of ``draws.allowed``, V] bool on the device of ``table``."""
     width = table.shape[1]
     words = np.stack([words[: -(-width // 32)] for words in draws.allowed.values()])
-    packed = torch.from_numpy(words).to(table.device)
+    packed = sent(words, table.device)
     bits = packed[:, :, None] >> torch.arange(32, dtype=torch.int32, device=table.device)
     return ((bits & 1) == 0).flatten(1)[:, :width]
 
@@ -76,7 +93,7 @@ def _draw(scaled: torch.Tensor, draws: Draws, rows: np.ndarray) -> torch.Tensor:
     whole = np.flatnonzero(~truncated)
     if len(whole):
         uniform = _column(draws.uniform[rows[whole]], scaled)
-        tokens[whole] = _draw_whole(_rows(scaled, whole), uniform)
+        tokens[whole] = draw_whole(_rows(scaled, whole), uniform)
     return tokens
 
 
@@ -85,7 +102,7 @@ def _rows(table: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
     return table if len(rows) == len(table) else table[rows]
 
 
-def _draw_whole(scaled: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def draw_whole(scaled: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Token per row of ``scaled`` [n, V] by its probability: first the piece it lies in, then the token.
 
     ``uniform`` [n, 1].
@@ -119,16 +136,17 @@ def _draw_truncated(scaled: torch.Tensor, draws: Draws, rows: np.ndarray) -> tor
     uniform = _column(draws.uniform[rows], scaled)
     values, order = candidates(scaled)
     count = values.isneginf().logical_not_().sum(-1)
-    kept = _truncate(values, scaled.logsumexp(-1, keepdim=True), vocabulary, draws, rows)
-    tokens = _pick(kept, order, uniform)
+    limits = Limits.of(draws, rows, scaled)
+    kept = truncate(values, scaled.logsumexp(-1, keepdim=True), vocabulary, limits)
+    tokens = pick(kept, order, uniform)
     last = kept.gather(1, (count - 1).clamp_(min=0)[:, None])[:, 0]
     found = zip(count.tolist(), (last > 0).tolist(), draws.top_k[rows].tolist(), strict=True)
     beyond = [i for i, (n, uncut, top_k) in enumerate(found) if n < vocabulary and (uncut or n < top_k)]
     if beyond:
         values, order = scaled[beyond].sort(dim=-1, descending=True, stable=True)
         total = scaled[beyond].logsumexp(-1, keepdim=True)
-        kept = _truncate(values, total, vocabulary, draws, rows[beyond])
-        tokens[beyond] = _pick(kept, order, uniform[beyond])
+        kept = truncate(values, total, vocabulary, Limits.of(draws, rows[beyond], scaled))
+        tokens[beyond] = pick(kept, order, uniform[beyond])
     return tokens
 
 
@@ -156,29 +174,26 @@ def candidates(scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values, order.gather(1, index)
 
 
-def _pick(kept: torch.Tensor, order: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def pick(kept: torch.Tensor, order: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """The token id [n] drawn from the candidates ``order`` [n, k] with the probabilities ``kept`` [n, k]."""
     return order.gather(1, _invert_cdf(kept, uniform)[:, None])[:, 0]
 
 
-def _truncate(
-    values: torch.Tensor, total: torch.Tensor, vocabulary: int, draws: Draws, rows: np.ndarray
-) -> torch.Tensor:
+def truncate(values: torch.Tensor, total: torch.Tensor, vocabulary: int, limits: Limits) -> torch.Tensor:
     """Probabilities [n, k] of candidates with ``values`` in falling order, those that are cut set to 0.
 
     ``total`` [n, 1]: the logarithm of the sum over all ``vocabulary`` tokens. Sums run from the first
     candidate on, so that what stands behind a row's last changes nothing.
     """
     probability = (values - total).exp()
-    top_k, top_p, min_p = (_column(all_[rows], values) for all_ in (draws.top_k, draws.top_p, draws.min_p))
-    top_k = torch.where(top_k > 0, top_k, vocabulary)
+    top_k = torch.where(limits.top_k > 0, limits.top_k, vocabulary)
     beyond = torch.arange(values.shape[1], device=values.device) >= top_k
     probability = probability.masked_fill(beyond, 0.0)
     cumulative = probability.double().cumsum(-1)
     # Top-p is a share of what top-k left; without top-k that is 1, though not all of it is in the candidates.
     mass = torch.where(top_k < vocabulary, cumulative[:, -1:], 1.0)
     before = cumulative - probability
-    keep = (before < top_p * mass) & (probability >= min_p * probability[:, :1])
+    keep = (before < limits.top_p * mass) & (probability >= limits.min_p * probability[:, :1])
     keep[:, 0] = True
     return probability.masked_fill(~keep, 0.0)
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
 from manylora.server.kernels.reference import sampling
 from manylora.server.kernels.reference.attention import (
     AttentionPlan,
     LayerCache,
     PagedKV,
-    PlanRows,
+    PlanAttention,
     plan_attention,
 )
 from manylora.server.kernels.reference.coded_cache import SCALE_BYTES, CodedKV
@@ -73,7 +74,7 @@ class ReferenceStep:
         num_blocks: int,
         *,
         coded_cache: bool = False,
-        decode_rows: PlanRows | None = None,
+        attention: PlanAttention = plan_attention,
         lora_plan: Planning = LoraPlan,
     ) -> None:
         """Take the weights over and allocate the KV cache.
@@ -83,25 +84,25 @@ class ReferenceStep:
             pool: the elements that rank pages lie in.
             num_blocks: of the KV cache.
             coded_cache: whether keys and values are kept in 8 bits.
-            decode_rows: attends for rows that decode; None is the reference's own.
+            attention: plans that of a step.
             lora_plan: makes the adapters' delta of a step.
         """
-        self._weights = weights.without_matrices()
-        self._decode_rows = decode_rows
+        self.weights = weights.without_matrices()
+        self._plan_attention = attention
         self._pool = pool
         shapes = [*target_shapes(weights), *norm_shapes(weights)]
         self._planner = LoraPlanner(pool, shapes, self, lora_plan)
         heads, dim = weights.n_kv_heads, weights.head_dim
         like = weights.embedding
-        self._kv: list[LayerCache] = [
+        self.cache: list[LayerCache] = [
             CodedKV(num_blocks, heads, dim, like)
             if coded_cache
             else PagedKV(num_blocks, heads, dim, dim, like)
             for _ in weights.layers
         ]
-        self._layers = [Layer(layer, self._weights, index) for index, layer in enumerate(weights.layers)]
-        self._final_norm = weights.norm_weight(weights.final_norm)
-        self._lm_head = PackedLinear(weights.lm_head, None)
+        self.layers = [Layer(layer, self.weights, index) for index, layer in enumerate(weights.layers)]
+        self.final_norm = weights.norm_weight(weights.final_norm)
+        self.lm_head = PackedLinear(weights.lm_head, None)
 
     @staticmethod
     def kv_bytes_per_block(weights: DecoderWeights, *, coded_cache: bool = False) -> int:
@@ -114,29 +115,29 @@ class ReferenceStep:
     @property
     def weight_bytes(self) -> int:
         """Bytes the weights take, norms and biases aside."""
-        shared = self._lm_head.shares(self._weights.embedding)
-        head = 0 if shared else self._lm_head.nbytes
-        layers = sum(layer.nbytes for layer in self._layers)
-        return self._weights.embedding.nbytes + head + layers
+        shared = self.lm_head.shares(self.weights.embedding)
+        head = 0 if shared else self.lm_head.nbytes
+        layers = sum(layer.nbytes for layer in self.layers)
+        return self.weights.embedding.nbytes + head + layers
 
     def weight(self, module: int) -> torch.Tensor:
         """W [out, in] of a LoRA target module, or the weight [D] of a norm, as it was given."""
-        layer, name = self._weights.place(module)
-        matrix = None if layer == len(self._layers) else self._layers[layer].matrices.get(name)
+        layer, name = self.weights.place(module)
+        matrix = None if layer == len(self.layers) else self.layers[layer].matrices.get(name)
         if matrix is None or isinstance(matrix, QuantizedMatrix):
-            return self._weights.weight(module)
-        return matrix.weight()[self._weights.rows(module)]
+            return self.weights.weight(module)
+        return matrix.weight()[self.weights.rows(module)]
 
     def product(self, module: int, x: torch.Tensor) -> torch.Tensor:
         """``W x`` [T, out] of a LoRA target module, made by the matrix that holds it."""
-        layer, name = self._weights.place(module)
-        y = self._layers[layer].matrices[name](x)[:, self._weights.rows(module)]
-        bias = self._weights.bias(module)
+        layer, name = self.weights.place(module)
+        y = self.layers[layer].matrices[name](x)[:, self.weights.rows(module)]
+        bias = self.weights.bias(module)
         return y if bias is None else y - bias
 
     def merged(self) -> MergedWeights:
         """Weights to run with instead of the base's; so far they are the base's."""
-        return _MergedLayers(self._layers, self._weights)
+        return MergedLayers(self.layers, self.weights)
 
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
@@ -145,54 +146,66 @@ class ReferenceStep:
         With ``inputs.raw_logits`` they are the head's product alone, which the caller corrects and then gives
         to :func:`bend`.
         """
-        weights = self._weights
-        device = weights.embedding.device
-        fill_cache(self._pool, self._kv, inputs.cached)
-        x = self._embed(torch.from_numpy(inputs.token_ids).to(device))
-        if inputs.embedded is not None:
-            given = inputs.embedded
-            x[torch.from_numpy(given.rows).to(device)] = given.values.to(x.dtype)
-        merged = inputs.merged
-        assert merged is None or isinstance(merged, _MergedLayers)
+        device = self.weights.embedding.device
+        x = self.embedded(inputs)
         work = self._work(
-            torch.from_numpy(inputs.positions).to(device),
-            plan_attention(inputs, device, self._decode_rows),
+            sent(inputs.positions, device),
+            self._plan_attention(inputs, device),
             self._planner.plan(inputs),
         )
-        x = self._run(self._layers if merged is None else merged.layers, x, work)
-        norm = self._final_norm if merged is None else merged.final_norm
-        final = self._final(x, norm, work.lora, torch.from_numpy(inputs.logits_rows).to(device))
-        logits = self._lm_head(final)
-        if inputs.hidden is not None:
-            inputs.hidden.copy_(final)
-        return logits if inputs.raw_logits else bend(logits, weights)
+        layers, norm = self.layers_of(inputs.merged)
+        final = self._final(self._run(layers, x, work), norm, work.lora, sent(inputs.logits_rows, device))
+        return self.logits_of(final, inputs)
 
     def decode(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan, lora: LoraDelta | None
+        self, x: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan, lora: LoraDelta | None
     ) -> torch.Tensor:
-        """The logits [T, V] of every row of a step that decodes on the base's own weights.
+        """What the head is applied to [T, D], of a step that decodes on the base's own weights.
 
         Args:
-            token_ids: [T].
+            x: [T, D] as it enters the first layer.
             positions: [T].
             plan: how the rows attend.
             lora: what adapters add, if any.
         """
-        x = self._run(self._layers, self._embed(token_ids), self._work(positions, plan, lora))
-        return bend(self._lm_head(self._final(x, self._final_norm, lora, None)), self._weights)
+        x = self._run(self.layers, x, self._work(positions, plan, lora))
+        return self._final(x, self.final_norm, lora, None)
 
-    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        x = F.embedding(token_ids, self._weights.embedding)
-        return x if self._weights.embedding_scale == 1.0 else x * self._weights.embedding_scale
+    def embedded(self, inputs: StepInputs) -> torch.Tensor:
+        """What enters the first layer [T, D]; virtual tokens without rows are in the cache then."""
+        device = self.weights.embedding.device
+        fill_cache(self._pool, self.cache, inputs.cached)
+        x = self.embed(sent(inputs.token_ids, device))
+        if inputs.embedded is not None:
+            given = inputs.embedded
+            x[sent(given.rows, device)] = given.values.to(x.dtype)
+        return x
+
+    def layers_of(self, merged: MergedWeights | None) -> tuple[Sequence[Layer], torch.Tensor]:
+        """The layers and the final norm that rows run on which are ``merged``, or the base's."""
+        assert merged is None or isinstance(merged, MergedLayers)
+        return (self.layers, self.final_norm) if merged is None else (merged.layers, merged.final_norm)
+
+    def logits_of(self, final: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
+        """The logits of a step [R, V], of what the head is applied to [R, D]; see :meth:`step`."""
+        logits = self.lm_head(final)
+        if inputs.hidden is not None:
+            inputs.hidden.copy_(final)
+        return logits if inputs.raw_logits else bend(logits, self.weights)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """The base's embeddings [T, D] of ``token_ids`` [T], as they enter the first layer."""
+        x = F.embedding(token_ids, self.weights.embedding)
+        return x if self.weights.embedding_scale == 1.0 else x * self.weights.embedding_scale
 
     def _work(self, positions: torch.Tensor, plan: AttentionPlan, lora: LoraDelta | None) -> Work:
-        tables = self._weights.cos, self._weights.sin
-        cos, sin = (t[:, positions].unsqueeze(2).to(self._weights.embedding.dtype) for t in tables)
+        tables = self.weights.cos, self.weights.sin
+        cos, sin = (t[:, positions].unsqueeze(2).to(self.weights.embedding.dtype) for t in tables)
         return Work(tuple(zip(cos, sin, strict=True)), plan, lora)
 
     def _run(self, layers: Sequence[Layer], x: torch.Tensor, work: Work) -> torch.Tensor:
         """Hidden states [T, D] behind the last layer, of the embeddings ``x`` [T, D]."""
-        for layer, kv in zip(layers, self._kv, strict=True):
+        for layer, kv in zip(layers, self.cache, strict=True):
             x = layer.forward(x, work, kv)
         return x
 
@@ -200,21 +213,21 @@ class ReferenceStep:
         self, x: torch.Tensor, norm: torch.Tensor, lora: LoraDelta | None, rows: torch.Tensor | None
     ) -> torch.Tensor:
         """The final hidden states of ``rows`` (None: all of them) that the output head is applied to."""
-        module = self._weights.norm_modules(len(self._layers))[0]
+        module = self.weights.norm_modules(len(self.layers))[0]
         change = None if lora is None else lora.norm_change(module)
         if change is not None:  # the adapters' part is known by the rows of the step
-            x = rms_norm(x, norm, self._weights.eps, change)
+            x = rms_norm(x, norm, self.weights.eps, change)
             return x if rows is None else x[rows]
-        return rms_norm(x if rows is None else x[rows], norm, self._weights.eps)
+        return rms_norm(x if rows is None else x[rows], norm, self.weights.eps)
 
 
-class _MergedLayers:
+class MergedLayers:
     """Merged weights for the reference step: layers with other matrices in some places."""
 
     def __init__(self, base: Sequence[Layer], weights: DecoderWeights) -> None:
         self.layers = list(base)
         self.final_norm = weights.norm_weight(weights.final_norm)
-        self._weights = weights
+        self.weights = weights
         self.nbytes = 0
 
     def put(
@@ -223,9 +236,9 @@ class _MergedLayers:
         weights: Sequence[torch.Tensor],
         biases: Sequence[torch.Tensor | None],
     ) -> None:
-        layer, name = self._weights.place(modules[0])
+        layer, name = self.weights.place(modules[0])
         if layer == len(self.layers):
-            self.final_norm = self._weights.norm_weight(weights[0])
+            self.final_norm = self.weights.norm_weight(weights[0])
             return
         if name not in self.layers[layer].matrices:
             self.layers[layer] = self.layers[layer].with_norm(name, weights[0])

@@ -27,13 +27,14 @@ from manylora.server.kernels.buffers import total_bytes
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, ModuleShape, StepInputs
 from manylora.server.kernels.reference import sampling
-from manylora.server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring, plan_attention
+from manylora.server.kernels.reference.attention import AttentionPlan, PagedKV, Scoring
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlanner
 from manylora.server.kernels.reference.quantized import CodedLinear, layer_tensors
 from manylora.server.kernels.reference.soft_prompts import fill_cache, prompt_rows
 from manylora.server.kernels.reference.vocabulary import VocabularyPlan, plan_vocabulary
 from manylora.server.kernels.weights import MergedWeights
 from manylora.server.model.decoders.merged_modules import MergedModules
+from manylora.server.model.decoders.paged import HeadSizes, planner_for
 from manylora.server.model.decoders.quantize import weight_of
 from manylora.server.model.pages.tables import BaseTables
 
@@ -65,6 +66,7 @@ class _Survey:
 
     def __init__(self) -> None:
         self.kv_shapes: dict[int, tuple[int, int, int]] = {}  # layer -> (kv heads, key dim, value dim)
+        self.sizes: set[HeadSizes] = set()  # of the layers' attention
         self.calls: dict[str, list[tuple[int, ...]]] = {}  # module -> dimensions before the last, by call
 
     def sees_every_row(self, name: str) -> bool:
@@ -153,12 +155,13 @@ class GenericDecoder:
         shapes = self._survey.kv_shapes
         like = self._like.detach()
         self._kv = {layer: PagedKV(num_blocks, *shape, like=like) for layer, shape in shapes.items()}
+        self._plan_attention = planner_for(self._survey.sizes, like)
 
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
         device = self._like.device
         lora = self._planner.plan(inputs)
-        plan = plan_attention(inputs, device)
+        plan = self._plan_attention(inputs, device)
         forward = _Forward(
             len(inputs.token_ids), plan, self._kv, lora, keeps_hidden=inputs.states is not None
         )
@@ -355,6 +358,7 @@ def paged_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if manylora.survey is not None:
         manylora.survey.kv_shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
+        manylora.survey.sizes.add((query.shape[1], key.shape[1], key.shape[3], value.shape[3]))
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
     assert manylora.kv is not None
     assert manylora.plan is not None

@@ -15,6 +15,7 @@ from manylora.adapters.base_models.widths import unfit_for_nf4
 from manylora.server.errors import ConfigError, ModelRefused
 from manylora.server.kernels.codes import Codes, Kind
 from manylora.server.kernels.reference.quantized import CodedLinear, dequantized
+from manylora.server.model.decoders.coded_products import Products
 
 NONE, NF4, INT8 = "none", "nf4", "int8"
 
@@ -67,17 +68,25 @@ def take_codes(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace bitsandbytes' layers of ``model`` by ones of ours, which multiply by the weights in ``dtype``.
 
     In its 8-bit layers rows of a batch affect each other, and on CPUs with AVX-512 BF16 its 4-bit ones round
-    their scales at the first product. On a GPU the 4-bit layers stay: its kernels read them fastest.
+    their scales at the first product. On a GPU whose kernels of ours don't run its 4-bit layers stay.
     """
     import bitsandbytes as bnb  # noqa: PLC0415  (slow to import, and an extra)
 
     tables: dict[str, torch.Tensor] = {}  # one for all layers
+    products = Products()
     for name, module in list(model.named_modules()):
         if isinstance(module, bnb.nn.Linear8bitLt):
-            model.set_submodule(name, CodedLinear(_codes_of_8bit(module), _bias_of(module), dtype))
-        elif isinstance(module, bnb.nn.Linear4bit) and module.weight.device.type == "cpu":
-            codes = _codes_of_4bit(module, tables)
-            model.set_submodule(name, CodedLinear(codes, _bias_of(module), dtype, _dequantize_4bit))
+            codes, bias = _codes_of_8bit(module), _bias_of(module)
+            layer = CodedLinear(codes, bias, dtype, product=products.of(codes, bias, dtype))
+        elif isinstance(module, bnb.nn.Linear4bit):
+            codes, bias = _codes_of_4bit(module, tables), _bias_of(module)
+            product = products.of(codes, bias, dtype)
+            if product is None and module.weight.device.type != "cpu":
+                continue
+            layer = CodedLinear(codes, bias, dtype, _dequantize_4bit, product)
+        else:
+            continue
+        model.set_submodule(name, layer)
 
 
 def _bias_of(module: Any) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""Which elements of the page pool are taken."""
+"""Which elements of the pool of rank pages are taken."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 
 
 class PageSpace:
-    """Which elements of the pool are taken. First fit over free runs, neighbours joined on release."""
+    """Runs of elements that are taken. First fit over free runs, neighbours joined on release."""
 
     def __init__(self, start: int, end: int) -> None:
         self._free: list[tuple[int, int]] = [(start, end)]

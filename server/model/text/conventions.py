@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cachetools import LRUCache
 
 from manylora.adapters.errors import ArtifactError, ChatTemplateError, MixError
+from manylora.adapters.format.answers.syntax import AnswerFormat
 from manylora.adapters.format.classes import Classes, read_classes
 from manylora.adapters.format.config.soft_prompts import virtual_tokens
 from manylora.adapters.format.faults import Faults
@@ -57,6 +58,8 @@ class TextConventions:
     virtual_tokens: int = 0  # that the soft prompt of a member takes of the context
     prompt: MixMember | None = None  # the member that brings it
     embeds: bool = False  # a member was trained to embed texts, not to write any
+    answers: AnswerFormat = field(default_factory=AnswerFormat)  # how calls and reasoning are written
+    answers_conflict: str | None = None  # why the mix has no such format
 
     async def render(
         self,
@@ -76,7 +79,7 @@ class TextConventions:
             raise MixError(self.conflict)
         if self.template is None:
             return await off_loop(
-                _size(messages),
+                _size(messages, tools),
                 lambda: self.tokenizer.render_chat(
                     messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
                 ),
@@ -96,7 +99,7 @@ class TextConventions:
         Raises:
             RequestError: there is no character left to mark with.
         """
-        mark, size = self.tokenizer.mark, _size(messages)
+        mark, size = self.tokenizer.mark, _size(messages, tools)
         return await off_loop(
             size, lambda: mark(messages, tools, searches=self.searches, variables=variables)
         )
@@ -143,7 +146,7 @@ class ConventionsCache:
     @property
     def base(self) -> TextConventions:
         """The text conventions of the base model."""
-        return TextConventions(self._tokenizer)
+        return TextConventions(self._tokenizer, answers=self._base.answers)
 
     def unread(self, digests: Iterable[str]) -> set[str]:
         """The revisions of ``digests`` whose files :meth:`of` would have to read."""
@@ -169,6 +172,7 @@ class ConventionsCache:
         conflict = None
         if clash is not None:
             conflict = f"{clash} bring different chat templates: use /v1/completions for their mix"
+        answers, answers_conflict = self._answers(texts)
         return TextConventions(
             self._tokenizer if tokenizer is None else await self._tokenizer_of(tokenizer),
             None if template is None else self._template_of(template),
@@ -178,7 +182,16 @@ class ConventionsCache:
             0 if prompt is None else prompt.virtual_tokens,
             None if prompt is None else prompt.member,
             any(text.embeds for text in texts),
+            answers,
+            answers_conflict,
         )
+
+    def _answers(self, texts: Sequence[_Text]) -> tuple[AnswerFormat, str | None]:
+        """How a mix writes answers, and why it has no such format where its members differ."""
+        own, clash = _one(texts, lambda text: None if text.answers is None else text.answers.digest)
+        if clash is not None:
+            return AnswerFormat(), f"{clash} write calls of tools and reasoning in different formats"
+        return (self._base.answers if own is None or own.answers is None else own.answers), None
 
     async def close(self) -> None:
         """End the processes that render."""
@@ -200,6 +213,7 @@ class ConventionsCache:
                 virtual_tokens(config),
                 config.get("alora_invocation_tokens") is not None,
                 embeds(config),
+                read.answers,
             )
             self._texts[member.digest] = text
         return replace(text, member=member)
@@ -240,6 +254,7 @@ class _Text:
     virtual_tokens: int  # of its soft prompt
     activates: bool  # it is an aLoRA
     embeds: bool  # its task is to embed texts
+    answers: AnswerFormat | None = None  # how it writes answers
 
 
 def _read(directory: Path, base: BaseText) -> tuple[AdapterText, Classes | None, Mapping[str, Any]]:
@@ -283,8 +298,8 @@ def _one(texts: Sequence[_Text], key: Callable[[_Text], str | None]) -> tuple[_T
     return own[0] if own else None, clash
 
 
-def _size(messages: Sequence[Mapping[str, Any]]) -> int:
-    return sum(len(str(message.get("content"))) for message in messages)
+def _size(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> int:
+    return sum(len(str(message.get("content"))) for message in messages) + len(str(tools))
 
 
 async def off_loop(chars: int, work: Callable[[], V]) -> V:

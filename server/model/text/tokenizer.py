@@ -29,6 +29,9 @@ class Tokenizer:
         self._hf = hf
         self._backend = hf.backend_tokenizer
         self._special = frozenset(hf.all_special_ids)
+        added = self._backend.get_added_tokens_decoder()
+        self.skipped_tokens = {token.content: token_id for token_id, token in added.items() if token.special}
+        self._skipped = frozenset(self.skipped_tokens.values())
         own = () if hf.eos_token_id is None else (hf.eos_token_id,)
         self.eos_ids = frozenset((*own, *extra_eos))
         self.vocab_size: int = len(hf)
@@ -117,8 +120,20 @@ class Tokenizer:
             return self
         return Tokenizer(ExtendedTokenizer(self._hf, text), sorted(self.eos_ids))
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of ``token_ids``; bytes that are no complete character come out as U+FFFD."""
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        shown: frozenset[int] = frozenset(),
+    ) -> str:
+        """Text of ``token_ids``; bytes that are no complete character come out as U+FFFD.
+
+        With ``skip_special_tokens`` control tokens are left out, but those that are ``shown``.
+        """
+        if skip_special_tokens and shown:
+            token_ids = [token for token in token_ids if token in shown or token not in self._skipped]
+            skip_special_tokens = False
         return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)  # type: ignore[no-any-return]
 
     def is_special(self, token_id: int) -> bool:

@@ -68,7 +68,7 @@ def faults(adapter: Path, base: BaseModel) -> tuple[str, ...]:
 
 def test_without_files_the_base_speaks(adapter: Path, base: BaseModel) -> None:
     text = load(adapter, base).text
-    assert text.details() == {"chat_template": "base", "tokenizer": "base"}
+    assert text.details() == {"chat_template": "base", "tokenizer": "base", "format": "base"}
 
 
 def test_copies_of_the_bases_files_are_the_bases(adapter: Path, base: BaseModel) -> None:
@@ -78,14 +78,22 @@ def test_copies_of_the_bases_files_are_the_bases(adapter: Path, base: BaseModel)
     tokenizer.backend_tokenizer.enable_padding(length=9)
     tokenizer.save_pretrained(adapter)
     assert (adapter / "chat_template.jinja").exists()
-    assert load(adapter, base).text.details() == {"chat_template": "base", "tokenizer": "base"}
+    assert load(adapter, base).text.details() == {
+        "chat_template": "base",
+        "tokenizer": "base",
+        "format": "base",
+    }
 
 
 def test_a_template_of_its_own(adapter: Path, base: BaseModel) -> None:
     (adapter / "chat_template.jinja").write_text(OWN)
     text = load(adapter, base).text
     assert text.template == OWN
-    assert text.details() == {"chat_template": f"adapter:{text.template_digest}", "tokenizer": "base"}
+    assert text.details() == {
+        "chat_template": f"adapter:{text.template_digest}",
+        "tokenizer": "base",
+        "format": {"source": "none", "calls": None, "reasoning": None},
+    }
 
 
 @pytest.mark.parametrize(

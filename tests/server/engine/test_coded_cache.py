@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from manylora.server import service
 from manylora.server.errors import ConfigError, ModelRefused
 from manylora.server.kernels.reference import coded_cache
 from manylora.server.model.decoders import fused
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.loading.loader import decoder_candidates, load_model
+from manylora.server.model.loading.preparing import prepare
+from manylora.server.options.defaults import EngineLimits
 from manylora.server.options.settings import Settings
 from tests.support.adapter_set import prompt_of, recorded_logits
 from tests.support.adapters import write_adapter
@@ -32,7 +33,7 @@ def prepared(model: Path, **options: Any) -> Any:
     """What a server makes of a model: its decoder, probed, and the number of its blocks."""
     settings = Settings(model=str(model), adapter_memory=8 << 20, kv_cache_memory=8 << 20, **options)
     loaded = load_model(model, dtype=settings.dtype, device="cpu", max_model_len=None)
-    return service.prepare(loaded, settings)
+    return prepare(loaded, settings, EngineLimits.of(settings, accelerator=False))
 
 
 def test_a_row_of_a_mixed_batch_is_that_row_alone(harness: EngineHarness, tmp_path: Path) -> None:

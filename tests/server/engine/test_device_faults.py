@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from manylora.server.cli import serve as cli_serve
-from manylora.server.engine import faults
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.faults import Supervision, device_works, is_lost, is_out_of_memory
 from manylora.server.engine.sequence import FinishReason
@@ -69,9 +68,9 @@ def test_a_device_is_asked_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return ones
 
-    monkeypatch.setattr(faults.torch, "ones", fails(ILLEGAL))
+    monkeypatch.setattr(torch, "ones", fails(ILLEGAL))
     assert not device_works(torch.device("cpu"))
-    monkeypatch.setattr(faults.torch, "ones", fails(MEMORY))
+    monkeypatch.setattr(torch, "ones", fails(MEMORY))
     assert device_works(torch.device("cpu")), "short of memory, but alive"
 
 
@@ -133,7 +132,7 @@ async def test_a_step_that_hangs_ends_the_engine(
     await all_end_with_an_error(running, streams)
     assert shown == [True]
     assert "--step-timeout" in caplog.text
-    await asyncio.wait_for(running.engine.stop(), 5), "without waiting for the thread"
+    await asyncio.wait_for(running.engine.stop(), 5)  # without waiting for the thread
     proceed.set()  # it comes back after all: nobody is told twice
     await until(lambda: not any(t.name == "engine" for t in threading.enumerate()))
     await asyncio.sleep(0)
@@ -191,7 +190,7 @@ async def test_the_process_ends_with_its_engine(monkeypatch: pytest.MonkeyPatch)
     class Server:
         should_exit = False
 
-    monkeypatch.setattr(cli_serve.threading, "Timer", Timer)
+    monkeypatch.setattr(threading, "Timer", Timer)
     died, server = asyncio.Event(), Server()
     ending = asyncio.create_task(cli_serve.end_with_engine(died, server, 10.0))  # type: ignore[arg-type]
     await asyncio.sleep(0)

@@ -152,7 +152,14 @@ class _Reader:
     eos_ids: frozenset[int] = frozenset()
     broken = False
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        shown: frozenset[int] = frozenset(),
+    ) -> str:
+        assert not shown
         if self.broken:
             raise RuntimeError("no such token")
         return ("x" if skip_special_tokens else "y") * len(token_ids)

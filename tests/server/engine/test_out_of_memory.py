@@ -118,7 +118,7 @@ def test_other_errors_are_none_of_memory(harness: EngineHarness) -> None:
         raise RuntimeError("a kernel failed")
 
     short = Short(harness.decoder)
-    short.step = broken  # type: ignore[method-assign]
+    short.step = broken  # type: ignore[method-assign,assignment]
     engine.decoder = short  # type: ignore[assignment]
     engine.add(harness.sequence(prompt_of(3)))
     with pytest.raises(RuntimeError, match="a kernel failed"):

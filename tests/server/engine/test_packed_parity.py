@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from manylora.adapters.base_models.catalog import resolve_model
-from tests.support.adapter_set import AdapterSet, Ask, prompt_of, recorded_logits, write_adapter_set
+from tests.support.adapter_set import AdapterSet, write_adapter_set
+from tests.support.few_bits import assert_equals_peft
 from tests.support.gguf_models import write_gguf_model, write_gguf_values
 from tests.support.grouped_checkpoints import Grouping, write_dequantized, write_grouped
-from tests.support.peft_oracle import LOGITS_TOLERANCE, Peft
+from tests.support.peft_oracle import Peft
 from tests.support.tiny_models import tiny_model
 
 pytestmark = pytest.mark.slow
-
-LENGTHS = (37, 1, 50, 9, 16, 33, 17)
 
 
 def kind_of(name: str) -> str:
@@ -44,19 +42,4 @@ def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, method: str, gener
     paths = write_adapter_set(tmp_path / "adapters", values, "llama")
     adapter_set = AdapterSet(few, paths, generic=generic, max_batch_tokens=48)
     assert adapter_set.harness.base.quantization == method
-    peft, plain = Peft(values, paths), Peft(tmp_path / "model", paths)
-    asks = [
-        Ask(name, prompt_of(length, seed), max_tokens=4)
-        for seed, (name, length) in enumerate(zip(adapter_set.names, LENGTHS, strict=True))
-    ]
-    rows = [adapter_set.row(ask) for ask in asks]
-    with recorded_logits() as logits:
-        answers = adapter_set.harness.run(*rows)
-    for ask, row, answer in zip(asks, rows, answers, strict=True):
-        ids = [*ask.prompt, *answer.token_ids][:-1]
-        found = torch.stack(logits[row.id]).float()
-        wanted = peft.logits(ids, ask.adapter)[len(ask.prompt) - 1 :]
-        unquantized = plain.logits(ids, ask.adapter)[len(ask.prompt) - 1 :]
-        scale = wanted.abs().max()
-        assert (found - wanted).abs().max() <= LOGITS_TOLERANCE * scale, ask.adapter
-        assert (found - unquantized).abs().max() > 10 * LOGITS_TOLERANCE * scale, ask.adapter
+    assert_equals_peft(adapter_set, Peft(values, paths), Peft(tmp_path / "model", paths))

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from manylora.server.errors import QueueFull, RequestError
-from manylora.server.grammars import compiler as compiler_module
 from manylora.server.grammars.checks import GrammarChecks
 from manylora.server.grammars.compiler import GrammarCompiler
-from manylora.server.grammars.grammar import CompiledGrammar
+from manylora.server.grammars.grammar import CompiledGrammar, Matcher
 from manylora.server.grammars.spec import GrammarSpec
 from tests.support.grammars import takes, tokenizer_of_bytes
 from tests.support.tiny_models import VOCAB
@@ -140,14 +139,13 @@ async def test_equal_grammars_are_compiled_once(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = 0
-    real = compiler_module.Matcher
 
     def counting(*args: Any) -> Any:
         nonlocal made
         made += 1
-        return real(*args)
+        return Matcher(*args)
 
-    monkeypatch.setattr(compiler_module, "Matcher", counting)
+    monkeypatch.setattr("manylora.server.grammars.compiler.Matcher", counting)
     specs = [GrammarSpec.regex("[ab]", param=f"p{i}") for i in range(8)]
     grammars = await asyncio.gather(*(compiler.compile(spec, TOKENIZER) for spec in specs))
     again = await compiler.compile(specs[0], TOKENIZER)

@@ -23,7 +23,6 @@ from tests.support.kernel_cases import (
     oracle,
     random_decoder,
     relative_error,
-    variants_under_test,
 )
 
 BLOCKS = 128
@@ -32,13 +31,6 @@ SHAPES = {
     "groups of 3": Shape(heads=9, kv_heads=3, head_dim=64, hidden=96, intermediate=160, vocab=300),
     "head size 80, windows": Shape(heads=14, kv_heads=2, head_dim=80, windows=(40, None, 16), layers=3),
 }
-
-
-@pytest.fixture(scope="module", params=variants_under_test(), ids=lambda variant: variant.name)
-def variant(request: pytest.FixtureRequest) -> Variant:
-    chosen: Variant = request.param
-    library_of(chosen)
-    return chosen
 
 
 def coded_step(shape: Shape, pages: Pages, variant: Variant, threads: int = 2) -> NativeStep:

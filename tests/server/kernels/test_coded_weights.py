@@ -16,7 +16,6 @@ from manylora.server.kernels.cpu.pack import pack
 from manylora.server.kernels.cpu.packed_codes import coded_bytes, pack_codes, unfit
 from manylora.server.kernels.reference.quantized import CodedLinear, Quantized
 from manylora.server.kernels.weights import DecoderWeights, QuantizedMatrix
-from tests.support import kernel_cases
 from tests.support.coded import coded, dequantized, random_codes
 from tests.support.kernel_cases import (
     VECTORS,
@@ -41,13 +40,6 @@ SHAPES = {
     "odd widths": Shape(heads=9, kv_heads=3, head_dim=48, hidden=80, intermediate=336, vocab=61),
     "blocks beyond one head": Shape(heads=6, kv_heads=1, head_dim=16, hidden=304, intermediate=48),
 }
-
-
-@pytest.fixture(scope="module", params=kernel_cases.variants_under_test(), ids=lambda variant: variant.name)
-def variant(request: pytest.FixtureRequest) -> Variant:
-    chosen: Variant = request.param
-    library_of(chosen)
-    return chosen
 
 
 def unpacked(variant: Variant, parts: list[Codes], interleaved: bool) -> torch.Tensor:

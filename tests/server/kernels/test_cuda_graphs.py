@@ -78,6 +78,21 @@ def test_nothing_is_captured_once_sealed_until_it_starts_again() -> None:
     assert (called, captures) == (["late"], [1, 1]), "on a stream of its own"
 
 
+def test_a_sealed_set_captures_as_many_more_as_it_was_given() -> None:
+    def capture(function: Callable[[], None]) -> Replayed:
+        if function.args[0] == "bad":  # type: ignore[attr-defined]
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return Graph()
+
+    graphs, called = CudaGraphs(lambda: capture), list[str]()
+    graphs.run("first", partial(called.append, "first"))
+    graphs.seal(late=2)
+    for key in ("first", "bad", "late", "too late", "late", "bad", "too late"):
+        graphs.run(key, partial(called.append, key))
+    assert graphs.keys == {"first", "late"}
+    assert called == ["bad", "too late", "bad", "too late"], "one that fails holds requests up as well"
+
+
 class FakeCuda:
     """torch.cuda as far as a capture asks for it, and what the calling thread's stream is."""
 

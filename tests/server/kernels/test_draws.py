@@ -10,6 +10,7 @@ import torch
 
 from manylora.server.kernels.cpu.build import usable_variants
 from manylora.server.kernels.cpu.sampling import NativeDraw
+from manylora.server.kernels.cuda import drawing
 from manylora.server.kernels.draws import Draw, Draws
 from manylora.server.kernels.reference import sampling
 from tests.support.draws import PARAMS, draws_of
@@ -72,9 +73,12 @@ def native_draw(request: pytest.FixtureRequest) -> Draw:
     return _native(request.param)
 
 
-@pytest.fixture(scope="module", params=["pytorch", *(variant.name for variant in usable_variants())])
+@pytest.fixture(
+    scope="module", params=["pytorch", "device", *(variant.name for variant in usable_variants())]
+)
 def draw(request: pytest.FixtureRequest) -> Draw:
-    return sampling.draw if request.param == "pytorch" else _native(request.param)
+    others = {"pytorch": sampling.draw, "device": drawing.draw}
+    return others[request.param] if request.param in others else _native(request.param)
 
 
 def _native(level: str) -> Draw:

@@ -105,14 +105,23 @@ for width in (5, 300, 5000):
 print("clean")
 """
 
-BEST, LEAST = usable_variants()[0], VARIANTS[-1]
+BEST = usable_variants()[0]
+# Of intrinsics the sanitizers see little; here every access of memory is one that the compiler made.
+PLAIN = next(variant for variant in usable_variants() if "avx512_bf16" not in variant.cpu_flags)
+
+
+def levels(often: list[Variant], others: list[Variant]) -> pytest.MarkDecorator:
+    """Every one takes minutes to compile: the others in the long run."""
+    seldom = [variant for variant in dict.fromkeys(others) if variant not in often]
+    params = [(variant, ()) for variant in often] + [(variant, pytest.mark.sweep) for variant in seldom]
+    return pytest.mark.parametrize(
+        "variant", [pytest.param(v, marks=marks, id=v.name) for v, marks in params]
+    )
+
+
 # In their emulation tiles are read and written by functions that the sanitizers see.
-memory_levels = pytest.mark.parametrize(
-    "variant", dict.fromkeys((BEST, AMX_EMULATED, LEAST)), ids=lambda variant: variant.name
-)
-thread_levels = pytest.mark.parametrize(
-    "variant", dict.fromkeys((BEST, AMX_EMULATED)), ids=lambda variant: variant.name
-)
+memory_levels = levels([PLAIN], [AMX_EMULATED, BEST, VARIANTS[-1]])
+thread_levels = levels([BEST], [AMX_EMULATED])
 
 
 def runtime(name: str) -> str | None:

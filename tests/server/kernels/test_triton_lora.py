@@ -28,7 +28,8 @@ from tests.support.kernel_cases import (
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
-from manylora.server.kernels.cuda.lora import TritonLoraPlan, tiles_of, total_rank
+from manylora.server.kernels.cuda.lora import TritonLoraPlan, tiles_of
+from manylora.server.kernels.cuda.mixes import total_rank
 
 pytestmark = pytest.mark.slow
 

@@ -27,10 +27,13 @@ from tests.support.kernel_cases import (
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
-from manylora.server.kernels.cuda import attention, lora_kernels
+from manylora.server.kernels.cuda import attention
 from manylora.server.kernels.cuda.backend import TritonStep
 from manylora.server.kernels.cuda.buckets import MAX_ROWS, Bucket
-from manylora.server.kernels.cuda.decode import MAX_RANK, bucket_of
+from manylora.server.kernels.cuda.decode import MAX_RANK, Variant
+from manylora.server.kernels.cuda.decode import bucket_of as bucket_for_adapters
+from manylora.server.kernels.cuda.layers import gate_kernels, head_kernels, norm_kernels
+from manylora.server.kernels.cuda.layers.row_mixes import Takes
 
 BLOCKS = 64
 WEIGHTS = in_float32(
@@ -40,11 +43,21 @@ WEIGHTS = in_float32(
 )
 PAGES = Pages(WEIGHTS)
 A, B, C = PAGES.random(4, 1), PAGES.random((9, 0, 3, 16, 1, 0, 20), 2), PAGES.random(33, 3)
-SCALED = PAGES.random(4, 4, vectors=VECTORS)
+SCALED = PAGES.random(4, 4, vectors=VECTORS)  # inputs of products that the layers have no gains for, too
+GAINED = PAGES.random(4, 7, vectors=("g", "gc", "c", "g", "gc", "", "gci"))
+ONLY_GAINS = PAGES.random(0, 8, vectors=("", "g", "g", "", "", "", "i"))
 WIDE = PAGES.random(MAX_RANK, 5)
 WIDE_SOMEWHERE = PAGES.random((MAX_RANK, 0, 0, 0, 0, 0, 0), 6)  # interpreted, a rank takes its time
 MIXES: tuple[Mix, ...] = (((C, 1.0),), ((A, 1.0),), ((B, 0.5), (C, -0.5)), (), ((A, 1.0),))
-LENGTHS = (30, 19, 45, 140, 33)
+LENGTHS = (10, 20, 12, 9, 11)
+
+
+TAKES = Takes(WEIGHTS)
+
+
+def bucket_of(inputs: StepInputs) -> Bucket | None:
+    """That of the fused layers."""
+    return bucket_for_adapters(inputs, TAKES)
 
 
 def steps(device: torch.device) -> tuple[TritonStep, ReferenceStep]:
@@ -74,15 +87,15 @@ class Run:
 @pytest.mark.slow
 def test_prompts_decode_rows_and_both_at_once(device: torch.device) -> None:
     run = Run(device)
-    run.compare(28, 16, 20, 0, 31)
-    run.compare(1, 1, 16, 136, 1)
-    assert bucket_of(run.compare(0, 0, 1, 1, 1)) == Bucket(4, 4)
+    run.compare(4, 17, 3, 0, 5)
+    run.compare(1, 1, 2, 4, 1)
+    assert bucket_of(run.compare(0, 0, 1, 1, 1)) == Bucket(4, 1)
 
 
 @pytest.mark.slow
 def test_decode_steps_of_changing_batches(device: torch.device) -> None:
     run = Run(device)
-    run.compare(16, 16, 16, 16, 16)
+    run.compare(2, 2, 2, 2, 2)
     for counts in ((1, 1, 1, 1, 1), (1, 1, 1, 1, 1), (0, 0, 1, 0, 0)):
         assert bucket_of(run.compare(*counts)) == Bucket(8 if sum(counts) == 5 else 1, 1)
 
@@ -122,7 +135,8 @@ def decode(rows: int, context: int = 5, mix: Mix = ()) -> StepInputs:
         (decode(2, mix=((SCALED, 1.0),)), None),
         (replace(decode(2), logits_rows=np.array([1])), None),
         (replace(decode(2), logits_rows=np.array([0, 0])), None),
-        (replace(decode(2), hidden=torch.empty(2, 48)), None),
+        (replace(decode(2), hidden=torch.empty(2, 48)), Bucket(2, 1)),
+        (decode(2, mix=((GAINED, 1.0), (ONLY_GAINS, 0.5))), Bucket(2, 1)),
     ],
 )
 def test_buckets(inputs: StepInputs, bucket: Bucket | None) -> None:
@@ -130,10 +144,12 @@ def test_buckets(inputs: StepInputs, bucket: Bucket | None) -> None:
 
 
 KERNELS = (
-    (lora_kernels, "shrink_rows"),
-    (lora_kernels, "expand_rows"),
+    (norm_kernels, "norm_rows"),
+    (head_kernels, "write_heads"),
     (attention, "attend_partition"),
-    (attention, "join_partitions"),
+    (head_kernels, "join_heads"),
+    (gate_kernels, "gate_rows"),
+    (gate_kernels, "add_rows"),
 )
 
 
@@ -203,20 +219,20 @@ def test_two_steps_of_a_bucket_differ_in_nothing_but_buffers(
         with Trace() as trace, monkeypatch.context() as patch:
             for module, name in KERNELS:
                 patch.setattr(module, name, trace.kernel(name))
-            triton.decode(triton.decode_steps.buffers[Bucket(8, 4)], True)
+            triton.decode(triton.decode_steps.buffers[Bucket(8, 4)], Variant(adapted=True))
         traces.append(trace.calls)
-    assert [call[0] for call in traces[0]].count("shrink_rows") == 14
+    assert [call[0] for call in traces[0]].count("add_rows") == 4
     assert traces[0] == traces[1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_graphs_are_captured_and_replayed(device: torch.device, caplog: pytest.LogCaptureFixture) -> None:
     run = Run(device)
-    run.compare(16, 16, 16, 16, 16)
+    run.compare(5, 5, 5, 5, 5)
     for _ in range(3):
         run.compare(1, 1, 1, 1, 1)
     run.compare(0, 0, 0, 1, 0)
     assert not caplog.records  # nothing fell back
     graphs = run.triton.decode_steps.graphs
     assert graphs is not None
-    assert set(graphs.keys) == {(Bucket(8, 1), True), (Bucket(1, 1), False)}
+    assert set(graphs.keys) == {(Bucket(8, 1), Variant(True)), (Bucket(1, 1), Variant(False))}

@@ -25,7 +25,7 @@ from tests.support.soft_prompts import write_soft_prompt
 from tests.support.tiny_models import VOCAB, tiny_model
 from tests.support.vocabulary_adapters import GROWN, make, make_any
 
-CASES = int(os.environ.get("MANYLORA_FUZZ_ARTIFACTS", "2000"))
+CASES = int(os.environ.get("MANYLORA_FUZZ_ARTIFACTS", "1000"))
 SEED = int(os.environ.get("MANYLORA_FUZZ_SEED", "0"))
 LIMITS = Limits(max_rank=32, max_bytes=4 << 20)
 

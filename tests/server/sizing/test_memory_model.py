@@ -1,4 +1,4 @@
-"""The memory model: against counted allocations of fake tensors, for bases of 1 to 70 billion parameters."""
+"""The memory model: against allocations on the meta device, for bases of 1 to 70 billion parameters."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ from transformers import MixtralConfig
 
 from manylora.adapters.training.model.loading import meta_model
 from manylora.server.errors import ConfigError
+from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.inputs import BLOCK_SIZE, StepInputs
+from manylora.server.kernels.reference.attention import AttentionPlan
 from manylora.server.kernels.reference.step import ReferenceStep
 from manylora.server.kernels.weights import DecoderWeights, LayerWeights
 from manylora.server.sizing.division import Demand, Division, Wanted, divide
 from manylora.server.sizing.fits import Serving
 from manylora.server.sizing.shape import BaseShape
-from manylora.server.sizing.step import StepSize, probe_bytes, reserved_bytes, scratch_bytes, step_bytes
+from manylora.server.sizing.step import (
+    StepSize,
+    probe_bytes,
+    replayed_scratch_bytes,
+    reserved_bytes,
+    scratch_bytes,
+    step_bytes,
+)
 from tests.support import sizing_section
 from tests.support.counted_memory import CountedMemory
 from tests.support.simulated_device import simulated_cuda
@@ -86,7 +95,7 @@ def counted_step(patch: pytest.MonkeyPatch, shape: BaseShape, dtype: torch.dtype
             weights,
             torch.empty(1024, dtype=dtype, device="cuda"),
             4,
-            decode_rows=lambda *_: NoAttention(),
+            attention=lambda inputs, device: AttentionPlan(sent(inputs.slots, device), [NoAttention()]),
         )
         rows = np.arange(size.rows)
         inputs = StepInputs(
@@ -99,7 +108,7 @@ def counted_step(patch: pytest.MonkeyPatch, shape: BaseShape, dtype: torch.dtype
         logits = step.step(inputs)
         values, _ = torch.sort(logits.float(), dim=-1, descending=True)
         values.softmax(-1).cumsum(-1)
-        return counted.peak - before
+        return int(counted.peak - before)
 
 
 SIZES = {
@@ -127,6 +136,18 @@ def test_a_step_takes_what_is_counted(
     counted = counted_step(monkeypatch, shape, dtype, SIZES[size])
     said = step_bytes(shape, dtype.itemsize, SIZES[size]) - scratch_bytes(shape, SIZES[size])
     assert counted <= said <= 1.6 * counted, f"{counted / GIB:.2f} GiB counted, {said / GIB:.2f} GiB computed"
+
+
+@pytest.mark.parametrize("context", [1, 128, 129, 700, 4096, 32_768, 131_072, 1_000_000])
+def test_the_scratch_of_attention_is_what_the_kernels_take(context: int) -> None:
+    attention = pytest.importorskip("manylora.server.kernels.cuda.attention", reason="needs Triton")
+    buckets = pytest.importorskip("manylora.server.kernels.cuda.buckets", reason="needs Triton")
+    shape, size = shape_of("8B"), StepSize(2048, 256, context)
+    said = scratch_bytes(shape, size)
+    assert said == attention.scratch_bytes(256, context, shape.heads, shape.head_dim)
+    bucket = buckets.bucket_for(256, context)
+    replayed = attention.scratch_bytes(256, bucket.partitions * 128, shape.heads, shape.head_dim)
+    assert said <= replayed <= replayed_scratch_bytes(shape, size)
 
 
 @pytest.mark.parametrize("context", [128, 4096, 32_768, 131_072, 1_000_000])
@@ -187,7 +208,7 @@ FITS = [  # base, format, the smallest of the usual cards that it fits; None: no
 def test_bases_and_cards(name: str, form: str, card: int | None) -> None:
     made = serving(name, form)
     fitting = [size for size in (16, 24, 48, 80) if made.on(size * GIB) is not None]
-    assert (fitting or [None])[0] == card
+    assert next(iter(fitting), None) == card
     smallest = made.smallest()
     assert made.on(smallest) is not None
     assert made.on(smallest - (256 << 20)) is None

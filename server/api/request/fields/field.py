@@ -46,6 +46,8 @@ class Place(StrEnum):
     MESSAGE = "a message"
     PART = "a part of a message"
     TOOL_CALL = "a tool call"
+    TOOL = "a tool"
+    FUNCTION = "a function of a tool"
     STREAM_OPTIONS = "stream_options"
     RESPONSE_FORMAT = "response_format"
     JSON_SCHEMA = "response_format.json_schema"

@@ -49,6 +49,15 @@ SERVED: Final[tuple[Field, ...]] = (
     served("chat_template_kwargs", "VSL", _CHAT, note="variables of the chat template"),
     served("reasoning_effort", "OVSA", _CHAT, note="a variable of the chat template"),
     served("verbosity", "O", _CHAT, note="a variable of the chat template"),
+    served(
+        "tools", "OVSLA", (Place.CHAT, Place.TOKENIZE), [], note="if the chat template has a place for them"
+    ),
+    served("tool_choice", "OVSL", _CHAT, "auto"),
+    served("parallel_tool_calls", "OVSL", _CHAT, True, note="false: at most one call"),
+    served("include_reasoning", "V", _CHAT, True, note="false: answers leave their reasoning out"),
+    served("separate_reasoning", "S", _CHAT, True, note="false: reasoning stays in the text"),
+    served("reasoning_format", "L", _CHAT, "auto", "deepseek", note="`none`: reasoning stays in the text"),
+    served("thinking_token_budget", "V", _CHAT, -1, note="tokens after which reasoning is closed"),
     served("add_special_tokens", "V", (Place.COMPLETIONS, Place.CLASSIFY, Place.TOKENIZE, Place.COMPARE)),
     only("add_special_tokens", "V", False, places=_CHAT, note="the chat template writes them"),
     served("response_format", "OVSLA", GENERATION, {"type": "text"}, note="JSON, or JSON by a schema"),
@@ -69,12 +78,11 @@ SERVED: Final[tuple[Field, ...]] = (
 
 OPENAI: Final[tuple[Field, ...]] = (
     refused("audio", "O", _CHAT),
-    only("function_call", "O", "none", "auto", places=_CHAT),
-    only("functions", "O", [], places=_CHAT),
+    only("function_call", "O", "none", "auto", places=_CHAT, note="`tool_choice` is its newer name"),
+    only("functions", "O", [], places=_CHAT, note="`tools` is its newer name"),
     hint("metadata", "O"),
     only("modalities", "OL", ["text"], places=_CHAT),
     refused("moderation", "O"),
-    hint("parallel_tool_calls", "OVSL", _CHAT, note="there are no tools to call"),
     refused("prediction", "O", _CHAT),
     hint("prompt_cache_key", "O", note="`cache_salt` keeps tenants apart"),
     hint("prompt_cache_options", "O"),
@@ -82,8 +90,6 @@ OPENAI: Final[tuple[Field, ...]] = (
     hint("service_tier", "O"),
     hint("store", "O", note="nothing is stored"),
     only("suffix", "OVSA", "", places=_TEXT),
-    only("tool_choice", "OVSL", "none", "auto", places=_CHAT),
-    only("tools", "OVSLA", [], places=_CHAT),
     refused("web_search_options", "O", _CHAT),
 )
 
@@ -95,7 +101,6 @@ VLLM: Final[tuple[Field, ...]] = (
     refused("ec_transfer_params", "V"),
     only("echo", "VL", False, places=_CHAT),
     hint("guided_decoding_backend", "V", note="there is one"),
-    only("include_reasoning", "V", True, places=_CHAT, note="reasoning stays in the text"),
     only("include_stop_str_in_output", "V", False),
     refused("kv_transfer_params", "V"),
     hint("length_penalty", "V", note="it belongs to beam search"),
@@ -114,7 +119,7 @@ VLLM: Final[tuple[Field, ...]] = (
     hint("session_id", "VS"),
     only("spaces_between_special_tokens", "V", True),
     hint("stream_interval", "V"),
-    only("thinking_token_budget", "V", -1),
+    only("thinking_token_budget", "V", -1, places=_TEXT),
     refused("truncate_prompt_tokens", "V"),
     hint("truncation_side", "V", note="nothing is truncated"),
     only("use_beam_search", "V", False),

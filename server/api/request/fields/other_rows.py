@@ -10,6 +10,8 @@ from manylora.server.api.request.fields.rows import hint, only, refused, served
 _MESSAGE = (Place.MESSAGE,)
 _PART = (Place.PART,)
 _CALL = (Place.TOOL_CALL,)
+_TOOL = (Place.TOOL,)
+_FUNCTION = (Place.FUNCTION,)
 _STREAM = (Place.STREAM_OPTIONS,)
 _FORMAT = (Place.RESPONSE_FORMAT,)
 _SCHEMA = (Place.JSON_SCHEMA,)
@@ -31,7 +33,7 @@ NESTED: Final[tuple[Field, ...]] = (
     refused("function_call", "O", _MESSAGE),
     hint("id", "O", _MESSAGE, note="the client's own"),
     only("prefix", "S", False, places=_MESSAGE, note="`continue_final_message` continues a message"),
-    only("reasoning", "VA", "", places=_MESSAGE, note="`reasoning_content` is its name here"),
+    served("reasoning", "VA", _MESSAGE, "", note="another name of `reasoning_content`"),
     only("refusal", "O", "", places=_MESSAGE),
     only("tools", "S", [], places=_MESSAGE),
     hint("weight", "O", _MESSAGE, note="it belongs to training"),
@@ -46,6 +48,13 @@ NESTED: Final[tuple[Field, ...]] = (
     served("function", "OVSLA", _CALL),
     hint("cache_control", "O", _CALL, note="a mark for caches"),
     hint("index", "OVSA", _CALL, note="where it stood in a stream"),
+    served("type", "OVSLA", _TOOL, note="`function`"),
+    served("function", "OVSLA", _TOOL),
+    hint("cache_control", "O", _TOOL, note="a mark for caches"),
+    served("name", "OVSLA", _FUNCTION),
+    served("description", "OVSLA", _FUNCTION),
+    served("parameters", "OVSLA", _FUNCTION, note="JSON Schema"),
+    served("strict", "OVSL", _FUNCTION, note="calls are held to `parameters`"),
     served("include_usage", "OVSLA", _STREAM),
     served("continuous_usage_stats", "V", _STREAM, note="with `include_usage`"),
     only("include_obfuscation", "O", False, places=_STREAM),
@@ -86,7 +95,6 @@ ROUTES: Final[tuple[Field, ...]] = (
     only("priority", "V", 0, places=_CLASSIFY),
     refused("request_id", "V", _CLASSIFY),
     served("return_token_strs", "V", _TOKENIZE),
-    only("tools", "V", [], places=_TOKENIZE),
     served("tokens", "VS", (Place.DETOKENIZE,)),
     served("targets", "M", _COMPARE),
     served("conversations", "M", _COMPARE),

@@ -15,6 +15,7 @@ from manylora.adapters.format.faults import shown, some
 from manylora.server.errors import ModelRefused
 from manylora.server.kernels.codes import Codes, Kind
 from manylora.server.kernels.reference.quantized import CodedLinear
+from manylora.server.model.decoders.coded_products import Products
 
 _HARMLESS = ".rotary_emb.inv_freq"  # which old checkpoints store, and models compute
 
@@ -94,7 +95,12 @@ def _split(
         for name in linears - codes.keys():
             if (weight := plain.pop(f"{name}.weight", None)) is not None:
                 codes[name] = Codes(Kind.PLAIN, weight, weight.new_empty(len(weight), 0), weight.shape[1])
-    return {n: CodedLinear(c, plain.pop(f"{n}.bias", None), dtype) for n, c in codes.items()}, plain
+    products = Products()
+    layers = {}
+    for name, own_codes in codes.items():
+        bias = plain.pop(f"{name}.bias", None)
+        layers[name] = CodedLinear(own_codes, bias, dtype, product=products.of(own_codes, bias, dtype))
+    return layers, plain
 
 
 def _is_no_bias(name: str, tensor: torch.Tensor) -> bool:

@@ -104,7 +104,7 @@ def test_what_is_shown_of_one(admin: Admin, tmp_path: Path, model: Path) -> None
     none = {"requests": 0, "prompt_tokens": 0, "generated_tokens": 0, "running": 0}
     assert found["traffic"] == {**none, "scores": 0, "mean_score": None}
     assert found["publication"]["state"] == "ready"
-    assert found["details"] == {"chat_template": "base", "tokenizer": "base"}
+    assert found["details"] == {"chat_template": "base", "tokenizer": "base", "format": "base"}
     (revision,) = found["revisions"]
     assert (revision["digest"], revision["current"], revision["rank"]) == (digest, True, 4)
     assert revision["base_fingerprint"] == admin.server.service.description["fingerprint"]

@@ -214,7 +214,8 @@ FIELDS: list[Case] = [
 
 UNSUPPORTED: list[tuple[str, str, Any]] = [
     (CHAT, "tools", [{"type": "function", "function": {"name": "f"}}]),
-    (CHAT, "tool_choice", "required"),
+    (CHAT, "reasoning_effort", "high"),
+    (CHAT, "thinking_token_budget", 5),
     (CHAT, "functions", [{"name": "f"}]),
     (CHAT, "function_call", {"name": "f"}),
     (CHAT, "allowed_token_ids", [1]),
@@ -238,7 +239,7 @@ FIELDS_OF_CLIENTS: list[dict[str, Any]] = [
     {"safety_identifier": "x"},
     {"service_tier": "flex"},
     {"verbosity": "low"},
-    {"reasoning_effort": "high"},
+    {"reasoning_effort": "none"},
     {"parallel_tool_calls": True},
     {"tool_choice": "auto", "tools": []},
     {"function_call": "auto", "functions": []},

@@ -66,7 +66,7 @@ def test_other_values_are_refused_by_name(server: Running, place: Place) -> None
 def test_fields_that_a_template_ignores_are_named(server: Running) -> None:
     fields = {
         "messages": [{**MESSAGES[0], "name": "Bob"}],
-        "reasoning_effort": "low",
+        "verbosity": "low",
         "chat_template_kwargs": {"a": 1},
         "metadata": {"a": "b"},
     }
@@ -75,7 +75,7 @@ def test_fields_that_a_template_ignores_are_named(server: Running) -> None:
         streamed = http.post(CHAT, json=valid_request(CHAT, {**fields, "stream": True}))
         tokens = http.post("/tokenize", json={"messages": fields["messages"]})
         plain = http.post(CHAT, json=valid_request(CHAT, {}))
-    named = "messages[0].name, chat_template_kwargs.a, reasoning_effort"
+    named = "messages[0].name, chat_template_kwargs.a, verbosity"
     assert whole.headers[HEADER] == streamed.headers[HEADER] == named
     assert tokens.headers[HEADER] == "messages[0].name"
     assert HEADER not in plain.headers
@@ -128,7 +128,7 @@ def test_unknown_fields_are_taken_and_named(
 def test_a_lenient_server_still_refuses_what_it_knows(lenient: Running) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"temperature": 9, "x": 1}, "temperature"),
-        ({"tools": [{}], "x": 1}, "tools"),
+        ({"functions": [{}], "x": 1}, "functions"),
         ({"messages": [{"role": "king", "content": "x", "mood": 1}]}, "messages[0].role"),
         ({f"x{i}": i for i in range(300)}, ""),
     ]

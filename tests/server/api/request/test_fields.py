@@ -13,6 +13,7 @@ from openai.types.chat import (
     ChatCompletionAssistantMessageParam,
     ChatCompletionContentPartTextParam,
     ChatCompletionDeveloperMessageParam,
+    ChatCompletionFunctionToolParam,
     ChatCompletionMessageFunctionToolCallParam,
     ChatCompletionStreamOptionsParam,
     ChatCompletionSystemMessageParam,
@@ -20,6 +21,8 @@ from openai.types.chat import (
     ChatCompletionUserMessageParam,
 )
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.shared_params import FunctionDefinition
+from openai.types.shared_params.response_format_json_schema import JSONSchema, ResponseFormatJSONSchema
 
 from manylora.server.api.admin.lora import LoadBody, UnloadBody
 from manylora.server.api.compare.body import CompareBody
@@ -33,7 +36,9 @@ from manylora.server.api.request.fields.field import APIS, Field, Place, Sort
 from manylora.server.api.request.fields.reference import tables
 from manylora.server.api.request.fields.table import FIELDS, rules_of
 from manylora.server.api.request.schemas import ChatBody, CompletionBody, Message, StreamOptions, TextPart
+from manylora.server.api.request.structured_output import JsonSchemaFormat, ResponseFormat, StructuredOutputs
 from manylora.server.api.request.tool_calls import ToolCall
+from manylora.server.api.request.tools import Function, Tool
 from manylora.server.errors import RequestError
 from tests.support.fields_section import section
 from tests.support.fuzzing import FUZZ, json_values
@@ -54,6 +59,11 @@ SCHEMAS: dict[Place, type[RequestBody]] = {
     Place.PART: TextPart,
     Place.TOOL_CALL: ToolCall,
     Place.STREAM_OPTIONS: StreamOptions,
+    Place.TOOL: Tool,
+    Place.FUNCTION: Function,
+    Place.RESPONSE_FORMAT: ResponseFormat,
+    Place.JSON_SCHEMA: JsonSchemaFormat,
+    Place.STRUCTURED_OUTPUTS: StructuredOutputs,
 }
 OPENAI: list[tuple[Place, Any]] = [
     (Place.CHAT, chat_create_params.CompletionCreateParamsNonStreaming),
@@ -69,6 +79,10 @@ OPENAI: list[tuple[Place, Any]] = [
     (Place.MESSAGE, ChatCompletionUserMessageParam),
     (Place.PART, ChatCompletionContentPartTextParam),
     (Place.TOOL_CALL, ChatCompletionMessageFunctionToolCallParam),
+    (Place.TOOL, ChatCompletionFunctionToolParam),
+    (Place.FUNCTION, FunctionDefinition),
+    (Place.RESPONSE_FORMAT, ResponseFormatJSONSchema),
+    (Place.JSON_SCHEMA, JSONSchema),
 ]
 
 
@@ -88,7 +102,7 @@ def test_no_field_has_two_rows_in_one_place() -> None:
 @pytest.mark.parametrize("place", Place)
 def test_what_does_what_it_says_is_in_the_schema_and_nothing_else(place: Place) -> None:
     served = {name for name, row in rules_of(place).fields.items() if row.sort is Sort.SERVED}
-    assert served == set(SCHEMAS[place].model_fields)
+    assert served == {field.alias or name for name, field in SCHEMAS[place].model_fields.items()}
 
 
 @pytest.mark.parametrize("row", FIELDS, ids=lambda row: row.name)

@@ -1,0 +1,1 @@
+"""Products with matrices in few bits, unpacked in registers."""

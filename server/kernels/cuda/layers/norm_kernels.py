@@ -1,0 +1,180 @@
+"""Triton kernel of what stands before a product: the residual, the norms, and the adapters' A.
+
+``x' = x + s · norm(y)`` is the residual stream, where the norm of what is added, and the scale, are those of
+some families only; ``h = norm(x')`` is what the next matrices multiply. Roundings are those of the PyTorch
+layer. A program knows a whole row's sum of squares, and makes one slice of ``h``; for that slice it
+multiplies the A of a module that the row's mix has. A row without a mix is one program's.
+"""
+
+import triton
+import triton.language as tl
+
+from manylora.server.kernels.cuda.layers.mix_kernels import has_pages, rounded, shrink_slice, vector_delta
+
+
+@triton.jit
+def normal_of(values, spread, weight, k, inside):
+    """(n(x), w) [slice] float32, n(x) rounded to the type of the weight as in Hugging Face models."""
+    normal = rounded(values * spread, weight.dtype.element_ty)
+    return normal, tl.load(weight + k, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def residual(
+    x,  # the row's first element
+    y,  # of what is added
+    k,
+    inside,
+    spread,  # of y
+    post_weight,
+    residual_scale,
+    pool,
+    sequence,
+    start,
+    adapter,
+    weight,
+    gain,
+    constant,
+    modules,
+    post_module,
+    ADD: tl.constexpr,
+    POST: tl.constexpr,
+    SCALE: tl.constexpr,
+    MIXES: tl.constexpr,
+):
+    """A slice of x' float32, with the values it has once it is stored."""
+    TYPE: tl.constexpr = x.dtype.element_ty
+    values = tl.load(x + k, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        added = tl.load(y + k, mask=inside, other=0.0).to(tl.float32)
+        if POST:
+            normal, w = normal_of(added, spread, post_weight, k, inside)
+            added = w * normal
+            if MIXES:
+                added += vector_delta(
+                    normal,
+                    k,
+                    inside,
+                    pool,
+                    sequence,
+                    start,
+                    adapter,
+                    weight,
+                    gain,
+                    constant,
+                    modules,
+                    post_module,
+                )
+            added = rounded(added, TYPE)
+        if SCALE:
+            added = rounded(added * residual_scale, TYPE)
+        values = rounded(values + added, TYPE)
+    return values
+
+
+@triton.jit(do_not_specialize=["module", "norm_module", "post_module", "capacity", "eps", "residual_scale"])
+def norm_rows(
+    x,  # [T, width]
+    x_stride,
+    y,  # [T, width] what is added to x, if anything
+    y_stride,
+    x_out,  # [T, width] contiguous: x', where anything is added
+    h_out,  # [T, width] contiguous
+    post_weight,  # [width] of the norm of y, if there is one
+    norm_weight,  # [width]
+    width,
+    eps,
+    residual_scale,
+    pool,
+    a_page,
+    sequences,  # [T] the sequence of each row, -1: none
+    start,
+    adapter,
+    weight,
+    offset,
+    rank,
+    gain,
+    constant,
+    modules,
+    module,  # the first of the modules that take h
+    norm_module,
+    post_module,
+    partial,  # [slices, T, parts, capacity] float32
+    capacity,
+    SLICE: tl.constexpr,
+    RANKS: tl.constexpr,
+    ADD: tl.constexpr,
+    POST: tl.constexpr,
+    SCALE: tl.constexpr,
+    MIXES: tl.constexpr,  # adapters may change the norms
+    PAGES: tl.constexpr,  # the A of the mixes is multiplied here
+):
+    """One program for each row; with PAGES for each row, slice and module that takes h."""
+    row, part, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    TYPE: tl.constexpr = x.dtype.element_ty
+    sequence = -1
+    mixed = False
+    if MIXES:
+        sequence = tl.load(sequences + row)
+    if PAGES:
+        mixed = has_pages(sequence, start)
+    begin = tl.where(mixed, part * SLICE, 0)
+    end = tl.where(mixed, tl.minimum(begin + SLICE, width), tl.where(part + which == 0, width, 0))
+    if begin < end:
+        at = row.to(tl.int64)
+        x += at * x_stride
+        y += at * y_stride
+        spread = 0.0
+        if POST:
+            squares = tl.zeros([SLICE], tl.float32)
+            for first in range(0, width, SLICE):
+                k = first + tl.arange(0, SLICE)
+                values = tl.load(y + k, mask=k < width, other=0.0).to(tl.float32)
+                squares += values * values
+            spread = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
+        squares = tl.zeros([SLICE], tl.float32)
+        for first in range(0, width, SLICE):
+            k = first + tl.arange(0, SLICE)
+            values = residual(
+                x, y, k, k < width, spread, post_weight, residual_scale, pool, sequence,
+                start, adapter, weight,
+                gain, constant, modules, post_module, ADD, POST, SCALE, MIXES,
+            )  # fmt: skip
+            squares += values * values
+        of_x = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
+        for first in range(begin, end, SLICE):
+            k = first + tl.arange(0, SLICE)
+            inside = k < width
+            values = residual(
+                x, y, k, inside, spread, post_weight, residual_scale, pool, sequence, start, adapter, weight,
+                gain, constant, modules, post_module, ADD, POST, SCALE, MIXES,
+            )  # fmt: skip
+            normal, w = normal_of(values, of_x, norm_weight, k, inside)
+            h = w * normal
+            if MIXES:
+                h += vector_delta(
+                    normal,
+                    k,
+                    inside,
+                    pool,
+                    sequence,
+                    start,
+                    adapter,
+                    weight,
+                    gain,
+                    constant,
+                    modules,
+                    norm_module,
+                )
+            if which == 0:
+                tl.store(h_out + at * width + k, h.to(TYPE), mask=inside)
+                if ADD:
+                    tl.store(x_out + at * width + k, values.to(TYPE), mask=inside)
+            if PAGES:
+                if mixed:
+                    place = (part * tl.num_programs(0) + row) * tl.num_programs(2) + which
+                    shrink_slice(
+                        rounded(h, TYPE), k, inside, pool,
+                        a_page, sequence, start, adapter, offset, rank, modules,
+                        module + which, partial + place.to(tl.int64) * capacity, RANKS,
+                    )  # fmt: skip
