@@ -253,14 +253,15 @@ def test_the_memory_that_attention_takes_is_bounded(monkeypatch: pytest.MonkeyPa
     query = torch.empty(3000, 8, 64)
     out = torch.empty_like(query)
     work = torch.zeros(2, 3, dtype=torch.int32)
+    tables = torch.zeros(2, 8192, dtype=torch.int32)
     with Allocated() as prompt:
-        Chunks(work, torch.zeros(2, 8192, dtype=torch.int32), rows=3000).attend(kv, query, out, scoring)
+        Chunks(work, tables, rows=3000).attend(kv, query, out, scoring)
     assert prompt.bytes == 0
     rows = torch.zeros(3000, dtype=torch.int32)
     taken = []
     for context in (100, 1000, 10_000, 1_000_000):
+        blocks = torch.zeros(1, 1, dtype=torch.int32).expand(3000, -(-context // BLOCK_SIZE))
         with Allocated() as decode:
-            blocks = torch.zeros(1, 1, dtype=torch.int32).expand(3000, -(-context // BLOCK_SIZE))
             DecodeRows(rows, rows, blocks, -(-context // PARTITION)).attend(kv, query, out, scoring)
         taken.append(decode.bytes)
         assert decode.bytes == scratch_bytes(3000, context, 8, 64)
