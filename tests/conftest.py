@@ -36,19 +36,35 @@ def _seldom_levels() -> frozenset[Variant]:
 
 
 SELDOM = _seldom_levels()
+SLOW_CASES = 8  # of one slow test that are no sweep
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the real model as such, whoever forgets it, and slow tests of some levels as sweeps."""
+    """Mark what uses the real model as such, whoever forgets it, and as sweeps slow tests of some levels and
+    all but a few cases of a slow test that has many."""
+    slow: dict[str, list[pytest.Item]] = {}
     for item in items:
         if "real_model_dir" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real)
         spec = getattr(item, "callspec", None)
         values = () if spec is None else spec.params.values()
         seldom = any(isinstance(value, Variant) and value in SELDOM for value in values)
-        if seldom and item.get_closest_marker("slow") is not None:
+        is_slow = item.get_closest_marker("slow") is not None
+        if seldom and is_slow:
             item.add_marker(pytest.mark.sweep)
+        if is_slow and item.get_closest_marker("sweep") is None:
+            slow.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in slow.values():
+        for item in _left_over(cases):
+            item.add_marker(pytest.mark.sweep)
+
+
+def _left_over(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """All but :data:`SLOW_CASES` of ``cases``, which are spread over their order."""
+    last, steps = len(cases) - 1, SLOW_CASES - 1
+    kept = {round(step * last / steps) for step in range(SLOW_CASES)} if len(cases) > SLOW_CASES else None
+    return [] if kept is None else [case for index, case in enumerate(cases) if index not in kept]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-# Models that can't stop writing blanks must come to an end: the widest indentation of sixteen levels.
+# What JSON takes for blanks. The library lets one such piece follow another, so their number has no bound.
 _BLANKS = r"[\x20\x0A\x0D\x09]{1,64}"
 # \u and four digits would spell a name that a schema has a rule for in a way that the rule does not see.
 _ESCAPES = 'nrbtf\\"'

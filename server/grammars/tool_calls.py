@@ -227,7 +227,7 @@ def _arguments(tool: CalledTool) -> dict[str, Any]:
 
 
 def _json(schema: Mapping[str, Any] | bool) -> str:
-    """A schema as a rule; blanks come to an end."""
+    """A schema as a rule."""
     said = schema if isinstance(schema, Mapping) else {}
     return f"%json {json.dumps({'x-guidance': {'whitespace_pattern': _BLANKS}, **said})}"
 
