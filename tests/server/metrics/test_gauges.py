@@ -127,6 +127,7 @@ async def test_a_draining_name_can_not_be_requested(setup: ManagerSetup) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.sweep  # a minute of processor time
 async def test_scrapes_from_threads_while_everything_moves(cached_setup: ManagerSetup) -> None:
     setup = cached_setup
     done, faults = threading.Event(), list[BaseException]()
