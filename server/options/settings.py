@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     ] = "none"
     device: Annotated[
         str,
-        Option(MODEL, "DEVICE", "cpu, cuda, cuda:1, ..; auto: a GPU if there is one."),
+        Option(MODEL, "DEVICE", "cpu, cuda or cuda:1; auto: a GPU, if any."),
         Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d{1,2})?)$"),
     ] = "auto"
     max_model_len: Annotated[

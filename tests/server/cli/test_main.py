@@ -117,7 +117,7 @@ def test_start_up_imports_nothing_slow(arguments: list[str], slow: set[str]) -> 
             ["--port", "x"],
             "manylora: --port: must be a valid integer, unable to parse string as an integer (got 'x')",
         ),
-        (["--dtype", "int8"], "manylora: --dtype: must be 'auto', 'bf16' or 'fp32' (got 'int8')"),
+        (["--dtype", "int8"], "manylora: --dtype: must be 'auto', 'bf16', 'fp16' or 'fp32' (got 'int8')"),
         (["--adapter", "pirate"], "manylora: --adapter: must be NAME=PATH, not 'pirate'"),
         (["--adapter", "a=x", "--adapter", "a=y"], "manylora: --adapter: 'a' is given twice"),
         (["--adapter", "a=/none"], "manylora: --adapter a=/none: no such directory"),

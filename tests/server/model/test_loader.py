@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from manylora.server.errors import ConfigError, ModelRefused
-from manylora.server.kernels.weights import dense
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.decoders.generic import GenericDecoder
 from manylora.server.model.loading.device import resolve_dtype
@@ -258,7 +257,7 @@ def test_a_fused_decoder_that_fails_the_probe_is_replaced(
 
     def skewed(self: FusedDecoder, model: Any, *args: Any, **options: Any) -> None:
         original(self, model, *args, **options)
-        dense(self.weights.layers[0].qkv).mul_(1.05)
+        self.weights.cos.mul_(1.05)  # matrices are the original's own memory
 
     monkeypatch.setattr(FusedDecoder, "__init__", skewed)
     with caplog.at_level(logging.WARNING):
