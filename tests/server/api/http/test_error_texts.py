@@ -23,7 +23,8 @@ OF_THE_REQUEST = {
     "AdapterDeleted", "AdapterExists", "AdapterInUse", "AdapterNameError", "AdapterNotFound",
     "AdapterTooLarge", "AdminKeyNeeded", "AnswerUnknown", "BodyTooLarge", "Cancelled", "ContextTooLong",
     "EngineDead", "GenerationFailed", "MixError", "ModelNotFound", "ObjectInUse", "ObjectNotFound",
-    "QueueFull", "RequestError", "RequestTimeout", "ServerStopping", "TooManyConnections", "Unauthorized", "UnknownEncoding",
+    "QueueFull", "RequestError", "RequestTimeout", "ServerStopping", "TooManyConnections", "Unauthorized",
+    "UnknownEncoding",
 }  # fmt: skip
 
 
