@@ -69,9 +69,11 @@ def test_odd_spellings_open_nothing(both: Running, asker: Asker) -> None:
     asked = 0
     for method, path, _ in requests_of(create_app(both.service)):
         for key in KEYS.values():
-            plain = asker.ask(Spelling(method, path), key)
+            asked_plainly = asker.ask(Spelling(method, path), key)
+            got = asker.ask(Spelling("GET", path), key)
             for spelling in spellings(method, path):
                 told = asker.ask(spelling, key)
+                plain = got if spelling.method == "HEAD" else asked_plainly
                 asked += 1
                 assert told.status in {404, 405} or _same(spelling, told, plain), (spelling, key, told, plain)
     assert asked > 5000
