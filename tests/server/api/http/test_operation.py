@@ -187,8 +187,9 @@ def test_examples_in_the_docs_run(server: Running) -> None:
             for example in body["content"].get("application/json", {}).get("examples", {}).values():
                 value = dict(example["value"])
                 if "input_file_id" in value:  # nor anybody's files
-                    form = {"data": {"purpose": "batch"}, "files": {"file": ("lines.jsonl", b"{}")}}
-                    value["input_file_id"] = http.post("/v1/files", **form).json()["id"]
+                    files = {"file": ("lines.jsonl", b"{}")}
+                    uploaded = http.post("/v1/files", data={"purpose": "batch"}, files=files)
+                    value["input_file_id"] = uploaded.json()["id"]
                 if "response_id" in value:  # nobody else's answer is shown there
                     value["response_id"] = http.post("/v1/chat/completions", json=CHAT).json()["id"]
                 answer = http.post(path, json=value)
