@@ -25,7 +25,7 @@ class ForkServer:
 
     def __init__(self, script: Path) -> None:
         self._script = script
-        self._running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self.running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
 
     def fork(self) -> socket.socket:
         """The socket to a new child. What it is sent before the script has started waits for it.
@@ -35,22 +35,22 @@ class ForkServer:
         """
         with suppress(OSError):  # the process may have been killed meanwhile
             return self._fork()
-        if self._running is not None:
+        if self.running is not None:
             self._end()
         return self._fork()
 
     async def close(self) -> None:
         """End the process; its children end with their sockets."""
-        if self._running is not None:
+        if self.running is not None:
             await asyncio.to_thread(self._end)
 
     def _fork(self) -> socket.socket:
-        if self._running is None:
-            self._running = self._start()
+        if self.running is None:
+            self.running = self._start()
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                socket.send_fds(self._running[1], [b"f"], [theirs.fileno()])
+                socket.send_fds(self.running[1], [b"f"], [theirs.fileno()])
             except OSError:
                 ours.close()
                 raise
@@ -69,8 +69,8 @@ class ForkServer:
         return process, ours
 
     def _end(self) -> None:
-        assert self._running is not None
-        (process, control), self._running = self._running, None
+        assert self.running is not None
+        (process, control), self.running = self.running, None
         control.close()
         try:
             process.wait(_GRACE)

@@ -129,7 +129,7 @@ class Engine:
         self._masks.begin(batch.sampled.constrained)
         logits = self.decoder.step(batch.inputs)
         self._masks.finish()
-        return logits, batch, self._sample(logits, batch)
+        return logits, batch, self.draw_tokens(logits, batch)
 
     def _make_do(self, scheduled: list[Scheduled]) -> None:
         """Memory did not last for a step: run smaller ones, or end the request that needs it alone."""
@@ -179,7 +179,8 @@ class Engine:
         self._scheduled = scheduled
         return self._batch
 
-    def _sample(self, logits: torch.Tensor, batch: Batch) -> list[int]:
+    def draw_tokens(self, logits: torch.Tensor, batch: Batch) -> list[int]:
+        """The next token of each sequence of ``batch`` that draws one, in their order."""
         rows = batch.sampled
         if not rows.sequences:
             return []

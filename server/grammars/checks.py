@@ -36,7 +36,7 @@ class GrammarChecks:
     def __init__(self, *, seconds: float = 0.5) -> None:
         """A check may take ``seconds`` of CPU time."""
         self._seconds = seconds
-        self._forks = ForkServer(_SCRIPT)
+        self.forks = ForkServer(_SCRIPT)
         self._started = False
 
     async def check(self, spec: GrammarSpec, vocabulary: Vocabulary) -> Checked:
@@ -57,7 +57,7 @@ class GrammarChecks:
 
     async def close(self) -> None:
         """End the process."""
-        await self._forks.close()
+        await self.forks.close()
 
     async def _ask(self, request: bytes) -> dict[str, Any]:
         """The last of the child's messages that arrives in time; it may be killed while it looks for more."""
@@ -78,7 +78,7 @@ class GrammarChecks:
             writer.close()
 
     def _fork(self) -> socket.socket:
-        return self._forks.fork()
+        return self.forks.fork()
 
 
 def _request(spec: GrammarSpec, vocabulary: Vocabulary, seconds: float) -> bytes:

@@ -26,7 +26,7 @@ class GrammarCompiler:
     def __init__(self, width: int, checks: GrammarChecks | None = None) -> None:
         """``width``: tokens that the base's head has."""
         self._width = width
-        self._checks = GrammarChecks() if checks is None else checks
+        self.checks = GrammarChecks() if checks is None else checks
         self._of: WeakKeyDictionary[Tokenizer, _Grammars] = WeakKeyDictionary()
         self._free = asyncio.Semaphore(_AT_A_TIME)
         self._waiting = 0
@@ -58,14 +58,14 @@ class GrammarCompiler:
 
     async def close(self) -> None:
         """End the process in which grammars are tried."""
-        await self._checks.close()
+        await self.checks.close()
 
     async def _make(self, grammars: _Grammars, spec: GrammarSpec, tokenizer: Tokenizer) -> CompiledGrammar:
         try:
             async with self._free:
                 if grammars.vocabulary is None:
                     grammars.vocabulary = await asyncio.to_thread(Vocabulary, tokenizer, self._width)
-                checked = await self._checks.check(spec, grammars.vocabulary)
+                checked = await self.checks.check(spec, grammars.vocabulary)
                 matcher = await asyncio.to_thread(Matcher, checked.text, grammars.vocabulary)
             made = grammars.compiled[spec] = CompiledGrammar(matcher, spec.param, checked.left_out)
             return made

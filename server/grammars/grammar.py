@@ -130,7 +130,7 @@ class GrammarState:
     def take(self, tokens: Sequence[int]) -> None:
         """Go on by the tokens drawn since the last call, none at first, and see what may follow."""
         try:
-            self._take(tokens)
+            self.advance(tokens)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # also a panic of Rust: it ends this answer, not the server
@@ -138,7 +138,8 @@ class GrammarState:
             self._fail()
         self.is_filled = True
 
-    def _take(self, tokens: Sequence[int]) -> None:
+    def advance(self, tokens: Sequence[int]) -> None:
+        """What :meth:`take` does, whose faults it turns into the end of the answer."""
         if self._matcher is None:
             self._matcher = self._grammar.matcher.copy()
         if not self._advanced(self._matcher, tokens):

@@ -11,6 +11,10 @@ FILES = sorted((ROOT / "tests").rglob("*.py"))
 
 # Names of other projects that begin with an underscore although using them is meant, or has no substitute.
 OF_OTHERS = {
+    # torch: what a device that is only simulated has to put in place of the real one's, and operations say
+    *("_C", "_buffers", "_disable_current_modes", "_disabled_torch_function_impl", "_lazy_init"),
+    *("_make_wrapper_subclass", "_only_lift_cpu_tensors", "_parameters", "_python_dispatch", "_schema"),
+    "_set_only_lift_cpu_tensors",
     "_exit",  # os: leave a forked child without running the parent's cleanup
     "_cdata",  # torch: the only identity that all Python objects of one storage share
     "_attn_implementation",  # transformers: which attention a model's config selects

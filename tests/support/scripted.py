@@ -74,7 +74,7 @@ def scripted(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scri
     with serving(service) as running:
         made = Scripted(running)
         monkeypatch.setattr(chat, "answer_grammar", lambda *_, **__: None)  # whatever a test writes is taken
-        monkeypatch.setattr(service.core, "_sample", lambda _, batch: made.choose(batch))
+        monkeypatch.setattr(service.core, "draw_tokens", lambda _, batch: made.choose(batch))
         yield made
         running.wait_until_idle()
 

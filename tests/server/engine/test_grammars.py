@@ -225,14 +225,14 @@ def test_a_grammar_that_fails_ends_its_answer_only(
     ]
     broken = asked[1].grammar
     assert broken is not None
-    real = type(broken)._take
+    real = type(broken).advance
 
     def take(self: Any, tokens: list[int]) -> None:
         if self is broken and self.num_taken == 5:
             raise RuntimeError("a defect")
         real(self, tokens)
 
-    monkeypatch.setattr(type(broken), "_take", take)
+    monkeypatch.setattr(type(broken), "advance", take)
     answers = engines.run(*asked)
     last = answers[1].last
     assert (last.finish_reason, last.param) == (FinishReason.ERROR, "p")

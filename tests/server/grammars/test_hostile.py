@@ -180,7 +180,7 @@ async def test_whoever_leaves_keeps_nobody_else_waiting(compiler: GrammarCompile
 
 async def test_the_process_may_die(compiler: GrammarCompiler) -> None:
     await compiler.compile(SMALL, TOKENIZER)
-    running = compiler._checks._forks._running
+    running = compiler.checks.forks.running
     assert running is not None
     running[0].kill()
     running[0].wait()
