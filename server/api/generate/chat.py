@@ -27,6 +27,7 @@ from manylora.server.api.request.token_ids import Rendering, chat_prompt, check_
 from manylora.server.api.request.tools import read_use
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.errors import RequestError
+from manylora.server.grammars.grammar import CompiledGrammar
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import Service
 
@@ -99,7 +100,9 @@ class ChatEndpoint:
         self._max_tokens = max_tokens
         self._max_tokens_name = max_tokens_name
         self._ignored = ignored
-        self._use = read_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+        self._use = (
+            None if body.is_plain else read_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+        )
         self._plan = AnswerPlan()
         self._requests: list[GenerateRequest] = []
 
@@ -112,7 +115,7 @@ class ChatEndpoint:
             service, conventions, body.messages, rendering=rendering, ignored=self._ignored
         )
         ids = prompt.ids
-        self._plan = plan_answer(body, self._use, conventions, in_reasoning=prompt.in_reasoning)
+        grammar = await self._shape(conventions, in_reasoning=prompt.in_reasoning)
         names = ("messages", self._max_tokens_name)
         budget = answer_budget(
             len(ids),
@@ -123,8 +126,6 @@ class ChatEndpoint:
         )
         top = 0 if body.top_logprobs is None else body.top_logprobs
         tokenizer = conventions.tokenizer
-        spec = answer_grammar(body, self._use, conventions, in_reasoning=prompt.in_reasoning)
-        grammar = await compiled(service, spec, tokenizer, self._ignored)
         params = sampling_params(
             body,
             max_tokens=budget,
@@ -139,6 +140,14 @@ class ChatEndpoint:
         answer_id = body.answer_id("chatcmpl")
         self._requests = [GenerateRequest(ids, params, n, salt, answer_id, tokenizer)]
         return self._requests
+
+    async def _shape(self, conventions: TextConventions, *, in_reasoning: bool) -> CompiledGrammar | None:
+        """Settle how the answer is read; the grammar that it follows. Plain text needs neither."""
+        if self._body.is_plain and conventions.answers.reasoning is None:
+            return None
+        self._plan = plan_answer(self._body, self._use, conventions, in_reasoning=in_reasoning)
+        spec = answer_grammar(self._body, self._use, conventions, in_reasoning=in_reasoning)
+        return await compiled(self._service, spec, conventions.tokenizer, self._ignored)
 
     async def respond(self, request: Request, generation: Generation) -> Response:
         """A completion, or the stream of one."""

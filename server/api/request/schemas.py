@@ -245,6 +245,9 @@ Messages = Annotated[
 ]
 
 
+_SHAPING = frozenset((*StructuredBody.model_fields, *ToolsBody.model_fields, "thinking_token_budget"))
+
+
 class ChatBody(GenerationBody, ToolsBody):
     """``POST /v1/chat/completions``."""
 
@@ -268,6 +271,11 @@ class ChatBody(GenerationBody, ToolsBody):
     thinking_token_budget: int | None = Field(
         None, ge=0, le=limits.MAX_TOKENS, description="Tokens after which a block of reasoning is closed."
     )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it asks for text of any shape: for no grammar, no tool and no bound on reasoning."""
+        return self.model_fields_set.isdisjoint(_SHAPING)
 
 
 Prompt = str | tuple[int, ...]

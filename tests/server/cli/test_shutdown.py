@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from manylora.server.cli.output import DEAD
 from tests.support.server_process import ServerProcess, server_process, small_options
 from tests.support.waiting import wait_until
 
@@ -136,9 +137,5 @@ def test_requests_of_an_engine_that_dies_are_told(tiny_llama: Path, tmp_path: Pa
         server.signal(signal.SIGUSR1)
         for request in requests:
             request.check_told(["engine_dead"])
-        for path, body in ROUTES.items():
-            assert httpx.post(server.url + path, json=body).status_code == 503
-        assert httpx.get(f"{server.url}/health").status_code == 503
-        server.signal(signal.SIGTERM)
-        server.said()
-        assert server.process.returncode == 0
+        said = server.said()  # it ends by itself, for whoever started it to start it again
+        assert server.process.returncode == DEAD, said

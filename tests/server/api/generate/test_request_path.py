@@ -123,4 +123,4 @@ async def test_a_chat_request_passes_few_files_before_it_is_submitted(
     trace = await trace_chat_request(service_of(tmp_path, model, adapters), chat)
     assert trace.submitted
     assert len(trace.entries_of(GENERATE)) == 1, trace.entries_of(GENERATE)
-    assert len(trace.files) <= MAX_FILES, trace.files
+    assert len(trace.files) <= MAX_FILES, "\n".join(trace.files)
