@@ -154,8 +154,8 @@ def _ask(real: tuple[Any, Base], adapter: str | None, held_out: Sequence[HeldOut
 @pytest.mark.parametrize(
     ("name", "gains", "content"),
     [
-        ("pirate", {"speaks pirate": 0.8}, "on topic"),
-        ("json", {"answer object": 0.8}, "on topic"),
+        pytest.param("pirate", {"speaks pirate": 0.8}, "on topic", marks=pytest.mark.sweep),
+        pytest.param("json", {"answer object": 0.8}, "on topic", marks=pytest.mark.sweep),
         ("support", {"signed": 0.8, "right fact": 0.4}, "right fact"),
     ],
 )

@@ -121,6 +121,7 @@ def test_each_adapter_changes_what_is_said(real: Real) -> None:
         assert change > 0.02, f"{name} changes the logits by only {change:.2g}"
 
 
+@pytest.mark.sweep
 def test_with_a_cached_generation_of_peft(real: Real) -> None:
     """PEFT's own generate, with its KV cache, agrees with the forwards that the rest compares with."""
     ask, expected = real.asks[5], real.expected[5]
@@ -148,11 +149,13 @@ def test_after_prefix_hits(real: Real) -> None:
         assert_logits_match(torch.stack(logits[row.id]), expected.logits[half:])
 
 
+@pytest.mark.sweep
 def test_chunked_prefill_with_a_tiny_budget(real: Real) -> None:
     real.adapter_set.harness.new_engine(max_batch_tokens=11)
     real.check(*real.run(real.asks))
 
 
+@pytest.mark.sweep
 def test_forced_preemption(real: Real) -> None:
     engine = real.adapter_set.harness.new_engine(num_blocks=32)
     rows = [real.adapter_set.row(ask) for ask in real.asks]
@@ -163,6 +166,7 @@ def test_forced_preemption(real: Real) -> None:
     real.check(answers, [torch.stack(logits[row.id]) for row in rows])
 
 
+@pytest.mark.sweep
 def test_rows_joining_and_leaving(real: Real) -> None:
     """A new request every five steps; others come in between and are aborted after a few tokens."""
     engine = real.adapter_set.harness.new_engine()

@@ -50,6 +50,15 @@ KINDS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 Train = Callable[[str], TrainingResult]
 
 
+SELDOM = ("rsLoRA", "DoRA", "OLoRA", "PiSSA", "DPO")
+
+
+def kinds(*without: str) -> list[Any]:
+    """Parameters: every kind but those; some of them in sweeps."""
+    marks = dict.fromkeys(SELDOM, pytest.mark.sweep)
+    return [pytest.param(kind, marks=marks.get(kind, ())) for kind in KINDS if kind not in without]
+
+
 @pytest.fixture(scope="module")
 def trained(real_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """The run of a kind, once."""
@@ -62,7 +71,7 @@ def trained(real_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> T
     return train
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds())
 def test_it_learns(kind: str, trained: Train) -> None:
     """The training loss falls by 30%, and so does that of held-out rows; preferences win by two nats."""
     result = trained(kind)
@@ -106,7 +115,7 @@ def base_fp32(real_model_dir: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(real_model_dir, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "QLoRA"])
+@pytest.mark.parametrize("kind", kinds("QLoRA"))
 def test_served_token_for_token(kind: str, trained: Train, both: Both, base_fp32: Any) -> None:
     """The server's answer is the trainer's own, and not what the base says."""
     adapter = trained(kind).adapter

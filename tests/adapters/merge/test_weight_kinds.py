@@ -52,7 +52,12 @@ def loaded(directory: Path, adapter: Path | None = None) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "family"), [("low rank", FAMILY), ("matrices", FAMILY), ("matrices", "gpt2")]
+    ("kinds", "family"),
+    [
+        pytest.param("low rank", FAMILY, marks=pytest.mark.sweep),
+        pytest.param("matrices", FAMILY, marks=pytest.mark.sweep),
+        ("matrices", "gpt2"),
+    ],
 )
 def test_what_is_merged_answers_like_peft(tmp_path: Path, kinds: str, family: str) -> None:
     """RoAd, GLoRA and BEFT change biases as well."""

@@ -56,6 +56,7 @@ def test_the_last_step_if_asked_for(tiny_llama: Path, tmp_path: Path) -> None:
     assert not any(line["kind"] == "kept" for line in result.metrics)
 
 
+@pytest.mark.sweep
 def test_a_result_worse_than_the_base_is_told(tiny_llama: Path, tmp_path: Path) -> None:
     shown = Console(file=io.StringIO(), width=300)
     other = write(tmp_path / "eval.jsonl", [chat("say it", "~~{|}~~"), chat("say", "{{||}}")])
@@ -128,6 +129,7 @@ def _revision(digest: str) -> RevisionRecord:
     return RevisionRecord(digest, 1, 4, 14, 14, "LORA", None, None, "test", 0.0)
 
 
+@pytest.mark.sweep
 def test_preferences_go_on_from_an_adapter(tiny_llama: Path, tmp_path: Path) -> None:
     """The reference is the adapter that training began with, so the loss begins at log 2."""
     first = run(config(tiny_llama, tmp_path, name="first"))
@@ -164,6 +166,7 @@ def _written(folder: Path, kind: str, task: str = "CAUSAL_LM") -> Path:
     return folder
 
 
+@pytest.mark.sweep
 def test_more_steps_on_resume(tiny_llama: Path, tmp_path: Path) -> None:
     """With a constant rate the longer run is bit by bit the one that was longer from the start."""
     changes: dict[str, Any] = {

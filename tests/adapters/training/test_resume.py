@@ -34,6 +34,7 @@ def curve(folder: Path) -> list[tuple[int, Any, Any, Any]]:
     return [(x["step"], x.get("loss"), x.get("eval_loss"), x.get("learning_rate")) for x in lines]
 
 
+@pytest.mark.sweep
 def test_kill_9_and_resume(tiny_llama: Path, tmp_path: Path) -> None:
     """Same losses, same weights, bit by bit, with dropout and half an epoch's rows left to come."""
     whole = config(tiny_llama, tmp_path, name="whole", **CHANGES)

@@ -149,6 +149,7 @@ def scores(variant: Variant, threads: int) -> torch.Tensor:
     return torch.cat(rows)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @real_tiles
 def test_whole_steps_have_the_bits_of_their_emulation() -> None:

@@ -138,6 +138,7 @@ async def test_an_adapter_of_another_base_is_told_as_that(harness: EngineHarness
         await setup.manager.close()
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 async def test_a_thousand_registered_adapters(
     harness: EngineHarness, tmp_path: Path, reads: Counter[str]
