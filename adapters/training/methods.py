@@ -47,7 +47,7 @@ _RATES: Mapping[str, float] = MappingProxyType(
         "fourierft": 5e-3,
         "waveft": 5e-3,
         "c3a": 5e-3,
-        "unilora": 5e-3,
+        "unilora": 0.1,
         "tinylora": 5e-3,
         "trainable_tokens": 5e-3,
         "prompt_tuning": 5e-2,
