@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 
-.PHONY: help install dev pull serve test test-fast test-all fuzz clients coverage check format docs site wheel bench lock clean
+.PHONY: help install dev pull serve test test-fast test-all fuzz clients conformance coverage check format docs site wheel bench lock clean
 
 help: ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -59,7 +59,7 @@ test: $(DEVELOPMENT) ## Run the tests, one process a core; fetches the real mode
 test-fast: $(DEVELOPMENT) ## Run what takes little time and no real model: under 90 seconds on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not real and not slow"
 
-test-all: test fuzz clients ## Everything that tests, sweeps over all of a sort too: an hour and more.
+test-all: test fuzz clients conformance ## Everything that tests, sweeps over all of a sort too: an hour and more.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m sweep
 
 FUZZ_EXAMPLES ?= 1000
@@ -82,6 +82,14 @@ clients: $(DEVELOPMENT) ## Run OpenAI, LangChain, LiteLLM, pydantic-ai, LlamaInd
 	cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)
 	cd $(CLIENTS) && npm ci --no-audit --no-fund --silent
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients $(CLIENTS)/bin/python $(CLIENTS)
+
+CONFORMANCE := build/conformance
+
+conformance: $(DEVELOPMENT) ## Run llm-comply's checks of chats and the Responses API against the real model.
+	$(BIN)/manylora pull smollm2-135m
+	$(BIN)/python -m venv $(CONFORMANCE)
+	$(CONFORMANCE)/bin/python -m pip install --quiet -r tests/conformance/requirements.txt
+	$(BIN)/python -m tests.conformance $(CONFORMANCE)/bin/python
 
 coverage: $(DEVELOPMENT) ## Run all tests and say how much of the code they run.
 	$(BIN)/manylora pull smollm2-135m

@@ -46,6 +46,8 @@ from manylora.server.model.warm_up import warm_up
 from manylora.server.options.defaults import EngineLimits
 from manylora.server.options.settings import Settings
 from manylora.server.residency.held_mix import HeldMix
+from manylora.server.responses.background import Background
+from manylora.server.responses.stored import StoredResponses
 from manylora.server.threads import LimitedWork, SlowWork, request_pool
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ class Service:
     pooling: PoolingConfig  # how the base embeds texts
     files: StoredFiles  # that clients uploaded
     batches: BatchQueue
+    responses: StoredResponses  # that clients go on from
+    background: Background  # responses that nobody waits for
     ready: bool = False
     started: float = field(default_factory=time.time)  # unix seconds
 
@@ -104,6 +108,7 @@ class Service:
         """Stop admitting, end what runs, free what is held."""
         self.ready = False
         await self.batches.stop()
+        await self.background.stop()
         await self.exports.close()
         await self.engine.stop()
         await self.grammars.close()
@@ -172,6 +177,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
     )
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
     files = StoredFiles(adapters.registry.files, settings.data_dir / "files")
+    responses = StoredResponses(adapters.registry.responses, settings.response_store)
     return Service(
         config=settings,
         model_name=name,
@@ -197,6 +203,8 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
             lambda own: _batch_room(engine, limits.max_num_seqs, own),
             MAX_BATCH_LINE_BYTES,
         ),
+        responses=responses,
+        background=Background(responses),
     )
 
 

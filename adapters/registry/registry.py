@@ -21,6 +21,7 @@ from manylora.adapters.registry.batches import Batches
 from manylora.adapters.registry.files import Files
 from manylora.adapters.registry.names import Names
 from manylora.adapters.registry.recovery import Recovery
+from manylora.adapters.registry.responses import Responses
 from manylora.adapters.registry.revisions import Revisions
 from manylora.adapters.registry.schema import Database, changes, counter
 
@@ -48,6 +49,7 @@ class Registry:
         self.recovery = Recovery(database)
         self.files = Files(database, owner=directory)
         self.batches = Batches(database, owner=directory)
+        self.responses = Responses(database)
 
     def __enter__(self) -> Self:
         return self

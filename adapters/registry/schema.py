@@ -19,6 +19,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -144,6 +145,15 @@ batches = Table(
     Column("input_file", String(64), nullable=False),
     Column("owner", String(64), nullable=False),  # the data directory of the server that works on it
     Column("record", Text, nullable=False),  # JSON
+)
+responses = Table(  # that clients go on from
+    "manylora_responses",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created", Double, nullable=False, index=True),
+    Column("expires", Double, nullable=False),
+    Column("nbytes", BigInteger, nullable=False),  # of the document
+    Column("document", LargeBinary, nullable=False),  # compressed JSON
 )
 
 

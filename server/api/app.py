@@ -36,6 +36,7 @@ from manylora.server.api.http.middleware import (
 )
 from manylora.server.api.http.openapi import Application
 from manylora.server.api.operation import docs, health, root
+from manylora.server.api.responses import route as responses
 from manylora.server.errors import ServerError
 from manylora.server.options.settings import Settings, api_keys
 from manylora.server.service import Service
@@ -43,6 +44,7 @@ from manylora.server.service import Service
 _RESOURCES = (
     chat,
     completions,
+    responses,
     classify,
     embeddings,
     score,

@@ -158,6 +158,9 @@ class Settings(BaseSettings):
         Option(HTTP, "ORIGIN", "Pages from here may use the API; '*': all.", repeatable=True),
     ] = []
     max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
+    response_store: Annotated[SizeOrNone, Option(HTTP, "SIZE", "Responses kept, 30 days; 0: none.")] = (
+        256 * 2**20
+    )
     unknown_fields: Annotated[
         Literal["refuse", "ignore"],
         Option(HTTP, "WHAT", "Unknown fields: refuse, or ignore."),

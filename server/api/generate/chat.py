@@ -106,6 +106,11 @@ class ChatEndpoint:
         self._plan = AnswerPlan()
         self._requests: list[GenerateRequest] = []
 
+    @property
+    def plan(self) -> AnswerPlan:
+        """How the answer is read; known once the requests are."""
+        return self._plan
+
     async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
         """The conversation in tokens."""
         body, service = self._body, self._service

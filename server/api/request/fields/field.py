@@ -34,6 +34,7 @@ class Place(StrEnum):
 
     CHAT = "chat"
     COMPLETIONS = "completions"
+    RESPONSES = "responses"
     CLASSIFY = "classify"
     EMBEDDINGS = "embeddings"
     RERANK = "rerank"
@@ -52,6 +53,15 @@ class Place(StrEnum):
     RESPONSE_FORMAT = "response_format"
     JSON_SCHEMA = "response_format.json_schema"
     STRUCTURED_OUTPUTS = "structured_outputs"
+    ITEM_MESSAGE = "an input message"
+    ITEM_PART = "a part of an item"
+    ITEM_CALL = "a function_call"
+    ITEM_OUTPUT = "a function_call_output"
+    ITEM_REASONING = "a reasoning item"
+    ITEM_TOOL = "a tool of responses"
+    REASONING = "reasoning of responses"
+    TEXT = "text of responses"
+    TEXT_FORMAT = "text.format of responses"
 
 
 GENERATION: Final = (Place.CHAT, Place.COMPLETIONS)

@@ -9,6 +9,7 @@ from manylora.server.api.request.fields.generation_rows import OPENAI, SERVED, V
 from manylora.server.api.request.fields.other_rows import NESTED, ROUTES
 from manylora.server.api.request.fields.peer_rows import LLAMA_CPP, OLLAMA, SGLANG
 from manylora.server.api.request.fields.reading_rows import READING
+from manylora.server.api.request.fields.responses_rows import RESPONSES
 
 FIELDS: Final[tuple[Field, ...]] = (
     *SERVED,
@@ -20,6 +21,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     *NESTED,
     *ROUTES,
     *READING,
+    *RESPONSES,
 )
 
 _RULES: Final = {place: Rules({row.name: row for row in FIELDS if place in row.places}) for place in Place}

@@ -1,0 +1,72 @@
+"""Responses that are worked on while nobody waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from manylora.server.responses.stored import StoredResponse, StoredResponses
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Running:
+    now: StoredResponse
+    task: asyncio.Task[None]
+
+
+class Background:
+    """The responses of this process that run in the background. All methods run on its event loop."""
+
+    def __init__(self, stored: StoredResponses) -> None:
+        """``stored`` takes each when it begins and when it ends."""
+        self._stored = stored
+        self._running: dict[str, _Running] = {}
+
+    def start(self, work: AsyncIterator[StoredResponse], first: StoredResponse) -> None:
+        """Begin: ``work`` yields the response as it is at each step, and is closed however it ends."""
+        task = asyncio.create_task(self._run(first.id, work), name=first.id)
+        self._running[first.id] = _Running(_with_status(first, "queued"), task)
+
+    def get(self, response_id: str) -> StoredResponse | None:
+        """The response as it is now; None if it does not run here."""
+        running = self._running.get(response_id)
+        return None if running is None else running.now
+
+    async def cancel(self, response_id: str) -> StoredResponse | None:
+        """End one that runs; what it has so far stays. None if it does not run here."""
+        running = self._running.get(response_id)
+        if running is None:
+            return None
+        running.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await running.task
+        return running.now
+
+    async def stop(self) -> None:
+        """End all."""
+        for response_id in list(self._running):
+            await self.cancel(response_id)
+
+    async def _run(self, response_id: str, work: AsyncIterator[StoredResponse]) -> None:
+        running = self._running[response_id]
+        try:
+            await self._stored.put(running.now)
+            async for now in work:
+                running.now = now
+        except asyncio.CancelledError:
+            running.now = _with_status(running.now, "cancelled")
+        except Exception:
+            logger.exception("response %s failed", response_id)
+            running.now = _with_status(running.now, "failed")
+        finally:
+            await self._stored.put(running.now)
+            del self._running[response_id]
+
+
+def _with_status(stored: StoredResponse, status: str) -> StoredResponse:
+    return replace(stored, response={**stored.response, "status": status})
