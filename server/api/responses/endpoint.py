@@ -22,7 +22,7 @@ from manylora.server.api.http.event_stream import DONE, EventStream
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.model_header import model_header
 from manylora.server.api.request.schemas import ChatBody, Message
-from manylora.server.api.responses.blame import told_in_own_words
+from manylora.server.api.responses.blame import WORDING
 from manylora.server.api.responses.draft import Draft, Event
 from manylora.server.api.responses.input_items import new_id
 from manylora.server.api.responses.schemas import ResponsesBody
@@ -54,7 +54,7 @@ class ResponsesEndpoint:
         """
         self._service, self._body, self._before, self._ignored = service, body, before, ignored
         self.id = new_id("resp")
-        with told_in_own_words():
+        with WORDING.used():
             self._chat_body = body.for_chat(before)
             self._chat = self._ask(self._chat_body, ignored)
         self._requests: list[GenerateRequest] = []
@@ -64,7 +64,7 @@ class ResponsesEndpoint:
 
     async def requests(self, conventions: TextConventions) -> Sequence[GenerateRequest]:
         """The conversation in tokens; with ``truncation`` as much of it as fits."""
-        with told_in_own_words():
+        with WORDING.used():
             try:
                 found = await self._chat.requests(conventions)
             except ContextTooLong:
