@@ -74,7 +74,7 @@ fuzz: $(DEVELOPMENT) ## Send FUZZ_EXAMPLES generated requests to every route, an
 CLIENTS := build/clients
 CLIENTS_LOCK := tests/clients/requirements-clients.lock
 
-clients: $(DEVELOPMENT) ## Run OpenAI, LangChain, LiteLLM, pydantic-ai, LlamaIndex and the AI SDK against a tiny server; needs Node.
+clients: $(DEVELOPMENT) ## Run OpenAI, Anthropic, LangChain, LiteLLM, pydantic-ai, LlamaIndex and the AI SDK against a tiny server; needs Node.
 	$(BIN)/python -m venv $(CLIENTS)
 	test -f $(CLIENTS_LOCK) || $(CLIENTS)/bin/python -m pip install --quiet -r tests/clients/requirements.txt
 	test -f $(CLIENTS_LOCK) || $(CLIENTS)/bin/python -m pip freeze > $(CLIENTS_LOCK)
@@ -85,7 +85,7 @@ clients: $(DEVELOPMENT) ## Run OpenAI, LangChain, LiteLLM, pydantic-ai, LlamaInd
 
 CONFORMANCE := build/conformance
 
-conformance: $(DEVELOPMENT) ## Run llm-comply's checks of chats and the Responses API against the real model.
+conformance: $(DEVELOPMENT) ## Run llm-comply's checks of chats, responses and Anthropic's messages against the real model.
 	$(BIN)/manylora pull smollm2-135m
 	$(BIN)/python -m venv $(CONFORMANCE)
 	$(CONFORMANCE)/bin/python -m pip install --quiet -r tests/conformance/requirements.txt

@@ -25,6 +25,7 @@ EXPECTED: Final[dict[str, dict[str, str]]] = {
         "chat-image-input": "images are refused: the models are text models",
         "chat-reasoning-summary": "the field is no field of chats at OpenAI, and the model does not reason",
     },
+    "anthropic": {"anth-image-input": "images are refused: the models are text models"},
 }
 
 

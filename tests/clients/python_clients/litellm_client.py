@@ -20,6 +20,10 @@ def main(url: str, model: str) -> None:
     assert answer.choices[0].message.content
     chunks = list(litellm.completion(**asked, stream=True, stream_options={"include_usage": True}))
     assert any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks)
+    asked |= {"model": f"anthropic/{model}", "api_base": url.removesuffix("/v1")}
+    assert litellm.completion(**asked).choices[0].message.content
+    chunks = list(litellm.completion(**asked, stream=True))
+    assert any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks)
     models = litellm.get_valid_models(
         check_provider_endpoint=True, custom_llm_provider="openai", api_base=url, api_key="none"
     )
