@@ -17,6 +17,7 @@ from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.openapi import ADAPTER, BASE, LAST_ADAPTER, STREAMED, documented, example
 from manylora.server.api.http.state import ServiceState, ignored_fields
+from manylora.server.api.request.bad_words import bad_word_ids
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
@@ -139,6 +140,7 @@ class ChatEndpoint:
             prompt_logprobs=body.prompt_logprobs,
             shown_tokens=self._plan.shown,
             grammar=grammar,
+            bad_words=await bad_word_ids(conventions, body.bad_words),
         )
         n = 1 if body.n is None else body.n
         salt = salt_of(body.cache_salt)

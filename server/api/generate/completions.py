@@ -17,6 +17,7 @@ from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
 from manylora.server.api.http.openapi import BASE, STREAMED, documented, example
 from manylora.server.api.http.state import ServiceState, ignored_fields
+from manylora.server.api.request.bad_words import bad_word_ids
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
@@ -80,9 +81,16 @@ class CompletionEndpoint:
         prompts = [await prompt_ids(service, conventions, p, add_special_tokens=special) for p in body.prompt]
         request_id = body.answer_id("cmpl")
         grammar = await compiled_grammar(service, body, conventions.tokenizer, self._ignored)
+        bad_words = await bad_word_ids(conventions, body.bad_words)
         self._requests = [
             _generate_request(
-                service, body, ids, conventions=conventions, request_id=request_id, grammar=grammar
+                service,
+                body,
+                ids,
+                conventions=conventions,
+                request_id=request_id,
+                grammar=grammar,
+                bad_words=bad_words,
             )
             for ids in prompts
         ]
@@ -114,6 +122,7 @@ def _generate_request(
     conventions: TextConventions,
     request_id: str,
     grammar: CompiledGrammar | None,
+    bad_words: tuple[tuple[int, ...], ...],
 ) -> GenerateRequest:
     tokenizer = conventions.tokenizer
     default = max(DEFAULT_COMPLETION_TOKENS, body.min_tokens or 0)
@@ -133,6 +142,7 @@ def _generate_request(
         logprobs=body.logprobs,
         prompt_logprobs=_scored(body),
         grammar=grammar,
+        bad_words=bad_words,
     )
     return GenerateRequest(ids, params, _n(body), salt_of(body.cache_salt), request_id, tokenizer)
 

@@ -82,8 +82,9 @@ def sampling_params(
     prompt_logprobs: int | None = None,
     shown_tokens: frozenset[int] = frozenset(),
     grammar: CompiledGrammar | None = None,
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> SamplingParams:
-    """The sampling parameters of one prompt's answers.
+    """The sampling parameters of one prompt's answers; ``bad_words`` as ``bad_word_ids`` tells them.
 
     Raises:
         RequestError: naming the parameter that is wrong.
@@ -104,6 +105,8 @@ def sampling_params(
         frequency_penalty=_or(body.frequency_penalty, 0.0),
         repetition_penalty=_or(body.repetition_penalty, 1.0),
         logit_bias=_logit_bias(body.logit_bias, vocab_size),
+        allowed_tokens=_allowed_tokens(body.allowed_token_ids, vocab_size),
+        bad_words=bad_words,
         seed=body.seed,
         stop=() if body.stop is None else tuple(body.stop),
         stop_token_ids=_stop_token_ids(body.stop_token_ids, vocab_size),
@@ -127,6 +130,14 @@ def _logit_bias(bias: Mapping[str, float] | None, vocab_size: int) -> dict[int, 
     return {_token_id(key, vocab_size, "logit_bias"): value for key, value in bias.items()}
 
 
+def _allowed_tokens(ids: list[int] | None, vocab_size: int) -> tuple[int, ...] | None:
+    if ids is None:
+        return None
+    if max(ids) >= vocab_size:
+        raise _no_token(str(max(ids)), vocab_size, "allowed_token_ids")
+    return tuple(ids)
+
+
 def _stop_token_ids(ids: list[int] | None, vocab_size: int) -> tuple[int, ...]:
     if ids is None:
         return ()
@@ -137,6 +148,10 @@ def _token_id(text: str, vocab_size: int, param: str) -> int:
     """``text`` as a token id of the vocabulary."""
     if text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < vocab_size:
         return int(text)
-    raise RequestError(
+    raise _no_token(text, vocab_size, param)
+
+
+def _no_token(text: str, vocab_size: int, param: str) -> RequestError:
+    return RequestError(
         f"'{param}': {text[:40]!r} is not a token id; ids go from 0 to {vocab_size - 1}", param
     )

@@ -41,6 +41,7 @@ StopStrings = Annotated[
     Field(max_length=limits.MAX_STOP),
     BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
 ]
+BadWord = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_BAD_WORD_LENGTH)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
@@ -90,6 +91,13 @@ class SamplingBody(RequestBody):
     repetition_penalty: Number | None = Field(None, gt=0, le=2)
     logit_bias: Annotated[dict[str, Bias], bounded(limits.MAX_LOGIT_BIAS, "logit_bias")] | None = Field(
         None, description="Token id to bias."
+    )
+    allowed_token_ids: (
+        Annotated[list[TokenId], Field(min_length=1), bounded(limits.MAX_ALLOWED_TOKENS, "allowed_token_ids")]
+        | None
+    ) = Field(None, description="The only tokens that may be drawn.")
+    bad_words: Annotated[list[BadWord], bounded(limits.MAX_BAD_WORDS, "bad_words")] | None = Field(
+        None, description="Words that answers don't contain, neither at a beginning nor behind a blank."
     )
     seed: int | None = Field(None, ge=limits.INT64_MIN, le=limits.INT64_MAX)
     stop: StopStrings | None = None

@@ -32,6 +32,8 @@ SERVED: Final[tuple[Field, ...]] = (
     served("frequency_penalty", "OVSLA", _DRAWN),
     served("repetition_penalty", "VS", _DRAWN),
     served("logit_bias", "OVSL", _DRAWN),
+    served("allowed_token_ids", "V", _DRAWN, note="no others are drawn"),
+    served("bad_words", "V", _DRAWN, [], note="with and without a blank before them; of answers alone"),
     served("seed", "OVSLA", _DRAWN),
     served("stop", "OVSLA", _DRAWN, note="empty strings stop nothing"),
     served("stop_token_ids", "VS", _DRAWN),
@@ -97,8 +99,6 @@ OPENAI: Final[tuple[Field, ...]] = (
 )
 
 VLLM: Final[tuple[Field, ...]] = (
-    refused("allowed_token_ids", "V"),
-    only("bad_words", "V", []),
     refused("chat_template", "V", _CHAT, note="the model or the adapter brings it"),
     only("documents", "V", [], places=_CHAT),
     refused("ec_transfer_params", "V"),
