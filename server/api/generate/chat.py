@@ -21,7 +21,7 @@ from manylora.server.api.request.bad_words import bad_word_ids
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
-from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
+from manylora.server.api.request.sampling import answer_budget, check_fields, prompt_room, sampling_params
 from manylora.server.api.request.schemas import ChatBody
 from manylora.server.api.request.structured_output import compiled
 from manylora.server.api.request.token_ids import Rendering, chat_prompt, check_special_tokens
@@ -66,7 +66,7 @@ async def create_chat_completion(
     """Answer ``messages`` with the base model, an adapter or a mix; as a stream if asked."""
     wanted, wanted_name = _max_tokens(body)
     _check(body)
-    check_fields(body)
+    check_fields(body, service.max_model_len)
     check_special_tokens(request, body.allow_special_tokens)
     mix = read_mix(service, body.model, body.adapters, body.end_user)
     endpoint = ChatEndpoint(service, body, wanted, wanted_name, ignored_fields(request))
@@ -120,6 +120,9 @@ class ChatEndpoint:
         prompt = await chat_prompt(
             service, conventions, body.messages, rendering=rendering, ignored=self._ignored
         )
+        virtual = conventions.virtual_tokens
+        room = prompt_room(service.max_model_len, virtual, self._max_tokens, max(1, body.min_tokens or 0))
+        prompt = prompt.cut(body.truncation(service.max_model_len, side="left"), room)
         ids = prompt.ids
         grammar = await self._shape(conventions, in_reasoning=prompt.in_reasoning)
         names = ("messages", self._max_tokens_name)
@@ -128,7 +131,7 @@ class ChatEndpoint:
             self._max_tokens,
             service.max_model_len,
             names,
-            virtual_tokens=conventions.virtual_tokens,
+            virtual_tokens=virtual,
         )
         top = 0 if body.top_logprobs is None else body.top_logprobs
         tokenizer = conventions.tokenizer

@@ -13,7 +13,7 @@ from manylora.server.grammars.grammar import CompiledGrammar
 T = TypeVar("T")
 
 
-def check_fields(body: GenerationBody) -> None:
+def check_fields(body: GenerationBody, max_model_len: int) -> None:
     """Refuse combinations that make no sense whatever the prompt.
 
     Raises:
@@ -24,8 +24,17 @@ def check_fields(body: GenerationBody) -> None:
         raise RequestError(
             f"'best_of' is not supported unless it equals 'n' ({n})", "best_of", "unsupported_parameter"
         )
+    body.truncation(max_model_len)
     if body.prompt_logprobs is not None and body.stream:
         raise RequestError("'prompt_logprobs' is not available in a stream", "prompt_logprobs")
+
+
+def prompt_room(max_model_len: int, virtual_tokens: int, wanted: int | None, default: int) -> int:
+    """How many tokens of the context a prompt may take whose answer has ``wanted`` tokens, else ``default``.
+
+    ``virtual_tokens`` are those of a soft prompt.
+    """
+    return max_model_len - virtual_tokens - (default if wanted is None else wanted)
 
 
 def answer_budget(

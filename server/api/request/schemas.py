@@ -21,6 +21,7 @@ from manylora.server.api.request.structured_output import StructuredBody
 from manylora.server.api.request.template_variables import TemplateVariables
 from manylora.server.api.request.tool_calls import ToolCall, sift_calls
 from manylora.server.api.request.tools import ToolsBody
+from manylora.server.api.request.truncation import TruncatedBody
 from manylora.server.errors import RequestError
 
 
@@ -125,7 +126,7 @@ class SamplingBody(RequestBody):
         return self.user if self.safety_identifier is None else self.safety_identifier
 
 
-class GenerationBody(SamplingBody, StructuredBody):
+class GenerationBody(SamplingBody, StructuredBody, TruncatedBody):
     """Fields that chat and plain completions share."""
 
     model: str = Field(

@@ -226,7 +226,6 @@ UNSUPPORTED: list[tuple[str, str, Any]] = [
     (CHAT, "echo", True),
     (CHAT, "use_beam_search", True),
     (TEXT, "use_beam_search", True),
-    (TEXT, "truncate_prompt_tokens", 5),
     (TEXT, "prompt_embeds", "x"),
 ]
 
