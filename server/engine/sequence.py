@@ -49,6 +49,7 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    keep_stop: bool = False  # what ends the answer is part of its text
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     shown_tokens: frozenset[int] = frozenset()  # control tokens that are told all the same

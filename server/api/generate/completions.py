@@ -197,8 +197,10 @@ class CompletionFormat:
         count = self.frame.num_choices
         if body.logprobs is not None:
             skip = body.skip_special_tokens is not False
+            as_ids = bool(body.return_tokens_as_token_ids)
             self.logprobs = [
-                CompletionLogprobs(self.tokenizer, skip_special_tokens=skip) for _ in range(count)
+                CompletionLogprobs(self.tokenizer, skip_special_tokens=skip, as_ids=as_ids)
+                for _ in range(count)
             ]
         self.echoed_logprobs = body.logprobs if body.echo else None
         self.prompt_logprobs = body.prompt_logprobs

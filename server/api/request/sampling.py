@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from manylora.server.api.request.schemas import GenerationBody, SamplingBody
+from manylora.server.api.request.sampling_body import SamplingBody
+from manylora.server.api.request.schemas import GenerationBody
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
 from manylora.server.grammars.grammar import CompiledGrammar
@@ -119,6 +120,7 @@ def sampling_params(
         seed=body.seed,
         stop=() if body.stop is None else tuple(body.stop),
         stop_token_ids=_stop_token_ids(body.stop_token_ids, vocab_size),
+        keep_stop=body.keeps_stop,
         ignore_eos=_or(body.ignore_eos, False),
         skip_special_tokens=_or(body.skip_special_tokens, True),
         shown_tokens=shown_tokens,

@@ -96,7 +96,10 @@ BAD: tuple[tuple[dict[str, Any], str, str], ...] = (
 
 @pytest.mark.parametrize(("fields", "param", "piece"), BAD, ids=str)
 def test_what_is_refused(server: Running, fields: dict[str, Any], param: str, piece: str) -> None:
-    given = {CHAT: {"messages": [{"role": "user", "content": LONG}]}, TEXT: {"prompt": LONG}}
+    given: dict[str, dict[str, Any]] = {
+        CHAT: {"messages": [{"role": "user", "content": LONG}]},
+        TEXT: {"prompt": LONG},
+    }
     with server.http() as http:
         for route in (CHAT, TEXT):
             answer = http.post(route, json=valid_request(route, {**given[route], **fields}))
