@@ -56,7 +56,8 @@ def ranks(values: Tensor) -> Tensor:
     """The rank of each value [N] from 0 on, float64; equal values share the mean of theirs."""
     _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
     means = counts.double().cumsum(0) - (counts.double() + 1) / 2
-    return means[group]
+    found: Tensor = means[group]
+    return found
 
 
 def _ranking_loss(

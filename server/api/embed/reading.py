@@ -83,7 +83,9 @@ class Reader:
         """
         return await self._read(
             [[text] for text in texts],
-            lambda ids, pooling: replace(self._like, prompt_ids=ids, pooling=pooling and pooling.pooling),
+            lambda ids, how: replace(
+                self._like, prompt_ids=ids, pooling=None if how is None else how.pooling
+            ),
             lambda delta: delta.pooled,
             choose,
         )
