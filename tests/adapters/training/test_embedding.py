@@ -97,7 +97,9 @@ def test_it_learns_and_is_served_as_trained(
 
 
 def test_scored_pairs(tiny_llama: Path, tmp_path: Path) -> None:
-    result = run(settings(tiny_llama, tmp_path, SCORED, eval_split=0.3, max_steps=24))
+    result = run(
+        settings(tiny_llama, tmp_path, SCORED, eval_split=0.3, max_steps=20, eval_steps=10, save_steps=10)
+    )
     base, adapter = result.baseline.base, result.baseline.adapter
     assert adapter["loss"] < 0.5 * base["loss"]
     assert adapter["loss"] == pytest.approx(min(losses(result, "eval_loss")), rel=1e-4)
@@ -117,12 +119,12 @@ def test_negatives_and_a_symmetric_loss(tiny_llama: Path, tmp_path: Path) -> Non
 def test_a_stopped_run_goes_on_as_if_it_had_not(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes: dict[str, Any] = {"max_steps": 9, "save_steps": 3, "eval_steps": 3, "lora_dropout": 0.1}
+    changes: dict[str, Any] = {"max_steps": 6, "save_steps": 3, "eval_steps": 3, "lora_dropout": 0.1}
     whole = run(settings(tiny_llama, tmp_path, name="whole", **changes))
     ends = StopCallback.on_step_end
 
     def stop(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if state.global_step == 5:
+        if state.global_step == 4:
             self.signal = signal.SIGTERM
         ends(self, args, state, control, **rest)
 
@@ -152,12 +154,13 @@ def test_one_batch_or_two_of_half_give_one_mean(tiny_llama: Path, tmp_path: Path
     assert losses(one) == pytest.approx(losses(two), rel=1e-4)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "changes",
     [
         {"modules_to_save": ["embed_tokens", "norm"], "dtype": "bf16"},
-        pytest.param({"init": "olora", "learning_rate": 1e-3}, marks=pytest.mark.sweep),
-        pytest.param({"use_dora": True, "gradient_checkpointing": True}, marks=pytest.mark.sweep),
+        {"init": "olora", "learning_rate": 1e-3},
+        {"use_dora": True, "gradient_checkpointing": True},
     ],
     ids=["modules_to_save", "olora", "dora"],
 )
@@ -166,12 +169,8 @@ def test_options_of_a_lora(changes: dict[str, Any], tiny_llama: Path, tmp_path: 
     assert result.gate.difference <= result.gate.allowed
 
 
-SOME = ("ia3",)
-
-
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[] if name in SOME else pytest.mark.sweep) for name in KINDS]
-)
+@pytest.mark.sweep
+@pytest.mark.parametrize("method", KINDS)
 def test_every_kind_embeds(method: str, server: Running, tiny_llama: Path, tmp_path: Path) -> None:
     own: dict[str, Any] = {
         "trainable_tokens": {"method_option": {"token_indices": list(range(32, 127))}},
@@ -192,6 +191,7 @@ def test_every_kind_embeds(method: str, server: Running, tiny_llama: Path, tmp_p
     np.testing.assert_allclose(served(server, method, ["ask c2"])[0], expected, atol=2e-3)
 
 
+@pytest.mark.sweep
 def test_going_on_from_one_that_embeds(tiny_llama: Path, tmp_path: Path) -> None:
     """It pools as that one does, and begins where it ended."""
     pooling = {"embed_pooling": "mean", "embed_vectors": "raw"}
@@ -214,5 +214,5 @@ def test_one_that_would_pool_otherwise_is_not_published(
 
     monkeypatch.setattr("manylora.adapters.training.run.train.write_pooling", other)
     with pytest.raises(GateFailed, match="beside the adapter pools otherwise"):
-        run(settings(tiny_llama, tmp_path, max_steps=2))
+        run(settings(tiny_llama, tmp_path, max_steps=1, eval_split=0))
     assert not (tmp_path / "out" / "adapter").exists()

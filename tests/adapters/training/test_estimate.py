@@ -112,8 +112,8 @@ def test_within_a_fifth_of_the_measured_peak(name: str, is_full: bool, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_checkpointed", [False, True])
-@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("is_checkpointed", [False, pytest.param(True, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("is_tied", [pytest.param(True, marks=pytest.mark.sweep), False])
 def test_pairs_that_are_embedded(is_checkpointed: bool, is_tied: bool, tmp_path: Path) -> None:
     """Two texts a row, no logits, and no head where that is not the embeddings."""
     plan = Plan(max_length=64, batch_size=4, texts=2, gradient_checkpointing=is_checkpointed)
