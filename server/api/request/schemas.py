@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded, check_size
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
+from manylora.server.api.request.hand_read import each_object
 from manylora.server.api.request.structured_output import StructuredBody
 from manylora.server.api.request.template_variables import TemplateVariables
 from manylora.server.api.request.tool_calls import ToolCall, sift_calls
@@ -24,22 +26,26 @@ from manylora.server.api.request.tools import ToolsBody
 from manylora.server.errors import RequestError
 
 
-def _as_list(value: Any) -> Any:
-    """A string or a list as a list, without empty strings: they stop nothing."""
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list):
-        raise PydanticCustomError("stop", "must be a string or a list of strings")
-    return [item for item in check_size(value, limits.MAX_STOP, "stop") if item != ""]
+def _stop_list(name: str) -> Callable[[Any], Any]:
+    """What reads the field ``name``: a string or strings as a list, without empty ones: they stop nothing."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, list):
+            raise PydanticCustomError("stop", "must be a string or a list of strings")
+        return [item for item in check_size(value, limits.MAX_STOP, name) if item != ""]
+
+    return read
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, le=limits.MAX_TOKENS)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_STOP_LENGTH)]
-StopStrings = Annotated[
-    list[StopString],
-    Field(max_length=limits.MAX_STOP),
-    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+StopList = Annotated[list[StopString], Field(max_length=limits.MAX_STOP)]
+StopStrings = Annotated[StopList, BeforeValidator(_stop_list("stop"), json_schema_input_type=str | list[str])]
+StopSequences = Annotated[
+    StopList, BeforeValidator(_stop_list("stop_sequences"), json_schema_input_type=list[str])
 ]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
@@ -203,12 +209,7 @@ def sift_messages(value: Any, where: str = "messages") -> Any:
     Raises:
         RequestError: a field that is not supported, by its path.
     """
-    if not isinstance(check_size(value, limits.MAX_MESSAGES, where), list):
-        return value
-    return [
-        _sift_message(item, f"{where}[{index}]") if isinstance(item, dict) else item
-        for index, item in enumerate(value)
-    ]
+    return each_object(value, limits.MAX_MESSAGES, where, _sift_message)
 
 
 def _sift_message(message: dict[str, Any], where: str) -> dict[str, Any]:
@@ -231,11 +232,8 @@ def _sift_message(message: dict[str, Any], where: str) -> dict[str, Any]:
     return kept
 
 
-def _sift_parts(parts: list[Any], where: str) -> list[Any]:
-    return [
-        _PART.sift(part, f"{where}[{index}].") if isinstance(part, dict) else part
-        for index, part in enumerate(check_size(parts, limits.MAX_PARTS, where))
-    ]
+def _sift_parts(parts: list[Any], where: str) -> Any:
+    return each_object(parts, limits.MAX_PARTS, where, lambda part, path: _PART.sift(part, f"{path}."))
 
 
 Messages = Annotated[
