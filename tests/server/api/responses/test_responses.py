@@ -183,6 +183,14 @@ def test_pages_of_items(server: Scripted) -> None:
     assert texts == list("01234")
 
 
+def test_counting(server: Scripted) -> None:
+    body = {"model": "tiny", "input": "Hi", "tools": [WEATHER]}
+    with server.running.http() as http:
+        counted = http.post("/v1/responses/input_tokens", json=body).json()
+        assert http.post("/v1/responses/compact", json=body).status_code == 404
+    assert counted["input_tokens"] == ask(server, "Yes", **body).usage.input_tokens
+
+
 def test_in_the_background(server: Scripted) -> None:
     client = server.running.client()
     begun = ask(server, "Yes", background=True)
