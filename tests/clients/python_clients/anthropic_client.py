@@ -1,4 +1,4 @@
-"""Anthropic's client: a message, a stream, a count, what is refused. Arguments: the base URL and a model."""
+"""Anthropic's client: messages, a stream, a count, faults. Arguments: the base URL, a model and a mix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from anthropic.types import MessageParam
 HELLO: list[MessageParam] = [{"role": "user", "content": "Hello"}]
 
 
-def main(url: str, model: str) -> None:
+def main(url: str, model: str, mix: str) -> None:
     """Ask the server at ``url``."""
     client = anthropic.Anthropic(base_url=url.removesuffix("/v1"), api_key="none", max_retries=0)
     message = client.messages.create(
@@ -24,7 +24,7 @@ def main(url: str, model: str) -> None:
     assert message._request_id == "my-id"
     assert message.stop_reason in ("max_tokens", "end_turn")
     more = client.messages.create(
-        model=f"{model}*0.5",
+        model=mix,
         max_tokens=8,
         messages=[*HELLO, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "More"}],
     )
