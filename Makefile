@@ -93,7 +93,7 @@ client-environment:
 
 CONFORMANCE := build/conformance
 
-conformance: $(DEVELOPMENT) ## Run llm-comply's checks of chats, of the Responses API and of Anthropic's messages.
+conformance: $(DEVELOPMENT) ## Run llm-comply's checks of chats, the Responses API and Anthropic's messages.
 	$(BIN)/python -m venv $(CONFORMANCE)
 	$(CONFORMANCE)/bin/python -m pip install --quiet -r tests/conformance/requirements.txt
 	$(BIN)/python -m tests.conformance $(CONFORMANCE)/bin/python

@@ -75,7 +75,7 @@ def tools(client: anthropic.Anthropic, model: str) -> None:
     """A tool is called, and its result is answered."""
     asked: Any = {"model": model, "tools": [TRIP], "extra_body": GREEDY}
     one: Any = {"type": "any", "disable_parallel_tool_use": True}
-    called = client.messages.create(**asked, max_tokens=120, messages=HELLO, tool_choice=one)
+    called = client.messages.create(**asked, max_tokens=1000, messages=HELLO, tool_choice=one)
     assert called.stop_reason == "tool_use"
     (call,) = [block for block in called.content if block.type == "tool_use"]
     assert call.input["city"] in ("Oslo", "Rome")

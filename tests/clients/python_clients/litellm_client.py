@@ -40,7 +40,7 @@ def main(url: str, *models: str) -> None:
         assert litellm.completion(**anthropic, max_tokens=8).choices[0].message.content
         chunks = list(litellm.completion(**anthropic, max_tokens=8, stream=True))
         assert any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks)
-        called = litellm.completion(**anthropic, max_tokens=120, tools=[tool], tool_choice="required")
+        called = litellm.completion(**anthropic, max_tokens=1000, tools=[tool], tool_choice="required")
         assert called.choices[0].message.tool_calls[0].function.name == "trip"
         assert litellm.embedding(model=f"hosted_vllm/{model}", input=["a"], **server).data
     try:
