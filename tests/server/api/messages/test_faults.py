@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
+from manylora.server.api.connections.interruption import Interruptible
 from manylora.server.api.http.anthropic import MESSAGE_STOP, anthropic_error
 from manylora.server.api.http.event_stream import encode_named
 from tests.server.api.messages.conftest import HI, WEATHER, ask, events_of
@@ -140,6 +143,35 @@ def test_every_status_has_a_type() -> None:
         "invalid_request_error", "authentication_error", "permission_error", "not_found_error",
         "timeout_error", "conflict_error", "request_too_large", "rate_limit_error", "api_error",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "told"), [(b"event: ping\n\n", True), (MESSAGE_STOP, False)])
+async def test_a_stream_of_a_server_that_stops_ends_by_a_fault(written: bytes, told: bool) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def stream(_: Scope, __: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": written, "more_body": True})
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "path": "/v1/messages", "manylora.request_id": "req-1"}
+    task = asyncio.ensure_future(Interruptible(stream)(scope, receive, send))
+    while len(sent) < 2:
+        await asyncio.sleep(0)
+    task.cancel()
+    await task
+    last = sent[-1]
+    assert not last["more_body"]
+    assert last["body"].startswith(b"event: error\ndata: ") is told
+    assert (b'"request_id":"req-1"' in last["body"]) is told
+    assert b"[DONE]" not in last["body"]
 
 
 def test_the_last_event_is_known_by_its_bytes() -> None:
