@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
+from manylora.server.api.tenants import tenants
 from pydantic import SecretStr, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -62,6 +64,7 @@ _RESOURCES = (
     compose,
     lora,
     tokenize,
+    tenants,
     health,
     docs,
     root,
@@ -83,7 +86,7 @@ def create_app(service: Service, *, batches: bool = True) -> FastAPI:
     With ``batches`` it also works on the batches of requests in the service's data directory.
     """
     config = service.config
-    guard = Guard(_key_set(config.api_key), _key_set(config.admin_api_key))
+    guard = Guard(_key_set(config.api_key), _key_set(config.admin_api_key), service.tenants)
     app = Application(
         service,
         [resource.router for resource in _RESOURCES],
@@ -139,7 +142,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         await service.start()
         if app.state.works_on_batches:
-            service.batches.start(asker(app, service.config))
+            service.batches.start(partial(asker, app))
         yield
     finally:
         await service.stop()

@@ -37,8 +37,10 @@ class TenantRecord:
     created: float  # unix seconds
     settings: TenantSettings
 
-    def allows(self, name: str) -> bool:
-        """Whether the tenant may use the adapter or alias of that name, and learn of it."""
+    def allows(self, name: str | None) -> bool:
+        """Whether the tenant may use, and learn of, the adapter or alias of that name; None: the base."""
+        if name is None:
+            return self.settings.base
         return name in self._names or any(matches(pattern, name) for pattern in self._patterns)
 
     @cached_property

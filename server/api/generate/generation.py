@@ -6,13 +6,16 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import anyio
 from fastapi import Request
 
 from manylora.adapters.errors import ArtifactError, SourceMissing
+from manylora.adapters.registry.tenants.records import TenantRecord
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import unavailable
+from manylora.server.api.request.mix_request import tenant_salt
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta, FinishReason
 from manylora.server.engine.stream import Ended, Stream
@@ -72,6 +75,7 @@ async def submit(
     prompts: Sequence[GenerateRequest],
     ended: Ended | None = None,
     *,
+    tenant: TenantRecord | None,
     param: str = "n",
     request: Request | None = None,
 ) -> Generation:
@@ -82,6 +86,7 @@ async def submit(
         held: resolved; the streams hold shares of their own.
         prompts: with the same ``n``.
         ended: hears of each answer that has ended.
+        tenant: who asks, and shares cached prompts with nobody else.
         param: the parameter to blame for too many answers at once.
         request: whose client may leave while adapters are waited for.
 
@@ -99,6 +104,8 @@ async def submit(
         )
     if not held.try_admit():
         await _admit(held, request)
+    if tenant is not None:
+        prompts = [replace(prompt, salt=tenant_salt(tenant.id, prompt.salt)) for prompt in prompts]
     streams: list[Stream] = []
     try:
         for prompt in prompts:

@@ -37,6 +37,8 @@ from manylora.adapters.errors import (
     SourceMissing,
     SourceUnreachable,
     StoreError,
+    TenantExists,
+    TenantNotFound,
 )
 from manylora.server.api.access.scopes import ADMIN, KeyScope, caller_scope
 from manylora.server.api.http.body import path_of
@@ -93,10 +95,12 @@ KINDS: dict[type[Exception], ErrorKind] = {
     ModelNotFound: ErrorKind(404, INVALID_REQUEST, "model_not_found", "not_found", "model"),
     AdapterNotFound: ErrorKind(404, INVALID_REQUEST, "model_not_found", "not_found", "model"),
     AnswerUnknown: ErrorKind(404, INVALID_REQUEST, "answer_not_found", "not_found", "response_id"),
+    TenantNotFound: ErrorKind(404, INVALID_REQUEST, "tenant_not_found", "not_found", "name"),
     ObjectNotFound: ErrorKind(404, INVALID_REQUEST, "not_found", "not_found"),
     RequestTimeout: ErrorKind(408, INVALID_REQUEST, "request_timeout", None),
     AdapterDeleted: ErrorKind(409, "conflict_error", "adapter_deleted", "conflict"),
     AdapterExists: ErrorKind(409, "conflict_error", "adapter_exists", "conflict", "lora_name"),
+    TenantExists: ErrorKind(409, "conflict_error", "tenant_exists", "conflict", "name"),
     AdapterInUse: ErrorKind(409, "conflict_error", "adapter_in_use", "conflict"),
     ObjectInUse: ErrorKind(409, "conflict_error", "in_use", "conflict"),
     Cancelled: ErrorKind(409, "conflict_error", "cancelled", "conflict"),
