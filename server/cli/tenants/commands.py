@@ -1,0 +1,169 @@
+"""``manylora tenants`` and ``manylora keys``: who shares a running server, and what opens it for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from manylora.server.cli.admin.session import Session, with_session
+from manylora.server.cli.tenants.lines import key_line, made_line, sheet, tenant_line
+from manylora.server.client.errors import Unusable
+
+tenants = typer.Typer(name="tenants", no_args_is_help=True, help="Manage who shares a running server.")
+keys = typer.Typer(name="keys", no_args_is_help=True, help="Manage the keys of a server's tenants.")
+
+Name = Annotated[str, typer.Argument(metavar="TENANT", show_default=False)]
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", show_default=False)]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="PATTERN",
+        help="An adapter or alias it may use, '*' for any characters; repeatable.",
+        show_default=False,
+    ),
+]
+Base = Annotated[
+    bool | None,
+    typer.Option("--base/--no-base", help="It may ask for the base model itself.", show_default=False),
+]
+Note = Annotated[
+    list[str] | None,
+    typer.Option("--note", metavar="KEY=VALUE", help="A note of yours; repeatable.", show_default=False),
+]
+Lifetime = Annotated[
+    str | None,
+    typer.Option("--expires-in", metavar="TIME", help="3600, 90m, 12h or 30d.", show_default=False),
+]
+
+_TIME = re.compile(r"(\d{1,12})([smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@tenants.command("ls")
+@with_session
+def list_tenants(session: Session) -> None:
+    """List the tenants by name."""
+    with session.talk() as client:
+        for tenant in client.tenants.list():
+            session.tell(tenant, tenant_line)
+
+
+@tenants.command("show")
+@with_session
+def show_tenant(session: Session, name: Name) -> None:
+    """Show what a tenant may use, and its keys."""
+    with session.talk() as client:
+        tenant = {**client.tenants.show(name), "keys": client.tenants.keys(name)}
+        session.tell(tenant, sheet)
+
+
+@tenants.command("add")
+@with_session
+def add_tenant(
+    session: Session, name: Name, *, adapter: Adapters = None, base: Base = None, note: Note = None
+) -> None:
+    """Make a tenant. From then on nobody is let in without a key."""
+    with session.talk() as client:
+        made = client.tenants.add(
+            name, adapters=adapter or (), base=base is not False, metadata=notes_of(note or ())
+        )
+        session.tell(made, tenant_line)
+
+
+@tenants.command("set")
+@with_session
+def change_tenant(
+    session: Session, name: Name, *, adapter: Adapters = None, base: Base = None, note: Note = None
+) -> None:
+    """Replace what is given of a tenant's settings; the rest stays. --adapter '' takes all adapters away."""
+    with session.talk() as client:
+        if adapter is None and base is None and note is None:
+            raise Unusable("nothing to change is given: --adapter, --base, --no-base or --note")
+        adapters = None if adapter is None else [each for each in adapter if each]
+        changed = client.tenants.change(
+            name, adapters=adapters, base=base, metadata=None if note is None else notes_of(note)
+        )
+        session.tell(changed, tenant_line)
+
+
+@tenants.command("rm")
+@with_session
+def remove_tenant(session: Session, name: Name) -> None:
+    """Delete a tenant and revoke all its keys."""
+    with session.talk() as client:
+        session.tell(client.tenants.delete(name), lambda gone: f"{gone['name']} is deleted, its keys revoked")
+
+
+@keys.command("ls")
+@with_session
+def list_keys(session: Session, name: Name) -> None:
+    """List a tenant's keys by what they begin with."""
+    with session.talk() as client:
+        for key in client.tenants.keys(name):
+            session.tell(key, key_line)
+
+
+@keys.command("add")
+@with_session
+def add_key(session: Session, name: Name, *, expires_in: Lifetime = None) -> None:
+    """Make a key of a tenant and print it: this is the only time that it can be seen."""
+    with session.talk() as client:
+        session.tell(client.tenants.add_key(name, expires_in=seconds_of(expires_in)), made_line)
+
+
+@keys.command("rotate")
+@with_session
+def rotate_key(
+    session: Session,
+    name: Name,
+    key_id: KeyId,
+    *,
+    overlap: Annotated[
+        str, typer.Option("--overlap", metavar="TIME", help="How long the old one lasts beside it.")
+    ] = "0",
+    expires_in: Lifetime = None,
+) -> None:
+    """Make a key in place of another and print it: this is the only time that it can be seen."""
+    with session.talk() as client:
+        made = client.tenants.rotate_key(
+            name, key_id, overlap=seconds_of(overlap) or 0, expires_in=seconds_of(expires_in)
+        )
+        session.tell(made, made_line)
+
+
+@keys.command("revoke")
+@with_session
+def revoke_key(session: Session, name: Name, key_id: KeyId) -> None:
+    """Let a key open nothing from now on."""
+    with session.talk() as client:
+        session.tell(client.tenants.revoke_key(name, key_id), lambda gone: f"{gone['id']} is revoked")
+
+
+def seconds_of(text: str | None) -> int | None:
+    """Seconds from ``90``, ``15m``, ``12h`` or ``30d``.
+
+    Raises:
+        Unusable: it is no time.
+    """
+    if text is None:
+        return None
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise Unusable(f"{text!r} is not a time such as 3600, 90m, 12h or 30d")
+    return int(found[1]) * _SECONDS[found[2]]
+
+
+def notes_of(texts: Sequence[str]) -> dict[str, str]:
+    """Notes from ``KEY=VALUE``.
+
+    Raises:
+        Unusable: one has no "=".
+    """
+    for text in texts:
+        if "=" not in text:
+            raise Unusable(f"{text!r} is not KEY=VALUE")
+    return dict(text.split("=", 1) for text in texts)

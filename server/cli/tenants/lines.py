@@ -1,0 +1,38 @@
+"""One line for people about each tenant and key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+Answer = Mapping[str, Any]
+
+
+def tenant_line(tenant: Answer) -> str:
+    """What a tenant may use: ``acme: acme/*, shared, and the base model``."""
+    things = list(tenant["adapters"])
+    if tenant["base"]:
+        things.append("and the base model" if things else "the base model alone")
+    notes = "".join(f"  {key}={value}" for key, value in tenant["metadata"].items())
+    return f"{tenant['name']}: {', '.join(things) or 'nothing'}{notes}"
+
+
+def sheet(tenant: Answer) -> str:
+    """A tenant, and a line for each of its keys."""
+    return "\n".join([tenant_line(tenant), *(f"  {key_line(key)}" for key in tenant["keys"])])
+
+
+def key_line(key: Answer) -> str:
+    """A key by what it begins with: ``key-3f…  ml-4kzTq0x…  until 2026-12-24 18:00``."""
+    until = "for ever" if key["expires"] is None else f"until {_told(key['expires'])}"
+    return f"{key['id']}  {key['prefix']}…  since {_told(key['created'])}, {until}"
+
+
+def made_line(key: Answer) -> str:
+    """A new key: the key itself on a line of its own, so that it can be copied."""
+    return f"{key_line(key)}\n{key['key']}"
+
+
+def _told(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
