@@ -68,9 +68,8 @@ def _unexpected(results: list[dict[str, Any]], expected: dict[str, str]) -> list
     found = []
     for result in results:
         name, status = result["id"], result["status"]
-        print(
-            f"{name:<32} {status}{f' (expected: {expected[name]})' if name in expected else ''}", flush=True
-        )
+        reason = f" (expected: {expected[name]})" if name in expected else ""
+        print(f"{name:<32} {status}{reason}", flush=True)
         if (status == "failed") != (name in expected) and status != "skipped":
             found.append(f"{name} {status}: {result.get('errors')}")
     return found
