@@ -20,7 +20,8 @@ def tenant_key(http: httpx.Client, name: str, adapters: Sequence[str] = (), **se
     body = {"name": name, "adapters": list(adapters), **settings}
     made = http.post("/v1/tenants", json=body, headers=bearer(ADMIN))
     assert made.status_code == 201, made.text
-    return new_key(http, name)["key"]
+    key: str = new_key(http, name)["key"]
+    return key
 
 
 def new_key(http: httpx.Client, tenant: str, **fields: Any) -> dict[str, Any]:

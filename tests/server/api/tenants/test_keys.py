@@ -134,7 +134,7 @@ def test_other_servers_of_the_registry_hear_of_it_within_a_second(
 )
 def test_only_a_bearer_is_a_key(http: httpx.Client, value: str) -> None:
     key = tenant_key(http, "acme")
-    told = http.get("/v1/models", headers={"authorization": value.format(key).encode("latin-1")})
+    told = http.get("/v1/models", headers={b"authorization": value.format(key).encode("latin-1")})
     assert told.status_code == (200 if value.strip().lower() in {"bearer {}", "bearer  {}"} else 401)
 
 
