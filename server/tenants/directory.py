@@ -17,6 +17,7 @@ from manylora.adapters.errors import AdapterError, TenantNotFound
 from manylora.adapters.registry.tenants.records import KeyRecord, TenantRecord, digest_of_key
 from manylora.adapters.registry.tenants.tenants import Snapshot, Tenants
 from manylora.server.periodic_task import PeriodicTask
+from manylora.server.tenants.limits import Meters
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class TenantDirectory:
         """Nothing is read until :meth:`start`."""
         self._registry = tenants
         self.any = False  # whether there are tenants
+        self.meters = Meters()
         self._names: dict[str, TenantRecord] = {}
         self._ids: dict[str, TenantRecord] = {}
         self._keys: dict[str, KeyRecord] = {}  # by digest
@@ -110,6 +112,7 @@ class TenantDirectory:
         self._ids = {tenant.id: tenant for tenant in found.tenants}
         self._keys = {key.digest: key for key in found.keys}
         self.any = bool(found.tenants)
+        self.meters.forget_others(set(self._ids))
 
     async def _follow(self) -> None:
         try:

@@ -20,12 +20,27 @@ _SHOWN = 10  # characters of a key by which people know it
 
 
 @dataclass(frozen=True)
+class TenantLimits:
+    """What a tenant may take on each server; None: as much as there is. All are at least 1."""
+
+    max_concurrent_requests: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None  # of prompts and answers
+    prompt_tokens_per_minute: int | None = None
+    completion_tokens_per_minute: int | None = None
+
+
+NO_LIMITS: Final = TenantLimits()
+
+
+@dataclass(frozen=True)
 class TenantSettings:
     """What a tenant may use."""
 
     adapters: tuple[str, ...] = ()  # names, and patterns in which "*" stands for any characters
     base: bool = True  # whether it may ask for the base model itself
     metadata: Mapping[str, str] = field(default_factory=dict)  # the operator's own notes
+    limits: TenantLimits = NO_LIMITS
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from manylora.adapters.registry.rows import put_change
 from manylora.adapters.registry.schema import Database, changes
 from manylora.adapters.registry.tenants.records import (
     KeyRecord,
+    TenantLimits,
     TenantRecord,
     TenantSettings,
     digest_of_key,
@@ -194,7 +195,8 @@ def _json(settings: TenantSettings) -> str:
 
 def _tenant(row: Row[Any]) -> TenantRecord:
     known = json.loads(row.settings)
-    settings = TenantSettings(tuple(known["adapters"]), known["base"], known["metadata"])
+    limits = TenantLimits(**known.get("limits", {}))
+    settings = TenantSettings(tuple(known["adapters"]), known["base"], known["metadata"], limits)
     return TenantRecord(row.id, row.name, row.created, settings)
 
 

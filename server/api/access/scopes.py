@@ -15,13 +15,14 @@ import hmac
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from manylora.adapters.registry.tenants.records import TenantRecord
+from manylora.adapters.registry.tenants.records import NO_LIMITS, TenantRecord
 from manylora.adapters.registry.whose import EVERYBODY, Whose
 from manylora.server.errors import AdminKeyNeeded, Unauthorized
 from manylora.server.tenants.directory import TenantDirectory
@@ -31,6 +32,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 _DECLARED: Final = "manylora_scope"  # the attribute of an endpoint that holds its scope
 _CALLER: Final = "manylora.caller"  # the entry of an ASGI scope that holds the caller's
 _TENANT: Final = "manylora.tenant"  # the entry with the caller's tenant, where it is one's key
+ADDED_HEADERS: Final = "manylora.added_headers"  # the entry with what tells headers of the answer
 ON_BEHALF: Final = "manylora.on_behalf"  # the entry with which the server asks itself; no client can
 
 
@@ -164,6 +166,9 @@ class Guard:
         if tenant is not None and not (known or admin):
             caller = TENANT
             request.scope[_TENANT] = tenant
+            if self._tenants is not None and tenant.settings.limits != NO_LIMITS:
+                meter = self._tenants.meters.of(tenant.id)
+                request.scope[ADDED_HEADERS] = partial(meter.headers, tenant.settings.limits)
         elif isinstance(behalf, OnBehalf):
             caller = behalf.scope if behalf.tenant is None else OPEN
         else:

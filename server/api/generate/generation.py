@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 
 import anyio
@@ -13,6 +13,7 @@ from fastapi import Request
 
 from manylora.adapters.errors import ArtifactError, SourceMissing
 from manylora.adapters.registry.tenants.records import TenantRecord
+from manylora.server.api.generate.accounting import Account
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import unavailable
 from manylora.server.api.request.mix_request import tenant_salt
@@ -86,7 +87,7 @@ async def submit(
         held: resolved; the streams hold shares of their own.
         prompts: with the same ``n``.
         ended: hears of each answer that has ended.
-        tenant: who asks, and shares cached prompts with nobody else.
+        tenant: who asks, within limits, and shares cached prompts with nobody else.
         param: the parameter to blame for too many answers at once.
         request: whose client may leave while adapters are waited for.
 
@@ -95,6 +96,7 @@ async def submit(
         AdapterUnavailable: a registered adapter can't be loaded any more.
         ClientDisconnect: the client left.
         QueueFull, EngineDead, ContextTooLong: the engine doesn't take the prompts.
+        RateLimited: the tenant has taken all that it may for now.
     """
     wanted = sum(prompt.n for prompt in prompts)
     if wanted > service.engine.max_open:
@@ -102,17 +104,21 @@ async def submit(
             f"this request asks for {wanted} answers at once, the server takes {service.engine.max_open}",
             param,
         )
-    if not held.try_admit():
-        await _admit(held, request)
     if tenant is not None:
         prompts = [replace(prompt, salt=tenant_salt(tenant.id, prompt.salt)) for prompt in prompts]
-    streams: list[Stream] = []
-    try:
-        for prompt in prompts:
-            streams.append(service.engine.submit(prompt, held.share(), ended))
-    except BaseException:
-        await Generation(streams, prompts, "").aclose()
-        raise
+    with nullcontext() if tenant is None else Account(service, tenant, prompts) as account:
+        if not held.try_admit():
+            await _admit(held, request)
+        streams: list[Stream] = []
+        try:
+            for prompt in prompts:
+                told = ended if account is None else account.counting(prompt, ended)
+                streams.append(service.engine.submit(prompt, held.share(), told))
+                if account is not None:
+                    account.submitted(prompt)
+        except BaseException:
+            await Generation(streams, prompts, "").aclose()
+            raise
     return Generation(streams, prompts, held.served_model)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field
@@ -11,6 +11,7 @@ from manylora.adapters.mix import normal_name
 from manylora.adapters.registry.tenants.records import (
     MAX_PATTERNS,
     KeyRecord,
+    TenantLimits,
     TenantRecord,
     TenantSettings,
     is_pattern,
@@ -42,6 +43,7 @@ Pattern = Annotated[
     str, Field(min_length=1, max_length=limits.MAX_USER_LENGTH), AfterValidator(_checked_pattern)
 ]
 Patterns = Annotated[list[Pattern], bounded(MAX_PATTERNS, "adapters")]
+Limit = Annotated[int, Field(ge=1, le=2**53)]
 Metadata = Annotated[
     dict[
         Annotated[str, Field(max_length=limits.MAX_METADATA_KEY)],
@@ -51,6 +53,16 @@ Metadata = Annotated[
 ]
 
 
+class LimitFields(RequestBody):
+    """What a tenant may take on each server; what is not given has no limit."""
+
+    max_concurrent_requests: Limit | None = None
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = Field(None, description="Of prompts and answers together.")
+    prompt_tokens_per_minute: Limit | None = None
+    completion_tokens_per_minute: Limit | None = None
+
+
 class TenantFields(RequestBody):
     """What can be set of a tenant, and changed later; what is not given stays as it is."""
 
@@ -58,6 +70,7 @@ class TenantFields(RequestBody):
         None, description="Names of adapters and aliases that it may use; '*' stands for any characters."
     )
     base: bool | None = Field(None, description="Whether it may ask for the base model itself.")
+    limits: LimitFields | None = Field(None, description="All of them: those that are not given end.")
     metadata: Metadata | None = Field(None, description="Your own notes.")
 
     def over(self, settings: TenantSettings) -> TenantSettings:
@@ -66,6 +79,8 @@ class TenantFields(RequestBody):
             settings = replace(settings, adapters=tuple(dict.fromkeys(self.adapters)))
         if self.base is not None:
             settings = replace(settings, base=self.base)
+        if self.limits is not None:
+            settings = replace(settings, limits=TenantLimits(**self.limits.model_dump()))
         if self.metadata is not None:
             settings = replace(settings, metadata=self.metadata)
         return settings
@@ -98,6 +113,7 @@ def tenant_json(tenant: TenantRecord) -> dict[str, Any]:
         "created": int(tenant.created),
         "adapters": list(tenant.settings.adapters),
         "base": tenant.settings.base,
+        "limits": asdict(tenant.settings.limits),
         "metadata": dict(tenant.settings.metadata),
     }
 

@@ -30,6 +30,16 @@ Base = Annotated[
     bool | None,
     typer.Option("--base/--no-base", help="It may ask for the base model itself.", show_default=False),
 ]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="WHAT=NUMBER",
+        help="On each server: max_concurrent_requests, requests_per_minute, tokens_per_minute, "
+        "prompt_tokens_per_minute, completion_tokens_per_minute. Repeatable.",
+        show_default=False,
+    ),
+]
 Note = Annotated[
     list[str] | None,
     typer.Option("--note", metavar="KEY=VALUE", help="A note of yours; repeatable.", show_default=False),
@@ -64,12 +74,22 @@ def show_tenant(session: Session, name: Name) -> None:
 @tenants.command("add")
 @with_session
 def add_tenant(
-    session: Session, name: Name, *, adapter: Adapters = None, base: Base = None, note: Note = None
+    session: Session,
+    name: Name,
+    *,
+    adapter: Adapters = None,
+    base: Base = None,
+    limit: Limits = None,
+    note: Note = None,
 ) -> None:
     """Make a tenant. From then on nobody is let in without a key."""
     with session.talk() as client:
         made = client.tenants.add(
-            name, adapters=adapter or (), base=base is not False, metadata=notes_of(note or ())
+            name,
+            adapters=adapter or (),
+            base=base is not False,
+            limits=limits_of(limit or ()),
+            metadata=notes_of(note or ()),
         )
         session.tell(made, tenant_line)
 
@@ -77,15 +97,25 @@ def add_tenant(
 @tenants.command("set")
 @with_session
 def change_tenant(
-    session: Session, name: Name, *, adapter: Adapters = None, base: Base = None, note: Note = None
+    session: Session,
+    name: Name,
+    *,
+    adapter: Adapters = None,
+    base: Base = None,
+    limit: Limits = None,
+    note: Note = None,
 ) -> None:
-    """Replace what is given of a tenant's settings; the rest stays. --adapter '' takes all adapters away."""
+    """Replace what is given of a tenant's settings; the rest stays. An empty text ends all of a kind."""
     with session.talk() as client:
-        if adapter is None and base is None and note is None:
-            raise Unusable("nothing to change is given: --adapter, --base, --no-base or --note")
+        if all(each is None for each in (adapter, base, limit, note)):
+            raise Unusable("nothing to change is given: --adapter, --base, --no-base, --limit or --note")
         adapters = None if adapter is None else [each for each in adapter if each]
         changed = client.tenants.change(
-            name, adapters=adapters, base=base, metadata=None if note is None else notes_of(note)
+            name,
+            adapters=adapters,
+            base=base,
+            limits=None if limit is None else limits_of(limit),
+            metadata=None if note is None else notes_of(note),
         )
         session.tell(changed, tenant_line)
 
@@ -158,12 +188,26 @@ def seconds_of(text: str | None) -> int | None:
 
 
 def notes_of(texts: Sequence[str]) -> dict[str, str]:
-    """Notes from ``KEY=VALUE``.
+    """Notes from ``KEY=VALUE``; empty texts are none.
 
     Raises:
         Unusable: one has no "=".
     """
+    texts = [text for text in texts if text]
     for text in texts:
         if "=" not in text:
             raise Unusable(f"{text!r} is not KEY=VALUE")
     return dict(text.split("=", 1) for text in texts)
+
+
+def limits_of(texts: Sequence[str]) -> dict[str, int]:
+    """Limits from ``WHAT=NUMBER``; the server knows what there is to be limited.
+
+    Raises:
+        Unusable: one is no such text.
+    """
+    found = notes_of(texts)
+    for what, number in found.items():
+        if not (number.isascii() and number.isdecimal() and len(number) < 17):
+            raise Unusable(f"{what}={number} is not WHAT=NUMBER")
+    return {what: int(number) for what, number in found.items()}

@@ -14,8 +14,10 @@ def tenant_line(tenant: Answer) -> str:
     things = list(tenant["adapters"])
     if tenant["base"]:
         things.append("and the base model" if things else "the base model alone")
+    limits = [f"{number} {what}" for what, number in tenant["limits"].items() if number is not None]
     notes = "".join(f"  {key}={value}" for key, value in tenant["metadata"].items())
-    return f"{tenant['name']}: {', '.join(things) or 'nothing'}{notes}"
+    within = f"; at most {', '.join(limits).replace('_', ' ')}" if limits else ""
+    return f"{tenant['name']}: {', '.join(things) or 'nothing'}{within}{notes}"
 
 
 def sheet(tenant: Answer) -> str:

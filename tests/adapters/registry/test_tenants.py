@@ -19,6 +19,7 @@ from manylora.adapters.registry.registry import Registry
 from manylora.adapters.registry.tenants import tenants as module
 from manylora.adapters.registry.tenants.records import (
     KEY_PATTERN,
+    TenantLimits,
     TenantRecord,
     TenantSettings,
     digest_of_key,
@@ -27,7 +28,7 @@ from manylora.adapters.registry.tenants.records import (
     matches,
 )
 
-SETTINGS = TenantSettings(("acme/*", "shared"), False, {"plan": "gold ✓"})
+SETTINGS = TenantSettings(("acme/*", "shared"), False, {"plan": "gold ✓"}, TenantLimits(3, None, 10**12))
 
 
 def test_a_tenant_is_kept_as_it_was_made(registry: Registry, url: str) -> None:

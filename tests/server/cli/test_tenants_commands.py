@@ -41,7 +41,10 @@ def test_from_a_tenant_to_the_end_of_its_keys(server: Running) -> None:
     assert run(server, "tenants add trial") == "trial: the base model alone\n"
     assert run(server, "tenants set acme --no-base --adapter polite") == "acme: polite  plan=gold\n"
     assert run(server, "tenants set acme --adapter=") == "acme: nothing  plan=gold\n"
-    run(server, "tenants set acme --base")
+    assert run(server, "tenants set acme --base --limit requests_per_minute=5 --note=") == (
+        "acme: the base model alone; at most 5 requests per minute\n"
+    )
+    run(server, "tenants set acme --limit=")
 
     told, key, *rest = run(server, "keys add acme --expires-in 90d").splitlines()
     assert rest == []
@@ -74,6 +77,8 @@ def test_from_a_tenant_to_the_end_of_its_keys(server: Running) -> None:
         ("tenants add b --note x", 2, "KEY=VALUE"),
         ("tenants set trial", 2, "nothing to change"),
         ("tenants show nobody", 1, "nobody"),
+        ("tenants set trial --limit tokens=5", 1, "tokens"),
+        ("tenants set trial --limit tokens_per_minute=x", 2, "WHAT=NUMBER"),
         ("keys add nobody", 1, "nobody"),
         ("keys add trial --expires-in soon", 2, "not a time"),
         ("keys revoke trial nothing", 1, "nothing"),
