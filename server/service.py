@@ -208,7 +208,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
             MAX_BATCH_LINE_BYTES,
         ),
         responses=responses,
-        tenants=TenantDirectory(adapters.registry.tenants),
+        tenants=TenantDirectory(adapters.registry.tenants, adapters.registry.usage),
         background=Background(responses),
     )
 

@@ -25,6 +25,7 @@ from manylora.adapters.registry.responses import Responses
 from manylora.adapters.registry.revisions import Revisions
 from manylora.adapters.registry.schema import Database, changes, counter
 from manylora.adapters.registry.tenants.tenants import Tenants
+from manylora.adapters.registry.tenants.usage import Usage
 
 HISTORY = 16  # revisions of a name that stay, to roll back to
 
@@ -52,6 +53,7 @@ class Registry:
         self.batches = Batches(database, owner=directory)
         self.responses = Responses(database)
         self.tenants = Tenants(database)
+        self.usage = Usage(database)
 
     def __enter__(self) -> Self:
         return self

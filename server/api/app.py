@@ -8,7 +8,6 @@ from functools import partial
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
-from manylora.server.api.tenants import tenants
 from pydantic import SecretStr, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -39,6 +38,7 @@ from manylora.server.api.http.middleware import (
 from manylora.server.api.http.openapi import Application
 from manylora.server.api.operation import docs, health, root
 from manylora.server.api.responses import route as responses
+from manylora.server.api.tenants import tenants, usage
 from manylora.server.errors import ServerError
 from manylora.server.options.settings import Settings, api_keys
 from manylora.server.service import Service
@@ -65,6 +65,7 @@ _RESOURCES = (
     lora,
     tokenize,
     tenants,
+    usage,
     health,
     docs,
     root,

@@ -93,6 +93,28 @@ class TenantClient:
         gone: Answer = self._connection.delete(_path(name, "keys", key_id))
         return gone
 
+    def usage(
+        self,
+        tenant: str | None = None,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        by: str = "total",
+        limit: int | None = None,
+    ) -> Sequence[Answer]:
+        """Requests and tokens of tenants, by model.
+
+        Args:
+            tenant: only of this one.
+            since: of hours that begin then or later, in unix seconds.
+            until: of hours that begin before then.
+            by: hour, day or total.
+            limit: at most so many records.
+        """
+        query = {"tenant": tenant, "from": since, "to": until, "by": by, "limit": limit}
+        found: Sequence[Answer] = self._connection.get("/v1/usage", **query)["data"]
+        return found
+
 
 def _path(*steps: str) -> str:
     return "/".join([_PATH, *(quote(step, safe="") for step in steps)])

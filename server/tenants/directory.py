@@ -16,8 +16,10 @@ from typing import Final, TypeVar
 from manylora.adapters.errors import AdapterError, TenantNotFound
 from manylora.adapters.registry.tenants.records import KeyRecord, TenantRecord, digest_of_key
 from manylora.adapters.registry.tenants.tenants import Snapshot, Tenants
+from manylora.adapters.registry.tenants.usage import Usage
 from manylora.server.periodic_task import PeriodicTask
 from manylora.server.tenants.limits import Meters
+from manylora.server.tenants.usage import UsageCounter
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +31,10 @@ FOLLOW_SECONDS: Final = 0.5  # how old what is known of other servers' changes m
 class TenantDirectory:
     """Tenants by key, by name and by id. Lives on the event loop."""
 
-    def __init__(self, tenants: Tenants) -> None:
+    def __init__(self, tenants: Tenants, usage: Usage) -> None:
         """Nothing is read until :meth:`start`."""
         self._registry = tenants
+        self.usage = UsageCounter(usage)
         self.any = False  # whether there are tenants
         self.meters = Meters()
         self._names: dict[str, TenantRecord] = {}
@@ -50,10 +53,12 @@ class TenantDirectory:
         """
         await self._read()
         self._task.start()
+        self.usage.start()
 
     async def close(self) -> None:
-        """Stop following."""
+        """Stop following, and save what is not saved yet."""
         await self._task.close()
+        await self.usage.close()
 
     def find(self, key: str) -> TenantRecord | None:
         """Whose key that is, as read from a header; None for a key that is revoked, expired or nobody's.

@@ -106,7 +106,11 @@ async def submit(
         )
     if tenant is not None:
         prompts = [replace(prompt, salt=tenant_salt(tenant.id, prompt.salt)) for prompt in prompts]
-    with nullcontext() if tenant is None else Account(service, tenant, prompts) as account:
+    with (
+        nullcontext()
+        if tenant is None
+        else Account(service, tenant, held.revisions.label, prompts) as account
+    ):
         if not held.try_admit():
             await _admit(held, request)
         streams: list[Stream] = []

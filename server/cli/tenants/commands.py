@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from manylora.server.cli.admin.session import Session, with_session
-from manylora.server.cli.tenants.lines import key_line, made_line, sheet, tenant_line
+from manylora.server.cli.tenants.lines import USAGE_HEAD, key_line, made_line, sheet, tenant_line, usage_line
 from manylora.server.client.errors import Unusable
 
 tenants = typer.Typer(name="tenants", no_args_is_help=True, help="Manage who shares a running server.")
@@ -126,6 +127,29 @@ def remove_tenant(session: Session, name: Name) -> None:
     """Delete a tenant and revoke all its keys."""
     with session.talk() as client:
         session.tell(client.tenants.delete(name), lambda gone: f"{gone['name']} is deleted, its keys revoked")
+
+
+@tenants.command("usage")
+@with_session
+def show_usage(
+    session: Session,
+    name: Annotated[str | None, typer.Argument(metavar="TENANT", show_default=False)] = None,
+    *,
+    by: Annotated[str, typer.Option("--by", metavar="WHAT", help="hour, day or total.")] = "total",
+    last: Annotated[
+        str | None, typer.Option("--last", metavar="TIME", help="30d, 12h.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, metavar="COUNT", help="At most so many.")] = 1000,
+) -> None:
+    """Print what tenants took, or one of them, as comma-separated values; with --json one object a line."""
+    with session.talk() as client:
+        seconds = seconds_of(last)
+        since = None if seconds is None else max(0, int(time.time()) - seconds)
+        records = client.tenants.usage(name, since=since, by=by, limit=limit)
+        if not session.as_json:
+            typer.echo(USAGE_HEAD)
+        for record in records:
+            session.tell(record, usage_line)
 
 
 @keys.command("ls")

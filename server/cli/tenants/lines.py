@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 Answer = Mapping[str, Any]
+
+# No value has a comma: names of tenants and of models can't.
+USAGE_HEAD: Final = "start,tenant,model,requests,prompt_tokens,cached_tokens,completion_tokens"
 
 
 def tenant_line(tenant: Answer) -> str:
@@ -34,6 +37,13 @@ def key_line(key: Answer) -> str:
 def made_line(key: Answer) -> str:
     """A new key: the key itself on a line of its own, so that it can be copied."""
     return f"{key_line(key)}\n{key['key']}"
+
+
+def usage_line(record: Answer) -> str:
+    """What a tenant took of a model, as comma-separated values in the order of :data:`USAGE_HEAD`."""
+    start = record["start"]
+    at = "" if start is None else time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(start))
+    return ",".join([at, *(str(record[what]) for what in USAGE_HEAD.split(",")[1:])])
 
 
 def _told(seconds: float) -> str:
