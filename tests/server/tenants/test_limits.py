@@ -85,7 +85,9 @@ def fits(limits: TenantLimits, admitted: list[Admitted], cost: Cost, now: float)
     return all(sum(w.of(e.cost) for e in recent) + w.of(cost) <= w.limit for w in windows(limits))
 
 
-@given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, 40)), min_size=1, max_size=12), st.integers(1, 40))
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 40)), min_size=1, max_size=12), st.integers(1, 40)
+)
 def test_after_the_time_that_is_told_it_fits(earlier: list[tuple[float, int]], wanted: int) -> None:
     clock = Clock()
     meter, limits = Meter(clock), TenantLimits(tokens_per_minute=40)

@@ -130,7 +130,7 @@ def test_counts_wait_for_a_database_that_is_away(
     assert usage(http)["(base)"][0] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.sweep  # seconds to start a process of its own
 def test_a_killed_server_has_counted_what_ended_a_second_before(tmp_path: Path, model: Path) -> None:
     data = tmp_path / "data"
     options = [*small_options(model, data), "--admin-api-key", ADMIN]
@@ -140,8 +140,7 @@ def test_a_killed_server_has_counted_what_ended_a_second_before(tmp_path: Path, 
         time.sleep(2 * SAVE_SECONDS)
         process.signal(signal.SIGKILL)
         process.process.wait(30)
-    (path,) = data.glob("*.sqlite3")
-    with Registry(f"sqlite:///{path}") as registry:
+    with Registry(f"sqlite:///{data / 'registry.db'}") as registry:
         (record,) = registry.usage.read(limit=10)
         assert registry.tenants.snapshot() is not None
     expected = [sum(each) for each in zip(*((1, *received(answer)) for answer in told), strict=True)]
