@@ -32,6 +32,7 @@ class TenantClient:
         *,
         adapters: Sequence[str] = (),
         base: bool = True,
+        weight: float = 1.0,
         limits: Mapping[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Answer:
@@ -41,11 +42,12 @@ class TenantClient:
             name: of letters, digits, ".", "_" and "-".
             adapters: names of adapters and aliases that it may use; "*" stands for any characters.
             base: whether it may ask for the base model itself.
+            weight: its share of the engine while others want it too, relative to theirs.
             limits: what it may take on each server: max_concurrent_requests, requests_per_minute,
                 tokens_per_minute, prompt_tokens_per_minute, completion_tokens_per_minute.
             metadata: your own notes.
         """
-        more = given({"limits": limits, "metadata": metadata})
+        more = given({"weight": weight, "limits": limits, "metadata": metadata})
         body = {"name": name, "adapters": list(adapters), "base": base, **more}
         made: Answer = self._connection.post(_PATH, body)
         return made
@@ -56,12 +58,15 @@ class TenantClient:
         *,
         adapters: Sequence[str] | None = None,
         base: bool | None = None,
+        weight: float | None = None,
         limits: Mapping[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Answer:
         """Replace what is given of a tenant's settings; the rest stays. ``limits`` are all of them."""
         patterns = None if adapters is None else [*adapters]
-        body = given({"adapters": patterns, "base": base, "limits": limits, "metadata": metadata})
+        body = given(
+            {"adapters": patterns, "base": base, "weight": weight, "limits": limits, "metadata": metadata}
+        )
         changed: Answer = self._connection.patch(_path(name), body)
         return changed
 

@@ -41,6 +41,7 @@ class TenantSettings:
     base: bool = True  # whether it may ask for the base model itself
     metadata: Mapping[str, str] = field(default_factory=dict)  # the operator's own notes
     limits: TenantLimits = NO_LIMITS
+    weight: float = 1.0  # its share of the engine while others want it too, relative to theirs
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,9 @@ def _json(settings: TenantSettings) -> str:
 def _tenant(row: Row[Any]) -> TenantRecord:
     known = json.loads(row.settings)
     limits = TenantLimits(**known.get("limits", {}))
-    settings = TenantSettings(tuple(known["adapters"]), known["base"], known["metadata"], limits)
+    settings = TenantSettings(
+        tuple(known["adapters"]), known["base"], known["metadata"], limits, known.get("weight", 1.0)
+    )
     return TenantRecord(row.id, row.name, row.created, settings)
 
 

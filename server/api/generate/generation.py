@@ -18,6 +18,7 @@ from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import unavailable
 from manylora.server.api.request.mix_request import tenant_salt
 from manylora.server.engine.async_engine import GenerateRequest
+from manylora.server.engine.clients import Client
 from manylora.server.engine.sequence import Delta, FinishReason
 from manylora.server.engine.stream import Ended, Stream
 from manylora.server.errors import EngineDead, GenerationFailed, RequestError
@@ -87,7 +88,7 @@ async def submit(
         held: resolved; the streams hold shares of their own.
         prompts: with the same ``n``.
         ended: hears of each answer that has ended.
-        tenant: who asks, within limits, and shares cached prompts with nobody else.
+        tenant: who asks, within limits and in turn, and shares cached prompts with nobody else.
         param: the parameter to blame for too many answers at once.
         request: whose client may leave while adapters are waited for.
 
@@ -105,7 +106,10 @@ async def submit(
             param,
         )
     if tenant is not None:
-        prompts = [replace(prompt, salt=tenant_salt(tenant.id, prompt.salt)) for prompt in prompts]
+        client = Client(tenant.id, tenant.settings.weight)
+        prompts = [
+            replace(prompt, salt=tenant_salt(tenant.id, prompt.salt), client=client) for prompt in prompts
+        ]
     with (
         nullcontext()
         if tenant is None

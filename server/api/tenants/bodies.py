@@ -20,6 +20,8 @@ from manylora.adapters.registry.tenants.records import (
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded
 
+MIN_WEIGHT: Final = 0.01
+MAX_WEIGHT: Final = 100.0
 MAX_LIFETIME: Final = 10 * 366 * 24 * 3600  # seconds that a key may be made for
 MAX_OVERLAP: Final = 30 * 24 * 3600  # seconds that a key may last beside the one in its place
 
@@ -71,6 +73,9 @@ class TenantFields(RequestBody):
     )
     base: bool | None = Field(None, description="Whether it may ask for the base model itself.")
     limits: LimitFields | None = Field(None, description="All of them: those that are not given end.")
+    weight: float | None = Field(
+        None, ge=MIN_WEIGHT, le=MAX_WEIGHT, description="Its share of the engine, relative to others'."
+    )
     metadata: Metadata | None = Field(None, description="Your own notes.")
 
     def over(self, settings: TenantSettings) -> TenantSettings:
@@ -79,6 +84,8 @@ class TenantFields(RequestBody):
             settings = replace(settings, adapters=tuple(dict.fromkeys(self.adapters)))
         if self.base is not None:
             settings = replace(settings, base=self.base)
+        if self.weight is not None:
+            settings = replace(settings, weight=self.weight)
         if self.limits is not None:
             settings = replace(settings, limits=TenantLimits(**self.limits.model_dump()))
         if self.metadata is not None:
@@ -113,6 +120,7 @@ def tenant_json(tenant: TenantRecord) -> dict[str, Any]:
         "created": int(tenant.created),
         "adapters": list(tenant.settings.adapters),
         "base": tenant.settings.base,
+        "weight": tenant.settings.weight,
         "limits": asdict(tenant.settings.limits),
         "metadata": dict(tenant.settings.metadata),
     }

@@ -31,6 +31,10 @@ Base = Annotated[
     bool | None,
     typer.Option("--base/--no-base", help="It may ask for the base model itself.", show_default=False),
 ]
+Weight = Annotated[
+    float | None,
+    typer.Option("--weight", help="Its share of the engine, relative to others'.", show_default=False),
+]
 Limits = Annotated[
     list[str] | None,
     typer.Option(
@@ -80,6 +84,7 @@ def add_tenant(
     *,
     adapter: Adapters = None,
     base: Base = None,
+    weight: Weight = None,
     limit: Limits = None,
     note: Note = None,
 ) -> None:
@@ -89,6 +94,7 @@ def add_tenant(
             name,
             adapters=adapter or (),
             base=base is not False,
+            weight=1.0 if weight is None else weight,
             limits=limits_of(limit or ()),
             metadata=notes_of(note or ()),
         )
@@ -103,18 +109,22 @@ def change_tenant(
     *,
     adapter: Adapters = None,
     base: Base = None,
+    weight: Weight = None,
     limit: Limits = None,
     note: Note = None,
 ) -> None:
     """Replace what is given of a tenant's settings; the rest stays. An empty text ends all of a kind."""
     with session.talk() as client:
-        if all(each is None for each in (adapter, base, limit, note)):
-            raise Unusable("nothing to change is given: --adapter, --base, --no-base, --limit or --note")
+        if all(each is None for each in (adapter, base, weight, limit, note)):
+            raise Unusable(
+                "nothing to change is given: --adapter, --base, --no-base, --weight, --limit or --note"
+            )
         adapters = None if adapter is None else [each for each in adapter if each]
         changed = client.tenants.change(
             name,
             adapters=adapters,
             base=base,
+            weight=weight,
             limits=None if limit is None else limits_of(limit),
             metadata=None if note is None else notes_of(note),
         )

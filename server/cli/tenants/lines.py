@@ -19,8 +19,9 @@ def tenant_line(tenant: Answer) -> str:
         things.append("and the base model" if things else "the base model alone")
     limits = [f"{number} {what}" for what, number in tenant["limits"].items() if number is not None]
     notes = "".join(f"  {key}={value}" for key, value in tenant["metadata"].items())
+    shares = f", weight {tenant['weight']:g}" if tenant["weight"] != 1 else ""
     within = f"; at most {', '.join(limits).replace('_', ' ')}" if limits else ""
-    return f"{tenant['name']}: {', '.join(things) or 'nothing'}{within}{notes}"
+    return f"{tenant['name']}: {', '.join(things) or 'nothing'}{shares}{within}{notes}"
 
 
 def sheet(tenant: Answer) -> str:

@@ -28,7 +28,7 @@ from manylora.adapters.registry.tenants.records import (
     matches,
 )
 
-SETTINGS = TenantSettings(("acme/*", "shared"), False, {"plan": "gold ✓"}, TenantLimits(3, None, 10**12))
+SETTINGS = TenantSettings(("acme/*", "shared"), False, {"plan": "gold ✓"}, TenantLimits(3, None, 10**12), 2.5)
 
 
 def test_a_tenant_is_kept_as_it_was_made(registry: Registry, url: str) -> None:

@@ -45,6 +45,8 @@ def test_from_a_tenant_to_the_end_of_its_keys(server: Running) -> None:
         "acme: the base model alone; at most 5 requests per minute\n"
     )
     run(server, "tenants set acme --limit=")
+    assert run(server, "tenants set acme --weight 2.5") == "acme: the base model alone, weight 2.5\n"
+    run(server, "tenants set acme --weight 1")
 
     told, key, *rest = run(server, "keys add acme --expires-in 90d").splitlines()
     assert rest == []
