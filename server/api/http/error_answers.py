@@ -1,8 +1,8 @@
 """How exceptions are answered over HTTP: one table of statuses, and OpenAI's error shape.
 
 Every answer that is not a success has the body ``{"error": {message, type, param, code}}`` with all
-four keys. Messages are sentences for the caller. They tell nothing of an unexpected fault's inside, and only
-admins where things are on the server.
+four keys; under the routes of Anthropic's API it has that API's. Messages are sentences for the caller. They
+tell nothing of an unexpected fault's inside, and only admins where things are on the server.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from manylora.adapters.disk import is_full
 from manylora.adapters.errors import (
@@ -41,6 +42,7 @@ from manylora.adapters.errors import (
     TenantNotFound,
 )
 from manylora.server.api.access.scopes import ADMIN, KeyScope, caller_scope
+from manylora.server.api.http.anthropic import anthropic_error, asks_anthropic, id_headers
 from manylora.server.api.http.body import path_of
 from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.json_response import Json
@@ -164,9 +166,15 @@ class ErrorAnswer:
         error = {"message": self.message, "type": self.kind.type, "param": self.param, "code": self.code}
         return {"error": error}
 
-    def response(self) -> Response:
-        """The HTTP answer, for a route or a middleware to send."""
-        return Json(self.body, self.kind.status, self.headers)
+    def told(self, scope: Scope | None) -> dict[str, Any]:
+        """The JSON object in the shape of the API whose route a request asks; None: it asks none yet."""
+        if scope is None or not asks_anthropic(scope):
+            return self.body
+        return anthropic_error(self.kind.status, self.body["error"], scope)
+
+    def response(self, scope: Scope | None) -> Response:
+        """The HTTP answer to the request of ``scope``, for a route or a middleware to send."""
+        return Json(self.told(scope), self.kind.status, self.headers)
 
 
 def error_answer(error: Exception, caller: KeyScope) -> ErrorAnswer:
@@ -264,7 +272,6 @@ async def answer_error(request: Request, error: Exception) -> Response:
     answer = replace(answer, message=redact(answer.message), param=param)
     if answer.kind.rejection is not None:
         request.app.state.service.metrics.requests.rejected(answer.kind.rejection)
-    response = answer.response()
-    if "manylora.request_id" in request.scope:  # an unexpected fault is answered outside the middleware
-        response.headers["x-request-id"] = request.scope["manylora.request_id"]
+    response = answer.response(request.scope)
+    response.headers.update(id_headers(request.scope))  # unexpected faults are answered outside middleware
     return response

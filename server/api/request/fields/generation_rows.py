@@ -10,12 +10,14 @@ from manylora.server.api.request.fields.rows import hint, only, refused, served
 _CHAT = (Place.CHAT,)
 _TEXT = (Place.COMPLETIONS,)
 _SAMPLED = (Place.CHAT, Place.COMPLETIONS, Place.COMPARE)
-_DRAWN = (*_SAMPLED, Place.RESPONSES)
-_CONVERSATIONS = (Place.CHAT, Place.RESPONSES, Place.CLASSIFY, Place.TOKENIZE, Place.COMPARE)
-_NAMED = (Place.CHAT, Place.COMPLETIONS, Place.RESPONSES)
+_STOPPED = (*_SAMPLED, Place.RESPONSES)
+_DRAWN = (*_STOPPED, Place.MESSAGES)
+_MESSAGES = (Place.MESSAGES, Place.COUNT_TOKENS)
+_CONVERSATIONS = (Place.CHAT, Place.RESPONSES, *_MESSAGES, Place.CLASSIFY, Place.TOKENIZE, Place.COMPARE)
+_NAMED = (Place.CHAT, Place.COMPLETIONS, Place.RESPONSES, *_MESSAGES)
 
 SERVED: Final[tuple[Field, ...]] = (
-    served("model", "OVSLA", _NAMED),
+    served("model", "OVSLAN", _NAMED),
     served("messages", "OVSLA", (Place.CHAT, Place.CLASSIFY, Place.TOKENIZE, Place.COMPARE)),
     served("prompt", "OVSLA", (Place.COMPLETIONS, Place.TOKENIZE, Place.COMPARE)),
     served("adapters", "M", _NAMED, note="the mix as JSON"),
@@ -24,17 +26,21 @@ SERVED: Final[tuple[Field, ...]] = (
     served("max_tokens", "OVSLA", _SAMPLED),
     served("max_completion_tokens", "OVSL", _CHAT, note="the newer name of `max_tokens`"),
     served("min_tokens", "VS", _DRAWN),
-    served("temperature", "OVSLA", _DRAWN, note="0 is greedy"),
-    served("top_p", "OVSLA", _DRAWN, note="0 is greedy"),
-    served("top_k", "VSL", _DRAWN, note="-1 and 0 are off"),
+    served("temperature", "OVSLAN", _DRAWN, note="0 is greedy"),
+    served("top_p", "OVSLAN", _DRAWN, note="0 is greedy"),
+    served("top_k", "VSLN", _DRAWN, note="-1 and 0 are off"),
     served("min_p", "VSL", _DRAWN),
     served("presence_penalty", "OVSLA", _DRAWN),
     served("frequency_penalty", "OVSLA", _DRAWN),
     served("repetition_penalty", "VS", _DRAWN),
     served("logit_bias", "OVSL", _DRAWN),
+    served("allowed_token_ids", "V", _DRAWN, note="no others are drawn"),
+    served("bad_words", "V", _DRAWN, [], note="with and without a blank before them; of answers alone"),
     served("seed", "OVSLA", _DRAWN),
-    served("stop", "OVSLA", _DRAWN, note="empty strings stop nothing"),
+    served("stop", "OVSLA", _STOPPED, note="empty strings stop nothing"),
     served("stop_token_ids", "VS", _DRAWN),
+    served("include_stop_str_in_output", "V", _DRAWN, note="of a stop token, too"),
+    served("no_stop_trim", "S", _DRAWN, note="as `include_stop_str_in_output`"),
     served("ignore_eos", "VSL", _DRAWN),
     served("skip_special_tokens", "VS", _DRAWN),
     served("logprobs", "OVSL", _CHAT),
@@ -42,9 +48,10 @@ SERVED: Final[tuple[Field, ...]] = (
     served("top_logprobs", "OVSL", _CHAT, 0, note="0 is what is done without it"),
     served("prompt_logprobs", "V", note="not in streams"),
     served("echo", "OVS", _TEXT),
-    served("stream", "OVSLA", _DRAWN),
+    served("stream", "OVSLAN", _DRAWN),
     served("stream_options", "OVSLA", note="without `stream` there is nothing to choose"),
     served("return_token_ids", "VS"),
+    served("return_tokens_as_token_ids", "V", note="in `logprobs`: `token_id:17`"),
     served("request_id", "V", note="becomes part of the answer's `id`"),
     served("add_generation_prompt", "VL", (Place.CHAT, Place.CLASSIFY, Place.TOKENIZE)),
     served("allow_special_tokens", "M", _CONVERSATIONS),
@@ -63,6 +70,8 @@ SERVED: Final[tuple[Field, ...]] = (
     served("thinking_token_budget", "V", _CHAT, -1, note="tokens after which reasoning is closed"),
     served("add_special_tokens", "V", (Place.COMPLETIONS, Place.CLASSIFY, Place.TOKENIZE, Place.COMPARE)),
     only("add_special_tokens", "V", False, places=_CHAT, note="the chat template writes them"),
+    served("truncate_prompt_tokens", "V", note="-1: what fits beside `max_tokens`"),
+    served("truncation_side", "V", note="default: `left`, so that the end is read"),
     served("response_format", "OVSLA", GENERATION, {"type": "text"}, note="JSON, or JSON by a schema"),
     served("structured_outputs", "V", note="a schema, an expression, choices or a grammar"),
     served("guided_json", "V", note="the older name of `structured_outputs.json`"),
@@ -97,14 +106,11 @@ OPENAI: Final[tuple[Field, ...]] = (
 )
 
 VLLM: Final[tuple[Field, ...]] = (
-    refused("allowed_token_ids", "V"),
-    only("bad_words", "V", []),
     refused("chat_template", "V", _CHAT, note="the model or the adapter brings it"),
     only("documents", "V", [], places=_CHAT),
     refused("ec_transfer_params", "V"),
     only("echo", "VL", False, places=_CHAT),
     hint("guided_decoding_backend", "V", note="there is one"),
-    only("include_stop_str_in_output", "V", False),
     refused("kv_transfer_params", "V"),
     hint("length_penalty", "V", note="it belongs to beam search"),
     refused("logits_processors", "V"),
@@ -117,14 +123,11 @@ VLLM: Final[tuple[Field, ...]] = (
     hint("return_mm_kwargs", "V", note="there are no media"),
     only("return_prompt_text", "V", False, places=_CHAT),
     only("return_token_offsets", "V", False),
-    only("return_tokens_as_token_ids", "V", False, note="`return_token_ids` gives them"),
     hint("routed_experts_prompt_start", "V", note="there are no experts"),
     hint("session_id", "VS"),
     only("spaces_between_special_tokens", "V", True),
     hint("stream_interval", "V"),
     only("thinking_token_budget", "V", -1, places=_TEXT),
-    refused("truncate_prompt_tokens", "V"),
-    hint("truncation_side", "V", note="nothing is truncated"),
     only("use_beam_search", "V", False),
     only("vllm_xargs", "V", {}),
     only("watermarking", "V", False),

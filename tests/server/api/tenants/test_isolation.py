@@ -13,7 +13,7 @@ import pytest
 from tests.support.running_server import PATIENCE, Running
 from tests.support.tenants import ADMIN, bearer, chat, tenant_key
 
-TOLD = re.compile(r"alpha|gamma|absent-\w+")
+TOLD = re.compile(r"alpha|gamma|absent-\w+|req-\w+")
 LONG = [{"role": "user", "content": "The same long words again and again " * 12}]
 
 # Every route that names a model, with a body that is right but for the name.
@@ -21,6 +21,9 @@ NAMING: Mapping[str, Callable[[str], Mapping[str, Any]]] = {
     "/v1/chat/completions": chat,
     "/v1/completions": lambda model: {"model": model, "prompt": "Hello", "max_tokens": 1},
     "/v1/responses": lambda model: {"model": model, "input": "Hello", "max_output_tokens": 1},
+    "/v1/responses/input_tokens": lambda model: {"model": model, "input": "Hello"},
+    "/v1/messages": lambda model: {**chat(model), "max_tokens": 1},
+    "/v1/messages/count_tokens": lambda model: {"model": model, "messages": LONG},
     "/v1/embeddings": lambda model: {"model": model, "input": "Hello"},
     "/v1/score": lambda model: {"model": model, "text_1": "Hello", "text_2": "you"},
     "/v1/rerank": lambda model: {"model": model, "query": "Hello", "documents": ["you"]},
@@ -198,6 +201,7 @@ def test_responses_are_a_tenants_own(http: httpx.Client, background: bool) -> No
         assert told.json()["error"]["message"] == f"No response found with id '{made}'"
     follow = {**body, "previous_response_id": made}
     assert http.post("/v1/responses", json=follow, headers=theirs).status_code == 404
+    assert http.post("/v1/responses/input_tokens", json=follow, headers=theirs).status_code == 404
     assert http.get(f"/v1/responses/{made}", headers=mine).status_code == 200
     assert http.get(f"/v1/responses/{made}", headers=bearer(ADMIN)).status_code == 200
     if background:

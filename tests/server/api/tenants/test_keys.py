@@ -70,10 +70,14 @@ def test_a_tenants_key_opens_what_keeps_tenants_apart_and_nothing_else(
         "/v1/files",
         "/v1/files/nothing",
         "/v1/files/nothing/content",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
         "/v1/models",
         "/v1/models/nothing",
         "/v1/rerank",
         "/v1/responses",
+        "/v1/responses/compact",
+        "/v1/responses/input_tokens",
         "/v1/responses/nothing",
         "/v1/responses/nothing/cancel",
         "/v1/responses/nothing/input_items",
@@ -136,6 +140,21 @@ def test_only_a_bearer_is_a_key(http: httpx.Client, value: str) -> None:
     key = tenant_key(http, "acme")
     told = http.get("/v1/models", headers={b"authorization": value.format(key).encode("latin-1")})
     assert told.status_code == (200 if value.strip().lower() in {"bearer {}", "bearer  {}"} else 401)
+
+
+def test_keys_come_as_anthropics_clients_send_them_too(http: httpx.Client) -> None:
+    acme, globex = (
+        tenant_key(http, name, [adapter]) for name, adapter in (("acme", "alpha"), ("globex", "beta"))
+    )
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    for headers, sees, not_seen in (
+        ({"x-api-key": acme}, "alpha", "beta"),
+        ({"x-api-key": globex, "authorization": "Bearer wrong"}, "beta", "alpha"),
+        ({"x-api-key": globex, **bearer(acme)}, "alpha", "beta"),  # the first that opens
+    ):
+        assert http.post("/v1/messages", json={"model": sees, **body}, headers=headers).status_code == 200
+        assert http.post("/v1/messages", json={"model": not_seen, **body}, headers=headers).status_code == 404
+    assert http.post("/v1/messages", json={"model": "tiny", **body}).status_code == 401
 
 
 def test_keys_are_in_no_log_and_no_answer(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ ASKING: Mapping[str, Callable[[int], Mapping[str, Any]]] = {
     "/v1/chat/completions": lambda n: chat("tiny", max_tokens=n),
     "/v1/completions": lambda n: {"model": "tiny", "prompt": ["Hello", "you"], "max_tokens": n, "n": 2},
     "/v1/responses": lambda n: {"model": "tiny", "input": "Hello", "max_output_tokens": n},
+    "/v1/messages": lambda n: {**chat("tiny"), "max_tokens": n},
     "/v1/embeddings": lambda n: {"model": "tiny", "input": ["Hello"] * n},
     "/v1/score": lambda n: {"model": "tiny", "text_1": "Hello", "text_2": ["you"] * n},
     "/v1/rerank": lambda n: {"model": "tiny", "query": "Hello", "documents": ["you"] * n},
