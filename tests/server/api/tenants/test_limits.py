@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.errors import QueueFull
 from tests.support.running_server import PATIENCE, Running
 from tests.support.tenants import ADMIN, bearer, chat, tenant_key
@@ -233,3 +234,26 @@ def test_malformed_limits_are_refused(http: httpx.Client, limits: object) -> Non
     told = http.post("/v1/tenants", json={"name": "x", "limits": limits}, headers=bearer(ADMIN))
     assert told.status_code == 400
     assert told.json()["error"]["param"].startswith("limits")
+
+
+def test_requests_run_in_their_tenants_turn(
+    server: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reaches the engine says for whom it is, with the weight of now, on every route."""
+    key = tenant_key(http, "acme", ["alpha"], weight=2.5)
+    (tenant,) = server.service.tenants.all()
+    submit, clients = server.service.engine.submit, set[Client]()
+
+    def watched(request: Any, *arguments: Any) -> Any:
+        clients.add(request.client)
+        return submit(request, *arguments)
+
+    monkeypatch.setattr(server.service.engine, "submit", watched)
+    for path, body in ASKING.items():
+        assert http.post(path, json=body(2), headers=bearer(key)).status_code == 200
+    assert clients == {Client(tenant.id, 2.5)}
+    http.patch("/v1/tenants/acme", json={"weight": 1}, headers=bearer(ADMIN))
+    clients.clear()
+    for given in (key, ADMIN):
+        http.post("/v1/chat/completions", json=chat("tiny"), headers=bearer(given))
+    assert clients == {Client(tenant.id, 1.0), EVERYBODY}

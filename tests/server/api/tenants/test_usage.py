@@ -22,7 +22,7 @@ from tests.support.tenants import ADMIN, bearer, chat, tenant_key
 COUNTS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 
-def usage(http: httpx.Client, tenant: str = "acme", **query: Any) -> dict[str, tuple[int, ...]]:
+def usage(http: httpx.Client, tenant: str = "acme", /, **query: Any) -> dict[str, tuple[int, ...]]:
     """Counts by model."""
     told = http.get("/v1/usage", params={"tenant": tenant, **query}, headers=bearer(ADMIN))
     assert told.status_code == 200, told.text
