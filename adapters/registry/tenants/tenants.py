@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 from uuid import uuid4
 
@@ -195,7 +195,8 @@ def _json(settings: TenantSettings) -> str:
 
 def _tenant(row: Row[Any]) -> TenantRecord:
     known = json.loads(row.settings)
-    limits = TenantLimits(**known.get("limits", {}))
+    set_limits = known.get("limits", {})  # a newer version of a server may know others besides
+    limits = TenantLimits(**{each.name: set_limits.get(each.name) for each in fields(TenantLimits)})
     settings = TenantSettings(
         tuple(known["adapters"]), known["base"], known["metadata"], limits, known.get("weight", 1.0)
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from manylora.adapters.errors import TenantExists, TenantNotFound
 from manylora.adapters.registry.registry import Registry
+from manylora.adapters.registry.schema import Database
 from manylora.adapters.registry.tenants import tenants as module
 from manylora.adapters.registry.tenants.records import (
     KEY_PATTERN,
@@ -27,6 +30,7 @@ from manylora.adapters.registry.tenants.records import (
     is_tenant_name,
     matches,
 )
+from manylora.adapters.registry.tenants.tables import tenants
 
 SETTINGS = TenantSettings(("acme/*", "shared"), False, {"plan": "gold ✓"}, TenantLimits(3, None, 10**12), 2.5)
 
@@ -177,6 +181,16 @@ def test_a_database_from_before_tenants_gets_what_it_lacks(tmp_path: Path) -> No
     with Registry(url) as registry:
         registry.tenants.add("acme", SETTINGS)
         assert registry.aliases.get("x").arms == (("a", 1.0),)
+
+
+def test_what_a_newer_version_wrote_is_read_as_far_as_it_is_known(registry: Registry, url: str) -> None:
+    registry.tenants.add("acme", SETTINGS)
+    row = {"adapters": ["x"], "base": True, "metadata": {}, "limits": {"later": 1, "tokens_per_minute": 2}}
+    with closing(Database(url)) as database, database.write_quietly() as connection:
+        connection.execute(tenants.update().values(settings=json.dumps({**row, "later": 3})))
+    found = registry.tenants.snapshot()
+    assert found is not None
+    assert found.tenants[0].settings == TenantSettings(("x",), limits=TenantLimits(tokens_per_minute=2))
 
 
 names = st.text(alphabet="ab/*", max_size=12)

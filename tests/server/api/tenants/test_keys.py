@@ -13,6 +13,7 @@ from manylora.adapters.registry.registry import Registry
 from manylora.adapters.registry.tenants.records import TenantSettings
 from manylora.server.api.access.scopes import TENANT
 from manylora.server.api.app import create_app
+from manylora.server.api.asking import asker
 from manylora.server.tenants.directory import FOLLOW_SECONDS
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
@@ -264,3 +265,24 @@ def test_a_server_without_keys_takes_no_tenants(tmp_path: Path, model: Path, ada
         assert told.status_code == 409
         assert "--admin-api-key" in told.json()["error"]["message"]
         assert status(http, None) == 200
+
+
+def test_the_server_asks_itself_with_the_rights_of_whom_it_asks_for(
+    server: Running, http: httpx.Client
+) -> None:
+    """Batches of tenants that are gone end here, and no batch of anybody does what an admin may."""
+    tenant_key(http, "acme", ["alpha"])
+    tenant_id = server.service.tenants.get("acme").id
+    app = create_app(server.service)
+
+    def statuses(tenant: str | None) -> list[int]:
+        ask = asker(app, tenant)
+        bodies = (chat("alpha"), chat("beta"))
+        answers = [server.call(ask("/v1/chat/completions", body)).status for body in bodies]
+        return [*answers, server.call(ask("/v1/tenants", {"name": "more"})).status]
+
+    assert statuses(tenant_id) == [200, 404, 403]
+    assert statuses(None) == [200, 200, 401]
+    assert statuses("gone") == [401, 401, 401]
+    http.delete("/v1/tenants/acme", headers=bearer(ADMIN))
+    assert statuses(tenant_id) == [401, 401, 401]
