@@ -14,7 +14,7 @@ from manylora.server.client.local_adapter import local_files, name_sent
 from tests.support.training_data import write
 from tests.support.training_runs import config, run
 
-pytestmark = [pytest.mark.real, pytest.mark.sweep]
+pytestmark = [pytest.mark.real, pytest.mark.sweep, pytest.mark.timeout(900)]
 FACTS = read_facts(DATA / "support.txt")
 
 
@@ -26,7 +26,7 @@ def trained(real_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> T
     held_out = [{"query": q, "positive": f.answers[0]} for f in FACTS for q in f.held_out]
     settings = config(
         real_model_dir, root, rows, task="embedding", eval_path=write(root / "eval.jsonl", held_out),
-        eval_split=0, max_steps=24, batch_size=16, learning_rate=1e-3, lora_r=8, eval_steps=12,
+        eval_split=0, max_steps=16, batch_size=16, learning_rate=1e-3, lora_r=8, eval_steps=16,
         save_steps=100, dtype="auto", embed_pooling="mean", max_length=64,
     )  # fmt: skip
     return run(settings)
