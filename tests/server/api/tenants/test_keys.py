@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -277,9 +279,12 @@ def test_the_server_asks_itself_with_the_rights_of_whom_it_asks_for(
 
     def statuses(tenant: str | None) -> list[int]:
         ask = asker(app, tenant)
-        bodies = (chat("alpha"), chat("beta"))
-        answers = [server.call(ask("/v1/chat/completions", body)).status for body in bodies]
-        return [*answers, server.call(ask("/v1/tenants", {"name": "more"})).status]
+
+        async def status_of(path: str, body: Mapping[str, Any]) -> int:
+            return (await ask(path, body)).status
+
+        asked = [("/v1/chat/completions", chat(model)) for model in ("alpha", "beta")]
+        return [server.call(status_of(*each)) for each in (*asked, ("/v1/tenants", {"name": "more"}))]
 
     assert statuses(tenant_id) == [200, 404, 403]
     assert statuses(None) == [200, 200, 401]
