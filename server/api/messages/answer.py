@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from base64 import b64encode
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from pydantic_core import from_json
 
@@ -15,6 +15,11 @@ from manylora.server.api.generate.choice_content import ChoiceContent
 from manylora.server.engine.sequence import Delta, FinishReason
 
 Event = dict[str, Any]
+
+# What a message tells of its cost beside counts; clients look for all of it.
+_USAGE: Final = {
+    "cache_creation": None, "inference_geo": None, "server_tool_use": None, "service_tier": "standard",
+}  # fmt: skip
 
 
 class MessageAnswer:
@@ -66,8 +71,7 @@ class MessageAnswer:
 
     def _begin(self) -> Event:
         self._begun = True
-        usage = {**self._usage(), "output_tokens": 0}
-        return {"type": "message_start", "message": self._message(usage)}
+        return {"type": "message_start", "message": self._message({**self._usage(), "output_tokens": 0})}
 
     def _message(self, usage: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -79,22 +83,21 @@ class MessageAnswer:
             **self._stop,
             "stop_details": None,
             "container": None,
-            "usage": usage,
+            "usage": {**_USAGE, **usage},
         }
 
     def _usage(self) -> dict[str, Any]:
         """Counts as Anthropic has them: what came from the cache is not among the input's tokens."""
         usage = self._frame.usage()
         cached = usage["prompt_tokens_details"]["cached_tokens"]
-        counts = {
+        thought = {"thinking_tokens": self._content.reasoning_tokens}
+        return {
             "input_tokens": usage["prompt_tokens"] - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": thought if self._reasons else None,
         }
-        if self._reasons:
-            counts["output_tokens_details"] = {"thinking_tokens": self._content.reasoning_tokens}
-        return counts
 
     def _stopped(self, end: Delta) -> dict[str, str | None]:
         """Why the answer ended."""
@@ -129,7 +132,10 @@ class MessageAnswer:
             self._calls = True
             own = call_id.replace("call_", "toolu_", 1)
             events += [*self._close(), self._start(_Block("tool_use", function["name"], own))]
-        return [*events, self._delta(function["arguments"])] if function["arguments"] else events
+        assert self._open is not None, "a call begins with its name"
+        if self._open.takes(function["arguments"]):
+            events.append(self._delta(function["arguments"]))
+        return events
 
     def _start(self, block: _Block) -> Event:
         self._open = block
@@ -166,6 +172,10 @@ class _Block:
         self._name, self._call_id = name, call_id
         self.text: list[str] = []
 
+    def takes(self, arguments: str) -> bool:
+        """Whether these begin the arguments of a call, which are an object, or go on with them."""
+        return bool(arguments) and (bool(self.text) or _object(arguments) is not None)
+
     def begun(self) -> dict[str, Any]:
         """The block as it begins."""
         return self._shown("", {}, "")
@@ -179,22 +189,30 @@ class _Block:
     def whole(self) -> dict[str, Any]:
         """The block with all that came."""
         text = "".join(self.text)
-        return self._shown(text, _input(text) if self.kind == "tool_use" else {}, _signature(text))
+        arguments = _object(text) if self.kind == "tool_use" else None
+        return self._shown(text, arguments or {}, _signature(text))
 
     def _shown(self, text: str, arguments: Any, signature: str) -> dict[str, Any]:
         if self.kind == "text":
             return {"type": "text", "text": text, "citations": None}
         if self.kind == "thinking":
             return {"type": "thinking", "thinking": text, "signature": signature}
-        return {"type": "tool_use", "id": self._call_id, "name": self._name, "input": arguments}
+        return {
+            "type": "tool_use",
+            "id": self._call_id,
+            "name": self._name,
+            "input": arguments,
+            "caller": {"type": "direct"},
+        }
 
 
-def _input(text: str) -> Any:
-    """The arguments of a call: of one that was cut off, what is complete, as Anthropic's clients read it."""
+def _object(text: str) -> dict[str, Any] | None:
+    """What is complete of an object that may be cut off, as Anthropic's clients read it; None: it is none."""
     try:
-        return from_json(text, allow_partial=True) if text else {}
-    except ValueError:  # the model wrote no JSON
-        return text
+        value = from_json(text, allow_partial=True)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _signature(text: str) -> str:

@@ -36,10 +36,12 @@ def main(url: str, *models: str) -> None:
         )
         (call, *_) = called.choices[0].message.tool_calls
         assert json.loads(call.function.arguments)["city"] in ("Oslo", "Rome")
-        asked |= {"model": f"anthropic/{model}", "api_base": url.removesuffix("/v1"), "max_tokens": 8}
-        assert litellm.completion(**asked).choices[0].message.content
-        chunks = list(litellm.completion(**asked, stream=True))
+        anthropic = {**asked, "model": f"anthropic/{model}", "api_base": url.removesuffix("/v1")}
+        assert litellm.completion(**anthropic, max_tokens=8).choices[0].message.content
+        chunks = list(litellm.completion(**anthropic, max_tokens=8, stream=True))
         assert any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks)
+        called = litellm.completion(**anthropic, max_tokens=1000, tools=[tool], tool_choice="required")
+        assert called.choices[0].message.tool_calls[0].function.name == "trip"
         assert litellm.embedding(model=f"hosted_vllm/{model}", input=["a"], **server).data
     try:
         litellm.completion(model="hosted_vllm/nobody", messages=[message], **server)

@@ -74,6 +74,14 @@ def test_a_cut_call_has_what_is_complete_of_its_input(server: Scripted) -> None:
     assert message["stop_reason"] == "max_tokens"
 
 
+def test_an_input_is_an_object_whatever_the_model_writes(server: Scripted) -> None:
+    text = CALL.replace('{"place": "Oslo"}', '"{oslo"')
+    assert text != CALL
+    message = ask(server, text, tools=[WEATHER])
+    assert [block["input"] for block in message["content"]] == [{}]
+    assert built(events_of(server, text, tools=[WEATHER]))["content"][0]["input"] == ""
+
+
 @pytest.mark.parametrize(
     ("choice", "calls"),
     [
