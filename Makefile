@@ -70,23 +70,30 @@ fuzz: $(DEVELOPMENT) ## Send FUZZ_EXAMPLES generated requests to every route, an
 		tests/server/api/http/test_openapi_fuzz.py tests/server/api/access/test_scopes.py \
 		tests/server/api/admin/test_mutated_uploads.py tests/server/residency/test_mutated_artifacts.py
 
-# The client libraries have an environment of their own in build/: what they depend on is theirs to choose.
+# The client libraries have environments of their own in build/: what they depend on is theirs to choose.
 CLIENTS := build/clients
-CLIENTS_LOCK := tests/clients/requirements-clients.lock
+AGENT_CLIENTS := build/agent-clients
 
-clients: $(DEVELOPMENT) ## Run OpenAI, LangChain, LiteLLM, pydantic-ai, LlamaIndex and the AI SDK against a tiny server; needs Node.
-	$(BIN)/python -m venv $(CLIENTS)
-	test -f $(CLIENTS_LOCK) || $(CLIENTS)/bin/python -m pip install --quiet -r tests/clients/requirements.txt
-	test -f $(CLIENTS_LOCK) || $(CLIENTS)/bin/python -m pip freeze > $(CLIENTS_LOCK)
-	$(CLIENTS)/bin/python -m pip install --quiet -r $(CLIENTS_LOCK)
+clients: $(DEVELOPMENT) ## Run client libraries and agent frameworks (OpenAI, Anthropic, LangChain, LiteLLM, Instructor, …) against a tiny server; needs Node.
+	$(MAKE) --no-print-directory client-environment ENVIRONMENT=$(CLIENTS) \
+		WANTED=tests/clients/requirements.txt LOCKED=tests/clients/requirements-clients.lock
+	$(MAKE) --no-print-directory client-environment ENVIRONMENT=$(AGENT_CLIENTS) \
+		WANTED=tests/clients/agent_clients/requirements.txt LOCKED=tests/clients/agent_clients/requirements.lock
 	cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)
 	cd $(CLIENTS) && npm ci --no-audit --no-fund --silent
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients $(CLIENTS)/bin/python $(CLIENTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients $(CLIENTS)/bin/python $(AGENT_CLIENTS)/bin/python $(CLIENTS)
+
+.PHONY: client-environment
+
+client-environment:
+	$(BIN)/python -m venv $(ENVIRONMENT)
+	test -f $(LOCKED) || $(ENVIRONMENT)/bin/python -m pip install --quiet -r $(WANTED)
+	test -f $(LOCKED) || $(ENVIRONMENT)/bin/python -m pip freeze > $(LOCKED)
+	$(ENVIRONMENT)/bin/python -m pip install --quiet -r $(LOCKED)
 
 CONFORMANCE := build/conformance
 
-conformance: $(DEVELOPMENT) ## Run llm-comply's checks of chats and the Responses API against the real model.
-	$(BIN)/manylora pull smollm2-135m
+conformance: $(DEVELOPMENT) ## Run llm-comply's checks of chats, the Responses API and Anthropic's messages.
 	$(BIN)/python -m venv $(CONFORMANCE)
 	$(CONFORMANCE)/bin/python -m pip install --quiet -r tests/conformance/requirements.txt
 	$(BIN)/python -m tests.conformance $(CONFORMANCE)/bin/python

@@ -14,6 +14,7 @@ from pathlib import Path
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.format.artifact import Limits
 from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.pooling import PoolingConfig, read_pooling
 from manylora.adapters.registry.registry import Registry
 from manylora.adapters.sources.fetching import fetch, find, policy_for
 from manylora.adapters.sources.policy import SourcePolicy
@@ -39,7 +40,6 @@ from manylora.server.model.loading.memory import merge_budget
 from manylora.server.model.loading.preparing import Prepared, prepare
 from manylora.server.model.pages.pool import PagePool
 from manylora.server.model.text.conventions import ConventionsCache
-from manylora.server.model.text.pooling import PoolingConfig, read_pooling
 from manylora.server.model.text.templates import TemplateProcesses
 from manylora.server.model.text.tokenizer import Tokenizer
 from manylora.server.model.warm_up import warm_up

@@ -31,6 +31,7 @@ from manylora.adapters.format.files import (
     read_text_files,
 )
 from manylora.adapters.format.kinds.table import KINDS_OF_UPDATES, OPTIONS
+from manylora.adapters.format.pooling import PoolingConfig, parse_pooling
 from manylora.adapters.format.tensor_check import check_tensors
 from manylora.adapters.format.text.conventions import AdapterText
 from manylora.adapters.format.text.read_text import read_text
@@ -64,6 +65,7 @@ class Artifact:
     delta: Mapping[str, ModuleDelta]  # module name -> its change, in the base's forward order
     vocabulary: VocabularyDelta | None = field(default=None, kw_only=True)  # of embeddings and head
     classes: Classes | None = field(default=None, kw_only=True)  # of an adapter that classifies, complete
+    pooling: PoolingConfig | None = field(default=None, kw_only=True)  # of one that embeds, where it says so
     prompt: SoftPrompt | None = field(default=None, kw_only=True)  # virtual tokens before every text
     text: AdapterText  # its chat template and tokenizer, where they are not the base's
     kind: str  # "LORA", "LORA+DORA", "IA3", ...: the peft_type and what is added to it
@@ -108,6 +110,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
     if file is not None and _may_be_served(config):
         check_tensors(file, layout, base, limits.max_rank, faults, tables=tables)
     classes = read_classes(texts, faults)
+    pooling = _pooling(texts, faults)
     text = read_text(texts, base.text, _vocab_size(file, tables), faults)
     count = None if tables is None or file is None else class_count(file, tables)
     if count is not None and classes.labels is not None and len(classes.labels) != count:
@@ -120,6 +123,7 @@ def read_artifact(directory: Path, base: BaseModel, limits: Limits) -> Artifact:
         vocabulary = read_vocabulary(file, tables)
         rank = artifact.rank if vocabulary is None else max(artifact.rank, vocabulary.rank)
         artifact = replace(artifact, vocabulary=vocabulary, rank=rank)
+    artifact = replace(artifact, pooling=pooling)
     return artifact if count is None else replace(artifact, classes=classes.complete(count))
 
 
@@ -157,6 +161,14 @@ def _read_text_files(directory: Path, config: Mapping[str, Any], faults: Faults)
     except FileFault as fault:
         faults.add(str(fault))
         return {}
+
+
+def _pooling(files: Mapping[str, bytes], faults: Faults) -> PoolingConfig | None:
+    try:
+        return parse_pooling(files)
+    except FileFault as fault:
+        faults.add(str(fault))
+        return None
 
 
 def _names(directory: Path) -> frozenset[str]:

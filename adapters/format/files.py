@@ -33,7 +33,12 @@ MAX_TEXT_BYTES = 64 << 20  # of all of them together
 
 CLASSES_NAME = "config.json"  # transformers': names the classes of an adapter that classifies
 
-KEPT_NAMES = (CONFIG_NAME, WEIGHTS_NAME, *TEXT_NAMES, CLASSES_NAME)  # all that a revision keeps
+# sentence-transformers': how an adapter that embeds pools hidden states. The one lies in a folder.
+MODULES_NAME, POOLING_NAME = "modules.json", "1_Pooling/config.json"
+POOLING_NAMES = (MODULES_NAME, POOLING_NAME)
+
+# All that a revision keeps, by the path in its directory.
+KEPT_NAMES = (CONFIG_NAME, WEIGHTS_NAME, *TEXT_NAMES, CLASSES_NAME, *POOLING_NAMES)
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -95,6 +100,30 @@ def read_config_bytes(path: Path) -> bytes:
     return _read_bounded(path, MAX_CONFIG_BYTES)
 
 
+def place_in(directory: Path, name: str) -> Path:
+    """Where in ``directory`` the file ``name`` of :data:`KEPT_NAMES` is written; its folder is made.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    place = directory / name
+    place.parent.mkdir(exist_ok=True)
+    return place
+
+
+def folder_and_name(path: str) -> tuple[str, str]:
+    """The folder of an adapter that holds the file ``path`` ("a/b"), and the file's path in that folder."""
+    if path == POOLING_NAME or path.endswith(f"/{POOLING_NAME}"):
+        return path[: -len(POOLING_NAME)].rstrip("/"), POOLING_NAME
+    folder, _, name = path.rpartition("/")
+    return folder, name
+
+
+def kept_in(directory: Path) -> tuple[str, ...]:
+    """Those of :data:`KEPT_NAMES` that ``directory`` holds."""
+    return tuple(name for name in KEPT_NAMES if (directory / name).is_file())
+
+
 def enum_name(value: object) -> object:
     """A ``peft_type`` or ``task_type`` as PEFT writes it: "lora" and "PeftType.LORA" are LORA."""
     return value.strip().rpartition(".")[2].upper() if isinstance(value, str) else value
@@ -114,14 +143,17 @@ def embeds(config: Mapping[str, Any]) -> bool:
 
 
 def read_text_files(directory: Path, config: Mapping[str, Any]) -> dict[str, bytes]:
-    """Those of :data:`TEXT_NAMES` that ``directory`` holds; where ``config`` classifies, its labels as well.
+    """Those of :data:`TEXT_NAMES` that ``directory`` holds, and what says how the task is done.
+
+    That is the labels where ``config`` classifies, and how hidden states are pooled where it embeds.
 
     Raises:
         FileFault: one can't be read, or they are too large.
     """
     files: dict[str, bytes] = {}
     left = MAX_TEXT_BYTES
-    for name in (*TEXT_NAMES, CLASSES_NAME) if classifies(config) else TEXT_NAMES:
+    of_task = (CLASSES_NAME,) if classifies(config) else POOLING_NAMES if embeds(config) else ()
+    for name in (*TEXT_NAMES, *of_task):
         if os.path.lexists(directory / name):
             files[name] = _read_bounded(directory / name, left)
             left -= len(files[name])

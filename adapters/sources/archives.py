@@ -1,6 +1,6 @@
 """Unpacking an uploaded archive: tar, tar.gz or zip, from somebody who may mean harm.
 
-Nothing is written but files of known names, flat, into one directory. Everything else is read past,
+Nothing is written but files of known names, by which one has a folder. Everything else is read past,
 though it counts: an archive with a link, a device, a path that leads out, two entries of one name, or
 more bytes than allowed is refused whether or not the entry would have been kept. Memory stays bounded
 whatever the archive claims.
@@ -19,7 +19,7 @@ from typing import BinaryIO
 from manylora.adapters.disk import disk_fault
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.faults import shown
-from manylora.adapters.format.files import KEPT_NAMES, PICKLES
+from manylora.adapters.format.files import KEPT_NAMES, PICKLES, folder_and_name, place_in
 from manylora.adapters.format.foreign.file_names import files_of_adapter, may_be_weights
 from manylora.adapters.sources.folders import check_weights, choose, clean_path, is_junk
 from manylora.adapters.sources.policy import Meter, SourcePolicy, write_new
@@ -128,12 +128,12 @@ class _Folders:
         if path.casefold() in self._seen and not directory:
             raise ArtifactError([f"the archive holds {shown(path)} twice"])
         self._seen.add(path.casefold())
-        folder, _, name = path.rpartition("/")
+        folder, name = folder_and_name(path)
         kept = name in KEPT_NAMES or may_be_weights(name)
         if directory or is_junk(path) or not (kept or name.endswith(PICKLES)):
             return None
         self._names.setdefault(folder, set()).add(name)
-        return self._place(folder) / name if kept else None
+        return place_in(self._place(folder), name) if kept else None
 
     def take(self, subfolder: str, into: Path) -> None:
         """Move what the chosen folder holds to ``into``.
@@ -144,7 +144,7 @@ class _Folders:
         folder = choose(self._names, subfolder)
         check_weights(self._names[folder])
         for name in files_of_adapter(self._names[folder]):
-            (self._place(folder) / name).rename(into / name)
+            (self._place(folder) / name).rename(place_in(into, name))
 
     def _place(self, folder: str) -> Path:
         if folder not in self._places:

@@ -25,7 +25,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type:
 from manylora.adapters.disk import is_full
 from manylora.adapters.errors import AdapterError, SourceForbidden, SourceMissing, SourceUnreachable
 from manylora.adapters.format.faults import shown
-from manylora.adapters.format.files import CONFIG_NAME
+from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES
 from manylora.adapters.format.foreign.file_names import (
     files_of_adapter,
     foreign_weights,
@@ -157,7 +157,7 @@ class Hub:
         files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         start = f"{wanted.folder}/" if wanted.folder else ""
         below = {name.removeprefix(start): size for name, size in files.items() if name.startswith(start)}
-        sizes = {name: size for name, size in below.items() if "/" not in name}
+        sizes = {name: size for name, size in below.items() if "/" not in name or name in KEPT_NAMES}
         if wanted.file is not None:
             return info.sha, only(wanted.file, sizes), []
         elsewhere = [name.rpartition("/")[0] for name in below if name.endswith(f"/{CONFIG_NAME}")]

@@ -106,11 +106,12 @@ def check_found(names: Collection[str], source: str, elsewhere: Collection[str] 
 
 
 def write_new(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file that must not be there yet; links are not followed.
+    """Write a file that must not be there yet, its folder if need be; links are not followed.
 
     Raises:
         OSError: it is there, or the disk refused.
     """
+    path.parent.mkdir(exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
         for chunk in chunks:

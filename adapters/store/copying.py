@@ -17,6 +17,7 @@ from manylora.adapters.format.files import (
     FileFault,
     open_regular,
     parse_config_bytes,
+    place_in,
     read_config,
     read_config_bytes,
     read_into,
@@ -83,7 +84,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _copy_texts(source: Path, target: Path, config: Mapping[str, Any]) -> None:
     for name, text in read_text_files(source, config).items():
-        (target / name).write_bytes(text)
+        place_in(target, name).write_bytes(text)
 
 
 def same_bytes(one: Path, two: Path) -> bool:

@@ -113,13 +113,9 @@ class RevisionStore:
             StoreError: the disk refused.
         """
         with self._faults("can't be written to"):
-            for entry in list(os.scandir(temporary)):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                elif entry.name not in KEPT_NAMES or not entry.is_file(follow_symlinks=False):
-                    Path(entry.path).unlink()
+            _drop_others(temporary, "")
             follow_umask(temporary)
-            for path in (*temporary.iterdir(), temporary):
+            for path in (*temporary.rglob("*"), temporary):
                 sync_path(path)
 
     def move_in(self, temporary: Path, digest: str) -> Path:
@@ -261,14 +257,31 @@ def _dead(path: Path) -> bool:
     return True
 
 
+def _drop_others(directory: Path, folder: str) -> None:
+    """Remove what is no file that a revision keeps; ``folder`` is the path of ``directory``, "" or "a/"."""
+    for entry in list(os.scandir(directory)):
+        name = f"{folder}{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            if any(kept.startswith(f"{name}/") for kept in KEPT_NAMES):
+                _drop_others(Path(entry.path), f"{name}/")
+            else:
+                shutil.rmtree(entry.path)
+        elif name not in KEPT_NAMES or not entry.is_file(follow_symlinks=False):
+            Path(entry.path).unlink()
+
+
+def _files_in(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if not path.is_dir()]
+
+
 def _has_files_of(revision: Path, copy: Path) -> bool:
     """Whether ``revision`` still has every file of ``copy``; only the config may be formatted otherwise."""
-    files = [(revision / file.name, file) for file in copy.iterdir()]
+    files = [(revision / file.relative_to(copy), file) for file in _files_in(copy)]
     return all(old.is_file() and (new.name == CONFIG_NAME or same_bytes(old, new)) for old, new in files)
 
 
 def _bytes_in(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.iterdir())
+    return sum(file.stat().st_size for file in _files_in(directory))
 
 
 def _move_out(path: Path, target: Path) -> bool:

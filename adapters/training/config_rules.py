@@ -109,12 +109,24 @@ def _inits(config: TrainOptions) -> list[str]:
     return faults
 
 
+_SILENT = {"classification": "a classifier", "embedding": "an adapter that embeds"}
+_HEAD = "lm_head"
+
+
 def _tasks(config: TrainOptions) -> list[str]:
     faults = []
     if config.packing and config.task != "sft":
         faults.append(f"packing: only with task sft, not {config.task}")
-    if config.sample_prompts and config.task == "classification":
-        faults.append("sample_prompts: a classifier writes no answers")
+    if config.sample_prompts and config.task in _SILENT:
+        faults.append(f"sample_prompts: {_SILENT[config.task]} writes no answers")
+    if config.task != "embedding":
+        faults += [
+            f"{name}: only with task embedding, not {config.task}"
+            for name in sorted(config.model_fields_set)
+            if name.startswith("embed_")
+        ]
+    elif _HEAD in config.modules_to_save:
+        faults.append(f"modules_to_save: {_HEAD} has no part in embeddings")
     if config.eval_path is not None and "eval_split" in config.model_fields_set and config.eval_split > 0:
         faults.append("eval_split: give either eval_path or eval_split")
     if config.early_stopping_patience is not None and config.eval_path is None and config.eval_split == 0:

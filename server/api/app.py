@@ -35,6 +35,7 @@ from manylora.server.api.http.middleware import (
     Unpacking,
 )
 from manylora.server.api.http.openapi import Application
+from manylora.server.api.messages import route as messages
 from manylora.server.api.operation import docs, health, root
 from manylora.server.api.responses import route as responses
 from manylora.server.errors import ServerError
@@ -45,6 +46,7 @@ _RESOURCES = (
     chat,
     completions,
     responses,
+    messages,
     classify,
     embeddings,
     score,
@@ -122,7 +124,7 @@ def _wrap(app: FastAPI, config: Settings) -> None:
             allow_origins=config.allow_origin,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-manylora-model", "retry-after", "location"],
+            expose_headers=["x-request-id", "request-id", "x-manylora-model", "retry-after", "location"],
         )
     app.add_middleware(RequestId)
     if config.access_log:

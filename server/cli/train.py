@@ -195,6 +195,15 @@ def estimate(  # noqa: PLR0917 - typer makes a flag of each
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in one forward and backward.")] = 8,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Compute activations again.")] = False,
+    texts: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="With task embedding: texts of a row, 2 for a pair and one more for each negative. Default: "
+            "rows are sequences to learn.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Say how much memory training would take, without loading any weights; `estimate serve`: serving."""
     if context.invoked_subcommand is not None:
@@ -205,8 +214,14 @@ def estimate(  # noqa: PLR0917 - typer makes a flag of each
         from manylora.adapters.training.estimate.tables import estimate_tables  # noqa: PLC0415
         from manylora.adapters.training.model.base import find_shape  # noqa: PLC0415
 
-        plan = Plan(r, target, max_length, batch_size, gradient_checkpointing=gradient_checkpointing)
-        tables = estimate_tables(find_shape(base_model), plan, METHODS if method is None else [method])
+        checkpointing = gradient_checkpointing
+        plan = Plan(r, target, max_length, batch_size, gradient_checkpointing=checkpointing, texts=texts)
+        methods = METHODS if method is None else (method,)
+        if texts is not None:  # an adapter is what embeds
+            methods = tuple(each for each in methods if each != "full")
+        if not methods:
+            raise TrainingConfigError("--texts: method full is for task sft")
+        tables = estimate_tables(find_shape(base_model), plan, methods)
     except AdapterError as error:
         raise fail(error) from error
     from rich.console import Console  # noqa: PLC0415

@@ -13,12 +13,14 @@ from urllib.parse import quote
 import httpx
 
 from manylora.server.client.errors import Refused, Unreachable, Unusable
+from manylora.server.client.local_adapter import name_sent
 
 Answer = dict[str, Any]  # a JSON object that the server sent; docs/api.md tells its fields
 Query = str | int | float | bool | None  # a query parameter; None is left out
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0  # of silence; longer calls add their own deadline
+_BINARY = "application/octet-stream"
 
 
 class _Counted(io.FileIO):
@@ -114,7 +116,7 @@ class Connection:
 
         with ExitStack() as stack:
             parts = [
-                ("files", (file.name, stack.enter_context(_Counted(file, moved)), "application/octet-stream"))
+                ("files", (name_sent(file), stack.enter_context(_Counted(file, moved)), _BINARY))
                 for file in files
             ]
             data = {name: list(values) for name, values in fields.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
+from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME, folder_and_name, kept_in
 from manylora.adapters.format.foreign.file_names import (
     files_of_adapter,
     foreign_weights,
@@ -34,4 +34,9 @@ def local_files(path: Path) -> tuple[Path, ...]:
     missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (path / name).is_file()]
     if missing:
         raise Unusable(f"{path} is not a PEFT adapter in safetensors: it has no {' and no '.join(missing)}")
-    return tuple(path / name for name in KEPT_NAMES if (path / name).is_file())
+    return tuple(path / name for name in kept_in(path))
+
+
+def name_sent(path: Path) -> str:
+    """The name that a file is sent under: the one that a revision keeps it by."""
+    return folder_and_name(path.as_posix())[1]

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
 
+from manylora.adapters.format.pooling import Pooling
 from manylora.server.engine.answer_reader import Outcome
 from manylora.server.engine.engine import Engine
 from manylora.server.engine.faults import DeviceLost, Supervision, is_lost, show_threads
@@ -23,7 +24,6 @@ from manylora.server.engine.retry_after import RetryAfter
 from manylora.server.engine.sequence import ResolvedMix, SamplingParams, Sequence
 from manylora.server.engine.stream import Ended, Held, Stream
 from manylora.server.errors import ContextTooLong, EngineDead, QueueFull, RequestError
-from manylora.server.model.text.pooling import Pooling
 from manylora.server.model.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

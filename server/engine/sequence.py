@@ -13,12 +13,12 @@ from typing import Protocol
 
 import torch
 
+from manylora.adapters.format.pooling import Pooling
 from manylora.adapters.mix import MixEntry, mix_digest
 from manylora.server.engine.token_mask import TokenMask
 from manylora.server.grammars.grammar import CompiledGrammar, GrammarState
 from manylora.server.kernels.inputs import AdapterPages, PromptPages
 from manylora.server.kernels.weights import MergedWeights
-from manylora.server.model.text.pooling import Pooling
 
 
 class FinishReason(StrEnum):

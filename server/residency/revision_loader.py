@@ -248,6 +248,9 @@ def _details(artifact: Artifact) -> dict[str, object]:
         details["virtual_tokens"] = artifact.prompt.tokens
     if artifact.notes:
         details["notes"] = list(artifact.notes)
+    if artifact.pooling is not None:
+        details["pooling"] = artifact.pooling.pooling.lower()
+        details["normalize"] = artifact.pooling.normalize
     if artifact.classes is not None:
         details["labels"] = list(artifact.classes.labels or ())
         details["problem_type"] = artifact.classes.problem

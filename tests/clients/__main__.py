@@ -1,7 +1,7 @@
 """Client libraries against a running tiny server, each in a process of its own; run by ``make clients``.
 
 The libraries are in environments of their own: what they depend on is theirs to choose. Arguments: the
-Python that has the Python ones, and the folder whose node_modules has those for Node.
+Python of ``python_clients``, that of ``agent_clients``, and the folder whose node_modules has those for Node.
 """
 
 from __future__ import annotations
@@ -12,27 +12,36 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.support import tool_templates
 from tests.support.adapters import write_adapter
 from tests.support.running_server import serving, tiny_service
-from tests.support.tiny_models import tiny_model
+from tests.support.tiny_models import byte_tokenizer, tiny_model
 
 HERE = Path(__file__).parent
-ADAPTER = "alpha"
+ADAPTERS = ("alpha", "beta")
+MIX = "alpha*0.5+beta*0.5"
 PATIENCE = 180.0  # seconds for one library: some take long to import
 
 
-def main(python: str, node_folder: str) -> int:
+def main(python: str, agents_python: str, node_folder: str) -> int:
     """Run every client; the number of those that failed."""
     with TemporaryDirectory(prefix="manylora-clients-") as directory:
         root = Path(directory)
         model = tiny_model(root / "model", max_position_embeddings=2048)
-        adapter = write_adapter(root / ADAPTER, model, targets="all-linear")
-        service = tiny_service(model, root / "data", adapter={ADAPTER: adapter})
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = tool_templates.HERMES  # so that the random model can be held to calls
+        tokenizer.save_pretrained(model)
+        adapters = {
+            name: write_adapter(root / name, model, targets="all-linear", seed=seed)
+            for seed, name in enumerate(ADAPTERS)
+        }
+        service = tiny_service(model, root / "data", adapter=adapters)
         with serving(service) as server:
             url = f"{server.url}/v1"
             commands = [[python, str(script)] for script in sorted(HERE.glob("python_clients/*.py"))]
+            commands += [[agents_python, str(script)] for script in sorted(HERE.glob("agent_clients/*.py"))]
             commands += [["node", str(script)] for script in _node_scripts(Path(node_folder))]
-            failed = [command[-1] for command in commands if not _passes([*command, url, ADAPTER])]
+            failed = [command[-1] for command in commands if not _passes([*command, url, ADAPTERS[0], MIX])]
             server.wait_until_idle()
     return len(failed)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,16 @@ import pytest
 from manylora.server.api.generate import chat
 from manylora.server.engine.batch import Batch
 from manylora.server.service import Service
-from tests.support.running_server import Running, serving
+from tests.support import tool_templates as templates
+from tests.support.adapters import write_adapter
+from tests.support.running_server import Running, serving, tiny_service
+from tests.support.tiny_models import byte_tokenizer, tiny_model
 
 CHAT = "/v1/chat/completions"
+
+# What the models of :func:`tool_service` write.
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"place": "Oslo"}}\n</tool_call>'
+THOUGHT = "<think>\nHm.\n</think>\n\n"
 
 
 @dataclass
@@ -66,6 +74,19 @@ class Scripted:
 
 def _request(body: dict[str, Any]) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], **body}
+
+
+def tool_service(root: Path, **options: Any) -> Service:
+    """A base that calls tools as Hermes does, an adapter "plain", and one, "thinking", that also thinks."""
+    model = tiny_model(root / "model", max_position_embeddings=2048)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = templates.HERMES
+    tokenizer.save_pretrained(model)
+    plain = write_adapter(root / "plain", model, targets="all-linear")
+    thinking = write_adapter(root / "thinking", model)
+    (thinking / "chat_template.jinja").write_text(templates.THINKING)
+    adapters = {"thinking": thinking, "plain": plain}
+    return tiny_service(model, root / "data", adapter=adapters, kv_cache_memory=32 << 20, **options)
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from pathlib import Path
 from manylora.adapters.disk import disk_fault
 from manylora.adapters.format.artifact import Artifact, Limits, read_artifact
 from manylora.adapters.format.base import BaseModel
-from manylora.adapters.format.files import KEPT_NAMES, WEIGHTS_NAME
+from manylora.adapters.format.files import KEPT_NAMES, WEIGHTS_NAME, kept_in, place_in
 from manylora.adapters.format.foreign.change import Conversion
 from manylora.adapters.format.foreign.convert import convert
-from manylora.adapters.format.foreign.file_names import files_of_adapter, may_be_weights
+from manylora.adapters.format.foreign.file_names import may_be_weights
 
 
 @contextmanager
@@ -64,11 +64,10 @@ def _link(path: Path, directory: Path) -> None:
     (directory / path.name).symlink_to(path.resolve())
     for name in KEPT_NAMES:
         if name != WEIGHTS_NAME and (path.parent / name).is_file() and not path.name.endswith(".gguf"):
-            (directory / name).symlink_to((path.parent / name).resolve())
+            place_in(directory, name).symlink_to((path.parent / name).resolve())
 
 
 def _copy_texts(source: Path, target: Path) -> None:
-    names = [entry.name for entry in source.iterdir() if entry.is_file()]
-    for name in files_of_adapter(names):
-        if name in KEPT_NAMES and not (target / name).exists():
-            shutil.copyfile(source / name, target / name)
+    for name in kept_in(source):
+        if not (target / name).exists():
+            shutil.copyfile(source / name, place_in(target, name))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from manylora.adapters.training.data.faults import Finding, Findings
-from manylora.adapters.training.data.template import Encoded, EncodedPair, EncodedText
+from manylora.adapters.training.data.template import Encoded, EncodedPair, EncodedText, EncodedTexts
 
-Item = Encoded | EncodedPair | EncodedText
+Item = Encoded | EncodedPair | EncodedText | EncodedTexts
 MAX_TOLD = 10  # warnings of one kind that name their line; the rest is counted
 
 
@@ -26,7 +26,7 @@ class Cutter:
         if length > self._max:
             cut = _shorten(item, self._max)
             self.count += 1
-            self.tokens += length - self._max
+            self.tokens += _beyond(item, self._max)
         left = _is_learnable(cut)
         if length > self._max or not left:
             lost = f"has {length} tokens, {length - self._max} beyond max_length {self._max}"
@@ -54,7 +54,16 @@ class Cutter:
 def _length(item: Item) -> int:
     if isinstance(item, EncodedPair):
         return len(item.prompt_ids) + max(len(item.chosen_ids), len(item.rejected_ids))
+    if isinstance(item, EncodedTexts):
+        return max(map(len, item.texts))
     return len(item.input_ids)
+
+
+def _beyond(item: Item, length: int) -> int:
+    """Tokens that are lost by cutting to ``length``, of a preference those of its longer side."""
+    if isinstance(item, EncodedTexts):
+        return sum(max(0, len(text) - length) for text in item.texts)
+    return _length(item) - length
 
 
 def _shorten(item: Item, length: int) -> Item:
@@ -62,6 +71,8 @@ def _shorten(item: Item, length: int) -> Item:
         return item.cut(length)
     if isinstance(item, EncodedText):
         return replace(item, input_ids=item.input_ids[:length])
+    if isinstance(item, EncodedTexts):
+        return replace(item, texts=[text[:length] for text in item.texts])
     room = max(0, length - len(item.prompt_ids))
     return replace(item, chosen_ids=item.chosen_ids[:room], rejected_ids=item.rejected_ids[:room])
 
@@ -71,4 +82,6 @@ def _is_learnable(item: Item) -> bool:
         return item.supervised > 0
     if isinstance(item, EncodedText):
         return bool(item.input_ids)
+    if isinstance(item, EncodedTexts):
+        return all(item.texts)
     return bool(item.chosen_ids and item.rejected_ids) and item.chosen_ids != item.rejected_ids

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 from manylora.adapters.errors import ChatTemplateError
 from manylora.adapters.training.data.cut import Item
-from manylora.adapters.training.data.rows import ChatRow, Origin, PlainRow, PreferenceRow, Row, TextRow
+from manylora.adapters.training.data.rows import (
+    ChatRow,
+    ContrastRow,
+    Origin,
+    PlainRow,
+    PreferenceRow,
+    Row,
+    TextRow,
+)
 from manylora.adapters.training.data.template import Template
 
 
@@ -36,6 +44,8 @@ class Encoder:
             return self._template.plain_sequences(row, self._max_length)
         if isinstance(row, PreferenceRow):
             return [self._template.pair(row)]
+        if isinstance(row, ContrastRow):
+            return self._template.contrasts(row)
         return [self._template.labelled(row, self._classes)]
 
     def _conversation(self, row: ChatRow) -> Sequence[Item]:

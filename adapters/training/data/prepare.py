@@ -21,6 +21,7 @@ from manylora.adapters.training.data.parsing.formats import ParsedFile, Task, is
 from manylora.adapters.training.data.reading.files import read_file
 from manylora.adapters.training.data.rows import (
     ChatRow,
+    ContrastRow,
     LabelRow,
     Origin,
     PreferenceRow,
@@ -28,7 +29,9 @@ from manylora.adapters.training.data.rows import (
     content_digest,
 )
 from manylora.adapters.training.data.split import hold_out
-from manylora.adapters.training.data.template import EncodedPair, EncodedText, Template
+from manylora.adapters.training.data.template import Encoded, EncodedPair, Template
+
+WRITING = ("sft", "dpo")  # tasks whose adapters answer, by the chat template
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +86,13 @@ def prepare(config: DataConfig, template: Template) -> Prepared:
     paths = [config.train_path, *([] if config.eval_path is None else [config.eval_path])]
     sides = [_read_side(path, config, findings, is_eval=index > 0) for index, path in enumerate(paths)]
     files = [parsed for side in sides for parsed in side]
-    if config.task != "classification":
+    if config.task in WRITING:
         for parsed in files:
             _check_template(parsed, template, findings)
     train_rows = _rows(sides[0])
     eval_rows = _rows(sides[1]) if config.eval_path is not None else ()
     classes = _classes(train_rows, eval_rows, config, findings)
+    _check_scores([*train_rows, *eval_rows], findings)
     _check_duplicates(train_rows, findings)
     _check_overlap(train_rows, eval_rows, findings)
     findings.raise_any()
@@ -104,7 +108,7 @@ def prepare(config: DataConfig, template: Template) -> Prepared:
             findings.fault(
                 path, 0, f"no row is left to learn from within max_length {config.max_length}: raise it"
             )
-    if config.task != "classification":
+    if config.task in WRITING:
         _check_ends(train, template, paths[0], findings)
     findings.raise_any()
     described = tuple(digest for path in paths if (digest := description_digest(path)) is not None)
@@ -195,6 +199,19 @@ def _classes(
     return tuple(sorted(labels, key=int) if numeric else sorted(labels))
 
 
+def _check_scores(rows: Sequence[Row], findings: Findings) -> None:
+    """Cosines to learn and texts to find are two losses, of which a run has one."""
+    pairs = [row for row in rows if isinstance(row, ContrastRow)]
+    other = next((row for row in pairs if (row.score is None) != (pairs[0].score is None)), None)
+    if other is not None:
+        kinds = ("with a score", "without") if other.score is not None else ("without a score", "with one")
+        findings.fault(
+            other.origin.path,
+            other.origin.line,
+            f"is a pair {kinds[0]}, and the rows before are {kinds[1]}: train on one kind in a run",
+        )
+
+
 def _check_duplicates(rows: Iterable[Row], findings: Findings) -> None:
     first: dict[str, Origin] = {}
     again: list[tuple[Row, Origin]] = []
@@ -258,7 +275,7 @@ def _check_ends(train: Part, template: Template, path: Path, findings: Findings)
     answers = [
         i.chosen_ids[-1:] if isinstance(i, EncodedPair) else i.labels
         for i in train.sequences
-        if not isinstance(i, EncodedText)
+        if isinstance(i, Encoded | EncodedPair)
     ]
     if answers and not any(token in template.eos_ids for answer in answers for token in answer):
         findings.fault(path, 0, "every answer is cut before its end, so no end is learned: raise max_length")

@@ -69,7 +69,18 @@ class LabelRow:
     label: str
 
 
-Row = ChatRow | TextRow | PlainRow | PreferenceRow | LabelRow
+@dataclass(frozen=True, slots=True)
+class ContrastRow:
+    """A text with those that belong to it and those that don't, or with another and how alike they are."""
+
+    origin: Origin
+    anchor: str
+    positives: tuple[str, ...]  # one where there is a score
+    negatives: tuple[str, ...] = ()
+    score: float | None = None  # the cosine that both should have
+
+
+Row = ChatRow | TextRow | PlainRow | PreferenceRow | LabelRow | ContrastRow
 
 
 def content_digest(row: Row) -> str:

@@ -12,7 +12,13 @@ from rich.text import Text
 
 from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.prepare import Part, Prepared
-from manylora.adapters.training.data.template import IGNORED, Encoded, EncodedPair, EncodedText
+from manylora.adapters.training.data.template import (
+    IGNORED,
+    Encoded,
+    EncodedPair,
+    EncodedText,
+    EncodedTexts,
+)
 
 BINS = 8
 LEARNED = "bold green"
@@ -106,6 +112,11 @@ def example(prepared: Prepared, tokenizer: Any) -> Text:
         text.append(f"⟦{shown}⟧" if is_learned else shown, LEARNED if is_learned else "")
     if isinstance(item, EncodedText):
         text.append(f"\n→ {prepared.classes[item.label]}", LEARNED)
+    if isinstance(item, EncodedTexts):
+        signs = ["→" if item.score is None else f"cosine {item.score:g}:", *["≠"] * (len(item.texts) - 2)]
+        for sign, ids in zip(signs, item.texts[1:], strict=True):
+            shown = tokenizer.decode(ids, skip_special_tokens=False)
+            text.append(f"\n{sign} {shown}", "" if sign == "≠" else LEARNED)
     return text
 
 
@@ -125,6 +136,8 @@ def _runs(item: Item) -> list[tuple[list[int], bool]]:
     """The sequence as runs of tokens that are learned or are not."""
     if isinstance(item, EncodedText):
         return [(item.input_ids, False)]
+    if isinstance(item, EncodedTexts):
+        return [(item.texts[0], False)]
     if isinstance(item, EncodedPair):
         return [(item.prompt_ids, False), (item.chosen_ids, True), (item.rejected_ids, False)]
     runs: list[tuple[list[int], bool]] = []
@@ -139,10 +152,14 @@ def _runs(item: Item) -> list[tuple[list[int], bool]]:
 def _tokens(item: Item) -> int:
     if isinstance(item, EncodedPair):
         return 2 * len(item.prompt_ids) + len(item.chosen_ids) + len(item.rejected_ids)
+    if isinstance(item, EncodedTexts):
+        return sum(map(len, item.texts))
     return len(item.input_ids)
 
 
 def _supervised(item: Item) -> int:
     if isinstance(item, Encoded):
         return item.supervised
+    if isinstance(item, EncodedTexts):
+        return _tokens(item)
     return len(item.chosen_ids) + len(item.rejected_ids) if isinstance(item, EncodedPair) else 1

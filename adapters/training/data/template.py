@@ -18,6 +18,7 @@ from manylora.adapters.format.text.chat import ChatTokenizer
 from manylora.adapters.format.text.content_marks import Marked, Message
 from manylora.adapters.training.data.rows import (
     ChatRow,
+    ContrastRow,
     LabelRow,
     Origin,
     PlainRow,
@@ -63,6 +64,15 @@ class EncodedText:
     origin: Origin
     input_ids: list[int]
     label: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTexts:
+    """The ids of texts that are compared: the anchor's, the positive's, and those of the negatives."""
+
+    origin: Origin
+    texts: list[list[int]]
+    score: float | None  # the cosine that the first two should have; None: the second is to be found
 
 
 class Template:
@@ -139,6 +149,14 @@ class Template:
     def labelled(self, row: LabelRow, classes: Sequence[str]) -> EncodedText:
         """A text as the server encodes a plain prompt; ``classes`` are the labels in the head's order."""
         return EncodedText(row.origin, self.chat.encode(row.text), classes.index(row.label))
+
+    def contrasts(self, row: ContrastRow) -> list[EncodedTexts]:
+        """A text with each of those that belong to it, encoded as the server does texts to embed."""
+        anchor, *negatives = (self.chat.encode(text) for text in (row.anchor, *row.negatives))
+        return [
+            EncodedTexts(row.origin, [anchor, self.chat.encode(positive), *negatives], row.score)
+            for positive in row.positives
+        ]
 
     def prompt_ids(self, messages: Sequence[Message], tools: Tools) -> list[int]:
         """The ids of the prompt that asks for the next assistant turn, as the server computes them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,7 @@ FP32 = 4
 ADAM = 8  # bytes of state a parameter: two moments in fp32
 # NF4: half a byte, an 8-bit scale for every 64 weights, and an fp32 one for every 256 of those.
 NF4_BYTES = 0.5 + 1 / 64 + FP32 / (64 * 256)
+POOLED_BYTES = 8  # a number of a last hidden state that is pooled in fp32: itself and its gradient
 LOSS_BYTES = 12  # a logit in the backward pass of cross-entropy: log-softmax, its gradient, the next one
 
 
@@ -42,6 +43,12 @@ class Plan:
     batch_size: int = 8
     dtype: torch.dtype = torch.bfloat16
     gradient_checkpointing: bool = False
+    texts: int | None = None  # of a row, where they are embedded; None: rows are sequences to learn
+
+    @property
+    def sequences(self) -> int:
+        """Of a batch."""
+        return self.batch_size * (self.texts or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,13 @@ class Targets:
 
 
 def estimate(config: Any, plan: Plan, methods: Sequence[Method] = METHODS) -> list[Memory]:
-    """The memory of each method for a causal LM with this transformers ``config``."""
+    """The memory of each method for a causal LM with this transformers ``config``.
+
+    Where texts are embedded there is no head and there are no logits.
+    """
     sizes = _Sizes.of(config)
+    if plan.texts is not None:
+        sizes = replace(sizes, total=sizes.total - sizes.head)
     trainable = lora_parameters(config, plan.r, plan.target)
     rows = []
     for method in methods:
@@ -120,6 +132,7 @@ class _Sizes:
     linear: int  # of the linear layers that bitsandbytes quantizes: all but the head
     largest: int  # of one of them
     embedding: int  # the largest of all: of the input embeddings
+    head: int  # of the output head, 0 where it is the embeddings
     vocabulary: int
     hidden: int
     layers: int
@@ -137,10 +150,15 @@ class _Sizes:
             linear=sum(linear),
             largest=max(linear),
             embedding=model.get_input_embeddings().weight.numel(),
+            head=0 if head is None or _is_tied(model) else head.weight.numel(),
             vocabulary=text.vocab_size,
             hidden=text.hidden_size,
             layers=text.num_hidden_layers,
         )
+
+
+def _is_tied(model: Any) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def _weights(sizes: _Sizes, method: Method, dtype: torch.dtype) -> int:
@@ -159,8 +177,9 @@ def _weights(sizes: _Sizes, method: Method, dtype: torch.dtype) -> int:
 def _activations(config: Any, plan: Plan, sizes: _Sizes, *, is_full: bool) -> int:
     one, two = (_kept(config, plan, layers, is_full=is_full) for layers in (1, 2))
     layer = two - one
-    tokens = plan.batch_size * plan.max_length
-    loss = tokens * sizes.vocabulary * LOSS_BYTES
+    tokens = plan.sequences * plan.max_length
+    embeds = plan.texts is not None
+    loss = tokens * (sizes.hidden * POOLED_BYTES if embeds else sizes.vocabulary * LOSS_BYTES)
     if plan.gradient_checkpointing:  # the input of every layer, and all of the one that is computed again
         kept = sizes.layers * tokens * sizes.hidden * plan.dtype.itemsize + layer
         return one - layer + max(kept, kept - layer + loss)
@@ -187,7 +206,7 @@ def _kept(config: Any, plan: Plan, layers: int, *, is_full: bool) -> int:
         )
         get_peft_model(model, adapter, low_cpu_mem_usage=True)
     with FakeTensorMode():
-        ids = torch.zeros(plan.batch_size, plan.max_length, dtype=torch.long)
+        ids = torch.zeros(plan.sequences, plan.max_length, dtype=torch.long)
         weights = {name: torch.empty(p.shape, dtype=p.dtype) for name, p in backbone.named_parameters()}
         for name, parameter in backbone.named_parameters():
             weights[name].requires_grad_(parameter.requires_grad)

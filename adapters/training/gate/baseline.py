@@ -10,11 +10,13 @@ import torch
 from torch.nn import functional
 
 from manylora.adapters.training.data.cut import Item
+from manylora.adapters.training.data.prepare import WRITING
 from manylora.adapters.training.data.template import IGNORED, Encoded, EncodedPair, EncodedText
 from manylora.adapters.training.decoder.choice import fused_peft
 from manylora.adapters.training.decoder.decoder import FusedDecoder
 from manylora.adapters.training.decoder.decoder import scores as decoded_scores
 from manylora.adapters.training.decoder.greedy import answer_tokens
+from manylora.adapters.training.gate.retrieval import embedding_scores
 from manylora.adapters.training.model.forward import (
     Answered,
     class_logits,
@@ -32,6 +34,7 @@ _MAIN_SCORES = {
     "sft": ("loss",),
     "dpo": ("better answer likelier", "margin"),
     "classification": ("accuracy",),
+    "embedding": ("accuracy@1", "rank correlation"),
 }
 MAX_EXACT_TOKENS = 32  # answers of that length can be expected to be repeated exactly
 MAX_GENERATED = 16  # held-out rows that are answered
@@ -77,16 +80,19 @@ def measure_baseline(finished: Finished, session: Session) -> Baseline:
     held_out = () if session.prepared.eval is None else session.prepared.eval.sequences
     scores: list[dict[str, float]] = [{}, {}]
     items = held_out or session.prepared.train.sequences
-    decoder = None if session.config.is_full else fused_peft(finished.model, session.config, items)
+    writes = session.config.task in WRITING
+    decoder = (
+        None if session.config.is_full or not writes else fused_peft(finished.model, session.config, items)
+    )
     if held_out and decoder is not None:
         scores = [_decoded_scores(decoder, held_out, adapter) for adapter in (None, 0)]
     elif held_out:
         with finished.base() as base_model:
             scores[0] = _scores(base_model, held_out, session)
         scores[1] = _scores(finished.model, held_out, session)
-    if session.config.task == "classification":
-        if held_out:
-            scores[0] = _majority(session, held_out)
+    if session.config.task == "classification" and held_out:
+        scores[0] = _majority(session, held_out)
+    if not writes:
         return Baseline(scores[0], scores[1], ())
     base, adapter, samples = _generated(finished, decoder, session, held_out)
     return Baseline(scores[0] | base, scores[1] | adapter, samples)
@@ -105,6 +111,8 @@ def _scores(model: Any, items: Sequence[Item], session: Session) -> dict[str, fl
         labels = torch.tensor([item.label for item in texts])
         accuracy = float((logits.argmax(-1) == labels).float().mean())
         return {"loss": float(functional.cross_entropy(logits, labels)), "accuracy": accuracy}
+    if session.config.task == "embedding":
+        return embedding_scores(model, items, session)
     if session.config.task == "dpo":
         return _preference_scores(model, items, pad_id)
     loss, accuracy = learned_scores(model, items, pad_id)

@@ -18,10 +18,19 @@ from torch import Tensor
 from manylora.adapters.fidelity.measures import relative_distance
 from manylora.adapters.format.classes import read_classes
 from manylora.adapters.format.faults import Faults
-from manylora.adapters.format.files import CLASSES_NAME, CONFIG_NAME, read_config, read_text_files
+from manylora.adapters.format.files import (
+    CLASSES_NAME,
+    CONFIG_NAME,
+    POOLING_NAME,
+    read_config,
+    read_text_files,
+)
+from manylora.adapters.format.pooling import read_pooling
+from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.data.cut import Item
-from manylora.adapters.training.data.template import IGNORED
+from manylora.adapters.training.data.template import IGNORED, EncodedTexts
 from manylora.adapters.training.errors import GateFailed
+from manylora.adapters.training.model.embedding import text_vectors
 from manylora.adapters.training.model.forward import class_logits, learned_ids, learned_logits
 from manylora.adapters.training.session.session import Session
 
@@ -36,9 +45,9 @@ LIKELY_END = -0.7  # ... unless it is still likely (a probability of a half)
 
 @dataclass(frozen=True, slots=True)
 class GateLogits:
-    """Logits of one model on the rows that the gate compares."""
+    """Logits of one model on the rows that the gate compares; the vectors of their texts where it embeds."""
 
-    logits: Tensor  # float32 [positions, vocabulary or classes]
+    logits: Tensor  # float32 [positions, vocabulary or classes], or [texts, D]
     end: float | None  # mean log-probability of the tokens that end a turn; None if no row has one
 
 
@@ -63,6 +72,11 @@ def gate_logits(model: Any, session: Session) -> GateLogits:
         logits = class_logits(model, [learned_ids(item)[0] for item in items], pad_id)
         model.train(was_training)
         return GateLogits(logits, None)
+    if session.config.task == "embedding":
+        texts = [text for item in items if isinstance(item, EncodedTexts) for text in item.texts]
+        vectors = text_vectors(model, texts, pad_id, session.pooling)
+        model.train(was_training)
+        return GateLogits(vectors, None)
     rows = [_last_positions(*learned_ids(item)) for item in items]
     parts, ends = [], []
     for logits, labels in learned_logits(model, rows, pad_id):
@@ -95,15 +109,31 @@ def check(trained: GateLogits, reloaded: GateLogits, base: GateLogits, session: 
     result = GateResult(difference, effect, allowed, base.end, reloaded.end)
     if not difference <= allowed:  # also when it is no number
         raise GateFailed(
-            f"the {product} on disk is not what was trained: its logits differ by {difference:.2%} where the "
-            f"training changed them by {effect:.2%}; nothing was published"
+            f"the {product} on disk is not what was trained: its {compared(session.config)} differ "
+            f"by {difference:.2%} where the training changed them by {effect:.2%}; nothing was published"
         )
     if effect == 0:
         raise GateFailed(
-            f"the {product} changes nothing: no logit differs from the base's; nothing was published"
+            f"the {product} changes nothing: its {compared(session.config)} are the base's; nothing was "
+            f"published"
         )
     _check_end(result, product)
     return result
+
+
+def compared(config: TrainConfig) -> str:
+    """What of an adapter is compared with the model that was trained."""
+    return "vectors" if config.task == "embedding" else "logits"
+
+
+def check_pooling(session: Session) -> None:
+    """Check that the server will pool as the run did, by the files beside the adapter.
+
+    Raises:
+        GateFailed: it will not.
+    """
+    if session.config.task == "embedding" and read_pooling(session.folder.partial) != session.pooling:
+        raise GateFailed(f"{POOLING_NAME} beside the adapter pools otherwise; nothing was published")
 
 
 def check_classes(session: Session) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import GenerationConfig
 
 from manylora.adapters.training.data.cut import Item
-from manylora.adapters.training.data.template import IGNORED, Encoded, EncodedPair, Template
+from manylora.adapters.training.data.template import IGNORED, Encoded, EncodedPair, EncodedText, Template
 from manylora.adapters.training.model.virtual_tokens import virtual_tokens
 
 BATCH = 8
@@ -33,6 +33,7 @@ def learned_ids(item: Item) -> tuple[list[int], list[int]]:
     if isinstance(item, EncodedPair):
         ids = item.prompt_ids + item.chosen_ids
         return ids, [IGNORED] * len(item.prompt_ids) + item.chosen_ids
+    assert isinstance(item, EncodedText), "of texts that are embedded no token is learned"
     return item.input_ids, [IGNORED] * len(item.input_ids)
 
 

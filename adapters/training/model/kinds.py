@@ -36,7 +36,7 @@ def kind_config(model: Any, config: TrainConfig) -> PeftConfig:
     defaults = {field.name: _default(field) for field in dataclasses.fields(maker)}
     values = _fitted(model, config.method) | _common(model, config, defaults)
     values |= _further(maker, config)
-    values["task_type"] = "SEQ_CLS" if config.task == "classification" else "CAUSAL_LM"
+    values["task_type"] = config.task_type
     try:
         return maker(**values)
     except (TypeError, ValueError) as error:

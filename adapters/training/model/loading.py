@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
@@ -79,7 +80,7 @@ class BaseLoader:
         if self.config.quantization != "none":
             options["quantization_config"] = self._quantization()
             options["device_map"] = {"": self.device}
-        kind: Any = AutoModelForCausalLM
+        kind: Any = AutoModel if self.config.task == "embedding" else AutoModelForCausalLM
         if self.classes:
             kind = AutoModelForSequenceClassification
             names = dict(enumerate(self.classes))

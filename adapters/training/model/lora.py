@@ -54,7 +54,7 @@ def add_adapter(model: Any, config: TrainConfig) -> tuple[Any, InitialWeights]:
     if config.method == "prefix_tuning":
         begin_near_the_base(peft)
     trainable_in_fp32(peft)
-    _cast_around_full_modules(peft, before)
+    _cast_around_full_modules(peft, before, config)
     if not config.converted:
         return peft, {}
     return peft, {
@@ -87,14 +87,15 @@ def load_adapter(model: Any, directory: Path, config: TrainConfig) -> Any:
             f"--init-adapter {directory}: {which} tensor {name}, other than this base and its config ask for"
         )
     trainable_in_fp32(peft)
-    _cast_around_full_modules(peft, before)
+    _cast_around_full_modules(peft, before, config)
     return peft
 
 
-def _cast_around_full_modules(model: Any, dtype: torch.dtype) -> None:
+def _cast_around_full_modules(model: Any, dtype: torch.dtype, config: TrainConfig) -> None:
     """Let modules that are trained in full take and give the base's ``dtype`` though their weights are fp32.
 
-    The output head, which is no part of the base's body, gives fp32.
+    The output head, which is no part of the base's body, gives fp32. Where texts are embedded, the body is
+    all there is.
     """
 
     def take(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -107,7 +108,7 @@ def _cast_around_full_modules(model: Any, dtype: torch.dtype) -> None:
         if isinstance(wrapper, ModulesToSaveWrapper):
             module = wrapper.modules_to_save["default"]
             module.register_forward_pre_hook(take)
-            if "." in name:
+            if "." in name or config.task == "embedding":
                 module.register_forward_hook(give)
 
 
@@ -142,7 +143,7 @@ def lora_config(model: Any, config: TrainConfig) -> LoraConfig:
 
 def _lora_config(model: Any, config: TrainConfig, init: bool | str) -> LoraConfig:
     return LoraConfig(
-        task_type="SEQ_CLS" if config.task == "classification" else "CAUSAL_LM",
+        task_type=config.task_type,
         r=config.lora_r,
         lora_alpha=int(config.alpha) if config.alpha.is_integer() else config.alpha,
         lora_dropout=config.lora_dropout,

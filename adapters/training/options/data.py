@@ -52,9 +52,10 @@ class DataOptions(Options):
         Field(ge=0, le=0.5),
     ] = 0.05  # fmt: skip
     task: Annotated[
-        Literal["sft", "dpo", "classification"],
+        Literal["sft", "dpo", "classification", "embedding"],
         Option(
-            DATA, "TASK", "sft (answers), dpo (preferences) or classification (text and label).",
+            DATA, "TASK", "sft (answers), dpo (preferences), classification (text and label) or embedding "
+            "(texts that belong together).",
             "most data is answers; files of another task are recognized and refused with its name",
         ),
     ] = "sft"  # fmt: skip

@@ -7,12 +7,20 @@ from typing import Literal
 from manylora.adapters.training.methods import FULL, LORA, rate_of
 from manylora.adapters.training.options.base import BaseOptions
 from manylora.adapters.training.options.data import DataOptions
+from manylora.adapters.training.options.embedding import EmbeddingOptions
 from manylora.adapters.training.options.lora import LoraOptions
 from manylora.adapters.training.options.output import OutputOptions
 from manylora.adapters.training.options.steps import StepOptions
 
+_TASK_TYPES = {
+    "sft": "CAUSAL_LM",
+    "dpo": "CAUSAL_LM",
+    "classification": "SEQ_CLS",
+    "embedding": "FEATURE_EXTRACTION",
+}
 
-class TrainOptions(OutputOptions, LoraOptions, StepOptions, DataOptions, BaseOptions):
+
+class TrainOptions(OutputOptions, LoraOptions, EmbeddingOptions, StepOptions, DataOptions, BaseOptions):
     """Everything that can be set about a run (pydantic orders the options from the last class on)."""
 
     @property
@@ -24,6 +32,11 @@ class TrainOptions(OutputOptions, LoraOptions, StepOptions, DataOptions, BaseOpt
     def is_lora(self) -> bool:
         """Whether the adapter is a LoRA."""
         return self.method == LORA
+
+    @property
+    def task_type(self) -> str:
+        """PEFT's name of the task."""
+        return _TASK_TYPES[self.task]
 
     @property
     def product(self) -> Literal["adapter", "model"]:

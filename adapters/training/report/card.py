@@ -11,7 +11,7 @@ from typing import Any
 from manylora.adapters.training.config_load import to_yaml
 from manylora.adapters.training.data.summary import summarize
 from manylora.adapters.training.gate.baseline import Baseline
-from manylora.adapters.training.gate.publish_gate import GateResult
+from manylora.adapters.training.gate.publish_gate import GateResult, compared
 from manylora.adapters.training.session.session import Session
 
 LIBRARIES = ("manylora", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
@@ -64,7 +64,7 @@ def card(session: Session, outcome: Outcome) -> str:
         f"{datetime.now(UTC):%Y-%m-%d} ({config.task}; {outcome.trainable:,} trained parameters, "
         f"{outcome.steps} steps, {outcome.seconds:.0f} s).",
         f"## Results\n\n{_warnings(outcome)}{results_table(outcome.baseline)}\n\n"
-        f"{_kept_text(outcome)}{_gate_text(outcome.gate)}",
+        f"{_kept_text(outcome)}{_gate_text(outcome.gate, compared(config))}{_pooling_text(session)}",
         f"## Data\n\n{digests}\n\n{train.sequences} sequences of {train.tokens:,} tokens were trained on, "
         f"{train.supervised:,} of them learned.",
         f"## Curves\n\n{curve_table(outcome.metrics)}",
@@ -110,9 +110,15 @@ def curve_table(metrics: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _gate_text(gate: GateResult) -> str:
+def _pooling_text(session: Session) -> str:
+    if session.config.task != "embedding":
+        return ""
+    return f"\n\nA text's vector: {session.pooling}; `1_Pooling/config.json` and `modules.json` say so."
+
+
+def _gate_text(gate: GateResult, what: str) -> str:
     text = (
-        f"Read back from disk beside a pristine base, its logits on probe rows differ from those of the "
+        f"Read back from disk beside a pristine base, its {what} on probe rows differ from those of the "
         f"model that was trained by {gate.difference:.3%}; the training changed them by {gate.effect:.1%}."
     )
     if gate.end_base is None or gate.end_adapter is None:

@@ -11,6 +11,7 @@ from manylora.adapters.disk import sync_path
 from manylora.adapters.training.config_load import to_yaml
 from manylora.adapters.training.data.summary import summarize
 from manylora.adapters.training.gate.baseline import Sample
+from manylora.adapters.training.gate.publish_gate import compared
 from manylora.adapters.training.report.card import Outcome, versions
 from manylora.adapters.training.report.plots import curves_png
 from manylora.adapters.training.session.session import Session
@@ -63,8 +64,8 @@ def _facts(session: Session, outcome: Outcome) -> str:
         "training rows": f"{train.rows:,} ({train.sequences:,} sequences)",
         "training tokens": f"{train.tokens:,}, of them learned {train.supervised:,}",
         "cut to max_length": f"{train.cut_sequences:,} sequences, {train.cut_tokens:,} tokens lost",
-        f"{session.config.product} on disk": f"its logits differ from the trained ones by "
-        f"{outcome.gate.difference:.3%}; the training changed the base's by {outcome.gate.effect:.1%}",
+        f"{session.config.product} on disk": f"its {compared(session.config)} differ from the trained ones "
+        f"by {outcome.gate.difference:.3%}; the training changed the base's by {outcome.gate.effect:.1%}",
     }
     return _table([], [(escape(key), escape(value)) for key, value in rows.items()])
 

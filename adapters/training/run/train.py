@@ -14,6 +14,7 @@ from rich.console import Console
 from transformers import TrainerState
 
 from manylora.adapters.disk import follow_umask, sync_path
+from manylora.adapters.format.pooling import write_pooling
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import CheckpointError, Interrupted, TrainingConfigError
 from manylora.adapters.training.gate.baseline import Baseline, measure_baseline, worse_than_base
@@ -22,6 +23,7 @@ from manylora.adapters.training.gate.publish_gate import (
     GateResult,
     check,
     check_classes,
+    check_pooling,
     gate_logits,
 )
 from manylora.adapters.training.model.lora import InitialWeights
@@ -230,6 +232,8 @@ def _export(session: Session, trainer: Any, initial: InitialWeights) -> GateLogi
         session.base.tokenizer.save_pretrained(partial)
         if session.prepared.classes:
             model.config.save_pretrained(partial)  # names the classes
+        if session.config.task == "embedding":
+            write_pooling(session.pooling, model.config.get_text_config().hidden_size, partial)
     trainer.accelerator.free_memory()
     return logits
 
@@ -246,6 +250,7 @@ def judge(session: Session, trained: Trained, console: Console) -> tuple[Baselin
         base = gate_logits(model, session)
     gate = check(trained.logits, reloaded, base, session)
     check_classes(session)
+    check_pooling(session)
     return measure_baseline(finished, session), gate
 
 
@@ -265,7 +270,7 @@ def _publish(session: Session, outcome: Outcome) -> None:
     folder = session.folder
     (folder.partial / "README.md").write_text(card(session, outcome), encoding="utf-8")
     follow_umask(folder.partial)
-    for path in (*folder.partial.iterdir(), folder.partial):
+    for path in (*folder.partial.rglob("*"), folder.partial):
         sync_path(path)
     if folder.finished.exists():  # of the same run, before it was resumed
         shutil.rmtree(folder.finished)

@@ -9,11 +9,12 @@ from urllib.parse import quote
 
 import httpx
 
+from manylora.adapters.format.files import kept_in
 from manylora.adapters.training.errors import PublishError
 
 KEY_VARIABLE = "MANYLORA_ADMIN_API_KEY"  # the server's key for managing adapters, where it asks for one
 SECONDS = 300.0  # the server answers when the adapter serves
-_NOT_SENT = {"README.md"}  # the server keeps what serves
+_TYPE = "application/octet-stream"
 
 
 def upload(directory: Path, server: str, name: str) -> None:
@@ -28,9 +29,8 @@ def upload(directory: Path, server: str, name: str) -> None:
     try:
         with httpx.Client(headers=headers, timeout=SECONDS) as client, ExitStack() as stack:
             files = [
-                ("files", (path.name, stack.enter_context(path.open("rb")), "application/octet-stream"))
-                for path in sorted(directory.iterdir())
-                if path.name not in _NOT_SENT
+                ("files", (name, stack.enter_context((directory / name).open("rb")), _TYPE))
+                for name in kept_in(directory)
             ]
             _check(client.put(url, params={"wait": "true"}, files=files), url)
     except httpx.HTTPError as error:

@@ -15,7 +15,6 @@ from manylora.adapters.training.errors import TrainingConfigError
 from manylora.adapters.training.model.base import Base
 
 DATA_DIR, REGISTRY_URL = "MANYLORA_DATA_DIR", "MANYLORA_REGISTRY_URL"  # as the server reads them
-_TASK_TYPES = {"sft": "CAUSAL_LM", "dpo": "CAUSAL_LM", "classification": "SEQ_CLS"}
 
 
 def find_init_adapter(config: TrainConfig, base: Base) -> Path:
@@ -69,8 +68,9 @@ def _fault(directory: Path, config: TrainConfig, base: Base) -> str | None:
         return str(error)
     if str(written.get("peft_type")).upper() != "LORA":
         return f"its peft_type is {written.get('peft_type')!r}: only LORA is trained here"
-    task = _TASK_TYPES[config.task]
-    if written.get("task_type") not in (task, None):
+    # One that says nothing may be anything but an adapter that embeds, whose tensors have other names.
+    known_tasks = {config.task_type} | (set() if config.task == "embedding" else {None})
+    if written.get("task_type") not in known_tasks:
         return f"its task_type is {written.get('task_type')!r}, which task {config.task} does not train"
     known, own = read_provenance(directory).base_fingerprint, base.fingerprint
     if known is not None and own is not None and known != own:

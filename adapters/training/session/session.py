@@ -10,11 +10,13 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from manylora.adapters.format.files import WEIGHTS_NAME
+from manylora.adapters.format.pooling import PoolingConfig
 from manylora.adapters.format.provenance import Provenance
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.data.prepare import Prepared
 from manylora.adapters.training.data.summary import show_data
 from manylora.adapters.training.model.base import Base, find_base
+from manylora.adapters.training.model.embedding import pooling_of
 from manylora.adapters.training.model.loading import BaseLoader
 from manylora.adapters.training.session.folder import Folder
 from manylora.adapters.training.session.init_adapter import find_init_adapter
@@ -40,6 +42,11 @@ class Session:
             weights = (self.init_adapter / WEIGHTS_NAME).read_bytes()
             digests["init_adapter"] = hashlib.sha256(weights).hexdigest()
         return digests
+
+    @property
+    def pooling(self) -> PoolingConfig:
+        """How an adapter that embeds pools hidden states."""
+        return pooling_of(self.config, self.base.directory, self.init_adapter)
 
     @property
     def provenance(self) -> Provenance:

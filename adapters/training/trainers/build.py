@@ -33,6 +33,11 @@ from manylora.adapters.training.trainers.classify import (
     classification_dataset,
 )
 from manylora.adapters.training.trainers.dpo import PreferenceTrainer, dpo_dataset
+from manylora.adapters.training.trainers.embed import (
+    EmbeddingTrainer,
+    PaddedContrasts,
+    embedding_dataset,
+)
 from manylora.adapters.training.trainers.samples import SampleCallback
 from manylora.adapters.training.trainers.sft import SupervisedTrainer, sft_dataset
 
@@ -66,7 +71,7 @@ def build_trainer(
         "processing_class": session.base.tokenizer,
         "callbacks": [*callbacks, *samples, *_stopping(config), *_pruning(config, model)],
     }
-    trainer = _trainer(config, arguments, options, session.base.pad_id)
+    trainer = _trainer(session, arguments, options)
     # Not in the arguments, where transformers would ask for checkpoints at the evaluations and only there.
     # An earlier step of AdaLoRA has ranks that were pruned since.
     has_best = held_out is not None and config.method != "adalora"
@@ -95,7 +100,8 @@ def _check_trackers(wanted: Sequence[str]) -> None:
         raise TrainingConfigError(f"--report-to {missing[0]}: not a tracker that is installed here")
 
 
-def _trainer(config: TrainConfig, arguments: dict[str, Any], options: dict[str, Any], pad_id: int) -> Any:
+def _trainer(session: Session, arguments: dict[str, Any], options: dict[str, Any]) -> Any:
+    config, pad_id = session.config, session.base.pad_id
     if config.task == "sft":
         sft = SFTConfig(
             **arguments,
@@ -110,7 +116,14 @@ def _trainer(config: TrainConfig, arguments: dict[str, Any], options: dict[str, 
         dpo = DPOConfig(**arguments, max_length=config.max_length, beta=config.dpo_beta)
         return PreferenceTrainer(args=dpo, **options)
     plain = TrainingArguments(**arguments, include_num_input_tokens_seen="non_padding")
+    if config.task == "embedding":
+        plain.remove_unused_columns = False  # what the collator takes is not what the model does
+        collate = PaddedContrasts(pad_id)
+        return EmbeddingTrainer(config, session.pooling.pooling, args=plain, data_collator=collate, **options)
     return ClassificationTrainer(args=plain, data_collator=PaddedTexts(pad_id), **options)
+
+
+_DATASETS = {"dpo": dpo_dataset, "classification": classification_dataset, "embedding": embedding_dataset}
 
 
 def _datasets(config: TrainConfig, prepared: Prepared) -> tuple[Any, Any]:
@@ -119,7 +132,7 @@ def _datasets(config: TrainConfig, prepared: Prepared) -> tuple[Any, Any]:
     if config.task == "sft":
         train = sft_dataset(prepared.train.sequences, config.max_length if config.packing else None)
         return train, sft_dataset(held_out, None) if held_out else None
-    make = dpo_dataset if config.task == "dpo" else classification_dataset
+    make = _DATASETS[config.task]
     return make(prepared.train.sequences), make(held_out) if held_out else None
 
 

@@ -75,15 +75,18 @@ class ApiKeySet:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def contains(self, key: str) -> bool:
-        """Whether ``key``, as read from a header, is one of the configured keys."""
-        digest = hashlib.sha256(key.encode("latin-1")).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+    def contains(self, *keys: str) -> bool:
+        """Whether one of ``keys``, as read from headers, is among the configured ones."""
+        digests = [hashlib.sha256(key.encode("latin-1")).digest() for key in keys]
+        matches = [hmac.compare_digest(digest, known) for digest in digests for known in self._digests]
         return any(matches)
 
 
 class Guard:
     """The application's first dependency: lets a request through if its key has the scope of the route.
+
+    The key comes as a bearer token, as from OpenAI's clients, or in ``x-api-key``, as from Anthropic's; where
+    both are there, either will do.
 
     With admin keys, only those have the scope ``ADMIN``; other keys have ``INFER``, and so has everybody if
     there are no others. Without admin keys, one sort opens everything. Without any keys, everybody may do
@@ -102,8 +105,8 @@ class Guard:
             AdminKeyNeeded: the key is known, and does not suffice.
             HTTPException: the route declares no scope.
         """
-        key = _bearer(request.headers.get("authorization", ""))
-        known, admin = self._keys.contains(key), self._admin_keys.contains(key)
+        given = _given_keys(request)
+        known, admin = self._keys.contains(*given), self._admin_keys.contains(*given)
         caller = self._scope(known, admin)
         request.scope[_CALLER] = caller
         needed = declared_scope(request.scope.get("endpoint"))
@@ -113,12 +116,20 @@ class Guard:
             return
         if known:
             raise AdminKeyNeeded("This key does not manage adapters: that takes an admin key")
-        raise Unauthorized("This server needs an API key: send the header 'Authorization: Bearer KEY'")
+        raise Unauthorized(
+            "This server needs an API key: send the header 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+        )
 
     def _scope(self, known: bool, admin: bool) -> KeyScope:
         if not known and self._keys and not admin:
             return OPEN
         return ADMIN if admin or not self._admin_keys else INFER
+
+
+def _given_keys(request: Request) -> tuple[str, str]:
+    """The keys of a request, as OpenAI's clients and as Anthropic's send them; empty where there is none."""
+    headers = request.headers
+    return _bearer(headers.get("authorization", "")), headers.get("x-api-key", "").strip()
 
 
 def _bearer(header: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,13 @@ from fastapi import Request
 from manylora.adapters.disk import full_disk_told
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.faults import shown
-from manylora.adapters.format.files import CONFIG_NAME, KEPT_NAMES, WEIGHTS_NAME
+from manylora.adapters.format.files import (
+    CONFIG_NAME,
+    KEPT_NAMES,
+    WEIGHTS_NAME,
+    folder_and_name,
+    place_in,
+)
 from manylora.adapters.format.foreign.file_names import (
     files_of_adapter,
     foreign_weights,
@@ -29,7 +34,6 @@ from manylora.server.service import Service
 
 _FIELDS = ("tags", "subfolder")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-_LAST_STEP = re.compile(r"[^/\\]*\Z")  # of a path, whichever system it comes from
 
 
 async def receive_upload(request: Request, service: Service, subfolder: str = "") -> PublishRequest:
@@ -92,9 +96,9 @@ def _subfolder(form: Form, asked: str) -> str:
 
 
 def _basename(name: str) -> str:
-    match = _LAST_STEP.search(name)
-    assert match is not None, "the pattern matches the end of any text"
-    return match.group()
+    """The name of a file in its adapter, whichever system the path comes from."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part]  # some senders double backslashes
+    return folder_and_name("/".join(parts))[1]
 
 
 def _source(names: Sequence[str]) -> str:
@@ -132,14 +136,14 @@ def _place(files: Sequence[tuple[str, Path]], into: Path, policy: SourcePolicy, 
     check_weights(names)
     received = dict(zip(names, (path for _, path in files), strict=True))
     for name in files_of_adapter(names):
-        received[name].rename(into / name)
+        received[name].rename(place_in(into, name))
 
 
 def _in_folder(files: Sequence[tuple[str, Path]], subfolder: str) -> list[tuple[str, Path]]:
     """The files whose sender named them in that folder: "checkpoint-200/adapter_config.json"."""
     folders: dict[str, list[tuple[str, Path]]] = {}
     for name, path in files:
-        folder = (clean_path(name) or "").rpartition("/")[0]
+        folder, _ = folder_and_name(clean_path(name) or "")
         folders.setdefault(folder, []).append((name, path))
     found = {folder: [_basename(name) for name, _ in each] for folder, each in folders.items()}
     return folders[choose(found, subfolder)]

@@ -10,8 +10,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manylora.server.api.access.scopes import OPEN
+from manylora.server.api.http.anthropic import id_headers
 from manylora.server.api.http.error_answers import error_answer
-from manylora.server.api.http.event_stream import DONE, encode
+from manylora.server.api.http.event_stream import fault_events, is_last
 from manylora.server.errors import ServerStopping
 
 END_SECONDS = 2.0  # that a client gets to take the end of its answer
@@ -21,8 +22,8 @@ class Interruptible:
     """An application whose requests end properly when their tasks are cancelled.
 
     The server cancels the task of a request when it may run no longer. Whatever the request was doing, it
-    is then answered 503 if its answer has not begun. A stream that has begun ends with an error event and
-    ``[DONE]``. Wrap the whole application in it, so that nothing is outside.
+    is then answered 503 if its answer has not begun. A stream that has begun ends with an error event, and
+    ``[DONE]`` where its API has that. Wrap the whole application in it, so that nothing is outside.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -56,7 +57,7 @@ class _Answer:
         self._send = send
         self._headers: Mapping[str, str] | None = None  # None: it has not begun
         self._complete = False
-        self._said_done = False
+        self._said_last = False
 
     async def send(self, message: Message) -> None:
         """Pass ``message`` on, and remember what the client has now."""
@@ -64,20 +65,19 @@ class _Answer:
         if message["type"] == "http.response.start":
             self._headers = Headers(raw=list(message["headers"]))
         elif message["type"] == "http.response.body":
-            self._said_done = self._said_done or bytes(message.get("body", b"")).endswith(DONE)
+            self._said_last = self._said_last or is_last(bytes(message.get("body", b"")))
             self._complete = not message.get("more_body", False)
 
     async def end(self, scope: Scope, receive: Receive) -> None:
         """Send what makes the answer a complete one."""
         answer = error_answer(ServerStopping("The server is stopping; this answer was not completed"), OPEN)
         if self._headers is None:
-            response = answer.response()
+            response = answer.response(scope)
             response.headers["connection"] = "close"
-            if "manylora.request_id" in scope:  # this is outside of the middleware that adds it
-                response.headers["x-request-id"] = scope["manylora.request_id"]
+            response.headers.update(id_headers(scope))  # this is outside of the middleware that adds them
             await response(scope, receive, self.send)
         elif self._is_stream and not self._complete:
-            last = b"" if self._said_done else encode(answer.body) + DONE
+            last = b"" if self._said_last else fault_events(answer, scope)
             await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     @property

@@ -144,7 +144,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _time_out(self, message: str) -> None:
         """Answer 408, unless an answer has begun, and close."""
         if self.cycle is None or self.head_open or not self.cycle.response_started:
-            self.transport.write(_encode(error_answer(RequestTimeout(message), OPEN).response()))
+            scope = None if self.cycle is None or self.head_open else cast(Scope, self.cycle.scope)
+            self.transport.write(_encode(error_answer(RequestTimeout(message), OPEN).response(scope)))
         self.transport.close()
 
 
@@ -164,7 +165,7 @@ class ProbesOnly:
             await self.app(scope, receive, send)
             return
         error = TooManyConnections("Too many connections are open; try again later")
-        await error_answer(error, OPEN).response()(scope, receive, send)
+        await error_answer(error, OPEN).response(scope)(scope, receive, send)
 
 
 class _AnyLength(int):

@@ -35,9 +35,11 @@ class ReadingBody(TruncatedBody):
 
 
 class PoolingBody(ReadingBody):
-    """How hidden states become one vector; by default as the base's files say, else the last token's."""
+    """How hidden states become one vector; by default as the adapter's files say, else the base's."""
 
     pooling: Literal["last", "mean"] | None = Field(
-        None, description="The state of the last token, or the mean of all. Default: as the base's files say."
+        None,
+        description="The state of the last token, or the mean of all. Default: as the adapter's "
+        "files say, else the base's, else last.",
     )
-    normalize: bool | None = Field(None, description="To length 1. Default: as the base's files say; true.")
+    normalize: bool | None = Field(None, description="To length 1. Default: as with pooling, else true.")

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from manylora.server.api.access.scopes import INFER, needs
 from manylora.server.api.embed.body import PoolingBody
-from manylora.server.api.embed.reading import Reader, Text, pooled_vectors
+from manylora.server.api.embed.pooling import pooling_for
+from manylora.server.api.embed.reading import Reader, Text
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.json_response import Json
@@ -54,12 +55,14 @@ async def embeddings(
 ) -> Response:
     """A vector for each input: the pooled hidden states behind the last norm."""
     reader = Reader(service, request, body, f"embd-{uuid4().hex}")
-    pooling, finish = pooled_vectors(service, body)
-    read = await reader.pool([Text(given, "input") for given in body.input], pooling)
+    texts = [Text(given, "input") for given in body.input]
+    read = await reader.pool(texts, pooling_for(body, service.pooling))
     width = len(read.vectors[0])
     if (body.dimensions or 0) > width:
         raise RequestError(f"'dimensions' must be at most {width}, what this model has", "dimensions")
-    vectors = [finish(vector[: body.dimensions]) for vector in read.vectors]
+    vectors = [vector[: body.dimensions] for vector in read.vectors]
+    if read.pooling is not None and read.pooling.normalize:
+        vectors = [torch.nn.functional.normalize(vector, dim=-1) for vector in vectors]
     return Json(
         {
             "object": "list",

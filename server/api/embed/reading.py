@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from fastapi import Request
 
-from manylora.server.api.embed.body import PoolingBody, ReadingBody
+from manylora.adapters.format.pooling import PoolingConfig
+from manylora.server.api.embed.body import ReadingBody
+from manylora.server.api.embed.pooling import Choose
 from manylora.server.api.generate.generate import Resolved, resolved
 from manylora.server.api.generate.generation import submit
 from manylora.server.api.http.disconnect import unless_disconnected
@@ -21,10 +23,7 @@ from manylora.server.api.request.truncation import Ids
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import Delta, SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
-from manylora.server.model.text.pooling import Pooling
 from manylora.server.service import Service
-
-Finish = Callable[[torch.Tensor], torch.Tensor]  # a pooled state to the vector that is told
 
 _AT_ONCE = 64  # sequences of one request that wait in the engine: others get their turn in between
 
@@ -45,6 +44,7 @@ class Read:
     tokens: list[int]  # of each text
     cached: int  # tokens taken from the prefix cache
     model: str  # what answered, by revision
+    pooling: PoolingConfig | None = None  # how the vectors were made, and are to be told
 
     @property
     def usage(self) -> dict[str, object]:
@@ -72,41 +72,47 @@ class Reader:
             (), SamplingParams(max_tokens=0), salt=salt_of(body.cache_salt), request_id=request_id
         )
 
-    async def pool(self, texts: Sequence[Text], pooling: Pooling) -> Read:
-        """The pooled states of each text.
+    async def pool(self, texts: Sequence[Text], choose: Choose) -> Read:
+        """The pooled states of each text, as ``choose`` says for the mix.
 
         Raises:
-            RequestError: a text is empty, or too long, or the adapter does not do this.
+            RequestError: a text is empty, or too long, or the adapter does not do this, or its members differ
+                in how they do it.
             AdapterNotFound, AdapterTooLarge, MixError, AdapterUnavailable: the mix can't be served.
             ClientDisconnect, QueueFull, EngineDead: nobody is left to answer, or to do the work.
         """
         return await self._read(
             [[text] for text in texts],
-            lambda ids: replace(self._like, prompt_ids=ids, pooling=pooling),
+            lambda ids, how: replace(
+                self._like, prompt_ids=ids, pooling=None if how is None else how.pooling
+            ),
             lambda delta: delta.pooled,
+            choose,
         )
 
     async def last_logits(self, texts: Sequence[Sequence[Text]]) -> Read:
         """What should follow each text, which may be given in parts. Raises as :meth:`pool`."""
         return await self._read(
             texts,
-            lambda ids: replace(self._like, prompt_ids=ids, logits_from=len(ids) - 1),
+            lambda ids, _: replace(self._like, prompt_ids=ids, logits_from=len(ids) - 1),
             lambda delta: None if delta.logits is None else delta.logits.rows[0],
         )
 
     async def _read(
         self,
         texts: Sequence[Sequence[Text]],
-        request_of: Callable[[Ids], GenerateRequest],
+        request_of: Callable[[Ids, PoolingConfig | None], GenerateRequest],
         result_of: Callable[[Delta], torch.Tensor | None],
+        choose: Choose | None = None,
     ) -> Read:
         async with resolved(self._service, self._request, self._mix, embed=True) as found:
+            pooling = None if choose is None else choose(found.conventions)
             ids = [await self._ids(found, parts) for parts in texts]
-            requests = [request_of(own) for own in ids]
+            requests = [request_of(own, pooling) for own in ids]
             vectors, cached = await unless_disconnected(
                 self._request, self._gather(found, requests, result_of)
             )
-            return Read(vectors, [len(own) for own in ids], cached, found.held.served_model)
+            return Read(vectors, [len(own) for own in ids], cached, found.held.served_model, pooling)
 
     async def _ids(self, found: Resolved, parts: Sequence[Text]) -> Ids:
         conventions, special = found.conventions, self._body.add_special_tokens is not False
@@ -162,21 +168,3 @@ class Reader:
                         yield event
             finally:
                 await generation.aclose()
-
-
-def pooled_vectors(
-    service: Service, body: PoolingBody
-) -> tuple[Pooling, Callable[[torch.Tensor], torch.Tensor]]:
-    """How ``body`` wants states pooled, and what then makes vectors of them."""
-    config = service.pooling
-    pooling = config.pooling if body.pooling is None else Pooling(body.pooling.upper())
-    normalize = config.normalize if body.normalize is None else body.normalize
-    return pooling, _normalized if normalize else _as_is
-
-
-def _normalized(vector: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(vector, dim=-1)
-
-
-def _as_is(vector: torch.Tensor) -> torch.Tensor:
-    return vector

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from manylora.server.api.access.scopes import INFER, needs
 from manylora.server.api.embed.body import PoolingBody
-from manylora.server.api.embed.reading import Read, Reader, Text, pooled_vectors
+from manylora.server.api.embed.pooling import pooling_for
+from manylora.server.api.embed.reading import Read, Reader, Text
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import bounded, parse_body
 from manylora.server.api.http.json_response import Json
@@ -82,8 +83,8 @@ async def similarities(
     reader: Reader, service: Service, body: PoolingBody, first: Sequence[Text], second: Sequence[Text]
 ) -> tuple[list[float], Read]:
     """The cosine of each text of ``second`` with its own of ``first``, or with the only one of it."""
-    pooling, _ = pooled_vectors(service, body)
-    read = await reader.pool([*first, *second], pooling)
+    choose = pooling_for(body, service.pooling, cosines=True)
+    read = await reader.pool([*first, *second], choose)
     vectors = [vector / vector.norm().clamp_min(1e-12) for vector in read.vectors]
     own, others = vectors[: len(first)], vectors[len(first) :]
     partners = own * len(others) if len(own) == 1 else own

@@ -24,7 +24,7 @@ from manylora.server.api.request.mix_request import read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, check_fields, prompt_room, sampling_params
 from manylora.server.api.request.schemas import ChatBody
 from manylora.server.api.request.structured_output import compiled
-from manylora.server.api.request.token_ids import Rendering, chat_prompt, check_special_tokens
+from manylora.server.api.request.token_ids import ChatPrompt, Rendering, chat_prompt, check_special_tokens
 from manylora.server.api.request.tools import read_use
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.errors import RequestError
@@ -86,6 +86,8 @@ class ChatEndpoint:
         max_tokens: int | None,
         max_tokens_name: str,
         ignored: list[str],
+        *,
+        as_fits: bool = False,
     ) -> None:
         """
         Args:
@@ -93,6 +95,7 @@ class ChatEndpoint:
             body: what was asked for.
             max_tokens: the wanted length.
             max_tokens_name: the parameter under which the length came.
+            as_fits: whether an answer may be shorter where the context has no room for the wanted length.
             ignored: takes the paths of fields that the chat template has no place for, and of keywords of a
                 schema that answers are not held to.
         """
@@ -100,6 +103,7 @@ class ChatEndpoint:
         self._body = body
         self._max_tokens = max_tokens
         self._max_tokens_name = max_tokens_name
+        self._as_fits = as_fits
         self._ignored = ignored
         self._use = (
             None if body.is_plain else read_use(body.tools, body.tool_choice, body.parallel_tool_calls)
@@ -112,25 +116,32 @@ class ChatEndpoint:
         """How the answer is read; known once the requests are."""
         return self._plan
 
-    async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
-        """The conversation in tokens."""
-        body, service = self._body, self._service
+    async def prompt(self, conventions: TextConventions) -> ChatPrompt:
+        """The conversation in tokens, whether or not they leave room for an answer."""
         tools = None if self._use is None else self._use.for_template()
-        rendering = _rendering(body, tools)
-        prompt = await chat_prompt(
-            service, conventions, body.messages, rendering=rendering, ignored=self._ignored
+        rendering = _rendering(self._body, tools, reasons=conventions.answers.reasoning is not None)
+        return await chat_prompt(
+            self._service, conventions, self._body.messages, rendering=rendering, ignored=self._ignored
         )
+
+    async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
+        """What the engine is asked."""
+        body, service = self._body, self._service
+        wanted = None if self._as_fits else self._max_tokens
         virtual = conventions.virtual_tokens
-        room = prompt_room(service.max_model_len, virtual, self._max_tokens, max(1, body.min_tokens or 0))
-        prompt = prompt.cut(body.truncation(service.max_model_len, side="left"), room)
+        room = prompt_room(service.max_model_len, virtual, wanted, max(1, body.min_tokens or 0))
+        prompt = await self.prompt(conventions)
+        if body.truncate_prompt_tokens is not None:
+            prompt = prompt.cut(body.truncation(service.max_model_len, side="left"), room)
         ids = prompt.ids
         grammar = await self._shape(conventions, in_reasoning=prompt.in_reasoning)
         names = ("messages", self._max_tokens_name)
         budget = answer_budget(
             len(ids),
-            self._max_tokens,
+            wanted,
             service.max_model_len,
             names,
+            default=self._max_tokens,
             virtual_tokens=virtual,
         )
         top = 0 if body.top_logprobs is None else body.top_logprobs
@@ -143,7 +154,7 @@ class ChatEndpoint:
             prompt_logprobs=body.prompt_logprobs,
             shown_tokens=self._plan.shown,
             grammar=grammar,
-            bad_words=await bad_word_ids(conventions, body.bad_words),
+            bad_words=await bad_word_ids(conventions, body.bad_words) if body.bad_words else (),
         )
         n = 1 if body.n is None else body.n
         salt = salt_of(body.cache_salt)
@@ -188,8 +199,8 @@ def _check(body: ChatBody) -> None:
         )
 
 
-def _rendering(body: ChatBody, tools: list[dict[str, Any]] | None) -> Rendering:
-    """How the conversation is written, and what tools the model hears of."""
+def _rendering(body: ChatBody, tools: list[dict[str, Any]] | None, *, reasons: bool) -> Rendering:
+    """How the conversation is written, and what tools the model hears of; ``reasons``: the model does."""
     given = {} if body.chat_template_kwargs is None else body.chat_template_kwargs
     variables: dict[str, Mapping[str, Any]] = {
         f"chat_template_kwargs.{name}": {name: value} for name, value in given.items()
@@ -206,20 +217,21 @@ def _rendering(body: ChatBody, tools: list[dict[str, Any]] | None) -> Rendering:
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
         variables=variables,
-        opposites=_opposites(body),
+        opposites=_opposites(body, reasons=reasons),
         tools=tools,
         special_tokens=body.allow_special_tokens,
     )
 
 
-def _opposites(body: ChatBody) -> dict[str, dict[str, Any]]:
+def _opposites(body: ChatBody, *, reasons: bool) -> dict[str, dict[str, Any]]:
     """Of what asks for reasoning: the opposite, by which it is seen whether the template knows of it.
 
-    A model that doesn't reason does what is asked for without reasoning.
+    A model that doesn't reason does what is asked for without reasoning; one that reasons whatever its
+    template is told does what is asked for with it.
     """
     opposites: dict[str, dict[str, Any]] = {}
     if body.reasoning_effort not in (None, "none"):
         opposites["reasoning_effort"] = {"enable_thinking": False, "reasoning_effort": "none"}
-    if (body.chat_template_kwargs or {}).get("enable_thinking"):
+    if (body.chat_template_kwargs or {}).get("enable_thinking") and not reasons:
         opposites["chat_template_kwargs.enable_thinking"] = {"enable_thinking": False}
     return opposites

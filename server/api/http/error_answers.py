@@ -1,8 +1,8 @@
 """How exceptions are answered over HTTP: one table of statuses, and OpenAI's error shape.
 
 Every answer that is not a success has the body ``{"error": {message, type, param, code}}`` with all
-four keys. Messages are sentences for the caller. They tell nothing of an unexpected fault's inside, and only
-admins where things are on the server.
+four keys; under the routes of Anthropic's API it has that API's. Messages are sentences for the caller. They
+tell nothing of an unexpected fault's inside, and only admins where things are on the server.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from manylora.adapters.disk import is_full
 from manylora.adapters.errors import (
@@ -39,10 +40,12 @@ from manylora.adapters.errors import (
     StoreError,
 )
 from manylora.server.api.access.scopes import ADMIN, KeyScope, caller_scope
+from manylora.server.api.http.anthropic import anthropic_error, asks_anthropic, id_headers
 from manylora.server.api.http.body import path_of
 from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_REPORTED_FAULTS
+from manylora.server.api.http.missing_routes import why_missing
 from manylora.server.errors import (
     AdapterUnavailable,
     AdminKeyNeeded,
@@ -158,9 +161,15 @@ class ErrorAnswer:
         error = {"message": self.message, "type": self.kind.type, "param": self.param, "code": self.code}
         return {"error": error}
 
-    def response(self) -> Response:
-        """The HTTP answer, for a route or a middleware to send."""
-        return Json(self.body, self.kind.status, self.headers)
+    def told(self, scope: Scope | None) -> dict[str, Any]:
+        """The JSON object in the shape of the API whose route a request asks; None: it asks none yet."""
+        if scope is None or not asks_anthropic(scope):
+            return self.body
+        return anthropic_error(self.kind.status, self.body["error"], scope)
+
+    def response(self, scope: Scope | None) -> Response:
+        """The HTTP answer to the request of ``scope``, for a route or a middleware to send."""
+        return Json(self.told(scope), self.kind.status, self.headers)
 
 
 def error_answer(error: Exception, caller: KeyScope) -> ErrorAnswer:
@@ -247,18 +256,27 @@ def _describe_http(error: HTTPException) -> ErrorAnswer:
     return ErrorAnswer(kind, str(error.detail), None, kind.code, dict(error.headers or {}))
 
 
+def _without_route(answer: ErrorAnswer, request: Request) -> ErrorAnswer:
+    """The answer where there is no route, or none for the method; it says so of those that others have."""
+    asked = f"{request.method} {request.scope['path'][:200]}"
+    why = why_missing(request.scope) if answer.kind.status == 404 else None
+    if why is None:
+        return replace(answer, message=f"There is nothing at {asked}")
+    return replace(
+        answer, message=f"{asked} is not supported by this server: {why}", code="unsupported_endpoint"
+    )
+
+
 async def answer_error(request: Request, error: Exception) -> Response:
     """Answer whatever exception a route raises: the application's one exception handler."""
     answer = error_answer(error, caller_scope(request.scope))
     if isinstance(error, HTTPException) and error.status_code in {404, 405}:
-        message = f"There is nothing at {request.method} {request.scope['path'][:200]}"
-        answer = replace(answer, message=message)
+        answer = _without_route(answer, request)
     redact = request.app.state.error_redactor.redact  # a client may have put its key where a name belongs
     param = None if answer.param is None else redact(answer.param)
     answer = replace(answer, message=redact(answer.message), param=param)
     if answer.kind.rejection is not None:
         request.app.state.service.metrics.requests.rejected(answer.kind.rejection)
-    response = answer.response()
-    if "manylora.request_id" in request.scope:  # an unexpected fault is answered outside the middleware
-        response.headers["x-request-id"] = request.scope["manylora.request_id"]
+    response = answer.response(request.scope)
+    response.headers.update(id_headers(request.scope))  # unexpected faults are answered outside middleware
     return response

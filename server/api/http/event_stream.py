@@ -1,10 +1,13 @@
-"""Server-sent events: one JSON object an event, ``[DONE]`` last, faults as an event of their own."""
+"""Server-sent events: one JSON object an event, ``[DONE]`` last, faults as an event of their own.
+
+Events of some APIs have names, which their objects repeat as ``type``. Anthropic's end without ``[DONE]``.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -14,7 +17,8 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from manylora.server.api.access.scopes import KeyScope
-from manylora.server.api.http.error_answers import error_answer
+from manylora.server.api.http.anthropic import MESSAGE_STOP, asks_anthropic
+from manylora.server.api.http.error_answers import ErrorAnswer, error_answer
 from manylora.server.api.http.limits import PING_SECONDS
 from manylora.server.engine.sequence import Delta
 
@@ -43,6 +47,24 @@ class ChunkFormat(Protocol):
 def encode(payload: Any) -> bytes:
     """One server-sent event that holds ``payload`` as JSON."""
     return b"data: " + orjson.dumps(payload) + b"\n\n"
+
+
+def encode_named(events: Iterable[Mapping[str, Any]]) -> bytes:
+    """Server-sent events under the names that their objects have as ``type``."""
+    return b"".join(
+        b"event: " + event["type"].encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n" for event in events
+    )
+
+
+def is_last(written: bytes) -> bool:
+    """Whether a stream that has written this needs nothing more."""
+    return written.endswith((DONE, MESSAGE_STOP))
+
+
+def fault_events(error: ErrorAnswer, scope: Scope) -> bytes:
+    """What ends a stream, that the request of ``scope`` began, by a fault."""
+    told = error.told(scope)
+    return encode_named([told]) if asks_anthropic(scope) else encode(told) + DONE
 
 
 def stream_events(generation: DeltaSource, form: ChunkFormat, caller: KeyScope) -> AsyncIterator[bytes]:
@@ -77,6 +99,10 @@ async def with_last_events(events: AsyncGenerator[bytes, None], caller: KeyScope
     yield DONE
 
 
+def _comment() -> ServerSentEvent:
+    return ServerSentEvent(comment="keep-alive", sep="\n")
+
+
 class EventStream(EventSourceResponse):
     """A streamed answer that owns what makes it: however the stream ends, nothing keeps running."""
 
@@ -85,18 +111,20 @@ class EventStream(EventSourceResponse):
         events: AsyncIterator[bytes],
         close: Callable[[], Awaitable[None]],
         headers: Mapping[str, str],
+        ping: Callable[[], ServerSentEvent] = _comment,
     ) -> None:
         """
         Args:
             events: what is sent.
             close: ends the work behind the events; called however the stream ends.
             headers: of the answer.
+            ping: what is sent when there has been nothing else for a while.
         """
         super().__init__(
             events,
             headers=headers,
             ping=PING_SECONDS,
-            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+            ping_message_factory=ping,
             sep="\n",
             # A server that stops ends its requests itself, and tells their clients so.
             shutdown_grace_period=math.inf,

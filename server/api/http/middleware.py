@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from manylora.server.api.http.anthropic import REQUEST_ID, id_headers
 from manylora.server.api.http.limits import MAX_BODY_BYTES
 from manylora.server.api.http.multipart import is_json
 from manylora.server.api.http.state import IGNORED_FIELDS
@@ -65,7 +66,10 @@ class TrailingSlash:
 
 
 class RequestId:
-    """Middleware that gives every answer an ``x-request-id``: the client's own, or a new one."""
+    """Middleware that gives every answer an ``x-request-id``: the client's own, or a new one.
+
+    Anthropic's clients read it in ``request-id``.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -76,11 +80,12 @@ class RequestId:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid4().hex}"
-        scope["manylora.request_id"] = request_id
+        scope[REQUEST_ID] = request_id
+        headers = id_headers(scope)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                MutableHeaders(scope=message).update(headers)
             await send(message)
 
         await self.app(scope, receive, send_with_id)

@@ -135,8 +135,11 @@ class Application(FastAPI):
         aliases = self._service.adapters.aliases.list() if caller is ADMIN else []
         _add_name_examples(document, [each.name for each in adapters], [each.name for each in aliases])
         if config.api_key or config.admin_api_key:
-            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            document["security"] = [{"key": []}]
+            components["securitySchemes"] = {
+                "key": {"type": "http", "scheme": "bearer"},
+                "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            }
+            document["security"] = [{"key": []}, {"x-api-key": []}]
         return document
 
 

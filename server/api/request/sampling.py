@@ -25,7 +25,8 @@ def check_fields(body: GenerationBody, max_model_len: int) -> None:
         raise RequestError(
             f"'best_of' is not supported unless it equals 'n' ({n})", "best_of", "unsupported_parameter"
         )
-    body.truncation(max_model_len)
+    if not (body.truncate_prompt_tokens is None and body.truncation_side is None):
+        body.truncation(max_model_len)
     if body.prompt_logprobs is not None and body.stream:
         raise RequestError("'prompt_logprobs' is not available in a stream", "prompt_logprobs")
 

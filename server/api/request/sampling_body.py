@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StringConstraints
@@ -11,22 +12,26 @@ from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded, check_size
 
 
-def _as_list(value: Any) -> Any:
-    """A string or a list as a list, without empty strings: they stop nothing."""
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list):
-        raise PydanticCustomError("stop", "must be a string or a list of strings")
-    return [item for item in check_size(value, limits.MAX_STOP, "stop") if item != ""]
+def _stop_list(name: str) -> Callable[[Any], Any]:
+    """What reads the field ``name``: a string or strings as a list, without empty ones: they stop nothing."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, list):
+            raise PydanticCustomError("stop", "must be a string or a list of strings")
+        return [item for item in check_size(value, limits.MAX_STOP, name) if item != ""]
+
+    return read
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, le=limits.MAX_TOKENS)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_STOP_LENGTH)]
-StopStrings = Annotated[
-    list[StopString],
-    Field(max_length=limits.MAX_STOP),
-    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+StopList = Annotated[list[StopString], Field(max_length=limits.MAX_STOP)]
+StopStrings = Annotated[StopList, BeforeValidator(_stop_list("stop"), json_schema_input_type=str | list[str])]
+StopSequences = Annotated[
+    StopList, BeforeValidator(_stop_list("stop_sequences"), json_schema_input_type=list[str])
 ]
 BadWord = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_BAD_WORD_LENGTH)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]

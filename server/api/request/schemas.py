@@ -14,9 +14,10 @@ from pydantic_core import PydanticCustomError
 from manylora.adapters.format.text.chat import join_parts, template_message
 from manylora.adapters.mix import MAX_ENTRIES
 from manylora.server.api.http import limits
-from manylora.server.api.http.body import RequestBody, bounded, check_size
+from manylora.server.api.http.body import RequestBody, bounded
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
+from manylora.server.api.request.hand_read import each_object
 from manylora.server.api.request.sampling_body import Number, SamplingBody
 from manylora.server.api.request.structured_output import StructuredBody
 from manylora.server.api.request.template_variables import TemplateVariables
@@ -147,12 +148,7 @@ def sift_messages(value: Any, where: str = "messages") -> Any:
     Raises:
         RequestError: a field that is not supported, by its path.
     """
-    if not isinstance(check_size(value, limits.MAX_MESSAGES, where), list):
-        return value
-    return [
-        _sift_message(item, f"{where}[{index}]") if isinstance(item, dict) else item
-        for index, item in enumerate(value)
-    ]
+    return each_object(value, limits.MAX_MESSAGES, where, _sift_message)
 
 
 def _sift_message(message: dict[str, Any], where: str) -> dict[str, Any]:
@@ -175,11 +171,8 @@ def _sift_message(message: dict[str, Any], where: str) -> dict[str, Any]:
     return kept
 
 
-def _sift_parts(parts: list[Any], where: str) -> list[Any]:
-    return [
-        _PART.sift(part, f"{where}[{index}].") if isinstance(part, dict) else part
-        for index, part in enumerate(check_size(parts, limits.MAX_PARTS, where))
-    ]
+def _sift_parts(parts: list[Any], where: str) -> Any:
+    return each_object(parts, limits.MAX_PARTS, where, lambda part, path: _PART.sift(part, f"{path}."))
 
 
 Messages = Annotated[

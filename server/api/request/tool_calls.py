@@ -8,9 +8,10 @@ import orjson
 from pydantic import Field
 
 from manylora.server.api.http import limits
-from manylora.server.api.http.body import RequestBody, check_size
+from manylora.server.api.http.body import RequestBody
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
+from manylora.server.api.request.hand_read import each_object
 from manylora.server.errors import RequestError
 
 _CALL = rules_of(Place.TOOL_CALL)
@@ -45,12 +46,7 @@ def sift_calls(value: Any, where: str) -> Any:
     Raises:
         RequestError: naming what is wrong by its path.
     """
-    if not isinstance(check_size(value, limits.MAX_TOOL_CALLS, where), list):
-        return value
-    return [
-        _sift_call(item, f"{where}[{index}]") if isinstance(item, dict) else item
-        for index, item in enumerate(value)
-    ]
+    return each_object(value, limits.MAX_TOOL_CALLS, where, _sift_call)
 
 
 def _sift_call(call: dict[str, Any], where: str) -> dict[str, Any]:

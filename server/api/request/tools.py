@@ -13,16 +13,20 @@ from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, check_size
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
+from manylora.server.api.request.hand_read import each_object
 from manylora.server.errors import RequestError
 
 _TOOL, _FUNCTION = rules_of(Place.TOOL), rules_of(Place.FUNCTION)
 _CHOICE: Final = "tool_choice"
 
 
+ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]  # OpenAI takes 64, Anthropic 128
+
+
 class Function(RequestBody):
     """What a tool is called, what it does, and what it takes."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = Field(
         None, description="A JSON Schema of an object. Left out: the tool takes nothing."
@@ -58,12 +62,7 @@ def sift_tools(value: Any) -> Any:
     Raises:
         RequestError: naming what is wrong by its path.
     """
-    if not isinstance(check_size(value, limits.MAX_TOOLS, "tools"), list):
-        return value
-    return [
-        _sift_tool(item, f"tools[{index}]") if isinstance(item, dict) else item
-        for index, item in enumerate(value)
-    ]
+    return each_object(value, limits.MAX_TOOLS, "tools", _sift_tool)
 
 
 def _sift_tool(tool: dict[str, Any], where: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-import orjson
 from fastapi import Request, Response
 
 from manylora.server.api.access.scopes import KeyScope, caller_scope
@@ -18,11 +17,11 @@ from manylora.server.api.generate.chat import ChatEndpoint
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_answers import error_answer
-from manylora.server.api.http.event_stream import DONE, EventStream
+from manylora.server.api.http.event_stream import DONE, EventStream, encode_named
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.model_header import model_header
 from manylora.server.api.request.schemas import ChatBody, Message
-from manylora.server.api.responses.blame import told_in_own_words
+from manylora.server.api.responses.blame import WORDING
 from manylora.server.api.responses.draft import Draft, Event
 from manylora.server.api.responses.input_items import new_id
 from manylora.server.api.responses.schemas import ResponsesBody
@@ -54,7 +53,7 @@ class ResponsesEndpoint:
         """
         self._service, self._body, self._before, self._ignored = service, body, before, ignored
         self.id = new_id("resp")
-        with told_in_own_words():
+        with WORDING.used():
             self._chat_body = body.for_chat(before)
             self._chat = self._ask(self._chat_body, ignored)
         self._requests: list[GenerateRequest] = []
@@ -64,7 +63,7 @@ class ResponsesEndpoint:
 
     async def requests(self, conventions: TextConventions) -> Sequence[GenerateRequest]:
         """The conversation in tokens; with ``truncation`` as much of it as fits."""
-        with told_in_own_words():
+        with WORDING.used():
             try:
                 found = await self._chat.requests(conventions)
             except ContextTooLong:
@@ -196,19 +195,19 @@ class ResponsesEndpoint:
         yield self._stored(draft)
 
     async def _events(self, draft: Draft, generation: Generation, caller: KeyScope) -> AsyncIterator[bytes]:
-        yield _encoded(draft.begin())
+        yield encode_named(draft.begin())
         try:
             async with aclosing(generation.events()) as events:
                 async for _, delta in events:
                     made = draft.add(delta)
                     if made:
-                        yield _encoded(made)
+                        yield encode_named(made)
             *last, terminal = draft.end()
-            yield _encoded(last)
+            yield encode_named(last)
             await self._keep(draft)
-            yield _encoded([{**terminal, "response": draft.response()}])
+            yield encode_named([{**terminal, "response": draft.response()}])
         except Exception as error:
-            yield _encoded(_fail(draft, error, caller))
+            yield encode_named(_fail(draft, error, caller))
         yield DONE
 
 
@@ -218,12 +217,6 @@ def _fail(draft: Draft, error: Exception, caller: KeyScope) -> list[Event]:
         logger.exception("fault in a response", exc_info=error)
     told = answer.body["error"]
     return draft.fail(str(told["code"] or told["type"]), str(told["message"]))
-
-
-def _encoded(events: list[Event]) -> bytes:
-    return b"".join(
-        b"event: " + event["type"].encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n" for event in events
-    )
 
 
 def _turns(messages: Sequence[Message]) -> list[int]:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from uuid import uuid4
 
-from manylora.adapters.format.faults import shown
 from manylora.adapters.format.text.chat import join_parts
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import check_size
 from manylora.server.api.request.fields.field import Place
-from manylora.server.api.request.fields.table import rules_of
+from manylora.server.api.request.hand_read import known_fields, one_of, text_of
 from manylora.server.errors import RequestError
 from manylora.server.responses.stored import Item
 
@@ -48,8 +47,8 @@ def _item(value: Any, where: str) -> Item:
 
 
 def _message(value: dict[str, Any], where: str) -> Item:
-    kept = _sifted(value, Place.ITEM_MESSAGE, where)
-    role = _one_of(kept.get("role"), _ROLES, f"{where}.role")
+    kept = known_fields(value, Place.ITEM_MESSAGE, where)
+    role = one_of(kept.get("role"), _ROLES, f"{where}.role")
     kind = _OUTPUT if role == "assistant" else _INPUT
     content = kept.get("content")
     if isinstance(content, str):
@@ -59,29 +58,29 @@ def _message(value: dict[str, Any], where: str) -> Item:
 
 
 def _call(value: dict[str, Any], where: str) -> Item:
-    kept = _sifted(value, Place.ITEM_CALL, where)
+    kept = known_fields(value, Place.ITEM_CALL, where)
     return {
         **_head(kept, "function_call", "fc", where),
-        "call_id": _text(kept, "call_id", where, limits.MAX_CALL_ID_LENGTH),
-        "name": _text(kept, "name", where, limits.MAX_FUNCTION_NAME_LENGTH),
-        "arguments": _text(kept, "arguments", where),
+        "call_id": text_of(kept, "call_id", where, limits.MAX_CALL_ID_LENGTH),
+        "name": text_of(kept, "name", where, limits.MAX_FUNCTION_NAME_LENGTH),
+        "arguments": text_of(kept, "arguments", where),
     }
 
 
 def _result(value: dict[str, Any], where: str) -> Item:
-    kept = _sifted(value, Place.ITEM_OUTPUT, where)
+    kept = known_fields(value, Place.ITEM_OUTPUT, where)
     output = kept.get("output")
     if not isinstance(output, str):
         output = _parts(output, _INPUT, f"{where}.output")
     return {
         **_head(kept, "function_call_output", "fco", where),
-        "call_id": _text(kept, "call_id", where, limits.MAX_CALL_ID_LENGTH),
+        "call_id": text_of(kept, "call_id", where, limits.MAX_CALL_ID_LENGTH),
         "output": output,
     }
 
 
 def _reasoning(value: dict[str, Any], where: str) -> Item:
-    kept = _sifted(value, Place.ITEM_REASONING, where)
+    kept = known_fields(value, Place.ITEM_REASONING, where)
     summary = _thoughts(kept.get("summary") or [], "summary_text", f"{where}.summary")
     content = _thoughts(kept.get("content") or [], "reasoning_text", f"{where}.content")
     return {**_head(kept, "reasoning", "rs", where), "summary": summary, "content": content}
@@ -95,24 +94,9 @@ _READERS: Final[Mapping[str, Callable[[dict[str, Any], str], Item]]] = {
 }
 
 
-def _sifted(value: dict[str, Any], place: Place, where: str) -> dict[str, Any]:
-    """The fields of an object that do something; null is like left out.
-
-    Raises:
-        RequestError: one that is not known, or not supported.
-    """
-    rules = rules_of(place)
-    kept = rules.sift({name: each for name, each in value.items() if each is not None}, f"{where}.")
-    unknown = next((name for name in kept if name not in rules.fields), None)
-    if unknown is not None:
-        path = f"{where}.{unknown[: limits.MAX_NAME_SHOWN]}"
-        raise RequestError(f"Unrecognized field: '{path}'", path, "unknown_parameter")
-    return kept
-
-
 def _head(kept: Mapping[str, Any], kind: str, prefix: str, where: str) -> Item:
     """What all items have: ``id`` (a new one, if the client has none), ``type``, ``status``."""
-    own = _text(kept, "id", where, limits.MAX_RESPONSE_ID_LENGTH) if kept.get("id") else new_id(prefix)
+    own = text_of(kept, "id", where, limits.MAX_RESPONSE_ID_LENGTH) if kept.get("id") else new_id(prefix)
     return {"id": own, "type": kind, "status": "completed"}
 
 
@@ -135,7 +119,7 @@ def _part(value: Any, kind: str, where: str) -> dict[str, Any]:
             f"{where}.type",
             "unsupported_parameter",
         )
-    text = _text(_sifted(value, Place.ITEM_PART, where), "text", where)
+    text = text_of(known_fields(value, Place.ITEM_PART, where), "text", where)
     return {"type": kind, "text": text, **({"annotations": []} if kind == _OUTPUT else {})}
 
 
@@ -147,22 +131,8 @@ def _thoughts(value: Any, kind: str, where: str) -> list[dict[str, Any]]:
         path = f"{where}[{index}]"
         if not isinstance(each, dict) or set(each) != {"type", "text"} or each["type"] != kind:
             raise RequestError(f"'{path}' must have 'text' and the type {kind}", path)
-        thoughts.append({"type": kind, "text": _text(each, "text", path)})
+        thoughts.append({"type": kind, "text": text_of(each, "text", path)})
     return thoughts
-
-
-def _text(holder: Mapping[str, Any], name: str, where: str, longest: int | None = None) -> str:
-    value, path = holder.get(name), f"{where}.{name}"
-    if not isinstance(value, str) or (longest is not None and not 0 < len(value) <= longest):
-        bound = "" if longest is None else f" of 1 to {longest} characters"
-        raise RequestError(f"'{path}' must be a string{bound}", path)
-    return value
-
-
-def _one_of(value: Any, allowed: tuple[str, ...], path: str) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        raise RequestError(f"'{path}' must be one of {', '.join(allowed)}, not {shown(str(value))}", path)
-    return value
 
 
 def messages_of(instructions: str | None, items: Iterable[Item]) -> list[dict[str, Any]]:

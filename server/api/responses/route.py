@@ -10,7 +10,7 @@ from pydantic import Field
 from manylora.adapters.format.faults import shown
 from manylora.server.api.access.scopes import INFER, needs
 from manylora.server.api.files.pages import Parameters
-from manylora.server.api.generate.generate import generate
+from manylora.server.api.generate.generate import generate, resolved
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.json_response import Json
@@ -68,6 +68,32 @@ async def create(
     before = await _before(service, body.previous_response_id)
     endpoint = ResponsesEndpoint(service, body, before, ignored_fields(request))
     return await generate(service, request, mix, endpoint)
+
+
+@router.post(
+    "/input_tokens", summary="Count the tokens of items", openapi_extra=documented(ResponsesBody, _EXAMPLES)
+)
+@needs(INFER)
+async def input_tokens(
+    request: Request,
+    service: ServiceState,
+    body: Annotated[ResponsesBody, Depends(parse_body(ResponsesBody, rules_of(Place.RESPONSES).sift))],
+) -> Response:
+    """How many tokens a request would read."""
+    check_special_tokens(request, body.allow_special_tokens)
+    mix = read_mix(service, body.model, body.adapters, body.end_user)
+    before = await _before(service, body.previous_response_id)
+    endpoint = ResponsesEndpoint(service, body, before, ignored_fields(request))
+    async with resolved(service, request, mix) as found:
+        (prompt,) = await endpoint.requests(found.conventions)
+    return Json({"object": "response.input_tokens", "input_tokens": len(prompt.prompt_ids)})
+
+
+@router.post("/compact", summary="Not supported")
+@needs(INFER)
+async def compact() -> Response:
+    """Conversations are not compacted here: ``truncation`` shortens them."""
+    raise ObjectNotFound("Conversations are not compacted by this server: 'truncation' shortens them")
 
 
 @router.get("/{response_id}", summary="Look at a response")

@@ -8,20 +8,18 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from manylora.adapters.mix import MAX_ENTRIES
 from manylora.server.api.http import limits
-from manylora.server.api.http.body import RequestBody, bounded, check_size
+from manylora.server.api.http.body import RequestBody, bounded
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
+from manylora.server.api.request.hand_read import each_object, sifted
 from manylora.server.api.request.sampling_body import SamplingBody
 from manylora.server.api.request.schemas import AdapterWeight, AllowSpecialTokens, ChatBody
+from manylora.server.api.request.tools import ToolName
 from manylora.server.api.responses.input_items import messages_of, read_input
 from manylora.server.errors import RequestError
 from manylora.server.responses.stored import Item
 
 _LOGPROBS = "message.output_text.logprobs"
-
-
-def _sifted(values: Any, place: Place, where: str) -> Any:
-    return rules_of(place).sift(values, f"{where}.") if isinstance(values, dict) else values
 
 
 class Reasoning(RequestBody):
@@ -32,7 +30,7 @@ class Reasoning(RequestBody):
     @model_validator(mode="before")
     @classmethod
     def _sift(cls, values: Any) -> Any:
-        return _sifted(values, Place.REASONING, "reasoning")
+        return sifted(values, Place.REASONING, "reasoning")
 
 
 class TextFormat(RequestBody):
@@ -47,7 +45,7 @@ class TextFormat(RequestBody):
     @model_validator(mode="before")
     @classmethod
     def _sift(cls, values: Any) -> Any:
-        return _sifted(values, Place.TEXT_FORMAT, "text.format")
+        return sifted(values, Place.TEXT_FORMAT, "text.format")
 
     def for_chat(self) -> dict[str, Any]:
         """``response_format`` of a chat request."""
@@ -65,14 +63,14 @@ class Text(RequestBody):
     @model_validator(mode="before")
     @classmethod
     def _sift(cls, values: Any) -> Any:
-        return _sifted(values, Place.TEXT, "text")
+        return sifted(values, Place.TEXT, "text")
 
 
 class FunctionTool(RequestBody):
     """A function that the answer may call."""
 
     type: Literal["function"] = "function"
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -84,12 +82,7 @@ class FunctionTool(RequestBody):
 
 
 def _sift_tools(value: Any) -> Any:
-    if not isinstance(check_size(value, limits.MAX_TOOLS, "tools"), list):
-        return value
-    return [
-        _sift_tool(each, f"tools[{index}]") if isinstance(each, dict) else each
-        for index, each in enumerate(value)
-    ]
+    return each_object(value, limits.MAX_TOOLS, "tools", _sift_tool)
 
 
 def _sift_tool(tool: dict[str, Any], where: str) -> Any:
@@ -98,7 +91,7 @@ def _sift_tool(tool: dict[str, Any], where: str) -> Any:
         raise RequestError(
             f"'{path}' is not supported by this server: tools are functions", path, "unsupported_parameter"
         )
-    return _sifted(tool, Place.ITEM_TOOL, where)
+    return sifted(tool, Place.ITEM_TOOL, where)
 
 
 def _tool_choice(value: Any) -> Any:

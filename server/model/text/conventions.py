@@ -23,6 +23,7 @@ from manylora.adapters.format.files import (
     read_config,
     read_text_files,
 )
+from manylora.adapters.format.pooling import PoolingConfig, parse_pooling
 from manylora.adapters.format.text.content_marks import Marked
 from manylora.adapters.format.text.conventions import AdapterText, BaseText
 from manylora.adapters.format.text.read_text import read_text
@@ -58,6 +59,7 @@ class TextConventions:
     virtual_tokens: int = 0  # that the soft prompt of a member takes of the context
     prompt: MixMember | None = None  # the member that brings it
     embeds: bool = False  # a member was trained to embed texts, not to write any
+    poolings: tuple[tuple[str, PoolingConfig], ...] = ()  # of members that say how they embed, by label
     answers: AnswerFormat = field(default_factory=AnswerFormat)  # how calls and reasoning are written
     answers_conflict: str | None = None  # why the mix has no such format
 
@@ -182,6 +184,7 @@ class ConventionsCache:
             0 if prompt is None else prompt.virtual_tokens,
             None if prompt is None else prompt.member,
             any(text.embeds for text in texts),
+            tuple((text.member.label, text.pooling) for text in texts if text.pooling is not None),
             answers,
             answers_conflict,
         )
@@ -200,7 +203,8 @@ class ConventionsCache:
     async def _text(self, member: MixMember) -> _Text:
         text = self._texts.get(member.digest)
         if text is None:
-            read, classes, config = await asyncio.to_thread(_read, self._locate(member.digest), self._base)
+            files = await asyncio.to_thread(_read, self._locate(member.digest), self._base)
+            read, classes, config = files.text, files.classes, files.config
             if classes is not None and classes.pad_id is None:
                 classes = replace(classes, pad_id=self._pad_id)
             text = _Text(
@@ -214,6 +218,7 @@ class ConventionsCache:
                 config.get("alora_invocation_tokens") is not None,
                 embeds(config),
                 read.answers,
+                files.pooling,
             )
             self._texts[member.digest] = text
         return replace(text, member=member)
@@ -221,8 +226,8 @@ class ConventionsCache:
     async def _tokenizer_of(self, text: _Text) -> Tokenizer:
         tokenizer = self._tokenizers.get(text.tokenizer)
         if tokenizer is None:
-            read, _, _ = await asyncio.to_thread(_read, self._locate(text.member.digest), self._base)
-            tokenizer = await asyncio.to_thread(self._tokenizer.with_text, read)
+            read = await asyncio.to_thread(_read, self._locate(text.member.digest), self._base)
+            tokenizer = await asyncio.to_thread(self._tokenizer.with_text, read.text)
             self._tokenizers[text.tokenizer] = tokenizer
         return tokenizer
 
@@ -255,19 +260,31 @@ class _Text:
     activates: bool  # it is an aLoRA
     embeds: bool  # its task is to embed texts
     answers: AnswerFormat | None = None  # how it writes answers
+    pooling: PoolingConfig | None = None  # how it embeds, where it says so
 
 
-def _read(directory: Path, base: BaseText) -> tuple[AdapterText, Classes | None, Mapping[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What the files of one revision say."""
+
+    text: AdapterText
+    classes: Classes | None
+    pooling: PoolingConfig | None
+    config: Mapping[str, Any]
+
+
+def _read(directory: Path, base: BaseText) -> _Read:
     faults = Faults()
     try:
         config = read_config(directory / CONFIG_NAME)
         files = read_text_files(directory, config)
+        pooling = parse_pooling(files)
     except FileFault as fault:
         raise ArtifactError([str(fault)]) from None
     text = read_text(files, base, None, faults)
     classes = read_classes(files, faults) if classifies(config) else None
     faults.raise_any()
-    return text, classes, config
+    return _Read(text, classes, pooling, config)
 
 
 def _soft_prompt(texts: Sequence[_Text]) -> _Text | None:

@@ -17,13 +17,13 @@ from manylora.adapters.errors import AdapterNotFound, ArtifactError, StoreError
 from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.files import (
-    CLASSES_NAME,
     CONFIG_NAME,
-    KEPT_NAMES,
     MAX_TEXT_BYTES,
+    POOLING_NAMES,
     TEXT_NAMES,
     WEIGHTS_NAME,
 )
+from manylora.adapters.format.pooling import Pooling, PoolingConfig, read_pooling, write_pooling
 from manylora.adapters.store.store import RevisionStore
 from tests.support.adapters import write_adapter
 from tests.support.paths import ROOT
@@ -133,7 +133,33 @@ def test_the_files_of_text_are_kept_and_change_the_digest(tmp_path: Path, adapte
             assert (path / name).read_text() == "text"
             seen.add(digest)
         assert len(seen) == 1 + len(TEXT_NAMES)
-        assert sorted(file.name for file in path.iterdir()) == sorted({*KEPT_NAMES} - {CLASSES_NAME})
+        assert sorted(file.name for file in path.iterdir()) == sorted(
+            {CONFIG_NAME, WEIGHTS_NAME, *TEXT_NAMES}
+        )
+
+
+def test_the_pooling_of_one_that_embeds_is_kept_and_changes_the_digest(tmp_path: Path, adapter: Path) -> None:
+    """What lies in a folder is kept in it, and everything else there is dropped."""
+    write_pooling(PoolingConfig(Pooling.MEAN), 8, adapter)
+    (adapter / "1_Pooling" / "notes.txt").write_text("not part of the artifact")
+    with RevisionStore(tmp_path / "store") as store:
+        writes, path = add_revision(store, adapter)
+        assert sorted(file.name for file in path.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
+        config = json.loads((adapter / CONFIG_NAME).read_text())
+        (adapter / CONFIG_NAME).write_text(json.dumps(config | {"task_type": "FEATURE_EXTRACTION"}))
+        seen = {writes}
+        for pooling in (PoolingConfig(Pooling.MEAN), PoolingConfig(Pooling.LAST)):
+            write_pooling(pooling, 8, adapter)
+            digest, path = add_revision(store, adapter)
+            kept = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+            assert kept == {CONFIG_NAME, WEIGHTS_NAME, *POOLING_NAMES}
+            assert digest == digest_of(path)
+            assert read_pooling(path) == pooling
+            seen.add(digest)
+        assert len(seen) == 3
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        assert store.discard([digest], set) == {digest: size}
+        assert no_temporaries(store)
 
 
 def test_files_of_text_are_bounded(tmp_path: Path, adapter: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
 
+from manylora.adapters.format.pooling import Pooling
 from manylora.adapters.training.estimate.memory import Plan, estimate, target_table
 from manylora.adapters.training.estimate.tables import estimate_tables, size
+from manylora.adapters.training.model.embedding import pooled
+from manylora.adapters.training.trainers.contrast import ranking_loss, ranking_scores
 from tests.support.tiny_models import EXPERT_FAMILIES, FAMILIES, costly, tiny_model
 
 
@@ -53,10 +57,12 @@ def measured_peak(directory: Path, plan: Plan, *, is_full: bool) -> int:
     """Two optimizer steps; the most bytes alive at once."""
     with LiveBytes() as live:
         dtype = torch.float32 if is_full else plan.dtype
-        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+        kind: Any = AutoModelForCausalLM if plan.texts is None else AutoModel
+        model: Any = kind.from_pretrained(directory, dtype=dtype)
         if not is_full:
             model.requires_grad_(False)
-            config = LoraConfig(r=plan.r, target_modules="all-linear", task_type="CAUSAL_LM")
+            task = "CAUSAL_LM" if plan.texts is None else "FEATURE_EXTRACTION"
+            config = LoraConfig(r=plan.r, target_modules="all-linear", task_type=task)
             model = get_peft_model(model, config)
         for tensor in (*model.parameters(), *model.buffers()):
             live.watch(tensor)
@@ -65,17 +71,26 @@ def measured_peak(directory: Path, plan: Plan, *, is_full: bool) -> int:
             model.enable_input_require_grads()
         model.train()
         live.peak = live.now
-        ids = torch.randint(0, 250, (plan.batch_size, plan.max_length))
+        ids = torch.randint(0, 250, (plan.batch_size * (plan.texts or 1), plan.max_length))
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
         for _ in range(2):
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
-            del logits
+            loss = _loss(model, ids, plan)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
     peak: int = live.peak
     return peak
+
+
+def _loss(model: Any, ids: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Of every token, or of finding the positives of a batch of pairs."""
+    mask = torch.ones_like(ids)
+    output = model(input_ids=ids, attention_mask=mask, use_cache=False)
+    if plan.texts is None:
+        return torch.nn.functional.cross_entropy(output.logits.float().flatten(0, 1), ids.flatten())
+    vectors, rows = pooled(output.last_hidden_state, mask, Pooling.MEAN), plan.batch_size
+    excluded = torch.zeros(rows, len(ids) - rows, dtype=torch.bool)
+    return ranking_loss(ranking_scores(vectors[:rows], vectors[rows:], excluded), 0.05, symmetric=False)
 
 
 PLANS = {
@@ -94,6 +109,21 @@ def test_within_a_fifth_of_the_measured_peak(name: str, is_full: bool, tmp_path:
     directory = tiny_model(tmp_path, num_hidden_layers=4)
     (row,) = estimate(AutoConfig.from_pretrained(directory), plan, ["full" if is_full else "lora"])
     assert row.peak == pytest.approx(measured_peak(directory, plan, is_full=is_full), rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_checkpointed", [False, pytest.param(True, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("is_tied", [pytest.param(True, marks=pytest.mark.sweep), False])
+def test_pairs_that_are_embedded(is_checkpointed: bool, is_tied: bool, tmp_path: Path) -> None:
+    """Two texts a row, no logits, and no head where that is not the embeddings."""
+    plan = Plan(max_length=64, batch_size=4, texts=2, gradient_checkpointing=is_checkpointed)
+    directory = tiny_model(tmp_path, num_hidden_layers=4, tie_word_embeddings=is_tied)
+    config = AutoConfig.from_pretrained(directory)
+    (row,) = estimate(config, plan, ["lora"])
+    assert row.peak == pytest.approx(measured_peak(directory, plan, is_full=False), rel=0.2)
+    (writing,) = estimate(config, replace(plan, texts=None, batch_size=8), ["lora"])
+    assert row.activations <= writing.activations
+    assert (row.weights < writing.weights) != is_tied
 
 
 @pytest.mark.slow

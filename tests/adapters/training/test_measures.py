@@ -48,7 +48,9 @@ def _is_measure(key: str) -> bool:
     return key in MEASURES or key.startswith(("rewards/", "logps/", "logits/"))
 
 
-@pytest.mark.parametrize(("seed", "count", "logging_steps"), [(0, 20, 1), (1, 27, 3)])
+@pytest.mark.parametrize(
+    ("seed", "count", "logging_steps"), [(0, 20, 1), pytest.param(1, 27, 3, marks=pytest.mark.sweep)]
+)
 def test_a_step_logs_the_same_however_it_is_cut(
     seed: int, count: int, logging_steps: int, tiny_llama: Path, tmp_path: Path
 ) -> None:

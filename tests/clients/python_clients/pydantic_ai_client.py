@@ -1,29 +1,44 @@
-"""pydantic-ai: a chat, a stream, the models. Arguments: the base URL and a model."""
+"""pydantic-ai over chats and over Responses. Arguments: the base URL, a model and a mix."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Literal
 
-from pydantic_ai import Agent, ModelSettings
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic import BaseModel
+from pydantic_ai import Agent, ModelSettings, NativeOutput
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 
-async def ask(url: str, model: str) -> None:
+class Trip(BaseModel):
+    """A journey."""
+
+    city: Literal["Oslo", "Rome"]
+
+
+async def ask(url: str, *models: str) -> None:
     """Ask the server at ``url``."""
     provider = OpenAIProvider(base_url=url, api_key="none")
-    agent = Agent(
-        OpenAIChatModel(model, provider=provider),
-        instructions="Be brief.",
-        model_settings=ModelSettings(max_tokens=8, parallel_tool_calls=True),
-    )
-    first = await agent.run("Hello")
-    assert first.output
-    assert (await agent.run("More", message_history=first.all_messages())).output
-    async with agent.run_stream("Hello") as stream:
-        assert "".join([text async for text in stream.stream_text(delta=True)])
-    assert model in [each.id async for each in provider.client.models.list()]
+    for model in models:
+        for kind in (OpenAIChatModel, OpenAIResponsesModel):
+            chosen = kind(model, provider=provider)
+            agent = Agent(
+                chosen,
+                instructions="Be brief.",
+                model_settings=ModelSettings(max_tokens=8, parallel_tool_calls=True),
+            )
+            first = await agent.run("Hello")
+            assert first.output
+            assert (await agent.run("More", message_history=first.all_messages())).output
+            async with agent.run_stream("Hello") as stream:
+                assert "".join([text async for text in stream.stream_text(delta=True)])
+            settings = ModelSettings(max_tokens=120, temperature=0)
+            for output in (Trip, NativeOutput(Trip)):  # by a tool, and by a schema
+                shaped = Agent(chosen, output_type=output, model_settings=settings)
+                assert isinstance((await shaped.run("Where to?")).output, Trip)
+    assert models[0] in [each.id async for each in provider.client.models.list()]
 
 
 if __name__ == "__main__":

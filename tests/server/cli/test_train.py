@@ -53,5 +53,12 @@ def test_estimate(tiny_llama: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "QLoRA, 4-bit base" in result.stdout
     assert "full, fp32" not in result.stdout
+    pairs = CliRunner().invoke(app, ["estimate", *options[:2], *options[4:], "--texts", "2"])
+    assert pairs.exit_code == 0, pairs.output
+    assert "LoRA, 16-bit base" in pairs.stdout
+    assert "full, fp32" not in pairs.stdout
+    full = CliRunner().invoke(app, ["estimate", "--method", "full", "--texts", "2"])
+    assert full.exit_code == 2
+    assert "--texts: method full is for task sft" in full.stderr
     missing = CliRunner().invoke(app, ["estimate", "--base-model", "./none"])
     assert missing.exit_code == 2

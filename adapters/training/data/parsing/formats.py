@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from manylora.adapters.training.data.faults import Findings
-from manylora.adapters.training.data.parsing import conversations, preferences
+from manylora.adapters.training.data.parsing import contrasts, conversations, preferences
 from manylora.adapters.training.data.parsing.layouts import Layout
 from manylora.adapters.training.data.parsing.record import Notes, Record
 from manylora.adapters.training.data.reading.lines import DataFile, Line
 from manylora.adapters.training.data.rows import Origin, Row
 
-Task = Literal["sft", "dpo", "classification"]
+Task = Literal["sft", "dpo", "classification", "embedding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,14 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format("text/label", "classification", ("text", "label"), conversations.label, "the class of the text"),
     Format("text", "sft", ("text",), conversations.plain_text, "the whole text, as it stands, and its end"),
+    Format(
+        "anchor/positive", "embedding", ("anchor", "positive"), contrasts.contrast,
+        "to find the positive among those of the batch and the negatives",
+    ),
+    Format(
+        "sentence1/sentence2/score", "embedding", ("sentence1", "sentence2", "score"), contrasts.scored,
+        "the score, as the cosine of both",
+    ),
 )  # fmt: skip
 
 _BY_NAME = {format_.name: format_ for format_ in FORMATS}
@@ -169,4 +177,9 @@ SPELLINGS: tuple[Layout, ...] = (
     Layout("Alpaca", {"instruction": "question", "output": "answer"}),
     Layout("Alpaca", {"output": "response"}),
     Layout("prompt/completion", {"completion": "response"}),
+    Layout("anchor/positive", {"anchor": "query", "positive": "pos", "negatives": "neg"}),
+    Layout("anchor/positive", {"anchor": "query", "positive": "pos"}),
+    Layout("anchor/positive", {"anchor": "query"}),
+    Layout("anchor/positive", {"anchor": "question", "positive": "answer"}),
+    Layout("sentence1/sentence2/score", {"score": "similarity_score"}),
 )

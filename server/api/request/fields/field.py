@@ -16,6 +16,7 @@ APIS: Final[Mapping[str, str]] = {
     "S": "SGLang",
     "L": "llama.cpp",
     "A": "Ollama",
+    "N": "Anthropic",
     "M": "manylora",
 }
 
@@ -35,6 +36,8 @@ class Place(StrEnum):
     CHAT = "chat"
     COMPLETIONS = "completions"
     RESPONSES = "responses"
+    MESSAGES = "messages"
+    COUNT_TOKENS = "messages/count_tokens"
     CLASSIFY = "classify"
     EMBEDDINGS = "embeddings"
     RERANK = "rerank"
@@ -62,6 +65,18 @@ class Place(StrEnum):
     REASONING = "reasoning of responses"
     TEXT = "text of responses"
     TEXT_FORMAT = "text.format of responses"
+    TURN = "a turn of messages"
+    BLOCK_TEXT = "a text block"
+    BLOCK_TOOL_USE = "a tool_use block"
+    BLOCK_TOOL_RESULT = "a tool_result block"
+    BLOCK_THINKING = "a thinking block"
+    BLOCK_REDACTED = "a redacted_thinking block"
+    MESSAGES_TOOL = "a tool of messages"
+    MESSAGES_CHOICE = "tool_choice of messages"
+    MESSAGES_METADATA = "metadata of messages"
+    THINKING = "thinking of messages"
+    OUTPUT_CONFIG = "output_config of messages"
+    OUTPUT_FORMAT = "output_config.format of messages"
 
 
 GENERATION: Final = (Place.CHAT, Place.COMPLETIONS)

@@ -10,12 +10,14 @@ from manylora.server.api.request.fields.rows import hint, only, refused, served
 _CHAT = (Place.CHAT,)
 _TEXT = (Place.COMPLETIONS,)
 _SAMPLED = (Place.CHAT, Place.COMPLETIONS, Place.COMPARE)
-_DRAWN = (*_SAMPLED, Place.RESPONSES)
-_CONVERSATIONS = (Place.CHAT, Place.RESPONSES, Place.CLASSIFY, Place.TOKENIZE, Place.COMPARE)
-_NAMED = (Place.CHAT, Place.COMPLETIONS, Place.RESPONSES)
+_STOPPED = (*_SAMPLED, Place.RESPONSES)
+_DRAWN = (*_STOPPED, Place.MESSAGES)
+_MESSAGES = (Place.MESSAGES, Place.COUNT_TOKENS)
+_CONVERSATIONS = (Place.CHAT, Place.RESPONSES, *_MESSAGES, Place.CLASSIFY, Place.TOKENIZE, Place.COMPARE)
+_NAMED = (Place.CHAT, Place.COMPLETIONS, Place.RESPONSES, *_MESSAGES)
 
 SERVED: Final[tuple[Field, ...]] = (
-    served("model", "OVSLA", _NAMED),
+    served("model", "OVSLAN", _NAMED),
     served("messages", "OVSLA", (Place.CHAT, Place.CLASSIFY, Place.TOKENIZE, Place.COMPARE)),
     served("prompt", "OVSLA", (Place.COMPLETIONS, Place.TOKENIZE, Place.COMPARE)),
     served("adapters", "M", _NAMED, note="the mix as JSON"),
@@ -24,9 +26,9 @@ SERVED: Final[tuple[Field, ...]] = (
     served("max_tokens", "OVSLA", _SAMPLED),
     served("max_completion_tokens", "OVSL", _CHAT, note="the newer name of `max_tokens`"),
     served("min_tokens", "VS", _DRAWN),
-    served("temperature", "OVSLA", _DRAWN, note="0 is greedy"),
-    served("top_p", "OVSLA", _DRAWN, note="0 is greedy"),
-    served("top_k", "VSL", _DRAWN, note="-1 and 0 are off"),
+    served("temperature", "OVSLAN", _DRAWN, note="0 is greedy"),
+    served("top_p", "OVSLAN", _DRAWN, note="0 is greedy"),
+    served("top_k", "VSLN", _DRAWN, note="-1 and 0 are off"),
     served("min_p", "VSL", _DRAWN),
     served("presence_penalty", "OVSLA", _DRAWN),
     served("frequency_penalty", "OVSLA", _DRAWN),
@@ -35,7 +37,7 @@ SERVED: Final[tuple[Field, ...]] = (
     served("allowed_token_ids", "V", _DRAWN, note="no others are drawn"),
     served("bad_words", "V", _DRAWN, [], note="with and without a blank before them; of answers alone"),
     served("seed", "OVSLA", _DRAWN),
-    served("stop", "OVSLA", _DRAWN, note="empty strings stop nothing"),
+    served("stop", "OVSLA", _STOPPED, note="empty strings stop nothing"),
     served("stop_token_ids", "VS", _DRAWN),
     served("include_stop_str_in_output", "V", _DRAWN, note="of a stop token, too"),
     served("no_stop_trim", "S", _DRAWN, note="as `include_stop_str_in_output`"),
@@ -46,7 +48,7 @@ SERVED: Final[tuple[Field, ...]] = (
     served("top_logprobs", "OVSL", _CHAT, 0, note="0 is what is done without it"),
     served("prompt_logprobs", "V", note="not in streams"),
     served("echo", "OVS", _TEXT),
-    served("stream", "OVSLA", _DRAWN),
+    served("stream", "OVSLAN", _DRAWN),
     served("stream_options", "OVSLA", note="without `stream` there is nothing to choose"),
     served("return_token_ids", "VS"),
     served("return_tokens_as_token_ids", "V", note="in `logprobs`: `token_id:17`"),

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import orjson
 
-from manylora.server.api.request.fields.field import APIS, Field, Place, Sort
+from manylora.server.api.request.fields.field import APIS, Field, Sort
 from manylora.server.api.request.fields.table import FIELDS
 
-_BODIES = tuple(place for place in Place if "_" not in place and " " not in place)
 _HEAD = "| field | in | known to | |\n|---|---|---|---|"
 
 

@@ -1,4 +1,7 @@
-"""The table of fields: all that OpenAI, vLLM, SGLang, llama.cpp and Ollama know, and what becomes of each."""
+"""The table of fields: all that OpenAI, Anthropic, vLLM, SGLang, llama.cpp and Ollama know.
+
+Each row says what becomes of a field.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Final
 
 from manylora.server.api.request.fields.field import Field, Place, Rules
 from manylora.server.api.request.fields.generation_rows import OPENAI, SERVED, VLLM
+from manylora.server.api.request.fields.messages_rows import MESSAGES
 from manylora.server.api.request.fields.other_rows import NESTED, ROUTES
 from manylora.server.api.request.fields.peer_rows import LLAMA_CPP, OLLAMA, SGLANG
 from manylora.server.api.request.fields.reading_rows import READING
@@ -22,6 +26,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     *ROUTES,
     *READING,
     *RESPONSES,
+    *MESSAGES,
 )
 
 _RULES: Final = {place: Rules({row.name: row for row in FIELDS if place in row.places}) for place in Place}

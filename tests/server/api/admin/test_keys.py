@@ -86,7 +86,7 @@ def test_routes_of_adapters_carry_the_tag(both: Running) -> None:
 
 def test_the_schema_says_that_keys_are_needed(both: Running) -> None:
     with both.http() as http:
-        assert http.get("/openapi.json").json()["security"] == [{"key": []}]
+        assert http.get("/openapi.json").json()["security"] == [{"key": []}, {"x-api-key": []}]
 
 
 @pytest.mark.parametrize(("key", "sees"), [(None, set()), ("user", {"alpha"}), ("admin", {"alpha", "other"})])

@@ -85,7 +85,7 @@ def test_probes_and_docs_need_no_key(locked: Running) -> None:
     with locked.http() as http:
         for path in ("/health", "/ready", "/docs", "/openapi.json"):
             assert http.get(path).status_code == 200
-        assert http.get("/openapi.json").json()["security"] == [{"key": []}]
+        assert http.get("/openapi.json").json()["security"] == [{"key": []}, {"x-api-key": []}]
 
 
 def test_client_authentication_error(locked: Running) -> None:

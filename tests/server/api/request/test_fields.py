@@ -45,6 +45,16 @@ from manylora.server.api.embed.score import ScoreBody
 from manylora.server.api.generate.classify import ClassifyBody
 from manylora.server.api.generate.tokenize import DetokenizeBody, TokenizeBody
 from manylora.server.api.http.body import RequestBody
+from manylora.server.api.messages.schemas import (
+    ClientTool,
+    CountTokensBody,
+    MessagesBody,
+    Metadata,
+    OutputConfig,
+    OutputFormat,
+    Thinking,
+    ToolChoice,
+)
 from manylora.server.api.request.fields.field import APIS, Field, Place, Sort
 from manylora.server.api.request.fields.reference import tables
 from manylora.server.api.request.fields.table import FIELDS, rules_of
@@ -84,6 +94,14 @@ SCHEMAS: dict[Place, type[RequestBody]] = {
     Place.REASONING: ReasoningField,
     Place.TEXT: Text,
     Place.TEXT_FORMAT: TextFormat,
+    Place.MESSAGES: MessagesBody,
+    Place.COUNT_TOKENS: CountTokensBody,
+    Place.MESSAGES_TOOL: ClientTool,
+    Place.MESSAGES_CHOICE: ToolChoice,
+    Place.MESSAGES_METADATA: Metadata,
+    Place.THINKING: Thinking,
+    Place.OUTPUT_CONFIG: OutputConfig,
+    Place.OUTPUT_FORMAT: OutputFormat,
 }
 HAND_READ: dict[Place, set[str]] = {  # items have many shapes under one name, and no model
     Place.ITEM_MESSAGE: {"type", "id", "role", "content"},
@@ -91,6 +109,12 @@ HAND_READ: dict[Place, set[str]] = {  # items have many shapes under one name, a
     Place.ITEM_CALL: {"type", "id", "call_id", "name", "arguments"},
     Place.ITEM_OUTPUT: {"type", "id", "call_id", "output"},
     Place.ITEM_REASONING: {"type", "id", "summary", "content"},
+    Place.TURN: {"role", "content"},
+    Place.BLOCK_TEXT: {"type", "text"},
+    Place.BLOCK_TOOL_USE: {"type", "id", "name", "input"},
+    Place.BLOCK_TOOL_RESULT: {"type", "tool_use_id", "content", "is_error"},
+    Place.BLOCK_THINKING: {"type", "thinking"},
+    Place.BLOCK_REDACTED: {"type"},
 }
 OPENAI: list[tuple[Place, Any]] = [
     (Place.CHAT, chat_create_params.CompletionCreateParamsNonStreaming),
@@ -124,6 +148,38 @@ OPENAI: list[tuple[Place, Any]] = [
     (Place.TEXT, ResponseTextConfigParam),
     (Place.TEXT_FORMAT, ResponseFormatTextJSONSchemaConfigParam),
 ]
+# The fields of anthropic 2.14.0's parameters, of its beta's, and of older versions.
+_COUNTED = (
+    "billing_policy cache_control compaction context_management mcp_servers messages model output_config "
+    "speed system thinking tool_choice tools user_profile_id workspace_id"
+)
+_CREATED = (
+    "container diagnostics fallback_credit_token fallbacks inference_geo max_tokens metadata output_format "
+    "service_tier stop_sequences stream temperature thread top_k top_p"
+)
+ANTHROPIC: dict[Place, str] = {
+    Place.COUNT_TOKENS: _COUNTED,
+    Place.MESSAGES: f"{_COUNTED} {_CREATED}",
+    Place.TURN: "role content",
+    Place.BLOCK_TEXT: "type text cache_control citations",
+    Place.BLOCK_TOOL_USE: "type id name input cache_control caller toolset_name",
+    Place.BLOCK_TOOL_RESULT: "type tool_use_id content is_error cache_control toolset_name",
+    Place.BLOCK_THINKING: "type thinking signature",
+    Place.BLOCK_REDACTED: "type data",
+    Place.MESSAGES_TOOL: "type name description input_schema strict cache_control allowed_callers "
+    "defer_loading eager_input_streaming input_examples",
+    Place.MESSAGES_CHOICE: "type name disable_parallel_tool_use",
+    Place.MESSAGES_METADATA: "user_id",
+    Place.THINKING: "type budget_tokens display",
+    Place.OUTPUT_CONFIG: "effort format task_budget",
+    Place.OUTPUT_FORMAT: "type schema",
+}
+
+
+@pytest.mark.parametrize("place", ANTHROPIC)
+def test_every_field_of_anthropics_client_has_a_row(place: Place) -> None:
+    known = {name for name, row in rules_of(place).fields.items() if "N" in row.known_to}
+    assert known == set(ANTHROPIC[place].split())
 
 
 @pytest.mark.parametrize(("place", "params"), OPENAI, ids=lambda value: getattr(value, "__name__", value))

@@ -11,11 +11,9 @@ import httpx
 import openai
 import pytest
 
-from tests.support import tool_templates as templates
-from tests.support.adapters import write_adapter
 from tests.support.running_server import tiny_service
-from tests.support.scripted import Scripted, scripted
-from tests.support.tiny_models import byte_tokenizer, tiny_model
+from tests.support.scripted import CALL, THOUGHT, Scripted, scripted, tool_service
+from tests.support.tiny_models import tiny_model
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -25,22 +23,12 @@ WEATHER: dict[str, Any] = {
     "name": "weather",
     "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
 }
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"place": "Oslo"}}\n</tool_call>'
-THOUGHT = "<think>\nHm.\n</think>\n\n"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    """A base that calls tools as Hermes does, and an adapter that also thinks."""
-    model = tiny_model(tmp_path_factory.mktemp("model"), max_position_embeddings=2048)
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = templates.HERMES
-    tokenizer.save_pretrained(model)
-    adapter = write_adapter(tmp_path_factory.mktemp("adapters") / "thinking", model)
-    (adapter / "chat_template.jinja").write_text(templates.THINKING)
-    service = tiny_service(
-        model, tmp_path_factory.mktemp("data"), adapter={"thinking": adapter}, kv_cache_memory=32 << 20
-    )
+    """A base that calls tools, and an adapter that also thinks."""
+    service = tool_service(tmp_path_factory.mktemp("server"))
     with pytest.MonkeyPatch.context() as patch, scripted(service, patch) as made:
         yield made
 
@@ -171,7 +159,7 @@ def test_instructions_are_not_carried_over(server: Scripted) -> None:
 
 def test_kept_listed_deleted(server: Scripted) -> None:
     client = server.running.client()
-    first = ask(server, "Yes", metadata={"for": "test"}, input=["a", "b"][:1][0])
+    first = ask(server, "Yes", metadata={"for": "test"})
     assert client.responses.retrieve(first.id) == first
     second = ask(server, "No", previous_response_id=first.id)
     client.responses.delete(first.id)
@@ -191,7 +179,16 @@ def test_pages_of_items(server: Scripted) -> None:
     items = [{"role": "user", "content": str(number)} for number in range(5)]
     response = ask(server, "Yes", input=items)
     pages = server.running.client().responses.input_items.list(response.id, order="asc", limit=2)
-    assert [item.content[0].text for item in pages] == list("01234")  # type: ignore[union-attr]
+    texts = [item.model_dump()["content"][0]["text"] for item in pages]
+    assert texts == list("01234")
+
+
+def test_counting(server: Scripted) -> None:
+    body = {"model": "tiny", "input": "Hi", "tools": [WEATHER]}
+    with server.running.http() as http:
+        counted = http.post("/v1/responses/input_tokens", json=body).json()
+        assert http.post("/v1/responses/compact", json=body).status_code == 404
+    assert counted["input_tokens"] == ask(server, "Yes", **body).usage.input_tokens
 
 
 def test_in_the_background(server: Scripted) -> None:
