@@ -22,7 +22,7 @@ from manylora.adapters.training.model.base import find_base
 from manylora.adapters.training.session.init_adapter import find_init_adapter
 from manylora.adapters.training.trainers.callbacks import StopCallback
 from tests.support.running_server import Running, serving, tiny_service
-from tests.support.tiny_models import byte_tokenizer
+from tests.support.tiny_models import byte_tokenizer, tiny_model
 from tests.support.training_runs import config, losses, run
 
 pytestmark = pytest.mark.slow
@@ -166,6 +166,16 @@ def test_one_batch_or_two_of_half_give_one_mean(tiny_llama: Path, tmp_path: Path
 )
 def test_options_of_a_lora(changes: dict[str, Any], tiny_llama: Path, tmp_path: Path) -> None:
     result = run(settings(tiny_llama, tmp_path, max_steps=4, keep="last", **changes))
+    assert result.gate.difference <= result.gate.allowed
+
+
+@pytest.mark.sweep
+@pytest.mark.filterwarnings("ignore:.*MatMul8bitLt.*", "ignore:.*inputs will be cast.*")
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantized_bases(kind: str, tmp_path: Path) -> None:
+    wide = tiny_model(tmp_path / "base", intermediate_size=128)
+    result = run(settings(wide, tmp_path, quantization=kind, dtype="bf16", max_steps=8))
+    assert result.baseline.adapter["loss"] < result.baseline.base["loss"]
     assert result.gate.difference <= result.gate.allowed
 
 
