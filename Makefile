@@ -74,7 +74,7 @@ fuzz: $(DEVELOPMENT) ## Send FUZZ_EXAMPLES generated requests to every route, an
 CLIENTS := build/clients
 AGENT_CLIENTS := build/agent-clients
 
-clients: $(DEVELOPMENT) ## Run client libraries and agent frameworks (OpenAI, LangChain, LiteLLM, Instructor, …) against a tiny server; needs Node.
+clients: $(DEVELOPMENT) ## Run client libraries and agent frameworks (OpenAI, Anthropic, LangChain, LiteLLM, Instructor, …) against a tiny server; needs Node.
 	$(MAKE) --no-print-directory client-environment ENVIRONMENT=$(CLIENTS) \
 		WANTED=tests/clients/requirements.txt LOCKED=tests/clients/requirements-clients.lock
 	$(MAKE) --no-print-directory client-environment ENVIRONMENT=$(AGENT_CLIENTS) \
@@ -93,7 +93,7 @@ client-environment:
 
 CONFORMANCE := build/conformance
 
-conformance: $(DEVELOPMENT) ## Run llm-comply's checks of chats and of the Responses API.
+conformance: $(DEVELOPMENT) ## Run llm-comply's checks of chats, the Responses API and Anthropic's messages.
 	$(BIN)/python -m venv $(CONFORMANCE)
 	$(CONFORMANCE)/bin/python -m pip install --quiet -r tests/conformance/requirements.txt
 	$(BIN)/python -m tests.conformance $(CONFORMANCE)/bin/python

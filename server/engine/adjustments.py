@@ -31,6 +31,15 @@ def _must_go_on(sequence: Sequence) -> bool:
     return sequence.num_output_tokens < sequence.params.min_tokens and not over
 
 
+def held_back(sequence: Sequence, end_ids: frozenset[int]) -> list[int]:
+    """The tokens that would end the answer before it may; ``end_ids`` are the base's."""
+    if not _must_go_on(sequence):
+        return []
+    p = sequence.params
+    ends = end_ids if sequence.tokenizer is None else sequence.tokenizer.eos_ids
+    return sorted({*(() if p.ignore_eos else ends), *p.stop_token_ids})
+
+
 def adjusted(
     logits: torch.Tensor, rows: Seq[int], sequences: Seq[Sequence], end_ids: frozenset[int]
 ) -> torch.Tensor:
@@ -80,7 +89,7 @@ def _changes(sequence: Sequence, end_ids: frozenset[int]) -> tuple[_Change, _Cha
         _repeated(sequence) if p.repetition_penalty != 1.0 else _NONE,
         _penalized(sequence) if p.presence_penalty or p.frequency_penalty else _NONE,
         _change(list(p.logit_bias), list(p.logit_bias.values())) if p.logit_bias else _NONE,
-        _banned(sequence, end_ids) if _must_go_on(sequence) else _NONE,
+        _banned(held_back(sequence, end_ids)),
     )
 
 
@@ -96,11 +105,8 @@ def _penalized(sequence: Sequence) -> _Change:
     return tokens, np.float32(p.presence_penalty) + each
 
 
-def _banned(sequence: Sequence, end_ids: frozenset[int]) -> _Change:
-    p = sequence.params
-    ends = end_ids if sequence.tokenizer is None else sequence.tokenizer.eos_ids
-    banned = sorted({*(() if p.ignore_eos else ends), *p.stop_token_ids})
-    return _change(banned, [0.0] * len(banned))
+def _banned(tokens: Seq[int]) -> _Change:
+    return _change(tokens, [0.0] * len(tokens)) if tokens else _NONE
 
 
 def _change(tokens: Seq[int], numbers: Seq[float]) -> _Change:

@@ -68,6 +68,7 @@ class AnswerReader:
             stop=params.stop,
             skip_special_tokens=params.skip_special_tokens,
             shown=params.shown_tokens,
+            keep_stop=params.keep_stop,
         )
 
     def text(
@@ -78,7 +79,8 @@ class AnswerReader:
         With it the stop string that ends the answer here, if one does; never where not ``stoppable``.
         """
         detokenizer = self._open[sequence.id]
-        hidden = reason is FinishReason.STOP and sequence.params.skip_special_tokens
+        params = sequence.params
+        hidden = reason is FinishReason.STOP and params.skip_special_tokens and not params.keep_stop
         text, matched = ("", None) if hidden else detokenizer.push(token, stoppable=stoppable)
         if reason is not None and matched is None:
             rest, matched = detokenizer.flush()

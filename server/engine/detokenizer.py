@@ -1,4 +1,4 @@
-"""Token ids to text, piece by piece: whole characters only, and nothing of a stop string."""
+"""Token ids to text, piece by piece: whole characters only, and of stop strings what is wanted."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ class Detokenizer:
         stop: tuple[str, ...],
         skip_special_tokens: bool,
         shown: frozenset[int] = frozenset(),
+        keep_stop: bool = False,
     ) -> None:
-        """``shown``: special tokens that are not skipped."""
+        """``shown``: special tokens that are not skipped; ``keep_stop``: stop strings are text."""
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._shown = shown
         self._stop = stop
+        self._keep_stop = keep_stop
         self._window = list(prompt_ids[-_CONTEXT - _LONGEST_CHARACTER :])
         self._window_text = self._shorten()
         if self._window_text.endswith(_INCOMPLETE):
@@ -85,7 +87,7 @@ class Detokenizer:
         if found:
             position, matched = min(found)
             self._held = ""
-            return text[:position], matched
+            return text[: position + len(matched) * self._keep_stop], matched
         hold = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold], None

@@ -13,6 +13,7 @@ import torch
 from manylora.server.engine.answer_reader import AnswerReader, Drawn, Event, Outcome, Told, prompt_logprobs
 from manylora.server.engine.batch import Batch, build_batch
 from manylora.server.engine.block_manager import BlockManager
+from manylora.server.engine.dead_ends import dead_end
 from manylora.server.engine.faults import give_back_cached, is_out_of_memory
 from manylora.server.engine.grammar_masks import GrammarMasks
 from manylora.server.engine.prompt_budget import PromptBudget
@@ -27,7 +28,6 @@ from manylora.server.engine.sampler import (
 )
 from manylora.server.engine.scheduler import Scheduled, Scheduler, rows_of
 from manylora.server.engine.sequence import Delta, FinishReason, Logits, Sequence, TokenLogprob
-from manylora.server.grammars.grammar import GrammarState
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.decoders.decoder import Decoder
@@ -214,8 +214,9 @@ class Engine:
         self._metrics.requests.tokens_after_abort(sum(s.finish_reason is not None for s, _ in batch.sampling))
         now = monotonic()
         for (sequence, _), token in zip(batch.sampling, tokens, strict=True):
-            if sequence.grammar is not None and sequence.grammar.fault is not None:
-                self._end_faulty(sequence, sequence.grammar)
+            limited = sequence.grammar is not None or sequence.mask is not None
+            if limited and (stuck := dead_end(sequence)) is not None:
+                self._end(sequence, stuck)
             elif not sequence.abort_requested:
                 self._append(sequence, token, now, logprobs.get(sequence.id))
         self._end_scored(batch.scheduled)
@@ -303,11 +304,6 @@ class Engine:
                         finish_reason=reason,
                     ),
                 )
-
-    def _end_faulty(self, sequence: Sequence, grammar: GrammarState) -> None:
-        """End an answer of whose grammar it can't be told what may follow."""
-        error, reason = grammar.fault, FinishReason.ERROR
-        self._end(sequence, Delta(sequence.index, finish_reason=reason, error=error, param=grammar.param))
 
     def _end(self, sequence: Sequence, delta: Delta) -> None:
         """End a sequence with something else than a token."""

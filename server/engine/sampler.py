@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
-from manylora.server.engine.adjustments import adjusted, is_adjusted
+from manylora.server.engine.adjustments import adjusted, held_back, is_adjusted
 from manylora.server.engine.sequence import Sequence, TokenLogprob
 from manylora.server.kernels.draws import Draw, Draws
 
@@ -35,12 +35,17 @@ class SampledRows:
         self._adjustable = [i for i, s in enumerate(sequences) if is_adjusted(s)]
         self.constrained = [s for s in sequences if s.grammar is not None]
         self._allowed = {i: s.grammar.allowed for i, s in enumerate(sequences) if s.grammar is not None}
+        self._masked = [(i, s, s.mask) for i, s in enumerate(sequences) if s.mask is not None]
         self._draws: Draws | None = None
 
     def draws(self, logits: torch.Tensor, end_ids: frozenset[int]) -> Draws:
         """How these rows of ``logits`` [n, V] are drawn from; takes a number of each row's random stream."""
         for i, rng in self._random:
             self._uniform[i] = rng.random()
+        for i, s, mask in self._masked:
+            grammar = None if s.grammar is None else s.grammar.allowed
+            held = held_back(s, end_ids)
+            self._allowed[i] = mask.fill(logits.shape[1], s.token_ids, s.num_prompt_tokens, grammar, held)
         if self._adjustable:
             return self._new_draws(logits, self._adjusted(logits, end_ids))
         if self._draws is None or self._draws.logits is not logits:

@@ -15,6 +15,7 @@ import torch
 
 from manylora.adapters.format.pooling import Pooling
 from manylora.adapters.mix import MixEntry, mix_digest
+from manylora.server.engine.token_mask import TokenMask
 from manylora.server.grammars.grammar import CompiledGrammar, GrammarState
 from manylora.server.kernels.inputs import AdapterPages, PromptPages
 from manylora.server.kernels.weights import MergedWeights
@@ -43,9 +44,12 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0  # 1 is off
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_tokens: tuple[int, ...] | None = None  # the only ones that may be drawn; None: all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # tokens that may not come about in this order
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    keep_stop: bool = False  # what ends the answer is part of its text
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     shown_tokens: frozenset[int] = frozenset()  # control tokens that are told all the same
@@ -163,6 +167,7 @@ class Delta:
     stop_reason: str | int | None = None  # the stop string or stop token id that matched
     error: str | None = None  # with FinishReason.ERROR
     param: str | None = None  # with an error: the field of the request that is at fault; None: the server is
+    code: str | None = None  # with ``param``: the error's code
 
 
 class TokenReader(Protocol):
@@ -231,6 +236,7 @@ class Sequence:
         self.rng = random.Random(self._stream)
         self._num_given = len(given_ids)
         self.grammar = _start(params, mix)
+        self.mask = _mask(params)
         self.finish_reason: FinishReason | None = None
         self.prompt_scores: list[
             TokenLogprob
@@ -350,6 +356,13 @@ def _start(params: SamplingParams, mix: ResolvedMix) -> GrammarState | None:
     return params.grammar.start(
         mix.vocab_size, stop_token_ids=params.stop_token_ids, ignore_eos=params.ignore_eos
     )
+
+
+def _mask(params: SamplingParams) -> TokenMask | None:
+    """What the request says itself of the tokens that may be drawn; None: nothing."""
+    if params.allowed_tokens is None and not params.bad_words:
+        return None
+    return TokenMask(params.allowed_tokens, params.bad_words)
 
 
 def _start_of(stage: Stage) -> int:

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import resource
 import signal
 import socket
 import sys
+import time
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,10 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 _STACK = 4 << 20  # bytes: less than the threads of the server have
 _MAX_ERROR = 300  # characters
+_LARGE = re.compile(r"\{\s*\d*\s*,?\s*\d\d+\s*\}")  # a repetition of an expression or of a rule
+_STEPS = 400  # bytes of an answer that are tried where there are such
+_STEPS_SECONDS = 0.1  # of CPU time that they may take; a grammar that is slow, but no slower, is taken
+_QUOTE = ord('"')  # which would end a string of JSON
 _MARK = b"\xff"  # with which the library tells control tokens from text
 
 
@@ -94,7 +100,8 @@ class _Check:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self._request = request
-        self._tokenizer = LLTokenizer(TokenizerWrapper(_Bytes(request)), slices=[])
+        self._vocabulary = _Bytes(request)
+        self._tokenizer = LLTokenizer(TokenizerWrapper(self._vocabulary), slices=[])
         self._limits = LLParserLimits(**request["limits"], verbose_errors=False)
         self._schema: Any = None  # as it is prepared
         self._message = ""  # the library's own, in full
@@ -111,11 +118,16 @@ class _Check:
         self._message = self._objection(text)
         if self._message:
             return {"error": _readable(self._message), "path": ""}
+        if _LARGE.search(text) and self._explodes(text):
+            error = (
+                "it repeats too much, or in too many ways: what may follow soon takes too much work to tell"
+            )
+            return {"error": error, "path": ""}
         return {"text": text, "left_out": left_out}
 
     def place(self) -> str:
         """The path of the keyword that the library objects to, if that can be told."""
-        if not isinstance(self._schema, dict):
+        if not self._message or not isinstance(self._schema, dict):
             return ""
         return str(faults.locate(self._schema, self._message, self._of_schema, schemas.subschemas))
 
@@ -133,6 +145,31 @@ class _Check:
         style, preface = self._request["style"], self._request["preface"]
         return self._objection(texts.library_text("JSON schema", schema, style, preface))
 
+    def _explodes(self, text: str) -> bool:
+        """Whether the library gives up amid answers that it has begun to follow.
+
+        It reads expressions as it goes: repetitions of repetitions cost nothing before their first letters.
+        """
+        free = self._vocabulary.free
+        tokenizer = LLTokenizer(
+            TokenizerWrapper(self._vocabulary)
+        )  # with all that the server's own works out
+        for choose in (min, max, random.Random(0).choice):
+            matcher = LLMatcher(tokenizer, text, log_level=0, limits=self._limits)
+            until = time.process_time() + _STEPS_SECONDS
+            for _ in range(_STEPS):
+                if time.process_time() > until:
+                    break
+                mask = matcher.compute_bitmask()
+                found = [byte for byte, token in enumerate(free) if mask[token >> 3] >> (token & 7) & 1]
+                if matcher.is_error():
+                    return True
+                if not found:
+                    break
+                going_on = [byte for byte in found if byte != _QUOTE]
+                matcher.consume_token(free[choose(going_on or found)])
+        return False
+
     def _objection(self, text: str) -> str:
         """What the library says of a grammar, also of what may come first; "" if it takes it."""
         matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
@@ -146,7 +183,8 @@ class _Bytes:
 
     def __init__(self, request: dict[str, Any]) -> None:
         special = {int(token): text for token, text in request["special"].items()}
-        free = (token for token in range(request["tokens"]) if token not in special)
+        free = [token for token in range(request["tokens"]) if token not in special]
+        self.free = free[:256]  # those of the bytes
         tokens = [b""] * max(request["tokens"], 256 + len(special))
         for byte, token in zip(range(256), free, strict=False):
             tokens[token] = bytes([byte])

@@ -25,6 +25,7 @@ CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"location": "Oslo"}}\
 EXPECTED: Final[dict[str, dict[str, str]]] = {
     "open-responses": {"image-input": "images are refused: the models are text models"},
     "openai-chat": {"chat-image-input": "images are refused: the models are text models"},
+    "anthropic": {"anth-image-input": "images are refused: the models are text models"},
 }
 
 

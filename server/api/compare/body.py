@@ -9,12 +9,12 @@ from pydantic_core import PydanticCustomError
 
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import bounded, check_size
+from manylora.server.api.request.sampling_body import SamplingBody
 from manylora.server.api.request.schemas import (
     AllowSpecialTokens,
     Message,
     Messages,
     Prompts,
-    SamplingBody,
     sift_messages,
 )
 from manylora.server.errors import RequestError

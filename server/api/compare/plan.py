@@ -14,6 +14,7 @@ from manylora.server.api.generate.generate import Resolved, resolved
 from manylora.server.api.http.error_context import Blamed, blame
 from manylora.server.api.http.limits import DEFAULT_COMPARE_TOKENS, MAX_COMPARE_TOKENS
 from manylora.server.api.http.state import ignored_fields
+from manylora.server.api.request.bad_words import bad_word_ids
 from manylora.server.api.request.mix_request import MixRequest, read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, sampling_params
 from manylora.server.api.request.token_ids import Rendering, chat_ids, check_special_tokens, prompt_ids
@@ -137,7 +138,8 @@ async def _case(
             virtual_tokens=conventions.virtual_tokens,
         )
         vocab_size = conventions.tokenizer.vocab_size
-        params.append(sampling_params(body, max_tokens=budget, vocab_size=vocab_size))
+        words = await bad_word_ids(conventions, body.bad_words)
+        params.append(sampling_params(body, max_tokens=budget, vocab_size=vocab_size, bad_words=words))
     return CasePlan(prompts, tuple(params) if body.max_tokens != 0 else (), reference)
 
 

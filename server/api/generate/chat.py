@@ -17,10 +17,11 @@ from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.openapi import ADAPTER, BASE, LAST_ADAPTER, STREAMED, documented, example
 from manylora.server.api.http.state import ServiceState, ignored_fields
+from manylora.server.api.request.bad_words import bad_word_ids
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
-from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
+from manylora.server.api.request.sampling import answer_budget, check_fields, prompt_room, sampling_params
 from manylora.server.api.request.schemas import ChatBody
 from manylora.server.api.request.structured_output import compiled
 from manylora.server.api.request.token_ids import ChatPrompt, Rendering, chat_prompt, check_special_tokens
@@ -65,7 +66,7 @@ async def create_chat_completion(
     """Answer ``messages`` with the base model, an adapter or a mix; as a stream if asked."""
     wanted, wanted_name = _max_tokens(body)
     _check(body)
-    check_fields(body)
+    check_fields(body, service.max_model_len)
     check_special_tokens(request, body.allow_special_tokens)
     mix = read_mix(service, body.model, body.adapters, body.end_user)
     endpoint = ChatEndpoint(service, body, wanted, wanted_name, ignored_fields(request))
@@ -126,17 +127,22 @@ class ChatEndpoint:
     async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
         """What the engine is asked."""
         body, service = self._body, self._service
+        wanted = None if self._as_fits else self._max_tokens
+        virtual = conventions.virtual_tokens
+        room = prompt_room(service.max_model_len, virtual, wanted, max(1, body.min_tokens or 0))
         prompt = await self.prompt(conventions)
+        if body.truncate_prompt_tokens is not None:
+            prompt = prompt.cut(body.truncation(service.max_model_len, side="left"), room)
         ids = prompt.ids
         grammar = await self._shape(conventions, in_reasoning=prompt.in_reasoning)
         names = ("messages", self._max_tokens_name)
         budget = answer_budget(
             len(ids),
-            None if self._as_fits else self._max_tokens,
+            wanted,
             service.max_model_len,
             names,
             default=self._max_tokens,
-            virtual_tokens=conventions.virtual_tokens,
+            virtual_tokens=virtual,
         )
         top = 0 if body.top_logprobs is None else body.top_logprobs
         tokenizer = conventions.tokenizer
@@ -148,6 +154,7 @@ class ChatEndpoint:
             prompt_logprobs=body.prompt_logprobs,
             shown_tokens=self._plan.shown,
             grammar=grammar,
+            bad_words=await bad_word_ids(conventions, body.bad_words) if body.bad_words else (),
         )
         n = 1 if body.n is None else body.n
         salt = salt_of(body.cache_salt)

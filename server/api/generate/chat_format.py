@@ -31,6 +31,7 @@ class ChatFormat:
         self.frame.reasoning_tokens = 0 if plan.reads_reasoning else None
         self.tokenizer = requests[0].tokenizer or service.tokenizer
         self.logprobs = bool(body.logprobs)
+        self.names_ids = bool(body.return_tokens_as_token_ids)
         self.prompt_ids = requests[0].prompt_ids if body.return_token_ids else None  # None: no ids wanted
         self.told_prompt_ids = False
         self.prompt_logprobs: list[Any] | None = None
@@ -53,7 +54,7 @@ class ChatFormat:
             if index:
                 chunks.append(self._chunk(choice, content))
                 continue
-            logprobs = chat_logprobs(self.tokenizer, delta.logprobs) if self.logprobs else None
+            logprobs = self._logprobs(delta) if self.logprobs else None
             chunks.append(self._chunk(choice, content, logprobs, ids=self._ids(delta)))
         if delta.finish_reason is not None:
             chunks.append(self._chunk(choice, {}, None, delta))
@@ -101,9 +102,12 @@ class ChatFormat:
         if choice == 0 and delta.prompt_logprobs:
             self.prompt_logprobs = prompt_logprobs(self.tokenizer, delta.prompt_logprobs)
         if self.logprobs:
-            self.parts[choice].append(chat_logprobs(self.tokenizer, delta.logprobs))
+            self.parts[choice].append(self._logprobs(delta))
         if delta.finish_reason is not None:
             self.ends[choice] = delta
+
+    def _logprobs(self, delta: Delta) -> dict[str, Any]:
+        return chat_logprobs(self.tokenizer, delta.logprobs, as_ids=self.names_ids)
 
     def last_chunks(self) -> list[dict[str, Any]]:
         return self.frame.last_chunks()

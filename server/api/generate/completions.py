@@ -17,11 +17,12 @@ from manylora.server.api.http.body import parse_body
 from manylora.server.api.http.limits import DEFAULT_COMPLETION_TOKENS, MAX_SEQUENCES
 from manylora.server.api.http.openapi import BASE, STREAMED, documented, example
 from manylora.server.api.http.state import ServiceState, ignored_fields
+from manylora.server.api.request.bad_words import bad_word_ids
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix, salt_of
-from manylora.server.api.request.sampling import answer_budget, check_fields, sampling_params
-from manylora.server.api.request.schemas import CompletionBody
+from manylora.server.api.request.sampling import answer_budget, check_fields, prompt_room, sampling_params
+from manylora.server.api.request.schemas import CompletionBody, Prompt
 from manylora.server.api.request.structured_output import compiled_grammar
 from manylora.server.api.request.token_ids import prompt_ids
 from manylora.server.engine.async_engine import GenerateRequest
@@ -55,7 +56,7 @@ async def create_completion(
 ) -> Response:
     """Continue ``prompt`` with the base model, an adapter or a mix; as a stream if asked."""
     _check(body)
-    check_fields(body)
+    check_fields(body, service.max_model_len)
     mix = read_mix(service, body.model, body.adapters, body.end_user)
     return await generate(service, request, mix, CompletionEndpoint(service, body, ignored_fields(request)))
 
@@ -72,17 +73,35 @@ class CompletionEndpoint:
         self._body = body
         self._ignored = ignored
         self._requests: list[GenerateRequest] = []
+        self._echoes: list[str] = []  # the text that each prompt's answers begin with, if that is wanted
 
     async def requests(self, conventions: TextConventions) -> list[GenerateRequest]:
         """Each prompt in tokens."""
         service, body = self._service, self._body
         special = body.add_special_tokens is not False
-        prompts = [await prompt_ids(service, conventions, p, add_special_tokens=special) for p in body.prompt]
+        cut = body.truncation(service.max_model_len, side="left").cut
+        room = prompt_room(
+            service.max_model_len, conventions.virtual_tokens, body.max_tokens, _default_tokens(body)
+        )
+        prompts = []
+        for prompt in body.prompt:
+            whole = await prompt_ids(service, conventions, prompt, add_special_tokens=special)
+            ids = cut(whole, room)
+            prompts.append(ids)
+            if body.echo:
+                self._echoes.append(_echo(conventions.tokenizer, prompt, ids, cut=len(ids) < len(whole)))
         request_id = body.answer_id("cmpl")
         grammar = await compiled_grammar(service, body, conventions.tokenizer, self._ignored)
+        bad_words = await bad_word_ids(conventions, body.bad_words)
         self._requests = [
             _generate_request(
-                service, body, ids, conventions=conventions, request_id=request_id, grammar=grammar
+                service,
+                body,
+                ids,
+                conventions=conventions,
+                request_id=request_id,
+                grammar=grammar,
+                bad_words=bad_words,
             )
             for ids in prompts
         ]
@@ -90,12 +109,26 @@ class CompletionEndpoint:
 
     async def respond(self, request: Request, generation: Generation) -> Response:
         """A completion, or the stream of one."""
-        form = CompletionFormat(self._service, self._body, self._requests, generation.model)
+        form = CompletionFormat(
+            self._service, self._body, self._requests, model=generation.model, echoes=self._echoes
+        )
         return await respond(request, generation, form, stream=bool(self._body.stream))
 
 
 def _n(body: CompletionBody) -> int:
     return 1 if body.n is None else body.n
+
+
+def _default_tokens(body: CompletionBody) -> int:
+    """How long answers may be that don't say it."""
+    return max(DEFAULT_COMPLETION_TOKENS, body.min_tokens or 0)
+
+
+def _echo(tokenizer: Tokenizer, prompt: Prompt, ids: tuple[int, ...], *, cut: bool) -> str:
+    """The text of a prompt of which ``ids`` are read."""
+    if isinstance(prompt, str) and not cut:
+        return prompt
+    return tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def _check(body: CompletionBody) -> None:
@@ -114,16 +147,16 @@ def _generate_request(
     conventions: TextConventions,
     request_id: str,
     grammar: CompiledGrammar | None,
+    bad_words: tuple[tuple[int, ...], ...],
 ) -> GenerateRequest:
     tokenizer = conventions.tokenizer
-    default = max(DEFAULT_COMPLETION_TOKENS, body.min_tokens or 0)
     names = ("prompt", "max_tokens")
     budget = answer_budget(
         len(ids),
         body.max_tokens,
         service.max_model_len,
         names,
-        default=default,
+        default=_default_tokens(body),
         virtual_tokens=conventions.virtual_tokens,
     )
     params = sampling_params(
@@ -133,6 +166,7 @@ def _generate_request(
         logprobs=body.logprobs,
         prompt_logprobs=_scored(body),
         grammar=grammar,
+        bad_words=bad_words,
     )
     return GenerateRequest(ids, params, _n(body), salt_of(body.cache_salt), request_id, tokenizer)
 
@@ -147,18 +181,26 @@ class CompletionFormat:
     """``text_completion``, whole and in chunks."""
 
     def __init__(
-        self, service: Service, body: CompletionBody, requests: Sequence[GenerateRequest], model: str
+        self,
+        service: Service,
+        body: CompletionBody,
+        requests: Sequence[GenerateRequest],
+        *,
+        model: str,
+        echoes: Sequence[str],
     ) -> None:
         self.frame = AnswerFrame(service, body, requests, kind="text_completion", model=model)
         self.tokenizer = requests[0].tokenizer or service.tokenizer
         self.requests = requests
-        self.echoes = _echoes(self.tokenizer, body) if body.echo else None
+        self.echoes = echoes  # of each prompt, if they are wanted
         self.logprobs: list[CompletionLogprobs] | None = None
         count = self.frame.num_choices
         if body.logprobs is not None:
             skip = body.skip_special_tokens is not False
+            as_ids = bool(body.return_tokens_as_token_ids)
             self.logprobs = [
-                CompletionLogprobs(self.tokenizer, skip_special_tokens=skip) for _ in range(count)
+                CompletionLogprobs(self.tokenizer, skip_special_tokens=skip, as_ids=as_ids)
+                for _ in range(count)
             ]
         self.echoed_logprobs = body.logprobs if body.echo else None
         self.prompt_logprobs = body.prompt_logprobs
@@ -193,7 +235,7 @@ class CompletionFormat:
         """One choice of a chunk; the first of each choice carries the echo."""
         self.frame.count(choice, delta)
         first, self.begun[choice] = not self.begun[choice], True
-        echo = self.echoes[choice // self.frame.n] if first and self.echoes is not None else ""
+        echo = self.echoes[choice // self.frame.n] if first and self.echoes else ""
         return {
             "index": choice,
             "text": echo + delta.text,
@@ -232,11 +274,3 @@ class CompletionFormat:
 def _cut(entry: TokenLogprob | None, count: int) -> TokenLogprob | None:
     """``entry`` with the ``count`` likeliest tokens only."""
     return None if entry is None else replace(entry, top=entry.top[:count])
-
-
-def _echoes(tokenizer: Tokenizer, body: CompletionBody) -> list[str]:
-    """The text that each prompt's answers begin with."""
-    return [
-        prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=False)
-        for prompt in body.prompt
-    ]

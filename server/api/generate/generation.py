@@ -38,7 +38,7 @@ class Generation:
         """Every delta with the index of its choice, as they come; ends when all choices have.
 
         Raises:
-            RequestError: a grammar of the request is too much work to follow.
+            RequestError: a grammar of the request is too much work to follow, or no token may follow.
             GenerationFailed, EngineDead: a sequence ended by no fault of the request.
         """
         merged = _one(self.streams[0]) if len(self.streams) == 1 else _merge(self.streams)
@@ -47,9 +47,7 @@ class Generation:
             async for prompt, delta in merged:
                 if delta.finish_reason is FinishReason.ERROR:
                     if delta.param is not None:
-                        raise RequestError(
-                            f"'{delta.param}': {delta.error}", delta.param, "grammar_too_complex"
-                        )
+                        raise RequestError(f"'{delta.param}': {delta.error}", delta.param, delta.code)
                     logger.error("generation failed: %s", delta.error)
                     if self.streams[prompt].engine_died:
                         raise EngineDead("The engine has stopped; this answer was not completed")

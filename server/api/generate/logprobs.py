@@ -12,20 +12,29 @@ from manylora.server.model.text.tokenizer import Tokenizer
 FLOOR = -9999.0  # stands for minus infinity, which JSON has not
 
 
-def chat_logprobs(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """The ``logprobs`` object of a chat choice."""
-    return {"content": [_chat_token(tokenizer, entry) for entry in logprobs], "refusal": None}
+def token_name(tokenizer: Tokenizer, token_id: int, *, as_ids: bool) -> str:
+    """What log-probabilities call a token: its text, or its id as vLLM spells it."""
+    return f"token_id:{token_id}" if as_ids else tokenizer.token_text(token_id)
 
 
-def _chat_token(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, Any]:
-    token = _chat_entry(tokenizer, entry.token_id, entry.logprob)
-    token["top_logprobs"] = [_chat_entry(tokenizer, *top) for top in entry.top]
-    return token
+def chat_logprobs(
+    tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob], *, as_ids: bool = False
+) -> dict[str, Any]:
+    """The ``logprobs`` object of a chat choice; ``as_ids`` as in :func:`token_name`."""
+
+    def told(token_id: int, logprob: float) -> dict[str, Any]:
+        return _chat_entry(tokenizer, token_id, logprob, as_ids=as_ids)
+
+    content = [
+        {**told(entry.token_id, entry.logprob), "top_logprobs": [told(*top) for top in entry.top]}
+        for entry in logprobs
+    ]
+    return {"content": content, "refusal": None}
 
 
-def _chat_entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+def _chat_entry(tokenizer: Tokenizer, token_id: int, logprob: float, *, as_ids: bool) -> dict[str, Any]:
     return {
-        "token": tokenizer.token_text(token_id),
+        "token": token_name(tokenizer, token_id, as_ids=as_ids),
         "logprob": max(logprob, FLOOR),
         "bytes": list(tokenizer.token_bytes(token_id)),
     }
@@ -59,8 +68,9 @@ class CompletionLogprobs:
     over all tokens: a character's offset is that of the token which completes it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool, as_ids: bool = False) -> None:
         self.tokenizer = tokenizer
+        self.as_ids = as_ids  # see token_name
         self.skip_special_tokens = skip_special_tokens  # such tokens have no place in the text
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.offset = 0
@@ -68,7 +78,7 @@ class CompletionLogprobs:
     def take(self, entries: Sequence[tuple[int, TokenLogprob | None]]) -> dict[str, Any]:
         """The object for the next ``entries``: token ids, each with its log-probability if it has one."""
         return {
-            "tokens": [self.tokenizer.token_text(token_id) for token_id, _ in entries],
+            "tokens": [self._name(token_id) for token_id, _ in entries],
             "token_logprobs": [None if entry is None else max(entry.logprob, FLOOR) for _, entry in entries],
             "top_logprobs": [None if entry is None else self._top(entry) for _, entry in entries],
             "text_offset": [self._advance(token_id) for token_id, _ in entries],
@@ -78,9 +88,12 @@ class CompletionLogprobs:
         """The likeliest tokens and the chosen one. Of tokens with the same text the likeliest counts."""
         top: dict[str, float] = {}
         for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
-            text = self.tokenizer.token_text(token_id)
+            text = self._name(token_id)
             top[text] = max(top.get(text, FLOOR), logprob)
         return top
+
+    def _name(self, token_id: int) -> str:
+        return token_name(self.tokenizer, token_id, as_ids=self.as_ids)
 
     def _advance(self, token_id: int) -> int:
         offset = self.offset

@@ -18,7 +18,8 @@ from manylora.server.api.http.state import ServiceState, ignored_fields
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import MixRequest, read_mix
-from manylora.server.api.request.schemas import AllowSpecialTokens, Messages, TokenId
+from manylora.server.api.request.sampling_body import TokenId
+from manylora.server.api.request.schemas import AllowSpecialTokens, Messages
 from manylora.server.api.request.token_ids import Rendering, chat_ids, check_special_tokens, prompt_ids
 from manylora.server.api.request.tools import Tools
 from manylora.server.errors import RequestError

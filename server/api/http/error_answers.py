@@ -45,6 +45,7 @@ from manylora.server.api.http.body import path_of
 from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_REPORTED_FAULTS
+from manylora.server.api.http.missing_routes import why_missing
 from manylora.server.errors import (
     AdapterUnavailable,
     AdminKeyNeeded,
@@ -255,12 +256,22 @@ def _describe_http(error: HTTPException) -> ErrorAnswer:
     return ErrorAnswer(kind, str(error.detail), None, kind.code, dict(error.headers or {}))
 
 
+def _without_route(answer: ErrorAnswer, request: Request) -> ErrorAnswer:
+    """The answer where there is no route, or none for the method; it says so of those that others have."""
+    asked = f"{request.method} {request.scope['path'][:200]}"
+    why = why_missing(request.scope) if answer.kind.status == 404 else None
+    if why is None:
+        return replace(answer, message=f"There is nothing at {asked}")
+    return replace(
+        answer, message=f"{asked} is not supported by this server: {why}", code="unsupported_endpoint"
+    )
+
+
 async def answer_error(request: Request, error: Exception) -> Response:
     """Answer whatever exception a route raises: the application's one exception handler."""
     answer = error_answer(error, caller_scope(request.scope))
     if isinstance(error, HTTPException) and error.status_code in {404, 405}:
-        message = f"There is nothing at {request.method} {request.scope['path'][:200]}"
-        answer = replace(answer, message=message)
+        answer = _without_route(answer, request)
     redact = request.app.state.error_redactor.redact  # a client may have put its key where a name belongs
     param = None if answer.param is None else redact(answer.param)
     answer = replace(answer, message=redact(answer.message), param=param)

@@ -14,13 +14,8 @@ from manylora.server.api.messages.wording import WORDING
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.hand_read import each_object, sifted
-from manylora.server.api.request.schemas import (
-    AdapterWeight,
-    AllowSpecialTokens,
-    ChatBody,
-    SamplingBody,
-    StopSequences,
-)
+from manylora.server.api.request.sampling_body import SamplingBody, StopSequences
+from manylora.server.api.request.schemas import AdapterWeight, AllowSpecialTokens, ChatBody
 from manylora.server.api.request.tools import ToolName
 from manylora.server.errors import RequestError
 

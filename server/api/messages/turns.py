@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from manylora.adapters.format.faults import shown
 from manylora.adapters.format.text.chat import join_parts
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import check_size
@@ -69,7 +70,8 @@ def _block(value: Any, readers: Mapping[str, Reader], where: str) -> Block:
     reader = readers.get(kind) if isinstance(kind, str) else None
     if reader is None or len(value) > limits.MAX_FIELDS:
         raise RequestError(
-            f"'{where}.type' is not supported by this server: blocks here are {', '.join(readers)}",
+            f"'{where}.type': {shown(str(kind))} is not supported by this server: blocks here are "
+            f"{', '.join(readers)}",
             f"{where}.type",
             "unsupported_parameter",
         )

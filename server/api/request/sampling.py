@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from manylora.server.api.request.schemas import GenerationBody, SamplingBody
+from manylora.server.api.request.sampling_body import SamplingBody
+from manylora.server.api.request.schemas import GenerationBody
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError
 from manylora.server.grammars.grammar import CompiledGrammar
@@ -13,7 +14,7 @@ from manylora.server.grammars.grammar import CompiledGrammar
 T = TypeVar("T")
 
 
-def check_fields(body: GenerationBody) -> None:
+def check_fields(body: GenerationBody, max_model_len: int) -> None:
     """Refuse combinations that make no sense whatever the prompt.
 
     Raises:
@@ -24,8 +25,18 @@ def check_fields(body: GenerationBody) -> None:
         raise RequestError(
             f"'best_of' is not supported unless it equals 'n' ({n})", "best_of", "unsupported_parameter"
         )
+    if not (body.truncate_prompt_tokens is None and body.truncation_side is None):
+        body.truncation(max_model_len)
     if body.prompt_logprobs is not None and body.stream:
         raise RequestError("'prompt_logprobs' is not available in a stream", "prompt_logprobs")
+
+
+def prompt_room(max_model_len: int, virtual_tokens: int, wanted: int | None, default: int) -> int:
+    """How many tokens of the context a prompt may take whose answer has ``wanted`` tokens, else ``default``.
+
+    ``virtual_tokens`` are those of a soft prompt.
+    """
+    return max_model_len - virtual_tokens - (default if wanted is None else wanted)
 
 
 def answer_budget(
@@ -82,8 +93,9 @@ def sampling_params(
     prompt_logprobs: int | None = None,
     shown_tokens: frozenset[int] = frozenset(),
     grammar: CompiledGrammar | None = None,
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> SamplingParams:
-    """The sampling parameters of one prompt's answers.
+    """The sampling parameters of one prompt's answers; ``bad_words`` as ``bad_word_ids`` tells them.
 
     Raises:
         RequestError: naming the parameter that is wrong.
@@ -104,9 +116,12 @@ def sampling_params(
         frequency_penalty=_or(body.frequency_penalty, 0.0),
         repetition_penalty=_or(body.repetition_penalty, 1.0),
         logit_bias=_logit_bias(body.logit_bias, vocab_size),
+        allowed_tokens=_allowed_tokens(body.allowed_token_ids, vocab_size),
+        bad_words=bad_words,
         seed=body.seed,
         stop=() if body.stop is None else tuple(body.stop),
         stop_token_ids=_stop_token_ids(body.stop_token_ids, vocab_size),
+        keep_stop=body.keeps_stop,
         ignore_eos=_or(body.ignore_eos, False),
         skip_special_tokens=_or(body.skip_special_tokens, True),
         shown_tokens=shown_tokens,
@@ -127,6 +142,14 @@ def _logit_bias(bias: Mapping[str, float] | None, vocab_size: int) -> dict[int, 
     return {_token_id(key, vocab_size, "logit_bias"): value for key, value in bias.items()}
 
 
+def _allowed_tokens(ids: list[int] | None, vocab_size: int) -> tuple[int, ...] | None:
+    if ids is None:
+        return None
+    if max(ids) >= vocab_size:
+        raise _no_token(str(max(ids)), vocab_size, "allowed_token_ids")
+    return tuple(ids)
+
+
 def _stop_token_ids(ids: list[int] | None, vocab_size: int) -> tuple[int, ...]:
     if ids is None:
         return ()
@@ -137,6 +160,10 @@ def _token_id(text: str, vocab_size: int, param: str) -> int:
     """``text`` as a token id of the vocabulary."""
     if text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < vocab_size:
         return int(text)
-    raise RequestError(
+    raise _no_token(text, vocab_size, param)
+
+
+def _no_token(text: str, vocab_size: int, param: str) -> RequestError:
+    return RequestError(
         f"'{param}': {text[:40]!r} is not a token id; ids go from 0 to {vocab_size - 1}", param
     )

@@ -5,50 +5,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from manylora.adapters.format.text.chat import join_parts, template_message
 from manylora.adapters.mix import MAX_ENTRIES
 from manylora.server.api.http import limits
-from manylora.server.api.http.body import RequestBody, bounded, check_size
+from manylora.server.api.http.body import RequestBody, bounded
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.hand_read import each_object
+from manylora.server.api.request.sampling_body import Number, SamplingBody
 from manylora.server.api.request.structured_output import StructuredBody
 from manylora.server.api.request.template_variables import TemplateVariables
 from manylora.server.api.request.tool_calls import ToolCall, sift_calls
 from manylora.server.api.request.tools import ToolsBody
+from manylora.server.api.request.truncation import TruncatedBody
 from manylora.server.errors import RequestError
-
-
-def _stop_list(name: str) -> Callable[[Any], Any]:
-    """What reads the field ``name``: a string or strings as a list, without empty ones: they stop nothing."""
-
-    def read(value: Any) -> Any:
-        if isinstance(value, str):
-            value = [value]
-        if not isinstance(value, list):
-            raise PydanticCustomError("stop", "must be a string or a list of strings")
-        return [item for item in check_size(value, limits.MAX_STOP, name) if item != ""]
-
-    return read
-
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-TokenId = Annotated[int, Field(ge=0, le=limits.MAX_TOKENS)]
-StopString = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_STOP_LENGTH)]
-StopList = Annotated[list[StopString], Field(max_length=limits.MAX_STOP)]
-StopStrings = Annotated[StopList, BeforeValidator(_stop_list("stop"), json_schema_input_type=str | list[str])]
-StopSequences = Annotated[
-    StopList, BeforeValidator(_stop_list("stop_sequences"), json_schema_input_type=list[str])
-]
-Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-
 
 _MESSAGE, _PART, _STREAM_OPTIONS = map(rules_of, (Place.MESSAGE, Place.PART, Place.STREAM_OPTIONS))
 
@@ -83,47 +59,7 @@ AllowSpecialTokens = Annotated[
 ]
 
 
-class SamplingBody(RequestBody):
-    """How answers are drawn, and for whom."""
-
-    min_tokens: int | None = Field(None, ge=0, le=limits.MAX_TOKENS)
-    temperature: Number | None = Field(None, ge=0, le=2)
-    top_p: Number | None = Field(None, ge=0, le=1, description="0 is greedy.")
-    top_k: int | None = Field(None, ge=-1, le=limits.MAX_TOP_K, description="-1 and 0 are off.")
-    min_p: Number | None = Field(None, ge=0, le=1)
-    presence_penalty: Number | None = Field(None, ge=-2, le=2)
-    frequency_penalty: Number | None = Field(None, ge=-2, le=2)
-    repetition_penalty: Number | None = Field(None, gt=0, le=2)
-    logit_bias: Annotated[dict[str, Bias], bounded(limits.MAX_LOGIT_BIAS, "logit_bias")] | None = Field(
-        None, description="Token id to bias."
-    )
-    seed: int | None = Field(None, ge=limits.INT64_MIN, le=limits.INT64_MAX)
-    stop: StopStrings | None = None
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=limits.MAX_STOP_TOKEN_IDS)
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    cache_salt: str | None = Field(
-        None,
-        min_length=1,
-        max_length=limits.MAX_SALT_LENGTH,
-        description="Requests share cached prompt prefixes only with requests of the same salt.",
-    )
-    user: str | None = Field(
-        None,
-        max_length=limits.MAX_USER_LENGTH,
-        description="Your end user's id: always gets the same arm of an alias.",
-    )
-    safety_identifier: str | None = Field(
-        None, max_length=limits.MAX_USER_LENGTH, description="The same under OpenAI's newer name."
-    )
-
-    @property
-    def end_user(self) -> str | None:
-        """Whose request it is, under whichever name that came; the newer one counts."""
-        return self.user if self.safety_identifier is None else self.safety_identifier
-
-
-class GenerationBody(SamplingBody, StructuredBody):
+class GenerationBody(SamplingBody, StructuredBody, TruncatedBody):
     """Fields that chat and plain completions share."""
 
     model: str = Field(
@@ -141,6 +77,9 @@ class GenerationBody(SamplingBody, StructuredBody):
     stream_options: StreamOptions | None = None
     prompt_logprobs: int | None = Field(
         None, ge=0, le=limits.MAX_LOGPROBS, description="Of the prompt's tokens. Not in streams."
+    )
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="Log-probabilities name tokens 'token_id:17' instead of by their text."
     )
     return_token_ids: bool | None = Field(None, description="Add the token ids of prompt and answer.")
     request_id: str | None = Field(

@@ -13,6 +13,7 @@ from manylora.adapters.format.answers.syntax import ReasoningSyntax
 from manylora.adapters.format.text.content_marks import Marked
 from manylora.server.api.access.scopes import ADMIN, caller_scope
 from manylora.server.api.request.schemas import Message, Prompt
+from manylora.server.api.request.truncation import Truncation
 from manylora.server.errors import AdminKeyNeeded, ContextTooLong, RequestError
 from manylora.server.model.text.conventions import TextConventions
 from manylora.server.service import CHARS_PER_TOKEN, Service
@@ -146,6 +147,12 @@ class ChatPrompt:
     ids: tuple[int, ...]
     in_reasoning: bool = False  # it ends within a block of reasoning
 
+    def cut(self, truncation: Truncation, most: int) -> ChatPrompt:
+        """As ``truncation`` wants it, where at most ``most`` tokens fit."""
+        ids = truncation.cut(self.ids, most)
+        ends_elsewhere = len(ids) < len(self.ids) and not truncation.end
+        return ChatPrompt(ids, self.in_reasoning and not ends_elsewhere)
+
 
 async def chat_ids(
     service: Service,
@@ -227,8 +234,6 @@ async def prompt_ids(
         _check_size(service, len(prompt), param)
         return await conventions.encode(prompt, add_special_tokens=add_special_tokens)
     vocab_size = conventions.tokenizer.vocab_size
-    if len(prompt) > service.max_model_len:  # told by answer_budget; its ids need no look
-        return prompt
     if min(prompt) < 0 or max(prompt) >= vocab_size:
         raise RequestError(f"'{param}': token ids go from 0 to {vocab_size - 1}", param)
     return prompt

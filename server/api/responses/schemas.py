@@ -12,7 +12,8 @@ from manylora.server.api.http.body import RequestBody, bounded
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.hand_read import each_object, sifted
-from manylora.server.api.request.schemas import AdapterWeight, AllowSpecialTokens, ChatBody, SamplingBody
+from manylora.server.api.request.sampling_body import SamplingBody
+from manylora.server.api.request.schemas import AdapterWeight, AllowSpecialTokens, ChatBody
 from manylora.server.api.request.tools import ToolName
 from manylora.server.api.responses.input_items import messages_of, read_input
 from manylora.server.errors import RequestError

@@ -224,5 +224,5 @@ def test_one_that_would_pool_otherwise_is_not_published(
 
     monkeypatch.setattr("manylora.adapters.training.run.train.write_pooling", other)
     with pytest.raises(GateFailed, match="beside the adapter pools otherwise"):
-        run(settings(tiny_llama, tmp_path, max_steps=1, eval_split=0))
+        run(settings(tiny_llama, tmp_path, max_steps=4, eval_split=0))
     assert not (tmp_path / "out" / "adapter").exists()

@@ -36,6 +36,10 @@ def main(url: str, *models: str) -> None:
         )
         (call, *_) = called.choices[0].message.tool_calls
         assert json.loads(call.function.arguments)["city"] in ("Oslo", "Rome")
+        asked |= {"model": f"anthropic/{model}", "api_base": url.removesuffix("/v1"), "max_tokens": 8}
+        assert litellm.completion(**asked).choices[0].message.content
+        chunks = list(litellm.completion(**asked, stream=True))
+        assert any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks)
         assert litellm.embedding(model=f"hosted_vllm/{model}", input=["a"], **server).data
     try:
         litellm.completion(model="hosted_vllm/nobody", messages=[message], **server)

@@ -16,9 +16,13 @@ TOKENIZER = Tokenizer(byte_tokenizer())
 END = 258
 
 
-def detokenizer(*stop: str, prompt: str = "", skip_special_tokens: bool = True) -> Detokenizer:
+def detokenizer(
+    *stop: str, prompt: str = "", skip_special_tokens: bool = True, keep_stop: bool = False
+) -> Detokenizer:
     ids = TOKENIZER.encode(prompt)
-    return Detokenizer(TOKENIZER, ids, stop=stop, skip_special_tokens=skip_special_tokens)
+    return Detokenizer(
+        TOKENIZER, ids, stop=stop, skip_special_tokens=skip_special_tokens, keep_stop=keep_stop
+    )
 
 
 def ids_of(content: bytes) -> list[int]:
@@ -140,6 +144,16 @@ def test_below_the_minimum_a_stop_string_is_text() -> None:
     assert made.push(b, stoppable=False) == ("b", None)
     assert made.push(c) == ("c", None)
     assert made.push(b) == ("", "b")
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("ab日", max_size=24), stop=st.lists(st.text("ab日", min_size=1, max_size=4), max_size=4))
+def test_a_stop_string_that_is_kept_ends_the_text(text: str, stop: list[str]) -> None:
+    """Wherever the answer would end without it, at the same token."""
+    without, matched = pieces(detokenizer(*stop), TOKENIZER.encode(text))
+    kept, same = pieces(detokenizer(*stop, keep_stop=True), TOKENIZER.encode(text))
+    assert (same, len(kept)) == (matched, len(without))
+    assert "".join(kept) == "".join(without) + (matched or "")
 
 
 @settings(max_examples=300, deadline=None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from manylora.server.grammars.checks import GrammarChecks
 from manylora.server.grammars.compiler import GrammarCompiler
 from manylora.server.grammars.grammar import CompiledGrammar, Matcher
 from manylora.server.grammars.spec import GrammarSpec
-from tests.support.grammars import takes, tokenizer_of_bytes
+from tests.support.grammars import allowed, takes, tokenizer_of_bytes
 from tests.support.tiny_models import VOCAB
 
 SECONDS = 5.0  # a second on a machine that has nothing else to do
@@ -60,6 +61,10 @@ def schema(value: Any) -> GrammarSpec:
 HOSTILE: dict[str, GrammarSpec] = {
     "repeated repeats": regex("((a{1,1000}){1,1000}){1,1000}"),
     "nested repeats": regex(nested("(", "a{1,100000}", "){1,100000}", 20)),
+    "repeats of one letter": regex("(a{1,100000}){1,100000}"),
+    "repeats of several": regex("((a{1,100000}b?){1,100000}c?){1,100000}"),
+    "repeats in several ways": regex("((a|b|ab){1,1000}(ba|a){1,1000}){1,1000}"),
+    "repeats that may be empty": regex("(a?){1,5000}a{5000}"),
     "parentheses": regex(nested("(", "a", ")", 100_000)),
     "alternatives": regex("|".join(f"{i:x}" * 8 for i in range(20_000))),
     "classes": regex(r"[\w\s]{1,5000}" * 50),
@@ -128,6 +133,45 @@ async def test_hostile_grammars(compiler: GrammarCompiler, name: str) -> None:
     assert takes(other, "x", TOKENIZER)
 
 
+EXPLOSIVE = [name for name in HOSTILE if "repeats" in name]
+
+
+@pytest.mark.parametrize("name", EXPLOSIVE)
+async def test_repetitions_that_explode_are_refused(compiler: GrammarCompiler, name: str) -> None:
+    """Although the library takes them: it would give up amid an answer."""
+    result = await outcome(compiler, HOSTILE[name])
+    assert isinstance(result, RequestError)
+    assert "repeats too much" in str(result)
+
+
+LARGE = (
+    "a{1,100000}",
+    "[a-z ]{200,5000}",
+    "(a{1,100}b{1,100}){1,100}",
+    "(.{1,100}a.{1,100}){1,100}",
+    "[ab]{64}",
+)
+
+
+@pytest.mark.parametrize("pattern", LARGE)
+async def test_repetitions_that_do_not_are_taken(compiler: GrammarCompiler, pattern: str) -> None:
+    """And a long answer can be followed, each step within a moment."""
+    made = await outcome(compiler, regex(pattern))
+    assert isinstance(made, CompiledGrammar), made
+    state, rng = made.start(), random.Random(0)
+    state.take([])
+    worst = 0.0
+    for _ in range(600):
+        began = thread_time()
+        token = rng.choice(sorted(allowed(state) - TOKENIZER.eos_ids) or [TOKENIZER.vocab_size])
+        if token == TOKENIZER.vocab_size:
+            break
+        state.take([token])
+        worst = max(worst, thread_time() - began)
+        assert state.fault is None
+    assert worst < 0.2
+
+
 async def test_a_grammar_that_takes_too_long_is_killed() -> None:
     impatient = GrammarCompiler(VOCAB, GrammarChecks(seconds=0.01))
     error = await outcome(impatient, HOSTILE["alternatives"])
@@ -193,3 +237,11 @@ def test_texts_are_values() -> None:
     assert hash(one) == hash(GrammarSpec.json_schema({"type": "integer"}, param="b"))
     assert one != GrammarSpec.json_schema({"type": "number"}, param="a")
     assert json.loads(one.text) == {"type": "integer"}
+
+
+async def test_a_pattern_that_explodes_in_a_schema(compiler: GrammarCompiler) -> None:
+    pattern = schema({"type": "string", "pattern": "^((a|b|ab){1,1000}(ba|a){1,1000}){1,1000}$"})
+    error = await outcome(compiler, pattern)
+    assert isinstance(error, RequestError)
+    assert (error.param, error.code) == ("p", "invalid_grammar")
+    assert "repeats too much" in str(error)

@@ -26,7 +26,6 @@ SGLANG: Final[tuple[Field, ...]] = (
     hint("max_dynamic_patch", "S", _CHAT, note="there are no images"),
     hint("min_dynamic_patch", "S", _CHAT, note="there are no images"),
     hint("ngram_corpus_id", "S", note="it chooses how tokens are guessed ahead"),
-    only("no_stop_trim", "S", False),
     only("return_cached_tokens_details", "S", False),
     only("return_hidden_states", "S", False),
     only("return_meta_info", "S", False, places=_CHAT),

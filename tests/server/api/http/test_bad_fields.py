@@ -218,7 +218,6 @@ UNSUPPORTED: list[tuple[str, str, Any]] = [
     (CHAT, "thinking_token_budget", 5),
     (CHAT, "functions", [{"name": "f"}]),
     (CHAT, "function_call", {"name": "f"}),
-    (CHAT, "allowed_token_ids", [1]),
     (CHAT, "audio", {"voice": "alloy", "format": "mp3"}),
     (CHAT, "modalities", ["text", "audio"]),
     (CHAT, "prediction", {"type": "content", "content": "x"}),
@@ -227,7 +226,6 @@ UNSUPPORTED: list[tuple[str, str, Any]] = [
     (CHAT, "echo", True),
     (CHAT, "use_beam_search", True),
     (TEXT, "use_beam_search", True),
-    (TEXT, "truncate_prompt_tokens", 5),
     (TEXT, "prompt_embeds", "x"),
 ]
 

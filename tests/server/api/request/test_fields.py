@@ -148,7 +148,7 @@ OPENAI: list[tuple[Place, Any]] = [
     (Place.TEXT, ResponseTextConfigParam),
     (Place.TEXT_FORMAT, ResponseFormatTextJSONSchemaConfigParam),
 ]
-# The fields of anthropic 2.14.0's parameters, those of its beta included.
+# The fields of anthropic 2.14.0's parameters, of its beta's, and of older versions.
 _COUNTED = (
     "billing_policy cache_control compaction context_management mcp_servers messages model output_config "
     "speed system thinking tool_choice tools user_profile_id workspace_id"
