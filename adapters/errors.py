@@ -14,6 +14,8 @@ AdapterError
 ├── AdapterTooLarge     the mix can never fit the memory given to adapters
 ├── BaseModelError      the base model can't be found, fetched or converted
 ├── ChatTemplateError   a conversation can't be rendered
+├── TenantNotFound      no tenant of that name, or no such key of it
+├── TenantExists        a tenant can't be made: the name is taken, or there are as many as may be
 ├── MergeFailed         a merged model does not answer like the base with the adapters
 └── StoreError          the revision store can't be used: in use by another process, or the disk refused
     ├── RegistryUnavailable     the database server of the registry does not answer, or refuses
@@ -92,6 +94,14 @@ class BaseModelError(AdapterError):
 
 class ChatTemplateError(AdapterError):
     """The tokenizer has no chat template, or the template rejects the messages."""
+
+
+class TenantNotFound(AdapterError):
+    """There is no tenant of that name, or it has no such key."""
+
+
+class TenantExists(AdapterError):
+    """A tenant or a key can't be made: the name is taken, or there are as many as there may be."""
 
 
 class StoreError(AdapterError):

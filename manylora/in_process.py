@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import httpx
 
+from manylora.server.api.access.scopes import ADMIN, OnBehalf
 from manylora.server.api.app import create_app
+from manylora.server.api.asking import AskedFor
 from manylora.server.errors import RequestError, ServerError
 from manylora.server.service import Service
 
@@ -73,7 +75,8 @@ class InProcessServer:
     async def _open(self) -> httpx.AsyncClient:
         app = create_app(self._service, batches=False)
         await self._stack.enter_async_context(app.router.lifespan_context(app))
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        application = AskedFor(app, OnBehalf(ADMIN))  # who runs the program has no key, and needs none
+        transport = httpx.ASGITransport(application, raise_app_exceptions=False)
         client = httpx.AsyncClient(transport=transport, base_url="http://manylora", timeout=None)
         return await self._stack.enter_async_context(client)
 

@@ -15,6 +15,7 @@ ServerError
 ├── ObjectNotFound      nothing that a client keeps here has that id
 ├── ObjectInUse         it can't be changed in the state that it is in
 ├── QueueFull           too many requests are waiting; says when to retry
+│   └── RateLimited         the caller's tenant has taken all that it may for now
 ├── AdapterUnavailable  a registered adapter's files are gone or damaged
 ├── EngineDead          the engine thread has stopped
 ├── ServerStopping      the server ends before the answer is complete
@@ -110,6 +111,10 @@ class QueueFull(ServerError):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class RateLimited(QueueFull):
+    """The tenant has taken all that it may in a minute, or at a time."""
 
 
 class AdapterUnavailable(ServerError):

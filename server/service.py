@@ -48,6 +48,7 @@ from manylora.server.options.settings import Settings
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.responses.background import Background
 from manylora.server.responses.stored import StoredResponses
+from manylora.server.tenants.directory import TenantDirectory
 from manylora.server.threads import LimitedWork, SlowWork, request_pool
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Service:
     files: StoredFiles  # that clients uploaded
     batches: BatchQueue
     responses: StoredResponses  # that clients go on from
+    tenants: TenantDirectory  # who shares the server
     background: Background  # responses that nobody waits for
     ready: bool = False
     started: float = field(default_factory=time.time)  # unix seconds
@@ -96,6 +98,7 @@ class Service:
         self.engine.start()
         await self.engine.warmed()  # before anything is sent to the device that it captures on
         await self.adapters.start()
+        await self.tenants.start()
         await asyncio.to_thread(self.files.sweep)
         for name, path in self.config.adapter.items():
             try:
@@ -113,6 +116,7 @@ class Service:
         await self.engine.stop()
         await self.grammars.close()
         await self.conventions.close()
+        await self.tenants.close()
         await self.adapters.close()
 
 
@@ -204,6 +208,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
             MAX_BATCH_LINE_BYTES,
         ),
         responses=responses,
+        tenants=TenantDirectory(adapters.registry.tenants, adapters.registry.usage),
         background=Background(responses),
     )
 

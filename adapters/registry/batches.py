@@ -11,6 +11,7 @@ from sqlalchemy import Row, insert, select
 
 from manylora.adapters.registry.pages import page_of
 from manylora.adapters.registry.schema import Database, batches
+from manylora.adapters.registry.whose import EVERYBODY, Whose
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class BatchRecord:
     input_file: str
     details: Mapping[str, Any]
     owner: str = ""  # the data directory of the server that works on it
+    tenant: str | None = None  # whose it is, by id
 
 
 class Batches:
@@ -34,7 +36,7 @@ class Batches:
 
     def add(self, record: BatchRecord) -> None:
         """Record a new batch, which this server works on."""
-        row = {"id": record.id, "created": record.created, "owner": self._owner}
+        row = {"id": record.id, "created": record.created, "owner": self._owner, "tenant": record.tenant}
         with self._database.write_quietly() as connection:
             connection.execute(insert(batches).values({**row, **_values(record)}))
 
@@ -49,10 +51,11 @@ class Batches:
             row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
         return None if row is None else _record(row)
 
-    def page(self, *, after: str | None, limit: int) -> list[BatchRecord] | None:
-        """The newest batches; None where there is no batch ``after``."""
+    def page(self, *, after: str | None, limit: int, whose: Whose = EVERYBODY) -> list[BatchRecord] | None:
+        """The newest batches; None where there is no batch ``after`` of theirs."""
+        mine = whose.condition(batches.c.tenant)
         with self._database.read() as connection:
-            rows = page_of(connection, batches, after=after, limit=limit)
+            rows = page_of(connection, batches, after=after, limit=limit, mine=mine)
         return None if rows is None else [_record(row) for row in rows]
 
     def with_status(self, statuses: Sequence[str], *, input_file: str | None = None) -> list[BatchRecord]:
@@ -69,4 +72,5 @@ def _values(record: BatchRecord) -> dict[str, str]:
 
 
 def _record(row: Row[Any]) -> BatchRecord:
-    return BatchRecord(row.id, row.created, row.status, row.input_file, json.loads(row.record), row.owner)
+    details = json.loads(row.record)
+    return BatchRecord(row.id, row.created, row.status, row.input_file, details, row.owner, row.tenant)

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Row, delete, insert, or_, select
 
 from manylora.adapters.registry.pages import page_of
 from manylora.adapters.registry.schema import Database, files
+from manylora.adapters.registry.whose import EVERYBODY, Whose
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class FileRecord:
     expires: float | None  # unix seconds
     digest: str  # SHA-256 of its bytes, hexadecimal
     owner: str = ""  # the data directory that holds its bytes
+    tenant: str | None = None  # whose it is, by id
 
 
 class Files:
@@ -47,12 +49,22 @@ class Files:
         return None if row is None else _record(row)
 
     def page(
-        self, now: float, *, purpose: str | None, after: str | None, limit: int, ascending: bool
+        self,
+        now: float,
+        *,
+        purpose: str | None,
+        after: str | None,
+        limit: int,
+        ascending: bool,
+        whose: Whose = EVERYBODY,
     ) -> list[FileRecord] | None:
-        """Files by time; None where there is no file ``after``."""
+        """Files by time; None where there is no file ``after`` of theirs."""
         only = _lives(now) if purpose is None else _lives(now) & (files.c.purpose == purpose)
+        mine = whose.condition(files.c.tenant)
         with self._database.read() as connection:
-            rows = page_of(connection, files, after=after, limit=limit, ascending=ascending, only=only)
+            rows = page_of(
+                connection, files, after=after, limit=limit, ascending=ascending, only=only, mine=mine
+            )
         return None if rows is None else [_record(row) for row in rows]
 
     def remove(self, file_id: str) -> bool:

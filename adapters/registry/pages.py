@@ -15,18 +15,22 @@ def page_of(
     limit: int,
     ascending: bool = False,
     only: ColumnElement[bool] | None = None,
+    mine: ColumnElement[bool] | None = None,
 ) -> list[Row[Any]] | None:
     """At most ``limit`` rows by time and id, those behind the row ``after``; None if there is no such row.
 
-    ``table`` has the columns ``id`` and ``created``; the newest come first unless ``ascending``.
+    ``table`` has the columns ``id`` and ``created``; the newest come first unless ``ascending``. There
+    are only rows of which ``mine`` is true, and only those are told of which ``only`` is true as well.
     """
     time, key = table.c.created, table.c.id
     wanted = select(table).limit(limit)
     wanted = wanted.order_by(time, key) if ascending else wanted.order_by(time.desc(), key.desc())
-    if only is not None:
-        wanted = wanted.where(only)
+    for condition in (only, mine):
+        if condition is not None:
+            wanted = wanted.where(condition)
     if after is not None:
-        last = connection.execute(select(time).where(key == after)).scalar_one_or_none()
+        known = key == after if mine is None else (key == after) & mine
+        last = connection.execute(select(time).where(known)).scalar_one_or_none()
         if last is None:
             return None
         if ascending:

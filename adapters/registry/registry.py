@@ -24,6 +24,8 @@ from manylora.adapters.registry.recovery import Recovery
 from manylora.adapters.registry.responses import Responses
 from manylora.adapters.registry.revisions import Revisions
 from manylora.adapters.registry.schema import Database, changes, counter
+from manylora.adapters.registry.tenants.tenants import Tenants
+from manylora.adapters.registry.tenants.usage import Usage
 
 HISTORY = 16  # revisions of a name that stay, to roll back to
 
@@ -50,6 +52,8 @@ class Registry:
         self.files = Files(database, owner=directory)
         self.batches = Batches(database, owner=directory)
         self.responses = Responses(database)
+        self.tenants = Tenants(database)
+        self.usage = Usage(database)
 
     def __enter__(self) -> Self:
         return self

@@ -26,6 +26,7 @@ from sqlalchemy import (
     Text,
     create_engine,
     insert,
+    inspect,
     make_url,
     select,
     text,
@@ -135,6 +136,7 @@ files = Table(  # what clients uploaded, and what batches came to
     Column("expires", Double),
     Column("digest", _DIGEST, nullable=False),
     Column("owner", String(64), nullable=False),  # the data directory that holds its bytes
+    Column("tenant", String(32)),  # whose it is; NULL: of who has no tenant
 )
 batches = Table(
     "manylora_batches",
@@ -145,6 +147,7 @@ batches = Table(
     Column("input_file", String(64), nullable=False),
     Column("owner", String(64), nullable=False),  # the data directory of the server that works on it
     Column("record", Text, nullable=False),  # JSON
+    Column("tenant", String(32)),  # whose it is; NULL: of who has no tenant
 )
 responses = Table(  # that clients go on from
     "manylora_responses",
@@ -311,8 +314,19 @@ def _create(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
     metadata.create_all(connection)
+    for table in (files, batches):
+        _add_columns(connection, table)
     version = connection.execute(select(counter.c.version)).scalar_one_or_none()
     if version is None:
         connection.execute(insert(counter).values(id=1, version=VERSION, generation=0))
     elif version > VERSION:
         raise StoreError(f"the adapter registry was written by a newer version ({version}) than this one")
+
+
+def _add_columns(connection: Connection, table: Table) -> None:
+    """Add the columns that a table lacks which an earlier version made; they may be NULL."""
+    there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+    for column in table.columns:
+        if column.name not in there:
+            kind = column.type.compile(connection.dialect)
+            connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))

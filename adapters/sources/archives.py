@@ -1,6 +1,6 @@
 """Unpacking an uploaded archive: tar, tar.gz or zip, from somebody who may mean harm.
 
-Nothing is written but files of known names, by which one has a folder. Everything else is read past,
+Nothing is written but files of known names, one of which lies in a folder. Everything else is read past,
 though it counts: an archive with a link, a device, a path that leads out, two entries of one name, or
 more bytes than allowed is refused whether or not the entry would have been kept. Memory stays bounded
 whatever the archive claims.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -38,6 +39,7 @@ from manylora.server.api.http.openapi import Application
 from manylora.server.api.messages import route as messages
 from manylora.server.api.operation import docs, health, root
 from manylora.server.api.responses import route as responses
+from manylora.server.api.tenants import tenants, usage
 from manylora.server.errors import ServerError
 from manylora.server.options.settings import Settings, api_keys
 from manylora.server.service import Service
@@ -64,6 +66,8 @@ _RESOURCES = (
     compose,
     lora,
     tokenize,
+    tenants,
+    usage,
     health,
     docs,
     root,
@@ -85,7 +89,7 @@ def create_app(service: Service, *, batches: bool = True) -> FastAPI:
     With ``batches`` it also works on the batches of requests in the service's data directory.
     """
     config = service.config
-    guard = Guard(_key_set(config.api_key), _key_set(config.admin_api_key))
+    guard = Guard(_key_set(config.api_key), _key_set(config.admin_api_key), service.tenants)
     app = Application(
         service,
         [resource.router for resource in _RESOURCES],
@@ -141,7 +145,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         await service.start()
         if app.state.works_on_batches:
-            service.batches.start(asker(app, service.config))
+            service.batches.start(partial(asker, app))
         yield
     finally:
         await service.stop()

@@ -15,6 +15,7 @@ from uuid import uuid4
 from manylora.adapters.errors import StoreError
 from manylora.adapters.file_locks import try_lock
 from manylora.adapters.registry.batches import Batches, BatchRecord
+from manylora.adapters.registry.whose import Whose
 from manylora.server.batches.lines import LineFault, check_lines, read_lines
 from manylora.server.batches.results import Results
 from manylora.server.batches.run import Ask, Run
@@ -53,9 +54,9 @@ class BatchQueue:
         self._current: _Current | None = None
         self._lock: IO[bytes] | None = None  # of this directory's batches
 
-    def start(self, ask: Ask) -> None:
-        """Begin to work, first on what was left unfinished."""
-        self._task = asyncio.create_task(self._work(ask), name="batches")
+    def start(self, ask_for: Callable[[str | None], Ask]) -> None:
+        """Begin to work, first on what was left unfinished. ``ask_for(tenant)`` asks in the tenant's name."""
+        self._task = asyncio.create_task(self._work(ask_for), name="batches")
         self._wake.set()
 
     async def stop(self) -> None:
@@ -66,9 +67,14 @@ class BatchQueue:
                 await self._task
 
     async def create(
-        self, input_file: str, endpoint: str, metadata: Mapping[str, str], expires_after: int | None
+        self,
+        input_file: str,
+        endpoint: str,
+        metadata: Mapping[str, str],
+        expires_after: int | None,
+        tenant: str | None = None,
     ) -> BatchRecord:
-        """Take a new batch.
+        """Take a new batch, of the tenant of that id.
 
         Raises:
             StoreError: it can't be recorded.
@@ -81,7 +87,9 @@ class BatchQueue:
             "expires_at": created + WINDOW,
             "counts": {"total": 0, "completed": 0, "failed": 0},
         }
-        record = BatchRecord(f"batch_{uuid4().hex}", created, "validating", input_file, details)
+        record = BatchRecord(
+            f"batch_{uuid4().hex}", created, "validating", input_file, details, tenant=tenant
+        )
         await asyncio.to_thread(self._batches.add, record)
         self._wake.set()
         return record
@@ -91,9 +99,9 @@ class BatchQueue:
         record = await asyncio.to_thread(self._batches.get, batch_id)
         return record if record is None else self._now(record)
 
-    async def page(self, after: str | None, limit: int) -> list[BatchRecord] | None:
-        """The newest batches; None where there is no batch ``after``."""
-        records = await asyncio.to_thread(lambda: self._batches.page(after=after, limit=limit))
+    async def page(self, after: str | None, limit: int, whose: Whose) -> list[BatchRecord] | None:
+        """The newest batches; None where there is no batch ``after`` of theirs."""
+        records = await asyncio.to_thread(lambda: self._batches.page(after=after, limit=limit, whose=whose))
         return None if records is None else [self._now(record) for record in records]
 
     async def cancel(self, record: BatchRecord) -> BatchRecord:
@@ -116,7 +124,7 @@ class BatchQueue:
         current = self._current
         return current.record if current is not None and current.record.id == record.id else record
 
-    async def _work(self, ask: Ask) -> None:
+    async def _work(self, ask_for: Callable[[str | None], Ask]) -> None:
         with ExitStack() as held:
             while True:
                 self._wake.clear()
@@ -130,7 +138,7 @@ class BatchQueue:
                     if self._lock is not None:  # else another process of this directory does it
                         await self._files.expire()
                         for record in await asyncio.to_thread(self._batches.with_status, OPEN):
-                            await self._work_on(record, ask)
+                            await self._work_on(record, ask_for(record.tenant))
                 except (OSError, StoreError) as error:
                     logger.warning("batches wait: %s", error)
                 with suppress(TimeoutError):
@@ -197,7 +205,9 @@ class BatchQueue:
             if path.exists() and path.stat().st_size:
                 name = f"{record.id}_{'output' if kind == 'out' else 'error'}.jsonl"
                 after = record.details["expires_after"]
-                await asyncio.to_thread(self._files.add, path, name, "batch_output", after, file_id)
+                await asyncio.to_thread(
+                    self._files.add, path, name, "batch_output", after, file_id, tenant=record.tenant
+                )
             path.unlink(missing_ok=True)
             if await asyncio.to_thread(self._files.get, file_id) is not None:
                 found[key] = file_id

@@ -44,7 +44,7 @@ def run_batch(source: Path, target: Path, settings: Settings) -> tuple[int, int]
 
 async def _answer(service: Service, lines: Iterator[Line | LineFault], results: Results, count: int) -> None:
     app: FastAPI = create_app(service, batches=False)
-    run = Run(asker(app, service.config), results, lambda _: 2 * service.limits.max_num_seqs)
+    run = Run(asker(app), results, lambda _: 2 * service.limits.max_num_seqs)
 
     def stop() -> None:
         run.stopped = True

@@ -22,6 +22,7 @@ from manylora.server.cli.loadgen.command import bench
 from manylora.server.cli.merge import compose, merge
 from manylora.server.cli.output import DEAD, fail
 from manylora.server.cli.serve_help import ServeHelp
+from manylora.server.cli.tenants.commands import keys, tenants
 from manylora.server.cli.train import estimate, train
 from manylora.server.errors import EngineDead, ServerError
 from manylora.server.options.loading import load_settings
@@ -39,6 +40,8 @@ app = typer.Typer(
 
 
 app.add_typer(adapters)
+app.add_typer(tenants)
+app.add_typer(keys)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from manylora.server.client.publishing import (
     publish,
     published,
 )
+from manylora.server.client.tenants import TenantClient
 
 _MAX_PAGE = 1000  # adapters in one answer of the server
 _SHARD_BYTES = 2 << 30
@@ -79,6 +80,11 @@ class Client:
         """What can be asked for: the base model first, then adapters and aliases."""
         found: Sequence[Answer] = self._connection.get("/v1/models")["data"]
         return found
+
+    @property
+    def tenants(self) -> TenantClient:
+        """Who shares the server, and their keys."""
+        return TenantClient(self._connection)
 
     # --- adapters
 

@@ -74,6 +74,10 @@ class Connection:
         """The answer to PUT."""
         return self._ask("PUT", path, json=body, params=given(query))
 
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The answer to PATCH."""
+        return self._ask("PATCH", path, json=body)
+
     def delete(self, path: str, *, patience: float = 0.0, **query: Query) -> Any:
         """The answer to DELETE, which may take ``patience`` seconds more than usual to come."""
         timeout = httpx.Timeout(_ANSWER_SECONDS + patience, connect=_CONNECT_SECONDS)

@@ -18,6 +18,7 @@ from time import monotonic
 
 from manylora.adapters.format.pooling import Pooling
 from manylora.server.engine.answer_reader import Outcome
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.engine.engine import Engine
 from manylora.server.engine.faults import DeviceLost, Supervision, is_lost, show_threads
 from manylora.server.engine.retry_after import RetryAfter
@@ -42,6 +43,7 @@ class GenerateRequest:
     given_ids: tuple[int, ...] = ()  # an answer's beginning, which is given
     logits_from: int | None = None  # deliver the logits after each given token, from this index on
     pooling: Pooling | None = None  # deliver what the hidden states of the prompt come to, and no logits
+    client: Client = EVERYBODY  # whose turn it is when it runs
 
 
 class AsyncEngine:
@@ -187,6 +189,7 @@ class AsyncEngine:
                     given_ids=request.given_ids,
                     logits_from=request.logits_from,
                     pooling=request.pooling,
+                    client=request.client,
                 )
             )
         return made

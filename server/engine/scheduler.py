@@ -10,12 +10,13 @@ same weights, the base's or those of one merged copy: where several have work, t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from time import monotonic
 
 from manylora.server.engine.block_manager import BlockManager
+from manylora.server.engine.fairness import Fairness
 from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.row_limit import RowLimit
 from manylora.server.engine.sequence import Sequence
@@ -75,7 +76,10 @@ class _Users:
 
 
 class Scheduler:
-    """Admission in order of arrival, a token budget per step, preemption of the youngest by recompute."""
+    """Admission in order, a token budget per step, preemption of the youngest by recompute.
+
+    The order is that of arrival; between clients, that of the service they got.
+    """
 
     def __init__(
         self, blocks: BlockManager, *, max_num_seqs: int, max_batch_tokens: int, prompt_budget: PromptBudget
@@ -87,6 +91,7 @@ class Scheduler:
         self._limit = RowLimit(max_batch_tokens)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._fairness = Fairness()
         self._preemptions = 0
         self._users: dict[int, _Users] = {}  # by identity of the weights they run on
         self._steps = 0
@@ -96,6 +101,7 @@ class Scheduler:
         self._repeated = []
         weights = sequence.mix.merged
         self._users.setdefault(id(weights), _Users(weights)).count += 1
+        self._fairness.join(sequence, self.running)
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -109,6 +115,7 @@ class Scheduler:
         users.count -= 1
         if not users.count:
             del self._users[id(sequence.mix.merged)]
+        self._fairness.leave(sequence)
         self.blocks.free(sequence)
 
     def take_preemptions(self) -> int:
@@ -196,9 +203,9 @@ class Scheduler:
                 room.take(chosen[sequence.id])
 
     def _make_room(self, sequence: Sequence, count: int, chosen: dict[int, Scheduled], room: _Room) -> bool:
-        """Get blocks for ``count`` more tokens, preempting the youngest others; False if it was itself."""
+        """Get blocks for ``count`` more tokens, preempting others; False if it was itself."""
         while not self.blocks.grow(sequence, sequence.num_computed_tokens + count):
-            victim = self.running[-1]
+            victim = self._victim()
             dropped = chosen.pop(victim.id, None)
             if dropped is not None:
                 room.take(dropped, -1)
@@ -206,6 +213,13 @@ class Scheduler:
             if victim is sequence:
                 return False
         return True
+
+    def _victim(self) -> Sequence:
+        """The youngest sequence that runs, of the client that got the most service."""
+        if not self._fairness.contended:
+            return self.running[-1]
+        self._fairness.settle(self.running)
+        return max(reversed(self.running), key=lambda sequence: self._fairness.counter(sequence.client.name))
 
     def _preempt(self, sequence: Sequence) -> None:
         self._repeated = []
@@ -220,17 +234,16 @@ class Scheduler:
 
     def _admit(self, chosen: dict[int, Scheduled], room: _Room, weights: MergedWeights | None) -> None:
         """Start waiting sequences while rows, budget and blocks last; siblings wait for their leader."""
-        held: list[Sequence] = []
-        while self.waiting and room.rows > 0 and len(self.running) < self._max_running:
-            sequence = self.waiting.popleft()
+        for sequence in self._in_turn():
+            if room.rows <= 0 or len(self.running) >= self._max_running:
+                break
             if sequence.mix.merged is not weights or _follows_unfinished_prompt(sequence):
-                held.append(sequence)
                 continue
             cached = self.blocks.match_prefix(sequence)
             if not self.blocks.fits(sequence, len(sequence)):  # the whole prompt, not just its first chunk
                 self.blocks.free(sequence)
-                self.waiting.appendleft(sequence)
                 break
+            self.waiting.remove(sequence)
             first = sequence.first_to_compute(cached)
             count = room.count(sequence, first)
             self.blocks.grow(sequence, first + count)
@@ -238,7 +251,21 @@ class Scheduler:
             if count:  # 0: its turn to deliver logits comes in a later step
                 chosen[sequence.id] = Scheduled(sequence, count)
                 room.take(chosen[sequence.id])
-        self.waiting.extendleft(reversed(held))
+
+    def _in_turn(self) -> Iterator[Sequence]:
+        """What waits, each client's in order of arrival; next is who got the least service until then."""
+        if not self._fairness.contended:
+            yield from tuple(self.waiting)
+            return
+        self._fairness.settle(self.running)
+        queues: dict[str, deque[Sequence]] = {}
+        for sequence in self.waiting:
+            queues.setdefault(sequence.client.name, deque()).append(sequence)
+        while queues:
+            name = min(queues, key=self._fairness.counter)
+            yield queues[name].popleft()
+            if not queues[name]:
+                del queues[name]
 
     def _start(self, sequence: Sequence, cached: int, first: int) -> None:
         """Positions before ``cached`` are in the prefix cache; from ``first`` on they are computed."""
@@ -247,6 +274,7 @@ class Scheduler:
         if sequence.first_scheduled is None:
             sequence.first_scheduled, sequence.first_position = monotonic(), first
             sequence.num_cached_tokens = max(0, cached - sequence.num_virtual_tokens)
+            self._fairness.admitted(sequence, cached)
         self.running.append(sequence)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from manylora.adapters.format.pooling import Pooling
 from manylora.adapters.mix import MixEntry, mix_digest
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.engine.token_mask import TokenMask
 from manylora.server.grammars.grammar import CompiledGrammar, GrammarState
 from manylora.server.kernels.inputs import AdapterPages, PromptPages
@@ -204,8 +205,11 @@ class Sequence:
         given_ids: tuple[int, ...] = (),
         logits_from: int | None = None,
         pooling: Pooling | None = None,
+        client: Client = EVERYBODY,
     ) -> None:
         self.id = sequence_id
+        self.client = client
+        self.num_paid_tokens = len(given_ids)  # of the answer, that the client has paid for
         self.index = index
         self.params = params
         self.mix = mix

@@ -81,24 +81,24 @@ class Experiments:
         self._lock = Lock()  # of the two below
         self._since_start: dict[AliasArm, dict[str, float]] = {}  # since this process started
         self._unsaved: dict[AliasArm, dict[str, float]] = {}  # of that, what the registry has not been told
-        self._answers: TTLCache[str, _Answer] = TTLCache(REMEMBERED, REMEMBERED_SECONDS)  # by response id
+        self._answers: TTLCache[tuple[str, str], _Answer] = TTLCache(REMEMBERED, REMEMBERED_SECONDS)
         metrics.show_arms(self._counted)
 
     def counter(self, arm: AliasArm) -> AnswerCounter:
         """What counts the answers to a request for ``arm``."""
         return AnswerCounter(self, arm)
 
-    def remember(self, response_id: str, held: HeldMix) -> None:
-        """Let the response that ``held`` answers be scored from now on."""
-        self._answers[response_id] = _Answer(held.served_model, held.revisions.label, held.arm)
+    def remember(self, response_id: str, held: HeldMix, owner: str = "") -> None:
+        """Let the response that ``held`` answers be scored from now on, by its owner."""
+        self._answers[owner, response_id] = _Answer(held.served_model, held.revisions.label, held.arm)
 
-    def score(self, response_id: str, score: float) -> Scored:
-        """Take a user's score in [0, 1] for a response; a second one replaces the first.
+    def score(self, response_id: str, score: float, owner: str = "") -> Scored:
+        """Take a user's score in [0, 1] for a response of the owner; a second one replaces the first.
 
         Raises:
             AnswerUnknown: no such response, or it was too long ago.
         """
-        answer = self._answers.get(response_id)
+        answer = self._answers.get((owner, response_id))
         if answer is None:
             raise AnswerUnknown(
                 f"this server knows no answer {response_id!r}: it takes scores for its last {REMEMBERED} "

@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from manylora.adapters.registry.files import FileRecord, Files
+from manylora.adapters.registry.whose import Whose
 
 _PIECE = 1 << 20  # bytes hashed at a time
 
@@ -38,6 +39,8 @@ class StoredFiles:
         purpose: str,
         expires_after: int | None = None,
         file_id: str | None = None,
+        *,
+        tenant: str | None = None,
     ) -> FileRecord:
         """Take over the bytes at ``path``, on the same disk, as a new file.
 
@@ -47,6 +50,7 @@ class StoredFiles:
             purpose: what it is for.
             expires_after: seconds from now.
             file_id: its id; a file of that id is replaced.
+            tenant: whose it is, by id.
 
         Raises:
             OSError, StoreError: it can't be kept.
@@ -61,6 +65,7 @@ class StoredFiles:
             purpose,
             None if expires_after is None else created + expires_after,
             digest,
+            tenant=tenant,
         )
         self._directory.mkdir(parents=True, exist_ok=True)
         path.replace(self.path(record.id))
@@ -71,10 +76,12 @@ class StoredFiles:
         return self._files.get(file_id, time.time())
 
     def page(
-        self, *, purpose: str | None, after: str | None, limit: int, ascending: bool
+        self, *, purpose: str | None, after: str | None, limit: int, ascending: bool, whose: Whose
     ) -> list[FileRecord] | None:
-        """Files by time; None where there is no file ``after``."""
-        return self._files.page(time.time(), purpose=purpose, after=after, limit=limit, ascending=ascending)
+        """Files by time; None where there is no file ``after`` of theirs."""
+        return self._files.page(
+            time.time(), purpose=purpose, after=after, limit=limit, ascending=ascending, whose=whose
+        )
 
     def remove(self, file_id: str) -> bool:
         """Forget a file and free its bytes; whether it was there."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+from decimal import Decimal
 from typing import Any
 
 from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-# What JSON takes for blanks. The library lets one such piece follow another, so their number has no bound.
-_BLANKS = r"[\x20\x0A\x0D\x09]{1,64}"
+# What stands between two tokens of JSON at most: a line break and 19 levels of four.
+BLANKS = r"[\x20\x0A\x0D\x09]{1,80}"
 # \u and four digits would spell a name that a schema has a rule for in a way that the rule does not see.
 _ESCAPES = 'nrbtf\\"'
+_TYPES = ["array", "boolean", "null", "number", "object", "string"]
+_VALUES = ("const", "enum")  # keywords with values in them, not schemas
+_MOST_DECIMALS = 6  # of a multipleOf whose numbers may be written with fewer
 
 
 class TextRefused(Exception):
@@ -60,8 +65,42 @@ def _schema(schema: Any, options: dict[str, Any]) -> dict[str, Any]:
     if options.get("compact"):
         guidance["whitespace_flexible"] = False
     else:
-        guidance["whitespace_pattern"] = options.get("whitespace_pattern", _BLANKS)
-    return {"x-guidance": guidance, **({} if schema is True else schema)}
+        guidance["whitespace_pattern"] = options.get("whitespace_pattern") or BLANKS
+    return {"x-guidance": guidance, **({} if schema is True else with_short_decimals(schema))}
+
+
+def with_short_decimals(schema: Any) -> Any:
+    """A schema of the same meaning whose numbers need not have all decimals of their ``multipleOf``.
+
+    The library divides digits, and takes 1.50 but not 1.5 for a multiple of 0.25. So that one becomes one of
+    several: with two decimals at most a multiple of 0.25, with one of 0.5, with none of 1.
+    """
+    if isinstance(schema, list):
+        return [with_short_decimals(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: each if key in _VALUES else with_short_decimals(each) for key, each in schema.items()}
+    steps, types = _steps(made.get("multipleOf")), made.get("type", _TYPES)
+    if len(steps) < 2 or "number" not in types or any(key in made for key in _VALUES):
+        return made
+    del made["multipleOf"]
+    options = [{"type": "number", "multipleOf": step} for step in steps]
+    others = [each for each in types if each not in ("number", "integer")] if types != "number" else []
+    either = {"anyOf": [{"type": others}, *options] if others else options}
+    return {**made, "allOf": [*made["allOf"], either]} if "allOf" in made else {**made, "allOf": [either]}
+
+
+def _steps(multiple: Any) -> list[float]:
+    """The multiples of a number with decimals that have as many, one less, and so on to none."""
+    if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not 0 < multiple < math.inf:
+        return []
+    places = -int(Decimal(repr(multiple)).normalize().as_tuple().exponent)
+    if not 0 < places <= _MOST_DECIMALS:
+        return []
+    unit = 10**places
+    count = int(Decimal(repr(multiple)) * unit)
+    steps = [math.lcm(count, unit // 10**kept) for kept in range(places, -1, -1)]
+    return [step // unit if step % unit == 0 else step / unit for step in dict.fromkeys(steps)]
 
 
 def _unanchored(pattern: str) -> str:

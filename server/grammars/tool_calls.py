@@ -16,11 +16,11 @@ from manylora.adapters.format.answers.values import is_text
 from manylora.server.errors import RequestError
 from manylora.server.grammars.schemas import SchemaRefused, prepare_schema
 from manylora.server.grammars.spec import GrammarSpec
+from manylora.server.grammars.texts import BLANKS, with_short_decimals
 
 _GAP = r"GAP: /[ \n\r\t]{1,8}/"
 _TEXT = "TEXT: /(?s:.*)/"
 _ANY_KEY = r"/[^<>\"'= \n\r\t]{1,64}/"
-_BLANKS = r"[\x20\x0A\x0D\x09]{1,64}"  # between tokens of JSON
 _PARAM = "tools"
 
 
@@ -228,8 +228,9 @@ def _arguments(tool: CalledTool) -> dict[str, Any]:
 
 def _json(schema: Mapping[str, Any] | bool) -> str:
     """A schema as a rule."""
-    said = schema if isinstance(schema, Mapping) else {}
-    return f"%json {json.dumps({'x-guidance': {'whitespace_pattern': _BLANKS}, **said})}"
+    said = dict(schema) if isinstance(schema, Mapping) else {}
+    kept = {"x-guidance": {"whitespace_pattern": BLANKS}, **with_short_decimals(said)}
+    return f"%json {json.dumps(kept)}"
 
 
 def _literal(text: str) -> str:

@@ -12,6 +12,7 @@ REJECTIONS = (
     "conflict",
     "unprocessable",
     "queue_full",
+    "rate_limited",
     "unavailable",
     "internal",
     "other",

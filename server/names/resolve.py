@@ -11,13 +11,16 @@ from manylora.adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, nor
 from manylora.adapters.registry.records import NameRecord, State
 from manylora.server.metrics.labels import BASE, MIX, OTHER
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.names.aliases import expand, expand_sole
+from manylora.server.names.aliases import expand, expand_sole, target_terms
 from manylora.server.names.lookup import Lookup
 from manylora.server.names.refetch import Refetcher
 from manylora.server.names.registry_mirror import RegistryMirror
 from manylora.server.residency.held_mix import HeldMix, MergedCopy, RevisionMix
 from manylora.server.residency.residency import Residency
 from manylora.server.residency.revision_loader import SHOWN_DIGITS
+
+# Whether something is there for who asks: an adapter or alias by its name, or (None) the base model.
+Visible = Callable[[str | None], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +58,30 @@ class Resolver:
 
     @asynccontextmanager
     async def resolve(
-        self, terms: Sequence[MixTerm], *, user: str | None = None, as_asked: bool = False
+        self,
+        terms: Sequence[MixTerm],
+        *,
+        user: str | None = None,
+        as_asked: bool = False,
+        visible: Visible | None = None,
     ) -> AsyncIterator[HeldMix]:
         """Hold the revisions of a mix until the end of the block. Waits for nothing if the names are known.
 
         Args:
             terms: () is the base model. They may name aliases, of which ``user`` gets always the same arm.
             as_asked: a copy that was merged automatically is no substitute for the mix.
+            visible: what there is for who asks; None: everything.
 
         Raises:
-            AdapterNotFound: a name, or its revision, does not exist or does not serve.
+            AdapterNotFound: a name, or its revision, does not exist or does not serve, or is not visible.
             MixError: merged copies are asked for of some members only, or the aliases come to no valid mix.
             AdapterTooLarge: the members together exceed the memory given to adapters.
             ArtifactError: a source has an adapter of an unknown name, but it can't be served.
             QueueFull: too many unknown names are being looked up.
         """
-        await self.look_up(terms)
+        await self.look_up(terms, visible)
+        if visible is not None:  # again: an alias may stand for others since
+            self.check_visible(terms, visible)
         with self._hold_for_request(terms, user, as_asked) as held:
             yield held
 
@@ -130,13 +141,42 @@ class Resolver:
         found = expand_sole(terms, self._mirror.aliases, self._base)
         return [(term, digest_of(term, self._mirror.get_ready(term.name))) for term in found]
 
-    async def look_up(self, terms: Sequence[MixTerm]) -> None:
+    def check_visible(self, terms: Sequence[MixTerm], visible: Visible) -> None:
+        """Refuse what is not there for who asks, just as if it were not there at all.
+
+        It depends on what is visible alone, so that neither the answer nor its time tells whether somebody
+        else has something of that name. An alias is visible if all that it stands for is.
+
+        Raises:
+            AdapterNotFound: a name is not visible; the base model, for () terms.
+        """
+        if not terms and not visible(None):
+            raise AdapterNotFound(f"no adapter is registered under the name {self._base!r}")
+        for term in terms:
+            if term.name != self._base and not self.is_visible(term.name, visible):
+                raise AdapterNotFound(f"no adapter is registered under the name {term.name[:140]!r}")
+
+    def is_visible(self, name: str, visible: Visible) -> bool:
+        """Whether an adapter or alias of that name, if there is one, is there for who asks."""
+        alias = self._mirror.aliases.get(name)
+        if alias is None or not visible(name):
+            return visible(name)
+        for target, _ in alias.arms:
+            found = target_terms(target, self._base)
+            if not all(visible(term.name) for term in found) or not (found or visible(None)):
+                return False
+        return True
+
+    async def look_up(self, terms: Sequence[MixTerm], visible: Visible | None = None) -> None:
         """Ask the registry and the sources for those names of a mix that this server doesn't know.
 
         Raises:
             AdapterNotFound, ArtifactError, AdapterTooLarge, SourceMissing, QueueFull: as Lookup.find.
+            AdapterNotFound: a name is not ``visible``; nobody is asked for it.
             MixError: the base model is among them.
         """
+        if visible is not None:
+            self.check_visible(terms, visible)
         for term in terms:
             if term.name == self._base:
                 raise MixError(

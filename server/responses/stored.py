@@ -26,6 +26,7 @@ class StoredResponse:
     response: dict[str, Any]  # as clients see it
     input: list[Item]  # of its own request
     before: list[Item]  # input and output of all responses that it goes on from
+    tenant: str | None = None  # whose it is, by id
 
     @property
     def id(self) -> str:

@@ -106,4 +106,6 @@ def spellings(instance: Any) -> list[str]:
         compact,
         json.dumps(instance, ensure_ascii=False),
         json.dumps(instance, ensure_ascii=False, indent=2),
+        json.dumps(instance, ensure_ascii=False, indent=4),
+        json.dumps(instance, ensure_ascii=False, indent="\t"),
     ]

@@ -95,7 +95,7 @@ KEPT: tuple[Kept, ...] = (
     Kept(
         "multipleOf of decimals",
         {"type": "number", "multipleOf": 0.25, "minimum": 0, "maximum": 2},
-        (0.25, 1.75),
+        (0.25, 1.75, 1.5, 0, 2.0),
     ),
     # arrays
     Kept("items", {"type": "array", "items": I, "maxItems": 4}, ([], [1, 2, 3])),

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.engine.sequence import ResolvedMix, SamplingParams, Sequence
 from manylora.server.kernels.inputs import AdapterPages
 
@@ -22,6 +23,7 @@ def make_sequence(
     index: int = 0,
     leader: Sequence | None = None,
     max_tokens: int = 8,
+    client: Client = EVERYBODY,
     **params: object,
 ) -> Sequence:
     """A sequence with an id of its own; the base model unless ``mix`` is given."""
@@ -33,6 +35,7 @@ def make_sequence(
         salt=salt,
         index=index,
         leader=leader,
+        client=client,
     )
 
 

@@ -9,20 +9,23 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
+from manylora.adapters.registry.tenants.records import KEY_PATTERN
+
 MASK = "[key]"
 _SHORTEST_IN_ERRORS = 8  # characters: shorter keys are words that error messages use
 
 
 class Redactor:
-    """Replaces every one of some keys in a text, however the text spells it."""
+    """Replaces every one of some keys, and of all tenants' keys, in a text, however the text spells it."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         spellings = sorted({each for key in keys for each in _spellings(key)}, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, spellings))) if spellings else None
+        # Keys of tenants are known to nobody here, but all look alike; no spelling changes their characters.
+        self._pattern = re.compile("|".join([*map(re.escape, spellings), KEY_PATTERN]))
 
     def redact(self, text: str) -> str:
         """``text`` with a mark in place of each key."""
-        return text if self._pattern is None else self._pattern.sub(MASK, text)
+        return self._pattern.sub(MASK, text)
 
 
 def error_redactor(keys: Iterable[str]) -> Redactor:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from manylora.server.api.access.scopes import INFER, caller_scope, needs
+from manylora.server.api.access.scopes import TENANT, caller_scope, needs
 from manylora.server.api.compare.body import CompareBody
 from manylora.server.api.compare.comparison import Comparison
 from manylora.server.api.compare.plan import plan_comparison
@@ -66,7 +66,7 @@ class ComparisonLimit:
     responses=STREAMED,
     openapi_extra=documented(CompareBody, _EXAMPLES),
 )
-@needs(INFER)
+@needs(TENANT)
 async def compare(
     request: Request,
     service: ServiceState,

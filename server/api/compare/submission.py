@@ -41,7 +41,8 @@ class Submitter:
             self._targets[target].resolved.held.again() as held,
             blame(f"targets[{target}]", RequestError),
         ):
-            generation = await submit(self._service, held, [request])
+            tenant = self._targets[target].resolved.tenant
+            generation = await submit(self._service, held, [request], tenant=tenant)
         try:
             self._missing -= 1
             if self._missing == 0:

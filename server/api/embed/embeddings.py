@@ -10,7 +10,7 @@ import torch
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field
 
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.server.api.access.scopes import TENANT, needs
 from manylora.server.api.embed.body import PoolingBody
 from manylora.server.api.embed.pooling import pooling_for
 from manylora.server.api.embed.reading import Reader, Text
@@ -47,7 +47,7 @@ _EXAMPLES = {"With the base": example("With the base", {"model": BASE, "input": 
 
 
 @router.post("/v1/embeddings", summary="Embed texts", openapi_extra=documented(EmbeddingsBody, _EXAMPLES))
-@needs(INFER)
+@needs(TENANT)
 async def embeddings(
     request: Request,
     service: ServiceState,

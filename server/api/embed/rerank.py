@@ -10,7 +10,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field
 
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.server.api.access.scopes import TENANT, needs
 from manylora.server.api.embed.body import PoolingBody
 from manylora.server.api.embed.pooling import pooling_for
 from manylora.server.api.embed.reading import Read, Reader, Text
@@ -47,7 +47,7 @@ _EXAMPLES = {
 @router.post("/rerank", include_in_schema=False)
 @router.post("/v2/rerank", include_in_schema=False)
 @router.post("/v1/rerank", summary="Order documents", openapi_extra=documented(RerankBody, _EXAMPLES))
-@needs(INFER)
+@needs(TENANT)
 async def rerank(
     request: Request,
     service: ServiceState,

@@ -10,7 +10,7 @@ import torch
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field
 
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.server.api.access.scopes import TENANT, needs
 from manylora.server.api.embed.body import PoolingBody
 from manylora.server.api.embed.reading import Reader, Text
 from manylora.server.api.embed.rerank import scores_answer, similarities
@@ -54,7 +54,7 @@ _LABELS = ("query", "items", "label_token_ids", "apply_softmax", "item_first")
 
 @router.post("/score", include_in_schema=False)
 @router.post("/v1/score", summary="Score texts", openapi_extra=documented(ScoreBody, _EXAMPLES))
-@needs(INFER)
+@needs(TENANT)
 async def score(
     request: Request,
     service: ServiceState,

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from manylora.adapters.format.faults import shown
 from manylora.adapters.registry.batches import BatchRecord
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.adapters.registry.whose import Whose
+from manylora.server.api.access.scopes import TENANT, CallerWhose, needs
 from manylora.server.api.files.files import found
 from manylora.server.api.files.pages import Parameters, page_answer
 from manylora.server.api.http import limits
@@ -79,48 +80,52 @@ assert set(ENDPOINTS) == set(BatchBody.model_fields["endpoint"].annotation.__arg
 
 
 @router.post("", summary="Begin a batch", openapi_extra=documented(BatchBody, _EXAMPLES))
-@needs(INFER)
+@needs(TENANT)
 async def create(
-    service: ServiceState, body: Annotated[BatchBody, Depends(parse_body(BatchBody))]
+    service: ServiceState,
+    whose: CallerWhose,
+    body: Annotated[BatchBody, Depends(parse_body(BatchBody))],
 ) -> Response:
     """Answer every line of a file, each with a model, adapter or mix of its own."""
-    file = await found(service, body.input_file_id, "input_file_id")
+    file = await found(service, body.input_file_id, whose, "input_file_id")
     if file.purpose != "batch":
         raise RequestError(f"File '{file.id}' is for {file.purpose}, not for 'batch'", "input_file_id")
     expiry = None if body.output_expires_after is None else body.output_expires_after.seconds
-    record = await service.batches.create(file.id, body.endpoint, body.metadata or {}, expiry)
+    record = await service.batches.create(file.id, body.endpoint, body.metadata or {}, expiry, whose.tenant)
     return Json(batch_json(record))
 
 
 @router.get("", summary="List batches")
-@needs(INFER)
-async def list_batches(service: ServiceState, asked: Annotated[ListParameters, Query()]) -> Response:
+@needs(TENANT)
+async def list_batches(
+    service: ServiceState, whose: CallerWhose, asked: Annotated[ListParameters, Query()]
+) -> Response:
     """The newest batches, a page at a time."""
-    records = await service.batches.page(asked.after, asked.limit + 1)
+    records = await service.batches.page(asked.after, asked.limit + 1, whose)
     return page_answer(records, asked.limit, batch_json)
 
 
 @router.get("/{batch_id}", summary="Look at a batch")
-@needs(INFER)
-async def retrieve(service: ServiceState, batch_id: str) -> Response:
+@needs(TENANT)
+async def retrieve(service: ServiceState, whose: CallerWhose, batch_id: str) -> Response:
     """How far a batch is, and where its results are."""
-    return Json(batch_json(await _found(service, batch_id)))
+    return Json(batch_json(await _found(service, batch_id, whose)))
 
 
 @router.post("/{batch_id}/cancel", summary="Cancel a batch")
-@needs(INFER)
-async def cancel(service: ServiceState, batch_id: str) -> Response:
+@needs(TENANT)
+async def cancel(service: ServiceState, whose: CallerWhose, batch_id: str) -> Response:
     """Send no more of its requests; what was answered is kept."""
-    record = await _found(service, batch_id)
+    record = await _found(service, batch_id, whose)
     if record.status not in OPEN:
         raise ObjectInUse(f"Batch '{record.id}' has ended: it is {record.status}")
     return Json(batch_json(await service.batches.cancel(record)))
 
 
-async def _found(service: Service, batch_id: str) -> BatchRecord:
+async def _found(service: Service, batch_id: str, whose: Whose) -> BatchRecord:
     known = len(batch_id) <= limits.MAX_RESPONSE_ID_LENGTH and batch_id.isascii()
     record = await service.batches.get(batch_id) if known else None
-    if record is None:
+    if record is None or not whose.owns(record.tenant):
         raise ObjectNotFound(f"No batch found with id '{shown(batch_id)[1:-1]}'", "batch_id")
     return record
 

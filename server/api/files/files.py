@@ -15,7 +15,8 @@ from pydantic import Field
 from manylora.adapters.disk import full_disk_told
 from manylora.adapters.format.faults import shown
 from manylora.adapters.registry.files import FileRecord
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.adapters.registry.whose import Whose
+from manylora.server.api.access.scopes import TENANT, CallerWhose, needs
 from manylora.server.api.files.pages import Parameters, page_answer
 from manylora.server.api.http import limits
 from manylora.server.api.http.json_response import Json
@@ -57,9 +58,9 @@ class ListParameters(Parameters):
     summary="Upload a file",
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
 )
-@needs(INFER)
+@needs(TENANT)
 @takes_uploads
-async def upload(request: Request, service: ServiceState) -> Response:
+async def upload(request: Request, service: ServiceState, whose: CallerWhose) -> Response:
     """Keep a file: the form's ``file``, for its ``purpose``."""
     if not is_multipart(request.headers.get("content-type", "")):
         raise RequestError("The body must be a form (multipart/form-data) with 'file' and 'purpose'", "file")
@@ -68,13 +69,17 @@ async def upload(request: Request, service: ServiceState) -> Response:
         form = await receive_form(request.stream(), request.headers["content-type"], directory)
         purpose, expires_after = _asked(form)
         name, path = _only_file(form)
-        record = await asyncio.to_thread(service.files.add, path, name, purpose, expires_after)
+        record = await asyncio.to_thread(
+            service.files.add, path, name, purpose, expires_after, tenant=whose.tenant
+        )
     return Json(file_json(record))
 
 
 @router.get("", summary="List files")
-@needs(INFER)
-async def list_files(service: ServiceState, asked: Annotated[ListParameters, Query()]) -> Response:
+@needs(TENANT)
+async def list_files(
+    service: ServiceState, whose: CallerWhose, asked: Annotated[ListParameters, Query()]
+) -> Response:
     """Files by time, a page at a time."""
     records = await asyncio.to_thread(
         lambda: service.files.page(
@@ -82,23 +87,24 @@ async def list_files(service: ServiceState, asked: Annotated[ListParameters, Que
             after=asked.after,
             limit=asked.limit + 1,
             ascending=asked.order == "asc",
+            whose=whose,
         )
     )
     return page_answer(records, asked.limit, file_json)
 
 
 @router.get("/{file_id}", summary="Look at a file")
-@needs(INFER)
-async def retrieve(service: ServiceState, file_id: str) -> Response:
+@needs(TENANT)
+async def retrieve(service: ServiceState, whose: CallerWhose, file_id: str) -> Response:
     """What is known of one file."""
-    return Json(file_json(await found(service, file_id)))
+    return Json(file_json(await found(service, file_id, whose)))
 
 
 @router.get("/{file_id}/content", summary="Download a file")
-@needs(INFER)
-async def content(service: ServiceState, file_id: str) -> Response:
+@needs(TENANT)
+async def content(service: ServiceState, whose: CallerWhose, file_id: str) -> Response:
     """The bytes of one file."""
-    record = await found(service, file_id)
+    record = await found(service, file_id, whose)
     path = service.files.path(record.id)
     if not await asyncio.to_thread(path.is_file):
         raise ObjectNotFound(f"The bytes of file '{record.id}' are on another server")
@@ -106,25 +112,25 @@ async def content(service: ServiceState, file_id: str) -> Response:
 
 
 @router.delete("/{file_id}", summary="Delete a file")
-@needs(INFER)
-async def delete(service: ServiceState, file_id: str) -> Response:
+@needs(TENANT)
+async def delete(service: ServiceState, whose: CallerWhose, file_id: str) -> Response:
     """Forget a file and free its bytes; not while a batch reads it."""
-    record = await found(service, file_id)
+    record = await found(service, file_id, whose)
     if await service.batches.needs(record.id):
         raise ObjectInUse(f"File '{record.id}' is read by a batch that has not ended")
     await asyncio.to_thread(service.files.remove, record.id)
     return Json({"id": record.id, "object": "file", "deleted": True})
 
 
-async def found(service: Service, file_id: str, param: str | None = None) -> FileRecord:
-    """The file of that id.
+async def found(service: Service, file_id: str, whose: Whose, param: str | None = None) -> FileRecord:
+    """The file of that id, if it is theirs.
 
     Raises:
         ObjectNotFound: there is none, naming ``param`` if one named it.
     """
     known = len(file_id) <= limits.MAX_RESPONSE_ID_LENGTH and file_id.isascii()
     record = await asyncio.to_thread(service.files.get, file_id) if known else None
-    if record is None:
+    if record is None or not whose.owns(record.tenant):
         raise ObjectNotFound(f"No such File object: {shown(file_id)[1:-1]}", param or "id")
     return record
 

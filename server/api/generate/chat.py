@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.server.api.access.scopes import TENANT, needs
 from manylora.server.api.generate.answer import respond
 from manylora.server.api.generate.answer_grammar import answer_grammar
 from manylora.server.api.generate.answer_plan import AnswerPlan, plan_answer
@@ -57,7 +57,7 @@ _EXAMPLES = {
     responses=STREAMED,
     openapi_extra=documented(ChatBody, _EXAMPLES),
 )
-@needs(INFER)
+@needs(TENANT)
 async def create_chat_completion(
     request: Request,
     service: ServiceState,

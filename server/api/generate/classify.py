@@ -14,7 +14,7 @@ from pydantic import Field
 
 from manylora.adapters.format.classes import Classes, Problem
 from manylora.adapters.mix import MAX_ENTRIES
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.server.api.access.scopes import TENANT, needs
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
 from manylora.server.api.http import limits
@@ -78,7 +78,7 @@ _EXAMPLES = {
 
 
 @router.post("/classify", summary="Classify texts", openapi_extra=documented(ClassifyBody, _EXAMPLES))
-@needs(INFER)
+@needs(TENANT)
 async def classify(
     request: Request,
     service: ServiceState,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.server.api.access.scopes import TENANT, needs
 from manylora.server.api.generate.answer import AnswerFrame, respond
 from manylora.server.api.generate.generate import generate
 from manylora.server.api.generate.generation import Generation
@@ -48,7 +48,7 @@ _EXAMPLES = {
     responses=STREAMED,
     openapi_extra=documented(CompletionBody, _EXAMPLES),
 )
-@needs(INFER)
+@needs(TENANT)
 async def create_completion(
     request: Request,
     service: ServiceState,

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from pydantic import Field
 
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.server.api.access.scopes import TENANT, CallerTenant, needs
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_RESPONSE_ID_LENGTH
@@ -35,15 +35,18 @@ _THUMBS_UP = example("Thumbs up", {"response_id": "chatcmpl-…", "score": 1})
 
 
 @router.post("", summary="Score an answer", openapi_extra=documented(FeedbackBody, {"thumb": _THUMBS_UP}))
-@needs(INFER)
+@needs(TENANT)
 async def give_feedback(
-    service: ServiceState, body: Annotated[FeedbackBody, Depends(parse_body(FeedbackBody))]
+    service: ServiceState,
+    tenant: CallerTenant,
+    body: Annotated[FeedbackBody, Depends(parse_body(FeedbackBody))],
 ) -> Response:
     """Count a score for the adapter that answered, and for the arm if an alias was asked for.
 
     A second score for the same answer replaces the first.
     """
-    found = service.adapters.experiments.score(body.response_id, body.score)
+    owner = "" if tenant is None else tenant.id
+    found = service.adapters.experiments.score(body.response_id, body.score, owner)
     alias, arm = (None, None) if found.arm is None else found.arm
     return Json(
         {

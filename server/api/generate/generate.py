@@ -11,6 +11,8 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactError, MixError, SourceMissing
+from manylora.adapters.registry.tenants.records import TenantRecord
+from manylora.server.api.access.scopes import caller_tenant
 from manylora.server.api.generate.generation import Generation, submit
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import Blamed, unavailable
@@ -21,6 +23,7 @@ from manylora.server.engine.sequence import FinishReason
 from manylora.server.errors import AdapterUnavailable, RequestError
 from manylora.server.experiments.experiments import AnswerCounter
 from manylora.server.model.text.conventions import MixMember, TextConventions
+from manylora.server.names.resolve import Visible
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.service import Service
 
@@ -32,6 +35,7 @@ class Resolved:
     mix: MixRequest
     held: HeldMix
     conventions: TextConventions
+    tenant: TenantRecord | None = None  # who asks
 
 
 class Endpoint(Protocol):
@@ -65,7 +69,8 @@ async def generate(service: Service, request: Request, mix: MixRequest, endpoint
     async with resolved(service, request, mix, classify=endpoint.classifies) as found:
         requests = await endpoint.requests(found.conventions)
         generation = await _submit_counted(service, request, found, requests, endpoint.input_param)
-        service.adapters.experiments.remember(requests[0].request_id, found.held)
+        owner = "" if found.tenant is None else found.tenant.id
+        service.adapters.experiments.remember(requests[0].request_id, found.held, owner)
     return await endpoint.respond(request, generation)
 
 
@@ -94,16 +99,18 @@ async def resolved(
         ClientDisconnect: the client left.
     """
     resolver = service.adapters.resolver
+    tenant = caller_tenant(request.scope)
+    visible = None if tenant is None else tenant.allows
     async with AsyncExitStack() as stack:
         try:
             if not resolver.knows(mix.terms):
-                await unless_disconnected(request, resolver.look_up(mix.terms))
+                await unless_disconnected(request, resolver.look_up(mix.terms, visible))
             held = await stack.enter_async_context(
-                resolver.resolve(mix.terms, user=mix.user, as_asked=mix.as_asked)
+                resolver.resolve(mix.terms, user=mix.user, as_asked=mix.as_asked, visible=visible)
             )
         except AdapterError as error:
-            raise Blamed(error, _param_of(service, mix, error)) from error
-        found = Resolved(mix, held, await _conventions(service, mix, held))
+            raise Blamed(error, _param_of(service, mix, error, visible)) from error
+        found = Resolved(mix, held, await _conventions(service, mix, held), tenant)
         _check_task(found, classify)
         if classify is False and not embed and found.conventions.embeds:
             raise RequestError(
@@ -115,10 +122,10 @@ async def resolved(
         yield found
 
 
-def _param_of(service: Service, mix: MixRequest, error: AdapterError) -> str:
+def _param_of(service: Service, mix: MixRequest, error: AdapterError, visible: Visible | None) -> str:
     """The parameter to blame: of a list of adapters, the entry that was not found."""
     if mix.param == ENTRIES and isinstance(error, AdapterNotFound):
-        return first_missing(service.adapters.resolver, mix.terms, mix.param)
+        return first_missing(service.adapters.resolver, mix.terms, mix.param, visible)
     return mix.param
 
 
@@ -179,7 +186,9 @@ async def _submit_counted(
     counting = _counting(service, found.mix, found.held)
     ended = None if counting is None else counting.ended
     try:
-        generation = await submit(service, found.held, prompts, ended, param=param, request=request)
+        generation = await submit(
+            service, found.held, prompts, ended, tenant=found.tenant, param=param, request=request
+        )
     except (ClientDisconnect, AdapterUnavailable, AdapterError) as error:
         if counting is not None:
             left = isinstance(error, ClientDisconnect)

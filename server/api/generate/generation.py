@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
+from dataclasses import replace
 
 import anyio
 from fastapi import Request
 
 from manylora.adapters.errors import ArtifactError, SourceMissing
+from manylora.adapters.registry.tenants.records import TenantRecord
+from manylora.server.api.generate.accounting import Account
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import unavailable
+from manylora.server.api.request.mix_request import tenant_salt
 from manylora.server.engine.async_engine import GenerateRequest
+from manylora.server.engine.clients import Client
 from manylora.server.engine.sequence import Delta, FinishReason
 from manylora.server.engine.stream import Ended, Stream
 from manylora.server.errors import EngineDead, GenerationFailed, RequestError
@@ -70,6 +75,7 @@ async def submit(
     prompts: Sequence[GenerateRequest],
     ended: Ended | None = None,
     *,
+    tenant: TenantRecord | None,
     param: str = "n",
     request: Request | None = None,
 ) -> Generation:
@@ -80,6 +86,7 @@ async def submit(
         held: resolved; the streams hold shares of their own.
         prompts: with the same ``n``.
         ended: hears of each answer that has ended.
+        tenant: who asks, within limits and in turn, and shares cached prompts with nobody else.
         param: the parameter to blame for too many answers at once.
         request: whose client may leave while adapters are waited for.
 
@@ -88,6 +95,7 @@ async def submit(
         AdapterUnavailable: a registered adapter can't be loaded any more.
         ClientDisconnect: the client left.
         QueueFull, EngineDead, ContextTooLong: the engine doesn't take the prompts.
+        RateLimited: the tenant has taken all that it may for now.
     """
     wanted = sum(prompt.n for prompt in prompts)
     if wanted > service.engine.max_open:
@@ -95,15 +103,28 @@ async def submit(
             f"this request asks for {wanted} answers at once, the server takes {service.engine.max_open}",
             param,
         )
-    if not held.try_admit():
-        await _admit(held, request)
-    streams: list[Stream] = []
-    try:
-        for prompt in prompts:
-            streams.append(service.engine.submit(prompt, held.share(), ended))
-    except BaseException:
-        await Generation(streams, prompts, "").aclose()
-        raise
+    if tenant is not None:
+        client = Client(tenant.id, tenant.settings.weight)
+        prompts = [
+            replace(prompt, salt=tenant_salt(tenant.id, prompt.salt), client=client) for prompt in prompts
+        ]
+    with (
+        nullcontext()
+        if tenant is None
+        else Account(service, tenant, held.revisions.label, prompts) as account
+    ):
+        if not held.try_admit():
+            await _admit(held, request)
+        streams: list[Stream] = []
+        try:
+            for prompt in prompts:
+                told = ended if account is None else account.counting(prompt, ended)
+                streams.append(service.engine.submit(prompt, held.share(), told))
+                if account is not None:
+                    account.submitted(prompt)
+        except BaseException:
+            await Generation(streams, prompts, "").aclose()
+            raise
     return Generation(streams, prompts, held.served_model)
 
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from manylora.adapters.errors import AdapterError, AdapterNotFound
 from manylora.adapters.mix import MixTerm, parse_mix
 from manylora.adapters.registry.records import AliasRecord
-from manylora.server.api.access.scopes import ADMIN, INFER, CallerScope, KeyScope, needs
+from manylora.server.api.access.scopes import ADMIN, TENANT, CallerScope, CallerTenant, KeyScope, needs
 from manylora.server.api.generate.mix_card import mix_facts, prompt_facts, revision_facts
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.state import ServiceState
@@ -22,26 +22,37 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("", summary="List what can be asked for")
-@needs(INFER)
-async def list_models(service: ServiceState, caller: CallerScope) -> Response:
+@needs(TENANT)
+async def list_models(service: ServiceState, caller: CallerScope, tenant: CallerTenant) -> Response:
     """The base model first, then adapters and aliases, each by name. Mixes of them need no entry."""
     adapters = sorted(service.adapters.views.serving(), key=lambda adapter: adapter.name)
-    cards = [_base_card(service, caller), *(_adapter_card(service, each, caller) for each in adapters)]
-    cards += [_alias_card(service, alias) for alias in service.adapters.aliases.list()]
+    aliases = service.adapters.aliases.list()
+    if tenant is not None:
+        resolver = service.adapters.resolver
+        adapters = [each for each in adapters if tenant.allows(each.name)]
+        aliases = [each for each in aliases if resolver.is_visible(each.name, tenant.allows)]
+    cards = [_base_card(service, caller)] if tenant is None or tenant.allows(None) else []
+    cards += [_adapter_card(service, each, caller) for each in adapters]
+    cards += [_alias_card(service, alias) for alias in aliases]
     return Json({"object": "list", "data": cards})
 
 
 @router.get("/{model_id:path}", summary="One model")
-@needs(INFER)
-async def retrieve_model(service: ServiceState, caller: CallerScope, model_id: str) -> Response:
+@needs(TENANT)
+async def retrieve_model(
+    service: ServiceState, caller: CallerScope, tenant: CallerTenant, model_id: str
+) -> Response:
     """The base model, an adapter, a revision, an alias or a mix: whatever ``model`` may be in a request.
 
     404 ``model_not_found`` for anything else, also for what only a request would fetch.
     """
-    if model_id == service.model_name:
-        return Json(_base_card(service, caller))
     try:
-        return Json(await _card(service, model_id, parse_mix(model_id), caller))
+        terms = () if model_id == service.model_name else parse_mix(model_id)
+        if tenant is not None:
+            service.adapters.resolver.check_visible(terms, tenant.allows)
+        if not terms:
+            return Json(_base_card(service, caller))
+        return Json(await _card(service, model_id, terms, caller))
     except AdapterNotFound as error:
         raise ModelNotFound(str(error) if caller is ADMIN else error.public or str(error)) from error
     except AdapterError as error:  # no name, and no mix

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import FailFast, Field
 
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.server.api.access.scopes import TENANT, needs
 from manylora.server.api.generate.generate import resolved
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.json_response import Json
@@ -63,7 +63,7 @@ class DetokenizeBody(RequestBody):
     summary="Text or messages to token ids",
     openapi_extra=documented(TokenizeBody, {"text": example("A text", {"prompt": "Hello"})}),
 )
-@needs(INFER)
+@needs(TENANT)
 async def tokenize(
     request: Request,
     service: ServiceState,
@@ -118,7 +118,7 @@ async def _ids(
     summary="Token ids to text",
     openapi_extra=documented(DetokenizeBody, {"ids": example("Some ids", {"tokens": [1, 2, 3]})}),
 )
-@needs(INFER)
+@needs(TENANT)
 async def detokenize(
     request: Request,
     service: ServiceState,

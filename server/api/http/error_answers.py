@@ -38,6 +38,8 @@ from manylora.adapters.errors import (
     SourceMissing,
     SourceUnreachable,
     StoreError,
+    TenantExists,
+    TenantNotFound,
 )
 from manylora.server.api.access.scopes import ADMIN, KeyScope, caller_scope
 from manylora.server.api.http.anthropic import anthropic_error, asks_anthropic, id_headers
@@ -60,6 +62,7 @@ from manylora.server.errors import (
     ObjectInUse,
     ObjectNotFound,
     QueueFull,
+    RateLimited,
     RequestError,
     RequestTimeout,
     ServerStopping,
@@ -96,10 +99,12 @@ KINDS: dict[type[Exception], ErrorKind] = {
     ModelNotFound: ErrorKind(404, INVALID_REQUEST, "model_not_found", "not_found", "model"),
     AdapterNotFound: ErrorKind(404, INVALID_REQUEST, "model_not_found", "not_found", "model"),
     AnswerUnknown: ErrorKind(404, INVALID_REQUEST, "answer_not_found", "not_found", "response_id"),
+    TenantNotFound: ErrorKind(404, INVALID_REQUEST, "tenant_not_found", "not_found", "name"),
     ObjectNotFound: ErrorKind(404, INVALID_REQUEST, "not_found", "not_found"),
     RequestTimeout: ErrorKind(408, INVALID_REQUEST, "request_timeout", None),
     AdapterDeleted: ErrorKind(409, "conflict_error", "adapter_deleted", "conflict"),
     AdapterExists: ErrorKind(409, "conflict_error", "adapter_exists", "conflict", "lora_name"),
+    TenantExists: ErrorKind(409, "conflict_error", "tenant_exists", "conflict", "name"),
     AdapterInUse: ErrorKind(409, "conflict_error", "adapter_in_use", "conflict"),
     ObjectInUse: ErrorKind(409, "conflict_error", "in_use", "conflict"),
     Cancelled: ErrorKind(409, "conflict_error", "cancelled", "conflict"),
@@ -108,6 +113,7 @@ KINDS: dict[type[Exception], ErrorKind] = {
     ArtifactError: ErrorKind(422, INVALID_REQUEST, "invalid_adapter", "unprocessable", "lora_path"),
     SourceMissing: ErrorKind(422, INVALID_REQUEST, "artifact_missing", "unprocessable", "lora_path"),
     AdapterTooLarge: ErrorKind(422, INVALID_REQUEST, "adapter_too_large", "unprocessable", "model"),
+    RateLimited: ErrorKind(429, "rate_limit_error", "rate_limit_exceeded", "rate_limited"),
     QueueFull: ErrorKind(429, "rate_limit_error", "queue_full", "queue_full"),
     ClientDisconnect: ErrorKind(499, INVALID_REQUEST, "client_closed", None),
     CopyFailed: ErrorKind(500, "server_error", "merge_failed", "internal"),

@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from manylora.server.api.access.scopes import ADDED_HEADERS
 from manylora.server.api.http.anthropic import REQUEST_ID, id_headers
 from manylora.server.api.http.limits import MAX_BODY_BYTES
 from manylora.server.api.http.multipart import is_json
@@ -92,7 +93,10 @@ class RequestId:
 
 
 class IgnoredFields:
-    """Middleware that names the fields of a request that did nothing in a header of its answer."""
+    """Middleware that names the fields of a request that did nothing in a header of its answer.
+
+    Headers that the guard wants in it, such as a tenant's limits, are added as well.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -105,8 +109,12 @@ class IgnoredFields:
         scope[IGNORED_FIELDS] = names
 
         async def send_with_names(message: Message) -> None:
-            if names and message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[IGNORED_FIELDS_HEADER] = _names_header(names)
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if names:
+                    headers[IGNORED_FIELDS_HEADER] = _names_header(names)
+                if ADDED_HEADERS in scope:
+                    headers.update(scope[ADDED_HEADERS]())
             await send(message)
 
         await self.app(scope, receive, send_with_names)

@@ -15,7 +15,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from manylora.server.api.access.scopes import ADMIN, OPEN, KeyScope
+from manylora.server.api.access.scopes import ADMIN, INFER, OPEN, KeyScope
 from manylora.server.api.http.body import RequestBody
 from manylora.server.names.status import Registered
 from manylora.server.service import Service
@@ -127,14 +127,16 @@ class Application(FastAPI):
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(_schemas(self._bodies), Error=_ERROR_SCHEMA)
         config = self._service.config
-        adapters = [] if config.api_key and caller is OPEN else self._service.adapters.views.serving()
+        tenants = self._service.tenants.any
+        hidden = caller < INFER and (bool(config.api_key) or tenants)
+        adapters = [] if hidden else self._service.adapters.views.serving()
         roots = config.adapter_root if caller is ADMIN else []
         _fill_body_examples(document, _names(self._service.model_name, adapters, roots))
         if root_path:
             document["servers"] = [{"url": root_path}]
         aliases = self._service.adapters.aliases.list() if caller is ADMIN else []
         _add_name_examples(document, [each.name for each in adapters], [each.name for each in aliases])
-        if config.api_key or config.admin_api_key:
+        if config.api_key or config.admin_api_key or tenants:
             components["securitySchemes"] = {
                 "key": {"type": "http", "scheme": "bearer"},
                 "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},

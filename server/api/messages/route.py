@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.server.api.access.scopes import TENANT, needs
 from manylora.server.api.generate.chat import ChatEndpoint
 from manylora.server.api.generate.generate import generate, resolved
 from manylora.server.api.http.body import parse_body
@@ -37,7 +37,7 @@ _EXAMPLES = {
     responses=STREAMED,
     openapi_extra=documented(MessagesBody, _EXAMPLES),
 )
-@needs(INFER)
+@needs(TENANT)
 async def create(
     request: Request,
     service: ServiceState,
@@ -54,7 +54,7 @@ async def create(
     summary="Count the tokens of turns",
     openapi_extra=documented(CountTokensBody, {"base": example("A question", {"model": BASE, **_QUESTION})}),
 )
-@needs(INFER)
+@needs(TENANT)
 async def count_tokens(
     request: Request,
     service: ServiceState,

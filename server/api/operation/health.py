@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
-from manylora.server.api.access.scopes import ADMIN, INFER, OPEN, CallerScope, needs
+from manylora.server.api.access.scopes import ADMIN, INFER, OPEN, TENANT, CallerScope, needs
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import EngineDead
@@ -35,7 +35,7 @@ async def ready(service: ServiceState) -> Response:
 
 
 @router.get("/version", summary="What is running?")
-@needs(INFER)
+@needs(TENANT)
 async def version_of_server(service: ServiceState, caller: CallerScope) -> Response:
     """The server's version, model, decoder, kernels, number format and device.
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from manylora.adapters.errors import AdapterNotFound, MixError
 from manylora.adapters.mix import MixTerm, check_weight, parse_mix
 from manylora.server.api.http.error_context import blame
-from manylora.server.names.resolve import Resolver
+from manylora.server.names.resolve import Resolver, Visible
 
 
 class Entry(Protocol):
@@ -41,10 +41,14 @@ def _term(entry: Entry, param: str) -> MixTerm:
         return replace(term, weight=check_weight(entry.weight, f"'{term.name}'"))
 
 
-def first_missing(resolver: Resolver, terms: Sequence[MixTerm], param: str) -> str:
+def first_missing(
+    resolver: Resolver, terms: Sequence[MixTerm], param: str, visible: Visible | None = None
+) -> str:
     """The entry of ``param`` whose adapter does not exist; ``param`` itself if all do."""
     for index, term in enumerate(terms):
         try:
+            if visible is not None:
+                resolver.check_visible([term], visible)
             resolver.digests([term])
         except AdapterNotFound:
             return f"{param}[{index}].name"

@@ -53,5 +53,10 @@ def read_mix(
 
 
 def salt_of(cache_salt: str | None) -> bytes:
-    """The root that keeps tenants apart in the prefix cache; b"" is shared by all who give none."""
+    """The root that a client keeps its cached prompts apart by; b"" is shared by all who give none."""
     return b"" if cache_salt is None else hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()
+
+
+def tenant_salt(tenant: str, salt: bytes) -> bytes:
+    """The root of a tenant's prompts, given its id and what the client's own salt comes to."""
+    return hashlib.blake2b(salt, key=tenant.encode(), digest_size=16).digest()

@@ -40,18 +40,27 @@ class ResponsesEndpoint:
     classifies = False
     input_param = "input"
 
-    def __init__(self, service: Service, body: ResponsesBody, before: list[Item], ignored: list[str]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        body: ResponsesBody,
+        before: list[Item],
+        ignored: list[str],
+        tenant: str | None = None,
+    ) -> None:
         """
         Args:
             service: the server.
             body: what was asked for.
             before: the items that it goes on from.
             ignored: takes the paths of fields that did nothing.
+            tenant: whose the response is, by id.
 
         Raises:
             RequestError: the conversation, the tools or the format are malformed.
         """
         self._service, self._body, self._before, self._ignored = service, body, before, ignored
+        self._tenant = tenant
         self.id = new_id("resp")
         with WORDING.used():
             self._chat_body = body.for_chat(before)
@@ -166,7 +175,7 @@ class ResponsesEndpoint:
         return self._body.store is not False and self._service.responses.keeps
 
     def _stored(self, draft: Draft) -> StoredResponse:
-        return StoredResponse(draft.response(), self._body.input, self._before)
+        return StoredResponse(draft.response(), self._body.input, self._before, self._tenant)
 
     async def _keep(self, draft: Draft) -> None:
         """Keep the response, before anybody hears that it is complete: they may go on from it at once."""

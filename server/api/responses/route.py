@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
 
 from manylora.adapters.format.faults import shown
-from manylora.server.api.access.scopes import INFER, needs
+from manylora.adapters.registry.whose import Whose
+from manylora.server.api.access.scopes import TENANT, CallerWhose, needs
 from manylora.server.api.files.pages import Parameters
 from manylora.server.api.generate.generate import generate, resolved
 from manylora.server.api.http import limits
@@ -55,34 +56,36 @@ class ItemParameters(Parameters):
 @router.post(
     "", summary="Answer items", responses=STREAMED, openapi_extra=documented(ResponsesBody, _EXAMPLES)
 )
-@needs(INFER)
+@needs(TENANT)
 async def create(
     request: Request,
     service: ServiceState,
+    whose: CallerWhose,
     body: Annotated[ResponsesBody, Depends(parse_body(ResponsesBody, rules_of(Place.RESPONSES).sift))],
 ) -> Response:
     """Answer ``input`` with the base model, an adapter or a mix; as a stream of events if asked."""
     _check(service, body)
     check_special_tokens(request, body.allow_special_tokens)
     mix = read_mix(service, body.model, body.adapters, body.end_user)
-    before = await _before(service, body.previous_response_id)
-    endpoint = ResponsesEndpoint(service, body, before, ignored_fields(request))
+    before = await _before(service, body.previous_response_id, whose)
+    endpoint = ResponsesEndpoint(service, body, before, ignored_fields(request), whose.tenant)
     return await generate(service, request, mix, endpoint)
 
 
 @router.post(
     "/input_tokens", summary="Count the tokens of items", openapi_extra=documented(ResponsesBody, _EXAMPLES)
 )
-@needs(INFER)
+@needs(TENANT)
 async def input_tokens(
     request: Request,
     service: ServiceState,
+    whose: CallerWhose,
     body: Annotated[ResponsesBody, Depends(parse_body(ResponsesBody, rules_of(Place.RESPONSES).sift))],
 ) -> Response:
     """How many tokens a request would read."""
     check_special_tokens(request, body.allow_special_tokens)
     mix = read_mix(service, body.model, body.adapters, body.end_user)
-    before = await _before(service, body.previous_response_id)
+    before = await _before(service, body.previous_response_id, whose)
     endpoint = ResponsesEndpoint(service, body, before, ignored_fields(request))
     async with resolved(service, request, mix) as found:
         (prompt,) = await endpoint.requests(found.conventions)
@@ -90,30 +93,36 @@ async def input_tokens(
 
 
 @router.post("/compact", summary="Not supported")
-@needs(INFER)
+@needs(TENANT)
 async def compact() -> Response:
     """Conversations are not compacted here: ``truncation`` shortens them."""
     raise ObjectNotFound("Conversations are not compacted by this server: 'truncation' shortens them")
 
 
 @router.get("/{response_id}", summary="Look at a response")
-@needs(INFER)
+@needs(TENANT)
 async def retrieve(
-    service: ServiceState, response_id: str, asked: Annotated[RetrieveParameters, Query()]
+    service: ServiceState,
+    whose: CallerWhose,
+    response_id: str,
+    asked: Annotated[RetrieveParameters, Query()],
 ) -> Response:
     """A response that was kept, or that runs in the background."""
     if asked.stream:
         raise RequestError("'stream' is not supported here: events are sent once", "stream")
-    return Json((await _found(service, response_id)).response)
+    return Json((await _found(service, response_id, whose)).response)
 
 
 @router.get("/{response_id}/input_items", summary="List what a response answers")
-@needs(INFER)
+@needs(TENANT)
 async def input_items(
-    service: ServiceState, response_id: str, asked: Annotated[ItemParameters, Query()]
+    service: ServiceState,
+    whose: CallerWhose,
+    response_id: str,
+    asked: Annotated[ItemParameters, Query()],
 ) -> Response:
     """The items of the request, a page at a time."""
-    items = (await _found(service, response_id)).input
+    items = (await _found(service, response_id, whose)).input
     if asked.order == "desc":
         items = items[::-1]
     if asked.after is not None:
@@ -134,13 +143,14 @@ async def input_items(
 
 
 @router.post("/{response_id}/cancel", summary="Cancel a response")
-@needs(INFER)
-async def cancel(service: ServiceState, response_id: str) -> Response:
+@needs(TENANT)
+async def cancel(service: ServiceState, whose: CallerWhose, response_id: str) -> Response:
     """End a response that runs in the background; what it has so far stays."""
+    await _found(service, response_id, whose)
     cancelled = await service.background.cancel(response_id)
     if cancelled is not None:
         return Json(cancelled.response)
-    found = (await _found(service, response_id)).response
+    found = (await _found(service, response_id, whose)).response
     if not found["background"]:
         raise RequestError("Only responses with 'background' can be cancelled", "response_id")
     if found["status"] in ("queued", "in_progress"):
@@ -149,10 +159,10 @@ async def cancel(service: ServiceState, response_id: str) -> Response:
 
 
 @router.delete("/{response_id}", summary="Delete a response")
-@needs(INFER)
-async def delete(service: ServiceState, response_id: str) -> Response:
+@needs(TENANT)
+async def delete(service: ServiceState, whose: CallerWhose, response_id: str) -> Response:
     """Forget a response. Those that go on from it stay."""
-    found = await _found(service, response_id)
+    found = await _found(service, response_id, whose)
     await service.background.cancel(found.id)
     await service.responses.remove(found.id)
     return Json({"id": found.id, "object": "response", "deleted": True})
@@ -169,20 +179,22 @@ def _check(service: Service, body: ResponsesBody) -> None:
         raise RequestError("'background' needs 'store': the response is asked for later", "background")
 
 
-async def _before(service: Service, previous: str | None) -> list[Item]:
+async def _before(service: Service, previous: str | None, whose: Whose) -> list[Item]:
     """The items that a request goes on from."""
     if previous is None:
         return []
-    found = await _found(service, previous, "previous_response_id")
+    found = await _found(service, previous, whose, "previous_response_id")
     if found.response["status"] in ("queued", "in_progress"):
         raise ObjectInUse(f"Response '{found.id}' is not done yet")
     return found.items
 
 
-async def _found(service: Service, response_id: str, param: str = "response_id") -> StoredResponse:
+async def _found(
+    service: Service, response_id: str, whose: Whose, param: str = "response_id"
+) -> StoredResponse:
     known = len(response_id) <= limits.MAX_RESPONSE_ID_LENGTH and response_id.isascii()
     running = service.background.get(response_id)
     found = running or (await service.responses.get(response_id) if known else None)
-    if found is None:
+    if found is None or not whose.owns(found.tenant):
         raise ObjectNotFound(f"No response found with id '{shown(response_id)[1:-1]}'", param)
     return found

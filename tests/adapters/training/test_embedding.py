@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from manylora.adapters.format.pooling import Pooling, PoolingConfig, read_pooling, write_pooling
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import GateFailed, Interrupted, TrainingConfigError
-from manylora.adapters.training.methods import FULL, LORA, METHODS, PROMPTS
+from manylora.adapters.training.methods import FULL, LORA, METHODS, NOT_EMBEDDED, PROMPTS
 from manylora.adapters.training.model.base import find_base
 from manylora.adapters.training.session.init_adapter import find_init_adapter
 from manylora.adapters.training.trainers.callbacks import StopCallback
 from tests.support.running_server import Running, serving, tiny_service
-from tests.support.tiny_models import byte_tokenizer
+from tests.support.tiny_models import byte_tokenizer, tiny_model
 from tests.support.training_runs import config, losses, run
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ PAIRS = [{"anchor": f"ask {a}{n}", "positive": f"{a}{a} {n} it is"} for a in LET
 SCORED = [
     {"sentence1": f"{a} one", "sentence2": f"{b} two", "score": float(a == b)} for a in "abcd" for b in "abcd"
 ]
-KINDS = [m for m in METHODS if m not in (LORA, FULL, *PROMPTS)]
+KINDS = [m for m in METHODS if m not in (LORA, FULL, *PROMPTS, *NOT_EMBEDDED)]
 
 
 def settings(base: Path, root: Path, rows: Any = PAIRS, **changes: Any) -> Any:
@@ -166,6 +166,16 @@ def test_one_batch_or_two_of_half_give_one_mean(tiny_llama: Path, tmp_path: Path
 )
 def test_options_of_a_lora(changes: dict[str, Any], tiny_llama: Path, tmp_path: Path) -> None:
     result = run(settings(tiny_llama, tmp_path, max_steps=4, keep="last", **changes))
+    assert result.gate.difference <= result.gate.allowed
+
+
+@pytest.mark.sweep
+@pytest.mark.filterwarnings("ignore:.*MatMul8bitLt.*", "ignore:.*inputs will be cast.*")
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantized_bases(kind: str, tmp_path: Path) -> None:
+    wide = tiny_model(tmp_path / "base", intermediate_size=128)
+    result = run(settings(wide, tmp_path, quantization=kind, dtype="bf16", max_steps=8))
+    assert result.baseline.adapter["loss"] < result.baseline.base["loss"]
     assert result.gate.difference <= result.gate.allowed
 
 

@@ -12,7 +12,7 @@ def main(url: str, *models: str) -> None:
     """Ask the server at ``url``."""
     for model in models:
         lm = dspy.LM(
-            f"openai/{model}", api_base=url, api_key="none", max_tokens=200, temperature=0, cache=False
+            f"openai/{model}", api_base=url, api_key="none", max_tokens=700, temperature=0, cache=False
         )
         assert lm("Hello")[0]
         with dspy.context(lm=lm, adapter=dspy.JSONAdapter()):

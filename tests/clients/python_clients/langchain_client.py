@@ -43,7 +43,7 @@ def main(url: str, *models: str) -> None:
 def shapes(url: str, model: str, history: list) -> None:
     """A tool and a schema."""
     chat = ChatOpenAI(
-        base_url=url, api_key=SecretStr("none"), model=model, max_completion_tokens=120, temperature=0
+        base_url=url, api_key=SecretStr("none"), model=model, max_completion_tokens=700, temperature=0
     )
     called = chat.bind_tools([Trip], tool_choice="any", strict=True).invoke(history)
     (call,) = called.tool_calls[:1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from decimal import Decimal
 from typing import Any
 
 import jsonschema
@@ -12,7 +14,16 @@ from manylora.server.errors import RequestError
 from manylora.server.grammars.grammar import CompiledGrammar
 from manylora.server.grammars.schemas import SchemaRefused, prepare_schema, subschemas
 from manylora.server.grammars.spec import GrammarSpec, JsonStyle
-from tests.support.grammars import compiled, grammar, refusal, spellings, takes, tokenizer_of_bytes, walk
+from tests.support.grammars import (
+    allowed,
+    compiled,
+    grammar,
+    refusal,
+    spellings,
+    takes,
+    tokenizer_of_bytes,
+    walk,
+)
 from tests.support.json_schemas import KEPT, REFUSED, I, Kept, closed
 
 PARAM = "response_format.json_schema.schema"
@@ -114,6 +125,52 @@ def test_blanks() -> None:
     assert [takes(some, text, TOKENIZER) for text in (compact, spaced, lines)] == [True, True, True]
     assert [takes(none, text, TOKENIZER) for text in (compact, spaced, lines)] == [True, False, False]
     assert [takes(own, text, TOKENIZER) for text in (compact, spaced, lines)] == [True, True, False]
+
+
+@pytest.mark.parametrize("before", ["{", '{"a"', '{"a":', '{"a":1', '{"a":1,'])
+def test_blanks_have_an_end(before: str) -> None:
+    """A model that writes nothing else goes on after 80 of them."""
+    made = grammar(spec_of(closed({"a": I, "b": I})), TOKENIZER)
+    state = made.start()
+    state.take([])
+    state.take(TOKENIZER.encode(before, add_special_tokens=False))
+    blanks = TOKENIZER.encode(" \n\t\r", add_special_tokens=False)
+    for place in range(80):
+        assert set(blanks) < allowed(state)
+        state.take([blanks[place % 4]])
+    assert allowed(state)
+    assert not allowed(state) & set(blanks)
+
+
+@pytest.mark.parametrize("multiple", ["0.25", "0.5", "0.05", "0.3", "0.075", "1.2", "2.5", "0.0001", "12.8"])
+def test_multiples_with_decimals_are_written_as_they_come(multiple: str) -> None:
+    """With all decimals or without zeros at the end; nothing else is taken."""
+    step, rng = Decimal(multiple), random.Random(multiple)
+    made = grammar(spec_of({"type": ["number", "null"], "multipleOf": float(multiple)}), TOKENIZER)
+    numbers = [step * rng.randrange(-400, 400) for _ in range(20)]
+    others = [number + rng.choice([step / 2, step / 10]) for number in numbers]
+    for number in (*numbers, *others):
+        shortest = f"{number.normalize():f}"
+        assert takes(made, shortest, TOKENIZER) == (number % step == 0), shortest
+        full = f"{number:.{-int(step.as_tuple().exponent)}f}"
+        assert takes(made, full, TOKENIZER) == (Decimal(full) % step == 0), full
+    assert takes(made, "null", TOKENIZER)
+
+
+def test_what_looks_like_a_multiple_stays() -> None:
+    value = {"const": {"type": "number", "multipleOf": 0.25}}
+    assert takes(grammar(spec_of(value), TOKENIZER), json.dumps(value["const"]), TOKENIZER)
+    names = closed({"multipleOf": {"type": "number", "multipleOf": 0.25}})
+    assert takes(grammar(spec_of(names), TOKENIZER), '{"multipleOf": 1.5}', TOKENIZER)
+
+
+def test_usual_formatting_fits() -> None:
+    value: Any = 1
+    for level in range(19):
+        value = [value] if level % 2 else {"k": value}
+    made = grammar(GrammarSpec.json_object(param="p"), TOKENIZER)
+    for indent in (None, 2, 4, "\t"):
+        assert takes(made, json.dumps(value, indent=indent), TOKENIZER)
 
 
 def test_preparing_changes_nothing_of_the_clients_schema() -> None:

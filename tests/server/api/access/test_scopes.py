@@ -32,7 +32,7 @@ from tests.support.spelled_targets import Asker, Spelling, Told, requests_of, ro
 
 KEYS = {OPEN: None, INFER: "user", ADMIN: "admin"}
 OPEN_ROUTES = {"/", "/docs", "/docs/{name}", "/health", "/ready", "/openapi.json"}
-ADMIN_TAGS = {"adapters", "merged copies", "exports"}
+ADMIN_TAGS = {"adapters", "merged copies", "exports", "tenants"}
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_routes_of_adapters_carry_the_tag(both: Running) -> None:
     }
     for path, operations in paths.items():
         for method, operation in operations.items():
-            about_adapters = set(operation["tags"]) & {"adapters", "merged copies", "exports"}
+            about_adapters = set(operation["tags"]) & {"adapters", "merged copies", "exports", "tenants"}
             assert bool(about_adapters) == (scopes[path, method.upper()] is ADMIN_SCOPE), path
     assert scopes["/v1/adapters/{name}/pin", "POST"] is ADMIN_SCOPE
     assert scopes["/v1/models", "GET"] is not ADMIN_SCOPE

@@ -243,12 +243,12 @@ def test_what_is_refused(server: Running, fields: dict[str, Any], param: str) ->
 
 
 _PARTS = [{"anyOf": [{"properties": {f"p{i}": {"const": i}}} for i in range(10)]}] * 12
-HOSTILE: tuple[tuple[dict[str, Any], int], ...] = (
-    ({"structured_outputs": {"regex": "(" * 20 + "a{1,100000}" + "){1,100000}" * 20}}, 200),  # harmless
-    ({"structured_outputs": {"regex": "(" * 100_000 + ")" * 100_000}}, 400),
-    ({"structured_outputs": {"grammar": "start: " + "(" * 100_000 + '"a"' + ")" * 100_000}}, 400),
-    ({"structured_outputs": {"json": {"allOf": _PARTS}}}, 400),
-    ({"ebnf": "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(9000)) + 'r9000 ::= "a"'}, 400),
+HOSTILE: tuple[dict[str, Any], ...] = (
+    {"structured_outputs": {"regex": "(" * 20 + "a{1,100000}" + "){1,100000}" * 20}},
+    {"structured_outputs": {"regex": "(" * 100_000 + ")" * 100_000}},
+    {"structured_outputs": {"grammar": "start: " + "(" * 100_000 + '"a"' + ")" * 100_000}},
+    {"structured_outputs": {"json": {"allOf": _PARTS}}},
+    {"ebnf": "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(9000)) + 'r9000 ::= "a"'},
 )
 
 
@@ -260,11 +260,11 @@ def test_hostile_grammars_harm_no_other_answer(server: Running) -> None:
     expected = "".join(_chunks(server.client(), asked))
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(lambda: "".join(_chunks(server.client(), asked)))
-        for fields, status in HOSTILE:
+        for fields in HOSTILE:
             began = monotonic()
             with server.http() as http:
                 answer = http.post(CHAT, json=valid_request(CHAT, fields))
-            assert answer.status_code == status, fields
+            assert answer.status_code == 400, fields
             assert monotonic() - began < 5.0  # a second where nothing else runs
         assert running.result() == expected
     check_alive(server)

@@ -1,0 +1,1 @@
+"""Tenants and their keys, in the registry's database."""

@@ -1,0 +1,122 @@
+"""What the registry knows of tenants and keys: immutable facts, as they were when read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+from manylora.adapters.mix import MAX_NAME
+
+MAX_PATTERNS: Final = 256  # of one tenant
+KEY_PATTERN: Final = r"ml-[A-Za-z0-9_-]{43}"  # what every key looks like, so that logs can leave it out
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHOWN = 10  # characters of a key by which people know it
+
+
+@dataclass(frozen=True)
+class TenantLimits:
+    """What a tenant may take on each server; None: as much as there is. All are at least 1."""
+
+    max_concurrent_requests: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None  # of prompts and answers
+    prompt_tokens_per_minute: int | None = None
+    completion_tokens_per_minute: int | None = None
+
+
+NO_LIMITS: Final = TenantLimits()
+
+
+@dataclass(frozen=True)
+class TenantSettings:
+    """What a tenant may use."""
+
+    adapters: tuple[str, ...] = ()  # names, and patterns in which "*" stands for any characters
+    base: bool = True  # whether it may ask for the base model itself
+    metadata: Mapping[str, str] = field(default_factory=dict)  # the operator's own notes
+    limits: TenantLimits = NO_LIMITS
+    weight: float = 1.0  # its share of the engine while others want it too, relative to theirs
+
+
+@dataclass(frozen=True)
+class TenantRecord:
+    """Someone who shares the server. What a tenant keeps there has its ``id``, which is never used again."""
+
+    id: str
+    name: str
+    created: float  # unix seconds
+    settings: TenantSettings
+
+    def allows(self, name: str | None) -> bool:
+        """Whether the tenant may use, and learn of, the adapter or alias of that name; None: the base."""
+        if name is None:
+            return self.settings.base
+        return name in self._names or any(matches(pattern, name) for pattern in self._patterns)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(name for name in self.settings.adapters if "*" not in name)
+
+    @cached_property
+    def _patterns(self) -> tuple[str, ...]:
+        return tuple(pattern for pattern in self.settings.adapters if "*" in pattern)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key of a tenant, without the key."""
+
+    id: str
+    tenant: str  # its id
+    prefix: str  # what the key begins with
+    digest: str  # SHA-256, hexadecimal
+    created: float  # unix seconds
+    expires: float | None  # unix seconds
+
+
+def is_tenant_name(text: str) -> bool:
+    """Whether a tenant may be called so: ASCII letters, digits, ".", "_" and "-", at most 64."""
+    return _NAME.fullmatch(text) is not None
+
+
+def is_pattern(text: str) -> bool:
+    """Whether some adapter's name could match the pattern: no operator of mixes but "*", no spaces."""
+    return 0 < len(text) <= MAX_NAME and not re.search(r"[+@\s]|\*\*", text) and text.isprintable()
+
+
+def new_key() -> str:
+    """A key that nobody guesses: 256 random bits."""
+    return f"ml-{secrets.token_urlsafe(32)}"
+
+
+def digest_of_key(key: str) -> str:
+    """What is kept of a key. Keys are random and long, so that a plain hash of one can't be searched."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def prefix_of_key(key: str) -> str:
+    """What is shown of a key."""
+    return key[:_SHOWN]
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether ``name`` is ``pattern`` with any characters in place of each "*". Takes linear time."""
+    first, *parts = pattern.split("*")
+    if not parts:
+        return name == pattern
+    last = parts.pop()
+    place, end = len(first), len(name) - len(last)
+    if place > end or not (name.startswith(first) and name.endswith(last)):
+        return False
+    for part in parts:
+        found = name.find(part, place, end)
+        if found < 0:
+            return False
+        place = found + len(part)
+    return True

@@ -1,0 +1,1 @@
+"""Who shares the server: tenants and their keys, for admins."""

@@ -1,0 +1,1 @@
+"""``manylora tenants`` and ``manylora keys``."""

@@ -1,0 +1,125 @@
+"""The tenants of a running server and their keys, as methods of one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from manylora.server.client.connection import Answer, Connection, given
+
+_PATH = "/v1/tenants"
+
+
+class TenantClient:
+    """Manages tenants; it takes an admin's key. Its methods raise what those of the client do."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def list(self) -> Iterator[Answer]:
+        """Tenants by name, fetched a page at a time as they are wanted."""
+        return self._connection.pages(_PATH)
+
+    def show(self, name: str) -> Answer:
+        """One tenant: what it may use."""
+        found: Answer = self._connection.get(_path(name))
+        return found
+
+    def add(
+        self,
+        name: str,
+        *,
+        adapters: Sequence[str] = (),
+        base: bool = True,
+        weight: float = 1.0,
+        limits: Mapping[str, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Make a tenant.
+
+        Args:
+            name: of letters, digits, ".", "_" and "-".
+            adapters: names of adapters and aliases that it may use; "*" stands for any characters.
+            base: whether it may ask for the base model itself.
+            weight: its share of the engine while others want it too, relative to theirs.
+            limits: what it may take on each server: max_concurrent_requests, requests_per_minute,
+                tokens_per_minute, prompt_tokens_per_minute, completion_tokens_per_minute.
+            metadata: your own notes.
+        """
+        more = given({"weight": weight, "limits": limits, "metadata": metadata})
+        body = {"name": name, "adapters": list(adapters), "base": base, **more}
+        made: Answer = self._connection.post(_PATH, body)
+        return made
+
+    def change(
+        self,
+        name: str,
+        *,
+        adapters: Sequence[str] | None = None,
+        base: bool | None = None,
+        weight: float | None = None,
+        limits: Mapping[str, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Replace what is given of a tenant's settings; the rest stays. ``limits`` are all of them."""
+        patterns = None if adapters is None else [*adapters]
+        body = given(
+            {"adapters": patterns, "base": base, "weight": weight, "limits": limits, "metadata": metadata}
+        )
+        changed: Answer = self._connection.patch(_path(name), body)
+        return changed
+
+    def delete(self, name: str) -> Answer:
+        """Delete a tenant and revoke all its keys."""
+        gone: Answer = self._connection.delete(_path(name))
+        return gone
+
+    def keys(self, name: str) -> Sequence[Answer]:
+        """A tenant's keys, by time, without what opens."""
+        found: Sequence[Answer] = self._connection.get(_path(name, "keys"))["data"]
+        return found
+
+    def add_key(self, name: str, *, expires_in: int | None = None) -> Answer:
+        """Make a key of a tenant, for so many seconds or for ever; "key" of the answer is told only here."""
+        made: Answer = self._connection.post(_path(name, "keys"), given({"expires_in": expires_in}))
+        return made
+
+    def rotate_key(
+        self, name: str, key_id: str, *, overlap: int = 0, expires_in: int | None = None
+    ) -> Answer:
+        """Make a key in place of another, which lasts ``overlap`` seconds more."""
+        body: dict[str, Any] = {"overlap": overlap, **given({"expires_in": expires_in})}
+        made: Answer = self._connection.post(_path(name, "keys", key_id, "rotate"), body)
+        return made
+
+    def revoke_key(self, name: str, key_id: str) -> Answer:
+        """Let a key open nothing from now on."""
+        gone: Answer = self._connection.delete(_path(name, "keys", key_id))
+        return gone
+
+    def usage(
+        self,
+        tenant: str | None = None,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        by: str = "total",
+        limit: int | None = None,
+    ) -> Sequence[Answer]:
+        """Requests and tokens of tenants, by model.
+
+        Args:
+            tenant: only of this one.
+            since: of hours that begin then or later, in unix seconds.
+            until: of hours that begin before then.
+            by: hour, day or total.
+            limit: at most so many records.
+        """
+        query = {"tenant": tenant, "from": since, "to": until, "by": by, "limit": limit}
+        found: Sequence[Answer] = self._connection.get("/v1/usage", **query)["data"]
+        return found
+
+
+def _path(*steps: str) -> str:
+    return "/".join([_PATH, *(quote(step, safe="") for step in steps)])

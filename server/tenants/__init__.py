@@ -1,0 +1,1 @@
+"""Those who share the server: whose key is whose, and what each may see."""

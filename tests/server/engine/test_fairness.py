@@ -1,0 +1,178 @@
+"""Clients that share the engine get it by their weights, whatever they send; alone they get all of it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manylora.server.engine.clients import EVERYBODY, Client
+from manylora.server.engine.scheduler import Scheduler
+from manylora.server.engine.sequence import Sequence
+from tests.support.scheduling import scheduler, step
+from tests.support.sequences import make_sequence
+
+SEQS = 6  # that run at a time
+MOST = 12  # tokens of a prompt, and of an answer
+
+
+class Traffic:
+    """Clients that always have so many sequences there, and the service that each has got."""
+
+    def __init__(self, made: Scheduler, backlog: Mapping[Client, int], seed: int = 0) -> None:
+        self.made, self.backlog = made, backlog
+        self.service: Counter[str] = Counter()
+        self._random = random.Random(seed)
+        self._there: dict[Client, list[Sequence]] = {client: [] for client in backlog}
+        self._before: dict[int, int] = {}  # rows that each sequence had computed
+
+    def run(self, steps: int) -> None:
+        """Run so many steps, with new sequences for those that have ended."""
+        for _ in range(steps):
+            for client, count in self.backlog.items():
+                there = self._there[client] = [s for s in self._there[client] if s.finish_reason is None]
+                while len(there) < count:
+                    there.append(self.send(client))
+            prompts = {s.id: s for each in self._there.values() for s in each}
+            started = {s.id for s in prompts.values() if s.first_scheduled is None}
+            outputs = {s.id: s.num_output_tokens for s in prompts.values()}
+            step(self.made)
+            for sequence in prompts.values():
+                if sequence.id in started and sequence.first_scheduled is not None:
+                    self.service[sequence.client.name] += sequence.num_prompt_tokens
+                self.service[sequence.client.name] += 2 * (sequence.num_output_tokens - outputs[sequence.id])
+
+    def send(self, client: Client) -> Sequence:
+        lengths = [self._random.randint(1, MOST) for _ in range(2)]
+        sequence = make_sequence(range(lengths[0]), max_tokens=lengths[1], client=client)
+        self.made.add(sequence)
+        return sequence
+
+
+def bound(clients: Iterable[Client]) -> float:
+    """Of the paper: 2 max(price of a prompt, of all answers that run at a time), by the smallest weight."""
+    return 2 * max(MOST, 2 * SEQS * MOST) / min(client.weight for client in clients)
+
+
+weights = st.lists(st.sampled_from([0.5, 1.0, 2.0, 4.0]), min_size=2, max_size=4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    weights, st.integers(0, 100), st.lists(st.integers(SEQS + 1, 30), min_size=4, max_size=4), st.booleans()
+)
+def test_backlogged_clients_differ_by_a_bounded_amount(
+    given_weights: list[float], seed: int, backlogs: list[int], short_of_blocks: bool
+) -> None:
+    """In every window, also when one sends ten times as much, and where sequences are preempted."""
+    made = scheduler(seqs=SEQS, tokens=32, blocks=4 if short_of_blocks else 100)
+    clients = [Client(str(index), weight) for index, weight in enumerate(given_weights)]
+    traffic = Traffic(made, dict(zip(clients, backlogs, strict=False)), seed)
+    for _ in range(10):
+        before = Counter(traffic.service)
+        traffic.run(30)
+        got = {each: (traffic.service[each.name] - before[each.name]) / each.weight for each in clients}
+        for one, other in combinations(clients, 2):
+            assert abs(got[one] - got[other]) <= bound(clients)
+
+
+def test_service_is_by_weight_within_a_twentieth_while_one_floods() -> None:
+    clients = [Client("light", 1.0), Client("middle", 2.0), Client("heavy", 4.0)]
+    traffic = Traffic(scheduler(seqs=SEQS, tokens=32), dict(zip(clients, (100, 10, 10), strict=True)))
+    traffic.run(4000)
+    per_weight = [traffic.service[client.name] / client.weight for client in clients]
+    assert max(per_weight) <= 1.05 * min(per_weight)
+
+
+@pytest.mark.parametrize("flood", [0, 100])
+def test_who_sends_little_waits_for_a_place_and_not_for_the_flood(flood: int) -> None:
+    made = scheduler(seqs=SEQS, tokens=32)
+    traffic = Traffic(made, {Client("flood"): flood, EVERYBODY: 1})
+    traffic.run(50)
+    for _ in range(20):
+        sequence = traffic.send(Client("light"))
+        steps = 0
+        while sequence.first_scheduled is None:
+            traffic.run(1)
+            steps += 1
+        assert steps <= MOST + 1  # that the next place is free
+        traffic.run(MOST)
+
+
+def test_alone_a_client_gets_everything_and_saves_nothing_up() -> None:
+    one, other = Client("one"), Client("other")
+    made = scheduler(seqs=SEQS, tokens=32)
+    traffic = Traffic(made, {one: 20})
+    traffic.run(300)
+    assert len(made.running) == SEQS
+    traffic.backlog = {one: 20, other: 20}  # back after 300 steps without work
+    traffic._there[other] = []
+    before = Counter(traffic.service)
+    traffic.run(300)
+    got = {name: traffic.service[name] - before[name] for name in ("one", "other")}
+    assert abs(got["one"] - got["other"]) <= bound([one, other])
+
+
+def test_a_pause_pays_no_debt() -> None:
+    """Who took more than its share, and leaves for a moment, has not less to pay when it is back."""
+    one, other = Client("one"), Client("other")
+    made = scheduler(seqs=2, tokens=64)
+    for _ in range(2):
+        made.add(make_sequence(range(40), max_tokens=30, client=one))
+    step(made)
+    waiting = [make_sequence(range(3), max_tokens=2, client=other) for _ in range(8)]
+    for sequence in waiting:
+        made.add(sequence)
+    while made.running and any(s.client is one for s in made.running):
+        step(made)
+    back = make_sequence(range(3), max_tokens=2, client=one)
+    made.add(back)
+    while back.first_scheduled is None:
+        step(made)
+    assert all(sequence.first_scheduled is not None for sequence in waiting)
+
+
+def test_cached_tokens_are_not_paid_for() -> None:
+    one, other = Client("one"), Client("other")
+    made = scheduler(seqs=1, tokens=64, prefix_cache=True)
+    first = make_sequence(range(48), max_tokens=1, client=one)
+    made.add(first)
+    step(made)
+    cached = [make_sequence(range(48), max_tokens=1, client=one) for _ in range(2)]
+    fresh = [make_sequence(range(100 * n, 100 * n + 48), max_tokens=1, client=other) for n in (1, 2)]
+    for sequence in (*cached, *fresh):
+        made.add(sequence)
+    order = []
+    while made.waiting:
+        order += list(step(made))
+    assert order[:3] == [cached[0].id, fresh[0].id, cached[1].id]
+
+
+def test_without_tenants_the_order_is_that_of_arrival() -> None:
+    made = scheduler(seqs=1, tokens=64)
+    rows = [make_sequence(range(n), max_tokens=1) for n in (9, 1, 5, 30, 2)]
+    for sequence in rows:
+        made.add(sequence)
+    assert [list(step(made)) for _ in rows] == [[sequence.id] for sequence in rows]
+
+
+def test_of_those_that_run_the_one_with_most_service_makes_room() -> None:
+    rich, poor = Client("rich"), Client("poor", 2.0)  # who pays half as much
+    made = scheduler(seqs=4, tokens=64, blocks=6)
+    first = make_sequence(range(30), max_tokens=40, client=rich)
+    made.add(first)
+    for _ in range(10):
+        step(made)
+    second = make_sequence(range(100, 103), max_tokens=40, client=poor)
+    made.add(second)
+    while not (first.num_preemptions or second.num_preemptions):
+        step(made)
+    assert (first.num_preemptions, second.num_preemptions) == (1, 0)  # though it is the older one
+    while made.running or made.waiting:
+        step(made)
+    assert first.finish_reason is second.finish_reason is not None
