@@ -27,7 +27,7 @@ def main(python: str, agents_python: str, node_folder: str) -> int:
     """Run every client; the number of those that failed."""
     with TemporaryDirectory(prefix="manylora-clients-") as directory:
         root = Path(directory)
-        model = tiny_model(root / "model", max_position_embeddings=2048)
+        model = tiny_model(root / "model", max_position_embeddings=8192)
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = tool_templates.HERMES  # so that the random model can be held to calls
         tokenizer.save_pretrained(model)

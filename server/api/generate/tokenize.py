@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import FailFast, Field
 
 from manylora.server.api.access.scopes import TENANT, needs
+from manylora.server.api.files.pages import Parameters
 from manylora.server.api.generate.generate import resolved
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.json_response import Json
@@ -131,6 +132,24 @@ async def detokenize(
             raise RequestError(f"'tokens': token ids go from 0 to {tokenizer.vocab_size - 1}", "tokens")
         text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)
     return Json({"prompt": text})
+
+
+class InfoParameters(Parameters):
+    """Whose tokenizer."""
+
+    model: Model = None
+
+
+@router.get("/tokenizer_info", summary="Special tokens and size of a vocabulary")
+@needs(TENANT)
+async def tokenizer_info(
+    request: Request, service: ServiceState, asked: Annotated[InfoParameters, Query()]
+) -> Response:
+    """What programs that tokenize by this server have to know beside ``/tokenize``."""
+    async with resolved(service, request, _mix(service, asked.model), classify=None) as found:
+        tokenizer = found.conventions.tokenizer
+        room = service.max_model_len - found.conventions.virtual_tokens
+    return Json({**tokenizer.special_tokens, "vocab_size": tokenizer.vocab_size, "model_max_length": room})
 
 
 def _mix(service: Service, model: str | None) -> MixRequest:

@@ -24,11 +24,11 @@ def main(url: str, *models: str) -> None:
     for mode in (instructor.Mode.TOOLS_STRICT, instructor.Mode.JSON_SCHEMA):
         client = instructor.from_openai(plain, mode=mode)
         for model in models:
-            asked = {"model": model, "messages": messages, "max_tokens": 700, "temperature": 0}
+            asked = {"model": model, "messages": messages, "max_tokens": 3000, "temperature": 0}
             trip = client.chat.completions.create(response_model=Trip, max_retries=0, **asked)
             assert isinstance(trip, Trip)
     parts = client.chat.completions.create_partial(
-        response_model=Trip, model=models[0], messages=messages, max_tokens=700, temperature=0
+        response_model=Trip, model=models[0], messages=messages, max_tokens=3000, temperature=0
     )
     *_, last = parts
     assert last.city in ("Oslo", "Rome")

@@ -28,7 +28,7 @@ def main(url: str, *models: str) -> None:
             assert "".join(model.prompt("Hello", max_tokens=8))
             schema = {"type": "object", "properties": {"wet": {"type": "boolean"}}, "required": ["wet"],
                       "additionalProperties": False}  # fmt: skip
-            answer = model.prompt("Is it wet?", schema=schema, max_tokens=700, temperature=0, stream=False)
+            answer = model.prompt("Is it wet?", schema=schema, max_tokens=3000, temperature=0, stream=False)
             assert isinstance(json.loads(answer.text())["wet"], bool)
 
 

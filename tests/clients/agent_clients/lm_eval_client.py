@@ -12,7 +12,7 @@ def main(url: str, *models: str) -> None:
     """Ask the server at ``url``."""
     for model in models:
         asks = LocalCompletionsAPI(
-            base_url=f"{url}/completions", model=model, tokenizer_backend=None, tokenized_requests=False,
+            base_url=f"{url}/completions", model=model, tokenizer_backend="remote", tokenized_requests=False,
             max_length=512, num_concurrent=1,
         )  # fmt: skip
         pairs = [("The sky is", " blue"), ("The sky is", " grey")]

@@ -44,7 +44,7 @@ async def ask(url: str, *models: str) -> None:
     for model in models:
         for kind in (OpenAIChatCompletionsModel, OpenAIResponsesModel):
             chosen = kind(model=model, openai_client=client)
-            settings = ModelSettings(max_tokens=700, temperature=0, tool_choice="required")
+            settings = ModelSettings(max_tokens=3000, temperature=0, tool_choice="required")
             agent = Agent(name="forecast", instructions="Be brief.", model=chosen, model_settings=settings,
                           tools=[weather])  # fmt: skip
             called.clear()
@@ -52,7 +52,7 @@ async def ask(url: str, *models: str) -> None:
             assert called, kind
             assert first.final_output
             shaped = Agent(name="yes or no", model=chosen, output_type=Answer,
-                           model_settings=ModelSettings(max_tokens=700, temperature=0))  # fmt: skip
+                           model_settings=ModelSettings(max_tokens=3000, temperature=0))  # fmt: skip
             assert isinstance((await Runner.run(shaped, first.to_input_list())).final_output, Answer)
             streamed = Runner.run_streamed(shaped, "Is it wet?")
             assert [event async for event in streamed.stream_events()]

@@ -43,7 +43,7 @@ def main(url: str, *models: str) -> None:
 def shapes(url: str, model: str, history: list) -> None:
     """A tool and a schema."""
     chat = ChatOpenAI(
-        base_url=url, api_key=SecretStr("none"), model=model, max_completion_tokens=700, temperature=0
+        base_url=url, api_key=SecretStr("none"), model=model, max_completion_tokens=3000, temperature=0
     )
     called = chat.bind_tools([Trip], tool_choice="any", strict=True).invoke(history)
     (call,) = called.tool_calls[:1]
@@ -51,7 +51,8 @@ def shapes(url: str, model: str, history: list) -> None:
     results = [ToolMessage("Booked", tool_call_id=each["id"]) for each in called.tool_calls]
     assert chat.bind_tools([Trip]).invoke([*history, called, *results]).response_metadata
     for method in ("json_schema", "function_calling"):
-        assert isinstance(chat.with_structured_output(Trip, method=method).invoke(history), Trip)
+        shaped = chat.with_structured_output(Trip, method=method, strict=True)
+        assert isinstance(shaped.invoke(history), Trip)
 
 
 if __name__ == "__main__":

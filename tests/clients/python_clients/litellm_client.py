@@ -28,11 +28,11 @@ def main(url: str, *models: str) -> None:
         )
         assert any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks)
         form = {"type": "json_schema", "json_schema": {"name": "trip", "schema": SCHEMA, "strict": True}}
-        shaped = litellm.completion(**asked, max_tokens=700, temperature=0, response_format=form)
+        shaped = litellm.completion(**asked, max_tokens=3000, temperature=0, response_format=form)
         assert json.loads(shaped.choices[0].message.content)["city"] in ("Oslo", "Rome")
         tool = {"type": "function", "function": {"name": "trip", "parameters": SCHEMA, "strict": True}}
         called = litellm.completion(
-            **asked, max_tokens=700, temperature=0, tools=[tool], tool_choice="required"
+            **asked, max_tokens=3000, temperature=0, tools=[tool], tool_choice="required"
         )
         (call, *_) = called.choices[0].message.tool_calls
         assert json.loads(call.function.arguments)["city"] in ("Oslo", "Rome")

@@ -37,10 +37,12 @@ def main(url: str, *models: str) -> None:
         assert "".join(chunk.delta or "" for chunk in llm.stream_chat(messages))
         text = OpenAILike(**server, is_chat_model=False, max_tokens=8)
         assert text.complete("Once").text
-        able = OpenAILike(**server, is_chat_model=True, is_function_calling_model=True, max_tokens=700,
+        able = OpenAILike(**server, is_chat_model=True, is_function_calling_model=True, max_tokens=3000,
                           temperature=0, should_use_structured_outputs=True)  # fmt: skip
-        done = able.predict_and_call([FunctionTool.from_defaults(weather)], "Is it wet?", tool_required=True)
-        assert "Rain in" in str(done)
+        tools = [FunctionTool.from_defaults(weather)]
+        answer = able.chat_with_tools(tools, user_msg="Is it wet?", tool_required=True)
+        (call, *_) = able.get_tool_calls_from_response(answer)
+        assert call.tool_name == "weather"
         assert isinstance(able.as_structured_llm(Trip).chat(messages).raw, Trip)
 
 

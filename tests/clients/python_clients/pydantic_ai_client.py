@@ -34,7 +34,7 @@ async def ask(url: str, *models: str) -> None:
             assert (await agent.run("More", message_history=first.all_messages())).output
             async with agent.run_stream("Hello") as stream:
                 assert "".join([text async for text in stream.stream_text(delta=True)])
-            settings = ModelSettings(max_tokens=700, temperature=0)
+            settings = ModelSettings(max_tokens=3000, temperature=0)
             for output in (Trip, NativeOutput(Trip)):  # by a tool, and by a schema
                 shaped = Agent(chosen, output_type=output, model_settings=settings)
                 assert isinstance((await shaped.run("Where to?")).output, Trip)

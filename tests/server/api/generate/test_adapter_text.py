@@ -152,6 +152,10 @@ def test_tokens_of_its_own_are_read_and_written(server: Running) -> None:
     with server.http() as http:
         body = {"tokens": [259]}
         assert http.post("/detokenize", json={"model": "tokens", **body}).json() == {"prompt": "<call>"}
+        sizes = [
+            http.get("/tokenizer_info", params=of).json()["vocab_size"] for of in ({}, {"model": "tokens"})
+        ]
+        assert sizes[0] < sizes[1]
         assert http.post("/detokenize", json=body).status_code == 400
         assert http.post("/v1/completions", json={"model": "tokens", "prompt": [259]}).status_code == 200
         assert http.post("/v1/completions", json={"model": "tiny", "prompt": [259]}).status_code == 400

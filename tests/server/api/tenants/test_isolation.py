@@ -50,6 +50,15 @@ def test_others_adapters_are_answered_like_what_is_not_there(http: httpx.Client,
             assert same_but_for_names(told, absent), (told.text, absent.text)
 
 
+def test_nor_is_their_tokenizer(http: httpx.Client) -> None:
+    key = bearer(tenant_key(http, "acme", ["beta"]))
+    told, absent = (
+        http.get("/tokenizer_info", params={"model": name}, headers=key) for name in ("alpha", "absent-one")
+    )
+    assert absent.status_code == 404
+    assert same_but_for_names(told, absent)
+
+
 def test_the_list_of_adapters_hides_others(http: httpx.Client) -> None:
     key = bearer(tenant_key(http, "acme", ["beta"]))
     body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}

@@ -62,6 +62,7 @@ def test_a_tenants_key_opens_what_keeps_tenants_apart_and_nothing_else(
         "/rerank",
         "/score",
         "/tokenize",
+        "/tokenizer_info",
         "/v1/batches",
         "/v1/batches/nothing",
         "/v1/batches/nothing/cancel",
