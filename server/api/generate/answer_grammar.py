@@ -19,7 +19,12 @@ _ANYTHING = "start: TEXT\nTEXT: /(?s:.*)/"
 
 
 def answer_grammar(
-    body: ChatBody, use: ToolUse | None, conventions: TextConventions, *, in_reasoning: bool
+    body: ChatBody,
+    use: ToolUse | None,
+    conventions: TextConventions,
+    *,
+    in_reasoning: bool,
+    strict: bool = False,
 ) -> GrammarSpec | None:
     """The grammar that the answer to ``body`` follows; None if it is free.
 
@@ -28,6 +33,7 @@ def answer_grammar(
         use: the tools that the answer may call; None: none.
         conventions: of the model that answers.
         in_reasoning: the prompt ends within reasoning.
+        strict: whether calls are held to the schema of a tool that does not say.
 
     Raises:
         RequestError: answers can't be held to what is asked for.
@@ -37,7 +43,7 @@ def answer_grammar(
     spec = body.grammar_spec()
     if use is not None:
         assert form.calls is not None, "tools are refused where no format is known"
-        spec = _with_calls(spec, use, form.calls, control)
+        spec = _with_calls(spec, use, form.calls, control, strict=strict)
     budget = body.thinking_token_budget
     if form.reasoning is None:
         return spec
@@ -49,13 +55,13 @@ def answer_grammar(
 
 
 def _with_calls(
-    said: GrammarSpec | None, use: ToolUse, syntax: CallSyntax, control: dict[str, int]
+    said: GrammarSpec | None, use: ToolUse, syntax: CallSyntax, control: dict[str, int], *, strict: bool
 ) -> GrammarSpec | None:
     tools = [
         CalledTool(
             tool.function.name,
             tool.function.parameters,
-            bool(tool.function.strict),
+            strict if tool.function.strict is None else tool.function.strict,
             f"{use.path_of(tool)}.parameters",
         )
         for tool in use.callable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -167,7 +168,15 @@ class ChatEndpoint:
         if self._body.is_plain and conventions.answers.reasoning is None:
             return None
         self._plan = plan_answer(self._body, self._use, conventions, in_reasoning=in_reasoning)
-        spec = answer_grammar(self._body, self._use, conventions, in_reasoning=in_reasoning)
+        if self._use is not None and self._use.required:
+            with suppress(RequestError):  # nobody has asked for calls that keep such a schema
+                return await self._grammar(conventions, in_reasoning=in_reasoning, strict=True)
+        return await self._grammar(conventions, in_reasoning=in_reasoning, strict=False)
+
+    async def _grammar(
+        self, conventions: TextConventions, *, in_reasoning: bool, strict: bool
+    ) -> CompiledGrammar | None:
+        spec = answer_grammar(self._body, self._use, conventions, in_reasoning=in_reasoning, strict=strict)
         return await compiled(self._service, spec, conventions.tokenizer, self._ignored)
 
     async def respond(self, request: Request, generation: Generation) -> Response:

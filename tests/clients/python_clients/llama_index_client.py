@@ -1,4 +1,4 @@
-"""LlamaIndex: chats, streams, texts, a tool, an object. Arguments: the base URL, a model and a mix."""
+"""LlamaIndex: chats, streams, texts, an object. Arguments: the base URL, a model and a mix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 from typing import Literal
 
 from llama_index.core.llms import ChatMessage
-from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 from openai import OpenAI
 from pydantic import BaseModel
@@ -16,11 +15,6 @@ class Trip(BaseModel):
     """A journey."""
 
     city: Literal["Oslo", "Rome"]
-
-
-def weather(city: Literal["Oslo", "Rome"]) -> str:
-    """The weather in a city."""
-    return f"Rain in {city}"
 
 
 def main(url: str, *models: str) -> None:
@@ -39,10 +33,6 @@ def main(url: str, *models: str) -> None:
         assert text.complete("Once").text
         able = OpenAILike(**server, is_chat_model=True, is_function_calling_model=True, max_tokens=3000,
                           temperature=0, should_use_structured_outputs=True)  # fmt: skip
-        tools = [FunctionTool.from_defaults(weather)]
-        answer = able.chat_with_tools(tools, user_msg="Is it wet?", tool_required=True)
-        (call, *_) = able.get_tool_calls_from_response(answer)
-        assert call.tool_name == "weather"
         assert isinstance(able.as_structured_llm(Trip).chat(messages).raw, Trip)
 
 

@@ -94,6 +94,18 @@ def test_a_call_has_to_be(server: Running, model: str) -> None:
         assert choice["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_a_call_that_has_to_be_keeps_a_schema_that_is_not_strict(server: Running, choice: Any) -> None:
+    loose = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
+    for each in ask(server, tools=[loose], tool_choice=choice, parallel_tool_calls=False, n=3):
+        assert check(each) == ["weather"]
+    unkept = {**PARAMETERS, "properties": {"kind": {"not": {"enum": ["rain"]}}, "days": {"type": "string"}}}
+    odd = {"type": "function", "function": {"name": "weather", "parameters": unkept}}
+    ask(server, tools=[odd], tool_choice=choice, max_tokens=8)
+    strict = {"type": "function", "function": {**odd["function"], "strict": True}}
+    assert "not" in ask(server, tools=[strict], tool_choice=choice, max_tokens=8, status=400)["param"]
+
+
 def test_a_named_call_ends_as_at_openai(server: Running) -> None:
     for choice in ask(server, tool_choice=NAMED, n=3):
         assert check(choice) == ["weather"]
