@@ -7,12 +7,13 @@ from typing import Literal
 
 import instructor
 from openai import NotFoundError, OpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 class Trip(BaseModel):
     """A journey."""
 
+    model_config = ConfigDict(extra="forbid")
     city: Literal["Oslo", "Rome"]
     by_train: bool
 
@@ -23,9 +24,10 @@ def main(url: str, *models: str) -> None:
     messages = [{"role": "user", "content": "Where to?"}]
     for mode in (instructor.Mode.TOOLS_STRICT, instructor.Mode.JSON_SCHEMA):
         client = instructor.from_openai(plain, mode=mode)
+        extra = {"parallel_tool_calls": False} if mode is instructor.Mode.TOOLS_STRICT else {}
         for model in models:
             asked = {"model": model, "messages": messages, "max_tokens": 3000, "temperature": 0}
-            trip = client.chat.completions.create(response_model=Trip, max_retries=0, **asked)
+            trip = client.chat.completions.create(response_model=Trip, max_retries=0, **asked, **extra)
             assert isinstance(trip, Trip)
     parts = client.chat.completions.create_partial(
         response_model=Trip, model=models[0], messages=messages, max_tokens=3000, temperature=0

@@ -1,20 +1,15 @@
-"""LlamaIndex: chats, streams, texts, an object. Arguments: the base URL, a model and a mix."""
+"""LlamaIndex: chats, streams, texts. Arguments: the base URL, a model and a mix.
+
+Its tools and objects need a package that it does not install with this model class.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Literal
 
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
 from openai import OpenAI
-from pydantic import BaseModel
-
-
-class Trip(BaseModel):
-    """A journey."""
-
-    city: Literal["Oslo", "Rome"]
 
 
 def main(url: str, *models: str) -> None:
@@ -31,9 +26,6 @@ def main(url: str, *models: str) -> None:
         assert "".join(chunk.delta or "" for chunk in llm.stream_chat(messages))
         text = OpenAILike(**server, is_chat_model=False, max_tokens=8)
         assert text.complete("Once").text
-        able = OpenAILike(**server, is_chat_model=True, is_function_calling_model=True, max_tokens=3000,
-                          temperature=0, should_use_structured_outputs=True)  # fmt: skip
-        assert isinstance(able.as_structured_llm(Trip).chat(messages).raw, Trip)
 
 
 if __name__ == "__main__":

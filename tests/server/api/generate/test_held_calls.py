@@ -102,7 +102,7 @@ def test_a_call_that_has_to_be_keeps_a_schema_that_is_not_strict(server: Running
     unkept = {**PARAMETERS, "properties": {"kind": {"not": {"enum": ["rain"]}}, "days": {"type": "string"}}}
     odd = {"type": "function", "function": {"name": "weather", "parameters": unkept}}
     ask(server, tools=[odd], tool_choice=choice, max_tokens=8)
-    strict = {"type": "function", "function": {**odd["function"], "strict": True}}
+    strict = {**STRICT, "function": {**STRICT["function"], "parameters": unkept}}
     assert "not" in ask(server, tools=[strict], tool_choice=choice, max_tokens=8, status=400)["param"]
 
 
