@@ -77,7 +77,7 @@ def test_the_publish_gate(value: float, where: str) -> None:
         name: GateLogits(pair(value, "both" if where in (name, "all") else "none")[0], None)
         for name in ("trained", "reloaded", "base")
     }
-    config = SimpleNamespace(product="adapter", quantization="none")
+    config = SimpleNamespace(product="adapter", quantization="none", task="sft")
     session: Any = SimpleNamespace(config=config, loader=SimpleNamespace(dtype=torch.float32))
     with pytest.raises(GateFailed):
         check(sides["trained"], sides["reloaded"], sides["base"], session)

@@ -10,7 +10,7 @@ import pytest
 from manylora.adapters import errors as adapter_errors
 from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactError, SourceMissing
 from manylora.server import errors as server_errors
-from manylora.server.api.access.scopes import ADMIN, INFER, OPEN, KeyScope
+from manylora.server.api.access.scopes import ADMIN, INFER, OPEN, TENANT, KeyScope
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.error_context import Blamed, unavailable
 from manylora.server.errors import AdapterUnavailable, ServerError
@@ -23,8 +23,8 @@ OF_THE_REQUEST = {
     "AdapterDeleted", "AdapterExists", "AdapterInUse", "AdapterNameError", "AdapterNotFound",
     "AdapterTooLarge", "AdminKeyNeeded", "AnswerUnknown", "BodyTooLarge", "Cancelled", "ContextTooLong",
     "EngineDead", "GenerationFailed", "MixError", "ModelNotFound", "ObjectInUse", "ObjectNotFound",
-    "QueueFull", "RequestError", "RequestTimeout", "ServerStopping", "TooManyConnections", "Unauthorized",
-    "UnknownEncoding",
+    "QueueFull", "RateLimited", "RequestError", "RequestTimeout", "ServerStopping", "TenantExists",
+    "TenantNotFound", "TooManyConnections", "Unauthorized", "UnknownEncoding",
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def raised(kind: type[Exception]) -> Exception:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds() if kind.__name__ not in OF_THE_REQUEST])
-@pytest.mark.parametrize("caller", [OPEN, INFER])
+@pytest.mark.parametrize("caller", [OPEN, TENANT, INFER])
 def test_only_admins_are_told_of_files(kind: type[Exception], caller: KeyScope) -> None:
     error = raised(kind)
     for told in (error_answer(error, caller), error_answer(Blamed(error, "model"), caller)):
