@@ -96,6 +96,7 @@ def test_it_learns_and_is_served_as_trained(
         np.testing.assert_allclose(found, expected.numpy(), atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.sweep
 def test_scored_pairs(tiny_llama: Path, tmp_path: Path) -> None:
     result = run(
         settings(tiny_llama, tmp_path, SCORED, eval_split=0.3, max_steps=20, eval_steps=10, save_steps=10)
@@ -116,6 +117,7 @@ def test_negatives_and_a_symmetric_loss(tiny_llama: Path, tmp_path: Path) -> Non
     assert losses(plain)[0] > losses(without)[0]  # there is more to be told from
 
 
+@pytest.mark.sweep
 def test_a_stopped_run_goes_on_as_if_it_had_not(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

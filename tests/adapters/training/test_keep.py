@@ -193,6 +193,7 @@ def test_more_steps_on_resume(tiny_llama: Path, tmp_path: Path) -> None:
         run(short.model_copy(update={"seed": 4}), resume=True)
 
 
+@pytest.mark.sweep
 def test_the_rate_after_a_resumption_is_that_of_the_longer_schedule(tiny_llama: Path, tmp_path: Path) -> None:
     settings = config(
         tiny_llama, tmp_path, max_steps=4, save_steps=4, eval_split=0, warmup=0, lr_scheduler="linear"

@@ -48,8 +48,9 @@ def _is_measure(key: str) -> bool:
     return key in MEASURES or key.startswith(("rewards/", "logps/", "logits/"))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
-    ("seed", "count", "logging_steps"), [(0, 20, 1), pytest.param(1, 27, 3, marks=pytest.mark.sweep)]
+    ("seed", "count", "logging_steps"), [(0, 20, 1), (1, 27, 3)]
 )
 def test_a_step_logs_the_same_however_it_is_cut(
     seed: int, count: int, logging_steps: int, tiny_llama: Path, tmp_path: Path
@@ -65,6 +66,7 @@ def test_a_step_logs_the_same_however_it_is_cut(
             assert two == pytest.approx(one, rel=2e-3, abs=1e-5)
 
 
+@pytest.mark.sweep
 def test_preferences_too(tiny_llama: Path, tmp_path: Path) -> None:
     rows = [pair | {"chosen": pair["chosen"] * (1 + n % 4)} for n, pair in enumerate(PAIRS[:17])]
     whole, cut = (
@@ -76,6 +78,7 @@ def test_preferences_too(tiny_llama: Path, tmp_path: Path) -> None:
         assert other == pytest.approx(one, rel=5e-3, abs=1e-3)
 
 
+@pytest.mark.sweep
 def test_jobs_log_what_runs_of_their_own_do(tiny_llama: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"max_steps": 7, "logging_steps": 2, "eval_steps": 3, "eval_split": 0.2}
     folders = [tmp_path / "a", tmp_path / "b"]

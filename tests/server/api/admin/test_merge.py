@@ -121,6 +121,7 @@ def test_copies_run_beside_streams_of_everything_else(server: Running) -> None:
     asyncio.run(all_of_it())
 
 
+@pytest.mark.sweep
 def test_fifty_copies_leave_nothing_behind(server: Running) -> None:
     decoder = server.service.core.decoder
     before = [decoder.weight(module).clone() for module in range(len(decoder.modules))]
