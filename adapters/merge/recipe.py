@@ -134,6 +134,7 @@ def _inexpressible(artifact: Artifact, recipe: Recipe) -> str | None:
         (artifact.activation, "it acts only from certain tokens on (aLoRA)"),
         (artifact.prompt, "it puts virtual tokens before every text, which no weight can"),
         (artifact.classes, "it classifies, and the heads of two adapters have no sum"),
+        (artifact.pooling, "it embeds and says how, which a LoRA that writes does not; a mix can be served"),
         (artifact.vocabulary, "it changes the embeddings or the output head; a mix with it can be served"),
     ):
         if part is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from manylora.adapters.errors import ArtifactError, StoreError
 from manylora.adapters.format.artifact import read_artifact
 from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.pooling import PoolingConfig
 from manylora.adapters.format.provenance import read_provenance
 from manylora.adapters.merge.compose import Composition, compose, save
 from manylora.adapters.merge.recipe import Member, Recipe
@@ -223,6 +225,13 @@ def test_what_is_no_sum_of_low_rank(make: Make, base: BaseModel, tmp_path: Path)
     for name, reason in reasons.items():
         assert any(f.startswith(f"{name} can't be composed: {reason}") for f in caught.value.faults)
     assert_same(changes(compose([vera], Recipe("linear"), base)), wanted_sum([vera]), 1e-6)
+
+
+def test_one_that_says_how_it_embeds(make: Make, base: BaseModel) -> None:
+    member = make("vectors", 1.0)
+    embeds = replace(member, artifact=replace(member.artifact, pooling=PoolingConfig()))
+    with pytest.raises(ArtifactError, match="vectors can't be composed: it embeds and says how"):
+        compose([embeds], Recipe("linear"), base)
 
 
 def _saved(composition: Composition, tmp_path: Path) -> Path:

@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from manylora.adapters.base_models.stored import StoredModel
 from manylora.adapters.errors import ArtifactError, MergeFailed, StoreError
 from manylora.adapters.format.artifact import read_artifact
+from manylora.adapters.format.pooling import PoolingConfig
 from manylora.adapters.merge.export import export
 from manylora.adapters.merge.export_plan import ExportPlan, plan_export
 from manylora.adapters.merge.recipe import Member
@@ -252,6 +254,9 @@ def test_what_can_not_be_merged(tmp_path: Path) -> None:
     alora = case.member("alora", 1.0, alora_invocation_tokens=[1, 2], targets=("q_proj",))
     with pytest.raises(ArtifactError, match="alora acts only from certain tokens on"):
         case.plan(a, alora)
+    vectors = Member("vectors", replace(a.artifact, pooling=PoolingConfig()), 1.0)
+    with pytest.raises(ArtifactError, match="vectors embeds and says how"):
+        case.plan(vectors)
     with pytest.raises(ArtifactError, match="nothing is left to merge"):
         case.plan(a, Member("b", a.artifact, -1.0))
     tensors = load_file(case.directory / "model.safetensors")

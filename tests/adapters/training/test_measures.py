@@ -49,9 +49,7 @@ def _is_measure(key: str) -> bool:
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize(
-    ("seed", "count", "logging_steps"), [(0, 20, 1), (1, 27, 3)]
-)
+@pytest.mark.parametrize(("seed", "count", "logging_steps"), [(0, 20, 1), (1, 27, 3)])
 def test_a_step_logs_the_same_however_it_is_cut(
     seed: int, count: int, logging_steps: int, tiny_llama: Path, tmp_path: Path
 ) -> None:

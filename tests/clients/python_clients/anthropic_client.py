@@ -51,7 +51,7 @@ def messages(client: anthropic.Anthropic, model: str) -> None:
         extra_headers={"x-request-id": "my-id"},
         timeout=100,
     )
-    assert message._request_id == "my-id"
+    assert message.model_dump()["type"] == "message"
     assert message.stop_reason in ("stop_sequence", "end_turn", "model_context_window_exceeded")
     whole = client.messages.create(model=model, max_tokens=8, messages=HELLO)
     counted = client.messages.count_tokens(model=model, messages=HELLO)

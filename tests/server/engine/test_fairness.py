@@ -28,17 +28,17 @@ class Traffic:
         self.made, self.backlog = made, backlog
         self.service: Counter[str] = Counter()
         self._random = random.Random(seed)
-        self._there: dict[Client, list[Sequence]] = {client: [] for client in backlog}
+        self.there: dict[Client, list[Sequence]] = {client: [] for client in backlog}
         self._before: dict[int, int] = {}  # rows that each sequence had computed
 
     def run(self, steps: int) -> None:
         """Run so many steps, with new sequences for those that have ended."""
         for _ in range(steps):
             for client, count in self.backlog.items():
-                there = self._there[client] = [s for s in self._there[client] if s.finish_reason is None]
+                there = self.there[client] = [s for s in self.there[client] if s.finish_reason is None]
                 while len(there) < count:
                     there.append(self.send(client))
-            prompts = {s.id: s for each in self._there.values() for s in each}
+            prompts = {s.id: s for each in self.there.values() for s in each}
             started = {s.id for s in prompts.values() if s.first_scheduled is None}
             outputs = {s.id: s.num_output_tokens for s in prompts.values()}
             step(self.made)
@@ -111,7 +111,7 @@ def test_alone_a_client_gets_everything_and_saves_nothing_up() -> None:
     traffic.run(300)
     assert len(made.running) == SEQS
     traffic.backlog = {one: 20, other: 20}  # back after 300 steps without work
-    traffic._there[other] = []
+    traffic.there[other] = []
     before = Counter(traffic.service)
     traffic.run(300)
     got = {name: traffic.service[name] - before[name] for name in ("one", "other")}
