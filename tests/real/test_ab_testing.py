@@ -18,6 +18,7 @@ BLOCKS = re.findall(
 pytestmark = pytest.mark.real
 
 
+@pytest.mark.sweep
 def test_the_walk_through(server: str) -> None:
     environment = {**os.environ, "MANYLORA_URL": f"http://127.0.0.1:{server}"}
     outputs = []

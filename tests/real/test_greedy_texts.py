@@ -25,6 +25,7 @@ def test_a_difference_is_found_with_its_gap() -> None:
     assert (found.question, found.model, found.token, found.gap) == (1, MODELS[1], 1, 0.25)
 
 
+@pytest.mark.sweep
 @pytest.mark.real
 def test_texts_differ_at_ties_only(real_model_dir: Path) -> None:
     """Of the base, three adapters and a mix in one batch; three prompts have about 200 tokens."""

@@ -24,9 +24,8 @@ def load(directory: Path) -> LoadedModel:
     return load_model(directory, dtype="bf16", device="cpu", max_model_len=512)
 
 
-@pytest.mark.parametrize(
-    "adapter", [ADAPTERS[0], *(pytest.param(name, marks=pytest.mark.sweep) for name in ADAPTERS[1:])]
-)
+@pytest.mark.sweep
+@pytest.mark.parametrize("adapter", ADAPTERS)
 def test_every_decoder_serves_the_merge(real_model_dir: Path, tmp_path: Path, adapter: str) -> None:
     stored = StoredModel(real_model_dir)
     members = read_members([(EXAMPLES / "adapters" / adapter, 1.0)], stored.describe("base"))

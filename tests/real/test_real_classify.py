@@ -27,6 +27,7 @@ COMMANDS = re.findall(
 )
 
 
+@pytest.mark.sweep
 def test_trained_served_and_equal(
     real_model_dir: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

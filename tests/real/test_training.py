@@ -50,7 +50,7 @@ KINDS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 Train = Callable[[str], TrainingResult]
 
 
-SELDOM = ("rsLoRA", "DoRA", "OLoRA", "PiSSA", "DPO")
+SELDOM = ("QLoRA", "rsLoRA", "DoRA", "OLoRA", "PiSSA", "DPO")
 
 
 def kinds(*without: str) -> list[Any]:

@@ -100,6 +100,7 @@ def test_jobs_log_what_runs_of_their_own_do(tiny_llama: Path, tmp_path: Path) ->
             )
 
 
+@pytest.mark.sweep
 def test_tokens_are_counted_on_after_a_resumption(tiny_llama: Path, tmp_path: Path) -> None:
     settings = config(tiny_llama, tmp_path, max_steps=6, save_steps=3, eval_split=0)
     whole = losses(run(settings), "tokens")

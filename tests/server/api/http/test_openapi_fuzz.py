@@ -16,7 +16,7 @@ from tests.support.running_server import PATIENCE, Running, serving
 from tests.support.served_adapters import service_of
 
 schemathesis = pytest.importorskip("schemathesis")
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))  # requests to each route; more with make fuzz
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "5"))  # requests to each route; more with make fuzz
 CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance")
 # What is asked for in place of a generated name; with None that stays, and is mostly unknown.
 MODELS = (None, "tiny", "alpha", "alpha*0.5+beta*-0.5")
