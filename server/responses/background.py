@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 class _Running:
     now: StoredResponse
     task: asyncio.Task[None]
+    close: Callable[[], Awaitable[None]]
 
 
 class Background:
@@ -27,10 +28,15 @@ class Background:
         self._stored = stored
         self._running: dict[str, _Running] = {}
 
-    def start(self, work: AsyncIterator[StoredResponse], first: StoredResponse) -> None:
-        """Begin: ``work`` yields the response as it is at each step, and is closed however it ends."""
+    def start(
+        self,
+        work: AsyncIterator[StoredResponse],
+        first: StoredResponse,
+        close: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Begin: ``work`` yields the response as it is at each step; ``close`` is called however it ends."""
         task = asyncio.create_task(self._run(first.id, work), name=first.id)
-        self._running[first.id] = _Running(_with_status(first, "queued"), task)
+        self._running[first.id] = _Running(_with_status(first, "queued"), task, close)
 
     def get(self, response_id: str) -> StoredResponse | None:
         """The response as it is now; None if it does not run here."""
@@ -45,6 +51,9 @@ class Background:
         running.task.cancel()
         with suppress(asyncio.CancelledError):
             await running.task
+        if response_id in self._running:  # it was cancelled before it had begun
+            running.now = _with_status(running.now, "cancelled")
+            await self._end(response_id, running)
         return running.now
 
     async def stop(self) -> None:
@@ -64,8 +73,12 @@ class Background:
             logger.exception("response %s failed", response_id)
             running.now = _with_status(running.now, "failed")
         finally:
-            await self._stored.put(running.now)
-            del self._running[response_id]
+            await self._end(response_id, running)
+
+    async def _end(self, response_id: str, running: _Running) -> None:
+        await running.close()
+        await self._stored.put(running.now)
+        del self._running[response_id]
 
 
 def _with_status(stored: StoredResponse, status: str) -> StoredResponse:

@@ -118,7 +118,8 @@ class ResponsesEndpoint:
         headers = model_header(generation.model)
         if self._body.background:
             answer = draft.response()
-            self._service.background.start(self._work(draft, generation), self._stored(draft))
+            work = self._work(draft, generation)
+            self._service.background.start(work, self._stored(draft), generation.aclose)
             return Json({**answer, "status": "queued"}, headers=headers)
         if self._body.stream:
             events = self._events(draft, generation, caller_scope(request.scope))
@@ -199,8 +200,6 @@ class ResponsesEndpoint:
             draft.end()
         except Exception as error:
             _fail(draft, error, KeyScope.OPEN)
-        finally:
-            await generation.aclose()
         yield self._stored(draft)
 
     async def _events(self, draft: Draft, generation: Generation, caller: KeyScope) -> AsyncIterator[bytes]:

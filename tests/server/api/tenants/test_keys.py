@@ -16,11 +16,11 @@ from manylora.adapters.registry.tenants.records import TenantSettings
 from manylora.server.api.access.scopes import TENANT
 from manylora.server.api.app import create_app
 from manylora.server.api.asking import asker
-from manylora.server.tenants.directory import FOLLOW_SECONDS
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
 from tests.support.spelled_targets import Asker, Spelling, requests_of
 from tests.support.tenants import ADMIN, bearer, chat, new_key, tenant_key
+from tests.support.waiting import wait_until
 
 
 def status(http: httpx.Client, key: str | None, path: str = "/v1/models") -> int:
@@ -101,8 +101,8 @@ def test_a_key_ends_when_it_is_revoked_or_its_time_is_over(http: httpx.Client) -
     assert gone.status_code == 200
     assert status(http, second["key"]) == 401
     assert status(http, first) == 200
-    time.sleep(max(0.0, short["expires"] + 1.01 - time.time()))
-    assert status(http, short["key"]) == 401
+    wait_until(lambda: status(http, short["key"]) == 401)
+    assert time.time() > short["expires"]
     assert status(http, first) == 200
     http.delete("/v1/tenants/acme", headers=bearer(ADMIN))
     tenant_key(http, "globex")
@@ -120,21 +120,16 @@ def test_rotated_keys_overlap_as_long_as_asked(http: httpx.Client) -> None:
     assert status(http, newest["key"]) == status(http, new["key"]) == 200
 
 
-def test_other_servers_of_the_registry_hear_of_it_within_a_second(
-    server: Running, http: httpx.Client
-) -> None:
+def test_other_servers_of_the_registry_hear_of_it(server: Running, http: httpx.Client) -> None:
     with Registry(server.service.config.registry) as other:
         other.tenants.add("acme", TenantSettings())
         record, key = other.tenants.add_key("acme")
-        time.sleep(2 * FOLLOW_SECONDS)
+        wait_until(lambda: status(http, None) == 401)
         assert status(http, key) == 200
-        assert status(http, None) == 401
         other.tenants.remove_key("acme", record.id)
-        time.sleep(2 * FOLLOW_SECONDS)
-        assert status(http, key) == 401
+        wait_until(lambda: status(http, key) == 401)
         other.tenants.remove("acme")
-        time.sleep(2 * FOLLOW_SECONDS)
-        assert status(http, None) == 200
+        wait_until(lambda: status(http, None) == 200)
 
 
 @pytest.mark.parametrize(
