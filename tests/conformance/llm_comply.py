@@ -1,25 +1,17 @@
-"""Other people's conformance suites; run by ``make conformance``. What is answered is written here, so that
-no check hangs on what a model makes of it; all else is as it is served.
-
-Argument: the Python of the environment that has the suites. A check that fails is an error unless it is
-listed here with the reason, and so is one that passes in spite of its reason.
+"""llm-comply: what is answered is written here, so that no check hangs on what a model makes of it; all else
+is as it is served.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import pytest
 
-from tests.support import tool_templates
-from tests.support.running_server import tiny_service
+from tests.conformance.suite import Result, served_model, unexpected
 from tests.support.scripted import Scripted, scripted
-from tests.support.tiny_models import byte_tokenizer, tiny_model
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"location": "Oslo"}}\n</tool_call>'
 EXPECTED: Final[dict[str, dict[str, str]]] = {
@@ -29,22 +21,14 @@ EXPECTED: Final[dict[str, dict[str, str]]] = {
 }
 
 
-def main(python: str) -> int:
-    """Run every suite; the number of results that were not expected."""
-    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        model = tiny_model(Path(directory) / "model", max_position_embeddings=4096)
-        tokenizer = byte_tokenizer()
-        tokenizer.chat_template = tool_templates.HERMES
-        tokenizer.save_pretrained(model)
-        service = tiny_service(model, Path(directory) / "data")
-        with scripted(service, patch) as server:
-            wrong = [
-                f"{suite}: {told}"
-                for suite, expected in EXPECTED.items()
-                for told in _unexpected(_results(python, suite, server), expected)
-            ]
-    print(*wrong or ["all as expected"], sep="\n")
-    return len(wrong)
+def wrong(python: str) -> list[str]:
+    """The results that were not expected, of the suites in the environment of ``python``."""
+    with served_model() as service, pytest.MonkeyPatch.context() as patch, scripted(service, patch) as server:
+        return [
+            f"{suite}: {told}"
+            for suite, expected in EXPECTED.items()
+            for told in _unexpected(_results(python, suite, server), expected)
+        ]
 
 
 def _results(python: str, suite: str, server: Scripted) -> list[dict[str, Any]]:
@@ -72,15 +56,5 @@ def _run(python: str, suite: str, server: Scripted, names: list[str]) -> list[di
 
 
 def _unexpected(results: list[dict[str, Any]], expected: dict[str, str]) -> list[str]:
-    found = []
-    for result in results:
-        name, status = result["id"], result["status"]
-        reason = f" (expected: {expected[name]})" if name in expected else ""
-        print(f"{name:<32} {status}{reason}", flush=True)
-        if (status == "failed") != (name in expected) and status != "skipped":
-            found.append(f"{name} {status}: {result.get('errors')}")
-    return found
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(*sys.argv[1:]))
+    ran = [result for result in results if result["status"] != "skipped"]
+    return unexpected([Result(r["id"], r["status"] != "failed", str(r.get("errors"))) for r in ran], expected)
