@@ -25,8 +25,8 @@ class Detokenizer:
         keep_stop: bool = False,
         close: Mapping[int, str] | None = None,
     ) -> None:
-        """``shown``: special tokens that are not skipped; ``keep_stop``: stop strings are text; ``close``: the
-        texts of tokens between which no blanks are written, by id.
+        """``shown``: special tokens that are not skipped; ``keep_stop``: stop strings are text; ``close``:
+        the texts of tokens between which no blanks are written, by id.
         """
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens

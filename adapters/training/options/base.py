@@ -24,8 +24,8 @@ class BaseOptions(Options):
     chat_template: Annotated[
         UserPath | None,
         Option(
-            BASE, "FILE", "Jinja template by which conversations are written, in place of the base's; saved with "
-            "the adapter, which then serves with it.",
+            BASE, "FILE", "Jinja template by which conversations are written, in place of the base's; saved "
+            "with the adapter, which then serves with it.",
             "the base knows its own; another one takes training, as for tools that it has no place for",
             default="(the base's)",
         ),

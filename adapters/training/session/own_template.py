@@ -26,7 +26,7 @@ def base_of(config: TrainConfig) -> Base:
 
 
 def use_template(base: Base, path: Path) -> None:
-    """Have ``base`` render conversations with the Jinja template in ``path``, and save it with what is trained.
+    """Have ``base`` render conversations with the Jinja template in ``path``, and save it with the adapter.
 
     Raises:
         TrainingConfigError: it can't be read, or it can't write a question.
