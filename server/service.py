@@ -49,7 +49,7 @@ from manylora.server.residency.held_mix import HeldMix
 from manylora.server.responses.background import Background
 from manylora.server.responses.stored import StoredResponses
 from manylora.server.tenants.directory import TenantDirectory
-from manylora.server.threads import LimitedWork, SlowWork, request_pool
+from manylora.server.threads import LimitedWork, SlowWork, has_spare_core, request_pool
 
 logger = logging.getLogger(__name__)
 
@@ -222,6 +222,7 @@ def _engine(
         max_batch_tokens=limits.max_batch_tokens,
         max_stretch=settings.max_stretch,
         prefix_cache=settings.enable_prefix_cache,
+        masks_beside=has_spare_core(loaded.device),
     )
     return Engine(prepared.decoder, loaded.tokenizer, config, fingerprint=loaded.fingerprint, metrics=metrics)
 
