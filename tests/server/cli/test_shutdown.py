@@ -77,8 +77,9 @@ class Exchange:
 
 def _begun(server: ServerProcess, stack: ExitStack) -> list[Exchange]:
     """Every route, streaming and not, all of them being computed; ``stack`` closes their connections."""
-    bodies = [(path, {**body, **stream}) for stream in ({}, {"stream": True}) for path, body in ROUTES.items()]
-    requests = [stack.enter_context(closing(Exchange(server, path, body))) for path, body in bodies]
+    plain = [*ROUTES.items()]
+    streams = [(path, {**body, "stream": True}) for path, body in plain]
+    requests = [stack.enter_context(closing(Exchange(server, *asked))) for asked in plain + streams]
     answers = 1 + 2 * 2 + 2  # of a chat, of two prompts with n of 2, of two targets
     wait_until(lambda: _running(server) >= 2 * answers)
     return requests
