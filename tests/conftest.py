@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -77,3 +78,12 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def real_model_dir() -> Path:
     """Directory of the real base model, fetched and converted if this machine does not have it yet."""
     return resolve_model("smollm2-135m", Settings().data_dir)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of garbage collections from here on.
+
+    Millions of objects: a collection that visits them takes a second, and every server and run collects.
+    """
+    gc.collect()
+    gc.freeze()

@@ -9,9 +9,10 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from manylora.server.api.connections.interruption import END_SECONDS
 
@@ -89,7 +90,7 @@ class HttpServer(uvicorn.Server):
         for server in self.servers:
             for listener in server.sockets:
                 poll.register(listener.fileno(), select.POLLIN)
-        for connection in self.server_state.connections:
+        for connection in cast("set[HttpToolsProtocol]", self.server_state.connections):
             # One whose request is being answered is not closed, and may not be read from for a while.
             if connection.cycle is None or connection.cycle.response_complete:
                 transport = connection.transport
