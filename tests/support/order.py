@@ -1,4 +1,4 @@
-"""In which order the files of the tests are handed out: long ones first, so that all processes end together."""
+"""In which order files of tests are handed out: long ones first, so that all processes end together."""
 
 from __future__ import annotations
 
