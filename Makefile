@@ -32,17 +32,18 @@ install: $(RUNTIME) ## Make .venv with what serving needs.
 
 dev: $(DEVELOPMENT) ## Add what tests, checks and benchmarks need.
 
+# Bytecode is written when a module is first imported: most of what is installed never is.
 $(RUNTIME): pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; set PYTHON=/path/to/python" >&2; exit 2; }
 	@echo "Installing what requirements.lock lists into $(VENV) with $$($(PYTHON) --version); a minute or two"
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(PIP) install --quiet -r requirements.lock
+	@$(PIP) install --quiet --no-compile -r requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(DEVELOPMENT): $(RUNTIME) requirements-dev.lock
 	@echo "Adding what requirements-dev.lock lists"
-	@$(PIP) install --quiet -r requirements.lock -r requirements-dev.lock
+	@$(PIP) install --quiet --no-compile -r requirements.lock -r requirements-dev.lock
 	@touch $@
 
 pull: $(RUNTIME) ## Fetch MODEL into the data directory.
