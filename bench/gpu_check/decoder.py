@@ -68,7 +68,8 @@ class Check:
         capturing = self.bench.decoder.capturing
         if capturing is None:
             return tell(Part(STAGE, "captures", None, "There are no CUDA graphs here."))
-        graphs, failed = 2 * len(capturing.sizes(sequences, context)), capturing.num_failed
+        chunks = capturing.chunks(self.size.batch_tokens, sequences, context)
+        graphs, failed = 2 * (len(capturing.sizes(sequences, context)) + len(chunks)), capturing.num_failed
         note = f"{graphs} graphs in {seconds:.1f} s took {taken / GIB:.2f} GiB; {failed} failed."
         return tell(Part(STAGE, "captures", failed == 0, note))
 
