@@ -35,6 +35,7 @@ class TenantClient:
         weight: float = 1.0,
         limits: Mapping[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
+        adopt: bool = False,
     ) -> Answer:
         """Make a tenant.
 
@@ -46,8 +47,9 @@ class TenantClient:
             limits: what it may take on each server: max_concurrent_requests, requests_per_minute,
                 tokens_per_minute, prompt_tokens_per_minute, completion_tokens_per_minute.
             metadata: your own notes.
+            adopt: adapters and aliases that are called ``name/…`` already are its own from now on.
         """
-        more = given({"weight": weight, "limits": limits, "metadata": metadata})
+        more = given({"weight": weight, "limits": limits, "metadata": metadata, "adopt": adopt or None})
         body = {"name": name, "adapters": list(adapters), "base": base, **more}
         made: Answer = self._connection.post(_PATH, body)
         return made
@@ -70,9 +72,9 @@ class TenantClient:
         changed: Answer = self._connection.patch(_path(name), body)
         return changed
 
-    def delete(self, name: str) -> Answer:
-        """Delete a tenant and revoke all its keys."""
-        gone: Answer = self._connection.delete(_path(name))
+    def delete(self, name: str, *, adapters: bool = False) -> Answer:
+        """Delete a tenant and revoke all its keys; with ``adapters``, what it has of these as well."""
+        gone: Answer = self._connection.delete(_path(name), adapters=adapters)
         return gone
 
     def keys(self, name: str) -> Sequence[Answer]:
@@ -80,9 +82,18 @@ class TenantClient:
         found: Sequence[Answer] = self._connection.get(_path(name, "keys"))["data"]
         return found
 
-    def add_key(self, name: str, *, expires_in: int | None = None) -> Answer:
-        """Make a key of a tenant, for so many seconds or for ever; "key" of the answer is told only here."""
-        made: Answer = self._connection.post(_path(name, "keys"), given({"expires_in": expires_in}))
+    def add_key(
+        self, name: str, *, expires_in: int | None = None, scopes: Sequence[str] = ("infer",)
+    ) -> Answer:
+        """Make a key of a tenant; "key" of the answer is told only here.
+
+        Args:
+            name: of the tenant.
+            expires_in: seconds that it lasts; without them it does for ever.
+            scopes: what it is for: infer, manage, admin.
+        """
+        body = given({"expires_in": expires_in, "scopes": list(scopes)})
+        made: Answer = self._connection.post(_path(name, "keys"), body)
         return made
 
     def rotate_key(
@@ -93,9 +104,9 @@ class TenantClient:
         made: Answer = self._connection.post(_path(name, "keys", key_id, "rotate"), body)
         return made
 
-    def revoke_key(self, name: str, key_id: str) -> Answer:
-        """Let a key open nothing from now on."""
-        gone: Answer = self._connection.delete(_path(name, "keys", key_id))
+    def revoke_key(self, name: str, key_id: str, *, end: bool = False) -> Answer:
+        """Let a key open nothing from now on; with ``end``, end what runs with it, too."""
+        gone: Answer = self._connection.delete(_path(name, "keys", key_id), end=end)
         return gone
 
     def usage(

@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
@@ -53,11 +54,20 @@ class TenantRecord:
     created: float  # unix seconds
     settings: TenantSettings
 
-    def allows(self, name: str | None) -> bool:
-        """Whether the tenant may use, and learn of, the adapter or alias of that name; None: the base."""
-        if name is None:
-            return self.settings.base
-        return name in self._names or any(matches(pattern, name) for pattern in self._patterns)
+    @property
+    def namespace(self) -> str:
+        """What the names of its own adapters and aliases begin with."""
+        return f"{self.name}/"
+
+    def lists(self, name: str, namespace: str = "") -> bool:
+        """Whether an adapter or alias of that name is in its list.
+
+        ``namespace`` is that of another tenant whose it is: a pattern that does not begin with it is not
+        about what is another's.
+        """
+        return name in self._names or any(
+            pattern.startswith(namespace) and matches(pattern, name) for pattern in self._patterns
+        )
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -66,6 +76,14 @@ class TenantRecord:
     @cached_property
     def _patterns(self) -> tuple[str, ...]:
         return tuple(pattern for pattern in self.settings.adapters if "*" in pattern)
+
+
+class KeyRight(StrEnum):
+    """What a key may be for; one key may be for several."""
+
+    INFER = "infer"  # ask for answers
+    MANAGE = "manage"  # publish, change, share and delete the tenant's own adapters and aliases
+    ADMIN = "admin"  # everything, as an operator
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +96,8 @@ class KeyRecord:
     digest: str  # SHA-256, hexadecimal
     created: float  # unix seconds
     expires: float | None  # unix seconds
+    scopes: tuple[KeyRight, ...] = (KeyRight.INFER,)
+    ended: bool = False  # it was revoked, and what runs with it is to end
 
 
 def is_tenant_name(text: str) -> bool:

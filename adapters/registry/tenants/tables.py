@@ -27,6 +27,7 @@ keys = Table(
     Column("digest", String(64), nullable=False, unique=True),  # of the key, which is nowhere
     Column("created", Double, nullable=False),
     Column("expires", Double),
+    Column("details", Text),  # JSON: scopes, …; NULL: as keys were before they had any
 )
 usage = Table(  # what tenants took, added up by hour and model
     "manylora_usage",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -11,6 +11,7 @@ from manylora.adapters.mix import normal_name
 from manylora.adapters.registry.tenants.records import (
     MAX_PATTERNS,
     KeyRecord,
+    KeyRight,
     TenantLimits,
     TenantRecord,
     TenantSettings,
@@ -97,16 +98,32 @@ class TenantBody(TenantFields):
     """A new tenant."""
 
     name: Annotated[str, AfterValidator(_checked_name)]
+    adopt: bool = Field(
+        False, description="Adapters and aliases that are called 'name/…' already are its own from now on."
+    )
 
 
-class KeyBody(RequestBody):
-    """A new key."""
+Right = Literal["infer", "manage", "admin"]
+
+
+class Expiry(RequestBody):
+    """How long a key lasts."""
 
     expires_in: int | None = Field(None, ge=1, le=MAX_LIFETIME, description="Seconds; without it, for ever.")
 
 
-class RotationBody(KeyBody):
-    """A new key in place of another."""
+class KeyBody(Expiry):
+    """A new key."""
+
+    scopes: Annotated[list[Right], Field(min_length=1, max_length=len(KeyRight))] = Field(
+        ["infer"],
+        description="What it is for: 'infer' asks for answers, 'manage' publishes, changes, shares and "
+        "deletes the tenant's own adapters and aliases, 'admin' does everything, as an admin's key does.",
+    )
+
+
+class RotationBody(Expiry):
+    """A new key in place of another, for the same."""
 
     overlap: int = Field(0, ge=0, le=MAX_OVERLAP, description="Seconds that the other lasts beside it.")
 
@@ -132,6 +149,7 @@ def key_json(key: KeyRecord) -> dict[str, Any]:
         "id": key.id,
         "object": "key",
         "prefix": key.prefix,
+        "scopes": list(key.scopes),
         "created": int(key.created),
         "expires": None if key.expires is None else int(key.expires),
     }

@@ -30,9 +30,9 @@ def sheet(tenant: Answer) -> str:
 
 
 def key_line(key: Answer) -> str:
-    """A key by what it begins with: ``key-3f…  ml-4kzTq0x…  until 2026-12-24 18:00``."""
+    """A key by what it begins with: ``key-3f…  ml-4kzTq0x…  infer  until 2026-12-24 18:00``."""
     until = "for ever" if key["expires"] is None else f"until {_told(key['expires'])}"
-    return f"{key['id']}  {key['prefix']}…  since {_told(key['created'])}, {until}"
+    return f"{key['id']}  {key['prefix']}…  {','.join(key['scopes'])}  since {_told(key['created'])}, {until}"
 
 
 def made_line(key: Answer) -> str:
