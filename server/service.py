@@ -214,7 +214,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
             MAX_BATCH_LINE_BYTES,
         ),
         responses=responses,
-        tenants=TenantDirectory(adapters.registry.tenants, adapters.registry.usage),
+        tenants=TenantDirectory(adapters.registry.tenants, adapters.registry.usage, adapters.registry.taken),
         background=Background(responses),
     )
 

@@ -19,6 +19,7 @@ from manylora.server.api.access.guard import ApiKeySet, Guard
 from manylora.server.api.access.redaction import Redactor, error_redactor
 from manylora.server.api.admin import adapters, aliases, compose, export, lora, merge, put_adapter
 from manylora.server.api.admin.publications import Publications
+from manylora.server.api.admin.quota import Quotas
 from manylora.server.api.asking import asker
 from manylora.server.api.compare import route as compare
 from manylora.server.api.embed import embeddings, rerank, score
@@ -109,6 +110,7 @@ def create_app(service: Service, *, batches: bool = True) -> FastAPI:
     app.state.error_redactor = error_redactor(api_keys(config))
     app.state.comparison_limit = compare.ComparisonLimit()
     app.state.publications = Publications()
+    app.state.quotas = Quotas()
     app.state.works_on_batches = batches
     for kind in _HANDLED:
         app.add_exception_handler(kind, answer_error)

@@ -15,11 +15,12 @@ from typing import Final, TypeVar
 
 from manylora.adapters.errors import AdapterError, TenantNotFound
 from manylora.adapters.registry.tenants.records import KeyRecord, TenantRecord, digest_of_key
+from manylora.adapters.registry.tenants.taken import Taken
 from manylora.adapters.registry.tenants.tenants import Snapshot, Tenants
 from manylora.adapters.registry.tenants.usage import Usage
 from manylora.server.periodic_task import PeriodicTask
 from manylora.server.tenants.holder import KeyHolder
-from manylora.server.tenants.limits import Meters
+from manylora.server.tenants.meters import Meters
 from manylora.server.tenants.running import RunningRequests
 from manylora.server.tenants.usage import UsageCounter
 
@@ -33,12 +34,12 @@ FOLLOW_SECONDS: Final = 0.5  # how old what is known of other servers' changes m
 class TenantDirectory:
     """Tenants by key, by name and by id. Lives on the event loop."""
 
-    def __init__(self, tenants: Tenants, usage: Usage) -> None:
+    def __init__(self, tenants: Tenants, usage: Usage, taken: Taken) -> None:
         """Nothing is read until :meth:`start`."""
         self._registry = tenants
-        self.usage = UsageCounter(usage)
         self.any = False  # whether there are tenants
-        self.meters = Meters()
+        self.meters = Meters(taken, lambda: self.any)
+        self.usage = UsageCounter(usage, self.meters.saved)
         self.running = RunningRequests()
         self._names: dict[str, TenantRecord] = {}
         self._ids: dict[str, TenantRecord] = {}
@@ -57,11 +58,13 @@ class TenantDirectory:
         await self._read()
         self._task.start()
         self.usage.start()
+        self.meters.start()
 
     async def close(self) -> None:
         """Stop following, and save what is not saved yet."""
         await self._task.close()
         await self.usage.close()
+        await self.meters.close()
 
     def find(self, key: str) -> KeyHolder | None:
         """Who has that key, as read from a header; None for a key that is revoked, expired or nobody's.

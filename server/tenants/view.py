@@ -58,6 +58,11 @@ class TenantView:
             return self.tenant.settings.base
         return self.owns(name) or self.from_sources(name) or self._is_shared(self._mirror.names.get(name))
 
+    @property
+    def answers_base(self) -> bool:
+        """Whether the tenant may name the base model: for itself, or for what stands for it."""
+        return self.visible(None) or self.tenant.settings.default_adapter is not None
+
     def from_sources(self, name: str) -> bool:
         """Whether the operator has named it for this tenant, so that it is fetched if need be."""
         first, slash, _ = name.partition("/")

@@ -22,13 +22,15 @@ _SHOWN = 10  # characters of a key by which people know it
 
 @dataclass(frozen=True)
 class TenantLimits:
-    """What a tenant may take on each server; None: as much as there is. All are at least 1."""
+    """What a tenant may take, or it may with one adapter; None: as much as there is. All are at least 1."""
 
     max_concurrent_requests: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None  # of prompts and answers
     prompt_tokens_per_minute: int | None = None
     completion_tokens_per_minute: int | None = None
+    monthly_tokens: int | None = None  # of prompts and answers, in a month of UTC
+    adapter_bytes: int | None = None  # of its own adapters with all their revisions, as they are stored
 
 
 NO_LIMITS: Final = TenantLimits()
@@ -43,6 +45,8 @@ class TenantSettings:
     metadata: Mapping[str, str] = field(default_factory=dict)  # the operator's own notes
     limits: TenantLimits = NO_LIMITS
     weight: float = 1.0  # its share of the engine while others want it too, relative to theirs
+    adapter_limits: Mapping[str, TenantLimits] = field(default_factory=dict)  # by registry's name, or pattern
+    default_adapter: str | None = None  # a model string, by its own names, in place of the base model
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,13 @@ class TenantRecord:
         """
         return name in self._names or any(
             pattern.startswith(namespace) and matches(pattern, name) for pattern in self._patterns
+        )
+
+    def limits_with(self, name: str) -> TenantLimits:
+        """What it may take with the adapter that the registry calls so: of the first pattern that matches."""
+        return next(
+            (limits for pattern, limits in self.settings.adapter_limits.items() if matches(pattern, name)),
+            NO_LIMITS,
         )
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 from uuid import uuid4
@@ -224,12 +224,21 @@ def _json(settings: TenantSettings) -> str:
 
 def _tenant(row: Row[Any]) -> TenantRecord:
     known = json.loads(row.settings)
-    set_limits = known.get("limits", {})  # a newer version of a server may know others besides
-    limits = TenantLimits(**{each.name: set_limits.get(each.name) for each in fields(TenantLimits)})
     settings = TenantSettings(
-        tuple(known["adapters"]), known["base"], known["metadata"], limits, known.get("weight", 1.0)
+        tuple(known["adapters"]),
+        known["base"],
+        known["metadata"],
+        _limits(known.get("limits", {})),
+        known.get("weight", 1.0),
+        {name: _limits(each) for name, each in known.get("adapter_limits", {}).items()},
+        known.get("default_adapter"),
     )
     return TenantRecord(row.id, row.name, row.created, settings)
+
+
+def _limits(known: Mapping[str, int | None]) -> TenantLimits:
+    """Those that this version knows: a newer server may have written others besides."""
+    return TenantLimits(**{each.name: known.get(each.name) for each in fields(TenantLimits)})
 
 
 _IN_COLUMNS: Final = ("id", "tenant", "prefix", "digest", "created", "expires")

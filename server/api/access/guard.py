@@ -119,7 +119,7 @@ class Guard:
             return ADMIN
         tenant = holder.tenant
         request.scope[CALLERS_TENANT] = tenant
-        if tenant.settings.limits != NO_LIMITS:
+        if tenant.settings.limits != NO_LIMITS:  # those with single adapters are told with refusals
             meter = self._tenants.meters.of(tenant.id)
             request.scope[ADDED_HEADERS] = partial(meter.headers, tenant.settings.limits)
         return TENANT

@@ -136,6 +136,8 @@ async def publish(
 
     Answers at once, or with ``asked.wait`` when it is done.
     """
+    if view is not None:
+        wanted = request.app.state.quotas.within(service, view, wanted)
     publication = await _begin(service, name, wanted, _may_replace(request, asked.replace))
     publications.add(publication, wanted)
     if not asked.wait:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactError, MixError, SourceMissing
+from manylora.adapters.mix import parse_mix
 from manylora.adapters.registry.tenants.records import TenantRecord
 from manylora.server.api.access.scopes import caller_tenant
 from manylora.server.api.access.views import view_of
@@ -101,6 +102,8 @@ async def resolved(
     """
     resolver = service.adapters.resolver
     tenant = caller_tenant(request.scope)
+    if tenant is not None and tenant.settings.default_adapter is not None and not mix.terms:
+        mix = replace(mix, terms=parse_mix(tenant.settings.default_adapter))
     view = view_of(service, tenant)
     async with AsyncExitStack() as stack:
         try:

@@ -17,8 +17,9 @@ from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import ModelNotFound
 from manylora.server.names.status import Registered
-from manylora.server.names.view import View, called
+from manylora.server.names.view import called
 from manylora.server.service import Service
+from manylora.server.tenants.view import TenantView
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -29,7 +30,7 @@ async def list_models(service: ServiceState, caller: CallerScope, view: CallerVi
     """The base model first, then adapters and aliases, each by name. Mixes of them need no entry."""
     adapters = service.adapters.views.serving()
     aliases = service.adapters.aliases.list()
-    cards = [_base_card(service, caller)] if view is None or view.visible(None) else []
+    cards = [_base_card(service, caller)] if view is None or view.answers_base else []
     there = [each for each in adapters if _is_there(service, each.name, view)]
     cards += _by_name(_adapter_card(service, each, caller, view) for each in there)
     seen = [each for each in aliases if _is_there(service, each.name, view)]
@@ -48,6 +49,8 @@ async def retrieve_model(
     """
     try:
         terms = () if model_id == service.model_name else parse_mix(model_id)
+        if not terms and view is not None and view.answers_base:
+            return Json(_base_card(service, caller))
         found = terms if view is None else service.adapters.resolver.visible_terms(terms, view)
         if not terms:
             return Json(_base_card(service, caller))
@@ -62,7 +65,7 @@ def _by_name(cards: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(cards, key=lambda card: str(card["id"]))
 
 
-def _is_there(service: Service, name: str, view: View | None) -> bool:
+def _is_there(service: Service, name: str, view: TenantView | None) -> bool:
     """Whether who asks may use it, and can name it: none of their own is called as they would call it."""
     if view is None:
         return True
@@ -70,7 +73,7 @@ def _is_there(service: Service, name: str, view: View | None) -> bool:
 
 
 async def _card(
-    service: Service, model_id: str, terms: Sequence[MixTerm], caller: KeyScope, view: View | None
+    service: Service, model_id: str, terms: Sequence[MixTerm], caller: KeyScope, view: TenantView | None
 ) -> dict[str, Any]:
     """The card of what ``model_id`` was parsed into."""
     only = terms[0]
@@ -105,7 +108,7 @@ def _base_card(service: Service, caller: KeyScope) -> dict[str, Any]:
 
 
 def _adapter_card(
-    service: Service, adapter: Registered, caller: KeyScope, view: View | None
+    service: Service, adapter: Registered, caller: KeyScope, view: TenantView | None
 ) -> dict[str, Any]:
     head = _card_head(service, called(adapter.name, view), adapter.created)
     return {
@@ -121,6 +124,6 @@ def _adapter_card(
     }
 
 
-def _alias_card(service: Service, alias: AliasRecord, view: View | None) -> dict[str, Any]:
+def _alias_card(service: Service, alias: AliasRecord, view: TenantView | None) -> dict[str, Any]:
     targets = ", ".join(shown_target(target, service.model_name, view) for target, _ in alias.arms)
     return {**_card_head(service, called(alias.name, view), alias.created), "root": targets}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from manylora.server.cli.admin.session import Session, with_session
-from manylora.server.cli.tenants.arguments import Name, limits_of, notes_of, seconds_of
+from manylora.server.cli.tenants.arguments import Name, Settings, seconds_of
 from manylora.server.cli.tenants.lines import USAGE_HEAD, sheet, tenant_line, usage_line
 from manylora.server.client.errors import Unusable
 
@@ -36,10 +36,24 @@ Limits = Annotated[
     typer.Option(
         "--limit",
         metavar="WHAT=NUMBER",
-        help="On each server: max_concurrent_requests, requests_per_minute, tokens_per_minute, "
-        "prompt_tokens_per_minute, completion_tokens_per_minute. Repeatable.",
+        help="max_concurrent_requests, requests_per_minute, tokens_per_minute, prompt_tokens_per_minute, "
+        "completion_tokens_per_minute, monthly_tokens, adapter_bytes. Repeatable.",
         show_default=False,
     ),
+]
+AdapterLimits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter-limit",
+        metavar="ADAPTER=WHAT=NUMBER",
+        help="What it may take with one adapter, or a pattern of them: 'acme/*=requests_per_minute=5'. "
+        "Repeatable.",
+        show_default=False,
+    ),
+]
+DefaultAdapter = Annotated[
+    str | None,
+    typer.Option("--default-adapter", metavar="MODEL", help="Stands for the base model.", show_default=False),
 ]
 Note = Annotated[
     list[str] | None,
@@ -73,8 +87,10 @@ def add_tenant(
     *,
     adapter: Adapters = None,
     base: Base = None,
+    default_adapter: DefaultAdapter = None,
     weight: Weight = None,
     limit: Limits = None,
+    adapter_limit: AdapterLimits = None,
     note: Note = None,
     adopt: Annotated[
         bool, typer.Option("--adopt", help="What is called TENANT/… already is its own from now on.")
@@ -82,16 +98,8 @@ def add_tenant(
 ) -> None:
     """Make a tenant. From then on nobody is let in without a key."""
     with session.talk() as client:
-        made = client.tenants.add(
-            name,
-            adapters=adapter or (),
-            base=base is not False,
-            weight=1.0 if weight is None else weight,
-            limits=limits_of(limit or ()),
-            metadata=notes_of(note or ()),
-            adopt=adopt,
-        )
-        session.tell(made, tenant_line)
+        settings = Settings(adapter, base, default_adapter, weight, limit, adapter_limit, note).fields()
+        session.tell(client.tenants.add(name, adopt=adopt, **settings), tenant_line)
 
 
 @tenants.command("set")
@@ -102,26 +110,18 @@ def change_tenant(
     *,
     adapter: Adapters = None,
     base: Base = None,
+    default_adapter: DefaultAdapter = None,
     weight: Weight = None,
     limit: Limits = None,
+    adapter_limit: AdapterLimits = None,
     note: Note = None,
 ) -> None:
     """Replace what is given of a tenant's settings; the rest stays. An empty text ends all of a kind."""
     with session.talk() as client:
-        if all(each is None for each in (adapter, base, weight, limit, note)):
-            raise Unusable(
-                "nothing to change is given: --adapter, --base, --no-base, --weight, --limit or --note"
-            )
-        adapters = None if adapter is None else [each for each in adapter if each]
-        changed = client.tenants.change(
-            name,
-            adapters=adapters,
-            base=base,
-            weight=weight,
-            limits=None if limit is None else limits_of(limit),
-            metadata=None if note is None else notes_of(note),
-        )
-        session.tell(changed, tenant_line)
+        settings = Settings(adapter, base, default_adapter, weight, limit, adapter_limit, note).fields()
+        if not settings:
+            raise Unusable("nothing to change is given: see manylora tenants set --help")
+        session.tell(client.tenants.change(name, **settings), tenant_line)
 
 
 @tenants.command("rm")

@@ -22,7 +22,7 @@ PLACE = "/srv/adapters/support/adapter_model.safetensors"
 OF_THE_REQUEST = {
     "AdapterDeleted", "AdapterExists", "AdapterInUse", "AdapterNameError", "AdapterNotFound",
     "AdapterTooLarge", "AdminKeyNeeded", "AnswerUnknown", "BodyTooLarge", "Cancelled", "ContextTooLong",
-    "EngineDead", "GenerationFailed", "MixError", "ModelNotFound", "ObjectInUse", "ObjectNotFound",
+    "EngineDead", "GenerationFailed", "MixError", "ModelNotFound", "ObjectInUse", "ObjectNotFound", "OverQuota",
     "QueueFull", "RateLimited", "RequestError", "RequestTimeout", "ServerStopping", "TenantExists",
     "TenantNotFound", "TooManyConnections", "Unauthorized", "UnknownEncoding",
 }  # fmt: skip
