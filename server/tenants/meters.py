@@ -115,7 +115,9 @@ class Meters:
         if all(limits == NO_LIMITS for _, limits in wanted):
             return
         if self._arrived is None:
-            await self._arrive()
+            async with self._asking:
+                if self._arrived is None:
+                    await self._arrive()
         if self._shared and self._arrived is not None:
             # The others see within a round that they are not alone, and say what they have taken.
             await asyncio.sleep(max(0.0, self._arrived + 2 * SHARE_SECONDS - time.monotonic()))

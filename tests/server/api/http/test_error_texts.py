@@ -22,8 +22,8 @@ PLACE = "/srv/adapters/support/adapter_model.safetensors"
 OF_THE_REQUEST = {
     "AdapterDeleted", "AdapterExists", "AdapterInUse", "AdapterNameError", "AdapterNotFound",
     "AdapterTooLarge", "AdminKeyNeeded", "AnswerUnknown", "BodyTooLarge", "Cancelled", "ContextTooLong",
-    "EngineDead", "GenerationFailed", "MixError", "ModelNotFound", "ObjectInUse", "ObjectNotFound", "OverQuota",
-    "QueueFull", "RateLimited", "RequestError", "RequestTimeout", "ServerStopping", "TenantExists",
+    "EngineDead", "GenerationFailed", "MixError", "ModelNotFound", "ObjectInUse", "ObjectNotFound",
+    "OverQuota", "QueueFull", "RateLimited", "RequestError", "RequestTimeout", "ServerStopping", "TenantExists",
     "TenantNotFound", "TooManyConnections", "Unauthorized", "UnknownEncoding",
 }  # fmt: skip
 
