@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 
-.PHONY: help install dev pull serve test test-fast test-all fuzz clients conformance coverage check format docs site wheel bench lock clean
+.PHONY: help install dev pull serve test test-fast test-all fuzz clients conformance gpu-check coverage check format docs site wheel bench lock clean
 
 help: ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -97,10 +97,15 @@ client-environment:
 
 CONFORMANCE := build/conformance
 
-conformance: $(DEVELOPMENT) ## Run llm-comply's checks of chats, the Responses API and Anthropic's messages.
+conformance: $(DEVELOPMENT) ## Run llm-comply's and compatcanary's checks of chats, the Responses API and Anthropic's messages; needs Node.
 	$(BIN)/python -m venv $(CONFORMANCE)
 	$(CONFORMANCE)/bin/python -m pip install --quiet -r tests/conformance/requirements.txt
-	$(BIN)/python -m tests.conformance $(CONFORMANCE)/bin/python
+	cp tests/conformance/package.json tests/conformance/package-lock.json $(CONFORMANCE)
+	cd $(CONFORMANCE) && npm ci --no-audit --no-fund --silent
+	$(BIN)/python -m tests.conformance $(CONFORMANCE)/bin/python $(CONFORMANCE)
+
+gpu-check: $(DEVELOPMENT) ## On a machine with an NVIDIA GPU: check and measure it, in under eight minutes; results in bench/results.
+	$(BIN)/python -m bench.gpu_check
 
 coverage: $(DEVELOPMENT) ## Run all tests and say how much of the code they run.
 	$(BIN)/manylora pull smollm2-135m
