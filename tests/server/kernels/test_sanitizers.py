@@ -25,8 +25,8 @@ from manylora.server.kernels.cpu.library import cache_directory
 
 pytestmark = pytest.mark.slow
 
-MEMORY = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g")
-THREADS = ("-fsanitize=thread", "-O1", "-g")
+MEMORY = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1")
+THREADS = ("-fsanitize=thread", "-O1", "-g1")
 OPENMP = Path(__file__).with_name("openmp_by_threads.cpp")
 
 SCRIPT = """
