@@ -176,7 +176,7 @@ class Check:
         tell(Part(STAGE, "adapters that arrive", equal, note, rows))
 
     def _times(self, inputs: StepInputs) -> list[float]:
-        return [self.bench.seconds([inputs], repeat=1)[0] for _ in range(10 * self.size.repeat)]
+        return [self.bench.time(inputs) for _ in range(10 * self.size.repeat)]
 
 
 def profiled(step: Callable[[StepInputs], object], inputs: StepInputs) -> tuple[list[Row], float, float]:
