@@ -22,7 +22,7 @@ from bench.gpu_check.plan import SIZES, Size
 from bench.gpu_check.results import Part, Row, tell
 from bench.steps import Machine, Shape, Workbench, measure_machine
 from manylora.server.cli.loadgen.figures import percentile
-from manylora.server.kernels.cuda.graphs import CudaGraphs
+from manylora.server.kernels.cuda.replay.graphs import CudaGraphs
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.model.pages.uploads import upload_for
 from manylora.server.model.warm_up import warm_up

@@ -28,14 +28,14 @@ pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
 from manylora.server.kernels.cuda import attention, lora_kernels, prompts
 from manylora.server.kernels.cuda.backend import TritonStep
-from manylora.server.kernels.cuda.buckets import MAX_CHUNK_ROWS, ChunkBucket
-from manylora.server.kernels.cuda.captured import Captured
-from manylora.server.kernels.cuda.chunks import MAX_BLOCKS, chunk_bucket_of
-from manylora.server.kernels.cuda.graphs import CudaGraphs, Replayed
 from manylora.server.kernels.cuda.layers import gate_kernels, head_kernels, norm_kernels
 from manylora.server.kernels.cuda.layers.row_mixes import Takes
-from manylora.server.kernels.cuda.mix_buffers import MAX_RANK
-from manylora.server.kernels.cuda.replayed import Variant
+from manylora.server.kernels.cuda.replay.buckets import MAX_CHUNK_ROWS, ChunkBucket
+from manylora.server.kernels.cuda.replay.captured import Captured
+from manylora.server.kernels.cuda.replay.chunks import MAX_BLOCKS, chunk_bucket_of
+from manylora.server.kernels.cuda.replay.graphs import CudaGraphs, Replayed
+from manylora.server.kernels.cuda.replay.mix_buffers import MAX_RANK
+from manylora.server.kernels.cuda.replay.replayed import Variant
 from manylora.server.model.warm_up import warm_up
 
 BLOCKS = 40
@@ -113,7 +113,7 @@ def test_what_no_bucket_holds_is_launched(
 ) -> None:
     triton = TritonStep(on(device, WEIGHTS), PAGES.pool.float().to(device), BLOCKS)
     launched = torch.zeros(1, 50)
-    monkeypatch.setattr(triton, "_launched", lambda given: launched if given is inputs else None)
+    monkeypatch.setattr(triton, "launched", lambda given: launched if given is inputs else None)
     assert triton.step(inputs) is launched
 
 
@@ -215,7 +215,7 @@ def test_warming_up_captures_all_that_small_chunks_need(
     assert chunks == {(ChunkBucket(n), Variant(adapted)) for n in rows for adapted in (True, False)}
     assert "captured 4 decode steps and 8 steps of prompts" in caplog.text
     assert "0 could not be" in caplog.text
-    monkeypatch.setattr(triton, "_launched", lambda _: pytest.fail("it was launched"))
+    monkeypatch.setattr(triton, "launched", lambda _: pytest.fail("it was launched"))
     graphs.seal()
     for counts in ((50, 50), (2, 2), (2,), (17,), (60,)):
         for mix in ((), MIXES[1]):

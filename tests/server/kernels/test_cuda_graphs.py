@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from manylora.server.kernels.cuda.buckets import (
+from manylora.server.kernels.cuda.replay.buckets import (
     MAX_CHUNK_ROWS,
     MAX_ROWS,
     Bucket,
@@ -18,7 +18,7 @@ from manylora.server.kernels.cuda.buckets import (
     chunk_bucket_for,
     chunk_counts,
 )
-from manylora.server.kernels.cuda.graphs import CudaGraphs, GraphCapture, Replayed
+from manylora.server.kernels.cuda.replay.graphs import CudaGraphs, GraphCapture, Replayed
 
 
 class Graph:

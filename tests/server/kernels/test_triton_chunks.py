@@ -24,10 +24,10 @@ from tests.support.kernel_cases import (
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
 from manylora.server.kernels.cuda.backend import TritonStep
-from manylora.server.kernels.cuda.buckets import Bucket, ChunkBucket
 from manylora.server.kernels.cuda.layers.row_mixes import Takes
-from manylora.server.kernels.cuda.mix_buffers import MAX_RANK
-from manylora.server.kernels.cuda.replayed import Variant
+from manylora.server.kernels.cuda.replay.buckets import Bucket, ChunkBucket
+from manylora.server.kernels.cuda.replay.mix_buffers import MAX_RANK
+from manylora.server.kernels.cuda.replay.replayed import Variant
 
 BLOCKS = 40
 SMALL = Shape(hidden=40, intermediate=56, heads=2, kv_heads=1, head_dim=16, vocab=50, windows=(None, 20))
@@ -58,7 +58,7 @@ class Run:
         self.reference = ReferenceStep(WEIGHTS, pool, BLOCKS)
         batcher = Batcher(BLOCKS, WEIGHTS.embedding.shape[0], first=1)
         self.sequences = [batcher.sequence(length, mix) for mix in mixes]
-        patch.setattr(self.triton, "_launched", lambda _: pytest.fail("it was launched"))
+        patch.setattr(self.triton, "launched", lambda _: pytest.fail("it was launched"))
 
     def inputs(self, *counts: int) -> StepInputs:
         """One step that computes so many tokens of the sequences in turn."""
@@ -124,7 +124,7 @@ def test_what_fills_up_writes_to_block_0_alone_and_adds_nothing(
     for sequence in used.sequences:
         sequence.done = 0
     inputs = used.inputs(0, 5, 0, 2)
-    caches = [step.triton._reference.cache for step in (used, fresh)]
+    caches = [step.triton.reference.cache for step in (used, fresh)]
     before = [[(kv.keys.clone(), kv.values.clone()) for kv in cache] for cache in caches]
     logits = used.triton.step(inputs).clone()
     assert torch.equal(fresh.triton.step(inputs), logits)
