@@ -42,6 +42,7 @@ from manylora.server.api.messages import route as messages
 from manylora.server.api.operation import docs, health, root
 from manylora.server.api.responses import route as responses
 from manylora.server.api.tenants import tenants, usage
+from manylora.server.api.tenants.apply import apply_file
 from manylora.server.errors import ServerError
 from manylora.server.options.settings import Settings, api_keys
 from manylora.server.service import Service
@@ -148,6 +149,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     try:
         await service.start()
+        if service.config.tenants is not None:
+            await apply_file(service, service.config.tenants)
         if app.state.works_on_batches:
             service.batches.start(partial(asker, app))
         yield

@@ -56,6 +56,11 @@ class TenantClient:
         changed: Answer = self._connection.patch(_path(name), settings)
         return changed
 
+    def put(self, tenants: Mapping[str, Any], *, dry_run: bool = False) -> Sequence[Answer]:
+        """Make tenants what is said, in the form of ``--tenants``; what was different, or would be."""
+        done: Sequence[Answer] = self._connection.put(_PATH, tenants, dry_run=dry_run)["data"]
+        return done
+
     def delete(self, name: str, *, adapters: bool = False) -> Answer:
         """Delete a tenant and revoke all its keys; with ``adapters``, what it has of these as well."""
         gone: Answer = self._connection.delete(_path(name), adapters=adapters)

@@ -289,6 +289,10 @@ class Settings(BaseSettings):
         Literal["debug", "info", "warning", "error"],
         Option(OPERATION, "LEVEL", "debug, info, warning or error."),
     ] = "info"
+    tenants: Annotated[
+        UserPath | None,
+        Option(OPERATION, "FILE", "Tenants, in YAML; again on SIGHUP.", default="none"),
+    ] = None
     access_log: Annotated[bool, Option(OPERATION, "", "One log line a request.", switch=True)] = False
     step_timeout: Annotated[
         AutoSeconds,

@@ -17,6 +17,7 @@ from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.tenants.apply import TenantsBody, carry_out, plan
 from manylora.server.api.tenants.belongings import check_deletable, delete_names, names_in
 from manylora.server.api.tenants.bodies import (
     KeyBody,
@@ -34,6 +35,7 @@ router = APIRouter(prefix="/v1/tenants", tags=["tenants"])
 _NEW = example(
     "A tenant with its own adapters and a shared one", {"name": "acme", "adapters": ["acme/*", "shared"]}
 )
+_ALL = example("Two tenants", {"tenants": {"acme": {"weight": 2}, "globex": {"base": False}}})
 _CHANGE = example("Other adapters", {"adapters": ["acme/*"]})
 _KEY = example("For a month", {"expires_in": 2_592_000})
 _ROTATION = example("The old one lasts an hour more", {"overlap": 3600})
@@ -47,6 +49,12 @@ class ListParameters(Parameters):
 
     limit: int = Field(100, ge=1, le=limits.MAX_PAGE)
     after: str = Field("", max_length=limits.MAX_USER_LENGTH)
+
+
+class PutTenantsParameters(Parameters):
+    """Query parameter that says whether anything is to happen."""
+
+    dry_run: bool = Field(False, description="Tell what would change, and change nothing.")
 
 
 class DeleteTenantParameters(Parameters):
@@ -75,6 +83,28 @@ async def create(
     settings = body.over(TenantSettings())
     tenant = await service.tenants.change(lambda registry: registry.add(body.name, settings))
     return Json(tenant_json(tenant), 201)
+
+
+@router.put(
+    "",
+    summary="Make tenants what is said",
+    openapi_extra=documented(TenantsBody, {"two": _ALL}),
+)
+@needs(ADMIN)
+async def put_tenants(
+    service: ServiceState,
+    asked: Annotated[PutTenantsParameters, Query()],
+    body: Annotated[TenantsBody, Depends(parse_body(TenantsBody))],
+) -> Response:
+    """Make, change and delete tenants until they are as the body has them; tell what was different.
+
+    With ``dry_run`` it is told only. Tenants that are not in the body stay, unless ``delete_others``.
+    """
+    _check_closed(service)
+    changes = plan(service.tenants.all(), body)
+    if not asked.dry_run:
+        await carry_out(service, body, changes)
+    return Json({"object": "list", "data": [change.json for change in changes], "dry_run": asked.dry_run})
 
 
 @router.get("", summary="List tenants")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from manylora.server.cli.admin.session import Session, with_session
-from manylora.server.cli.tenants.arguments import Name, Settings, seconds_of
-from manylora.server.cli.tenants.lines import USAGE_HEAD, sheet, tenant_line, usage_line
+from manylora.server.cli.tenants.arguments import Name, Settings, read_tenants, seconds_of
+from manylora.server.cli.tenants.lines import USAGE_HEAD, change_lines, sheet, tenant_line, usage_line
 from manylora.server.client.errors import Unusable
 
 tenants = typer.Typer(name="tenants", no_args_is_help=True, help="Manage who shares a running server.")
@@ -122,6 +123,20 @@ def change_tenant(
         if not settings:
             raise Unusable("nothing to change is given: see manylora tenants set --help")
         session.tell(client.tenants.change(name, **settings), tenant_line)
+
+
+@tenants.command("apply")
+@with_session
+def apply_tenants(
+    session: Session,
+    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False)],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change.")] = False,
+) -> None:
+    """Make tenants what a YAML file says, as serve --tenants does, and print what was different."""
+    with session.talk() as client:
+        for change in client.tenants.put(read_tenants(file), dry_run=dry_run):
+            session.tell(change, change_lines)
 
 
 @tenants.command("rm")
