@@ -214,7 +214,9 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
             MAX_BATCH_LINE_BYTES,
         ),
         responses=responses,
-        tenants=TenantDirectory(adapters.registry.tenants, adapters.registry.usage, adapters.registry.taken),
+        tenants=TenantDirectory(
+            adapters.registry, usage_days=settings.usage_days, audit_days=settings.audit_days
+        ),
         background=Background(responses),
     )
 

@@ -98,6 +98,14 @@ class TenantClient:
         gone: Answer = self._connection.delete(_path(name, "keys", key_id), end=end)
         return gone
 
+    def audit(
+        self, *, since: float | None = None, limit: int | None = None, **where: str | None
+    ) -> Sequence[Answer]:
+        """What was done, the latest first; ``where`` may have who, tenant, action and target."""
+        query = {"from": since, "limit": limit, **where}
+        found: Sequence[Answer] = self._connection.get("/v1/audit", **query)["data"]
+        return found
+
     def usage(
         self,
         tenant: str | None = None,

@@ -55,6 +55,13 @@ def change_lines(change: Answer) -> str:
     return "\n".join([f"{mark} {change['tenant']}", *told])
 
 
+def audit_line(record: Answer) -> str:
+    """What was done: ``2026-11-29 20:10  admin-api-key  10.0.0.7  PATCH /v1/tenants/{tenant}  acme  200``."""
+    who = f"{record['who']} ({record['tenant']})" if record["tenant"] else record["who"]
+    parts = [_told(record["time"]), who, record["address"], record["action"], record["target"]]
+    return "  ".join([*parts, str(record["status"])])
+
+
 def usage_line(record: Answer) -> str:
     """What a tenant took of a model, as comma-separated values in the order of :data:`USAGE_HEAD`."""
     start = record["start"]
