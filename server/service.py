@@ -229,6 +229,7 @@ def _engine(
         max_num_seqs=limits.max_num_seqs,
         max_batch_tokens=limits.max_batch_tokens,
         max_stretch=settings.max_stretch,
+        fair=settings.scheduling == "fair",
         prefix_cache=settings.enable_prefix_cache,
     )
     return Engine(prepared.decoder, loaded.tokenizer, config, fingerprint=loaded.fingerprint, metrics=metrics)

@@ -72,7 +72,12 @@ class TenantClient:
         return found
 
     def add_key(
-        self, name: str, *, expires_in: int | None = None, scopes: Sequence[str] = ("infer",)
+        self,
+        name: str,
+        *,
+        expires_in: int | None = None,
+        scopes: Sequence[str] = ("infer",),
+        priority: int = 0,
     ) -> Answer:
         """Make a key of a tenant; "key" of the answer is told only here.
 
@@ -80,8 +85,9 @@ class TenantClient:
             name: of the tenant.
             expires_in: seconds that it lasts; without them it does for ever.
             scopes: what it is for: infer, manage, admin.
+            priority: that its requests may have at least; the lower, the earlier.
         """
-        body = given({"expires_in": expires_in, "scopes": list(scopes)})
+        body = given({"expires_in": expires_in, "scopes": list(scopes), "priority": priority})
         made: Answer = self._connection.post(_path(name, "keys"), body)
         return made
 

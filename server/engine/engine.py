@@ -45,6 +45,7 @@ class EngineConfig:
     max_batch_tokens: int
     prefix_cache: bool = True
     max_stretch: float = math.inf  # see PromptBudget
+    fair: bool = True  # between clients
 
 
 class Engine:
@@ -69,6 +70,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_batch_tokens=config.max_batch_tokens,
             prompt_budget=self._prompt_budget,
+            fair=config.fair,
         )
         self._answers = AnswerReader(tokenizer, metrics.requests)
         self._masks = GrammarMasks()

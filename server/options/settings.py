@@ -244,6 +244,10 @@ class Settings(BaseSettings):
     max_batch_tokens: Annotated[
         AutoTokens, Option(ENGINE, "N", "Tokens computed in one step.", default="512; GPU: 2048")
     ] = None
+    scheduling: Annotated[
+        Literal["fair", "fcfs"],
+        Option(ENGINE, "HOW", "fair between tenants, or fcfs: as they come."),
+    ] = "fair"
     max_stretch: Annotated[
         float,
         Option(ENGINE, "X", "Prompts stretch answers' steps X times at most."),

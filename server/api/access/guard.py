@@ -20,6 +20,7 @@ from manylora.server.api.access.scopes import (
     CALLER,
     CALLERS_TENANT,
     INFER,
+    LEAST_PRIORITY,
     MANAGE,
     ON_BEHALF,
     OPEN,
@@ -122,6 +123,7 @@ class Guard:
             return ADMIN
         tenant = holder.tenant
         request.scope[CALLERS_TENANT] = tenant
+        request.scope[LEAST_PRIORITY] = 0 if holder.key is None else holder.key.priority
         if tenant.settings.limits != NO_LIMITS:  # those with single adapters are told with refusals
             meter = self._tenants.meters.of(tenant.id)
             request.scope[ADDED_HEADERS] = partial(meter.headers, tenant.settings.limits)

@@ -155,6 +155,13 @@ class KeyBody(Expiry):
         "deletes the tenant's own adapters and aliases, 'admin' does everything, as an admin's key does.",
     )
 
+    priority: int = Field(
+        0,
+        ge=-limits.MAX_PRIORITY,
+        le=limits.MAX_PRIORITY,
+        description="The 'priority' that its requests may have at least; the lower, the earlier.",
+    )
+
 
 class RotationBody(Expiry):
     """A new key in place of another, for the same."""
@@ -197,6 +204,7 @@ def key_json(key: KeyRecord) -> dict[str, Any]:
         "object": "key",
         "prefix": key.prefix,
         "scopes": list(key.scopes),
+        "priority": key.priority,
         "created": int(key.created),
         "expires": None if key.expires is None else int(key.expires),
     }

@@ -184,7 +184,9 @@ async def create_key(
 ) -> Response:
     """Make a key of a tenant. This answer is the only one that has it."""
     record, key = await service.tenants.change(
-        lambda registry: registry.add_key(tenant, body.expires_in, [KeyRight(each) for each in body.scopes])
+        lambda registry: registry.add_key(
+            tenant, body.expires_in, [KeyRight(each) for each in body.scopes], body.priority
+        )
     )
     audit.after = key_json(record)
     return Json({**key_json(record), "key": key}, 201)
