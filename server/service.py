@@ -214,7 +214,9 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
             MAX_BATCH_LINE_BYTES,
         ),
         responses=responses,
-        tenants=TenantDirectory(adapters.registry.tenants, adapters.registry.usage, adapters.registry.taken),
+        tenants=TenantDirectory(
+            adapters.registry, usage_days=settings.usage_days, audit_days=settings.audit_days
+        ),
         background=Background(responses),
     )
 
@@ -227,6 +229,7 @@ def _engine(
         max_num_seqs=limits.max_num_seqs,
         max_batch_tokens=limits.max_batch_tokens,
         max_stretch=settings.max_stretch,
+        fair=settings.scheduling == "fair",
         prefix_cache=settings.enable_prefix_cache,
         masks_beside=has_spare_core(loaded.device),
     )

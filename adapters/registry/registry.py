@@ -24,6 +24,7 @@ from manylora.adapters.registry.recovery import Recovery
 from manylora.adapters.registry.responses import Responses
 from manylora.adapters.registry.revisions import Revisions
 from manylora.adapters.registry.schema import Database, changes, counter
+from manylora.adapters.registry.tenants.audit import Audit
 from manylora.adapters.registry.tenants.taken import Taken
 from manylora.adapters.registry.tenants.tenants import Tenants
 from manylora.adapters.registry.tenants.usage import Usage
@@ -56,6 +57,7 @@ class Registry:
         self.tenants = Tenants(database)
         self.usage = Usage(database)
         self.taken = Taken(database)
+        self.audit = Audit(database)
 
     def __enter__(self) -> Self:
         return self

@@ -26,6 +26,7 @@ from manylora.server.api.embed import embeddings, rerank, score
 from manylora.server.api.files import batches as batch_routes
 from manylora.server.api.files import files
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
+from manylora.server.api.http.auditing import Auditing
 from manylora.server.api.http.ended import EndWithKey
 from manylora.server.api.http.error_answers import answer_error
 from manylora.server.api.http.middleware import (
@@ -41,10 +42,12 @@ from manylora.server.api.http.openapi import Application
 from manylora.server.api.messages import route as messages
 from manylora.server.api.operation import docs, health, root
 from manylora.server.api.responses import route as responses
-from manylora.server.api.tenants import tenants, usage
+from manylora.server.api.tenants import audit, tenants, usage
+from manylora.server.api.tenants.apply import apply_file
 from manylora.server.errors import ServerError
 from manylora.server.options.settings import Settings, api_keys
 from manylora.server.service import Service
+from manylora.server.tenants.audit import AuditTrail
 
 _RESOURCES = (
     chat,
@@ -70,6 +73,7 @@ _RESOURCES = (
     tokenize,
     tenants,
     usage,
+    audit,
     health,
     docs,
     root,
@@ -114,11 +118,11 @@ def create_app(service: Service, *, batches: bool = True) -> FastAPI:
     app.state.works_on_batches = batches
     for kind in _HANDLED:
         app.add_exception_handler(kind, answer_error)
-    _wrap(app, config)
+    _wrap(app, config, service.tenants.audit)
     return app
 
 
-def _wrap(app: FastAPI, config: Settings) -> None:
+def _wrap(app: FastAPI, config: Settings, trail: AuditTrail) -> None:
     """Wrap the application in its middleware, innermost first."""
     app.add_middleware(IgnoredFields)
     app.add_middleware(BodyLimit)
@@ -134,6 +138,7 @@ def _wrap(app: FastAPI, config: Settings) -> None:
             expose_headers=["x-request-id", "request-id", "x-manylora-model", "retry-after", "location"],
         )
     app.add_middleware(EndWithKey)
+    app.add_middleware(Auditing, trail=trail, redactor=Redactor(api_keys(config)))
     app.add_middleware(RequestId)
     if config.access_log:
         app.add_middleware(AccessLog, redactor=Redactor(api_keys(config)))
@@ -148,6 +153,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     try:
         await service.start()
+        if service.config.tenants is not None:
+            await apply_file(service, service.config.tenants)
         if app.state.works_on_batches:
             service.batches.start(partial(asker, app))
         yield

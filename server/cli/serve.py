@@ -61,7 +61,7 @@ def run_server(settings: Settings, progress: Progress) -> None:
         if not path.is_dir():  # said now rather than after the model is loaded
             raise ConfigError(f"--adapter {name}={path}: no such directory")
     tls = tls_context(settings)
-    with StartUp() as start_up, listening(settings) as listener:
+    with StartUp(hang_up=settings.tenants is None) as start_up, listening(settings) as listener:
         check_storage(settings)
         directory = resolve_model(settings.model, settings.data_dir, progress)
         Console(stderr=True, highlight=False).print(f"Loading {settings.model_name} from {directory}")
@@ -77,8 +77,15 @@ def run_server(settings: Settings, progress: Progress) -> None:
         gc.freeze()  # torch's millions of objects stay: collecting garbage need not visit them again
         application = create_app(service)
 
+        from manylora.server.api.tenants.apply import apply_again  # noqa: PLC0415
+
         def on_ready() -> None:
-            start_up.done()
+            loop, file = asyncio.get_running_loop(), settings.tenants
+            start_up.done(
+                None
+                if file is None
+                else lambda: asyncio.run_coroutine_threadsafe(apply_again(service, file), loop)
+            )
             announce(service, listener, Console(highlight=False))
 
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
@@ -173,19 +180,24 @@ async def end_with_engine(died: asyncio.Event, server: HttpServer, patience: flo
 class StartUp:
     """Ends the process on a signal until :meth:`done`; from then on uvicorn's handlers do it gracefully.
 
-    SIGHUP, of a terminal that is closed, does what SIGTERM does, unless it is ignored (``nohup``).
+    SIGHUP, of a terminal that is closed, does what SIGTERM does, unless it is ignored (``nohup``). A server
+    that can read something again does that instead.
 
     uvicorn raises the signal again when it has shut down. It comes back to this handler, which lets it
     pass, so that the process ends with status 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, hang_up: bool = True) -> None:
+        """``hang_up`` says whether SIGHUP is that of a terminal."""
         self._starting = True
+        self._hang_up = hang_up
+        self._reload: Callable[[], object] | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StartUp:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) is signal.SIG_DFL:
+            ignored = signal.getsignal(number) is not signal.SIG_DFL
+            if number != signal.SIGHUP or not (self._hang_up and ignored):
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -193,14 +205,17 @@ class StartUp:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def done(self) -> None:
-        """The server is up: leave signals to uvicorn."""
+    def done(self, reload: Callable[[], object] | None = None) -> None:
+        """The server is up: leave signals to uvicorn, and do ``reload`` on SIGHUP."""
         self._starting = False
+        self._reload = reload
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._starting:
             raise SystemExit(128 + number)
-        if number == signal.SIGHUP:
+        if number == signal.SIGHUP and self._reload is not None:
+            self._reload()
+        elif number == signal.SIGHUP:
             signal.raise_signal(signal.SIGTERM)
 
 

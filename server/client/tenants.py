@@ -56,6 +56,11 @@ class TenantClient:
         changed: Answer = self._connection.patch(_path(name), settings)
         return changed
 
+    def put(self, tenants: Mapping[str, Any], *, dry_run: bool = False) -> Sequence[Answer]:
+        """Make tenants what is said, in the form of ``--tenants``; what was different, or would be."""
+        done: Sequence[Answer] = self._connection.put(_PATH, tenants, dry_run=dry_run)["data"]
+        return done
+
     def delete(self, name: str, *, adapters: bool = False) -> Answer:
         """Delete a tenant and revoke all its keys; with ``adapters``, what it has of these as well."""
         gone: Answer = self._connection.delete(_path(name), adapters=adapters)
@@ -67,7 +72,12 @@ class TenantClient:
         return found
 
     def add_key(
-        self, name: str, *, expires_in: int | None = None, scopes: Sequence[str] = ("infer",)
+        self,
+        name: str,
+        *,
+        expires_in: int | None = None,
+        scopes: Sequence[str] = ("infer",),
+        priority: int = 0,
     ) -> Answer:
         """Make a key of a tenant; "key" of the answer is told only here.
 
@@ -75,8 +85,9 @@ class TenantClient:
             name: of the tenant.
             expires_in: seconds that it lasts; without them it does for ever.
             scopes: what it is for: infer, manage, admin.
+            priority: that its requests may have at least; the lower, the earlier.
         """
-        body = given({"expires_in": expires_in, "scopes": list(scopes)})
+        body = given({"expires_in": expires_in, "scopes": list(scopes), "priority": priority})
         made: Answer = self._connection.post(_path(name, "keys"), body)
         return made
 
@@ -92,6 +103,14 @@ class TenantClient:
         """Let a key open nothing from now on; with ``end``, end what runs with it, too."""
         gone: Answer = self._connection.delete(_path(name, "keys", key_id), end=end)
         return gone
+
+    def audit(
+        self, *, since: float | None = None, limit: int | None = None, **where: str | None
+    ) -> Sequence[Answer]:
+        """What was done, the latest first; ``where`` may have who, tenant, action and target."""
+        query = {"from": since, "limit": limit, **where}
+        found: Sequence[Answer] = self._connection.get("/v1/audit", **query)["data"]
+        return found
 
     def usage(
         self,

@@ -44,6 +44,7 @@ class GenerateRequest:
     logits_from: int | None = None  # deliver the logits after each given token, from this index on
     pooling: Pooling | None = None  # deliver what the hidden states of the prompt come to, and no logits
     client: Client = EVERYBODY  # whose turn it is when it runs
+    priority: int | None = None  # among the client's own; the lower, the earlier. None: 0, if it may be
 
 
 class AsyncEngine:
@@ -190,6 +191,7 @@ class AsyncEngine:
                     logits_from=request.logits_from,
                     pooling=request.pooling,
                     client=request.client,
+                    priority=0 if request.priority is None else request.priority,
                 )
             )
         return made

@@ -46,6 +46,7 @@ class EngineConfig:
     prefix_cache: bool = True
     max_stretch: float = math.inf  # see PromptBudget
     masks_beside: bool = True  # a core is to spare while a step runs; see GrammarMasks
+    fair: bool = True  # between clients
 
 
 class Engine:
@@ -70,6 +71,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_batch_tokens=config.max_batch_tokens,
             prompt_budget=self._prompt_budget,
+            fair=config.fair,
         )
         self._answers = AnswerReader(tokenizer, metrics.requests)
         self.masks = GrammarMasks(beside=config.masks_beside)

@@ -21,15 +21,17 @@ ANSWER_TOKEN: Final = 2.0
 class Fairness:
     """The counters of all clients, and how many sequences of each run or wait. The engine's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, enabled: bool = True) -> None:
+        """Without ``enabled`` all are one client, who is served in order."""
+        self._enabled = enabled
         self._counters: dict[str, float] = {}
         self._work: dict[str, int] = {}  # sequences that run or wait, of clients that have any
         self._last = 0.0  # the counter of who had work last, while nobody has
 
     @property
     def contended(self) -> bool:
-        """Whether more than one client has work: otherwise there is no order to find."""
-        return len(self._work) > 1
+        """Whether more than one client has work: otherwise there is no order between them to find."""
+        return self._enabled and len(self._work) > 1
 
     def counter(self, client: str) -> float:
         """What a client has paid."""

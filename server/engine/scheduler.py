@@ -78,12 +78,19 @@ class _Users:
 class Scheduler:
     """Admission in order, a token budget per step, preemption of the youngest by recompute.
 
-    The order is that of arrival; between clients, that of the service they got.
+    The order is that of priorities, then of arrival; between clients, that of the service they got.
     """
 
     def __init__(
-        self, blocks: BlockManager, *, max_num_seqs: int, max_batch_tokens: int, prompt_budget: PromptBudget
+        self,
+        blocks: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_batch_tokens: int,
+        prompt_budget: PromptBudget,
+        fair: bool = True,
     ) -> None:
+        """Without ``fair`` all are served as one client is."""
         self.blocks = blocks
         self._prompt_budget = prompt_budget
         # Every running sequence needs a row in every step, so no more of them than rows.
@@ -91,7 +98,7 @@ class Scheduler:
         self._limit = RowLimit(max_batch_tokens)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self._fairness = Fairness()
+        self._fairness = Fairness(enabled=fair)
         self._preemptions = 0
         self._users: dict[int, _Users] = {}  # by identity of the weights they run on
         self._steps = 0
@@ -253,13 +260,16 @@ class Scheduler:
                 room.take(chosen[sequence.id])
 
     def _in_turn(self) -> Iterator[Sequence]:
-        """What waits, each client's in order of arrival; next is who got the least service until then."""
+        """What waits, each client's in its order; next is who got the least service until then."""
+        waiting: Iterable[Sequence] = tuple(self.waiting)
+        if any(sequence.priority for sequence in self.waiting):
+            waiting = sorted(self.waiting, key=lambda sequence: sequence.priority)
         if not self._fairness.contended:
-            yield from tuple(self.waiting)
+            yield from waiting
             return
         self._fairness.settle(self.running)
         queues: dict[str, deque[Sequence]] = {}
-        for sequence in self.waiting:
+        for sequence in waiting:
             queues.setdefault(sequence.client.name, deque()).append(sequence)
         while queues:
             name = min(queues, key=self._fairness.counter)

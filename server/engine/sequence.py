@@ -211,9 +211,11 @@ class Sequence:
         logits_from: int | None = None,
         pooling: Pooling | None = None,
         client: Client = EVERYBODY,
+        priority: int = 0,
     ) -> None:
         self.id = sequence_id
         self.client = client
+        self.priority = priority  # among those of its client that wait; the lower, the earlier
         self.num_paid_tokens = len(given_ids)  # of the answer, that the client has paid for
         self.index = index
         self.params = params

@@ -57,6 +57,7 @@ AutoSequences = Annotated[Annotated[int, Field(ge=1, le=4096)] | None, BeforeVal
 AutoTokens = Annotated[Annotated[int, Field(ge=1, le=2**20)] | None, BeforeValidator(read_auto)]
 Seconds = Annotated[float, Field(ge=0.1, le=86400, allow_inf_nan=False)]
 AutoSeconds = Annotated[Seconds | None, BeforeValidator(read_auto)]
+Days = Annotated[int, Field(ge=1, le=36_500)]
 NormalName = Annotated[str, AfterValidator(normal_name)]
 Keys = Annotated[list[SecretStr], NoDecode, BeforeValidator(parse_list)]
 Texts = Annotated[list[str], NoDecode, BeforeValidator(parse_list)]
@@ -243,6 +244,10 @@ class Settings(BaseSettings):
     max_batch_tokens: Annotated[
         AutoTokens, Option(ENGINE, "N", "Tokens computed in one step.", default="512; GPU: 2048")
     ] = None
+    scheduling: Annotated[
+        Literal["fair", "fcfs"],
+        Option(ENGINE, "HOW", "fair between tenants, or fcfs: as they come."),
+    ] = "fair"
     max_stretch: Annotated[
         float,
         Option(ENGINE, "X", "Prompts stretch answers' steps X times at most."),
@@ -289,6 +294,12 @@ class Settings(BaseSettings):
         Literal["debug", "info", "warning", "error"],
         Option(OPERATION, "LEVEL", "debug, info, warning or error."),
     ] = "info"
+    tenants: Annotated[
+        UserPath | None,
+        Option(OPERATION, "FILE", "Tenants, in YAML; again on SIGHUP.", default="none"),
+    ] = None
+    usage_days: Annotated[Days, Option(OPERATION, "DAYS", "Usage of tenants is kept.")] = 400
+    audit_days: Annotated[Days, Option(OPERATION, "DAYS", "The audit log is kept.")] = 400
     access_log: Annotated[bool, Option(OPERATION, "", "One log line a request.", switch=True)] = False
     step_timeout: Annotated[
         AutoSeconds,

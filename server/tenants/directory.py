@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from manylora.adapters.errors import AdapterError, TenantNotFound
+from manylora.adapters.registry.registry import Registry
 from manylora.adapters.registry.tenants.records import KeyRecord, TenantRecord, digest_of_key
-from manylora.adapters.registry.tenants.taken import Taken
 from manylora.adapters.registry.tenants.tenants import Snapshot, Tenants
-from manylora.adapters.registry.tenants.usage import Usage
 from manylora.server.periodic_task import PeriodicTask
+from manylora.server.tenants.audit import AuditTrail
 from manylora.server.tenants.holder import KeyHolder
 from manylora.server.tenants.meters import Meters
 from manylora.server.tenants.running import RunningRequests
@@ -34,12 +34,13 @@ FOLLOW_SECONDS: Final = 0.5  # how old what is known of other servers' changes m
 class TenantDirectory:
     """Tenants by key, by name and by id. Lives on the event loop."""
 
-    def __init__(self, tenants: Tenants, usage: Usage, taken: Taken) -> None:
-        """Nothing is read until :meth:`start`."""
-        self._registry = tenants
+    def __init__(self, registry: Registry, *, usage_days: int = 400, audit_days: int = 400) -> None:
+        """Nothing is read until :meth:`start`. Usage and audit log are kept for so many days."""
+        self._registry = registry.tenants
         self.any = False  # whether there are tenants
-        self.meters = Meters(taken, lambda: self.any)
-        self.usage = UsageCounter(usage, self.meters.saved)
+        self.meters = Meters(registry.taken, lambda: self.any)
+        self.usage = UsageCounter(registry.usage, self.meters.saved, usage_days)
+        self.audit = AuditTrail(registry.audit, audit_days)
         self.running = RunningRequests()
         self._names: dict[str, TenantRecord] = {}
         self._ids: dict[str, TenantRecord] = {}
@@ -58,12 +59,14 @@ class TenantDirectory:
         await self._read()
         self._task.start()
         self.usage.start()
+        self.audit.start()
         self.meters.start()
 
     async def close(self) -> None:
         """Stop following, and save what is not saved yet."""
         await self._task.close()
         await self.usage.close()
+        await self.audit.close()
         await self.meters.close()
 
     def find(self, key: str) -> KeyHolder | None:

@@ -16,16 +16,16 @@ from manylora.server.periodic_task import PeriodicTask
 logger = logging.getLogger(__name__)
 
 SAVE_SECONDS: Final = 1.0  # for which what has been counted is in memory alone
-KEEP_DAYS: Final = 400
 _FORGET_EVERY: Final = 3600  # rounds
 
 
 class UsageCounter:
     """What tenants took and the registry has not been told. Lives on the event loop."""
 
-    def __init__(self, usage: Usage, saved: Callable[[str, int], None]) -> None:
+    def __init__(self, usage: Usage, saved: Callable[[str, int], None], keep_days: int) -> None:
         """``saved`` hears of the tokens of tenants, by their ids, that the registry has been told of."""
         self._usage = usage
+        self._keep_days = keep_days
         self._saved = saved
         self._unsaved: dict[Place, Counts] = {}
         self._saving = asyncio.Lock()
@@ -81,7 +81,7 @@ class UsageCounter:
         try:
             await self.save()
             if forget:
-                oldest = int(time.time()) - KEEP_DAYS * 24 * HOUR
+                oldest = int(time.time()) - self._keep_days * 24 * HOUR
                 await asyncio.to_thread(self._usage.remove_before, oldest)
         except AdapterError as error:
             if not self._failing:

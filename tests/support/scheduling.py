@@ -20,10 +20,13 @@ def scheduler(
     tokens: int = 64,
     prefix_cache: bool = False,
     prompt_budget: PromptBudget = UNLIMITED,
+    fair: bool = True,
 ) -> Scheduler:
     """A scheduler over ``blocks`` blocks that runs at most ``seqs`` sequences and ``tokens`` rows a step."""
     manager = BlockManager(blocks + 1, "base", prefix_cache=prefix_cache)
-    return Scheduler(manager, max_num_seqs=seqs, max_batch_tokens=tokens, prompt_budget=prompt_budget)
+    return Scheduler(
+        manager, max_num_seqs=seqs, max_batch_tokens=tokens, prompt_budget=prompt_budget, fair=fair
+    )
 
 
 def step(made: Scheduler) -> dict[int, int]:

@@ -24,6 +24,7 @@ def make_sequence(
     leader: Sequence | None = None,
     max_tokens: int = 8,
     client: Client = EVERYBODY,
+    priority: int = 0,
     **params: object,
 ) -> Sequence:
     """A sequence with an id of its own; the base model unless ``mix`` is given."""
@@ -36,6 +37,7 @@ def make_sequence(
         index=index,
         leader=leader,
         client=client,
+        priority=priority,
     )
 
 

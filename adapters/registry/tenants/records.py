@@ -108,6 +108,7 @@ class KeyRecord:
     created: float  # unix seconds
     expires: float | None  # unix seconds
     scopes: tuple[KeyRight, ...] = (KeyRight.INFER,)
+    priority: int = 0  # that its requests may have at least; the lower, the earlier
     ended: bool = False  # it was revoked, and what runs with it is to end
 
 

@@ -1,10 +1,10 @@
-"""The tables of tenants, keys and usage."""
+"""The tables of tenants, keys, usage, shared limits and the audit log."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, String, Table, Text
+from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, String, Table, Text
 
 from manylora.adapters.registry.schema import metadata
 
@@ -50,4 +50,18 @@ taken = Table(  # what servers have taken of limits, and may take until they ask
     Column("server", String(64), primary_key=True),
     Column("seen", Double, nullable=False),  # unix seconds
     Column("parts", Text, nullable=False),  # JSON {limit: [taken, ceiling]}
+)
+audit = Table(  # what was done to adapters, aliases and tenants, by whom
+    "manylora_audit",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("time", Double, nullable=False, index=True),  # unix seconds
+    Column("who", String(80), nullable=False),  # the id of a tenant's key, or what kind of key it was
+    Column("tenant", String(64), nullable=False),  # whose key it was, by name; "": nobody's
+    Column("action", String(128), nullable=False),  # method and path of the route
+    Column("target", Text, nullable=False),  # what the path names
+    Column("address", String(64), nullable=False),  # from where it came
+    Column("request", String(128), nullable=False),  # its id
+    Column("status", Integer, nullable=False),  # of the answer
+    Column("changes", Text, nullable=False),  # JSON {"before": …, "after": …}
 )

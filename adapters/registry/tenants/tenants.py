@@ -106,7 +106,11 @@ class Tenants:
         return self._database.free(delete_it)
 
     def add_key(
-        self, name: str, lifetime: float | None = None, scopes: Collection[KeyRight] = (KeyRight.INFER,)
+        self,
+        name: str,
+        lifetime: float | None = None,
+        scopes: Collection[KeyRight] = (KeyRight.INFER,),
+        priority: int = 0,
     ) -> tuple[KeyRecord, str]:
         """Make a key of a tenant, which lasts ``lifetime`` seconds; the key itself can never be had again.
 
@@ -115,7 +119,7 @@ class Tenants:
             TenantExists: it has as many keys as it may have.
         """
         with self._database.write() as (connection, generation):
-            made = _add_key(connection, _require(connection, name), lifetime, scopes)
+            made = _add_key(connection, _require(connection, name), lifetime, scopes, priority)
             put_change(connection, NEWS, generation)
         return made
 
@@ -134,7 +138,7 @@ class Tenants:
             ends = time.time() + overlap
             ends = ends if old.expires is None else min(ends, old.expires)
             connection.execute(update(keys).where(keys.c.id == key_id).values(expires=ends))
-            made = _add_key(connection, tenant, lifetime, old.scopes)
+            made = _add_key(connection, tenant, lifetime, old.scopes, old.priority)
             put_change(connection, NEWS, generation)
         return made
 
@@ -160,7 +164,11 @@ class Tenants:
 
 
 def _add_key(
-    connection: Connection, tenant: TenantRecord, lifetime: float | None, scopes: Collection[KeyRight]
+    connection: Connection,
+    tenant: TenantRecord,
+    lifetime: float | None,
+    scopes: Collection[KeyRight],
+    priority: int,
 ) -> tuple[KeyRecord, str]:
     now = time.time()
     # Those whose time is over are of no use any more, once all servers know.
@@ -181,6 +189,7 @@ def _add_key(
         now,
         expires,
         tuple(sorted(set(scopes))),
+        priority,
     )
     connection.execute(insert(keys).values(_key_row(record)))
     return record, key
@@ -255,5 +264,6 @@ def _key(row: Row[Any]) -> KeyRecord:
     return KeyRecord(
         **{what: getattr(row, what) for what in _IN_COLUMNS},
         scopes=tuple(map(KeyRight, details.get("scopes", (KeyRight.INFER,)))),
+        priority=details.get("priority", 0),
         ended=details.get("ended", False),
     )

@@ -13,12 +13,14 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from manylora.adapters.registry.tenants.records import NO_LIMITS, KeyRight
+from manylora.server.api.access.audited import begin_audit
 from manylora.server.api.access.scopes import (
     ADDED_HEADERS,
     ADMIN,
     CALLER,
     CALLERS_TENANT,
     INFER,
+    LEAST_PRIORITY,
     MANAGE,
     ON_BEHALF,
     OPEN,
@@ -97,6 +99,8 @@ class Guard:
         needed = declared_scope(request.scope.get("endpoint"))
         if needed is None:
             raise HTTPException(403, "This route is closed: it does not say who may use it")
+        if caller > OPEN:
+            begin_audit(request, needed, *self._who(holder, known, admin))
         if caller is TENANT and holder is not None:
             if needed is OPEN or _RIGHTS.get(needed) in holder.rights:
                 return
@@ -119,6 +123,7 @@ class Guard:
             return ADMIN
         tenant = holder.tenant
         request.scope[CALLERS_TENANT] = tenant
+        request.scope[LEAST_PRIORITY] = 0 if holder.key is None else holder.key.priority
         if tenant.settings.limits != NO_LIMITS:  # those with single adapters are told with refusals
             meter = self._tenants.meters.of(tenant.id)
             request.scope[ADDED_HEADERS] = partial(meter.headers, tenant.settings.limits)
@@ -132,6 +137,13 @@ class Guard:
             found = None if behalf.tenant is None else tenants.by_id(behalf.tenant)
             return None if found is None else KeyHolder(found)
         return next((found for found in map(tenants.find, given) if found is not None), None)
+
+    @staticmethod
+    def _who(holder: KeyHolder | None, known: bool, admin: bool) -> tuple[str, str]:
+        """What the audit log calls the caller, and the tenant whose key it is."""
+        if holder is not None:
+            return "batch" if holder.key is None else holder.key.id, holder.tenant.name
+        return "admin-api-key" if admin else "api-key" if known else "anyone", ""
 
     def _scope(self, known: bool, admin: bool) -> KeyScope:
         closed = bool(self._keys) or (self._tenants is not None and self._tenants.any)

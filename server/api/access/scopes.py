@@ -27,6 +27,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 _DECLARED: Final = "manylora_scope"  # the attribute of an endpoint that holds its scope
 CALLER: Final = "manylora.caller"  # the entry of an ASGI scope that holds the caller's
 CALLERS_TENANT: Final = "manylora.tenant"  # the entry with the caller's tenant, where it is one's key
+LEAST_PRIORITY: Final = "manylora.least_priority"  # the entry with what the caller's key allows
 ADDED_HEADERS: Final = "manylora.added_headers"  # the entry with what tells headers of the answer
 ON_BEHALF: Final = "manylora.on_behalf"  # the entry with which the server asks itself; no client can
 
@@ -78,6 +79,12 @@ def caller_tenant(scope: Scope) -> TenantRecord | None:
     """The tenant whose key a request came with; None for keys that are no tenant's."""
     tenant = scope.get(CALLERS_TENANT)
     return tenant if isinstance(tenant, TenantRecord) else None
+
+
+def least_priority(scope: Scope) -> int | None:
+    """The priority that a caller's requests may have at least, which is the earliest; None: any."""
+    found = scope.get(LEAST_PRIORITY)
+    return found if isinstance(found, int) else None
 
 
 def caller_whose(scope: Scope) -> Whose:

@@ -15,6 +15,7 @@ from manylora.server.api.access.views import CallerView
 from manylora.server.api.admin.json_views import adapter_details_json, adapter_json, for_view, short_digest
 from manylora.server.api.admin.own_names import ManagedName
 from manylora.server.api.admin.publications import Publications, PublicationsState
+from manylora.server.api.admin.watched import WATCHED
 from manylora.server.api.files.pages import Parameters, page_answer
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.error_context import blame
@@ -121,6 +122,7 @@ async def get_adapter(
 
 @router.patch(
     f"/{NAME}",
+    dependencies=WATCHED,
     summary="Change an adapter",
     openapi_extra=documented(ChangeBody, {"shared": _SHARED}),
 )
@@ -141,7 +143,7 @@ async def change_adapter(
         return await details_response(service, publications, view, name)
 
 
-@router.post(f"/{NAME}/pin", summary="Keep an adapter on the device")
+@router.post(f"/{NAME}/pin", dependencies=WATCHED, summary="Keep an adapter on the device")
 @needs(ADMIN)
 async def pin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Bring an adapter to the device, and do not evict it from there until it is unpinned."""
@@ -149,7 +151,7 @@ async def pin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
         return Json(adapter_json(await service.adapters.admin.pin(name)))
 
 
-@router.post(f"/{NAME}/unpin", summary="Let an adapter be evicted again")
+@router.post(f"/{NAME}/unpin", dependencies=WATCHED, summary="Let an adapter be evicted again")
 @needs(ADMIN)
 async def unpin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Let an adapter be evicted again; it stays where it is until others need the room."""
@@ -157,7 +159,7 @@ async def unpin(service: ServiceState, name: Name, _: EmptyBody) -> Response:
         return Json(adapter_json(await service.adapters.admin.unpin(name)))
 
 
-@router.post(f"/{NAME}/prefetch", summary="Bring an adapter in before it is asked for")
+@router.post(f"/{NAME}/prefetch", dependencies=WATCHED, summary="Bring an adapter in before it is asked for")
 @needs(ADMIN)
 async def prefetch(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Bring an adapter to the device if unused ones can make room there, else to host memory."""
@@ -165,7 +167,7 @@ async def prefetch(service: ServiceState, name: Name, _: EmptyBody) -> Response:
         return Json(adapter_json(await service.adapters.admin.prefetch(name)))
 
 
-@router.post(f"/{NAME}/evict", summary="Take an adapter off the device and out of host memory")
+@router.post(f"/{NAME}/evict", dependencies=WATCHED, summary="Take an adapter off device and host memory")
 @needs(ADMIN)
 async def evict(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     """Evict an adapter; the next request brings it back from disk. Refused while it is in use or pinned."""
@@ -175,6 +177,7 @@ async def evict(service: ServiceState, name: Name, _: EmptyBody) -> Response:
 
 @router.post(
     f"/{NAME}/rollback",
+    dependencies=WATCHED,
     summary="Go back to an earlier revision",
     openapi_extra=documented(RollbackBody, {"before": example("The one before", {})}, required=False),
 )
@@ -192,7 +195,7 @@ async def rollback(
     return await details_response(service, publications, view, name)
 
 
-@router.delete(f"/{NAME}", summary="Delete an adapter")
+@router.delete(f"/{NAME}", dependencies=WATCHED, summary="Delete an adapter")
 @needs(MANAGE)
 async def delete_adapter(
     service: ServiceState,

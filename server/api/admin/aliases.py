@@ -17,6 +17,7 @@ from manylora.server.api.access.views import CallerView, shown_target
 from manylora.server.api.admin.arm_json import arms_json
 from manylora.server.api.admin.json_views import alias_json
 from manylora.server.api.admin.own_names import ManagedName, check_not_base
+from manylora.server.api.admin.watched import WATCHED
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
@@ -105,7 +106,10 @@ async def get_alias(service: ServiceState, view: CallerView, name: ManagedName) 
 
 
 @router.put(
-    f"/{NAME}", summary="Make a name stand for others", openapi_extra=documented(AliasBody, _EXAMPLES)
+    f"/{NAME}",
+    dependencies=WATCHED,
+    summary="Make a name stand for others",
+    openapi_extra=documented(AliasBody, _EXAMPLES),
 )
 @needs(MANAGE)
 async def put_alias(
@@ -131,7 +135,7 @@ async def put_alias(
         return Json(alias_json(_seen(service, record, view)))
 
 
-@router.delete(f"/{NAME}", summary="Delete an alias")
+@router.delete(f"/{NAME}", dependencies=WATCHED, summary="Delete an alias")
 @needs(MANAGE)
 async def delete_alias(service: ServiceState, view: CallerView, name: ManagedName) -> Response:
     """Requests for it are refused from now on; its targets stay."""

@@ -20,6 +20,7 @@ from manylora.server.api.admin.own_names import ManagedName
 from manylora.server.api.admin.publications import PublicationsState
 from manylora.server.api.admin.publish_request import PublishRequest
 from manylora.server.api.admin.put_adapter import PutParameters, check_free, publish
+from manylora.server.api.admin.watched import WATCHED
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.limits import MAX_USER_LENGTH
@@ -70,6 +71,7 @@ _HALVES = [{"name": MEMBER, "weight": 0.5}, {"name": LAST_MEMBER, "weight": 0.5}
 
 @router.post(
     "",
+    dependencies=WATCHED,
     summary="Compose an adapter out of others",
     responses=PUBLISHED,
     openapi_extra=documented(ComposeBody, {"halves": example("Half and half", {"members": _HALVES})}),

@@ -23,6 +23,7 @@ from manylora.server.api.admin.publications import Publications, PublicationsSta
 from manylora.server.api.admin.publish_request import FetchProgress, PublishRequest
 from manylora.server.api.admin.raw_archive import receive_archive
 from manylora.server.api.admin.upload import receive_upload
+from manylora.server.api.admin.watched import WATCHED
 from manylora.server.api.files.pages import Parameters
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
@@ -92,6 +93,7 @@ _FROM_DIRECTORY = example("From a directory of the server", {"source": DIRECTORY
 
 @router.put(
     f"/{NAME}",
+    dependencies=WATCHED,
     summary="Publish an adapter",
     responses=PUBLISHED,
     openapi_extra=documented(SourceBody, {"directory": _FROM_DIRECTORY}, form=_FORM),

@@ -41,8 +41,8 @@ class Submitter:
             self._targets[target].resolved.held.again() as held,
             blame(f"targets[{target}]", RequestError),
         ):
-            tenant = self._targets[target].resolved.tenant
-            generation = await submit(self._service, held, [request], tenant=tenant)
+            found = self._targets[target].resolved
+            generation = await submit(self._service, held, [request], tenant=found.tenant, least=found.least)
         try:
             self._missing -= 1
             if self._missing == 0:

@@ -161,7 +161,9 @@ class Reader:
         self, found: Resolved, requests: Sequence[GenerateRequest]
     ) -> AsyncGenerator[tuple[int, Delta], None]:
         with found.held.again() as held:
-            generation = await submit(self._service, held, requests, tenant=found.tenant, param="input")
+            generation = await submit(
+                self._service, held, requests, tenant=found.tenant, least=found.least, param="input"
+            )
             try:
                 async with aclosing(generation.events()) as events:
                     async for event in events:

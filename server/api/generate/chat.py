@@ -160,7 +160,7 @@ class ChatEndpoint:
         n = 1 if body.n is None else body.n
         salt = salt_of(body.cache_salt)
         answer_id = body.answer_id("chatcmpl")
-        self._requests = [GenerateRequest(ids, params, n, salt, answer_id, tokenizer)]
+        self._requests = [GenerateRequest(ids, params, n, salt, answer_id, tokenizer, priority=body.priority)]
         return self._requests
 
     async def _shape(self, conventions: TextConventions, *, in_reasoning: bool) -> CompiledGrammar | None:

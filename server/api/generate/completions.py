@@ -168,7 +168,8 @@ def _generate_request(
         grammar=grammar,
         bad_words=bad_words,
     )
-    return GenerateRequest(ids, params, _n(body), salt_of(body.cache_salt), request_id, tokenizer)
+    salt = salt_of(body.cache_salt)
+    return GenerateRequest(ids, params, _n(body), salt, request_id, tokenizer, priority=body.priority)
 
 
 def _scored(body: CompletionBody) -> int | None:

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactError, MixError, SourceMissing
 from manylora.adapters.mix import parse_mix
 from manylora.adapters.registry.tenants.records import TenantRecord
-from manylora.server.api.access.scopes import caller_tenant
+from manylora.server.api.access.scopes import caller_tenant, least_priority
 from manylora.server.api.access.views import view_of
 from manylora.server.api.generate.generation import Generation, submit
 from manylora.server.api.http.disconnect import unless_disconnected
@@ -38,6 +38,7 @@ class Resolved:
     held: HeldMix
     conventions: TextConventions
     tenant: TenantRecord | None = None  # who asks
+    least: int | None = None  # priority that the caller's requests may have at least; None: any
 
 
 class Endpoint(Protocol):
@@ -101,7 +102,7 @@ async def resolved(
         ClientDisconnect: the client left.
     """
     resolver = service.adapters.resolver
-    tenant = caller_tenant(request.scope)
+    tenant, least = caller_tenant(request.scope), least_priority(request.scope)
     if tenant is not None and tenant.settings.default_adapter is not None and not mix.terms:
         mix = replace(mix, terms=parse_mix(tenant.settings.default_adapter))
     view = view_of(service, tenant)
@@ -114,7 +115,7 @@ async def resolved(
             )
         except AdapterError as error:
             raise Blamed(error, _param_of(service, mix, error, view)) from error
-        found = Resolved(mix, held, await _conventions(service, mix, held), tenant)
+        found = Resolved(mix, held, await _conventions(service, mix, held), tenant, least)
         _check_task(found, classify)
         if classify is False and not embed and found.conventions.embeds:
             raise RequestError(
@@ -191,7 +192,14 @@ async def _submit_counted(
     ended = None if counting is None else counting.ended
     try:
         generation = await submit(
-            service, found.held, prompts, ended, tenant=found.tenant, param=param, request=request
+            service,
+            found.held,
+            prompts,
+            ended,
+            tenant=found.tenant,
+            least=found.least,
+            param=param,
+            request=request,
         )
     except (ClientDisconnect, AdapterUnavailable, AdapterError) as error:
         if counting is not None:

@@ -76,6 +76,7 @@ async def submit(
     ended: Ended | None = None,
     *,
     tenant: TenantRecord | None,
+    least: int | None = None,
     param: str = "n",
     request: Request | None = None,
 ) -> Generation:
@@ -87,6 +88,7 @@ async def submit(
         prompts: with the same ``n``.
         ended: hears of each answer that has ended.
         tenant: who asks, within limits and in turn, and shares cached prompts with nobody else.
+        least: the priority that requests with the caller's key may have at least; None: any.
         param: the parameter to blame for too many answers at once.
         request: whose client may leave while adapters are waited for.
 
@@ -103,6 +105,8 @@ async def submit(
             f"this request asks for {wanted} answers at once, the server takes {service.engine.max_open}",
             param,
         )
+    if least is not None:
+        prompts = [replace(prompt, priority=_priority(prompt, least)) for prompt in prompts]
     if tenant is not None:
         client = Client(tenant.id, tenant.settings.weight)
         prompts = [
@@ -126,6 +130,17 @@ async def submit(
             await Generation(streams, prompts, "").aclose()
             raise
     return Generation(streams, prompts, held.served_model)
+
+
+def _priority(prompt: GenerateRequest, least: int) -> int:
+    if prompt.priority is None:
+        return max(0, least)
+    if prompt.priority < least:
+        raise RequestError(
+            f"requests with this key have priority {least} or more, which is later; not {prompt.priority}",
+            "priority",
+        )
+    return prompt.priority
 
 
 async def _admit(held: HeldMix, request: Request | None) -> None:

@@ -33,6 +33,7 @@ MAX_COMPARE_TOKENS: Final = 512  # of one answer or reference that is scored
 MAX_COMPARE_LOGITS_BYTES: Final = 64 * 1024 * 1024  # that one comparison holds at a time
 MAX_COMPARISONS: Final = 4  # running at the same time
 MAX_DETOKENIZE: Final = 1_000_000  # token ids
+MAX_PRIORITY: Final = 2**31 - 1  # either way
 MAX_STOP: Final = 16
 MAX_STOP_LENGTH: Final = 256  # characters
 MAX_STOP_TOKEN_IDS: Final = 64

@@ -73,6 +73,12 @@ class GenerationBody(SamplingBody, StructuredBody, TruncatedBody):
     n: int | None = Field(None, ge=1, le=limits.MAX_N)
     best_of: int | None = Field(None, ge=1, le=limits.MAX_N, description="Only equal to n.")
     max_tokens: int | None = Field(None, ge=0, le=limits.MAX_TOKENS)
+    priority: int | None = Field(
+        None,
+        ge=-limits.MAX_PRIORITY,
+        le=limits.MAX_PRIORITY,
+        description="Whose turn it is among a tenant's requests that wait: the lower, the earlier.",
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prompt_logprobs: int | None = Field(

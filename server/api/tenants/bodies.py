@@ -28,7 +28,8 @@ MAX_LIFETIME: Final = 10 * 366 * 24 * 3600  # seconds that a key may be made for
 MAX_OVERLAP: Final = 30 * 24 * 3600  # seconds that a key may last beside the one in its place
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """The name, if a tenant may be called so; else ValueError."""
     if not is_tenant_name(name):
         raise ValueError(
             "a name has 1 to 64 letters, digits, '.', '_' and '-', and begins with one of the first two"
@@ -130,7 +131,7 @@ class TenantFields(RequestBody):
 class TenantBody(TenantFields):
     """A new tenant."""
 
-    name: Annotated[str, AfterValidator(_checked_name)]
+    name: Annotated[str, AfterValidator(checked_name)]
     adopt: bool = Field(
         False, description="Adapters and aliases that are called 'name/…' already are its own from now on."
     )
@@ -154,6 +155,13 @@ class KeyBody(Expiry):
         "deletes the tenant's own adapters and aliases, 'admin' does everything, as an admin's key does.",
     )
 
+    priority: int = Field(
+        0,
+        ge=-limits.MAX_PRIORITY,
+        le=limits.MAX_PRIORITY,
+        description="The 'priority' that its requests may have at least; the lower, the earlier.",
+    )
+
 
 class RotationBody(Expiry):
     """A new key in place of another, for the same."""
@@ -168,13 +176,20 @@ def tenant_json(tenant: TenantRecord) -> dict[str, Any]:
         "object": "tenant",
         "name": tenant.name,
         "created": int(tenant.created),
-        "adapters": list(tenant.settings.adapters),
-        "base": tenant.settings.base,
-        "default_adapter": tenant.settings.default_adapter,
-        "weight": tenant.settings.weight,
-        "limits": asdict(tenant.settings.limits),
-        "adapter_limits": {name: _set(each) for name, each in tenant.settings.adapter_limits.items()},
-        "metadata": dict(tenant.settings.metadata),
+        **settings_json(tenant.settings),
+    }
+
+
+def settings_json(settings: TenantSettings) -> dict[str, Any]:
+    """All that can be set of a tenant."""
+    return {
+        "adapters": list(settings.adapters),
+        "base": settings.base,
+        "default_adapter": settings.default_adapter,
+        "weight": settings.weight,
+        "limits": asdict(settings.limits),
+        "adapter_limits": {name: _set(each) for name, each in settings.adapter_limits.items()},
+        "metadata": dict(settings.metadata),
     }
 
 
@@ -189,6 +204,7 @@ def key_json(key: KeyRecord) -> dict[str, Any]:
         "object": "key",
         "prefix": key.prefix,
         "scopes": list(key.scopes),
+        "priority": key.priority,
         "created": int(key.created),
         "expires": None if key.expires is None else int(key.expires),
     }

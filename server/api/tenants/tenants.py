@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import Field
 
 from manylora.adapters.registry.tenants.records import KeyRight, TenantSettings
+from manylora.server.api.access.audited import AuditState
 from manylora.server.api.access.scopes import ADMIN, needs
 from manylora.server.api.files.pages import Parameters, page_answer
 from manylora.server.api.http import limits
@@ -17,6 +18,7 @@ from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.tenants.apply import TenantsBody, carry_out, plan
 from manylora.server.api.tenants.belongings import check_deletable, delete_names, names_in
 from manylora.server.api.tenants.bodies import (
     KeyBody,
@@ -34,6 +36,7 @@ router = APIRouter(prefix="/v1/tenants", tags=["tenants"])
 _NEW = example(
     "A tenant with its own adapters and a shared one", {"name": "acme", "adapters": ["acme/*", "shared"]}
 )
+_ALL = example("Two tenants", {"tenants": {"acme": {"weight": 2}, "globex": {"base": False}}})
 _CHANGE = example("Other adapters", {"adapters": ["acme/*"]})
 _KEY = example("For a month", {"expires_in": 2_592_000})
 _ROTATION = example("The old one lasts an hour more", {"overlap": 3600})
@@ -47,6 +50,12 @@ class ListParameters(Parameters):
 
     limit: int = Field(100, ge=1, le=limits.MAX_PAGE)
     after: str = Field("", max_length=limits.MAX_USER_LENGTH)
+
+
+class PutTenantsParameters(Parameters):
+    """Query parameter that says whether anything is to happen."""
+
+    dry_run: bool = Field(False, description="Tell what would change, and change nothing.")
 
 
 class DeleteTenantParameters(Parameters):
@@ -66,7 +75,7 @@ class RevokeParameters(Parameters):
 )
 @needs(ADMIN)
 async def create(
-    service: ServiceState, body: Annotated[TenantBody, Depends(parse_body(TenantBody))]
+    service: ServiceState, audit: AuditState, body: Annotated[TenantBody, Depends(parse_body(TenantBody))]
 ) -> Response:
     """Let somebody share the server, with keys of its own. From then on nobody is let in without a key."""
     _check_closed(service)
@@ -74,7 +83,32 @@ async def create(
         await _check_no_names(service, body.name)
     settings = body.over(TenantSettings())
     tenant = await service.tenants.change(lambda registry: registry.add(body.name, settings))
+    audit.target, audit.after = tenant.name, tenant_json(tenant)
     return Json(tenant_json(tenant), 201)
+
+
+@router.put(
+    "",
+    summary="Make tenants what is said",
+    openapi_extra=documented(TenantsBody, {"two": _ALL}),
+)
+@needs(ADMIN)
+async def put_tenants(
+    service: ServiceState,
+    audit: AuditState,
+    asked: Annotated[PutTenantsParameters, Query()],
+    body: Annotated[TenantsBody, Depends(parse_body(TenantsBody))],
+) -> Response:
+    """Make, change and delete tenants until they are as the body has them; tell what was different.
+
+    With ``dry_run`` it is told only. Tenants that are not in the body stay, unless ``delete_others``.
+    """
+    _check_closed(service)
+    changes = plan(service.tenants.all(), body)
+    if not asked.dry_run:
+        audit.after = [change.json for change in changes]
+        await carry_out(service, body, changes)
+    return Json({"object": "list", "data": [change.json for change in changes], "dry_run": asked.dry_run})
 
 
 @router.get("", summary="List tenants")
@@ -99,24 +133,33 @@ async def retrieve(service: ServiceState, tenant: Name) -> Response:
 )
 @needs(ADMIN)
 async def change(
-    service: ServiceState, tenant: Name, body: Annotated[TenantFields, Depends(parse_body(TenantFields))]
+    service: ServiceState,
+    audit: AuditState,
+    tenant: Name,
+    body: Annotated[TenantFields, Depends(parse_body(TenantFields))],
 ) -> Response:
     """Replace what is given. Requests that run keep what they have."""
-    return Json(
-        tenant_json(await service.tenants.change(lambda registry: registry.change(tenant, body.over)))
+    audit.before = tenant_json(service.tenants.get(tenant))
+    audit.after = tenant_json(
+        await service.tenants.change(lambda registry: registry.change(tenant, body.over))
     )
+    return Json(audit.after)
 
 
 @router.delete("/{tenant}", summary="Delete a tenant")
 @needs(ADMIN)
 async def delete(
-    service: ServiceState, tenant: Name, asked: Annotated[DeleteTenantParameters, Query()]
+    service: ServiceState,
+    audit: AuditState,
+    tenant: Name,
+    asked: Annotated[DeleteTenantParameters, Query()],
 ) -> Response:
     """Delete a tenant and revoke all its keys. Files, batches and responses that it has stay, for admins.
 
     Refused while it has adapters or aliases of its own, unless they go as well.
     """
     found = service.tenants.get(tenant)
+    audit.before = tenant_json(found)
     if not asked.adapters:
         await _check_no_names(service, tenant)
     await service.adapters.admin.catch_up()
@@ -134,12 +177,18 @@ async def delete(
 )
 @needs(ADMIN)
 async def create_key(
-    service: ServiceState, tenant: Name, body: Annotated[KeyBody, Depends(parse_body(KeyBody, optional=True))]
+    service: ServiceState,
+    audit: AuditState,
+    tenant: Name,
+    body: Annotated[KeyBody, Depends(parse_body(KeyBody, optional=True))],
 ) -> Response:
     """Make a key of a tenant. This answer is the only one that has it."""
     record, key = await service.tenants.change(
-        lambda registry: registry.add_key(tenant, body.expires_in, [KeyRight(each) for each in body.scopes])
+        lambda registry: registry.add_key(
+            tenant, body.expires_in, [KeyRight(each) for each in body.scopes], body.priority
+        )
     )
+    audit.after = key_json(record)
     return Json({**key_json(record), "key": key}, 201)
 
 
@@ -160,6 +209,7 @@ async def list_keys(service: ServiceState, tenant: Name) -> Response:
 @needs(ADMIN)
 async def rotate_key(
     service: ServiceState,
+    audit: AuditState,
     tenant: Name,
     key_id: KeyId,
     body: Annotated[RotationBody, Depends(parse_body(RotationBody, optional=True))],
@@ -172,13 +222,18 @@ async def rotate_key(
                 tenant, key_id, overlap=body.overlap, lifetime=body.expires_in
             )
         )
+    audit.after = key_json(record)
     return Json({**key_json(record), "key": key}, 201)
 
 
 @router.delete("/{tenant}/keys/{key_id}", summary="Revoke a key")
 @needs(ADMIN)
 async def revoke_key(
-    service: ServiceState, tenant: Name, key_id: KeyId, asked: Annotated[RevokeParameters, Query()]
+    service: ServiceState,
+    audit: AuditState,
+    tenant: Name,
+    key_id: KeyId,
+    asked: Annotated[RevokeParameters, Query()],
 ) -> Response:
     """The key opens nothing from now on; on other servers of the registry, from half a second later on.
 
@@ -188,6 +243,7 @@ async def revoke_key(
         gone = await service.tenants.change(
             lambda registry: registry.remove_key(tenant, key_id, end=asked.end)
         )
+    audit.before = key_json(gone)
     return Json({"id": gone.id, "object": "key.deleted", "deleted": True})
 
 

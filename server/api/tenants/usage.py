@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
-from manylora.adapters.registry.tenants.usage import By, UsageRecord
+from manylora.adapters.registry.tenants.usage import By, Counts, UsageRecord
 from manylora.server.api.access.scopes import ADMIN, needs
 from manylora.server.api.files.pages import Parameters
 from manylora.server.api.http import limits
@@ -18,7 +22,7 @@ from manylora.server.api.http.state import ServiceState
 
 router = APIRouter(prefix="/v1/usage", tags=["tenants"])
 
-MAX_RECORDS = 10_000
+MAX_RECORDS = 100_000
 _LATEST = 2**40  # unix seconds
 
 
@@ -29,6 +33,7 @@ class UsageParameters(Parameters):
     since: int = Field(0, ge=0, le=_LATEST, alias="from", description="Unix seconds.")
     until: int | None = Field(None, ge=0, le=_LATEST, alias="to", description="Unix seconds.")
     by: By = By.TOTAL
+    form: Literal["json", "csv"] = Field("json", alias="format", description="Objects, or lines of a table.")
     limit: int = Field(1000, ge=1, le=MAX_RECORDS)
 
 
@@ -48,7 +53,19 @@ async def read_usage(service: ServiceState, asked: Annotated[UsageParameters, Qu
         )
     )
     data = [_json(record) for record in records[: asked.limit]]
+    if asked.form == "csv":
+        return PlainTextResponse(_table(data), media_type="text/csv")
     return Json({"object": "list", "data": data, "has_more": len(records) > asked.limit})
+
+
+def _table(data: Sequence[Mapping[str, Any]]) -> str:
+    """Lines with a head, of all but the kind of object."""
+    written = io.StringIO()
+    columns = ["start", "tenant", "tenant_id", "model", *Counts._fields]
+    table = csv.DictWriter(written, columns, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(data)
+    return written.getvalue()
 
 
 def _json(record: UsageRecord) -> dict[str, Any]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from manylora.adapters.options.loading import OptionsRefused, read_yaml
 from manylora.server.client.errors import Unusable
-from manylora.server.client.tenants import TenantFields
+
+if TYPE_CHECKING:  # brings httpx, which the help does not need
+    from manylora.server.client.tenants import TenantFields
 
 Name = Annotated[str, typer.Argument(metavar="TENANT", show_default=False)]
 
@@ -71,6 +75,18 @@ def adapter_limits_of(texts: Sequence[str]) -> dict[str, dict[str, int]]:
             raise Unusable(f"{text!r} is not ADAPTER=WHAT=NUMBER")
         found.setdefault(adapter, {}).update(limits_of([limit]))
     return found
+
+
+def read_tenants(file: Path) -> dict[str, Any]:
+    """What a file says of tenants; the server knows what may be said.
+
+    Raises:
+        Unusable: it can't be read.
+    """
+    try:
+        return read_yaml(file)
+    except OptionsRefused as error:
+        raise Unusable(str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from manylora.server.cli.admin.session import Session, with_session
-from manylora.server.cli.tenants.arguments import Name, Settings, seconds_of
-from manylora.server.cli.tenants.lines import USAGE_HEAD, sheet, tenant_line, usage_line
+from manylora.server.cli.tenants.arguments import Name, Settings, read_tenants, seconds_of
+from manylora.server.cli.tenants.lines import (
+    USAGE_HEAD,
+    audit_line,
+    change_lines,
+    sheet,
+    tenant_line,
+    usage_line,
+)
 from manylora.server.client.errors import Unusable
 
 tenants = typer.Typer(name="tenants", no_args_is_help=True, help="Manage who shares a running server.")
@@ -124,6 +132,20 @@ def change_tenant(
         session.tell(client.tenants.change(name, **settings), tenant_line)
 
 
+@tenants.command("apply")
+@with_session
+def apply_tenants(
+    session: Session,
+    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False)],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change.")] = False,
+) -> None:
+    """Make tenants what a YAML file says, as serve --tenants does, and print what was different."""
+    with session.talk() as client:
+        for change in client.tenants.put(read_tenants(file), dry_run=dry_run):
+            session.tell(change, change_lines)
+
+
 @tenants.command("rm")
 @with_session
 def remove_tenant(
@@ -138,6 +160,27 @@ def remove_tenant(
     with session.talk() as client:
         gone = client.tenants.delete(name, adapters=adapters)
         session.tell(gone, lambda gone: f"{gone['name']} is deleted, its keys revoked")
+
+
+@tenants.command("audit")
+@with_session
+def show_audit(
+    session: Session,
+    *,
+    who: Annotated[str | None, typer.Option("--who", metavar="KEY_ID", show_default=False)] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", metavar="TENANT", show_default=False)] = None,
+    target: Annotated[str | None, typer.Option("--target", metavar="NAME", show_default=False)] = None,
+    last: Annotated[
+        str | None, typer.Option("--last", metavar="TIME", help="30d, 12h.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, metavar="COUNT", help="At most so many.")] = 100,
+) -> None:
+    """Print what was done to adapters, aliases and tenants, by whom, the latest first."""
+    with session.talk() as client:
+        seconds = seconds_of(last)
+        since = None if seconds is None else max(0.0, time.time() - seconds)
+        for record in client.tenants.audit(since=since, limit=limit, who=who, tenant=tenant, target=target):
+            session.tell(record, audit_line)
 
 
 @tenants.command("usage")

@@ -45,10 +45,15 @@ def add_key(
     *,
     expires_in: Lifetime = None,
     scope: Scopes = ["infer"],  # noqa: B006
+    priority: Annotated[
+        int, typer.Option("--priority", help="That its requests may have at least; lower is earlier.")
+    ] = 0,
 ) -> None:
     """Make a key of a tenant and print it: this is the only time that it can be seen."""
     with session.talk() as client:
-        made = client.tenants.add_key(name, expires_in=seconds_of(expires_in), scopes=scope)
+        made = client.tenants.add_key(
+            name, expires_in=seconds_of(expires_in), scopes=scope, priority=priority
+        )
         session.tell(made, made_line)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -42,6 +43,23 @@ def key_line(key: Answer) -> str:
 def made_line(key: Answer) -> str:
     """A new key: the key itself on a line of its own, so that it can be copied."""
     return f"{key_line(key)}\n{key['key']}"
+
+
+def change_lines(change: Answer) -> str:
+    """What is different of a tenant: ``~ acme: weight 1 -> 2``."""
+    mark = {"create": "+", "change": "~", "delete": "-"}[change["action"]]
+    told = [
+        f"  {what}: {json.dumps(each['before'])} -> {json.dumps(each['after'])}"
+        for what, each in change["settings"].items()
+    ]
+    return "\n".join([f"{mark} {change['tenant']}", *told])
+
+
+def audit_line(record: Answer) -> str:
+    """What was done: ``2026-11-29 20:10  admin-api-key  10.0.0.7  PATCH /v1/tenants/{tenant}  acme  200``."""
+    who = f"{record['who']} ({record['tenant']})" if record["tenant"] else record["who"]
+    parts = [_told(record["time"]), who, record["address"], record["action"], record["target"]]
+    return "  ".join([*parts, str(record["status"])])
 
 
 def usage_line(record: Answer) -> str:

@@ -176,3 +176,33 @@ def test_of_those_that_run_the_one_with_most_service_makes_room() -> None:
     while made.running or made.waiting:
         step(made)
     assert first.finish_reason is second.finish_reason is not None
+
+
+def test_priorities_are_among_a_clients_own() -> None:
+    """The lower is the earlier, then who came first; another client's turn does not depend on them."""
+    one, other = Client("one"), Client("other")
+    made = scheduler(seqs=1, tokens=32)
+    asked = [(one, 0), (one, 5), (one, -2), (one, 0), (other, 9), (one, -2), (other, 9)]
+    sent = [make_sequence(range(4), max_tokens=1, client=c, priority=p) for c, p in asked]
+    for sequence in sent:
+        made.add(sequence)
+    order: list[int] = []
+    while made.waiting or made.running:
+        step(made)
+        order += [i for i, s in enumerate(sent) if s.first_scheduled is not None and i not in order]
+    ours = [i for i in order if asked[i][0] is one]
+    assert ours == [2, 5, 0, 3, 1]
+    assert [asked[i][0].name for i in order[:4]].count("other") == 2  # in turn, though theirs are 9
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_first_come_first_served_knows_no_clients(fair: bool) -> None:
+    made = scheduler(seqs=1, tokens=32, fair=fair)
+    flood = [make_sequence(range(4), max_tokens=2, client=Client("flood")) for _ in range(10)]
+    late = make_sequence(range(4), max_tokens=2, client=Client("light"))
+    for sequence in (*flood, late):
+        made.add(sequence)
+    while late.first_scheduled is None:
+        step(made)
+    before = sum(sequence.first_scheduled is not None for sequence in flood)
+    assert before <= 2 if fair else before == 10

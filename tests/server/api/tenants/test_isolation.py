@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.running_server import PATIENCE, Running
+from tests.support.running_server import Running
 from tests.support.tenants import ADMIN, bearer, chat, tenant_key
+from tests.support.waiting import wait_until
 
 TOLD = re.compile(r"alpha|gamma|absent-\w+|req-\w+")
 LONG = [{"role": "user", "content": "The same long words again and again " * 12}]
@@ -180,10 +180,8 @@ def test_batches_run_with_their_tenants_rights(server: Running, http: httpx.Clie
     file = http.post("/v1/files", files=upload, data={"purpose": "batch"}, headers=mine).json()["id"]
     body = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     batch = http.post("/v1/batches", json=body, headers=mine).json()["id"]
-    deadline = time.monotonic() + PATIENCE
-    while (found := http.get(f"/v1/batches/{batch}", headers=mine).json())["status"] != "completed":
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
+    wait_until(lambda: http.get(f"/v1/batches/{batch}", headers=mine).json()["status"] == "completed")
+    found = http.get(f"/v1/batches/{batch}", headers=mine).json()
     assert found["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
     done = http.get(f"/v1/files/{found['output_file_id']}/content", headers=mine).text
     failed = http.get(f"/v1/files/{found['error_file_id']}/content", headers=mine).text

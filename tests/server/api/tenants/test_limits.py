@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,8 +13,9 @@ import pytest
 
 from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.errors import QueueFull
-from tests.support.running_server import PATIENCE, Running
+from tests.support.running_server import Running
 from tests.support.tenants import ADMIN, bearer, chat, tenant_key
+from tests.support.waiting import wait_until
 
 ASKING: Mapping[str, Callable[[int], Mapping[str, Any]]] = {
     "/v1/chat/completions": lambda n: chat("tiny", max_tokens=n),
@@ -111,9 +111,8 @@ def test_concurrent_streams_never_pass_the_limit(server: Running, http: httpx.Cl
 
     def watch() -> None:
         nonlocal most
-        while not ended.is_set():
+        while not ended.wait(0.0005):
             most = max(most, server.service.engine.num_open)
-            time.sleep(0.0005)
 
     def ask(which: int) -> int:
         body = chat("tiny", max_tokens=30, stream=True, ignore_eos=True)
@@ -162,10 +161,7 @@ def test_who_hangs_up_gets_the_rest_back(server: Running, http: httpx.Client) ->
     with http.stream("POST", "/v1/chat/completions", json=body, headers=bearer(key)) as told:
         assert remaining(told) < 1500
         next(told.iter_lines())
-    deadline = time.monotonic() + PATIENCE
-    while running(server):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not running(server))
     assert 1500 < settled(server, http, key) < 2000
 
 
