@@ -41,7 +41,7 @@ class TritonStep:
         embedding = weights.embedding
         on_gpu = embedding.device.type == "cuda" and not weights.waits
         with torch.inference_mode():
-            logits = embedding.new_empty(MAX_ROWS, weights.lm_head.shape[0])
+            logits = embedding.new_empty(MAX_ROWS, weights.vocab_size)
             hidden = embedding.new_empty(MAX_ROWS, embedding.shape[1])
         self.decode_steps = DecodeSteps(
             self.decode,

@@ -1,0 +1,51 @@
+"""The sums and joins of the ranks' parts, over torch.distributed: NCCL between GPUs, gloo on a CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from manylora.server.model.parallel.sharding import Sharding
+
+# Ranks are processes of one machine: what they open to each other is not for others.
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+
+
+class Group:
+    """The ranks as one of them sees them; implements :class:`manylora.server.kernels.ranks.Ranks`."""
+
+    def __init__(self, sharding: Sharding, device: torch.device, meeting: Path) -> None:
+        """Wait until all ranks are there. ``meeting`` is a file to come, in which they find each other."""
+        for variable, value in _LOOPBACK.items():
+            os.environ.setdefault(variable, value)
+        self.count = sharding.count
+        self.vocab_size = sharding.vocabulary
+        self._rows = -(-sharding.vocabulary // sharding.count)  # of the head on every rank, but the last
+        on_gpu = device.type == "cuda"
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=f"file://{meeting}",
+            rank=sharding.rank,
+            world_size=sharding.count,
+            device_id=device if on_gpu else None,
+        )
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """See :class:`Ranks`."""
+        dist.all_reduce(x)
+        return x
+
+    def join(self, logits: torch.Tensor) -> torch.Tensor:
+        """See :class:`Ranks`."""
+        own = F.pad(logits, (0, self._rows - logits.shape[1])).contiguous()
+        every = own.new_empty(self.count, *own.shape)
+        dist.all_gather(list(every), own)
+        return every.transpose(0, 1).flatten(1)[:, : self.vocab_size]
+
+    def leave(self) -> None:
+        """Part from the others, who may be gone."""
+        dist.destroy_process_group()

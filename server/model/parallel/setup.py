@@ -1,0 +1,29 @@
+"""What a rank is told before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class RankSetup:
+    """One rank's part in a server."""
+
+    directory: Path  # of the model
+    rank: int
+    count: int
+    device: torch.device
+    dtype: torch.dtype
+    max_model_len: int | None
+    kernels: str
+    coded_cache: bool
+    meeting: Path  # see Group
+    threads: int  # that compute on a CPU
+    log_level: str
+
+
+class RankFailed(Exception):
+    """A rank could not do its part; the text is for the operator."""
