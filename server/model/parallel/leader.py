@@ -145,6 +145,11 @@ class Leader:
         self._ended.wait()
         return self.reason
 
+    @property
+    def statuses(self) -> list[int | None]:
+        """The exit statuses of the other ranks; None of those that run."""
+        return [process.poll() for process in self._processes]
+
     def close(self) -> None:
         """End the other ranks."""
         self._closing = True
