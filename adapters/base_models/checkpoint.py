@@ -68,6 +68,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 tensor = whole[own, columns.start : columns.stop]
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.infos  # a mapping's own would read the tensor to find out
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.infos)
 

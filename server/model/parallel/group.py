@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 from manylora.server.model.parallel.sharding import Sharding
 
+_TIMEOUT = timedelta(minutes=10)  # that one rank waits for another; kernels may have to be compiled meanwhile
 # Ranks are processes of one machine: what they open to each other is not for others.
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
@@ -31,6 +33,7 @@ class Group:
             init_method=f"file://{meeting}",
             rank=sharding.rank,
             world_size=sharding.count,
+            timeout=_TIMEOUT,
             device_id=device if on_gpu else None,
         )
 

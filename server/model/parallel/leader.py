@@ -150,15 +150,15 @@ class Leader:
         """The exit statuses of the other ranks; None of those that run."""
         return [process.poll() for process in self._processes]
 
-    def close(self) -> None:
-        """End the other ranks."""
+    def close(self, patience: float = _GRACE) -> None:
+        """End the other ranks; those that have not ended after ``patience`` seconds are killed."""
         self._closing = True
         self._ended.set()
         for channel in (*self._steps, *self._loads):
             channel.close()
         for process in self._processes:
             try:
-                process.wait(_GRACE)
+                process.wait(patience)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -35,11 +35,11 @@ class Share:
     max_model_len: int
 
 
-def check_divisible(directory: Path, count: int, quantize: str) -> None:
+def check_divisible(directory: Path, count: int, quantize: str, max_model_len: int | None) -> None:
     """Refuse a model that can't be served by ``count`` ranks, before any process is started.
 
     Raises:
-        ConfigError: says why.
+        ConfigError: says why; or ``max_model_len`` exceeds what the model can do.
         BaseModelError: there is no model.
     """
     packed = packed_format(directory)
@@ -48,9 +48,18 @@ def check_divisible(directory: Path, count: int, quantize: str) -> None:
         raise ConfigError(
             f"{OPTION} {count}: a base in few bits ({stored}) is not divided; take one in 16 or 32 bits"
         )
-    reason = unsupported(plain_config(directory), count)
+    config = _config(directory)
+    context_length(config, max_model_len)
+    reason = unsupported(config, count)
     if reason is not None:
         raise ConfigError(f"{OPTION} {count}: {reason}")
+
+
+def _config(directory: Path) -> Any:
+    try:
+        return plain_config(directory)
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{directory} is not a causal language model: {error}") from error
 
 
 def load_share(setup: RankSetup) -> Share:

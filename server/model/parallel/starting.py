@@ -59,10 +59,13 @@ def start_ranks(
     """
     devices = _devices(device, count)
     try:
-        check_divisible(directory, count, quantize)
+        check_divisible(directory, count, quantize, max_model_len)
     except BaseModelError as error:
         raise ModelRefused(str(error)) from error
+    if devices[0].type == "cpu" and kernels == "native":
+        raise ConfigError(f"--kernels native: they run a step in one call, and {OPTION} has sums within")
     threads = max(1, torch.get_num_threads() // count)
+    formats = [resolve_dtype(dtype, each) for each in devices]
     meeting = tempfile.TemporaryDirectory(prefix="manylora-ranks-")
     setups = [
         RankSetup(
@@ -70,7 +73,7 @@ def start_ranks(
             rank=rank,
             count=count,
             device=devices[rank],
-            dtype=resolve_dtype(dtype, devices[rank]),
+            dtype=formats[rank],
             max_model_len=max_model_len,
             kernels=kernels,
             coded_cache=coded_cache,
@@ -96,7 +99,7 @@ def _started(setups: list[RankSetup], meeting: tempfile.TemporaryDirectory[str])
         group = Group(share.sharding, own.device, own.meeting)
         decoder = ParallelDecoder(own, share, whole, leader, group)
     except BaseException:
-        leader.close()
+        leader.close(patience=0)
         if group is not None:
             group.leave()
         meeting.cleanup()

@@ -1,0 +1,64 @@
+"""The sizes of a part of a base, as they are computed, are those of what a rank loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from manylora.adapters.base_models.checkpoint import Checkpoint
+from manylora.adapters.base_models.configuration import plain_config
+from manylora.server.model.parallel.loading import load_share
+from manylora.server.model.parallel.setup import RankSetup
+from manylora.server.model.parallel.shape import share_shape
+from tests.support.tiny_models import tiny_model
+
+
+def setup_of(directory: Path, rank: int, count: int) -> RankSetup:
+    """One rank's part on a CPU."""
+    return RankSetup(
+        directory=directory,
+        rank=rank,
+        count=count,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        max_model_len=None,
+        kernels="pytorch",
+        coded_cache=False,
+        meeting=Path(),
+        threads=1,
+        log_level="WARNING",
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-untied-bias", "phi3", "gemma2"])
+def test_a_rank_loads_what_was_computed(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And reads no more of the files: of matrices only parts, and of each its own."""
+    model = tiny_model(tmp_path, family)
+    read = []
+    part, whole = Checkpoint.part, Checkpoint.__getitem__
+
+    def counted_part(self: Checkpoint, name: str, rows: range | None, columns: range | None) -> torch.Tensor:
+        found = part(self, name, rows, columns)
+        read.append(found.numel())
+        return found
+
+    def counted(self: Checkpoint, name: str) -> torch.Tensor:
+        found = whole(self, name)
+        assert found.dim() == 1 or "embed" in name, f"all of {name} is read"
+        read.append(found.numel())
+        return found
+
+    monkeypatch.setattr(Checkpoint, "part", counted_part)
+    monkeypatch.setattr(Checkpoint, "__getitem__", counted)
+    shape = share_shape(plain_config(model), 2)
+    for rank in range(2):
+        read.clear()
+        share = load_share(setup_of(model, rank, 2))
+        held = {id(p): p.numel() for p in share.hf.parameters()}
+        if shape.kv_heads != shape.heads and plain_config(model).tie_word_embeddings:
+            held = {id(p): p.numel() for n, p in share.hf.named_parameters() if n != "lm_head.weight"}
+        assert sum(held.values()) == shape.parameters
+        assert sum(read) <= shape.parameters + 96 * 16  # biases are read whole, some of them to be zero
+    assert shape.heads == 2
