@@ -29,7 +29,7 @@ class Prepared:
     pool: PagePool
     num_blocks: int  # the padding block included
     memory: Division
-    probe_error: float | None  # None: not compared with the original model
+    probe_error: float
     kernels_note: str
 
 

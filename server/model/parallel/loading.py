@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from manylora.server.model.loading.long_rope import settle_factors
 from manylora.server.model.pages.tables import BaseTables
 from manylora.server.model.parallel.setup import RankSetup
 from manylora.server.model.parallel.sharding import WHOLE, Cut, Sharding, unsupported
+from manylora.server.model.parallel.streamed import streamed
 from manylora.server.model.text.tokenizer import Tokenizer
 
 OPTION = "--tensor-parallel-size"
@@ -189,6 +191,11 @@ class WholeModel:
         """The model's embeddings, which are here, and its head, which is not."""
         head = _output(self.loaded.hf)
         return BaseTables(embedding, embedding if _is_tied(self.loaded.hf) else lambda: self._read(head))
+
+    def original(self) -> AbstractContextManager[Any]:
+        """The model itself, with one matrix in memory at a time."""
+        loaded, stored = self.loaded, self._stored
+        return streamed(loaded.hf, stored.config, stored, dtype=self._dtype, max_len=loaded.max_model_len)
 
     def _read(self, name: str) -> torch.Tensor:
         return self._stored[name].to(self._dtype)

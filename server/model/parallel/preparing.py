@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
-from manylora.server.memory_budget import adapter_bytes, num_kv_blocks
+import torch
+
+from manylora.server.memory_budget import adapter_bytes, num_kv_blocks, return_freed
 from manylora.server.model.loading.memory import demand_of, log_division
 from manylora.server.model.loading.preparing import Prepared
-from manylora.server.model.loading.probe import PROBE_BLOCKS
+from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
 from manylora.server.model.pages.pool import PagePool
 from manylora.server.model.parallel.starting import StartedRanks
 from manylora.server.options.defaults import EngineLimits
@@ -16,16 +17,13 @@ from manylora.server.options.settings import Settings
 from manylora.server.sizing.division import Division, Wanted, divide
 from manylora.server.sizing.shape import BaseShape
 
-logger = logging.getLogger(__name__)
-
 
 def prepare_ranks(started: StartedRanks, settings: Settings, limits: EngineLimits) -> Prepared:
-    """The decoder of ranks that have met, with the memory it runs in.
-
-    It is not compared with the original model, which no process has.
+    """The decoder of ranks that have met, with the memory it runs in, once it has passed the probe.
 
     Raises:
         ConfigError: memory is too small; says what would fit.
+        ModelRefused: the ranks together don't compute what the model does.
     """
     loaded, decoder = started.loaded, started.decoder
     memory = _divide(started, settings, limits)
@@ -38,10 +36,14 @@ def prepare_ranks(started: StartedRanks, settings: Settings, limits: EngineLimit
         tables=decoder.tables,
         shards=decoder.shards,
     )
-    decoder.allocate(pool.data, max(memory.num_blocks, PROBE_BLOCKS), limits.max_batch_tokens)
+    rows = max(limits.max_batch_tokens, PROBE_ROWS)
+    decoder.allocate(pool.data, max(memory.num_blocks, PROBE_BLOCKS), rows)
     decoder.take_over(started.share.hf)
-    logger.warning("the base is not compared with the original model: no rank has all of it")
-    return Prepared(decoder, pool, memory.num_blocks, memory, None, decoder.kernels_note)
+    return_freed(loaded.device)
+    precision = loaded.dtype if settings.kv_cache_dtype == "auto" else torch.bfloat16
+    with started.whole.original() as model:
+        error = max(probe(model, decoder, precision), probe_adapters(model, decoder, pool, precision))
+    return Prepared(decoder, pool, memory.num_blocks, memory, error, decoder.kernels_note)
 
 
 def _divide(started: StartedRanks, settings: Settings, limits: EngineLimits) -> Division:

@@ -24,13 +24,18 @@ from manylora.server.model.parallel.setup import RankSetup
 class StartedRanks:
     """Ranks that have met, and what rank 0 serves with them."""
 
-    loaded: LoadedModel  # the whole model, without weights
+    whole: WholeModel
     share: Share  # rank 0's
     decoder: ParallelDecoder
     leader: Leader
     group: Group
     free: int  # bytes beside the weights, on the rank that has the fewest
     meeting: tempfile.TemporaryDirectory[str]  # where they found each other
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The whole model, without weights."""
+        return self.whole.loaded
 
     def close(self) -> None:
         """End the other ranks."""
@@ -104,7 +109,7 @@ def _started(setups: list[RankSetup], meeting: tempfile.TemporaryDirectory[str])
             group.leave()
         meeting.cleanup()
         raise
-    return StartedRanks(whole.loaded, share, decoder, leader, group, free, meeting)
+    return StartedRanks(whole, share, decoder, leader, group, free, meeting)
 
 
 def _devices(name: str, count: int) -> list[torch.device]:

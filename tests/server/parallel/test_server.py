@@ -64,7 +64,9 @@ def test_answers_and_the_end_of_a_rank(tmp_path: Path) -> None:
         found = ["".join(streamed(server, name, max_tokens=24)) for name in ("tiny", "mine")]
         assert found == expected
         assert expected[0] != expected[1]
-        assert httpx.get(f"{server.url}/version").json()["tensor_parallel_size"] == 2
+        about = httpx.get(f"{server.url}/version").json()
+        assert about["tensor_parallel_size"] == 2
+        assert 0 < about["probe_error"] < 1e-4
         (rank,) = ranks_of(server)
         answer = streamed(server, "mine", max_tokens=400, ignore_eos=True)
         next(answer)
