@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 
-.PHONY: help install dev pull serve test test-fast test-all fuzz clients conformance coverage check format docs site wheel bench lock clean
+.PHONY: help install dev pull serve test test-fast test-all fuzz clients conformance gpu-check coverage check format docs site wheel bench lock clean
 
 help: ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -32,17 +32,18 @@ install: $(RUNTIME) ## Make .venv with what serving needs.
 
 dev: $(DEVELOPMENT) ## Add what tests, checks and benchmarks need.
 
+# Bytecode is written when a module is first imported: most of what is installed never is.
 $(RUNTIME): pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; set PYTHON=/path/to/python" >&2; exit 2; }
 	@echo "Installing what requirements.lock lists into $(VENV) with $$($(PYTHON) --version); a minute or two"
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(PIP) install --quiet -r requirements.lock
+	@$(PIP) install --quiet --no-compile -r requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(DEVELOPMENT): $(RUNTIME) requirements-dev.lock
 	@echo "Adding what requirements-dev.lock lists"
-	@$(PIP) install --quiet -r requirements.lock -r requirements-dev.lock
+	@$(PIP) install --quiet --no-compile -r requirements.lock -r requirements-dev.lock
 	@touch $@
 
 pull: $(RUNTIME) ## Fetch MODEL into the data directory.
@@ -52,21 +53,24 @@ serve: $(RUNTIME) ## Serve MODEL with the example adapters on HOST:PORT.
 	@exec $(BIN)/manylora serve --model $(MODEL) --host $(HOST) --port $(PORT) --adapter-root examples/adapters \
 		$(foreach name,$(EXAMPLES),--adapter $(name)=examples/adapters/$(name))
 
+# A file's tests stay together, for what they share; files are handed out in the order of tests/support/order.py.
+PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
+
 test: $(DEVELOPMENT) ## Run the tests, one process a core; fetches the real model they need.
 	$(BIN)/manylora pull smollm2-135m
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not sweep"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not sweep"
 
 test-fast: $(DEVELOPMENT) ## Run what takes little time and no real model: under 90 seconds on two cores.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not real and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not real and not slow"
 
 test-all: test fuzz clients conformance ## Everything that tests, sweeps over all of a sort too: an hour and more.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m sweep
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m sweep
 
 FUZZ_EXAMPLES ?= 1000
 
 fuzz: $(DEVELOPMENT) ## Send FUZZ_EXAMPLES generated requests to every route, and ten times as many artifacts.
 	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) MANYLORA_FUZZ_UPLOADS=$(FUZZ_EXAMPLES) \
-		MANYLORA_FUZZ_ARTIFACTS=$(FUZZ_EXAMPLES)0 $(BIN)/python -m pytest -n logical --dist loadfile \
+		MANYLORA_FUZZ_ARTIFACTS=$(FUZZ_EXAMPLES)0 $(BIN)/python -m pytest $(PARALLEL) \
 		tests/server/api/http/test_openapi_fuzz.py tests/server/api/access/test_scopes.py \
 		tests/server/api/admin/test_mutated_uploads.py tests/server/residency/test_mutated_artifacts.py
 
@@ -93,14 +97,19 @@ client-environment:
 
 CONFORMANCE := build/conformance
 
-conformance: $(DEVELOPMENT) ## Run llm-comply's checks of chats, the Responses API and Anthropic's messages.
+conformance: $(DEVELOPMENT) ## Run llm-comply's and compatcanary's checks of chats, the Responses API and Anthropic's messages; needs Node.
 	$(BIN)/python -m venv $(CONFORMANCE)
 	$(CONFORMANCE)/bin/python -m pip install --quiet -r tests/conformance/requirements.txt
-	$(BIN)/python -m tests.conformance $(CONFORMANCE)/bin/python
+	cp tests/conformance/package.json tests/conformance/package-lock.json $(CONFORMANCE)
+	cd $(CONFORMANCE) && npm ci --no-audit --no-fund --silent
+	$(BIN)/python -m tests.conformance $(CONFORMANCE)/bin/python $(CONFORMANCE)
+
+gpu-check: $(DEVELOPMENT) ## On a machine with an NVIDIA GPU: check and measure it, in under eight minutes; results in bench/results.
+	$(BIN)/python -m bench.gpu_check
 
 coverage: $(DEVELOPMENT) ## Run all tests and say how much of the code they run.
 	$(BIN)/manylora pull smollm2-135m
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 
 check: $(DEVELOPMENT) ## Lint, formatting, types, the layers of imports, and the documentation site.
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going check-types check-style check-layers check-site

@@ -18,7 +18,7 @@ from manylora.server.model.decoders.decoder import Decoder
 from manylora.server.model.loading.loader import decoder_candidates, load_model
 
 _READ = 1 << 28  # bytes of each of two arrays that are read to measure bandwidth: no cache holds them
-_SQUARE = 2048  # side of the matrices multiplied to measure arithmetic
+_SQUARE = 8192 if torch.cuda.is_available() else 2048  # side of the matrices multiplied to measure arithmetic
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ class Workbench:
         self.pool[: _start(self.decoder)] = 0
         self.blocks = 1 + max(s.batch * -(-s.context // BLOCK_SIZE) for s in shapes)
         self.decoder.allocate(self.pool, self.blocks, max(s.batch * s.rows for s in shapes))
-        self._adapters: dict[int, list[AdapterPages]] = {}
+        self.adapters: dict[int, list[AdapterPages]] = {}
         at = _start(self.decoder)
         for rank, count in counts.items():
-            self._adapters[rank] = [self._pages(rank, at + i * sizes[rank]) for i in range(count)]
+            self.adapters[rank] = [self._pages(rank, at + i * sizes[rank]) for i in range(count)]
             at += count * sizes[rank]
         self._kv_bytes = self.decoder.kv_bytes_per_block / BLOCK_SIZE
         config = loaded.hf.config
@@ -124,7 +124,7 @@ class Workbench:
         span = np.arange(shape.context - shape.rows, shape.context)
         slots = tables[:, span // BLOCK_SIZE] * BLOCK_SIZE + span % BLOCK_SIZE
         ends = np.arange(shape.batch + 1, dtype=np.int32) * shape.rows
-        adapters = self._adapters[shape.rank]
+        adapters = self.adapters[shape.rank]
         # Sequences of one mix are adjacent in a step.
         chosen = sorted(i % shape.distinct for i in range(shape.batch)) if shape.distinct else []
         mixes = [[(adapters[i], 1.0)] for i in chosen]

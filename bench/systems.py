@@ -75,31 +75,37 @@ class RunningSystem:
 
     def pause(self) -> None:
         """Stop its processes from using the CPU while another system is measured."""
-        self._signal(signal.SIGSTOP)
+        self.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Undo :meth:`pause`."""
-        self._signal(signal.SIGCONT)
+        self.signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """End every process of it, the patient way first."""
         self.resume()
         if self._process is None:
             return
-        self._signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(20)
-        self._signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self._process.wait(20)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to every process of it, if we started it."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
+    @property
+    def exit_status(self) -> int | None:
+        """That of the process, once it has ended."""
+        return None if self._process is None else self._process.poll()
+
     def check_alive(self) -> None:
         """Raise :class:`SystemFailed` if the process has ended."""
-        if self._process is not None and (code := self._process.poll()) is not None:
+        if (code := self.exit_status) is not None:
             raise SystemFailed(f"{self.system.name} ended with status {code}")
 
 

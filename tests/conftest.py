@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from manylora.adapters.base_models.catalog import resolve_model
 from manylora.server.kernels.cpu.build import AMX_EMULATED, Variant, usable_variants
 from manylora.server.options.settings import Settings
 from tests.support.kernel_cases import variants_under_test
+from tests.support.order import longest_first
 from tests.support.tiny_models import tiny_model
 
 if not torch.cuda.is_available():
@@ -42,7 +44,7 @@ SLOW_CASES = 3  # of one slow test that are no sweep
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses the real model as such, whoever forgets it, and as sweeps slow tests of some levels and
-    all but a few cases of a slow test that has many."""
+    all but a few cases of a slow test that has many. What takes long comes first."""
     slow: dict[str, list[pytest.Item]] = {}
     for item in items:
         if "real_model_dir" in getattr(item, "fixturenames", ()):
@@ -58,6 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for cases in slow.values():
         for item in _left_over(cases):
             item.add_marker(pytest.mark.sweep)
+    items[:] = longest_first(items)
 
 
 def _left_over(cases: list[pytest.Item]) -> list[pytest.Item]:
@@ -77,3 +80,12 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def real_model_dir() -> Path:
     """Directory of the real base model, fetched and converted if this machine does not have it yet."""
     return resolve_model("smollm2-135m", Settings().data_dir)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of garbage collections from here on.
+
+    Millions of objects: a collection that visits them takes a second, and every server and run collects.
+    """
+    gc.collect()
+    gc.freeze()

@@ -117,6 +117,8 @@ def _tasks(config: TrainOptions) -> list[str]:
     faults = []
     if config.packing and config.task != "sft":
         faults.append(f"packing: only with task sft, not {config.task}")
+    if config.chat_template is not None and config.task in _SILENT:
+        faults.append(f"chat_template: {_SILENT[config.task]} reads no conversations")
     if config.sample_prompts and config.task in _SILENT:
         faults.append(f"sample_prompts: {_SILENT[config.task]} writes no answers")
     if config.task != "embedding":

@@ -13,12 +13,15 @@ from uuid import uuid4
 ENDPOINTS: Final = (
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
     "/v1/embeddings",
     "/v1/score",
     "/v1/rerank",
     "/classify",
     "/v1/compare",
 )
+_ALONE: Final = ("stream", "background")  # fields that ask for something else than an answer
 MAX_LINES: Final = 50_000
 MAX_ID: Final = 512  # characters of a line's id
 MAX_FAULTS: Final = 20  # that are told of one file
@@ -89,15 +92,14 @@ def _fault(value: Mapping[str, Any], number: int) -> LineFault | None:
         (value.get("method", "POST") == "POST", "invalid_method", "method", "must be POST"),
         (value.get("url") in ENDPOINTS, "invalid_url", "url", f"must be one of {', '.join(ENDPOINTS)}"),
         (isinstance(body, dict), "missing_required_parameter", "body", "must be a JSON object"),
-        (
-            not (isinstance(body, dict) and body.get("stream")),
-            "invalid_request",
-            "body.stream",
-            "is not batched",
-        ),
+        *((_is_left(body, name), "invalid_request", f"body.{name}", "is not batched") for name in _ALONE),
     )
     failed = next(((code, name, says) for right, code, name, says in checks if not right), None)
     return None if failed is None else LineFault(number, failed[0], f"'{failed[1]}' {failed[2]}", failed[1])
+
+
+def _is_left(body: Any, name: str) -> bool:
+    return not (isinstance(body, dict) and body.get(name))
 
 
 def check_lines(path: Path, max_bytes: int, endpoint: str | None) -> tuple[int, list[LineFault]]:

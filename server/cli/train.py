@@ -90,10 +90,10 @@ def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None
     console = Console(stderr=True)
     if mode.dry_run:
         from manylora.adapters.training.data.summary import show_data, show_example  # noqa: PLC0415
-        from manylora.adapters.training.model.base import find_base  # noqa: PLC0415
+        from manylora.adapters.training.session.own_template import base_of  # noqa: PLC0415
         from manylora.adapters.training.session.prepare_data import prepare_data  # noqa: PLC0415
 
-        base = find_base(settings.base_model, allow_special_tokens=settings.allow_special_tokens)
+        base = base_of(settings)
         prepared = prepare_data(settings, base)
         show_data(prepared, console)
         show_example(prepared, base.tokenizer, Console())

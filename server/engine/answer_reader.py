@@ -61,14 +61,16 @@ class AnswerReader:
 
     def open(self, sequence: Sequence) -> None:
         """Begin the answer of ``sequence``."""
-        params = sequence.params
+        params, reader = sequence.params, self.reader_of(sequence)
+        closely = not (params.skip_special_tokens or params.spaces_between_added)
         self._open[sequence.id] = Detokenizer(
-            self.reader_of(sequence),
+            reader,
             sequence.token_ids,
             stop=params.stop,
             skip_special_tokens=params.skip_special_tokens,
             shown=params.shown_tokens,
             keep_stop=params.keep_stop,
+            close=reader.added_tokens if closely else None,
         )
 
     def text(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from manylora.server.engine.sequence import TokenReader
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
@@ -21,13 +23,18 @@ class Detokenizer:
         skip_special_tokens: bool,
         shown: frozenset[int] = frozenset(),
         keep_stop: bool = False,
+        close: Mapping[int, str] | None = None,
     ) -> None:
-        """``shown``: special tokens that are not skipped; ``keep_stop``: stop strings are text."""
+        """``shown``: special tokens that are not skipped; ``keep_stop``: stop strings are text; ``close``:
+        the texts of tokens between which no blanks are written, by id.
+        """
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._shown = shown
         self._stop = stop
         self._keep_stop = keep_stop
+        self._close = {} if close is None else close
+        self._is_close = False  # the last token is one of them
         self._window = list(prompt_ids[-_CONTEXT - _LONGEST_CHARACTER :])
         self._window_text = self._shorten()
         if self._window_text.endswith(_INCOMPLETE):
@@ -42,7 +49,7 @@ class Detokenizer:
         """
         self._window.append(token_id)
         self._pending += 1
-        text = self._held + self._advance(final=False)
+        text = self._held + self._without_blanks(token_id, self._advance(final=False))
         if not stoppable:
             self._held = ""
             return text, None
@@ -53,6 +60,14 @@ class Detokenizer:
         text, matched = self._release(self._held + self._advance(final=True))
         rest, self._held = ("" if matched else self._held), ""
         return text + rest, matched
+
+    def _without_blanks(self, token_id: int, text: str) -> str:
+        """``text``, that a token adds, without the blanks that only part it from one before it."""
+        own = self._close.get(token_id)
+        follows, self._is_close = self._is_close, own is not None
+        if own is None or not follows or not text.endswith(own) or text.removesuffix(own).strip(" "):
+            return text
+        return own
 
     def _advance(self, *, final: bool) -> str:
         """New text of the window, if its last character is complete."""

@@ -53,6 +53,7 @@ class SamplingParams:
     keep_stop: bool = False  # what ends the answer is part of its text
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    spaces_between_added: bool = True  # false: added tokens that are not skipped follow each other closely
     shown_tokens: frozenset[int] = frozenset()  # control tokens that are told all the same
     logprobs: int | None = None  # None: none; k: the sampled token's and the k most likely
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
@@ -177,6 +178,10 @@ class TokenReader(Protocol):
     @property
     def eos_ids(self) -> frozenset[int]:
         """The tokens that end an answer."""
+
+    @property
+    def added_tokens(self) -> Mapping[int, str]:
+        """The tokens that stand beside the vocabulary, control tokens among them, by id."""
 
     def decode(
         self, token_ids: Seq[int], *, skip_special_tokens: bool = True, shown: frozenset[int] = frozenset()

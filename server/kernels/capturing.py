@@ -1,4 +1,4 @@
-"""Decode steps that are captured once and replayed from then on, as those who run the engine see them."""
+"""Steps that are captured once and replayed from then on, as those who run the engine see them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ class Capturing(Protocol):
         """Sizes that could not be captured, and are launched every time."""
 
     def sizes(self, rows: int, context: int) -> list[tuple[int, int]]:
-        """The (rows, tokens of context) of the steps that capture everything up to these, in order."""
+        """The (rows, tokens of context) of the decode steps that capture all up to these, in order."""
+
+    def chunks(self, rows: int, sequences: int, context: int) -> list[list[int]]:
+        """Rows of each sequence of the steps that capture all chunks of prompts up to these, in order."""
 
     def restart(self) -> None:
         """Forget what was captured: another thread runs the steps from now on."""

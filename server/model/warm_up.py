@@ -1,7 +1,8 @@
 """The steps that an accelerator runs before the first request: the largest one, and all that are captured.
 
-Kernels are compiled, libraries take their workspaces, and decode steps become CUDA graphs, on the thread that
-will run them; afterwards next to nothing is captured any more. What memory does not last for shows now.
+Kernels are compiled, libraries take their workspaces, and decode steps and small chunks of prompts become
+CUDA graphs, on the thread that will run them; afterwards next to nothing is captured any more. What memory
+does not last for shows now.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from manylora.server.errors import ConfigError
 from manylora.server.kernels.draws import Draws
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs
 from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.parallel.leader import RanksLost
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ _TOLD = 8  # lines of the log about the captures
 
 
 def warm_up(decoder: Decoder, *, rows: int, sequences: int, context: int) -> None:
-    """Run the largest step of ``rows`` and capture what decodes up to ``sequences`` with ``context`` tokens.
+    """Run the largest step of ``rows``, and capture those of up to ``sequences`` of ``context`` tokens.
 
     Only block 0 of the KV cache is written, which is nobody's.
 
@@ -34,8 +36,10 @@ def warm_up(decoder: Decoder, *, rows: int, sequences: int, context: int) -> Non
         if decoder.capturing is not None:
             decoder.capturing.restart()  # the probe's were captured on a thread that has ended
         _run_largest(decoder, rows, sequences, context)
-        _capture(decoder, sequences, context)
-    except torch.OutOfMemoryError as error:
+        _capture(decoder, rows, sequences, context)
+    except (torch.OutOfMemoryError, RanksLost) as error:
+        if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+            raise
         raise ConfigError(
             f"the accelerator's memory does not last for a step of {rows} tokens and {sequences} sequences: "
             f"lower --max-batch-tokens, --max-num-seqs, --kv-cache-memory or --adapter-memory ({error})"
@@ -62,20 +66,23 @@ def _run_largest(decoder: Decoder, rows: int, sequences: int, context: int) -> N
     )
 
 
-def _capture(decoder: Decoder, sequences: int, context: int) -> None:
+def _capture(decoder: Decoder, rows: int, sequences: int, context: int) -> None:
     capturing = decoder.capturing
     if capturing is None:
         return
-    sizes, began = capturing.sizes(sequences, context), monotonic()
-    for number, (rows, tokens) in enumerate(sizes):
-        if number % -(-len(sizes) // _TOLD) == 0:
-            logger.info("capturing decode steps: %d of %d", number, len(sizes))
-        for adapted in (True, False):
-            decoder.step(_inputs([1] * rows, tokens, len(decoder.modules) if adapted else None))
+    began = monotonic()
+    decoding = [([1] * n, tokens) for n, tokens in capturing.sizes(sequences, context)]
+    prompts = [(counts, context) for counts in capturing.chunks(rows, sequences, context)]
+    for kind, steps in (("decode steps", decoding), ("steps of prompts", prompts)):
+        for number, (counts, tokens) in enumerate(steps):
+            if number % -(-len(steps) // _TOLD) == 0:
+                logger.info("capturing %s: %d of %d", kind, number, len(steps))
+            for adapted in (True, False):
+                decoder.step(_inputs(counts, tokens, len(decoder.modules) if adapted else None))
     capturing.seal()
     logger.info(
-        "captured %d decode steps in %.1f s, %d could not be",
-        2 * len(sizes), monotonic() - began, capturing.num_failed,
+        "captured %d decode steps and %d steps of prompts in %.1f s, %d could not be",
+        2 * len(decoding), 2 * len(prompts), monotonic() - began, capturing.num_failed,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 LIFETIME = 30 * 24 * 3600.0  # seconds, as at OpenAI
 
 Item = dict[str, Any]  # of input or output, as clients see it
+Event = dict[str, Any]  # of a stream; the one at place n of its stream has the sequence_number n
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class StoredResponse:
     input: list[Item]  # of its own request
     before: list[Item]  # input and output of all responses that it goes on from
     tenant: str | None = None  # whose it is, by id
+    events: list[Event] | None = None  # of its stream, for one that runs in the background; None: not kept
 
     @property
     def id(self) -> str:

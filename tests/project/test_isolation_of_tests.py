@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator
 
+from tests.support.order import LONG
 from tests.support.paths import ROOT
 
 FILES = sorted((ROOT / "tests").rglob("*.py"))
@@ -95,3 +96,8 @@ thing.__class__
     ]
     found = [use.partition(": ")[2] for use in private_uses(source)]
     assert sorted(found) == ["_LIMIT", "_helper", "_part", "_quiet", "_step"]
+
+
+def test_files_that_come_first_are_there() -> None:
+    assert [file for file in LONG if not (ROOT / "tests" / file).is_file()] == []
+    assert len(set(LONG)) == len(LONG)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from manylora.adapters.options.option import Option
+from manylora.adapters.options.values import UserPath
 from manylora.adapters.training.options.types import BASE, Options
 
 
@@ -20,6 +21,15 @@ class BaseOptions(Options):
         ),
         Field(min_length=1, max_length=4096),
     ] = "smollm2-135m"
+    chat_template: Annotated[
+        UserPath | None,
+        Option(
+            BASE, "FILE", "Jinja template by which conversations are written, in place of the base's; saved "
+            "with the adapter, which then serves with it.",
+            "the base knows its own; another one takes training, as for tools that it has no place for",
+            default="(the base's)",
+        ),
+    ] = None  # fmt: skip
     dtype: Annotated[
         Literal["auto", "bf16", "fp32"],
         Option(

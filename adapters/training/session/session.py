@@ -15,11 +15,12 @@ from manylora.adapters.format.provenance import Provenance
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.data.prepare import Prepared
 from manylora.adapters.training.data.summary import show_data
-from manylora.adapters.training.model.base import Base, find_base
+from manylora.adapters.training.model.base import Base
 from manylora.adapters.training.model.embedding import pooling_of
 from manylora.adapters.training.model.loading import BaseLoader
 from manylora.adapters.training.session.folder import Folder
 from manylora.adapters.training.session.init_adapter import find_init_adapter
+from manylora.adapters.training.session.own_template import base_of
 from manylora.adapters.training.session.prepare_data import prepare_data
 
 
@@ -38,6 +39,9 @@ class Session:
     def digests(self) -> dict[str, str]:
         """Of what a run is made of beside its configuration: its data, and what it goes on from."""
         digests = {"data": self.prepared.digest}
+        if self.config.chat_template is not None:
+            text = self.config.chat_template.read_bytes()
+            digests["the text of chat_template"] = hashlib.sha256(text).hexdigest()
         if self.init_adapter is not None:
             weights = (self.init_adapter / WEIGHTS_NAME).read_bytes()
             digests["init_adapter"] = hashlib.sha256(weights).hexdigest()
@@ -57,7 +61,7 @@ class Session:
 def open_session(config: TrainConfig, console: Console) -> Session:
     """Find the base, check the data and show what is in it."""
     transformers_logging.disable_progress_bar()
-    base = find_base(config.base_model, allow_special_tokens=config.allow_special_tokens)
+    base = base_of(config)
     init_adapter = None if config.init_adapter is None else find_init_adapter(config, base)
     prepared = prepare_data(config, base)
     show_data(prepared, console)

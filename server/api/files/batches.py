@@ -43,6 +43,8 @@ class BatchBody(RequestBody):
     endpoint: Literal[
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
         "/v1/embeddings",
         "/v1/score",
         "/v1/rerank",

@@ -50,6 +50,7 @@ INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 MAX_USER_LENGTH: Final = 512
 MAX_REQUEST_ID_LENGTH: Final = 100  # of a client's own, in the body
+MAX_REFERRED_RESPONSES: Final = 256  # that one request takes items of
 MAX_RESPONSE_ID_LENGTH: Final = 128
 MAX_SALT_LENGTH: Final = 256
 MAX_PATH_LENGTH: Final = 4096

@@ -124,6 +124,7 @@ def sampling_params(
         keep_stop=body.keeps_stop,
         ignore_eos=_or(body.ignore_eos, False),
         skip_special_tokens=_or(body.skip_special_tokens, True),
+        spaces_between_added=_or(body.spaces_between_special_tokens, True),
         shown_tokens=shown_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,

@@ -67,6 +67,9 @@ class SamplingBody(RequestBody):
     no_stop_trim: bool | None = Field(None, description="The same under SGLang's name.")
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = Field(
+        None, description="false: added tokens that are not skipped follow each other without blanks."
+    )
     cache_salt: str | None = Field(
         None,
         min_length=1,

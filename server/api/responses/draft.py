@@ -10,12 +10,10 @@ from manylora.server.api.generate.answer import AnswerFrame
 from manylora.server.api.generate.answer_plan import AnswerPlan
 from manylora.server.api.generate.choice_content import ChoiceContent
 from manylora.server.api.generate.logprobs import chat_logprobs
-from manylora.server.api.responses.input_items import new_id
+from manylora.server.api.responses.references import OUTPUT, item_id
 from manylora.server.engine.sequence import Delta, FinishReason
 from manylora.server.model.text.tokenizer import Tokenizer
-from manylora.server.responses.stored import Item
-
-Event = dict[str, Any]
+from manylora.server.responses.stored import Event, Item
 
 
 class Draft:
@@ -69,7 +67,11 @@ class Draft:
 
     def begin(self) -> list[Event]:
         """The events before the first piece."""
-        return [self._with_response("response.created"), self._with_response("response.in_progress")]
+        queued = []
+        if self._head["background"]:
+            queued = [self._with_response(kind, "queued") for kind in ("response.created", "response.queued")]
+        created = queued or [self._with_response("response.created")]
+        return [*created, self._with_response("response.in_progress")]
 
     def add(self, delta: Delta) -> list[Event]:
         """The events that a piece of the answer makes."""
@@ -133,7 +135,7 @@ class Draft:
         events: list[Event] = []
         if self._open is None or self._open.kind != kind:
             events += self._close("completed")
-            events += self._begin(_OpenItem(kind))
+            events += self._begin(_OpenItem(self._next_id(kind), kind))
         item = self._open
         assert item is not None, "it has just been begun"
         if not text:
@@ -150,7 +152,8 @@ class Draft:
         function, events = call["function"], []
         if "name" in function:
             events += self._close("completed")
-            events += self._begin(_OpenItem("function_call", function["name"], call["id"]))
+            kind = "function_call"
+            events += self._begin(_OpenItem(self._next_id(kind), kind, function["name"], call["id"]))
         item = self._open
         assert item is not None, "a call begins with its name"
         if function["arguments"]:
@@ -158,6 +161,9 @@ class Draft:
             told = {**self._place(), "delta": function["arguments"]}
             events.append(self._event(item.event("delta"), told))
         return events
+
+    def _next_id(self, kind: str) -> str:
+        return item_id(kind, self._head["id"], OUTPUT, len(self._output))
 
     def _begin(self, item: _OpenItem) -> list[Event]:
         self._open = item
@@ -200,8 +206,9 @@ class Draft:
     def _item_event(self, kind: str, item: Item) -> Event:
         return self._event(kind, {"output_index": len(self._output), "item": item})
 
-    def _with_response(self, kind: str) -> Event:
-        return self._event(kind, {"response": self.response()})
+    def _with_response(self, kind: str, status: str | None = None) -> Event:
+        response = self.response()
+        return self._event(kind, {"response": response if status is None else {**response, "status": status}})
 
     def _event(self, kind: str, content: Mapping[str, Any]) -> Event:
         event = {"type": kind, "sequence_number": self._number, **content}
@@ -209,7 +216,6 @@ class Draft:
         return event
 
 
-_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
 _EVENTS = {
     "message": "response.output_text",
     "reasoning": "response.reasoning_text",
@@ -220,8 +226,8 @@ _EVENTS = {
 class _OpenItem:
     """The item that the answer is in."""
 
-    def __init__(self, kind: str, name: str = "", call_id: str = "") -> None:
-        self.id = new_id(_PREFIXES[kind])
+    def __init__(self, own_id: str, kind: str, name: str = "", call_id: str = "") -> None:
+        self.id = own_id
         self.kind, self.name, self.call_id = kind, name, call_id
         self.text: list[str] = []
         self.logprobs: list[dict[str, Any]] = []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 from fastapi import Request, Response
 
@@ -22,13 +23,13 @@ from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.model_header import model_header
 from manylora.server.api.request.schemas import ChatBody, Message
 from manylora.server.api.responses.blame import WORDING
-from manylora.server.api.responses.draft import Draft, Event
-from manylora.server.api.responses.input_items import new_id
+from manylora.server.api.responses.draft import Draft
+from manylora.server.api.responses.references import with_ids
 from manylora.server.api.responses.schemas import ResponsesBody
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.errors import ContextTooLong
 from manylora.server.model.text.conventions import TextConventions
-from manylora.server.responses.stored import Item, StoredResponse
+from manylora.server.responses.stored import Event, Item, StoredResponse
 from manylora.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class ResponsesEndpoint:
         """
         self._service, self._body, self._before, self._ignored = service, body, before, ignored
         self._tenant = tenant
-        self.id = new_id("resp")
+        self.id = f"resp_{uuid4().hex}"
         with WORDING.used():
             self._chat_body = body.for_chat(before)
             self._chat = self._ask(self._chat_body, ignored)
@@ -117,10 +118,7 @@ class ResponsesEndpoint:
         draft = self._draft(generation.model)
         headers = model_header(generation.model)
         if self._body.background:
-            answer = draft.response()
-            work = self._work(draft, generation)
-            self._service.background.start(work, self._stored(draft), generation.aclose)
-            return Json({**answer, "status": "queued"}, headers=headers)
+            return self._begun(draft, generation, headers)
         if self._body.stream:
             events = self._events(draft, generation, caller_scope(request.scope))
             return EventStream(events, generation.aclose, headers)
@@ -129,6 +127,16 @@ class ResponsesEndpoint:
             return Json(draft.response(), headers=headers)
         finally:
             await generation.aclose()
+
+    def _begun(self, draft: Draft, generation: Generation, headers: Mapping[str, str]) -> Response:
+        """Begin a response in the background: its stream, whose end does not end it, or what it is now."""
+        first, background = self._stored(draft), self._service.background
+        if self._body.stream:
+            first = replace(first, events=draft.begin())
+        background.start(self._work(draft, generation, first.events), first, generation.aclose)
+        if self._body.stream:
+            return EventStream(told(background.follow(self.id, 0)), nothing, headers)
+        return Json({**first.response, "status": "queued"}, headers=headers)
 
     def _draft(self, model: str) -> Draft:
         frame = AnswerFrame(self._service, self._chat_body, self._requests, kind="response", model=model)
@@ -175,8 +183,9 @@ class ResponsesEndpoint:
         """Whether the response is to be kept."""
         return self._body.store is not False and self._service.responses.keeps
 
-    def _stored(self, draft: Draft) -> StoredResponse:
-        return StoredResponse(draft.response(), self._body.input, self._before, self._tenant)
+    def _stored(self, draft: Draft, events: list[Event] | None = None) -> StoredResponse:
+        items = with_ids(self._body.input, self.id)
+        return StoredResponse(draft.response(), items, self._before, self._tenant, events)
 
     async def _keep(self, draft: Draft) -> None:
         """Keep the response, before anybody hears that it is complete: they may go on from it at once."""
@@ -190,17 +199,20 @@ class ResponsesEndpoint:
         draft.end()
         await self._keep(draft)
 
-    async def _work(self, draft: Draft, generation: Generation) -> AsyncIterator[StoredResponse]:
-        """Answer while nobody waits; yields the response as it is at each step."""
+    async def _work(
+        self, draft: Draft, generation: Generation, told: list[Event] | None
+    ) -> AsyncIterator[StoredResponse]:
+        """Answer while nobody waits; yields the response as it is at each step. ``told`` takes its events."""
+        made: list[Event] = [] if told is None else told
         try:
             async with aclosing(generation.events()) as events:
                 async for _, delta in events:
-                    draft.add(delta)
-                    yield self._stored(draft)
-            draft.end()
+                    made += draft.add(delta)
+                    yield self._stored(draft, told)
+            made += draft.end()
         except Exception as error:
-            _fail(draft, error, KeyScope.OPEN)
-        yield self._stored(draft)
+            made += _fail(draft, error, KeyScope.OPEN)
+        yield self._stored(draft, told)
 
     async def _events(self, draft: Draft, generation: Generation, caller: KeyScope) -> AsyncIterator[bytes]:
         yield encode_named(draft.begin())
@@ -217,6 +229,17 @@ class ResponsesEndpoint:
         except Exception as error:
             yield encode_named(_fail(draft, error, caller))
         yield DONE
+
+
+async def told(parts: AsyncIterator[list[Event]]) -> AsyncIterator[bytes]:
+    """A stream of events that are there, or come; and its end."""
+    async for events in parts:
+        yield encode_named(events)
+    yield DONE
+
+
+async def nothing() -> None:
+    """End nothing: what others follow goes on."""
 
 
 def _fail(draft: Draft, error: Exception, caller: KeyScope) -> list[Event]:

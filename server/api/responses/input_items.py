@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
-from uuid import uuid4
 
 from manylora.adapters.format.text.chat import join_parts
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import check_size
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.hand_read import known_fields, one_of, text_of
+from manylora.server.api.responses.references import REFERENCE
 from manylora.server.errors import RequestError
 from manylora.server.responses.stored import Item
 
@@ -20,7 +20,7 @@ _TEXTS: Final = (_INPUT, _OUTPUT, "text")
 
 
 def read_input(value: Any) -> list[Item]:
-    """A text or a list of items -> items in the form in which they are kept and shown.
+    """A text or a list of items -> items in the form in which they are kept and shown; ids may be empty.
 
     Raises:
         RequestError: naming what is wrong by its path.
@@ -35,7 +35,8 @@ def read_input(value: Any) -> list[Item]:
 def _item(value: Any, where: str) -> Item:
     if not isinstance(value, dict) or len(value) > limits.MAX_FIELDS:
         raise RequestError(f"'{where}' must be an item: an object", where)
-    kind = value.get("type") or ("message" if "role" in value else None)
+    untyped = "message" if "role" in value else REFERENCE if set(value) == {"id"} else None
+    kind = value.get("type") or untyped
     reader = _READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
         raise RequestError(
@@ -54,13 +55,13 @@ def _message(value: dict[str, Any], where: str) -> Item:
     if isinstance(content, str):
         content = [{"type": kind, "text": content}]
     parts = _parts(content, kind, f"{where}.content")
-    return {**_head(kept, "message", "msg", where), "role": role, "content": parts}
+    return {**_head(kept, "message", where), "role": role, "content": parts}
 
 
 def _call(value: dict[str, Any], where: str) -> Item:
     kept = known_fields(value, Place.ITEM_CALL, where)
     return {
-        **_head(kept, "function_call", "fc", where),
+        **_head(kept, "function_call", where),
         "call_id": text_of(kept, "call_id", where, limits.MAX_CALL_ID_LENGTH),
         "name": text_of(kept, "name", where, limits.MAX_FUNCTION_NAME_LENGTH),
         "arguments": text_of(kept, "arguments", where),
@@ -73,7 +74,7 @@ def _result(value: dict[str, Any], where: str) -> Item:
     if not isinstance(output, str):
         output = _parts(output, _INPUT, f"{where}.output")
     return {
-        **_head(kept, "function_call_output", "fco", where),
+        **_head(kept, "function_call_output", where),
         "call_id": text_of(kept, "call_id", where, limits.MAX_CALL_ID_LENGTH),
         "output": output,
     }
@@ -83,7 +84,12 @@ def _reasoning(value: dict[str, Any], where: str) -> Item:
     kept = known_fields(value, Place.ITEM_REASONING, where)
     summary = _thoughts(kept.get("summary") or [], "summary_text", f"{where}.summary")
     content = _thoughts(kept.get("content") or [], "reasoning_text", f"{where}.content")
-    return {**_head(kept, "reasoning", "rs", where), "summary": summary, "content": content}
+    return {**_head(kept, "reasoning", where), "summary": summary, "content": content}
+
+
+def _reference(value: dict[str, Any], where: str) -> Item:
+    kept = known_fields(value, Place.ITEM_REFERENCE, where)
+    return {"id": text_of(kept, "id", where, limits.MAX_RESPONSE_ID_LENGTH), "type": REFERENCE}
 
 
 _READERS: Final[Mapping[str, Callable[[dict[str, Any], str], Item]]] = {
@@ -91,18 +97,14 @@ _READERS: Final[Mapping[str, Callable[[dict[str, Any], str], Item]]] = {
     "function_call": _call,
     "function_call_output": _result,
     "reasoning": _reasoning,
+    REFERENCE: _reference,
 }
 
 
-def _head(kept: Mapping[str, Any], kind: str, prefix: str, where: str) -> Item:
-    """What all items have: ``id`` (a new one, if the client has none), ``type``, ``status``."""
-    own = text_of(kept, "id", where, limits.MAX_RESPONSE_ID_LENGTH) if kept.get("id") else new_id(prefix)
+def _head(kept: Mapping[str, Any], kind: str, where: str) -> Item:
+    """What all items have: ``id`` (empty, if the client has none), ``type``, ``status``."""
+    own = text_of(kept, "id", where, limits.MAX_RESPONSE_ID_LENGTH) if kept.get("id") else ""
     return {"id": own, "type": kind, "status": "completed"}
-
-
-def new_id(prefix: str) -> str:
-    """An id such as ``msg_5b0c…``."""
-    return f"{prefix}_{uuid4().hex}"
 
 
 def _parts(value: Any, kind: str, where: str) -> list[dict[str, Any]]:

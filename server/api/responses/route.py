@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -14,6 +15,7 @@ from manylora.server.api.files.pages import Parameters
 from manylora.server.api.generate.generate import generate, resolved
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import parse_body
+from manylora.server.api.http.event_stream import EventStream
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.openapi import ADAPTER, BASE, STREAMED, documented, example
 from manylora.server.api.http.state import ServiceState, ignored_fields
@@ -21,10 +23,11 @@ from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.mix_request import read_mix
 from manylora.server.api.request.token_ids import check_special_tokens
-from manylora.server.api.responses.endpoint import ResponsesEndpoint
+from manylora.server.api.responses.endpoint import ResponsesEndpoint, nothing, told
+from manylora.server.api.responses.references import with_references
 from manylora.server.api.responses.schemas import ResponsesBody
 from manylora.server.errors import ObjectInUse, ObjectNotFound, RequestError
-from manylora.server.responses.stored import Item, StoredResponse
+from manylora.server.responses.stored import Event, Item, StoredResponse
 from manylora.server.service import Service
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
@@ -41,7 +44,16 @@ class RetrieveParameters(Parameters):
     """Query parameters of one response."""
 
     include: list[str] | None = Field(None, max_length=limits.MAX_TOOLS, description="Changes nothing.")
-    stream: bool | None = Field(None, description="Only false: events are sent once.")
+    stream: bool | None = Field(
+        None, description="true: the events of a response that runs, or ran, with background and stream."
+    )
+    starting_after: int | None = Field(
+        None,
+        ge=0,
+        le=limits.INT64_MAX,
+        description="With stream: the sequence_number of the last event known.",
+    )
+    include_obfuscation: bool | None = Field(None, description="Changes nothing.")
 
 
 class ItemParameters(Parameters):
@@ -68,6 +80,7 @@ async def create(
     check_special_tokens(request, body.allow_special_tokens)
     mix = read_mix(service, body.model, body.adapters, body.end_user)
     before = await _before(service, body.previous_response_id, whose)
+    body = await _with_items(service, body, whose)
     endpoint = ResponsesEndpoint(service, body, before, ignored_fields(request), whose.tenant)
     return await generate(service, request, mix, endpoint)
 
@@ -86,6 +99,7 @@ async def input_tokens(
     check_special_tokens(request, body.allow_special_tokens)
     mix = read_mix(service, body.model, body.adapters, body.end_user)
     before = await _before(service, body.previous_response_id, whose)
+    body = await _with_items(service, body, whose)
     endpoint = ResponsesEndpoint(service, body, before, ignored_fields(request))
     async with resolved(service, request, mix) as found:
         (prompt,) = await endpoint.requests(found.conventions)
@@ -99,7 +113,7 @@ async def compact() -> Response:
     raise ObjectNotFound("Conversations are not compacted by this server: 'truncation' shortens them")
 
 
-@router.get("/{response_id}", summary="Look at a response")
+@router.get("/{response_id}", summary="Look at a response", responses=STREAMED)
 @needs(TENANT)
 async def retrieve(
     service: ServiceState,
@@ -107,10 +121,19 @@ async def retrieve(
     response_id: str,
     asked: Annotated[RetrieveParameters, Query()],
 ) -> Response:
-    """A response that was kept, or that runs in the background."""
-    if asked.stream:
-        raise RequestError("'stream' is not supported here: events are sent once", "stream")
-    return Json((await _found(service, response_id, whose)).response)
+    """A response that was kept, or that runs in the background; or its events, also those to come."""
+    if asked.starting_after is not None and not asked.stream:
+        raise RequestError("'starting_after' goes with 'stream'", "starting_after")
+    found = await _found(service, response_id, whose)
+    if not asked.stream:
+        return Json(found.response)
+    if found.events is None:
+        raise RequestError(
+            "'stream': its events are not kept: it was not asked for with 'background' and 'stream'",
+            "stream",
+        )
+    place = 0 if asked.starting_after is None else asked.starting_after + 1
+    return EventStream(told(_events(service, found, place)), nothing, {})
 
 
 @router.get("/{response_id}/input_items", summary="List what a response answers")
@@ -169,12 +192,6 @@ async def delete(service: ServiceState, whose: CallerWhose, response_id: str) ->
 
 
 def _check(service: Service, body: ResponsesBody) -> None:
-    if body.background and body.stream:
-        raise RequestError(
-            "'stream' is not supported with 'background': ask for the response when it is done",
-            "stream",
-            "unsupported_parameter",
-        )
     if body.background and (body.store is False or not service.responses.keeps):
         raise RequestError("'background' needs 'store': the response is asked for later", "background")
 
@@ -183,10 +200,32 @@ async def _before(service: Service, previous: str | None, whose: Whose) -> list[
     """The items that a request goes on from."""
     if previous is None:
         return []
-    found = await _found(service, previous, whose, "previous_response_id")
+    return _done(await _found(service, previous, whose, "previous_response_id")).items
+
+
+async def _with_items(service: Service, body: ResponsesBody, whose: Whose) -> ResponsesBody:
+    """The request with the items that its input refers to."""
+
+    async def find(response_id: str, param: str) -> StoredResponse:
+        found = await _found(service, response_id, whose, param)
+        return _done(found)
+
+    return body.model_copy(update={"input": await with_references(body.input, find)})
+
+
+async def _events(service: Service, found: StoredResponse, place: int) -> AsyncIterator[list[Event]]:
+    """The events of a response from the one at ``place`` on: those to come, or those that are kept."""
+    if service.background.get(found.id) is None:
+        yield (found.events or [])[place:]
+        return
+    async for events in service.background.follow(found.id, place):
+        yield events
+
+
+def _done(found: StoredResponse) -> StoredResponse:
     if found.response["status"] in ("queued", "in_progress"):
         raise ObjectInUse(f"Response '{found.id}' is not done yet")
-    return found.items
+    return found
 
 
 async def _found(

@@ -1,6 +1,8 @@
-"""A decoder in Triton on a CUDA device, its decode steps replayed as graphs."""
+"""A decoder in Triton on a CUDA device, its decode steps and small chunks of prompts replayed as graphs."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,12 +12,17 @@ from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.capturing import Capturing
 from manylora.server.kernels.cuda import drawing
 from manylora.server.kernels.cuda.attention import plan_attention
-from manylora.server.kernels.cuda.buckets import MAX_ROWS
-from manylora.server.kernels.cuda.decode import MAX_RANK, DecodeBuffers, DecodeSteps, PlainAdapters, Variant
+from manylora.server.kernels.cuda.buckets import MAX_CHUNK_ROWS, MAX_ROWS, Bucket, ChunkBucket
+from manylora.server.kernels.cuda.captured import Captured
+from manylora.server.kernels.cuda.chunks import ChunkBuffers, chunk_bucket_of
+from manylora.server.kernels.cuda.coded.products import CodedProduct
+from manylora.server.kernels.cuda.decode import DecodeBuffers, bucket_of
 from manylora.server.kernels.cuda.graphs import CudaGraphs
 from manylora.server.kernels.cuda.layers.fused import FusedLayers
 from manylora.server.kernels.cuda.layers.step import FusedStep
 from manylora.server.kernels.cuda.lora import RankPages, TritonLoraPlan
+from manylora.server.kernels.cuda.mix_buffers import MAX_RANK, PlainAdapters
+from manylora.server.kernels.cuda.replayed import ReplayedSteps, StepBuffers, Variant
 from manylora.server.kernels.cuda.splitting import part_of
 from manylora.server.kernels.cuda.trial import trial
 from manylora.server.kernels.inputs import StepInputs
@@ -41,16 +48,33 @@ class TritonStep:
         embedding = weights.embedding
         on_gpu = embedding.device.type == "cuda" and not weights.waits
         with torch.inference_mode():
+            # Both kinds of steps return theirs there: what the first returned is copied before the second.
             logits = embedding.new_empty(MAX_ROWS, weights.vocab_size)
             hidden = embedding.new_empty(MAX_ROWS, embedding.shape[1])
-        self.decode_steps = DecodeSteps(
+        graphs, modules = CudaGraphs() if on_gpu else None, weights.norm_modules(len(weights.layers)).stop
+        takes = PlainAdapters() if self._fused is None else self._fused.takes
+        self.decode_steps = ReplayedSteps[Bucket, DecodeBuffers](
+            partial(bucket_of, takes=takes),
+            partial(DecodeBuffers, modules=modules, like=hidden),
             self.decode,
-            weights.norm_modules(len(weights.layers)).stop,
-            PlainAdapters() if self._fused is None else self._fused.takes,
+            takes,
             logits=logits,
             hidden=hidden,
-            graphs=CudaGraphs() if on_gpu else None,
+            graphs=graphs,
         )
+        self.chunk_steps: ReplayedSteps[ChunkBucket, ChunkBuffers] | None = None
+        chunk_rows = _chunk_rows(weights)
+        if self._fused is not None and chunk_rows:
+            self.chunk_steps = ReplayedSteps(
+                partial(chunk_bucket_of, takes=takes, most=chunk_rows),
+                partial(ChunkBuffers, modules=modules, like=hidden),
+                self.chunks,
+                takes,
+                logits=logits,
+                hidden=hidden,
+                graphs=graphs,
+            )
+        self._captured = None if graphs is None else Captured(graphs, chunk_rows if self.chunk_steps else 0)
 
     @staticmethod
     def unsupported(weights: DecoderWeights) -> str | None:
@@ -63,8 +87,8 @@ class TritonStep:
 
     @property
     def capturing(self) -> Capturing | None:
-        """What captures decode steps; None where each is launched anew."""
-        return None if self.decode_steps.graphs is None else self.decode_steps
+        """What captures steps; None where each is launched anew."""
+        return self._captured
 
     @staticmethod
     def origin() -> str:
@@ -95,10 +119,15 @@ class TritonStep:
         logits = None if bent else self.decode_steps.step(inputs)
         if logits is None:
             logits = self._divided(inputs)
+        if logits is None and not bent:
+            logits = self._replayed_chunks(inputs)
         return self._launched(inputs) if logits is None else logits
 
+    def _replayed_chunks(self, inputs: StepInputs) -> torch.Tensor | None:
+        return None if self.chunk_steps is None else self.chunk_steps.step(inputs)
+
     def _divided(self, inputs: StepInputs) -> torch.Tensor | None:
-        """The logits of a step whose decode rows are replayed beside its chunks; None if it has not both."""
+        """The logits of a step that is two: decode rows, which are replayed, and chunks; else None."""
         counts = np.diff(inputs.query_start)
         single, several = np.flatnonzero(counts == 1), np.flatnonzero(counts > 1)
         given = (inputs.embedded, inputs.hidden, inputs.merged)
@@ -110,7 +139,10 @@ class TritonStep:
             return None
         logits = first.new_empty(len(inputs.logits_rows), first.shape[1])
         logits[sent(decoding.logits, first.device)] = first
-        logits[sent(chunks.logits, first.device)] = self._launched(chunks.inputs)
+        second = self._replayed_chunks(chunks.inputs)
+        if second is None:
+            second = self._launched(chunks.inputs)
+        logits[sent(chunks.logits, first.device)] = second
         return logits
 
     def _launched(self, inputs: StepInputs) -> torch.Tensor:
@@ -121,16 +153,30 @@ class TritonStep:
 
     def decode(self, buffers: DecodeBuffers, variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits [N, V] of the rows in ``buffers``, and what the head was applied to [N, D]."""
-        hidden = self._hidden(buffers, variant)
+        x = self._embed(buffers, variant)
+        if self._fused is not None:
+            return self._headed(self._fused.replayable(x, buffers, variant))
+        plan, tables = AttentionPlan(buffers.slots, [buffers.attention]), buffers.mixes.tables
+        pages = RankPages(self._pool, self._shapes, tables, MAX_RANK, rows=buffers.work, tiles=None)
+        lora = pages if variant.adapted else None
+        return self._headed(self._reference.decode(x, buffers.positions, plan, lora))
+
+    def chunks(self, buffers: ChunkBuffers, variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`decode`, of the wanted rows of the chunks in ``buffers``."""
+        assert self._fused is not None
+        return self._headed(self._fused.replayable(self._embed(buffers, variant), buffers, variant))
+
+    def _embed(self, buffers: StepBuffers, variant: Variant) -> torch.Tensor:
+        x = self._reference.embed(buffers.token_ids)
+        return buffers.given.put(x) if variant.embedded else x
+
+    def _headed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return bend(self._reference.lm_head(hidden), self._reference.weights), hidden
 
-    def _hidden(self, buffers: DecodeBuffers, variant: Variant) -> torch.Tensor:
-        x = self._reference.embed(buffers.token_ids)
-        if variant.embedded:
-            x = torch.where(buffers.is_given, buffers.given, x)
-        if self._fused is not None:
-            return self._fused.decode(x, buffers, variant)
-        plan = AttentionPlan(buffers.slots, [buffers.attention])
-        pages = RankPages(self._pool, self._shapes, buffers.tables, MAX_RANK, rows=buffers.work, tiles=None)
-        lora = pages if variant.adapted else None
-        return self._reference.decode(x, buffers.positions, plan, lora)
+
+def _chunk_rows(weights: DecoderWeights) -> int:
+    """Rows of the largest step of chunks that is replayed; 0: none is."""
+    if weights.waits:
+        return 0
+    # Beyond that many a matrix in few bits is unpacked, which takes time and memory that a graph would keep.
+    return CodedProduct.most_rows if weights.quantized else MAX_CHUNK_ROWS

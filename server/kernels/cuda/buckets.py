@@ -39,3 +39,43 @@ def buckets_up_to(rows: int, context: int) -> list[Bucket]:
         partitions.append(partitions[-1] * _GROWTH)
     sizes = [n for n in _ROWS if n <= last.rows]
     return [Bucket(n, p) for p in reversed(partitions) for n in reversed(sizes)]
+
+
+MAX_CHUNK_ROWS = 512  # of a bucket of chunks; larger steps are long enough to hide their launches
+_CHUNK_ROWS = (16, 32, 64, 128, 256, 384, MAX_CHUNK_ROWS)
+_LEAST_SEQUENCES = 8
+
+
+@dataclass(frozen=True)
+class ChunkBucket:
+    """The sizes for which one graph of chunks of prompts stands."""
+
+    rows: int
+
+    @property
+    def sequences(self) -> int:
+        """How many it holds at most, and rows whose logits are wanted."""
+        return max(_LEAST_SEQUENCES, self.rows // 8)
+
+
+def chunk_bucket_for(rows: int, sequences: int) -> ChunkBucket | None:
+    """The smallest bucket for ``rows`` of so many ``sequences``; None if none holds them."""
+    holding = (ChunkBucket(n) for n in _CHUNK_ROWS if n >= rows)
+    return next((bucket for bucket in holding if bucket.sequences >= sequences), None)
+
+
+def chunk_counts(rows: int, sequences: int, context: int) -> list[list[int]]:
+    """For every bucket of chunks that steps may need how many rows the sequences of a step of it have.
+
+    Steps have up to ``rows`` of chunks of up to ``sequences``, and a sequence up to ``context`` tokens. The
+    largest comes first.
+    """
+    most = min(rows, MAX_CHUNK_ROWS, sequences * context)
+    found: dict[ChunkBucket, list[int]] = {}
+    for size in sorted({*(n for n in _CHUNK_ROWS if n < most), most}, reverse=True):
+        count = -(-size // context)
+        bucket = chunk_bucket_for(size, count)
+        if bucket is not None and size >= 2 * count:
+            small, more = divmod(size, count)
+            found.setdefault(bucket, [small + 1] * more + [small] * (count - more))
+    return list(found.values())

@@ -207,6 +207,8 @@ def expand_tiles(
 ):
     """One program for each tile of rows that share a mix, and tile of the outputs of a module."""
     item, tile = tl.program_id(0), tl.program_id(1)
+    if tl.load(work + 3 * item) >= tl.load(work + 3 * item + 1):
+        return  # there are fewer tiles than there is room for
     second, third = tl.cdiv(first_out, OUT), tl.cdiv(first_out, OUT) + tl.cdiv(second_out, OUT)
     which = tl.where(tile < second, 0, tl.where(tile < third, 1, 2))
     begin = tl.where(which == 0, 0, tl.where(which == 1, second, third))

@@ -13,15 +13,14 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["table_width", "window"])
+@triton.jit(do_not_specialize=["window"])
 def attend_chunks(
     query,  # [T, heads, KEY_DIM], rows query_stride apart
     query_stride,
     keys,  # [slots, kv heads, KEY_DIM]
     values,  # [slots, kv heads, VALUE_DIM]
-    work,  # [n, 3] first row, last row + 1, position of the first row
-    blocks,  # [n, table_width]
-    table_width,
+    work,  # [n, 4] first row, last row + 1, position of the first row, where the numbers of its blocks begin
+    blocks,
     out,  # [T, heads, VALUE_DIM]
     scale,
     window,
@@ -37,15 +36,19 @@ def attend_chunks(
     SOFTCAP: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """One program for each tile of rows, KV head and chunk; the last rows, which have most to do, first."""
+    """One program for each tile of rows, KV head and chunk; the last rows, which have most to do, first.
+
+    Rows at positions below zero see nothing: their output is zero.
+    """
     tile, head, item = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_heads = tl.num_programs(1)
     ROWS: tl.constexpr = TILE // GROUP
-    begin = tl.load(work + 3 * item)
+    begin = tl.load(work + 4 * item)
     first = begin + tile * ROWS
-    count = tl.minimum(tl.load(work + 3 * item + 1) - first, ROWS)
+    count = tl.minimum(tl.load(work + 4 * item + 1) - first, ROWS)
     if count > 0:
-        position = tl.load(work + 3 * item + 2) + tile * ROWS
+        position = tl.load(work + 4 * item + 2) + tile * ROWS
+        table = blocks + tl.load(work + 4 * item + 3)
         m, d, e = tl.arange(0, TILE), tl.arange(0, KEY_TILE), tl.arange(0, VALUE_TILE)
         line = m // GROUP
         real = line < count
@@ -64,7 +67,7 @@ def attend_chunks(
         for step in range(tl.maximum(position - window + 1, 0) // TOKENS * TOKENS, last, TOKENS):
             t = step + tl.arange(0, TOKENS)
             there = t < last
-            block = tl.load(blocks + item * table_width + t // BLOCK, mask=there, other=0).to(tl.int64)
+            block = tl.load(table + t // BLOCK, mask=there, other=0).to(tl.int64)
             slot = ((block * BLOCK + t % BLOCK) * kv_heads + head)[:, None]
             k = tl.load(
                 keys + slot * KEY_DIM + d[None, :], mask=there[:, None] & (d < KEY_DIM)[None, :], other=0.0

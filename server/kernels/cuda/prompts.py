@@ -46,10 +46,11 @@ def tiles_for(shared: int, group: int, widths: tuple[int, int], size: int, cores
 
 @dataclass(frozen=True)
 class Chunks:
-    """Sequences with several query rows each, attended by one launch."""
+    """Rows that follow each other in their sequences. The launch depends on the sizes here only."""
 
-    work: torch.Tensor  # [n, 3] int32: first row, last row + 1, position of the first row
-    blocks: torch.Tensor  # [n, B] int32
+    # [n, 4] int32: first row, last row + 1, position of the first, where its sequence begins in ``blocks``
+    work: torch.Tensor
+    blocks: torch.Tensor  # [B] int32
     rows: int  # of the longest
 
     @classmethod
@@ -58,10 +59,11 @@ class Chunks:
         first, last = inputs.query_start[several], inputs.query_start[several + 1]
         context = inputs.context[several]
         width = triton.cdiv(int(context.max()), BLOCK_SIZE)
-        work = np.stack([first, last, context - (last - first)], axis=1).astype(np.int32)
+        begin = width * np.arange(len(several))
+        work = np.stack([first, last, context - (last - first), begin], axis=1).astype(np.int32)
         return cls(
             work=sent(work, device),
-            blocks=sent(np.ascontiguousarray(inputs.block_tables[several, :width]), device),
+            blocks=sent(inputs.block_tables[several, :width].reshape(-1), device),
             rows=int((last - first).max()),
         )
 
@@ -76,7 +78,7 @@ class Chunks:
         tiles = tiles_for(shared_memory(device), group, (key_tile, value_tile), size, cores)
         softcap = scoring.softcap
         attend_chunks[(triton.cdiv(self.rows, tiles.rows // group), kv_heads, len(self.work))](
-            query, query.stride(0), kv.keys, kv.values, self.work, self.blocks, self.blocks.stride(0), out,
+            query, query.stride(0), kv.keys, kv.values, self.work, self.blocks, out,
             scoring.scale, window_of(scoring), 0.0 if softcap is None else softcap,
             GROUP=group, TILE=tiles.rows, KEY_DIM=key_dim, KEY_TILE=key_tile,
             VALUE_DIM=value_dim, VALUE_TILE=value_tile, TOKENS=tiles.tokens, BLOCK=BLOCK_SIZE,

@@ -220,6 +220,10 @@ class _Following:
         """See :class:`Capturing`."""
         return self._own.sizes(rows, context)
 
+    def chunks(self, rows: int, sequences: int, context: int) -> list[list[int]]:
+        """See :class:`Capturing`."""
+        return self._own.chunks(rows, sequences, context)
+
     def restart(self) -> None:
         """See :class:`Capturing`."""
         self._leader.capturing("restart")

@@ -59,7 +59,7 @@ class Follower:
             share.max_model_len,
             setup.kernels,
             coded_cache=setup.coded_cache,
-            ranks=Group(share.sharding, setup.device, setup.meeting),
+            ranks=Group(share.sharding, setup.device, setup.backend, setup.meeting),
         )
         self._messages = Decoder(self._decoder.weights.embedding)
 
@@ -87,8 +87,7 @@ class Follower:
         if what == "step":
             message, freed = arguments
             self._forget(freed)
-            # Of a copy in which nothing differs nothing was sent: it is the base.
-            merged = None if message.merged is None else self._merged.get(message.merged)
+            merged = None if message.merged is None else self._copy(message.merged)
             self._decoder.run(self._messages.decode(message, merged))
             return
         assert what == "capturing"
@@ -126,13 +125,17 @@ class Follower:
         return None
 
     def _put(self, number: int, modules: tuple[int, ...], tensors: list[torch.Tensor | None]) -> None:
-        if number not in self._merged:
-            self._merged[number] = self._decoder.merged()
-        device = self._setup.device
+        merged, device = self._copy(number), self._setup.device
         here = [None if tensor is None else tensor.to(device) for tensor in tensors]
         weights = [tensor for tensor in here[: len(modules)] if tensor is not None]
         with torch.inference_mode():
-            self._merged[number].put(modules, weights, here[len(modules) :])
+            merged.put(modules, weights, here[len(modules) :])
+
+    def _copy(self, number: int) -> MergedWeights:
+        """The merged copy of that number; of one in which nothing differs nothing was sent."""
+        if number not in self._merged:
+            self._merged[number] = self._decoder.merged()
+        return self._merged[number]
 
     def _forget(self, freed: list[int]) -> None:
         for number in freed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,27 +15,33 @@ from manylora.server.model.parallel.sharding import Sharding
 
 _TIMEOUT = timedelta(minutes=10)  # that one rank waits for another; kernels may have to be compiled meanwhile
 # Ranks are processes of one machine: what they open to each other is not for others.
-_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 class Group:
     """The ranks as one of them sees them; implements :class:`manylora.server.kernels.ranks.Ranks`."""
 
-    def __init__(self, sharding: Sharding, device: torch.device, meeting: Path) -> None:
-        """Wait until all ranks are there. ``meeting`` is a file to come, in which they find each other."""
-        for variable, value in _LOOPBACK.items():
-            os.environ.setdefault(variable, value)
+    def __init__(self, sharding: Sharding, device: torch.device, backend: str, meeting: Path) -> None:
+        """Wait until all ranks are there.
+
+        Args:
+            sharding: this rank's.
+            device: it computes on.
+            backend: of torch.distributed, "nccl" or "gloo".
+            meeting: a file to come, in which the ranks find each other.
+        """
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, _LOOPBACK)
         self.count = sharding.count
         self.vocab_size = sharding.vocabulary
         self._rows = -(-sharding.vocabulary // sharding.count)  # of the head on every rank, but the last
-        on_gpu = device.type == "cuda"
         dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
+            backend,
             init_method=f"file://{meeting}",
             rank=sharding.rank,
             world_size=sharding.count,
             timeout=_TIMEOUT,
-            device_id=device if on_gpu else None,
+            device_id=device if backend == "nccl" else None,
         )
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:

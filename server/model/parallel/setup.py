@@ -20,7 +20,8 @@ class RankSetup:
     max_model_len: int | None
     kernels: str
     coded_cache: bool
-    meeting: Path  # see Group
+    backend: str  # see Group
+    meeting: Path
     threads: int  # that compute on a CPU
     log_level: str
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from manylora.adapters.errors import BaseModelError
 from manylora.server.errors import ConfigError, ModelRefused
@@ -70,6 +71,7 @@ def start_ranks(
     if devices[0].type == "cpu" and kernels == "native":
         raise ConfigError(f"--kernels native: they run a step in one call, and {OPTION} has sums within")
     threads = max(1, torch.get_num_threads() // count)
+    backend = _backend(devices[0])
     formats = [resolve_dtype(dtype, each) for each in devices]
     meeting = tempfile.TemporaryDirectory(prefix="manylora-ranks-")
     setups = [
@@ -82,6 +84,7 @@ def start_ranks(
             max_model_len=max_model_len,
             kernels=kernels,
             coded_cache=coded_cache,
+            backend=backend,
             meeting=Path(meeting.name) / "store",
             threads=threads,
             log_level=log_level,
@@ -101,7 +104,7 @@ def _started(setups: list[RankSetup], meeting: tempfile.TemporaryDirectory[str])
         whole, share = WholeModel(own), load_share(own)
         free = min([available_bytes(own.device), *leader.loaded()])
         leader.join()
-        group = Group(share.sharding, own.device, own.meeting)
+        group = Group(share.sharding, own.device, own.backend, own.meeting)
         decoder = ParallelDecoder(own, share, whole, leader, group)
     except BaseException:
         leader.close(patience=0)
@@ -110,6 +113,21 @@ def _started(setups: list[RankSetup], meeting: tempfile.TemporaryDirectory[str])
         meeting.cleanup()
         raise
     return StartedRanks(whole, share, decoder, leader, group, free, meeting)
+
+
+def _backend(device: torch.device) -> str:
+    """What sums are made with.
+
+    Raises:
+        ConfigError: this build of torch does not have it.
+    """
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    there = dist.is_available() and (
+        dist.is_nccl_available() if backend == "nccl" else dist.is_gloo_available()
+    )
+    if not there:
+        raise ConfigError(f"{OPTION}: this build of torch has no {backend}")
+    return backend
 
 
 def _devices(name: str, count: int) -> list[torch.device]:

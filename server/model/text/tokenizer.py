@@ -105,6 +105,11 @@ class Tokenizer:
         return json.dumps({**json.loads(self._backend.to_str()), "padding": None, "truncation": None})
 
     @property
+    def added_tokens(self) -> dict[int, str]:
+        """Ids and texts of the tokens that stand beside the vocabulary."""
+        return {token: each.content for token, each in self._backend.get_added_tokens_decoder().items()}
+
+    @property
     def control_tokens(self) -> dict[int, str]:
         """Ids and names of the added tokens that stand for no text, by flag or by the form of their name."""
         added = self._backend.get_added_tokens_decoder()

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
+from manylora.server.engine.answer_reader import AnswerReader
 from manylora.server.engine.detokenizer import Detokenizer
+from manylora.server.engine.sequence import FinishReason, ResolvedMix, SamplingParams, Sequence
+from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.text.tokenizer import Tokenizer
 from tests.support.tiny_models import byte_tokenizer
 
@@ -199,3 +202,31 @@ def test_byte_fallback_and_leading_spaces(middle: str) -> None:
     made = Detokenizer(tokenizer, [1], stop=(), skip_special_tokens=True)
     out, _ = pieces(made, ids)
     assert "".join(out) == f" hello{middle} world hello"
+
+
+def spaced_tokenizer() -> Tokenizer:
+    """Words without a decoder, which are written with blanks between them, and two added tokens."""
+    backend = Backend(models.WordLevel({"<unk>": 0, "hello": 1, "world": 2}, unk_token="<unk>"))
+    backend.add_special_tokens(["<a>", "<b>"])
+    return Tokenizer(type(byte_tokenizer())(tokenizer_object=backend))
+
+
+@pytest.mark.parametrize(
+    ("skip", "spaces", "text"),
+    [
+        (False, True, "<a> <b> hello <a> <a> <b> world <b>"),
+        (False, False, "<a><b> hello <a><a><b> world <b>"),
+        (True, False, "hello world"),
+    ],
+)
+def test_blanks_between_added_tokens(skip: bool, spaces: bool, text: str) -> None:
+    """As vLLM 0.32 writes them: with ``spaces`` false those blanks go, and no others."""
+    tokenizer = spaced_tokenizer()
+    params = SamplingParams(skip_special_tokens=skip, spaces_between_added=spaces, max_tokens=20)
+    sequence = Sequence(1, (1,), params, ResolvedMix())
+    reader = AnswerReader(tokenizer, Metrics().requests)
+    reader.open(sequence)
+    ids = [3, 4, 1, 3, 3, 4, 2, 4]
+    said = [reader.text(sequence, token, None)[0] for token in ids]
+    said.append(reader.text(sequence, 1, FinishReason.LENGTH)[0])
+    assert "".join(said).strip() == f"{text} hello"

@@ -252,8 +252,8 @@ def test_the_memory_that_attention_takes_is_bounded(monkeypatch: pytest.MonkeyPa
     kv, scoring = PagedKV(1, 2, 64, 64, torch.empty(0)), Scoring(1.0)
     query = torch.empty(3000, 8, 64)
     out = torch.empty_like(query)
-    work = torch.zeros(2, 3, dtype=torch.int32)
-    tables = torch.zeros(2, 8192, dtype=torch.int32)
+    work = torch.zeros(2, 4, dtype=torch.int32)
+    tables = torch.zeros(2 * 8192, dtype=torch.int32)
     with Allocated() as prompt:
         Chunks(work, tables, rows=3000).attend(kv, query, out, scoring)
     assert prompt.bytes == 0

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from manylora.server.kernels.inputs import BLOCK_SIZE, StepInputs
 from manylora.server.kernels.reference.step import ReferenceStep
@@ -24,16 +21,18 @@ from tests.support.kernel_cases import (
     on,
     random_decoder,
 )
+from tests.support.launches import Trace
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
 from manylora.server.kernels.cuda import attention
 from manylora.server.kernels.cuda.backend import TritonStep
 from manylora.server.kernels.cuda.buckets import MAX_ROWS, Bucket
-from manylora.server.kernels.cuda.decode import MAX_RANK, Variant
 from manylora.server.kernels.cuda.decode import bucket_of as bucket_for_adapters
 from manylora.server.kernels.cuda.layers import gate_kernels, head_kernels, norm_kernels
 from manylora.server.kernels.cuda.layers.row_mixes import Takes
+from manylora.server.kernels.cuda.mix_buffers import MAX_RANK
+from manylora.server.kernels.cuda.replayed import Variant
 
 BLOCKS = 64
 WEIGHTS = in_float32(
@@ -151,51 +150,6 @@ KERNELS = (
     (gate_kernels, "gate_rows"),
     (gate_kernels, "add_rows"),
 )
-
-
-class Trace(TorchDispatchMode):
-    """What is asked of the device, in order; refuses what makes the host wait for it or depends on data."""
-
-    FORBIDDEN = (
-        "_local_scalar_dense",
-        "nonzero",
-        "masked_select",
-        "unique",
-        "equal",
-        "is_nonzero",
-        "lift_fresh",
-    )
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[tuple[object, ...]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
-        assert not any(f"aten.{word}." in name for word in self.FORBIDDEN), name
-        self.calls.append((name, [_seen(a) for a in args], sorted((kwargs or {}).items(), key=str)))
-        return func(*args, **(kwargs or {}))
-
-    def kernel(self, name: str) -> Any:
-        """A stand-in for a kernel, that only notes how it was launched."""
-        trace = self
-
-        class Kernel:
-            def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-                return lambda *args, **options: trace.calls.append(
-                    (name, grid, [_seen(a) for a in args], sorted(options.items(), key=str))
-                )
-
-        return Kernel()
-
-
-def _seen(value: object) -> object:
-    """What of an argument is fixed once a graph is captured."""
-    if isinstance(value, torch.Tensor):
-        return tuple(value.shape), value.stride(), value.dtype
-    if isinstance(value, list | tuple):
-        return [_seen(v) for v in value]
-    return value
 
 
 @pytest.mark.slow

@@ -28,6 +28,9 @@ class Captures:
     def sizes(self, rows: int, context: int) -> list[tuple[int, int]]:
         return [(rows, context), (1, 1)]
 
+    def chunks(self, rows: int, sequences: int, context: int) -> list[list[int]]:
+        return [[min(rows, context) // sequences] * sequences, [5]]
+
     def restart(self) -> None:
         self.log.append("restart")
 
@@ -78,8 +81,11 @@ def test_every_size_is_run_with_and_without_adapters_between_a_fresh_start_and_t
     captures = Captures()
     decoder = Recorder(captures=captures)
     warm_up(decoder, rows=32, sequences=4, context=64)  # type: ignore[arg-type]
-    assert captures.log == ["restart", "base", "adapted", "base", "adapted", "base", "seal"]
-    assert [len(inputs.token_ids) for inputs in decoder.steps[1:]] == [4, 4, 1, 1]
+    assert captures.log == ["restart", "base", *["adapted", "base"] * 4, "seal"]
+    counts = [np.diff(inputs.query_start).tolist() for inputs in decoder.steps[1::2]]
+    assert counts == [[1] * 4, [1], [8] * 4, [5]]
+    for first, second in zip(decoder.steps[1::2], decoder.steps[2::2], strict=True):
+        assert np.array_equal(first.query_start, second.query_start)
 
 
 def test_real_steps_change_no_answer(tiny_llama: Path) -> None:

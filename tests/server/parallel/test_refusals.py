@@ -100,6 +100,7 @@ SETUP = RankSetup(
     max_model_len=None,
     kernels="auto",
     coded_cache=False,
+    backend="gloo",
     meeting=Path(),
     threads=1,
     log_level="WARNING",

@@ -26,6 +26,7 @@ def setup_of(directory: Path, rank: int, count: int) -> RankSetup:
         max_model_len=None,
         kernels="pytorch",
         coded_cache=False,
+        backend="gloo",
         meeting=Path(),
         threads=1,
         log_level="WARNING",

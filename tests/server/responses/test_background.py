@@ -50,3 +50,33 @@ async def test_one_that_is_cancelled_is_closed_however_far_it_is(turns: int) -> 
     assert cancelled.response["status"] == store.kept[-1] == "cancelled"
     assert closed == [1]
     assert background.get("resp_1") is None
+
+
+async def test_what_is_kept_first_is_not_written_over_what_is_kept_last() -> None:
+    """Writing takes a thread, and who cancels does not wait for that of the beginning."""
+    kept: list[str] = []
+
+    class Slow(Store):
+        async def put(self, stored: StoredResponse) -> bool:
+            status = stored.response["status"]
+            await asyncio.shield(
+                asyncio.ensure_future(self._later(status, 0.05 if status == "queued" else 0.0))
+            )
+            return True
+
+        async def _later(self, status: str, seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            kept.append(status)
+
+    async def work() -> AsyncIterator[StoredResponse]:
+        yield first
+
+    async def close() -> None:
+        pass
+
+    first = StoredResponse({"id": "resp_1", "status": "in_progress", "output": []}, [], [])
+    background = Background(cast("StoredResponses", cast("Any", Slow())))
+    background.start(work(), first, close)
+    await asyncio.sleep(0.01)
+    await background.cancel("resp_1")
+    assert kept == ["queued", "cancelled"]

@@ -61,6 +61,7 @@ class Place(StrEnum):
     ITEM_CALL = "a function_call"
     ITEM_OUTPUT = "a function_call_output"
     ITEM_REASONING = "a reasoning item"
+    ITEM_REFERENCE = "an item_reference"
     ITEM_TOOL = "a tool of responses"
     REASONING = "reasoning of responses"
     TEXT = "text of responses"

@@ -43,6 +43,9 @@ SERVED: Final[tuple[Field, ...]] = (
     served("no_stop_trim", "S", _DRAWN, note="as `include_stop_str_in_output`"),
     served("ignore_eos", "VSL", _DRAWN),
     served("skip_special_tokens", "VS", _DRAWN),
+    served(
+        "spaces_between_special_tokens", "VS", _DRAWN, note="false changes what `skip_special_tokens` leaves"
+    ),
     served("logprobs", "OVSL", _CHAT),
     served("logprobs", "OVSL", _TEXT, False),
     served("top_logprobs", "OVSL", _CHAT, 0, note="0 is what is done without it"),
@@ -125,7 +128,6 @@ VLLM: Final[tuple[Field, ...]] = (
     only("return_token_offsets", "V", False),
     hint("routed_experts_prompt_start", "V", note="there are no experts"),
     hint("session_id", "VS"),
-    only("spaces_between_special_tokens", "V", True),
     hint("stream_interval", "V"),
     only("thinking_token_budget", "V", -1, places=_TEXT),
     only("use_beam_search", "V", False),

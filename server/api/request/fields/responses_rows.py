@@ -13,6 +13,7 @@ _PART = (Place.ITEM_PART,)
 _CALL = (Place.ITEM_CALL,)
 _OUTPUT = (Place.ITEM_OUTPUT,)
 _THOUGHT = (Place.ITEM_REASONING,)
+_REFERENCE = (Place.ITEM_REFERENCE,)
 _ITEMS = (*_MESSAGE, *_CALL, *_OUTPUT, *_THOUGHT)
 _TOOL = (Place.ITEM_TOOL,)
 _REASONING = (Place.REASONING,)
@@ -48,8 +49,9 @@ RESPONSES: Final[tuple[Field, ...]] = (
     hint("image", "O", _BODY, note="there are no images"),
     refused("moderation", "O", _BODY),
     refused("prompt", "OV", _BODY, note="there are no stored prompts"),
-    served("type", "OV", _ITEMS),
+    served("type", "OV", (*_ITEMS, *_REFERENCE)),
     served("id", "OV", _ITEMS),
+    served("id", "O", _REFERENCE, note="of an item of a response that was stored"),
     hint("status", "OV", _ITEMS),
     served("role", "OV", _MESSAGE),
     served("content", "OV", _MESSAGE),

@@ -24,6 +24,7 @@ from manylora.server.kernels.reference.layer import Layer
 from manylora.server.kernels.weights import GELU_TANH, DecoderWeights
 
 _GATE_TILE = 512  # inner features of a program
+_WHOLE = 8192  # features of a row that a norm reads at once, at most
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,9 @@ class FusedLayers:
             norm.weight if post.weight is None else post.weight, norm.weight, width, self._weights.eps, scale,
             *_pool(mixes, x), page_length(width), *_tables(mixes, x),
             modules.start, norm.module, post.module, *_reduced(partial, x)[:2],
-            SLICE=ROW_SLICE, RANKS=RANKS, ADD=added is not None, POST=post.weight is not None,
-            SCALE=scale != 1.0, MIXES=mixes is not None, PAGES=pages,
+            SLICE=ROW_SLICE, WHOLE=min(triton.next_power_of_2(width), _WHOLE), RANKS=RANKS,
+            ADD=added is not None, POST=post.weight is not None, SCALE=scale != 1.0,
+            MIXES=mixes is not None, PAGES=pages,
         )  # fmt: skip
         return after, h, partial
 

@@ -6,14 +6,18 @@ The tables are those of :class:`manylora.server.kernels.cuda.lora.LoraTables`: `
 page having ALIGN elements; page 0 means that there is none.
 
 A shrink leaves its sums in ``partial`` [slices, n, parts, capacity] float32, a slice being so many input
-features; an expand adds the slices up in ascending order. Nothing is added atomically and sizes are never a
-matter of the batch: a row has the same bits beside any others.
+features; an expand adds the slices up, always in the same order. Nothing is added atomically and sizes are
+never a matter of the batch: a row has the same bits beside any others.
+
+What a row's mix needs is little work behind much waiting: one load after the other would take most of the
+time of a step. So loads that don't need each other are made at once, in tiles.
 """
 
 import triton
 import triton.language as tl
 
 ALIGN = tl.constexpr(32)  # elements of a page, PAGE_ALIGN
+SLICES = tl.constexpr(32)  # of a sum that are loaded at once
 
 
 @triton.jit
@@ -129,15 +133,21 @@ def mix_delta(
             sums += coefficient * vector_part(y, n, inside, pool, cell, gain, constant)
             for first in range(0, count, RANKS):
                 r = first + tl.arange(0, RANKS)
-                reduced = tl.zeros([RANKS], tl.float32)
-                for part in range(0, slices):
-                    reduced += tl.load(place + part * per_slice + r, mask=r < count, other=0.0)
                 b = tl.load(
                     pages + r[:, None] * b_page + n[None, :],
                     mask=(r < count)[:, None] & inside[None, :],
                     other=0.0,
-                ).to(tl.float32)
-                sums += tl.sum(b * (reduced * coefficient)[:, None], axis=0)
+                )
+                reduced = tl.zeros([RANKS], tl.float32)
+                for part in range(0, slices, SLICES):
+                    s = part + tl.arange(0, SLICES)
+                    parts = tl.load(
+                        place + s[:, None] * per_slice + r[None, :],
+                        mask=(s < slices)[:, None] & (r < count)[None, :],
+                        other=0.0,
+                    )
+                    reduced += tl.sum(parts, axis=0)
+                sums += tl.sum(b.to(tl.float32) * (reduced * coefficient)[:, None], axis=0)
             place += count
     return sums
 

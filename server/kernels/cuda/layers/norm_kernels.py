@@ -3,7 +3,8 @@
 ``x' = x + s · norm(y)`` is the residual stream, where the norm of what is added, and the scale, are those of
 some families only; ``h = norm(x')`` is what the next matrices multiply. Roundings are those of the PyTorch
 layer. A program knows a whole row's sum of squares, and makes one slice of ``h``; for that slice it
-multiplies the A of a module that the row's mix has. A row without a mix is one program's.
+multiplies the A of a module that the row's mix has. A row without a mix is one program's. Rows are read in
+tiles of WHOLE features: piece by piece, most of the time would go into waiting for the next.
 """
 
 import triton
@@ -72,6 +73,43 @@ def residual(
     return values
 
 
+@triton.jit
+def finished(
+    values,  # [tile] float32: x'
+    k,
+    inside,
+    spread,  # of x'
+    norm_weight,
+    h,  # where the row's h goes
+    x_out,
+    first,  # whether this program stores it
+    pool,
+    sequence,
+    start,
+    adapter,
+    weight,
+    gain,
+    constant,
+    modules,
+    norm_module,
+    ADD: tl.constexpr,
+    MIXES: tl.constexpr,
+):
+    """Store a tile of h and x'; h [tile] float32, with the values it has once it is stored."""
+    TYPE: tl.constexpr = h.dtype.element_ty
+    normal, w = normal_of(values, spread, norm_weight, k, inside)
+    result = w * normal
+    if MIXES:
+        result += vector_delta(
+            normal, k, inside, pool, sequence, start, adapter, weight, gain, constant, modules, norm_module
+        )
+    if first:
+        tl.store(h + k, result.to(TYPE), mask=inside)
+        if ADD:
+            tl.store(x_out + k, values.to(TYPE), mask=inside)
+    return rounded(result, TYPE)
+
+
 @triton.jit(do_not_specialize=["module", "norm_module", "post_module", "capacity", "eps", "residual_scale"])
 def norm_rows(
     x,  # [T, width]
@@ -102,6 +140,7 @@ def norm_rows(
     partial,  # [slices, T, parts, capacity] float32
     capacity,
     SLICE: tl.constexpr,
+    WHOLE: tl.constexpr,  # features of a row that are read at once
     RANKS: tl.constexpr,
     ADD: tl.constexpr,
     POST: tl.constexpr,
@@ -111,30 +150,29 @@ def norm_rows(
 ):
     """One program for each row; with PAGES for each row, slice and module that takes h."""
     row, part, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    TYPE: tl.constexpr = x.dtype.element_ty
     sequence = -1
     mixed = False
     if MIXES:
         sequence = tl.load(sequences + row)
     if PAGES:
         mixed = has_pages(sequence, start)
-    begin = tl.where(mixed, part * SLICE, 0)
-    end = tl.where(mixed, tl.minimum(begin + SLICE, width), tl.where(part + which == 0, width, 0))
-    if begin < end:
+    begin = part * SLICE
+    if (mixed and begin < width) or (part + which == 0):
         at = row.to(tl.int64)
         x += at * x_stride
         y += at * y_stride
+        h, after = h_out + at * width, x_out + at * width
         spread = 0.0
         if POST:
-            squares = tl.zeros([SLICE], tl.float32)
-            for first in range(0, width, SLICE):
-                k = first + tl.arange(0, SLICE)
+            squares = tl.zeros([WHOLE], tl.float32)
+            for first in range(0, width, WHOLE):
+                k = first + tl.arange(0, WHOLE)
                 values = tl.load(y + k, mask=k < width, other=0.0).to(tl.float32)
                 squares += values * values
             spread = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
-        squares = tl.zeros([SLICE], tl.float32)
-        for first in range(0, width, SLICE):
-            k = first + tl.arange(0, SLICE)
+        squares = tl.zeros([WHOLE], tl.float32)
+        for first in range(0, width, WHOLE):
+            k = first + tl.arange(0, WHOLE)
             values = residual(
                 x, y, k, k < width, spread, post_weight, residual_scale, pool, sequence,
                 start, adapter, weight,
@@ -142,39 +180,34 @@ def norm_rows(
             )  # fmt: skip
             squares += values * values
         of_x = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
-        for first in range(begin, end, SLICE):
-            k = first + tl.arange(0, SLICE)
-            inside = k < width
-            values = residual(
-                x, y, k, inside, spread, post_weight, residual_scale, pool, sequence, start, adapter, weight,
-                gain, constant, modules, post_module, ADD, POST, SCALE, MIXES,
-            )  # fmt: skip
-            normal, w = normal_of(values, of_x, norm_weight, k, inside)
-            h = w * normal
-            if MIXES:
-                h += vector_delta(
-                    normal,
-                    k,
-                    inside,
-                    pool,
-                    sequence,
-                    start,
-                    adapter,
-                    weight,
-                    gain,
-                    constant,
-                    modules,
-                    norm_module,
-                )
-            if which == 0:
-                tl.store(h_out + at * width + k, h.to(TYPE), mask=inside)
-                if ADD:
-                    tl.store(x_out + at * width + k, values.to(TYPE), mask=inside)
-            if PAGES:
-                if mixed:
-                    place = (part * tl.num_programs(0) + row) * tl.num_programs(2) + which
-                    shrink_slice(
-                        rounded(h, TYPE), k, inside, pool,
-                        a_page, sequence, start, adapter, offset, rank, modules,
-                        module + which, partial + place.to(tl.int64) * capacity, RANKS,
-                    )  # fmt: skip
+        if not mixed:
+            for first in range(0, width, WHOLE):
+                k = first + tl.arange(0, WHOLE)
+                values = residual(
+                    x, y, k, k < width, spread, post_weight, residual_scale, pool, sequence,
+                    start, adapter, weight,
+                    gain, constant, modules, post_module, ADD, POST, SCALE, MIXES,
+                )  # fmt: skip
+                finished(
+                    values, k, k < width, of_x, norm_weight, h, after, True, pool, sequence,
+                    start, adapter, weight, gain, constant, modules, norm_module, ADD, MIXES,
+                )  # fmt: skip
+        if PAGES:
+            if mixed:
+                k = begin + tl.arange(0, SLICE)
+                inside = k < width
+                values = residual(
+                    x, y, k, inside, spread, post_weight, residual_scale, pool, sequence,
+                    start, adapter, weight,
+                    gain, constant, modules, post_module, ADD, POST, SCALE, MIXES,
+                )  # fmt: skip
+                result = finished(
+                    values, k, inside, of_x, norm_weight, h, after, which == 0, pool, sequence,
+                    start, adapter, weight, gain, constant, modules, norm_module, ADD, MIXES,
+                )  # fmt: skip
+                place = (part * tl.num_programs(0) + row) * tl.num_programs(2) + which
+                shrink_slice(
+                    result, k, inside, pool,
+                    a_page, sequence, start, adapter, offset, rank, modules,
+                    module + which, partial + place.to(tl.int64) * capacity, RANKS,
+                )  # fmt: skip

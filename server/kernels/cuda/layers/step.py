@@ -7,9 +7,11 @@ import torch
 
 from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.cuda.attention import decode_rows, plan_attention
-from manylora.server.kernels.cuda.decode import MAX_RANK, DecodeBuffers, Variant
 from manylora.server.kernels.cuda.layers.fused import FusedLayers, FusedWork
 from manylora.server.kernels.cuda.layers.row_mixes import RowMixes, Takes, row_mixes
+from manylora.server.kernels.cuda.lora import TiledPages
+from manylora.server.kernels.cuda.mix_buffers import MAX_RANK
+from manylora.server.kernels.cuda.replayed import StepBuffers, Variant
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.kernels.reference.step import ReferenceStep, target_shapes
 
@@ -42,13 +44,15 @@ class FusedStep:
         rows = sent(inputs.logits_rows, device)
         return reference.logits_of(self._layers.final(hidden, norm, mixes, rows), inputs)
 
-    def decode(self, x: torch.Tensor, buffers: DecodeBuffers, variant: Variant) -> torch.Tensor:
-        """What the head is applied to [N, D], of the rows in ``buffers`` with the embeddings ``x`` [N, D]."""
-        reference, mixes = self._reference, None
-        if variant.adapted:
-            mixes = RowMixes(
-                self._pool, buffers.tables, buffers.sequences, MAX_RANK, tiles=None, scaled=variant.scaled
-            )
+    def replayable(self, x: torch.Tensor, buffers: StepBuffers, variant: Variant) -> torch.Tensor:
+        """What the head is applied to [R, D], of the rows in ``buffers`` with the embeddings ``x`` [T, D]."""
+        reference = self._reference
+        mixes = self._mixes(buffers, variant.scaled) if variant.adapted else None
         work = FusedWork(buffers.positions, buffers.slots, buffers.attention, mixes)
         hidden = self._layers.run(reference.layers, reference.cache, x, work)
-        return self._layers.final(hidden, reference.final_norm, mixes, None)
+        return self._layers.final(hidden, reference.final_norm, mixes, buffers.logits_rows)
+
+    def _mixes(self, buffers: StepBuffers, scaled: bool) -> RowMixes:
+        pool, tables, tiles = self._pool, buffers.mixes.tables, buffers.tiles
+        tiled = None if tiles is None else TiledPages(pool, tables, MAX_RANK, tiles, vectors=True)
+        return RowMixes(pool, tables, buffers.sequences, MAX_RANK, tiled, scaled)

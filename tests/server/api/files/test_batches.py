@@ -16,6 +16,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
+USER = {"role": "user", "content": "Hi"}
 ENDED = ("completed", "failed", "cancelled", "expired")
 
 
@@ -114,6 +115,32 @@ def test_embeddings_are_batched_as_well(running: Running) -> None:
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("/v1/responses", {"model": "alpha", "input": "Hi", "max_output_tokens": 4, "temperature": 0}),
+        ("/v1/messages", {"model": "alpha", "messages": [USER], "max_tokens": 4, "temperature": 0}),
+        ("/v1/chat/completions", {"model": "alpha", "messages": [USER], "max_tokens": 4, "temperature": 0}),
+    ],
+)
+def test_other_shapes_of_conversations(running: Running, endpoint: str, body: dict[str, Any]) -> None:
+    lines = [
+        {"custom_id": "right", "method": "POST", "url": endpoint, "body": body},
+        {"custom_id": "wrong", "method": "POST", "url": endpoint, "body": {**body, "model": "nobody"}},
+    ]
+    batch = ended(running, begin(running, packed(lines), endpoint))
+    answer = results(running, batch.output_file_id)["right"]["response"]
+    assert answer["status_code"] == 200
+    with running.http() as http:
+        alone = http.post(endpoint, json=body).json()
+        if endpoint == "/v1/responses":
+            kept = http.get(f"/v1/responses/{answer['body']['id']}").json()
+            assert kept == answer["body"]
+    told = ("content", "choices", "stop_reason", "status", "type", "model")
+    assert {k: answer["body"].get(k) for k in told} == {k: alone.get(k) for k in told}
+    assert results(running, batch.error_file_id)["wrong"]["response"]["status_code"] == 404
+
+
+@pytest.mark.parametrize(
     ("content", "code"),
     [
         (b"", "empty_file"),
@@ -129,6 +156,7 @@ def test_embeddings_are_batched_as_well(running: Running) -> None:
         (packed([line(0, "/v1/chat/completions")]), "mismatched_endpoint"),
         (packed([{**line(0), "body": "text"}]), "missing_required_parameter"),
         (packed([line(0, stream=True)]), "invalid_request"),
+        (packed([line(0, "/v1/responses", background=True)]), "invalid_request"),
         (packed([line(0, prompt="x" * (5 << 20))]), "line_too_long"),
     ],
 )

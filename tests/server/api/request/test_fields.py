@@ -33,7 +33,7 @@ from openai.types.responses import (
     ResponseTextConfigParam,
     response_create_params,
 )
-from openai.types.responses.response_input_item_param import FunctionCallOutput
+from openai.types.responses.response_input_item_param import FunctionCallOutput, ItemReference
 from openai.types.shared_params import FunctionDefinition, Reasoning
 from openai.types.shared_params.response_format_json_schema import JSONSchema, ResponseFormatJSONSchema
 
@@ -109,6 +109,7 @@ HAND_READ: dict[Place, set[str]] = {  # items have many shapes under one name, a
     Place.ITEM_CALL: {"type", "id", "call_id", "name", "arguments"},
     Place.ITEM_OUTPUT: {"type", "id", "call_id", "output"},
     Place.ITEM_REASONING: {"type", "id", "summary", "content"},
+    Place.ITEM_REFERENCE: {"type", "id"},
     Place.TURN: {"role", "content"},
     Place.BLOCK_TEXT: {"type", "text"},
     Place.BLOCK_TOOL_USE: {"type", "id", "name", "input"},
@@ -143,6 +144,7 @@ OPENAI: list[tuple[Place, Any]] = [
     (Place.ITEM_CALL, ResponseFunctionToolCallParam),
     (Place.ITEM_OUTPUT, FunctionCallOutput),
     (Place.ITEM_REASONING, ResponseReasoningItemParam),
+    (Place.ITEM_REFERENCE, ItemReference),
     (Place.ITEM_TOOL, FunctionToolParam),
     (Place.REASONING, Reasoning),
     (Place.TEXT, ResponseTextConfigParam),
