@@ -62,7 +62,8 @@ def estimate_serve(  # noqa: PLR0917 - typer makes a flag of each
     except AdapterError as error:
         raise fail(error) from error
     shape = BaseShape.of(config, skeleton)
-    parameters, forms = shape.parameters, _FORMS
+    parameters = shape.parameters
+    forms: tuple[str, ...] = _FORMS
     if tensor_parallel_size > 1:
         reason = unsupported(config, tensor_parallel_size)
         if reason is not None:

@@ -123,7 +123,8 @@ def test_a_rank_that_can_not_do_its_part(silent: bool, said: str, monkeypatch: p
 
 
 NONE = np.array([-1], np.int64)
-BARE = VectorPages(*[NONE] * 6, np.zeros(1, np.int64), np.zeros(1, np.int64))
+ZERO = np.zeros(1, np.int64)
+BARE = VectorPages(NONE, NONE, NONE, NONE, NONE, NONE, ZERO, ZERO)
 
 
 def divided(vectors: VectorPages, cuts: Sequence[Cut], data: torch.Tensor) -> PackedAdapter:

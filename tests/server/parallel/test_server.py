@@ -76,15 +76,16 @@ def test_answers_and_the_end_of_a_rank(tmp_path: Path) -> None:
 
 
 @pytest.mark.sweep
-def test_all_ranks_end_with_the_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_all_ranks_end_with_the_server(number: signal.Signals, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model")
     options = [*small_options(model, tmp_path / "data"), "--dtype", "fp32", "--tensor-parallel-size", "2"]
     with server_process(*options) as server:
         (rank,) = ranks_of(server)
         os.kill(rank, signal.SIGTERM)  # which a service manager sends to all: rank 0 decides
         assert httpx.get(f"{server.url}/health").status_code == 200
-        server.signal(signal.SIGTERM)
-        assert server.process.wait(30) == 0
+        server.signal(number)
+        assert server.process.wait(30) == (0 if number == signal.SIGTERM else -number)
         wait_until(lambda: not is_running(rank))
 
 
