@@ -14,6 +14,7 @@ AdapterError
 ├── AdapterTooLarge     the mix can never fit the memory given to adapters
 ├── BaseModelError      the base model can't be found, fetched or converted
 ├── ChatTemplateError   a conversation can't be rendered
+├── OverQuota           whose adapter it is has no room left for it
 ├── TenantNotFound      no tenant of that name, or no such key of it
 ├── TenantExists        a tenant can't be made: the name is taken, or there are as many as may be
 ├── MergeFailed         a merged model does not answer like the base with the adapters
@@ -94,6 +95,10 @@ class BaseModelError(AdapterError):
 
 class ChatTemplateError(AdapterError):
     """The tokenizer has no chat template, or the template rejects the messages."""
+
+
+class OverQuota(AdapterError):
+    """The adapters of whose it is would take more bytes than they may."""
 
 
 class TenantNotFound(AdapterError):

@@ -117,7 +117,7 @@ class AdapterManager:
         self._fetching = slow.limited(_FETCHES)
 
         # Where revisions are.
-        self._mirror = mirror = RegistryMirror(registry)
+        self.mirror = mirror = RegistryMirror(registry)
         self.loader = loader = RevisionLoader(base, registry, store, pool, limits)
         host = HostCache(loader.read, memory_bytes=memory_bytes, metrics=metrics)
         device = DeviceCache(pool, host, metrics=metrics, max_waiting=max_waiting)
@@ -191,14 +191,14 @@ class AdapterManager:
         What processes left half done that are dead now is cleaned up first.
         """
         recovered = await self._fetching.run(recover, self._registry, self._store)
-        await self._mirror.read_all()
+        await self.mirror.read_all()
         if recovered.nameless:
             logger.warning(
                 "%d revisions in %s have no name in the registry, which is new or older than they are, and "
                 "has %d names. They are kept: 'manylora adapters recover' names them while no server runs",
                 len(recovered.nameless),
                 self._store.root,
-                len(self._mirror.names),
+                len(self.mirror.names),
             )
         self._sync.start()
         self.janitor.start()
@@ -221,7 +221,7 @@ class AdapterManager:
         await self._reclaimer.close()
         await self.residency.close()
         await self._sync.close()
-        await self._mirror.close()
+        await self.mirror.close()
         self._slow.close()
         self._registry.close()
         self._store.close()
@@ -265,7 +265,7 @@ class AdapterManager:
         if self.variants is not None:
             self.variants.forget(orphans)
         for name in names:
-            if name not in self._mirror.names:
+            if name not in self.mirror.names:
                 self._metrics.requests.forget_adapter(name)
         self._pins.update(names)
         for digest in orphans:

@@ -114,7 +114,11 @@ class QueueFull(ServerError):
 
 
 class RateLimited(QueueFull):
-    """The tenant has taken all that it may in a minute, or at a time."""
+    """The tenant has taken all that it may in a minute or a month, or at a time."""
+
+    def __init__(self, message: str, retry_after: float, code: str | None = None) -> None:
+        super().__init__(message, retry_after)
+        self.code = code
 
 
 class AdapterUnavailable(ServerError):

@@ -15,6 +15,7 @@ from manylora.adapters.format.artifact import Limits
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.pooling import PoolingConfig, read_pooling
 from manylora.adapters.registry.registry import Registry
+from manylora.adapters.registry.tenants.records import TenantRecord
 from manylora.adapters.sources.fetching import fetch, find, policy_for
 from manylora.adapters.sources.policy import SourcePolicy
 from manylora.adapters.store.store import RevisionStore
@@ -49,6 +50,7 @@ from manylora.server.residency.held_mix import HeldMix
 from manylora.server.responses.background import Background
 from manylora.server.responses.stored import StoredResponses
 from manylora.server.tenants.directory import TenantDirectory
+from manylora.server.tenants.view import TenantView
 from manylora.server.threads import LimitedWork, SlowWork, request_pool
 
 logger = logging.getLogger(__name__)
@@ -107,6 +109,10 @@ class Service:
             except AdapterError as error:
                 raise ConfigError(f"--adapter {name}={path}: {error}") from error
         self.ready = True
+
+    def view_of(self, tenant: TenantRecord) -> TenantView:
+        """The names of the registry as a tenant sees them."""
+        return TenantView(tenant, self.adapters.mirror, self.model_name, self.tenants.has)
 
     async def stop(self) -> None:
         """Stop admitting, end what runs, free what is held."""
@@ -212,7 +218,7 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
             MAX_BATCH_LINE_BYTES,
         ),
         responses=responses,
-        tenants=TenantDirectory(adapters.registry.tenants, adapters.registry.usage),
+        tenants=TenantDirectory(adapters.registry.tenants, adapters.registry.usage, adapters.registry.taken),
         background=Background(responses),
         ranks=base.ranks,
     )

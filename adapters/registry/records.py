@@ -61,6 +61,7 @@ class NameRecord:
     source: str  # of the current revision, or of what is being loaded
     history: tuple[str, ...]  # digests this name has pointed to, the latest first, none twice
     owner: str = ""  # the process that is loading or draining it
+    shared: tuple[str, ...] = ()  # tenants, by name, that may use it besides whose it is; "*" is all
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from manylora.adapters.registry.recovery import Recovery
 from manylora.adapters.registry.responses import Responses
 from manylora.adapters.registry.revisions import Revisions
 from manylora.adapters.registry.schema import Database, changes, counter
+from manylora.adapters.registry.tenants.taken import Taken
 from manylora.adapters.registry.tenants.tenants import Tenants
 from manylora.adapters.registry.tenants.usage import Usage
 
@@ -54,6 +55,7 @@ class Registry:
         self.responses = Responses(database)
         self.tenants = Tenants(database)
         self.usage = Usage(database)
+        self.taken = Taken(database)
 
     def __enter__(self) -> Self:
         return self

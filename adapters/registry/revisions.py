@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from manylora.adapters.registry.records import RevisionRecord
 from manylora.adapters.registry.rows import revision_records
-from manylora.adapters.registry.schema import Database, history
+from manylora.adapters.registry.schema import Database, history, revisions
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -25,6 +25,14 @@ class Revisions:
         sound = [digest for digest in digests if _DIGEST.fullmatch(digest)]
         with self._database.read() as connection:
             return revision_records(connection, sound)
+
+    def bytes_of(self, namespace: str) -> int:
+        """Bytes of all revisions, of now and before, that names have which begin with ``namespace``."""
+        named = history.c.name.startswith(namespace, autoescape=True)
+        theirs = select(history.c.digest).where(named)
+        query = select(func.sum(revisions.c.nbytes)).where(revisions.c.digest.in_(theirs))
+        with self._database.read() as connection:
+            return int(connection.execute(query).scalar_one() or 0)
 
     def referenced(self) -> set[str]:
         """The digests that some name's current revision or history holds."""

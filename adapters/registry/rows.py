@@ -182,6 +182,7 @@ def _name(row: Row[Any], tagged: Sequence[str], past: Sequence[str]) -> NameReco
         source=row.source,
         history=tuple(past),
         owner=row.owner,
+        shared=() if row.shared is None else tuple(json.loads(row.shared)),
     )
 
 

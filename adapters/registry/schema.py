@@ -42,6 +42,9 @@ WAIT_SECONDS = 30  # for another writer, before a mutation gives up
 _ADVISORY_LOCK = 0x6D616E796C6F7261  # "manylora": who may create the tables in PostgreSQL
 _READS = "manylora_reads"  # execution option: a transaction that only reads
 
+# Tables that have got columns since their first version.
+_GROWN = ("manylora_files", "manylora_batches", "manylora_names", "manylora_keys")
+
 T = TypeVar("T")
 
 # Names are ASCII; "C" makes PostgreSQL sort and compare them by bytes, as SQLite does.
@@ -93,6 +96,7 @@ names = Table(
     Column("last_used", Double),
     Column("source", Text, nullable=False),
     Column("owner", String(64), nullable=False),
+    Column("shared", Text),  # JSON: tenants, by name, that may use it besides whose it is; "*": all
 )
 tags = Table(
     "manylora_tags",
@@ -314,8 +318,8 @@ def _create(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
     metadata.create_all(connection)
-    for table in (files, batches):
-        _add_columns(connection, table)
+    for name in _GROWN:
+        _add_columns(connection, metadata.tables[name])
     version = connection.execute(select(counter.c.version)).scalar_one_or_none()
     if version is None:
         connection.execute(insert(counter).values(id=1, version=VERSION, generation=0))

@@ -15,16 +15,18 @@ from starlette.requests import ClientDisconnect
 
 from manylora.adapters.errors import AdapterError
 from manylora.server.api.access.access_log import AccessLog
+from manylora.server.api.access.guard import ApiKeySet, Guard
 from manylora.server.api.access.redaction import Redactor, error_redactor
-from manylora.server.api.access.scopes import ApiKeySet, Guard
 from manylora.server.api.admin import adapters, aliases, compose, export, lora, merge, put_adapter
 from manylora.server.api.admin.publications import Publications
+from manylora.server.api.admin.quota import Quotas
 from manylora.server.api.asking import asker
 from manylora.server.api.compare import route as compare
 from manylora.server.api.embed import embeddings, rerank, score
 from manylora.server.api.files import batches as batch_routes
 from manylora.server.api.files import files
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
+from manylora.server.api.http.ended import EndWithKey
 from manylora.server.api.http.error_answers import answer_error
 from manylora.server.api.http.middleware import (
     BodyLimit,
@@ -108,6 +110,7 @@ def create_app(service: Service, *, batches: bool = True) -> FastAPI:
     app.state.error_redactor = error_redactor(api_keys(config))
     app.state.comparison_limit = compare.ComparisonLimit()
     app.state.publications = Publications()
+    app.state.quotas = Quotas()
     app.state.works_on_batches = batches
     for kind in _HANDLED:
         app.add_exception_handler(kind, answer_error)
@@ -130,6 +133,7 @@ def _wrap(app: FastAPI, config: Settings) -> None:
             allow_headers=["*"],
             expose_headers=["x-request-id", "request-id", "x-manylora-model", "retry-after", "location"],
         )
+    app.add_middleware(EndWithKey)
     app.add_middleware(RequestId)
     if config.access_log:
         app.add_middleware(AccessLog, redactor=Redactor(api_keys(config)))

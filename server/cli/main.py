@@ -22,7 +22,8 @@ from manylora.server.cli.loadgen.command import bench
 from manylora.server.cli.merge import compose, merge
 from manylora.server.cli.output import DEAD, fail
 from manylora.server.cli.serve_help import ServeHelp
-from manylora.server.cli.tenants.commands import keys, tenants
+from manylora.server.cli.tenants.commands import tenants
+from manylora.server.cli.tenants.keys import keys
 from manylora.server.cli.train import estimate, train
 from manylora.server.errors import EngineDead, ServerError
 from manylora.server.options.loading import load_settings

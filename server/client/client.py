@@ -190,6 +190,11 @@ class Client:
         """Make an adapter serve an earlier revision again: by default the one before the current."""
         return self._act(name, "rollback", given({"revision": revision}))
 
+    def share(self, name: str, tenants: Iterable[str]) -> Answer:
+        """Let those tenants use an adapter besides the one whose it is, and no others; "*" is all."""
+        shared: Answer = self._connection.patch(adapter_path(name), {"shared_with": list(tenants)})
+        return shared
+
     def compose(
         self,
         name: str,

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 from urllib.parse import quote
 
 from manylora.server.client.connection import Answer, Connection, given
 
 _PATH = "/v1/tenants"
+
+
+class TenantFields(TypedDict, total=False):
+    """What can be set of a tenant."""
+
+    adapters: Sequence[str]  # names of adapters and aliases that it may use; "*" stands for any characters
+    base: bool  # whether it may ask for the base model itself
+    default_adapter: str  # a model string, by its own names, in place of the base model; "" ends it
+    weight: float  # its share of the engine while others want it too, relative to theirs
+    limits: Mapping[str, int]  # all of them; what there is to be limited is in docs/tenants.md
+    adapter_limits: Mapping[str, Mapping[str, int]]  # with single adapters, by name or pattern; all of them
+    metadata: Mapping[str, str]  # your own notes
 
 
 class TenantClient:
@@ -26,53 +38,27 @@ class TenantClient:
         found: Answer = self._connection.get(_path(name))
         return found
 
-    def add(
-        self,
-        name: str,
-        *,
-        adapters: Sequence[str] = (),
-        base: bool = True,
-        weight: float = 1.0,
-        limits: Mapping[str, int] | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> Answer:
+    def add(self, name: str, *, adopt: bool = False, **settings: Unpack[TenantFields]) -> Answer:
         """Make a tenant.
 
         Args:
             name: of letters, digits, ".", "_" and "-".
-            adapters: names of adapters and aliases that it may use; "*" stands for any characters.
-            base: whether it may ask for the base model itself.
-            weight: its share of the engine while others want it too, relative to theirs.
-            limits: what it may take on each server: max_concurrent_requests, requests_per_minute,
-                tokens_per_minute, prompt_tokens_per_minute, completion_tokens_per_minute.
-            metadata: your own notes.
+            adopt: adapters and aliases that are called ``name/…`` already are its own from now on.
+            settings: see :class:`TenantFields`.
         """
-        more = given({"weight": weight, "limits": limits, "metadata": metadata})
-        body = {"name": name, "adapters": list(adapters), "base": base, **more}
-        made: Answer = self._connection.post(_PATH, body)
+        made: Answer = self._connection.post(
+            _PATH, {"name": name, **given({"adopt": adopt or None}), **settings}
+        )
         return made
 
-    def change(
-        self,
-        name: str,
-        *,
-        adapters: Sequence[str] | None = None,
-        base: bool | None = None,
-        weight: float | None = None,
-        limits: Mapping[str, int] | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> Answer:
-        """Replace what is given of a tenant's settings; the rest stays. ``limits`` are all of them."""
-        patterns = None if adapters is None else [*adapters]
-        body = given(
-            {"adapters": patterns, "base": base, "weight": weight, "limits": limits, "metadata": metadata}
-        )
-        changed: Answer = self._connection.patch(_path(name), body)
+    def change(self, name: str, **settings: Unpack[TenantFields]) -> Answer:
+        """Replace what is given of a tenant's settings; the rest stays."""
+        changed: Answer = self._connection.patch(_path(name), settings)
         return changed
 
-    def delete(self, name: str) -> Answer:
-        """Delete a tenant and revoke all its keys."""
-        gone: Answer = self._connection.delete(_path(name))
+    def delete(self, name: str, *, adapters: bool = False) -> Answer:
+        """Delete a tenant and revoke all its keys; with ``adapters``, what it has of these as well."""
+        gone: Answer = self._connection.delete(_path(name), adapters=adapters)
         return gone
 
     def keys(self, name: str) -> Sequence[Answer]:
@@ -80,9 +66,18 @@ class TenantClient:
         found: Sequence[Answer] = self._connection.get(_path(name, "keys"))["data"]
         return found
 
-    def add_key(self, name: str, *, expires_in: int | None = None) -> Answer:
-        """Make a key of a tenant, for so many seconds or for ever; "key" of the answer is told only here."""
-        made: Answer = self._connection.post(_path(name, "keys"), given({"expires_in": expires_in}))
+    def add_key(
+        self, name: str, *, expires_in: int | None = None, scopes: Sequence[str] = ("infer",)
+    ) -> Answer:
+        """Make a key of a tenant; "key" of the answer is told only here.
+
+        Args:
+            name: of the tenant.
+            expires_in: seconds that it lasts; without them it does for ever.
+            scopes: what it is for: infer, manage, admin.
+        """
+        body = given({"expires_in": expires_in, "scopes": list(scopes)})
+        made: Answer = self._connection.post(_path(name, "keys"), body)
         return made
 
     def rotate_key(
@@ -93,9 +88,9 @@ class TenantClient:
         made: Answer = self._connection.post(_path(name, "keys", key_id, "rotate"), body)
         return made
 
-    def revoke_key(self, name: str, key_id: str) -> Answer:
-        """Let a key open nothing from now on."""
-        gone: Answer = self._connection.delete(_path(name, "keys", key_id))
+    def revoke_key(self, name: str, key_id: str, *, end: bool = False) -> Answer:
+        """Let a key open nothing from now on; with ``end``, end what runs with it, too."""
+        gone: Answer = self._connection.delete(_path(name, "keys", key_id), end=end)
         return gone
 
     def usage(

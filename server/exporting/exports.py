@@ -54,6 +54,7 @@ class ExportWish:
     dtype: str | None  # None keeps each tensor's own
     max_shard_bytes: int
     verify: bool
+    tenant: str = ""  # whose it is; its directory's name begins with it
 
 
 @dataclass(eq=False)
@@ -112,7 +113,8 @@ class Exports:
         digests = self._adapters.resolver.digests(terms)
         held = self._adapters.resolver.hold(terms)
         try:
-            out = self._root / _directory_name(wish.directory, held)
+            name = _directory_name(wish.directory, held)
+            out = self._root / (f"{wish.tenant}--{name}" if wish.tenant else name)
             self._check_free(out)
         except BaseException:
             held.release()
@@ -122,8 +124,8 @@ class Exports:
         self._running[export] = asyncio.create_task(self._see_through(export, digests, held))
         return export
 
-    def find(self, terms: Sequence[MixTerm]) -> Export:
-        """The latest export of a mix.
+    def find(self, terms: Sequence[MixTerm], tenant: str = "") -> Export:
+        """The latest export of a mix, for that tenant; "" is for the operator.
 
         Raises:
             AdapterNotFound: a member does not exist, or there was no export.
@@ -131,7 +133,7 @@ class Exports:
         held = self._adapters.resolver.hold(terms)
         held.release()
         for export in reversed(self._exports):
-            if export.digest == held.revisions.digest:
+            if export.digest == held.revisions.digest and export.wish.tenant == tenant:
                 return export
         raise AdapterNotFound(f"{held.served_model!r} was not exported by this server since it started")
 

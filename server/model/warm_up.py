@@ -72,7 +72,8 @@ def _capture(decoder: Decoder, rows: int, sequences: int, context: int) -> None:
         return
     began = monotonic()
     decoding = [([1] * n, tokens) for n, tokens in capturing.sizes(sequences, context)]
-    prompts = [(counts, context) for counts in capturing.chunks(rows, sequences, context)]
+    # How long contexts are is nothing to a step of prompts.
+    prompts = [(counts, max(counts)) for counts in capturing.chunks(rows, sequences, context)]
     for kind, steps in (("decode steps", decoding), ("steps of prompts", prompts)):
         for number, (counts, tokens) in enumerate(steps):
             if number % -(-len(steps) // _TOLD) == 0:

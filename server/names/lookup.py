@@ -19,6 +19,7 @@ MAX_RUNNING = 64  # names looked up at the same time; further unknown names are 
 _MAX_MISSES = 10_000  # names that are remembered not to exist
 MISS_SECONDS = 5.0  # for which they are, where sources were asked
 _REGISTRY_MISS_SECONDS = 0.25  # and where only the registry was
+_Asked = tuple[str, bool]  # a name, and whether sources are asked for it as well
 
 
 class Lookup:
@@ -45,13 +46,15 @@ class Lookup:
         self._mirror = mirror
         self._find_source = find
         self._publish = publish
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[_Asked, asyncio.Task[None]] = {}
         seconds = _REGISTRY_MISS_SECONDS if find is None else miss_seconds
-        self._misses: TTLCache[str, AdapterError] = TTLCache(_MAX_MISSES, seconds)
+        self._misses: TTLCache[_Asked, AdapterError] = TTLCache(_MAX_MISSES, seconds)
         self._asking = asking
 
-    async def find(self, name: str) -> None:
+    async def find(self, name: str, *, sources: bool = True) -> None:
         """Return once the mirror has ``name``, as it is now. Whoever waits may be cancelled.
+
+        Without ``sources`` only the registry is asked.
 
         Raises:
             AdapterNotFound: neither the registry nor a source has it. This is remembered for seconds.
@@ -60,15 +63,16 @@ class Lookup:
             ArtifactError, AdapterTooLarge: a source has it, but it can't be served. So is this.
             QueueFull: too many unknown names are being looked up.
         """
-        missed = self._misses.get(name)
+        asked = name, sources
+        missed = self._misses.get(asked)
         if missed is not None:
             raise missed
-        if name not in self._running:
+        if asked not in self._running:
             if len(self._running) >= MAX_RUNNING:
                 raise QueueFull(f"{MAX_RUNNING} unknown adapters are being looked up; try again later", 1.0)
-            task = self._running[name] = asyncio.create_task(self._find(name))
-            task.add_done_callback(lambda done: self._ended(name, done))
-        await asyncio.shield(self._running[name])
+            task = self._running[asked] = asyncio.create_task(self._find(*asked))
+            task.add_done_callback(lambda done: self._ended(asked, done))
+        await asyncio.shield(self._running[asked])
 
     async def close(self) -> None:
         """Give up what is being looked up."""
@@ -76,14 +80,14 @@ class Lookup:
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
-    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
-        del self._running[name]
-        self._misses.pop(name, None)
+    def _ended(self, asked: _Asked, task: asyncio.Task[None]) -> None:
+        del self._running[asked]
+        self._misses.pop(asked, None)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, AdapterError):
-            self._misses[name] = error
+            self._misses[asked] = error
 
-    async def _find(self, name: str) -> None:
+    async def _find(self, name: str, sources: bool) -> None:
         try:
             await self._mirror.refresh(name)
         except StoreError as error:  # where the registry is, is nobody's business who asks for an answer
@@ -93,7 +97,7 @@ class Lookup:
             ) from None
         if self._is_known(name):
             return
-        source = await self._ask_sources(name)
+        source = await self._ask_sources(name) if sources else None
         if source is None:
             self._mirror.get(name)  # which says that there is none
         else:

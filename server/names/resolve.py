@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from manylora.adapters.errors import AdapterNotFound, AdapterTooLarge, MixError
 from manylora.adapters.mix import MixEntry, MixTerm, format_mix, mix_digest, normalize
 from manylora.adapters.registry.records import NameRecord, State
-from manylora.server.metrics.labels import BASE, MIX, OTHER
+from manylora.server.metrics.labels import OTHER
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.names.aliases import expand, expand_sole, target_terms
+from manylora.server.names.describing import describe, label_of
 from manylora.server.names.lookup import Lookup
 from manylora.server.names.refetch import Refetcher
 from manylora.server.names.registry_mirror import RegistryMirror
+from manylora.server.names.view import View, meant
 from manylora.server.residency.held_mix import HeldMix, MergedCopy, RevisionMix
 from manylora.server.residency.residency import Residency
 from manylora.server.residency.revision_loader import SHOWN_DIGITS
-
-# Whether something is there for who asks: an adapter or alias by its name, or (None) the base model.
-Visible = Callable[[str | None], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +62,14 @@ class Resolver:
         *,
         user: str | None = None,
         as_asked: bool = False,
-        visible: Visible | None = None,
+        view: View | None = None,
     ) -> AsyncIterator[HeldMix]:
         """Hold the revisions of a mix until the end of the block. Waits for nothing if the names are known.
 
         Args:
             terms: () is the base model. They may name aliases, of which ``user`` gets always the same arm.
             as_asked: a copy that was merged automatically is no substitute for the mix.
-            visible: what there is for who asks; None: everything.
+            view: what there is for who asks, by the names that the terms have; None: everything.
 
         Raises:
             AdapterNotFound: a name, or its revision, does not exist or does not serve, or is not visible.
@@ -79,13 +78,15 @@ class Resolver:
             ArtifactError: a source has an adapter of an unknown name, but it can't be served.
             QueueFull: too many unknown names are being looked up.
         """
-        await self.look_up(terms, visible)
-        if visible is not None:  # again: an alias may stand for others since
-            self.check_visible(terms, visible)
-        with self._hold_for_request(terms, user, as_asked) as held:
+        found = await self.look_up(terms, view)
+        if view is not None:  # again: an alias may stand for others since
+            self._check_visible(found, terms, view)
+        with self._hold_for_request(found, user, as_asked, view) as held:
             yield held
 
-    def _hold_for_request(self, terms: Sequence[MixTerm], user: str | None, as_asked: bool) -> HeldMix:
+    def _hold_for_request(
+        self, terms: Sequence[MixTerm], user: str | None, as_asked: bool, view: View | None
+    ) -> HeldMix:
         arm = None
         if not self._mirror.aliases.keys().isdisjoint(term.name for term in terms):
             terms, arm = expand(terms, self._mirror.aliases, self._base, user)
@@ -93,7 +94,7 @@ class Resolver:
         digests = {term: digest_of(term, self._admissible(term.name)) for term in terms}
         entries = normalize(MixEntry(digests[term], term.weight) for term in terms)
         copy = self._copy_for(entries, terms, merged, as_asked)
-        served = describe(terms, digests, self._base, merged=copy is not None)
+        served = describe(terms, digests, self._base, merged=copy is not None, view=view)
         names = frozenset(term.name for term in terms)
         revisions = self._revisions(entries, served, label_of(terms), names)
         if copy is None:
@@ -141,53 +142,68 @@ class Resolver:
         found = expand_sole(terms, self._mirror.aliases, self._base)
         return [(term, digest_of(term, self._mirror.get_ready(term.name))) for term in found]
 
-    def check_visible(self, terms: Sequence[MixTerm], visible: Visible) -> None:
-        """Refuse what is not there for who asks, just as if it were not there at all.
+    def visible_terms(self, terms: Sequence[MixTerm], view: View) -> tuple[MixTerm, ...]:
+        """The terms by the registry's names, refusing what is not there for who asks.
 
-        It depends on what is visible alone, so that neither the answer nor its time tells whether somebody
-        else has something of that name. An alias is visible if all that it stands for is.
+        What they can't see is missing among their own names, so that neither the answer nor its time tells
+        whether somebody else has something of that name. An alias is visible if all that it stands for is.
 
         Raises:
             AdapterNotFound: a name is not visible; the base model, for () terms.
         """
-        if not terms and not visible(None):
-            raise AdapterNotFound(f"no adapter is registered under the name {self._base!r}")
-        for term in terms:
-            if term.name != self._base and not self.is_visible(term.name, visible):
-                raise AdapterNotFound(f"no adapter is registered under the name {term.name[:140]!r}")
+        found = meant(terms, view)
+        self._check_visible(found, terms, view)
+        return found
 
-    def is_visible(self, name: str, visible: Visible) -> bool:
-        """Whether an adapter or alias of that name, if there is one, is there for who asks."""
+    def _check_visible(self, terms: Sequence[MixTerm], asked: Sequence[MixTerm], view: View) -> None:
+        if not terms and not view.visible(None):
+            raise AdapterNotFound(f"no adapter is registered under the name {self._base!r}")
+        for term, as_asked in zip(terms, asked, strict=True):
+            if term.name != self._base and not self.is_visible(term.name, view):
+                raise _missing(as_asked.name)
+
+    def is_visible(self, name: str, view: View) -> bool:
+        """Whether the registry's ``name``, if there is something of it, is there for who asks."""
         alias = self._mirror.aliases.get(name)
-        if alias is None or not visible(name):
-            return visible(name)
+        if alias is None or not view.visible(name):
+            return view.visible(name)
         for target, _ in alias.arms:
             found = target_terms(target, self._base)
-            if not all(visible(term.name) for term in found) or not (found or visible(None)):
+            if not all(view.visible(term.name) for term in found) or not (found or view.visible(None)):
                 return False
         return True
 
-    async def look_up(self, terms: Sequence[MixTerm], visible: Visible | None = None) -> None:
+    async def look_up(self, terms: Sequence[MixTerm], view: View | None = None) -> tuple[MixTerm, ...]:
         """Ask the registry and the sources for those names of a mix that this server doesn't know.
+
+        Returns the terms by the registry's names.
 
         Raises:
             AdapterNotFound, ArtifactError, AdapterTooLarge, SourceMissing, QueueFull: as Lookup.find.
-            AdapterNotFound: a name is not ``visible``; nobody is asked for it.
+            AdapterNotFound: a name is not there for who asks.
             MixError: the base model is among them.
         """
-        if visible is not None:
-            self.check_visible(terms, visible)
-        for term in terms:
+        found = tuple(terms) if view is None else self.visible_terms(terms, view)
+        for asked, term in zip(terms, found, strict=True):
             if term.name == self._base:
                 raise MixError(
                     f"{term.name!r} is the base model, which is part of every mix: name adapters only"
                 )
             if not self._is_ready(term.name):
-                await self._lookup.find(term.name)
+                await self._find(term.name, asked.name, view)
+        return found
 
-    def knows(self, terms: Sequence[MixTerm]) -> bool:
+    async def _find(self, name: str, asked: str, view: View | None) -> None:
+        try:
+            await self._lookup.find(name, sources=view is None or view.from_sources(name))
+        except AdapterNotFound:
+            if view is None or name in self._mirror.names:
+                raise
+            raise _missing(asked) from None
+
+    def knows(self, terms: Sequence[MixTerm], view: View | None = None) -> bool:
         """Whether :meth:`resolve` would answer at once."""
-        return all(self._is_ready(term.name) for term in terms)
+        return all(self._is_ready(term.name) for term in meant(terms, view))
 
     def _is_ready(self, name: str) -> bool:
         """Whether it serves or is an alias, as far as this server knows."""
@@ -270,19 +286,5 @@ def asks_merged(terms: Sequence[MixTerm]) -> bool:
     return bool(terms) and not plain
 
 
-def describe(terms: Sequence[MixTerm], digests: Mapping[MixTerm, str], base: str, *, merged: bool) -> str:
-    """The mix as a model string that names the revisions it runs, and whether its merged copy does."""
-    if not terms:
-        return base
-    parts = (
-        f"{term.name}@{digests[term][:SHOWN_DIGITS]}{'.merged' if merged else ''}"
-        + ("" if term.weight == 1.0 else f"*{term.weight:g}")
-        for term in terms
-    )
-    return "+".join(parts)
-
-
-def label_of(terms: Sequence[MixTerm]) -> str:
-    """What the metrics call it."""
-    names = {term.name for term in terms}
-    return BASE if not names else names.pop() if len(names) == 1 else MIX
+def _missing(name: str) -> AdapterNotFound:
+    return AdapterNotFound(f"no adapter is registered under the name {name[:140]!r}")

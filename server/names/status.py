@@ -53,6 +53,7 @@ class AdapterStatus:
     traffic: Traffic  # on this server
     lineage: Mapping[str, Any] | None
     details: Mapping[str, Any]
+    shared: tuple[str, ...]  # tenants, by name, that may use it besides whose it is; "*" is all
 
 
 @dataclass(frozen=True)
@@ -128,4 +129,5 @@ def status_of(
         traffic=traffic,
         lineage=None if facts is None else facts.lineage,
         details={} if facts is None else facts.details,
+        shared=record.shared,
     )

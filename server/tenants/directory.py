@@ -15,10 +15,13 @@ from typing import Final, TypeVar
 
 from manylora.adapters.errors import AdapterError, TenantNotFound
 from manylora.adapters.registry.tenants.records import KeyRecord, TenantRecord, digest_of_key
+from manylora.adapters.registry.tenants.taken import Taken
 from manylora.adapters.registry.tenants.tenants import Snapshot, Tenants
 from manylora.adapters.registry.tenants.usage import Usage
 from manylora.server.periodic_task import PeriodicTask
-from manylora.server.tenants.limits import Meters
+from manylora.server.tenants.holder import KeyHolder
+from manylora.server.tenants.meters import Meters
+from manylora.server.tenants.running import RunningRequests
 from manylora.server.tenants.usage import UsageCounter
 
 logger = logging.getLogger(__name__)
@@ -31,12 +34,13 @@ FOLLOW_SECONDS: Final = 0.5  # how old what is known of other servers' changes m
 class TenantDirectory:
     """Tenants by key, by name and by id. Lives on the event loop."""
 
-    def __init__(self, tenants: Tenants, usage: Usage) -> None:
+    def __init__(self, tenants: Tenants, usage: Usage, taken: Taken) -> None:
         """Nothing is read until :meth:`start`."""
         self._registry = tenants
-        self.usage = UsageCounter(usage)
         self.any = False  # whether there are tenants
-        self.meters = Meters()
+        self.meters = Meters(taken, lambda: self.any)
+        self.usage = UsageCounter(usage, self.meters.saved)
+        self.running = RunningRequests()
         self._names: dict[str, TenantRecord] = {}
         self._ids: dict[str, TenantRecord] = {}
         self._keys: dict[str, KeyRecord] = {}  # by digest
@@ -54,14 +58,16 @@ class TenantDirectory:
         await self._read()
         self._task.start()
         self.usage.start()
+        self.meters.start()
 
     async def close(self) -> None:
         """Stop following, and save what is not saved yet."""
         await self._task.close()
         await self.usage.close()
+        await self.meters.close()
 
-    def find(self, key: str) -> TenantRecord | None:
-        """Whose key that is, as read from a header; None for a key that is revoked, expired or nobody's.
+    def find(self, key: str) -> KeyHolder | None:
+        """Who has that key, as read from a header; None for a key that is revoked, expired or nobody's.
 
         The time it takes tells nothing of any key but by its digest, which nobody can choose.
         """
@@ -71,11 +77,16 @@ class TenantDirectory:
             return None
         if record.expires is not None and record.expires <= time.time():
             return None
-        return self._ids.get(record.tenant)
+        tenant = self._ids.get(record.tenant)
+        return None if tenant is None else KeyHolder(tenant, record)
 
     def by_id(self, tenant_id: str) -> TenantRecord | None:
         """The tenant of that id, or None if it is gone."""
         return self._ids.get(tenant_id)
+
+    def has(self, name: str) -> bool:
+        """Whether a tenant is called so."""
+        return name in self._names
 
     def get(self, name: str) -> TenantRecord:
         """The tenant of that name.
@@ -117,6 +128,9 @@ class TenantDirectory:
         self._ids = {tenant.id: tenant for tenant in found.tenants}
         self._keys = {key.digest: key for key in found.keys}
         self.any = bool(found.tenants)
+        for key in found.keys:
+            if key.ended:
+                self.running.end(key.id)
         self.meters.forget_others(set(self._ids))
 
     async def _follow(self) -> None:

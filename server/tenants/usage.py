@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from manylora.adapters.errors import AdapterError
@@ -22,8 +23,10 @@ _FORGET_EVERY: Final = 3600  # rounds
 class UsageCounter:
     """What tenants took and the registry has not been told. Lives on the event loop."""
 
-    def __init__(self, usage: Usage) -> None:
+    def __init__(self, usage: Usage, saved: Callable[[str, int], None]) -> None:
+        """``saved`` hears of the tokens of tenants, by their ids, that the registry has been told of."""
         self._usage = usage
+        self._saved = saved
         self._unsaved: dict[Place, Counts] = {}
         self._saving = asyncio.Lock()
         self._task = PeriodicTask(SAVE_SECONDS, self._round)
@@ -63,6 +66,9 @@ class UsageCounter:
                     for place, counts in unsaved.items():
                         since = self._unsaved.get(place)
                         self._unsaved[place] = counts if since is None else counts.plus(since)
+                    return
+                for place, counts in unsaved.items():
+                    self._saved(place.tenant, counts.prompt_tokens + counts.completion_tokens)
 
             saving.add_done_callback(keep)
             await asyncio.shield(saving)  # whoever is cancelled while it waits must not count twice

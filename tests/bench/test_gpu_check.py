@@ -47,14 +47,10 @@ def check_run(stages: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_the_steps_are_compared_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    status, parts = check_run(["agreement", "decoder"], tmp_path, monkeypatch)
+def test_steps_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, parts = check_run(["decoder"], tmp_path, monkeypatch)
     assert status == 0, [part for part in parts if part.ok is False]
     by_name = {f"{part.stage} {part.name}": part for part in parts}
-    compared = by_name["agreement decode steps"]
-    assert [row["rows"] for row in compared.rows] == [1, 1, 3, 3]
-    assert all(row["equal"] and 0 < row["error"] < 0.2 for row in compared.rows)
-    assert by_name["agreement a chunk of a prompt"].ok
     timed = by_name["decoder decode steps"].rows
     assert [(row["sequences"], row["adapters"]) for row in timed] == [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
     assert all(row["tokens/s"] > 0 for row in timed)
@@ -67,6 +63,9 @@ def test_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, parts = check_run([], tmp_path, monkeypatch)
     assert status == 0, [part for part in parts if part.ok is False]
     assert {part.stage for part in parts} >= {"base", "kernels", "faults", "agreement", "decoder", "server"}
+    (compared,) = (part for part in parts if (part.stage, part.name) == ("agreement", "decode steps"))
+    assert [row["rows"] for row in compared.rows] == [1, 3]
+    assert all(row["equal"] and 0 < row["error"] < 0.2 for row in compared.rows)
 
 
 def results(directory: Path) -> Results:
@@ -111,5 +110,3 @@ def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytes
 def test_only_lines_of_parts_are_heard() -> None:
     assert heard("a line of something else") is None
     assert heard('{"stage": "s", "name": "n", "ok": null}') == Part("s", "n", None)
-        "s", "n", None, rows=[]
-    )

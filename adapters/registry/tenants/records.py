@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
@@ -21,13 +22,15 @@ _SHOWN = 10  # characters of a key by which people know it
 
 @dataclass(frozen=True)
 class TenantLimits:
-    """What a tenant may take on each server; None: as much as there is. All are at least 1."""
+    """What a tenant may take, or it may with one adapter; None: as much as there is. All are at least 1."""
 
     max_concurrent_requests: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None  # of prompts and answers
     prompt_tokens_per_minute: int | None = None
     completion_tokens_per_minute: int | None = None
+    monthly_tokens: int | None = None  # of prompts and answers, in a month of UTC
+    adapter_bytes: int | None = None  # of its own adapters with all their revisions, as they are stored
 
 
 NO_LIMITS: Final = TenantLimits()
@@ -42,6 +45,8 @@ class TenantSettings:
     metadata: Mapping[str, str] = field(default_factory=dict)  # the operator's own notes
     limits: TenantLimits = NO_LIMITS
     weight: float = 1.0  # its share of the engine while others want it too, relative to theirs
+    adapter_limits: Mapping[str, TenantLimits] = field(default_factory=dict)  # by registry's name, or pattern
+    default_adapter: str | None = None  # a model string, by its own names, in place of the base model
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,27 @@ class TenantRecord:
     created: float  # unix seconds
     settings: TenantSettings
 
-    def allows(self, name: str | None) -> bool:
-        """Whether the tenant may use, and learn of, the adapter or alias of that name; None: the base."""
-        if name is None:
-            return self.settings.base
-        return name in self._names or any(matches(pattern, name) for pattern in self._patterns)
+    @property
+    def namespace(self) -> str:
+        """What the names of its own adapters and aliases begin with."""
+        return f"{self.name}/"
+
+    def lists(self, name: str, namespace: str = "") -> bool:
+        """Whether an adapter or alias of that name is in its list.
+
+        ``namespace`` is that of another tenant whose it is: a pattern that does not begin with it is not
+        about what is another's.
+        """
+        return name in self._names or any(
+            pattern.startswith(namespace) and matches(pattern, name) for pattern in self._patterns
+        )
+
+    def limits_with(self, name: str) -> TenantLimits:
+        """What it may take with the adapter that the registry calls so: of the first pattern that matches."""
+        return next(
+            (limits for pattern, limits in self.settings.adapter_limits.items() if matches(pattern, name)),
+            NO_LIMITS,
+        )
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -66,6 +87,14 @@ class TenantRecord:
     @cached_property
     def _patterns(self) -> tuple[str, ...]:
         return tuple(pattern for pattern in self.settings.adapters if "*" in pattern)
+
+
+class KeyRight(StrEnum):
+    """What a key may be for; one key may be for several."""
+
+    INFER = "infer"  # ask for answers
+    MANAGE = "manage"  # publish, change, share and delete the tenant's own adapters and aliases
+    ADMIN = "admin"  # everything, as an operator
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +107,8 @@ class KeyRecord:
     digest: str  # SHA-256, hexadecimal
     created: float  # unix seconds
     expires: float | None  # unix seconds
+    scopes: tuple[KeyRight, ...] = (KeyRight.INFER,)
+    ended: bool = False  # it was revoked, and what runs with it is to end
 
 
 def is_tenant_name(text: str) -> bool:

@@ -27,6 +27,7 @@ keys = Table(
     Column("digest", String(64), nullable=False, unique=True),  # of the key, which is nowhere
     Column("created", Double, nullable=False),
     Column("expires", Double),
+    Column("details", Text),  # JSON: scopes, …; NULL: as keys were before they had any
 )
 usage = Table(  # what tenants took, added up by hour and model
     "manylora_usage",
@@ -40,4 +41,13 @@ usage = Table(  # what tenants took, added up by hour and model
     Column("cached_tokens", BigInteger, nullable=False),  # of the prompts' that were not computed again
     Column("completion_tokens", BigInteger, nullable=False),
     Index("manylora_usage_hour", "hour"),
+)
+taken = Table(  # what servers have taken of limits, and may take until they ask again
+    "manylora_taken",
+    metadata,
+    Column("tenant", String(32), primary_key=True),  # its id; "": a server says that it is there
+    Column("adapter", String(160), primary_key=True),  # "": of all adapters together
+    Column("server", String(64), primary_key=True),
+    Column("seen", Double, nullable=False),  # unix seconds
+    Column("parts", Text, nullable=False),  # JSON {limit: [taken, ceiling]}
 )

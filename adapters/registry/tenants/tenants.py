@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, or_, select, update
 
 from manylora.adapters.errors import TenantExists, TenantNotFound
 from manylora.adapters.registry.rows import put_change
-from manylora.adapters.registry.schema import Database, changes
+from manylora.adapters.registry.schema import Database, changes, names
 from manylora.adapters.registry.tenants.records import (
     KeyRecord,
+    KeyRight,
     TenantLimits,
     TenantRecord,
     TenantSettings,
@@ -28,6 +29,7 @@ from manylora.adapters.registry.tenants.tables import NEWS, keys, tenants
 
 MAX_TENANTS: Final = 10_000
 MAX_KEYS: Final = 64  # of one tenant
+_TOLD_SECONDS: Final = 60.0  # that a key whose time is over stays, for other servers to see
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,15 @@ class Tenants:
         def delete_it(connection: Connection, generation: int) -> TenantRecord:
             before = _require(connection, name)
             connection.execute(delete(tenants).where(tenants.c.id == before.id))
+            _share_no_more(connection, name, generation)
             put_change(connection, NEWS, generation)
             return before
 
         return self._database.free(delete_it)
 
-    def add_key(self, name: str, lifetime: float | None = None) -> tuple[KeyRecord, str]:
+    def add_key(
+        self, name: str, lifetime: float | None = None, scopes: Collection[KeyRight] = (KeyRight.INFER,)
+    ) -> tuple[KeyRecord, str]:
         """Make a key of a tenant, which lasts ``lifetime`` seconds; the key itself can never be had again.
 
         Raises:
@@ -110,14 +115,14 @@ class Tenants:
             TenantExists: it has as many keys as it may have.
         """
         with self._database.write() as (connection, generation):
-            made = _add_key(connection, _require(connection, name), lifetime)
+            made = _add_key(connection, _require(connection, name), lifetime, scopes)
             put_change(connection, NEWS, generation)
         return made
 
     def rotate_key(
         self, name: str, key_id: str, *, overlap: float, lifetime: float | None = None
     ) -> tuple[KeyRecord, str]:
-        """Make a key in place of another, which lasts ``overlap`` seconds more, if it would have.
+        """Make a key in place of another and for the same; that lasts ``overlap`` seconds more at most.
 
         Raises:
             TenantNotFound: there is no such tenant, or it has no such key.
@@ -129,12 +134,12 @@ class Tenants:
             ends = time.time() + overlap
             ends = ends if old.expires is None else min(ends, old.expires)
             connection.execute(update(keys).where(keys.c.id == key_id).values(expires=ends))
-            made = _add_key(connection, tenant, lifetime)
+            made = _add_key(connection, tenant, lifetime, old.scopes)
             put_change(connection, NEWS, generation)
         return made
 
-    def remove_key(self, name: str, key_id: str) -> KeyRecord:
-        """Revoke a key; returns what it was.
+    def remove_key(self, name: str, key_id: str, *, end: bool = False) -> KeyRecord:
+        """Revoke a key; returns what it was. With ``end`` servers are told to end what runs with it.
 
         Raises:
             TenantNotFound: there is no such tenant, or it has no such key.
@@ -142,18 +147,26 @@ class Tenants:
 
         def delete_it(connection: Connection, generation: int) -> KeyRecord:
             before = _require_key(connection, _require(connection, name), key_id)
-            connection.execute(delete(keys).where(keys.c.id == key_id))
+            row = keys.c.id == key_id
+            if end:  # it stays for a while, so that other servers see what became of it
+                told = replace(before, expires=time.time(), ended=True)
+                connection.execute(update(keys).where(row).values(_key_row(told)))
+            else:
+                connection.execute(delete(keys).where(row))
             put_change(connection, NEWS, generation)
             return before
 
         return self._database.free(delete_it)
 
 
-def _add_key(connection: Connection, tenant: TenantRecord, lifetime: float | None) -> tuple[KeyRecord, str]:
+def _add_key(
+    connection: Connection, tenant: TenantRecord, lifetime: float | None, scopes: Collection[KeyRight]
+) -> tuple[KeyRecord, str]:
     now = time.time()
-    # Those whose time is over are of no use any more.
-    connection.execute(delete(keys).where(keys.c.tenant == tenant.id, keys.c.expires <= now))
-    owned = select(func.count()).select_from(keys).where(keys.c.tenant == tenant.id)
+    # Those whose time is over are of no use any more, once all servers know.
+    connection.execute(delete(keys).where(keys.c.tenant == tenant.id, keys.c.expires <= now - _TOLD_SECONDS))
+    lasting = or_(keys.c.expires.is_(None), keys.c.expires > now)
+    owned = select(func.count()).select_from(keys).where(keys.c.tenant == tenant.id, lasting)
     if connection.execute(owned).scalar_one() >= MAX_KEYS:
         raise TenantExists(
             f"the tenant {tenant.name!r} has {MAX_KEYS} keys, and can't have more: revoke some"
@@ -161,10 +174,26 @@ def _add_key(connection: Connection, tenant: TenantRecord, lifetime: float | Non
     key = new_key()
     expires = None if lifetime is None else now + lifetime
     record = KeyRecord(
-        f"key-{uuid4().hex[:24]}", tenant.id, prefix_of_key(key), digest_of_key(key), now, expires
+        f"key-{uuid4().hex[:24]}",
+        tenant.id,
+        prefix_of_key(key),
+        digest_of_key(key),
+        now,
+        expires,
+        tuple(sorted(set(scopes))),
     )
-    connection.execute(insert(keys).values(asdict(record)))
+    connection.execute(insert(keys).values(_key_row(record)))
     return record, key
+
+
+def _share_no_more(connection: Connection, name: str, generation: int) -> None:
+    """Take a tenant off those with whom adapters are shared, so that none after it of that name inherits."""
+    found = select(names.c.name, names.c.shared)
+    with_it = found.where(names.c.shared.contains(json.dumps(name), autoescape=True))
+    for adapter, shared in connection.execute(with_it).all():
+        rest = [each for each in json.loads(shared) if each != name]
+        connection.execute(update(names).where(names.c.name == adapter).values(shared=json.dumps(rest)))
+        put_change(connection, adapter, generation)
 
 
 def _find(connection: Connection, name: str) -> TenantRecord | None:
@@ -195,13 +224,36 @@ def _json(settings: TenantSettings) -> str:
 
 def _tenant(row: Row[Any]) -> TenantRecord:
     known = json.loads(row.settings)
-    set_limits = known.get("limits", {})  # a newer version of a server may know others besides
-    limits = TenantLimits(**{each.name: set_limits.get(each.name) for each in fields(TenantLimits)})
     settings = TenantSettings(
-        tuple(known["adapters"]), known["base"], known["metadata"], limits, known.get("weight", 1.0)
+        tuple(known["adapters"]),
+        known["base"],
+        known["metadata"],
+        _limits(known.get("limits", {})),
+        known.get("weight", 1.0),
+        {name: _limits(each) for name, each in known.get("adapter_limits", {}).items()},
+        known.get("default_adapter"),
     )
     return TenantRecord(row.id, row.name, row.created, settings)
 
 
+def _limits(known: Mapping[str, int | None]) -> TenantLimits:
+    """Those that this version knows: a newer server may have written others besides."""
+    return TenantLimits(**{each.name: known.get(each.name) for each in fields(TenantLimits)})
+
+
+_IN_COLUMNS: Final = ("id", "tenant", "prefix", "digest", "created", "expires")
+
+
+def _key_row(record: KeyRecord) -> dict[str, Any]:
+    known = asdict(record)
+    details = {what: value for what, value in known.items() if what not in _IN_COLUMNS}
+    return {**{what: known[what] for what in _IN_COLUMNS}, "details": json.dumps(details)}
+
+
 def _key(row: Row[Any]) -> KeyRecord:
-    return KeyRecord(**row._mapping)
+    details = {} if row.details is None else json.loads(row.details)
+    return KeyRecord(
+        **{what: getattr(row, what) for what in _IN_COLUMNS},
+        scopes=tuple(map(KeyRight, details.get("scopes", (KeyRight.INFER,)))),
+        ended=details.get("ended", False),
+    )

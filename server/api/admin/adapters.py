@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from manylora.adapters.errors import AdapterInUse
 from manylora.adapters.mix import normal_name
 from manylora.adapters.registry.records import State
-from manylora.server.api.access.scopes import ADMIN, needs
-from manylora.server.api.admin.json_views import adapter_details_json, adapter_json, short_digest
+from manylora.server.api.access.scopes import ADMIN, MANAGE, TENANT, needs
+from manylora.server.api.access.views import CallerView
+from manylora.server.api.admin.json_views import adapter_details_json, adapter_json, for_view, short_digest
+from manylora.server.api.admin.own_names import ManagedName
 from manylora.server.api.admin.publications import Publications, PublicationsState
+from manylora.server.api.files.pages import Parameters, page_answer
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
@@ -28,16 +32,14 @@ from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.names.status import Filter
 from manylora.server.service import Service
+from manylora.server.tenants.view import TenantView
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
+MAX_SHARES = 256
+_SHARED = example("For two tenants", {"shared_with": ["acme", "globex"]})
+
 Text = Annotated[str, Field(max_length=MAX_USER_LENGTH), AfterValidator(normal_name)]
-
-
-class Parameters(BaseModel):
-    """Base of a route's query parameters: those that are not known are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ListParameters(Parameters):
@@ -63,6 +65,19 @@ class NoBody(RequestBody):
     """The body of a route that takes no fields."""
 
 
+Share = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._-]{0,63})$")]
+
+
+class ChangeBody(RequestBody):
+    """What can be changed of an adapter."""
+
+    shared_with: list[Share] = Field(
+        max_length=MAX_SHARES,
+        description="Names of tenants that may use it besides the one whose it is; '*' is all. All of them: "
+        "others may no more.",
+    )
+
+
 class RollbackBody(RequestBody):
     """Which revision to go back to."""
 
@@ -77,31 +92,53 @@ EmptyBody = Annotated[NoBody, Depends(parse_body(NoBody, optional=True))]
 
 
 @router.get("", summary="List adapters")
-@needs(ADMIN)
-async def list_adapters(service: ServiceState, asked: Annotated[ListParameters, Query()]) -> Response:
-    """Adapters by name, a page at a time: while ``has_more``, ask again with ``after`` = ``last_id``."""
-    wanted = Filter(asked.prefix, asked.tag, asked.state, asked.resident)
-    found = service.adapters.views.page(wanted, after=asked.after, limit=asked.limit + 1)
-    page = found[: asked.limit]
-    return Json(
-        {
-            "object": "list",
-            "data": [adapter_json(status) for status in page],
-            "first_id": page[0].name if page else None,
-            "last_id": page[-1].name if page else None,
-            "has_more": len(found) > len(page),
-        }
-    )
+@needs(MANAGE)
+async def list_adapters(
+    service: ServiceState, view: CallerView, asked: Annotated[ListParameters, Query()]
+) -> Response:
+    """Adapters by name, a page at a time: while ``has_more``, ask again with ``after`` = ``last_id``.
+
+    A tenant's key lists the tenant's own.
+    """
+    own = "" if view is None else view.tenant.namespace
+    wanted = Filter(own + asked.prefix, asked.tag, asked.state, asked.resident)
+    after = asked.after and own + asked.after
+    found = service.adapters.views.page(wanted, after=after, limit=asked.limit + 1)
+    return page_answer(found, asked.limit, lambda status: for_view(adapter_json(status), view))
 
 
 @router.get(f"/{NAME}", summary="One adapter")
-@needs(ADMIN)
-async def get_adapter(service: ServiceState, publications: PublicationsState, name: Name) -> Response:
+@needs(MANAGE)
+async def get_adapter(
+    service: ServiceState, publications: PublicationsState, view: CallerView, name: ManagedName
+) -> Response:
     """An adapter's state and revisions, where its bytes are, and what it has served."""
     with blame("name"):
         if not service.adapters.admin.has(name):  # another server may have published it a moment ago
             await service.adapters.admin.catch_up()
-        return await details_response(service, publications, name)
+        return await details_response(service, publications, view, name)
+
+
+@router.patch(
+    f"/{NAME}",
+    summary="Change an adapter",
+    openapi_extra=documented(ChangeBody, {"shared": _SHARED}),
+)
+@needs(MANAGE)
+async def change_adapter(
+    service: ServiceState,
+    publications: PublicationsState,
+    view: CallerView,
+    name: ManagedName,
+    body: Annotated[ChangeBody, Depends(parse_body(ChangeBody))],
+) -> Response:
+    """Say which tenants may use an adapter besides the one whose it is. Requests that run are completed.
+
+    Nobody is told whether there are tenants of these names.
+    """
+    with blame("name"):
+        await service.adapters.admin.share(name, body.shared_with)
+        return await details_response(service, publications, view, name)
 
 
 @router.post(f"/{NAME}/pin", summary="Keep an adapter on the device")
@@ -141,25 +178,27 @@ async def evict(service: ServiceState, name: Name, _: EmptyBody) -> Response:
     summary="Go back to an earlier revision",
     openapi_extra=documented(RollbackBody, {"before": example("The one before", {})}, required=False),
 )
-@needs(ADMIN)
+@needs(MANAGE)
 async def rollback(
     service: ServiceState,
     publications: PublicationsState,
-    name: Name,
+    view: CallerView,
+    name: ManagedName,
     body: Annotated[RollbackBody, Depends(parse_body(RollbackBody, optional=True))],
 ) -> Response:
     """Give new requests an earlier revision; those running keep theirs. Nothing is read again."""
     with blame("name" if body.revision is None else "revision"):
         await service.adapters.admin.rollback(name, body.revision)
-    return await details_response(service, publications, name)
+    return await details_response(service, publications, view, name)
 
 
 @router.delete(f"/{NAME}", summary="Delete an adapter")
-@needs(ADMIN)
+@needs(MANAGE)
 async def delete_adapter(
     service: ServiceState,
     publications: PublicationsState,
-    name: Name,
+    view: CallerView,
+    name: ManagedName,
     asked: Annotated[DeleteParameters, Query()],
 ) -> Response:
     """Refuse new requests at once, wait for running ones until the deadline, free what it took.
@@ -167,11 +206,16 @@ async def delete_adapter(
     What still runs then is completed; its memory is freed when it ends.
     """
     with blame("name"):
-        deleted = await service.adapters.deletions.delete(name, asked.deadline)
+        try:
+            deleted = await service.adapters.deletions.delete(name, asked.deadline)
+        except AdapterInUse as error:
+            raise (
+                error if view is None else AdapterInUse("an alias points to it: delete that first")
+            ) from None
     publications.forget(name)
     return Json(
         {
-            "id": name,
+            "id": name if view is None else view.short(name),
             "object": "adapter.deleted",
             "deleted": True,
             "bytes_freed": deleted.bytes_freed,
@@ -182,12 +226,17 @@ async def delete_adapter(
 
 
 async def details_response(
-    service: Service, publications: Publications, name: str, http_status: int = 200
+    service: Service,
+    publications: Publications,
+    view: TenantView | None,
+    name: str,
+    http_status: int = 200,
 ) -> Response:
     """The answer that describes an adapter, every revision it can be rolled back to, and its publication."""
     # In this order, what a publication that has ended did to the name is seen.
-    publication = await publications.json(name)
+    publication = await publications.json(name, ADMIN if view is None else TENANT)
     status = service.adapters.views.status(name)
     revisions = await service.adapters.views.revisions(name)
-    headers = {} if status.digest is None else model_header(f"{status.name}@{short_digest(status.digest)}")
-    return Json(adapter_details_json(status, revisions, publication), http_status, headers)
+    details = for_view(adapter_details_json(status, revisions, publication), view)
+    headers = {} if status.digest is None else model_header(f"{details['id']}@{short_digest(status.digest)}")
+    return Json(details, http_status, headers)

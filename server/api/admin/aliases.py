@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
-from pydantic import AfterValidator, Field
+from fastapi import APIRouter, Depends, Response
+from pydantic import Field
 
 from manylora.adapters.errors import AdapterExists, AdapterNameError, AdapterNotFound, MixError
-from manylora.adapters.mix import MAX_ENTRIES, check_name, normal_name
-from manylora.server.api.access.scopes import ADMIN, needs
+from manylora.adapters.mix import MAX_ENTRIES, check_name, format_mix
+from manylora.adapters.registry.records import AliasRecord
+from manylora.server.api.access.scopes import MANAGE, needs
+from manylora.server.api.access.views import CallerView, shown_target
 from manylora.server.api.admin.arm_json import arms_json
 from manylora.server.api.admin.json_views import alias_json
+from manylora.server.api.admin.own_names import ManagedName, check_not_base
 from manylora.server.api.http.body import RequestBody, bounded, parse_body
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
-from manylora.server.api.http.limits import MAX_MODEL_LENGTH, MAX_USER_LENGTH
+from manylora.server.api.http.limits import MAX_MODEL_LENGTH
 from manylora.server.api.http.names_in_paths import NAME
 from manylora.server.api.http.openapi import (
     ADAPTER,
@@ -26,6 +31,10 @@ from manylora.server.api.http.openapi import (
 )
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
+from manylora.server.names.aliases import target_terms
+from manylora.server.names.view import called
+from manylora.server.service import Service
+from manylora.server.tenants.view import TenantView
 
 router = APIRouter(prefix="/v1/aliases", tags=["adapters"])
 
@@ -35,7 +44,6 @@ _EXAMPLES = {
     "split": example("A tenth of the users get another", {"split": _SPLIT}),
 }
 
-Name = Annotated[str, Path(max_length=MAX_USER_LENGTH, description="The alias."), AfterValidator(normal_name)]
 Target = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_LENGTH)]
 
 
@@ -72,16 +80,17 @@ class AliasBody(RequestBody):
 
 
 @router.get("", summary="List aliases")
-@needs(ADMIN)
-async def list_aliases(service: ServiceState) -> Response:
-    """All aliases, by name."""
-    records = service.adapters.aliases.list()
-    return Json({"object": "list", "data": [alias_json(record) for record in records]})
+@needs(MANAGE)
+async def list_aliases(service: ServiceState, view: CallerView) -> Response:
+    """All aliases, by name; with a tenant's key, the tenant's own."""
+    records = [each for each in service.adapters.aliases.list() if view is None or view.owns(each.name)]
+    data = [alias_json(_seen(service, record, view)) for record in records]
+    return Json({"object": "list", "data": data})
 
 
 @router.get(f"/{NAME}", summary="One alias")
-@needs(ADMIN)
-async def get_alias(service: ServiceState, name: Name) -> Response:
+@needs(MANAGE)
+async def get_alias(service: ServiceState, view: CallerView, name: ManagedName) -> Response:
     """What an alias stands for, and what the answers of each of its arms have come to on all servers.
 
     Means and rates carry 95% confidence intervals, and so do the differences from the first arm. There are
@@ -89,15 +98,21 @@ async def get_alias(service: ServiceState, name: Name) -> Response:
     """
     with blame("name"):
         record, counted = await service.adapters.experiments.totals(name)
-    return Json({**alias_json(record), **arms_json(record, counted)})
+    seen = _seen(service, record, view)
+    targets = zip(record.arms, seen.arms, strict=True)
+    told = {shown: counted[target] for (target, _), (shown, _) in targets}
+    return Json({**alias_json(seen), **arms_json(seen, told)})
 
 
 @router.put(
     f"/{NAME}", summary="Make a name stand for others", openapi_extra=documented(AliasBody, _EXAMPLES)
 )
-@needs(ADMIN)
+@needs(MANAGE)
 async def put_alias(
-    service: ServiceState, name: Name, body: Annotated[AliasBody, Depends(parse_body(AliasBody))]
+    service: ServiceState,
+    view: CallerView,
+    name: ManagedName,
+    body: Annotated[AliasBody, Depends(parse_body(AliasBody))],
 ) -> Response:
     """A request for the alias runs with its target, or with one of the split: the same for the same ``user``.
 
@@ -107,14 +122,50 @@ async def put_alias(
     arms, param = body.arms, "target" if body.split is None else "split"
     with blame("name"):
         check_name(name)
+        check_not_base(service, view, name)
     with blame("name", AdapterExists), blame(param, (AdapterNotFound, MixError, AdapterNameError)):
-        return Json(alias_json(await service.adapters.aliases.put(name, arms, reset=bool(body.reset))))
+        if view is None:
+            record = await service.adapters.aliases.put(name, arms, reset=bool(body.reset))
+        else:
+            record = await _put_own(service, view, name, arms, reset=bool(body.reset))
+        return Json(alias_json(_seen(service, record, view)))
 
 
 @router.delete(f"/{NAME}", summary="Delete an alias")
-@needs(ADMIN)
-async def delete_alias(service: ServiceState, name: Name) -> Response:
+@needs(MANAGE)
+async def delete_alias(service: ServiceState, view: CallerView, name: ManagedName) -> Response:
     """Requests for it are refused from now on; its targets stay."""
     with blame("name"):
         await service.adapters.aliases.delete(name)
-    return Json({"id": name, "object": "alias.deleted", "deleted": True})
+    return Json(
+        {"id": name if view is None else view.short(name), "object": "alias.deleted", "deleted": True}
+    )
+
+
+async def _put_own(
+    service: Service, view: TenantView, name: str, arms: Sequence[tuple[str, float]], *, reset: bool
+) -> AliasRecord:
+    """A tenant's alias stands for its own adapters, so that nobody else's is kept from being deleted.
+
+    Raises:
+        AdapterNotFound: it has no such adapter.
+        MixError: the alias, or what it stands for, is another alias or one's target.
+    """
+    found: list[tuple[str, float]] = []
+    for target, share in arms:
+        terms = target_terms(target, service.model_name)
+        meant = service.adapters.resolver.visible_terms(terms, view)
+        others = [asked.name for asked, term in zip(terms, meant, strict=True) if not view.owns(term.name)]
+        if others:
+            raise MixError(f"{others[0]!r} is not your own: an alias stands for adapters that are")
+        found.append((format_mix(meant) if meant else target, share))
+    try:
+        return await service.adapters.aliases.put(name, found, reset=reset)
+    except MixError:  # would name the other, which may be an operator's
+        raise MixError("an alias stands for adapters, and no other alias for it") from None
+
+
+def _seen(service: Service, record: AliasRecord, view: TenantView | None) -> AliasRecord:
+    """An alias by the names that the caller has for it and for what it stands for."""
+    arms = tuple((shown_target(target, service.model_name, view), share) for target, share in record.arms)
+    return replace(record, name=called(record.name, view), arms=arms)

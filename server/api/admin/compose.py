@@ -14,19 +14,22 @@ from manylora.adapters.format.files import KEPT_NAMES
 from manylora.adapters.merge.compose import compose, save
 from manylora.adapters.merge.recipe import Member, Recipe, RecipeError, recipe_of
 from manylora.adapters.mix import MAX_ENTRIES, MixTerm, format_mix
-from manylora.server.api.access.scopes import ADMIN, needs
+from manylora.server.api.access.scopes import MANAGE, needs
+from manylora.server.api.access.views import CallerView
+from manylora.server.api.admin.own_names import ManagedName
 from manylora.server.api.admin.publications import PublicationsState
 from manylora.server.api.admin.publish_request import PublishRequest
 from manylora.server.api.admin.put_adapter import PutParameters, check_free, publish
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.error_context import Blamed
 from manylora.server.api.http.limits import MAX_USER_LENGTH
-from manylora.server.api.http.names_in_paths import NAME, Name
+from manylora.server.api.http.names_in_paths import NAME
 from manylora.server.api.http.openapi import LAST_MEMBER, MEMBER, PUBLISHED, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.api.request.mix_entries import first_missing, terms_of
 from manylora.server.errors import RequestError
 from manylora.server.service import Service
+from manylora.server.tenants.view import TenantView
 
 router = APIRouter(prefix=f"/v1/adapters/{NAME}/compose", tags=["adapters"])
 
@@ -71,13 +74,14 @@ _HALVES = [{"name": MEMBER, "weight": 0.5}, {"name": LAST_MEMBER, "weight": 0.5}
     responses=PUBLISHED,
     openapi_extra=documented(ComposeBody, {"halves": example("Half and half", {"members": _HALVES})}),
 )
-@needs(ADMIN)
+@needs(MANAGE)
 async def compose_adapter(
     *,
     request: Request,
     service: ServiceState,
     publications: PublicationsState,
-    name: Name,
+    view: CallerView,
+    name: ManagedName,
     asked: Annotated[PutParameters, Query()],
     body: Annotated[ComposeBody, Depends(parse_body(ComposeBody))],
 ) -> Response:
@@ -86,9 +90,8 @@ async def compose_adapter(
     The revisions are those the members' names have now; they, the weights and the method are recorded as
     the new revision's lineage.
     """
-    check_free(request, service, name, asked)
-    asked_for = terms_of(body.members, "members")
-    found = await _find(service, asked_for)
+    check_free(request, service, view, name, asked)
+    found = await _find(service, view, terms_of(body.members, "members"))
     recipe = _recipe(body)
 
     def fetch(into: Path) -> None:
@@ -105,7 +108,7 @@ async def compose_adapter(
     tags = None if body.tags is None else tuple(body.tags)
     mix = format_mix(term for term, _ in found)
     wanted = PublishRequest(f"compose:{recipe.method}:{mix}", "members", tags, fetch)
-    return await publish(request, service, publications, name, asked=asked, wanted=wanted)
+    return await publish(request, service, publications, view, name, asked=asked, wanted=wanted)
 
 
 def _recipe(body: ComposeBody) -> Recipe:
@@ -121,7 +124,9 @@ def _recipe(body: ComposeBody) -> Recipe:
         raise RequestError(str(error), error.settings[0]) from error
 
 
-async def _find(service: Service, terms: Sequence[MixTerm]) -> list[tuple[MixTerm, str]]:
+async def _find(
+    service: Service, view: TenantView | None, terms: Sequence[MixTerm]
+) -> list[tuple[MixTerm, str]]:
     """The members, with aliases replaced, and the revisions they have now.
 
     Raises:
@@ -129,11 +134,10 @@ async def _find(service: Service, terms: Sequence[MixTerm]) -> list[tuple[MixTer
     """
     resolver = service.adapters.resolver
     try:
-        await resolver.look_up(terms)
-        found = resolver.digests(terms)
+        found = resolver.digests(await resolver.look_up(terms, view))
         _check_plain([term for term, _ in found])
     except AdapterNotFound as error:
-        raise Blamed(error, first_missing(resolver, terms, "members")) from error
+        raise Blamed(error, first_missing(resolver, terms, "members", view)) from error
     except AdapterError as error:
         raise Blamed(error, "members") from error
     return found

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from manylora.adapters.registry.records import AliasRecord, RevisionRecord
+from manylora.server.api.admin.publish_request import UPLOADED
 from manylora.server.names.status import AdapterStatus
+from manylora.server.tenants.view import TenantView
 
 SHOWN_DIGITS = 8  # of a digest, wherever a revision is named
 
@@ -29,6 +31,7 @@ def adapter_json(status: AdapterStatus) -> dict[str, Any]:
         "error": status.error,
         "pinned": status.pinned,
         "tags": status.tags,
+        "shared_with": status.shared,
         "created": status.created,
         "updated": status.updated,
         "last_used": status.last_used,
@@ -59,6 +62,35 @@ def adapter_details_json(
         "publication": publication,
         "revisions": [_revision(record, status) for record in revisions],
     }
+
+
+def for_view(told: dict[str, Any], view: TenantView | None) -> dict[str, Any]:
+    """What is told of an adapter, as the tenant is told whose it is.
+
+    Without where things are on the server, and without what its content tells of others who have the same.
+    """
+    if view is None:
+        return told
+    told = {**told, "id": view.shown(told["id"]), "source": _own_source(told["source"])}
+    if told["error"] is not None:
+        told["error"] = "it can't be served: its publication says more"
+    if told.get("publication") is not None:
+        publication = told["publication"]
+        told["publication"] = {**publication, "source": _own_source(publication["source"])}
+    if "revisions" in told:
+        told["revisions"] = [_revision_for(each, view) for each in told["revisions"]]
+    return told
+
+
+def _own_source(source: str) -> str | None:
+    return source if source.startswith(UPLOADED) else None
+
+
+def _revision_for(told: dict[str, Any], view: TenantView) -> dict[str, Any]:
+    members = [] if told["lineage"] is None else told["lineage"].get("members", [])
+    hidden = any(not view.visible(member["name"]) for member in members)
+    lineage = None if hidden else told["lineage"]
+    return {**told, "source": _own_source(told["source"]), "running": None, "lineage": lineage}
 
 
 def alias_json(record: AliasRecord) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pydantic import Field
 from manylora.adapters.merge.survival import weak_warning
 from manylora.adapters.mix import parse_mix
 from manylora.server.api.access.scopes import ADMIN, needs
-from manylora.server.api.admin.adapters import DeleteParameters, EmptyBody, Parameters
+from manylora.server.api.admin.adapters import DeleteParameters, EmptyBody
+from manylora.server.api.files.pages import Parameters
 from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_MODEL_LENGTH

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from manylora.adapters.errors import AdapterDeleted, AdapterExists
+from manylora.adapters.errors import AdapterDeleted, AdapterExists, ArtifactError
 from manylora.adapters.registry.records import State
-from manylora.server.api.access.scopes import ADMIN
-from manylora.server.api.admin.publish_request import PublishRequest
+from manylora.server.api.access.scopes import KeyScope
+from manylora.server.api.admin.publish_request import UPLOADED, PublishRequest
 from manylora.server.api.http.error_answers import error_answer
 from manylora.server.api.http.error_context import blame
 from manylora.server.names.admin.publishing import Publication
@@ -36,8 +36,8 @@ class Publications:
         """Drop the publication under ``name``, which was deleted."""
         self._latest.pop(name, None)
 
-    async def json(self, name: str) -> dict[str, Any] | None:
-        """The latest publication under ``name`` as JSON; its error is the one that a waiting client gets."""
+    async def json(self, name: str, caller: KeyScope) -> dict[str, Any] | None:
+        """The latest publication under ``name`` as JSON, with the error that a ``caller`` who waits gets."""
         if name not in self._latest:
             return None
         publication, wanted = self._latest[name]
@@ -46,7 +46,7 @@ class Publications:
             "source": publication.source,
             "received_bytes": wanted.progress.nbytes,
             "total_bytes": wanted.progress.total,
-            "error": await _error_of(publication, wanted.param),
+            "error": await _error_of(publication, wanted.param, caller),
         }
 
 
@@ -57,16 +57,21 @@ async def wait_until_published(publication: Publication, param: str) -> None:
         Blamed: it can't be; names ``param``, or the name where that is taken or was deleted.
     """
     with blame(param), blame("name", (AdapterExists, AdapterDeleted)):
-        await publication.done()
+        try:
+            await publication.done()
+        except ArtifactError as error:
+            if publication.source.startswith(UPLOADED):  # its faults are of the client's own files
+                error.public = str(error)
+            raise
 
 
-async def _error_of(publication: Publication, param: str) -> Any:
+async def _error_of(publication: Publication, param: str, caller: KeyScope) -> Any:
     if publication.state is not State.FAILED:
         return None
     try:
         await wait_until_published(publication, param)
     except Exception as error:
-        return error_answer(error, ADMIN).body["error"]
+        return error_answer(error, caller).body["error"]
     return None
 
 

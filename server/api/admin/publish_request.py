@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from manylora.server.residency.revision_loader import Fetch
+
+UPLOADED: Final = "upload://"  # what the sources of uploads begin with
 
 
 class FetchProgress:

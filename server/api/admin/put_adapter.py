@@ -10,29 +10,34 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
-from manylora.adapters.errors import SourceMissing
+from manylora.adapters.errors import SourceForbidden, SourceMissing
 from manylora.adapters.registry.tags import check_tags
 from manylora.adapters.sources.fetching import check, in_subfolder
 from manylora.adapters.sources.fetching import fetch as fetch_source
 from manylora.adapters.sources.folders import check_subfolder
-from manylora.server.api.access.scopes import ADMIN, needs
-from manylora.server.api.admin.adapters import Parameters, details_response
+from manylora.server.api.access.scopes import MANAGE, needs
+from manylora.server.api.access.views import CallerView
+from manylora.server.api.admin.adapters import details_response
+from manylora.server.api.admin.own_names import ManagedName, check_not_base
 from manylora.server.api.admin.publications import Publications, PublicationsState, wait_until_published
 from manylora.server.api.admin.publish_request import FetchProgress, PublishRequest
 from manylora.server.api.admin.raw_archive import receive_archive
 from manylora.server.api.admin.upload import receive_upload
+from manylora.server.api.files.pages import Parameters
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.disconnect import unless_disconnected
-from manylora.server.api.http.error_context import blame
+from manylora.server.api.http.error_context import Blamed, blame
 from manylora.server.api.http.limits import MAX_PATH_LENGTH
 from manylora.server.api.http.middleware import takes_uploads
 from manylora.server.api.http.multipart import is_json, is_multipart
-from manylora.server.api.http.names_in_paths import NAME, Name
+from manylora.server.api.http.names_in_paths import NAME
 from manylora.server.api.http.openapi import DIRECTORY, PUBLISHED, documented, example
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import RequestError
 from manylora.server.names.admin.publishing import Publication
+from manylora.server.names.view import called
 from manylora.server.service import Service
+from manylora.server.tenants.view import TenantView
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
@@ -91,13 +96,15 @@ _FROM_DIRECTORY = example("From a directory of the server", {"source": DIRECTORY
     responses=PUBLISHED,
     openapi_extra=documented(SourceBody, {"directory": _FROM_DIRECTORY}, form=_FORM),
 )
-@needs(ADMIN)
+@needs(MANAGE)
 @takes_uploads
 async def put_adapter(
+    *,
     request: Request,
     service: ServiceState,
     publications: PublicationsState,
-    name: Name,
+    view: CallerView,
+    name: ManagedName,
     asked: Annotated[UploadParameters, Query()],
 ) -> Response:
     """Upload the files of a PEFT adapter (or one tar or zip of them), or name a source to fetch it from.
@@ -110,15 +117,16 @@ async def put_adapter(
     the adapter until its ``publication`` is no longer ``loading``. With ``wait`` the answer is 201 for a new
     name, 200 otherwise, or the error with everything that is wrong with the files.
     """
-    check_free(request, service, name, asked)
-    wanted = await _publish_request(request, service, asked.subfolder)
-    return await publish(request, service, publications, name, asked=asked, wanted=wanted)
+    check_free(request, service, view, name, asked)
+    wanted = await _publish_request(request, service, asked.subfolder, sources=view is None)
+    return await publish(request, service, publications, view, name, asked=asked, wanted=wanted)
 
 
 async def publish(
     request: Request,
     service: Service,
     publications: Publications,
+    view: TenantView | None,
     name: str,
     *,
     asked: PutParameters,
@@ -128,19 +136,25 @@ async def publish(
 
     Answers at once, or with ``asked.wait`` when it is done.
     """
+    if view is not None:
+        wanted = request.app.state.quotas.within(service, view, wanted)
     publication = await _begin(service, name, wanted, _may_replace(request, asked.replace))
     publications.add(publication, wanted)
     if not asked.wait:
-        answer = await details_response(service, publications, name, 202)
+        answer = await details_response(service, publications, view, name, 202)
         root = request.scope.get("root_path", "")
-        answer.headers["location"] = f"{root}{router.prefix}/{quote(name, safe='/:')}"
+        answer.headers["location"] = f"{root}{router.prefix}/{quote(called(name, view), safe='/:')}"
         return answer
     await unless_disconnected(request, wait_until_published(publication, wanted.param))
-    return await details_response(service, publications, name, 201 if publication.made_name else 200)
+    return await details_response(service, publications, view, name, 201 if publication.made_name else 200)
 
 
-async def _publish_request(request: Request, service: Service, subfolder: str) -> PublishRequest:
+async def _publish_request(
+    request: Request, service: Service, subfolder: str, *, sources: bool
+) -> PublishRequest:
     """What the HTTP request asks to be published, with the files received if it uploads them.
+
+    Without ``sources`` that is all it may do: what the server can read is not the caller's.
 
     Raises:
         As :func:`receive_upload`; SourceForbidden: the server may not read that source.
@@ -155,7 +169,10 @@ async def _publish_request(request: Request, service: Service, subfolder: str) -
         if isinstance(received, PublishRequest):
             return received
         request = received
-    return await _from_source(await _source(request), service, subfolder)
+    body = await _source(request)
+    if not sources:
+        raise Blamed(SourceForbidden("a tenant's key uploads the files of its adapters"), "source")
+    return await _from_source(body, service, subfolder)
 
 
 async def _from_source(body: SourceBody, service: Service, subfolder: str) -> PublishRequest:
@@ -203,7 +220,9 @@ async def _begin(service: Service, name: str, wanted: PublishRequest, replace: b
     return publication
 
 
-def check_free(request: Request, service: Service, name: str, asked: PutParameters) -> None:
+def check_free(
+    request: Request, service: Service, view: TenantView | None, name: str, asked: PutParameters
+) -> None:
     """Raise unless ``name`` may be published, before anything is received for it.
 
     Raises:
@@ -211,6 +230,7 @@ def check_free(request: Request, service: Service, name: str, asked: PutParamete
         RequestError: a precondition that is not supported.
     """
     with blame("name"):
+        check_not_base(service, view, name)
         service.adapters.admin.check_free(name, _may_replace(request, asked.replace))
 
 

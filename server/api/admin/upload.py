@@ -27,7 +27,7 @@ from manylora.adapters.format.foreign.file_names import (
 from manylora.adapters.sources.archives import unpack
 from manylora.adapters.sources.folders import check_subfolder, check_weights, choose, clean_path
 from manylora.adapters.sources.policy import SourcePolicy
-from manylora.server.api.admin.publish_request import FetchProgress, PublishRequest
+from manylora.server.api.admin.publish_request import UPLOADED, FetchProgress, PublishRequest
 from manylora.server.api.http.multipart import Form, receive_form
 from manylora.server.errors import RequestError
 from manylora.server.service import Service
@@ -102,7 +102,7 @@ def _basename(name: str) -> str:
 
 
 def _source(names: Sequence[str]) -> str:
-    return f"upload://{names[0]}" if is_archive(names) else "upload://"
+    return f"{UPLOADED}{names[0]}" if is_archive(names) else UPLOADED
 
 
 def is_archive(names: Sequence[str]) -> bool:

@@ -10,29 +10,39 @@ from manylora.adapters.registry.tenants.usage import Counts
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import FinishReason, Sequence
 from manylora.server.engine.stream import Ended
+from manylora.server.residency.held_mix import RevisionMix
 from manylora.server.service import Service
 from manylora.server.tenants.limits import Cost
+from manylora.server.tenants.meter import Reservation
 
 
 class Account:
     """The reservation of one set of prompts, which are submitted together within its block."""
 
     def __init__(
-        self, service: Service, tenant: TenantRecord, model: str, prompts: Seq[GenerateRequest]
+        self, service: Service, tenant: TenantRecord, model: str, reservations: Seq[Reservation]
     ) -> None:
-        """Reserve what the prompts and their answers may take; ``model`` is what usage calls what answers.
+        """``model`` is what usage calls what answers; ``reservations`` is what the prompts may take."""
+        self._reservations = reservations
+        self._tenant, self._model, self._usage = tenant, model, service.tenants.usage
+        self._prompt = self._completion = self._cached = self._open = self._submitted = 0
+        self._complete = False  # all that will be submitted is
+
+    @classmethod
+    async def open(
+        cls, service: Service, tenant: TenantRecord, mix: RevisionMix, prompts: Seq[GenerateRequest]
+    ) -> Self:
+        """Reserve what the prompts and their answers may take, of all limits that the tenant has.
 
         Raises:
-            RequestError: more than the tenant may ever take in a minute.
+            RequestError: more than the tenant may ever take.
             RateLimited: more than it may take now.
         """
         prompt = sum(_prompt_tokens(each) for each in prompts)
         completion = sum(each.n * each.params.max_tokens for each in prompts)
-        meter = service.tenants.meters.of(tenant.id)
-        self._reservation = meter.reserve(tenant.settings.limits, Cost(prompt, completion))
-        self._tenant, self._model, self._usage = tenant, model, service.tenants.usage
-        self._prompt = self._completion = self._cached = self._open = self._submitted = 0
-        self._complete = False  # all that will be submitted is
+        cost = Cost(prompt, completion)
+        reservations = await service.tenants.meters.reserve(tenant, mix.names, cost)
+        return cls(service, tenant, mix.label, reservations)
 
     def submitted(self, prompt: GenerateRequest) -> None:
         """The engine has taken a prompt, so that each of its sequences will end."""
@@ -64,7 +74,9 @@ class Account:
     def _settle_at_end(self) -> None:
         if not self._complete or self._open:
             return
-        self._reservation.settle(Cost(self._prompt, self._completion, int(self._submitted > 0)))
+        used = Cost(self._prompt, self._completion, int(self._submitted > 0))
+        for reservation in self._reservations:
+            reservation.settle(used)
         if self._submitted:
             counts = Counts(1, self._prompt, self._cached, self._completion)
             self._usage.add(self._tenant, self._model, counts)

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from pydantic import Field
 
-from manylora.server.api.access.scopes import TENANT, CallerTenant, needs
+from manylora.server.api.access.scopes import TENANT, needs
+from manylora.server.api.access.views import CallerView, shown_target
 from manylora.server.api.http.body import RequestBody, parse_body
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import MAX_RESPONSE_ID_LENGTH
@@ -38,16 +39,18 @@ _THUMBS_UP = example("Thumbs up", {"response_id": "chatcmpl-…", "score": 1})
 @needs(TENANT)
 async def give_feedback(
     service: ServiceState,
-    tenant: CallerTenant,
+    view: CallerView,
     body: Annotated[FeedbackBody, Depends(parse_body(FeedbackBody))],
 ) -> Response:
     """Count a score for the adapter that answered, and for the arm if an alias was asked for.
 
     A second score for the same answer replaces the first.
     """
-    owner = "" if tenant is None else tenant.id
+    owner = "" if view is None else view.tenant.id
     found = service.adapters.experiments.score(body.response_id, body.score, owner)
     alias, arm = (None, None) if found.arm is None else found.arm
+    if view is not None and alias is not None and arm is not None:
+        alias, arm = view.shown(alias), shown_target(arm, service.model_name, view)
     return Json(
         {
             "object": "feedback",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactError, MixError, SourceMissing
+from manylora.adapters.mix import parse_mix
 from manylora.adapters.registry.tenants.records import TenantRecord
 from manylora.server.api.access.scopes import caller_tenant
+from manylora.server.api.access.views import view_of
 from manylora.server.api.generate.generation import Generation, submit
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import Blamed, unavailable
@@ -23,7 +25,7 @@ from manylora.server.engine.sequence import FinishReason
 from manylora.server.errors import AdapterUnavailable, RequestError
 from manylora.server.experiments.experiments import AnswerCounter
 from manylora.server.model.text.conventions import MixMember, TextConventions
-from manylora.server.names.resolve import Visible
+from manylora.server.names.view import View
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.service import Service
 
@@ -100,16 +102,18 @@ async def resolved(
     """
     resolver = service.adapters.resolver
     tenant = caller_tenant(request.scope)
-    visible = None if tenant is None else tenant.allows
+    if tenant is not None and tenant.settings.default_adapter is not None and not mix.terms:
+        mix = replace(mix, terms=parse_mix(tenant.settings.default_adapter))
+    view = view_of(service, tenant)
     async with AsyncExitStack() as stack:
         try:
-            if not resolver.knows(mix.terms):
-                await unless_disconnected(request, resolver.look_up(mix.terms, visible))
+            if not resolver.knows(mix.terms, view):
+                await unless_disconnected(request, resolver.look_up(mix.terms, view))
             held = await stack.enter_async_context(
-                resolver.resolve(mix.terms, user=mix.user, as_asked=mix.as_asked, visible=visible)
+                resolver.resolve(mix.terms, user=mix.user, as_asked=mix.as_asked, view=view)
             )
         except AdapterError as error:
-            raise Blamed(error, _param_of(service, mix, error, visible)) from error
+            raise Blamed(error, _param_of(service, mix, error, view)) from error
         found = Resolved(mix, held, await _conventions(service, mix, held), tenant)
         _check_task(found, classify)
         if classify is False and not embed and found.conventions.embeds:
@@ -122,10 +126,10 @@ async def resolved(
         yield found
 
 
-def _param_of(service: Service, mix: MixRequest, error: AdapterError, visible: Visible | None) -> str:
+def _param_of(service: Service, mix: MixRequest, error: AdapterError, view: View | None) -> str:
     """The parameter to blame: of a list of adapters, the entry that was not found."""
     if mix.param == ENTRIES and isinstance(error, AdapterNotFound):
-        return first_missing(service.adapters.resolver, mix.terms, mix.param, visible)
+        return first_missing(service.adapters.resolver, mix.terms, mix.param, view)
     return mix.param
 
 

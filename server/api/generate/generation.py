@@ -111,7 +111,7 @@ async def submit(
     with (
         nullcontext()
         if tenant is None
-        else Account(service, tenant, held.revisions.label, prompts) as account
+        else await Account.open(service, tenant, held.revisions, prompts) as account
     ):
         if not held.try_admit():
             await _admit(held, request)

@@ -9,7 +9,8 @@ from typing import Protocol
 from manylora.adapters.errors import AdapterNotFound, MixError
 from manylora.adapters.mix import MixTerm, check_weight, parse_mix
 from manylora.server.api.http.error_context import blame
-from manylora.server.names.resolve import Resolver, Visible
+from manylora.server.names.resolve import Resolver
+from manylora.server.names.view import View
 
 
 class Entry(Protocol):
@@ -41,15 +42,11 @@ def _term(entry: Entry, param: str) -> MixTerm:
         return replace(term, weight=check_weight(entry.weight, f"'{term.name}'"))
 
 
-def first_missing(
-    resolver: Resolver, terms: Sequence[MixTerm], param: str, visible: Visible | None = None
-) -> str:
+def first_missing(resolver: Resolver, terms: Sequence[MixTerm], param: str, view: View | None = None) -> str:
     """The entry of ``param`` whose adapter does not exist; ``param`` itself if all do."""
     for index, term in enumerate(terms):
         try:
-            if visible is not None:
-                resolver.check_visible([term], visible)
-            resolver.digests([term])
+            resolver.digests([term] if view is None else resolver.visible_terms([term], view))
         except AdapterNotFound:
             return f"{param}[{index}].name"
         except MixError:  # an alias that is a split: there, at least

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from manylora.adapters.mix import normal_name
+from manylora.adapters.mix import normal_name, parse_target
 from manylora.adapters.registry.tenants.records import (
     MAX_PATTERNS,
     KeyRecord,
+    KeyRight,
     TenantLimits,
     TenantRecord,
     TenantSettings,
@@ -22,6 +23,7 @@ from manylora.server.api.http.body import RequestBody, bounded
 
 MIN_WEIGHT: Final = 0.01
 MAX_WEIGHT: Final = 100.0
+MAX_ADAPTER_LIMITS: Final = 256
 MAX_LIFETIME: Final = 10 * 366 * 24 * 3600  # seconds that a key may be made for
 MAX_OVERLAP: Final = 30 * 24 * 3600  # seconds that a key may last beside the one in its place
 
@@ -55,14 +57,31 @@ Metadata = Annotated[
 ]
 
 
-class LimitFields(RequestBody):
-    """What a tenant may take on each server; what is not given has no limit."""
+class RateFields(RequestBody):
+    """What may be taken in a minute and at a time; what is not given has no limit."""
 
     max_concurrent_requests: Limit | None = None
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = Field(None, description="Of prompts and answers together.")
     prompt_tokens_per_minute: Limit | None = None
     completion_tokens_per_minute: Limit | None = None
+
+
+class LimitFields(RateFields):
+    """What a tenant may take in all; what is not given has no limit."""
+
+    monthly_tokens: Limit | None = Field(None, description="Of prompts and answers, in a month of UTC.")
+    adapter_bytes: Limit | None = Field(
+        None, description="Of its own adapters with the revisions that are kept; held when it publishes."
+    )
+
+
+def _checked_default(text: str) -> str:
+    parse_target(text)
+    return text
+
+
+AdapterLimits = Annotated[dict[Pattern, RateFields], bounded(MAX_ADAPTER_LIMITS, "adapter_limits")]
 
 
 class TenantFields(RequestBody):
@@ -72,7 +91,17 @@ class TenantFields(RequestBody):
         None, description="Names of adapters and aliases that it may use; '*' stands for any characters."
     )
     base: bool | None = Field(None, description="Whether it may ask for the base model itself.")
+    default_adapter: Annotated[str, AfterValidator(_checked_default)] | None = Field(
+        None,
+        max_length=limits.MAX_MODEL_LENGTH,
+        description="A model string, by its own names, that stands for the base model; '' for none.",
+    )
     limits: LimitFields | None = Field(None, description="All of them: those that are not given end.")
+    adapter_limits: AdapterLimits | None = Field(
+        None,
+        description="What it may take with single adapters, by the registry's names or patterns, of which "
+        "the first that matches holds. All of them.",
+    )
     weight: float | None = Field(
         None, ge=MIN_WEIGHT, le=MAX_WEIGHT, description="Its share of the engine, relative to others'."
     )
@@ -80,33 +109,54 @@ class TenantFields(RequestBody):
 
     def over(self, settings: TenantSettings) -> TenantSettings:
         """``settings`` with what is given in their place."""
+        told: dict[str, Any] = {
+            what: value
+            for what in ("base", "weight", "metadata")
+            if (value := getattr(self, what)) is not None
+        }
         if self.adapters is not None:
-            settings = replace(settings, adapters=tuple(dict.fromkeys(self.adapters)))
-        if self.base is not None:
-            settings = replace(settings, base=self.base)
-        if self.weight is not None:
-            settings = replace(settings, weight=self.weight)
+            told["adapters"] = tuple(dict.fromkeys(self.adapters))
+        if self.default_adapter is not None:
+            told["default_adapter"] = self.default_adapter or None
         if self.limits is not None:
-            settings = replace(settings, limits=TenantLimits(**self.limits.model_dump()))
-        if self.metadata is not None:
-            settings = replace(settings, metadata=self.metadata)
-        return settings
+            told["limits"] = TenantLimits(**self.limits.model_dump())
+        if self.adapter_limits is not None:
+            told["adapter_limits"] = {
+                name: TenantLimits(**each.model_dump()) for name, each in self.adapter_limits.items()
+            }
+        return replace(settings, **told)
 
 
 class TenantBody(TenantFields):
     """A new tenant."""
 
     name: Annotated[str, AfterValidator(_checked_name)]
+    adopt: bool = Field(
+        False, description="Adapters and aliases that are called 'name/…' already are its own from now on."
+    )
 
 
-class KeyBody(RequestBody):
-    """A new key."""
+Right = Literal["infer", "manage", "admin"]
+
+
+class Expiry(RequestBody):
+    """How long a key lasts."""
 
     expires_in: int | None = Field(None, ge=1, le=MAX_LIFETIME, description="Seconds; without it, for ever.")
 
 
-class RotationBody(KeyBody):
-    """A new key in place of another."""
+class KeyBody(Expiry):
+    """A new key."""
+
+    scopes: Annotated[list[Right], Field(min_length=1, max_length=len(KeyRight))] = Field(
+        ["infer"],
+        description="What it is for: 'infer' asks for answers, 'manage' publishes, changes, shares and "
+        "deletes the tenant's own adapters and aliases, 'admin' does everything, as an admin's key does.",
+    )
+
+
+class RotationBody(Expiry):
+    """A new key in place of another, for the same."""
 
     overlap: int = Field(0, ge=0, le=MAX_OVERLAP, description="Seconds that the other lasts beside it.")
 
@@ -120,10 +170,16 @@ def tenant_json(tenant: TenantRecord) -> dict[str, Any]:
         "created": int(tenant.created),
         "adapters": list(tenant.settings.adapters),
         "base": tenant.settings.base,
+        "default_adapter": tenant.settings.default_adapter,
         "weight": tenant.settings.weight,
         "limits": asdict(tenant.settings.limits),
+        "adapter_limits": {name: _set(each) for name, each in tenant.settings.adapter_limits.items()},
         "metadata": dict(tenant.settings.metadata),
     }
+
+
+def _set(limits: TenantLimits) -> dict[str, int]:
+    return {what: value for what, value in asdict(limits).items() if value is not None}
 
 
 def key_json(key: KeyRecord) -> dict[str, Any]:
@@ -132,6 +188,7 @@ def key_json(key: KeyRecord) -> dict[str, Any]:
         "id": key.id,
         "object": "key",
         "prefix": key.prefix,
+        "scopes": list(key.scopes),
         "created": int(key.created),
         "expires": None if key.expires is None else int(key.expires),
     }

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import Field
 
-from manylora.adapters.registry.tenants.records import TenantSettings
+from manylora.adapters.registry.tenants.records import KeyRight, TenantSettings
 from manylora.server.api.access.scopes import ADMIN, needs
 from manylora.server.api.files.pages import Parameters, page_answer
 from manylora.server.api.http import limits
@@ -17,6 +17,7 @@ from manylora.server.api.http.error_context import blame
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.api.tenants.belongings import check_deletable, delete_names, names_in
 from manylora.server.api.tenants.bodies import (
     KeyBody,
     RotationBody,
@@ -48,6 +49,18 @@ class ListParameters(Parameters):
     after: str = Field("", max_length=limits.MAX_USER_LENGTH)
 
 
+class DeleteTenantParameters(Parameters):
+    """Query parameter that says what becomes of what a tenant has."""
+
+    adapters: bool = Field(False, description="Delete its own adapters and aliases with it.")
+
+
+class RevokeParameters(Parameters):
+    """Query parameter that says what becomes of what runs with a key."""
+
+    end: bool = Field(False, description="End the requests that run with it.")
+
+
 @router.post(
     "", status_code=201, summary="Make a tenant", openapi_extra=documented(TenantBody, {"new": _NEW})
 )
@@ -57,6 +70,8 @@ async def create(
 ) -> Response:
     """Let somebody share the server, with keys of its own. From then on nobody is let in without a key."""
     _check_closed(service)
+    if not body.adopt:
+        await _check_no_names(service, body.name)
     settings = body.over(TenantSettings())
     tenant = await service.tenants.change(lambda registry: registry.add(body.name, settings))
     return Json(tenant_json(tenant), 201)
@@ -94,9 +109,20 @@ async def change(
 
 @router.delete("/{tenant}", summary="Delete a tenant")
 @needs(ADMIN)
-async def delete(service: ServiceState, tenant: Name) -> Response:
-    """Delete a tenant and revoke all its keys. Files, batches and responses that it has stay, for admins."""
+async def delete(
+    service: ServiceState, tenant: Name, asked: Annotated[DeleteTenantParameters, Query()]
+) -> Response:
+    """Delete a tenant and revoke all its keys. Files, batches and responses that it has stay, for admins.
+
+    Refused while it has adapters or aliases of its own, unless they go as well.
+    """
+    found = service.tenants.get(tenant)
+    if not asked.adapters:
+        await _check_no_names(service, tenant)
+    await service.adapters.admin.catch_up()
+    check_deletable(service, found.namespace)
     gone = await service.tenants.change(lambda registry: registry.remove(tenant))
+    await delete_names(service, found.namespace)
     return Json({"id": gone.id, "object": "tenant.deleted", "name": gone.name, "deleted": True})
 
 
@@ -111,7 +137,9 @@ async def create_key(
     service: ServiceState, tenant: Name, body: Annotated[KeyBody, Depends(parse_body(KeyBody, optional=True))]
 ) -> Response:
     """Make a key of a tenant. This answer is the only one that has it."""
-    record, key = await service.tenants.change(lambda registry: registry.add_key(tenant, body.expires_in))
+    record, key = await service.tenants.change(
+        lambda registry: registry.add_key(tenant, body.expires_in, [KeyRight(each) for each in body.scopes])
+    )
     return Json({**key_json(record), "key": key}, 201)
 
 
@@ -149,11 +177,33 @@ async def rotate_key(
 
 @router.delete("/{tenant}/keys/{key_id}", summary="Revoke a key")
 @needs(ADMIN)
-async def revoke_key(service: ServiceState, tenant: Name, key_id: KeyId) -> Response:
-    """The key opens nothing from now on; on other servers of the registry, from half a second later on."""
+async def revoke_key(
+    service: ServiceState, tenant: Name, key_id: KeyId, asked: Annotated[RevokeParameters, Query()]
+) -> Response:
+    """The key opens nothing from now on; on other servers of the registry, from half a second later on.
+
+    With ``end`` the requests that run with it are ended, too.
+    """
     with blame("key_id"):
-        gone = await service.tenants.change(lambda registry: registry.remove_key(tenant, key_id))
+        gone = await service.tenants.change(
+            lambda registry: registry.remove_key(tenant, key_id, end=asked.end)
+        )
     return Json({"id": gone.id, "object": "key.deleted", "deleted": True})
+
+
+async def _check_no_names(service: Service, tenant: str) -> None:
+    """Refuse what would give or take a tenant adapters without a word.
+
+    Raises:
+        ObjectInUse: there are adapters or aliases in its namespace.
+    """
+    await service.adapters.admin.catch_up()
+    found = names_in(service, f"{tenant}/")
+    if found:
+        raise ObjectInUse(
+            f"There are {len(found)} adapters and aliases called '{tenant}/…', such as '{found[0]}': say "
+            "'adopt' to give them to a new tenant, 'adapters=true' to delete them with it"
+        )
 
 
 def _check_closed(service: Service) -> None:

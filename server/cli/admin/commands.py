@@ -139,6 +139,22 @@ def rollback(
 
 @adapters.command()
 @with_session
+def share(
+    session: Session,
+    name: Name,
+    tenants: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TENANT", help="'*' is all; none: share it no more.", show_default=False),
+    ] = None,
+) -> None:
+    """Say which tenants may use an adapter besides the one whose it is."""
+    with session.talk() as client:
+        found = client.share(name, tenants or ())
+        session.tell(found, lambda told: f"{told['id']}: {', '.join(told['shared_with']) or 'not shared'}")
+
+
+@adapters.command()
+@with_session
 def alias(
     session: Session,
     name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False)] = None,

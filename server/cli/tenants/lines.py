@@ -21,7 +21,11 @@ def tenant_line(tenant: Answer) -> str:
     notes = "".join(f"  {key}={value}" for key, value in tenant["metadata"].items())
     shares = f", weight {tenant['weight']:g}" if tenant["weight"] != 1 else ""
     within = f"; at most {', '.join(limits).replace('_', ' ')}" if limits else ""
-    return f"{tenant['name']}: {', '.join(things) or 'nothing'}{shares}{within}{notes}"
+    for name, each in tenant["adapter_limits"].items():
+        of_it = ", ".join(f"{number} {what}" for what, number in each.items())
+        within += f"; with {name} {of_it.replace('_', ' ')}"
+    default = "" if tenant["default_adapter"] is None else f", by default {tenant['default_adapter']}"
+    return f"{tenant['name']}: {', '.join(things) or 'nothing'}{default}{shares}{within}{notes}"
 
 
 def sheet(tenant: Answer) -> str:
@@ -30,9 +34,9 @@ def sheet(tenant: Answer) -> str:
 
 
 def key_line(key: Answer) -> str:
-    """A key by what it begins with: ``key-3f…  ml-4kzTq0x…  until 2026-12-24 18:00``."""
+    """A key by what it begins with: ``key-3f…  ml-4kzTq0x…  infer  until 2026-12-24 18:00``."""
     until = "for ever" if key["expires"] is None else f"until {_told(key['expires'])}"
-    return f"{key['id']}  {key['prefix']}…  since {_told(key['created'])}, {until}"
+    return f"{key['id']}  {key['prefix']}…  {','.join(key['scopes'])}  since {_told(key['created'])}, {until}"
 
 
 def made_line(key: Answer) -> str:

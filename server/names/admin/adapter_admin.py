@@ -122,6 +122,14 @@ class AdapterAdmin:
         await self._mirror.change(name, lambda registry: registry.names.rollback(name, digest))
         return self._views.status(name)
 
+    async def share(self, name: str, tenants: Sequence[str]) -> None:
+        """Let those tenants, by name ("*": all), use ``name`` besides the one whose it is; no others.
+
+        Raises:
+            AdapterNotFound: no such name.
+        """
+        await self._mirror.change(name, lambda registry: registry.names.share(name, tenants))
+
     # Moving between tiers.
 
     async def pin(self, name: str) -> AdapterStatus:

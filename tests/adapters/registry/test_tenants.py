@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from manylora.adapters.errors import TenantExists, TenantNotFound
 from manylora.adapters.registry.registry import Registry
-from manylora.adapters.registry.schema import Database
+from manylora.adapters.registry.schema import Database, metadata
 from manylora.adapters.registry.tenants import tenants as module
 from manylora.adapters.registry.tenants.records import (
     KEY_PATTERN,
@@ -51,11 +51,14 @@ def test_a_tenant_is_kept_as_it_was_made(registry: Registry, url: str) -> None:
 
 def test_no_key_is_in_the_database(registry: Registry, url: str) -> None:
     registry.tenants.add("acme", SETTINGS)
-    _, key = registry.tenants.add_key("acme")
-    if not url.startswith("sqlite"):
-        pytest.skip("the files of this database are elsewhere")
-    files = Path(url.removeprefix("sqlite:///")).parent.glob("registry*")
-    assert not any(key[12:].encode() in file.read_bytes() for file in files)
+    record, key = registry.tenants.add_key("acme")
+    with closing(Database(url)) as database, database.read() as connection:
+        told = [str(row) for table in metadata.sorted_tables for row in connection.execute(table.select())]
+    assert any(record.id in row for row in told)
+    assert not any(key[12:] in row for row in told)
+    if url.startswith("sqlite"):  # nor in what the file keeps of earlier writes
+        files = Path(url.removeprefix("sqlite:///")).parent.glob("registry*")
+        assert not any(key[12:].encode() in file.read_bytes() for file in files)
 
 
 def test_only_changes_are_read_again(registry: Registry, url: str) -> None:
@@ -207,17 +210,22 @@ def test_patterns_take_linear_time() -> None:
     assert time.perf_counter() - began < 0.1
 
 
-def test_without_patterns_nothing_is_allowed() -> None:
+def test_without_patterns_nothing_is_listed() -> None:
     tenant = TenantRecord("1", "acme", 0.0, TenantSettings())
-    assert not tenant.allows("x")
+    assert not tenant.lists("x")
     tenant = replace(tenant, settings=SETTINGS)
-    assert [
-        name for name in ("acme/x", "acme/", "acme", "shared", "shared2", "Acme/x") if tenant.allows(name)
-    ] == [
-        "acme/x",
-        "acme/",
-        "shared",
-    ]
+    names = ("acme/x", "acme/", "acme", "shared", "shared2", "Acme/x")
+    assert [name for name in names if tenant.lists(name)] == ["acme/x", "acme/", "shared"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "listed"),
+    [("*", False), ("glo*", False), ("globex*", False), ("globex/*", True), ("globex/x", True)],
+)
+def test_patterns_are_about_what_is_anothers_only_if_they_say_so(pattern: str, listed: bool) -> None:
+    tenant = TenantRecord("1", "acme", 0.0, TenantSettings((pattern,)))
+    assert tenant.lists("globex/x", "globex/") == listed
+    assert tenant.lists("globex/x")  # while nobody is called so
 
 
 @pytest.mark.parametrize("text", ["", "a+b", "a@b", "a b", "a**", "a\n", "a" * 129, "a\0"])

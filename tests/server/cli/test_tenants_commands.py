@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from manylora.adapters.registry.tenants.records import KEY_PATTERN
 from manylora.server.cli.main import app
-from manylora.server.cli.tenants.commands import seconds_of
+from manylora.server.cli.tenants.arguments import seconds_of
 from manylora.server.client.errors import Unusable
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.tenants import ADMIN, bearer
@@ -53,7 +53,7 @@ def test_from_a_tenant_to_the_end_of_its_keys(server: Running) -> None:
     assert re.fullmatch(KEY_PATTERN, key)
     key_id = told.split()[0]
     shown = run(server, "keys ls acme")
-    assert shown.startswith(f"{key_id}  {key[:10]}…  since ")
+    assert shown.startswith(f"{key_id}  {key[:10]}…  infer  since ")
     assert key not in shown
     assert run(server, "tenants show acme").splitlines()[1].strip() == shown.strip()
     as_json = json.loads(run(server, "tenants show acme --json"))
@@ -66,6 +66,11 @@ def test_from_a_tenant_to_the_end_of_its_keys(server: Running) -> None:
         assert run(server, f"keys revoke acme {key_id}") == f"{key_id} is revoked\n"
         assert http.get("/v1/models", headers=bearer(key)).status_code == 401
         assert http.get("/v1/models", headers=bearer(newer)).status_code == 200
+        told, key, *_ = run(server, "keys add acme --scope manage --scope infer").splitlines()
+        assert told.split()[2] == "infer,manage"
+        assert http.get("/v1/adapters", headers=bearer(key)).status_code == 200
+        assert run(server, f"keys revoke acme {told.split()[0]} --end") == f"{told.split()[0]} is revoked\n"
+        assert http.get("/v1/adapters", headers=bearer(key)).status_code == 401
         assert run(server, "tenants rm acme") == "acme is deleted, its keys revoked\n"
         assert http.get("/v1/models", headers=bearer(newer)).status_code == 401
     assert run(server, "tenants ls") == "trial: the base model alone\n"

@@ -153,6 +153,7 @@ KERNELS = (
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_two_steps_of_a_bucket_differ_in_nothing_but_buffers(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from manylora.adapters.registry.tenants.records import NO_LIMITS, TenantLimits
 from manylora.server.errors import RateLimited, RequestError
-from manylora.server.tenants.limits import MINUTE, Cost, Meter, Reservation, windows
+from manylora.server.tenants.limits import MINUTE, Cost, windows
+from manylora.server.tenants.meter import Meter, Reservation
 
 
 class Clock:

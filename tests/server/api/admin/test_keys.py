@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from fastapi.routing import iter_route_contexts
 
+from manylora.server.api.access.guard import ApiKeySet
 from manylora.server.api.access.scopes import ADMIN as ADMIN_SCOPE
-from manylora.server.api.access.scopes import ApiKeySet, declared_scope
+from manylora.server.api.access.scopes import MANAGE, declared_scope
 from manylora.server.api.app import create_app
 from tests.support.adapters import write_adapter
 from tests.support.admin_client import Admin
@@ -79,7 +80,7 @@ def test_routes_of_adapters_carry_the_tag(both: Running) -> None:
     for path, operations in paths.items():
         for method, operation in operations.items():
             about_adapters = set(operation["tags"]) & {"adapters", "merged copies", "exports", "tenants"}
-            assert bool(about_adapters) == (scopes[path, method.upper()] is ADMIN_SCOPE), path
+            assert bool(about_adapters) == (scopes[path, method.upper()] in {MANAGE, ADMIN_SCOPE}), path
     assert scopes["/v1/adapters/{name}/pin", "POST"] is ADMIN_SCOPE
     assert scopes["/v1/models", "GET"] is not ADMIN_SCOPE
 

@@ -28,7 +28,7 @@ def http(server: Running) -> Iterator[httpx.Client]:
     with server.http() as client:
         yield client
         headers = {"authorization": f"Bearer {ADMIN}"}
-        for tenant in client.get("/v1/tenants", headers=headers).json()["data"]:
-            client.delete(f"/v1/tenants/{tenant['name']}", headers=headers)
         for alias in client.get("/v1/aliases", headers=headers).json()["data"]:
             client.delete(f"/v1/aliases/{alias['id']}", headers=headers)
+        for tenant in client.get("/v1/tenants", headers=headers).json()["data"]:
+            client.delete(f"/v1/tenants/{tenant['name']}?adapters=true", headers=headers)
