@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from manylora.server.cli.output import DEAD
+from manylora.server.kernels.inputs import AdapterPages
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import EngineHarness
 from tests.support.server_process import ServerProcess, server_process, small_options
@@ -87,6 +90,41 @@ def test_all_ranks_end_with_the_server(number: signal.Signals, tmp_path: Path) -
         server.signal(number)
         assert server.process.wait(30) == (0 if number == signal.SIGTERM else -number)
         wait_until(lambda: not is_running(rank))
+
+
+@pytest.mark.sweep
+def test_adapters_come_and_go_while_others_answer(tmp_path: Path) -> None:
+    """There is room for two of five; whatever is evicted meanwhile, each answer is its adapter's own."""
+    model = tiny_model(tmp_path / "model", "qwen2")
+    one = EngineHarness(model)
+    paths = {
+        f"a{i}": write_adapter(tmp_path / f"a{i}", one.base, targets="all-linear", rank=4, seed=i, scale=0.2)
+        for i in range(5)
+    }
+    ids = prompt_ids()
+
+    def expected(*members: tuple[AdapterPages, float]) -> str:
+        return one.run(one.sequence(ids, *members, max_tokens=24, ignore_eos=False))[0].text
+
+    pages = {name: one.load(path) for name, path in paths.items()}
+    texts = {name: expected((pages[name], 1.0)) for name in paths} | {"tiny": expected()}
+    texts["a0*0.5+a3*-0.7"] = expected((pages["a0"], 0.5), (pages["a3"], -0.7))
+    assert len(set(texts.values())) == len(texts)
+    size = one.pool.used_bytes // len(pages)
+    named = [part for name, path in paths.items() for part in ("--adapter", f"{name}={path}")]
+    options = [*small_options(model, tmp_path / "data"), "--dtype", "fp32", "--tensor-parallel-size", "2"]
+    options[options.index("--adapter-memory") + 1] = str(int(3.6 * size))  # parts are more than the whole
+    with server_process(*options, *named) as server, ThreadPoolExecutor(6) as threads:
+        asked = [name for _ in range(4) for name in texts]
+        found = list(threads.map(lambda name: "".join(streamed(server, name, max_tokens=24)), asked))
+        assert found == [texts[name] for name in asked]
+        metrics = httpx.get(f"{server.url}/metrics").text
+        evictions = re.search(r"^manylora_adapter_evictions_total (\d+)", metrics, re.MULTILINE)
+        assert evictions is not None
+        assert int(evictions[1]) > 5
+        built = httpx.post(f"{server.url}/v1/adapters/a0/merge", timeout=60)
+        assert built.is_success, built.text
+        assert "".join(streamed(server, "a0@merged", max_tokens=24)) == texts["a0"]
 
 
 def prompt_ids() -> list[int]:

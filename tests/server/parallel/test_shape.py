@@ -9,6 +9,7 @@ import torch
 
 from manylora.adapters.base_models.checkpoint import Checkpoint
 from manylora.adapters.base_models.configuration import plain_config
+from manylora.server.model.pages.packed_file import Packing
 from manylora.server.model.parallel.loading import load_share
 from manylora.server.model.parallel.setup import RankSetup
 from manylora.server.model.parallel.shape import share_shape
@@ -31,6 +32,13 @@ def setup_of(directory: Path, rank: int, count: int) -> RankSetup:
         threads=1,
         log_level="WARNING",
     )
+
+
+def test_packed_files_are_of_so_many_ranks() -> None:
+    """A revision's packed form of one server is none for a server of another number."""
+    keys = [Packing.of([], "weights", torch.float32, ranks) for ranks in (1, 2, 4)]
+    assert keys[0] == Packing.of([], "weights", torch.float32)
+    assert len({packing.key for packing in keys}) == len({packing.file_name for packing in keys}) == 3
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-untied-bias", "phi3", "gemma2"])
