@@ -27,11 +27,12 @@ from manylora.server.model.parallel.channel import Channel
 from manylora.server.model.parallel.group import Group
 from manylora.server.model.parallel.loading import Share, load_share
 from manylora.server.model.parallel.messages import Decoder
-from manylora.server.model.parallel.setup import RankSetup
+from manylora.server.model.parallel.setup import RankReady, RankSetup
 
 logger = logging.getLogger(__name__)
 
 _FAILED = 1  # exit status
+_DONE = None  # answers that say no more
 
 
 class Follower:
@@ -47,7 +48,7 @@ class Follower:
         self._progress = Condition()
         use_device(setup.device)
         share = load_share(setup)
-        steps.send(available_bytes(setup.device))
+        steps.send(_DONE)
         self._follow_join(share)
 
     def _follow_join(self, share: Share) -> None:
@@ -62,6 +63,8 @@ class Follower:
             ranks=Group(share.sharding, setup.device, setup.backend, setup.meeting),
         )
         self._messages = Decoder(self._decoder.weights.embedding)
+        return_freed(setup.device)
+        self._steps.send(RankReady(available_bytes(setup.device), self._decoder.kernels))
 
     def allocate(self) -> None:
         """Take the memory that rank 0 says."""
@@ -72,7 +75,7 @@ class Follower:
         self._decoder.allocate(self._pool, num_blocks, max_rows)
         self._decoder.take_over(self._share.hf)
         return_freed(self._setup.device)
-        self._steps.send(self._decoder.weight_bytes)
+        self._steps.send(_DONE)
         Thread(target=self._take_loads, name="loads", daemon=True).start()
 
     def run(self) -> None:

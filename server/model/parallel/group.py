@@ -18,6 +18,9 @@ _TIMEOUT = timedelta(minutes=10)  # that one rank waits for another; kernels may
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # by torch's version
+
+
 class Group:
     """The ranks as one of them sees them; implements :class:`manylora.server.kernels.ranks.Ranks`."""
 
@@ -53,7 +56,7 @@ class Group:
         """See :class:`Ranks`."""
         own = F.pad(logits, (0, self._rows - logits.shape[1])).contiguous()
         every = own.new_empty(self.count, *own.shape)
-        dist.all_gather(list(every), own)
+        _gather(every.view(-1, self._rows), own)
         return every.transpose(0, 1).flatten(1)[:, : self.vocab_size]
 
     def leave(self) -> None:

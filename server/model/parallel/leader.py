@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from threading import Event, Lock, Thread
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ class Leader:
     """The other ranks, as rank 0 has them. Steps come from one thread, everything else from any."""
 
     def __init__(self, setups: Sequence[RankSetup]) -> None:
-        """Start a process for each setup; see :meth:`loaded`."""
+        """Start a process for each setup; see :meth:`join`."""
         self._steps: list[Channel] = []  # to each rank: steps and what has to be in their order
         self._loads: list[Channel] = []  # to each rank: adapters and merged copies, beside the steps
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -65,17 +66,29 @@ class Leader:
         Thread(target=self._watch, args=(setup.rank, process), name=f"rank {setup.rank}", daemon=True).start()
         steps.send(setup)
 
-    def loaded(self) -> list[int]:
-        """Wait until the ranks have their parts; the bytes that each has free beside it.
+    def join(self) -> None:
+        """Have the ranks meet, once all have their parts of the model; this one has to as well then.
 
         Raises:
-            ConfigError: one can't; says why.
+            ConfigError: one can't load its part; says why.
         """
-        return [self._answer(channel) for channel in self._steps]
-
-    def join(self) -> None:
-        """Have the ranks meet; this one has to as well then."""
+        for channel in self._steps:
+            self._answer(channel)
         self._tell("join")
+
+    def joined(self, kernels: str) -> int:
+        """Wait until all ranks have their decoders; the bytes that are free on the one with the fewest.
+
+        Raises:
+            ConfigError: one has none, says why; or not on ``kernels``, whose steps others can't follow.
+        """
+        answers = [self._answer(channel) for channel in self._steps]
+        other = next((answer.kernels for answer in answers if answer.kernels != kernels), None)
+        if other is not None:
+            raise ConfigError(
+                f"one rank runs on {kernels} kernels, another on {other}: take --kernels pytorch"
+            )
+        return min(answer.free for answer in answers)
 
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:
         """Have each rank take memory: for as many elements of adapters as ``pool`` has, and for blocks.
@@ -191,12 +204,11 @@ class Leader:
             if fault is not None:
                 raise self.fail(f"a rank can't take what it was sent: {fault}")
 
-    def _answer(self, channel: Channel) -> int:
+    def _answer(self, channel: Channel) -> Any:
         try:
             answer = channel.receive()
         except (OSError, EOFError):
             raise ConfigError("--tensor-parallel-size: a rank has ended; its log says why") from None
         if isinstance(answer, str):
             raise ConfigError(answer)
-        assert isinstance(answer, int)
         return answer

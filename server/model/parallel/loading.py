@@ -81,7 +81,10 @@ def load_share(setup: RankSetup) -> Share:
     max_len = context_length(stored.config, setup.max_model_len)
     settle_factors(model, max_len)
     check_room(model, setup.device)
-    return Share(model.to(setup.device).eval().requires_grad_(False), sharding, max_len)
+    model = model.to(setup.device)
+    if _is_tied(stored.skeleton):  # moving has made two tensors of what was a part of the other
+        _put_head(model, _own_rows(model.get_input_embeddings().weight, sharding))
+    return Share(model.eval().requires_grad_(False), sharding, max_len)
 
 
 def _build(stored: StoredModel, sharding: Sharding, generation: Generation, dtype: torch.dtype) -> Any:
@@ -106,10 +109,11 @@ def _build(stored: StoredModel, sharding: Sharding, generation: Generation, dtyp
     )
     if wrong := sorted([*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]):
         raise ModelRefused(f"{stored.directory}: {len(wrong)} weights don't fit the model ({wrong[0]})")
-    rows = sharding.tokens
-    whole = model.get_input_embeddings().weight if tied else None
-    own = whole[rows.start : rows.stop] if whole is not None else _rows(stored, output, rows).to(dtype)
-    model.get_output_embeddings().weight = nn.Parameter(own.detach(), requires_grad=False)
+    if tied:
+        head = _own_rows(model.get_input_embeddings().weight, sharding)
+    else:
+        head = stored.checkpoint.part(stored.stored_name(output), sharding.tokens, None).to(dtype)
+    _put_head(model, head)
     return model
 
 
@@ -147,8 +151,12 @@ def _read(stored: StoredModel, name: str, cut: Cut, sharding: Sharding) -> torch
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _rows(stored: StoredModel, name: str, rows: range) -> torch.Tensor:
-    return stored.checkpoint.part(stored.stored_name(name), rows, None)
+def _own_rows(embedding: torch.Tensor, sharding: Sharding) -> torch.Tensor:
+    return embedding[sharding.tokens.start : sharding.tokens.stop]
+
+
+def _put_head(model: Any, weight: torch.Tensor) -> None:
+    model.get_output_embeddings().weight = nn.Parameter(weight.detach(), requires_grad=False)
 
 
 class WholeModel:

@@ -26,5 +26,9 @@ class RankSetup:
     log_level: str
 
 
-class RankFailed(Exception):
-    """A rank could not do its part; the text is for the operator."""
+@dataclass(frozen=True)
+class RankReady:
+    """What a rank answers once it has its part of the decoder."""
+
+    free: int  # bytes beside it
+    kernels: str

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from manylora.adapters.errors import BaseModelError
 from manylora.server.errors import ConfigError, ModelRefused
-from manylora.server.memory_budget import available_bytes
+from manylora.server.memory_budget import available_bytes, return_freed
 from manylora.server.model.loading.device import device_count, resolve_device, resolve_dtype, use_device
 from manylora.server.model.loading.loader import LoadedModel
 from manylora.server.model.parallel.decoder import ParallelDecoder
@@ -102,10 +102,12 @@ def _started(setups: list[RankSetup], meeting: tempfile.TemporaryDirectory[str])
     leader, group = Leader(others), None
     try:
         whole, share = WholeModel(own), load_share(own)
-        free = min([available_bytes(own.device), *leader.loaded()])
         leader.join()
         group = Group(share.sharding, own.device, own.backend, own.meeting)
         decoder = ParallelDecoder(own, share, whole, leader, group)
+        theirs = leader.joined(decoder.kernels)
+        return_freed(own.device)
+        free = min(available_bytes(own.device), theirs)
     except BaseException:
         leader.close(patience=0)
         if group is not None:

@@ -114,12 +114,12 @@ def test_a_rank_that_can_not_do_its_part(silent: bool, said: str, monkeypatch: p
         monkeypatch.setenv("FAKE_RANK_SILENT", "1")
     ranks = leader.Leader([SETUP])
     with pytest.raises(ConfigError, match=said):
-        ranks.loaded()
+        ranks.join()
     assert "rank 1" in str(ranks.until_lost())  # its end was noticed
     ranks.close()
     assert ranks.statuses == [1]
     with pytest.raises(leader.RanksLost, match="has ended with status 1"):
-        ranks.join()
+        ranks.capturing("seal")
 
 
 NONE = np.array([-1], np.int64)
