@@ -88,7 +88,8 @@ class Leader:
             raise ConfigError(
                 f"one rank runs on {kernels} kernels, another on {other}: take --kernels pytorch"
             )
-        return min(answer.free for answer in answers)
+        free: list[int] = [answer.free for answer in answers]
+        return min(free)
 
     def allocate(self, pool: torch.Tensor, num_blocks: int, max_rows: int) -> None:
         """Have each rank take memory: for as many elements of adapters as ``pool`` has, and for blocks.

@@ -26,7 +26,7 @@ def prepare_ranks(started: StartedRanks, settings: Settings, limits: EngineLimit
         ModelRefused: the ranks together don't compute what the model does.
     """
     loaded, decoder = started.loaded, started.decoder
-    memory = _divide(started, settings, limits)
+    memory = divide_ranks(started, settings, limits)
     pool = PagePool(
         decoder.modules,
         memory.adapters,
@@ -46,7 +46,7 @@ def prepare_ranks(started: StartedRanks, settings: Settings, limits: EngineLimit
     return Prepared(decoder, pool, memory.num_blocks, memory, error, decoder.kernels_note)
 
 
-def _divide(started: StartedRanks, settings: Settings, limits: EngineLimits) -> Division:
+def divide_ranks(started: StartedRanks, settings: Settings, limits: EngineLimits) -> Division:
     """Who gets how much, in bytes of all ranks together; blocks are counted once.
 
     On a CPU all of them share its memory. Of GPUs the one with the least decides.

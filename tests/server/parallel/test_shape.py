@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from manylora.adapters.base_models.checkpoint import Checkpoint
 from manylora.adapters.base_models.configuration import plain_config
+from manylora.server.errors import ConfigError
 from manylora.server.model.pages.packed_file import Packing
 from manylora.server.model.parallel.loading import load_share
+from manylora.server.model.parallel.preparing import divide_ranks
 from manylora.server.model.parallel.setup import RankSetup
 from manylora.server.model.parallel.shape import share_shape
+from manylora.server.options.defaults import EngineLimits
+from manylora.server.options.settings import Settings
 from tests.support.tiny_models import tiny_model
 
 
@@ -71,3 +77,24 @@ def test_a_rank_loads_what_was_computed(family: str, tmp_path: Path, monkeypatch
         assert sum(held.values()) == shape.parameters
         assert sum(read) <= shape.parameters + 96 * 16  # biases are read whole, some of them to be zero
     assert shape.heads == 2
+
+
+def test_each_card_has_room_for_its_part(tmp_path: Path) -> None:
+    """What is told of all ranks together is no more than what each has; what was asked for is of all, too."""
+    model, free = tiny_model(tmp_path), 8 << 30
+    settings = Settings(adapter_memory=64 << 20, device="cuda", tensor_parallel_size=2)
+    share = load_share(setup_of(model, 0, 2))
+    loaded = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16, max_model_len=512)
+    decoder = SimpleNamespace(kv_bytes_per_block=1 << 12)
+    started: Any = SimpleNamespace(loaded=loaded, decoder=decoder, share=share, free=free)
+    division = divide_ranks(started, settings, EngineLimits.of(settings, accelerator=True))
+    assert division.adapters == 64 << 20
+    assert division.merged % 2 == 0
+    each = division.num_blocks * (1 << 12) + (division.adapters + division.merged) // 2 + division.step
+    assert each < free
+    with pytest.raises(ConfigError, match="memory is too small"):
+        divide_ranks(
+            SimpleNamespace(**{**vars(started), "free": 1 << 28}),  # type: ignore[arg-type]
+            settings,
+            EngineLimits.of(settings, accelerator=True),
+        )
