@@ -17,6 +17,7 @@ from manylora.server.errors import ConfigError
 from manylora.server.kernels.draws import Draws
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs
 from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.parallel.leader import RanksLost
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ def warm_up(decoder: Decoder, *, rows: int, sequences: int, context: int) -> Non
             decoder.capturing.restart()  # the probe's were captured on a thread that has ended
         _run_largest(decoder, rows, sequences, context)
         _capture(decoder, rows, sequences, context)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, RanksLost) as error:
+        if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+            raise
         raise ConfigError(
             f"the accelerator's memory does not last for a step of {rows} tokens and {sequences} sequences: "
             f"lower --max-batch-tokens, --max-num-seqs, --kv-cache-memory or --adapter-memory ({error})"

@@ -49,7 +49,7 @@ class TritonStep:
         on_gpu = embedding.device.type == "cuda" and not weights.waits
         with torch.inference_mode():
             # Both kinds of steps return theirs there: what the first returned is copied before the second.
-            logits = embedding.new_empty(MAX_ROWS, weights.lm_head.shape[0])
+            logits = embedding.new_empty(MAX_ROWS, weights.vocab_size)
             hidden = embedding.new_empty(MAX_ROWS, embedding.shape[1])
         graphs, modules = CudaGraphs() if on_gpu else None, weights.norm_modules(len(weights.layers)).stop
         takes = PlainAdapters() if self._fused is None else self._fused.takes
