@@ -30,18 +30,8 @@ def main(size: str) -> None:
     folder = _ROOT / "tests" / "server"
     files = [str(path) for name in (_FEW if size == "tiny" else _TESTS) for path in sorted(folder.glob(name))]
     workers = max(1, min(12, (os.cpu_count() or 1) - 4))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:benchmark",
-        "--tb=line",
-        "-rfE",
-    ]
-    command += ["-n", str(workers), "--dist", "load", *files]
+    options = ["-p", "no:cacheprovider", "-p", "no:benchmark", "--tb=line", "-rfE", "--dist", "load"]
+    command = [sys.executable, "-m", "pytest", *options, "-n", str(workers), *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
     summary = next(
         (line for line in reversed(done.stdout.splitlines()) if re.search(r"\d+ passed", line)), ""
