@@ -80,6 +80,32 @@ class OnDevice(torch.Tensor):
         self.real_numbers.copy_(_inner(source))
         return self
 
+    def tolist(self) -> Any:
+        """The numbers, for which a host would wait."""
+        return self.real_numbers.tolist()
+
+    def item(self) -> Any:
+        """See :meth:`tolist`."""
+        return self.real_numbers.item()
+
+    def __invert__(self) -> OnDevice:
+        """See :meth:`__getitem__`."""
+        return OnDevice(~self.real_numbers)
+
+    def __float__(self) -> float:
+        return float(self.real_numbers)
+
+    def __int__(self) -> int:
+        return int(self.real_numbers)
+
+    def __bool__(self) -> bool:
+        return bool(self.real_numbers)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """Refused, as torch does it."""
+        del force
+        raise TypeError(f"can't convert {DEVICE} device type tensor to numpy")
+
     def data_ptr(self) -> int:
         """Where the numbers really are: what is one memory here would be one on a device."""
         return self.real_numbers.data_ptr()
@@ -232,6 +258,20 @@ class _Kernel:
         return launch
 
 
+def _without_inference_mode(patch: pytest.MonkeyPatch) -> None:
+    """In it torch refuses views of tensors of a class of ours; without gradients the numbers are the same."""
+
+    def enter(mode: Any) -> None:
+        mode.no_gradients = torch.no_grad()
+        mode.no_gradients.__enter__()
+
+    def leave(mode: Any, *error: object) -> None:
+        mode.no_gradients.__exit__(*error)
+
+    patch.setattr(torch.inference_mode, "__enter__", enter)
+    patch.setattr(torch.inference_mode, "__exit__", leave)
+
+
 @contextmanager
 def simulated_cuda(patch: pytest.MonkeyPatch, backing: str = "cpu") -> Iterator[SimulatedCuda]:
     """The calling thread has a CUDA device in this block; ``backing`` is that of :class:`SimulatedCuda`."""
@@ -252,6 +292,7 @@ def simulated_cuda(patch: pytest.MonkeyPatch, backing: str = "cpu") -> Iterator[
                 and "triton" in type(value).__module__
             ):
                 patch.setattr(module, name, _Kernel(name, value))
+    _without_inference_mode(patch)
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
     try:
