@@ -143,10 +143,11 @@ class Workbench:
         """The median time of each step; they take turns, so that all meet the same machine."""
         for step in inputs:
             self.decoder.step(step)
-        times = [[self._seconds(step) for step in inputs] for _ in range(repeat)]
+        times = [[self.time(step) for step in inputs] for _ in range(repeat)]
         return [median(own) for own in zip(*times, strict=True)]
 
-    def _seconds(self, inputs: StepInputs) -> float:
+    def time(self, inputs: StepInputs) -> float:
+        """The seconds of one step, and of whatever the device has to do before."""
         return _timed(lambda: self.decoder.step(inputs), self.device)
 
     def work(self, shape: Shape) -> Work:

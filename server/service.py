@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from manylora.adapters.errors import AdapterError
@@ -34,12 +33,13 @@ from manylora.server.memory_budget import cache_bytes
 from manylora.server.merged.auto_merge import AutoMergeRules
 from manylora.server.merged.measuring import PROBES, MergeMeasure
 from manylora.server.metrics.metrics import Metrics
-from manylora.server.model.decoders.decoder import Decoder
-from manylora.server.model.loading.device import use_device
-from manylora.server.model.loading.loader import LoadedModel, describe_base, load_model
+from manylora.server.model.base import Base, load_base
+from manylora.server.model.loading.device import resolve_device, use_device
+from manylora.server.model.loading.loader import LoadedModel, describe_base
 from manylora.server.model.loading.memory import merge_budget
-from manylora.server.model.loading.preparing import Prepared, prepare
+from manylora.server.model.loading.preparing import Prepared
 from manylora.server.model.pages.pool import PagePool
+from manylora.server.model.parallel.starting import StartedRanks
 from manylora.server.model.text.conventions import ConventionsCache
 from manylora.server.model.text.templates import TemplateProcesses
 from manylora.server.model.text.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ from manylora.server.responses.background import Background
 from manylora.server.responses.stored import StoredResponses
 from manylora.server.tenants.directory import TenantDirectory
 from manylora.server.tenants.view import TenantView
-from manylora.server.threads import LimitedWork, SlowWork, request_pool
+from manylora.server.threads import LimitedWork, SlowWork, has_spare_core, request_pool
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ class Service:
     responses: StoredResponses  # that clients go on from
     tenants: TenantDirectory  # who shares the server
     background: Background  # responses that nobody waits for
+    ranks: StartedRanks | None  # the processes that share the base
     ready: bool = False
     started: float = field(default_factory=time.time)  # unix seconds
 
@@ -124,6 +125,8 @@ class Service:
         await self.conventions.close()
         await self.tenants.close()
         await self.adapters.close()
+        if self.ranks is not None:
+            await asyncio.to_thread(self.ranks.close)
 
 
 def build_service(settings: Settings, model_dir: Path) -> Service:
@@ -133,17 +136,19 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         ModelRefused: the model can't be served correctly.
         ConfigError: an option does not fit the model or the machine.
     """
-    loaded = load_model(
-        model_dir,
-        dtype=settings.dtype,
-        device=settings.device,
-        max_model_len=settings.max_model_len,
-        quantize=settings.quantize,
-    )
-    if loaded.device.type != "cpu":
+    if resolve_device(settings.device).type != "cpu":
         keep_compiled(settings.data_dir)
-    limits = EngineLimits.of(settings, accelerator=loaded.device.type != "cpu")
-    prepared = prepare(loaded, settings, limits)
+    base = load_base(settings, model_dir)
+    try:
+        return _service(settings, model_dir, base)
+    except BaseException:
+        if base.ranks is not None:
+            base.ranks.close()
+        raise
+
+
+def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
+    loaded, prepared, limits = base.loaded, base.prepared, base.limits
     fell_back = settings.kernels == "auto" and prepared.decoder.kernels == "pytorch"
     max_model_len = min(loaded.max_model_len, (prepared.num_blocks - 1) * BLOCK_SIZE)
     if max_model_len < loaded.max_model_len:
@@ -158,10 +163,9 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         core,
         max_model_len=max_model_len,
         max_open=limits.max_num_seqs + settings.max_waiting,
-        supervision=_supervision(loaded, prepared.decoder, limits, max_model_len),
+        supervision=_supervision(base, max_model_len),
     )
     store = RevisionStore(settings.data_dir / "adapters")
-    base = describe_base(loaded, prepared.decoder, name)
     slow = SlowWork()
     measuring = slow.limited(1)
     prompts = [loaded.tokenizer.encode(text)[: max_model_len - 1] for text in PROBES]
@@ -176,7 +180,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
     )
     artifact_limits = Limits(settings.max_lora_rank, prepared.pool.capacity_bytes, max(0, max_model_len - 2))
     adapters = _adapters(
-        base,
+        describe_base(loaded, prepared.decoder, name),
         prepared.pool,
         store,
         settings,
@@ -218,6 +222,7 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
             adapters.registry, usage_days=settings.usage_days, audit_days=settings.audit_days
         ),
         background=Background(responses),
+        ranks=base.ranks,
     )
 
 
@@ -231,27 +236,32 @@ def _engine(
         max_stretch=settings.max_stretch,
         fair=settings.scheduling == "fair",
         prefix_cache=settings.enable_prefix_cache,
+        masks_beside=has_spare_core(loaded.device),
     )
     return Engine(prepared.decoder, loaded.tokenizer, config, fingerprint=loaded.fingerprint, metrics=metrics)
 
 
-def _supervision(
-    loaded: LoadedModel, decoder: Decoder, limits: EngineLimits, max_model_len: int
-) -> Supervision:
-    """How the engine is looked after: on a CPU nothing is lost, hangs or has to be warmed up."""
-    if loaded.device.type == "cpu":
-        return Supervision(step_timeout=limits.step_timeout)
+def _supervision(base: Base, max_model_len: int) -> Supervision:
+    """How the engine is looked after: on a CPU alone nothing is lost, hangs or has to be warmed up."""
+    device, limits, ranks = base.loaded.device, base.limits, base.ranks
+    until_lost = None if ranks is None else ranks.leader.until_lost
+    if device.type == "cpu":
+        works = None if ranks is None else lambda: ranks.leader.reason is None
+        return Supervision(works, limits.step_timeout, until_lost=until_lost)
 
     def begin() -> None:
-        use_device(loaded.device)
+        use_device(device)
         warm_up(
-            decoder,
+            base.prepared.decoder,
             rows=limits.max_batch_tokens,
             sequences=limits.max_num_seqs,
             context=max_model_len,
         )
 
-    return Supervision(partial(device_works, loaded.device), limits.step_timeout, begin)
+    def all_work() -> bool:
+        return (ranks is None or ranks.leader.reason is None) and device_works(device)
+
+    return Supervision(all_work, limits.step_timeout, begin, until_lost)
 
 
 def keep_compiled(data_dir: Path) -> None:
@@ -331,6 +341,7 @@ def _describe(
         "base_bytes": prepared.decoder.weight_bytes,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": str(loaded.device),
+        "tensor_parallel_size": settings.tensor_parallel_size,
         "fingerprint": loaded.fingerprint,
         "probe_error": prepared.probe_error,
         "max_model_len": max_model_len,

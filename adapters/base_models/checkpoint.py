@@ -57,6 +57,20 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
+    def part(self, name: str, rows: range | None, columns: range | None) -> torch.Tensor:
+        """Some rows, of them some columns, of a tensor; None: all. No more of the file is read."""
+        with safe_open(self.infos[name].file, framework="pt") as file:
+            whole = file.get_slice(name)
+            own = slice(None) if rows is None else slice(rows.start, rows.stop)
+            if columns is None:
+                tensor: torch.Tensor = whole[own]
+            else:
+                tensor = whole[own, columns.start : columns.stop]
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.infos  # a mapping's own would read the tensor to find out
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.infos)
 

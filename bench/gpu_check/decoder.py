@@ -22,7 +22,7 @@ from bench.gpu_check.plan import SIZES, Size
 from bench.gpu_check.results import Part, Row, tell
 from bench.steps import Machine, Shape, Workbench, measure_machine
 from manylora.server.cli.loadgen.figures import percentile
-from manylora.server.kernels.cuda.graphs import CudaGraphs
+from manylora.server.kernels.cuda.replay.graphs import CudaGraphs
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.model.pages.uploads import upload_for
 from manylora.server.model.warm_up import warm_up
@@ -68,7 +68,8 @@ class Check:
         capturing = self.bench.decoder.capturing
         if capturing is None:
             return tell(Part(STAGE, "captures", None, "There are no CUDA graphs here."))
-        graphs, failed = 2 * len(capturing.sizes(sequences, context)), capturing.num_failed
+        chunks = capturing.chunks(self.size.batch_tokens, sequences, context)
+        graphs, failed = 2 * (len(capturing.sizes(sequences, context)) + len(chunks)), capturing.num_failed
         note = f"{graphs} graphs in {seconds:.1f} s took {taken / GIB:.2f} GiB; {failed} failed."
         return tell(Part(STAGE, "captures", failed == 0, note))
 
@@ -175,7 +176,7 @@ class Check:
         tell(Part(STAGE, "adapters that arrive", equal, note, rows))
 
     def _times(self, inputs: StepInputs) -> list[float]:
-        return [self.bench.seconds([inputs], repeat=1)[0] for _ in range(10 * self.size.repeat)]
+        return [self.bench.time(inputs) for _ in range(10 * self.size.repeat)]
 
 
 def profiled(step: Callable[[StepInputs], object], inputs: StepInputs) -> tuple[list[Row], float, float]:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,10 +178,15 @@ def healthy(base: Path, device: str, here: Path) -> Part:
 
 
 def main(base: Path, device: str) -> None:
-    """Both faults of a GPU, one after the other."""
-    for fault in (lost_device, short_of_memory) if torch.device(device).type == "cuda" else (healthy,):
-        with tempfile.TemporaryDirectory() as here:
-            tell(fault(base, device, Path(here)))
+    """Both faults of a GPU at once, in servers of their own."""
+    kinds = (lost_device, short_of_memory) if torch.device(device).type == "cuda" else (healthy,)
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor() as pool:
+        places = [Path(scratch) / kind.__name__ for kind in kinds]
+        for place in places:
+            place.mkdir()
+        running = [pool.submit(kind, base, device, here) for kind, here in zip(kinds, places, strict=True)]
+        for part in as_completed(running):
+            tell(part.result())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ class Size:
     base: BaseSize
     rows: tuple[int, ...]  # of the decode steps that are compared
     contexts: tuple[int, ...]
+    chunks: tuple[int, ...]  # tokens of the prompts that are computed beside some
     batches: tuple[int, ...]  # of the decode steps that are timed
     adapters: tuple[int, ...]  # distinct ones in them; 0: the base
     context: int
@@ -51,10 +52,11 @@ SIZES = {
         base=LLAMA_8B,
         rows=(1, 3, 5, 17, 100),
         contexts=(100, 600, 3000),
+        chunks=(17, 128, 500, 1000),
         batches=(1, 8, 32, 128),
         adapters=(0, 1, 8, 32, 128),
         context=512,
-        prompts=((1, 128), (1, 1024), (1, 4096), (8, 512)),
+        prompts=((1, 128), (1, 512), (1, 1024), (1, 4096), (8, 512)),
         batch_tokens=4096,
         rank=16,
         repeat=15,
@@ -67,7 +69,8 @@ SIZES = {
     "tiny": Size(
         base=TINY,
         rows=(1, 3),
-        contexts=(20, 40),
+        contexts=(20,),
+        chunks=(9,),
         batches=(1, 2),
         adapters=(0, 1, 2),
         context=40,

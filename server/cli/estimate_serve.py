@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _CARDS = ["16GiB", "24GiB", "48GiB", "80GiB"]
 _FORMS = ("bf16", "int8", "nf4")
+_DIVIDED_FORMS = ("bf16",)  # bases in few bits are not divided between cards
 
 
 def estimate_serve(  # noqa: PLR0917 - typer makes a flag of each
@@ -35,6 +36,9 @@ def estimate_serve(  # noqa: PLR0917 - typer makes a flag of each
     max_batch_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="As of serve.")
     ] = GPU_BATCH_TOKENS,
+    tensor_parallel_size: Annotated[
+        int, typer.Option(min=1, max=64, metavar="N", help="Cards that share the base, as of serve.")
+    ] = 1,
     rank: Annotated[
         int,
         typer.Option("--rank", "--r", min=1, max=1024, help="Of adapters, which change all linear layers."),
@@ -47,6 +51,8 @@ def estimate_serve(  # noqa: PLR0917 - typer makes a flag of each
         raise fail(f"--gpu: {error}") from error
     from manylora.adapters.base_models.directory import default_data_dir  # noqa: PLC0415
     from manylora.adapters.base_models.outline import resolve_outline, skeleton_of  # noqa: PLC0415  (torch)
+    from manylora.server.model.parallel.shape import share_shape  # noqa: PLC0415
+    from manylora.server.model.parallel.sharding import unsupported  # noqa: PLC0415
     from manylora.server.sizing.fits import Serving  # noqa: PLC0415
     from manylora.server.sizing.shape import BaseShape  # noqa: PLC0415
     from manylora.server.sizing.step import StepSize  # noqa: PLC0415
@@ -56,13 +62,22 @@ def estimate_serve(  # noqa: PLR0917 - typer makes a flag of each
     except AdapterError as error:
         raise fail(error) from error
     shape = BaseShape.of(config, skeleton)
+    parameters = shape.parameters
+    forms: tuple[str, ...] = _FORMS
+    if tensor_parallel_size > 1:
+        reason = unsupported(config, tensor_parallel_size)
+        if reason is not None:
+            raise fail(f"--tensor-parallel-size {tensor_parallel_size}: {reason}")
+        shape, forms = share_shape(config, tensor_parallel_size), _DIVIDED_FORMS
     context = min(shape.context or 8192, 8192) if max_model_len is None else max_model_len
     size = StepSize(max_batch_tokens, max_num_seqs, context, rank)
     from rich.console import Console  # noqa: PLC0415
 
     console = Console()
-    console.print(f"{model}: {shape.parameters / 1e9:.2f}B parameters, contexts of {context} tokens")
-    console.print(fits_table([Serving(shape, form, size, rank) for form in _FORMS], cards))
+    console.print(f"{model}: {parameters / 1e9:.2f}B parameters, contexts of {context} tokens")
+    if tensor_parallel_size > 1:
+        console.print(f"On {tensor_parallel_size} cards; sizes are those of each, counts those of all.")
+    console.print(fits_table([Serving(shape, form, size, rank) for form in forms], cards))
     console.print(
         "Computed from the shapes of the model; what a step takes was compared with counted allocations,\n"
         "not measured on a card. Requests beyond what fits at once wait for room."

@@ -102,6 +102,8 @@ class AsyncEngine:
         self._warmed = self._loop.create_future()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+        if self._supervision.until_lost is not None:
+            Thread(target=self._await_loss, args=(self._supervision.until_lost,), daemon=True).start()
         if self._supervision.step_timeout is not None:
             self._watchdog = self._loop.create_task(self._watch(self._supervision.step_timeout))
 
@@ -203,6 +205,8 @@ class AsyncEngine:
             self._warm_up()
             while not self._stopping or self._engine.has_work or not self._commands.empty():
                 self._take_commands()
+                if self.died.is_set():  # nobody listens any more
+                    return
                 if self._engine.has_work:
                     self._step_and_tell()
         except BaseException:  # a defect outside of a step: nothing can be trusted to go on
@@ -219,6 +223,13 @@ class AsyncEngine:
             self._call(self._told_warm, error)
             raise
         self._call(self._told_warm, None)
+
+    def _await_loss(self, until_lost: Callable[[], str | None]) -> None:
+        """On a thread of its own: a step may wait for ever for what is lost, and without steps none fails."""
+        reason = until_lost()
+        if reason is not None:
+            logger.critical("no step can run any more: %s", reason)
+            self._call(self._die)
 
     def _take_commands(self) -> None:
         """Take what is queued; with nothing to run, wait for a command."""

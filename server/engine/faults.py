@@ -39,6 +39,8 @@ class Supervision:
     works: DeviceWorks | None = None  # asked on the engine's thread after a step raised
     step_timeout: float | None = None  # seconds, after which a step counts as hanging
     warm_up: Callable[[], None] | None = None  # runs on the engine's thread before the first step
+    # Waits, on a thread of its own, until no step can run any more; why, or None if the server ends.
+    until_lost: Callable[[], str | None] | None = None
 
 
 class DeviceLost(Exception):

@@ -13,12 +13,13 @@ from typing import Protocol
 import torch
 
 from manylora.server.kernels.codes import Codes
+from manylora.server.kernels.ranks import Ranks
 
 _ALL = slice(None)
 _PARTS = {"qkv": 3, "o": 1, "gate_up": 2, "down": 1}  # projections of each matrix of a layer
 MATRICES = tuple(_PARTS)
 # The norms that a layer may have, in the order of their numbers.
-_NORMS = ("input_norm", "q_norm", "k_norm", "attention_norm", "post_norm", "mlp_norm")
+NORMS = ("input_norm", "q_norm", "k_norm", "attention_norm", "post_norm", "mlp_norm")
 SILU, GELU_TANH = "silu", "gelu_tanh"  # activations
 
 
@@ -162,7 +163,7 @@ class LayerWeights:
     @property
     def norms(self) -> tuple[str, ...]:
         """The names of its norms, in the order of their numbers."""
-        return tuple(name for name in _NORMS if getattr(self, name) is not None)
+        return tuple(name for name in NORMS if getattr(self, name) is not None)
 
     def without_matrices(self) -> LayerWeights:
         """The layer with matrices that have a shape but no memory; quantized ones stay."""
@@ -207,6 +208,7 @@ class DecoderWeights:
     logit_cap: float | None = None  # bounds the scaled logits likewise
     chosen_experts: int = 0  # that a row takes
     normalized_shares: bool = True  # whether the shares of a row's experts sum to 1
+    ranks: Ranks | None = None  # that have parts of the heads, of MLPs and of the head's rows; here are one's
 
     @property
     def quantized(self) -> bool:
@@ -228,6 +230,11 @@ class DecoderWeights:
         """The decoder without the memory of its matrices, for a step that has them in its own form."""
         layers = tuple(layer.without_matrices() for layer in self.layers)
         return replace(self, layers=layers, lm_head=self.lm_head.to("meta"))
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the head has."""
+        return len(self.lm_head) if self.ranks is None else self.ranks.vocab_size
 
     @property
     def bends_logits(self) -> bool:
@@ -271,7 +278,7 @@ class DecoderWeights:
         matrix = getattr(self.layers[layer], name)
         if isinstance(matrix, QuantizedMatrix):
             return matrix.parts[self._part(module)].weight().to(self.embedding.dtype)
-        return matrix if name in _NORMS else dense(matrix)[self.rows(module)]
+        return matrix if name in NORMS else dense(matrix)[self.rows(module)]
 
     def bias(self, module: int) -> torch.Tensor | None:
         """b [out] of a LoRA target module; None for a norm."""

@@ -38,7 +38,7 @@ class StepMetrics:
             registry=registry,
         )
         self._uncaptured = asked_gauge(
-            registry, "uncaptured_graphs", "Sizes of decode steps whose CUDA graph could not be captured."
+            registry, "uncaptured_graphs", "Sizes of steps whose CUDA graph could not be captured."
         )
         self._fallback = asked_gauge(
             registry,

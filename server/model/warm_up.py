@@ -17,6 +17,7 @@ from manylora.server.errors import ConfigError
 from manylora.server.kernels.draws import Draws
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs
 from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.parallel.leader import RanksLost
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ def warm_up(decoder: Decoder, *, rows: int, sequences: int, context: int) -> Non
             decoder.capturing.restart()  # the probe's were captured on a thread that has ended
         _run_largest(decoder, rows, sequences, context)
         _capture(decoder, rows, sequences, context)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, RanksLost) as error:
+        if not isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+            raise
         raise ConfigError(
             f"the accelerator's memory does not last for a step of {rows} tokens and {sequences} sequences: "
             f"lower --max-batch-tokens, --max-num-seqs, --kv-cache-memory or --adapter-memory ({error})"
@@ -69,7 +72,8 @@ def _capture(decoder: Decoder, rows: int, sequences: int, context: int) -> None:
         return
     began = monotonic()
     decoding = [([1] * n, tokens) for n, tokens in capturing.sizes(sequences, context)]
-    prompts = [(counts, context) for counts in capturing.chunks(rows, sequences, context)]
+    # How long contexts are is nothing to a step of prompts.
+    prompts = [(counts, max(counts)) for counts in capturing.chunks(rows, sequences, context)]
     for kind, steps in (("decode steps", decoding), ("steps of prompts", prompts)):
         for number, (counts, tokens) in enumerate(steps):
             if number % -(-len(steps) // _TOLD) == 0:

@@ -98,6 +98,11 @@ class Settings(BaseSettings):
         Option(MODEL, "DEVICE", "cpu, cuda or cuda:1; auto: a GPU, if any."),
         Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d{1,2})?)$"),
     ] = "auto"
+    tensor_parallel_size: Annotated[
+        int,
+        Option(MODEL, "N", "Cards, or processes, that share the base."),
+        Field(ge=1, le=64),
+    ] = 1
     max_model_len: Annotated[
         AutoLength, Option(MODEL, "N", "Longest prompt + answer, in tokens.", default="the model's")
     ] = None

@@ -56,7 +56,7 @@ class RevisionLoader:
         self._pool = pool
         self._limits = limits
         self._memory = ReusedMemory(_SPARE)
-        self._packing = Packing.of(pool.modules, base.weights_key, pool.data.dtype)
+        self._packing = Packing.of(pool.modules, base.weights_key, pool.data.dtype, pool.num_ranks)
 
     def check(
         self, directory: Path, source: str, *, in_place: bool = False

@@ -9,6 +9,11 @@ from manylora.server.sizing.shape import BaseShape
 _PARTITION = 128  # tokens of a context that one program attends to; there are no more than
 _MOST_PARTITIONS = 32  # of a row, and they are larger in longer contexts
 _GROWTH = 4  # of a context at most, where decode steps are replayed
+_CHUNK_ROWS = 512  # of the largest step of chunks that is replayed
+_BUCKETS = 3  # times those rows, or more than that: the rows of all sizes of such steps
+_REPLAYED_RANK = 256  # the largest sum of ranks that replayed steps have room for
+_TILED_ROWS = 3  # times those rows: the most that tiles of mixes have
+_TILE_SLICE = 1024  # input features that a tile sums up at once
 STAGING_BYTES = 16 << 20  # through which adapters are sent
 _LIBRARIES = 256 << 20  # workspaces of matrix products, of this library and its own threads' handles
 _SLACK = 1.15  # of what the allocator holds to what is in use
@@ -42,12 +47,23 @@ def replayed_scratch_bytes(shape: BaseShape, size: StepSize) -> int:
     return scratch_bytes(shape, replace(size, context=_GROWTH * size.context))
 
 
+def chunk_bytes(shape: BaseShape, itemsize: int, size: StepSize) -> int:
+    """What replayed steps of chunks of prompts take: while they run, and their buffers."""
+    rows = min(size.rows, _CHUNK_ROWS)
+    widest = max(3 * shape.width, shape.heads * shape.head_dim, shape.inner)  # three modules share an input
+    partial = _TILED_ROWS * rows * _REPLAYED_RANK * 4 * -(-widest // _TILE_SLICE)
+    given = _BUCKETS * rows * shape.width * itemsize  # embeddings
+    return _layer_bytes(shape, itemsize, rows, 0) + partial + given
+
+
 def reserved_bytes(shape: BaseShape, itemsize: int, size: StepSize) -> int:
     """What has to stay free for steps: those that are launched, those that are replayed, and libraries."""
     replayed = _layer_bytes(shape, itemsize, size.sequences, size.rank) + replayed_scratch_bytes(shape, size)
     # The graphs' own, where they are returned, and where they are joined with those of prompts.
     logits = 3 * size.sequences * shape.vocabulary * itemsize
     launched = step_bytes(shape, itemsize, size)
+    # They compute in the memory of the same graphs, but not in pieces of the same sizes.
+    replayed += chunk_bytes(shape, itemsize, size)
     return int((launched + replayed + logits) * _SLACK) + _LIBRARIES + STAGING_BYTES
 
 

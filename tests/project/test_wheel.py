@@ -93,6 +93,7 @@ print(json.dumps(result))
 """
 
 
+@pytest.mark.sweep  # fetches that library, and the older transformers that it pins
 def test_adapterhub_lives_beside_it(environment: Environment) -> None:
     """AdapterHub's library installs a package ``adapters``, as the top-level folder of this repository is.
 

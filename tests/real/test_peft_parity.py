@@ -133,6 +133,7 @@ def test_with_a_cached_generation_of_peft(real: Real) -> None:
     assert ids[0, len(ask.prompt) :].tolist() == expected.tokens
 
 
+@pytest.mark.sweep
 def test_after_prefix_hits(real: Real) -> None:
     """Each request with half of its own answer as prompt, and once more."""
     real.adapter_set.harness.new_engine()
@@ -210,7 +211,7 @@ def rounded(real: Real, real_model_dir: Path, paths: dict[str, Path]) -> torch.T
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("kernels", ["auto", "pytorch"])
+@pytest.mark.parametrize("kernels", ["auto", pytest.param("pytorch", marks=pytest.mark.sweep)])
 def test_in_bf16(
     real: Real, rounded: torch.Tensor, real_model_dir: Path, paths: dict[str, Path], kernels: str
 ) -> None:

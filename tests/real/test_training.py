@@ -127,6 +127,7 @@ def test_served_token_for_token(kind: str, trained: Train, both: Both, base_fp32
     assert served != both.own(base_fp32)
 
 
+@pytest.mark.sweep
 def test_served_in_the_bits_it_was_trained_in(trained: Train, real_model_dir: Path) -> None:
     """QLoRA on the server's own base in 4 bits, against PEFT on transformers' base in 4 bits."""
     from transformers import BitsAndBytesConfig

@@ -22,6 +22,7 @@ from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.decoders.generic import GenericDecoder
 from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, describe_base, load_model
 from manylora.server.model.pages.pool import PagePool
+from manylora.server.model.parallel.starting import StartedRanks, start_ranks
 
 
 @dataclass
@@ -55,18 +56,21 @@ class EngineHarness:
         max_num_seqs: int = 64,
         prefix_cache: bool = True,
         adapter_bytes: int = 64 << 20,
+        ranks: int = 1,
         placed: Callable[[LoadedModel], LoadedModel] = lambda loaded: loaded,
     ) -> None:
-        """``placed`` moves the loaded model to where it is to run."""
-        self.loaded: LoadedModel = placed(
-            load_model(directory, dtype=dtype, device="cpu", max_model_len=None, quantize=quantize)
+        """``placed`` moves the loaded model to where it is to run; ``ranks`` end with :meth:`close`."""
+        self.started: StartedRanks | None = None
+        if ranks > 1:
+            self.started = start_ranks(
+                directory, ranks, dtype=dtype, device="cpu", max_model_len=None, coded_cache=coded_cache
+            )
+        self.loaded: LoadedModel = (
+            placed(load_model(directory, dtype=dtype, device="cpu", max_model_len=None, quantize=quantize))
+            if self.started is None
+            else self.started.loaded
         )
-        self.decoder: Decoder = (
-            GenericDecoder(self.loaded.hf)
-            if generic
-            else next(decoder_candidates(self.loaded, kernels, coded_cache=coded_cache))
-        )
-        assert generic or isinstance(self.decoder, FusedDecoder | GenericDecoder)
+        self.decoder: Decoder = self._decoder(generic, kernels, coded_cache)
         self.pool = PagePool(
             self.decoder.modules,
             adapter_bytes,
@@ -74,12 +78,27 @@ class EngineHarness:
             self.loaded.device,
             self.decoder,
             tables=self.decoder.tables,
+            shards=None if self.started is None else self.started.decoder.shards,
         )
         self.decoder.allocate(self.pool.data, num_blocks, max_batch_tokens)
         self.base: BaseModel = describe_base(self.loaded, self.decoder, "base")
         self._config = EngineConfig(num_blocks, max_num_seqs, max_batch_tokens, prefix_cache)
         self._ids = itertools.count(1)
         self.engine = self.new_engine()
+
+    def _decoder(self, generic: bool, kernels: str, coded_cache: bool) -> Decoder:
+        if self.started is not None:
+            return self.started.decoder
+        if generic:
+            return GenericDecoder(self.loaded.hf)
+        decoder = next(decoder_candidates(self.loaded, kernels, coded_cache=coded_cache))
+        assert isinstance(decoder, FusedDecoder | GenericDecoder)
+        return decoder
+
+    def close(self) -> None:
+        """End the other ranks, if there are any."""
+        if self.started is not None:
+            self.started.close()
 
     def new_engine(self, *, max_batch_tokens: int | None = None, num_blocks: int | None = None) -> Engine:
         """A fresh engine (empty caches) on the same decoder; sizes at most those of the harness."""

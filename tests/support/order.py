@@ -17,7 +17,6 @@ LONG = (
     "real/test_peft_parity.py",
     "server/api/http/test_openapi_fuzz.py",
     "adapters/training/test_run.py",
-    "adapters/training/test_launch.py",
     "server/cli/test_shutdown.py",
     "adapters/training/test_methods.py",
     "real/test_readme.py",

@@ -235,7 +235,8 @@ class _Kernel:
 @contextmanager
 def simulated_cuda(patch: pytest.MonkeyPatch, backing: str = "cpu") -> Iterator[SimulatedCuda]:
     """The calling thread has a CUDA device in this block; ``backing`` is that of :class:`SimulatedCuda`."""
-    from manylora.server.kernels.cuda import backend, graphs
+    from manylora.server.kernels.cuda import backend
+    from manylora.server.kernels.cuda.replay import graphs
     from manylora.server.model.pages import uploads
 
     assert backend.TritonStep.name == "triton"

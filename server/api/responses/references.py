@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from manylora.adapters.format.faults import shown
 from manylora.server.api.http import limits
@@ -58,7 +58,7 @@ async def _referred(own: str, param: str, find: Find, found: dict[str, StoredRes
         with suppress(ObjectNotFound):  # it is an item that was asked for
             found[response_id] = await find(response_id, param)
     response = found.get(response_id)
-    items = [] if response is None else [*response.input, *response.response["output"]]
+    items: list[dict[str, Any]] = [] if response is None else [*response.input, *response.response["output"]]
     item = next((item for item in items if item["id"] == own), None)
     if item is None:
         raise ObjectNotFound(f"No item found with id '{shown(own)[1:-1]}'", param)

@@ -78,6 +78,10 @@ class NativeStep:
     @staticmethod
     def unsupported(weights: DecoderWeights) -> str | None:
         """Why these weights can't run here, in one phrase; None if they can. Builds the kernels."""
+        if weights.ranks is not None:
+            return (
+                "native kernels run a step in one call; --tensor-parallel-size has sums in the middle of it"
+            )
         if reason := _unsupported_weights(weights):
             return reason
         try:

@@ -12,17 +12,17 @@ from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.capturing import Capturing
 from manylora.server.kernels.cuda import drawing
 from manylora.server.kernels.cuda.attention import plan_attention
-from manylora.server.kernels.cuda.buckets import MAX_CHUNK_ROWS, MAX_ROWS, Bucket, ChunkBucket
-from manylora.server.kernels.cuda.captured import Captured
-from manylora.server.kernels.cuda.chunks import ChunkBuffers, chunk_bucket_of
 from manylora.server.kernels.cuda.coded.products import CodedProduct
-from manylora.server.kernels.cuda.decode import DecodeBuffers, bucket_of
-from manylora.server.kernels.cuda.graphs import CudaGraphs
 from manylora.server.kernels.cuda.layers.fused import FusedLayers
 from manylora.server.kernels.cuda.layers.step import FusedStep
 from manylora.server.kernels.cuda.lora import RankPages, TritonLoraPlan
-from manylora.server.kernels.cuda.mix_buffers import MAX_RANK, PlainAdapters
-from manylora.server.kernels.cuda.replayed import ReplayedSteps, StepBuffers, Variant
+from manylora.server.kernels.cuda.replay.buckets import MAX_CHUNK_ROWS, MAX_ROWS, Bucket, ChunkBucket
+from manylora.server.kernels.cuda.replay.captured import Captured
+from manylora.server.kernels.cuda.replay.chunks import ChunkBuffers, chunk_bucket_of
+from manylora.server.kernels.cuda.replay.decode import DecodeBuffers, bucket_of
+from manylora.server.kernels.cuda.replay.graphs import CudaGraphs
+from manylora.server.kernels.cuda.replay.mix_buffers import MAX_RANK, PlainAdapters
+from manylora.server.kernels.cuda.replay.replayed import ReplayedSteps, StepBuffers, Variant
 from manylora.server.kernels.cuda.splitting import part_of
 from manylora.server.kernels.cuda.trial import trial
 from manylora.server.kernels.inputs import StepInputs
@@ -39,17 +39,17 @@ class TritonStep:
     kv_bytes_per_block = staticmethod(ReferenceStep.kv_bytes_per_block)
 
     def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:
-        self._reference = ReferenceStep(
+        self.reference = ReferenceStep(
             weights, pool, num_blocks, attention=plan_attention, lora_plan=TritonLoraPlan
         )
         self._pool = pool
         self._shapes = target_shapes(weights)
-        self._fused = FusedStep(self._reference, pool) if FusedLayers.unsupported(weights) is None else None
+        self._fused = FusedStep(self.reference, pool) if FusedLayers.unsupported(weights) is None else None
         embedding = weights.embedding
         on_gpu = embedding.device.type == "cuda" and not weights.waits
         with torch.inference_mode():
             # Both kinds of steps return theirs there: what the first returned is copied before the second.
-            logits = embedding.new_empty(MAX_ROWS, weights.lm_head.shape[0])
+            logits = embedding.new_empty(MAX_ROWS, weights.vocab_size)
             hidden = embedding.new_empty(MAX_ROWS, embedding.shape[1])
         graphs, modules = CudaGraphs() if on_gpu else None, weights.norm_modules(len(weights.layers)).stop
         takes = PlainAdapters() if self._fused is None else self._fused.takes
@@ -98,15 +98,15 @@ class TritonStep:
     @property
     def weight_bytes(self) -> int:
         """Bytes the weights take, norms and biases aside."""
-        return self._reference.weight_bytes
+        return self.reference.weight_bytes
 
     def weight(self, module: int) -> torch.Tensor:
         """W [out, in] of a LoRA target module, as it was given."""
-        return self._reference.weight(module)
+        return self.reference.weight(module)
 
     def merged(self) -> MergedWeights:
         """Weights to run with instead of the base's; so far they are the base's."""
-        return self._reference.merged()
+        return self.reference.merged()
 
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
@@ -115,13 +115,13 @@ class TritonStep:
         With ``inputs.raw_logits`` they are the head's product alone, which the caller corrects and then gives
         to :func:`bend`.
         """
-        bent = inputs.raw_logits and self._reference.weights.bends_logits
+        bent = inputs.raw_logits and self.reference.weights.bends_logits
         logits = None if bent else self.decode_steps.step(inputs)
         if logits is None:
             logits = self._divided(inputs)
         if logits is None and not bent:
             logits = self._replayed_chunks(inputs)
-        return self._launched(inputs) if logits is None else logits
+        return self.launched(inputs) if logits is None else logits
 
     def _replayed_chunks(self, inputs: StepInputs) -> torch.Tensor | None:
         return None if self.chunk_steps is None else self.chunk_steps.step(inputs)
@@ -141,15 +141,15 @@ class TritonStep:
         logits[sent(decoding.logits, first.device)] = first
         second = self._replayed_chunks(chunks.inputs)
         if second is None:
-            second = self._launched(chunks.inputs)
+            second = self.launched(chunks.inputs)
         logits[sent(chunks.logits, first.device)] = second
         return logits
 
-    def _launched(self, inputs: StepInputs) -> torch.Tensor:
+    def launched(self, inputs: StepInputs) -> torch.Tensor:
         """The logits of a step, launched operation by operation."""
         if self._fused is not None and self._fused.takes.all_of(inputs.lora):
             return self._fused.step(inputs)
-        return self._reference.step(inputs)
+        return self.reference.step(inputs)
 
     def decode(self, buffers: DecodeBuffers, variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits [N, V] of the rows in ``buffers``, and what the head was applied to [N, D]."""
@@ -159,7 +159,7 @@ class TritonStep:
         plan, tables = AttentionPlan(buffers.slots, [buffers.attention]), buffers.mixes.tables
         pages = RankPages(self._pool, self._shapes, tables, MAX_RANK, rows=buffers.work, tiles=None)
         lora = pages if variant.adapted else None
-        return self._headed(self._reference.decode(x, buffers.positions, plan, lora))
+        return self._headed(self.reference.decode(x, buffers.positions, plan, lora))
 
     def chunks(self, buffers: ChunkBuffers, variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
         """As :meth:`decode`, of the wanted rows of the chunks in ``buffers``."""
@@ -167,11 +167,11 @@ class TritonStep:
         return self._headed(self._fused.replayable(self._embed(buffers, variant), buffers, variant))
 
     def _embed(self, buffers: StepBuffers, variant: Variant) -> torch.Tensor:
-        x = self._reference.embed(buffers.token_ids)
+        x = self.reference.embed(buffers.token_ids)
         return buffers.given.put(x) if variant.embedded else x
 
     def _headed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return bend(self._reference.lm_head(hidden), self._reference.weights), hidden
+        return bend(self.reference.lm_head(hidden), self.reference.weights), hidden
 
 
 def _chunk_rows(weights: DecoderWeights) -> int:

@@ -38,7 +38,7 @@ def trial(weights: DecoderWeights) -> None:
     Raises:
         Exception: whatever Triton, its compilers or the driver raise.
     """
-    small = replace(weights, layers=weights.layers[:1], lm_head=weights.lm_head[:_TOKENS])
+    small = replace(weights, layers=weights.layers[:1], lm_head=weights.lm_head[:_TOKENS], ranks=None)
     shapes = target_shapes(small)
     longest = max(page_length(s.in_features) + page_length(s.out_features) for s in shapes)
     pool = weights.embedding.new_zeros(longest)

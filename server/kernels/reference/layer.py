@@ -59,6 +59,7 @@ class Layer:
         """``layer`` is the one of that ``index``; ``weights`` say what all layers have in common."""
         self.source = layer
         self._weights = weights
+        self._ranks = weights.ranks
         self.modules = {
             name: [(module, weights.rows(module)) for module in weights.modules_of(index, name)]
             for name in layer.matrices
@@ -115,6 +116,11 @@ class Layer:
                 lora.add(module, x, y[:, rows])
         return y
 
+    def _summed(self, name: str, x: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
+        """The product of a matrix of which other ranks have further inputs, where there are ranks."""
+        y = self._product(name, x, lora)
+        return y if self._ranks is None else self._ranks.sum(y)
+
     def _attention(self, h: torch.Tensor, work: Work, kv: LayerCache) -> torch.Tensor:
         w = self._weights
         widths = [w.n_heads * w.head_dim, w.n_kv_heads * w.head_dim, w.n_kv_heads * w.head_dim]
@@ -123,7 +129,7 @@ class Layer:
         if self.source.rope is not None:
             q, k = (rotate(t, *work.ropes[self.source.rope]) for t in (q, k))
         kv.write(work.plan.slots, k, v.unflatten(-1, (-1, w.head_dim)))
-        return self._product("o", work.plan.attend(kv, q, self.scoring).flatten(1), work.lora)
+        return self._summed("o", work.plan.attend(kv, q, self.scoring).flatten(1), work.lora)
 
     def _heads(self, x: torch.Tensor, norm: str, lora: LoraDelta | None) -> torch.Tensor:
         """``x`` [T, h hd] as [T, h, hd], normalized: each head, or all together if the norm is so wide."""
@@ -137,4 +143,4 @@ class Layer:
         if self._experts is not None:
             return self._experts(h)
         inner = gated(self._product("gate_up", h, lora), self._weights.activation)
-        return self._product("down", inner, lora)
+        return self._summed("down", inner, lora)

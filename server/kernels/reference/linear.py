@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from manylora.server.kernels.ranks import Ranks
 from manylora.server.kernels.weights import Matrix, QuantizedMatrix
 
 _PACK_ROWS = 64  # the row count the CPU library optimizes its weight layout for
@@ -44,6 +45,21 @@ class PackedLinear:
     def shares(self, tensor: torch.Tensor) -> bool:
         """Whether the weight is kept in the memory of ``tensor``."""
         return self._weight is not None and self._weight.data_ptr() == tensor.data_ptr()
+
+
+class JoinedHead:
+    """The output head of which each rank has some rows: the logits of all of them."""
+
+    def __init__(self, part: PackedLinear, ranks: Ranks) -> None:
+        """``part`` is this rank's."""
+        self._part = part
+        self._ranks = ranks
+        self.nbytes = part.nbytes
+        self.shares = part.shares
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits [R, V] of ``x`` [R, D]."""
+        return self._ranks.join(self._part(x))
 
 
 Linear = PackedLinear | QuantizedMatrix

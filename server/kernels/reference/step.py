@@ -19,7 +19,7 @@ from manylora.server.kernels.reference.attention import (
 )
 from manylora.server.kernels.reference.coded_cache import SCALE_BYTES, CodedKV
 from manylora.server.kernels.reference.layer import Layer, Work, rms_norm
-from manylora.server.kernels.reference.linear import PackedLinear
+from manylora.server.kernels.reference.linear import JoinedHead, PackedLinear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
 from manylora.server.kernels.reference.soft_prompts import fill_cache
 from manylora.server.kernels.weights import (
@@ -102,7 +102,8 @@ class ReferenceStep:
         ]
         self.layers = [Layer(layer, self.weights, index) for index, layer in enumerate(weights.layers)]
         self.final_norm = weights.norm_weight(weights.final_norm)
-        self.lm_head = PackedLinear(weights.lm_head, None)
+        head, ranks = PackedLinear(weights.lm_head, None), weights.ranks
+        self.lm_head = head if ranks is None else JoinedHead(head, ranks)
 
     @staticmethod
     def kv_bytes_per_block(weights: DecoderWeights, *, coded_cache: bool = False) -> int:

@@ -13,6 +13,7 @@ from manylora.adapters.format.base import TargetModule
 from manylora.server.kernels.reference.quantized import Quantized
 from manylora.server.kernels.weights import (
     MATRICES,
+    NORMS,
     DecoderWeights,
     Experts,
     LayerWeights,
@@ -40,7 +41,7 @@ def extract_weights(model: Any, max_len: int) -> DecoderWeights:
         sin=sin,
         n_heads=config.num_attention_heads,
         n_kv_heads=config.num_key_value_heads,
-        head_dim=_head_dim(config),
+        head_dim=head_dim_of(config),
         intermediate=getattr(config, family.experts.width if family.experts else "intermediate_size"),
         eps=config.rms_norm_eps,
         scale=inner.layers[0].self_attn.scaling,
@@ -102,19 +103,21 @@ def projections(model: Any) -> dict[str, Any]:
     }
 
 
-def target_modules(model: Any, weights: DecoderWeights) -> tuple[TargetModule, ...]:
-    """The projections, then the norms, in the numbering of ``weights``, which are the model's."""
+def target_modules(model: Any) -> tuple[TargetModule, ...]:
+    """The projections, then the norms, in the numbering of :class:`DecoderWeights`."""
     named = FAMILIES[model.config.model_type].norms
     norms = {
-        f"model.layers.{index}.{named[norm]}": model.model.layers[index].get_submodule(named[norm])
-        for index, layer in enumerate(weights.layers)
-        for norm in layer.norms
+        f"model.layers.{index}.{named[norm]}": layer.get_submodule(named[norm])
+        for index, layer in enumerate(model.model.layers)
+        for norm in NORMS
+        if norm in named
     }
     every = projections(model) | norms | {"model.norm": model.model.norm}
     return tuple(target_of(name, module) for name, module in every.items())
 
 
-def _head_dim(config: Any) -> int:
+def head_dim_of(config: Any) -> int:
+    """The size of a head by a transformers config."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 

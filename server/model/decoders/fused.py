@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from manylora.server.kernels.capturing import Capturing
 from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import EmbeddedRows, KeptStates, StepInputs
+from manylora.server.kernels.ranks import Ranks
 from manylora.server.kernels.reference.soft_prompts import embed_prompts
 from manylora.server.kernels.reference.step import ReferenceStep, bend
 from manylora.server.kernels.reference.vocabulary import plan_vocabulary
@@ -42,18 +43,29 @@ class FusedDecoder:
 
     name = "fused"
 
-    def __init__(self, model: Any, max_len: int, kernels: str = "auto", *, coded_cache: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        max_len: int,
+        kernels: str = "auto",
+        *,
+        coded_cache: bool = False,
+        ranks: Ranks | None = None,
+        tell: Callable[[StepInputs], None] | None = None,
+    ) -> None:
         """Take the weights of ``model``, a Hugging Face causal LM of one of :data:`FAMILIES`.
 
         ``kernels`` is "auto" (native where they run, else PyTorch), "native" or "pytorch". ``coded_cache``:
-        keys and values are kept in 8 bits.
+        keys and values are kept in 8 bits. With ``ranks`` the model is one rank's part of a larger one, and
+        before each of its own parts of a step this one calls ``tell``.
 
         Raises:
             ConfigError: native kernels were asked for and can't run here, or not on a cache in 8 bits.
         """
-        self.weights = extract_weights(model, max_len)
+        self.weights = replace(extract_weights(model, max_len), ranks=ranks)
+        self._tell = tell
         self._family = FAMILIES[model.config.model_type]
-        self.modules = target_modules(model, self.weights)
+        self.modules = target_modules(model)
         self._backend: type[NativeStep | ReferenceStep | TritonStep]
         self._backend, self.kernels_note = _choose_backend(self.weights, kernels)
         self._coded_cache = coded_cache
@@ -64,7 +76,7 @@ class FusedDecoder:
             )
         self._step: NativeStep | ReferenceStep | TritonStep | None = None
         self.tables = BaseTables(self.weights.embedding, self.weights.lm_head)
-        self.vocab_size = self.weights.lm_head.shape[0]
+        self.vocab_size = self.weights.vocab_size
 
     @staticmethod
     def unsupported(model: Any) -> str | None:
@@ -143,13 +155,20 @@ class FusedDecoder:
             inputs = embed_prompts(self._pool, self.weights.embedding.shape[1], inputs, scale)
         if inputs.states is not None:
             inputs = self._keep_states(inputs, inputs.states)
-        logits = self._step.step(inputs)
+        logits = self.run(inputs)
         if plan is None:
             return logits
         logits = plan.correct(logits, inputs.hidden)
         if inputs.raw_logits:
             logits = bend(logits, self.weights)
         return plan.conclude(logits, inputs.hidden)
+
+    def run(self, inputs: StepInputs) -> torch.Tensor:
+        """What kernels run of a step: embeddings of adapters are given, their heads are not applied."""
+        assert self._step is not None, "allocate() comes first"
+        if self._tell is not None:
+            self._tell(inputs)
+        return self._step.step(inputs)
 
     def _keep_states(self, inputs: StepInputs, states: KeptStates) -> StepInputs:
         """The step with room for its final hidden states, which are those that ``states`` gets."""

@@ -29,7 +29,7 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cpu":
         return device
-    count = _count(device.type)
+    count = device_count(device.type)
     if not count:
         raise ConfigError(
             f"--device {name}: this machine has no {device.type.upper()} device that torch can use"
@@ -43,7 +43,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(device.type, device.index or 0)
 
 
-def _count(kind: str) -> int:
+def device_count(kind: str) -> int:
     """How many devices of a kind torch can use."""
     if kind == "mps":
         return int(torch.backends.mps.is_available())

@@ -37,23 +37,46 @@ def divide_memory(
             max_model_len=context,
         )
         return Division(blocks, adapter_bytes(settings.adapter_memory, available), merged=0, step=0)
-    shape = BaseShape.of(loaded.hf.config, loaded.hf)
+    wanted = Wanted(settings.kv_cache_memory, settings.adapter_memory, settings.merge_memory)
+    shape, block = BaseShape.of(loaded.hf.config, loaded.hf), decoder.kv_bytes_per_block
+    demand = demand_of(shape, loaded, settings, limits, block=block, wanted=wanted)
+    division = divide(available, demand)
+    log_division(loaded, available, division, demand)
+    return division
+
+
+def demand_of(
+    shape: BaseShape,
+    loaded: LoadedModel,
+    settings: Settings,
+    limits: EngineLimits,
+    *,
+    block: int,
+    wanted: Wanted,
+) -> Demand:
+    """What is asked of the memory of one accelerator that has a base, or a part of one, of that ``shape``.
+
+    ``block`` are the bytes of K and V that a block takes there.
+    """
+    context = loaded.max_model_len
     size = StepSize(limits.max_batch_tokens, limits.max_num_seqs, context, settings.max_lora_rank)
-    demand = Demand(
+    return Demand(
         step=max(reserved_bytes(shape, loaded.dtype.itemsize, size), probe_bytes(shape)),
-        block=decoder.kv_bytes_per_block,
+        block=block,
         context=context,
         sequences=limits.max_num_seqs,
         merged_copy=shape.linear * loaded.dtype.itemsize,
-        wanted=Wanted(settings.kv_cache_memory, settings.adapter_memory, settings.merge_memory),
+        wanted=wanted,
     )
-    division = divide(available, demand)
+
+
+def log_division(loaded: LoadedModel, available: int, division: Division, demand: Demand) -> None:
+    """Say how ``available`` bytes are divided."""
     logger.info(
         "%s: %s free beside the base; K and V of %d tokens %s, adapters %s, merged copies %s, steps %s",
         loaded.device, gib(available), division.tokens, gib(division.num_blocks * demand.block),
         gib(division.adapters), gib(division.merged), gib(division.step),
     )  # fmt: skip
-    return division
 
 
 def merge_budget(loaded: LoadedModel, settings: Settings, division: Division) -> int:

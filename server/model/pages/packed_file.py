@@ -53,10 +53,16 @@ class Packing:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, modules: Sequence[TargetModule], weights_key: str, dtype: torch.dtype) -> Packing:
-        """For a pool of ``modules`` and ``dtype`` on the base whose weights are called ``weights_key``."""
+    def of(
+        cls, modules: Sequence[TargetModule], weights_key: str, dtype: torch.dtype, ranks: int = 1
+    ) -> Packing:
+        """For a pool of ``modules`` and ``dtype`` on the base whose weights are called ``weights_key``.
+
+        It is divided among ``ranks``.
+        """
         shapes = hashlib.sha256(repr(tuple(modules)).encode()).hexdigest()
-        return cls(f"{LAYOUT} {PAGE_ALIGN} {weights_key} {dtype} {shapes}", dtype)
+        divided = f" {ranks}" if ranks > 1 else ""
+        return cls(f"{LAYOUT} {PAGE_ALIGN} {weights_key} {dtype} {shapes}{divided}", dtype)
 
     @property
     def file_name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class PackedAdapter:
     """An adapter laid out as it will lie in the pool, offsets counted from its own start."""
 
     digest: str
-    data: torch.Tensor  # flat, pool dtype, on the CPU
+    data: torch.Tensor  # flat, pool dtype, on the CPU; of several ranks, one after the other
     offset: Int64  # [M]
     rank: Int32  # [M]
     activation: tuple[int, ...] | None = None  # the tokens that switch it on (aLoRA)
@@ -48,6 +49,24 @@ class PackedAdapter:
     vocabulary: VocabularyPages | None = None
     stated_rank: int = 0  # the largest that the config states; rank pages may be more
     prompt: PromptPages | None = None
+
+
+class Shards(Protocol):
+    """The ranks that each have a part of the base, and in a pool like this one their parts of adapters."""
+
+    @property
+    def count(self) -> int:
+        """How many there are, this one included."""
+
+    def divide(self, packed: PackedAdapter) -> PackedAdapter:
+        """The adapter with the data of all ranks, and the places in it that they have in common.
+
+        Raises:
+            ArtifactError: it can't be divided.
+        """
+
+    def send(self, start: int, parts: Sequence[torch.Tensor]) -> None:
+        """Put the parts of the other ranks into their pools, from element ``start`` on; then it returns."""
 
 
 class PagePool:
@@ -68,33 +87,37 @@ class PagePool:
         *,
         tables: BaseTables | None = None,
         upload: Upload | None = None,
+        shards: Shards | None = None,
     ) -> None:
         """``base`` holds the weights of ``modules``; without it only plain LoRA and IA3 can be packed.
 
         ``tables`` are the base's embeddings and head; without them no adapter may change those. ``upload``
-        sends pages; None is the way that suits ``device``.
+        sends pages; None is the way that suits ``device``. With ``shards`` sizes in bytes are those of all
+        ranks together.
         """
         self.modules = tuple(modules)
         self._base = base
         self._tables = tables
         widest = max((max(m.in_features, m.out_features) for m in modules), default=PAGE_ALIGN)
         zero = page_length(widest)
-        elements = max(capacity // dtype.itemsize, zero)
+        self._shards = shards
+        self._ranks = 1 if shards is None else shards.count
+        elements = max(capacity // dtype.itemsize // self._ranks, zero)
         self.data = zeros((elements,), dtype, device)
         self._upload = upload_for(device) if upload is None else upload
         self._space = PageSpace(zero, elements)
 
     @property
     def capacity_bytes(self) -> int:
-        return self._space.capacity * self.data.element_size()
+        return self._space.capacity * self._ranks * self.data.element_size()
 
     @property
     def used_bytes(self) -> int:
-        return self._space.used * self.data.element_size()
+        return self._space.used * self._ranks * self.data.element_size()
 
     def reserve(self, packed: PackedAdapter) -> AdapterPages | None:
         """Take room for ``packed``; None when there is no free run of its size."""
-        start = self._space.reserve(packed.data.numel())
+        start = self._space.reserve(packed.data.numel() // self._ranks)
         if start is None:
             return None
         offset = np.where(packed.rank > 0, packed.offset + start, 0)
@@ -111,11 +134,15 @@ class PagePool:
 
     def write(self, pages: AdapterPages, packed: PackedAdapter) -> None:
         """Copy the pages in. Any thread may call this, once, before the pages are used."""
-        self._upload.send(packed.data, self.data[pages.start : pages.start + packed.data.numel()])
+        own = packed.data
+        if self._shards is not None:
+            own, *others = packed.data.chunk(self._ranks)
+            self._shards.send(pages.start, others)
+        self._upload.send(own, self.data[pages.start : pages.start + own.numel()])
 
     def release(self, pages: AdapterPages) -> int:
         """Give the room back; returns the bytes freed."""
-        return self._space.release(pages.start) * self.data.element_size()
+        return self._space.release(pages.start) * self._ranks * self.data.element_size()
 
     def pack(
         self,
@@ -158,7 +185,13 @@ class PagePool:
         judged_here = updates or packed.vectors is not None or (vocabulary is not None and not deltas)
         if judged_here and packed.vocabulary is None and self._idle(packed, layout):
             raise ArtifactError(["the adapter would do nothing on this base (was it trained?)"])
-        return packed if prompt is None else self._with_prompt(packed, prompt)
+        packed = packed if prompt is None else self._with_prompt(packed, prompt)
+        return packed if self._shards is None else self._shards.divide(packed)
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks among which adapters are divided."""
+        return self._ranks
 
     def check_size(self, nbytes: int) -> None:
         """Raise :class:`AdapterTooLarge` if an adapter of that size fits in no empty pool either."""

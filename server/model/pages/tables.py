@@ -6,6 +6,7 @@ recognized as the base's by a hash of their bits, so the base's own tables need 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,21 +21,25 @@ _CHUNK = 1 << 22  # elements looked at at a time
 class BaseTables:
     """Hashes of the rows of the base's embeddings and head, made when they are first needed."""
 
-    def __init__(self, embedding: torch.Tensor, head: torch.Tensor) -> None:
-        """``embedding`` and ``head`` [V, D]; one tensor where they are tied."""
-        self.tied = embedding.data_ptr() == head.data_ptr()
-        self._tables: dict[str, torch.Tensor] = {"embedding": embedding, "head": head}
+    def __init__(self, embedding: torch.Tensor, head: torch.Tensor | Callable[[], torch.Tensor]) -> None:
+        """``embedding`` and ``head`` [V, D]; one tensor where they are tied. ``head`` may read it."""
+        self.tied = isinstance(head, torch.Tensor) and embedding.data_ptr() == head.data_ptr()
+        self._tables: dict[str, torch.Tensor | Callable[[], torch.Tensor]] = {
+            "embedding": embedding,
+            "head": head,
+        }
         self._hashes: dict[str, torch.Tensor] = {}
 
     def hashes(self, table: str) -> torch.Tensor:
         """A number [V] int64 for each row of "embedding" or "head"."""
         if table not in self._hashes:
-            self._hashes[table] = row_hashes(self._tables[table])
+            found = self._tables[table]
+            self._hashes[table] = row_hashes(found if isinstance(found, torch.Tensor) else found())
         return self._hashes[table]
 
     def drop_head(self) -> None:
         """Keep the hashes only: the decoder has the head in another form."""
-        if not self.tied:
+        if not self.tied and isinstance(self._tables["head"], torch.Tensor):
             self.hashes("head")
             del self._tables["head"]
 

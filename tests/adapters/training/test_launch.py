@@ -25,7 +25,8 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.sweep)])
+@pytest.mark.sweep
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_equal_one(
     launcher: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

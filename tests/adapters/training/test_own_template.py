@@ -36,7 +36,8 @@ def settings(base: Path, root: Path, template: str | bytes = OWN, **changes: Any
     """Two steps on rows with calls, which the base's template has no place for."""
     path = root / "own.jinja"
     path.write_bytes(template if isinstance(template, bytes) else template.encode())
-    return config(base, root, ROWS, **{"chat_template": path, "max_steps": 2, "max_length": 512} | changes)
+    options: dict[str, Any] = {"chat_template": path, "max_steps": 2, "max_length": 512}
+    return config(base, root, ROWS, **options | changes)
 
 
 def test_the_base_has_no_place_for_tools(tiny_llama: Path, tmp_path: Path) -> None:

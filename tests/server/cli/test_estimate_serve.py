@@ -29,9 +29,21 @@ def test_what_fits_which_card(tiny_llama: Path) -> None:
     assert all("does not fit: " in "".join(row) for row in rows[3:]), text
 
 
+def test_what_fits_several_cards(tiny_llama: Path) -> None:
+    status, text = run(
+        "serve", "--model", str(tiny_llama), "--gpu", "24GiB", "--max-model-len", "64",
+        "--tensor-parallel-size", "2",
+    )  # fmt: skip
+    assert status == 0, text
+    rows = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
+    assert [row[1].strip() for row in rows] == ["bf16"]
+    assert "On 2 cards" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--tensor-parallel-size", "5"], "--tensor-parallel-size 5: 9 attention heads don't divide"),
         (["--gpu", "large"], "--gpu: must be a size such as 2GiB"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
     ],

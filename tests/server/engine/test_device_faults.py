@@ -139,6 +139,33 @@ async def test_a_step_that_hangs_ends_the_engine(
     await asyncio.sleep(0)
 
 
+async def test_what_is_lost_beside_the_steps_ends_the_engine(
+    harness: EngineHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another process that steps need is gone: also while none runs."""
+    gone, reasons = threading.Event(), ["rank 1 has ended"]
+    others = set(threading.enumerate())  # of whoever else serves in this process
+
+    def until_lost() -> str | None:
+        gone.wait(30)
+        return reasons[0] if reasons else None
+
+    running = engine_of(harness, monkeypatch, Supervision(until_lost=until_lost))
+    streams = [running.ask(max_tokens=400) for _ in range(3)]
+    await anext(streams[0])
+    gone.set()
+    await all_end_with_an_error(running, streams)
+    assert "rank 1 has ended" in caplog.text
+    await until(lambda: not any(t.name == "engine" for t in set(threading.enumerate()) - others))
+    await asyncio.wait_for(running.engine.stop(), 5)
+    reasons.clear()  # where the server ends by itself nothing is lost
+    idle = engine_of(harness, monkeypatch, Supervision(until_lost=until_lost))
+    await idle.engine.warmed()
+    await asyncio.sleep(0.05)
+    assert idle.engine.alive
+    await idle.engine.stop()
+
+
 async def test_steps_within_the_time_are_left_alone(
     harness: EngineHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

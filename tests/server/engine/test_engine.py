@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -150,6 +151,7 @@ class _Reader:
     """A tokenizer that can be made to fail."""
 
     eos_ids: frozenset[int] = frozenset()
+    added_tokens: Mapping[int, str] = MappingProxyType({})
     broken = False
 
     def decode(

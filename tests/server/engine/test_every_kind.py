@@ -27,7 +27,7 @@ FAMILY = "llama-untied-bias"
 class EveryKind:
     """A tiny model with adapters of every kind on its device, and PEFT for each of them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, ranks: int = 1) -> None:
         model = model_for_prefixes(root / "model", FAMILY)
         prompts = write_soft_prompts(root / "prompts", model)
         others = {
@@ -37,7 +37,7 @@ class EveryKind:
             "tokens": make_any(root / "tokens", model, TrainableTokensConfig(token_indices=[3, 70]), seed=9),
         }
         self.paths: dict[str, Path] = others | prompts
-        self.harness = EngineHarness(model, max_batch_tokens=48)
+        self.harness = EngineHarness(model, max_batch_tokens=48, ranks=ranks)
         self.pages: dict[str, AdapterPages] = {n: self.harness.load(p) for n, p in self.paths.items()}
         self.prompts = SoftPromptPeft(model, prompts)
         self.others = PeftPerAdapter(model, others)

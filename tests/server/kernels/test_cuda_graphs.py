@@ -9,8 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from manylora.server.kernels.cuda.buckets import MAX_ROWS, Bucket, bucket_for, buckets_up_to
-from manylora.server.kernels.cuda.graphs import CudaGraphs, GraphCapture, Replayed
+from manylora.server.kernels.cuda.replay.buckets import (
+    MAX_CHUNK_ROWS,
+    MAX_ROWS,
+    Bucket,
+    bucket_for,
+    buckets_up_to,
+    chunk_bucket_for,
+    chunk_counts,
+)
+from manylora.server.kernels.cuda.replay.graphs import CudaGraphs, GraphCapture, Replayed
 
 
 class Graph:
@@ -172,6 +180,28 @@ def test_what_is_captured_at_start_is_all_that_is_ever_needed(rows: int, context
             assert bucket in captured
             assert bucket.rows >= n
     assert bucket_for(1, 1) == Bucket(1, 1)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 100, MAX_CHUNK_ROWS, 2048])
+@pytest.mark.parametrize("sequences", [1, 4, 256])
+@pytest.mark.parametrize("context", [1, 10, 100, 8192])
+def test_chunks_that_are_captured_at_start_are_all_that_are_ever_needed(
+    rows: int, sequences: int, context: int
+) -> None:
+    counts = chunk_counts(rows, sequences, context)
+    for one in counts:
+        assert sum(one) <= rows
+        assert 2 <= min(one) <= max(one) <= context
+        assert len(one) <= sequences
+    captured = [chunk_bucket_for(sum(one), len(one)) for one in counts]
+    assert len(captured) == len(set(captured)) <= 7
+    held = [bucket.rows for bucket in captured if bucket is not None]
+    assert held == sorted(held, reverse=True), "the largest comes first"
+    assert None not in captured
+    for n in range(2, min(rows, MAX_CHUNK_ROWS) + 1):
+        for many in {-(-n // context), *range(1, sequences + 1, 7), min(sequences, n // 2)}:
+            if many <= sequences and 2 * many <= n <= many * context:
+                assert chunk_bucket_for(n, many) in (*captured, None)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -150,7 +150,7 @@ def test_given_embeddings_come_from_the_pool() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunk", [1, TEXT])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.sweep), TEXT])
 def test_in_triton(device: torch.device, chunk: int) -> None:
     """A step that copies is no replayed one; those behind it read what it copied."""
     from manylora.server.kernels.cuda.backend import TritonStep

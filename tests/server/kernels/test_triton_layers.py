@@ -104,6 +104,7 @@ def test_prompts_beside_rows_that_decode(device: torch.device) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_in_bf16_it_errs_no_more_than_pytorch(device: torch.device) -> None:
     weights = random_decoder(replace(SMALL, hidden=160, intermediate=200, qk_norm=True))
     pages = Pages(weights)

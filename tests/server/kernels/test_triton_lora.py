@@ -110,6 +110,7 @@ def test_prompts_of_every_length_and_mix(device: torch.device) -> None:
     check(DECODE, (17, 2, 16, 20, 33, 18, 1), device, (0, 3, 6))
 
 
+@pytest.mark.sweep
 def test_as_many_ranks_as_a_weight_has_rows(device: torch.device) -> None:
     mixes: tuple[Mix, ...] = (((FULL, 1.0),), ((FIVE, 1.0), (FULL, -0.5)), ())
     for counts in ((1, 1, 1), (17, 2, 1)):

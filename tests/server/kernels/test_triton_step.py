@@ -27,12 +27,12 @@ pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
 from manylora.server.kernels.cuda import attention
 from manylora.server.kernels.cuda.backend import TritonStep
-from manylora.server.kernels.cuda.buckets import MAX_ROWS, Bucket
-from manylora.server.kernels.cuda.decode import bucket_of as bucket_for_adapters
 from manylora.server.kernels.cuda.layers import gate_kernels, head_kernels, norm_kernels
 from manylora.server.kernels.cuda.layers.row_mixes import Takes
-from manylora.server.kernels.cuda.mix_buffers import MAX_RANK
-from manylora.server.kernels.cuda.replayed import Variant
+from manylora.server.kernels.cuda.replay.buckets import MAX_ROWS, Bucket
+from manylora.server.kernels.cuda.replay.decode import bucket_of as bucket_for_adapters
+from manylora.server.kernels.cuda.replay.mix_buffers import MAX_RANK
+from manylora.server.kernels.cuda.replay.replayed import Variant
 
 BLOCKS = 64
 WEIGHTS = in_float32(
@@ -153,6 +153,7 @@ KERNELS = (
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_two_steps_of_a_bucket_differ_in_nothing_but_buffers(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

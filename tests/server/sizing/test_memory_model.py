@@ -141,7 +141,7 @@ def test_a_step_takes_what_is_counted(
 @pytest.mark.parametrize("context", [1, 128, 129, 700, 4096, 32_768, 131_072, 1_000_000])
 def test_the_scratch_of_attention_is_what_the_kernels_take(context: int) -> None:
     attention = pytest.importorskip("manylora.server.kernels.cuda.attention", reason="needs Triton")
-    buckets = pytest.importorskip("manylora.server.kernels.cuda.buckets", reason="needs Triton")
+    buckets = pytest.importorskip("manylora.server.kernels.cuda.replay.buckets", reason="needs Triton")
     shape, size = shape_of("8B"), StepSize(2048, 256, context)
     said = scratch_bytes(shape, size)
     assert said == attention.scratch_bytes(256, context, shape.heads, shape.head_dim)

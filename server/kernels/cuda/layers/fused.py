@@ -163,6 +163,14 @@ class FusedLayers:
 
         Where ``x`` has twice the rows, the second half is what input gains made of the first.
         """
+        y = self._own(layer, name, x, reduced, mixes)
+        ranks = self._weights.ranks
+        return y if ranks is None else ranks.sum(y)
+
+    def _own(
+        self, layer: Layer, name: str, x: torch.Tensor, reduced: Reduced, mixes: RowMixes | None
+    ) -> torch.Tensor:
+        """What :meth:`_added` makes, of the inputs that are here."""
         y = self._product(layer, name, x, mixes)
         if mixes is None:
             return y

@@ -10,8 +10,8 @@ from manylora.server.kernels.cuda.attention import decode_rows, plan_attention
 from manylora.server.kernels.cuda.layers.fused import FusedLayers, FusedWork
 from manylora.server.kernels.cuda.layers.row_mixes import RowMixes, Takes, row_mixes
 from manylora.server.kernels.cuda.lora import TiledPages
-from manylora.server.kernels.cuda.mix_buffers import MAX_RANK
-from manylora.server.kernels.cuda.replayed import StepBuffers, Variant
+from manylora.server.kernels.cuda.replay.mix_buffers import MAX_RANK
+from manylora.server.kernels.cuda.replay.replayed import StepBuffers, Variant
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.kernels.reference.step import ReferenceStep, target_shapes
 

@@ -63,6 +63,7 @@ def test_an_alias_is_merged_as_its_target(server: Running) -> None:
         assert http.delete("/v1/adapters/one/merge").json()["bytes_freed"] > 0
 
 
+@pytest.mark.sweep
 def test_an_alias_is_exported_as_its_target(server: Running) -> None:
     made = make(server, "export", "mixed")
     assert made.status_code == 200, made.text

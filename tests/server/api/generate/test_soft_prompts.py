@@ -165,7 +165,7 @@ def test_mixes_without_a_meaning_are_refused(server: Running, mix: str) -> None:
     assert error["param"] == "model"
 
 
-@pytest.mark.parametrize("name", ["prompt", "prefix"])
+@pytest.mark.parametrize("name", [pytest.param("prompt", marks=pytest.mark.sweep), "prefix"])
 def test_nothing_is_made_of_their_weights(server: Running, name: str) -> None:
     with server.http() as http:
         merged = http.post(f"/v1/adapters/{name}/merge")

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.api.responses.test_responses import WEATHER, ask, bare, built, events_of
+from tests.support.responses import WEATHER, ask, bare, built, events_of
 from tests.support.scripted import CALL, THOUGHT, Scripted, scripted, tool_service
 from tests.support.waiting import wait_until
 

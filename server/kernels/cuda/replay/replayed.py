@@ -13,8 +13,8 @@ from typing import Generic, Protocol, TypeVar
 import torch
 
 from manylora.server.kernels.cuda.attention import DecodeRows
-from manylora.server.kernels.cuda.graphs import CudaGraphs
-from manylora.server.kernels.cuda.mix_buffers import Adapters, GivenRows, MixBuffers
+from manylora.server.kernels.cuda.replay.graphs import CudaGraphs
+from manylora.server.kernels.cuda.replay.mix_buffers import Adapters, GivenRows, MixBuffers
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.kernels.reference.attention import AttentionPlan
 

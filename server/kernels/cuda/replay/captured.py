@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from manylora.server.kernels.cuda.attention import PARTITION
-from manylora.server.kernels.cuda.buckets import buckets_up_to, chunk_counts
-from manylora.server.kernels.cuda.graphs import CudaGraphs
+from manylora.server.kernels.cuda.replay.buckets import buckets_up_to, chunk_counts
+from manylora.server.kernels.cuda.replay.graphs import CudaGraphs
 
 _LATE = 32  # graphs for rarer variants that are captured while requests run; each holds up the answers once
 

@@ -70,12 +70,14 @@ def chunk_counts(rows: int, sequences: int, context: int) -> list[list[int]]:
     Steps have up to ``rows`` of chunks of up to ``sequences``, and a sequence up to ``context`` tokens. The
     largest comes first.
     """
-    most = min(rows, MAX_CHUNK_ROWS, sequences * context)
-    found: dict[ChunkBucket, list[int]] = {}
-    for size in sorted({*(n for n in _CHUNK_ROWS if n < most), most}, reverse=True):
+    found: list[list[int]] = []
+    smaller = [0, *(ChunkBucket(n).sequences for n in _CHUNK_ROWS)]
+    for bucket, many in reversed([*zip(map(ChunkBucket, _CHUNK_ROWS), smaller, strict=False)]):
+        size = min(rows, bucket.rows, sequences * context)
         count = -(-size // context)
-        bucket = chunk_bucket_for(size, count)
-        if bucket is not None and size >= 2 * count:
-            small, more = divmod(size, count)
-            found.setdefault(bucket, [small + 1] * more + [small] * (count - more))
-    return list(found.values())
+        if chunk_bucket_for(size, count) != bucket:
+            count = max(count, many + 1)  # more sequences than the smaller ones hold
+        if count <= sequences and 2 * count <= size and chunk_bucket_for(size, count) == bucket:
+            least, more = divmod(size, count)
+            found.append([least + 1] * more + [least] * (count - more))
+    return found

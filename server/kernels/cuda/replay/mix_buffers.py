@@ -8,7 +8,7 @@ import torch
 
 from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.cuda.mixes import VECTORS, LoraTables, page_tables, total_rank, vector_table
-from manylora.server.kernels.cuda.pinned_arrays import Mirror
+from manylora.server.kernels.cuda.replay.pinned_arrays import Mirror
 from manylora.server.kernels.inputs import AdapterPages, EmbeddedRows, LoraInputs
 from manylora.server.kernels.reference.lora import same_mixes
 

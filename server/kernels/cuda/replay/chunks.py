@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from manylora.server.kernels.cuda.buckets import ChunkBucket, chunk_bucket_for
 from manylora.server.kernels.cuda.lora import TILE_ROWS, tiles_of
-from manylora.server.kernels.cuda.mix_buffers import Adapters, GivenRows, MixBuffers, fits
-from manylora.server.kernels.cuda.pinned_arrays import Mirror
 from manylora.server.kernels.cuda.prompts import Chunks
+from manylora.server.kernels.cuda.replay.buckets import ChunkBucket, chunk_bucket_for
+from manylora.server.kernels.cuda.replay.mix_buffers import Adapters, GivenRows, MixBuffers, fits
+from manylora.server.kernels.cuda.replay.pinned_arrays import Mirror
 from manylora.server.kernels.inputs import BLOCK_SIZE, Int32, StepInputs
 from manylora.server.kernels.reference.attention import AttentionPlan
 from manylora.server.kernels.reference.lora import split_rows

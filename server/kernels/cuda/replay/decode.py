@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from manylora.server.kernels.cuda.attention import PARTITION, DecodeRows
-from manylora.server.kernels.cuda.buckets import MAX_ROWS, Bucket, bucket_for
-from manylora.server.kernels.cuda.mix_buffers import Adapters, GivenRows, MixBuffers, fits
-from manylora.server.kernels.cuda.pinned_arrays import Mirror
+from manylora.server.kernels.cuda.replay.buckets import MAX_ROWS, Bucket, bucket_for
+from manylora.server.kernels.cuda.replay.mix_buffers import Adapters, GivenRows, MixBuffers, fits
+from manylora.server.kernels.cuda.replay.pinned_arrays import Mirror
 from manylora.server.kernels.inputs import BLOCK_SIZE, StepInputs
 
 
