@@ -13,29 +13,25 @@ from pathlib import Path
 
 from bench.gpu_check.results import Part, tell
 
-_TESTS = ("test_triton_*.py", "test_device_draws.py", "test_cuda_graphs.py")
-_FEW = ("test_cuda_graphs.py",)  # of a machine that would have to interpret them
+_TESTS = (
+    "kernels/test_triton_*.py",
+    "kernels/test_chunk_graphs.py",
+    "kernels/test_cuda_graphs.py",
+    "kernels/test_device_draws.py",
+    "parallel/test_gpu.py",
+)
+_FEW = ("kernels/test_cuda_graphs.py",)  # of a machine that would have to interpret them
 _ROOT = Path(__file__).parents[2]
 _SHOWN = 12
 
 
 def main(size: str) -> None:
     """Run them and say which fail."""
-    folder = _ROOT / "tests" / "server" / "kernels"
+    folder = _ROOT / "tests" / "server"
     files = [str(path) for name in (_FEW if size == "tiny" else _TESTS) for path in sorted(folder.glob(name))]
     workers = max(1, min(12, (os.cpu_count() or 1) - 4))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:benchmark",
-        "--tb=line",
-        "-rfE",
-    ]
-    command += ["-n", str(workers), "--dist", "load", *files]
+    options = ["-p", "no:cacheprovider", "-p", "no:benchmark", "--tb=line", "-rfE", "--dist", "load"]
+    command = [sys.executable, "-m", "pytest", *options, "-n", str(workers), *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
     summary = next(
         (line for line in reversed(done.stdout.splitlines()) if re.search(r"\d+ passed", line)), ""
