@@ -27,6 +27,7 @@ from rich.table import Table
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.errors import StoreError
 from manylora.server.api.access.access_log import ACCESS_LOGGER
+from manylora.server.api.access.json_log import JsonFormatter
 from manylora.server.api.access.redaction import RedactingFormatter, Redactor
 from manylora.server.api.connections.connections import Connections, connection_limits
 from manylora.server.api.connections.interruption import Interruptible
@@ -119,8 +120,10 @@ def configure_logging(settings: Settings) -> None:
     level = settings.log_level.upper()
     debug = level == "DEBUG"
     handler = logging.StreamHandler(sys.stderr)
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    handler.setFormatter(RedactingFormatter(form, Redactor(api_keys(settings))))
+    form, redactor = "%(asctime)s %(levelname)s %(name)s: %(message)s", Redactor(api_keys(settings))
+    handler.setFormatter(
+        JsonFormatter(redactor) if settings.log_format == "json" else RedactingFormatter(form, redactor)
+    )
     logging.basicConfig(level="INFO" if debug else "WARNING", handlers=[handler])
     logging.getLogger("manylora").setLevel(level)
     logging.getLogger(ACCESS_LOGGER).setLevel("INFO")  # silent without --access-log

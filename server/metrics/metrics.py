@@ -1,8 +1,8 @@
 """What the server tells Prometheus: the metrics of steps, requests and adapters, and their exposition.
 
 To add a metric, define it in the object of its subject and give that a method that records it:
-:class:`StepMetrics`, :class:`RequestMetrics` or :class:`AdapterMetrics`. Metric names exist there and nowhere
-else. ``docs/metrics.md`` lists them; a test says when it is out of date.
+:class:`StepMetrics`, :class:`RequestMetrics`, :class:`AdapterMetrics` or :class:`TenantMetrics`. Metric names
+exist there and nowhere else. ``docs/metrics.md`` lists them; a test says when it is out of date.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from manylora.server.metrics.adapter_metrics import AdapterMetrics
 from manylora.server.metrics.arm_families import ArmCounts, arm_families
 from manylora.server.metrics.request_metrics import RequestMetrics
 from manylora.server.metrics.step_metrics import StepMetrics
+from manylora.server.metrics.tenant_metrics import TenantMetrics
 
 
 class Metrics:
@@ -37,6 +38,7 @@ class Metrics:
         self.steps = StepMetrics(self.registry)
         self.requests = RequestMetrics(self.registry)
         self.adapters = AdapterMetrics(self.registry)
+        self.tenants = TenantMetrics(self.registry)
         self._arm_counts: Callable[[], ArmCounts] = dict
         self._describe_build()
         ProcessCollector(registry=self.registry)

@@ -305,6 +305,9 @@ class Settings(BaseSettings):
     ] = None
     usage_days: Annotated[Days, Option(OPERATION, "DAYS", "Usage of tenants is kept.")] = 400
     audit_days: Annotated[Days, Option(OPERATION, "DAYS", "The audit log is kept.")] = 400
+    log_format: Annotated[
+        Literal["text", "json"], Option(OPERATION, "FORM", "json: one object a line, with request ids.")
+    ] = "text"
     access_log: Annotated[bool, Option(OPERATION, "", "One log line a request.", switch=True)] = False
     step_timeout: Annotated[
         AutoSeconds,

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from manylora.server.api.access.json_log import FIELDS
 from manylora.server.api.access.redaction import Redactor
 
 ACCESS_LOGGER: Final = "manylora.access"
@@ -46,4 +47,6 @@ class AccessLog:
         host, port = scope.get("client") or ("-", 0)
         method, version = scope["method"], scope["http_version"]
         path = quote(self.redactor.redact(scope["path"]), safe="/:@!$&'()*+,;=[]")
-        logger.info('%s:%d "%s %s HTTP/%s" %d', host, port, method, path, version, status)
+        fields = {"client": host, "method": method, "path": scope["path"], "status": status}
+        text = '%s:%d "%s %s HTTP/%s" %d'
+        logger.info(text, host, port, method, path, version, status, extra={FIELDS: fields})

@@ -10,6 +10,7 @@ from manylora.adapters.registry.tenants.usage import Counts
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import FinishReason, Sequence
 from manylora.server.engine.stream import Ended
+from manylora.server.errors import RateLimited
 from manylora.server.residency.held_mix import RevisionMix
 from manylora.server.service import Service
 from manylora.server.tenants.limits import Cost
@@ -25,6 +26,7 @@ class Account:
         """``model`` is what usage calls what answers; ``reservations`` is what the prompts may take."""
         self._reservations = reservations
         self._tenant, self._model, self._usage = tenant, model, service.tenants.usage
+        self._metrics = service.metrics.tenants
         self._prompt = self._completion = self._cached = self._open = self._submitted = 0
         self._complete = False  # all that will be submitted is
 
@@ -41,7 +43,11 @@ class Account:
         prompt = sum(_prompt_tokens(each) for each in prompts)
         completion = sum(each.n * each.params.max_tokens for each in prompts)
         cost = Cost(prompt, completion)
-        reservations = await service.tenants.meters.reserve(tenant, mix.names, cost)
+        try:
+            reservations = await service.tenants.meters.reserve(tenant, mix.names, cost)
+        except RateLimited:
+            service.metrics.tenants.limited(tenant.name)
+            raise
         return cls(service, tenant, mix.label, reservations)
 
     def submitted(self, prompt: GenerateRequest) -> None:
@@ -80,6 +86,9 @@ class Account:
         if self._submitted:
             counts = Counts(1, self._prompt, self._cached, self._completion)
             self._usage.add(self._tenant, self._model, counts)
+            self._metrics.ended(
+                self._tenant.name, prompt=self._prompt, cached=self._cached, completion=self._completion
+            )
 
 
 def _prompt_tokens(request: GenerateRequest) -> int:

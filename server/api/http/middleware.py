@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from manylora.server.api.access.json_log import CURRENT_REQUEST
 from manylora.server.api.access.scopes import ADDED_HEADERS
 from manylora.server.api.http.anthropic import REQUEST_ID, id_headers
 from manylora.server.api.http.limits import MAX_BODY_BYTES
@@ -89,7 +90,11 @@ class RequestId:
                 MutableHeaders(scope=message).update(headers)
             await send(message)
 
-        await self.app(scope, receive, send_with_id)
+        token = CURRENT_REQUEST.set(request_id)
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            CURRENT_REQUEST.reset(token)
 
 
 class IgnoredFields:

@@ -10,9 +10,8 @@ import pytest
 
 from manylora.adapters.errors import RegistryUnavailable
 from manylora.adapters.registry.registry import Registry
-from tests.server.api.tenants.test_names import manager, publish
 from tests.support.running_server import Running
-from tests.support.tenants import ADMIN, bearer, chat, new_key, tenant_key
+from tests.support.tenants import ADMIN, bearer, chat, manager, new_key, publish, tenant_key
 
 
 def audit(http: httpx.Client, **query: Any) -> list[dict[str, Any]]:

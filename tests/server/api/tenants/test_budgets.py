@@ -14,9 +14,8 @@ from manylora.adapters.registry.tenants.usage import Counts, Place
 from manylora.server.errors import RateLimited
 from manylora.server.tenants.limits import Cost
 from manylora.server.tenants.meter import Meter
-from tests.server.api.tenants.test_names import answer, manager, models, publish
 from tests.support.running_server import Running
-from tests.support.tenants import ADMIN, bearer, chat, tenant_key
+from tests.support.tenants import ADMIN, answer, bearer, chat, manager, models, publish, tenant_key
 
 MONTHLY = "x-ratelimit-remaining-monthly-tokens"
 

@@ -15,10 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manylora.server.api.app import create_app
-from tests.server.api.tenants.test_isolation import NAMING
-from tests.server.api.tenants.test_names import manager, publish
 from tests.support.running_server import Running
-from tests.support.tenants import ADMIN, bearer, chat
+from tests.support.tenant_routes import NAMING
+from tests.support.tenants import ADMIN, bearer, chat, manager, publish
 
 HIDDEN, ABSENT = "qqhiddenqq", "zzabsentzz"
 OTHER, NOBODY = "globex", "nobody"

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.running_server import Running
+from tests.support.tenant_routes import LONG, NAMING
 from tests.support.tenants import ADMIN, bearer, chat, tenant_key
 from tests.support.waiting import wait_until
 
 TOLD = re.compile(r"alpha|gamma|absent-\w+|req-\w+")
-LONG = [{"role": "user", "content": "The same long words again and again " * 12}]
-
-# Every route that names a model, with a body that is right but for the name.
-NAMING: Mapping[str, Callable[[str], Mapping[str, Any]]] = {
-    "/v1/chat/completions": chat,
-    "/v1/completions": lambda model: {"model": model, "prompt": "Hello", "max_tokens": 1},
-    "/v1/responses": lambda model: {"model": model, "input": "Hello", "max_output_tokens": 1},
-    "/v1/responses/input_tokens": lambda model: {"model": model, "input": "Hello"},
-    "/v1/messages": lambda model: {**chat(model), "max_tokens": 1},
-    "/v1/messages/count_tokens": lambda model: {"model": model, "messages": LONG},
-    "/v1/embeddings": lambda model: {"model": model, "input": "Hello"},
-    "/v1/score": lambda model: {"model": model, "text_1": "Hello", "text_2": "you"},
-    "/v1/rerank": lambda model: {"model": model, "query": "Hello", "documents": ["you"]},
-    "/classify": lambda model: {"model": model, "input": "Hello"},
-    "/tokenize": lambda model: {"model": model, "prompt": "Hello"},
-    "/detokenize": lambda model: {"model": model, "tokens": [1]},
-    "/v1/compare": lambda model: {"targets": ["beta", model], "prompt": ["Hello"], "max_tokens": 1},
-}
 
 
 def same_but_for_names(told: httpx.Response, absent: httpx.Response) -> bool:

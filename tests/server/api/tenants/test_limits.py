@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,19 +13,9 @@ import pytest
 from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.errors import QueueFull
 from tests.support.running_server import Running
+from tests.support.tenant_routes import ASKING
 from tests.support.tenants import ADMIN, bearer, chat, tenant_key
 from tests.support.waiting import wait_until
-
-ASKING: Mapping[str, Callable[[int], Mapping[str, Any]]] = {
-    "/v1/chat/completions": lambda n: chat("tiny", max_tokens=n),
-    "/v1/completions": lambda n: {"model": "tiny", "prompt": ["Hello", "you"], "max_tokens": n, "n": 2},
-    "/v1/responses": lambda n: {"model": "tiny", "input": "Hello", "max_output_tokens": n},
-    "/v1/messages": lambda n: {**chat("tiny"), "max_tokens": n},
-    "/v1/embeddings": lambda n: {"model": "tiny", "input": ["Hello"] * n},
-    "/v1/score": lambda n: {"model": "tiny", "text_1": "Hello", "text_2": ["you"] * n},
-    "/v1/rerank": lambda n: {"model": "tiny", "query": "Hello", "documents": ["you"] * n},
-    "/v1/compare": lambda n: {"targets": ["tiny", "alpha"], "prompt": ["Hello"], "max_tokens": n},
-}
 
 
 def remaining(answer: httpx.Response, what: str = "tokens") -> int:

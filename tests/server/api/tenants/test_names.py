@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from manylora.adapters.registry.registry import Registry
 from tests.support.running_server import Running
-from tests.support.tenants import ADMIN, bearer, chat, new_key, tenant_key
+from tests.support.tenants import (
+    ADMIN,
+    BOTH,
+    Key,
+    answer,
+    bearer,
+    chat,
+    manager,
+    models,
+    new_key,
+    publish,
+    tenant_key,
+)
 from tests.support.waiting import wait_until
-
-BOTH = ["infer", "manage"]
-Key = dict[str, str]
-
-
-def archive(directory: Path) -> bytes:
-    """The adapter in a directory, as it is uploaded."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(directory, ".")
-    return packed.getvalue()
-
-
-def publish(http: httpx.Client, key: Key, name: str, directory: Path) -> httpx.Response:
-    headers = {**key, "content-type": "application/x-tar"}
-    return http.put(f"/v1/adapters/{name}?wait=true", content=archive(directory), headers=headers)
-
-
-def manager(http: httpx.Client, tenant: str, **settings: Any) -> Key:
-    """A key of a new tenant that asks and manages."""
-    tenant_key(http, tenant, **settings)
-    return bearer(new_key(http, tenant, scopes=BOTH)["key"])
-
-
-def answer(http: httpx.Client, key: Key, model: str) -> tuple[str, str]:
-    """What answers, and what it says."""
-    body = chat(model, max_tokens=8, ignore_eos=True, temperature=0)
-    told = http.post("/v1/chat/completions", json=body, headers=key)
-    assert told.status_code == 200, told.text
-    return told.json()["model"], told.json()["choices"][0]["message"]["content"]
-
-
-def models(http: httpx.Client, key: Key) -> list[str]:
-    return [model["id"] for model in http.get("/v1/models", headers=key).json()["data"]]
 
 
 def test_two_tenants_may_both_have_a_name(http: httpx.Client, adapters: Path) -> None:

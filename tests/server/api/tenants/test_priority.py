@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.api.tenants.test_limits import ASKING
 from tests.support.running_server import Running
+from tests.support.tenant_routes import ASKING
 from tests.support.tenants import ADMIN, bearer, chat, new_key, tenant_key
 
 

@@ -101,6 +101,17 @@ def test_usage_by_hour_day_and_in_all(server: Running, http: httpx.Client) -> No
     assert http.get("/v1/usage").status_code == 401
 
 
+def test_metrics_tell_tenants_apart(server: Running, http: httpx.Client) -> None:
+    key = bearer(tenant_key(http, "measured", limits={"requests_per_minute": 1}))
+    for status in (200, 429):
+        assert http.post("/v1/chat/completions", json=chat("tiny"), headers=key).status_code == status
+    server.wait_until_idle()
+    told = http.get("/metrics", headers=bearer(ADMIN)).text
+    assert 'manylora_tenant_requests_total{tenant="measured"} 1.0' in told
+    assert 'manylora_tenant_limited_total{tenant="measured"} 1.0' in told
+    assert http.get("/metrics", headers=key).status_code == 403
+
+
 def test_usage_as_a_table(server: Running, http: httpx.Client) -> None:
     key = bearer(tenant_key(http, "acme"))
     http.post("/v1/chat/completions", json=chat("tiny"), headers=key)
