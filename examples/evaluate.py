@@ -57,7 +57,8 @@ def ask(
     """The greedy answer to each question."""
     template = base.template
     prompts = [
-        template.prompt_ids([{"role": "user", "content": item.question}], item.tools) for item in held_out
+        template.prompt_ids([{"role": "user", "content": item.question}], tuple(item.tools))
+        for item in held_out
     ]
     answers = greedy(model, prompts, eos_ids=base.eos_ids, pad_id=base.pad_id, max_new_tokens=max_new_tokens)
     return [Answer(base.tokenizer.decode(given.token_ids), given.stopped) for given in answers]
