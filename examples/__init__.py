@@ -1,1 +1,1 @@
-"""Three example adapters and the data they are trained on; see docs/examples.md."""
+"""The example adapters and the data they are trained on; see docs/examples.md."""

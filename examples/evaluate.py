@@ -21,8 +21,10 @@ from transformers import AutoModelForCausalLM
 
 from examples.recipe import HeldOut
 from examples.rows import RECIPES
+from manylora.adapters.format.files import TEMPLATE_NAME
 from manylora.adapters.training.model.base import Base, find_base
-from manylora.adapters.training.model.forward import greedy, sample_prompt_ids
+from manylora.adapters.training.model.forward import greedy
+from manylora.adapters.training.session.own_template import use_template
 
 MAX_NEW_TOKENS = 96
 
@@ -41,11 +43,23 @@ def load(base: Base, adapter: Path) -> Any:
     return PeftModel.from_pretrained(model, str(adapter)).eval()
 
 
+def find_base_of(name: str, adapter: Path) -> Base:
+    """The base model, with the chat template that the adapter brings, if it does."""
+    base, template = find_base(name), adapter / TEMPLATE_NAME
+    if template.is_file():
+        use_template(base, template)
+    return base
+
+
 def ask(
-    model: Any, base: Base, questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS
+    model: Any, base: Base, held_out: Sequence[HeldOut], max_new_tokens: int = MAX_NEW_TOKENS
 ) -> list[Answer]:
     """The greedy answer to each question."""
-    prompts = sample_prompt_ids(base.template, questions)
+    template = base.template
+    prompts = [
+        template.prompt_ids([{"role": "user", "content": item.question}], tuple(item.tools))
+        for item in held_out
+    ]
     answers = greedy(model, prompts, eos_ids=base.eos_ids, pad_id=base.pad_id, max_new_tokens=max_new_tokens)
     return [Answer(base.tokenizer.decode(given.token_ids), given.stopped) for given in answers]
 
@@ -57,10 +71,13 @@ def failures(item: HeldOut, given: Answer) -> list[str]:
 
 
 def score(held_out: Sequence[HeldOut], answers: Sequence[Answer]) -> dict[str, float]:
-    """The share of answers that pass each check, in 0..1; "stops" is the share that end by themselves."""
-    names = dict.fromkeys(name for item in held_out for name in (*item.checks, "stops"))
-    failed = [failures(item, given) for item, given in zip(held_out, answers, strict=True)]
-    return {name: sum(name not in each for each in failed) / len(failed) for name in names}
+    """The shares of answers that pass each check, of those that have it; "stops": of those that end."""
+    passed: dict[str, list[bool]] = {}
+    for item, given in zip(held_out, answers, strict=True):
+        failed = failures(item, given)
+        for name in (*item.checks, "stops"):
+            passed.setdefault(name, []).append(name not in failed)
+    return {name: sum(each) / len(each) for name, each in passed.items()}
 
 
 def main() -> None:
@@ -70,11 +87,11 @@ def main() -> None:
     parser.add_argument("adapter", type=Path, help="directory of the adapter")
     parser.add_argument("--base", default="smollm2-135m", help="base model (smollm2-135m)")
     arguments = parser.parse_args()
-    base, held_out = find_base(arguments.base), RECIPES[arguments.recipe]().held_out
-    model, questions = load(base, arguments.adapter), [item.question for item in held_out]
+    base, held_out = find_base_of(arguments.base, arguments.adapter), RECIPES[arguments.recipe]().held_out
+    model = load(base, arguments.adapter)
     for name, context in (("base", model.disable_adapter()), ("adapter", nullcontext())):
         with context:
-            answers = ask(model, base, questions)
+            answers = ask(model, base, held_out)
         for item, given in zip(held_out, answers, strict=True):
             failed = ", ".join(failures(item, given))
             print(f"  {item.question}\n    {given.text!r}" + (f"\n    fails: {failed}" if failed else ""))

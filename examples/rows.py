@@ -8,35 +8,34 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from examples.pirate import pirate_recipe
-from examples.recipe import Message, Recipe
+from examples.recipe import Conversation, Recipe
 from examples.structured import json_recipe
 from examples.support import support_recipe
+from examples.tools import tools_recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "pirate": pirate_recipe,
     "json": json_recipe,
     "support": support_recipe,
+    "tools": tools_recipe,
 }
 
 
 def write_rows(recipe: Recipe, directory: Path) -> tuple[Path, Path]:
     """Write what is learned and what is only measured, as OpenAI's messages; the two files."""
-    held_out = [
-        [{"role": "user", "content": item.question}, {"role": "assistant", "content": item.answer}]
-        for item in recipe.held_out
-    ]
+    held_out = [item.conversation for item in recipe.held_out]
     return (
         _write(directory / f"{recipe.name}.jsonl", recipe.conversations),
         _write(directory / f"{recipe.name}-eval.jsonl", held_out),
     )
 
 
-def _write(path: Path, conversations: Iterable[Sequence[Message]]) -> Path:
-    lines = [json.dumps({"messages": list(messages)}, ensure_ascii=False) for messages in conversations]
+def _write(path: Path, conversations: Iterable[Conversation]) -> Path:
+    lines = [json.dumps(conversation.row, ensure_ascii=False) for conversation in conversations]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
 
