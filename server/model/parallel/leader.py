@@ -22,7 +22,7 @@ from manylora.server.model.parallel.setup import RankSetup
 
 logger = logging.getLogger(__name__)
 
-_MODULE = "manylora.server.model.parallel.follower"
+MODULE = "manylora.server.model.parallel.follower"
 _GRACE = 10.0  # seconds in which a rank that was told to ends
 
 
@@ -54,7 +54,7 @@ class Leader:
         with their_steps, their_loads:
             ends = [their_steps.fileno(), their_loads.fileno()]
             process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE, *map(str, ends)],
+                [sys.executable, "-m", MODULE, *map(str, ends)],
                 pass_fds=ends,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

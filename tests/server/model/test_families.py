@@ -17,9 +17,9 @@ from manylora.server.model.loading.loader import LoadedModel, decoder_candidates
 from manylora.server.model.loading.probe import PROBE_BLOCKS, probe, probe_adapters
 from manylora.server.model.pages.pool import PagePool
 from tests.support.adapter_set import recorded_logits
+from tests.support.decoder_logits import logits_of
 from tests.support.engine_harness import EngineHarness
 from tests.support.families_section import section, table
-from tests.support.kernel_cases import Batcher, Sequence_
 from tests.support.tiny_models import FUSED_FAMILIES, ROPES, tiny_model
 
 BLOCKS = 40
@@ -35,14 +35,6 @@ def fused(
     pool = PagePool(decoder.modules, 8 << 20, loaded.dtype, loaded.device, decoder, tables=decoder.tables)
     decoder.allocate(pool.data, max(BLOCKS, PROBE_BLOCKS), 64)
     return loaded, decoder, pool
-
-
-def logits_of(decoder: FusedDecoder, tokens: list[int], cuts: list[int]) -> torch.Tensor:
-    """Logits of every token, computed in chunks of ``cuts``; blocks are scattered over the cache."""
-    blocks = [int(b) for b in np.random.default_rng(0).permutation(BLOCKS - 1)[: -(-len(tokens) // 16)] + 1]
-    sequence = Sequence_(tokens, blocks)
-    steps = [Batcher.step([(sequence, count)], all_logits=True) for count in cuts]
-    return torch.cat([decoder.step(step).float().clone() for step in steps])
 
 
 @torch.no_grad()

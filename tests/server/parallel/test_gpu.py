@@ -19,8 +19,8 @@ from manylora.server.model.parallel.group import Group
 from manylora.server.model.parallel.sharding import Sharding
 from manylora.server.model.warm_up import warm_up
 from manylora.server.options.settings import Settings
-from tests.server.model.test_families import logits_of
 from tests.support.adapter_set import prompt_of
+from tests.support.decoder_logits import logits_of
 from tests.support.tiny_models import tiny_model
 
 pytestmark = [
@@ -66,8 +66,8 @@ def test_sums_of_nccl_are_captured(loaded: LoadedModel, group: Group) -> None:
 
 def test_two_ranks_pass_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one card, over gloo, which can't be captured: what is launched then is right."""
-    monkeypatch.setattr(starting, "_devices", lambda _, count: [torch.device("cuda", 0)] * count)
-    monkeypatch.setattr(starting, "_backend", lambda _: "gloo")
+    monkeypatch.setattr(starting, "devices_of", lambda _, count: [torch.device("cuda", 0)] * count)
+    monkeypatch.setattr(starting, "backend_for", lambda _: "gloo")
     model = tiny_model(tmp_path / "model", "qwen3", **HEADS)
     settings = Settings(
         device="cuda", dtype="fp32", kernels="native", tensor_parallel_size=2, data_dir=tmp_path,

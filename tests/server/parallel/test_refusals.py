@@ -109,7 +109,7 @@ SETUP = RankSetup(
 
 @pytest.mark.parametrize(("silent", "said"), [(False, "^rank 1: no room$"), (True, "a rank has ended")])
 def test_a_rank_that_can_not_do_its_part(silent: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leader, "_MODULE", "tests.support.fake_rank")
+    monkeypatch.setattr(leader, "MODULE", "tests.support.fake_rank")
     if silent:
         monkeypatch.setenv("FAKE_RANK_SILENT", "1")
     ranks = leader.Leader([SETUP])
