@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from examples.structured import is_answer_object
 from examples.support import signs
 from examples.tools import calls_of
 from manylora.adapters.base_models.packaged import PACKAGED
+from manylora.adapters.base_models.stored import StoredModel
 from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.adapters.format.provenance import read_provenance
 from manylora.adapters.training.config_load import load_config
@@ -156,7 +158,8 @@ def test_artifact_is_small_and_as_configured(name: str, real_model_dir: Path) ->
     directory = ADAPTERS / name
     config = load_config({}, ROOT / "examples" / "training" / f"{name}.yaml")
     assert sum(path.stat().st_size for path in directory.iterdir()) < MAX_BYTES
-    artifact = read_artifact(directory, base_of_directory(real_model_dir), Limits(64, MAX_BYTES))
+    base = replace(base_of_directory(real_model_dir), text=StoredModel(real_model_dir).text())
+    artifact = read_artifact(directory, base, Limits(64, MAX_BYTES))
     assert artifact.base_model_name == BASE_NAME
     assert read_provenance(directory).base_fingerprint == find_base(str(real_model_dir)).fingerprint
     for module, lora in artifact.delta.items():
