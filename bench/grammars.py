@@ -1,8 +1,7 @@
 """What answers with grammars cost: the others' time between tokens, and their own throughput.
 
 Run as ``python -m bench.grammars``. The engine is stepped by hand in this process. Batches with and without
-grammars take turns, so that whatever else the machine does meets all of them; and so do the two ways of
-making masks, before a step and beside it, of which a server chooses one by its cores.
+grammars take turns, so that whatever else the machine does meets all of them.
 """
 
 from __future__ import annotations
@@ -31,8 +30,6 @@ from manylora.server.options.settings import Settings
 from manylora.server.service import Service, build_service
 
 SHARES = (0.0, 0.25, 0.75, 1.0)  # of the rows that have a grammar
-WAYS = {"before": False, "beside": True}  # when masks are made, of a step
-NONE = "0%"
 _PROMPT = 30  # tokens
 
 _PERSON: dict[str, Any] = {
@@ -77,10 +74,7 @@ async def compiled(service: Service) -> tuple[list[CompiledGrammar], list[float]
 
 
 class Batches:
-    """Runs batches of answers on one engine; keeps the seconds between their tokens.
-
-    By the share of grammars, and the way in which masks are made where there are any.
-    """
+    """Runs batches of answers on one engine; keeps the seconds between their tokens by share of grammars."""
 
     def __init__(self, service: Service, grammars: Sequence[CompiledGrammar], rows: int, tokens: int) -> None:
         self._engine = service.core
@@ -88,13 +82,11 @@ class Batches:
         self._rows = rows
         self._tokens = tokens
         self._ids = count(1)
-        self.between: dict[str, list[float]] = {}
+        self.between: dict[float, list[float]] = {share: [] for share in SHARES}
 
-    def run(self, share: float, way: str) -> None:
-        """One batch, of which ``share`` of the rows have a grammar, with masks made in that ``way``."""
+    def run(self, share: float) -> None:
+        """One batch, of which ``share`` of the rows have a grammar."""
         engine = self._engine
-        engine.masks.beside = WAYS[way]
-        between = self.between.setdefault(f"{share:.0%} {way}" if share else NONE, [])
         asked = [self._answer(i, i < round(share * self._rows)) for i in range(self._rows)]
         for each in asked:
             engine.add(each)
@@ -104,7 +96,7 @@ class Batches:
             engine.step()
             now = perf_counter()
             if last is not None and together:
-                between.append(now - last)
+                self.between[share].append(now - last)
             last = now
         reasons = {each.finish_reason for each in asked}
         assert reasons == {answers.FinishReason.LENGTH}, reasons
@@ -122,12 +114,12 @@ class Batches:
         return answers.Sequence(next(self._ids), prompt, params, ResolvedMix())
 
 
-def figures(between: Mapping[str, Sequence[float]], rows: int) -> dict[str, Any]:
+def figures(between: Mapping[float, Sequence[float]], rows: int) -> dict[str, Any]:
     """Milliseconds between tokens, and what they are of those of a batch without grammars."""
-    free = between[NONE]
+    free = between[0.0]
     found: dict[str, Any] = {}
-    for name, seconds in between.items():
-        found[name] = {
+    for share, seconds in between.items():
+        found[f"{share:.0%}"] = {
             "median_ms": round(1e3 * median(seconds), 3),
             "p99_ms": round(1e3 * p99(seconds), 3),
             "tokens_per_second": round(rows * len(seconds) / sum(seconds), 1),
@@ -157,25 +149,21 @@ def main(
         service = build_service(settings, path)
         grammars, compile_ms = asyncio.run(compiled(service))
         batches = Batches(service, grammars, rows, output_tokens)
-        own = next(way for way, beside in WAYS.items() if beside is service.core.masks.beside)
-        for way in WAYS:
-            batches.run(1.0, way)  # lexers learn what they need once
-        batches.between.clear()
+        batches.run(1.0)  # lexers learn what they need once
+        batches.between[1.0].clear()
         for _ in range(turns):
             for share in SHARES:
-                for way in WAYS if share else ("before",):
-                    batches.run(share, way)
+                batches.run(share)
         asyncio.run(service.stop())
     found = figures(batches.between, rows)
     for name, each in found.items():
-        print(f"{name:>12} with a grammar: {each}")
+        print(f"{name:>5} with a grammar: {each}")
     setting = {
         **machine.setting(),
         "base": base,
         "rows": rows,
         "output_tokens": output_tokens,
         "turns": turns,
-        "way_of_the_server": own,
     }
     line = json.dumps({"bench": "grammars", **setting, "compile_ms": compile_ms, "shares": found})
     report.save(line, RESULTS, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-grammars")

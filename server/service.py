@@ -51,7 +51,7 @@ from manylora.server.responses.background import Background
 from manylora.server.responses.stored import StoredResponses
 from manylora.server.tenants.directory import TenantDirectory
 from manylora.server.tenants.view import TenantView
-from manylora.server.threads import LimitedWork, SlowWork, has_spare_core, request_pool
+from manylora.server.threads import LimitedWork, SlowWork, request_pool
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +236,6 @@ def _engine(
         max_stretch=settings.max_stretch,
         fair=settings.scheduling == "fair",
         prefix_cache=settings.enable_prefix_cache,
-        masks_beside=has_spare_core(loaded.device),
     )
     return Engine(prepared.decoder, loaded.tokenizer, config, fingerprint=loaded.fingerprint, metrics=metrics)
 

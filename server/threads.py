@@ -51,15 +51,6 @@ def yielding_pool(workers: int, name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, name, initializer=_lower_priority)
 
 
-def has_spare_core(device: torch.device) -> bool:
-    """Whether a thread of this process may run beside a step on ``device`` without taking a core from it."""
-    if device.type != "cpu":
-        return True
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
-    return cores > torch.get_num_threads()
-
-
 class SlowWork:
     """Threads of low priority for everything that may take seconds, shared by several kinds of work.
 

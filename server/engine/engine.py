@@ -45,7 +45,6 @@ class EngineConfig:
     max_batch_tokens: int
     prefix_cache: bool = True
     max_stretch: float = math.inf  # see PromptBudget
-    masks_beside: bool = True  # a core is to spare while a step runs; see GrammarMasks
     fair: bool = True  # between clients
 
 
@@ -74,7 +73,7 @@ class Engine:
             fair=config.fair,
         )
         self._answers = AnswerReader(tokenizer, metrics.requests)
-        self.masks = GrammarMasks(beside=config.masks_beside)
+        self._masks = GrammarMasks()
         self._outcomes: list[Outcome] = []  # of the step that runs, so that none is lost if it raises
         self._scheduled: list[Scheduled] = []  # in the last step, and the batch that made of it
         self._batch: Batch | None = None
@@ -129,9 +128,9 @@ class Engine:
     def _compute(self, scheduled: list[Scheduled]) -> tuple[torch.Tensor, Batch, list[int]]:
         """The logits of a step, its batch, and the tokens drawn."""
         batch = self._build(scheduled)
-        self.masks.begin(batch.sampled.constrained)
+        self._masks.begin(batch.sampled.constrained)
         logits = self.decoder.step(batch.inputs)
-        self.masks.finish()
+        self._masks.finish()
         return logits, batch, self.draw_tokens(logits, batch)
 
     def _make_do(self, scheduled: list[Scheduled]) -> None:

@@ -114,7 +114,6 @@ class GrammarState:
         self._stops = _bits(words, stop_token_ids)
         self._goes_on = _first_bits(words, width) & ~(self._ends | self._stops)
         self.is_filled = False  # for the tokens taken
-        self.seconds = 0.0  # that a token took lately, as its owner counts them
         self.only_ends = False  # nothing may follow but a token that ends the answer
         self.fault: str | None = None  # why it can't be told what may follow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.grammars import SHARES, WAYS, Batches, compiled, figures
+from bench.grammars import SHARES, Batches, compiled, figures
 from manylora.server.options.settings import Settings
 from manylora.server.service import build_service
 
@@ -26,10 +26,9 @@ def test_every_share_is_told(tiny_llama: Path, tmp_path: Path) -> None:
     assert len(times) == len(grammars)
     batches = Batches(service, grammars, rows=4, tokens=20)
     for share in SHARES:
-        for way in WAYS:
-            batches.run(share, way)
+        batches.run(share)
     asyncio.run(service.stop())
     found = figures(batches.between, 4)
-    assert list(found) == ["0%", *(f"{share} {way}" for share in ("25%", "75%", "100%") for way in WAYS)]
+    assert list(found) == ["0%", "25%", "75%", "100%"]
     assert found["0%"]["throughput_ratio"] == 1
     assert all(0 < each["median_ms"] <= each["p99_ms"] for each in found.values())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from manylora.server.threads import call_in_thread, has_spare_core, request_pool
+from manylora.server.threads import call_in_thread, request_pool
 
 
 def _threads() -> int:
@@ -37,15 +36,3 @@ def test_a_call_runs_in_another_thread_and_returns_its_result() -> None:
 def test_what_a_call_raises_reaches_the_caller() -> None:
     with pytest.raises(ZeroDivisionError):
         call_in_thread(lambda: 1 / 0)
-
-
-def test_a_core_is_to_spare_beside_fewer_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    for cores, spare in ((1, False), (2, False), (3, True)):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
-        assert has_spare_core(cpu) is spare
-        assert has_spare_core(torch.device("meta"))
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    assert has_spare_core(cpu)
