@@ -130,9 +130,8 @@ class BatchQueue:
                 self._wake.clear()
                 try:
                     if self._lock is None:
-                        self._lock = await asyncio.to_thread(
-                            try_lock, self._files.working_path(_LOCK), create=True
-                        )
+                        # Not in a thread: a server that ends meanwhile would not have it, and it stay locked.
+                        self._lock = try_lock(self._files.working_path(_LOCK), create=True)
                         if self._lock is not None:
                             held.callback(self._lock.close)
                     if self._lock is not None:  # else another process of this directory does it
