@@ -103,6 +103,20 @@ def test_buckets(inputs: StepInputs, rows: int | None) -> None:
     assert limited == (None if rows is None or rows > 128 else ChunkBucket(rows))
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [prompts_of(MAX_CHUNK_ROWS + 1), prompts_of(3, mix=((ELSEWHERE, 1.0),)), run_of_cache(prompts_of(3))],
+    ids=["rows", "input gains", "prefixes"],
+)
+def test_what_no_bucket_holds_is_launched(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, inputs: StepInputs
+) -> None:
+    triton = TritonStep(on(device, WEIGHTS), PAGES.pool.float().to(device), BLOCKS)
+    launched = torch.zeros(1, 50)
+    monkeypatch.setattr(triton, "_launched", lambda given: launched if given is inputs else None)
+    assert triton.step(inputs) is launched
+
+
 KERNELS = (
     (norm_kernels, "norm_rows"),
     (head_kernels, "write_heads"),

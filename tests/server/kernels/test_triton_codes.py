@@ -110,6 +110,10 @@ def test_a_decoder_in_four_bits(device: torch.device) -> None:
     for counts in ((18, 5), (1, 1)):
         inputs = Batcher.step(list(zip(sequences, counts, strict=True)))
         torch.testing.assert_close(triton.step(inputs).cpu(), reference.step(inputs), atol=2e-3, rtol=2e-3)
+    # More rows are unpacked for, in memory that a graph would keep: they are launched.
+    assert triton.chunk_steps is not None
+    assert [bucket.rows for bucket in triton.chunk_steps.buffers] == [32]
+    assert triton.chunk_steps.step(Batcher.step([(batcher.sequence(129), 129)])) is None
 
 
 def _with_products(layer: object, device: torch.device) -> dict[str, Any]:
