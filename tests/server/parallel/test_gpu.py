@@ -16,7 +16,7 @@ from manylora.server.model.loading.loader import LoadedModel, load_model
 from manylora.server.model.pages.pool import PagePool
 from manylora.server.model.parallel import starting
 from manylora.server.model.parallel.group import Group
-from manylora.server.model.parallel.sharding import Sharding
+from manylora.server.model.parallel.parts.sharding import Sharding
 from manylora.server.model.warm_up import warm_up
 from manylora.server.options.settings import Settings
 from tests.server.model.test_families import logits_of

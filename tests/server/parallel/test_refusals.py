@@ -20,9 +20,9 @@ from manylora.server.kernels.inputs import VectorPages
 from manylora.server.model.loading import device as devices
 from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.model.parallel import leader
+from manylora.server.model.parallel.parts.sharding import Cut, Sharding, unsupported
+from manylora.server.model.parallel.parts.splitting import Splitter
 from manylora.server.model.parallel.setup import RankSetup
-from manylora.server.model.parallel.sharding import Cut, Sharding, unsupported
-from manylora.server.model.parallel.splitting import Splitter
 from manylora.server.model.parallel.starting import start_ranks
 from tests.support.tiny_models import FAMILIES, tiny_model
 
