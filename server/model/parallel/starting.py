@@ -69,7 +69,7 @@ def start_ranks(
         ConfigError: the model, the device or an option does not fit so many ranks; says which.
         ModelRefused: the model can't be loaded.
     """
-    devices = _devices(device, count)
+    devices = devices_of(device, count)
     try:
         check_divisible(directory, count, quantize, max_model_len)
     except BaseModelError as error:
@@ -77,7 +77,7 @@ def start_ranks(
     if devices[0].type == "cpu" and kernels == "native":
         raise ConfigError(f"--kernels native: they run a step in one call, and {OPTION} has sums within")
     threads = max(1, torch.get_num_threads() // count)
-    backend = _backend(devices[0])
+    backend = backend_for(devices[0])
     formats = [resolve_dtype(dtype, each) for each in devices]
     meeting = tempfile.TemporaryDirectory(prefix="manylora-ranks-")
     setups = [
@@ -123,7 +123,7 @@ def _started(setups: list[RankSetup], meeting: tempfile.TemporaryDirectory[str])
     return StartedRanks(whole, share, decoder, leader, group, free, meeting)
 
 
-def _backend(device: torch.device) -> str:
+def backend_for(device: torch.device) -> str:
     """What sums are made with.
 
     Raises:
@@ -138,7 +138,7 @@ def _backend(device: torch.device) -> str:
     return backend
 
 
-def _devices(name: str, count: int) -> list[torch.device]:
+def devices_of(name: str, count: int) -> list[torch.device]:
     """The device of each rank: of GPUs as many from the named one on.
 
     Raises:

@@ -13,10 +13,10 @@ from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.server.engine.sequence import ResolvedMix, Sequence
 from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.model.decoders.merging import merge
-from tests.server.engine.test_every_kind import EveryKind
 from tests.support.adapter_kinds import write_kinds
 from tests.support.adapter_set import Ask, prompt_of, recorded_logits, tiny_adapter_set, write_adapter_set
 from tests.support.engine_harness import EngineHarness
+from tests.support.every_kind import EveryKind
 from tests.support.tiny_models import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Sparse invariant checks")]

@@ -19,8 +19,8 @@ from manylora.server.model.parallel.group import Group
 from manylora.server.model.parallel.parts.sharding import Sharding
 from manylora.server.model.warm_up import warm_up
 from manylora.server.options.settings import Settings
-from tests.server.model.test_families import logits_of
 from tests.support.adapter_set import prompt_of
+from tests.support.kernel_cases import Batcher, Sequence_
 from tests.support.tiny_models import tiny_model
 
 pytestmark = [
@@ -50,6 +50,13 @@ def decoder_of(loaded: LoadedModel, group: Group | None) -> FusedDecoder:
     return decoder
 
 
+def logits_of(decoder: FusedDecoder, tokens: list[int], cuts: list[int]) -> torch.Tensor:
+    """Logits of every token, computed in chunks of ``cuts``."""
+    sequence = Sequence_(tokens, [7, 3, 11])
+    steps = [Batcher.step([(sequence, count)], all_logits=True) for count in cuts]
+    return torch.cat([decoder.step(step).float().clone() for step in steps])
+
+
 def test_sums_of_nccl_are_captured(loaded: LoadedModel, group: Group) -> None:
     """In CUDA graphs, with the logits of a decoder without sums."""
     divided, plain = decoder_of(loaded, group), decoder_of(loaded, None)
@@ -66,8 +73,8 @@ def test_sums_of_nccl_are_captured(loaded: LoadedModel, group: Group) -> None:
 
 def test_two_ranks_pass_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one card, over gloo, which can't be captured: what is launched then is right."""
-    monkeypatch.setattr(starting, "_devices", lambda _, count: [torch.device("cuda", 0)] * count)
-    monkeypatch.setattr(starting, "_backend", lambda _: "gloo")
+    monkeypatch.setattr(starting, "devices_of", lambda _, count: [torch.device("cuda", 0)] * count)
+    monkeypatch.setattr(starting, "backend_for", lambda _: "gloo")
     model = tiny_model(tmp_path / "model", "qwen3", **HEADS)
     settings = Settings(
         device="cuda", dtype="fp32", kernels="native", tensor_parallel_size=2, data_dir=tmp_path,

@@ -109,10 +109,9 @@ SETUP = RankSetup(
 
 @pytest.mark.parametrize(("silent", "said"), [(False, "^rank 1: no room$"), (True, "a rank has ended")])
 def test_a_rank_that_can_not_do_its_part(silent: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leader, "_MODULE", "tests.support.fake_rank")
     if silent:
         monkeypatch.setenv("FAKE_RANK_SILENT", "1")
-    ranks = leader.Leader([SETUP])
+    ranks = leader.Leader([SETUP], "tests.support.fake_rank")
     with pytest.raises(ConfigError, match=said):
         ranks.join()
     assert "rank 1" in str(ranks.until_lost())  # its end was noticed
