@@ -51,8 +51,8 @@ def estimate_serve(  # noqa: PLR0917 - typer makes a flag of each
         raise fail(f"--gpu: {error}") from error
     from manylora.adapters.base_models.directory import default_data_dir  # noqa: PLC0415
     from manylora.adapters.base_models.outline import resolve_outline, skeleton_of  # noqa: PLC0415  (torch)
-    from manylora.server.model.parallel.shape import share_shape  # noqa: PLC0415
-    from manylora.server.model.parallel.sharding import unsupported  # noqa: PLC0415
+    from manylora.server.model.parallel.parts.shape import share_shape  # noqa: PLC0415
+    from manylora.server.model.parallel.parts.sharding import unsupported  # noqa: PLC0415
     from manylora.server.sizing.fits import Serving  # noqa: PLC0415
     from manylora.server.sizing.shape import BaseShape  # noqa: PLC0415
     from manylora.server.sizing.step import StepSize  # noqa: PLC0415

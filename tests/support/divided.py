@@ -15,8 +15,8 @@ from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.kernels.reference.step import norm_shapes, target_shapes
 from manylora.server.kernels.weights import MATRICES, DecoderWeights, LayerWeights, dense
 from manylora.server.model.pages.pool import PackedAdapter
-from manylora.server.model.parallel.sharding import Cut, Sharding
-from manylora.server.model.parallel.splitting import Splitter
+from manylora.server.model.parallel.parts.sharding import Cut, Sharding
+from manylora.server.model.parallel.parts.splitting import Splitter
 from tests.support.kernel_cases import Pages
 
 

@@ -1,4 +1,4 @@
-"""A row of every kind of adapter that is served, and PEFT beside it."""
+"""A tiny model that serves adapters of every kind at once, and PEFT for each of them."""
 
 from __future__ import annotations
 

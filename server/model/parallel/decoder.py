@@ -17,10 +17,10 @@ from manylora.server.kernels.weights import MergedWeights
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.model.parallel.leader import Leader
-from manylora.server.model.parallel.loading import Share, WholeModel
+from manylora.server.model.parallel.parts.loading import Share, WholeModel
+from manylora.server.model.parallel.parts.sharding import Cut, Sharding
+from manylora.server.model.parallel.parts.splitting import Splitter
 from manylora.server.model.parallel.setup import RankSetup
-from manylora.server.model.parallel.sharding import Cut, Sharding
-from manylora.server.model.parallel.splitting import Splitter
 
 
 class ParallelDecoder:

@@ -25,8 +25,8 @@ from manylora.server.model.loading.device import use_device
 from manylora.server.model.pages.uploads import upload_for
 from manylora.server.model.parallel.channel import Channel
 from manylora.server.model.parallel.group import Group
-from manylora.server.model.parallel.loading import Share, load_share
 from manylora.server.model.parallel.messages import Decoder
+from manylora.server.model.parallel.parts.loading import Share, load_share
 from manylora.server.model.parallel.setup import RankReady, RankSetup
 
 logger = logging.getLogger(__name__)

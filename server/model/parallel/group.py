@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from manylora.server.model.parallel.sharding import Sharding
+from manylora.server.model.parallel.parts.sharding import Sharding
 
 _TIMEOUT = timedelta(minutes=10)  # that one rank waits for another; kernels may have to be compiled meanwhile
 # Ranks are processes of one machine: what they open to each other is not for others.

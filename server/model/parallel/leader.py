@@ -22,7 +22,7 @@ from manylora.server.model.parallel.setup import RankSetup
 
 logger = logging.getLogger(__name__)
 
-MODULE = "manylora.server.model.parallel.follower"
+FOLLOWER = "manylora.server.model.parallel.follower"
 _GRACE = 10.0  # seconds in which a rank that was told to ends
 
 
@@ -33,8 +33,9 @@ class RanksLost(Exception):
 class Leader:
     """The other ranks, as rank 0 has them. Steps come from one thread, everything else from any."""
 
-    def __init__(self, setups: Sequence[RankSetup]) -> None:
-        """Start a process for each setup; see :meth:`join`."""
+    def __init__(self, setups: Sequence[RankSetup], program: str = FOLLOWER) -> None:
+        """Start a process for each setup, which runs the module ``program``; see :meth:`join`."""
+        self._program = program
         self._steps: list[Channel] = []  # to each rank: steps and what has to be in their order
         self._loads: list[Channel] = []  # to each rank: adapters and merged copies, beside the steps
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -54,7 +55,7 @@ class Leader:
         with their_steps, their_loads:
             ends = [their_steps.fileno(), their_loads.fileno()]
             process = subprocess.Popen(
-                [sys.executable, "-m", MODULE, *map(str, ends)],
+                [sys.executable, "-m", self._program, *map(str, ends)],
                 pass_fds=ends,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

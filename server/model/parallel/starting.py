@@ -17,7 +17,13 @@ from manylora.server.model.loading.loader import LoadedModel
 from manylora.server.model.parallel.decoder import ParallelDecoder
 from manylora.server.model.parallel.group import Group
 from manylora.server.model.parallel.leader import Leader
-from manylora.server.model.parallel.loading import OPTION, Share, WholeModel, check_divisible, load_share
+from manylora.server.model.parallel.parts.loading import (
+    OPTION,
+    Share,
+    WholeModel,
+    check_divisible,
+    load_share,
+)
 from manylora.server.model.parallel.setup import RankSetup
 
 

@@ -16,11 +16,11 @@ from manylora.server.model.loading.loader import LoadedModel, load_model
 from manylora.server.model.pages.pool import PagePool
 from manylora.server.model.parallel import starting
 from manylora.server.model.parallel.group import Group
-from manylora.server.model.parallel.sharding import Sharding
+from manylora.server.model.parallel.parts.sharding import Sharding
 from manylora.server.model.warm_up import warm_up
 from manylora.server.options.settings import Settings
 from tests.support.adapter_set import prompt_of
-from tests.support.decoder_logits import logits_of
+from tests.support.kernel_cases import Batcher, Sequence_
 from tests.support.tiny_models import tiny_model
 
 pytestmark = [
@@ -48,6 +48,13 @@ def decoder_of(loaded: LoadedModel, group: Group | None) -> FusedDecoder:
     pool = PagePool(decoder.modules, 8 << 20, loaded.dtype, loaded.device, decoder, tables=decoder.tables)
     decoder.allocate(pool.data, 64, 64)
     return decoder
+
+
+def logits_of(decoder: FusedDecoder, tokens: list[int], cuts: list[int]) -> torch.Tensor:
+    """Logits of every token, computed in chunks of ``cuts``."""
+    sequence = Sequence_(tokens, [7, 3, 11])
+    steps = [Batcher.step([(sequence, count)], all_logits=True) for count in cuts]
+    return torch.cat([decoder.step(step).float().clone() for step in steps])
 
 
 def test_sums_of_nccl_are_captured(loaded: LoadedModel, group: Group) -> None:

@@ -13,9 +13,9 @@ from manylora.adapters.fidelity.precision import widened
 from manylora.server.errors import ModelRefused
 from manylora.server.model.base import load_base
 from manylora.server.model.parallel import starting
-from manylora.server.model.parallel.loading import Share, load_share
+from manylora.server.model.parallel.parts.loading import Share, load_share
+from manylora.server.model.parallel.parts.streamed import streamed
 from manylora.server.model.parallel.setup import RankSetup
-from manylora.server.model.parallel.streamed import streamed
 from manylora.server.options.settings import Settings
 from tests.support.adapter_set import prompt_of
 from tests.support.tiny_models import tiny_model

@@ -20,9 +20,9 @@ from manylora.server.kernels.inputs import VectorPages
 from manylora.server.model.loading import device as devices
 from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.model.parallel import leader
+from manylora.server.model.parallel.parts.sharding import Cut, Sharding, unsupported
+from manylora.server.model.parallel.parts.splitting import Splitter
 from manylora.server.model.parallel.setup import RankSetup
-from manylora.server.model.parallel.sharding import Cut, Sharding, unsupported
-from manylora.server.model.parallel.splitting import Splitter
 from manylora.server.model.parallel.starting import start_ranks
 from tests.support.tiny_models import FAMILIES, tiny_model
 
@@ -109,10 +109,9 @@ SETUP = RankSetup(
 
 @pytest.mark.parametrize(("silent", "said"), [(False, "^rank 1: no room$"), (True, "a rank has ended")])
 def test_a_rank_that_can_not_do_its_part(silent: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leader, "MODULE", "tests.support.fake_rank")
     if silent:
         monkeypatch.setenv("FAKE_RANK_SILENT", "1")
-    ranks = leader.Leader([SETUP])
+    ranks = leader.Leader([SETUP], "tests.support.fake_rank")
     with pytest.raises(ConfigError, match=said):
         ranks.join()
     assert "rank 1" in str(ranks.until_lost())  # its end was noticed

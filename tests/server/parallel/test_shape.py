@@ -13,10 +13,10 @@ from manylora.adapters.base_models.checkpoint import Checkpoint
 from manylora.adapters.base_models.configuration import plain_config
 from manylora.server.errors import ConfigError
 from manylora.server.model.pages.packed_file import Packing
-from manylora.server.model.parallel.loading import load_share
+from manylora.server.model.parallel.parts.loading import load_share
+from manylora.server.model.parallel.parts.shape import share_shape
 from manylora.server.model.parallel.preparing import divide_ranks
 from manylora.server.model.parallel.setup import RankSetup
-from manylora.server.model.parallel.shape import share_shape
 from manylora.server.options.defaults import EngineLimits
 from manylora.server.options.settings import Settings
 from tests.support.tiny_models import tiny_model

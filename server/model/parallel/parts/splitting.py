@@ -20,7 +20,7 @@ from manylora.adapters.format.base import TargetModule
 from manylora.server.kernels.inputs import PromptPages, VectorPages, VocabularyPages, page_length
 from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.model.pages.tables import place
-from manylora.server.model.parallel.sharding import Cut, Sharding
+from manylora.server.model.parallel.parts.sharding import Cut, Sharding
 
 Rows = list[torch.Tensor]  # [r, n] of each rank
 

@@ -20,9 +20,9 @@ from manylora.server.model.decoders.families import FAMILIES
 from manylora.server.model.loading.loader import LoadedModel, check_room, context_length
 from manylora.server.model.loading.long_rope import settle_factors
 from manylora.server.model.pages.tables import BaseTables
+from manylora.server.model.parallel.parts.sharding import WHOLE, Cut, Sharding, unsupported
+from manylora.server.model.parallel.parts.streamed import streamed
 from manylora.server.model.parallel.setup import RankSetup
-from manylora.server.model.parallel.sharding import WHOLE, Cut, Sharding, unsupported
-from manylora.server.model.parallel.streamed import streamed
 from manylora.server.model.text.tokenizer import Tokenizer
 
 OPTION = "--tensor-parallel-size"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from manylora.server.model.parallel.sharding import Sharding
+from manylora.server.model.parallel.parts.sharding import Sharding
 from manylora.server.sizing.shape import BaseShape
 
 
