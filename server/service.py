@@ -28,6 +28,7 @@ from manylora.server.errors import ConfigError
 from manylora.server.exporting.exports import Exports
 from manylora.server.files.stored_files import StoredFiles
 from manylora.server.grammars.compiler import GrammarCompiler
+from manylora.server.jobs.tuning import Tuning, mode_of
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.memory_budget import cache_bytes
 from manylora.server.merged.auto_merge import AutoMergeRules
@@ -85,6 +86,7 @@ class Service:
     batches: BatchQueue
     responses: StoredResponses  # that clients go on from
     tenants: TenantDirectory  # who shares the server
+    tuning: Tuning  # jobs that train adapters
     background: Background  # responses that nobody waits for
     ranks: StartedRanks | None  # the processes that share the base
     ready: bool = False
@@ -117,6 +119,7 @@ class Service:
     async def stop(self) -> None:
         """Stop admitting, end what runs, free what is held."""
         self.ready = False
+        await self.tuning.stop()
         await self.batches.stop()
         await self.background.stop()
         await self.exports.close()
@@ -192,6 +195,9 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
     files = StoredFiles(adapters.registry.files, settings.data_dir / "files")
     responses = StoredResponses(adapters.registry.responses, settings.response_store)
+    tenants = TenantDirectory(
+        adapters.registry, usage_days=settings.usage_days, audit_days=settings.audit_days
+    )
     return Service(
         config=settings,
         model_name=name,
@@ -218,8 +224,15 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
             MAX_BATCH_LINE_BYTES,
         ),
         responses=responses,
-        tenants=TenantDirectory(
-            adapters.registry, usage_days=settings.usage_days, audit_days=settings.audit_days
+        tenants=tenants,
+        tuning=Tuning(
+            mode_of(settings.training, loaded.device.type),
+            settings,
+            model_dir,
+            adapters=adapters,
+            files=files,
+            tenants=tenants,
+            device=loaded.device.type,
         ),
         background=Background(responses),
         ranks=base.ranks,

@@ -118,6 +118,8 @@ async def delete(service: ServiceState, whose: CallerWhose, file_id: str) -> Res
     record = await found(service, file_id, whose)
     if await service.batches.needs(record.id):
         raise ObjectInUse(f"File '{record.id}' is read by a batch that has not ended")
+    if await asyncio.to_thread(service.tuning.jobs.reads, record.id):
+        raise ObjectInUse(f"File '{record.id}' is read by a fine-tuning job that has not ended")
     await asyncio.to_thread(service.files.remove, record.id)
     return Json({"id": record.id, "object": "file", "deleted": True})
 

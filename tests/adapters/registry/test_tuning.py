@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,11 +115,12 @@ def test_whoever_lost_a_job_changes_nothing(registry: Registry, worker: TuningLe
     other = registry.tuning_leases("two")
     assert worker.take(WORK, "b") is not None
     assert other.take(WORK, "b") is not None  # the lease was over
-    for change in (
+    changes: list[Callable[[], object]] = [
         lambda: worker.renew(job),
         lambda: worker.tell(job, Said("still there")),
         lambda: worker.move(job, S.RUNNING),
-    ):
+    ]
+    for change in changes:
         with pytest.raises(LeaseLost):
             change()
     worker.release(job)

@@ -37,6 +37,7 @@ BODIES: Mapping[str, Any] = {
         "completion_window": "24h",
     },
     "/v1/feedback": {"response_id": "{answer}", "score": 1},
+    "/v1/fine_tuning/jobs": {"model": "{}", "training_file": "{file}"},
 }
 
 
@@ -50,6 +51,7 @@ class Thing:
     batch: str
     response: str
     answer: str
+    job: str
 
     def fill(self, value: Any, form: str) -> Any:
         """``value`` with the names of this in the places that are left for them."""
@@ -78,6 +80,10 @@ def things(server: Running, adapters: Path) -> Iterator[Things]:
         line = b'{"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {}}\n'
         upload = {"file": ("in.jsonl", line)}
         file = http.post("/v1/files", files=upload, data={"purpose": "batch"}, headers=globex).json()["id"]
+        rows = http.post("/v1/files", files=upload, data={"purpose": "fine-tune"}, headers=globex).json()[
+            "id"
+        ]
+        job = {"model": HIDDEN, "training_file": rows}
         batch = {**BODIES["/v1/batches"], "input_file_id": file}
         response = {"model": HIDDEN, "input": "Hello", "max_output_tokens": 2}
         found = Thing(
@@ -87,6 +93,7 @@ def things(server: Running, adapters: Path) -> Iterator[Things]:
             http.post("/v1/batches", json=batch, headers=globex).json()["id"],
             http.post("/v1/responses", json=response, headers=globex).json()["id"],
             http.post("/v1/chat/completions", json=chat(HIDDEN), headers=globex).json()["id"],
+            http.post("/v1/fine_tuning/jobs", json=job, headers=globex).json()["id"],
         )
         absent = Thing(ABSENT, NOBODY, *(f"{each[:-8]}00000000" for each in vars_of(found)))
         yield acme, found, absent
@@ -96,7 +103,7 @@ def things(server: Running, adapters: Path) -> Iterator[Things]:
 
 def vars_of(thing: Thing) -> tuple[str, ...]:
     """The ids that the server has made."""
-    return thing.file, thing.batch, thing.response, thing.answer
+    return thing.file, thing.batch, thing.response, thing.answer, thing.job
 
 
 def body_of(path: str) -> Any:
@@ -113,6 +120,7 @@ def ask(http: httpx.Client, key: dict[str, str], route: Route, thing: Thing, for
             "file_id": thing.file,
             "batch_id": thing.batch,
             "response_id": thing.response,
+            "job_id": thing.job,
             "tenant": thing.tenant,
         }
         filled = filled.replace(parameter, known.get(what, form.replace("{}", thing.name)))
