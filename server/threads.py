@@ -31,7 +31,8 @@ _NICENESS = 10  # of threads that yield, above the process's own
 def call_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What ``function`` returns or raises, run in a thread of its own, whose workers go with it.
 
-    If the process is told to end meanwhile (``SystemExit``), it ends with that status though the thread runs on.
+    If the process is told to end meanwhile (``SystemExit``), it ends with that status though the thread
+    runs on.
     """
     outcome: Future[T] = Future()
 
