@@ -29,6 +29,7 @@ from manylora.server.exporting.exports import Exports
 from manylora.server.files.expiry import FileExpiry
 from manylora.server.files.readers import FileReader, files_in_use
 from manylora.server.files.stored_files import StoredFiles
+from manylora.server.files.uploads import FileUploads
 from manylora.server.grammars.compiler import GrammarCompiler
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.memory_budget import cache_bytes
@@ -59,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN = 64  # a text longer than this times the context can't fit; it is not tokenized
 MAX_BATCH_LINE_BYTES = 4 << 20  # as a request's body
+MAX_UPLOADED_PARTS = 10_000  # of one upload
 _REQUEST_THREADS = 4  # that read files, render templates, turn long texts into tokens
 
 
@@ -85,7 +87,8 @@ class Service:
     pooling: PoolingConfig  # how the base embeds texts
     files: StoredFiles  # that clients uploaded
     file_readers: FileReader  # says what still needs one of them
-    expiry: FileExpiry  # of those files
+    uploads: FileUploads  # files that come in parts
+    expiry: FileExpiry  # of those files and uploads
     batches: BatchQueue
     responses: StoredResponses  # that clients go on from
     tenants: TenantDirectory  # who shares the server
@@ -196,6 +199,7 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
     )
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
     files = StoredFiles(adapters.registry.files, settings.data_dir / "files", settings.files_url)
+    uploads = FileUploads(adapters.registry.uploads, files, MAX_UPLOADED_PARTS)
     batches = BatchQueue(
         adapters.registry.batches,
         files,
@@ -224,7 +228,8 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
         pooling=read_pooling(model_dir),
         files=files,
         file_readers=file_readers,
-        expiry=FileExpiry(files, file_readers),
+        uploads=uploads,
+        expiry=FileExpiry(files, uploads, file_readers),
         batches=batches,
         responses=responses,
         tenants=TenantDirectory(

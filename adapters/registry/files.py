@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, case, delete, func, inser
 
 from manylora.adapters.errors import OverQuota
 from manylora.adapters.registry.pages import page_of
-from manylora.adapters.registry.schema import Database, files, uploads
+from manylora.adapters.registry.schema import Database, files, upload_parts, uploads
 from manylora.adapters.registry.whose import EVERYBODY, Whose
 
 
@@ -88,9 +88,23 @@ class Files:
             return list(connection.execute(select(files.c.id).where(wanted)).scalars())
 
     def own(self) -> set[str]:
-        """The ids of all files whose bytes lie in this server's directory."""
+        """The ids of all files and parts of files whose bytes lie in this server's directory."""
         with self._database.read() as connection:
-            return set(connection.execute(select(files.c.id).where(files.c.owner == self.owner)).scalars())
+            return {
+                name
+                for table in (files, upload_parts)
+                for name in connection.execute(
+                    select(table.c.id).where(table.c.owner == self.owner)
+                ).scalars()
+            }
+
+    def knows(self, name: str) -> bool:
+        """Whether that is the id of a file, or of a part of one."""
+        with self._database.read() as connection:
+            return any(
+                connection.execute(select(table.c.id).where(table.c.id == name)).first() is not None
+                for table in (files, upload_parts)
+            )
 
     def bytes_of(self, tenant: str | None) -> int:
         """How many bytes the files and open uploads of a tenant have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,8 @@ from manylora.adapters.errors import StorageUnreachable
 from manylora.server.errors import ConfigError
 
 PIECE = 1 << 20  # bytes read at a time
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://([^/]*)(?:/|\Z)")
+TEMPORARY = ".temporary-"  # begins names of directories that are there for a while
 
 
 class Storage(Protocol):
@@ -95,7 +98,8 @@ class UrlStorage:
             ConfigError: the URL is malformed, or its protocol unknown here.
         """
         self._url, self._working = url.rstrip("/"), working
-        if "://" not in url or "::" in url or "@" in url.partition("://")[2].partition("/")[0]:
+        found = _URL.match(url)
+        if found is None or "::" in url or "@" in found[1]:
             raise ConfigError("--files-url: give PROTOCOL://PLACE/FOLDER, and credentials in the environment")
         try:
             self._files, self._base = fsspec.core.url_to_fs(self._url)
@@ -123,7 +127,7 @@ class UrlStorage:
     def local(self, name: str) -> Iterator[Path]:
         """A copy that is there as long as the block runs."""
         self._working.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetched-", dir=self._working) as directory:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=self._working) as directory:
             path = Path(directory) / "file"
             with path.open("xb") as file:
                 for piece in self.pieces(name):

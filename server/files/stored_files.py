@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,7 +18,7 @@ from manylora.adapters.registry.files import FileRecord, Files
 from manylora.adapters.registry.whose import Whose
 from manylora.server.errors import ObjectNotFound
 from manylora.server.files.readers import FileReader
-from manylora.server.files.storage import PIECE, DirectoryStorage, Storage, UrlStorage
+from manylora.server.files.storage import PIECE, TEMPORARY, DirectoryStorage, Storage, UrlStorage
 
 _SENDING = "sending-"  # marks, in the directory, what is on its way to a shared storage
 _LEFT_SECONDS = 3600  # the longest that a file takes from its last byte to its row
@@ -55,6 +56,13 @@ class StoredFiles:
         """Where something that is not a file yet may be written."""
         self._directory.mkdir(parents=True, exist_ok=True)
         return self._directory / f".{name}"
+
+    @contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """An empty directory on the same disk, for as long as the block runs."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=self._directory) as place:
+            yield Path(place)
 
     def add(
         self,
@@ -197,15 +205,15 @@ class StoredFiles:
 
     def sweep(self) -> None:
         """Remove what crashes left an hour ago or earlier: bytes that no row knows."""
-        for path in self._left(".fetched-*"):
+        for path in self._left(f"{TEMPORARY}*"):
             shutil.rmtree(path, ignore_errors=True)
         for mark in self._left(f".{_SENDING}*"):
             name = mark.name.removeprefix(f".{_SENDING}")
-            if self._shared is not None and self._files.get(name, None) is None:
+            if self._shared is not None and not self._files.knows(name):
                 self._shared.remove(name)
             mark.unlink(missing_ok=True)
         known = self._files.own()
-        for path in self._left("file-*"):
+        for path in (*self._left("file-*"), *self._left("part_*")):
             if path.name not in known:
                 path.unlink(missing_ok=True)
 

@@ -123,7 +123,7 @@ def test_what_a_job_needs_is_neither_deleted_nor_expires(tmp_path: Path, model: 
         return "a training job that has not ended" if needed[0] else None
 
     service.file_readers = files_in_use(service.batches.needs, reader)
-    service.expiry = FileExpiry(service.files, service.file_readers)
+    service.expiry = FileExpiry(service.files, service.uploads, service.file_readers)
     with serving(service) as running:
         file = upload(running)
         with pytest.raises(openai.ConflictError, match="a training job that has not ended"):
