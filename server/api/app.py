@@ -26,6 +26,7 @@ from manylora.server.api.embed import embeddings, rerank, score
 from manylora.server.api.files import batches as batch_routes
 from manylora.server.api.files import files, uploads
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
+from manylora.server.api.graders import graders
 from manylora.server.api.http.auditing import Auditing
 from manylora.server.api.http.ended import EndWithKey
 from manylora.server.api.http.error_answers import answer_error
@@ -61,6 +62,7 @@ _RESOURCES = (
     files,
     uploads,
     batch_routes,
+    graders,
     compare,
     feedback,
     models,

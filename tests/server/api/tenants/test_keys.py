@@ -74,6 +74,8 @@ def test_a_tenants_key_opens_what_keeps_tenants_apart_and_nothing_else(
         "/v1/files",
         "/v1/files/nothing",
         "/v1/files/nothing/content",
+        "/v1/fine_tuning/alpha/graders/run",
+        "/v1/fine_tuning/alpha/graders/validate",
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/v1/models",
