@@ -38,28 +38,44 @@ class Standings:
 Turn = tuple[float, bool, int, float, bool]  # the smaller goes first; where they are equal, who came first
 
 
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """To what counters are lifted of somebody who waits: what the least were when the waiting began."""
+
+    client: float
+    adapter: float
+
+
 class Turns:
     """Whose turn it is. Event loop, but for ``told`` and ``begun``."""
 
     def __init__(self) -> None:
         self.watched: frozenset[str] = frozenset()  # clients that wait; read by the engine's thread
         self.told = Standings()  # replaced by the engine's thread
-        self.begun: Counter[str] = (
-            Counter()
-        )  # tokens of prompts that wait no more; the engine's thread
+        self.begun: Counter[str] = Counter()  # tokens of prompts that wait no more; the engine's thread
         self._submitted: Counter[str] = Counter()  # tokens of prompts, by client
 
     def submitted(self, client: Client, tokens: int) -> None:
         """The engine is given prompts of so many tokens."""
         self._submitted[client.name] += tokens
 
-    def of(self, asker: Asker) -> Turn:
-        """The place of ``asker`` at this moment; who has nothing in the engine goes before its equals."""
+    def floor(self, asker: Asker) -> Floor | None:
+        """For somebody who waits from now on; None while the engine has not told how it stands."""
+        within = self.told.adapters.get(asker.client.name)
+        return None if within is None else Floor(self.told.clients.least, within.least)
+
+    def of(self, asker: Asker, floor: Floor | None = None) -> Turn:
+        """The place of ``asker`` at this moment; who has nothing in the engine goes before its equals.
+
+        Without a floor it comes now.
+        """
         told, client = self.told, asker.client
         waiting = self._submitted[client.name] - self.begun[client.name]
-        turn = told.clients.of(client.name) + waiting / client.weight
+        turn = told.clients.of(client.name, None if floor is None else floor.client)
         busy = client.name in told.clients.with_work or waiting > 0
         if client is EVERYBODY:
-            return turn, busy, 0, 0.0, False
+            return turn + waiting / client.weight, busy, 0, 0.0, False
         within = told.adapters.get(client.name, NOBODY)
-        return turn, busy, asker.priority, within.of(asker.adapter), asker.adapter in within.with_work
+        own = within.of(asker.adapter, None if floor is None else floor.adapter)
+        working = asker.adapter in within.with_work
+        return turn + waiting / client.weight, busy, asker.priority, own, working
