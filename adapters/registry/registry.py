@@ -31,6 +31,7 @@ from manylora.adapters.registry.tenants.usage import Usage
 from manylora.adapters.registry.tuning.events import TuningEvents
 from manylora.adapters.registry.tuning.jobs import TuningJobs
 from manylora.adapters.registry.tuning.leases import TuningLeases
+from manylora.adapters.registry.uploads import Uploads
 
 HISTORY = 16  # revisions of a name that stay, to roll back to
 
@@ -55,6 +56,7 @@ class Registry:
         self.arms = Arms(database)
         self.recovery = Recovery(database)
         self.files = Files(database, owner=directory)
+        self.uploads = Uploads(database)
         self.batches = Batches(database, owner=directory)
         self.responses = Responses(database)
         self.tenants = Tenants(database)

@@ -24,11 +24,12 @@ from manylora.server.api.asking import asker
 from manylora.server.api.compare import route as compare
 from manylora.server.api.embed import embeddings, rerank, score
 from manylora.server.api.files import batches as batch_routes
-from manylora.server.api.files import files
+from manylora.server.api.files import files, uploads
 from manylora.server.api.fine_tuning import events as job_events
 from manylora.server.api.fine_tuning import jobs
 from manylora.server.api.fine_tuning import models as tuned_models
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
+from manylora.server.api.graders import graders
 from manylora.server.api.http.auditing import Auditing
 from manylora.server.api.http.ended import EndWithKey
 from manylora.server.api.http.error_answers import answer_error
@@ -62,10 +63,12 @@ _RESOURCES = (
     score,
     rerank,
     files,
+    uploads,
     batch_routes,
     jobs,
     job_events,
     tuned_models,
+    graders,
     compare,
     feedback,
     models,

@@ -102,6 +102,11 @@ class Tuning:
         if self.worker is not None:
             self.worker.wake()
 
+    async def needs(self, file_id: str) -> str | None:
+        """What reads a file, if a job does that has not ended."""
+        reads = await asyncio.to_thread(self.jobs.reads, file_id)
+        return "a fine-tuning job that has not ended" if reads else None
+
     async def _publish(self) -> None:
         looks = 0
         while True:

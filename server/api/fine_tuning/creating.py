@@ -84,23 +84,23 @@ async def bring_files(service: Service, files: list[FileRecord], folder: JobFold
     """Put a job's files into its directory.
 
     Raises:
-        ObjectNotFound: their bytes are on another server.
+        ObjectNotFound: their bytes are on another server, or gone.
+        StorageUnreachable: they can't be read for now.
         OSError: they can't be written.
     """
 
     def bring() -> None:
         folder.root.mkdir(parents=True, exist_ok=True)
         for record, which in zip(files, (TRAINING, VALIDATION), strict=False):
-            _copy(service.files.path(record.id), folder.data(which), which)
+            with service.files.local(record.id) as path:
+                _copy(path, folder.data(which))
 
     await asyncio.to_thread(bring)
 
 
-def _copy(path: Path, target: Path, which: str) -> None:
+def _copy(path: Path, target: Path) -> None:
     try:
         os.link(path, target)
-    except FileNotFoundError:
-        raise RequestError("The bytes of the file are on another server", which) from None
     except OSError:  # on another disk
         shutil.copyfile(path, target)
 

@@ -107,7 +107,7 @@ def test_a_job_waits_is_paused_and_ends(running: Running, client: openai.OpenAI)
     assert (job.status, job.seed, job.organization_id) == ("validating_files", 1, "local")
     assert job.hyperparameters.n_epochs == 2
     assert job.method.supervised.hyperparameters.batch_size == 8
-    with pytest.raises(openai.ConflictError, match="is read by a fine-tuning job"):
+    with pytest.raises(openai.ConflictError, match="is needed by a fine-tuning job that has not ended"):
         client.files.delete(job.training_file)
     assert str(jobs.pause(job.id).status) == "paused"  # of the specification, not of the client's type
     with pytest.raises(openai.ConflictError, match="it is paused"):

@@ -1,0 +1,1 @@
+"""Graders, with OpenAI's routes."""
