@@ -85,7 +85,8 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     return _PLACE.sub(fill, template)
 
 
-def _value(path: Path, values: Any) -> Any:
+def _value(path: Path, within: Mapping[str, Any]) -> Any:
+    values: Any = within
     for step in path:
         try:
             if not isinstance(values, list if isinstance(step, int) else Mapping):

@@ -25,8 +25,8 @@ from manylora.server.api.compare import route as compare
 from manylora.server.api.embed import embeddings, rerank, score
 from manylora.server.api.files import batches as batch_routes
 from manylora.server.api.files import files, uploads
+from manylora.server.api.fine_tuning import graders, permissions
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
-from manylora.server.api.graders import graders
 from manylora.server.api.http.auditing import Auditing
 from manylora.server.api.http.ended import EndWithKey
 from manylora.server.api.http.error_answers import answer_error
@@ -63,6 +63,7 @@ _RESOURCES = (
     uploads,
     batch_routes,
     graders,
+    permissions,
     compare,
     feedback,
     models,
