@@ -84,7 +84,7 @@ def test_permissions_are_listed_in_pages(acme: Any) -> None:
     assert all(kept[each.id] == each.created_at for each in first)
     (one,) = acme.list(MODEL, project_id="tenant-3").data
     assert one.project_id == "tenant-3"
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="paginated"):
         page = acme.retrieve(MODEL, limit=4)
     assert page.has_more
     assert page.last_id == page.data[-1].id
