@@ -77,15 +77,19 @@ fuzz: $(DEVELOPMENT) ## Send FUZZ_EXAMPLES generated requests to every route, an
 # The client libraries have environments of their own in build/: what they depend on is theirs to choose.
 CLIENTS := build/clients
 AGENT_CLIENTS := build/agent-clients
+PROXY_CLIENTS := build/proxy-clients
 
-clients: $(DEVELOPMENT) ## Run client libraries and agent frameworks (OpenAI, Anthropic, LangChain, LiteLLM, Instructor, …) against a tiny server; needs Node.
+clients: $(DEVELOPMENT) ## Run client libraries and agent frameworks (OpenAI, Anthropic, LangChain, LiteLLM and its proxy, Instructor, …) against a tiny server; needs Node.
 	$(MAKE) --no-print-directory client-environment ENVIRONMENT=$(CLIENTS) \
 		WANTED=tests/clients/requirements.txt LOCKED=tests/clients/requirements-clients.lock
 	$(MAKE) --no-print-directory client-environment ENVIRONMENT=$(AGENT_CLIENTS) \
 		WANTED=tests/clients/agent_clients/requirements.txt LOCKED=tests/clients/agent_clients/requirements.lock
+	$(MAKE) --no-print-directory client-environment ENVIRONMENT=$(PROXY_CLIENTS) \
+		WANTED=tests/clients/proxy_clients/requirements.txt LOCKED=tests/clients/proxy_clients/requirements.lock
 	cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)
 	cd $(CLIENTS) && npm ci --no-audit --no-fund --silent
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients $(CLIENTS)/bin/python $(AGENT_CLIENTS)/bin/python $(CLIENTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients $(CLIENTS)/bin/python $(AGENT_CLIENTS)/bin/python \
+		$(PROXY_CLIENTS)/bin/python $(CLIENTS)
 
 .PHONY: client-environment
 

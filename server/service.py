@@ -24,6 +24,7 @@ from manylora.server.batches.batches import BatchQueue
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineConfig
 from manylora.server.engine.faults import Supervision, device_works
+from manylora.server.engine.turns import Turns
 from manylora.server.errors import ConfigError
 from manylora.server.exporting.exports import Exports
 from manylora.server.files.expiry import FileExpiry
@@ -196,6 +197,7 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
         metrics=metrics,
         slow=slow,
         merging=merging,
+        turns=core.scheduler.turns,
     )
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
     files = StoredFiles(adapters.registry.files, settings.data_dir / "files", settings.files_url)
@@ -317,6 +319,7 @@ def _adapters(
     metrics: Metrics,
     slow: SlowWork,
     merging: MergeOptions,
+    turns: Turns | None,
 ) -> AdapterManager:
     policy = policy_for(settings.resolve, source_policy(settings))
     return AdapterManager(
@@ -339,6 +342,7 @@ def _adapters(
         ),
         slow=slow,
         merging=merging,
+        turns=turns,
     )
 
 

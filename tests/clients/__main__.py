@@ -1,7 +1,8 @@
 """Client libraries against a running tiny server, each in a process of its own; run by ``make clients``.
 
 The libraries are in environments of their own: what they depend on is theirs to choose. Arguments: the
-Python of ``python_clients``, that of ``agent_clients``, and the folder whose node_modules has those for Node.
+Python of ``python_clients``, that of ``agent_clients``, that of ``proxy_clients``, and the folder whose
+node_modules has those for Node.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MIX = "alpha*0.5+beta*0.5"
 PATIENCE = 180.0  # seconds for one library: some take long to import
 
 
-def main(python: str, agents_python: str, node_folder: str) -> int:
+def main(python: str, agents_python: str, proxy_python: str, node_folder: str) -> int:
     """Run every client; the number of those that failed."""
     with TemporaryDirectory(prefix="manylora-clients-") as directory:
         root = Path(directory)
@@ -40,6 +41,7 @@ def main(python: str, agents_python: str, node_folder: str) -> int:
             url = f"{server.url}/v1"
             commands = [[python, str(script)] for script in sorted(HERE.glob("python_clients/*.py"))]
             commands += [[agents_python, str(script)] for script in sorted(HERE.glob("agent_clients/*.py"))]
+            commands += [[proxy_python, str(script)] for script in sorted(HERE.glob("proxy_clients/*.py"))]
             commands += [["node", str(script)] for script in _node_scripts(Path(node_folder))]
             failed = [command[-1] for command in commands if not _passes([*command, url, ADAPTERS[0], MIX])]
             server.wait_until_idle()
