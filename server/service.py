@@ -32,6 +32,7 @@ from manylora.server.files.readers import FileReader, files_in_use
 from manylora.server.files.stored_files import StoredFiles
 from manylora.server.files.uploads import FileUploads
 from manylora.server.grammars.compiler import GrammarCompiler
+from manylora.server.jobs.tuning import Tuning, mode_of
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.memory_budget import cache_bytes
 from manylora.server.merged.auto_merge import AutoMergeRules
@@ -93,6 +94,7 @@ class Service:
     batches: BatchQueue
     responses: StoredResponses  # that clients go on from
     tenants: TenantDirectory  # who shares the server
+    tuning: Tuning  # jobs that train adapters
     background: Background  # responses that nobody waits for
     ranks: StartedRanks | None  # the processes that share the base
     ready: bool = False
@@ -125,6 +127,7 @@ class Service:
     async def stop(self) -> None:
         """Stop admitting, end what runs, free what is held."""
         self.ready = False
+        await self.tuning.stop()
         await self.batches.stop()
         await self.expiry.close()
         await self.background.stop()
@@ -208,8 +211,20 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
         lambda own: _batch_room(engine, limits.max_num_seqs, own),
         MAX_BATCH_LINE_BYTES,
     )
-    file_readers = files_in_use(batches.needs)
     responses = StoredResponses(adapters.registry.responses, settings.response_store)
+    tenants = TenantDirectory(
+        adapters.registry, usage_days=settings.usage_days, audit_days=settings.audit_days
+    )
+    tuning = Tuning(
+        mode_of(settings.training, loaded.device.type),
+        settings,
+        model_dir,
+        adapters=adapters,
+        files=files,
+        tenants=tenants,
+        device=loaded.device.type,
+    )
+    file_readers = files_in_use(batches.needs, tuning.needs)
     return Service(
         config=settings,
         model_name=name,
@@ -234,9 +249,8 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
         expiry=FileExpiry(files, uploads, file_readers),
         batches=batches,
         responses=responses,
-        tenants=TenantDirectory(
-            adapters.registry, usage_days=settings.usage_days, audit_days=settings.audit_days
-        ),
+        tenants=tenants,
+        tuning=tuning,
         background=Background(responses),
         ranks=base.ranks,
     )

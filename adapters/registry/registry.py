@@ -29,6 +29,9 @@ from manylora.adapters.registry.tenants.audit import Audit
 from manylora.adapters.registry.tenants.taken import Taken
 from manylora.adapters.registry.tenants.tenants import Tenants
 from manylora.adapters.registry.tenants.usage import Usage
+from manylora.adapters.registry.tuning.events import TuningEvents
+from manylora.adapters.registry.tuning.jobs import TuningJobs
+from manylora.adapters.registry.tuning.leases import TuningLeases
 from manylora.adapters.registry.uploads import Uploads
 
 HISTORY = 16  # revisions of a name that stay, to roll back to
@@ -62,6 +65,8 @@ class Registry:
         self.usage = Usage(database)
         self.taken = Taken(database)
         self.audit = Audit(database)
+        self.tuning = TuningJobs(database)
+        self.tuning_events = TuningEvents(database)
 
     def __enter__(self) -> Self:
         return self
@@ -93,6 +98,10 @@ class Registry:
                 return generation, []
             later = select(changes.c.name).where(changes.c.generation > since).order_by(changes.c.name)
             return generation, list(connection.execute(later).scalars())
+
+    def tuning_leases(self, worker: str) -> TuningLeases:
+        """The leases of fine-tuning jobs that the worker of that id has."""
+        return TuningLeases(self._database, worker)
 
     def set_store(self, identity: str) -> None:
         """Record, in a new registry, that its revisions lie in the artifact directory called ``identity``.
