@@ -27,12 +27,14 @@ from manylora.server.api.access.scopes import (
     TENANT,
     KeyScope,
     OnBehalf,
+    caller_tenant,
     declared_scope,
 )
 from manylora.server.errors import AdminKeyNeeded, Unauthorized
 from manylora.server.tenants.directory import TenantDirectory
 from manylora.server.tenants.holder import KeyHolder
 from manylora.server.tenants.running import ENDED
+from manylora.server.tracing.current import CURRENT_TRACE
 
 _RIGHTS: Final = {TENANT: KeyRight.INFER, MANAGE: KeyRight.MANAGE}  # what of a tenant's key opens a route
 _REFUSALS: Final = {
@@ -96,6 +98,8 @@ class Guard:
         else:
             caller = self._scope(known, admin)
         request.scope[CALLER] = caller
+        if (trace := CURRENT_TRACE.get()) is not None:
+            trace.matched(*_matched(request))
         needed = declared_scope(request.scope.get("endpoint"))
         if needed is None:
             raise HTTPException(403, "This route is closed: it does not say who may use it")
@@ -150,6 +154,11 @@ class Guard:
         if not known and closed and not admin:
             return OPEN
         return ADMIN if admin or not self._admin_keys else INFER
+
+
+def _matched(request: Request) -> tuple[str, str, str | None]:
+    tenant = caller_tenant(request.scope)
+    return request.method, request.scope["route"].path_format, None if tenant is None else tenant.name
 
 
 def _given_keys(request: Request) -> tuple[str, str]:
