@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Iterable
-from functools import partial
 from typing import Final
 
 from fastapi import Request
@@ -33,6 +32,7 @@ from manylora.server.api.access.scopes import (
 from manylora.server.errors import AdminKeyNeeded, Unauthorized
 from manylora.server.tenants.directory import TenantDirectory
 from manylora.server.tenants.holder import KeyHolder
+from manylora.server.tenants.limit_headers import LimitHeaders
 from manylora.server.tenants.running import ENDED
 from manylora.server.tracing.current import CURRENT_TRACE
 
@@ -128,9 +128,8 @@ class Guard:
         tenant = holder.tenant
         request.scope[CALLERS_TENANT] = tenant
         request.scope[LEAST_PRIORITY] = 0 if holder.key is None else holder.key.priority
-        if tenant.settings.limits != NO_LIMITS:  # those with single adapters are told with refusals
-            meter = self._tenants.meters.of(tenant.id)
-            request.scope[ADDED_HEADERS] = partial(meter.headers, tenant.settings.limits)
+        if tenant.settings.limits != NO_LIMITS or tenant.settings.adapter_limits:
+            request.scope[ADDED_HEADERS] = LimitHeaders(self._tenants.meters, tenant)
         return TENANT
 
     def _holder(self, given: Iterable[str], behalf: object) -> KeyHolder | None:
