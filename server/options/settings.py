@@ -329,6 +329,11 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["text", "json"], Option(OPERATION, "FORM", "json: one object a line, with request ids.")
     ] = "text"
+    otlp_endpoint: Annotated[
+        str | None,
+        Option(OPERATION, "URL", "Send traces there (OTLP/HTTP).", default="OTEL_EXPORTER_OTLP_ENDPOINT"),
+        Field(pattern=r"^https?://[^\s/]+(/\S*)?$", max_length=2048),
+    ] = None
     access_log: Annotated[bool, Option(OPERATION, "", "One log line a request.", switch=True)] = False
     step_timeout: Annotated[
         AutoSeconds,
