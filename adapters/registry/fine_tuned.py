@@ -18,7 +18,9 @@ MAX_SUFFIX: Final = 64  # characters
 NO_TENANT: Final = "local"  # ORG of models that are no tenant's
 MAX_STEP: Final = 2**31 - 1
 
-_CHECKPOINT = re.compile(r":ckpt-step-(0|[1-9][0-9]{0,9})\Z")
+_LENGTHS: Final = ((MAX_NAME, MAX_NAME), (32, 24), (12, 8))  # of base and org, as far as is needed
+CHECKPOINT: Final = ":ckpt-step-"  # between a model's name and a step
+_CHECKPOINT = re.compile(rf"{CHECKPOINT}(0|[1-9][0-9]{{0,9}})\Z")
 _ID = re.compile(r"[A-Za-z0-9]{1,32}")
 _ORG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEPT = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"})  # what of other scripts stays in a suffix
@@ -35,8 +37,7 @@ class FineTunedName:
     step: int | None = None  # of a checkpoint
 
     def __str__(self) -> str:
-        checkpoint = "" if self.step is None else f":ckpt-step-{self.step}"
-        return f"{self.model}{checkpoint}"
+        return self.model if self.step is None else checkpoint_name(self.model, self.step)
 
     @property
     def model(self) -> str:
@@ -48,6 +49,11 @@ class FineTunedName:
         return FineTunedName(self.base, self.org, self.suffix, self.id, step)
 
 
+def checkpoint_name(model: str, step: int) -> str:
+    """What ``model`` is called as it was after a step."""
+    return f"{model}{CHECKPOINT}{step}"
+
+
 def fine_tuned_name(
     base: str, org: str, suffix: str | None, model_id: str, namespace: str = ""
 ) -> FineTunedName:
@@ -55,7 +61,7 @@ def fine_tuned_name(
 
     Args:
         base: what clients call the base model; what can't stand in an adapter's name becomes "-".
-        org: the tenant's name, or ``NO_TENANT``.
+        org: the tenant's name, or ``NO_TENANT``. Base and tenant are cut short where both are long.
         suffix: as its owner wrote it, up to 64 characters; likewise, and ":" and "/" as well.
         model_id: letters and digits that no other model has.
         namespace: what the registry writes before names of its owner.
@@ -65,9 +71,13 @@ def fine_tuned_name(
     """
     if suffix is not None and len(suffix) > MAX_SUFFIX:
         raise AdapterNameError(f"a suffix has at most {MAX_SUFFIX} characters, not {len(suffix)}")
-    name = FineTunedName(_base(base), org, _suffix(suffix or ""), model_id)
+    for most_base, most_org in _LENGTHS:
+        first = _base(base) if len(base) <= most_base else _base(base.rpartition("/")[2])[:most_base]
+        name = FineTunedName(first, org[:most_org], _suffix(suffix or ""), model_id)
+        longest = len(f"{namespace}{name.at(MAX_STEP)}")
+        if longest <= MAX_NAME:
+            break
     assert parse_fine_tuned(str(name)) == name, "org and id are as they have to be"
-    longest = len(f"{namespace}{name.at(MAX_STEP)}")
     if longest > MAX_NAME:
         raise AdapterNameError(
             f"the model's checkpoints would have names of {longest} characters, and {MAX_NAME} are allowed: "

@@ -90,6 +90,15 @@ def test_suffixes_are_bounded_and_cleaned() -> None:
     with pytest.raises(AdapterNameError, match="64"):
         fine_tuned_name("tiny", "acme", "x" * 65, "i")
     with pytest.raises(AdapterNameError, match="shorter"):
-        fine_tuned_name("tiny", "acme", "x" * 50, "i" * 8, namespace="acme" * 10 + "/")
+        fine_tuned_name("tiny", "acme", "x" * 64, "i" * 8, namespace="acme" * 10 + "/")
     room = MAX_NAME - len(f"acme/ft:tiny:acme::iiiiiiii:ckpt-step-{MAX_STEP}")
     assert fine_tuned_name("tiny", "acme", "x" * min(room, 64), "i" * 8, namespace="acme/")
+
+
+def test_long_bases_and_tenants_are_cut_as_far_as_is_needed() -> None:
+    assert fine_tuned_name("hub/Model-1B", "acme", None, "i").base == "hub/Model-1B"
+    assert fine_tuned_name("hub/" + "b" * 90, "o" * 20, None, "i") == FineTunedName(
+        "b" * 32, "o" * 20, "", "i"
+    )
+    longest = fine_tuned_name("b" * 200, "o" * 64, "sfx", "i" * 8, namespace="o" * 64 + "/")
+    assert longest == FineTunedName("b" * 12, "o" * 8, "sfx", "i" * 8)
