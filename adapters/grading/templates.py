@@ -89,9 +89,12 @@ def _value(path: Path, within: Mapping[str, Any]) -> Any:
     values: Any = within
     for step in path:
         try:
-            if not isinstance(values, list if isinstance(step, int) else Mapping):
-                raise VariableMissing(f"there is no {_written(path)}")
-            values = values[step]
+            if (isinstance(step, int) and isinstance(values, list)) or (
+                isinstance(step, str) and isinstance(values, Mapping)
+            ):
+                values = values[step]
+            else:
+                raise KeyError(step)
         except (KeyError, IndexError):
             raise VariableMissing(f"there is no {_written(path)}") from None
     return values
