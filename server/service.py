@@ -57,6 +57,8 @@ from manylora.server.responses.stored import StoredResponses
 from manylora.server.tenants.directory import TenantDirectory
 from manylora.server.tenants.view import TenantView
 from manylora.server.threads import LimitedWork, SlowWork, request_pool
+from manylora.server.tracing.current import RequestTracer
+from manylora.server.tracing.starting import start_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ class Service:
     tenants: TenantDirectory  # who shares the server
     tuning: Tuning  # jobs that train adapters
     background: Background  # responses that nobody waits for
+    tracer: RequestTracer | None  # of requests; None: nothing is traced
     ranks: StartedRanks | None  # the processes that share the base
     ready: bool = False
     started: float = field(default_factory=time.time)  # unix seconds
@@ -137,6 +140,8 @@ class Service:
         await self.conventions.close()
         await self.tenants.close()
         await self.adapters.close()
+        if self.tracer is not None:
+            await asyncio.to_thread(self.tracer.close)
         if self.ranks is not None:
             await asyncio.to_thread(self.ranks.close)
 
@@ -252,6 +257,7 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
         tenants=tenants,
         tuning=tuning,
         background=Background(responses),
+        tracer=start_tracing(settings.otlp_endpoint, os.environ),
         ranks=base.ranks,
     )
 

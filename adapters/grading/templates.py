@@ -85,12 +85,13 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     return _PLACE.sub(fill, template)
 
 
-def _value(path: Path, values: Any) -> Any:
+def _value(path: Path, within: Mapping[str, Any]) -> Any:
+    values: Any = within
     for step in path:
         try:
             if not isinstance(values, list if isinstance(step, int) else Mapping):
-                raise VariableMissing(f"there is no {_written(path)}")
-            values = values[step]
+                raise KeyError(step)
+            values = values[step]  # type: ignore[index]  # of the kind that was just looked for
         except (KeyError, IndexError):
             raise VariableMissing(f"there is no {_written(path)}") from None
     return values

@@ -24,6 +24,7 @@ from manylora.adapters.registry.recovery import Recovery
 from manylora.adapters.registry.responses import Responses
 from manylora.adapters.registry.revisions import Revisions
 from manylora.adapters.registry.schema import Database, changes, counter
+from manylora.adapters.registry.shares import Shares
 from manylora.adapters.registry.tenants.audit import Audit
 from manylora.adapters.registry.tenants.taken import Taken
 from manylora.adapters.registry.tenants.tenants import Tenants
@@ -51,6 +52,7 @@ class Registry:
         """
         database = self._database = Database(url)
         self.names = Names(database, owner=owner, history=history)
+        self.shares = Shares(database)
         self.revisions = Revisions(database)
         self.aliases = Aliases(database)
         self.arms = Arms(database)

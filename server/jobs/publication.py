@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from manylora.adapters.errors import AdapterError, AdapterNotFound, OverQuota, StoreError, TenantNotFound
+from manylora.adapters.registry.fine_tuned import checkpoint_name
 from manylora.adapters.registry.tuning.leases import Checkpoints, LeaseLost, Said, TuningLeases
 from manylora.adapters.registry.tuning.records import JobRecord
 from manylora.adapters.registry.tuning.states import JobState, Need, NotAllowed
@@ -22,7 +23,6 @@ from manylora.adapters.training.session.metrics_log import read_metrics
 from manylora.server.adapter_manager import AdapterManager
 from manylora.server.files.stored_files import StoredFiles
 from manylora.server.jobs.folder import JobFolder
-from manylora.server.jobs.naming import checkpoint_name
 from manylora.server.jobs.results import at, by_step, csv_of
 from manylora.server.names.admin.publishing import copy
 

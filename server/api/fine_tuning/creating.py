@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from manylora.adapters.errors import AdapterError, AdapterNotFound
+from manylora.adapters.errors import AdapterError, AdapterNameError, AdapterNotFound
 from manylora.adapters.mix import MixTerm, parse_mix
 from manylora.adapters.registry.files import FileRecord
+from manylora.adapters.registry.fine_tuned import NO_TENANT, fine_tuned_name
 from manylora.adapters.registry.tuning.records import JobRecord
 from manylora.adapters.registry.tuning.states import JobState, Need
 from manylora.adapters.registry.whose import Whose
@@ -23,13 +24,13 @@ from manylora.server.api.fine_tuning.body import MAX_SEED, JobBody, check
 from manylora.server.errors import ModelNotFound, RequestError
 from manylora.server.jobs.folder import TRAINING, VALIDATION, JobFolder
 from manylora.server.jobs.hyperparameters import resolved
-from manylora.server.jobs.naming import NO_TENANT, model_name
 from manylora.server.jobs.publication import new_job_id
 from manylora.server.jobs.training_config import LORA_OPTIONS, Place, train_config
 from manylora.server.service import Service
 from manylora.server.tenants.view import TenantView
 
 _PURPOSE = "fine-tune"
+_ID_DIGITS = 8  # of the job's id, that its model's name ends with
 _MAX_ROWS = 1_000  # that hyperparameters are checked with
 
 
@@ -50,7 +51,11 @@ async def new_job(
     job_id = new_job_id()
     organization = NO_TENANT if view is None else view.tenant.name
     namespace = "" if view is None else view.tenant.namespace
-    name = model_name(service.model_name, organization, body.suffix, job_id, namespace)
+    own_id = job_id.rpartition("-")[2][:_ID_DIGITS]
+    try:
+        name = str(fine_tuned_name(service.model_name, organization, body.suffix, own_id, namespace))
+    except AdapterNameError as error:
+        raise RequestError(str(error), "suffix") from None
     asked = {
         "model": body.model,
         "init": await _init(service, body.model, view),

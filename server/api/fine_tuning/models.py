@@ -8,13 +8,13 @@ from fastapi import APIRouter, Response
 
 from manylora.adapters.errors import AdapterError, AdapterInUse, AdapterNotFound
 from manylora.adapters.mix import check_name
+from manylora.adapters.registry.fine_tuned import CHECKPOINT, parse_fine_tuned
 from manylora.server.api.access.scopes import MANAGE, needs
 from manylora.server.api.access.views import CallerView
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.limits import DEFAULT_DEADLINE
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import ModelNotFound, RequestError
-from manylora.server.jobs.naming import checkpoints_of, is_tuned
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -36,7 +36,8 @@ async def delete_model(service: ServiceState, view: CallerView, model_id: str) -
     await service.adapters.admin.catch_up()
     if not service.adapters.admin.has(registered):
         raise ModelNotFound(f"The model '{name}' does not exist")
-    if not is_tuned(name if view is None else view.short(registered)):
+    own_name = _without_tenant(name) if view is None else view.short(registered)
+    if parse_fine_tuned(own_name) is None:
         raise RequestError(
             "Only fine-tuned models are deleted so: DELETE /v1/adapters deletes others", "model"
         )
@@ -46,7 +47,13 @@ async def delete_model(service: ServiceState, view: CallerView, model_id: str) -
         raise (error if view is None else AdapterInUse("an alias points to it: delete that first")) from None
     except AdapterNotFound as error:
         raise ModelNotFound(f"The model '{name}' does not exist") from error
-    for checkpoint in checkpoints_of(registered, service.adapters.mirror.names):
+    checkpoints = [each for each in service.adapters.mirror.names if each.startswith(registered + CHECKPOINT)]
+    for checkpoint in checkpoints:
         with suppress(AdapterNotFound, AdapterInUse):  # deleted already, or an alias wants it
             await service.adapters.deletions.delete(checkpoint, 0.0)
     return Json({"id": model_id, "object": "model", "deleted": True})
+
+
+def _without_tenant(name: str) -> str:
+    """What a fine-tuned model's owner calls it, of how an admin does."""
+    return name if name.startswith("ft:") else name.partition("/")[2]

@@ -36,6 +36,16 @@ BODIES: Mapping[str, Any] = {
         "endpoint": "/v1/chat/completions",
         "completion_window": "24h",
     },
+    "/v1/fine_tuning/checkpoints/{name}/permissions": {"project_ids": ["{tenant}"]},
+    "/v1/fine_tuning/alpha/graders/run": {
+        "grader": {
+            "type": "score_model",
+            "name": "judge",
+            "model": "{}",
+            "input": [{"role": "user", "content": "Hello"}],
+        },
+        "model_sample": "Hello",
+    },
     "/v1/uploads": {"bytes": 1, "filename": "a", "mime_type": "text/plain", "purpose": "{}"},
     "/v1/uploads/{upload_id}/complete": {"part_ids": ["{part}"]},
     "/v1/feedback": {"response_id": "{answer}", "score": 1},

@@ -1,1 +1,0 @@
-"""Graders, with OpenAI's routes."""
