@@ -23,7 +23,7 @@ from manylora.adapters.registry.tuning.states import Need
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 30.0  # without work, after which the process ends
-_GRACE = 20.0  # seconds that it gets at the server's end to write a checkpoint
+_GRACE = 10.0  # seconds that it gets at the server's end to write a checkpoint
 _LOOK_EVERY = 1.0  # seconds
 _AFTER_FAULT = 15.0  # seconds before another is started
 _NEEDS = (Need.VALIDATION, Need.TRAINING)
@@ -93,7 +93,8 @@ class LocalWorker:
             with suppress(BrokenPipeError, ConnectionResetError):
                 await process.communicate(json.dumps(told).encode())
         except asyncio.CancelledError:
-            process.kill()
+            with suppress(ProcessLookupError):  # it has ended by itself a moment ago
+                process.kill()
             raise
         finally:
             self.process = None
