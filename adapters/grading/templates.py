@@ -89,12 +89,9 @@ def _value(path: Path, within: Mapping[str, Any]) -> Any:
     values: Any = within
     for step in path:
         try:
-            if (isinstance(step, int) and isinstance(values, list)) or (
-                isinstance(step, str) and isinstance(values, Mapping)
-            ):
-                values = values[step]
-            else:
+            if not isinstance(values, list if isinstance(step, int) else Mapping):
                 raise KeyError(step)
+            values = values[step]  # type: ignore[index]  # of the kind that was just looked for
         except (KeyError, IndexError):
             raise VariableMissing(f"there is no {_written(path)}") from None
     return values
