@@ -24,7 +24,10 @@ from manylora.server.api.asking import asker
 from manylora.server.api.compare import route as compare
 from manylora.server.api.embed import embeddings, rerank, score
 from manylora.server.api.files import batches as batch_routes
-from manylora.server.api.files import files
+from manylora.server.api.files import files, uploads
+from manylora.server.api.fine_tuning import events as job_events
+from manylora.server.api.fine_tuning import graders, jobs, permissions
+from manylora.server.api.fine_tuning import models as tuned_models
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
 from manylora.server.api.http.auditing import Auditing
 from manylora.server.api.http.ended import EndWithKey
@@ -61,7 +64,13 @@ _RESOURCES = (
     score,
     rerank,
     files,
+    uploads,
     batch_routes,
+    jobs,
+    job_events,
+    tuned_models,
+    graders,
+    permissions,
     compare,
     feedback,
     models,
@@ -162,6 +171,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await apply_file(service, service.config.tenants)
         if app.state.works_on_batches:
             service.batches.start(partial(asker, app))
+            service.tuning.start()
         yield
     finally:
         await service.stop()
