@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -183,7 +184,13 @@ def _inner(value: Any) -> Any:
 
 
 def put_on_device(model: nn.Module) -> None:
-    """Move a model's parameters and buffers; what was one tensor stays one."""
+    """Move a model's parameters, buffers and codes; what was one tensor stays one."""
+    from manylora.server.kernels.reference.quantized import CodedLinear
+    from manylora.server.model.decoders.coded_products import Products
+
+    products = Products()
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, CodedLinear)]:
+        model.set_submodule(name, _coded_on_device(layer, products))
     moved: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
@@ -193,7 +200,17 @@ def put_on_device(model: nn.Module) -> None:
                 module._parameters[name] = moved[id(parameter)]
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
-                module._buffers[name] = OnDevice(buffer)
+                module._buffers[name] = buffer if isinstance(buffer, OnDevice) else OnDevice(buffer)
+
+
+def _coded_on_device(layer: Any, products: Any) -> nn.Module:
+    """As loading makes it of codes that are there."""
+    codes, bias = layer.codes, None if layer.bias is None else OnDevice(layer.bias)
+    tensors = {f.name: getattr(codes, f.name) for f in fields(codes)}
+    there = replace(codes, **{n: OnDevice(t) for n, t in tensors.items() if isinstance(t, torch.Tensor)})
+    product = products.of(there, bias, layer.dtype)
+    made: nn.Module = type(layer)(there, bias, layer.dtype, layer._dequantize, product)
+    return made
 
 
 class _Event:
