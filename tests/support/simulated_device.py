@@ -213,6 +213,12 @@ def _coded_on_device(layer: Any, products: Any) -> nn.Module:
     return made
 
 
+class _Properties:
+    """Of a device as large as the smallest that is served."""
+
+    shared_memory_per_block_optin = 64 * 1024  # bytes
+
+
 class _Event:
     """An event of a stream on which nothing is ever late."""
 
@@ -292,13 +298,15 @@ def _without_inference_mode(patch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def simulated_cuda(patch: pytest.MonkeyPatch, backing: str = "cpu") -> Iterator[SimulatedCuda]:
     """The calling thread has a CUDA device in this block; ``backing`` is that of :class:`SimulatedCuda`."""
-    from manylora.server.kernels.cuda import backend
+    from manylora.server.kernels.cuda import backend, types
     from manylora.server.kernels.cuda.replay import graphs
     from manylora.server.model.pages import uploads
 
     assert backend.TritonStep.name == "triton"
     patch.setattr(torch.cuda, "_lazy_init", lambda: None)
     patch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    patch.setattr(torch.cuda, "get_device_properties", lambda *_: _Properties())
     patch.setattr(torch.cuda, "Event", _Event)
     patch.setattr(graphs, "GraphCapture", _Capture)
     patch.setattr(uploads, "CudaLane", _Lane)
@@ -310,6 +318,9 @@ def simulated_cuda(patch: pytest.MonkeyPatch, backing: str = "cpu") -> Iterator[
             ):
                 patch.setattr(module, name, _Kernel(name, value))
     _without_inference_mode(patch)
+    known = (types.multiplies, types.shared_memory)  # what they remember is of this device only
+    for function in known:
+        function.cache_clear()
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
     try:
@@ -317,3 +328,5 @@ def simulated_cuda(patch: pytest.MonkeyPatch, backing: str = "cpu") -> Iterator[
             yield mode
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
+        for function in known:
+            function.cache_clear()
