@@ -31,7 +31,7 @@ CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 URL_VARIABLE = ENV_PREFIX + "URL"  # read by the commands that talk to a running server
 
 MODEL, ADAPTERS, HTTP, CONNECTIONS = "Base model", "Adapters", "HTTP", "Connections"
-MERGING, ENGINE, OPERATION = "Merging", "Engine", "Operation"
+MERGING, ENGINE, TRAINING, OPERATION = "Merging", "Engine", "Training", "Operation"
 SECRETS = ("api_key", "admin_api_key")  # fields whose values are never shown
 MAX_BYTES = 2**50  # a petabyte: beyond it the number is a typing error
 
@@ -163,7 +163,12 @@ class Settings(BaseSettings):
         Origins,
         Option(HTTP, "ORIGIN", "Pages from here may use the API; '*': all.", repeatable=True),
     ] = []
-    max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
+    max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger uploads are refused.")] = 2**30
+    files_url: Annotated[
+        str | None,
+        Option(HTTP, "URL", "Clients' files go here, as s3://bucket/files.", default="in --data-dir"),
+        Field(min_length=1, max_length=2048),
+    ] = None
     response_store: Annotated[SizeOrNone, Option(HTTP, "SIZE", "Responses kept, 30 days; 0: none.")] = (
         256 * 2**20
     )
@@ -291,6 +296,22 @@ class Settings(BaseSettings):
         ),
     ] = False
 
+    # --- training
+    training: Annotated[
+        Literal["auto", "off", "local", "external"],
+        Option(TRAINING, "WHO", "auto, local (beside it), external (workers), off."),
+    ] = "auto"
+    training_share: Annotated[
+        float,
+        Option(TRAINING, "SHARE", "Of the cores, for the local worker."),
+        Field(ge=0.01, le=1, allow_inf_nan=False),
+    ] = 0.5
+    training_jobs_per_tenant: Annotated[
+        int,
+        Option(TRAINING, "N", "One tenant's jobs in training at once."),
+        Field(ge=1, le=1000),
+    ] = 2
+
     # --- operation
     data_dir: Annotated[
         UserPath, Option(OPERATION, "DIR", "For models and adapters.", default="~/.local/share/manylora")
@@ -308,6 +329,11 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["text", "json"], Option(OPERATION, "FORM", "json: one object a line, with request ids.")
     ] = "text"
+    otlp_endpoint: Annotated[
+        str | None,
+        Option(OPERATION, "URL", "Send traces there (OTLP/HTTP).", default="OTEL_EXPORTER_OTLP_ENDPOINT"),
+        Field(pattern=r"^https?://[^\s/]+(/\S*)?$", max_length=2048),
+    ] = None
     access_log: Annotated[bool, Option(OPERATION, "", "One log line a request.", switch=True)] = False
     step_timeout: Annotated[
         AutoSeconds,

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from manylora.adapters.registry.registry import Registry
-from manylora.server.tenants.usage import SAVE_SECONDS
+from manylora.server.tenants.saving import SAVE_SECONDS
 from tests.support.server_process import ServerProcess, server_process, small_options
 from tests.support.tenants import ADMIN, bearer, chat, tenant_key
 
