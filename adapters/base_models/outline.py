@@ -16,6 +16,7 @@ from manylora.adapters.base_models.layers import (
     describe_cache,
     describe_heads,
     describe_vocabulary,
+    experts_of,
     target_of,
 )
 from manylora.adapters.base_models.norms import norms_of
@@ -69,6 +70,7 @@ def describe_skeleton(
         cache=describe_cache(config),
         norms={n: target_of(n, m) for n, m in norms.items()},
         heads=describe_heads(config),
+        experts={stack.name: stack for stack in experts_of(skeleton)},
     )
 
 

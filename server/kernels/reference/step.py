@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from manylora.server.kernels.reference.attention import (
     plan_attention,
 )
 from manylora.server.kernels.reference.coded_cache import SCALE_BYTES, CodedKV
+from manylora.server.kernels.reference.expert_lora import expert_delta
 from manylora.server.kernels.reference.layer import Layer, Work, rms_norm
 from manylora.server.kernels.reference.linear import PackedLinear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
@@ -60,6 +62,13 @@ def norm_shapes(weights: DecoderWeights) -> list[ModuleShape]:
     return [ModuleShape(w, w, linear=False) for w in (*widths, weights.embedding.shape[1])]
 
 
+def expert_shapes(weights: DecoderWeights) -> list[ModuleShape]:
+    """Shapes of what adapters address of the experts, in the numbering of :class:`DecoderWeights`."""
+    width, inner = weights.embedding.shape[1], weights.intermediate
+    pair = [ModuleShape(width, 2 * inner, expert=True), ModuleShape(inner, width, expert=True)]
+    return pair * (sum(len(weights.expert_modules(i)) for i in range(len(weights.layers))) // 2)
+
+
 class ReferenceStep:
     """Runs steps on any device and dtype. Owns the KV cache."""
 
@@ -89,7 +98,8 @@ class ReferenceStep:
         self._weights = weights.without_matrices()
         self._decode_rows = decode_rows
         self._pool = pool
-        shapes = [*target_shapes(weights), *norm_shapes(weights)]
+        shapes = [*target_shapes(weights), *norm_shapes(weights), *expert_shapes(weights)]
+        self._shapes = shapes
         self._planner = LoraPlanner(pool, shapes, self, lora_plan)
         heads, dim = weights.n_kv_heads, weights.head_dim
         like = weights.embedding
@@ -159,6 +169,8 @@ class ReferenceStep:
             plan_attention(inputs, device, self._decode_rows),
             self._planner.plan(inputs),
         )
+        experts = expert_delta(self._pool, self._shapes, inputs.lora, inputs.query_start)
+        work = replace(work, experts=experts)
         x = self._run(self._layers if merged is None else merged.layers, x, work)
         norm = self._final_norm if merged is None else merged.final_norm
         final = self._final(x, norm, work.lora, torch.from_numpy(inputs.logits_rows).to(device))
