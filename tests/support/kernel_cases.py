@@ -198,7 +198,10 @@ class Pages:
         generator = torch.Generator().manual_seed(seed)
         ranks = [rank] * 7 if isinstance(rank, int) else list(rank)
         offsets, all_ranks = [], []
-        tables = {letter: np.zeros(len(self._shapes) + len(self._norms) + len(self._experts), np.int64) for letter in "gcimpb"}
+        tables = {
+            letter: np.zeros(len(self._shapes) + len(self._norms) + len(self._experts), np.int64)
+            for letter in "gcimpb"
+        }
         for module, shape in enumerate(self._shapes):
             r = ranks[module % len(ranks)]
             all_ranks.append(r)

@@ -19,9 +19,7 @@ def read_stack(stack: ExpertStack, layout: Layout, file: TensorFile) -> dict[str
     parts, target = layout.modules[stack.name], layout.targets[stack.name]
     a = file.tensor(parts["a"].key).view(stack.experts, target.rank, stack.in_features)
     b = file.tensor(parts["b"].key).view(stack.out_features, target.rank, stack.experts)
-    return {
-        name: ModuleDelta(a[i], b[:, :, i], target.scaling) for i, name in enumerate(stack.matrices)
-    }
+    return {name: ModuleDelta(a[i], b[:, :, i], target.scaling) for i, name in enumerate(stack.matrices)}
 
 
 def read_expert_layers(layout: Layout, base: BaseModel, file: TensorFile) -> dict[str, ModuleDelta]:

@@ -63,7 +63,10 @@ def test_what_an_adapter_adds(shape: Shape, rows: int, variant: Variant) -> None
     shape = Shape(**{**vars(shape), "layers": 1})
     weights = random_decoder(shape)
     pages = Pages(weights)
-    mix = ((pages.random(0, seed=1, strength=2.0, experts=4), 0.7), (pages.random(3, seed=2, experts=17), -0.4))
+    mix = (
+        (pages.random(0, seed=1, strength=2.0, experts=4), 0.7),
+        (pages.random(3, seed=2, experts=17), -0.4),
+    )
     native, exact = native_step(shape, pages, variant), oracle(weights, pages.pool, BLOCKS)
     batch = Batcher(BLOCKS, shape.vocab)
     plain = batch.sequence(rows)
