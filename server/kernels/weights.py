@@ -182,8 +182,9 @@ class DecoderWeights:
     """The weights of a whole decoder, and what it computes with them.
 
     LoRA target modules are numbered layer by layer: (q, k, v, o, gate, up, down), where the projections of a
-    ``stacked`` matrix are one module, and those of experts are none. Behind them come the norms, layer by
-    layer, in the order of :attr:`LayerWeights.norms`, which is the same of all layers; the final one last.
+    ``stacked`` matrix are one module. Behind them come the norms, layer by layer, in the order of
+    :attr:`LayerWeights.norms`, which is the same of all layers, and the final one; then layer by layer and
+    expert by expert gate and up, which are one module, and down.
     """
 
     embedding: torch.Tensor  # [V, D]
@@ -270,8 +271,18 @@ class DecoderWeights:
         first = self.modules_per_layer * len(self.layers) + layer * count
         return range(first, first + (count if layer < len(self.layers) else 1))
 
+    def expert_modules(self, layer: int) -> range:
+        """The numbers of what adapters address of a layer's experts: two of each."""
+        experts = self.layers[layer].experts
+        count = 0 if experts is None else 2 * len(experts.router)
+        first = self.norm_modules(len(self.layers)).stop + layer * count
+        return range(first, first + count)
+
     def weight(self, module: int) -> torch.Tensor:
-        """W [out, in] of a LoRA target module, in the dtype of the embedding, or the weight [D] of a norm."""
+        """W [out, in] of a LoRA target module, in the dtype of the embedding, or the weight [D] of a norm.
+
+        Not of an expert's: what adapters do there needs none of them.
+        """
         layer, name = self.place(module)
         if layer == len(self.layers):
             return self.final_norm

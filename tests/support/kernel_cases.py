@@ -14,12 +14,13 @@ from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, Library, cache_di
 from manylora.server.kernels.inputs import (
     BLOCK_SIZE,
     AdapterPages,
+    ModuleShape,
     StepInputs,
     VectorPages,
     lora_inputs,
     page_length,
 )
-from manylora.server.kernels.reference.step import ReferenceStep, norm_shapes, target_shapes
+from manylora.server.kernels.reference.step import ReferenceStep, expert_shapes, norm_shapes, target_shapes
 from manylora.server.kernels.weights import GELU_TANH, SILU, DecoderWeights, Experts, LayerWeights
 
 Mix = tuple[tuple[AdapterPages, float], ...]
@@ -178,6 +179,7 @@ class Pages:
         self.pool = torch.zeros(elements, dtype=torch.bfloat16)
         self._shapes = target_shapes(weights)
         self._norms = norm_shapes(weights)
+        self._experts = expert_shapes(weights)
         self._next = page_length(max(max(s.in_features, s.out_features) for s in self._shapes))
 
     @property
@@ -191,24 +193,26 @@ class Pages:
         seed: int,
         strength: float = 1.0,
         vectors: Sequence[str] | None = None,
+        experts: int = 0,
     ) -> AdapterPages:
         """An adapter of that rank in every module, or of ``rank[m % len(rank)]`` in module m.
 
         ``vectors``, repeated likewise, say by letters which of gain, constant, input gain, matrix ("m"),
         partners and blocks of inputs module m has. With vectors it changes two norms of three as well.
+        ``experts`` is the rank at every third product of an expert, one more at the others.
         """
         generator = torch.Generator().manual_seed(seed)
         ranks = [rank] * 7 if isinstance(rank, int) else list(rank)
         offsets, all_ranks = [], []
-        tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gcimpb"}
+        tables = {
+            letter: np.zeros(len(self._shapes) + len(self._norms) + len(self._experts), np.int64)
+            for letter in "gcimpb"
+        }
         for module, shape in enumerate(self._shapes):
             r = ranks[module % len(ranks)]
             all_ranks.append(r)
             offsets.append(self._next if r else 0)
-            a = torch.randn(r, shape.in_features, generator=generator) * shape.in_features**-0.5
-            b = torch.randn(r, shape.out_features, generator=generator) * strength * max(r, 1) ** -0.5
-            self._write(a)
-            self._write(b)
+            self._write_factors(shape, r, strength, generator)
             for letter in vectors[module % len(vectors)] if vectors is not None else "":
                 tables[letter][module] = self._next
                 width = shape.out_features if letter in "gcp" else shape.in_features
@@ -225,14 +229,26 @@ class Pages:
                 tables["g"][len(self._shapes) + norm] = self._next
                 self._write(0.3 * torch.randn(1, shape.out_features, generator=generator))
         none = [0] * len(self._norms)
+        own = [experts + (i % 3 > 0) if experts else 0 for i in range(len(self._experts))]
+        starts = []
+        for shape, r in zip(self._experts, own, strict=True):
+            starts.append(self._next if r else 0)
+            self._write_factors(shape, r, strength, generator)
         return AdapterPages(
             f"{seed:08x}",
-            np.array([*offsets, *none], np.int64),
-            np.array([*all_ranks, *none], np.int32),
+            np.array([*offsets, *none, *starts], np.int64),
+            np.array([*all_ranks, *none, *own], np.int32),
             vectors=None
             if vectors is None
             else VectorPages(*[*tables.values(), distance, np.full_like(distance, BLOCK)]),
         )
+
+    def _write_factors(
+        self, shape: ModuleShape, rank: int, strength: float, generator: torch.Generator
+    ) -> None:
+        self._write(torch.randn(rank, shape.in_features, generator=generator) * shape.in_features**-0.5)
+        size = strength * max(rank, 1) ** -0.5
+        self._write(torch.randn(rank, shape.out_features, generator=generator) * size)
 
     def _write(self, rows: torch.Tensor) -> None:
         length = page_length(rows.shape[1])

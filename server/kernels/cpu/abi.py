@@ -105,6 +105,7 @@ class Lora(ctypes.Structure):
         ("offset", _P),
         ("rank", _P),
         ("max_rank", _P),
+        ("max_expert_rank", _P),
         ("gain", _P),
         ("constant", _P),
         ("input_gain", _P),

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from manylora.adapters.base_models.layers import target_of
-from manylora.adapters.format.base import TargetModule
+from manylora.adapters.base_models.layers import experts_of, target_of
+from manylora.adapters.format.base import TargetModule, matrices_of
 from manylora.server.kernels.reference.quantized import Quantized
 from manylora.server.kernels.weights import (
     MATRICES,
@@ -104,7 +104,7 @@ def projections(model: Any) -> dict[str, Any]:
 
 
 def target_modules(model: Any) -> tuple[TargetModule, ...]:
-    """The projections, then the norms, in the numbering of :class:`DecoderWeights`."""
+    """The projections, the norms, then the experts, in the numbering of :class:`DecoderWeights`."""
     named = FAMILIES[model.config.model_type].norms
     norms = {
         f"model.layers.{index}.{named[norm]}": layer.get_submodule(named[norm])
@@ -113,7 +113,20 @@ def target_modules(model: Any) -> tuple[TargetModule, ...]:
         if norm in named
     }
     every = projections(model) | norms | {"model.norm": model.model.norm}
-    return tuple(target_of(name, module) for name, module in every.items())
+    return (*(target_of(name, module) for name, module in every.items()), *_experts_apart(model))
+
+
+def _experts_apart(model: Any) -> list[TargetModule]:
+    """Expert by expert, each with gate and up before down."""
+    if FAMILIES[model.config.model_type].experts is None:
+        return []
+    stacks = experts_of(model)
+    return [
+        module
+        for pair in zip(stacks[::2], stacks[1::2], strict=True)
+        for modules in zip(*map(matrices_of, pair), strict=True)
+        for module in modules
+    ]
 
 
 def head_dim_of(config: Any) -> int:

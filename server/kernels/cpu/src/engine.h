@@ -106,6 +106,8 @@ struct Engine {
   int64_t norm_module(int64_t layer, int64_t which) const {
     return modules_per_layer() * decoder_.layers + layer * norms_.count + which;
   }
+  bool adapts_experts(const Step& step) const;
+  int64_t expert_module(int64_t layer) const { return norm_module(decoder_.layers, 1) + layer * 2 * decoder_.experts; }
   const AttentionPlan& plan_of(int64_t layer) const;
   KvCache cache_of(int64_t layer) const;
 
