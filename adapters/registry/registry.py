@@ -28,6 +28,7 @@ from manylora.adapters.registry.tenants.audit import Audit
 from manylora.adapters.registry.tenants.taken import Taken
 from manylora.adapters.registry.tenants.tenants import Tenants
 from manylora.adapters.registry.tenants.usage import Usage
+from manylora.adapters.registry.uploads import Uploads
 
 HISTORY = 16  # revisions of a name that stay, to roll back to
 
@@ -52,6 +53,7 @@ class Registry:
         self.arms = Arms(database)
         self.recovery = Recovery(database)
         self.files = Files(database, owner=directory)
+        self.uploads = Uploads(database)
         self.batches = Batches(database, owner=directory)
         self.responses = Responses(database)
         self.tenants = Tenants(database)

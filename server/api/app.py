@@ -24,7 +24,7 @@ from manylora.server.api.asking import asker
 from manylora.server.api.compare import route as compare
 from manylora.server.api.embed import embeddings, rerank, score
 from manylora.server.api.files import batches as batch_routes
-from manylora.server.api.files import files
+from manylora.server.api.files import files, uploads
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
 from manylora.server.api.http.auditing import Auditing
 from manylora.server.api.http.ended import EndWithKey
@@ -59,6 +59,7 @@ _RESOURCES = (
     score,
     rerank,
     files,
+    uploads,
     batch_routes,
     compare,
     feedback,

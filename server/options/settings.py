@@ -163,7 +163,12 @@ class Settings(BaseSettings):
         Origins,
         Option(HTTP, "ORIGIN", "Pages from here may use the API; '*': all.", repeatable=True),
     ] = []
-    max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
+    max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger uploads are refused.")] = 2**30
+    files_url: Annotated[
+        str | None,
+        Option(HTTP, "URL", "Clients' files go here, as s3://bucket/files.", default="in --data-dir"),
+        Field(min_length=1, max_length=2048),
+    ] = None
     response_store: Annotated[SizeOrNone, Option(HTTP, "SIZE", "Responses kept, 30 days; 0: none.")] = (
         256 * 2**20
     )

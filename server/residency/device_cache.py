@@ -8,47 +8,47 @@ the engine needs no part in it.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+import contextlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
 from time import monotonic
 
 from manylora.adapters.errors import AdapterTooLarge
+from manylora.server.engine.turns import NO_TENANT, Asker, Turns
 from manylora.server.errors import QueueFull
 from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.pages.pool import PackedAdapter, PagePool
 from manylora.server.residency.host_cache import HostCache
 from manylora.server.residency.revision import Revision
+from manylora.server.residency.waiting_sets import Waiter, WaitingSets
 
 PATIENCE_SECONDS = (
     0.25  # that the first in the queue waits for room before requests for resident adapters queue behind it
 )
 _AHEAD = 4  # sets in the queue whose members are read already; bounds what they hold in memory
-
-
-@dataclass(eq=False)
-class _Waiter:
-    members: tuple[Revision, ...]
-    granted: asyncio.Future[None]
-    since: float | None = None  # when it was first found that there is no room
-    only_to_load: bool = False  # wants its members to be resident, not to hold them there
-    loads: dict[str, asyncio.Future[PackedAdapter]] = field(default_factory=dict)  # of missing members
+_LOOK_SECONDS = 0.02  # after which one looks whose turn it is, though no room has become free
 
 
 class DeviceCache:
     """Grants sets of revisions their place on the device, all members of a set at once.
 
-    Sets are granted in order of arrival once one has to wait; a set whose members are all resident
-    passes at once unless the first in the queue has waited too long. Granting all members together is what
+    Sets are granted in order once one has to wait: of arrival, or of turns where tenants wait. A set whose
+    members are all resident passes at once unless the first in the queue has waited too long, and goes
+    before it. Granting all members together is what
     makes a deadlock between half-granted sets impossible.
     """
 
     def __init__(
-        self, pool: PagePool, host: HostCache, *, metrics: Metrics | None = None, max_waiting: int = 1024
+        self,
+        pool: PagePool,
+        host: HostCache,
+        *,
+        metrics: Metrics | None = None,
+        max_waiting: int = 1024,
+        turns: Turns | None = None,
     ) -> None:
-        """``host`` brings in what is not on the device; ``max_waiting`` bounds the queue."""
+        """``host`` brings in what is not on the device; ``max_waiting`` bounds the queue, in ``turns``."""
         self._max_waiting = max_waiting
         self._pool = pool
         self._host = host
@@ -56,7 +56,7 @@ class DeviceCache:
         self._found = self._metrics.found("device")
         self.capacity_bytes = pool.capacity_bytes
         self._resident: OrderedDict[str, Revision] = OrderedDict()  # least recently used first
-        self._queue: deque[_Waiter] = deque()
+        self._queue = WaitingSets(turns)
         self._released = asyncio.Event()
         self._loader: asyncio.Task[None] | None = None
         self._reserving = asyncio.Lock()  # from choosing the room until the pages are in it
@@ -69,7 +69,8 @@ class DeviceCache:
     @property
     def lacks_room(self) -> bool:
         """Whether the first in the queue was read and found no room."""
-        return bool(self._queue) and self._queue[0].since is not None
+        first = self._queue.first()
+        return first is not None and first.since is not None
 
     @property
     def num_resident(self) -> int:
@@ -88,15 +89,15 @@ class DeviceCache:
         """Device bytes that pinned revisions take."""
         return sum(r.nbytes for r in self._resident.values() if r.pinned)
 
-    def try_acquire(self, members: Sequence[Revision]) -> bool:
+    def try_acquire(self, members: Sequence[Revision], asker: Asker = NO_TENANT) -> bool:
         """Hold every member on the device if that needs no waiting; says whether it does."""
-        if not self._all_resident(members) or self._must_queue():
+        if not self._all_resident(members) or self._must_queue(asker):
             return False
         self.hold(members)
         self._found.inc(len(members))
         return True
 
-    async def acquire(self, members: Sequence[Revision]) -> None:
+    async def acquire(self, members: Sequence[Revision], asker: Asker = NO_TENANT) -> None:
         """Wait until every member is resident and hold them there. Cancelling leaves the queue.
 
         Raises:
@@ -104,16 +105,17 @@ class DeviceCache:
             AdapterTooLarge: the members can't be on the device together, beside what is pinned there.
             AdapterError: one of them can't be read.
         """
-        if self.try_acquire(members):
+        if self.try_acquire(members, asker):
             return
         if len(self._queue) >= self._max_waiting:
             raise QueueFull(f"{len(self._queue)} requests wait for adapters; try again later", 1.0)
-        waiter = self._join(members)
+        waiter = self._join(members, asker)
         try:
             await waiter.granted
         except asyncio.CancelledError:
             if waiter.granted.done() and not waiter.granted.cancelled() and not waiter.granted.exception():
                 self.release(waiter.members)  # granted in the moment of cancellation
+            self._queue.remove(waiter)
             self._released.set()  # the queue need not wait for room on its behalf
             raise
 
@@ -171,10 +173,12 @@ class DeviceCache:
     def _all_resident(self, members: Sequence[Revision]) -> bool:
         return all(r.digest in self._resident for r in members)
 
-    def _must_queue(self) -> bool:
-        """Whether the first in the queue has waited too long for room. A long read is no reason."""
-        since = self._queue[0].since if self._queue else None
-        return since is not None and monotonic() - since > PATIENCE_SECONDS
+    def _must_queue(self, asker: Asker) -> bool:
+        """Whether the first in the queue has waited too long for room, not for a read, and goes first."""
+        first = self._queue.first() if self._queue else None
+        if first is None or first.since is None or monotonic() - first.since <= PATIENCE_SECONDS:
+            return False
+        return self._queue.goes_before(first, asker)
 
     def hold(self, members: Sequence[Revision]) -> None:
         """Begin one hold on each member, all of which are resident."""
@@ -182,10 +186,11 @@ class DeviceCache:
             revision.admitted += 1
             self._resident.move_to_end(revision.digest)
 
-    def _join(self, members: Sequence[Revision], *, only_to_load: bool = False) -> _Waiter:
-        waiter = _Waiter(
-            tuple(members), asyncio.get_running_loop().create_future(), only_to_load=only_to_load
-        )
+    def _join(
+        self, members: Sequence[Revision], asker: Asker = NO_TENANT, *, only_to_load: bool = False
+    ) -> Waiter:
+        granted = asyncio.get_running_loop().create_future()
+        waiter = Waiter(tuple(members), granted, asker, only_to_load=only_to_load)
         self._queue.append(waiter)
         self._read_ahead()
         if self._loader is None or self._loader.done():
@@ -194,39 +199,47 @@ class DeviceCache:
 
     def _read_ahead(self) -> None:
         """Begin to read what the first sets in the queue lack, so that it is there when their turn comes."""
-        for waiter in islice(self._queue, _AHEAD):
+        for waiter in self._queue.ahead(_AHEAD):
             if not waiter.granted.done():
                 self._read_missing(waiter)
+        for waiter in self._queue.behind(_AHEAD):
+            waiter.loads.clear()
 
-    def _read_missing(self, waiter: _Waiter) -> None:
+    def _read_missing(self, waiter: Waiter) -> None:
         for revision in waiter.members:
             if revision.pages is None and revision.digest not in waiter.loads:
                 waiter.loads[revision.digest] = self._host.load(revision.digest)
 
     async def _serve_queue(self) -> None:
-        while self._queue:
-            waiter = self._queue[0]
+        while (waiter := self._queue.first()) is not None:
             try:
-                await self._serve(waiter)
+                progress = await self._serve(waiter)
             except Exception as error:  # reading failed: only this set is concerned
+                progress = True
                 if not waiter.granted.done():
                     waiter.granted.set_exception(error)
-            finally:
-                self._queue.popleft()
+            if waiter.granted.done():
+                self._queue.remove(waiter)
                 self._read_ahead()
-
-    async def _serve(self, waiter: _Waiter) -> None:
-        while not waiter.granted.done():
-            self._read_missing(waiter)
-            packed = {digest: await asyncio.shield(load) for digest, load in waiter.loads.items()}
-            async with self._reserving:
-                self._released.clear()
-                progress = await self._place(waiter, packed)
-            if not progress:
+            elif not progress:
                 waiter.since = monotonic() if waiter.since is None else waiter.since
-                await self._released.wait()
+                await self._wait_for_change()
 
-    async def _place(self, waiter: _Waiter, packed: Mapping[str, PackedAdapter]) -> bool:
+    async def _wait_for_change(self) -> None:
+        """Wait until room may have become free, or it may be another's turn."""
+        limit = _LOOK_SECONDS if self._queue.contended else None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._released.wait(), limit)
+
+    async def _serve(self, waiter: Waiter) -> bool:
+        """Try to grant a set; False if only a release can help."""
+        self._read_missing(waiter)
+        packed = {digest: await asyncio.shield(load) for digest, load in tuple(waiter.loads.items())}
+        async with self._reserving:
+            self._released.clear()
+            return await self._place(waiter, packed)
+
+    async def _place(self, waiter: Waiter, packed: Mapping[str, PackedAdapter]) -> bool:
         """Try to make room for a whole set and grant it; False if only a release can help."""
         if waiter.granted.done():  # cancelled while its members were read
             return True
@@ -261,7 +274,7 @@ class DeviceCache:
                 f"{beside}"
             )
 
-    def _make_way(self, waiter: _Waiter, resident: Sequence[Revision]) -> bool:
+    def _make_way(self, waiter: Waiter, resident: Sequence[Revision]) -> bool:
         """Resolve what no release would: free room that is enough but in pieces. Says whether it helped."""
         idle = [r for r in resident if not r.admitted]
         for revision in idle:  # its own idle members may be what splits the free room
@@ -274,7 +287,7 @@ class DeviceCache:
             self.bring(revision)
         return bool(pinned)
 
-    def _grant(self, waiter: _Waiter) -> None:
+    def _grant(self, waiter: Waiter) -> None:
         cancelled = waiter.granted.done()  # while its pages were written
         if cancelled or waiter.only_to_load:
             self.release(waiter.members)

@@ -9,6 +9,7 @@ from typing import Protocol, Self
 
 from manylora.adapters.registry.records import AliasArm
 from manylora.server.engine.sequence import ResolvedMix
+from manylora.server.engine.turns import NO_TENANT, Asker
 from manylora.server.kernels.weights import MergedWeights
 from manylora.server.residency.open_requests import OpenRequest
 from manylora.server.residency.residency import Residency
@@ -119,17 +120,17 @@ class HeldMix:
         assert self._mix is not None, "only an admitted mix can run"
         return self._mix
 
-    def try_admit(self) -> bool:
-        """Admit it if that needs no waiting; says whether it is admitted."""
+    def try_admit(self, asker: Asker = NO_TENANT) -> bool:
+        """Admit it if that needs no waiting; says whether it is admitted. ``asker`` wants it."""
         assert self.state is HoldState.RESOLVED
         waits = self.copy is None and self.members  # a copy's weights are there, like the base's
-        if waits and not self._residency.device.try_acquire(self.members):
+        if waits and not self._residency.device.try_acquire(self.members, asker):
             return False
         self._set_admitted()
         return True
 
-    async def admit(self) -> None:
-        """Wait until every member is on the device. If that fails, or is cancelled, it stays resolved.
+    async def admit(self, asker: Asker = NO_TENANT) -> None:
+        """Wait for every member to be on the device. If that fails, or is cancelled, it stays resolved.
 
         Raises:
             AdapterNotFound: a member was deleted meanwhile, and its files with it.
@@ -137,8 +138,8 @@ class HeldMix:
             SourceMissing, ArtifactError: its files are gone or damaged.
             QueueFull: too many requests wait for adapters.
         """
-        if not self.try_admit():
-            await self._residency.acquire(self.members)
+        if not self.try_admit(asker):
+            await self._residency.acquire(self.members, asker)
             self._set_admitted()
 
     def share(self) -> HeldMix:

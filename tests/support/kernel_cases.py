@@ -9,8 +9,9 @@ from functools import cache
 import numpy as np
 import torch
 
+from manylora.server.cache_directory import cache_directory
 from manylora.server.kernels.cpu.build import AMX_EMULATED, Variant, usable_variants
-from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, Library, cache_directory, find_library
+from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, Library, find_library
 from manylora.server.kernels.inputs import (
     BLOCK_SIZE,
     AdapterPages,
@@ -319,7 +320,7 @@ def variants_under_test() -> tuple[Variant, ...]:
 @cache
 def library_of(variant: Variant) -> Library:
     """The kernels for one instruction set, compiled where this machine has not yet."""
-    return find_library((variant,), AHEAD_OF_TIME, cache_directory())
+    return find_library((variant,), AHEAD_OF_TIME, cache_directory("kernels"))
 
 
 def oracle(weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> ReferenceStep:

@@ -21,6 +21,7 @@ from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.clients import Client
 from manylora.server.engine.sequence import Delta, FinishReason
 from manylora.server.engine.stream import Ended, Stream
+from manylora.server.engine.turns import NO_TENANT, Asker
 from manylora.server.errors import EngineDead, GenerationFailed, RequestError
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.service import Service
@@ -107,8 +108,10 @@ async def submit(
         )
     if least is not None:
         prompts = [replace(prompt, priority=_priority(prompt, least)) for prompt in prompts]
+    asker = NO_TENANT
     if tenant is not None:
         client = Client(tenant.id, tenant.settings.weight)
+        asker = Asker(client, held.revisions.label, prompts[0].priority or 0)
         prompts = [
             replace(prompt, salt=tenant_salt(tenant.id, prompt.salt), client=client) for prompt in prompts
         ]
@@ -117,8 +120,8 @@ async def submit(
         if tenant is None
         else await Account.open(service, tenant, held.revisions, prompts) as account
     ):
-        if not held.try_admit():
-            await _admit(held, request)
+        if not held.try_admit(asker):
+            await _admit(held, asker, request)
         streams: list[Stream] = []
         try:
             for prompt in prompts:
@@ -143,8 +146,8 @@ def _priority(prompt: GenerateRequest, least: int) -> int:
     return prompt.priority
 
 
-async def _admit(held: HeldMix, request: Request | None) -> None:
-    work = held.admit()
+async def _admit(held: HeldMix, asker: Asker, request: Request | None) -> None:
+    work = held.admit(asker)
     try:
         await (work if request is None else unless_disconnected(request, work))
     except (ArtifactError, SourceMissing, OSError) as error:

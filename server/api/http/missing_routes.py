@@ -35,7 +35,6 @@ MISSING: Final[Mapping[str, str]] = {
     "/v1/realtime": f"{_TEXT}; answers are streamed",
     "/v1/skills": "nothing is run here: tools are the client's",
     "/v1/threads": _RESPONSES,
-    "/v1/uploads": "/v1/files takes whole files",
     "/v1/vector_stores": "/v1/embeddings makes vectors, which the client keeps",
     "/v1/videos": _TEXT,
 }

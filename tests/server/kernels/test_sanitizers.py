@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from manylora.server.cache_directory import cache_directory
 from manylora.server.kernels.cpu.build import (
     AMX_EMULATED,
     VARIANTS,
@@ -21,7 +22,6 @@ from manylora.server.kernels.cpu.build import (
     build,
     usable_variants,
 )
-from manylora.server.kernels.cpu.library import cache_directory
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +153,7 @@ def run_steps(library: Path, threads: int, runtimes: list[str], **options: str) 
 
 def sanitized(variant: Variant, flags: tuple[str, ...], *extra: Path) -> Path:
     try:
-        return build(variant, cache_directory(), extra_flags=flags, extra_sources=extra)
+        return build(variant, cache_directory("kernels"), extra_flags=flags, extra_sources=extra)
     except KernelBuildError as error:
         pytest.skip(str(error))
 

@@ -86,6 +86,10 @@ def test_a_tenants_key_opens_what_keeps_tenants_apart_and_nothing_else(
         "/v1/responses/nothing/cancel",
         "/v1/responses/nothing/input_items",
         "/v1/score",
+        "/v1/uploads",
+        "/v1/uploads/nothing/cancel",
+        "/v1/uploads/nothing/complete",
+        "/v1/uploads/nothing/parts",
         "/v2/rerank",
         "/version",
     }
