@@ -44,9 +44,7 @@ class Turns:
     def __init__(self) -> None:
         self.watched: frozenset[str] = frozenset()  # clients that wait; read by the engine's thread
         self.told = Standings()  # replaced by the engine's thread
-        self.begun: Counter[str] = (
-            Counter()
-        )  # tokens of prompts that wait no more; the engine's thread
+        self.begun: Counter[str] = Counter()  # tokens of prompts that wait no more; the engine's thread
         self._submitted: Counter[str] = Counter()  # tokens of prompts, by client
 
     def submitted(self, client: Client, tokens: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import numpy as np
@@ -50,6 +50,8 @@ class Shape:
     stacked: bool = False  # q, k and v are one module, gate and up another
     gelu: bool = False
     experts: int = 0  # in place of the MLP
+    routed: tuple[bool, ...] = (True,)  # which layers have them, repeated
+    expert_intermediate: int | None = None  # None: as wide as an MLP
     chosen: int = 2
     normalized: bool = True
     norm_offset: float = 0.0
@@ -74,12 +76,15 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
     def bias(size: int) -> torch.Tensor | None:
         return (0.3 * torch.randn(size)).bfloat16() if shape.bias else None
 
+    inner = (shape.expert_intermediate or shape.intermediate) if shape.experts else 0
+    routed = [shape.experts > 0 and shape.routed[i % len(shape.routed)] for i in range(shape.layers)]
+
     def experts() -> Experts:
         count = range(shape.experts)
         return Experts(
             matrix(shape.experts, shape.hidden, 2.0),
-            torch.stack([matrix(2 * shape.intermediate, shape.hidden) for _ in count]),
-            torch.stack([matrix(shape.hidden, shape.intermediate, 1.5) for _ in count]),
+            torch.stack([matrix(2 * inner, shape.hidden) for _ in count]),
+            torch.stack([matrix(shape.hidden, inner, 1.5) for _ in count]),
         )
 
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -93,15 +98,15 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
             o=matrix(shape.hidden, q),
             o_bias=bias(shape.hidden),
             post_norm=vector(shape.hidden, shape.pre_norms),
-            gate_up=None if shape.experts else matrix(2 * shape.intermediate, shape.hidden),
-            gate_up_bias=None if shape.experts else bias(2 * shape.intermediate),
-            down=None if shape.experts else matrix(shape.hidden, shape.intermediate),
-            down_bias=None if shape.experts else bias(shape.hidden),
+            gate_up=None if routed[i] else matrix(2 * shape.intermediate, shape.hidden),
+            gate_up_bias=None if routed[i] else bias(2 * shape.intermediate),
+            down=None if routed[i] else matrix(shape.hidden, shape.intermediate),
+            down_bias=None if routed[i] else bias(shape.hidden),
             window=shape.windows[i % len(shape.windows)],
             attention_norm=vector(shape.hidden, shape.post_norms),
             mlp_norm=vector(shape.hidden, shape.post_norms),
             rope=shape.ropes[i % len(shape.ropes)],
-            experts=experts() if shape.experts else None,
+            experts=experts() if routed[i] else None,
         )
         for i in range(shape.layers)
     )
@@ -135,6 +140,7 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
         score_cap=shape.score_cap,
         logit_scale=shape.logit_scale,
         logit_cap=shape.logit_cap,
+        expert_intermediate=inner,
         chosen_experts=shape.chosen if shape.experts else 0,
         normalized_shares=shape.normalized,
     )
@@ -163,7 +169,8 @@ def _converted(weights: DecoderWeights, change: Callable[[torch.Tensor], torch.T
         return change(value) if isinstance(value, torch.Tensor) else value
 
     layers = tuple(LayerWeights(**{k: new(v) for k, v in vars(layer).items()}) for layer in weights.layers)  # type: ignore[arg-type]
-    return DecoderWeights(**{**{k: new(v) for k, v in vars(weights).items()}, "layers": layers})  # type: ignore[arg-type]
+    changed = {field.name: new(getattr(weights, field.name)) for field in fields(weights)}
+    return DecoderWeights(**{**changed, "layers": layers})  # type: ignore[arg-type]
 
 
 VECTORS = ("gc", "g", "", "i", "gi", "c", "gci")  # of q, k, v, o, gate, up, down

@@ -238,8 +238,10 @@ def _unsupported_weights(weights: DecoderWeights) -> str | None:
     if weights.head_dim % 16 or weights.head_dim > _MAX_HEAD_DIM:
         return f"head size {weights.head_dim} is not a multiple of 16 up to {_MAX_HEAD_DIM}"
     inner = 32 if "gate_up" in weights.stacked else 16
-    if hidden % 16 or weights.intermediate % inner:
-        return f"layer widths {hidden} and {weights.intermediate} are not multiples of 16 and {inner}"
+    widths = hidden, weights.expert_intermediate, weights.intermediate
+    if any(width % 16 for width in widths[:2]) or weights.intermediate % inner:
+        named = ", ".join(str(width) for width in widths if width)
+        return f"layer widths {named}: they are not multiples of 16, or those of an MLP of {inner}"
     if weights.n_heads % weights.n_kv_heads:
         return f"{weights.n_heads} heads do not divide into {weights.n_kv_heads} groups"
     return _unsupported_codes(weights)

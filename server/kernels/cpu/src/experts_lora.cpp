@@ -97,18 +97,18 @@ void RoutedExperts::find_adapted(const ExpertAdapters& adapters) {
 
 void RoutedExperts::adapt_gate_up(const Decoder& decoder, const ExpertAdapters& adapters, const Worker& worker) {
   const int64_t hidden = round_up(decoder.hidden, kBlockOutputs);
-  const int64_t inner = round_up(decoder.intermediate, kBlockOutputs);
-  const int64_t wide = round_up(2 * decoder.intermediate, kBlockOutputs);
+  const int64_t inner = round_up(decoder.expert_intermediate, kBlockOutputs);
+  const int64_t wide = round_up(2 * decoder.expert_intermediate, kBlockOutputs);
   const Output product{decoder.activation == kGeluTanh ? Sink::kGeluMul : Sink::kSiluMul, product_.data(), inner};
   const Range mine = worker.share(begin_[static_cast<size_t>(experts_)]);
   for (int64_t p = mine.begin; p < mine.end; p++) {
     const int64_t expert = place_[static_cast<size_t>(p)];
     if (adapted_[static_cast<size_t>(expert)] == 0) continue;
     float* y = raw_.data() + p * wide;
-    const Outputs parts[] = {{y, decoder.intermediate, 32}, {y + 16, decoder.intermediate, 32}};
+    const Outputs parts[] = {{y, decoder.expert_intermediate, 32}, {y + 16, decoder.expert_intermediate, 32}};
     add_mix(*adapters.lora, mix_of(adapters, row_[static_cast<size_t>(p)]), gate_up_of(adapters, expert),
             input_.data() + p * hidden, decoder.hidden, parts);
-    for (int64_t block = 0; block < decoder.intermediate / 16; block++) {
+    for (int64_t block = 0; block < decoder.expert_intermediate / 16; block++) {
       product.write_product(p, block, y + 32 * block, y + 32 * block + 16);
     }
   }
@@ -116,13 +116,13 @@ void RoutedExperts::adapt_gate_up(const Decoder& decoder, const ExpertAdapters& 
 
 void RoutedExperts::adapt_down(const Decoder& decoder, const ExpertAdapters& adapters, const Worker& worker) {
   const int64_t hidden = round_up(decoder.hidden, kBlockOutputs);
-  const int64_t inner = round_up(decoder.intermediate, kBlockOutputs);
+  const int64_t inner = round_up(decoder.expert_intermediate, kBlockOutputs);
   const Range mine = worker.share(begin_[static_cast<size_t>(experts_)]);
   for (int64_t p = mine.begin; p < mine.end; p++) {
     const int64_t expert = place_[static_cast<size_t>(p)];
     if (adapted_[static_cast<size_t>(expert)] == 0) continue;
     const Outputs parts[] = {{output_.data() + p * hidden, decoder.hidden, 16}};
     add_mix(*adapters.lora, mix_of(adapters, row_[static_cast<size_t>(p)]), down_of(adapters, expert),
-            product_.data() + p * inner, decoder.intermediate, parts);
+            product_.data() + p * inner, decoder.expert_intermediate, parts);
   }
 }
