@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from manylora.server.kernels.reference.attention import AttentionPlan, LayerCache, Scoring
+from manylora.server.kernels.reference.expert_lora import ExpertDelta
 from manylora.server.kernels.reference.experts import RoutedExperts, gated
 from manylora.server.kernels.reference.linear import Linear, linear
 from manylora.server.kernels.reference.lora import LoraDelta
@@ -57,6 +58,7 @@ class Work:
     ropes: Sequence[tuple[torch.Tensor, torch.Tensor]]  # cos and sin of each table, [T, 1, n / 2]
     plan: AttentionPlan
     lora: LoraDelta | None
+    experts: ExpertDelta | None = None
 
 
 class Layer:
@@ -64,7 +66,6 @@ class Layer:
 
     def __init__(self, layer: LayerWeights, weights: DecoderWeights, index: int) -> None:
         """``layer`` is the one of that ``index``; ``weights`` say what all layers have in common."""
-        self.source = layer
         self._weights = weights
         self._ranks = weights.ranks
         self.modules = {
@@ -77,7 +78,11 @@ class Layer:
         self.matrices: Mapping[str, Linear] = {
             name: linear(getattr(layer, name), getattr(layer, f"{name}_bias")) for name in layer.matrices
         }
-        self._experts = None if layer.experts is None else RoutedExperts(layer.experts, weights)
+        self._experts = (
+            None
+            if layer.experts is None
+            else RoutedExperts(layer.experts, weights, weights.expert_modules(index))
+        )
         self.source = layer.without_matrices()
 
     @property
@@ -102,7 +107,7 @@ class Layer:
         """``x`` [T, D] -> [T, D]."""
         attended = self._attention(self._norm("input_norm", x, work.lora), work, kv)
         x = x + self._scaled(self._norm("attention_norm", attended, work.lora))
-        inner = self._mlp(self._norm("post_norm", x, work.lora), work.lora)
+        inner = self._mlp(self._norm("post_norm", x, work.lora), work)
         return x + self._scaled(self._norm("mlp_norm", inner, work.lora))
 
     def _scaled(self, x: torch.Tensor) -> torch.Tensor:
@@ -163,8 +168,8 @@ class Layer:
         heads = x.view(len(x), -1, size)
         return self._norm(norm, heads, lora) if norm else heads
 
-    def _mlp(self, h: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
+    def _mlp(self, h: torch.Tensor, work: Work) -> torch.Tensor:
         if self._experts is not None:
-            return self._experts(h)
-        inner = gated(self._product("gate_up", h, lora), self._weights.activation)
-        return self._summed("down", inner, lora)
+            return self._experts(h, work.experts)
+        inner = gated(self._product("gate_up", h, work.lora), self._weights.activation)
+        return self._summed("down", inner, work.lora)

@@ -88,7 +88,7 @@ class LoraPlan:
         self._vectors = None if self.plain else VectorPlan(pool, shapes, inputs, rows, base)
         segments, loose = split_rows(inputs, rows, _SEGMENT_ROWS)
         self._segments = [_Segment(first, stop, _members(inputs, s)) for first, stop, s in segments]
-        linear = [shape for shape in shapes if shape.linear]
+        linear = [shape for shape in shapes if shape.linear and not shape.expert]
         self._gathered = [_gather_plan(linear, inputs, g, pool.device) for g in _by_rank(inputs, loose)]
 
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
