@@ -194,14 +194,14 @@ def test_announcements_that_can_not_be_are_refused(running: Running, field: str,
 
 def test_an_upload_takes_so_many_parts(client: openai.OpenAI, running: Running) -> None:
     upload = begin(client, 9)
-    running.service.uploads._max_parts = 2
+    running.service.uploads.max_parts = 2
     try:
         for data in (b"a", b"b"):
             client.uploads.parts.create(upload.id, data=data)
         with pytest.raises(openai.BadRequestError, match="2 parts"):
             client.uploads.parts.create(upload.id, data=b"c")
     finally:
-        running.service.uploads._max_parts = 10_000
+        running.service.uploads.max_parts = 10_000
     client.uploads.cancel(upload.id)
     assert parts_on_disk(running) == []
 
