@@ -94,7 +94,7 @@ class Workbench:
             at += count * sizes[rank]
         self._kv_bytes = self.decoder.kv_bytes_per_block / BLOCK_SIZE
         config = loaded.hf.config
-        self._layer_parameters = sum(m.in_features * m.out_features for m in self.decoder.modules if m.linear)
+        self._layer_parameters = sum(m.in_features * m.out_features for m in self._linear)
         self._head_parameters = config.vocab_size * config.hidden_size
         self._vocabulary = config.vocab_size
         self.table_bytes = 2 * 2 * self._head_parameters  # of the embedding and the head, in bf16
@@ -104,12 +104,12 @@ class Workbench:
 
     @property
     def _linear(self) -> list[TargetModule]:
-        return [module for module in self.decoder.modules if module.linear]
+        return [module for module in self.decoder.modules if module.linear and not module.expert]
 
     def _pages(self, rank: int, start: int) -> AdapterPages:
         offsets, ranks, at = [], [], start
         for module in self.decoder.modules:
-            own = rank if module.linear else 0
+            own = rank if module.linear and not module.expert else 0
             offsets.append(at if own else 0)
             ranks.append(own)
             at += own * (page_length(module.in_features) + page_length(module.out_features))

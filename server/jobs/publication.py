@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
-from manylora.adapters.errors import AdapterError, AdapterNotFound, OverQuota, StoreError
+from manylora.adapters.errors import AdapterError, AdapterNotFound, OverQuota, StoreError, TenantNotFound
 from manylora.adapters.registry.fine_tuned import checkpoint_name
 from manylora.adapters.registry.tuning.leases import Checkpoints, LeaseLost, Said, TuningLeases
 from manylora.adapters.registry.tuning.records import JobRecord
@@ -108,9 +108,12 @@ class Publications:
         """The job's checkpoints and its model, which comes last.
 
         Raises:
+            TenantNotFound: whose it was is not there any more.
             OverQuota: the tenant has no room for them.
             FileNotFoundError: there is no adapter.
         """
+        if not self._adapters.registry.tuning.has_owner(job):
+            raise TenantNotFound("the tenant whose job it was is not there any more")
         registered = job.asked["registered"]
         found = [_Model(checkpoint_name(registered, step), folder.export(step)) for step in folder.exported()]
         found.append(_Model(registered, Folder(folder.run).finished))

@@ -123,7 +123,8 @@ class Tuning:
             await asyncio.sleep(_LOOK_EVERY)
 
     def _clean_up(self) -> None:
-        """Remove the directories of jobs that have ended and that nobody works on any more."""
+        """End the jobs of tenants that are gone, and remove the directories of what nobody works on."""
+        self.jobs.cancel_of_nobody()
         root = self.data_dir / "tuning"
         for path in root.iterdir() if root.is_dir() else ():
             if JOB_ID.fullmatch(path.name):
@@ -141,7 +142,7 @@ def worker_told(settings: Settings, model_dir: Path, base: str, device: str) -> 
         "model": str(model_dir),
         "base": base,
         "threads": max(1, math.floor(settings.training_share * (os.cpu_count() or 1))),
-        "per_tenant": settings.training_jobs_per_tenant,
+        "per_tenant": settings.tenant_jobs,
         "idle_seconds": IDLE_SECONDS,
         "dtype": "fp32" if settings.dtype == "fp32" else "auto",
         "device": "cpu" if device == "cpu" else "cuda",

@@ -31,7 +31,7 @@ CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 URL_VARIABLE = ENV_PREFIX + "URL"  # read by the commands that talk to a running server
 
 MODEL, ADAPTERS, HTTP, CONNECTIONS = "Base model", "Adapters", "HTTP", "Connections"
-MERGING, ENGINE, TRAINING, OPERATION = "Merging", "Engine", "Training", "Operation"
+MERGING, ENGINE, OPERATION = "Merging", "Engine", "Operation"
 SECRETS = ("api_key", "admin_api_key")  # fields whose values are never shown
 MAX_BYTES = 2**50  # a petabyte: beyond it the number is a typing error
 
@@ -299,16 +299,16 @@ class Settings(BaseSettings):
     # --- training
     training: Annotated[
         Literal["auto", "off", "local", "external"],
-        Option(TRAINING, "WHO", "auto, local (beside it), external (workers), off."),
+        Option(OPERATION, "WHO", "Trains jobs: local, external, off, or auto."),
     ] = "auto"
     training_share: Annotated[
         float,
-        Option(TRAINING, "SHARE", "Of the cores, for the local worker."),
+        Option(OPERATION, "X", "Share of the cores, if local."),
         Field(ge=0.01, le=1, allow_inf_nan=False),
     ] = 0.5
-    training_jobs_per_tenant: Annotated[
+    tenant_jobs: Annotated[
         int,
-        Option(TRAINING, "N", "One tenant's jobs in training at once."),
+        Option(OPERATION, "N", "One tenant's jobs in training at once."),
         Field(ge=1, le=1000),
     ] = 2
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, or_, select
+from sqlalchemy import Connection, exists, func, insert, or_, select
 
 from manylora.adapters.registry.schema import Database
+from manylora.adapters.registry.tenants.tables import tenants
 from manylora.adapters.registry.tuning.events import put_event
 from manylora.adapters.registry.tuning.records import JobRecord
 from manylora.adapters.registry.tuning.rows import job_of, newest, packed, read_job
-from manylora.adapters.registry.tuning.states import OPEN, Actor, JobState, check
+from manylora.adapters.registry.tuning.states import OPEN, Actor, JobState, NotAllowed, check
 from manylora.adapters.registry.tuning.tables import jobs
 from manylora.adapters.registry.whose import EVERYBODY, Whose
 
@@ -75,6 +77,22 @@ class TuningJobs:
         mine = Whose(tenant).condition(jobs.c.tenant) & jobs.c.status.in_(OPEN)
         with self._database.read() as connection:
             return int(connection.execute(select(func.count()).select_from(jobs).where(mine)).scalar_one())
+
+    def cancel_of_nobody(self) -> None:
+        """End the jobs of tenants that were deleted: whoever is called so later has no part in them."""
+        gone = ~exists().where(tenants.c.id == jobs.c.tenant)
+        wanted = select(jobs.c.id).where(jobs.c.tenant.is_not(None) & gone & jobs.c.status.in_(OPEN))
+        with self._database.read() as connection:
+            found = list(connection.execute(wanted).scalars())
+        for job_id in found:
+            with suppress(NotAllowed):  # it has ended meanwhile
+                self.cancel(job_id)
+
+    def has_owner(self, job: JobRecord) -> bool:
+        """Whether the tenant whose job it is is still there; true of those that are no tenant's."""
+        with self._database.read() as connection:
+            known = select(tenants.c.id).where(tenants.c.id == job.tenant)
+            return job.tenant is None or connection.execute(known).first() is not None
 
     def reads(self, file_id: str) -> bool:
         """Whether a job that has not ended reads a file."""

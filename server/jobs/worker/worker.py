@@ -71,7 +71,7 @@ class Worker:
     def _repeat(self, need: Need, work: Callable[[JobRecord], None]) -> None:
         while not self.is_ending and not self._is_idle():
             try:
-                job = self._leases.take([need], self._options.base, per_tenant=self._options.per_tenant)
+                job = self._take(need)
                 if job is None:
                     self._ending.wait(_LOOK_EVERY)
                     continue
@@ -80,6 +80,12 @@ class Worker:
             except StoreError as error:
                 logger.warning("jobs wait: %s", error)
                 self._ending.wait(_BUSY_WAIT)
+
+    def _take(self, need: Need) -> JobRecord | None:
+        """The next job; the database is locked only where there is one."""
+        if not self._leases.waiting([need], self._options.base):
+            return None
+        return self._leases.take([need], self._options.base, per_tenant=self._options.per_tenant)
 
     def _is_idle(self) -> bool:
         limit = self._options.idle_seconds
@@ -166,8 +172,12 @@ class Worker:
             raise
         except AdapterError as error:
             self._fail(job, [Fault(self._public(job, error), FAILED, param="")], [])
-        except Exception:
+        except Exception as error:
             logger.exception("%s: training failed", job.id)
+            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+                message = "There is not enough memory: take a smaller batch_size, or lora.quantization"
+                self._fail(job, [Fault(message, "out_of_memory", param="")], [])
+                return
             self._fail(job, [Fault("Training met an unexpected fault", "server_error", param="")], [])
         else:
             if steps is not None:

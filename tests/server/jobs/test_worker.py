@@ -135,6 +135,7 @@ def test_a_paused_job_goes_on_to_the_same_end(setup: Setup, at_step: Any) -> Non
     assert setup.job(paused).found["trained_tokens"] == setup.job(whole).found["trained_tokens"]
 
 
+@pytest.mark.sweep
 def test_a_worker_that_is_to_end_leaves_the_job_to_others(setup: Setup, at_step: Any) -> None:
     job_id, first = setup.add(), setup.worker()
     at_step(3, first.end)
@@ -156,6 +157,7 @@ def test_a_cancelled_job_is_left_at_once(setup: Setup, at_step: Any) -> None:
     assert trained(setup, other)
 
 
+@pytest.mark.sweep
 def test_one_that_was_given_up_changes_nothing(setup: Setup, at_step: Any) -> None:
     """Its lease is another's while it is still at it."""
     job_id = setup.add()

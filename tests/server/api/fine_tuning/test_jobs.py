@@ -140,6 +140,7 @@ def test_a_job_goes_on_from_a_model_with_preferences(client: openai.OpenAI, done
     assert answer(client, job.fine_tuned_model)
 
 
+@pytest.mark.sweep
 def test_what_a_job_would_take(running: Running, client: openai.OpenAI) -> None:
     file, few = upload(client), upload(client, ROWS[:5])
     with running.http() as http:
@@ -157,6 +158,7 @@ def test_what_a_job_would_take(running: Running, client: openai.OpenAI) -> None:
         assert file not in [job["training_file"] for job in http.get("/v1/fine_tuning/jobs").json()["data"]]
 
 
+@pytest.mark.sweep
 def test_the_worker_is_killed(running: Running, client: openai.OpenAI) -> None:
     """In the middle of its steps: another takes the job up, and takes none of the steps twice."""
     numbers = {"n_epochs": 40, "batch_size": 2, "learning_rate_multiplier": 20}

@@ -107,6 +107,26 @@ def test_a_tenant_without_room_is_told(running: Running, http: httpx.Client, ada
     http.delete("/v1/tenants/acme?adapters=true", headers=bearer(ADMIN))
 
 
+def test_a_deleted_tenants_job_leaves_nothing(
+    running: Running, http: httpx.Client, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even to another tenant that is called as it was."""
+    acme, admin = manager(http, "acme"), bearer(ADMIN)
+    first, second = begin(http, acme)["id"], begin(http, acme)["id"]
+    running.service.tuning.jobs.pause(second)
+    monkeypatch.setattr(running.service.tuning, "_clean_up", lambda: None)
+    http.delete("/v1/tenants/acme?adapters=true", headers=admin)
+    other = manager(http, "acme")
+    train(running, first, adapters / "alpha", adapters / "beta")
+    done = ended(http, admin, first)
+    assert done["status"] == "failed"
+    assert not [model for model in models(http, other) if model.startswith("ft:")]
+    assert http.get("/v1/fine_tuning/jobs", headers=other).json()["data"] == []
+    running.service.tuning.jobs.cancel_of_nobody()
+    assert ended(http, admin, second)["status"] == "cancelled"
+    http.delete("/v1/tenants/acme?adapters=true", headers=admin)
+
+
 def test_what_can_not_be_served_fails(running: Running, http: httpx.Client, adapters: Path) -> None:
     admin = bearer(ADMIN)
     job = begin(http, admin)
