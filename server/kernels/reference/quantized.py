@@ -46,7 +46,7 @@ class CodedLinear(nn.Module):
         self.out_features, self.in_features = codes.shape
         self.codes: Codes | None = codes
         self.dtype = dtype
-        self.dequantize = dequantize
+        self._dequantize = dequantize
         self._product = product
         self.register_buffer("bias", bias)
 
@@ -61,7 +61,7 @@ class CodedLinear(nn.Module):
     def weight_of_codes(self) -> torch.Tensor:
         """The weight [out, in] that is multiplied by, made anew."""
         assert self.codes is not None, "the codes were dropped"
-        return self.dequantize(self.codes, self.dtype)
+        return self._dequantize(self.codes, self.dtype)
 
     def drop(self) -> None:
         """Let go of the codes: the layer can't run any more."""
