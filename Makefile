@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 
-.PHONY: help install dev pull serve test test-fast test-all fuzz clients conformance gpu-check coverage check format docs site wheel bench lock clean
+.PHONY: help install dev pull serve test test-fast test-all fuzz clients vllm-bench conformance gpu-check coverage check format docs site wheel bench lock clean
 
 help: ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -63,7 +63,7 @@ test: $(DEVELOPMENT) ## Run the tests, one process a core; fetches the real mode
 test-fast: $(DEVELOPMENT) ## Run what takes little time and no real model: under 90 seconds on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not real and not slow"
 
-test-all: test fuzz clients conformance ## Everything that tests, sweeps over all of a sort too: an hour and more.
+test-all: test fuzz clients vllm-bench conformance ## Everything that tests, sweeps over all of a sort too: an hour and more.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m sweep
 
 FUZZ_EXAMPLES ?= 1000
@@ -77,15 +77,29 @@ fuzz: $(DEVELOPMENT) ## Send FUZZ_EXAMPLES generated requests to every route, an
 # The client libraries have environments of their own in build/: what they depend on is theirs to choose.
 CLIENTS := build/clients
 AGENT_CLIENTS := build/agent-clients
+PROXY_CLIENTS := build/proxy-clients
 
-clients: $(DEVELOPMENT) ## Run client libraries and agent frameworks (OpenAI, Anthropic, LangChain, LiteLLM, Instructor, …) against a tiny server; needs Node.
+clients: $(DEVELOPMENT) ## Run client libraries and agent frameworks (OpenAI, Anthropic, LangChain, LiteLLM and its proxy, Instructor, …) against a tiny server; needs Node.
 	$(MAKE) --no-print-directory client-environment ENVIRONMENT=$(CLIENTS) \
 		WANTED=tests/clients/requirements.txt LOCKED=tests/clients/requirements-clients.lock
 	$(MAKE) --no-print-directory client-environment ENVIRONMENT=$(AGENT_CLIENTS) \
 		WANTED=tests/clients/agent_clients/requirements.txt LOCKED=tests/clients/agent_clients/requirements.lock
+	$(MAKE) --no-print-directory client-environment ENVIRONMENT=$(PROXY_CLIENTS) \
+		WANTED=tests/clients/proxy_clients/requirements.txt LOCKED=tests/clients/proxy_clients/requirements.lock
 	cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)
 	cd $(CLIENTS) && npm ci --no-audit --no-fund --silent
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients $(CLIENTS)/bin/python $(AGENT_CLIENTS)/bin/python $(CLIENTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients python_clients=$(CLIENTS)/bin/python \
+		agent_clients=$(AGENT_CLIENTS)/bin/python proxy_clients=$(PROXY_CLIENTS)/bin/python node_clients=$(CLIENTS)
+
+# vLLM's benchmark needs little of what vLLM pins: torch and transformers are the server's own.
+VLLM_BENCH := build/vllm-bench
+SITE_PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
+
+vllm-bench: $(DEVELOPMENT) ## Run `vllm bench serve` against a tiny server; fetches vLLM's wheel (336 MB) without what it depends on.
+	$(BIN)/python -m venv $(VLLM_BENCH)
+	$(BIN)/python -c '$(SITE_PACKAGES)' > $$($(VLLM_BENCH)/bin/python -c '$(SITE_PACKAGES)')/server.pth
+	$(VLLM_BENCH)/bin/python -m pip install --quiet --no-deps --no-compile -r tests/clients/bench_clients/requirements.lock
+	OMP_NUM_THREADS=1 VLLM_LOGGING_LEVEL=ERROR $(BIN)/python -m tests.clients bench_clients=$(VLLM_BENCH)/bin/python
 
 .PHONY: client-environment
 

@@ -32,6 +32,7 @@ from manylora.server.files.readers import FileReader, files_in_use
 from manylora.server.files.stored_files import StoredFiles
 from manylora.server.files.uploads import FileUploads
 from manylora.server.grammars.compiler import GrammarCompiler
+from manylora.server.jobs.tuning import Tuning, mode_of
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.memory_budget import cache_bytes
 from manylora.server.merged.auto_merge import AutoMergeRules
@@ -56,6 +57,8 @@ from manylora.server.responses.stored import StoredResponses
 from manylora.server.tenants.directory import TenantDirectory
 from manylora.server.tenants.view import TenantView
 from manylora.server.threads import LimitedWork, SlowWork, request_pool
+from manylora.server.tracing.current import RequestTracer
+from manylora.server.tracing.starting import start_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +96,9 @@ class Service:
     batches: BatchQueue
     responses: StoredResponses  # that clients go on from
     tenants: TenantDirectory  # who shares the server
+    tuning: Tuning  # jobs that train adapters
     background: Background  # responses that nobody waits for
+    tracer: RequestTracer | None  # of requests; None: nothing is traced
     ranks: StartedRanks | None  # the processes that share the base
     ready: bool = False
     started: float = field(default_factory=time.time)  # unix seconds
@@ -125,6 +130,7 @@ class Service:
     async def stop(self) -> None:
         """Stop admitting, end what runs, free what is held."""
         self.ready = False
+        await self.tuning.stop()
         await self.batches.stop()
         await self.expiry.close()
         await self.background.stop()
@@ -134,6 +140,8 @@ class Service:
         await self.conventions.close()
         await self.tenants.close()
         await self.adapters.close()
+        if self.tracer is not None:
+            await asyncio.to_thread(self.tracer.close)
         if self.ranks is not None:
             await asyncio.to_thread(self.ranks.close)
 
@@ -208,8 +216,20 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
         lambda own: _batch_room(engine, limits.max_num_seqs, own),
         MAX_BATCH_LINE_BYTES,
     )
-    file_readers = files_in_use(batches.needs)
     responses = StoredResponses(adapters.registry.responses, settings.response_store)
+    tenants = TenantDirectory(
+        adapters.registry, usage_days=settings.usage_days, audit_days=settings.audit_days
+    )
+    tuning = Tuning(
+        mode_of(settings.training, loaded.device.type),
+        settings,
+        model_dir,
+        adapters=adapters,
+        files=files,
+        tenants=tenants,
+        device=loaded.device.type,
+    )
+    file_readers = files_in_use(batches.needs, tuning.needs)
     return Service(
         config=settings,
         model_name=name,
@@ -234,10 +254,10 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
         expiry=FileExpiry(files, uploads, file_readers),
         batches=batches,
         responses=responses,
-        tenants=TenantDirectory(
-            adapters.registry, usage_days=settings.usage_days, audit_days=settings.audit_days
-        ),
+        tenants=tenants,
+        tuning=tuning,
         background=Background(responses),
+        tracer=start_tracing(settings.otlp_endpoint, os.environ),
         ranks=base.ranks,
     )
 

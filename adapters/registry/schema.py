@@ -97,6 +97,7 @@ names = Table(
     Column("source", Text, nullable=False),
     Column("owner", String(64), nullable=False),
     Column("shared", Text),  # JSON: tenants, by name, that may use it besides whose it is; "*": all
+    Column("shared_since", Text),  # JSON: {tenant: unix seconds}
 )
 tags = Table(
     "manylora_tags",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from manylora.adapters.errors import AdapterNameError
 from manylora.adapters.mix import check_name
-from manylora.adapters.training.methods import NOT_EMBEDDED, PROMPTS, option_faults
+from manylora.adapters.training.methods import PROMPTS, option_faults
 from manylora.adapters.training.options.train_options import TrainOptions
 
 
@@ -129,8 +129,6 @@ def _tasks(config: TrainOptions) -> list[str]:
         ]
     if config.task == "embedding" and _HEAD in config.modules_to_save:
         faults.append(f"modules_to_save: {_HEAD} has no part in embeddings")
-    if config.task == "embedding" and config.method in NOT_EMBEDDED:
-        faults.append(f"method: an adapter of {config.method} that embeds would not be served")
     if config.eval_path is not None and "eval_split" in config.model_fields_set and config.eval_split > 0:
         faults.append("eval_split: give either eval_path or eval_split")
     if config.early_stopping_patience is not None and config.eval_path is None and config.eval_split == 0:

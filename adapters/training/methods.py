@@ -32,9 +32,6 @@ NOT_TRAINED: Mapping[str, str] = MappingProxyType(
     }
 )
 PROMPTS = frozenset(("prompt_tuning", "p_tuning", "prefix_tuning"))  # what has virtual tokens
-# Whose files name modules elsewhere than in the names of plain tensors: the server brings the names of a
-# model without its head to those of the whole one, and does not do so there.
-NOT_EMBEDDED = frozenset(("adalora", "frod", "shira", "supertuning"))
 
 # Learning rates at which a kind learns, where that is far from OTHER_RATE: those that train few numbers,
 # or numbers that are multiplied by small ones, take high rates.

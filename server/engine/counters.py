@@ -17,9 +17,9 @@ class LevelStandings:
     with_work: frozenset[str]
     least: float  # of those with work
 
-    def of(self, name: str) -> float:
-        """What ``name`` would have paid if it came now."""
-        return max(self.paid.get(name, 0.0), self.least)
+    def of(self, name: str, least: float | None = None) -> float:
+        """What ``name`` would have paid if it came now, or when the least was ``least``."""
+        return max(self.paid.get(name, 0.0), self.least if least is None else least)
 
 
 NOBODY: Final = LevelStandings({}, frozenset(), 0.0)

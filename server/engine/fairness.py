@@ -17,7 +17,7 @@ from heapq import heapify, heappop, heappush
 from typing import Final
 
 from manylora.server.engine.clients import EVERYBODY
-from manylora.server.engine.counters import Counters
+from manylora.server.engine.counters import NOBODY, Counters
 from manylora.server.engine.sequence import Sequence
 from manylora.server.engine.turns import Standings, Turns
 
@@ -113,8 +113,9 @@ class Fairness:
         if self.turns is None or not (self.turns.watched or self._clients.idle):
             return  # an idle engine has no step before which it could tell
         self.settle(running)
-        adapters = {name: self._adapters[name] for name in self.turns.watched if name in self._adapters}
-        within = {name: each.standings() for name, each in adapters.items()}
+        within = dict.fromkeys(self.turns.watched, NOBODY)
+        for name in within.keys() & self._adapters.keys():
+            within[name] = self._adapters[name].standings()
         self.turns.told = Standings(self._clients.standings(), within)
 
     def _heap(self, adapters: dict[str, deque[Sequence]]) -> list[tuple[int, float, int, str]]:

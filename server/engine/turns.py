@@ -38,6 +38,14 @@ class Standings:
 Turn = tuple[float, bool, int, float, bool]  # the smaller goes first; where they are equal, who came first
 
 
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """To what counters are lifted of somebody who waits: what the least were when the waiting began."""
+
+    client: float
+    adapter: float
+
+
 class Turns:
     """Whose turn it is. Event loop, but for ``told`` and ``begun``."""
 
@@ -51,13 +59,23 @@ class Turns:
         """The engine is given prompts of so many tokens."""
         self._submitted[client.name] += tokens
 
-    def of(self, asker: Asker) -> Turn:
-        """The place of ``asker`` at this moment; who has nothing in the engine goes before its equals."""
+    def floor(self, asker: Asker) -> Floor | None:
+        """For somebody who waits from now on; None while the engine has not told how it stands."""
+        within = self.told.adapters.get(asker.client.name)
+        return None if within is None else Floor(self.told.clients.least, within.least)
+
+    def of(self, asker: Asker, floor: Floor | None = None) -> Turn:
+        """The place of ``asker`` at this moment; who has nothing in the engine goes before its equals.
+
+        Without a floor it comes now.
+        """
         told, client = self.told, asker.client
         waiting = self._submitted[client.name] - self.begun[client.name]
-        turn = told.clients.of(client.name) + waiting / client.weight
+        turn = told.clients.of(client.name, None if floor is None else floor.client)
         busy = client.name in told.clients.with_work or waiting > 0
         if client is EVERYBODY:
-            return turn, busy, 0, 0.0, False
+            return turn + waiting / client.weight, busy, 0, 0.0, False
         within = told.adapters.get(client.name, NOBODY)
-        return turn, busy, asker.priority, within.of(asker.adapter), asker.adapter in within.with_work
+        own = within.of(asker.adapter, None if floor is None else floor.adapter)
+        working = asker.adapter in within.with_work
+        return turn + waiting / client.weight, busy, asker.priority, own, working

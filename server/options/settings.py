@@ -296,6 +296,22 @@ class Settings(BaseSettings):
         ),
     ] = False
 
+    # --- training
+    training: Annotated[
+        Literal["auto", "off", "local", "external"],
+        Option(OPERATION, "WHO", "Trains jobs: local, external, off, or auto."),
+    ] = "auto"
+    training_share: Annotated[
+        float,
+        Option(OPERATION, "X", "Share of the cores, if local."),
+        Field(ge=0.01, le=1, allow_inf_nan=False),
+    ] = 0.5
+    tenant_jobs: Annotated[
+        int,
+        Option(OPERATION, "N", "One tenant's jobs in training at once."),
+        Field(ge=1, le=1000),
+    ] = 2
+
     # --- operation
     data_dir: Annotated[
         UserPath, Option(OPERATION, "DIR", "For models and adapters.", default="~/.local/share/manylora")
@@ -313,6 +329,11 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["text", "json"], Option(OPERATION, "FORM", "json: one object a line, with request ids.")
     ] = "text"
+    otlp_endpoint: Annotated[
+        str | None,
+        Option(OPERATION, "URL", "Send traces there (OTLP/HTTP).", default="OTEL_EXPORTER_OTLP_ENDPOINT"),
+        Field(pattern=r"^https?://[^\s/]+(/\S*)?$", max_length=2048),
+    ] = None
     access_log: Annotated[bool, Option(OPERATION, "", "One log line a request.", switch=True)] = False
     step_timeout: Annotated[
         AutoSeconds,

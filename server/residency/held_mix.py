@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from manylora.adapters.registry.records import AliasArm
+from manylora.server.engine.clients import EVERYBODY
 from manylora.server.engine.sequence import ResolvedMix
 from manylora.server.engine.turns import NO_TENANT, Asker
 from manylora.server.kernels.weights import MergedWeights
@@ -79,6 +80,7 @@ class HeldMix:
         self.state = HoldState.RESOLVED
         self._residency = residency
         self._mix: ResolvedMix | None = None
+        self._client = EVERYBODY  # for whom it is admitted
         references = residency.references
         references.add(self.members)
         digests = [revision.digest for revision in self.members]
@@ -126,7 +128,7 @@ class HeldMix:
         waits = self.copy is None and self.members  # a copy's weights are there, like the base's
         if waits and not self._residency.device.try_acquire(self.members, asker):
             return False
-        self._set_admitted()
+        self._set_admitted(asker)
         return True
 
     async def admit(self, asker: Asker = NO_TENANT) -> None:
@@ -140,7 +142,7 @@ class HeldMix:
         """
         if not self.try_admit(asker):
             await self._residency.acquire(self.members, asker)
-            self._set_admitted()
+            self._set_admitted(asker)
 
     def share(self) -> HeldMix:
         """Another holder of the same mix, admitted at once: its members are on the device already.
@@ -151,8 +153,8 @@ class HeldMix:
         assert self.state is HoldState.ADMITTED
         shared = self.again()
         if self.copy is None:
-            self._residency.device.hold(self.members)
-        shared.state, shared._mix = HoldState.ADMITTED, self._mix
+            self._residency.device.hold(self.members, self._client)
+        shared.state, shared._mix, shared._client = HoldState.ADMITTED, self._mix, self._client
         return shared
 
     def again(self) -> HeldMix:
@@ -171,8 +173,8 @@ class HeldMix:
         if self._request.remove_holder() and self.copy is not None:
             self.copy.release()
 
-    def _set_admitted(self) -> None:
-        self.state = HoldState.ADMITTED
+    def _set_admitted(self, asker: Asker) -> None:
+        self.state, self._client = HoldState.ADMITTED, asker.client
         self._mix = self._runnable()
 
     def _runnable(self) -> ResolvedMix:

@@ -13,7 +13,7 @@ from heapq import nsmallest
 from itertools import islice
 
 from manylora.server.engine.clients import EVERYBODY
-from manylora.server.engine.turns import NO_TENANT, Asker, Turn, Turns
+from manylora.server.engine.turns import NO_TENANT, Asker, Floor, Turn, Turns
 from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.residency.revision import Revision
 
@@ -25,6 +25,7 @@ class Waiter:
     members: tuple[Revision, ...]
     granted: asyncio.Future[None]
     asker: Asker = NO_TENANT
+    floor: Floor | None = None  # of its turns; the queue's own
     since: float | None = None  # when it was first found that there is no room
     only_to_load: bool = False  # wants its members to be resident, not to hold them there
     loads: dict[str, asyncio.Future[PackedAdapter]] = field(default_factory=dict)  # of missing members
@@ -90,7 +91,9 @@ class WaitingSets:
 
     def _turn(self, waiter: Waiter) -> Turn:
         assert self._turns is not None
-        return self._turns.of(waiter.asker)
+        if waiter.floor is None:
+            waiter.floor = self._turns.floor(waiter.asker)
+        return self._turns.of(waiter.asker, waiter.floor)
 
     def _meet(self, asker: Asker) -> None:
         if not self._tenants and asker.client is not EVERYBODY:

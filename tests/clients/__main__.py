@@ -1,7 +1,8 @@
 """Client libraries against a running tiny server, each in a process of its own; run by ``make clients``.
 
 The libraries are in environments of their own: what they depend on is theirs to choose. Arguments: the
-Python of ``python_clients``, that of ``agent_clients``, and the folder whose node_modules has those for Node.
+folders whose scripts are run, each with its Python (``agent_clients=build/agent-clients/bin/python``), or for
+Node with the folder whose node_modules has the libraries.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ HERE = Path(__file__).parent
 ADAPTERS = ("alpha", "beta")
 MIX = "alpha*0.5+beta*0.5"
 PATIENCE = 180.0  # seconds for one library: some take long to import
+NODE = "node_clients"
 
 
-def main(python: str, agents_python: str, node_folder: str) -> int:
-    """Run every client; the number of those that failed."""
+def main(*environments: str) -> int:
+    """Run every client of those environments; the number of those that failed."""
+    commands = [command for each in environments for command in _commands(*each.split("=", 1))]
     with TemporaryDirectory(prefix="manylora-clients-") as directory:
         root = Path(directory)
         model = tiny_model(root / "model", max_position_embeddings=8192)
@@ -38,17 +41,16 @@ def main(python: str, agents_python: str, node_folder: str) -> int:
         service = tiny_service(model, root / "data", adapter=adapters)
         with serving(service) as server:
             url = f"{server.url}/v1"
-            commands = [[python, str(script)] for script in sorted(HERE.glob("python_clients/*.py"))]
-            commands += [[agents_python, str(script)] for script in sorted(HERE.glob("agent_clients/*.py"))]
-            commands += [["node", str(script)] for script in _node_scripts(Path(node_folder))]
             failed = [command[-1] for command in commands if not _passes([*command, url, ADAPTERS[0], MIX])]
             server.wait_until_idle()
     return len(failed)
 
 
-def _node_scripts(folder: Path) -> list[Path]:
-    """The scripts for Node, copied beside the node_modules that they import from."""
-    return [Path(shutil.copy(script, folder)) for script in sorted(HERE.glob("node_clients/*.mjs"))]
+def _commands(folder: str, environment: str) -> list[list[str]]:
+    """What runs the scripts of ``folder``."""
+    if folder == NODE:  # scripts for Node are copied beside the node_modules that they import from
+        return [["node", shutil.copy(script, environment)] for script in sorted((HERE / NODE).glob("*.mjs"))]
+    return [[environment, str(script)] for script in sorted((HERE / folder).glob("*.py"))]
 
 
 def _passes(command: list[str]) -> bool:

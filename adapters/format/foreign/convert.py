@@ -25,6 +25,7 @@ from manylora.adapters.format.foreign.file_names import GGUF, foreign_weights
 from manylora.adapters.format.foreign.gguf.adapter import read_gguf_adapter
 from manylora.adapters.format.foreign.mlx import is_mlx, read_mlx
 from manylora.adapters.format.foreign.names import Rule
+from manylora.adapters.format.foreign.spelling.named import is_lora
 from manylora.adapters.format.foreign.spelling.spelled import Canonical, is_respelled, respell
 from manylora.adapters.format.weights.tensors import TensorFile, read_header, read_tensors
 
@@ -111,7 +112,9 @@ def _read(
     header = read_header(path, bound)
     if header is None or not is_respelled(config, header, base):
         return None
-    file = _tensors(path, bound, limits, faults)
+    # Places of entries are integers; which may be some is looked at when what comes out is read.
+    places = () if is_lora(config) else header.infos
+    file = _tensors(path, bound, limits, faults, places)
     spelled = None if file is None or len(faults) else respell(config, file, base, faults)
     return None if spelled is None else (_form(spelled.rules), spelled)
 
@@ -131,8 +134,12 @@ def _named_otherwise(
     return None
 
 
-def _tensors(path: Path, bound: int, limits: Limits, faults: Faults) -> TensorFile | None:
-    file = read_tensors(path, hashlib.sha256(), faults, max_header=bound, max_bytes=limits.max_bytes)
+def _tensors(
+    path: Path, bound: int, limits: Limits, faults: Faults, indices: Collection[str] = ()
+) -> TensorFile | None:
+    file = read_tensors(
+        path, hashlib.sha256(), faults, max_header=bound, max_bytes=limits.max_bytes, indices=indices
+    )
     return None if file is None or not file.complete else file
 
 

@@ -103,7 +103,8 @@ ENDINGS: tuple[Ending, ...] = (
 # What PEFT calls the parameters of its kinds, at the front of a segment: an adapter's name may follow each.
 _PARAMETERS = (
     "lora_", "ia3_", "vera_", "hada_", "lokr_", "oft_", "boft_", "hra_", "fourierft_", "vblora_", "randlora_",
-    "shira_", "bone_", "miss_", "c3a_", "road_", "trainable_tokens_", "modules_to_save",
+    "shira_", "bone_", "miss_", "c3a_", "road_", "frod_", "supertuning_", "trainable_tokens_",
+    "modules_to_save",
 )  # fmt: skip
 
 # Taken off the front of a path, in any number and order. What wraps a whole model, or a part of it.

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import replace
+from time import monotonic
 
 import anyio
 from fastapi import Request
@@ -25,6 +26,7 @@ from manylora.server.engine.turns import NO_TENANT, Asker
 from manylora.server.errors import EngineDead, GenerationFailed, RequestError
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.service import Service
+from manylora.server.tracing.current import CURRENT_TRACE
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +122,16 @@ async def submit(
         if tenant is None
         else await Account.open(service, tenant, held.revisions, prompts) as account
     ):
+        trace, since = CURRENT_TRACE.get(), monotonic()
         if not held.try_admit(asker):
             await _admit(held, asker, request)
+        if trace is not None:
+            trace.admitted(held.served_model, held.revisions.label, since)
         streams: list[Stream] = []
         try:
             for prompt in prompts:
                 told = ended if account is None else account.counting(prompt, ended)
+                told = told if trace is None else trace.counting(told)
                 streams.append(service.engine.submit(prompt, held.share(), told))
                 if account is not None:
                     account.submitted(prompt)

@@ -110,7 +110,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "samples of an embedder": ({"sample_prompts": "x", "task": "embedding"}, "embeds writes no answers"),
     "pooling of answers": ({"embed_pooling": "mean"}, "only with task embedding, not sft"),
     "a head of an embedder": ({"modules_to_save": "lm_head", "task": "embedding"}, "lm_head has no part in"),
-    "not served where it embeds": ({"method": "shira", "task": "embedding"}, "shira that embeds would not"),
     "a prompt that embeds": ({"method": "prompt_tuning", "task": "embedding"}, "is for task sft"),
     "a whole model that embeds": ({"method": "full", "task": "embedding"}, "is for task sft, not embedding"),
     "two ways to evaluate": ({"eval_path": "e.jsonl", "eval_split": 0.1}, "either eval_path or eval_split"),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from manylora.adapters.format.pooling import Pooling, PoolingConfig, read_pooling, write_pooling
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import GateFailed, Interrupted, TrainingConfigError
-from manylora.adapters.training.methods import FULL, LORA, METHODS, NOT_EMBEDDED, PROMPTS
+from manylora.adapters.training.methods import FULL, LORA, METHODS, PROMPTS
 from manylora.adapters.training.model.base import find_base
 from manylora.adapters.training.session.init_adapter import find_init_adapter
 from manylora.adapters.training.trainers.callbacks import StopCallback
@@ -32,7 +32,7 @@ PAIRS = [{"anchor": f"ask {a}{n}", "positive": f"{a}{a} {n} it is"} for a in LET
 SCORED = [
     {"sentence1": f"{a} one", "sentence2": f"{b} two", "score": float(a == b)} for a in "abcd" for b in "abcd"
 ]
-KINDS = [m for m in METHODS if m not in (LORA, FULL, *PROMPTS, *NOT_EMBEDDED)]
+KINDS = [m for m in METHODS if m not in (LORA, FULL, *PROMPTS)]
 
 
 def settings(base: Path, root: Path, rows: Any = PAIRS, **changes: Any) -> Any:

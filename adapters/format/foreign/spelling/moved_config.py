@@ -13,6 +13,7 @@ from manylora.adapters.format.faults import Faults
 from manylora.adapters.format.foreign.names import Places
 
 _PATTERNS = ("rank_pattern", "alpha_pattern")
+_MASKED = ".lora_E"
 _LISTS = ("modules_to_save", "feedforward_modules")
 
 
@@ -50,7 +51,12 @@ def _moved(entry: Any, places: Places, base: BaseModel) -> Any:
 
 
 def _by_new_names(pattern: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """What a pattern says of each module, if by the names in the base it would say something else."""
+    """What a pattern says of each module, if by the names in the base it would say something else.
+
+    AdaLoRA's has a mask for each module, under the name of a tensor of it.
+    """
+    if any(isinstance(value, list) for value in pattern.values()):
+        return {_of_tensor(key, names): value for key, value in pattern.items()}
     try:
         old = assign(pattern, list(names), Deadline())
         new = assign(pattern, list(names.values()), Deadline())
@@ -59,6 +65,11 @@ def _by_new_names(pattern: Mapping[str, Any], names: Mapping[str, str]) -> dict[
     if all(new.get(name) == old.get(path) for path, name in names.items()):
         return dict(pattern)
     return {names[path]: pattern[fit] for path, fit in sorted(old.items())}
+
+
+def _of_tensor(key: str, names: Mapping[str, str]) -> str:
+    module, mark, rest = key.rpartition(_MASKED)
+    return f"{names.get(module, module)}{mark}{rest}" if mark else names.get(key, key)
 
 
 def _selects(config: Mapping[str, Any], names: Iterable[str], base: BaseModel) -> bool:

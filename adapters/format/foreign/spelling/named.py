@@ -28,12 +28,16 @@ class Named:
     rules: set[Rule] = field(default_factory=set)
 
 
+def is_lora(config: Config | None) -> bool:
+    """Whether the tensors are those of a LoRA, which is what nothing else is said of."""
+    return config is None or enum_name(config.get("peft_type")) in (None, "LORA")
+
+
 def name_tensors(config: Config | None, file: TensorFile, base: BaseModel, faults: Faults) -> Named:
     """Name the tensors; two that are one by PEFT's names are a fault."""
-    lora = config is None or enum_name(config.get("peft_type")) in (None, "LORA")
     places, blocks, named = Places(base), Blocks(base), Named()
     for key in file.infos:
-        spelled = take_apart(key, lora=lora)
+        spelled = take_apart(key, lora=is_lora(config))
         canonical = _canonical(spelled, places, blocks, named)
         if canonical in named.keys:
             faults.add(f"{shown(named.keys[canonical])} and {shown(key)} both are {shown(canonical)}")

@@ -39,6 +39,10 @@ def begin(client: openai.OpenAI, nbytes: int, **fields: Any) -> Any:
     return client.uploads.create(bytes=nbytes, **fields)
 
 
+def finish(client: openai.OpenAI, upload_id: str, **fields: Any) -> Any:
+    return client.uploads.complete(upload_id, **fields)
+
+
 def parts_on_disk(running: Running) -> list[str]:
     return [path.name for path in (running.service.config.data_dir / "files").glob("part_*")]
 
@@ -68,7 +72,7 @@ def test_parts_are_put_together_in_the_order_that_is_asked(client: openai.OpenAI
     assert upload.expires_at == upload.created_at + 3600
     second, first = (client.uploads.parts.create(upload.id, data=data) for data in (b"def", b"abc"))
     assert (first.object, first.upload_id) == ("upload.part", upload.id)
-    done = client.uploads.complete(upload.id, part_ids=[first.id, second.id])
+    done = finish(client, upload.id, part_ids=[first.id, second.id])
     assert client.files.content(done.file.id).content == b"abcdef"
     assert done.file.expires_at == done.file.created_at + 3600
 
@@ -79,7 +83,7 @@ def test_a_part_that_was_sent_again_is_left_out(client: openai.OpenAI, running: 
     again = client.uploads.parts.create(upload.id, data=b"abc")
     with pytest.raises(openai.BadRequestError):
         client.uploads.parts.create(upload.id, data=b"a")
-    assert client.uploads.complete(upload.id, part_ids=[again.id]).file.bytes == 3
+    assert finish(client, upload.id, part_ids=[again.id]).file.bytes == 3
     assert parts_on_disk(running) == []
 
 
@@ -91,7 +95,7 @@ def test_completed_twice_is_one_file(client: openai.OpenAI) -> None:
 
     def complete() -> None:
         try:
-            told.append(client.uploads.complete(upload.id, part_ids=[part.id]).file.id)
+            told.append(finish(client, upload.id, part_ids=[part.id]).file.id)
         except openai.ConflictError as busy:
             told.append(busy.code)
 
@@ -106,7 +110,7 @@ def test_completed_twice_is_one_file(client: openai.OpenAI) -> None:
     assert len(client.files.list().data) == before + 1
     for again in ({"part_ids": [part.id], "md5": "0" * 32}, {"part_ids": ["part_other"]}):
         with pytest.raises(openai.BadRequestError, match="is completed"):
-            client.uploads.complete(upload.id, **again)
+            finish(client, upload.id, **again)
     with pytest.raises(openai.BadRequestError, match="is completed"):
         client.uploads.parts.create(upload.id, data=b"d")
     with pytest.raises(openai.BadRequestError, match="is completed"):
@@ -121,7 +125,7 @@ def test_a_cancelled_upload_takes_nothing(client: openai.OpenAI, running: Runnin
     with pytest.raises(openai.BadRequestError, match="is cancelled"):
         client.uploads.parts.create(upload.id, data=b"a")
     with pytest.raises(openai.BadRequestError, match="is cancelled"):
-        client.uploads.complete(upload.id, part_ids=[part.id])
+        finish(client, upload.id, part_ids=[part.id])
 
 
 def test_what_is_not_the_announced_file_is_refused(client: openai.OpenAI) -> None:
@@ -135,16 +139,14 @@ def test_what_is_not_the_announced_file_is_refused(client: openai.OpenAI) -> Non
         ([mine.id], "announced"),
     ):
         with pytest.raises(openai.BadRequestError, match=word) as refused:
-            client.uploads.complete(upload.id, part_ids=part_ids)
+            finish(client, upload.id, part_ids=part_ids)
         assert refused.value.param == "part_ids"
     with pytest.raises(openai.BadRequestError, match="MD5") as wrong:
-        client.uploads.complete(upload.id, part_ids=[mine.id, tail.id], md5="0" * 32)
+        finish(client, upload.id, part_ids=[mine.id, tail.id], md5="0" * 32)
     assert wrong.value.param == "md5"
     with pytest.raises(openai.BadRequestError):
-        client.uploads.complete(upload.id, part_ids=[mine.id, tail.id], md5="no digest")
-    done = client.uploads.complete(
-        upload.id, part_ids=[mine.id, tail.id], md5=md5(b"abcd").hexdigest().upper()
-    )
+        finish(client, upload.id, part_ids=[mine.id, tail.id], md5="no digest")
+    done = finish(client, upload.id, part_ids=[mine.id, tail.id], md5=md5(b"abcd").hexdigest().upper())
     assert done.status == "completed"
     client.uploads.cancel(other.id)
 
@@ -212,7 +214,7 @@ def test_an_hour_later_it_has_expired(
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 3601)
     with pytest.raises(openai.BadRequestError, match="is expired"):
-        client.uploads.complete(upload.id, part_ids=[part.id])
+        finish(client, upload.id, part_ids=[part.id])
     assert parts_on_disk(running) != []
     running.call(running.service.uploads.expire())
     assert parts_on_disk(running) == []
@@ -229,7 +231,7 @@ def test_an_upload_outlives_the_server(tmp_path: Path, model: Path) -> None:
     with serving(tiny_service(model, tmp_path)) as second:
         client = second.client()
         two = client.uploads.parts.create(upload.id, data=b"def")
-        done = client.uploads.complete(upload.id, part_ids=[one.id, two.id])
+        done = finish(client, upload.id, part_ids=[one.id, two.id])
         assert client.files.content(done.file.id).content == b"abcdef"
 
 
@@ -238,7 +240,7 @@ def test_bytes_that_changed_on_the_disk_are_told(client: openai.OpenAI, running:
     part = client.uploads.parts.create(upload.id, data=b"abc")
     (running.service.config.data_dir / "files" / part.id).write_bytes(b"abd")
     with pytest.raises(openai.NotFoundError, match="damaged"):
-        client.uploads.complete(upload.id, part_ids=[part.id])
+        finish(client, upload.id, part_ids=[part.id])
     client.uploads.cancel(upload.id)
 
 
@@ -253,7 +255,7 @@ def test_tenants_are_kept_apart_and_their_bytes_count_while_they_come(tmp_path: 
         with pytest.raises(openai.NotFoundError):
             globex.uploads.parts.create(upload.id, data=b"abc")
         with pytest.raises(openai.NotFoundError):
-            globex.uploads.complete(upload.id, part_ids=["part_1"])
+            finish(globex, upload.id, part_ids=["part_1"])
         with pytest.raises(openai.NotFoundError):
             globex.uploads.cancel(upload.id)
         refused = _status(lambda: begin(acme, 401))
@@ -262,7 +264,7 @@ def test_tenants_are_kept_apart_and_their_bytes_count_while_they_come(tmp_path: 
         small = acme.files.create(file=b"x" * 400, purpose="evals")
         part = acme.uploads.parts.create(upload.id, data=b"y" * 600)
         assert _status(lambda: acme.uploads.parts.create(upload.id, data=b"y" * 600)) == refused
-        done = acme.uploads.complete(upload.id, part_ids=[part.id])
+        done = finish(acme, upload.id, part_ids=[part.id])
         assert acme.files.content(done.file.id).content == b"y" * 600
         assert _status(lambda: begin(acme, 1)) == refused
         begin(globex, 1000)
@@ -286,7 +288,7 @@ def _status(ask: Any) -> tuple[int, str | None]:
 def test_digests_are_those_of_the_whole(client: openai.OpenAI, running: Running) -> None:
     upload = begin(client, 4)
     parts = [client.uploads.parts.create(upload.id, data=data).id for data in (b"ab", b"cd")]
-    done = client.uploads.complete(upload.id, part_ids=parts)
+    done = finish(client, upload.id, part_ids=parts)
     record = running.service.files.get(done.file.id)
     assert record is not None
     assert record.digest == sha256(b"abcd").hexdigest()

@@ -36,9 +36,20 @@ BODIES: Mapping[str, Any] = {
         "endpoint": "/v1/chat/completions",
         "completion_window": "24h",
     },
+    "/v1/fine_tuning/checkpoints/{name}/permissions": {"project_ids": ["{tenant}"]},
+    "/v1/fine_tuning/alpha/graders/run": {
+        "grader": {
+            "type": "score_model",
+            "name": "judge",
+            "model": "{}",
+            "input": [{"role": "user", "content": "Hello"}],
+        },
+        "model_sample": "Hello",
+    },
     "/v1/uploads": {"bytes": 1, "filename": "a", "mime_type": "text/plain", "purpose": "{}"},
     "/v1/uploads/{upload_id}/complete": {"part_ids": ["{part}"]},
     "/v1/feedback": {"response_id": "{answer}", "score": 1},
+    "/v1/fine_tuning/jobs": {"model": "{}", "training_file": "{file}"},
 }
 
 
@@ -52,6 +63,7 @@ class Thing:
     batch: str
     response: str
     answer: str
+    job: str
     upload: str
     part: str
 
@@ -82,6 +94,10 @@ def things(server: Running, adapters: Path) -> Iterator[Things]:
         line = b'{"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {}}\n'
         upload = {"file": ("in.jsonl", line)}
         file = http.post("/v1/files", files=upload, data={"purpose": "batch"}, headers=globex).json()["id"]
+        rows = http.post("/v1/files", files=upload, data={"purpose": "fine-tune"}, headers=globex).json()[
+            "id"
+        ]
+        job = {"model": HIDDEN, "training_file": rows}
         batch = {**BODIES["/v1/batches"], "input_file_id": file}
         announced = {**BODIES["/v1/uploads"], "purpose": "evals"}
         upload_id = http.post("/v1/uploads", json=announced, headers=globex).json()["id"]
@@ -94,6 +110,7 @@ def things(server: Running, adapters: Path) -> Iterator[Things]:
             http.post("/v1/batches", json=batch, headers=globex).json()["id"],
             http.post("/v1/responses", json=response, headers=globex).json()["id"],
             http.post("/v1/chat/completions", json=chat(HIDDEN), headers=globex).json()["id"],
+            http.post("/v1/fine_tuning/jobs", json=job, headers=globex).json()["id"],
             upload_id,
             part.json()["id"],
         )
@@ -105,7 +122,15 @@ def things(server: Running, adapters: Path) -> Iterator[Things]:
 
 def vars_of(thing: Thing) -> tuple[str, ...]:
     """The ids that the server has made."""
-    return thing.file, thing.batch, thing.response, thing.answer, thing.upload, thing.part
+    return (
+        thing.file,
+        thing.batch,
+        thing.response,
+        thing.answer,
+        thing.job,
+        thing.upload,
+        thing.part,
+    )
 
 
 def body_of(path: str) -> Any:
@@ -122,6 +147,7 @@ def ask(http: httpx.Client, key: dict[str, str], route: Route, thing: Thing, for
             "file_id": thing.file,
             "batch_id": thing.batch,
             "response_id": thing.response,
+            "job_id": thing.job,
             "upload_id": thing.upload,
             "tenant": thing.tenant,
         }
