@@ -15,6 +15,7 @@ from manylora.adapters.format.base import TargetModule
 from manylora.server.kernels.buffers import zeros
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs, page_length
 from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.decoders.generic import GenericDecoder
 from manylora.server.model.loading.loader import decoder_candidates, load_model
 
 _READ = 1 << 28  # bytes of each of two arrays that are read to measure bandwidth: no cache holds them
@@ -71,11 +72,24 @@ class Workbench:
     """A decoder with room for the batches of all shapes, and random adapters of every rank they name."""
 
     def __init__(
-        self, base: Path, shapes: Sequence[Shape], *, device: str, kernels: str, quantize: str = "none"
+        self,
+        base: Path,
+        shapes: Sequence[Shape],
+        *,
+        device: str,
+        kernels: str,
+        quantize: str = "none",
+        coded_cache: bool = False,
+        generic: bool = False,
     ) -> None:
+        """``generic`` takes the decoder for models of any family, which knows none of ``kernels``."""
         loaded = load_model(base, dtype="bf16", device=device, max_model_len=None, quantize=quantize)
         self.device = loaded.device
-        self.decoder: Decoder = next(iter(decoder_candidates(loaded, kernels)))
+        self.decoder: Decoder = (
+            GenericDecoder(loaded.hf)
+            if generic
+            else next(iter(decoder_candidates(loaded, kernels, coded_cache=coded_cache)))
+        )
         counts = {
             rank: max(s.distinct for s in shapes if s.rank == rank) for rank in {s.rank for s in shapes}
         }

@@ -78,7 +78,9 @@ def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, dense
 
     ``dense`` are the layers that have an MLP for all tokens.
     """
-    sizes = {"num_hidden_layers": 4, "intermediate_size": 112, "mlp_only_layers": dense} if dense else {}
+    sizes: dict[str, Any] = (
+        {"num_hidden_layers": 4, "intermediate_size": 112, "mlp_only_layers": dense} if dense else {}
+    )
     model = tiny_model(tmp_path / "model", family, **sizes)
     paths = {name: make(tmp_path / name, model, options) for name, options in ASKED.items()}
     if dense:  # PEFT takes these names for those of experts in older files
