@@ -20,6 +20,7 @@ AdapterError
 ├── MergeFailed         a merged model does not answer like the base with the adapters
 └── StoreError          the revision store can't be used: in use by another process, or the disk refused
     ├── RegistryUnavailable     the database server of the registry does not answer, or refuses
+    ├── StorageUnreachable      the storage that servers share for files does not answer, or refuses
     ├── DiskFull                there is no space for what was to be written
     └── OutputExists    there is something already where a result was to be written
 """
@@ -115,6 +116,10 @@ class StoreError(AdapterError):
 
 class RegistryUnavailable(StoreError):
     """The adapter registry is on a database server, and that can't be used for now."""
+
+
+class StorageUnreachable(StoreError):
+    """The storage that servers share for clients' files can't be used for now."""
 
 
 class DiskFull(StoreError):

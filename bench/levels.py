@@ -21,9 +21,10 @@ import typer
 
 from bench.run import resolve_base
 from bench.steps import Shape, Workbench
+from manylora.server.cache_directory import cache_directory
 from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.cpu.build import usable_variants
-from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, cache_directory, find_library
+from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, find_library
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.model.decoders.fused import FusedDecoder
 
@@ -52,7 +53,7 @@ def steps_of(bench: Workbench, max_rows: int, levels: Sequence[str] = ()) -> dic
     where = (bench.decoder.weights, bench.pool, bench.blocks, max_rows, torch.get_num_threads())
     steps: dict[str, Step] = {}
     for name in levels or usable:
-        library = find_library((usable[name],), AHEAD_OF_TIME, cache_directory())
+        library = find_library((usable[name],), AHEAD_OF_TIME, cache_directory("kernels"))
         steps[name] = NativeStep(*where, library=library).step
     return steps
 

@@ -16,6 +16,7 @@ from manylora.adapters.format.base import BaseModel
 from manylora.adapters.registry.cleanup import UnreferencedRevisions, clean_up, recover
 from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.store import RevisionStore
+from manylora.server.engine.turns import Turns
 from manylora.server.experiments.experiments import Experiments
 from manylora.server.merged.auto_merge import AutoMerge, AutoMergeRules
 from manylora.server.merged.copies import MergedCopies
@@ -93,6 +94,7 @@ class AdapterManager:
         memory_bytes: int = 0,
         sources: AdapterSources = AdapterSources(),
         merging: MergeOptions | None = None,
+        turns: Turns | None = None,
     ) -> None:
         """Nothing is read until :meth:`start`.
 
@@ -108,6 +110,7 @@ class AdapterManager:
             memory_bytes: host memory for packed adapters, on the device or not.
             sources: from where adapters are fetched.
             merging: None if this server keeps no merged copies.
+            turns: in which tenants get room for their adapters; None: in order of arrival.
         """
         self.base = base
         self._store = store
@@ -120,7 +123,7 @@ class AdapterManager:
         self.mirror = mirror = RegistryMirror(registry)
         self.loader = loader = RevisionLoader(base, registry, store, pool, limits)
         host = HostCache(loader.read, memory_bytes=memory_bytes, metrics=metrics)
-        device = DeviceCache(pool, host, metrics=metrics, max_waiting=max_waiting)
+        device = DeviceCache(pool, host, metrics=metrics, max_waiting=max_waiting, turns=turns)
         references = References()
         self.refetcher = Refetcher(
             mirror, loader=loader, host=host, fetching=self._fetching, fetch=sources.fetch, metrics=metrics

@@ -24,10 +24,15 @@ from manylora.server.batches.batches import BatchQueue
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineConfig
 from manylora.server.engine.faults import Supervision, device_works
+from manylora.server.engine.turns import Turns
 from manylora.server.errors import ConfigError
 from manylora.server.exporting.exports import Exports
+from manylora.server.files.expiry import FileExpiry
+from manylora.server.files.readers import FileReader, files_in_use
 from manylora.server.files.stored_files import StoredFiles
+from manylora.server.files.uploads import FileUploads
 from manylora.server.grammars.compiler import GrammarCompiler
+from manylora.server.jobs.tuning import Tuning, mode_of
 from manylora.server.kernels.inputs import BLOCK_SIZE
 from manylora.server.memory_budget import cache_bytes
 from manylora.server.merged.auto_merge import AutoMergeRules
@@ -52,11 +57,14 @@ from manylora.server.responses.stored import StoredResponses
 from manylora.server.tenants.directory import TenantDirectory
 from manylora.server.tenants.view import TenantView
 from manylora.server.threads import LimitedWork, SlowWork, request_pool
+from manylora.server.tracing.current import RequestTracer
+from manylora.server.tracing.starting import start_tracing
 
 logger = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN = 64  # a text longer than this times the context can't fit; it is not tokenized
 MAX_BATCH_LINE_BYTES = 4 << 20  # as a request's body
+MAX_UPLOADED_PARTS = 10_000  # of one upload
 _REQUEST_THREADS = 4  # that read files, render templates, turn long texts into tokens
 
 
@@ -82,10 +90,15 @@ class Service:
     limits: EngineLimits
     pooling: PoolingConfig  # how the base embeds texts
     files: StoredFiles  # that clients uploaded
+    file_readers: FileReader  # says what still needs one of them
+    uploads: FileUploads  # files that come in parts
+    expiry: FileExpiry  # of those files and uploads
     batches: BatchQueue
     responses: StoredResponses  # that clients go on from
     tenants: TenantDirectory  # who shares the server
+    tuning: Tuning  # jobs that train adapters
     background: Background  # responses that nobody waits for
+    tracer: RequestTracer | None  # of requests; None: nothing is traced
     ranks: StartedRanks | None  # the processes that share the base
     ready: bool = False
     started: float = field(default_factory=time.time)  # unix seconds
@@ -102,7 +115,7 @@ class Service:
         await self.engine.warmed()  # before anything is sent to the device that it captures on
         await self.adapters.start()
         await self.tenants.start()
-        await asyncio.to_thread(self.files.sweep)
+        await self.expiry.start()
         for name, path in self.config.adapter.items():
             try:
                 await self.adapters.admin.load(name, path, replace=True)
@@ -117,7 +130,9 @@ class Service:
     async def stop(self) -> None:
         """Stop admitting, end what runs, free what is held."""
         self.ready = False
+        await self.tuning.stop()
         await self.batches.stop()
+        await self.expiry.close()
         await self.background.stop()
         await self.exports.close()
         await self.engine.stop()
@@ -125,6 +140,8 @@ class Service:
         await self.conventions.close()
         await self.tenants.close()
         await self.adapters.close()
+        if self.tracer is not None:
+            await asyncio.to_thread(self.tracer.close)
         if self.ranks is not None:
             await asyncio.to_thread(self.ranks.close)
 
@@ -188,10 +205,31 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
         metrics=metrics,
         slow=slow,
         merging=merging,
+        turns=core.scheduler.turns,
     )
     processes = TemplateProcesses(max_chars=max_model_len * CHARS_PER_TOKEN)
-    files = StoredFiles(adapters.registry.files, settings.data_dir / "files")
+    files = StoredFiles(adapters.registry.files, settings.data_dir / "files", settings.files_url)
+    uploads = FileUploads(adapters.registry.uploads, files, MAX_UPLOADED_PARTS)
+    batches = BatchQueue(
+        adapters.registry.batches,
+        files,
+        lambda own: _batch_room(engine, limits.max_num_seqs, own),
+        MAX_BATCH_LINE_BYTES,
+    )
     responses = StoredResponses(adapters.registry.responses, settings.response_store)
+    tenants = TenantDirectory(
+        adapters.registry, usage_days=settings.usage_days, audit_days=settings.audit_days
+    )
+    tuning = Tuning(
+        mode_of(settings.training, loaded.device.type),
+        settings,
+        model_dir,
+        adapters=adapters,
+        files=files,
+        tenants=tenants,
+        device=loaded.device.type,
+    )
+    file_readers = files_in_use(batches.needs, tuning.needs)
     return Service(
         config=settings,
         model_name=name,
@@ -211,17 +249,15 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
         limits=limits,
         pooling=read_pooling(model_dir),
         files=files,
-        batches=BatchQueue(
-            adapters.registry.batches,
-            files,
-            lambda own: _batch_room(engine, limits.max_num_seqs, own),
-            MAX_BATCH_LINE_BYTES,
-        ),
+        file_readers=file_readers,
+        uploads=uploads,
+        expiry=FileExpiry(files, uploads, file_readers),
+        batches=batches,
         responses=responses,
-        tenants=TenantDirectory(
-            adapters.registry, usage_days=settings.usage_days, audit_days=settings.audit_days
-        ),
+        tenants=tenants,
+        tuning=tuning,
         background=Background(responses),
+        tracer=start_tracing(settings.otlp_endpoint, os.environ),
         ranks=base.ranks,
     )
 
@@ -303,6 +339,7 @@ def _adapters(
     metrics: Metrics,
     slow: SlowWork,
     merging: MergeOptions,
+    turns: Turns | None,
 ) -> AdapterManager:
     policy = policy_for(settings.resolve, source_policy(settings))
     return AdapterManager(
@@ -325,6 +362,7 @@ def _adapters(
         ),
         slow=slow,
         merging=merging,
+        turns=turns,
     )
 
 

@@ -8,6 +8,7 @@ and waking them costs a decode step of many small operations a quarter of its ti
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
 import os
 import sys
@@ -28,7 +29,11 @@ _NICENESS = 10  # of threads that yield, above the process's own
 
 
 def call_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What ``function`` returns or raises, run in a thread of its own, whose workers go with it."""
+    """What ``function`` returns or raises, run in a thread of its own, whose workers go with it.
+
+    If the process is told to end meanwhile (``SystemExit``), it ends with that status though the thread
+    runs on.
+    """
     outcome: Future[T] = Future()
 
     def run() -> None:
@@ -37,8 +42,26 @@ def call_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
         except BaseException as error:
             outcome.set_exception(error)
 
-    Thread(target=run, name="call", daemon=True).start()
-    return outcome.result()
+    thread = Thread(target=run, name="call", daemon=True)
+    thread.start()
+    try:
+        return outcome.result()
+    except SystemExit as leaving:
+        if thread.is_alive():
+            atexit.register(_end_with, leaving.code if isinstance(leaving.code, int) else 1, thread)
+        raise
+
+
+def _end_with(status: int, thread: Thread) -> None:
+    """End the process at once if ``thread`` still runs.
+
+    The interpreter, as it ends, stops a thread at its next wait for the interpreter's lock; in the middle of
+    torch's C++ that is a call of ``std::terminate``: a core dump and another status.
+    """
+    if thread.is_alive():
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
 
 
 def request_pool(workers: int) -> ThreadPoolExecutor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Collection, Mapping
@@ -210,15 +209,6 @@ class Names:
             AdapterNotFound: no such name.
         """
         self._set(name, {"pinned": pinned})
-
-    def share(self, name: str, tenants: Collection[str]) -> NameRecord:
-        """Let those tenants, by name ("*": all), use ``name`` besides the one whose it is; no others.
-
-        Raises:
-            AdapterNotFound: no such name.
-        """
-        self._set(name, {"shared": json.dumps(sorted(set(tenants)))})
-        return self.get(name)
 
     def touch(self, used: Mapping[str, float]) -> None:
         """Record when names were last used, in unix seconds; unknown names and earlier times are skipped."""

@@ -62,6 +62,7 @@ class NameRecord:
     history: tuple[str, ...]  # digests this name has pointed to, the latest first, none twice
     owner: str = ""  # the process that is loading or draining it
     shared: tuple[str, ...] = ()  # tenants, by name, that may use it besides whose it is; "*" is all
+    shared_since: tuple[tuple[str, float], ...] = ()  # when each of them was given it, where that is known
 
 
 @dataclass(frozen=True)

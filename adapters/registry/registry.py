@@ -24,10 +24,15 @@ from manylora.adapters.registry.recovery import Recovery
 from manylora.adapters.registry.responses import Responses
 from manylora.adapters.registry.revisions import Revisions
 from manylora.adapters.registry.schema import Database, changes, counter
+from manylora.adapters.registry.shares import Shares
 from manylora.adapters.registry.tenants.audit import Audit
 from manylora.adapters.registry.tenants.taken import Taken
 from manylora.adapters.registry.tenants.tenants import Tenants
 from manylora.adapters.registry.tenants.usage import Usage
+from manylora.adapters.registry.tuning.events import TuningEvents
+from manylora.adapters.registry.tuning.jobs import TuningJobs
+from manylora.adapters.registry.tuning.leases import TuningLeases
+from manylora.adapters.registry.uploads import Uploads
 
 HISTORY = 16  # revisions of a name that stay, to roll back to
 
@@ -47,17 +52,21 @@ class Registry:
         """
         database = self._database = Database(url)
         self.names = Names(database, owner=owner, history=history)
+        self.shares = Shares(database)
         self.revisions = Revisions(database)
         self.aliases = Aliases(database)
         self.arms = Arms(database)
         self.recovery = Recovery(database)
         self.files = Files(database, owner=directory)
+        self.uploads = Uploads(database)
         self.batches = Batches(database, owner=directory)
         self.responses = Responses(database)
         self.tenants = Tenants(database)
         self.usage = Usage(database)
         self.taken = Taken(database)
         self.audit = Audit(database)
+        self.tuning = TuningJobs(database)
+        self.tuning_events = TuningEvents(database)
 
     def __enter__(self) -> Self:
         return self
@@ -89,6 +98,10 @@ class Registry:
                 return generation, []
             later = select(changes.c.name).where(changes.c.generation > since).order_by(changes.c.name)
             return generation, list(connection.execute(later).scalars())
+
+    def tuning_leases(self, worker: str) -> TuningLeases:
+        """The leases of fine-tuning jobs that the worker of that id has."""
+        return TuningLeases(self._database, worker)
 
     def set_store(self, identity: str) -> None:
         """Record, in a new registry, that its revisions lie in the artifact directory called ``identity``.

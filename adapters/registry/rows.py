@@ -183,6 +183,7 @@ def _name(row: Row[Any], tagged: Sequence[str], past: Sequence[str]) -> NameReco
         history=tuple(past),
         owner=row.owner,
         shared=() if row.shared is None else tuple(json.loads(row.shared)),
+        shared_since=() if row.shared_since is None else tuple(json.loads(row.shared_since).items()),
     )
 
 

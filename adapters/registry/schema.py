@@ -97,6 +97,7 @@ names = Table(
     Column("source", Text, nullable=False),
     Column("owner", String(64), nullable=False),
     Column("shared", Text),  # JSON: tenants, by name, that may use it besides whose it is; "*": all
+    Column("shared_since", Text),  # JSON: {tenant: unix seconds}
 )
 tags = Table(
     "manylora_tags",
@@ -139,8 +140,30 @@ files = Table(  # what clients uploaded, and what batches came to
     Column("purpose", String(32), nullable=False),
     Column("expires", Double),
     Column("digest", _DIGEST, nullable=False),
-    Column("owner", String(64), nullable=False),  # the data directory that holds its bytes
+    Column("owner", String(64), nullable=False),  # where its bytes lie: a data directory, or a shared storage
     Column("tenant", String(32)),  # whose it is; NULL: of who has no tenant
+)
+uploads = Table(  # files that come in parts
+    "manylora_uploads",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created", Double, nullable=False, index=True),
+    Column("expires", Double, nullable=False),
+    Column("nbytes", BigInteger, nullable=False),  # as announced
+    Column("held", BigInteger, nullable=False),  # of the parts that came
+    Column("status", String(16), nullable=False),
+    Column("record", Text, nullable=False),  # JSON
+    Column("tenant", String(32)),  # whose it is; NULL: of who has no tenant
+)
+upload_parts = Table(
+    "manylora_upload_parts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("upload", String(64), ForeignKey(uploads.c.id, ondelete="CASCADE"), nullable=False, index=True),
+    Column("created", Double, nullable=False),
+    Column("nbytes", BigInteger, nullable=False),
+    Column("digest", _DIGEST, nullable=False),  # SHA-256 of its bytes
+    Column("owner", String(64), nullable=False),  # where its bytes lie
 )
 batches = Table(
     "manylora_batches",

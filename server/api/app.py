@@ -24,7 +24,10 @@ from manylora.server.api.asking import asker
 from manylora.server.api.compare import route as compare
 from manylora.server.api.embed import embeddings, rerank, score
 from manylora.server.api.files import batches as batch_routes
-from manylora.server.api.files import files
+from manylora.server.api.files import files, uploads
+from manylora.server.api.fine_tuning import events as job_events
+from manylora.server.api.fine_tuning import graders, jobs, permissions
+from manylora.server.api.fine_tuning import models as tuned_models
 from manylora.server.api.generate import chat, classify, completions, feedback, models, tokenize
 from manylora.server.api.http.auditing import Auditing
 from manylora.server.api.http.ended import EndWithKey
@@ -39,6 +42,7 @@ from manylora.server.api.http.middleware import (
     Unpacking,
 )
 from manylora.server.api.http.openapi import Application
+from manylora.server.api.http.tracing import Tracing
 from manylora.server.api.messages import route as messages
 from manylora.server.api.operation import docs, health, root
 from manylora.server.api.responses import route as responses
@@ -48,6 +52,7 @@ from manylora.server.errors import ServerError
 from manylora.server.options.settings import Settings, api_keys
 from manylora.server.service import Service
 from manylora.server.tenants.audit import AuditTrail
+from manylora.server.tracing.current import RequestTracer
 
 _RESOURCES = (
     chat,
@@ -59,7 +64,13 @@ _RESOURCES = (
     score,
     rerank,
     files,
+    uploads,
     batch_routes,
+    jobs,
+    job_events,
+    tuned_models,
+    graders,
+    permissions,
     compare,
     feedback,
     models,
@@ -118,11 +129,11 @@ def create_app(service: Service, *, batches: bool = True) -> FastAPI:
     app.state.works_on_batches = batches
     for kind in _HANDLED:
         app.add_exception_handler(kind, answer_error)
-    _wrap(app, config, service.tenants.audit)
+    _wrap(app, config, service.tenants.audit, service.tracer)
     return app
 
 
-def _wrap(app: FastAPI, config: Settings, trail: AuditTrail) -> None:
+def _wrap(app: FastAPI, config: Settings, trail: AuditTrail, tracer: RequestTracer | None) -> None:
     """Wrap the application in its middleware, innermost first."""
     app.add_middleware(IgnoredFields)
     app.add_middleware(BodyLimit)
@@ -139,6 +150,9 @@ def _wrap(app: FastAPI, config: Settings, trail: AuditTrail) -> None:
         )
     app.add_middleware(EndWithKey)
     app.add_middleware(Auditing, trail=trail, redactor=Redactor(api_keys(config)))
+    if tracer is not None:
+        redactor, probes = Redactor(api_keys(config)), {"/health", "/ready", "/metrics"}
+        app.add_middleware(Tracing, tracer=tracer, redactor=redactor, untraced=probes)
     app.add_middleware(RequestId)
     if config.access_log:
         app.add_middleware(AccessLog, redactor=Redactor(api_keys(config)))
@@ -157,6 +171,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await apply_file(service, service.config.tenants)
         if app.state.works_on_batches:
             service.batches.start(partial(asker, app))
+            service.tuning.start()
         yield
     finally:
         await service.stop()

@@ -19,6 +19,7 @@ from manylora.adapters.registry.whose import Whose
 from manylora.server.batches.lines import LineFault, check_lines, read_lines
 from manylora.server.batches.results import Results
 from manylora.server.batches.run import Ask, Run
+from manylora.server.errors import ObjectNotFound
 from manylora.server.files.stored_files import StoredFiles
 
 logger = logging.getLogger(__name__)
@@ -115,10 +116,10 @@ class BatchQueue:
         self._wake.set()
         return record
 
-    async def needs(self, file_id: str) -> bool:
-        """Whether a batch that has not ended reads a file."""
+    async def needs(self, file_id: str) -> str | None:
+        """What reads a file, if a batch does that has not ended."""
         found = await asyncio.to_thread(lambda: self._batches.with_status(OPEN, input_file=file_id))
-        return bool(found)
+        return "a batch that has not ended" if found else None
 
     def _now(self, record: BatchRecord) -> BatchRecord:
         current = self._current
@@ -135,7 +136,6 @@ class BatchQueue:
                         if self._lock is not None:
                             held.callback(self._lock.close)
                     if self._lock is not None:  # else another process of this directory does it
-                        await self._files.expire()
                         for record in await asyncio.to_thread(self._batches.with_status, OPEN):
                             await self._work_on(record, ask_for(record.tenant))
                 except (OSError, StoreError) as error:
@@ -151,24 +151,32 @@ class BatchQueue:
             self._current = None
 
     async def _advance(self, current: _Current, ask: Ask) -> None:
-        path = self._files.path(current.record.input_file)
-        if current.record.status == "validating":
-            endpoint = str(current.record.details["endpoint"])
-            count, faults = await asyncio.to_thread(_checked, path, self._max_line_bytes, endpoint)
-            if faults:
-                errors = [fault.as_json() for fault in faults]
-                current.set("failed", failed_at=time.time(), errors=errors)
-            else:
-                counts = {"total": count, "completed": 0, "failed": 0}
-                status = "cancelling" if current.cancelled else "in_progress"
-                current.set(status, in_progress_at=time.time(), counts=counts)
-            await self._save(current)
-        if current.record.status in ("in_progress", "cancelling"):
-            await self._answer(current, path, ask)
+        with ExitStack() as held:
+            path: Path | None = None
+            if current.record.status in ("validating", "in_progress", "cancelling"):
+                with suppress(ObjectNotFound):
+                    local = self._files.local(current.record.input_file)
+                    path = await asyncio.to_thread(held.enter_context, local)
+            if current.record.status == "validating":
+                await self._validate(current, path)
+            if current.record.status in ("in_progress", "cancelling"):
+                await self._answer(current, path, ask)
         if current.record.status in ("finalizing", "cancelling"):
             await self._finish(current)
 
-    async def _answer(self, current: _Current, path: Path, ask: Ask) -> None:
+    async def _validate(self, current: _Current, path: Path | None) -> None:
+        endpoint = str(current.record.details["endpoint"])
+        count, faults = await asyncio.to_thread(_checked, path, self._max_line_bytes, endpoint)
+        if faults:
+            errors = [fault.as_json() for fault in faults]
+            current.set("failed", failed_at=time.time(), errors=errors)
+        else:
+            counts = {"total": count, "completed": 0, "failed": 0}
+            status = "cancelling" if current.cancelled else "in_progress"
+            current.set(status, in_progress_at=time.time(), counts=counts)
+        await self._save(current)
+
+    async def _answer(self, current: _Current, path: Path | None, ask: Ask) -> None:
         output, errors = (self._files.working_path(f"{current.record.id}.{kind}") for kind in ("out", "err"))
         saved = time.monotonic()
         left = float(current.record.details["expires_at"]) - time.time()
@@ -186,7 +194,7 @@ class BatchQueue:
                     saving.add_done_callback(current.saving.discard)
 
             current.count(results)
-            lines = read_lines(path, self._max_line_bytes) if path.exists() else iter(())
+            lines = iter(()) if path is None else read_lines(path, self._max_line_bytes)
             await run.all(lines, until=time.monotonic() + left, told=told)
             await asyncio.gather(*current.saving, return_exceptions=True)
             current.count(results)
@@ -257,7 +265,7 @@ def _with(record: BatchRecord, status: str, **details: Any) -> BatchRecord:
     return replace(record, status=status, details={**record.details, **details})
 
 
-def _checked(path: Path, max_bytes: int, endpoint: str) -> tuple[int, list[LineFault]]:
-    if not path.exists():
+def _checked(path: Path | None, max_bytes: int, endpoint: str) -> tuple[int, list[LineFault]]:
+    if path is None:
         return 0, [LineFault(0, "file_not_found", "the bytes of the input file are not on this server")]
     return check_lines(path, max_bytes, endpoint)

@@ -18,6 +18,7 @@ from manylora.server.cli.admin.commands import adapters
 from manylora.server.cli.build_kernels import build_kernels
 from manylora.server.cli.compare.command import compare
 from manylora.server.cli.estimate_serve import estimate_serve
+from manylora.server.cli.jobs.commands import jobs
 from manylora.server.cli.loadgen.command import bench
 from manylora.server.cli.merge import compose, merge
 from manylora.server.cli.output import DEAD, fail
@@ -25,6 +26,7 @@ from manylora.server.cli.serve_help import ServeHelp
 from manylora.server.cli.tenants.commands import tenants
 from manylora.server.cli.tenants.keys import keys
 from manylora.server.cli.train import estimate, train
+from manylora.server.cli.worker import worker
 from manylora.server.errors import EngineDead, ServerError
 from manylora.server.options.loading import load_settings
 from manylora.server.options.settings import Settings
@@ -43,6 +45,7 @@ app = typer.Typer(
 app.add_typer(adapters)
 app.add_typer(tenants)
 app.add_typer(keys)
+app.add_typer(jobs)
 
 
 def main() -> None:
@@ -135,6 +138,7 @@ app.command()(compare)
 app.command()(bench)
 app.command(cls=ServeHelp)(serve)
 app.command()(train)
+app.command()(worker)
 estimating = typer.Typer(
     invoke_without_command=True, help="Say how much memory training or serving would take."
 )

@@ -85,7 +85,7 @@ def run_train(flags: Mapping[str, Any], config: Path | None, mode: Mode) -> None
     from rich.console import Console  # noqa: PLC0415
 
     settings = load_config(flags, config)
-    _need_libraries()
+    need_libraries()
     quiet_libraries()
     console = Console(stderr=True)
     if mode.dry_run:
@@ -128,7 +128,7 @@ def run_jobs(files: Sequence[Path], flags: Mapping[str, Any], config: Path | Non
             f"--jobs does not go with {', '.join(name for name in unfit if unfit[name])}"
         )
     settings = [load_config(flags, file) for file in files]
-    _need_libraries()
+    need_libraries()
     quiet_libraries()
     from rich.console import Console  # noqa: PLC0415
 
@@ -137,7 +137,7 @@ def run_jobs(files: Sequence[Path], flags: Mapping[str, Any], config: Path | Non
     train_jobs(settings, overwrite=mode.overwrite, console=Console(stderr=True))
 
 
-def _need_libraries() -> None:
+def need_libraries() -> None:
     """Check that the trainer's libraries, which are an extra, are installed.
 
     Raises:
@@ -209,7 +209,7 @@ def estimate(  # noqa: PLR0917 - typer makes a flag of each
     if context.invoked_subcommand is not None:
         return
     try:
-        _need_libraries()
+        need_libraries()
         from manylora.adapters.training.estimate.memory import METHODS, Plan  # noqa: PLC0415
         from manylora.adapters.training.estimate.tables import estimate_tables  # noqa: PLC0415
         from manylora.adapters.training.model.base import find_shape  # noqa: PLC0415

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from manylora.server.client.connection import Answer, Connection, adapter_path, alias_path, given
 from manylora.server.client.errors import Refused, Unreachable
+from manylora.server.client.jobs import JobClient
 from manylora.server.client.publishing import (
     Publishing,
     Working,
@@ -80,6 +81,11 @@ class Client:
         """What can be asked for: the base model first, then adapters and aliases."""
         found: Sequence[Answer] = self._connection.get("/v1/models")["data"]
         return found
+
+    @property
+    def jobs(self) -> JobClient:
+        """Fine-tuning jobs."""
+        return JobClient(self._connection)
 
     @property
     def tenants(self) -> TenantClient:

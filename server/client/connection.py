@@ -126,11 +126,23 @@ class Connection:
             data = {name: list(values) for name, values in fields.items()}
             return self._ask("PUT", path, files=parts, data=data, params=given(query))
 
+    def post_file(self, path: str, file: Path, fields: Mapping[str, str]) -> Any:
+        """The answer to POST of one file as a form with ``fields``, sent straight from the disk."""
+        with file.open("rb") as opened:
+            return self._ask("POST", path, files=[("file", (file.name, opened, _BINARY))], data=dict(fields))
+
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[Answer]:
         """The events of a streamed answer to POST, as they come; one with an error is raised."""
+        yield from self._events("POST", path, json={**body, "stream": True})
+
+    def follow(self, path: str) -> Iterator[Answer]:
+        """The same of a streamed answer to GET."""
+        yield from self._events("GET", path, params={"stream": True})
+
+    def _events(self, method: str, path: str, **options: Any) -> Iterator[Answer]:
         with (
             self._reaching(),
-            self._http.stream("POST", path, json={**body, "stream": True}) as answer,
+            self._http.stream(method, path, **options) as answer,
         ):
             if not answer.is_success:
                 answer.read()

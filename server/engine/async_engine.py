@@ -64,6 +64,7 @@ class AsyncEngine:
         """
         self.max_model_len = max_model_len
         self._engine = engine
+        self._turns = engine.scheduler.turns
         self.max_open = max_open
         self._commands: SimpleQueue[Sequence | None] = SimpleQueue()
         self._streams: dict[int, Stream] = {}
@@ -147,6 +148,8 @@ class AsyncEngine:
             raise
         if not self._streams:
             self._retry_after.resumed(monotonic())
+        if self._turns is not None:
+            self._turns.submitted(request.client, len(request.prompt_ids) * request.n)
         stream = Stream(sequences, held, lambda: self._commands.put(None), ended)
         for sequence in sequences:
             self._streams[sequence.id] = stream

@@ -78,7 +78,8 @@ class _Users:
 class Scheduler:
     """Admission in order, a token budget per step, preemption of the youngest by recompute.
 
-    The order is that of priorities, then of arrival; between clients, that of the service they got.
+    The order is that of priorities, then of arrival; between clients, and between a tenant's adapters, that
+    of the service they got.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._fairness = Fairness(enabled=fair)
+        self.turns = self._fairness.turns  # None: there is no order but that of arrival
         self._preemptions = 0
         self._users: dict[int, _Users] = {}  # by identity of the weights they run on
         self._steps = 0
@@ -122,7 +124,7 @@ class Scheduler:
         users.count -= 1
         if not users.count:
             del self._users[id(sequence.mix.merged)]
-        self._fairness.leave(sequence)
+        self._fairness.leave(sequence, self.running)
         self.blocks.free(sequence)
 
     def take_preemptions(self) -> int:
@@ -137,6 +139,7 @@ class Scheduler:
         """
         self._steps += 1
         self._limit.count()
+        self._fairness.tell(self.running)
         if self._repeated and self._grow_repeated():
             next(iter(self._users.values())).last_turn = self._steps
             return self._repeated
@@ -222,11 +225,11 @@ class Scheduler:
         return True
 
     def _victim(self) -> Sequence:
-        """The youngest sequence that runs, of the client that got the most service."""
+        """The youngest sequence that runs, of the client, and its adapter, that got the most service."""
         if not self._fairness.contended:
             return self.running[-1]
         self._fairness.settle(self.running)
-        return max(reversed(self.running), key=lambda sequence: self._fairness.counter(sequence.client.name))
+        return max(reversed(self.running), key=self._fairness.standing)
 
     def _preempt(self, sequence: Sequence) -> None:
         self._repeated = []
@@ -241,6 +244,8 @@ class Scheduler:
 
     def _admit(self, chosen: dict[int, Scheduled], room: _Room, weights: MergedWeights | None) -> None:
         """Start waiting sequences while rows, budget and blocks last; siblings wait for their leader."""
+        if room.rows <= 0 or len(self.running) >= self._max_running:
+            return
         for sequence in self._in_turn():
             if room.rows <= 0 or len(self.running) >= self._max_running:
                 break
@@ -265,17 +270,9 @@ class Scheduler:
         if any(sequence.priority for sequence in self.waiting):
             waiting = sorted(self.waiting, key=lambda sequence: sequence.priority)
         if not self._fairness.contended:
-            yield from waiting
-            return
+            return iter(waiting)
         self._fairness.settle(self.running)
-        queues: dict[str, deque[Sequence]] = {}
-        for sequence in waiting:
-            queues.setdefault(sequence.client.name, deque()).append(sequence)
-        while queues:
-            name = min(queues, key=self._fairness.counter)
-            yield queues[name].popleft()
-            if not queues[name]:
-                del queues[name]
+        return self._fairness.in_turn(waiting)
 
     def _start(self, sequence: Sequence, cached: int, first: int) -> None:
         """Positions before ``cached`` are in the prefix cache; from ``first`` on they are computed."""

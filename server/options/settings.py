@@ -163,7 +163,12 @@ class Settings(BaseSettings):
         Origins,
         Option(HTTP, "ORIGIN", "Pages from here may use the API; '*': all.", repeatable=True),
     ] = []
-    max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger adapter uploads are refused.")] = 2**30
+    max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger uploads are refused.")] = 2**30
+    files_url: Annotated[
+        str | None,
+        Option(HTTP, "URL", "Clients' files: s3://bucket/a.", default="in --data-dir"),
+        Field(min_length=1, max_length=2048),
+    ] = None
     response_store: Annotated[SizeOrNone, Option(HTTP, "SIZE", "Responses kept, 30 days; 0: none.")] = (
         256 * 2**20
     )
@@ -291,6 +296,22 @@ class Settings(BaseSettings):
         ),
     ] = False
 
+    # --- training
+    training: Annotated[
+        Literal["auto", "off", "local", "external"],
+        Option(OPERATION, "WHO", "Trains jobs: local, external, off, or auto."),
+    ] = "auto"
+    training_share: Annotated[
+        float,
+        Option(OPERATION, "X", "Share of the cores, if local."),
+        Field(ge=0.01, le=1, allow_inf_nan=False),
+    ] = 0.5
+    tenant_jobs: Annotated[
+        int,
+        Option(OPERATION, "N", "One tenant's jobs in training at once."),
+        Field(ge=1, le=1000),
+    ] = 2
+
     # --- operation
     data_dir: Annotated[
         UserPath, Option(OPERATION, "DIR", "For models and adapters.", default="~/.local/share/manylora")
@@ -308,6 +329,11 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["text", "json"], Option(OPERATION, "FORM", "json: one object a line, with request ids.")
     ] = "text"
+    otlp_endpoint: Annotated[
+        str | None,
+        Option(OPERATION, "URL", "Traces go there.", default="OTEL_EXPORTER_OTLP_ENDPOINT"),
+        Field(pattern=r"^https?://[^\s/]+(/\S*)?$", max_length=2048),
+    ] = None
     access_log: Annotated[bool, Option(OPERATION, "", "One log line a request.", switch=True)] = False
     step_timeout: Annotated[
         AutoSeconds,

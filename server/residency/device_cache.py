@@ -8,55 +8,53 @@ the engine needs no part in it.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
 from time import monotonic
 
-from manylora.adapters.errors import AdapterTooLarge
+from manylora.server.engine.clients import Client
+from manylora.server.engine.turns import NO_TENANT, Asker, Turns
 from manylora.server.errors import QueueFull
-from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.pages.pool import PackedAdapter, PagePool
+from manylora.server.residency.device_room import DeviceRoom, Packed
 from manylora.server.residency.host_cache import HostCache
 from manylora.server.residency.revision import Revision
+from manylora.server.residency.waiting_sets import Waiter, WaitingSets
 
 PATIENCE_SECONDS = (
     0.25  # that the first in the queue waits for room before requests for resident adapters queue behind it
 )
 _AHEAD = 4  # sets in the queue whose members are read already; bounds what they hold in memory
-
-
-@dataclass(eq=False)
-class _Waiter:
-    members: tuple[Revision, ...]
-    granted: asyncio.Future[None]
-    since: float | None = None  # when it was first found that there is no room
-    only_to_load: bool = False  # wants its members to be resident, not to hold them there
-    loads: dict[str, asyncio.Future[PackedAdapter]] = field(default_factory=dict)  # of missing members
+_LOOK_SECONDS = 0.02  # after which one looks whose turn it is, though no room has become free
 
 
 class DeviceCache:
     """Grants sets of revisions their place on the device, all members of a set at once.
 
-    Sets are granted in order of arrival once one has to wait; a set whose members are all resident
-    passes at once unless the first in the queue has waited too long. Granting all members together is what
-    makes a deadlock between half-granted sets impossible.
+    Sets are granted in order once one has to wait: of arrival, or of turns where tenants wait. A set whose
+    members are all resident passes at once unless the first in the queue has waited too long, and goes
+    before it. Granting all members together is what makes a deadlock between half-granted sets impossible.
     """
 
     def __init__(
-        self, pool: PagePool, host: HostCache, *, metrics: Metrics | None = None, max_waiting: int = 1024
+        self,
+        pool: PagePool,
+        host: HostCache,
+        *,
+        metrics: Metrics | None = None,
+        max_waiting: int = 1024,
+        turns: Turns | None = None,
     ) -> None:
-        """``host`` brings in what is not on the device; ``max_waiting`` bounds the queue."""
+        """``host`` brings in what is not on the device; ``max_waiting`` bounds the queue, in ``turns``."""
         self._max_waiting = max_waiting
         self._pool = pool
         self._host = host
-        self._metrics = (Metrics() if metrics is None else metrics).adapters
-        self._found = self._metrics.found("device")
+        told = (Metrics() if metrics is None else metrics).adapters
+        self._found = told.found("device")
         self.capacity_bytes = pool.capacity_bytes
-        self._resident: OrderedDict[str, Revision] = OrderedDict()  # least recently used first
-        self._queue: deque[_Waiter] = deque()
+        self._room = DeviceRoom(pool, told)
+        self._queue = WaitingSets(turns)
         self._released = asyncio.Event()
         self._loader: asyncio.Task[None] | None = None
         self._reserving = asyncio.Lock()  # from choosing the room until the pages are in it
@@ -69,34 +67,35 @@ class DeviceCache:
     @property
     def lacks_room(self) -> bool:
         """Whether the first in the queue was read and found no room."""
-        return bool(self._queue) and self._queue[0].since is not None
+        first = self._queue.first()
+        return first is not None and first.since is not None
 
     @property
     def num_resident(self) -> int:
-        return len(self._resident)
+        return len(self._room)
 
     @property
     def resident_bytes(self) -> int:
-        return self._pool.used_bytes
+        return self._room.used_bytes
 
     def is_resident(self, digest: str) -> bool:
         """Whether a revision's pages are on the device, and complete."""
-        return digest in self._resident
+        return digest in self._room
 
     @property
     def pinned_bytes(self) -> int:
         """Device bytes that pinned revisions take."""
-        return sum(r.nbytes for r in self._resident.values() if r.pinned)
+        return self._room.pinned_bytes
 
-    def try_acquire(self, members: Sequence[Revision]) -> bool:
+    def try_acquire(self, members: Sequence[Revision], asker: Asker = NO_TENANT) -> bool:
         """Hold every member on the device if that needs no waiting; says whether it does."""
-        if not self._all_resident(members) or self._must_queue():
+        if not self._all_resident(members) or self._must_queue(asker):
             return False
-        self.hold(members)
+        self.hold(members, asker.client)
         self._found.inc(len(members))
         return True
 
-    async def acquire(self, members: Sequence[Revision]) -> None:
+    async def acquire(self, members: Sequence[Revision], asker: Asker = NO_TENANT) -> None:
         """Wait until every member is resident and hold them there. Cancelling leaves the queue.
 
         Raises:
@@ -104,16 +103,17 @@ class DeviceCache:
             AdapterTooLarge: the members can't be on the device together, beside what is pinned there.
             AdapterError: one of them can't be read.
         """
-        if self.try_acquire(members):
+        if self.try_acquire(members, asker):
             return
         if len(self._queue) >= self._max_waiting:
             raise QueueFull(f"{len(self._queue)} requests wait for adapters; try again later", 1.0)
-        waiter = self._join(members)
+        waiter = self._join(members, asker)
         try:
             await waiter.granted
         except asyncio.CancelledError:
             if waiter.granted.done() and not waiter.granted.cancelled() and not waiter.granted.exception():
                 self.release(waiter.members)  # granted in the moment of cancellation
+            self._queue.remove(waiter)
             self._released.set()  # the queue need not wait for room on its behalf
             raise
 
@@ -133,8 +133,10 @@ class DeviceCache:
         """Make a revision resident if evicting unused ones makes room; says whether it is."""
         async with self._reserving:
             revision.nbytes = packed.data.nbytes
-            if revision.pages is None and not revision.gone and self._reserve([(revision, packed)], keep=()):
-                await self._write([(revision, packed)])
+            wanted = [(revision, packed)]
+            wants = revision.pages is None and not revision.gone
+            if wants and self._reserve(wanted, keep=self._room.guaranteed()):
+                await self._write(wanted)
                 self.release([revision])
             return revision.pages is not None
 
@@ -152,15 +154,12 @@ class DeviceCache:
         assert not revision.admitted
         if revision.pages is None:
             return 0
-        pages, revision.pages = revision.pages, None
-        del self._resident[revision.digest]
         self._released.set()
-        return self._pool.release(pages)
+        return self._room.evict(revision)
 
     def check(self) -> None:
         """Assert that pool and residents agree."""
-        self._pool.check()
-        assert sum(r.nbytes for r in self._resident.values()) == self._pool.used_bytes
+        self._room.check()
 
     async def close(self) -> None:
         """Stop loading."""
@@ -169,24 +168,29 @@ class DeviceCache:
             await asyncio.gather(self._loader, return_exceptions=True)
 
     def _all_resident(self, members: Sequence[Revision]) -> bool:
-        return all(r.digest in self._resident for r in members)
+        return all(r.digest in self._room for r in members)
 
-    def _must_queue(self) -> bool:
-        """Whether the first in the queue has waited too long for room. A long read is no reason."""
-        since = self._queue[0].since if self._queue else None
-        return since is not None and monotonic() - since > PATIENCE_SECONDS
+    def _must_queue(self, asker: Asker) -> bool:
+        """Whether the first in the queue has waited too long for room, not for a read, and goes first."""
+        first = self._queue.first() if self._queue else None
+        if first is None or first.since is None or monotonic() - first.since <= PATIENCE_SECONDS:
+            return False
+        return self._queue.goes_before(first, asker)
 
-    def hold(self, members: Sequence[Revision]) -> None:
-        """Begin one hold on each member, all of which are resident."""
+    def hold(self, members: Sequence[Revision], client: Client) -> None:
+        """Begin one hold on each member, all of which are resident, for a request of ``client``."""
         for revision in members:
             revision.admitted += 1
-            self._resident.move_to_end(revision.digest)
+        self._room.use(members, client)
 
-    def _join(self, members: Sequence[Revision], *, only_to_load: bool = False) -> _Waiter:
-        waiter = _Waiter(
-            tuple(members), asyncio.get_running_loop().create_future(), only_to_load=only_to_load
-        )
+    def _join(
+        self, members: Sequence[Revision], asker: Asker = NO_TENANT, *, only_to_load: bool = False
+    ) -> Waiter:
+        granted = asyncio.get_running_loop().create_future()
+        waiter = Waiter(tuple(members), granted, asker, only_to_load=only_to_load)
         self._queue.append(waiter)
+        if self._queue.contended:
+            self._released.set()  # it may be the first
         self._read_ahead()
         if self._loader is None or self._loader.done():
             self._loader = asyncio.create_task(self._serve_queue())
@@ -194,39 +198,47 @@ class DeviceCache:
 
     def _read_ahead(self) -> None:
         """Begin to read what the first sets in the queue lack, so that it is there when their turn comes."""
-        for waiter in islice(self._queue, _AHEAD):
+        for waiter in self._queue.ahead(_AHEAD):
             if not waiter.granted.done():
                 self._read_missing(waiter)
+        for waiter in self._queue.behind(_AHEAD):
+            waiter.loads.clear()
 
-    def _read_missing(self, waiter: _Waiter) -> None:
+    def _read_missing(self, waiter: Waiter) -> None:
         for revision in waiter.members:
             if revision.pages is None and revision.digest not in waiter.loads:
                 waiter.loads[revision.digest] = self._host.load(revision.digest)
 
     async def _serve_queue(self) -> None:
-        while self._queue:
-            waiter = self._queue[0]
+        while (waiter := self._queue.first()) is not None:
             try:
-                await self._serve(waiter)
+                progress = await self._serve(waiter)
             except Exception as error:  # reading failed: only this set is concerned
+                progress = True
                 if not waiter.granted.done():
                     waiter.granted.set_exception(error)
-            finally:
-                self._queue.popleft()
+            if waiter.granted.done():
+                self._queue.remove(waiter)
                 self._read_ahead()
-
-    async def _serve(self, waiter: _Waiter) -> None:
-        while not waiter.granted.done():
-            self._read_missing(waiter)
-            packed = {digest: await asyncio.shield(load) for digest, load in waiter.loads.items()}
-            async with self._reserving:
-                self._released.clear()
-                progress = await self._place(waiter, packed)
-            if not progress:
+            elif not progress:
                 waiter.since = monotonic() if waiter.since is None else waiter.since
-                await self._released.wait()
+                await self._wait_for_change()
 
-    async def _place(self, waiter: _Waiter, packed: Mapping[str, PackedAdapter]) -> bool:
+    async def _wait_for_change(self) -> None:
+        """Wait until room may have become free, or it may be another's turn."""
+        limit = _LOOK_SECONDS if self._queue.contended else None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._released.wait(), limit)
+
+    async def _serve(self, waiter: Waiter) -> bool:
+        """Try to grant a set; False if only a release can help."""
+        self._read_missing(waiter)
+        packed = {digest: await asyncio.shield(load) for digest, load in tuple(waiter.loads.items())}
+        async with self._reserving:
+            self._released.clear()
+            return await self._place(waiter, packed)
+
+    async def _place(self, waiter: Waiter, packed: Mapping[str, PackedAdapter]) -> bool:
         """Try to make room for a whole set and grant it; False if only a release can help."""
         if waiter.granted.done():  # cancelled while its members were read
             return True
@@ -239,76 +251,55 @@ class DeviceCache:
         for revision, found in missing:
             revision.nbytes = found.data.nbytes
         self.check_fits(waiter.members)
-        if self._reserve(missing, keep=resident):
-            self.hold(resident)
+        client = waiter.asker.client
+        if self._reserve(missing, keep=resident, spared=self._room.spared(waiter.members, client)):
+            for revision in resident:
+                revision.admitted += 1
             await self._write(missing)
+            if not waiter.only_to_load:
+                self._room.use(waiter.members, client)
             self._grant(waiter)
             return True
         return self._make_way(waiter, resident)
 
     def check_fits(self, members: Sequence[Revision]) -> None:
-        """Refuse a set that could wait for ever.
+        """Raise :class:`AdapterTooLarge` for a set that could wait for ever."""
+        self._room.check_fits(members)
 
-        Raises:
-            AdapterTooLarge: it takes more than the device has for adapters that are not pinned.
-        """
-        needed = sum(r.nbytes for r in members)
-        pinned = sum(r.nbytes for r in self._resident.values() if r.pinned and r not in members)
-        if needed + pinned > self.capacity_bytes:
-            beside = f", of which {pinned} are taken by pinned adapters" if pinned else ""
-            raise AdapterTooLarge(
-                f"this mix needs {needed} bytes of adapter memory, the server has {self.capacity_bytes}"
-                f"{beside}"
-            )
-
-    def _make_way(self, waiter: _Waiter, resident: Sequence[Revision]) -> bool:
+    def _make_way(self, waiter: Waiter, resident: Sequence[Revision]) -> bool:
         """Resolve what no release would: free room that is enough but in pieces. Says whether it helped."""
         idle = [r for r in resident if not r.admitted]
         for revision in idle:  # its own idle members may be what splits the free room
             self.evict(revision)
-        if idle or any(r.admitted for r in self._resident.values()):
+        if idle or any(r.admitted for r in self._room):
             return bool(idle)
-        pinned = [r for r in self._resident.values() if r not in waiter.members]
+        pinned = [r for r in self._room if r not in waiter.members]
         for revision in pinned:  # nobody runs, so only these are left: they step aside and come back
             self.evict(revision)
             self.bring(revision)
         return bool(pinned)
 
-    def _grant(self, waiter: _Waiter) -> None:
+    def _grant(self, waiter: Waiter) -> None:
         cancelled = waiter.granted.done()  # while its pages were written
         if cancelled or waiter.only_to_load:
             self.release(waiter.members)
         if not cancelled:
             waiter.granted.set_result(None)
 
-    def _reserve(self, wanted: Sequence[tuple[Revision, PackedAdapter]], keep: Sequence[Revision]) -> bool:
-        """Take room for all of ``wanted``, evicting idle revisions outside ``keep``; all or nothing."""
-        taken: list[tuple[Revision, AdapterPages]] = []
-        for revision, packed in wanted:
-            pages = self._reserve_one(packed, keep)
-            if pages is None:
-                for _, earlier in taken:
-                    self._pool.release(earlier)
-                return False
-            taken.append((revision, pages))
-        for revision, pages in taken:
-            revision.pages = pages
-            revision.admitted += 1
-        return True
+    def _reserve(
+        self, wanted: Packed, *, keep: Collection[Revision] = (), spared: Collection[Revision] = ()
+    ) -> bool:
+        before = len(self._room)
+        done, aside = self._room.reserve(wanted, keep=keep, spared=spared)
+        if len(self._room) < before:
+            self._released.set()  # the next try may find the room that this one has made
+        for revision in aside:
+            self.bring(revision)
+        return done
 
-    def _reserve_one(self, packed: PackedAdapter, keep: Sequence[Revision]) -> AdapterPages | None:
-        while (pages := self._pool.reserve(packed)) is None:
-            idle = (r for r in self._resident.values() if not (r.admitted or r.pinned) and r not in keep)
-            victim = next(idle, None)
-            if victim is None:
-                return None
-            self.evict(victim)
-            self._metrics.evicted()
-        return pages
-
-    async def _write(self, reserved: Sequence[tuple[Revision, PackedAdapter]]) -> None:
+    async def _write(self, reserved: Packed) -> None:
         """Copy reserved revisions in; from then on they are resident."""
         for revision, packed in reserved:
             assert revision.pages is not None
             await self._host.run(self._pool.write, revision.pages, packed)
-            self._resident[revision.digest] = revision
+            self._room.add(revision)

@@ -8,7 +8,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from manylora.adapters.registry.records import AliasArm
+from manylora.server.engine.clients import EVERYBODY
 from manylora.server.engine.sequence import ResolvedMix
+from manylora.server.engine.turns import NO_TENANT, Asker
 from manylora.server.kernels.weights import MergedWeights
 from manylora.server.residency.open_requests import OpenRequest
 from manylora.server.residency.residency import Residency
@@ -78,6 +80,7 @@ class HeldMix:
         self.state = HoldState.RESOLVED
         self._residency = residency
         self._mix: ResolvedMix | None = None
+        self._client = EVERYBODY  # for whom it is admitted
         references = residency.references
         references.add(self.members)
         digests = [revision.digest for revision in self.members]
@@ -119,17 +122,17 @@ class HeldMix:
         assert self._mix is not None, "only an admitted mix can run"
         return self._mix
 
-    def try_admit(self) -> bool:
-        """Admit it if that needs no waiting; says whether it is admitted."""
+    def try_admit(self, asker: Asker = NO_TENANT) -> bool:
+        """Admit it if that needs no waiting; says whether it is admitted. ``asker`` wants it."""
         assert self.state is HoldState.RESOLVED
         waits = self.copy is None and self.members  # a copy's weights are there, like the base's
-        if waits and not self._residency.device.try_acquire(self.members):
+        if waits and not self._residency.device.try_acquire(self.members, asker):
             return False
-        self._set_admitted()
+        self._set_admitted(asker)
         return True
 
-    async def admit(self) -> None:
-        """Wait until every member is on the device. If that fails, or is cancelled, it stays resolved.
+    async def admit(self, asker: Asker = NO_TENANT) -> None:
+        """Wait for every member to be on the device. If that fails, or is cancelled, it stays resolved.
 
         Raises:
             AdapterNotFound: a member was deleted meanwhile, and its files with it.
@@ -137,9 +140,9 @@ class HeldMix:
             SourceMissing, ArtifactError: its files are gone or damaged.
             QueueFull: too many requests wait for adapters.
         """
-        if not self.try_admit():
-            await self._residency.acquire(self.members)
-            self._set_admitted()
+        if not self.try_admit(asker):
+            await self._residency.acquire(self.members, asker)
+            self._set_admitted(asker)
 
     def share(self) -> HeldMix:
         """Another holder of the same mix, admitted at once: its members are on the device already.
@@ -150,8 +153,8 @@ class HeldMix:
         assert self.state is HoldState.ADMITTED
         shared = self.again()
         if self.copy is None:
-            self._residency.device.hold(self.members)
-        shared.state, shared._mix = HoldState.ADMITTED, self._mix
+            self._residency.device.hold(self.members, self._client)
+        shared.state, shared._mix, shared._client = HoldState.ADMITTED, self._mix, self._client
         return shared
 
     def again(self) -> HeldMix:
@@ -170,8 +173,8 @@ class HeldMix:
         if self._request.remove_holder() and self.copy is not None:
             self.copy.release()
 
-    def _set_admitted(self) -> None:
-        self.state = HoldState.ADMITTED
+    def _set_admitted(self, asker: Asker) -> None:
+        self.state, self._client = HoldState.ADMITTED, asker.client
         self._mix = self._runnable()
 
     def _runnable(self) -> ResolvedMix:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from manylora.adapters.errors import AdapterInUse, SourceMissing
+from manylora.server.engine.turns import NO_TENANT, Asker
 from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.residency.device_cache import DeviceCache
 from manylora.server.residency.host_cache import HostCache
@@ -66,7 +67,7 @@ class Residency:
             if revision.pages is None and self.host.num_reading < _READ_EARLY:
                 self.host.load(revision.digest)
 
-    async def acquire(self, members: Sequence[Revision]) -> None:
+    async def acquire(self, members: Sequence[Revision], asker: Asker = NO_TENANT) -> None:
         """Wait until every member is on the device, and keep them there for one holder.
 
         Raises:
@@ -78,7 +79,7 @@ class Residency:
         refetched: set[str] = set()
         while True:
             try:
-                return await self.device.acquire(members)
+                return await self.device.acquire(members, asker)
             except SourceMissing:
                 lost = [r.digest for r in members if r.pages is None and r.digest not in refetched]
                 if not lost:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -56,6 +56,16 @@ class Room:
     def words(self) -> str:
         """How messages call it."""
         return self.name.removeprefix("monthly-").replace("-", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What is left of one limit, as headers tell it."""
+
+    name: str
+    limit: int
+    remaining: int
+    reset: int  # seconds after which nothing counts any more
 
 
 class Meter:
@@ -137,21 +147,16 @@ class Meter:
         self.granted = {what: Granted(each.floor, self._others(what)) for what, each in found.items()}
         return found
 
-    def headers(self, limits: TenantLimits) -> Mapping[str, str]:
-        """What is left, as OpenAI's headers tell it: ``x-ratelimit-remaining-tokens`` and so on."""
+    def left(self, limits: TenantLimits) -> Iterator[Left]:
+        """What is left of each limit, but for how many requests may run at a time."""
         now = self._clock()
         self._expire(now)
         minute = math.ceil(self._taken[-1].until - now) if self._taken else 0
-        told: dict[str, str] = {}
         for room in self._rooms(limits):
-            if room.name == CONCURRENT:
-                continue
-            reset = math.ceil(self._rest_of_month()) if room.name == MONTHLY else minute
-            left = max(0, room.limit - room.before - room.taken - self._others(room.name))
-            told[f"x-ratelimit-limit-{room.name}"] = str(room.limit)
-            told[f"x-ratelimit-remaining-{room.name}"] = str(left)
-            told[f"x-ratelimit-reset-{room.name}"] = f"{reset}s"
-        return told
+            if room.name != CONCURRENT:
+                reset = math.ceil(self._rest_of_month()) if room.name == MONTHLY else minute
+                gone = room.before + room.taken + self._others(room.name)
+                yield Left(room.name, room.limit, max(0, room.limit - gone), reset)
 
     @property
     def month(self) -> float:

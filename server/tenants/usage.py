@@ -3,89 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
 
-from manylora.adapters.errors import AdapterError
 from manylora.adapters.registry.tenants.records import TenantRecord
 from manylora.adapters.registry.tenants.usage import HOUR, Counts, Place, Usage
-from manylora.server.periodic_task import PeriodicTask
-
-logger = logging.getLogger(__name__)
-
-SAVE_SECONDS: Final = 1.0  # for which what has been counted is in memory alone
-_FORGET_EVERY: Final = 3600  # rounds
+from manylora.server.tenants.saving import SavedEverySecond
 
 
 class UsageCounter:
     """What tenants took and the registry has not been told. Lives on the event loop."""
 
-    def __init__(self, usage: Usage, saved: Callable[[str, int], None], keep_days: int) -> None:
-        """``saved`` hears of the tokens of tenants, by their ids, that the registry has been told of."""
+    def __init__(self, usage: Usage, told: Callable[[str, int], None], keep_days: int) -> None:
+        """``told`` hears of the tokens of tenants, by their ids, that the registry has been told of."""
         self._usage = usage
-        self._keep_days = keep_days
-        self._saved = saved
+        self._told = told
         self._unsaved: dict[Place, Counts] = {}
-        self._saving = asyncio.Lock()
-        self._task = PeriodicTask(SAVE_SECONDS, self._round)
-        self._rounds = 0
-        self._failing = False
-
-    def start(self) -> None:
-        """Begin to save."""
-        self._task.start()
-
-    async def close(self) -> None:
-        """Save what is left."""
-        await self._task.close()
-        await self._save_or_warn()
+        saved = SavedEverySecond(
+            "what tenants take", self._save, lambda when: usage.remove_before(int(when)), keep_days
+        )
+        self.start, self.save, self.close = saved.start, saved.save, saved.close
 
     def add(self, tenant: TenantRecord, model: str, counts: Counts) -> None:
         """A request of a tenant has ended."""
         now = int(time.time())
         place = Place(tenant.id, tenant.name, now - now % HOUR, model)
+        self._add(place, counts)
+
+    def _add(self, place: Place, counts: Counts) -> None:
         before = self._unsaved.get(place)
         self._unsaved[place] = counts if before is None else before.plus(counts)
 
-    async def save(self) -> None:
-        """Add everything that is new to the registry. If that fails it stays new.
+    async def _save(self) -> None:
+        unsaved, self._unsaved = self._unsaved, {}
+        if not unsaved:
+            return
+        saving = asyncio.ensure_future(asyncio.to_thread(self._usage.add, unsaved))
+        saving.add_done_callback(lambda done: self._saved(done, unsaved))
+        await asyncio.shield(saving)  # whoever is cancelled while it waits must not count twice
 
-        Raises:
-            StoreError: the registry can't be written.
-        """
-        async with self._saving:
-            unsaved, self._unsaved = self._unsaved, {}
-            if not unsaved:
-                return
-            saving = asyncio.ensure_future(asyncio.to_thread(self._usage.add, unsaved))
-
-            def keep(done: asyncio.Future[None]) -> None:
-                if done.cancelled() or done.exception() is not None:
-                    for place, counts in unsaved.items():
-                        since = self._unsaved.get(place)
-                        self._unsaved[place] = counts if since is None else counts.plus(since)
-                    return
-                for place, counts in unsaved.items():
-                    self._saved(place.tenant, counts.prompt_tokens + counts.completion_tokens)
-
-            saving.add_done_callback(keep)
-            await asyncio.shield(saving)  # whoever is cancelled while it waits must not count twice
-
-    async def _round(self) -> None:
-        self._rounds += 1
-        await self._save_or_warn(forget=self._rounds % _FORGET_EVERY == 1)
-
-    async def _save_or_warn(self, *, forget: bool = False) -> None:
-        try:
-            await self.save()
-            if forget:
-                oldest = int(time.time()) - self._keep_days * 24 * HOUR
-                await asyncio.to_thread(self._usage.remove_before, oldest)
-        except AdapterError as error:
-            if not self._failing:
-                logger.warning("what tenants take is kept in memory for now: %s", error)
-            self._failing = True
-        else:
-            self._failing = False
+    def _saved(self, done: asyncio.Future[None], counted: Mapping[Place, Counts]) -> None:
+        """The registry has been told, or what it was to be told is new again."""
+        failed = done.cancelled() or done.exception() is not None
+        for place, counts in counted.items():
+            if failed:
+                self._add(place, counts)
+            else:
+                self._told(place.tenant, counts.prompt_tokens + counts.completion_tokens)

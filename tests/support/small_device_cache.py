@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from manylora.adapters.format.base import TargetModule
+from manylora.server.engine.turns import NO_TENANT, Asker, Turns
 from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.pages.pool import PackedAdapter, PagePool
@@ -28,7 +29,7 @@ ZERO_PAGE = 32
 class SmallDeviceCache:
     """A placement over ``room`` units, with revisions whose content tells them apart."""
 
-    def __init__(self, room: int, *, memory: int = 0) -> None:
+    def __init__(self, room: int, *, memory: int = 0, turns: Turns | None = None) -> None:
         module = TargetModule("q", 32, 32)
         capacity = (room * UNIT + ZERO_PAGE) * 4
         self.pool = PagePool((module,), capacity, torch.float32, torch.device("cpu"))
@@ -36,7 +37,7 @@ class SmallDeviceCache:
         self.sizes: dict[str, int] = {}  # in units
         self.metrics = Metrics()
         self.host = HostCache(self._read, memory_bytes=memory * UNIT * 4, metrics=self.metrics)
-        self.device = DeviceCache(self.pool, self.host, metrics=self.metrics)
+        self.device = DeviceCache(self.pool, self.host, metrics=self.metrics, turns=turns)
         self.reads: Counter[str] = Counter()
         self.broken: set[str] = set()
         self.gate = threading.Event()  # reads wait for it
@@ -96,10 +97,12 @@ class SmallDeviceCache:
             monkeypatch.setattr(self.pool, "write", original)
 
 
-async def waiting_for(cache: SmallDeviceCache, *revisions: Revision) -> asyncio.Task[None]:
+async def waiting_for(
+    cache: SmallDeviceCache, *revisions: Revision, asker: Asker = NO_TENANT
+) -> asyncio.Task[None]:
     """A task that has asked for ``revisions`` and does not have them."""
     before = cache.device.num_waiting
-    task = asyncio.create_task(cache.device.acquire(revisions))
+    task = asyncio.create_task(cache.device.acquire(revisions, asker))
     await until(lambda: cache.device.num_waiting > before)
     assert not task.done()
     return task

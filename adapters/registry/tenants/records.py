@@ -31,6 +31,7 @@ class TenantLimits:
     completion_tokens_per_minute: int | None = None
     monthly_tokens: int | None = None  # of prompts and answers, in a month of UTC
     adapter_bytes: int | None = None  # of its own adapters with all their revisions, as they are stored
+    file_bytes: int | None = None  # of its files, and of uploads that are open
 
 
 NO_LIMITS: Final = TenantLimits()

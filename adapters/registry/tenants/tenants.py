@@ -197,11 +197,13 @@ def _add_key(
 
 def _share_no_more(connection: Connection, name: str, generation: int) -> None:
     """Take a tenant off those with whom adapters are shared, so that none after it of that name inherits."""
-    found = select(names.c.name, names.c.shared)
+    found = select(names.c.name, names.c.shared, names.c.shared_since)
     with_it = found.where(names.c.shared.contains(json.dumps(name), autoescape=True))
-    for adapter, shared in connection.execute(with_it).all():
+    for adapter, shared, since in connection.execute(with_it).all():
         rest = [each for each in json.loads(shared) if each != name]
-        connection.execute(update(names).where(names.c.name == adapter).values(shared=json.dumps(rest)))
+        known = {each: at for each, at in json.loads(since or "{}").items() if each != name}
+        values = {"shared": json.dumps(rest), "shared_since": json.dumps(known)}
+        connection.execute(update(names).where(names.c.name == adapter).values(values))
         put_change(connection, adapter, generation)
 
 

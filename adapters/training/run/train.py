@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from manylora.adapters.disk import follow_umask, sync_path
 from manylora.adapters.format.pooling import write_pooling
@@ -69,6 +70,16 @@ class TrainingResult:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """How a program that trains an adapter follows the run, and stops it."""
+
+    stop: StopCallback = field(default_factory=StopCallback)
+    callbacks: Callable[[Session], Sequence[TrainerCallback]] = lambda _: ()
+    told: Callable[[Mapping[str, Any]], None] | None = None  # called with each line of metrics.jsonl
+    lineage: Mapping[str, Any] = field(default_factory=dict)  # recorded in the adapter's file
+
+
+@dataclass(frozen=True)
 class Trained:
     """What is left of the trained model once it is freed."""
 
@@ -85,6 +96,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
+    watch: Watch | None = None,
 ) -> TrainingResult | None:
     """Train one adapter and publish it to ``output_dir/adapter``.
 
@@ -92,6 +104,7 @@ def train(
         resume: go on from the last checkpoint in ``output_dir``.
         overwrite: replace the run in ``output_dir``.
         console: where progress is shown; None works silently.
+        watch: how a program that runs this follows it, and stops it.
 
     Returns:
         The result; None in the processes of a distributed run that write no files.
@@ -99,15 +112,16 @@ def train(
     Raises:
         DataError: the data can't be trained on; nothing has been written.
         RunExists, CheckpointError: ``output_dir`` is not as ``resume`` and ``overwrite`` say.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
+        Interrupted: SIGINT or SIGTERM came, or ``watch`` asked for it; a checkpoint was written.
         GateFailed: the adapter would not serve as trained; it was not published.
         PublishError: the server did not take the adapter, which stays in ``output_dir``.
         AdapterError: anything else that stops a run, as a sentence.
     """
     console = Console(quiet=True) if console is None or not is_main_process() else console
-    session = open_session(config, console)
+    watch = Watch() if watch is None else watch
+    session = replace(open_session(config, console), lineage=watch.lineage)
     checkpoint = _begin(session, resume=resume, overwrite=overwrite)
-    trained = _fit(session, checkpoint, console)
+    trained = _fit(session, checkpoint, console, watch)
     if not is_main_process():
         return None
     return conclude(session, trained, console)
@@ -149,9 +163,9 @@ def _begin(session: Session, *, resume: bool, overwrite: bool) -> Path | None:
     return folder.begin(session.config, session.digests, resume=resume, overwrite=overwrite)
 
 
-def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained:
+def _fit(session: Session, checkpoint: Path | None, console: Console, watch: Watch) -> Trained:
     """Train, and leave the artifact in the run's partial directory."""
-    stop, bar, log = StopCallback(), BarCallback(console), MetricsLog(session.folder.metrics)
+    stop, bar, log = watch.stop, BarCallback(console), MetricsLog(session.folder.metrics, watch.told)
     if checkpoint is not None and is_main_process():
         log.rewind(int(checkpoint.name.rpartition("-")[2]))
     if session.config.is_full and spreads_the_model():
@@ -159,6 +173,7 @@ def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained
     if session.config.method == "adalora" and checkpoint is not None:
         raise CheckpointError("--resume: what AdaLoRA knows of its ranks is in no checkpoint; start anew")
     callbacks = [RateCallback(), LogCallback(log), BestCallback(), CheckpointCallback(), bar, stop]
+    callbacks += watch.callbacks(session)
     trainer, initial = build_trainer(session, callbacks, log)
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     initial = _keep_initial(session.folder, initial, resumed=checkpoint is not None)
@@ -169,9 +184,9 @@ def _fit(session: Session, checkpoint: Path | None, console: Console) -> Trained
     finally:
         bar.close()
     seconds = time.monotonic() - started
-    if stop.signal is not None:
+    if stop.reason is not None:
         raise Interrupted(
-            f"stopped by {stop.signal.name} at step {trainer.state.global_step} of "
+            f"{stop.reason} at step {trainer.state.global_step} of "
             f"{trainer.state.max_steps}; --resume goes on from there"
         )
     kept = kept_of(trainer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from typing import Any
 class MetricsLog:
     """Writes what a run measures to its metrics.jsonl, line by line."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, told: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        """``told`` is called with each line that is written."""
         self.path = path
+        self._told = told
         self._start = time.monotonic()
 
     def rewind(self, step: int) -> None:
@@ -32,6 +34,8 @@ class MetricsLog:
         line = {"kind": kind, "step": step, "seconds": round(time.monotonic() - self._start, 3), **values}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if self._told is not None:
+            self._told(line)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
@@ -34,6 +36,7 @@ class Session:
     folder: Folder
     loader: BaseLoader
     init_adapter: Path | None = None  # the directory of the adapter to go on from
+    lineage: Mapping[str, Any] = field(default_factory=dict)  # recorded in the adapter too
 
     @property
     def digests(self) -> dict[str, str]:
@@ -55,7 +58,7 @@ class Session:
     @property
     def provenance(self) -> Provenance:
         """What the adapter's file says of its base."""
-        return Provenance(self.config.quantization, self.base.fingerprint)
+        return Provenance(self.config.quantization, self.base.fingerprint, self.lineage)
 
 
 def open_session(config: TrainConfig, console: Console) -> Session:

@@ -165,13 +165,17 @@ class BarCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class StopCallback(TrainerCallback):  # type: ignore[misc]
-    """Ends the run after the current step with a checkpoint, once a signal came."""
+    """Ends the run after the current step with a checkpoint, once it is asked to, from any thread."""
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self.reason: str | None = None  # why it is to stop
+
+    def ask(self, reason: str) -> None:
+        """Stop once the current step is done."""
+        self.reason = reason
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.signal is not None:
+        if self.reason is not None:
             control.should_save = True
             control.should_training_stop = True
 
@@ -185,7 +189,7 @@ def stop_on_signals(callback: StopCallback) -> Iterator[None]:
     """
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        callback.signal = signal.Signals(number)
+        callback.ask(f"stopped by {signal.Signals(number).name}")
         signal.signal(number, previous[signal.Signals(number)])
 
     is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1

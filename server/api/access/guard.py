@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Iterable
-from functools import partial
 from typing import Final
 
 from fastapi import Request
@@ -27,12 +26,15 @@ from manylora.server.api.access.scopes import (
     TENANT,
     KeyScope,
     OnBehalf,
+    caller_tenant,
     declared_scope,
 )
 from manylora.server.errors import AdminKeyNeeded, Unauthorized
 from manylora.server.tenants.directory import TenantDirectory
 from manylora.server.tenants.holder import KeyHolder
+from manylora.server.tenants.limit_headers import LimitHeaders
 from manylora.server.tenants.running import ENDED
+from manylora.server.tracing.current import CURRENT_TRACE
 
 _RIGHTS: Final = {TENANT: KeyRight.INFER, MANAGE: KeyRight.MANAGE}  # what of a tenant's key opens a route
 _REFUSALS: Final = {
@@ -96,6 +98,8 @@ class Guard:
         else:
             caller = self._scope(known, admin)
         request.scope[CALLER] = caller
+        if (trace := CURRENT_TRACE.get()) is not None:
+            trace.matched(*_matched(request))
         needed = declared_scope(request.scope.get("endpoint"))
         if needed is None:
             raise HTTPException(403, "This route is closed: it does not say who may use it")
@@ -124,9 +128,8 @@ class Guard:
         tenant = holder.tenant
         request.scope[CALLERS_TENANT] = tenant
         request.scope[LEAST_PRIORITY] = 0 if holder.key is None else holder.key.priority
-        if tenant.settings.limits != NO_LIMITS:  # those with single adapters are told with refusals
-            meter = self._tenants.meters.of(tenant.id)
-            request.scope[ADDED_HEADERS] = partial(meter.headers, tenant.settings.limits)
+        if tenant.settings.limits != NO_LIMITS or tenant.settings.adapter_limits:
+            request.scope[ADDED_HEADERS] = LimitHeaders(self._tenants.meters, tenant)
         return TENANT
 
     def _holder(self, given: Iterable[str], behalf: object) -> KeyHolder | None:
@@ -150,6 +153,11 @@ class Guard:
         if not known and closed and not admin:
             return OPEN
         return ADMIN if admin or not self._admin_keys else INFER
+
+
+def _matched(request: Request) -> tuple[str, str, str | None]:
+    tenant = caller_tenant(request.scope)
+    return request.method, request.scope["route"].path_format, None if tenant is None else tenant.name
 
 
 def _given_keys(request: Request) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from manylora.adapters.format.faults import shown
 from manylora.adapters.registry.batches import BatchRecord
 from manylora.adapters.registry.whose import Whose
 from manylora.server.api.access.scopes import TENANT, CallerWhose, needs
+from manylora.server.api.files.expires_after import ExpiresAfter
 from manylora.server.api.files.files import found
 from manylora.server.api.files.pages import Parameters, page_answer
 from manylora.server.api.http import limits
@@ -27,13 +28,6 @@ router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
 _TIMES = ("in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at",
           "cancelled_at")  # fmt: skip
-
-
-class ExpiresAfter(RequestBody):
-    """When the results go."""
-
-    anchor: Literal["created_at"] = "created_at"
-    seconds: int = Field(ge=limits.MIN_EXPIRY, le=limits.MAX_EXPIRY)
 
 
 class BatchBody(RequestBody):

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import re
+from base64 import b64encode
 from contextlib import ExitStack
-from pathlib import Path
+from itertools import chain
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import Field
+from starlette.types import Scope
 
 from manylora.adapters.disk import full_disk_told
+from manylora.adapters.errors import OverQuota
 from manylora.adapters.format.faults import shown
 from manylora.adapters.registry.files import FileRecord
 from manylora.adapters.registry.whose import Whose
-from manylora.server.api.access.scopes import TENANT, CallerWhose, needs
+from manylora.server.api.access.scopes import TENANT, CallerWhose, caller_tenant, needs
+from manylora.server.api.files.file_form import FILE_BODY, asked_of, only_file
 from manylora.server.api.files.pages import Parameters, page_answer
 from manylora.server.api.http import limits
 from manylora.server.api.http.json_response import Json
-from manylora.server.api.http.middleware import takes_uploads
+from manylora.server.api.http.middleware import takes_file
 from manylora.server.api.http.multipart import Form, is_multipart, receive_form
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import ObjectInUse, ObjectNotFound, RequestError
@@ -28,20 +32,7 @@ from manylora.server.service import Service
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
-PURPOSES: Final = ("batch", "fine-tune", "user_data", "evals")
-_FIELDS: Final = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
-_LAST_STEP = re.compile(r"[^/\\]*\Z")
-
-_FORM = {
-    "type": "object",
-    "required": ["file", "purpose"],
-    "properties": {
-        "file": {"type": "string", "format": "binary"},
-        "purpose": {"type": "string", "enum": list(PURPOSES)},
-        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-        "expires_after[seconds]": {"type": "integer"},
-    },
-}
+_BYTES: Final = "application/octet-stream"
 
 
 class ListParameters(Parameters):
@@ -56,21 +47,21 @@ class ListParameters(Parameters):
 @router.post(
     "",
     summary="Upload a file",
-    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+    openapi_extra=FILE_BODY,
 )
 @needs(TENANT)
-@takes_uploads
+@takes_file(limits.MAX_FILE_BYTES)
 async def upload(request: Request, service: ServiceState, whose: CallerWhose) -> Response:
     """Keep a file: the form's ``file``, for its ``purpose``."""
-    if not is_multipart(request.headers.get("content-type", "")):
-        raise RequestError("The body must be a form (multipart/form-data) with 'file' and 'purpose'", "file")
+    room = room_of(request.scope)
+    await check_announced(service, request, whose, room)
     with ExitStack() as kept, full_disk_told("there is no room for the file"):
-        directory = await asyncio.to_thread(kept.enter_context, service.store.temporary())
-        form = await receive_form(request.stream(), request.headers["content-type"], directory)
-        purpose, expires_after = _asked(form)
-        name, path = _only_file(form)
+        form = await received(request, service, kept, "file")
+        purpose, expires_after = asked_of(form)
+        name, path = only_file(form, "file", limits.MAX_FILE_BYTES)
+        tenant = whose.tenant
         record = await asyncio.to_thread(
-            service.files.add, path, name, purpose, expires_after, tenant=whose.tenant
+            service.files.add, path, name, purpose, expires_after, tenant=tenant, room=room
         )
     return Json(file_json(record))
 
@@ -105,19 +96,24 @@ async def retrieve(service: ServiceState, whose: CallerWhose, file_id: str) -> R
 async def content(service: ServiceState, whose: CallerWhose, file_id: str) -> Response:
     """The bytes of one file."""
     record = await found(service, file_id, whose)
-    path = service.files.path(record.id)
-    if not await asyncio.to_thread(path.is_file):
-        raise ObjectNotFound(f"The bytes of file '{record.id}' are on another server")
-    return FileResponse(path, media_type="application/octet-stream", filename=record.filename)
+    path = await asyncio.to_thread(service.files.local_path, record)
+    digest = {"repr-digest": f"sha-256=:{b64encode(bytes.fromhex(record.digest)).decode()}:"}
+    if path is not None:
+        return FileResponse(path, media_type=_BYTES, filename=record.filename, headers=digest)
+    pieces = service.files.pieces(record)
+    first = await asyncio.to_thread(next, pieces, b"")  # what is wrong with them is told before the 200
+    headers = {**digest, "content-length": str(record.nbytes), "content-disposition": _attached(record)}
+    return StreamingResponse(chain([first], pieces), media_type=_BYTES, headers=headers)
 
 
 @router.delete("/{file_id}", summary="Delete a file")
 @needs(TENANT)
 async def delete(service: ServiceState, whose: CallerWhose, file_id: str) -> Response:
-    """Forget a file and free its bytes; not while a batch reads it."""
+    """Forget a file and free its bytes; not while a batch or a training job needs it."""
     record = await found(service, file_id, whose)
-    if await service.batches.needs(record.id):
-        raise ObjectInUse(f"File '{record.id}' is read by a batch that has not ended")
+    reader = await service.file_readers(record.id)
+    if reader is not None:
+        raise ObjectInUse(f"File '{record.id}' is needed by {reader}")
     await asyncio.to_thread(service.files.remove, record.id)
     return Json({"id": record.id, "object": "file", "deleted": True})
 
@@ -150,35 +146,36 @@ def file_json(record: FileRecord) -> dict[str, Any]:
     }
 
 
-def _asked(form: Form) -> tuple[str, int | None]:
-    """The purpose, and after how many seconds the file is to go."""
-    fields = dict(form.fields)
-    unknown = next((name for name in fields if name not in _FIELDS), None)
-    if unknown is not None:
-        raise RequestError(
-            f"Unrecognized field of the form: {shown(unknown)}", unknown[:100], "unknown_parameter"
-        )
-    purpose = fields.get("purpose")
-    if purpose not in PURPOSES:
-        raise RequestError(f"'purpose' must be one of {', '.join(PURPOSES)}", "purpose")
-    seconds = fields.get("expires_after[seconds]")
-    if fields.get("expires_after[anchor]", "created_at") != "created_at":
-        raise RequestError("'expires_after[anchor]' must be created_at", "expires_after[anchor]")
-    if seconds is None:
-        return purpose, None
-    if not seconds.isdecimal() or not limits.MIN_EXPIRY <= int(seconds[:12]) <= limits.MAX_EXPIRY:
-        raise RequestError(
-            f"'expires_after[seconds]' must be from {limits.MIN_EXPIRY} to {limits.MAX_EXPIRY}",
-            "expires_after[seconds]",
-        )
-    return purpose, int(seconds)
+async def received(request: Request, service: Service, kept: ExitStack, field: str) -> Form:
+    """The form of a request, its files in a directory that ``kept`` removes.
+
+    Raises:
+        RequestError: the body is no form, with a file in the part ``field``.
+    """
+    if not is_multipart(request.headers.get("content-type", "")):
+        raise RequestError(f"The body must be a form (multipart/form-data) with '{field}'", field)
+    directory = await asyncio.to_thread(kept.enter_context, service.store.temporary())
+    return await receive_form(request.stream(), request.headers["content-type"], directory)
 
 
-def _only_file(form: Form) -> tuple[str, Path]:
-    if len(form.files) != 1:
-        raise RequestError("The form must have one file, 'file'", "file")
-    name, path = form.files[0]
-    match = _LAST_STEP.search(name)
-    assert match is not None, "the pattern matches the end of any text"
-    own = "".join(c for c in match.group() if c.isprintable())[:255]
-    return own or "file", path
+def room_of(scope: Scope) -> int | None:
+    """How many bytes of files the caller may keep in all; None: as many as there is room for."""
+    tenant = caller_tenant(scope)
+    return None if tenant is None else tenant.settings.limits.file_bytes
+
+
+async def check_announced(service: Service, request: Request, whose: Whose, room: int | None) -> None:
+    """Refuse a body that is too much for its tenant by the length it declares, before it is read.
+
+    Raises:
+        OverQuota: there is no room for it.
+    """
+    declared = int(request.headers.get("content-length", "0")) - limits.MAX_FORM_BYTES
+    if room is not None:
+        used = await asyncio.to_thread(service.files.bytes_of, whose.tenant)
+        if used >= room or used + declared > room:
+            raise OverQuota(f"your files and uploads take {used:,} bytes of {room:,}: delete some")
+
+
+def _attached(record: FileRecord) -> str:
+    return f"attachment; filename*=utf-8''{quote(record.filename, safe='')}"

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactError, MixError, SourceMissing
 from manylora.adapters.mix import parse_mix
 from manylora.adapters.registry.tenants.records import TenantRecord
-from manylora.server.api.access.scopes import caller_tenant, least_priority
+from manylora.server.api.access.scopes import ADDED_HEADERS, caller_tenant, least_priority
 from manylora.server.api.access.views import view_of
 from manylora.server.api.generate.generation import Generation, submit
 from manylora.server.api.http.disconnect import unless_disconnected
@@ -28,6 +28,7 @@ from manylora.server.model.text.conventions import MixMember, TextConventions
 from manylora.server.names.view import View
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.service import Service
+from manylora.server.tenants.limit_headers import LimitHeaders
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ async def resolved(
             )
         except AdapterError as error:
             raise Blamed(error, _param_of(service, mix, error, view)) from error
+        _tell_limits(request, held)
         found = Resolved(mix, held, await _conventions(service, mix, held), tenant, least)
         _check_task(found, classify)
         if classify is False and not embed and found.conventions.embeds:
@@ -125,6 +127,13 @@ async def resolved(
                 "unsupported_task",
             )
         yield found
+
+
+def _tell_limits(request: Request, held: HeldMix) -> None:
+    """Have the answer, a refusal as well, tell what is left of limits with the adapters that it runs with."""
+    headers = request.scope.get(ADDED_HEADERS)
+    if isinstance(headers, LimitHeaders):
+        headers.use(held.revisions.names)
 
 
 def _param_of(service: Service, mix: MixRequest, error: AdapterError, view: View | None) -> str:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import replace
+from time import monotonic
 
 import anyio
 from fastapi import Request
@@ -21,9 +22,11 @@ from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.clients import Client
 from manylora.server.engine.sequence import Delta, FinishReason
 from manylora.server.engine.stream import Ended, Stream
+from manylora.server.engine.turns import NO_TENANT, Asker
 from manylora.server.errors import EngineDead, GenerationFailed, RequestError
 from manylora.server.residency.held_mix import HeldMix
 from manylora.server.service import Service
+from manylora.server.tracing.current import CURRENT_TRACE
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +110,10 @@ async def submit(
         )
     if least is not None:
         prompts = [replace(prompt, priority=_priority(prompt, least)) for prompt in prompts]
+    asker = NO_TENANT
     if tenant is not None:
         client = Client(tenant.id, tenant.settings.weight)
+        asker = Asker(client, held.revisions.label, prompts[0].priority or 0)
         prompts = [
             replace(prompt, salt=tenant_salt(tenant.id, prompt.salt), client=client) for prompt in prompts
         ]
@@ -117,12 +122,16 @@ async def submit(
         if tenant is None
         else await Account.open(service, tenant, held.revisions, prompts) as account
     ):
-        if not held.try_admit():
-            await _admit(held, request)
+        trace, since = CURRENT_TRACE.get(), monotonic()
+        if not held.try_admit(asker):
+            await _admit(held, asker, request)
+        if trace is not None:
+            trace.admitted(held.served_model, held.revisions.label, since)
         streams: list[Stream] = []
         try:
             for prompt in prompts:
                 told = ended if account is None else account.counting(prompt, ended)
+                told = told if trace is None else trace.counting(told)
                 streams.append(service.engine.submit(prompt, held.share(), told))
                 if account is not None:
                     account.submitted(prompt)
@@ -143,8 +152,8 @@ def _priority(prompt: GenerateRequest, least: int) -> int:
     return prompt.priority
 
 
-async def _admit(held: HeldMix, request: Request | None) -> None:
-    work = held.admit()
+async def _admit(held: HeldMix, asker: Asker, request: Request | None) -> None:
+    work = held.admit(asker)
     try:
         await (work if request is None else unless_disconnected(request, work))
     except (ArtifactError, SourceMissing, OSError) as error:

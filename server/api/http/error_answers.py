@@ -38,6 +38,7 @@ from manylora.adapters.errors import (
     SourceForbidden,
     SourceMissing,
     SourceUnreachable,
+    StorageUnreachable,
     StoreError,
     TenantExists,
     TenantNotFound,
@@ -127,6 +128,7 @@ KINDS: dict[type[Exception], ErrorKind] = {
     StoreError: ErrorKind(507, "server_error", "store_failed", "internal"),
     DiskFull: ErrorKind(507, "server_error", "disk_full", "internal"),
     SourceUnreachable: ErrorKind(502, "server_error", "source_unreachable", "unavailable", "source"),
+    StorageUnreachable: ErrorKind(503, "server_error", "storage_unavailable", "unavailable"),
     RegistryUnavailable: ErrorKind(503, "server_error", "registry_unavailable", "unavailable"),
     AdapterUnavailable: ErrorKind(503, "server_error", "adapter_unavailable", "unavailable", "model"),
     TooManyConnections: ErrorKind(503, "server_error", "too_many_connections", None),
@@ -147,6 +149,7 @@ PUBLIC_TEXTS: dict[type[Exception], str] = {
     ExportFailed: "The model could not be exported",
     OutputExists: "There is something already where the result was to be written",
     StoreError: "The server's store of adapters can't be used for now",
+    StorageUnreachable: "The storage of files can't be used for now",
     RegistryUnavailable: "The server's registry of adapters can't be asked for now",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -15,7 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from manylora.server.api.access.json_log import CURRENT_REQUEST
 from manylora.server.api.access.scopes import ADDED_HEADERS
 from manylora.server.api.http.anthropic import REQUEST_ID, id_headers
-from manylora.server.api.http.limits import MAX_BODY_BYTES
+from manylora.server.api.http.limits import (
+    MAX_BODY_BYTES,
+    MAX_FILE_BYTES,
+    MAX_FORM_BYTES,
+    MAX_PART_BYTES,
+)
 from manylora.server.api.http.multipart import is_json
 from manylora.server.api.http.state import IGNORED_FIELDS
 from manylora.server.api.http.unpacking import unpacked, unpackers
@@ -28,6 +34,8 @@ MAX_NAMED_FIELDS: Final = 32  # in the header, which ends in "..." where there a
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TAKES_UPLOADS: Final = "manylora_takes_uploads"  # the attribute of an endpoint that does
+# Bounds that no option moves.
+_FIXED: Final = {MAX_BODY_BYTES, MAX_FILE_BYTES + MAX_FORM_BYTES, MAX_PART_BYTES + MAX_FORM_BYTES}
 _BODY_LIMIT: Final = "manylora.body_limit"  # the entry of an ASGI scope with the bytes its body may have
 
 
@@ -133,9 +141,21 @@ def _names_header(names: list[str]) -> str:
 
 
 def takes_uploads(endpoint: Endpoint) -> Endpoint:
-    """Declare that a route takes the files of an adapter, which have a bound of their own."""
-    setattr(endpoint, _TAKES_UPLOADS, True)
-    return endpoint
+    """Declare that a route takes files, which have a bound of their own (--max-upload-bytes)."""
+    return _takes(sys.maxsize)(endpoint)
+
+
+def takes_file(at_most: int) -> Callable[[Endpoint], Endpoint]:
+    """Declare that a route takes a file in a form, of ``at_most`` bytes; fewer by --max-upload-bytes."""
+    return _takes(at_most + MAX_FORM_BYTES)
+
+
+def _takes(at_most: int) -> Callable[[Endpoint], Endpoint]:
+    def declare(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _TAKES_UPLOADS, at_most)
+        return endpoint
+
+    return declare
 
 
 class BodySize:
@@ -153,10 +173,9 @@ class BodySize:
         Raises:
             BodyTooLarge: the declared length exceeds it.
         """
-        is_upload = getattr(request.scope.get("endpoint"), _TAKES_UPLOADS, False) and not is_json(
-            request.headers.get("content-type", "")
-        )
-        limit = self._upload_limit if is_upload else MAX_BODY_BYTES
+        at_most = getattr(request.scope.get("endpoint"), _TAKES_UPLOADS, 0)
+        is_upload = at_most and not is_json(request.headers.get("content-type", ""))
+        limit = min(self._upload_limit, at_most) if is_upload else MAX_BODY_BYTES
         request.scope[_BODY_LIMIT] = limit
         declared = request.headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared[:20]) > limit:
@@ -188,7 +207,7 @@ class BodyLimit:
 
 
 def _too_large(limit: int) -> BodyTooLarge:
-    option = "" if limit == MAX_BODY_BYTES else " (--max-upload-bytes)"
+    option = "" if limit in _FIXED else " (--max-upload-bytes)"
     return BodyTooLarge(f"The request body is larger than {limit} bytes{option}")
 
 

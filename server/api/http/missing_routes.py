@@ -11,7 +11,6 @@ from starlette.types import Scope
 _TEXT: Final = "the models here read and write text"
 _RESPONSES: Final = "/v1/responses goes on with conversations, by 'previous_response_id'"
 _KEYS: Final = "keys are options of the server"
-_TRAINING: Final = "'manylora train' trains adapters, and PUT /v1/adapters/{name} publishes them"
 
 # Under which paths a route lies, and what there is in its place, or why there is nothing.
 MISSING: Final[Mapping[str, str]] = {
@@ -25,8 +24,7 @@ MISSING: Final[Mapping[str, str]] = {
     "/v1/edits": "/v1/chat/completions answers instructions",
     "/v1/engines": "/v1/models is its newer name",
     "/v1/evals": "/v1/compare compares models",
-    "/v1/fine-tunes": _TRAINING,
-    "/v1/fine_tuning": _TRAINING,
+    "/v1/fine-tunes": "/v1/fine_tuning/jobs is its newer name",
     "/v1/images": _TEXT,
     "/v1/messages/batches": "/v1/batches answers files of requests",
     "/v1/moderations": "/classify asks an adapter that was trained to classify",
@@ -35,7 +33,6 @@ MISSING: Final[Mapping[str, str]] = {
     "/v1/realtime": f"{_TEXT}; answers are streamed",
     "/v1/skills": "nothing is run here: tools are the client's",
     "/v1/threads": _RESPONSES,
-    "/v1/uploads": "/v1/files takes whole files",
     "/v1/vector_stores": "/v1/embeddings makes vectors, which the client keeps",
     "/v1/videos": _TEXT,
 }

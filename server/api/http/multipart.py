@@ -27,6 +27,7 @@ class Form:
 
     files: list[tuple[str, Path]] = field(default_factory=list)
     fields: list[tuple[str, str]] = field(default_factory=list)
+    file_fields: list[str] = field(default_factory=list)  # the names of the parts that hold the files
 
 
 def is_multipart(content_type: str) -> bool:
@@ -162,6 +163,7 @@ class _Writer:
         if b"filename" in options:
             path = self._directory / str(len(self.form.files))
             self.form.files.append((_text(options[b"filename"], "a file's name"), path))
+            self.form.file_fields.append(self._part.name)
             self._part.file = path.open("xb")
         elif not self._part.name:
             raise RequestError("A part of the form has no name", code="invalid_form")

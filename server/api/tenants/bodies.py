@@ -75,6 +75,7 @@ class LimitFields(RateFields):
     adapter_bytes: Limit | None = Field(
         None, description="Of its own adapters with the revisions that are kept; held when it publishes."
     )
+    file_bytes: Limit | None = Field(None, description="Of its files and of uploads that are open.")
 
 
 def _checked_default(text: str) -> str:

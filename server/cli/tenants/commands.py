@@ -45,7 +45,7 @@ Limits = Annotated[
         "--limit",
         metavar="WHAT=NUMBER",
         help="max_concurrent_requests, requests_per_minute, tokens_per_minute, prompt_tokens_per_minute, "
-        "completion_tokens_per_minute, monthly_tokens, adapter_bytes. Repeatable.",
+        "completion_tokens_per_minute, monthly_tokens, adapter_bytes, file_bytes. Repeatable.",
         show_default=False,
     ),
 ]

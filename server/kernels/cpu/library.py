@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import tempfile
 import time
 from contextlib import suppress
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from manylora.server.cache_directory import cache_directory
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.build import KernelBuildError, Variant, build, file_name, usable_variants
 
@@ -36,7 +36,7 @@ def best_library() -> Library:
     Raises:
         KernelBuildError: there is none and none can be compiled; the message says why in one line.
     """
-    return find_library(usable_variants(), AHEAD_OF_TIME, cache_directory())
+    return find_library(usable_variants(), AHEAD_OF_TIME, cache_directory("kernels"))
 
 
 def find_library(variants: tuple[Variant, ...], ahead_of_time: Path, cache_dir: Path) -> Library:
@@ -56,12 +56,6 @@ def find_library(variants: tuple[Variant, ...], ahead_of_time: Path, cache_dir: 
             logger.info("CPU kernels: %s, %s", variant.name, found.origin)
             return found
     raise KernelBuildError(failures[0])
-
-
-def cache_directory() -> Path:
-    """Where libraries compiled at a first start are kept."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "manylora" / "kernels"
 
 
 def _existing(variant: Variant, ahead_of_time: Path, cache_dir: Path) -> Library | None:

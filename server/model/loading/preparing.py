@@ -10,6 +10,7 @@ import torch
 from manylora.server.errors import ModelRefused
 from manylora.server.memory_budget import available_bytes, return_freed
 from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.loading.kept_references import KeptReferences
 from manylora.server.model.loading.loader import LoadedModel, decoder_candidates
 from manylora.server.model.loading.memory import divide_memory
 from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
@@ -71,5 +72,9 @@ def _allocate_and_probe(
     decoder.allocate(pool.data, max(memory.num_blocks, PROBE_BLOCKS), rows)
     # Keys and values in 8 bits may move a model as far as computing in 16 bits does, and no further.
     precision = loaded.dtype if settings.kv_cache_dtype == "auto" else torch.bfloat16
-    error = max(probe(loaded.hf, decoder, precision), probe_adapters(loaded.hf, decoder, pool, precision))
+    kept = KeptReferences.of(loaded, decoder.name, precision)
+    error = max(
+        probe(loaded.hf, decoder, precision, kept),
+        probe_adapters(loaded.hf, decoder, pool, precision, kept),
+    )
     return pool, error

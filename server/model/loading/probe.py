@@ -4,14 +4,16 @@ First for the base alone, then with synthetic adapters of uneven ranks on some o
 which scales inputs and outputs as well, alone and as mixes, beside a sequence that runs the base: whatever
 a kernel gets wrong about adapters on this model and this machine shows before a tenant sees it.
 
-How far a right decoder may be off is measured on the model itself (``reference.py``).
+How far a right decoder may be off is measured on the model itself (``reference.py``), or was at an earlier
+start (``kept_references.py``).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from manylora.adapters.fidelity.probing import Hook, random_prompts
 from manylora.server.errors import ModelRefused
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs
 from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.loading.kept_references import KeptReferences
 from manylora.server.model.loading.reference import Reference, reference
 from manylora.server.model.loading.synthetic import COUNT, hooks_of, synthetic
 from manylora.server.model.pages.pool import PagePool
@@ -44,26 +47,29 @@ _MIXES: tuple[tuple[_Mix, _Mix], ...] = (  # of either sequence
 )
 
 
-def probe(model: Any, decoder: Decoder, dtype: torch.dtype) -> float:
+def probe(model: Any, decoder: Decoder, dtype: torch.dtype, kept: KeptReferences | None = None) -> float:
     """Compare the decoder's logits with those of ``model`` over chunked prefill and decode.
 
     Two sequences of different lengths run side by side through :data:`_CUTS`. Returns the largest
-    relative difference found. Needs at least PROBE_BLOCKS blocks and overwrites them.
+    relative difference found. Needs at least PROBE_BLOCKS blocks and overwrites them. With ``kept`` the model
+    is asked only if no answer of it was kept, or the decoder disagrees with that.
 
     Raises:
         ModelRefused: the decoder disagrees with the model.
     """
     prompts = random_prompts(model, _LENGTHS)
-    expected = _expected(model, prompts, 1, dtype, {})
     found = _found(decoder, prompts, ((), ()))
-    return _judge(expected, found, f"the {decoder.name} decoder disagrees with {type(model).__name__}")
+    complaint = f"the {decoder.name} decoder disagrees with {type(model).__name__}"
+    return _compare(found, lambda: _expected(model, prompts, 1, dtype, {}), complaint, kept, "base")
 
 
-def probe_adapters(model: Any, decoder: Decoder, pool: PagePool, dtype: torch.dtype) -> float:
+def probe_adapters(
+    model: Any, decoder: Decoder, pool: PagePool, dtype: torch.dtype, kept: KeptReferences | None = None
+) -> float:
     """Compare the decoder's logits under synthetic adapters with those of ``model``.
 
-    Hooks add the adapters' deltas to the outputs of the model's modules. Skipped, with a log line, where
-    the pool has no room for them; the pool is as it was afterwards.
+    Hooks add the adapters' deltas to the outputs of the model's modules. ``kept`` as for :func:`probe`.
+    Skipped, with a log line, where the pool has no room for them; the pool is as it was afterwards.
 
     Raises:
         ModelRefused: the decoder's adapter arithmetic is wrong.
@@ -89,9 +95,13 @@ def probe_adapters(model: Any, decoder: Decoder, pool: PagePool, dtype: torch.dt
         for place in taken:
             pool.release(place)
     members = [[(adapters[i], weight) for i, weight in mix] for mixes in _MIXES for mix in mixes]
-    expected = _expected(model, prompts, len(_MIXES), dtype, hooks_of(members))
-    return _judge(
-        expected, found, f"adapters on the {decoder.name} decoder ({decoder.kernels} kernels) are wrong"
+    complaint = f"adapters on the {decoder.name} decoder ({decoder.kernels} kernels) are wrong"
+    return _compare(
+        found,
+        lambda: _expected(model, prompts, len(_MIXES), dtype, hooks_of(members)),
+        complaint,
+        kept,
+        "adapters",
     )
 
 
@@ -106,6 +116,33 @@ def _expected(
         for position in positions
     ]
     return reference(model, [*prompts] * times, rows, dtype, hooks)
+
+
+def _compare(
+    found: torch.Tensor,
+    ask: Callable[[], Reference],
+    complaint: str,
+    kept: KeptReferences | None,
+    asked: str,
+) -> float:
+    """What :func:`_judge` says by the answer to ``asked`` that was kept, else by that of the model.
+
+    Raises:
+        ModelRefused: the model was asked now, and ``found`` is not what it says.
+    """
+    known = None if kept is None else kept.read(asked)
+    if known is not None and known.logits.shape == found.shape:
+        try:
+            return _judge(known, found, complaint)
+        except ModelRefused as refusal:
+            logger.info("%s, says what was kept of an earlier start; the model is asked again", refusal)
+    began = monotonic()
+    expected = ask()
+    seconds = monotonic() - began
+    error = _judge(expected, found, complaint)
+    if kept is not None:
+        kept.keep(asked, expected, seconds)
+    return error
 
 
 def _judge(expected: Reference, found: torch.Tensor, complaint: str) -> float:

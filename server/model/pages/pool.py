@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -131,6 +131,10 @@ class PagePool:
             None if packed.vocabulary is None else place(packed.vocabulary, start),
             None if packed.prompt is None else replace(packed.prompt, start=start + packed.prompt.start),
         )
+
+    def would_fit(self, packed: PackedAdapter, without: Iterable[AdapterPages]) -> bool:
+        """Whether there would be room for ``packed`` if those pages were released."""
+        return self._space.would_fit(packed.data.numel() // self._ranks, (pages.start for pages in without))
 
     def write(self, pages: AdapterPages, packed: PackedAdapter) -> None:
         """Copy the pages in. Any thread may call this, once, before the pages are used."""

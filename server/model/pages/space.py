@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 
 class PageSpace:
@@ -26,6 +27,16 @@ class PageSpace:
                 self._taken[start] = size
                 return start
         return None
+
+    def would_fit(self, size: int, without: Iterable[int]) -> bool:
+        """Whether a free run of ``size`` elements would be there if the runs that begin so were released."""
+        runs = sorted([*self._free, *((start, start + self._taken[start]) for start in without)])
+        begin = end = -1
+        for start, stop in runs:
+            begin, end = (begin, stop) if start == end else (start, stop)
+            if end - begin >= size:
+                return True
+        return False
 
     def release(self, start: int) -> int:
         """Free the run that begins at ``start``; returns its size."""

@@ -128,7 +128,23 @@ class AdapterAdmin:
         Raises:
             AdapterNotFound: no such name.
         """
-        await self._mirror.change(name, lambda registry: registry.names.share(name, tenants))
+        await self._mirror.change(name, lambda registry: registry.shares.put(name, tenants))
+
+    async def share_more(self, name: str, tenants: Sequence[str], most: int) -> None:
+        """Let those tenants use ``name`` as well; nothing changes where there would be more than ``most``.
+
+        Raises:
+            AdapterNotFound: no such name.
+        """
+        await self._mirror.change(name, lambda registry: registry.shares.add(name, tenants, most))
+
+    async def share_no_more(self, name: str, tenant: str) -> None:
+        """Let a tenant use ``name`` no more.
+
+        Raises:
+            AdapterNotFound: no such name.
+        """
+        await self._mirror.change(name, lambda registry: registry.shares.remove(name, tenant))
 
     # Moving between tiers.
 

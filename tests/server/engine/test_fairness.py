@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 import pytest
@@ -12,52 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.server.engine.clients import EVERYBODY, Client
-from manylora.server.engine.scheduler import Scheduler
-from manylora.server.engine.sequence import Sequence
 from tests.support.scheduling import scheduler, step
 from tests.support.sequences import make_sequence
-
-SEQS = 6  # that run at a time
-MOST = 12  # tokens of a prompt, and of an answer
-
-
-class Traffic:
-    """Clients that always have so many sequences there, and the service that each has got."""
-
-    def __init__(self, made: Scheduler, backlog: Mapping[Client, int], seed: int = 0) -> None:
-        self.made, self.backlog = made, backlog
-        self.service: Counter[str] = Counter()
-        self._random = random.Random(seed)
-        self.there: dict[Client, list[Sequence]] = {client: [] for client in backlog}
-        self._before: dict[int, int] = {}  # rows that each sequence had computed
-
-    def run(self, steps: int) -> None:
-        """Run so many steps, with new sequences for those that have ended."""
-        for _ in range(steps):
-            for client, count in self.backlog.items():
-                there = self.there[client] = [s for s in self.there[client] if s.finish_reason is None]
-                while len(there) < count:
-                    there.append(self.send(client))
-            prompts = {s.id: s for each in self.there.values() for s in each}
-            started = {s.id for s in prompts.values() if s.first_scheduled is None}
-            outputs = {s.id: s.num_output_tokens for s in prompts.values()}
-            step(self.made)
-            for sequence in prompts.values():
-                if sequence.id in started and sequence.first_scheduled is not None:
-                    self.service[sequence.client.name] += sequence.num_prompt_tokens
-                self.service[sequence.client.name] += 2 * (sequence.num_output_tokens - outputs[sequence.id])
-
-    def send(self, client: Client) -> Sequence:
-        lengths = [self._random.randint(1, MOST) for _ in range(2)]
-        sequence = make_sequence(range(lengths[0]), max_tokens=lengths[1], client=client)
-        self.made.add(sequence)
-        return sequence
-
-
-def bound(clients: Iterable[Client]) -> float:
-    """Of the paper: 2 max(price of a prompt, of all answers that run at a time), by the smallest weight."""
-    return 2 * max(MOST, 2 * SEQS * MOST) / min(client.weight for client in clients)
-
+from tests.support.traffic import MOST, SEQS, Traffic, bound
 
 weights = st.lists(st.sampled_from([0.5, 1.0, 2.0, 4.0]), min_size=2, max_size=4)
 

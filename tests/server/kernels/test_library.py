@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from manylora.server.cache_directory import cache_directory
 from manylora.server.cli.main import app
 from manylora.server.errors import ConfigError
 from manylora.server.kernels.cpu import build as build_module
@@ -29,7 +30,7 @@ from manylora.server.kernels.cpu.build import (
     file_name,
     usable_variants,
 )
-from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, Library, cache_directory, find_library
+from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, Library, find_library
 from manylora.server.model.loading.loader import decoder_candidates, load_model
 from manylora.server.options.settings import Settings
 from manylora.server.service import build_service
@@ -60,7 +61,7 @@ class Compiler:
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     library_of(LEAST)
-    places = (directory / file_name(LEAST) for directory in (AHEAD_OF_TIME, cache_directory()))
+    places = (directory / file_name(LEAST) for directory in (AHEAD_OF_TIME, cache_directory("kernels")))
     made = next(path for path in places if path.exists())
     fake = Compiler(tmp_path / "asked", tmp_path / "refuses", made)
     script = tmp_path / "c++"

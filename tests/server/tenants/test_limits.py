@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from manylora.adapters.registry.tenants.records import NO_LIMITS, TenantLimits
 from manylora.server.errors import RateLimited, RequestError
+from manylora.server.tenants.limit_headers import headers_of
 from manylora.server.tenants.limits import MINUTE, Cost, windows
 from manylora.server.tenants.meter import Meter, Reservation
 
@@ -67,7 +68,7 @@ def test_what_is_admitted_is_what_fits(limits: TenantLimits, steps: list[tuple[s
                 assert fits(limits, admitted, cost, clock.now)
                 admitted.append(Admitted(clock.now, cost, reservation))
         assert meter.running == sum(each.runs for each in admitted)
-        left = meter.headers(limits)
+        left = headers_of(meter.left(limits))
         for window in windows(limits):
             taken = sum(window.of(each.cost) for each in counting(admitted, clock.now))
             assert taken <= window.limit
@@ -111,7 +112,7 @@ def test_without_limits_only_what_runs_is_counted() -> None:
     meter = Meter(Clock())
     reservations = [meter.reserve(NO_LIMITS, Cost(10**9, 10**9)) for _ in range(100)]
     assert meter.running == 100
-    assert meter.headers(NO_LIMITS) == {}
+    assert headers_of(meter.left(NO_LIMITS)) == {}
     for reservation in reservations:
         reservation.settle(Cost(1, 1))
     assert meter.running == 0
@@ -121,7 +122,7 @@ def test_limits_that_get_smaller_hold_at_once() -> None:
     meter = Meter(Clock())
     meter.reserve(TenantLimits(tokens_per_minute=100), Cost(50, 40))
     smaller = TenantLimits(tokens_per_minute=20)
-    assert meter.headers(smaller)["x-ratelimit-remaining-tokens"] == "0"
+    assert headers_of(meter.left(smaller))["x-ratelimit-remaining-tokens"] == "0"
     with pytest.raises(RateLimited):
         meter.reserve(smaller, Cost(1, 1))
 

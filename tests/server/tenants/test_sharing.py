@@ -19,6 +19,7 @@ from manylora.adapters.registry.tenants.records import TenantLimits, TenantRecor
 from manylora.adapters.registry.tenants.taken import Asked, Part, ceiling_of
 from manylora.server.errors import RateLimited, RequestError
 from manylora.server.tenants import meters as module
+from manylora.server.tenants.limit_headers import headers_of
 from manylora.server.tenants.limits import Cost
 from manylora.server.tenants.meters import Meters
 
@@ -142,7 +143,7 @@ def test_tokens_of_a_minute_are_shared(registry: Registry) -> None:
                 with pytest.raises(RateLimited, match="100 are taken") as over:
                     await meters.reserve(tenant, (), COST)
                 assert over.value.retry_after > 50
-                headers = meters.of(tenant.id).headers(tenant.settings.limits)
+                headers = headers_of(meters.of(tenant.id).left(tenant.settings.limits))
                 assert headers["x-ratelimit-remaining-tokens"] == "0"
                 assert headers["x-ratelimit-limit-tokens"] == "100"
 
@@ -217,7 +218,7 @@ def test_what_is_limited_by_adapter_takes_of_both_or_neither(registry: Registry)
         assert not await ask("acme/b")
         assert await ask("acme/c")
         assert await ask("polite")
-        left = meters.of(tenant.id).headers(settings.limits)["x-ratelimit-remaining-requests"]
+        left = headers_of(meters.of(tenant.id).left(settings.limits))["x-ratelimit-remaining-requests"]
         assert left == "1"  # those that were refused took nothing
         only = TenantLimits(completion_tokens_per_minute=1)
         changed = replace(tenant, settings=replace(settings, adapter_limits={"acme/d": only}))

@@ -33,6 +33,7 @@ from tests.support.spelled_targets import Asker, Spelling, Told, requests_of, ro
 KEYS = {OPEN: None, INFER: "user", ADMIN: "admin"}
 OPEN_ROUTES = {"/", "/docs", "/docs/{name}", "/health", "/ready", "/openapi.json"}
 ADMIN_TAGS = {"adapters", "merged copies", "exports", "tenants"}
+CHANGED = ("/v1/fine_tuning/jobs", "/v1/models")  # who asks for answers looks at them, and changes nothing
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def test_every_route_declares_its_scope(both: Running) -> None:
         scope = declared_scope(route.endpoint)
         assert scope is not None, route.path
         assert (scope is OPEN) == (route.path in OPEN_ROUTES), route.path
-        assert (scope in {MANAGE, ADMIN}) == bool(ADMIN_TAGS & set(route.tags)), route.path
+        changes = str(route.path).startswith(CHANGED) and "GET" not in (route.original_route.methods or ())
+        assert (scope in {MANAGE, ADMIN}) == (changes or bool(ADMIN_TAGS & set(route.tags))), route.path
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from tests.support.tenants import ADMIN
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, model: Path, adapters: Path) -> Iterator[Running]:
     data = tmp_path_factory.mktemp("data")
-    service = service_of(data, model, adapters, admin_api_key=[ADMIN], access_log=True)
+    service = service_of(data, model, adapters, admin_api_key=[ADMIN], access_log=True, training="external")
     with serving(service) as running:
         yield running
         running.wait_until_idle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from manylora.adapters.registry.tenants.records import TenantLimits
 from manylora.adapters.registry.tenants.usage import Counts, Place
 from manylora.server.errors import RateLimited
+from manylora.server.tenants.limit_headers import headers_of
 from manylora.server.tenants.limits import Cost
 from manylora.server.tenants.meter import Meter
 from tests.support.running_server import Running
@@ -55,12 +57,12 @@ def test_a_new_month_begins_with_nothing_used() -> None:
     assert refused.value.retry_after == 60
     first.settle(Cost(50, 40))
     meter.saved(90)
-    assert meter.headers(limits)[MONTHLY] == "10"
+    assert headers_of(meter.left(limits))[MONTHLY] == "10"
     running = meter.reserve(limits, Cost(5, 5))
     now += 120
-    assert meter.headers(limits)[MONTHLY] == "90"  # what runs counts where it ends
+    assert headers_of(meter.left(limits))[MONTHLY] == "90"  # what runs counts where it ends
     running.settle(Cost(5, 0))
-    assert meter.headers(limits)[MONTHLY] == "95"
+    assert headers_of(meter.left(limits))[MONTHLY] == "95"
     meter.reserve(limits, Cost(95, 0))
 
 
@@ -78,6 +80,36 @@ def test_one_adapter_has_limits_of_its_own(http: httpx.Client) -> None:
     assert told.status_code == 400
     shown = http.get("/v1/tenants/acme", headers=bearer(ADMIN)).json()
     assert shown["adapter_limits"] == limits
+
+
+def test_headers_tell_the_limit_of_which_least_is_left(http: httpx.Client) -> None:
+    limits = {
+        "beta": {"requests_per_minute": 2},
+        "alpha": {"requests_per_minute": 500, "tokens_per_minute": 900},
+    }
+    own = {"requests_per_minute": 50}
+    key = bearer(tenant_key(http, "acme", ["alpha", "beta"], limits=own, adapter_limits=limits))
+
+    def told(model: str, path: str = "/v1/chat/completions", **fields: Any) -> dict[str, str]:
+        body = chat(model) if path == "/v1/chat/completions" else {"model": model, "input": "Hello"}
+        headers = http.post(path, json={**body, **fields}, headers=key).headers
+        start = "x-ratelimit-"
+        return {
+            name.removeprefix(start): value
+            for name, value in headers.items()
+            if name.startswith((start + "limit", start + "remaining"))
+        }
+
+    assert told("tiny") == {"limit-requests": "50", "remaining-requests": "49"}
+    assert told("beta") == {"limit-requests": "2", "remaining-requests": "1"}
+    assert told("beta", path="/v1/embeddings")["remaining-requests"] == "0"
+    assert told("beta", stream=True) == {"limit-requests": "2", "remaining-requests": "0"}  # which is a 429
+    assert told("beta*0.5+alpha*0.5")["limit-requests"] == "2"
+    answer = told("alpha")
+    assert answer["limit-requests"] == "50"  # of 500 more are left
+    assert answer["limit-tokens"] == "900"
+    assert int(answer["remaining-tokens"]) < 900
+    assert told("missing") == {"limit-requests": "50", "remaining-requests": "46"}
 
 
 def test_a_default_adapter_stands_for_the_base(http: httpx.Client, adapters: Path) -> None:

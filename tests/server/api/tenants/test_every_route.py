@@ -23,7 +23,7 @@ HIDDEN, ABSENT = "qqhiddenqq", "zzabsentzz"
 OTHER, NOBODY = "globex", "nobody"
 FORMS = ("{}", "{}@0123abcd", "{}*0.5", "{}@merged", "{}*0.5+own*0.5", "own+{}")
 _CHANGING = re.compile(
-    r"(?<![a-z])(?:req|chatcmpl|cmpl|resp|msg|file|batch|embd|score|rerank)[-_][0-9a-zA-Z_-]+|[0-9.]+"
+    r"(?<![a-z])(?:req|chatcmpl|cmpl|resp|msg|file|batch|upload|part|embd|score|rerank)[-_][0-9a-zA-Z_-]+|[0-9.]+"
 )
 
 # Bodies of routes that name nothing in them, or what their path does.
@@ -36,7 +36,20 @@ BODIES: Mapping[str, Any] = {
         "endpoint": "/v1/chat/completions",
         "completion_window": "24h",
     },
+    "/v1/fine_tuning/checkpoints/{name}/permissions": {"project_ids": ["{tenant}"]},
+    "/v1/fine_tuning/alpha/graders/run": {
+        "grader": {
+            "type": "score_model",
+            "name": "judge",
+            "model": "{}",
+            "input": [{"role": "user", "content": "Hello"}],
+        },
+        "model_sample": "Hello",
+    },
+    "/v1/uploads": {"bytes": 1, "filename": "a", "mime_type": "text/plain", "purpose": "{}"},
+    "/v1/uploads/{upload_id}/complete": {"part_ids": ["{part}"]},
     "/v1/feedback": {"response_id": "{answer}", "score": 1},
+    "/v1/fine_tuning/jobs": {"model": "{}", "training_file": "{file}"},
 }
 
 
@@ -50,6 +63,9 @@ class Thing:
     batch: str
     response: str
     answer: str
+    job: str
+    upload: str
+    part: str
 
     def fill(self, value: Any, form: str) -> Any:
         """``value`` with the names of this in the places that are left for them."""
@@ -59,7 +75,7 @@ class Thing:
             return [self.fill(each, form) for each in value]
         if not isinstance(value, str):
             return value
-        known = {"{tenant}": self.tenant, "{file}": self.file, "{answer}": self.answer}
+        known = {"{tenant}": self.tenant, "{file}": self.file, "{answer}": self.answer, "{part}": self.part}
         return known.get(value, value.replace("{}", form.replace("{}", self.name)))
 
 
@@ -78,7 +94,14 @@ def things(server: Running, adapters: Path) -> Iterator[Things]:
         line = b'{"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {}}\n'
         upload = {"file": ("in.jsonl", line)}
         file = http.post("/v1/files", files=upload, data={"purpose": "batch"}, headers=globex).json()["id"]
+        rows = http.post("/v1/files", files=upload, data={"purpose": "fine-tune"}, headers=globex).json()[
+            "id"
+        ]
+        job = {"model": HIDDEN, "training_file": rows}
         batch = {**BODIES["/v1/batches"], "input_file_id": file}
+        announced = {**BODIES["/v1/uploads"], "purpose": "evals"}
+        upload_id = http.post("/v1/uploads", json=announced, headers=globex).json()["id"]
+        part = http.post(f"/v1/uploads/{upload_id}/parts", files={"data": b"x"}, headers=globex)
         response = {"model": HIDDEN, "input": "Hello", "max_output_tokens": 2}
         found = Thing(
             HIDDEN,
@@ -87,6 +110,9 @@ def things(server: Running, adapters: Path) -> Iterator[Things]:
             http.post("/v1/batches", json=batch, headers=globex).json()["id"],
             http.post("/v1/responses", json=response, headers=globex).json()["id"],
             http.post("/v1/chat/completions", json=chat(HIDDEN), headers=globex).json()["id"],
+            http.post("/v1/fine_tuning/jobs", json=job, headers=globex).json()["id"],
+            upload_id,
+            part.json()["id"],
         )
         absent = Thing(ABSENT, NOBODY, *(f"{each[:-8]}00000000" for each in vars_of(found)))
         yield acme, found, absent
@@ -96,7 +122,15 @@ def things(server: Running, adapters: Path) -> Iterator[Things]:
 
 def vars_of(thing: Thing) -> tuple[str, ...]:
     """The ids that the server has made."""
-    return thing.file, thing.batch, thing.response, thing.answer
+    return (
+        thing.file,
+        thing.batch,
+        thing.response,
+        thing.answer,
+        thing.job,
+        thing.upload,
+        thing.part,
+    )
 
 
 def body_of(path: str) -> Any:
@@ -113,6 +147,8 @@ def ask(http: httpx.Client, key: dict[str, str], route: Route, thing: Thing, for
             "file_id": thing.file,
             "batch_id": thing.batch,
             "response_id": thing.response,
+            "job_id": thing.job,
+            "upload_id": thing.upload,
             "tenant": thing.tenant,
         }
         filled = filled.replace(parameter, known.get(what, form.replace("{}", thing.name)))

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from manylora.adapters.registry.registry import Registry
-from manylora.server.tenants.usage import SAVE_SECONDS
+from manylora.server.tenants.saving import SAVE_SECONDS
 from tests.support.server_process import ServerProcess, server_process, small_options
 from tests.support.tenants import ADMIN, bearer, chat, tenant_key
 
@@ -56,6 +56,7 @@ class Load:
 
 
 @pytest.mark.sweep  # starts a process for each time
+@pytest.mark.timeout(1800)
 def test_usage_survives_being_killed_under_load(tmp_path: Path, model: Path) -> None:
     options = [*small_options(model, tmp_path / "data"), "--admin-api-key", ADMIN]
     limits = {"max_concurrent_requests": 100, "monthly_tokens": 10**9}

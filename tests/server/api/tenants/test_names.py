@@ -224,7 +224,7 @@ def test_other_servers_hear_of_adapters_and_shares(
     acme, globex = manager(http, "acme"), manager(http, "globex")
     publish(http, acme, "support", adapters / "alpha")
     with Registry(server.service.config.registry) as other:
-        other.names.share("acme/support", ["globex"])
+        other.shares.put("acme/support", ["globex"])
         wait_until(lambda: "acme/support" in models(http, globex))
         other.tenants.remove("globex")
         wait_until(lambda: http.get("/v1/models", headers=globex).status_code == 401)

@@ -1,0 +1,1 @@
+"""``manylora jobs``: fine-tuning jobs of a running server."""

@@ -1,0 +1,72 @@
+"""Jobs and events as lines of text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from manylora.server.cli.plain_text import plain
+
+_BAR: Final = 24  # characters
+_LEVELS: Final = "▁▂▃▄▅▆▇█"
+_WIDTH: Final = 40  # of a curve
+
+
+def job_line(job: Mapping[str, Any]) -> str:
+    """A job: what it is, how far it is, and what it came to."""
+    parts = [job["id"], f"{job['status']:<16}", job["model"]]
+    progress = job.get("progress")
+    if job["status"] == "running" and progress:
+        parts.append(f"{bar(progress)} {left(job)}".rstrip())
+    if job["fine_tuned_model"]:
+        parts.append(f"→ {job['fine_tuned_model']}")
+    if job["error"]:
+        parts.append(f"{job['error']['code']}: {job['error']['message']}")
+    return plain("  ".join(parts))
+
+
+def estimate_line(found: Mapping[str, Any]) -> str:
+    """What a job would take."""
+    numbers = ", ".join(f"{name} {value}" for name, value in found["hyperparameters"].items())
+    return (
+        f"{found['rows']} rows, {found['trained_tokens']} tokens in {found['steps']} steps ({numbers}); "
+        f"about {found['seconds']:.0f} s and {found['memory_bytes'] / 1e9:.2f} GB"
+    )
+
+
+def event_line(event: Mapping[str, Any]) -> str:
+    """An event with its time."""
+    at = time.strftime("%H:%M:%S", time.localtime(event["created_at"]))
+    mark = "" if event["level"] == "info" else f"{event['level']}: "
+    return plain(f"{at}  {mark}{event['message']}")
+
+
+def bar(progress: Mapping[str, Any]) -> str:
+    """How many of a job's steps are taken, and its losses."""
+    done = progress["step"] / max(1, progress["total_steps"])
+    filled = round(done * _BAR)
+    losses = [f"{name.replace('_', ' ')} {progress[name]:.3f}" for name in ("train_loss", "valid_loss")
+              if name in progress]  # fmt: skip
+    speed = progress.get("tokens_per_second")
+    told = losses + ([] if speed is None else [f"{speed:.0f} tokens/s"])
+    return f"{'█' * filled}{'░' * (_BAR - filled)} {progress['step']}/{progress['total_steps']} " + "  ".join(
+        told
+    )
+
+
+def left(job: Mapping[str, Any]) -> str:
+    """The time that a job still takes, as it is expected."""
+    finish = job.get("estimated_finish")
+    return "" if finish is None else f"{max(0, int(finish - time.time()))} s left"
+
+
+def curve(losses: Sequence[float]) -> str:
+    """Losses as a line of blocks, the highest as the tallest."""
+    if not losses:
+        return ""
+    each = max(1, len(losses) / _WIDTH)
+    points = [losses[int(index * each)] for index in range(min(_WIDTH, len(losses)))]
+    low, high = min(points), max(points)
+    scale = (len(_LEVELS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_LEVELS[round((point - low) * scale)] for point in points)

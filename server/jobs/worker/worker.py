@@ -1,0 +1,217 @@
+"""A worker: takes jobs whose files are to be checked, and jobs to be trained, one of each at a time."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from manylora.adapters.errors import AdapterError, StoreError
+from manylora.adapters.file_locks import try_lock
+from manylora.adapters.registry.registry import Registry
+from manylora.adapters.registry.tuning.leases import LeaseLost, Said
+from manylora.adapters.registry.tuning.records import JobRecord
+from manylora.adapters.registry.tuning.states import JobState, Need, NotAllowed
+from manylora.server.jobs.folder import JobFolder, revision_directory
+from manylora.server.jobs.inspection import Fault, Inspection, inspect, public
+from manylora.server.jobs.training_config import Place
+from manylora.server.jobs.worker.heartbeat import Heartbeat
+
+logger = logging.getLogger(__name__)
+
+FAILED: Final = "training_failed"
+_LOOK_EVERY = 0.5  # seconds
+_BUSY_WAIT = 2.0  # seconds, where a job's directory is still another's
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What a worker is told."""
+
+    name: str  # by which the registry knows it
+    base: str  # fingerprint of the base model
+    place: Place
+    per_tenant: int | None = None  # jobs of one tenant in training at a time
+    idle_seconds: float | None = None  # without work after which it ends; None: never
+
+
+class Worker:
+    """Works on jobs until it is told to end, or has had nothing to do for long."""
+
+    def __init__(self, registry: Registry, options: WorkerOptions) -> None:
+        self._options = options
+        self.leases = registry.tuning_leases(options.name)
+        self._registry = registry
+        self._ending = threading.Event()
+        self._busy = time.monotonic()  # when there was last something to do
+
+    def end(self) -> None:
+        """Stop after the current step; what is unfinished is others' to take up."""
+        self._ending.set()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was told to end."""
+        return self._ending.is_set()
+
+    def run(self) -> None:
+        """Work, the training in this thread."""
+        checking = threading.Thread(target=self._repeat, args=(Need.VALIDATION, self.validate), daemon=True)
+        checking.start()
+        self._repeat(Need.TRAINING, self._train)
+        self._ending.set()
+        checking.join()
+
+    def _repeat(self, need: Need, work: Callable[[JobRecord], None]) -> None:
+        while not self.is_ending and not self._is_idle():
+            try:
+                job = self._take(need)
+                if job is None:
+                    self._ending.wait(_LOOK_EVERY)
+                    continue
+                self.work_on(job, work)
+                self._busy = time.monotonic()
+            except StoreError as error:
+                logger.warning("jobs wait: %s", error)
+                self._ending.wait(_BUSY_WAIT)
+
+    def _take(self, need: Need) -> JobRecord | None:
+        """The next job; the database is locked only where there is one."""
+        if not self.leases.waiting([need], self._options.base):
+            return None
+        return self.leases.take([need], self._options.base, per_tenant=self._options.per_tenant)
+
+    def _is_idle(self) -> bool:
+        limit = self._options.idle_seconds
+        return limit is not None and time.monotonic() - self._busy > limit
+
+    def work_on(self, job: JobRecord, work: Callable[[JobRecord], None]) -> None:
+        """Do ``work`` on a job that was taken, in its directory, and let go of it."""
+        with self._directory(job) as free:
+            if free:
+                with suppress(LeaseLost, NotAllowed):  # its owner has ended or paused it
+                    work(job)
+        self.leases.release(job.id)
+        if not free:
+            self._ending.wait(_BUSY_WAIT)
+
+    @contextmanager
+    def _directory(self, job: JobRecord) -> Iterator[bool]:
+        """Hold the job's directory, in which nobody else writes; False if somebody else has it."""
+        folder = self._folder(job)
+        folder.root.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(folder.lock, create=True)
+        if lock is None:
+            yield False
+            return
+        with lock:
+            yield True
+
+    def _folder(self, job: JobRecord) -> JobFolder:
+        return JobFolder.of(self._options.place.data_dir, job.id)
+
+    def _init_adapter(self, job: JobRecord) -> Path | None:
+        """The directory of the adapter that a job goes on from.
+
+        Raises:
+            SourceMissing: it was deleted.
+        """
+        return revision_directory(self._options.place.data_dir, job.asked["init"])
+
+    def validate(self, job: JobRecord) -> None:
+        """Check a job's files: it waits for training afterwards, or has failed."""
+        self.leases.tell(job.id, Said(f"Validating training file: {job.training_file}"))
+        with Heartbeat(self.leases, job.id, lambda _: None, lambda: False):
+            found = self._inspected(job)
+        warned = [_said(each, "warn") for each in found.warnings]
+        if found.faults:
+            self._fail(job, found.faults, warned)
+            return
+        self.leases.move(
+            job.id,
+            JobState.QUEUED,
+            *warned,
+            Said("Files validated, moving job to queued state"),
+            needs=Need.TRAINING,
+            hyperparameters=dict(found.hyperparameters or {}),
+            trained_tokens_in_all=found.trained_tokens,
+            rows=found.rows,
+            validation=found.validation_rows > 0,
+            data_digest=found.digest,
+        )
+
+    def _inspected(self, job: JobRecord) -> Inspection:
+        try:
+            return inspect(job.asked, self._folder(job), self._options.place, self._init_adapter(job))
+        except AdapterError as error:
+            return Inspection(faults=(Fault(self._public(job, error), "invalid_request", "model"),))
+        except Exception:
+            logger.exception("%s: checking its files failed", job.id)
+            return Inspection(faults=(Fault("Checking the file met an unexpected fault", "server_error"),))
+
+    def _train(self, job: JobRecord) -> None:
+        from manylora.server.jobs.worker.training import train_job  # noqa: PLC0415  (brings torch and TRL)
+
+        if job.status is JobState.QUEUED:
+            job = self.leases.move(job.id, JobState.RUNNING, Said("Fine-tuning job started"))
+        folder = self._folder(job)
+        try:
+            steps = train_job(
+                job,
+                folder,
+                self._options.place,
+                leases=self.leases,
+                init_adapter=self._init_adapter(job),
+                ending=self._ending,
+            )
+        except (LeaseLost, NotAllowed):
+            raise
+        except AdapterError as error:
+            self._fail(job, [Fault(self._public(job, error), FAILED, param="")], [])
+        except Exception as error:
+            logger.exception("%s: training failed", job.id)
+            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+                message = "There is not enough memory: take a smaller batch_size, or lora.quantization"
+                self._fail(job, [Fault(message, "out_of_memory", param="")], [])
+                return
+            self._fail(job, [Fault("Training met an unexpected fault", "server_error", param="")], [])
+        else:
+            if steps is not None:
+                self.leases.move(
+                    job.id,
+                    JobState.RUNNING,
+                    needs=Need.PUBLICATION,
+                    trained_tokens=job.found["trained_tokens_in_all"],
+                    steps=steps,
+                )
+
+    def _fail(self, job: JobRecord, faults: Any, before: list[Said]) -> None:
+        first = faults[0]
+        self.leases.move(
+            job.id,
+            JobState.FAILED,
+            *before,
+            *(_said(each, "error") for each in faults),
+            error={"code": first.code, "message": _text(first), "param": first.param or None},
+            finished_at=time.time(),
+            estimated_finish=None,
+        )
+        shutil.rmtree(self._folder(job).root, ignore_errors=True)
+
+    def _public(self, job: JobRecord, error: Exception) -> str:
+        return public(str(error), self._folder(job), self._options.place)
+
+
+def _said(fault: Fault, level: Any) -> Said:
+    data = {"code": fault.code, "param": fault.param or None, **({"line": fault.line} if fault.line else {})}
+    return Said(_text(fault), level, data=data)
+
+
+def _text(fault: Fault) -> str:
+    return f"line {fault.line}: {fault.message}" if fault.line else fault.message
