@@ -15,6 +15,7 @@ from manylora.adapters.format.base import TargetModule
 from manylora.server.kernels.buffers import zeros
 from manylora.server.kernels.inputs import BLOCK_SIZE, AdapterPages, StepInputs, lora_inputs, page_length
 from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.decoders.generic import GenericDecoder
 from manylora.server.model.loading.loader import decoder_candidates, load_model
 
 _READ = 1 << 28  # bytes of each of two arrays that are read to measure bandwidth: no cache holds them
@@ -71,11 +72,24 @@ class Workbench:
     """A decoder with room for the batches of all shapes, and random adapters of every rank they name."""
 
     def __init__(
-        self, base: Path, shapes: Sequence[Shape], *, device: str, kernels: str, quantize: str = "none"
+        self,
+        base: Path,
+        shapes: Sequence[Shape],
+        *,
+        device: str,
+        kernels: str,
+        quantize: str = "none",
+        coded_cache: bool = False,
+        generic: bool = False,
     ) -> None:
+        """``generic`` takes the decoder for models of any family, which knows none of ``kernels``."""
         loaded = load_model(base, dtype="bf16", device=device, max_model_len=None, quantize=quantize)
         self.device = loaded.device
-        self.decoder: Decoder = next(iter(decoder_candidates(loaded, kernels)))
+        self.decoder: Decoder = (
+            GenericDecoder(loaded.hf)
+            if generic
+            else next(iter(decoder_candidates(loaded, kernels, coded_cache=coded_cache)))
+        )
         counts = {
             rank: max(s.distinct for s in shapes if s.rank == rank) for rank in {s.rank for s in shapes}
         }
@@ -94,7 +108,7 @@ class Workbench:
             at += count * sizes[rank]
         self._kv_bytes = self.decoder.kv_bytes_per_block / BLOCK_SIZE
         config = loaded.hf.config
-        self._layer_parameters = sum(m.in_features * m.out_features for m in self.decoder.modules if m.linear)
+        self._layer_parameters = sum(m.in_features * m.out_features for m in self._linear)
         self._head_parameters = config.vocab_size * config.hidden_size
         self._vocabulary = config.vocab_size
         self.table_bytes = 2 * 2 * self._head_parameters  # of the embedding and the head, in bf16
@@ -104,12 +118,12 @@ class Workbench:
 
     @property
     def _linear(self) -> list[TargetModule]:
-        return [module for module in self.decoder.modules if module.linear]
+        return [module for module in self.decoder.modules if module.linear and not module.expert]
 
     def _pages(self, rank: int, start: int) -> AdapterPages:
         offsets, ranks, at = [], [], start
         for module in self.decoder.modules:
-            own = rank if module.linear else 0
+            own = rank if module.linear and not module.expert else 0
             offsets.append(at if own else 0)
             ranks.append(own)
             at += own * (page_length(module.in_features) + page_length(module.out_features))

@@ -1,9 +1,10 @@
 """What tenants cost, and whether they get what they are promised: throughput, shares, and waiting.
 
-Run as ``python -m bench.tenants``, alone on the machine. Two servers of the same base are up at a time: one
-that knows no tenants and serves in order of arrival, and one with tenants, limits and fair scheduling. They
-take turns at the same load of 32 streams. Then tenants of weights 1, 2 and 4 send more than can be served,
-the first ten times as much; and one that sends little waits for its first token, alone and beside a flood.
+Run as ``python -m bench.tenants``, alone on the machine: it takes about five minutes. Two servers of the same
+base are up at a time: one that knows no tenants and serves in order of arrival, and one with tenants, limits
+and fair scheduling. They take turns at the same load of 32 streams. Then tenants of weights 1, 2 and 4 send
+more than can be served, the first ten times as much; and one that sends little waits for its first token,
+alone and beside a flood.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -30,7 +31,8 @@ from bench.run import resolve_base
 WEIGHTS = {"one": 1.0, "two": 2.0, "four": 4.0}
 STREAMS = 32
 ANSWER = 64  # tokens
-_ADMIN = secrets.token_urlsafe(24)
+WAITS = 40  # first tokens that are measured, alone and beside a flood
+ADMIN = secrets.token_urlsafe(24)
 _PROMPTS = [f"Tell me about the number {number} in a few words." for number in range(97)]
 _GENEROUS = {"tokens_per_minute": 10**9, "monthly_tokens": 10**12, "max_concurrent_requests": 10**6}
 
@@ -42,7 +44,7 @@ def server(base: Path, *options: str) -> Iterator[str]:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="manylora-bench-") as data:
         serve = ("serve", "--model", str(base), "--served-model-name", "base", "--port", str(port))
-        command = (sys.executable, "-m", "manylora", *serve, "--data-dir", data, "--admin-api-key", _ADMIN)
+        command = (sys.executable, "-m", "manylora", *serve, "--data-dir", data, "--admin-api-key", ADMIN)
         with subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL) as process:
             try:
                 url = f"http://127.0.0.1:{port}"
@@ -71,7 +73,7 @@ def _wait(process: subprocess.Popen[bytes], url: str) -> None:
 
 def make_tenants(url: str) -> dict[str, str]:
     """A key for each tenant."""
-    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {_ADMIN}"}) as http:
+    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {ADMIN}"}) as http:
         keys = {}
         for name, weight in {**WEIGHTS, "light": 1.0}.items():
             body = {"name": name, "weight": weight, "limits": _GENEROUS}
@@ -80,7 +82,9 @@ def make_tenants(url: str) -> dict[str, str]:
     return keys
 
 
-async def tokens_of(http: httpx.AsyncClient, key: str, prompt: str, length: int) -> AsyncIterator[float]:
+async def tokens_of(
+    http: httpx.AsyncClient, key: str, prompt: str, length: int
+) -> AsyncGenerator[float, None]:
     """The time of each token of one stream."""
     body = {"model": "base", "prompt": prompt, "max_tokens": length, "stream": True, "ignore_eos": True}
     headers = {"authorization": f"Bearer {key}"}
@@ -125,6 +129,15 @@ async def flooding(http: httpx.AsyncClient, key: str, streams: int, count: list[
     await asyncio.gather(*(one(index) for index in range(streams)))
 
 
+async def stop(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel floods; raises what ended one of them before."""
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
+
+
 async def shares(url: str, keys: Mapping[str, str], seconds: float) -> dict[str, float]:
     """Tokens a second of each tenant by its weight, relative to all of them; 1 is what it is promised."""
     counts: dict[str, list[float]] = {name: [] for name in WEIGHTS}
@@ -133,11 +146,12 @@ async def shares(url: str, keys: Mapping[str, str], seconds: float) -> dict[str,
         tasks = [
             asyncio.create_task(flooding(http, keys[name], streams[name], counts[name])) for name in WEIGHTS
         ]
+        async with asyncio.timeout(60 + seconds):
+            while not all(counts.values()) and not any(task.done() for task in tasks):
+                await asyncio.sleep(0.1)
+        began = perf_counter() + seconds / 5  # once all are backlogged
         await asyncio.sleep(seconds)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    began = min(times[0] for times in counts.values()) + seconds / 5  # once all are backlogged
+        await stop(tasks)
     got = {name: sum(now > began for now in counts[name]) / weight for name, weight in WEIGHTS.items()}
     mean = statistics.mean(got.values())
     return {name: round(value / mean, 3) for name, value in got.items()}
@@ -147,16 +161,17 @@ async def first_tokens(url: str, keys: Mapping[str, str], count: int, *, flood: 
     """Seconds until the first token, of one request after the other of the light tenant."""
     waited: list[float] = []
     async with client(url) as http:
-        task = asyncio.create_task(flooding(http, keys["one"], 10 * STREAMS, [])) if flood else None
-        await asyncio.sleep(5 if flood else 0)
+        seen: list[float] = []
+        tasks = [asyncio.create_task(flooding(http, keys["one"], 10 * STREAMS, seen))] if flood else []
+        while flood and len(seen) < 4 * STREAMS and not tasks[0].done():
+            await asyncio.sleep(0.1)
         for index in range(count):
             began = perf_counter()
-            async for now in tokens_of(http, keys["light"], _PROMPTS[-1 - index % 90], 2):
-                waited.append(now - began)
-                break
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            async with aclosing(tokens_of(http, keys["light"], _PROMPTS[-1 - index % 90], 2)) as tokens:
+                waited.append(await anext(tokens) - began)
+                async for _ in tokens:  # to its end, or it would take a place beside the next
+                    pass
+        await stop(tasks)
     return waited
 
 
@@ -171,16 +186,18 @@ async def measure(plain: str, fair: str, *, rounds: int, repeats: int, seconds: 
     without: list[float] = []
     with_tenants: list[float] = []
     for _ in range(repeats):
-        without.append(await throughput(plain, [_ADMIN], rounds))
+        without.append(await throughput(plain, [ADMIN], rounds))
         with_tenants.append(await throughput(fair, [keys[name] for name in WEIGHTS], rounds))
-    alone = await first_tokens(fair, keys, 50, flood=False)
-    beside = await first_tokens(fair, keys, 50, flood=True)
+    alone = await first_tokens(fair, keys, WAITS, flood=False)
+    beside = await first_tokens(fair, keys, WAITS, flood=True)
     return {
         "streams": STREAMS,
         "tokens_per_second_first_come_first_served": round(max(without), 1),
         "tokens_per_second_with_tenants": round(max(with_tenants), 1),
         "ratio": round(max(with_tenants) / max(without), 4),
         "shares_by_weight": await shares(fair, keys, seconds),
+        "first_token_p50_alone": round(statistics.median(alone), 4),
+        "first_token_p50_beside_a_flood": round(statistics.median(beside), 4),
         "first_token_p99_alone": round(p99(alone), 4),
         "first_token_p99_beside_a_flood": round(p99(beside), 4),
     }
@@ -188,9 +205,9 @@ async def measure(plain: str, fair: str, *, rounds: int, repeats: int, seconds: 
 
 def main(
     base: Annotated[str, typer.Option(help="The base model.")] = "smollm2-135m",
-    rounds: Annotated[int, typer.Option(help="Answers of each stream, each time.")] = 4,
-    repeats: Annotated[int, typer.Option(help="Times that either server has its turn.")] = 5,
-    seconds: Annotated[float, typer.Option(help="For which tenants compete.")] = 60.0,
+    rounds: Annotated[int, typer.Option(help="Answers of each stream, each time.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Times that either server has its turn.")] = 4,
+    seconds: Annotated[float, typer.Option(help="For which tenants compete.")] = 40.0,
 ) -> None:
     """Measure, and print one line of JSON."""
     directory = resolve_base(base)

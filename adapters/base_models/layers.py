@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manylora.adapters.base_models.norms import is_norm
 from manylora.adapters.format.base import AttentionHeads, BaseVocabulary, CacheShape, TargetModule
+from manylora.adapters.format.experts import ExpertStack
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -24,6 +25,23 @@ def target_of(name: str, module: Any) -> TargetModule:
     if is_transposed(module):
         return TargetModule(name, module.weight.shape[0], module.weight.shape[1], bias=True, transposed=True)
     return TargetModule(name, module.in_features, module.out_features, module.bias is not None)
+
+
+def experts_of(model: Any) -> tuple[ExpertStack, ...]:
+    """The parameters of a model that hold all experts of a layer: those of gate and up, then of down."""
+    found = []
+    for name, module in model.named_modules():
+        gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
+        if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter)):
+            continue
+        if gate_up.ndim != 3 or down.ndim != 3 or getattr(module, "is_transposed", False):
+            continue
+        (count, _, width), inner = gate_up.shape, down.shape[2]
+        if gate_up.shape[1] != 2 * inner or down.shape != (count, width, inner):
+            continue
+        found.append(ExpertStack(f"{name}.gate_up_proj", count, width, 2 * inner))
+        found.append(ExpertStack(f"{name}.down_proj", count, inner, width))
+    return tuple(found)
 
 
 def describe_vocabulary(model: Any) -> BaseVocabulary | None:

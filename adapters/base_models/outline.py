@@ -16,12 +16,14 @@ from manylora.adapters.base_models.layers import (
     describe_cache,
     describe_heads,
     describe_vocabulary,
+    experts_of,
     target_of,
 )
 from manylora.adapters.base_models.norms import norms_of
 from manylora.adapters.base_models.packaged import PACKAGED
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.experts import SERVED
 from manylora.adapters.format.text.chat import ChatTokenizer
 from manylora.adapters.format.text.conventions import BaseText
 
@@ -69,6 +71,7 @@ def describe_skeleton(
         cache=describe_cache(config),
         norms={n: target_of(n, m) for n, m in norms.items()},
         heads=describe_heads(config),
+        experts={stack.name: stack for stack in experts_of(skeleton) if config.model_type in SERVED},
     )
 
 

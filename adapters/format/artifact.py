@@ -74,6 +74,7 @@ class Artifact:
     activation: tuple[int, ...] | None  # the tokens that switch it on (aLoRA)
     base_model_name: str | None  # what the config says it was trained on: only a hint
     peft_version: str | None  # that wrote it, where recorded
+    experts: bool = False  # whether it changes some
     notes: tuple[str, ...] = ()  # sentences about what of its config was left alone
 
 
@@ -234,4 +235,5 @@ def _artifact(
         peft_version=config.peft_version,
         notes=config.notes,
         prompt=read_soft_prompt(config.prompt, file),
+        experts=not layout.targets.keys().isdisjoint(base.experts.keys() | base.expert_layers.keys()),
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from manylora.adapters.format.experts import ExpertLinear, ExpertStack, older_layers
 from manylora.adapters.format.text.conventions import BaseText
 
 
@@ -21,6 +23,14 @@ class TargetModule:
     bias: bool = False  # whether it has b
     linear: bool = True
     transposed: bool = False  # whether the model keeps W as [in, out] (Conv1D)
+    expert: bool = False  # a matrix of an :class:`ExpertStack`, which LoRA alone may change
+
+
+def matrices_of(stack: ExpertStack) -> tuple[TargetModule, ...]:
+    """The matrix of each expert of a stack, as adapters change them."""
+    return tuple(
+        TargetModule(name, stack.in_features, stack.out_features, expert=True) for name in stack.matrices
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,18 @@ class BaseModel:
     cache: CacheShape | None = None  # None: adapters can't put anything into its KV cache
     quantization: str = "none"  # or "nf4", "int8": what its linear layers are kept in while serving
     heads: AttentionHeads | None = None  # None: not the same in every block, or not known
+    experts: Mapping[str, ExpertStack] = field(default_factory=dict)  # by name, in the model's order
+
+    @cached_property
+    def expert_layers(self) -> Mapping[str, ExpertLinear]:
+        """The linear layers that older versions of the model had in place of :attr:`experts`, by name."""
+        return older_layers(self.model_type, self.experts.values())
+
+    def count_changed(self, names: Iterable[str]) -> int:
+        """How many linear layers and stacks of experts the modules of those ``names`` are of."""
+        stacks = {matrix: stack.name for stack in self.experts.values() for matrix in stack.matrices}
+        changed = {stacks.get(name, name) for name in names}
+        return len(changed & (self.modules.keys() | self.experts.keys()))
 
     @property
     def weights_key(self) -> str:

@@ -95,14 +95,20 @@ def _module_of(key: str, base: BaseModel) -> str:
 
 def _why_stray(key: str, module: str, base: BaseModel) -> str:
     """Why no config could place the tensor on this base; empty if one could."""
-    if module in base.modules or module in base.norms or key in _PLACED or key.startswith(_SHARED):
+    known = module in base.modules or module in base.norms or module in base.expert_layers
+    if known or key in _PLACED or key.startswith(_SHARED):
         return ""
-    if base.vocabulary is not None:
-        for table in (base.vocabulary.embedding, base.vocabulary.head):
-            if key.startswith(f"{PREFIX}{table}."):
-                return "the config does not change the embeddings or the output head in that way"
+    if module.removesuffix(".base_layer") in {stack.module for stack in base.experts.values()}:
+        return "target_parameters does not name the weights of those experts"
+    tables = () if base.vocabulary is None else (base.vocabulary.embedding, base.vocabulary.head)
+    if any(key.startswith(f"{PREFIX}{table}.") for table in tables):
+        return "the config does not change the embeddings or the output head in that way"
     if module in base.others or ".lora_embedding_" in key:
         return "outside the decoder blocks only the input embeddings and the output head can be changed"
+    return _why_unknown(key, module, base)
+
+
+def _why_unknown(key: str, module: str, base: BaseModel) -> str:
     if _NAMED_KEY.fullmatch(key):
         return "their names hold an adapter's name; save the adapter with PEFT's save_pretrained"
     if not module:
@@ -149,7 +155,8 @@ def _check_missing(file: TensorFile, layout: Layout, faults: Faults) -> None:
 def _check_shapes(file: TensorFile, layout: Layout, faults: Faults) -> None:
     wrong = []
     for name, parts in layout.modules.items():
-        other = None if layout.plans else _other_rank(file, parts)
+        stacked = "a" in parts and parts["a"].shape[0] != layout.targets[name].rank  # of experts
+        other = None if layout.plans or stacked else _other_rank(file, parts)
         if other is not None:
             here, rank = parts.items(), layout.targets[name].rank
             wrong.append(f"rank of {shown(name)} is {other} in its tensors and {rank} in the config")
@@ -224,7 +231,10 @@ def _check_ranks(
                 f"rank, so start the server with --max-lora-rank {layout.config.r}"
             )
         return
-    keys = {name: tensor_keys(name) for name in base.modules}
+    if layout is not None:
+        stacked = [(layout.targets[name].rank, name) for name in base.experts if name in layout.targets]
+        _check_rank(*max(stacked, default=(0, "")), max_rank, faults)
+    keys = {name: tensor_keys(name) for name in (*base.modules, *base.expert_layers)}
     ranks = [
         (file.infos[a].shape[:1], name)
         for name, (a, b) in keys.items()

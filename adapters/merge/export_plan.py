@@ -107,6 +107,8 @@ def plan_export(
             faults.add(f"{member.name} puts virtual tokens before every text: weights can't say that")
         if member.artifact.pooling is not None:
             faults.add(f"{member.name} embeds and says how: a model that writes does not say that")
+        if member.artifact.experts:
+            faults.add(f"{member.name} changes experts: it can be served, not merged")
         if member.artifact.classes is not None:
             faults.add(f"{member.name} classifies: a causal language model has no place for its head")
         elif member.artifact.vocabulary is not None:

@@ -139,6 +139,8 @@ def _inexpressible(artifact: Artifact, recipe: Recipe) -> str | None:
     ):
         if part is not None:
             return reason
+    if artifact.experts:
+        return "it changes experts; a mix with it can be served"
     deltas = artifact.delta.values()
     for has, reason in _REASONS:
         if any(has(delta) for delta in deltas):

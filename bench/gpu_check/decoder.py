@@ -111,6 +111,8 @@ class Check:
         for name, shape in (
             ("decode", Shape(32, self.size.context, self.size.rank, 32)),
             ("decode, base", Shape(32, self.size.context, self.size.rank, 0)),
+            ("decode, 128 rows of one adapter", Shape(128, self.size.context, self.size.rank, 1)),
+            ("decode, 128 rows of 128 adapters", Shape(128, self.size.context, self.size.rank, 128)),
             ("prompt", Shape(1, 1024, self.size.rank, 1, rows=1024)),
         ):
             rows, kernels, busy = profiled(self.bench.decoder.step, self.bench.inputs(shape))

@@ -152,7 +152,8 @@ class ModuleShape:
 
     in_features: int
     out_features: int
-    linear: bool = True  # False for a norm, which has gains and constants only; these come last
+    linear: bool = True  # False for a norm, which has gains and constants only; these come behind
+    expert: bool = False  # of the rows that take the expert; these come last, and have A and B only
 
 
 class BaseWeights(Protocol):

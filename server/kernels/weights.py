@@ -6,8 +6,11 @@ tables of layers, and modules that hold several projections. Kernels know these 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -140,7 +143,7 @@ class LayerWeights:
     o: Matrix  # [D, nh hd]
     o_bias: torch.Tensor | None
     post_norm: torch.Tensor | None  # [D] of the MLP's input
-    gate_up: Matrix | None  # [2 I, D]; None: experts
+    gate_up: Matrix | None  # [2 I, D]; None: the layer has experts
     gate_up_bias: torch.Tensor | None
     down: Matrix | None  # [D, I]; None: experts
     down_bias: torch.Tensor | None
@@ -182,8 +185,9 @@ class DecoderWeights:
     """The weights of a whole decoder, and what it computes with them.
 
     LoRA target modules are numbered layer by layer: (q, k, v, o, gate, up, down), where the projections of a
-    ``stacked`` matrix are one module, and those of experts are none. Behind them come the norms, layer by
-    layer, in the order of :attr:`LayerWeights.norms`, which is the same of all layers; the final one last.
+    ``stacked`` matrix are one module, and a layer with experts has no gate, up and down. Behind them come the
+    norms, layer by layer, in the order of :attr:`LayerWeights.norms`, which is the same of all layers, and
+    the final one; then layer by layer and expert by expert gate and up, which are one module, and down.
     """
 
     embedding: torch.Tensor  # [V, D]
@@ -195,7 +199,7 @@ class DecoderWeights:
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    intermediate: int  # of an MLP, or of an expert
+    intermediate: int  # of an MLP
     eps: float
     scale: float  # of the attention scores
     stacked: frozenset[str] = frozenset()  # "qkv", "gate_up": matrices that the model has as one module
@@ -206,6 +210,7 @@ class DecoderWeights:
     score_cap: float | None = None  # bounds attention scores s by c * tanh(s / c)
     logit_scale: float = 1.0
     logit_cap: float | None = None  # bounds the scaled logits likewise
+    expert_intermediate: int = 0  # of an expert; 0: no layer has any
     chosen_experts: int = 0  # that a row takes
     normalized_shares: bool = True  # whether the shares of a row's experts sum to 1
     ranks: Ranks | None = None  # that have parts of the heads, of MLPs and of the head's rows; here are one's
@@ -223,8 +228,13 @@ class DecoderWeights:
 
     @property
     def routed(self) -> bool:
-        """Whether the layers have experts."""
-        return self.layers[0].experts is not None
+        """Whether any of the layers has experts."""
+        return any(layer.experts is not None for layer in self.layers)
+
+    @property
+    def experts(self) -> int:
+        """How many experts a layer has that has some."""
+        return next((len(layer.experts.router) for layer in self.layers if layer.experts is not None), 0)
 
     def without_matrices(self) -> DecoderWeights:
         """The decoder without the memory of its matrices, for a step that has them in its own form."""
@@ -245,16 +255,18 @@ class DecoderWeights:
         """What a norm multiplies by: its ``weight``, in fp32 with the offset where there is one."""
         return weight.float() + self.norm_offset if self.norm_offset else weight
 
-    @property
-    def modules_per_layer(self) -> int:
-        """LoRA target modules of a layer, norms not counted."""
-        return len(self._parts)
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        """The number of each layer's first target module, and of the one behind them all."""
+        counts = (sum(map(self._modules, layer.matrices)) for layer in self.layers)
+        return tuple(accumulate(counts, initial=0))
 
-    @property
-    def _parts(self) -> tuple[tuple[str, int], ...]:
-        """Of each target module of a layer: its matrix, and which part of it."""
-        names = self.layers[0].matrices
-        return tuple((name, part) for name in names for part in range(self._modules(name)))
+    def _part_of(self, module: int) -> tuple[int, str, int]:
+        """The layer of a target module, its matrix, and which part of it."""
+        layer = bisect_right(self._starts, module) - 1
+        names = self.layers[layer].matrices
+        parts = [(name, part) for name in names for part in range(self._modules(name))]
+        return layer, *parts[module - self._starts[layer]]
 
     def _modules(self, name: str) -> int:
         """How many target modules a matrix of a layer holds."""
@@ -267,11 +279,20 @@ class DecoderWeights:
     def norm_modules(self, layer: int) -> range:
         """The numbers of a layer's norms; of the final norm for the layer behind the last."""
         count = len(self._norms)
-        first = self.modules_per_layer * len(self.layers) + layer * count
+        first = self._starts[-1] + layer * count
         return range(first, first + (count if layer < len(self.layers) else 1))
 
+    def expert_modules(self, layer: int) -> range:
+        """The numbers of what adapters address of a layer's experts: two of each."""
+        before = sum(other.experts is not None for other in self.layers[:layer])
+        first = self.norm_modules(len(self.layers)).stop + 2 * self.experts * before
+        return range(first, first + (0 if self.layers[layer].experts is None else 2 * self.experts))
+
     def weight(self, module: int) -> torch.Tensor:
-        """W [out, in] of a LoRA target module, in the dtype of the embedding, or the weight [D] of a norm."""
+        """W [out, in] of a LoRA target module, in the dtype of the embedding, or the weight [D] of a norm.
+
+        Not of an expert's: what adapters do there needs none of them.
+        """
         layer, name = self.place(module)
         if layer == len(self.layers):
             return self.final_norm
@@ -293,8 +314,8 @@ class DecoderWeights:
 
     def modules_of(self, layer: int, name: str) -> range:
         """The numbers of the target modules that a matrix of a layer holds."""
-        first = self.modules_per_layer * layer
-        for other in self.layers[0].matrices:
+        first = self._starts[layer]
+        for other in self.layers[layer].matrices:
             if other == name:
                 break
             first += self._modules(other)
@@ -302,9 +323,11 @@ class DecoderWeights:
 
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """The target modules by the matrix that holds them, and each norm alone."""
-        layers = range(len(self.layers))
-        names = self.layers[0].matrices
-        matrices = [tuple(self.modules_of(layer, name)) for layer in layers for name in names]
+        matrices = [
+            tuple(self.modules_of(index, name))
+            for index, layer in enumerate(self.layers)
+            for name in layer.matrices
+        ]
         norms = range(self.norm_modules(0).start, self.norm_modules(len(self.layers)).stop)
         return (*matrices, *((i,) for i in norms))
 
@@ -313,16 +336,16 @@ class DecoderWeights:
 
         The final norm is in the layer behind the last.
         """
-        norm = module - self.modules_per_layer * len(self.layers)
+        norm = module - self._starts[-1]
         if norm >= 0:
             layer, which = divmod(norm, len(self._norms))
             return layer, "final_norm" if layer == len(self.layers) else self._norms[which]
-        return module // self.modules_per_layer, self._parts[module % self.modules_per_layer][0]
+        layer, name, _ = self._part_of(module)
+        return layer, name
 
     def rows(self, module: int) -> slice:
         """The rows of its matrix that belong to a LoRA target module."""
-        _, name = self.place(module)
-        part = self._part(module)
+        _, name, part = self._part_of(module)
         if self._modules(name) == 1:
             return _ALL
         if name == "gate_up":
@@ -332,7 +355,7 @@ class DecoderWeights:
         return slice(edges[part], edges[part + 1])
 
     def _part(self, module: int) -> int:
-        return self._parts[module % self.modules_per_layer][1]
+        return self._part_of(module)[2]
 
 
 def stack_biases(

@@ -168,6 +168,8 @@ class RevisionLoader:
             raise ArtifactError(["virtual tokens can't be merged: no weight says what stands before a text"])
         if artifact.classes is not None:
             raise ArtifactError(["an adapter that classifies can't be merged: the copy would have no head"])
+        if artifact.experts:
+            raise ArtifactError(["an adapter that changes experts can't be merged; it can be served"])
         if artifact.vocabulary is not None:
             raise ArtifactError(
                 ["an adapter with embeddings or a head of its own can't be merged; it can be served"]
@@ -229,8 +231,8 @@ class RevisionLoader:
             digest=artifact.digest,
             nbytes=artifact.nbytes,
             rank=artifact.rank,
-            modules=sum(name in self._base.modules for name in artifact.delta),
-            total_modules=len(self._base.modules),
+            modules=self._base.count_changed(artifact.delta),
+            total_modules=len(self._base.modules) + len(self._base.experts),
             kind=artifact.kind,
             base_model_name=artifact.base_model_name,
             base_fingerprint=self._base.fingerprint,

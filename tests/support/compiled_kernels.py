@@ -29,6 +29,7 @@ from manylora.server.kernels.cuda import prompts
 from manylora.server.kernels.cuda.backend import TritonStep
 from manylora.server.kernels.cuda.coded import products
 from manylora.server.kernels.cuda.coded.products import CodedProduct
+from manylora.server.kernels.cuda.layers import arguments
 from tests.support.coded import random_codes
 from tests.support.kernel_cases import Batcher, Pages, Shape, in_type, random_decoder
 
@@ -56,7 +57,7 @@ class Case:
 
 
 MODELS: Mapping[str, Shape] = {
-    "llama-3-8b": Shape(heads=32, kv_heads=8, head_dim=128),
+    "llama-3-8b": Shape(hidden=4096, heads=32, kv_heads=8, head_dim=128, layers=1),
     "smollm2-135m": Shape(heads=9, kv_heads=3, head_dim=64),
     "qwen2.5-7b": Shape(heads=28, kv_heads=4, head_dim=128, bias=True),
     "qwen3-8b": Shape(heads=32, kv_heads=8, head_dim=128, qk_norm=True),
@@ -146,11 +147,17 @@ def compiling(case: Case) -> Iterator[list[Compiled]]:
         )  # fmt: skip
 
     run = JITFunction.run
-    replaced = [(prompts, "shared_memory"), (prompts, "multiplies"), (products, "multiplies")]
+    replaced = [
+        (prompts, "shared_memory"),
+        (prompts, "multiplies"),
+        (products, "multiplies"),
+        (arguments, "multiplies"),
+    ]
     before = [getattr(module, name) for module, name in replaced]
     JITFunction.run = lambda *args, **options: run(*args, **{**options, "warmup": True})
     slow = case.arch == "sm75" or case.dtype == torch.float32
-    for (module, name), value in zip(replaced, (SHARED[case.arch], not slow, not slow), strict=True):
+    groups = not slow and not case.arch.startswith("gfx")  # AMD's want more columns than a group has
+    for (module, name), value in zip(replaced, (SHARED[case.arch], not slow, not slow, groups), strict=True):
         setattr(module, name, lambda *_, value=value: value)
     triton.knobs.compilation.listener = note
     driver.set_active(_Driver(case.arch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import numpy as np
@@ -15,12 +15,13 @@ from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, Library, find_lib
 from manylora.server.kernels.inputs import (
     BLOCK_SIZE,
     AdapterPages,
+    ModuleShape,
     StepInputs,
     VectorPages,
     lora_inputs,
     page_length,
 )
-from manylora.server.kernels.reference.step import ReferenceStep, norm_shapes, target_shapes
+from manylora.server.kernels.reference.step import ReferenceStep, expert_shapes, norm_shapes, target_shapes
 from manylora.server.kernels.weights import GELU_TANH, SILU, DecoderWeights, Experts, LayerWeights
 
 Mix = tuple[tuple[AdapterPages, float], ...]
@@ -49,6 +50,8 @@ class Shape:
     stacked: bool = False  # q, k and v are one module, gate and up another
     gelu: bool = False
     experts: int = 0  # in place of the MLP
+    routed: tuple[bool, ...] = (True,)  # which layers have them, repeated
+    expert_intermediate: int | None = None  # None: as wide as an MLP
     chosen: int = 2
     normalized: bool = True
     norm_offset: float = 0.0
@@ -73,12 +76,15 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
     def bias(size: int) -> torch.Tensor | None:
         return (0.3 * torch.randn(size)).bfloat16() if shape.bias else None
 
+    inner = (shape.expert_intermediate or shape.intermediate) if shape.experts else 0
+    routed = [shape.experts > 0 and shape.routed[i % len(shape.routed)] for i in range(shape.layers)]
+
     def experts() -> Experts:
         count = range(shape.experts)
         return Experts(
             matrix(shape.experts, shape.hidden, 2.0),
-            torch.stack([matrix(2 * shape.intermediate, shape.hidden) for _ in count]),
-            torch.stack([matrix(shape.hidden, shape.intermediate, 1.5) for _ in count]),
+            torch.stack([matrix(2 * inner, shape.hidden) for _ in count]),
+            torch.stack([matrix(shape.hidden, inner, 1.5) for _ in count]),
         )
 
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -92,15 +98,15 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
             o=matrix(shape.hidden, q),
             o_bias=bias(shape.hidden),
             post_norm=vector(shape.hidden, shape.pre_norms),
-            gate_up=None if shape.experts else matrix(2 * shape.intermediate, shape.hidden),
-            gate_up_bias=None if shape.experts else bias(2 * shape.intermediate),
-            down=None if shape.experts else matrix(shape.hidden, shape.intermediate),
-            down_bias=None if shape.experts else bias(shape.hidden),
+            gate_up=None if routed[i] else matrix(2 * shape.intermediate, shape.hidden),
+            gate_up_bias=None if routed[i] else bias(2 * shape.intermediate),
+            down=None if routed[i] else matrix(shape.hidden, shape.intermediate),
+            down_bias=None if routed[i] else bias(shape.hidden),
             window=shape.windows[i % len(shape.windows)],
             attention_norm=vector(shape.hidden, shape.post_norms),
             mlp_norm=vector(shape.hidden, shape.post_norms),
             rope=shape.ropes[i % len(shape.ropes)],
-            experts=experts() if shape.experts else None,
+            experts=experts() if routed[i] else None,
         )
         for i in range(shape.layers)
     )
@@ -134,6 +140,7 @@ def random_decoder(shape: Shape, seed: int = 0) -> DecoderWeights:
         score_cap=shape.score_cap,
         logit_scale=shape.logit_scale,
         logit_cap=shape.logit_cap,
+        expert_intermediate=inner,
         chosen_experts=shape.chosen if shape.experts else 0,
         normalized_shares=shape.normalized,
     )
@@ -162,7 +169,8 @@ def _converted(weights: DecoderWeights, change: Callable[[torch.Tensor], torch.T
         return change(value) if isinstance(value, torch.Tensor) else value
 
     layers = tuple(LayerWeights(**{k: new(v) for k, v in vars(layer).items()}) for layer in weights.layers)  # type: ignore[arg-type]
-    return DecoderWeights(**{**{k: new(v) for k, v in vars(weights).items()}, "layers": layers})  # type: ignore[arg-type]
+    changed = {field.name: new(getattr(weights, field.name)) for field in fields(weights)}
+    return DecoderWeights(**{**changed, "layers": layers})  # type: ignore[arg-type]
 
 
 VECTORS = ("gc", "g", "", "i", "gi", "c", "gci")  # of q, k, v, o, gate, up, down
@@ -179,6 +187,7 @@ class Pages:
         self.pool = torch.zeros(elements, dtype=torch.bfloat16)
         self._shapes = target_shapes(weights)
         self._norms = norm_shapes(weights)
+        self._experts = expert_shapes(weights)
         self._next = page_length(max(max(s.in_features, s.out_features) for s in self._shapes))
 
     @property
@@ -192,24 +201,26 @@ class Pages:
         seed: int,
         strength: float = 1.0,
         vectors: Sequence[str] | None = None,
+        experts: int = 0,
     ) -> AdapterPages:
         """An adapter of that rank in every module, or of ``rank[m % len(rank)]`` in module m.
 
         ``vectors``, repeated likewise, say by letters which of gain, constant, input gain, matrix ("m"),
         partners and blocks of inputs module m has. With vectors it changes two norms of three as well.
+        ``experts`` is the rank at every third product of an expert, one more at the others.
         """
         generator = torch.Generator().manual_seed(seed)
         ranks = [rank] * 7 if isinstance(rank, int) else list(rank)
         offsets, all_ranks = [], []
-        tables = {letter: np.zeros(len(self._shapes) + len(self._norms), np.int64) for letter in "gcimpb"}
+        tables = {
+            letter: np.zeros(len(self._shapes) + len(self._norms) + len(self._experts), np.int64)
+            for letter in "gcimpb"
+        }
         for module, shape in enumerate(self._shapes):
             r = ranks[module % len(ranks)]
             all_ranks.append(r)
             offsets.append(self._next if r else 0)
-            a = torch.randn(r, shape.in_features, generator=generator) * shape.in_features**-0.5
-            b = torch.randn(r, shape.out_features, generator=generator) * strength * max(r, 1) ** -0.5
-            self._write(a)
-            self._write(b)
+            self._write_factors(shape, r, strength, generator)
             for letter in vectors[module % len(vectors)] if vectors is not None else "":
                 tables[letter][module] = self._next
                 width = shape.out_features if letter in "gcp" else shape.in_features
@@ -226,14 +237,26 @@ class Pages:
                 tables["g"][len(self._shapes) + norm] = self._next
                 self._write(0.3 * torch.randn(1, shape.out_features, generator=generator))
         none = [0] * len(self._norms)
+        own = [experts + (i % 3 > 0) if experts else 0 for i in range(len(self._experts))]
+        starts = []
+        for shape, r in zip(self._experts, own, strict=True):
+            starts.append(self._next if r else 0)
+            self._write_factors(shape, r, strength, generator)
         return AdapterPages(
             f"{seed:08x}",
-            np.array([*offsets, *none], np.int64),
-            np.array([*all_ranks, *none], np.int32),
+            np.array([*offsets, *none, *starts], np.int64),
+            np.array([*all_ranks, *none, *own], np.int32),
             vectors=None
             if vectors is None
             else VectorPages(*[*tables.values(), distance, np.full_like(distance, BLOCK)]),
         )
+
+    def _write_factors(
+        self, shape: ModuleShape, rank: int, strength: float, generator: torch.Generator
+    ) -> None:
+        self._write(torch.randn(rank, shape.in_features, generator=generator) * shape.in_features**-0.5)
+        size = strength * max(rank, 1) ** -0.5
+        self._write(torch.randn(rank, shape.out_features, generator=generator) * size)
 
     def _write(self, rows: torch.Tensor) -> None:
         length = page_length(rows.shape[1])

@@ -40,11 +40,14 @@ SHAPES = {
         ropes=(0, None), embedding_scale=0.5, residual_scale=0.4, logit_scale=3.0, layers=3
     ),
     "experts": Shape(experts=5, chosen=2, intermediate=48, residual_scale=0.7),
+    "experts in some layers": Shape(
+        experts=6, routed=(False, True, False), layers=3, intermediate=160, expert_intermediate=48
+    ),
     "many experts, shares as they are": Shape(
         experts=40, chosen=7, normalized=False, intermediate=32, gelu=True, post_norms=True
     ),
 }
-FEATURES = tuple(SHAPES)[-6:]
+FEATURES = tuple(SHAPES)[-7:]
 
 
 def native_step(shape: Shape, pages: Pages, variant: Variant, threads: int = 2) -> NativeStep:

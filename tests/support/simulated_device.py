@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -183,7 +184,13 @@ def _inner(value: Any) -> Any:
 
 
 def put_on_device(model: nn.Module) -> None:
-    """Move a model's parameters and buffers; what was one tensor stays one."""
+    """Move a model's parameters, buffers and codes; what was one tensor stays one."""
+    from manylora.server.kernels.reference.quantized import CodedLinear
+    from manylora.server.model.decoders.coded_products import Products
+
+    products = Products()
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, CodedLinear)]:
+        model.set_submodule(name, _coded_on_device(layer, products))
     moved: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
@@ -193,7 +200,23 @@ def put_on_device(model: nn.Module) -> None:
                 module._parameters[name] = moved[id(parameter)]
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
-                module._buffers[name] = OnDevice(buffer)
+                module._buffers[name] = buffer if isinstance(buffer, OnDevice) else OnDevice(buffer)
+
+
+def _coded_on_device(layer: Any, products: Any) -> nn.Module:
+    """As loading makes it of codes that are there."""
+    codes, bias = layer.codes, None if layer.bias is None else OnDevice(layer.bias)
+    tensors = {f.name: getattr(codes, f.name) for f in fields(codes)}
+    there = replace(codes, **{n: OnDevice(t) for n, t in tensors.items() if isinstance(t, torch.Tensor)})
+    product = products.of(there, bias, layer.dtype)
+    made: nn.Module = type(layer)(there, bias, layer.dtype, product=product)
+    return made
+
+
+class _Properties:
+    """Of a device as large as the smallest that is served."""
+
+    shared_memory_per_block_optin = 64 * 1024  # bytes
 
 
 class _Event:
@@ -275,13 +298,15 @@ def _without_inference_mode(patch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def simulated_cuda(patch: pytest.MonkeyPatch, backing: str = "cpu") -> Iterator[SimulatedCuda]:
     """The calling thread has a CUDA device in this block; ``backing`` is that of :class:`SimulatedCuda`."""
-    from manylora.server.kernels.cuda import backend
+    from manylora.server.kernels.cuda import backend, types
     from manylora.server.kernels.cuda.replay import graphs
     from manylora.server.model.pages import uploads
 
     assert backend.TritonStep.name == "triton"
     patch.setattr(torch.cuda, "_lazy_init", lambda: None)
     patch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    patch.setattr(torch.cuda, "get_device_properties", lambda *_: _Properties())
     patch.setattr(torch.cuda, "Event", _Event)
     patch.setattr(graphs, "GraphCapture", _Capture)
     patch.setattr(uploads, "CudaLane", _Lane)
@@ -293,6 +318,9 @@ def simulated_cuda(patch: pytest.MonkeyPatch, backing: str = "cpu") -> Iterator[
             ):
                 patch.setattr(module, name, _Kernel(name, value))
     _without_inference_mode(patch)
+    known = (types.multiplies, types.shared_memory)  # what they remember is of this device only
+    for function in known:
+        function.cache_clear()
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
     try:
@@ -300,3 +328,5 @@ def simulated_cuda(patch: pytest.MonkeyPatch, backing: str = "cpu") -> Iterator[
             yield mode
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
+        for function in known:
+            function.cache_clear()

@@ -150,9 +150,9 @@ _LORA: tuple[Option, ...] = (
     Option(
         "target_parameters",
         _SERVED,
-        "weights of nn.Linear layers in the blocks (q_proj.weight), which is LoRA on the layers; refused by "
-        "name: experts stacked in one parameter, whose inputs only the model's own code knows, embeddings, "
-        "head and norms",
+        "weights of nn.Linear layers in the blocks (q_proj.weight), which is LoRA on the layers, and the "
+        "stacked weights of routed experts (mlp.experts.gate_up_proj) where the fused decoder runs the base; "
+        "refused by name: routers, embeddings, head and norms, and experts of other bases",
     ),
     Option(
         "layer_replication",

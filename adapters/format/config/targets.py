@@ -10,6 +10,7 @@ from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import AdapterConfig
 from manylora.adapters.format.config.patterns import Deadline, PatternFault, assign, block_indices, select
 from manylora.adapters.format.config.reader import Number, Selector
+from manylora.adapters.format.experts import ExpertLinear
 from manylora.adapters.format.faults import Faults, shown, some
 
 ALL_LINEAR = "all-linear"
@@ -34,9 +35,10 @@ def select_targets(config: AdapterConfig, base: BaseModel, faults: Faults) -> di
     before = len(faults)
     chosen = _selected(config, base, deadline, faults)
     by_weight = _weights(config, base, chosen, deadline, faults)
-    names = [name for name in _adaptable(config, base) if name in chosen | by_weight]
+    names = [name for name in _everywhere(config, base) if name in chosen | by_weight]
     feedforward = _feedforward(config, names, deadline, faults)
-    keys = {f"{name}.weight" if name in by_weight else name: name for name in names}  # what patterns see
+    weights = by_weight - base.experts.keys()
+    keys = {f"{name}.weight" if name in weights else name: name for name in names}  # what patterns see
     ranks = by_pattern("rank_pattern", config.rank_pattern, [*keys], deadline, faults)
     alphas = by_pattern("alpha_pattern", config.alpha_pattern, [*keys], deadline, faults)
     if config.kind == "TRAINABLE_TOKENS" and not config.target_modules:  # PEFT: the embeddings
@@ -122,7 +124,7 @@ def _lora(config: AdapterConfig, own_rank: int | None, own_alpha: float | None) 
 
 def _selected(config: AdapterConfig, base: BaseModel, deadline: Deadline, faults: Faults) -> frozenset[str]:
     """The modules of the base that the config selects, by PEFT's rules."""
-    everything = [*base.modules, *base.others]
+    everything = [*base.modules, *base.others, *_expert_layers(config, base)]
     try:
         targets = _targets(config, base, everything, deadline)
         excluded = _matching(config.exclude_modules, everything, deadline)
@@ -130,7 +132,7 @@ def _selected(config: AdapterConfig, base: BaseModel, deadline: Deadline, faults
         faults.add(f"target_modules, exclude_modules or layers_pattern: {fault}")
         return frozenset()
     chosen = targets - excluded
-    unserved = sorted(chosen - _adaptable(config, base).keys() - table_names(config, base))
+    unserved = sorted(chosen - frozenset(_everywhere(config, base)) - table_names(config, base))
     if unserved:
         served = _SERVED_TARGETS.get(config.kind, _SERVED_LINEAR)
         faults.add(f"target_modules selects {some(unserved, len(unserved))}: {served}")
@@ -140,24 +142,31 @@ def _selected(config: AdapterConfig, base: BaseModel, deadline: Deadline, faults
 def _weights(
     config: AdapterConfig, base: BaseModel, chosen: frozenset[str], deadline: Deadline, faults: Faults
 ) -> frozenset[str]:
-    """The linear layers whose weights ``target_parameters`` names: those that end so, as in PEFT."""
+    """The linear layers and stacks of experts whose weights ``target_parameters`` names.
+
+    As in PEFT those whose names end so.
+    """
     everything = [*base.modules, *base.others]
+    stacks = "of the experts and " if base.experts else ""
+    others = "routers" if base.experts else "the parameters of experts"
     found: set[str] = set()
     for parameter in config.target_parameters:
         deadline.check()
         ending = f".{parameter}"
         names = {name for name in everything if f".{name}.weight".endswith(ending)}
-        if not names or not names <= base.modules.keys():
+        experts = {name for name in base.experts if f".{name}".endswith(ending)}
+        if not names | experts or not names <= base.modules.keys():
             faults.add(
-                f"target_parameters names {shown(parameter)}: only the weights of linear layers in the "
-                "decoder blocks are served, not the parameters of experts, embeddings, head or norms"
+                f"target_parameters names {shown(parameter)}: only the weights {stacks}of linear layers in "
+                f"the decoder blocks are served, not {others}, embeddings, head or norms"
             )
         if any(base.modules[name].transposed for name in names & base.modules.keys()):
             faults.add(
                 f"target_parameters names {shown(parameter)}, the weight of a Conv1D: target the layer"
             )
-        found |= names
-    both = sorted(found & chosen)
+        found |= names | experts
+    own = {base.expert_layers[name].stack.name for name in chosen & base.expert_layers.keys()}
+    both = sorted(found & (chosen | own))
     if both:
         faults.add(f"target_modules and target_parameters both select {some(both, len(both))}")
     return frozenset(found)
@@ -171,6 +180,17 @@ _SERVED_TARGETS = {
     "LN_TUNING": "of this kind only norms that scale what they normalize are served",
     "TRAINABLE_TOKENS": "of this kind only the input embeddings and the output head are served",
 }
+
+
+def _everywhere(config: AdapterConfig, base: BaseModel) -> list[str]:
+    """What an adapter of this kind may change, embeddings and head aside: experts under either name, last."""
+    return [*_adaptable(config, base), *base.experts, *_expert_layers(config, base)]
+
+
+def _expert_layers(config: AdapterConfig, base: BaseModel) -> Mapping[str, ExpertLinear]:
+    """The linear layers that experts were, which plain LoRA alone may select."""
+    plain = config.kind == "LORA" and not (config.use_dora or config.lora_bias or config.activation)
+    return base.expert_layers if plain else {}
 
 
 def _adaptable(config: AdapterConfig, base: BaseModel) -> Mapping[str, TargetModule]:

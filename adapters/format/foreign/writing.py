@@ -70,6 +70,8 @@ def _change(artifact: Artifact, form: Form, faults: Faults) -> Change:
         faults.add(f"{tool} can't hold an adapter of the kind {artifact.kind}: only {held}")
     elif artifact.vocabulary is not None:
         faults.add(f"changes to the embeddings or the output head are not written for {tool}")
+    elif artifact.experts:
+        faults.add(f"changes to experts are not written for {tool}")
     elif any(not _is_plain(delta) for delta in artifact.delta.values()):
         others = [name for name, delta in artifact.delta.items() if not _is_plain(delta)]
         faults.add(f"{tool} can't hold what the adapter does to {some(others, len(others))}")

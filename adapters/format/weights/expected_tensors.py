@@ -64,10 +64,10 @@ def lay_out(
         modules = {name: _norm_parts(base.norms[name], "ln_tuning_layers.") for name in targets}
     else:
         modules = {
-            name: _parts(config, base.modules[name], target)
+            name: _slots(config, base, name, targets)
             if config.settings is None
             else {**plans[name].slots, **_bias(config, base.modules[name])}
-            for name, target in targets.items()
+            for name in targets
         }
     norms = saved_modules(config, base) & base.norms.keys()
     _check_saved_norms(config, norms, targets, base, faults)
@@ -106,6 +106,36 @@ def _parts(config: AdapterConfig, module: TargetModule, target: Target) -> dict[
     if config.lora_bias:
         parts["b_bias"] = Slot(f"{prefix}.lora_B.bias", (width_out,))
     return {**parts, **_bias(config, module)}
+
+
+def _slots(
+    config: AdapterConfig, base: BaseModel, name: str, targets: Mapping[str, Target]
+) -> Mapping[str, Slot]:
+    """The tensors of one target: a linear layer, or experts under either of their names."""
+    if name in base.experts:
+        return _expert_parts(base, name, targets)
+    target, layer = targets[name], base.expert_layers.get(name)
+    if layer is None:
+        return _parts(config, base.modules[name], target)
+    a, b = tensor_keys(name)
+    return {
+        "a": Slot(a, (target.rank, layer.in_features)),
+        "b": Slot(b, (layer.out_features, target.rank)),
+    }
+
+
+def _expert_parts(base: BaseModel, name: str, targets: Mapping[str, Target]) -> dict[str, Slot]:
+    """A and B of all experts together, as PEFT stacks them: [E r, in] by expert, and [out, r E] by rank.
+
+    Of the parameters of one module PEFT wraps the first one in the next: what is within is named so.
+    """
+    stack, rank = base.experts[name], targets[name].rank
+    beside = [other.name for other in base.experts.values() if other.module == stack.module]
+    wrapped = [other for other in beside if other in targets]
+    module = stack.module + ".base_layer" * (len(wrapped) - 1 - wrapped.index(name))
+    a, b = tensor_keys(module)
+    ranks = stack.experts * rank
+    return {"a": Slot(a, (ranks, stack.in_features)), "b": Slot(b, (stack.out_features, ranks))}
 
 
 def _bias(config: AdapterConfig, module: TargetModule) -> dict[str, Slot]:

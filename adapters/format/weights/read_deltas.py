@@ -13,6 +13,7 @@ from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.update import ModulePlan
 from manylora.adapters.format.weights.delta import ModuleDelta
 from manylora.adapters.format.weights.expected_tensors import Layout, projection_shapes
+from manylora.adapters.format.weights.read_experts import read_expert_layers, read_stack
 from manylora.adapters.format.weights.tensors import TensorFile
 
 _OF_DELTA = ("bias", "b_bias")  # parts that are no matter of the update
@@ -36,7 +37,10 @@ def read_deltas(layout: Layout, base: BaseModel, file: TensorFile) -> dict[str, 
             tensors["a"] = projections[0][:, : module.in_features]
             tensors["b"] = projections[1][: module.out_features]
         result[module.name] = _delta(module, tensors, 1.0 if target is None else target.scaling)
-    return result
+    for stack in base.experts.values():
+        if stack.name in layout.modules:
+            result |= read_stack(stack, layout, file)
+    return result | read_expert_layers(layout, base, file)
 
 
 def _updated(

@@ -41,6 +41,14 @@ def text_of(holder: Mapping[str, Any], name: str, where: str, longest: int | Non
     return value
 
 
+def unsupported_kind(kind: object, where: str, why: str) -> RequestError:
+    """The answer to an object at ``where`` whose ``type`` OpenAI has and this server has not."""
+    path = f"{where}.type"
+    return RequestError(
+        f"'{path}' {shown(kind)} is not supported by this server: {why}", path, "unsupported_parameter"
+    )
+
+
 def one_of(value: Any, allowed: tuple[str, ...], path: str) -> str:
     """``value``, if it is one of ``allowed``.
 

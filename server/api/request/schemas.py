@@ -17,7 +17,7 @@ from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
-from manylora.server.api.request.hand_read import each_object
+from manylora.server.api.request.hand_read import each_object, unsupported_kind
 from manylora.server.api.request.sampling_body import Number, SamplingBody
 from manylora.server.api.request.structured_output import StructuredBody
 from manylora.server.api.request.template_variables import TemplateVariables
@@ -178,7 +178,14 @@ def _sift_message(message: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _sift_parts(parts: list[Any], where: str) -> Any:
-    return each_object(parts, limits.MAX_PARTS, where, lambda part, path: _PART.sift(part, f"{path}."))
+    return each_object(parts, limits.MAX_PARTS, where, _sift_part)
+
+
+def _sift_part(part: dict[str, Any], where: str) -> dict[str, Any]:
+    kind = part.get("type")
+    if isinstance(kind, str) and kind != "text":
+        raise unsupported_kind(kind, where, "parts are text ('text')")
+    return _PART.sift(part, f"{where}.")
 
 
 Messages = Annotated[

@@ -13,7 +13,7 @@ from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, check_size
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
-from manylora.server.api.request.hand_read import each_object
+from manylora.server.api.request.hand_read import each_object, unsupported_kind
 from manylora.server.errors import RequestError
 
 _TOOL, _FUNCTION = rules_of(Place.TOOL), rules_of(Place.FUNCTION)
@@ -68,10 +68,7 @@ def sift_tools(value: Any) -> Any:
 def _sift_tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
     kind = tool.get("type", "function")
     if isinstance(kind, str) and kind != "function":
-        path = f"{where}.type"
-        raise RequestError(
-            f"'{path}' is not supported by this server: tools are functions", path, "unsupported_parameter"
-        )
+        raise unsupported_kind(kind, where, "tools are functions")
     kept = _TOOL.sift(tool, f"{where}.")
     if isinstance(kept.get("function"), dict):
         kept["function"] = _FUNCTION.sift(kept["function"], f"{where}.function.")
@@ -109,11 +106,7 @@ def _read_choice(value: Any) -> ToolChoice:
     if kind == "allowed_tools" and set(value) == {"type", "allowed_tools"}:
         return _read_allowed(value["allowed_tools"], f"{_CHOICE}.allowed_tools")
     if isinstance(kind, str) and kind not in ("function", "allowed_tools"):
-        raise RequestError(
-            f"'{_CHOICE}.type' is not supported by this server: tools are functions",
-            f"{_CHOICE}.type",
-            "unsupported_parameter",
-        )
+        raise unsupported_kind(kind, _CHOICE, "tools are functions")
     raise RequestError(
         f'\'{_CHOICE}\' must be "none", "auto", "required", a function by its name, or allowed tools',
         _CHOICE,

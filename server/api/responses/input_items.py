@@ -9,7 +9,7 @@ from manylora.adapters.format.text.chat import join_parts
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import check_size
 from manylora.server.api.request.fields.field import Place
-from manylora.server.api.request.hand_read import known_fields, one_of, text_of
+from manylora.server.api.request.hand_read import known_fields, one_of, text_of, unsupported_kind
 from manylora.server.api.responses.references import REFERENCE
 from manylora.server.errors import RequestError
 from manylora.server.responses.stored import Item
@@ -116,11 +116,7 @@ def _parts(value: Any, kind: str, where: str) -> list[dict[str, Any]]:
 def _part(value: Any, kind: str, where: str) -> dict[str, Any]:
     given = value.get("type") if isinstance(value, dict) else None
     if given not in _TEXTS:
-        raise RequestError(
-            f"'{where}.type' is not supported by this server: parts are text ({', '.join(_TEXTS)})",
-            f"{where}.type",
-            "unsupported_parameter",
-        )
+        raise unsupported_kind(given, where, f"parts are text ({', '.join(_TEXTS)})")
     text = text_of(known_fields(value, Place.ITEM_PART, where), "text", where)
     return {"type": kind, "text": text, **({"annotations": []} if kind == _OUTPUT else {})}
 

@@ -11,7 +11,7 @@ from manylora.server.api.http import limits
 from manylora.server.api.http.body import RequestBody, bounded
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
-from manylora.server.api.request.hand_read import each_object, sifted
+from manylora.server.api.request.hand_read import each_object, sifted, unsupported_kind
 from manylora.server.api.request.sampling_body import SamplingBody
 from manylora.server.api.request.schemas import AdapterWeight, AllowSpecialTokens, ChatBody
 from manylora.server.api.request.tools import ToolName
@@ -87,10 +87,7 @@ def _sift_tools(value: Any) -> Any:
 
 def _sift_tool(tool: dict[str, Any], where: str) -> Any:
     if tool.get("type", "function") != "function":
-        path = f"{where}.type"
-        raise RequestError(
-            f"'{path}' is not supported by this server: tools are functions", path, "unsupported_parameter"
-        )
+        raise unsupported_kind(tool["type"], where, "tools are functions")
     return sifted(tool, Place.ITEM_TOOL, where)
 
 

@@ -24,6 +24,7 @@ router = APIRouter(prefix="/v1/usage", tags=["tenants"])
 
 MAX_RECORDS = 100_000
 _LATEST = 2**40  # unix seconds
+_TABLE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
 
 
 class UsageParameters(Parameters):
@@ -37,7 +38,7 @@ class UsageParameters(Parameters):
     limit: int = Field(1000, ge=1, le=MAX_RECORDS)
 
 
-@router.get("", summary="What tenants took")
+@router.get("", summary="What tenants took", responses=_TABLE)
 @needs(ADMIN)
 async def read_usage(service: ServiceState, asked: Annotated[UsageParameters, Query()]) -> Response:
     """Requests that have ended and their tokens, of hours that begin within the time that is asked about.

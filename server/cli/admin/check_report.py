@@ -10,7 +10,7 @@ import torch
 
 from manylora.adapters.errors import ArtifactError, SourceMissing
 from manylora.adapters.format.artifact import Artifact, Limits, read_artifact
-from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.base import BaseModel, TargetModule, matrices_of
 from manylora.adapters.format.config.config import parse_config
 from manylora.adapters.format.config.reader import MAX_RANK
 from manylora.adapters.format.faults import Faults
@@ -43,7 +43,7 @@ def report(path: Path, base: BaseModel | None, parameters: int) -> Report:
         **_without_base(path),
         "base": {"name": base.name, "architecture": base.architecture},
         "faults": [],
-        "total_modules": len(base.modules),
+        "total_modules": len(base.modules) + len(base.experts),
     }
     try:
         with in_pefts_form(path, base, _LIMITS) as (directory, conversion):
@@ -56,7 +56,7 @@ def report(path: Path, base: BaseModel | None, parameters: int) -> Report:
         "fits": True,
         "kind": artifact.kind,
         "rank": artifact.rank,
-        "modules": sum(name in base.modules for name in artifact.delta),
+        "modules": base.count_changed(artifact.delta),
         "trained_on": artifact.base_model_name,
         "notes": list(artifact.notes),
         "cost": _cost(artifact, base, parameters),
@@ -146,11 +146,17 @@ def _of_gguf(path: Path) -> Report:
     }
 
 
+def _changeable(base: BaseModel) -> Mapping[str, TargetModule]:
+    """All that adapters may change beside the vocabulary, by name."""
+    experts = {module.name: module for stack in base.experts.values() for module in matrices_of(stack)}
+    return {**base.modules, **base.norms, **experts}
+
+
 class _Shapes:
     """The base's biases by their presence: all that the size of an adapter depends on."""
 
     def __init__(self, base: BaseModel, names: list[str]) -> None:
-        modules = {**base.modules, **base.norms}
+        modules = _changeable(base)
         self._modules = [modules[name] for name in names]
 
     def weight(self, index: int) -> torch.Tensor:
@@ -170,7 +176,7 @@ def _cost(artifact: Artifact, base: BaseModel, parameters: int) -> Report:
     A token that runs the base alone reads each of its weights once, so the ratio is about that of the time,
     as far as reading memory is what a step waits for.
     """
-    names, modules = list(artifact.delta), {**base.modules, **base.norms}
+    names, modules = list(artifact.delta), _changeable(base)
     shapes = _Shapes(base, names)
     count = sum(
         elements(artifact.delta[name], modules[name], index, shapes) for index, name in enumerate(names)

@@ -89,6 +89,7 @@ class Decoder(ctypes.Structure):
         ("gate_up_modules", _I64),
         ("joint_qk_norm", _I64),
         ("experts", _I64),
+        ("expert_intermediate", _I64),
         ("chosen_experts", _I64),
         ("normalized_shares", _I64),
     )
@@ -105,6 +106,7 @@ class Lora(ctypes.Structure):
         ("offset", _P),
         ("rank", _P),
         ("max_rank", _P),
+        ("max_expert_rank", _P),
         ("gain", _P),
         ("constant", _P),
         ("input_gain", _P),

@@ -64,7 +64,7 @@ class NativeStep:
         self._logits = torch.empty(0, self._vocab + -self._vocab % 32)
         self._wanted = self._logits[:, : self._vocab]  # the rows of the last step, without padding
         self._prepared: _Prepared | None = None
-        self._lora = _LoraTables()
+        self._lora = _LoraTables(weights.expert_modules(0).start)
         decoder = self._packed.decoder
         decoder.pool, decoder.pool_elements = pool.data_ptr(), pool.numel()
         decoder.num_blocks, decoder.max_rows, decoder.threads = num_blocks, max_rows, threads
@@ -187,11 +187,14 @@ class _Prepared(NamedTuple):
 class _LoraTables:
     """Pointers to the page tables of a step's adapters; made anew only when the adapters change."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_expert: int) -> None:
+        """``first_expert`` is the number of the first module of experts."""
+        self._first_expert = first_expert
         self._adapters: tuple[AdapterPages, ...] = ()
         self._offset = np.empty(0, np.uintp)
         self._rank = np.empty(0, np.uintp)
         self._max_rank = np.empty(0, np.int32)
+        self._max_expert_rank = np.empty(0, np.int32)
         self._vectors: dict[str, np.typing.NDArray[np.uintp]] = {}  # of each table of VectorPages
 
     def struct(self, inputs: LoraInputs) -> abi.Lora:
@@ -200,6 +203,8 @@ class _LoraTables:
             self._offset = np.array([pages.offset.ctypes.data for pages in inputs.adapters], np.uintp)
             self._rank = np.array([pages.rank.ctypes.data for pages in inputs.adapters], np.uintp)
             self._max_rank = np.array([pages.rank.max() for pages in inputs.adapters], np.int32)
+            own = [pages.rank[self._first_expert :] for pages in inputs.adapters]
+            self._max_expert_rank = np.array([rank.max(initial=0) for rank in own], np.int32)
             self._vectors = {
                 field.name: np.array([_table_of(pages, field.name) for pages in inputs.adapters], np.uintp)
                 for field in fields(VectorPages)
@@ -209,6 +214,7 @@ class _LoraTables:
             offset=self._offset.ctypes.data,
             rank=self._rank.ctypes.data,
             max_rank=self._max_rank.ctypes.data,
+            max_expert_rank=self._max_expert_rank.ctypes.data,
             start=inputs.start.ctypes.data,
             adapter=inputs.adapter.ctypes.data,
             weight=inputs.weight.ctypes.data,
@@ -232,8 +238,10 @@ def _unsupported_weights(weights: DecoderWeights) -> str | None:
     if weights.head_dim % 16 or weights.head_dim > _MAX_HEAD_DIM:
         return f"head size {weights.head_dim} is not a multiple of 16 up to {_MAX_HEAD_DIM}"
     inner = 32 if "gate_up" in weights.stacked else 16
-    if hidden % 16 or weights.intermediate % inner:
-        return f"layer widths {hidden} and {weights.intermediate} are not multiples of 16 and {inner}"
+    widths = hidden, weights.expert_intermediate, weights.intermediate
+    if any(width % 16 for width in widths[:2]) or weights.intermediate % inner:
+        named = ", ".join(str(width) for width in widths if width)
+        return f"layer widths {named}: they are not multiples of 16, or those of an MLP of {inner}"
     if weights.n_heads % weights.n_kv_heads:
         return f"{weights.n_heads} heads do not divide into {weights.n_kv_heads} groups"
     return _unsupported_codes(weights)

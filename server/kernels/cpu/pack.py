@@ -42,7 +42,7 @@ class PackedWeights:
         self._layers = (abi.Layer * len(layers))(*layers)
         vocab, hidden = weights.lm_head.shape
         self._head = self._matrix("lm_head", weights.lm_head)
-        q_norm, experts = weights.layers[0].q_norm, weights.layers[0].experts
+        q_norm = weights.layers[0].q_norm
         self.decoder = abi.Decoder(
             layer=self._layers,
             embedding=self._hold(weights.embedding.contiguous()),
@@ -68,7 +68,8 @@ class PackedWeights:
             qkv_modules=1 if "qkv" in weights.stacked else 3,
             gate_up_modules=1 if "gate_up" in weights.stacked else 2,
             joint_qk_norm=q_norm is not None and len(q_norm) != weights.head_dim,
-            experts=0 if experts is None else len(experts.router),
+            experts=weights.experts,
+            expert_intermediate=weights.expert_intermediate,
             chosen_experts=weights.chosen_experts,
             normalized_shares=weights.normalized_shares,
         )

@@ -157,7 +157,8 @@ class TritonStep:
         if self._fused is not None:
             return self._headed(self._fused.replayable(x, buffers, variant))
         plan, tables = AttentionPlan(buffers.slots, [buffers.attention]), buffers.mixes.tables
-        pages = RankPages(self._pool, self._shapes, tables, MAX_RANK, rows=buffers.work, tiles=None)
+        assert buffers.groups is not None
+        pages = RankPages(self._pool, self._shapes, tables, MAX_RANK, buffers.groups)
         lora = pages if variant.adapted else None
         return self._headed(self.reference.decode(x, buffers.positions, plan, lora))
 

@@ -1,4 +1,8 @@
-"""The adapters' delta in Triton, with the signature of the reference's :class:`LoraPlan`."""
+"""The adapters' delta in Triton, with the signature of the reference's :class:`LoraPlan`.
+
+Rows of one mix go through the tensor cores in tiles, a row that is alone as well: its bits are the same
+beside any others.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ from manylora.server.kernels.inputs import BaseProducts, Int32, LoraInputs, Modu
 from manylora.server.kernels.reference.lora import split_rows
 from manylora.server.kernels.reference.vectors import NormChange, VectorPlan
 
-TILE_ROWS = 16  # from this many rows of one mix on, they go through the tensor cores in tiles
+TILE_ROWS = 16  # rows of one mix that a program takes together, at most
+GROUP_ROWS = lora_kernels.GROUP_ROWS.value  # rows that decode
 RANKS = 16  # rank pages taken together; the least that tensor cores multiply
 ROW_SLICE = 512  # input features of a slice; never a matter of the batch, or bits would depend on it
 _TILE_SLICE = 1024
@@ -76,7 +81,7 @@ class TiledPages:
 
 
 class RankPages:
-    """Adds ``Σ_k w_k · B_k (A_k x)`` to rows. What is launched depends on numbers of rows only."""
+    """Adds ``Σ_k w_k · B_k (A_k x)`` to rows. What is launched depends on the number of tiles only."""
 
     plain = True
 
@@ -86,49 +91,20 @@ class RankPages:
         shapes: Sequence[ModuleShape],
         tables: LoraTables,
         capacity: int,
-        *,
-        rows: torch.Tensor | None,
-        tiles: torch.Tensor | None,
+        tiles: torch.Tensor,
     ) -> None:
-        """``capacity`` is the largest sum of ranks that a sequence's mix has in a module.
-
-        ``rows`` [n, 2] int32 lists (row, sequence); ``tiles`` [n, 3] int32 (first row, last row + 1,
-        sequence), of at most :func:`tiles_of`'s number of rows each.
-        """
-        self._pool = pool
+        """As :class:`TiledPages`, without vectors."""
         self._shapes = shapes
-        self._tables = tables
-        self._capacity = capacity
-        self._rows = rows
-        self._tiles = None if tiles is None else TiledPages(pool, tables, capacity, tiles, vectors=False)
+        self._tiles = TiledPages(pool, tables, capacity, tiles, vectors=False)
 
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add the delta of ``module`` for input ``x`` [T, in] to the base's ``y`` [T, out] in place."""
-        if self._rows is not None:
-            self._add_rows(module, self._rows, x, y)
-        if self._tiles is not None:
-            self._tiles.add(module, self._shapes[module : module + 1], x, y)
+        self._tiles.add(module, self._shapes[module : module + 1], x, y)
 
     def norm_change(self, module: int) -> NormChange | None:
         """Nothing: these adapters have no vectors."""
         del module
         return None
-
-    def _add_rows(self, module: int, rows: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
-        shape, t = self._shapes[module], self._tables
-        a_page, b_page = page_length(shape.in_features), page_length(shape.out_features)
-        slices = triton.cdiv(shape.in_features, ROW_SLICE)
-        partial = x.new_empty(slices, len(rows), self._capacity, dtype=torch.float32)
-        lora_kernels.shrink_rows[(len(rows), slices)](
-            x, x.stride(0), shape.in_features, self._pool, a_page, rows,
-            t.start, t.adapter, t.offset, t.rank, t.modules, module, partial, self._capacity,
-            SLICE=ROW_SLICE, RANKS=RANKS,
-        )  # fmt: skip
-        lora_kernels.expand_rows[(len(rows), triton.cdiv(shape.out_features, OUT))](
-            partial, self._capacity, shape.in_features, shape.out_features, self._pool, a_page, b_page, rows,
-            t.start, t.adapter, t.weight, t.offset, t.rank, t.modules, module, y, y.stride(0),
-            SLICE=ROW_SLICE, RANKS=RANKS, OUT=OUT,
-        )  # fmt: skip
 
 
 class TritonLoraPlan:
@@ -145,16 +121,9 @@ class TritonLoraPlan:
         self.plain = all(pages.vectors is None for pages in inputs.adapters)
         self._vectors = None if self.plain else VectorPlan(pool, shapes, inputs, rows, base)
         self._used = np.any([pages.rank for pages in inputs.adapters], axis=0).tolist()
-        segments, loose = split_rows(inputs, rows, TILE_ROWS)
-
-        self._pages = RankPages(
-            pool,
-            shapes,
-            lora_tables(inputs, len(shapes), pool.device),
-            total_rank(inputs),
-            rows=sent(np.array(loose, np.int32), pool.device) if loose else None,
-            tiles=sent(tiles_of(segments), pool.device) if segments else None,
-        )
+        segments, _ = split_rows(inputs, rows, 1)
+        tables, tiles = lora_tables(inputs, len(shapes), pool.device), sent(tiles_of(segments), pool.device)
+        self._pages = RankPages(pool, shapes, tables, total_rank(inputs), tiles)
 
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add the delta of ``module`` for input ``x`` [T, in] to the base's ``y`` [T, out] in place."""
@@ -168,11 +137,28 @@ class TritonLoraPlan:
         return None if self._vectors is None else self._vectors.norm_change(module)
 
 
-def tiles_of(segments: Sequence[tuple[int, int, int]]) -> Int32:
-    """Cut (first row, last row + 1, sequence) into pieces of at most as many rows as a program takes."""
+def tiles_of(segments: Sequence[tuple[int, int, int]], most: int = TILE_ROWS) -> Int32:
+    """Cut (first row, last row + 1, sequence) into pieces [n, 3] of at most so many rows."""
     tiles = [
-        (row, min(row + TILE_ROWS, stop), sequence)
+        (row, min(row + most, stop), sequence)
         for start, stop, sequence in segments
-        for row in range(start, stop, TILE_ROWS)
+        for row in range(start, stop, most)
     ]
-    return np.array(tiles, np.int32)
+    return np.array(tiles, np.int32).reshape(-1, 3)
+
+
+def groups_of(inputs: LoraInputs, rows: int) -> Int32:
+    """The groups [rows, 3] of ``rows`` that decode, one of each sequence, as tiles of GROUP_ROWS.
+
+    Rows without a mix, and those that fill up, are a group each; behind the last group there are empty ones.
+    """
+    count = len(inputs.start) - 1
+    segments, _ = split_rows(inputs, np.arange(count + 1, dtype=np.int32), 1)
+    tiles = tiles_of(segments, GROUP_ROWS)
+    mixed = np.zeros(rows, np.bool_)
+    mixed[:count] = np.diff(inputs.start) > 0
+    alone = np.flatnonzero(~mixed)
+    groups = np.zeros((rows, 3), np.int32)
+    groups[: len(tiles)] = tiles
+    groups[len(tiles) : len(tiles) + len(alone)] = np.stack([alone, alone + 1, alone], axis=1)
+    return groups

@@ -5,9 +5,9 @@ busy: every slice writes a partial sum of its own. *Expand* adds the slices up i
 goes on with B. Nothing is added atomically, and a slice has one size whatever the batch: a row has the
 same bits beside any others.
 
-A decode row is one program for each slice, a product of a matrix and a vector: its pages are read
-once, which is what it costs, and no tile is filled up with rows that don't exist. Rows of a prompt
-share their mix, and go through the tensor cores in tiles of rows.
+Rows that share their mix go through the tensor cores in tiles of rows, and the pages are read once for a
+tile. A row that is alone is a tile, too, filled up with rows that don't exist: its bits don't depend on
+whether there are others.
 
 Which pages a row has is read from the adapters' own tables. ``start`` [S + 1], ``adapter`` [E] and
 ``weight`` [E] list the mix of each sequence; ``offset`` and ``rank`` [adapters, modules] say where the
@@ -20,102 +20,7 @@ import triton.language as tl
 
 # Numbers that differ from step to step or from module to module: compiled once, not for each kind of them.
 _VARYING = ["module", "capacity"]
-
-
-@triton.jit(do_not_specialize=_VARYING)
-def shrink_rows(
-    x,  # [T, in], rows x_stride apart
-    x_stride,
-    in_features,
-    pool,
-    a_page,
-    work,  # [n, 2] row, sequence
-    start,
-    adapter,
-    offset,
-    rank,
-    modules,
-    module,
-    partial,  # [slices, n, capacity] float32
-    capacity,
-    SLICE: tl.constexpr,
-    RANKS: tl.constexpr,
-):
-    """One program for each row and slice of the input features."""
-    item, part = tl.program_id(0), tl.program_id(1)
-    row = tl.load(work + 2 * item).to(tl.int64)
-    sequence = tl.load(work + 2 * item + 1)
-    k = part * SLICE + tl.arange(0, SLICE)
-    inside = k < in_features
-    values = tl.load(x + row * x_stride + k, mask=inside, other=0.0).to(tl.float32)
-    place = partial + (part * tl.num_programs(0) + item).to(tl.int64) * capacity
-    for entry in range(tl.load(start + sequence), tl.load(start + sequence + 1)):
-        cell = tl.load(adapter + entry) * modules + module
-        pages = pool + tl.multiple_of(tl.load(offset + cell), 32)
-        count = tl.load(rank + cell)
-        for first in range(0, count, RANKS):
-            r = first + tl.arange(0, RANKS)
-            a = tl.load(
-                pages + r[:, None] * a_page + k[None, :],
-                mask=(r < count)[:, None] & inside[None, :],
-                other=0.0,
-            ).to(tl.float32)
-            tl.store(place + r, tl.sum(a * values[None, :], axis=1), mask=r < count)
-        place += count
-
-
-@triton.jit(do_not_specialize=_VARYING)
-def expand_rows(
-    partial,  # [slices, n, capacity] float32
-    capacity,
-    in_features,
-    out_features,
-    pool,
-    a_page,
-    b_page,
-    work,  # [n, 2] row, sequence
-    start,
-    adapter,
-    weight,
-    offset,
-    rank,
-    modules,
-    module,
-    y,  # [T, out], rows y_stride apart
-    y_stride,
-    SLICE: tl.constexpr,
-    RANKS: tl.constexpr,
-    OUT: tl.constexpr,
-):
-    """One program for each row and tile of the output features."""
-    item, tile = tl.program_id(0), tl.program_id(1)
-    row = tl.load(work + 2 * item).to(tl.int64)
-    sequence = tl.load(work + 2 * item + 1)
-    n = tile * OUT + tl.arange(0, OUT)
-    inside = n < out_features
-    sums = tl.zeros([OUT], tl.float32)
-    place = partial + item.to(tl.int64) * capacity
-    per_slice = tl.num_programs(0).to(tl.int64) * capacity
-    for entry in range(tl.load(start + sequence), tl.load(start + sequence + 1)):
-        cell = tl.load(adapter + entry) * modules + module
-        count = tl.load(rank + cell)
-        pages = pool + tl.multiple_of(tl.load(offset + cell) + count * a_page, 32)
-        coefficient = tl.load(weight + entry)
-        for first in range(0, count, RANKS):
-            r = first + tl.arange(0, RANKS)
-            reduced = tl.zeros([RANKS], tl.float32)
-            for part in range(0, tl.cdiv(in_features, SLICE)):
-                reduced += tl.load(place + part * per_slice + r, mask=r < count, other=0.0)
-            b = tl.load(
-                pages + r[:, None] * b_page + n[None, :],
-                mask=(r < count)[:, None] & inside[None, :],
-                other=0.0,
-            ).to(tl.float32)
-            sums += tl.sum(b * (reduced * coefficient)[:, None], axis=0)
-        place += count
-    at = y + row * y_stride + n
-    base = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(at, (base + sums).to(y.dtype.element_ty), mask=inside)
+GROUP_ROWS = tl.constexpr(8)  # rows of a group that decodes; the least that tensor cores multiply as columns
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -142,6 +47,8 @@ def shrink_tiles(
 ):
     """One program for each tile of rows that share a mix, slice of the input features, and module."""
     item, part, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if tl.load(work + 3 * item) >= tl.load(work + 3 * item + 1):
+        return  # there are fewer tiles than there is room for
     lines = tl.arange(0, ROWS)
     rows = tl.load(work + 3 * item).to(tl.int64) + lines
     real = rows < tl.load(work + 3 * item + 1)
@@ -252,8 +159,12 @@ def expand_tiles(
                 mask=(r < count)[:, None] & inside[None, :],
                 other=0.0,
             )
-            # Tensor cores want both factors in the pages' own type: A x is rounded to it, as in PyTorch.
-            scaled = (reduced * coefficient).to(pool.dtype.element_ty)
-            sums = tl.dot(scaled.to(DOT), b.to(DOT), sums, input_precision="ieee")
+            # Tensor cores want both factors in the pages' own type: A x is multiplied in two parts of it.
+            scaled = reduced * coefficient
+            high = scaled.to(pool.dtype.element_ty).to(DOT)
+            sums = tl.dot(high, b.to(DOT), sums, input_precision="ieee")
+            if tl.float32 != pool.dtype.element_ty:
+                low = (scaled - high.to(tl.float32)).to(pool.dtype.element_ty).to(DOT)
+                sums = tl.dot(low, b.to(DOT), sums, input_precision="ieee")
         place += count
     tl.store(at, (base + sums).to(y.dtype.element_ty), mask=mask)

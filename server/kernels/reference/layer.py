@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from manylora.server.kernels.reference.attention import AttentionPlan, LayerCache, Scoring
+from manylora.server.kernels.reference.expert_lora import ExpertDelta
 from manylora.server.kernels.reference.experts import RoutedExperts, gated
 from manylora.server.kernels.reference.linear import Linear, linear
 from manylora.server.kernels.reference.lora import LoraDelta
@@ -17,15 +18,22 @@ from manylora.server.kernels.weights import DecoderWeights, LayerWeights
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, change: NormChange | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    change: NormChange | None = None,
+    mean: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """RMSNorm over the last dimension, in fp32, rounded to the weight's dtype and then to that of ``x``.
 
     The first rounding comes before the weight, as in Hugging Face models. ``change`` is what adapters add in
-    some of the rows, the first dimension of ``x``.
+    some of the rows, the first dimension of ``x``. ``mean`` [..., 1] is that of the squares, where ``x`` is a
+    part of what is normalized.
     """
     wide = x.float()
-    normal = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(weight.dtype)
+    if mean is None:
+        mean = wide.pow(2).mean(-1, keepdim=True)
+    normal = (wide * torch.rsqrt(mean + eps)).to(weight.dtype)
     y = (weight * normal).to(x.dtype)
     if change is not None:
         own = normal.index_select(0, change.rows).float()
@@ -50,6 +58,7 @@ class Work:
     ropes: Sequence[tuple[torch.Tensor, torch.Tensor]]  # cos and sin of each table, [T, 1, n / 2]
     plan: AttentionPlan
     lora: LoraDelta | None
+    experts: ExpertDelta | None = None
 
 
 class Layer:
@@ -57,7 +66,6 @@ class Layer:
 
     def __init__(self, layer: LayerWeights, weights: DecoderWeights, index: int) -> None:
         """``layer`` is the one of that ``index``; ``weights`` say what all layers have in common."""
-        self.source = layer
         self._weights = weights
         self._ranks = weights.ranks
         self.modules = {
@@ -70,7 +78,11 @@ class Layer:
         self.matrices: Mapping[str, Linear] = {
             name: linear(getattr(layer, name), getattr(layer, f"{name}_bias")) for name in layer.matrices
         }
-        self._experts = None if layer.experts is None else RoutedExperts(layer.experts, weights)
+        self._experts = (
+            None
+            if layer.experts is None
+            else RoutedExperts(layer.experts, weights, weights.expert_modules(index))
+        )
         self.source = layer.without_matrices()
 
     @property
@@ -95,18 +107,20 @@ class Layer:
         """``x`` [T, D] -> [T, D]."""
         attended = self._attention(self._norm("input_norm", x, work.lora), work, kv)
         x = x + self._scaled(self._norm("attention_norm", attended, work.lora))
-        inner = self._mlp(self._norm("post_norm", x, work.lora), work.lora)
+        inner = self._mlp(self._norm("post_norm", x, work.lora), work)
         return x + self._scaled(self._norm("mlp_norm", inner, work.lora))
 
     def _scaled(self, x: torch.Tensor) -> torch.Tensor:
         return x if self._weights.residual_scale == 1.0 else x * self._weights.residual_scale
 
-    def _norm(self, name: str, x: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
+    def _norm(
+        self, name: str, x: torch.Tensor, lora: LoraDelta | None, mean: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """One of the layer's norms, by its name in :class:`LayerWeights`; ``x`` itself where it has none."""
         if name not in self.norms:
             return x
         change = None if lora is None else lora.norm_change(self.norm_modules[name])
-        return rms_norm(x, self.norms[name], self._weights.eps, change)
+        return rms_norm(x, self.norms[name], self._weights.eps, change, mean)
 
     def _product(self, name: str, x: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
         """One of the layer's matrices with what adapters add to it."""
@@ -125,22 +139,37 @@ class Layer:
         w = self._weights
         widths = [w.n_heads * w.head_dim, w.n_kv_heads * w.head_dim, w.n_kv_heads * w.head_dim]
         q, k, v = self._product("qkv", h, work.lora).split(widths, dim=-1)
-        q, k = (self._heads(t, name, work.lora) for t, name in ((q, "q_norm"), (k, "k_norm")))
+        of_q, of_k = self._means(q, k)
+        q, k = self._heads(q, "q_norm", work.lora, of_q), self._heads(k, "k_norm", work.lora, of_k)
         if self.source.rope is not None:
             q, k = (rotate(t, *work.ropes[self.source.rope]) for t in (q, k))
         kv.write(work.plan.slots, k, v.unflatten(-1, (-1, w.head_dim)))
         return self._summed("o", work.plan.attend(kv, q, self.scoring).flatten(1), work.lora)
 
-    def _heads(self, x: torch.Tensor, norm: str, lora: LoraDelta | None) -> torch.Tensor:
+    def _of_all_heads(self, norm: str) -> bool:
+        return norm in self.norms and len(self.norms[norm]) != self._weights.head_dim
+
+    def _means(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The mean squares [T, 1] of queries and keys, where norms of all heads go over several ranks."""
+        ranks = self._ranks
+        if ranks is None or not self._of_all_heads("q_norm"):
+            return None, None
+        means = torch.stack([t.float().pow(2).mean(-1, keepdim=True) for t in (q, k)])
+        of_q, of_k = ranks.sum(means) / ranks.count
+        return of_q, of_k
+
+    def _heads(
+        self, x: torch.Tensor, norm: str, lora: LoraDelta | None, mean: torch.Tensor | None
+    ) -> torch.Tensor:
         """``x`` [T, h hd] as [T, h, hd], normalized: each head, or all together if the norm is so wide."""
         size = self._weights.head_dim
-        if norm in self.norms and len(self.norms[norm]) != size:
-            x, norm = self._norm(norm, x, lora), ""
+        if self._of_all_heads(norm):
+            x, norm = self._norm(norm, x, lora, mean), ""
         heads = x.view(len(x), -1, size)
         return self._norm(norm, heads, lora) if norm else heads
 
-    def _mlp(self, h: torch.Tensor, lora: LoraDelta | None) -> torch.Tensor:
+    def _mlp(self, h: torch.Tensor, work: Work) -> torch.Tensor:
         if self._experts is not None:
-            return self._experts(h)
-        inner = gated(self._product("gate_up", h, lora), self._weights.activation)
-        return self._summed("down", inner, lora)
+            return self._experts(h, work.experts)
+        inner = gated(self._product("gate_up", h, work.lora), self._weights.activation)
+        return self._summed("down", inner, work.lora)

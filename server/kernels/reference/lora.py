@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from manylora.server.kernels.inputs import (
@@ -87,7 +88,7 @@ class LoraPlan:
         self._vectors = None if self.plain else VectorPlan(pool, shapes, inputs, rows, base)
         segments, loose = split_rows(inputs, rows, _SEGMENT_ROWS)
         self._segments = [_Segment(first, stop, _members(inputs, s)) for first, stop, s in segments]
-        linear = [shape for shape in shapes if shape.linear]
+        linear = [shape for shape in shapes if shape.linear and not shape.expert]
         self._gathered = [_gather_plan(linear, inputs, g, pool.device) for g in _by_rank(inputs, loose)]
 
     def add(self, module: int, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -205,28 +206,27 @@ def split_rows(
     """
     segments: list[tuple[int, int, int]] = []
     loose: list[tuple[int, int]] = []
-    count = len(inputs.start) - 1
-    sequence = 0
-    while sequence < count:
-        last = sequence + 1
-        while last < count and _same_mix(inputs, sequence, last):
-            last += 1
-        start, stop = int(query_start[sequence]), int(query_start[last])
+    firsts = np.flatnonzero(_differs(inputs)).tolist()
+    for sequence, behind in zip(firsts, [*firsts[1:], len(inputs.start) - 1], strict=True):
         if inputs.start[sequence] < inputs.start[sequence + 1]:
+            start, stop = int(query_start[sequence]), int(query_start[behind])
             if stop - start >= least:
                 segments.append((start, stop, sequence))
             else:
                 loose += [(row, sequence) for row in range(start, stop)]
-        sequence = last
     return segments, loose
 
 
-def _same_mix(inputs: LoraInputs, one: int, other: int) -> bool:
-    a = slice(inputs.start[one], inputs.start[one + 1])
-    b = slice(inputs.start[other], inputs.start[other + 1])
-    return np.array_equal(inputs.adapter[a], inputs.adapter[b]) and np.array_equal(
-        inputs.weight[a], inputs.weight[b]
-    )
+def _differs(inputs: LoraInputs) -> npt.NDArray[np.bool_]:
+    """[S] whether the mix of a sequence is not that of the one before; the first has none before it."""
+    counts = np.diff(inputs.start)
+    differs = np.concatenate([[True], counts[1:] != counts[:-1]])[: len(counts)]
+    owner = np.repeat(np.arange(len(counts)), counts)
+    # Mixes of as many members lie one behind the other; the others are told apart already.
+    before = np.arange(len(owner)) - counts[owner]
+    other = (inputs.adapter != inputs.adapter[before]) | (inputs.weight != inputs.weight[before])
+    differs[owner[other]] = True
+    return differs
 
 
 def _members(inputs: LoraInputs, sequence: int) -> tuple[tuple[AdapterPages, float], ...]:

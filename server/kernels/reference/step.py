@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from manylora.server.kernels.reference.attention import (
     plan_attention,
 )
 from manylora.server.kernels.reference.coded_cache import SCALE_BYTES, CodedKV
+from manylora.server.kernels.reference.expert_lora import expert_delta
 from manylora.server.kernels.reference.layer import Layer, Work, rms_norm
 from manylora.server.kernels.reference.linear import JoinedHead, PackedLinear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
@@ -49,9 +51,7 @@ def target_shapes(weights: DecoderWeights) -> list[ModuleShape]:
     }
     for name in weights.stacked:
         sizes[name] = [(sizes[name][0][0], sum(out for _, out in sizes[name]))]
-    return [ModuleShape(*size) for name in weights.layers[0].matrices for size in sizes[name]] * len(
-        weights.layers
-    )
+    return [ModuleShape(*size) for layer in weights.layers for name in layer.matrices for size in sizes[name]]
 
 
 def norm_shapes(weights: DecoderWeights) -> list[ModuleShape]:
@@ -59,6 +59,13 @@ def norm_shapes(weights: DecoderWeights) -> list[ModuleShape]:
     first = weights.layers[0]
     widths = [len(getattr(first, name)) for name in first.norms] * len(weights.layers)
     return [ModuleShape(w, w, linear=False) for w in (*widths, weights.embedding.shape[1])]
+
+
+def expert_shapes(weights: DecoderWeights) -> list[ModuleShape]:
+    """Shapes of what adapters address of the experts, in the numbering of :class:`DecoderWeights`."""
+    width, inner = weights.embedding.shape[1], weights.expert_intermediate
+    pair = [ModuleShape(width, 2 * inner, expert=True), ModuleShape(inner, width, expert=True)]
+    return pair * (sum(len(weights.expert_modules(i)) for i in range(len(weights.layers))) // 2)
 
 
 class ReferenceStep:
@@ -90,7 +97,8 @@ class ReferenceStep:
         self.weights = weights.without_matrices()
         self._plan_attention = attention
         self._pool = pool
-        shapes = [*target_shapes(weights), *norm_shapes(weights)]
+        shapes = [*target_shapes(weights), *norm_shapes(weights), *expert_shapes(weights)]
+        self._shapes = shapes
         self._planner = LoraPlanner(pool, shapes, self, lora_plan)
         heads, dim = weights.n_kv_heads, weights.head_dim
         like = weights.embedding
@@ -154,6 +162,8 @@ class ReferenceStep:
             self._plan_attention(inputs, device),
             self._planner.plan(inputs),
         )
+        experts = expert_delta(self._pool, self._shapes, inputs.lora, inputs.query_start)
+        work = replace(work, experts=experts)
         layers, norm = self.layers_of(inputs.merged)
         final = self._final(self._run(layers, x, work), norm, work.lora, sent(inputs.logits_rows, device))
         return self.logits_of(final, inputs)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from manylora.adapters.base_models.layers import target_of
-from manylora.adapters.format.base import TargetModule
+from manylora.adapters.base_models.layers import experts_of, target_of
+from manylora.adapters.format.base import TargetModule, matrices_of
 from manylora.server.kernels.reference.quantized import Quantized
 from manylora.server.kernels.weights import (
     MATRICES,
@@ -42,7 +42,7 @@ def extract_weights(model: Any, max_len: int) -> DecoderWeights:
         n_heads=config.num_attention_heads,
         n_kv_heads=config.num_key_value_heads,
         head_dim=head_dim_of(config),
-        intermediate=getattr(config, family.experts.width if family.experts else "intermediate_size"),
+        intermediate=_width_of_mlps(model, family),
         eps=config.rms_norm_eps,
         scale=inner.layers[0].self_attn.scaling,
         stacked=frozenset(name for name in ("qkv", "gate_up") if len(family.modules.get(name, ())) == 1),
@@ -53,6 +53,7 @@ def extract_weights(model: Any, max_len: int) -> DecoderWeights:
         score_cap=_number(config, family.score_cap),
         logit_scale=1.0 if divisor is None else 1.0 / divisor,
         logit_cap=_number(config, family.logit_cap),
+        expert_intermediate=getattr(config, family.experts.width) if family.experts else 0,
         chosen_experts=getattr(config, family.experts.chosen) if family.experts else 0,
         normalized_shares=_normalizes(config, family),
     )
@@ -69,18 +70,29 @@ def free_matrices(model: Any, *, codes: bool) -> None:
         experts.gate_up_proj, experts.down_proj = _meta(experts.gate_up_proj), _meta(experts.down_proj)
 
 
-def lacks_experts(model: Any) -> bool:
-    """Whether some layers of a family with experts have an MLP for all rows instead."""
-    experts = FAMILIES[model.config.model_type].experts
-    if experts is None:
-        return False
-    names = [{name for name, _ in layer.named_modules()} for layer in model.model.layers]
-    return any(experts.module not in found for found in names)
-
-
 def _expert_modules(model: Any) -> list[Any]:
     experts = FAMILIES[model.config.model_type].experts
-    return [] if experts is None else [layer.get_submodule(experts.module) for layer in model.model.layers]
+    found = [] if experts is None else [_module_or_none(layer, experts) for layer in model.model.layers]
+    return [module for module in found if module is not None]
+
+
+def _module_or_none(layer: Any, experts: ExpertNames) -> Any | None:
+    """The module of a layer's experts, if it has some."""
+    return dict(layer.named_modules()).get(experts.module)
+
+
+def _modules_in(layer: Any, family: Family) -> Mapping[str, tuple[str, ...]]:
+    """The linear layers of each matrix of a layer: of a family with experts its MLP, where it has one."""
+    experts = family.experts
+    dense = experts is not None and _module_or_none(layer, experts) is None
+    return {**family.modules, **experts.mlp} if experts is not None and dense else family.modules
+
+
+def _width_of_mlps(model: Any, family: Family) -> int:
+    """Of models that have none but experts that of these: nothing is to be made larger for it."""
+    experts, layers = family.experts, model.model.layers
+    every = experts is not None and len(_expert_modules(model)) == len(layers)
+    return int(getattr(model.config, experts.width if experts and every else "intermediate_size"))
 
 
 def _meta(weight: torch.Tensor) -> nn.Parameter:
@@ -94,17 +106,17 @@ def _normalizes(config: Any, family: Family) -> bool:
 
 def projections(model: Any) -> dict[str, Any]:
     """The linear layers of the blocks by name, in the numbering of :class:`DecoderWeights`."""
-    modules = FAMILIES[model.config.model_type].modules
+    family = FAMILIES[model.config.model_type]
     return {
         f"model.layers.{index}.{name}": layer.get_submodule(name)
         for index, layer in enumerate(model.model.layers)
-        for matrix in modules
-        for name in modules[matrix]
+        for names in _modules_in(layer, family).values()
+        for name in names
     }
 
 
 def target_modules(model: Any) -> tuple[TargetModule, ...]:
-    """The projections, then the norms, in the numbering of :class:`DecoderWeights`."""
+    """The projections, the norms, then the experts, in the numbering of :class:`DecoderWeights`."""
     named = FAMILIES[model.config.model_type].norms
     norms = {
         f"model.layers.{index}.{named[norm]}": layer.get_submodule(named[norm])
@@ -113,7 +125,20 @@ def target_modules(model: Any) -> tuple[TargetModule, ...]:
         if norm in named
     }
     every = projections(model) | norms | {"model.norm": model.model.norm}
-    return tuple(target_of(name, module) for name, module in every.items())
+    return (*(target_of(name, module) for name, module in every.items()), *_experts_apart(model))
+
+
+def _experts_apart(model: Any) -> list[TargetModule]:
+    """Expert by expert, each with gate and up before down."""
+    if FAMILIES[model.config.model_type].experts is None:
+        return []
+    stacks = experts_of(model)
+    return [
+        module
+        for pair in zip(stacks[::2], stacks[1::2], strict=True)
+        for modules in zip(*map(matrices_of, pair), strict=True)
+        for module in modules
+    ]
 
 
 def head_dim_of(config: Any) -> int:
@@ -153,8 +178,9 @@ def _layer_types(config: Any) -> list[str]:
 
 def _layer_weights(layer: Any, config: Any, family: Family) -> LayerWeights:
     fields: dict[str, Any] = dict.fromkeys(("input_norm", "q_norm", "k_norm", "post_norm"))
+    modules = _modules_in(layer, family)
     for name in MATRICES:
-        linears = [layer.get_submodule(n) for n in family.modules.get(name, ())]
+        linears = [layer.get_submodule(n) for n in modules.get(name, ())]
         fields[name] = _stack_weights(linears) if linears else None
         fields[f"{name}_bias"] = _stack_biases(linears) if linears else None
     fields |= {name: layer.get_submodule(module).weight.detach() for name, module in family.norms.items()}
@@ -166,8 +192,10 @@ def _layer_weights(layer: Any, config: Any, family: Family) -> LayerWeights:
     )
 
 
-def _experts_of(layer: Any, names: ExpertNames) -> Experts:
-    module = layer.get_submodule(names.module)
+def _experts_of(layer: Any, names: ExpertNames) -> Experts | None:
+    module = _module_or_none(layer, names)
+    if module is None:
+        return None
     router = layer.get_submodule(names.router).weight.detach()
     return Experts(router, module.gate_up_proj.detach(), module.down_proj.detach())
 

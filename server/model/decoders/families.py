@@ -22,6 +22,7 @@ _SEPARATE = {
 _STACKED = _SEPARATE | {"qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
 
 _ATTENTION = {name: _SEPARATE[name] for name in ("qkv", "o")}
+_MLP = {name: _SEPARATE[name] for name in ("gate_up", "down")}
 
 _QK_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
 _PRE_NORMS = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}
@@ -39,6 +40,7 @@ class ExpertNames:
     chosen: str = "num_experts_per_tok"
     router: str = "mlp.gate"  # a module
     module: str = "mlp.experts"  # whose tensors gate_up_proj and down_proj hold all experts
+    mlp: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _MLP)  # of layers that have none
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Family:
     score_cap: str | None = None  # attribute
     window: str | None = None  # attribute: of all layers; else the attention of each says its own
     rope_by_layer_type: bool = False  # a rotary table for each type of layer
-    experts: ExpertNames | None = None  # in place of the MLP
+    experts: ExpertNames | None = None  # in place of the MLP, in all layers or some
     skips_rope: bool = False  # the attention of each layer says whether it uses its table
 
 

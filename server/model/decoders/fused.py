@@ -24,7 +24,6 @@ from manylora.server.kernels.weights import DecoderWeights, MergedWeights
 from manylora.server.model.decoders.extraction import (
     extract_weights,
     free_matrices,
-    lacks_experts,
     projections,
     target_modules,
 )
@@ -90,8 +89,6 @@ class FusedDecoder:
             return f"activation {activation!r}"
         if getattr(config, "use_bidirectional_attention", False):
             return "attention in both directions"
-        if lacks_experts(model):
-            return "not all of its layers have experts"
         linear = all(
             type(module) is nn.Linear or is_quantized(module) for module in projections(model).values()
         )

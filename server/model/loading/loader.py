@@ -13,7 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from manylora.adapters.base_models.configuration import packed_format, plain_config
 from manylora.adapters.base_models.generation import Generation, read_generation
-from manylora.adapters.base_models.layers import describe_cache, describe_heads, describe_vocabulary
+from manylora.adapters.base_models.layers import (
+    describe_cache,
+    describe_heads,
+    describe_vocabulary,
+    experts_of,
+)
 from manylora.adapters.base_models.stored import StoredModel, fingerprint
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
@@ -258,7 +263,8 @@ def decoder_candidates(
 
 def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel:
     """What adapters are validated against."""
-    adaptable = {module.name: module for module in decoder.modules if module.linear}
+    adaptable = {module.name: module for module in decoder.modules if module.linear and not module.expert}
+    stacks = experts_of(loaded.hf) if any(module.expert for module in decoder.modules) else ()
     named = (n for n, m in loaded.hf.named_modules() if n and not list(m.children()))
     cache = describe_cache(loaded.hf.config)
     return BaseModel(
@@ -274,4 +280,5 @@ def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel
         quantization=loaded.quantize,
         norms={module.name: module for module in decoder.modules if not module.linear},
         heads=describe_heads(loaded.hf.config),
+        experts={stack.name: stack for stack in stacks},
     )

@@ -29,7 +29,7 @@ def synthetic(model: Any, decoder: Decoder, number: int) -> dict[str, ModuleDelt
     generator = torch.Generator().manual_seed(number)
     ranks = _RANKS[number]
     found = {}
-    for index, module in enumerate(decoder.modules):
+    for index, module in enumerate(m for m in decoder.modules if not m.expert):
         rank = ranks[index % len(ranks)]
         vectors: dict[str, Any] = {**_vectors(module, index, generator)} if number == _SCALED else {}
         if not module.linear and number == _SCALED:

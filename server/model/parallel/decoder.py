@@ -236,8 +236,8 @@ class _Following:
 
 
 def _weight(cut: Cut, weight: torch.Tensor) -> torch.Tensor:
-    """The part of W [out, in]; a norm's w [D] is whole."""
-    return cut.of_weight(weight) if weight.dim() == 2 else weight
+    """The part of W [out, in], or of a norm's w [D]."""
+    return cut.of_weight(weight) if weight.dim() == 2 else cut.of_outputs(weight)
 
 
 def _bias(cut: Cut, bias: torch.Tensor | None, rank: int) -> torch.Tensor | None:

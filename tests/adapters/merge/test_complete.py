@@ -20,6 +20,7 @@ def test_every_part_is_merged_or_refused() -> None:
         "classes",
         "prompt",
         "pooling",
+        "experts",
     }
     low_rank = {"a", "b", "scaling", "a_scale", "b_scale"}
     others = {"magnitude", "b_bias", "bias", "output_scale", "input_scale", "scale", "update"}

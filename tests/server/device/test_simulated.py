@@ -5,8 +5,6 @@ What mixes devices fails here as it would on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.server.engine.sequence import ResolvedMix, TokenLogprob
 from manylora.server.model.decoders.merging import merge
-from manylora.server.model.loading.loader import LoadedModel
 from tests.support.adapter_kinds import write_kinds
 from tests.support.adapter_set import TARGETS, prompt_of
 from tests.support.adapters import write_adapter
@@ -26,31 +23,12 @@ from tests.support.classifiers import make_classifier, request_scores, scores_of
 from tests.support.engine_harness import EngineHarness
 from tests.support.further_kinds import write_further_kinds
 from tests.support.matrix_kinds import write_matrix_kinds
-from tests.support.simulated_device import DEVICE, OnDevice, put_on_device, simulated_cuda
+from tests.support.simulated_device import simulated_cuda
+from tests.support.simulated_engine import check, placed
 from tests.support.soft_prompts import model_for_prefixes, write_soft_prompts
 from tests.support.tiny_models import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Sparse invariant checks")]
-
-Run = Callable[[EngineHarness], Any]
-
-
-def placed(loaded: LoadedModel) -> LoadedModel:
-    """The loaded model on the device."""
-    put_on_device(loaded.hf)
-    return replace(loaded, device=DEVICE)
-
-
-def check(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-    """What ``run`` makes of an engine is the same on the CPU and on the device, where the weights are."""
-    options = {"kernels": "pytorch", "max_batch_tokens": 48, **options}
-    expected = run(EngineHarness(model, **options))
-    with simulated_cuda(monkeypatch):
-        harness = EngineHarness(model, placed=placed, **options)
-        assert isinstance(harness.pool.data, OnDevice)
-        assert isinstance(harness.decoder.weight(0), OnDevice)
-        found = run(harness)
-    assert expected == found
 
 
 @pytest.fixture(scope="module")

@@ -61,11 +61,6 @@ def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str) -> No
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"target_parameters": ["mlp.experts.gate_up_proj"]}, "names 'mlp.experts.gate_up_proj': only"),
-    (
-        "mixtral",
-        {"target_parameters": ["mlp.experts.gate_up_proj"]},
-        "names 'mlp.experts.gate_up_proj': only",
-    ),
     ("qwen3_moe", {"target_parameters": ["mlp.gate.weight"]}, "names 'mlp.gate.weight': only"),
     ("llama", {"target_parameters": ["input_layernorm.weight"]}, "names 'input_layernorm.weight': only"),
     ("llama", {"target_parameters": ["embed_tokens.weight"]}, "names 'embed_tokens.weight': only"),

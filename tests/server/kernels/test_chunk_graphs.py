@@ -11,17 +11,7 @@ import torch
 
 from manylora.server.kernels.draws import Draws
 from manylora.server.kernels.inputs import BLOCK_SIZE, CacheRun, StepInputs
-from tests.support.kernel_cases import (
-    VECTORS,
-    Batcher,
-    Mix,
-    Pages,
-    Sequence_,
-    Shape,
-    in_float32,
-    on,
-    random_decoder,
-)
+from tests.support.kernel_cases import Batcher, Mix, Sequence_, Shape
 from tests.support.launches import Trace
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
@@ -29,34 +19,17 @@ pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 from manylora.server.kernels.cuda import attention, lora_kernels, prompts
 from manylora.server.kernels.cuda.backend import TritonStep
 from manylora.server.kernels.cuda.layers import gate_kernels, head_kernels, norm_kernels
-from manylora.server.kernels.cuda.layers.row_mixes import Takes
 from manylora.server.kernels.cuda.replay.buckets import MAX_CHUNK_ROWS, ChunkBucket
 from manylora.server.kernels.cuda.replay.captured import Captured
 from manylora.server.kernels.cuda.replay.chunks import MAX_BLOCKS, chunk_bucket_of
 from manylora.server.kernels.cuda.replay.graphs import CudaGraphs, Replayed
-from manylora.server.kernels.cuda.replay.mix_buffers import MAX_RANK
 from manylora.server.kernels.cuda.replay.replayed import Variant
 from manylora.server.model.warm_up import warm_up
+from tests.support.chunk_cases import BLOCKS, ChunkCase
 
-BLOCKS = 40
-WEIGHTS = in_float32(
-    random_decoder(
-        Shape(hidden=40, intermediate=56, heads=2, kv_heads=1, head_dim=16, vocab=50, bias=True, qk_norm=True)
-    )
+CASE = ChunkCase(
+    Shape(hidden=40, intermediate=56, heads=2, kv_heads=1, head_dim=16, vocab=50, bias=True, qk_norm=True)
 )
-PAGES = Pages(WEIGHTS)
-PLAIN, RAGGED = PAGES.random(5, 1), PAGES.random((0, 18, 3, 0, 1, 0, 4), 2)
-GAINED = PAGES.random(2, 3, vectors=("g", "gc", "c", "g", "gc", "", "gc"))
-SCALED = PAGES.random(2, 4, vectors=("g", "", "c", "", "gc", "", "gci"))  # input gains of down
-ELSEWHERE = PAGES.random(4, 5, vectors=VECTORS)  # input gains that the fused layers do not take
-WIDE = PAGES.random((MAX_RANK, 0, 0, 0, 0, 0, 0), 6)
-MIXES: tuple[Mix, ...] = (
-    ((PLAIN, 1.0),),
-    ((RAGGED, 0.5), (PLAIN, -0.5)),
-    (),
-    ((GAINED, -0.7), (PLAIN, 2.0)),
-)
-TAKES = Takes(WEIGHTS)
 
 
 def prompts_of(*counts: int, context: int = 0, mix: Mix = ()) -> StepInputs:
@@ -86,32 +59,38 @@ def run_of_cache(inputs: StepInputs) -> StepInputs:
         (prompts_of(5, context=MAX_BLOCKS * BLOCK_SIZE - 5), 16),
         (prompts_of(5, context=MAX_BLOCKS * BLOCK_SIZE - 4), None),
         (prompts_of(5, 5, context=MAX_BLOCKS * BLOCK_SIZE // 2), None),
-        (prompts_of(3, mix=((PLAIN, 1.0),) * 32), 16),
-        (prompts_of(3, mix=((PLAIN, 1.0),) * 33), None),
-        (prompts_of(3, mix=((WIDE, 1.0),)), 16),
-        (prompts_of(3, mix=((WIDE, 1.0), (PLAIN, 1.0))), None),
-        (prompts_of(3, mix=((SCALED, 1.0), (GAINED, 1.0))), 16),
-        (prompts_of(3, mix=((ELSEWHERE, 1.0),)), None),
+        (prompts_of(3, mix=((CASE.plain, 1.0),) * 32), 16),
+        (prompts_of(3, mix=((CASE.plain, 1.0),) * 33), None),
+        (prompts_of(3, mix=((CASE.wide, 1.0),)), 16),
+        (prompts_of(3, mix=((CASE.wide, 1.0), (CASE.plain, 1.0))), None),
+        (prompts_of(3, mix=((CASE.scaled, 1.0), (CASE.gained, 1.0))), 16),
+        (prompts_of(3, mix=((CASE.elsewhere, 1.0),)), None),
         (replace(prompts_of(30), logits_rows=np.arange(9)), 128),
         (replace(prompts_of(3), logits_rows=np.array([], np.int64)), 16),
         (run_of_cache(prompts_of(3)), None),
     ],
 )
 def test_buckets(inputs: StepInputs, rows: int | None) -> None:
-    assert chunk_bucket_of(inputs, TAKES, MAX_CHUNK_ROWS) == (None if rows is None else ChunkBucket(rows))
-    limited = chunk_bucket_of(inputs, TAKES, 128)
+    assert chunk_bucket_of(inputs, CASE.takes, MAX_CHUNK_ROWS) == (
+        None if rows is None else ChunkBucket(rows)
+    )
+    limited = chunk_bucket_of(inputs, CASE.takes, 128)
     assert limited == (None if rows is None or rows > 128 else ChunkBucket(rows))
 
 
 @pytest.mark.parametrize(
     "inputs",
-    [prompts_of(MAX_CHUNK_ROWS + 1), prompts_of(3, mix=((ELSEWHERE, 1.0),)), run_of_cache(prompts_of(3))],
+    [
+        prompts_of(MAX_CHUNK_ROWS + 1),
+        prompts_of(3, mix=((CASE.elsewhere, 1.0),)),
+        run_of_cache(prompts_of(3)),
+    ],
     ids=["rows", "input gains", "prefixes"],
 )
 def test_what_no_bucket_holds_is_launched(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, inputs: StepInputs
 ) -> None:
-    triton = TritonStep(on(device, WEIGHTS), PAGES.pool.float().to(device), BLOCKS)
+    triton = CASE.triton(device)
     launched = torch.zeros(1, 50)
     monkeypatch.setattr(triton, "launched", lambda given: launched if given is inputs else None)
     assert triton.step(inputs) is launched
@@ -141,10 +120,10 @@ def test_two_steps_of_a_bucket_differ_in_nothing_but_buffers(
 ) -> None:
     traces = []
     for seed, (counts, done) in enumerate((((9, 2, 6), (30, 0, 200)), ((3, 2, 2, 5, 8), (0, 7, 90, 1, 16)))):
-        triton = TritonStep(on(device, WEIGHTS), PAGES.pool.float().to(device), BLOCKS)
+        triton = CASE.triton(device)
         assert triton.chunk_steps is not None
-        batcher = Batcher(BLOCKS, WEIGHTS.embedding.shape[0], seed, first=1)
-        mixes = (*MIXES[seed:], *MIXES)
+        batcher = Batcher(BLOCKS, CASE.weights.embedding.shape[0], seed, first=1)
+        mixes = (*CASE.mixes[seed:], *CASE.mixes)
         sequences = [
             batcher.sequence(n + before, mix if adapted else ())
             for n, before, mix in zip(counts, done, mixes, strict=False)
@@ -185,7 +164,7 @@ class Warmed:
     def __init__(self, step: TritonStep, graphs: CudaGraphs, rows: int) -> None:
         self.triton = step
         self.capturing = Captured(graphs, rows)
-        self.modules = range(TAKES.modules)
+        self.modules = range(CASE.takes.modules)
         self.step = step.step
 
     @staticmethod
@@ -196,7 +175,7 @@ class Warmed:
 def test_warming_up_captures_all_that_small_chunks_need(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    triton = TritonStep(on(device, WEIGHTS), PAGES.pool.float().to(device), BLOCKS)
+    triton = CASE.triton(device)
     captured: list[object] = []
 
     def capture(function: Callable[[], None]) -> Replayed:
@@ -218,7 +197,7 @@ def test_warming_up_captures_all_that_small_chunks_need(
     monkeypatch.setattr(triton, "launched", lambda _: pytest.fail("it was launched"))
     graphs.seal()
     for counts in ((50, 50), (2, 2), (2,), (17,), (60,)):
-        for mix in ((), MIXES[1]):
+        for mix in ((), CASE.mixes[1]):
             count = len(captured)
             triton.step(prompts_of(*counts, mix=mix))
             assert len(captured) == count, "everything was there"

@@ -62,6 +62,7 @@ for shape, kept in (
     (Shape(layers=1, heads=9, kv_heads=3, head_dim=16, hidden=48, intermediate=80, vocab=33), "nibbles"),
     (Shape(layers=1, bias=True), "bytes"),
     (Shape(layers=1, stacked=True), "plain"),
+    (Shape(layers=1, experts=5, intermediate=48), "plain"),
 ):
     weights = bits[kept](random_decoder(shape))
     pages = Pages(weights, elements=1 << 18)
@@ -71,6 +72,7 @@ for shape, kept in (
     pairs = pages.random([0, 3, 0, 2, 0, 0, 0], seed=6, vectors=PAIRS)
     blocks = pages.random([0, 3, 0, 2, 0, 0, 0], seed=8, vectors=MIXED_INPUTS)
     scales_only = pages.random(0, seed=4, vectors=["gci"] * 7)
+    routed = pages.random(0, seed=9, experts=4)
     native = NativeStep(weights, pages.pool[: pages.used], 64, 4, threads, library=library)
     batch = Batcher(64, shape.vocab)
     mixes = (
@@ -79,8 +81,10 @@ for shape, kept in (
         ((whole, 1.0),), ((one, 1.0), (whole, 0.5), (scaled, -1.0)),
         ((pairs, 1.0),), ((one, 1.0), (whole, 0.5), (pairs, -1.0)),
         ((blocks, 1.0),), ((one, 1.0), (blocks, 0.5), (scaled, -1.0)),
+        ((routed, 1.0),), ((routed, 0.5), (one, 1.0), (routed, 0.3)),
     )
-    sequences = [batch.sequence(n, m) for n, m in zip((200, 17, 40, 5, 30, 5, 6, 20, 9, 15, 7, 18, 3), mixes)]
+    lengths = (200, 17, 40, 5, 30, 5, 6, 20, 9, 15, 7, 18, 3, 8, 4)
+    sequences = [batch.sequence(n, m) for n, m in zip(lengths, mixes)]
     for take in (lambda s: len(s.tokens) - 2, lambda s: 1, lambda s: 1):
         assert native.step(batch.step([(s, take(s)) for s in sequences], all_logits=True)).isfinite().all()
     for s in sequences:

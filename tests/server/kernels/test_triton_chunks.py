@@ -10,41 +10,17 @@ import torch
 
 from manylora.server.kernels.inputs import BLOCK_SIZE, EmbeddedRows, StepInputs
 from manylora.server.kernels.reference.step import ReferenceStep
-from tests.support.kernel_cases import (
-    VECTORS,
-    Batcher,
-    Mix,
-    Pages,
-    Shape,
-    in_float32,
-    on,
-    random_decoder,
-)
+from tests.support.kernel_cases import Batcher, Mix, Shape
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
-from manylora.server.kernels.cuda.backend import TritonStep
-from manylora.server.kernels.cuda.layers.row_mixes import Takes
 from manylora.server.kernels.cuda.replay.buckets import Bucket, ChunkBucket
-from manylora.server.kernels.cuda.replay.mix_buffers import MAX_RANK
 from manylora.server.kernels.cuda.replay.replayed import Variant
+from tests.support.chunk_cases import BLOCKS, ChunkCase
 
-BLOCKS = 40
-SMALL = Shape(hidden=40, intermediate=56, heads=2, kv_heads=1, head_dim=16, vocab=50, windows=(None, 20))
-WEIGHTS = in_float32(random_decoder(SMALL))
-PAGES = Pages(WEIGHTS)
-PLAIN, RAGGED = PAGES.random(5, 1), PAGES.random((0, 18, 3, 0, 1, 0, 4), 2)
-GAINED = PAGES.random(2, 3, vectors=("g", "gc", "c", "g", "gc", "", "gc"))
-SCALED = PAGES.random(2, 4, vectors=("g", "", "c", "", "gc", "", "gci"))  # input gains of down
-ELSEWHERE = PAGES.random(4, 5, vectors=VECTORS)  # input gains that the fused layers do not take
-WIDE = PAGES.random((MAX_RANK, 0, 0, 0, 0, 0, 0), 6)
-MIXES: tuple[Mix, ...] = (
-    ((PLAIN, 1.0),),
-    ((RAGGED, 0.5), (PLAIN, -0.5)),
-    (),
-    ((GAINED, -0.7), (PLAIN, 2.0)),
+CASE = ChunkCase(
+    Shape(hidden=40, intermediate=56, heads=2, kv_heads=1, head_dim=16, vocab=50, windows=(None, 20))
 )
-TAKES = Takes(WEIGHTS)
 
 
 class Run:
@@ -53,10 +29,9 @@ class Run:
     def __init__(
         self, device: torch.device, patch: pytest.MonkeyPatch, mixes: tuple[Mix, ...], length: int = 40
     ) -> None:
-        pool = PAGES.pool.float()
-        self.triton = TritonStep(on(device, WEIGHTS), pool.to(device), BLOCKS)
-        self.reference = ReferenceStep(WEIGHTS, pool, BLOCKS)
-        batcher = Batcher(BLOCKS, WEIGHTS.embedding.shape[0], first=1)
+        self.triton = CASE.triton(device)
+        self.reference = ReferenceStep(CASE.weights, CASE.pool, BLOCKS)
+        batcher = Batcher(BLOCKS, CASE.weights.embedding.shape[0], first=1)
         self.sequences = [batcher.sequence(length, mix) for mix in mixes]
         patch.setattr(self.triton, "launched", lambda _: pytest.fail("it was launched"))
 
@@ -79,7 +54,7 @@ class Run:
 def test_chunks_of_several_sequences_mixes_and_contexts(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(device, monkeypatch, MIXES)
+    run = Run(device, monkeypatch, CASE.mixes)
     run.compare(run.inputs(2, 17, 3, 2))
     run.compare(run.inputs(0, 4, 2, 2))
     run.compare(run.inputs(0, 0, 7, 0))  # of the base alone
@@ -93,11 +68,11 @@ def test_chunks_of_several_sequences_mixes_and_contexts(
 def test_input_gains_given_embeddings_and_hidden_states(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(device, monkeypatch, (((SCALED, 1.0),), ((PLAIN, 1.0),)))
+    run = Run(device, monkeypatch, (((CASE.scaled, 1.0),), ((CASE.plain, 1.0),)))
     run.compare(run.inputs(4, 2))
     inputs = run.inputs(2, 3)
-    values = torch.randn(2, SMALL.hidden, generator=torch.Generator().manual_seed(1))
-    hidden = [torch.empty(2, SMALL.hidden, device=where) for where in (device, "cpu")]
+    values = torch.randn(2, CASE.shape.hidden, generator=torch.Generator().manual_seed(1))
+    hidden = [torch.empty(2, CASE.shape.hidden, device=where) for where in (device, "cpu")]
     rows = np.array([1, 4])
     ours = run.triton.step(replace(inputs, embedded=EmbeddedRows(rows, values.to(device)), hidden=hidden[0]))
     expected = run.reference.step(replace(inputs, embedded=EmbeddedRows(rows, values), hidden=hidden[1]))
@@ -119,7 +94,7 @@ def test_what_fills_up_writes_to_block_0_alone_and_adds_nothing(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same step in buffers that had another one, and in fresh ones; other slots stay as they are."""
-    used, fresh = Run(device, monkeypatch, MIXES), Run(device, monkeypatch, MIXES)
+    used, fresh = Run(device, monkeypatch, CASE.mixes), Run(device, monkeypatch, CASE.mixes)
     used.triton.step(used.inputs(4, 2, 3, 2))
     for sequence in used.sequences:
         sequence.done = 0
@@ -144,7 +119,7 @@ def test_a_row_has_the_same_bits_as_where_chunks_are_launched(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for the library's products, which may sum otherwise for other numbers of rows."""
-    run = Run(device, monkeypatch, MIXES)
+    run = Run(device, monkeypatch, CASE.mixes)
     inputs = run.inputs(3, 8, 2, 2)
     replayed = run.triton.step(inputs).clone()
     monkeypatch.undo()
@@ -156,7 +131,7 @@ def test_a_row_has_the_same_bits_as_where_chunks_are_launched(
 def test_graphs_of_chunks_are_captured_and_replayed(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = Run(device, monkeypatch, MIXES)
+    run = Run(device, monkeypatch, CASE.mixes)
     for counts in ((3, 4, 5, 2), (2, 2, 3, 2), (6, 0, 4, 2), (1, 2, 1, 3)):
         run.compare(run.inputs(*counts))
     assert not caplog.records  # nothing fell back

@@ -119,21 +119,6 @@ def test_in_bf16_it_errs_no_more_than_pytorch(device: torch.device) -> None:
 
 
 @pytest.mark.slow
-def test_a_decode_row_has_the_same_bits_in_any_batch(device: torch.device) -> None:
-    weights = in_float32(random_decoder(SMALL))
-    pages = Pages(weights)
-    mixes: tuple[Mix, ...] = (((pages.random(5, 1), 1.0),), ((pages.random(2, 4, vectors=GAINS), 0.5),), ())
-    run = Run(device, weights, mixes, pages)
-    run.compare(2, 3, 4)
-    batch = run.inputs(1, 1, 1)
-    together = run.triton.step(batch).clone()
-    for i in range(3):
-        alone = run.triton.step(part_of(batch, np.array([i])).inputs)
-        # The library's products may sum in another order for another number of rows: here they do not.
-        torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.slow
 def test_rows_whose_embeddings_are_given_and_hidden_states_wanted(device: torch.device) -> None:
     """As adapters with vocabularies of their own need: prompts and decode rows."""
     weights = in_float32(random_decoder(SMALL))

@@ -148,6 +148,16 @@ def test_a_decode_row_has_the_same_bits_in_any_batch(device: torch.device) -> No
         assert torch.equal(applied(alone, 6, x[i : i + 1], wide[i : i + 1]), together[i : i + 1])
 
 
+def test_rows_of_one_mix_have_the_bits_of_one_alone(device: torch.device) -> None:
+    """However many they are: there is no other way for many."""
+    pool = POOL.to(device)
+    x, wide = (t.to(device) for t in io(SHAPES[6], 19))
+    together = applied(plan(TritonLoraPlan, [DECODE[2]] * 19, [1] * 19, pool), 6, x, wide)
+    for i in (0, 15, 18):
+        alone = plan(TritonLoraPlan, [DECODE[2]], [1], pool)
+        assert torch.equal(applied(alone, 6, x[i : i + 1], wide[i : i + 1]), together[i : i + 1])
+
+
 MEMBERS = st.tuples(st.sampled_from([ONE, FIVE, UNEVEN, NONE]), st.sampled_from([1.0, -0.5, 3.0]))
 
 

@@ -61,6 +61,22 @@ def test_the_probe_of_a_family(tmp_path: Path, family: str) -> None:
         assert probe_adapters(loaded.hf, decoder, pool, loaded.dtype) < most
 
 
+@pytest.mark.parametrize("some", [{"mlp_only_layers": [0, 2]}, {"decoder_sparse_step": 2}])
+def test_experts_in_some_layers(tmp_path: Path, some: dict[str, Any]) -> None:
+    """The other layers have an MLP of another width. Both forms of the kernels, in chunks."""
+    directory = tiny_model(tmp_path, "qwen3_moe", num_hidden_layers=4, intermediate_size=112, **some)
+    tokens = [int(t) for t in np.random.default_rng(3).integers(0, 256, 90)]
+    loaded, decoder, pool = fused(directory, "fp32")
+    assert_close(logits_of(decoder, tokens, [40, 1, 49]), original(directory, tokens))
+    assert probe_adapters(loaded.hf, decoder, pool, loaded.dtype) < 2e-5
+    loaded, native, pool = fused(directory, "bf16")
+    assert native.kernels.startswith("cpu-")
+    assert probe(loaded.hf, native, loaded.dtype) < 0.1
+    assert probe_adapters(loaded.hf, native, pool, loaded.dtype) < 0.1
+    native.take_over(loaded.hf)
+    assert logits_of(native, tokens, [90]).isfinite().all()
+
+
 @pytest.mark.parametrize("rope", ROPES)
 def test_rotary_tables_beyond_the_original_length(tmp_path: Path, rope: str) -> None:
     """In chunks, with contexts that are longer than the positions the model was first trained for."""

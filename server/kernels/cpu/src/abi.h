@@ -71,7 +71,7 @@ struct Decoder {
   int64_t pool_elements;
   int64_t layers;
   int64_t hidden;
-  int64_t intermediate;
+  int64_t intermediate;      // of an MLP
   int64_t vocab;
   int64_t heads;
   int64_t kv_heads;
@@ -93,7 +93,8 @@ struct Decoder {
   int64_t qkv_modules;       // that adapters address: 3, or 1 for all of the matrix
   int64_t gate_up_modules;   // 2, or 1
   int64_t joint_qk_norm;     // whether q_norm and k_norm are of all heads together
-  int64_t experts;           // 0: the layers have MLPs, which adapters address
+  int64_t experts;           // of a layer that has a router; 0: none has
+  int64_t expert_intermediate;
   int64_t chosen_experts;    // that a row takes
   int64_t normalized_shares; // whether the shares of a row's experts sum to 1
 };
@@ -101,10 +102,12 @@ struct Decoder {
 // The mixes of one step, a CSR list over its sequences.
 struct Lora {
   int64_t adapters;
-  // [adapters][modules], layer by layer: those of qkv, o, and without experts those of gate_up, down.
+  // [adapters][modules], layer by layer: those of qkv, o, and without experts those of gate_up, down. Behind the norms,
+  // which have none, by the layers with experts those of each expert's gate_up (gate, then up: one module) and down.
   const int64_t* const* offset;  // first element of a module's pages in the pool
   const int32_t* const* rank;
   const int32_t* max_rank;       // [adapters] largest of an adapter's ranks
+  const int32_t* max_expert_rank;  // [adapters] largest of its ranks at experts
   // [adapters] null where no module has one, or [modules, then norms] first element of a vector in the pool, 0: none.
   // A row computes y + sum of weight (gain y + constant) + W (sum of weight input_gain x), y with the base's bias, and
   // of a norm (w + sum of weight gain) times x / rms(x). Norms are numbered layer by layer, those that the model has of

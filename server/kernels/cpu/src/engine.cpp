@@ -21,6 +21,7 @@ Engine::Engine(const Decoder& decoder)
     : decoder_(decoder),
       layers_(decoder.layer, decoder.layer + decoder.layers),
       norms_(decoder.layer[0]),
+      modules_(decoder),
       kv_(kv_layer_bytes(decoder) * decoder.layers),
       experts_(decoder),
       states_(static_cast<size_t>(decoder.threads)),
@@ -63,9 +64,9 @@ void Engine::prepare(const Step& step) {
     space_.qkv.reserve(rows * padded(qkv_columns(d)));
     space_.attended.reserve(rows * padded(d.heads * d.head_dim));
     space_.product.reserve(rows * padded(d.intermediate));
-    experts_.reserve(d, rows);
     space_.rows = rows;
   }
+  experts_.reserve(d, space_.rows, adapts_experts(step));
   active_ = step.layer != nullptr ? step.layer : layers_.data();
   queues_[0].reset();
   some_last_ = last_rows_.find(step);
@@ -163,7 +164,17 @@ void Engine::mlp(const Step& step, int64_t layer, ThreadState& mine, const Worke
     announce(number + Upcoming::kWindow - 1, mine, worker);
     mine.upcoming.start(number);
   }
-  experts_.run(decoder_, active_[layer], space_.normed.data(), step.rows, product_of(first + 1, step.rows).output, worker);
+  const LoraStep& lora = lora_of(first);
+  const ExpertAdapters adapters{adapts_experts(step) ? &lora : nullptr, expert_module(layer)};
+  experts_.run(decoder_, active_[layer], space_.normed.data(), step.rows, adapters, product_of(first + 1, step.rows).output,
+               worker);
+}
+
+// Whether any adapter of the step has rank pages at experts.
+bool Engine::adapts_experts(const Step& step) const {
+  if (decoder_.experts == 0 || step.lora == nullptr) return false;
+  const int32_t* rank = step.lora->max_expert_rank;
+  return std::any_of(rank, rank + step.lora->adapters, [](int32_t most) { return most > 0; });
 }
 
 // What attention or the MLP starts from: the rows of the residual stream, normalized if the model does.

@@ -62,6 +62,22 @@ struct NormPlaces {
   }
 };
 
+// The numbers by which adapters know the modules of the layers.
+struct ModulePlaces {
+  std::vector<int64_t> first;         // [layers + 1] of each layer; the last is that behind them all
+  std::vector<int64_t> first_expert;  // [layers] of each layer's experts, counted from those of the first layer with any
+
+  explicit ModulePlaces(const Decoder& decoder) : first{0} {
+    int64_t experts = 0;
+    for (int64_t i = 0; i < decoder.layers; i++) {
+      const bool routed = decoder.layer[i].router != nullptr;
+      first.push_back(first.back() + decoder.qkv_modules + 1 + (routed ? 0 : decoder.gate_up_modules + 1));
+      first_expert.push_back(experts);
+      if (routed) experts += 2 * decoder.experts;
+    }
+  }
+};
+
 struct Engine {
   explicit Engine(const Decoder& decoder);
 
@@ -99,12 +115,15 @@ struct Engine {
   // The mixes at a product if any adapter may change the norm before it; null if none does.
   const LoraStep* norms_of(int64_t number) const;
   // Whether a product is of an MLP that the layer has experts in place of.
-  bool of_experts(int64_t number) const { return decoder_.experts > 0 && number < 4 * decoder_.layers && number % 4 >= kGateUp; }
-  int64_t modules_per_layer() const {
-    return decoder_.qkv_modules + 1 + (decoder_.experts > 0 ? 0 : decoder_.gate_up_modules + 1);
+  bool of_experts(int64_t number) const {
+    return number < 4 * decoder_.layers && number % 4 >= kGateUp && layers_[static_cast<size_t>(number / 4)].router != nullptr;
   }
   int64_t norm_module(int64_t layer, int64_t which) const {
-    return modules_per_layer() * decoder_.layers + layer * norms_.count + which;
+    return modules_.first.back() + layer * norms_.count + which;
+  }
+  bool adapts_experts(const Step& step) const;
+  int64_t expert_module(int64_t layer) const {
+    return norm_module(decoder_.layers, 1) + modules_.first_expert[static_cast<size_t>(layer)];
   }
   const AttentionPlan& plan_of(int64_t layer) const;
   KvCache cache_of(int64_t layer) const;
@@ -112,6 +131,7 @@ struct Engine {
   Decoder decoder_;
   std::vector<Layer> layers_;
   NormPlaces norms_;
+  ModulePlaces modules_;
   const Layer* active_ = nullptr;      // the layers of the step that runs
   Reservation<char> kv_;
   Workspace space_;

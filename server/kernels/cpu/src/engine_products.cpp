@@ -55,7 +55,7 @@ Gemm Engine::product_of(int64_t number, int64_t rows) const {
 LoraSite Engine::site_of(int64_t number) const {
   const Decoder& d = decoder_;
   const Gemm job = product_of(number, 0);
-  const int64_t first = number / 4 * modules_per_layer();
+  const int64_t first = modules_.first[static_cast<size_t>(number / 4)];
   const int64_t o = first + d.qkv_modules;
   const int64_t inner = d.intermediate;
   const int64_t q = d.heads * d.head_dim;

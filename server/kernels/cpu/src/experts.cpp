@@ -17,25 +17,27 @@ int64_t padded(int64_t columns) { return round_up(columns, kBlockOutputs); }
 RoutedExperts::RoutedExperts(const Decoder& decoder) : experts_(decoder.experts), chosen_(decoder.chosen_experts) {
   if (experts_ == 0) return;
   begin_.resize(static_cast<size_t>(experts_ + 1));
+  adapted_.resize(static_cast<size_t>(experts_));
   for (int64_t i = 0; i < 2 * experts_ + 1; i++) queues_.emplace_back(static_cast<int>(decoder.threads));
 }
 
-void RoutedExperts::reserve(const Decoder& decoder, int64_t rows) {
+void RoutedExperts::reserve(const Decoder& decoder, int64_t rows, bool adapted) {
   if (experts_ == 0) return;
   const int64_t pairs = rows * chosen_;
   logits_.reserve(rows * padded(experts_));
   input_.reserve(pairs * padded(decoder.hidden));
-  product_.reserve(pairs * padded(decoder.intermediate));
+  product_.reserve(pairs * padded(decoder.expert_intermediate));
   output_.reserve(pairs * padded(decoder.hidden));
+  if (adapted) raw_.reserve(pairs * padded(2 * decoder.expert_intermediate));
   if (static_cast<int64_t>(row_.size()) < pairs) {
-    for (std::vector<int64_t>* list : {&expert_, &pair_, &row_}) list->resize(static_cast<size_t>(pairs));
+    for (std::vector<int64_t>* list : {&expert_, &pair_, &row_, &place_}) list->resize(static_cast<size_t>(pairs));
     share_.resize(static_cast<size_t>(pairs));
   }
   for (StealQueue& queue : queues_) queue.reset();
 }
 
-void RoutedExperts::run(const Decoder& decoder, const Layer& layer, const bf16* x, int64_t rows, const Output& output,
-                        const Worker& worker) {
+void RoutedExperts::run(const Decoder& decoder, const Layer& layer, const bf16* x, int64_t rows, const ExpertAdapters& adapters,
+                        const Output& output, const Worker& worker) {
   const int64_t hidden = padded(decoder.hidden);
   Gemm router{};
   router.x = x;
@@ -50,7 +52,10 @@ void RoutedExperts::run(const Decoder& decoder, const Layer& layer, const bf16* 
   worker.sync();
   route(decoder, rows, worker);
   worker.sync();
-  if (worker.index == 0) group(rows);
+  if (worker.index == 0) {
+    group(rows);
+    find_adapted(adapters);
+  }
   worker.sync();
   const Range mine = worker.share(rows * chosen_);
   for (int64_t p = mine.begin; p < mine.end; p++) {
@@ -59,8 +64,16 @@ void RoutedExperts::run(const Decoder& decoder, const Layer& layer, const bf16* 
   worker.sync();
   multiply(decoder, layer, false, worker);
   worker.sync();
+  if (any_adapted()) {
+    adapt_gate_up(decoder, adapters, worker);
+    worker.sync();
+  }
   multiply(decoder, layer, true, worker);
   worker.sync();
+  if (any_adapted()) {
+    adapt_down(decoder, adapters, worker);
+    worker.sync();
+  }
   if (worker.index == 0) {
     for (StealQueue& queue : queues_) queue.reset();
   }
@@ -109,6 +122,7 @@ void RoutedExperts::group(int64_t rows) {
     const int64_t place = begin_[static_cast<size_t>(expert_[static_cast<size_t>(i)])]++;
     pair_[static_cast<size_t>(i)] = place;
     row_[static_cast<size_t>(place)] = i / chosen_;
+    place_[static_cast<size_t>(place)] = expert_[static_cast<size_t>(i)];
   }
   for (int64_t e = experts_; e > 0; e--) begin_[static_cast<size_t>(e)] = begin_[static_cast<size_t>(e - 1)];
   begin_[0] = 0;
@@ -117,7 +131,7 @@ void RoutedExperts::group(int64_t rows) {
 // One of the two products of all experts that any row takes; a thread goes from one to the next without waiting.
 void RoutedExperts::multiply(const Decoder& decoder, const Layer& layer, bool down, const Worker& worker) {
   const int64_t hidden = padded(decoder.hidden);
-  const int64_t inner = padded(decoder.intermediate);
+  const int64_t inner = padded(decoder.expert_intermediate);
   const Sink sink = decoder.activation == kGeluTanh ? Sink::kGeluMul : Sink::kSiluMul;
   for (int64_t e = 0; e < experts_; e++) {
     const int64_t first = begin_[static_cast<size_t>(e)];
@@ -127,10 +141,13 @@ void RoutedExperts::multiply(const Decoder& decoder, const Layer& layer, bool do
     job.x = down ? product_.data() + first * inner : input_.data() + first * hidden;
     job.x_stride = down ? inner : hidden;
     job.weight = plain_matrix(down ? layer.expert_down[e] : layer.expert_gate_up[e]);
-    job.outputs = down ? decoder.hidden : 2 * decoder.intermediate;
-    job.inputs = down ? decoder.intermediate : decoder.hidden;
+    job.outputs = down ? decoder.hidden : 2 * decoder.expert_intermediate;
+    job.inputs = down ? decoder.expert_intermediate : decoder.hidden;
     if (down) {
       job.output = {Sink::kFloat, output_.data() + first * hidden, hidden};
+    } else if (adapted_[static_cast<size_t>(e)] != 0) {
+      const int64_t wide = padded(2 * decoder.expert_intermediate);
+      job.output = {Sink::kFloat, raw_.data() + first * wide, wide};
     } else {
       job.output = {sink, product_.data() + first * inner, inner};
     }

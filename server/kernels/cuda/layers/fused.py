@@ -15,9 +15,19 @@ import triton
 
 from manylora.server.kernels.cuda.attention import MOST_PARTITIONS, PARTITION, TOKENS, DecodeRows
 from manylora.server.kernels.cuda.layers import gate_kernels, head_kernels, norm_kernels
+from manylora.server.kernels.cuda.layers.arguments import (
+    Reduced,
+    in_kernels,
+    partial_of,
+    pool_of,
+    reduced_of,
+    strided,
+    tables_of,
+    tensor_cores,
+)
 from manylora.server.kernels.cuda.layers.row_mixes import RowMixes
 from manylora.server.kernels.cuda.lora import OUT, RANKS, ROW_SLICE
-from manylora.server.kernels.cuda.types import tile_of, window_of
+from manylora.server.kernels.cuda.types import dot_type, tile_of, window_of
 from manylora.server.kernels.inputs import ModuleShape, page_length
 from manylora.server.kernels.reference.attention import AttentionPlan, LayerCache
 from manylora.server.kernels.reference.layer import Layer
@@ -60,11 +70,6 @@ class Hidden:
     def of(self, rows: torch.Tensor) -> Hidden:
         """Those of some rows."""
         return replace(self, x=self.x[rows], added=None if self.added is None else self.added[rows])
-
-
-Reduced = (
-    torch.Tensor | None
-)  # A x of every row, [slices, T, parts, capacity] float32, of pages that kernels take
 
 
 class FusedLayers:
@@ -130,20 +135,20 @@ class FusedLayers:
         """x with what was to be added, its norm, and for the ``modules`` that take it what A makes of it."""
         x, added, post = hidden.x, hidden.added, hidden.norm
         assert norm.weight is not None
-        (rows, width), pages = x.shape, _in_kernels(mixes) and bool(modules)
+        (rows, width), pages = x.shape, in_kernels(mixes) and bool(modules)
         after = x if added is None else torch.empty_like(x, memory_format=torch.contiguous_format)
         h = torch.empty_like(x, memory_format=torch.contiguous_format)
         slices, parts = (triton.cdiv(width, ROW_SLICE), len(modules)) if pages else (1, 1)
-        partial = _partial(x, slices, parts, mixes) if pages else None
+        partial = partial_of(x, slices, parts, mixes) if pages else None
         scale = self._weights.residual_scale
         norm_kernels.norm_rows[(rows, slices, parts)](
-            x, x.stride(0), *(_strided(x) if added is None else _strided(added)), after, h,
+            x, x.stride(0), *(strided(x) if added is None else strided(added)), after, h,
             norm.weight if post.weight is None else post.weight, norm.weight, width, self._weights.eps, scale,
-            *_pool(mixes, x), page_length(width), *_tables(mixes, x),
-            modules.start, norm.module, post.module, *_reduced(partial, x)[:2],
+            *pool_of(mixes, x), page_length(width), *tables_of(mixes, x),
+            modules.start, norm.module, post.module, *reduced_of(partial, x)[:2],
             SLICE=ROW_SLICE, WHOLE=min(triton.next_power_of_2(width), _WHOLE), RANKS=RANKS,
             ADD=added is not None, POST=post.weight is not None, SCALE=scale != 1.0,
-            MIXES=mixes is not None, PAGES=pages,
+            MIXES=mixes is not None, PAGES=pages, TENSOR=tensor_cores(x), DOT=dot_type(x.dtype),
         )  # fmt: skip
         return after, h, partial
 
@@ -184,7 +189,8 @@ class FusedLayers:
         gate_kernels.add_rows[(rows, triton.cdiv(shape.out_features, OUT))](
             y, shape.out_features,
             mixes.pool, page_length(shape.in_features), page_length(shape.out_features),
-            *_tables(mixes, x), module, *_reduced(reduced, x), TILE=OUT, RANKS=RANKS, SCALED=scaled,
+            *tables_of(mixes, x)[1:], module, *reduced_of(reduced, x),
+            TILE=OUT, RANKS=RANKS, SCALED=scaled, DOT=dot_type(x.dtype),
         )  # fmt: skip
         return y[:rows]
 
@@ -203,12 +209,12 @@ class FusedLayers:
             qkv, qkv.stride(0), work.positions, work.slots, cos, sin,
             *(qkv if norm is None else norm for norm in norms), w.eps,
             query, kv.keys, kv.values, heads, kv_heads,
-            *_pool(mixes, qkv), page_length(w.embedding.shape[1]), page_length(q_out),
-            page_length(self._shapes[modules.stop - 1].out_features), *_tables(mixes, qkv),
-            modules.start, layer.norm_modules.get("q_norm", 0), *_reduced(reduced, qkv),
+            *pool_of(mixes, qkv), page_length(w.embedding.shape[1]), page_length(q_out),
+            page_length(self._shapes[modules.stop - 1].out_features), *tables_of(mixes, qkv),
+            modules.start, layer.norm_modules.get("q_norm", 0), *reduced_of(reduced, qkv),
             HEAD_DIM=size, HEAD_TILE=tile_of(size), HALF=0 if table is None else w.cos.shape[-1],
             NORMS=norms[0] is not None, STACKED=len(modules) == 1, RANKS=RANKS,
-            MIXES=mixes is not None, PAGES=reduced is not None,
+            MIXES=mixes is not None, PAGES=reduced is not None, DOT=dot_type(qkv.dtype),
         )  # fmt: skip
         return query
 
@@ -219,19 +225,20 @@ class FusedLayers:
         attention, mixes = work.attention, work.mixes
         if isinstance(attention, AttentionPlan):
             return attention.attend(kv, query, layer.scoring).flatten(1), None
-        if not _in_kernels(mixes):
+        if not in_kernels(mixes):
             out = torch.empty_like(query)
             attention.attend(kv, query, out, layer.scoring)
             return out.flatten(1), None
         rows, heads, size = query.shape
         parts = attention.attend_partitions(kv, query, layer.scoring)
-        out, partial = torch.empty_like(query), _partial(query, heads, 1, mixes)
+        out, partial = torch.empty_like(query), partial_of(query, heads, 1, mixes)
         head_kernels.join_heads[(rows, heads)](
             parts.peak, parts.total, parts.weighted, attention.context, parts.count, window_of(layer.scoring),
-            out, *_pool(mixes, query), page_length(heads * size), *_tables(mixes, query),
-            _modules(layer, "o").start, *_reduced(partial, query)[:2],
+            out, *pool_of(mixes, query), page_length(heads * size), *tables_of(mixes, query)[1:],
+            _modules(layer, "o").start, *reduced_of(partial, query)[:2],
             VALUE_DIM=size, VALUE_TILE=tile_of(size),
             LEAST=PARTITION, MOST=MOST_PARTITIONS, TOKENS=TOKENS, RANKS=RANKS,
+            TENSOR=tensor_cores(query), DOT=dot_type(query.dtype),
         )  # fmt: skip
         return out.flatten(1), partial
 
@@ -246,17 +253,18 @@ class FusedLayers:
         scaled = mixes is not None and mixes.scaled
         inner = gate_up.new_empty(rows * (2 if scaled else 1), width)
         tiles = triton.cdiv(width, _GATE_TILE)
-        partial = None if reduced is None else _partial(gate_up, tiles, 1, mixes)
+        partial = None if reduced is None else partial_of(gate_up, tiles, 1, mixes)
         modules = _modules(layer, "gate_up")
         gate_kernels.gate_rows[(rows, tiles)](
             gate_up, gate_up.stride(0), inner, width,
-            *_pool(mixes, gate_up), page_length(w.embedding.shape[1]),
+            *pool_of(mixes, gate_up), page_length(w.embedding.shape[1]),
             page_length(self._shapes[modules.start].out_features), page_length(width),
-            *_tables(mixes, gate_up), gate_up if mixes is None else mixes.tables.input_gain,
+            *tables_of(mixes, gate_up), gate_up if mixes is None else mixes.tables.input_gain,
             modules.start, _modules(layer, "down").start,
-            *_reduced(reduced, gate_up), *_reduced(partial, gate_up)[:2],
+            *reduced_of(reduced, gate_up), *reduced_of(partial, gate_up)[:2],
             TILE=_GATE_TILE, RANKS=RANKS, GELU=w.activation == GELU_TANH, STACKED=len(modules) == 1,
             PAGES=reduced is not None, SCALED=scaled,
+            TENSOR=tensor_cores(gate_up), DOT=dot_type(gate_up.dtype),
         )  # fmt: skip
         return inner, partial
 
@@ -265,35 +273,3 @@ def _modules(layer: Layer, name: str) -> range:
     """The numbers of the target modules that a matrix holds."""
     modules = [module for module, _ in layer.modules[name]]
     return range(modules[0], modules[-1] + 1)
-
-
-def _in_kernels(mixes: RowMixes | None) -> bool:
-    return mixes is not None and mixes.tiles is None
-
-
-def _partial(like: torch.Tensor, slices: int, parts: int, mixes: RowMixes | None) -> torch.Tensor:
-    assert mixes is not None
-    return like.new_empty(slices, len(like), parts, mixes.capacity, dtype=torch.float32)
-
-
-def _strided(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    return x, x.stride(0)
-
-
-def _pool(mixes: RowMixes | None, absent: torch.Tensor) -> tuple[torch.Tensor]:
-    return (absent if mixes is None else mixes.pool,)
-
-
-def _tables(mixes: RowMixes | None, absent: torch.Tensor) -> tuple[torch.Tensor | int, ...]:
-    """What kernels read of mixes, from ``sequences`` to ``modules``; without mixes they read nothing."""
-    if mixes is None:
-        return *(absent,) * 8, 0
-    t = mixes.tables
-    return mixes.sequences, t.start, t.adapter, t.weight, t.offset, t.rank, t.gain, t.constant, t.modules
-
-
-def _reduced(partial: Reduced, absent: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """The sums, their capacity and how many slices they come in."""
-    if partial is None:
-        return absent, 0, 0
-    return partial, partial.shape[-1], partial.shape[0]

@@ -1,4 +1,4 @@
-"""Triton kernels around attention, a program for each row and head.
+"""Triton kernels around attention, a program for each row, or group of a mix, and head.
 
 Before it, the adapters' B is added to queries, keys and values, heads are normalized and turned by their
 positions, and keys and values go to their slots. Behind it, the partitions of a decode row are joined, and
@@ -10,12 +10,16 @@ import triton.language as tl
 
 from manylora.server.kernels.cuda.attention_kernels import joined
 from manylora.server.kernels.cuda.layers.mix_kernels import (
+    column,
+    group_of,
     has_pages,
-    mix_delta,
+    page_delta,
     rounded,
-    shrink_slice,
+    shrink_tile,
     vector_delta,
+    with_column,
 )
+from manylora.server.kernels.cuda.lora_kernels import GROUP_ROWS
 
 
 @triton.jit
@@ -96,6 +100,7 @@ def write_heads(
     q_page,  # of B
     kv_page,
     sequences,
+    groups,  # [T, 3] with PAGES
     start,
     adapter,
     weight,
@@ -117,53 +122,56 @@ def write_heads(
     RANKS: tl.constexpr,
     MIXES: tl.constexpr,  # adapters may change the norms
     PAGES: tl.constexpr,  # the B of the mixes is multiplied here
+    DOT: tl.constexpr,
 ):
-    """One program for each row and head of queries, keys and values."""
-    row, head = tl.program_id(0), tl.program_id(1)
+    """One program for each row, with PAGES for each group, and head of queries, keys and values."""
+    item, head = tl.program_id(0), tl.program_id(1)
     TYPE: tl.constexpr = qkv.dtype.element_ty
     kind = tl.where(head < heads, 0, tl.where(head < heads + kv_heads, 1, 2))
     of_kind = tl.where(kind == 0, head, tl.where(kind == 1, head - heads, head - heads - kv_heads))
     d = tl.arange(0, HEAD_TILE)
     inside = d < HEAD_DIM
-    at = row.to(tl.int64)
-    value = tl.load(qkv + at * qkv_stride + head * HEAD_DIM + d, mask=inside, other=0.0).to(tl.float32)
-    sequence = -1
-    if MIXES:
-        sequence = tl.load(sequences + row)
+    first_row, last_row, sequence = group_of(item, groups, sequences, MIXES, PAGES)
+    PARTS: tl.constexpr = 1 if STACKED else 3
+    which = kind
+    first = of_kind * HEAD_DIM
+    b_page = tl.where(kind == 0, q_page, kv_page)
+    if STACKED:
+        which = kind * 0
+        first = head * HEAD_DIM
+        b_page = kind * 0 + q_page
+    delta = tl.zeros([HEAD_TILE, GROUP_ROWS], tl.float32)
     if PAGES:
-        PARTS: tl.constexpr = 1 if STACKED else 3
-        which = kind
-        first = of_kind * HEAD_DIM
-        b_page = tl.where(kind == 0, q_page, kv_page)
-        if STACKED:
-            which = kind * 0
-            first = head * HEAD_DIM
-            b_page = kind * 0 + q_page
-        place = partial + (row * PARTS + which).to(tl.int64) * capacity
-        per_slice = tl.num_programs(0).to(tl.int64) * PARTS * capacity
-        value = rounded(
-            value
-            + mix_delta(
-                value, first + d, inside, place, per_slice, slices, pool,
-                a_page, b_page, sequence, start, adapter,
-                weight, offset, rank, gain, constant, modules, module + which, RANKS,
-            ),
-            TYPE,
+        lines = first_row + tl.arange(0, GROUP_ROWS)
+        delta = page_delta(
+            first + d, inside, last_row - first_row,
+            partial + (lines * PARTS + which).to(tl.int64) * capacity,
+            tl.num_programs(0).to(tl.int64) * PARTS * capacity, slices, pool, a_page, b_page, sequence,
+            start, adapter, weight, offset, rank, modules, module + which, RANKS, DOT,
         )  # fmt: skip
-    if kind < 2:
-        if NORMS:
-            value = normalized(
-                value, d, inside, q_norm, k_norm, kind, eps, pool,
-                sequence, start, adapter, weight, gain, constant, modules,
-                norm_module, HEAD_DIM, MIXES, TYPE,
+    for row in range(first_row, last_row):
+        at = tl.cast(row, tl.int64)
+        value = tl.load(qkv + at * qkv_stride + head * HEAD_DIM + d, mask=inside, other=0.0).to(tl.float32)
+        if PAGES:
+            own = vector_delta(
+                value, first + d, inside, pool, sequence, start, adapter, weight, gain, constant, modules,
+                module + which,
             )  # fmt: skip
-        if HALF > 0:
-            value = turned(value, d, inside, cos, sin, tl.load(positions + row), HALF, TYPE)
-    result = value.to(TYPE)
-    slot = tl.load(slots + row).to(tl.int64)
-    tl.store(query + (at * heads + of_kind) * HEAD_DIM + d, result, mask=inside & (kind == 0))
-    tl.store(keys + (slot * kv_heads + of_kind) * HEAD_DIM + d, result, mask=inside & (kind == 1))
-    tl.store(values + (slot * kv_heads + of_kind) * HEAD_DIM + d, result, mask=inside & (kind == 2))
+            value = rounded(value + (own + column(delta, row - first_row)), TYPE)
+        if kind < 2:
+            if NORMS:
+                value = normalized(
+                    value, d, inside, q_norm, k_norm, kind, eps, pool,
+                    sequence, start, adapter, weight, gain, constant, modules,
+                    norm_module, HEAD_DIM, MIXES, TYPE,
+                )  # fmt: skip
+            if HALF > 0:
+                value = turned(value, d, inside, cos, sin, tl.load(positions + row), HALF, TYPE)
+        result = value.to(TYPE)
+        slot = tl.load(slots + row).to(tl.int64)
+        tl.store(query + (at * heads + of_kind) * HEAD_DIM + d, result, mask=inside & (kind == 0))
+        tl.store(keys + (slot * kv_heads + of_kind) * HEAD_DIM + d, result, mask=inside & (kind == 1))
+        tl.store(values + (slot * kv_heads + of_kind) * HEAD_DIM + d, result, mask=inside & (kind == 2))
 
 
 @triton.jit(do_not_specialize=["module", "capacity", "partitions", "window"])
@@ -177,7 +185,7 @@ def join_heads(
     out,  # [n, heads, VALUE_DIM]
     pool,
     a_page,
-    sequences,
+    groups,  # [T, 3]
     start,
     adapter,
     weight,
@@ -195,21 +203,29 @@ def join_heads(
     MOST: tl.constexpr,
     TOKENS: tl.constexpr,
     RANKS: tl.constexpr,
+    TENSOR: tl.constexpr,
+    DOT: tl.constexpr,
 ):
-    """One program for each row and query head, the rows being those of the partitions."""
-    row, head = tl.program_id(0), tl.program_id(1)
+    """One program for each group and query head, the rows being those of the partitions."""
+    item, head = tl.program_id(0), tl.program_id(1)
     rows, heads = tl.num_programs(0), tl.num_programs(1)
     TYPE: tl.constexpr = out.dtype.element_ty
     e = tl.arange(0, VALUE_TILE)
     inside = e < VALUE_DIM
-    place = (row * heads + head).to(tl.int64) * partitions
-    length = tl.load(context + row)
-    result = joined(peak, total, weighted, place, length, window, e, inside, VALUE_DIM, LEAST, MOST, TOKENS)
-    tl.store(out + (row * heads + head).to(tl.int64) * VALUE_DIM + e, result.to(TYPE), mask=inside)
-    sequence = tl.load(sequences + row)
+    first, last, sequence = group_of(item, groups, groups, True, True)
+    tile = tl.zeros([VALUE_TILE, GROUP_ROWS], DOT)
+    for row in range(first, last):
+        place = (row * heads + head).to(tl.int64) * partitions
+        length = tl.load(context + row)
+        result = joined(
+            peak, total, weighted, place, length, window, e, inside, VALUE_DIM, LEAST, MOST, TOKENS
+        )
+        tl.store(out + (row * heads + head).to(tl.int64) * VALUE_DIM + e, result.to(TYPE), mask=inside)
+        tile = with_column(tile, row - first, rounded(result, TYPE))
     if has_pages(sequence, start):
-        shrink_slice(
-            rounded(result, TYPE), head * VALUE_DIM + e, inside, pool,
+        lines = first + tl.arange(0, GROUP_ROWS)
+        shrink_tile(
+            tile, head * VALUE_DIM + e, inside, last - first, pool,
             a_page, sequence, start, adapter, offset,
-            rank, modules, module, partial + (head * rows + row).to(tl.int64) * capacity, RANKS,
+            rank, modules, module, partial + (head * rows + lines).to(tl.int64) * capacity, RANKS, TENSOR,
         )  # fmt: skip

@@ -1,13 +1,19 @@
-"""What adapters add to one row, as Triton functions that kernels are made of.
+"""What adapters add to the rows of a group, as Triton functions that kernels are made of.
 
 The tables are those of :class:`manylora.server.kernels.cuda.lora.LoraTables`: ``start`` and ``adapter`` and
 ``weight`` list the members of a sequence's mix, and for each of them and a module ``offset``, ``rank``,
 ``gain`` and ``constant`` say what lies where in the pool. Vectors are given by the number of their page, a
 page having ALIGN elements; page 0 means that there is none.
 
-A shrink leaves its sums in ``partial`` [slices, n, parts, capacity] float32, a slice being so many input
+A program takes a group: at most GROUP_ROWS adjacent rows of one mix, whose pages it reads once. ``groups``
+[T, 3] lists (first row, last row + 1, sequence); behind the last there are empty ones. What is done row by
+row is one piece of code in a loop; what goes through the tensor cores are tiles of GROUP_ROWS rows however
+many there are, each row a column of its own. Sums run in one order: a row has the same bits alone and in any
+group.
+
+A shrink leaves its sums in ``partial`` [slices, T, parts, capacity] float32, a slice being so many input
 features; an expand adds the slices up, always in the same order. Nothing is added atomically and sizes are
-never a matter of the batch: a row has the same bits beside any others.
+never a matter of the batch.
 
 What a row's mix needs is little work behind much waiting: one load after the other would take most of the
 time of a step. So loads that don't need each other are made at once, in tiles.
@@ -16,8 +22,36 @@ time of a step. So loads that don't need each other are made at once, in tiles.
 import triton
 import triton.language as tl
 
+from manylora.server.kernels.cuda.lora_kernels import GROUP_ROWS
+
 ALIGN = tl.constexpr(32)  # elements of a page, PAGE_ALIGN
 SLICES = tl.constexpr(32)  # of a sum that are loaded at once
+
+
+@triton.jit
+def group_of(item, groups, sequences, MIXES: tl.constexpr, GROUPED: tl.constexpr):
+    """(first row, last row + 1, sequence or -1) of a program: a group, or without groups one row."""
+    first, last, sequence = item, item + 1, -1
+    if GROUPED:
+        first, last = tl.load(groups + 3 * item), tl.load(groups + 3 * item + 1)
+        sequence = tl.where(first < last, tl.load(groups + 3 * item + 2), -1)
+    elif MIXES:
+        sequence = tl.load(sequences + item)
+    return first, last, sequence
+
+
+@triton.jit
+def column(tile, i):
+    """Column ``i`` [n] of a tile [n, GROUP_ROWS]."""
+    lane = tl.arange(0, GROUP_ROWS)
+    return tl.sum(tl.where(lane[None, :] == i, tile, 0.0), axis=1)
+
+
+@triton.jit
+def with_column(tile, i, values):
+    """A tile [n, GROUP_ROWS] with ``values`` [n] as its column ``i``."""
+    lane = tl.arange(0, GROUP_ROWS)
+    return tl.where(lane[None, :] == i, values.to(tile.dtype)[:, None], tile)
 
 
 @triton.jit
@@ -30,10 +64,27 @@ def has_pages(sequence, start):
 
 
 @triton.jit
-def shrink_slice(
-    values,  # [slice] float32, of the input
+def products(a, tile, count, TENSOR: tl.constexpr):
+    """a [r, n] times the first ``count`` columns of a tile [n, GROUP_ROWS]: [r, GROUP_ROWS] float32."""
+    if TENSOR:
+        return tl.dot(a.to(tile.dtype), tile, input_precision="ieee")
+    else:
+        # Without tensor cores a product of tiles would want all of both in registers.
+        lane = tl.arange(0, GROUP_ROWS)
+        sums = tl.zeros([a.shape[0], GROUP_ROWS], tl.float32)
+        wide = a.to(tl.float32)
+        for i in range(count):
+            one = tl.sum(wide * column(tile.to(tl.float32), i)[None, :], axis=1)
+            sums = tl.where(lane[None, :] == i, one[:, None], sums)
+        return sums
+
+
+@triton.jit
+def shrink_tile(
+    tile,  # [slice, GROUP_ROWS] of the input, a column for each row
     k,  # [slice] which features they are
     inside,  # [slice]
+    rows,  # that there are
     pool,
     a_page,
     sequence,
@@ -43,10 +94,12 @@ def shrink_slice(
     rank,
     modules,
     module,
-    place,  # where the sums go: one for each rank of each member
+    place,  # [GROUP_ROWS] where each row's sums go: one for each rank of each member
     RANKS: tl.constexpr,
+    TENSOR: tl.constexpr,
 ):
-    """Store A x of a slice of the input for the whole mix of a row."""
+    """Store A x of a slice of the input for the whole mix of a group."""
+    real = tl.arange(0, GROUP_ROWS) < rows
     for entry in range(tl.load(start + sequence), tl.load(start + sequence + 1)):
         cell = tl.load(adapter + entry) * modules + module
         pages = pool + tl.multiple_of(tl.load(offset + cell), 32)
@@ -57,8 +110,9 @@ def shrink_slice(
                 pages + r[:, None] * a_page + k[None, :],
                 mask=(r < count)[:, None] & inside[None, :],
                 other=0.0,
-            ).to(tl.float32)
-            tl.store(place + r, tl.sum(a * values[None, :], axis=1), mask=r < count)
+            )
+            sums = products(a, tile, rows, TENSOR)
+            tl.store(place[None, :] + r[:, None], sums, mask=(r < count)[:, None] & real[None, :])
         place += count
 
 
@@ -77,7 +131,7 @@ def vector_part(y, n, inside, pool, cell, gain, constant):
 
 @triton.jit
 def vector_delta(
-    y,  # [tile] float32: what a norm makes of its input before it scales
+    y,  # [tile] float32: the output of a module; of a norm, what it makes of its input before it scales
     n,
     inside,
     pool,
@@ -90,7 +144,7 @@ def vector_delta(
     modules,
     module,
 ):
-    """What the mix of a row adds to a norm [tile] float32."""
+    """What the gains and constants of a row's mix add to it [tile] float32."""
     sums = tl.zeros_like(y)
     if sequence >= 0:
         for entry in range(tl.load(start + sequence), tl.load(start + sequence + 1)):
@@ -100,11 +154,11 @@ def vector_delta(
 
 
 @triton.jit
-def mix_delta(
-    y,  # [tile] float32: the base's output
+def page_delta(
     n,  # [tile] which of the module's outputs they are
     inside,
-    place,  # the row's sums of the first slice
+    rows,  # that there are
+    place,  # [GROUP_ROWS] each row's sums of the first slice
     per_slice,
     slices,
     pool,
@@ -116,38 +170,44 @@ def mix_delta(
     weight,
     offset,
     rank,
-    gain,
-    constant,
     modules,
     module,
     RANKS: tl.constexpr,
+    DOT: tl.constexpr,
 ):
-    """What the mix of a row adds to a module's outputs [tile] float32."""
-    sums = tl.zeros_like(y)
+    """What the rank pages of a group's mix add to a module's outputs [tile, GROUP_ROWS] float32."""
+    lane = tl.arange(0, GROUP_ROWS)
+    sums = tl.zeros([n.shape[0], GROUP_ROWS], tl.float32)
     if sequence >= 0:
         for entry in range(tl.load(start + sequence), tl.load(start + sequence + 1)):
             cell = tl.load(adapter + entry) * modules + module
             coefficient = tl.load(weight + entry)
             count = tl.load(rank + cell)
             pages = pool + tl.multiple_of(tl.load(offset + cell) + count * a_page, 32)
-            sums += coefficient * vector_part(y, n, inside, pool, cell, gain, constant)
             for first in range(0, count, RANKS):
                 r = first + tl.arange(0, RANKS)
                 b = tl.load(
-                    pages + r[:, None] * b_page + n[None, :],
-                    mask=(r < count)[:, None] & inside[None, :],
+                    pages + r[None, :] * b_page + n[:, None],
+                    mask=(r < count)[None, :] & inside[:, None],
                     other=0.0,
-                )
-                reduced = tl.zeros([RANKS], tl.float32)
+                ).to(DOT)
+                wanted = (r < count)[:, None] & (lane < rows)[None, :]
+                reduced = tl.zeros([RANKS, GROUP_ROWS], tl.float32)
                 for part in range(0, slices, SLICES):
                     s = part + tl.arange(0, SLICES)
                     parts = tl.load(
-                        place + s[:, None] * per_slice + r[None, :],
-                        mask=(s < slices)[:, None] & (r < count)[None, :],
+                        place[None, None, :] + s[:, None, None] * per_slice + r[None, :, None],
+                        mask=(s < slices)[:, None, None] & wanted[None, :, :],
                         other=0.0,
                     )
                     reduced += tl.sum(parts, axis=0)
-                sums += tl.sum(b.to(tl.float32) * (reduced * coefficient)[:, None], axis=0)
+                scaled = reduced * coefficient
+                # Tensor cores want both factors in the pages' own type: A x is multiplied in two parts of it.
+                high = scaled.to(pool.dtype.element_ty).to(DOT)
+                sums = tl.dot(b, high, sums, input_precision="ieee")
+                if tl.float32 != pool.dtype.element_ty:
+                    low = (scaled - high.to(tl.float32)).to(pool.dtype.element_ty).to(DOT)
+                    sums = tl.dot(b, low, sums, input_precision="ieee")
             place += count
     return sums
 

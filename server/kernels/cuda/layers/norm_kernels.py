@@ -3,14 +3,22 @@
 ``x' = x + s · norm(y)`` is the residual stream, where the norm of what is added, and the scale, are those of
 some families only; ``h = norm(x')`` is what the next matrices multiply. Roundings are those of the PyTorch
 layer. A program knows a whole row's sum of squares, and makes one slice of ``h``; for that slice it
-multiplies the A of a module that the row's mix has. A row without a mix is one program's. Rows are read in
-tiles of WHOLE features: piece by piece, most of the time would go into waiting for the next.
+multiplies the A of a module that the mix of its group has. A row without a mix is one program's. Rows are
+read in tiles of WHOLE features: piece by piece, most of the time would go into waiting for the next.
 """
 
 import triton
 import triton.language as tl
 
-from manylora.server.kernels.cuda.layers.mix_kernels import has_pages, rounded, shrink_slice, vector_delta
+from manylora.server.kernels.cuda.layers.mix_kernels import (
+    group_of,
+    has_pages,
+    rounded,
+    shrink_tile,
+    vector_delta,
+    with_column,
+)
+from manylora.server.kernels.cuda.lora_kernels import GROUP_ROWS
 
 
 @triton.jit
@@ -126,6 +134,7 @@ def norm_rows(
     pool,
     a_page,
     sequences,  # [T] the sequence of each row, -1: none
+    groups,  # [T, 3] with PAGES
     start,
     adapter,
     weight,
@@ -147,67 +156,73 @@ def norm_rows(
     SCALE: tl.constexpr,
     MIXES: tl.constexpr,  # adapters may change the norms
     PAGES: tl.constexpr,  # the A of the mixes is multiplied here
+    TENSOR: tl.constexpr,
+    DOT: tl.constexpr,
 ):
-    """One program for each row; with PAGES for each row, slice and module that takes h."""
-    row, part, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    sequence = -1
+    """One program for each row; with PAGES for each group, slice and module that takes h."""
+    item, part, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    first_row, last_row, sequence = group_of(item, groups, sequences, MIXES, PAGES)
     mixed = False
-    if MIXES:
-        sequence = tl.load(sequences + row)
     if PAGES:
         mixed = has_pages(sequence, start)
     begin = part * SLICE
     if (mixed and begin < width) or (part + which == 0):
-        at = row.to(tl.int64)
-        x += at * x_stride
-        y += at * y_stride
-        h, after = h_out + at * width, x_out + at * width
-        spread = 0.0
-        if POST:
+        tile = tl.zeros([SLICE, GROUP_ROWS], DOT)
+        for row in range(first_row, last_row):
+            at = tl.cast(row, tl.int64)
+            own, added = x + at * x_stride, y + at * y_stride
+            h, after = h_out + at * width, x_out + at * width
+            spread = 0.0
+            if POST:
+                squares = tl.zeros([WHOLE], tl.float32)
+                for first in range(0, width, WHOLE):
+                    k = first + tl.arange(0, WHOLE)
+                    values = tl.load(added + k, mask=k < width, other=0.0).to(tl.float32)
+                    squares += values * values
+                spread = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
             squares = tl.zeros([WHOLE], tl.float32)
             for first in range(0, width, WHOLE):
                 k = first + tl.arange(0, WHOLE)
-                values = tl.load(y + k, mask=k < width, other=0.0).to(tl.float32)
-                squares += values * values
-            spread = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
-        squares = tl.zeros([WHOLE], tl.float32)
-        for first in range(0, width, WHOLE):
-            k = first + tl.arange(0, WHOLE)
-            values = residual(
-                x, y, k, k < width, spread, post_weight, residual_scale, pool, sequence,
-                start, adapter, weight,
-                gain, constant, modules, post_module, ADD, POST, SCALE, MIXES,
-            )  # fmt: skip
-            squares += values * values
-        of_x = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
-        if not mixed:
-            for first in range(0, width, WHOLE):
-                k = first + tl.arange(0, WHOLE)
                 values = residual(
-                    x, y, k, k < width, spread, post_weight, residual_scale, pool, sequence,
+                    own, added, k, k < width, spread, post_weight, residual_scale, pool, sequence,
                     start, adapter, weight,
                     gain, constant, modules, post_module, ADD, POST, SCALE, MIXES,
                 )  # fmt: skip
-                finished(
-                    values, k, k < width, of_x, norm_weight, h, after, True, pool, sequence,
-                    start, adapter, weight, gain, constant, modules, norm_module, ADD, MIXES,
-                )  # fmt: skip
+                squares += values * values
+            of_x = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / width + eps)
+            if not mixed:
+                for first in range(0, width, WHOLE):
+                    k = first + tl.arange(0, WHOLE)
+                    values = residual(
+                        own, added, k, k < width, spread, post_weight, residual_scale, pool, sequence,
+                        start, adapter, weight,
+                        gain, constant, modules, post_module, ADD, POST, SCALE, MIXES,
+                    )  # fmt: skip
+                    finished(
+                        values, k, k < width, of_x, norm_weight, h, after, True, pool, sequence,
+                        start, adapter, weight, gain, constant, modules, norm_module, ADD, MIXES,
+                    )  # fmt: skip
+            if PAGES:
+                if mixed:
+                    k = begin + tl.arange(0, SLICE)
+                    inside = k < width
+                    values = residual(
+                        own, added, k, inside, spread, post_weight, residual_scale, pool, sequence,
+                        start, adapter, weight,
+                        gain, constant, modules, post_module, ADD, POST, SCALE, MIXES,
+                    )  # fmt: skip
+                    result = finished(
+                        values, k, inside, of_x, norm_weight, h, after, which == 0, pool, sequence,
+                        start, adapter, weight, gain, constant, modules, norm_module, ADD, MIXES,
+                    )  # fmt: skip
+                    tile = with_column(tile, row - first_row, result)
         if PAGES:
             if mixed:
                 k = begin + tl.arange(0, SLICE)
-                inside = k < width
-                values = residual(
-                    x, y, k, inside, spread, post_weight, residual_scale, pool, sequence,
-                    start, adapter, weight,
-                    gain, constant, modules, post_module, ADD, POST, SCALE, MIXES,
-                )  # fmt: skip
-                result = finished(
-                    values, k, inside, of_x, norm_weight, h, after, which == 0, pool, sequence,
-                    start, adapter, weight, gain, constant, modules, norm_module, ADD, MIXES,
-                )  # fmt: skip
-                place = (part * tl.num_programs(0) + row) * tl.num_programs(2) + which
-                shrink_slice(
-                    result, k, inside, pool,
+                rows = first_row + tl.arange(0, GROUP_ROWS)
+                place = ((part * tl.num_programs(0) + rows) * tl.num_programs(2) + which).to(tl.int64)
+                shrink_tile(
+                    tile, k, k < width, last_row - first_row, pool,
                     a_page, sequence, start, adapter, offset, rank, modules,
-                    module + which, partial + place.to(tl.int64) * capacity, RANKS,
+                    module + which, partial + place * capacity, RANKS, TENSOR,
                 )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from manylora.server.kernels.buffers import sent
-from manylora.server.kernels.cuda.lora import TiledPages, tiles_of
+from manylora.server.kernels.cuda.lora import TiledPages, groups_of, tiles_of
 from manylora.server.kernels.cuda.mixes import LoraTables, lora_tables, total_rank
 from manylora.server.kernels.inputs import AdapterPages, LoraInputs, StepInputs
 from manylora.server.kernels.reference.lora import split_rows
@@ -23,8 +23,9 @@ class RowMixes:
     pool: torch.Tensor
     tables: LoraTables
     sequences: torch.Tensor  # [T] int32: the sequence of each row
+    groups: torch.Tensor | None  # [T, 3] int32 of rows that decode; see ``mix_kernels.py``
     capacity: int  # the largest sum of ranks that a sequence's mix has in a module
-    tiles: TiledPages | None  # rank pages are multiplied tile by tile; None: row by row, inside other kernels
+    tiles: TiledPages | None  # rank pages are multiplied tile by tile; None: in groups, inside other kernels
     scaled: bool = False  # some of its adapters have input gains
 
 
@@ -66,14 +67,19 @@ def row_mixes(pool: torch.Tensor, inputs: StepInputs, modules: int, takes: Takes
         return None
     counts = np.diff(inputs.query_start)
     tables, capacity = lora_tables(lora, modules, pool.device), total_rank(lora)
-    segments, _ = split_rows(lora, inputs.query_start, 1)
-    tiles = sent(tiles_of(segments), pool.device)
+    decoding, groups, tiles = bool((counts == 1).all()), None, None
+    if decoding:
+        groups = sent(groups_of(lora, len(counts)), pool.device)
+    else:
+        segments, _ = split_rows(lora, inputs.query_start, 1)
+        tiles = TiledPages(pool, tables, capacity, sent(tiles_of(segments), pool.device), vectors=True)
     owner = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return RowMixes(
         pool=pool,
         tables=tables,
         sequences=sent(owner, pool.device),
+        groups=groups,
         capacity=capacity,
-        tiles=None if (counts == 1).all() else TiledPages(pool, tables, capacity, tiles, vectors=True),
+        tiles=tiles,
         scaled=takes.scaled(lora),
     )

@@ -55,4 +55,4 @@ class FusedStep:
     def _mixes(self, buffers: StepBuffers, scaled: bool) -> RowMixes:
         pool, tables, tiles = self._pool, buffers.mixes.tables, buffers.tiles
         tiled = None if tiles is None else TiledPages(pool, tables, MAX_RANK, tiles, vectors=True)
-        return RowMixes(pool, tables, buffers.sequences, MAX_RANK, tiled, scaled)
+        return RowMixes(pool, tables, buffers.sequences, buffers.groups, MAX_RANK, tiled, scaled)

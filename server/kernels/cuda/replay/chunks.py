@@ -70,6 +70,7 @@ class ChunkBuffers:
         self.logits_rows: torch.Tensor | None = there["logits_rows"]
         chunks = Chunks(there["pieces"], there["blocks"], min(_PIECE, rows))
         self.attention = AttentionPlan(self.slots, [chunks])
+        self.groups: torch.Tensor | None = None
         self.tiles: torch.Tensor | None = there["tiles"]
         self._nobody = sequences  # a sequence that never has a mix
         self.mixes = MixBuffers(sequences + 1, modules, device)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from manylora.server.kernels.cuda.attention import PARTITION, DecodeRows
+from manylora.server.kernels.cuda.lora import groups_of
 from manylora.server.kernels.cuda.replay.buckets import MAX_ROWS, Bucket, bucket_for
 from manylora.server.kernels.cuda.replay.mix_buffers import Adapters, GivenRows, MixBuffers, fits
 from manylora.server.kernels.cuda.replay.pinned_arrays import Mirror
@@ -58,8 +59,9 @@ class DecodeBuffers:
         every = torch.arange(rows, dtype=torch.int32, device=device)
         self.attention = DecodeRows(every, there["context"], there["blocks"], bucket.partitions)
         self.sequences = every
-        self.work = torch.stack([every, every], dim=1)  # (row, sequence) of :class:`RankPages`
         self.mixes = MixBuffers(rows, modules, device)
+        self._groups = Mirror({"groups": ((rows, 3), torch.int32)}, device)
+        self.groups: torch.Tensor | None = self._groups.device["groups"]
         self.given = GivenRows(rows, like)
 
     def fill(self, inputs: StepInputs) -> None:
@@ -72,5 +74,9 @@ class DecodeBuffers:
         width = min(inputs.block_tables.shape[1], here["blocks"].shape[1])
         here["blocks"][:n, :width] = inputs.block_tables[:, :width]
         self._step.send()
-        self.mixes.fill(inputs.lora)
+        if inputs.lora is not None and self.mixes.fill(inputs.lora):
+            self._groups.wait()
+            groups = self._groups.host["groups"]
+            groups[:] = groups_of(inputs.lora, len(groups))
+            self._groups.send()
         self.given.fill(inputs.embedded)

@@ -67,10 +67,10 @@ class MixBuffers:
         self._with_vectors = 0  # adapters that the tables of vectors were filled for
         self.tables = LoraTables(**self._mixes.device, **self._vectors.device)
 
-    def fill(self, lora: LoraInputs | None) -> None:
-        """Send those of a step; nothing is sent where they are there already, or none are read."""
+    def fill(self, lora: LoraInputs | None) -> bool:
+        """Send those of a step; False: nothing was sent, as they are there already, or none are read."""
         if lora is None or (self._last is not None and same_mixes(self._last, lora)):
-            return
+            return False
         self._mixes.wait()
         here, entries, adapters = self._mixes.host, len(lora.adapter), len(lora.adapters)
         here["start"][: len(lora.start)] = lora.start
@@ -81,6 +81,7 @@ class MixBuffers:
         self._mixes.send()
         self._fill_vectors(lora.adapters)
         self._last = lora
+        return True
 
     def _fill_vectors(self, adapters: tuple[AdapterPages, ...]) -> None:
         """Their tables are sent only where there are any, or were."""

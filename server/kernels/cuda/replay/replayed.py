@@ -37,7 +37,8 @@ class StepBuffers(Protocol):
     slots: torch.Tensor  # [T] int64
     sequences: torch.Tensor  # [T] int32: the sequence of each row, -1 or one without a mix for padding
     logits_rows: torch.Tensor | None  # [R] int64; None: all rows, in order
-    tiles: torch.Tensor | None  # [n, 3] int32 as :class:`TiledPages` takes them; None: mixes run row by row
+    groups: torch.Tensor | None  # [T, 3] int32 of rows whose mixes run inside other kernels
+    tiles: torch.Tensor | None  # [n, 3] int32 as :class:`TiledPages` takes them; None: mixes run in groups
     mixes: MixBuffers
     given: GivenRows
 

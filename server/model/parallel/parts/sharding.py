@@ -3,13 +3,14 @@
 Heads of attention and inner features of MLPs are divided. So q, k, v, gate and up are cut along their
 outputs, o and down along their inputs, whose products the ranks sum; the output head is cut along the
 vocabulary. Embeddings and norms are whole on every rank. Where there are more ranks than heads of keys and
-values, several ranks have the same one.
+values, several ranks have the same one. A norm of all heads together is cut like the heads, and the ranks
+sum the squares that it divides by.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,15 +109,26 @@ class Sharding:
             for name in weights.layers[0].matrices
             for cut in self.cuts(name, stacked=name in weights.stacked)
         ]
-        norms = weights.norm_modules(len(weights.layers)).stop - len(layer) * len(weights.layers)
-        return [*layer * len(weights.layers), *[WHOLE] * norms]
+        first, count = weights.layers[0], len(weights.layers)
+        norms = [
+            WHOLE if len(getattr(first, name)) == weights.head_dim else cut
+            for name, cut in self._of_norms(first.norms)
+        ]
+        return [*layer * count, *norms * count, WHOLE]
+
+    def _of_norms(self, names: Sequence[str]) -> list[tuple[str, Cut]]:
+        """Of a layer's norms, where those of queries and keys are of all heads together."""
+        query, key, _ = self.cuts("qkv", stacked=False)
+        return [(name, {"q_norm": query, "k_norm": key}.get(name, WHOLE)) for name in names]
 
     def of_names(self, family: Family) -> Iterator[tuple[str, Cut]]:
-        """Of every linear layer of a block, by its name there."""
+        """Of what is cut in a block, by its name there: linear layers, and norms of all heads together."""
         for matrix, modules in family.modules.items():
             yield from zip(
                 modules, self.cuts(matrix, stacked=matrix in _STACKABLE and len(modules) == 1), strict=True
             )
+        if _norms_of_all_heads(family):
+            yield from ((family.norms[name], cut) for name, cut in self._of_norms(["q_norm", "k_norm"]))
 
     def config(self, config: Any) -> Any:
         """The transformers config of the share: a model with fewer heads and inner features."""
@@ -139,9 +151,19 @@ def unsupported(config: Any, count: int) -> str | None:
         return f"this model of type {kind!r} runs on the generic decoder, whose layers are not divided"
     if family.experts is not None:
         return f"experts are not divided, which models of type {kind!r} have"
-    if "input_norm" not in family.norms:
-        return f"models of type {kind!r} have norms over all heads together, which no rank has"
-    return _uneven(Sharding.of(config, 0, count))
+    whole = Sharding.of(config, 0, count)
+    reason = _uneven(whole)
+    if reason is None and _norms_of_all_heads(family) and 2 * count > min(whole.heads, whole.kv_heads):
+        return (
+            f"models of type {kind!r} have norms over all heads together, for which each rank needs two "
+            f"heads at least, and there are {whole.kv_heads} of keys and values"
+        )
+    return reason
+
+
+def _norms_of_all_heads(family: Family) -> bool:
+    """Whether queries and keys have norms of all heads together: where no norm stands before them."""
+    return "q_norm" in family.norms and "input_norm" not in family.norms
 
 
 def _uneven(whole: Sharding) -> str | None:

@@ -54,7 +54,7 @@ FIELDS: list[Case] = [
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         400,
         "messages[0].content[0].type",
-        "'text'",
+        "'image_url' is not supported by this server: parts are text",
     ),
     (CHAT, {"messages": [{**MESSAGES[0], "tool_calls": [{}]}]}, 400, "messages[0].tool_calls", "supported"),
     (CHAT, {"messages": [{**MESSAGES[0], "mood": "sad"}]}, 400, "messages[0].mood", "Unrecognized"),

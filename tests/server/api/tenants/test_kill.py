@@ -56,6 +56,7 @@ class Load:
 
 
 @pytest.mark.sweep  # starts a process for each time
+@pytest.mark.timeout(1800)
 def test_usage_survives_being_killed_under_load(tmp_path: Path, model: Path) -> None:
     options = [*small_options(model, tmp_path / "data"), "--admin-api-key", ADMIN]
     limits = {"max_concurrent_requests": 100, "monthly_tokens": 10**9}

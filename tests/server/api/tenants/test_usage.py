@@ -118,6 +118,8 @@ def test_usage_as_a_table(server: Running, http: httpx.Client) -> None:
     server.wait_until_idle()
     told = http.get("/v1/usage?format=csv&tenant=acme&by=hour", headers=bearer(ADMIN))
     assert told.headers["content-type"].startswith("text/csv")
+    described = http.get("/openapi.json", headers=bearer(ADMIN)).json()["paths"]["/v1/usage"]["get"]
+    assert described["responses"]["200"]["content"].keys() == {"application/json", "text/csv"}
     (row,) = csv.DictReader(io.StringIO(told.text))
     assert (row["tenant"], row["model"], row["requests"]) == ("acme", "(base)", "1")
     assert tuple(int(row[what]) for what in COUNTS) == usage(http)["(base)"]
