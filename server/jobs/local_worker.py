@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS: Final = 30.0  # without work, after which the process ends
 _GRACE = 10.0  # seconds that it gets at the server's end to write a checkpoint
 _LOOK_EVERY = 1.0  # seconds
+_AGAIN = 0.5  # seconds
 _AFTER_FAULT = 15.0  # seconds before another is started
 _NEEDS = (Need.VALIDATION, Need.TRAINING)
 
@@ -38,6 +39,7 @@ class LocalWorker:
         self._lock = data_dir / "tuning" / "worker.lock"
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._ending = False
         self.process: asyncio.subprocess.Process | None = None
 
     def start(self) -> None:
@@ -50,20 +52,21 @@ class LocalWorker:
 
     async def stop(self) -> None:
         """End the process once its step is written down, and look for no more work."""
+        self._ending = True
         process = self.process
         if process is not None and process.returncode is None:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
             with suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), _GRACE)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        while self._task is not None and not self._task.done():
+            self._task.cancel()  # again: what ends at the same moment may take the first one for its own
+            await asyncio.wait([self._task], timeout=_AGAIN)
 
     async def _run(self) -> None:
         await asyncio.to_thread(self._lock.parent.mkdir, parents=True, exist_ok=True)
         leases = self._registry.tuning_leases("")
-        while True:
+        while not self._ending:
             self._wake.clear()
             pause = _LOOK_EVERY
             try:
