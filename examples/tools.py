@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from examples.questions import DATA, read_questions
+from examples.questions import DATA, Question, read_questions
 from examples.recipe import Check, Conversation, HeldOut, Message, Recipe
 from examples.tool_tasks import Request, Task, ToolTasks, renamed
 from manylora.adapters.format.answers.events import Arguments, CallBegins
@@ -15,7 +16,10 @@ from manylora.adapters.format.answers.families import by_name
 from manylora.adapters.format.answers.parser import AnswerParser
 
 OFFERED = (2, 2, 3, 3, 4)  # tools at a time
-RENAMED = 0.3  # share of conversations with other names for tools and parameters
+EXCHANGES = (1, 1, 1, 2, 3)  # requests in a conversation, all with the tools that are offered
+RENAMED = 0.2  # share of offered tools with another name, and other names for their parameters
+NO_TOOL = 0.15  # share of requests that no tool is needed for
+TWO_CALLS = 0.05  # share of requests for two things at once
 CASES, UNSEEN, PLAIN = 50, 24, 12  # held-out requests: of trained tools, of others, of none
 SEED = 0
 
@@ -57,17 +61,34 @@ def calls(*requests: Request) -> Check:
     return lambda answer: calls_of(answer) == wanted
 
 
-def tools_recipe(rounds: int = 5) -> Recipe:
-    """Every phrasing ``rounds`` times with other values, among tools of which some are offered."""
-    tasks, rng = ToolTasks(DATA / "tools.txt"), random.Random(SEED)
-    writer = _Writer(tasks, rng)
+def tools_recipe(rounds: int = 2) -> Recipe:
+    """Every phrasing ``rounds`` times with other values, among tools of which some are offered.
+
+    What is held out is drawn apart from that, so that it stays the same whatever is trained on.
+    """
+    tasks = ToolTasks(DATA / "tools.txt")
+    writer = _Writer(tasks, random.Random(SEED))
     conversations = [
         writer.conversation(task, phrasing)
         for _ in range(rounds)
         for task in tasks.tasks
         for phrasing in task.phrasings
     ]
-    return Recipe(name="tools", conversations=conversations, held_out=_held_out(writer))
+    held_out = _held_out(_Writer(tasks, random.Random(SEED + 1)))
+    return Recipe(name="tools", conversations=conversations, held_out=held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Offered:
+    """A tool of a request, perhaps under other names than the task's own."""
+
+    task: Task
+    definition: Message
+    names: Mapping[str, str]  # of the tool and its parameters, by the task's own
+
+    def call(self, request: Request) -> Request:
+        arguments = {self.names.get(key, key): value for key, value in request.arguments.items()}
+        return Request(request.text, self.names.get(request.name, request.name), arguments)
 
 
 class _Writer:
@@ -77,40 +98,66 @@ class _Writer:
         self.tasks = tasks
         self.rng = rng
         self.trained = [task for task in tasks.tasks if task.trained]
-        self._questions = read_questions(DATA / "questions.txt")
-        self.rng.shuffle(self._questions)
+        self._questions: list[Question] = []
 
     def conversation(self, task: Task, phrasing: str) -> Conversation:
         """A request for ``task`` and what follows: mostly its call, at times more than that."""
-        request = self.tasks.request(task, phrasing, self.rng)
-        kind = self.rng.random()
-        if kind < 0.12:
-            question = self._questions.pop()
-            return Conversation(_turn(question.text, question.answer), self.offer())
-        if kind < 0.12 + RENAMED:
-            definition, names = renamed(task.definition, self.rng)
-            arguments = {names[key]: value for key, value in request.arguments.items()}
-            request = Request(request.text, names[request.name], arguments)
-            tools = [definition if each is task.definition else each for each in self.offer(task)]
-            return Conversation(_turn(request.text, "", request), tools)
-        if kind < 0.18 + RENAMED:
-            other = self.rng.choice([each for each in self.trained if each is not task])
-            second = self.tasks.request(other, self.rng.choice(other.phrasings), self.rng)
-            text = f"{request.text} {self.rng.choice(('And ', 'Also, ', ''))}{second.text}"
-            return Conversation(_turn(text, "", request, second), self.offer(task, other))
-        messages = _turn(request.text, "", request)
-        if kind < 0.28 + RENAMED and task.results:
-            result, told = self.tasks.result(task, request, self.rng)
-            messages += [{"role": "tool", "content": result}, {"role": "assistant", "content": told}]
-        return Conversation(messages, self.offer(task))
+        offered = [self._perhaps_renamed(each) for each in self._choose(task)]
+        asked = next(each for each in offered if each.task is task)
+        messages: list[Message] = []
+        for left in reversed(range(self.rng.choice(EXCHANGES))):
+            if self.rng.random() < NO_TOOL:
+                messages += self._question()
+            elif self.rng.random() < TWO_CALLS:
+                other = self.rng.choice([each for each in offered if each is not asked])
+                messages += self._two_calls(asked, phrasing, other)
+                break
+            else:
+                messages += self._call(asked, phrasing, with_result=left > 0 or self.rng.random() < 0.1)
+                if messages[-1].get("tool_calls"):
+                    break
+            asked = self.rng.choice(offered)
+            phrasing = self.rng.choice(asked.task.phrasings)
+        return Conversation(messages, [each.definition for each in offered])
 
     def offer(self, *wanted: Task) -> list[Message]:
-        """Some tools, ``wanted`` among them, in any order."""
+        """Some tools under their own names, ``wanted`` among them, in any order."""
+        return [task.definition for task in self._choose(*wanted)]
+
+    def _choose(self, *wanted: Task) -> list[Task]:
         others = [task for task in self.trained if task not in wanted]
         number = max(0, self.rng.choice(OFFERED) - len(wanted))
-        offered = [*wanted, *self.rng.sample(others, number)]
-        self.rng.shuffle(offered)
-        return [task.definition for task in offered]
+        chosen = [*wanted, *self.rng.sample(others, number)]
+        self.rng.shuffle(chosen)
+        return chosen
+
+    def _perhaps_renamed(self, task: Task) -> _Offered:
+        if self.rng.random() >= RENAMED:
+            return _Offered(task, task.definition, {})
+        return _Offered(task, *renamed(task.definition, self.rng))
+
+    def _question(self) -> list[Message]:
+        """One that no tool is needed for, answered; each comes once before any comes again."""
+        if not self._questions:
+            self._questions = read_questions(DATA / "questions.txt")
+            self.rng.shuffle(self._questions)
+        question = self._questions.pop()
+        return _turn(question.text, question.answer)
+
+    def _call(self, asked: _Offered, phrasing: str, *, with_result: bool) -> list[Message]:
+        """The call that answers a request, and, of tools that answer something, what is said of it."""
+        request = self.tasks.request(asked.task, phrasing, self.rng)
+        messages = _turn(request.text, "", asked.call(request))
+        if with_result and asked.task.results:
+            result, told = self.tasks.result(asked.task, request, self.rng)
+            messages += [{"role": "tool", "content": result}, {"role": "assistant", "content": told}]
+        return messages
+
+    def _two_calls(self, first: _Offered, phrasing: str, second: _Offered) -> list[Message]:
+        one = self.tasks.request(first.task, phrasing, self.rng)
+        two = self.tasks.request(second.task, self.rng.choice(second.task.phrasings), self.rng)
+        text = f"{one.text} {self.rng.choice(('And ', 'Also, ', ''))}{two.text}"
+        return _turn(text, "", first.call(one), second.call(two))
 
 
 def _held_out(writer: _Writer) -> list[HeldOut]:

@@ -147,8 +147,12 @@ class Uploads:
         """Forget uploads that ended a day ago and have no parts."""
         parts = select(upload_parts.c.upload)
         old = (uploads.c.expires <= now - _KEPT_SECONDS) & (uploads.c.status != PENDING)
+        gone = old & uploads.c.id.not_in(parts)
+        with self._database.read() as connection:
+            if connection.execute(select(uploads.c.id).where(gone).limit(1)).first() is None:
+                return
         with self._database.write_quietly() as connection:
-            connection.execute(delete(uploads).where(old & uploads.c.id.not_in(parts)))
+            connection.execute(delete(uploads).where(gone))
 
 
 class TooManyParts(Exception):

@@ -25,8 +25,8 @@ def speeds(
             bench.time(inputs[own])
         for _ in range(repeat):
             for own, bench in benches.items():
-                begin = perf_counter()
                 times: list[float] = []
+                begin = perf_counter()
                 while len(times) < 2 or perf_counter() - begin < seconds:
                     times.append(bench.time(inputs[own]))
                 found[name][own].append(shape.batch * shape.rows / median(times))

@@ -122,6 +122,8 @@ class StoredFiles:
             yield
         except BaseException:
             self.storage.take_back(path, name)
+            if mark is not None:
+                mark.unlink(missing_ok=True)
             raise
         path.unlink(missing_ok=True)
         if mark is not None:

@@ -30,7 +30,7 @@ class FileUploads:
 
     def __init__(self, uploads: Uploads, files: StoredFiles, max_parts: int) -> None:
         """``files`` takes the parts and what is made of them; an upload has at most ``max_parts``."""
-        self._uploads, self._files, self._max_parts = uploads, files, max_parts
+        self._uploads, self._files, self.max_parts = uploads, files, max_parts
         self._completing: set[str] = set()  # ids
 
     async def create(
@@ -99,7 +99,7 @@ class FileUploads:
 
     def _keep(self, path: Path, part: PartRecord, check: Check, room: int | None) -> None:
         with self._files.keeping(path, part.id):
-            self._uploads.add_part(part, check, most=self._max_parts, room=room)
+            self._uploads.add_part(part, check, most=self.max_parts, room=room)
 
     async def complete(
         self, upload: UploadRecord, part_ids: Sequence[str], md5: str | None, room: int | None

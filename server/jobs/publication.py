@@ -84,7 +84,7 @@ class Publications:
             await self._fail(job, folder, error)
             return
         steps = await asyncio.to_thread(lambda: by_step(read_metrics(Folder(folder.run).metrics)))
-        results = await asyncio.to_thread(self._results, job, folder, steps)
+        results = await asyncio.to_thread(self.keep_results, job, folder, steps)
         name = job.asked["name"]
         checkpoints: Checkpoints = [
             (step, checkpoint_name(name, step), at(steps, step)) for step in folder.exported()
@@ -135,7 +135,7 @@ class Publications:
         )
         await publication.done()
 
-    def _results(self, job: JobRecord, folder: JobFolder, steps: list[dict[str, Any]]) -> list[str]:
+    def keep_results(self, job: JobRecord, folder: JobFolder, steps: list[dict[str, Any]]) -> list[str]:
         """The ids of the job's result files: the table of measures, and the report."""
         run, found = Folder(folder.run), []
         with TemporaryDirectory(dir=folder.root) as scratch:

@@ -67,7 +67,7 @@ class Tuning:
             return None if tenant is None else tenant.settings.limits.adapter_bytes
 
         self._leases = registry.tuning_leases(f"server-{uuid4().hex}")
-        self._publications = Publications(self._leases, adapters, files, self.data_dir, room)
+        self.publications = Publications(self._leases, adapters, files, self.data_dir, room)
         self.worker = LocalWorker(registry, self.data_dir, self.told) if mode == "local" else None
         self.estimates = asyncio.Semaphore(1)  # of jobs that are only asked about
         self._task: asyncio.Task[None] | None = None
@@ -112,9 +112,9 @@ class Tuning:
         while True:
             try:
                 if await asyncio.to_thread(self._leases.waiting, [Need.PUBLICATION], self.base):
-                    await self._publications.work()
+                    await self.publications.work()
                 if looks % _CLEAN_EVERY == 0:
-                    await asyncio.to_thread(self._clean_up)
+                    await asyncio.to_thread(self.clean_up)
             except (OSError, StoreError) as error:
                 logger.warning("fine-tuned models wait to be published: %s", error)
             except Exception:  # one job's fault must not keep the others waiting
@@ -122,7 +122,7 @@ class Tuning:
             looks += 1
             await asyncio.sleep(_LOOK_EVERY)
 
-    def _clean_up(self) -> None:
+    def clean_up(self) -> None:
         """End the jobs of tenants that are gone, and remove the directories of what nobody works on."""
         self.jobs.cancel_of_nobody()
         root = self.data_dir / "tuning"

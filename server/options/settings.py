@@ -166,7 +166,7 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[Size, Option(HTTP, "SIZE", "Larger uploads are refused.")] = 2**30
     files_url: Annotated[
         str | None,
-        Option(HTTP, "URL", "Clients' files go here, as s3://bucket/files.", default="in --data-dir"),
+        Option(HTTP, "URL", "Clients' files: s3://bucket/a.", default="in --data-dir"),
         Field(min_length=1, max_length=2048),
     ] = None
     response_store: Annotated[SizeOrNone, Option(HTTP, "SIZE", "Responses kept, 30 days; 0: none.")] = (
@@ -331,7 +331,7 @@ class Settings(BaseSettings):
     ] = "text"
     otlp_endpoint: Annotated[
         str | None,
-        Option(OPERATION, "URL", "Send traces there (OTLP/HTTP).", default="OTEL_EXPORTER_OTLP_ENDPOINT"),
+        Option(OPERATION, "URL", "Traces go there.", default="OTEL_EXPORTER_OTLP_ENDPOINT"),
         Field(pattern=r"^https?://[^\s/]+(/\S*)?$", max_length=2048),
     ] = None
     access_log: Annotated[bool, Option(OPERATION, "", "One log line a request.", switch=True)] = False

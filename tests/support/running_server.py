@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -106,14 +107,15 @@ class Running:
 @contextmanager
 def serving(service: Service) -> Iterator[Running]:
     """Serve ``service`` until the block ends."""
-    connections = Connections(connection_limits(service.config))
+    limits = connection_limits(service.config)
     config = uvicorn.Config(
         create_app(service),
         host="127.0.0.1",
         port=0,
         log_level="warning",
-        http=bounded_protocol(connections),
+        http=bounded_protocol(Connections(limits)),
         root_path=service.config.root_path.rstrip("/"),
+        timeout_keep_alive=math.ceil(limits.idle),  # uvicorn's own is short on a busy processor
     )
     server = _Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn")

@@ -209,7 +209,7 @@ def _coded_on_device(layer: Any, products: Any) -> nn.Module:
     tensors = {f.name: getattr(codes, f.name) for f in fields(codes)}
     there = replace(codes, **{n: OnDevice(t) for n, t in tensors.items() if isinstance(t, torch.Tensor)})
     product = products.of(there, bias, layer.dtype)
-    made: nn.Module = type(layer)(there, bias, layer.dtype, layer._dequantize, product)
+    made: nn.Module = type(layer)(there, bias, layer.dtype, product=product)
     return made
 
 

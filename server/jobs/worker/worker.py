@@ -46,7 +46,7 @@ class Worker:
 
     def __init__(self, registry: Registry, options: WorkerOptions) -> None:
         self._options = options
-        self._leases = registry.tuning_leases(options.name)
+        self.leases = registry.tuning_leases(options.name)
         self._registry = registry
         self._ending = threading.Event()
         self._busy = time.monotonic()  # when there was last something to do
@@ -62,7 +62,7 @@ class Worker:
 
     def run(self) -> None:
         """Work, the training in this thread."""
-        checking = threading.Thread(target=self._repeat, args=(Need.VALIDATION, self._validate), daemon=True)
+        checking = threading.Thread(target=self._repeat, args=(Need.VALIDATION, self.validate), daemon=True)
         checking.start()
         self._repeat(Need.TRAINING, self._train)
         self._ending.set()
@@ -75,7 +75,7 @@ class Worker:
                 if job is None:
                     self._ending.wait(_LOOK_EVERY)
                     continue
-                self._work_on(job, work)
+                self.work_on(job, work)
                 self._busy = time.monotonic()
             except StoreError as error:
                 logger.warning("jobs wait: %s", error)
@@ -83,20 +83,21 @@ class Worker:
 
     def _take(self, need: Need) -> JobRecord | None:
         """The next job; the database is locked only where there is one."""
-        if not self._leases.waiting([need], self._options.base):
+        if not self.leases.waiting([need], self._options.base):
             return None
-        return self._leases.take([need], self._options.base, per_tenant=self._options.per_tenant)
+        return self.leases.take([need], self._options.base, per_tenant=self._options.per_tenant)
 
     def _is_idle(self) -> bool:
         limit = self._options.idle_seconds
         return limit is not None and time.monotonic() - self._busy > limit
 
-    def _work_on(self, job: JobRecord, work: Callable[[JobRecord], None]) -> None:
+    def work_on(self, job: JobRecord, work: Callable[[JobRecord], None]) -> None:
+        """Do ``work`` on a job that was taken, in its directory, and let go of it."""
         with self._directory(job) as free:
             if free:
                 with suppress(LeaseLost, NotAllowed):  # its owner has ended or paused it
                     work(job)
-        self._leases.release(job.id)
+        self.leases.release(job.id)
         if not free:
             self._ending.wait(_BUSY_WAIT)
 
@@ -123,15 +124,16 @@ class Worker:
         """
         return revision_directory(self._options.place.data_dir, job.asked["init"])
 
-    def _validate(self, job: JobRecord) -> None:
-        self._leases.tell(job.id, Said(f"Validating training file: {job.training_file}"))
-        with Heartbeat(self._leases, job.id, lambda _: None, lambda: False):
+    def validate(self, job: JobRecord) -> None:
+        """Check a job's files: it waits for training afterwards, or has failed."""
+        self.leases.tell(job.id, Said(f"Validating training file: {job.training_file}"))
+        with Heartbeat(self.leases, job.id, lambda _: None, lambda: False):
             found = self._inspected(job)
         warned = [_said(each, "warn") for each in found.warnings]
         if found.faults:
             self._fail(job, found.faults, warned)
             return
-        self._leases.move(
+        self.leases.move(
             job.id,
             JobState.QUEUED,
             *warned,
@@ -157,14 +159,14 @@ class Worker:
         from manylora.server.jobs.worker.training import train_job  # noqa: PLC0415  (brings torch and TRL)
 
         if job.status is JobState.QUEUED:
-            job = self._leases.move(job.id, JobState.RUNNING, Said("Fine-tuning job started"))
+            job = self.leases.move(job.id, JobState.RUNNING, Said("Fine-tuning job started"))
         folder = self._folder(job)
         try:
             steps = train_job(
                 job,
                 folder,
                 self._options.place,
-                leases=self._leases,
+                leases=self.leases,
                 init_adapter=self._init_adapter(job),
                 ending=self._ending,
             )
@@ -181,7 +183,7 @@ class Worker:
             self._fail(job, [Fault("Training met an unexpected fault", "server_error", param="")], [])
         else:
             if steps is not None:
-                self._leases.move(
+                self.leases.move(
                     job.id,
                     JobState.RUNNING,
                     needs=Need.PUBLICATION,
@@ -191,7 +193,7 @@ class Worker:
 
     def _fail(self, job: JobRecord, faults: Any, before: list[Said]) -> None:
         first = faults[0]
-        self._leases.move(
+        self.leases.move(
             job.id,
             JobState.FAILED,
             *before,

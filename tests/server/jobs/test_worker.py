@@ -113,8 +113,8 @@ def test_a_paused_job_goes_on_to_the_same_end(setup: Setup, at_step: Any) -> Non
     """Status, checkpoint, and bit by bit the losses of a job that was never paused."""
     whole, paused = setup.add(), setup.add()
     calm = setup.worker()
-    calm._leases.take([Need.VALIDATION], "b")  # the first alone
-    calm._leases.release(whole)
+    calm.leases.take([Need.VALIDATION], "b")  # the first alone
+    calm.leases.release(whole)
     setup.registry.tuning.pause(paused)
     calm.run()
     assert trained(setup, whole)
@@ -198,9 +198,9 @@ def test_what_fails_says_so_without_paths(setup: Setup, monkeypatch: pytest.Monk
 def test_faults_of_files_are_told_by_line(setup: Setup, rows: Any, line: int, message: str) -> None:
     job_id = setup.add(rows)
     worker = setup.worker()
-    job = worker._leases.take([Need.VALIDATION], "b")
+    job = worker.leases.take([Need.VALIDATION], "b")
     assert job is not None
-    worker._work_on(job, worker._validate)
+    worker.work_on(job, worker.validate)
     failed = setup.job(job_id)
     assert failed.status is JobState.FAILED
     errors = [e for e in setup.registry.tuning_events.since(job_id, 0, 99) if e.level == "error"]

@@ -72,6 +72,5 @@ def check_all(found: list[dict[str, Any]], cases: Sequence[Case]) -> None:
 @pytest.mark.parametrize("arch", SHARED)
 def test_every_model_and_number_format(arch: str) -> None:
     found = compiled(arch)
-    for model in {case.model for case in ALL}:
-        assert {k["kernel"] for k in found if k["model"] == model} >= KERNELS
-    check(found)
+    # What one model has had compiled is there for the next, if it launches the same.
+    check_all(found, [case for case in ALL if case.arch == arch])

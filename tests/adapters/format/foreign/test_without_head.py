@@ -10,10 +10,10 @@ import torch
 from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import read_artifact
 from manylora.adapters.format.foreign.convert import convert
-from tests.adapters.format.kinds.test_hostile_matrices import VALID, config_of, tensors_of
 from tests.support.adapters import write_artifact
 from tests.support.artifact_cases import LIMITS
 from tests.support.kind_cases import BASE
+from tests.support.matrix_cases import VALID, config_of, tensors_of
 
 MASKS = {
     "0.q_proj": [True, False, True],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -194,14 +196,14 @@ def test_announcements_that_can_not_be_are_refused(running: Running, field: str,
 
 def test_an_upload_takes_so_many_parts(client: openai.OpenAI, running: Running) -> None:
     upload = begin(client, 9)
-    running.service.uploads._max_parts = 2
+    running.service.uploads.max_parts = 2
     try:
         for data in (b"a", b"b"):
             client.uploads.parts.create(upload.id, data=data)
         with pytest.raises(openai.BadRequestError, match="2 parts"):
             client.uploads.parts.create(upload.id, data=b"c")
     finally:
-        running.service.uploads._max_parts = 10_000
+        running.service.uploads.max_parts = 10_000
     client.uploads.cancel(upload.id)
     assert parts_on_disk(running) == []
 
@@ -300,3 +302,36 @@ def test_ids_are_no_paths(running: Running, upload_id: str) -> None:
         for path in (f"/v1/uploads/{upload_id}/cancel", f"/v1/uploads/{upload_id}/parts"):
             told: httpx.Response = http.post(path, files={"data": b"a"})
             assert told.status_code in (404, 405), told.text
+
+
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [("/v1/files", 512 << 20), ("/v1/uploads/{}/parts", 64 << 20), ("/v1/uploads/{}/complete", 4 << 20)],
+)
+def test_openais_bounds_are_held_before_a_byte_is_read(unbounded: Running, path: str, most: int) -> None:
+    upload = begin(unbounded.client(), 80 << 20)
+    address = urlsplit(unbounded.url)
+    kind = "application/json" if path.endswith("complete") else "multipart/form-data; boundary=x"
+    for declared, status in ((most + (1 << 20), b"413"), (most, b"")):
+        head = f"POST {path.format(upload.id)} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+        with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+            connection.sendall(f"{head}Content-Length: {declared}\r\n\r\n".encode())
+            connection.settimeout(30 if status else 0.5)
+            try:
+                told = connection.recv(12)[9:]
+            except TimeoutError:
+                told = b""  # it waits for the body
+        assert told == status, declared
+
+
+@pytest.fixture(scope="module")
+def unbounded(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Running]:
+    """A server with the default of --max-upload-bytes."""
+    with serving(tiny_service(model, tmp_path_factory.mktemp("unbounded"))) as server:
+        yield server
+
+
+def test_the_clients_own_size_of_parts_fits(unbounded: Running) -> None:
+    upload = begin(unbounded.client(), 64 << 20)
+    part = unbounded.client().uploads.parts.create(upload.id, data=bytes(64 << 20))
+    assert finish(unbounded.client(), upload.id, part_ids=[part.id]).file.bytes == 64 << 20

@@ -195,5 +195,5 @@ def test_the_base_is_known_by_its_files(running: Running, model: Path) -> None:
 
 def test_directories_of_ended_jobs_are_removed(running: Running) -> None:
     root = running.service.config.data_dir / "tuning"
-    running.service.tuning._clean_up()
+    running.service.tuning.clean_up()
     wait_until(lambda: not list(root.glob("ftjob-*")))

@@ -114,7 +114,7 @@ def test_a_deleted_tenants_job_leaves_nothing(
     acme, admin = manager(http, "acme"), bearer(ADMIN)
     first, second = begin(http, acme)["id"], begin(http, acme)["id"]
     running.service.tuning.jobs.pause(second)
-    monkeypatch.setattr(running.service.tuning, "_clean_up", lambda: None)
+    monkeypatch.setattr(running.service.tuning, "clean_up", lambda: None)
     http.delete("/v1/tenants/acme?adapters=true", headers=admin)
     other = manager(http, "acme")
     train(running, first, adapters / "alpha", adapters / "beta")
@@ -144,15 +144,15 @@ def test_a_cancelled_job_leaves_nothing(
     running: Running, http: httpx.Client, adapters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelled after its model was published, before it was said to have succeeded."""
-    admin, publications = bearer(ADMIN), running.service.tuning._publications
+    admin, publications = bearer(ADMIN), running.service.tuning.publications
     job = begin(http, admin)
-    results = publications._results
+    results = publications.keep_results
 
     def cancelled(*args: Any) -> list[str]:
         running.service.tuning.jobs.cancel(job["id"])
         return results(*args)
 
-    monkeypatch.setattr(publications, "_results", cancelled)
+    monkeypatch.setattr(publications, "keep_results", cancelled)
     train(running, job["id"], adapters / "alpha", adapters / "beta")
     assert ended(http, admin, job["id"])["status"] == "cancelled"
     wait_until(lambda: not [model for model in models(http, admin) if model.startswith("ft:")])

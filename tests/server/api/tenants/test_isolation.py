@@ -62,8 +62,8 @@ def test_models_lists_and_shows_what_a_tenant_may_use(http: httpx.Client) -> Non
         absent = http.get(f"/v1/models/{form.format('absent-one')}", headers=key)
         assert told.status_code == 404
         assert same_but_for_names(told, absent)
-    assert "alpha" not in http.get("/openapi.json", headers=key).text
-    assert "alpha" not in http.get("/openapi.json").text
+    for headers in (key, {}):  # "alpha" is a word of OpenAI's paths
+        assert "gamma" not in http.get("/openapi.json", headers=headers).text
     everything = http.get("/v1/models", headers=bearer(ADMIN)).json()["data"]
     assert {"alpha", "beta", "gamma"} < {model["id"] for model in everything}
 

@@ -30,10 +30,7 @@ def test_never_more_run_than_may(server: Running, http: httpx.Client) -> None:
 
     async def ask(client: httpx.AsyncClient) -> None:
         while seen["whole"] < STREAMS:
-            try:
-                told = await client.post("/v1/chat/completions", json=body, headers=bearer(key))
-            except httpx.ReadError:  # on a busy processor one of so many is too slow to ask
-                continue
+            told = await client.post("/v1/chat/completions", json=body, headers=bearer(key))
             seen[str(told.status_code)] += 1
             if told.status_code == 200:
                 seen["whole"] += told.text.rstrip().endswith("data: [DONE]")
