@@ -16,7 +16,7 @@ from manylora.server.api.http.limits import DEFAULT_DEADLINE
 from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import ModelNotFound, RequestError
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models", "adapters"])
 
 
 @router.delete("/{model_id:path}", summary="Delete a fine-tuned model")

@@ -31,12 +31,13 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another server's tests
+    fsspec.filesystem("s3").mkdir("bucket")
     try:
         yield "s3://bucket/files"
     finally:
         server.stop()
-        fsspec.filesystem("s3").clear_instance_cache()
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def stored(root: Path, url: str, name: str) -> StoredFiles:

@@ -1,8 +1,11 @@
 #include "kv_cache.h"
 
+#include "unpack_lanes.h"
+
 namespace {
 
 constexpr int64_t kLine = 2 * kBlockTokens;  // elements that share a pattern of scales
+constexpr int kVectors = kLine / simd::kLanes;
 constexpr float kLargest = 127.0f;
 constexpr int64_t kMaxHeadDim = 256;
 
@@ -25,12 +28,15 @@ bf16 encode(const bf16* head, int64_t head_dim, int8_t* codes) {
   return scale;
 }
 
-// A product of a code and a scale is exact in fp32: all instruction sets round it alike.
-ML_INLINE void decode_line(const int8_t* codes, const float* scale, bf16* out) {
-  alignas(64) float values[kLine];
-  for (int64_t i = 0; i < kLine; i++) values[i] = static_cast<float>(codes[i]);
-  for (int64_t i = 0; i < kLine; i += simd::kLanes) {
-    simd::store_bf16(out + i, simd::mul(simd::load(values + i), simd::load(scale + i)));
+// Lines of codes, of which every one has the same scales. A product of a code and a scale is exact in fp32: all
+// instruction sets round it alike.
+ML_INLINE void decode(const int8_t* codes, int64_t count, const simd::Float (&scale)[kVectors], bf16* out) {
+  for (int64_t i = 0; i < count; i += kLine) {
+    ML_UNROLL
+    for (int v = 0; v < kVectors; v++) {
+      const int64_t at = i + v * simd::kLanes;
+      simd::store_bf16(out + at, simd::mul(simd::from_bytes(codes + at), scale[v]));
+    }
   }
 }
 
@@ -39,15 +45,25 @@ ML_INLINE void decode_line(const int8_t* codes, const float* scale, bf16* out) {
 const bf16* KvCache::open(const char* unit, bf16* room) const {
   if (!coded) return reinterpret_cast<const bf16*>(unit);
   const int8_t* codes = reinterpret_cast<const int8_t*>(unit);
-  bf16 scale[2 * kBlockTokens];
-  memcpy(scale, unit + unit_elements(), sizeof scale);
-  alignas(64) float pattern[kLine];
-  for (int64_t i = 0; i < kLine; i++) pattern[i] = to_float(scale[i / 2]);
-  for (int64_t i = 0; i < values_at(); i += kLine) decode_line(codes + i, pattern, room + i);
+  bf16 stored[2 * kBlockTokens];
+  memcpy(stored, unit + unit_elements(), sizeof stored);
+  alignas(64) float factors[2 * kBlockTokens];  // of the 16 keys, then of the 16 values
+  for (int64_t i = 0; i < 2 * kBlockTokens; i += simd::kLanes) simd::store(factors + i, simd::load_bf16(stored + i));
+  alignas(64) float of_pair[kBlockTokens / 2][simd::kLanes];  // the two of a pair of values, in turns
   for (int64_t pair = 0; pair < kBlockTokens / 2; pair++) {
+    for (int64_t i = 0; i < simd::kLanes; i += 2) {
+      memcpy(of_pair[pair] + i, factors + kBlockTokens + 2 * pair, 2 * sizeof(float));
+    }
+  }
+  simd::Float scale[kVectors];
+  ML_UNROLL
+  for (int v = 0; v < kVectors; v++) scale[v] = simd::load_twice(factors + v * simd::kLanes / 2);
+  decode(codes, values_at(), scale, room);
+  for (int64_t pair = 0; pair < kBlockTokens / 2; pair++) {
+    ML_UNROLL
+    for (int v = 0; v < kVectors; v++) scale[v] = simd::load(of_pair[pair]);
     const int64_t at = values_at() + pair * 2 * head_dim;
-    for (int64_t i = 0; i < kLine; i++) pattern[i] = to_float(scale[kBlockTokens + 2 * pair + i % 2]);
-    for (int64_t i = at; i < at + 2 * head_dim; i += kLine) decode_line(codes + i, pattern, room + i);
+    decode(codes + at, 2 * head_dim, scale, room + at);
   }
   return room;
 }

@@ -51,14 +51,14 @@ def ended(server: Running) -> tuple[int, dict[str, int]]:
     return arm["requests"], reasons
 
 
-def admit_by(monkeypatch: pytest.MonkeyPatch, admit: Callable[[HeldMix], Awaitable[None]]) -> None:
+def admit_by(monkeypatch: pytest.MonkeyPatch, admit: Callable[..., Awaitable[None]]) -> None:
     """Have every mix wait for its adapters, by ``admit``."""
-    monkeypatch.setattr(HeldMix, "try_admit", lambda _: False)
+    monkeypatch.setattr(HeldMix, "try_admit", lambda *_: False)
     monkeypatch.setattr(HeldMix, "admit", admit)
 
 
 def test_an_adapter_that_can_not_be_loaded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def gone(_: object) -> Any:
+    async def gone(*_: object) -> Any:
         raise SourceMissing("its files are gone")
 
     admit_by(monkeypatch, gone)
@@ -84,7 +84,7 @@ def test_a_client_that_leaves_before_the_adapter_is_there(
 ) -> None:
     waits, left = asyncio.Event(), asyncio.Event()
 
-    async def never(_: object) -> Any:
+    async def never(*_: object) -> Any:
         waits.set()
         try:
             await asyncio.Event().wait()
