@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import ExitStack, aclosing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -26,7 +27,8 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from bench.run import resolve_base
+from bench import machine, report
+from bench.run import RESULTS, resolve_base
 
 WEIGHTS = {"one": 1.0, "two": 2.0, "four": 4.0}
 STREAMS = 32
@@ -209,14 +211,17 @@ def main(
     repeats: Annotated[int, typer.Option(help="Times that either server has its turn.")] = 4,
     seconds: Annotated[float, typer.Option(help="For which tenants compete.")] = 40.0,
 ) -> None:
-    """Measure, and print one line of JSON."""
+    """Measure; prints one JSON line and keeps it in bench/results."""
     directory = resolve_base(base)
-    many = ("--max-waiting", "4096")
+    many = ("--max-waiting", "4096", "--max-num-seqs", str(STREAMS))  # so that all have to wait
     with ExitStack() as running:
         plain = running.enter_context(server(directory, *many, "--scheduling", "fcfs"))
         fair = running.enter_context(server(directory, *many))
         told = asyncio.run(measure(plain, fair, rounds=rounds, repeats=repeats, seconds=seconds))
-    typer.echo(json.dumps(told))
+    setting = {"base": base, "rounds": rounds, "repeats": repeats, "seconds": seconds}
+    line = json.dumps({"bench": "tenants", **machine.setting(), **setting, **told})
+    report.save(line, RESULTS, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-tenants")
+    typer.echo(line)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,10 @@ class Counters:
     def has_work(self, name: str) -> bool:
         return name in self._work
 
+    def num_there(self, name: str) -> int:
+        """Sequences of ``name`` that run or wait."""
+        return self._work.get(name, 0)
+
     def paid(self, name: str) -> float:
         """What one that has work has paid."""
         return self._paid[name]

@@ -7,12 +7,17 @@ counters; whoever comes back from having none is lifted to the smallest counter 
 nobody saves up turns. Nothing is left idle for the sake of order.
 
 There are two levels of it: clients, and within a tenant the adapters that its requests name.
+
+Counters say who is next when a place is free. So that nobody has to wait until long answers of others end,
+places are shared by weight as well: who runs less than its share of them, and has paid no more, may take one
+from who runs more.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Seq
 from heapq import heapify, heappop, heappush
 from typing import Final
 
@@ -34,6 +39,7 @@ class Fairness:
         self.turns = Turns() if enabled else None  # for those who wait elsewhere
         self._clients = Counters()
         self._adapters: dict[str, Counters] = {}  # of tenants
+        self._weights: dict[str, float] = {}  # of clients that have work
         self._divided = 0  # tenants that have work for more than one adapter
 
     @property
@@ -55,6 +61,7 @@ class Fairness:
         if not self._clients.has_work(client.name) or not (own is None or own.has_work(adapter)):
             self.settle(running)
         self._clients.join(client.name)
+        self._weights[client.name] = client.weight
         if own is not None:
             self._divided -= own.contended
             own.join(adapter)
@@ -73,12 +80,47 @@ class Fairness:
             self._divided += own.contended
         for gone in self._clients.leave(client.name):
             self._adapters.pop(gone, None)
+        if not self._clients.has_work(client.name):
+            del self._weights[client.name]
         self.tell(running)
 
     def admitted(self, sequence: Sequence, cached: int) -> None:
         """A sequence is admitted for the first time, with so many tokens of its prompt in the cache."""
         self._begin(sequence)
         self._pay(sequence, PROMPT_TOKEN * max(0, len(sequence) - cached))
+
+    def is_owed(self, running: Seq[Sequence], places: int) -> bool:
+        """Whether somebody waits to whom :meth:`takes_place_of` would give one of the ``places``."""
+        self.settle(running)
+        counts, shares = self._places(running, places)
+        most = _furthest_above(counts, shares)
+        return most is not None and any(
+            self._clients.num_there(name) > counts[name] and self._may_take(name, most, counts, shares)
+            for name in shares
+        )
+
+    def takes_place_of(self, sequence: Sequence, running: Seq[Sequence], places: int) -> Sequence | None:
+        """Which of those that run, all ``places`` of them, gives way to ``sequence``.
+
+        It is the youngest of the client that is furthest above its share. A share is by weight among the
+        clients with work, and one place at least. None if nobody is above its share, or the client of
+        ``sequence`` runs its own, or has paid more than who would give way.
+        """
+        counts, shares = self._places(running, places)
+        most = _furthest_above(counts, shares)
+        if most is None or not self._may_take(sequence.client.name, most, counts, shares):
+            return None
+        return next(each for each in reversed(running) if each.client.name == most)
+
+    def _may_take(self, name: str, most: str, counts: Counter[str], shares: Mapping[str, float]) -> bool:
+        paid = self._clients.paid
+        return counts[name] + 1 <= shares[name] and paid(name) <= paid(most)
+
+    def _places(self, running: Seq[Sequence], places: int) -> tuple[Counter[str], dict[str, float]]:
+        """How many of the places each client has, and what its share of them is."""
+        total = sum(self._weights.values())
+        shares = {name: max(1.0, places * weight / total) for name, weight in self._weights.items()}
+        return Counter(each.client.name for each in running), shares
 
     def settle(self, running: Iterable[Sequence]) -> None:
         """Let clients pay for what was generated since they last did; comes before a look at the counters."""
@@ -144,3 +186,9 @@ class Fairness:
         self._clients.pay(client.name, amount / client.weight)
         if client is not EVERYBODY:
             self._adapters[client.name].pay(sequence.mix.label, amount)
+
+
+def _furthest_above(counts: Counter[str], shares: Mapping[str, float]) -> str | None:
+    """Who runs the most beyond its share of the places; None if nobody does."""
+    most = max(counts, key=lambda name: counts[name] - shares[name])
+    return most if counts[most] > shares[most] else None

@@ -140,7 +140,7 @@ class Scheduler:
         self._steps += 1
         self._limit.count()
         self._fairness.tell(self.running)
-        if self._repeated and self._grow_repeated():
+        if self._repeated and not (self.waiting and self._is_owed) and self._grow_repeated():
             next(iter(self._users.values())).last_turn = self._steps
             return self._repeated
         turns = list(self._users.values())
@@ -244,13 +244,19 @@ class Scheduler:
 
     def _admit(self, chosen: dict[int, Scheduled], room: _Room, weights: MergedWeights | None) -> None:
         """Start waiting sequences while rows, budget and blocks last; siblings wait for their leader."""
-        if room.rows <= 0 or len(self.running) >= self._max_running:
+        full = self._is_full
+        if not self._is_owed if full else room.rows <= 0:
             return
         for sequence in self._in_turn():
-            if room.rows <= 0 or len(self.running) >= self._max_running:
+            if (room.rows <= 0 and not full) or (self._is_full and not self._is_owed):
                 break
             if sequence.mix.merged is not weights or _follows_unfinished_prompt(sequence):
                 continue
+            if self._is_full and not self._gets_place(sequence, chosen, room):
+                continue
+            full = False  # whoever gave way has left a row as well
+            if room.rows <= 0:
+                break
             cached = self.blocks.match_prefix(sequence)
             if not self.blocks.fits(sequence, len(sequence)):  # the whole prompt, not just its first chunk
                 self.blocks.free(sequence)
@@ -263,6 +269,26 @@ class Scheduler:
             if count:  # 0: its turn to deliver logits comes in a later step
                 chosen[sequence.id] = Scheduled(sequence, count)
                 room.take(chosen[sequence.id])
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.running) >= self._max_running
+
+    @property
+    def _is_owed(self) -> bool:
+        """Whether somebody waits who runs less than its share of the places, all of which are taken."""
+        return self._fairness.contended and self._fairness.is_owed(self.running, self._max_running)
+
+    def _gets_place(self, sequence: Sequence, chosen: dict[int, Scheduled], room: _Room) -> bool:
+        """Preempt one of a client above its share for ``sequence``; False if nobody has to give way."""
+        victim = self._fairness.takes_place_of(sequence, self.running, self._max_running)
+        if victim is None:
+            return False
+        dropped = chosen.pop(victim.id, None)
+        if dropped is not None:
+            room.take(dropped, -1)
+        self._preempt(victim)
+        return True
 
     def _in_turn(self) -> Iterator[Sequence]:
         """What waits, each client's in its order; next is who got the least service until then."""

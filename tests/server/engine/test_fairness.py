@@ -45,18 +45,70 @@ def test_service_is_by_weight_within_a_twentieth_while_one_floods() -> None:
 
 
 @pytest.mark.parametrize("flood", [0, 100])
-def test_who_sends_little_waits_for_a_place_and_not_for_the_flood(flood: int) -> None:
+def test_who_sends_little_waits_for_nobody(flood: int) -> None:
+    """Not even until one of the flood has ended: it takes the place of one, which goes on later."""
     made = scheduler(seqs=SEQS, tokens=32)
     traffic = Traffic(made, {Client("flood"): flood, EVERYBODY: 1})
     traffic.run(50)
     for _ in range(20):
         sequence = traffic.send(Client("light"))
-        steps = 0
-        while sequence.first_scheduled is None:
-            traffic.run(1)
-            steps += 1
-        assert steps <= MOST + 1  # that the next place is free
-        traffic.run(MOST)
+        traffic.run(1)
+        assert sequence.first_scheduled is not None
+        traffic.run(2 * MOST)
+        assert sequence.finish_reason is not None
+
+
+@given(weights, st.integers(3, 12), st.lists(st.integers(13, 30), min_size=4, max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_places_move_towards_the_shares_and_never_back(
+    given_weights: list[float], places: int, backlogs: list[int]
+) -> None:
+    """One client after the other comes; each takes at most its share, once."""
+    made = scheduler(seqs=places, tokens=32, blocks=1000)
+    clients = [Client(str(index), weight) for index, weight in enumerate(given_weights)]
+    for number, client in enumerate(clients):
+        for _ in range(backlogs[number]):
+            made.add(make_sequence([1], max_tokens=1000, client=client))
+        there = clients[: number + 1]
+        share = max(1.0, places * client.weight / sum(each.weight for each in there))
+        made.take_preemptions()
+        for _ in range(100):
+            step(made)
+        assert len(made.running) == places
+        assert sum(sequence.client is client for sequence in made.running) <= (share if number else places)
+        assert made.take_preemptions() <= places
+
+
+def test_clients_of_one_weight_have_as_many_places() -> None:
+    made = scheduler(seqs=12, tokens=32, blocks=1000)
+    for number in range(1, 5):
+        for _ in range(20):
+            made.add(make_sequence([1], max_tokens=1000, client=Client(str(number))))
+        for _ in range(30):
+            step(made)
+        counts = Counter(sequence.client.name for sequence in made.running)
+        assert set(counts.values()) == {12 // number}
+
+
+def test_one_place_is_not_taken_from_who_has_one() -> None:
+    made = scheduler(seqs=2, tokens=32)
+    for name in ("a", "b", "c"):
+        made.add(make_sequence([1], max_tokens=50, client=Client(name)))
+    for _ in range(20):
+        step(made)
+    assert [sequence.client.name for sequence in made.running] == ["a", "b"]
+
+
+def test_a_step_with_no_row_to_spare_gives_one_with_the_place() -> None:
+    made = scheduler(seqs=4, tokens=4)
+    for _ in range(8):
+        made.add(make_sequence([1], max_tokens=50, client=Client("flood")))
+    step(made)
+    late = make_sequence([1], max_tokens=2, client=Client("late"))
+    made.add(late)
+    step(made)
+    assert late.first_scheduled is not None
+    assert len(made.running) == 4
 
 
 def test_alone_a_client_gets_everything_and_saves_nothing_up() -> None:
