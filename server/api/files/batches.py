@@ -15,7 +15,7 @@ from manylora.server.api.files.expires_after import ExpiresAfter
 from manylora.server.api.files.files import found
 from manylora.server.api.files.pages import Parameters, page_answer
 from manylora.server.api.http import limits
-from manylora.server.api.http.body import RequestBody, bounded, parse_body
+from manylora.server.api.http.body import Metadata, RequestBody, parse_body
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
@@ -46,16 +46,7 @@ class BatchBody(RequestBody):
         "/v1/compare",
     ]
     completion_window: Literal["24h"]
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, Field(max_length=limits.MAX_METADATA_KEY)],
-                Annotated[str, Field(max_length=limits.MAX_METADATA_VALUE)],
-            ],
-            bounded(limits.MAX_METADATA, "metadata"),
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from manylora.server.api.http import limits
-from manylora.server.api.http.body import RequestBody, bounded
+from manylora.server.api.http.body import Metadata, RequestBody
 from manylora.server.errors import RequestError
 
 MAX_SUFFIX: Final = 64
@@ -102,16 +102,7 @@ class JobBody(RequestBody):
     validation_file: _FILE | None = None
     suffix: str | None = Field(None, min_length=1, max_length=MAX_SUFFIX)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, Field(max_length=limits.MAX_METADATA_KEY)],
-                Annotated[str, Field(max_length=limits.MAX_METADATA_VALUE)],
-            ],
-            bounded(limits.MAX_METADATA, "metadata"),
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = Field(None, description="Deprecated: 'method' has them.")
     integrations: list[Any] | None = Field(None, max_length=64)

@@ -6,13 +6,19 @@ import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from manylora.server.api.http.limits import MAX_FIELDS, MAX_NAME_SHOWN
+from manylora.server.api.http.limits import (
+    MAX_FIELDS,
+    MAX_METADATA,
+    MAX_METADATA_KEY,
+    MAX_METADATA_VALUE,
+    MAX_NAME_SHOWN,
+)
 from manylora.server.api.http.state import ignored_fields, service_of
 from manylora.server.errors import RequestError
 
@@ -165,3 +171,12 @@ def check_size(value: Any, limit: int, name: str) -> Any:
 def bounded(limit: int, name: str) -> BeforeValidator:
     """A field's validator that applies :func:`check_size` before any item is looked at."""
     return BeforeValidator(lambda value: check_size(value, limit, name))
+
+
+Metadata = Annotated[  # words of a client's own about an object, as OpenAI bounds them
+    dict[
+        Annotated[str, Field(max_length=MAX_METADATA_KEY)],
+        Annotated[str, Field(max_length=MAX_METADATA_VALUE)],
+    ],
+    bounded(MAX_METADATA, "metadata"),
+]

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from manylora.adapters.mix import MAX_ENTRIES
 from manylora.server.api.http import limits
-from manylora.server.api.http.body import RequestBody, bounded
+from manylora.server.api.http.body import Metadata, RequestBody, bounded
 from manylora.server.api.request.fields.field import Place
 from manylora.server.api.request.fields.table import rules_of
 from manylora.server.api.request.hand_read import each_object, sifted, unsupported_kind
@@ -105,15 +105,6 @@ def _tool_choice(value: Any) -> Any:
         '\'tool_choice\' must be "none", "auto", "required", a function by its name, or allowed tools',
         "tool_choice",
     )
-
-
-Metadata = Annotated[
-    dict[
-        Annotated[str, Field(max_length=limits.MAX_METADATA_KEY)],
-        Annotated[str, Field(max_length=limits.MAX_METADATA_VALUE)],
-    ],
-    bounded(limits.MAX_METADATA, "metadata"),
-]
 
 
 class ResponsesBody(SamplingBody):

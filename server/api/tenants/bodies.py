@@ -19,7 +19,7 @@ from manylora.adapters.registry.tenants.records import (
     is_tenant_name,
 )
 from manylora.server.api.http import limits
-from manylora.server.api.http.body import RequestBody, bounded
+from manylora.server.api.http.body import Metadata, RequestBody, bounded
 
 MIN_WEIGHT: Final = 0.01
 MAX_WEIGHT: Final = 100.0
@@ -49,13 +49,6 @@ Pattern = Annotated[
 ]
 Patterns = Annotated[list[Pattern], bounded(MAX_PATTERNS, "adapters")]
 Limit = Annotated[int, Field(ge=1, le=2**53)]
-Metadata = Annotated[
-    dict[
-        Annotated[str, Field(max_length=limits.MAX_METADATA_KEY)],
-        Annotated[str, Field(max_length=limits.MAX_METADATA_VALUE)],
-    ],
-    bounded(limits.MAX_METADATA, "metadata"),
-]
 
 
 class RateFields(RequestBody):
