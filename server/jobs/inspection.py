@@ -122,7 +122,7 @@ def estimated(found: Inspection, asked: Mapping[str, Any], folder: JobFolder, pl
         "trained_tokens": found.trained_tokens,
         "steps": found.steps,
         "memory_bytes": memory,
-        "seconds": round(work / _speed(torch, device, dtype), 1),
+        "seconds": float(f"{work / _speed(torch, device, dtype):.3g}"),
         "hyperparameters": dict(found.hyperparameters),
     }
 
