@@ -22,6 +22,7 @@ LORA_OPTIONS: Final[Mapping[str, str]] = {
     "init": "init",
     "quantization": "quantization",
 }
+Task = Literal["sft", "dpo", "classification", "embedding"]
 MAX_LENGTH: Final = 4096  # tokens of a row, where the model reads as many
 
 
@@ -53,6 +54,14 @@ def place_of(
     return Place(model, data_dir, MAX_LENGTH if reads is None else reads, dtype, device)
 
 
+def task_of(asked: Mapping[str, Any]) -> Task:
+    """What a job trains, as the trainer calls it."""
+    if asked.get("task") is not None:
+        task: Task = asked["task"]
+        return task
+    return "dpo" if asked["method"] == "dpo" else "sft"
+
+
 def train_config(
     asked: Mapping[str, Any],
     hyperparameters: Mapping[str, Any],
@@ -75,10 +84,9 @@ def train_config(
     Raises:
         pydantic.ValidationError: options are out of range or do not go together.
     """
-    dpo = asked["method"] == "dpo"
     options: dict[str, Any] = {LORA_OPTIONS[name]: value for name, value in asked["lora"].items()}
     options |= {"eval_path": folder.data(VALIDATION)} if validation else {"eval_split": 0.0}
-    if dpo:
+    if asked["method"] == "dpo":
         options["dpo_beta"] = hyperparameters["beta"]
     return TrainConfig(
         base_model=place.model,
@@ -87,7 +95,7 @@ def train_config(
         train_path=folder.data(TRAINING),
         output_dir=folder.run,
         name=asked["name"],
-        task="dpo" if dpo else "sft",
+        task=task_of(asked),
         max_length=min(MAX_LENGTH, place.max_length),
         num_train_epochs=hyperparameters["n_epochs"],
         batch_size=hyperparameters["batch_size"],

@@ -28,10 +28,10 @@ def upload(client: openai.OpenAI, rows: Sequence[Any] = ROWS) -> str:
 
 
 def begin(client: openai.OpenAI, rows: Sequence[Any] = ROWS, **fields: Any) -> Any:
-    """A new job on rows, with few steps unless it is told otherwise."""
-    lora = {"r": 4, **fields.pop("lora", {})}
+    """A new job on rows, with few steps unless it is told otherwise; ``extra``: beyond OpenAI's fields."""
+    extra = {"lora": {"r": 4, **fields.pop("lora", {})}, **fields.pop("extra", {})}
     default = {"model": "tiny", "training_file": upload(client, rows), "seed": 1, "hyperparameters": FEW}
-    return client.fine_tuning.jobs.create(**{**default, **fields}, extra_body={"lora": lora})
+    return client.fine_tuning.jobs.create(**{**default, **fields}, extra_body=extra)
 
 
 def when(client: openai.OpenAI, job: str, reached: Callable[[Any], object]) -> Any:

@@ -15,7 +15,6 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerState
 
 from manylora.adapters.disk import follow_umask, sync_path
-from manylora.adapters.format.pooling import write_pooling
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import CheckpointError, Interrupted, TrainingConfigError
 from manylora.adapters.training.gate.baseline import Baseline, measure_baseline, worse_than_base
@@ -35,6 +34,7 @@ from manylora.adapters.training.run.export import (
     round_as_saved,
     save_initial,
     write_artifact,
+    write_companions,
     write_model,
 )
 from manylora.adapters.training.run.kept import kept_of, tell_kept
@@ -244,11 +244,7 @@ def _export(session: Session, trainer: Any, initial: InitialWeights) -> GateLogi
             write_model(model, session, partial)
         else:
             write_artifact(model, session, partial, initial=initial, state=state)
-        session.base.tokenizer.save_pretrained(partial)
-        if session.prepared.classes:
-            model.config.save_pretrained(partial)  # names the classes
-        if session.config.task == "embedding":
-            write_pooling(session.pooling, model.config.get_text_config().hidden_size, partial)
+        write_companions(model, session, partial)
     trainer.accelerator.free_memory()
     return logits
 

@@ -107,6 +107,9 @@ class JobBody(RequestBody):
     hyperparameters: Hyperparameters | None = Field(None, description="Deprecated: 'method' has them.")
     integrations: list[Any] | None = Field(None, max_length=64)
     lora: Lora | None = None
+    task: Literal["classification", "embedding"] | None = Field(
+        None, description="Learn classes of texts, or which texts belong together, instead of answers."
+    )
 
     @property
     def kind(self) -> str:
@@ -136,6 +139,10 @@ def check(body: JobBody) -> None:
             "unsupported_parameter",
         )
     method = body.method
+    if body.task is not None and body.kind == "dpo":
+        raise RequestError(
+            f"'task': '{body.task}' does not go with the method 'dpo', which learns preferences", "task"
+        )
     if method is None:
         return
     if method.type == "reinforcement" or method.reinforcement is not None:

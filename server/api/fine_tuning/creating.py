@@ -60,6 +60,7 @@ async def new_job(
         "model": body.model,
         "init": await _init(service, body.model, view),
         "method": body.kind,
+        "task": body.task,
         "hyperparameters": body.numbers,
         "lora": {} if body.lora is None else body.lora.model_dump(exclude_none=True),
         "suffix": body.suffix,

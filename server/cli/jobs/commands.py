@@ -38,6 +38,10 @@ def create_job(
         str | None, typer.Option(metavar="TEXT", help="In the new model's name.", show_default=False)
     ] = None,
     method: Annotated[str, typer.Option(metavar="NAME", help="supervised or dpo.")] = "supervised",
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="classification or embedding.", show_default=False),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes.", show_default=False)] = None,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Rows a step.", show_default=False)
@@ -60,7 +64,7 @@ def create_job(
     body: dict[str, Any] = {
         "model": model,
         "method": {"type": method, method: {"hyperparameters": numbers}},
-        **_given(suffix=suffix, seed=seed, lora=_given(r=r) or None),
+        **_given(suffix=suffix, seed=seed, task=task, lora=_given(r=r) or None),
     }
     with session.talk() as client:
         body["training_file"] = client.jobs.upload(file)

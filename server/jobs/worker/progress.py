@@ -11,7 +11,7 @@ from typing import Any, Final
 from transformers import TrainerCallback
 
 from manylora.adapters.registry.tuning.leases import Said
-from manylora.adapters.training.run.export import read_initial, write_artifact
+from manylora.adapters.training.run.export import read_initial, write_artifact, write_companions
 from manylora.adapters.training.session.session import Session
 from manylora.server.jobs.folder import JobFolder
 from manylora.server.jobs.results import measures
@@ -70,6 +70,6 @@ class ExportCallback(TrainerCallback):  # type: ignore[misc]
         session = self._session
         initial = read_initial(session.folder.initial) if session.config.converted else None
         write_artifact(model, session, partial, initial=initial)
-        session.base.tokenizer.save_pretrained(partial)
+        write_companions(model, session, partial)
         partial.rename(directory)
         self._heartbeat.say(Said(f"Checkpoint created at step {state.global_step}"))

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from threading import Event
 
-from manylora.adapters.registry.tuning.leases import LeaseLost, Said, TuningLeases
+from manylora.adapters.registry.tuning.leases import LeaseLost, TuningLeases
 from manylora.adapters.registry.tuning.records import JobRecord
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import CheckpointError, Interrupted
@@ -16,6 +16,7 @@ from manylora.adapters.training.trainers.callbacks import StopCallback
 from manylora.server.jobs.folder import JobFolder
 from manylora.server.jobs.training_config import Place, train_config
 from manylora.server.jobs.worker.heartbeat import LOST, PAUSED, Heartbeat
+from manylora.server.jobs.worker.outcome import lineage_of, tell_outcome
 from manylora.server.jobs.worker.progress import ExportCallback, Progress
 
 logger = logging.getLogger(__name__)
@@ -54,14 +55,7 @@ def train_job(
             stop=stop,
             callbacks=lambda session: [progress, ExportCallback(folder, session, heartbeat)],
             told=progress.line,
-            lineage={
-                "method": "fine-tuning",
-                "members": [],
-                "job": job.id,
-                "data": job.found["data_digest"],
-                "config": {**hyperparameters, "type": job.asked["method"], **job.asked["lora"]},
-                "seed": job.asked["seed"],
-            },
+            lineage=lineage_of(job),
         )
         resume = Folder(folder.run).last_checkpoint() is not None
         try:
@@ -73,13 +67,7 @@ def train_job(
             if stop.reason != PAUSED:  # a signal that the trainer took, or the worker ends anyway
                 ending.set()
             return None
-        for warning in result.warnings:
-            heartbeat.say(Said(warning, "warn"))
-        if result.kept_step != result.steps:
-            message = (
-                f"The step with the lowest validation loss is kept: {result.kept_step} of {result.steps}"
-            )
-            heartbeat.say(Said(message), kept_step=result.kept_step)
+        tell_outcome(heartbeat, result)
         heartbeat.flush()
         return result.steps
 

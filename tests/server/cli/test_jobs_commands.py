@@ -44,7 +44,11 @@ def test_a_job_from_its_file_to_its_end(server: Running, tmp_path: Path) -> None
     }  # fmt: skip
     assert (made["lora"], made["seed"], made["user_provided_suffix"]) == ({"r": 8}, 5, "mine")
     assert made["validation_file"]
-    assert run(server, "jobs ls").split()[:3] == [job, "validating_files", "tiny"]
+    assert made["task"] is None
+    classes = json.loads(run(server, f"jobs create {rows} --model tiny --task classification --json"))
+    assert classes["task"] == "classification"
+    run(server, f"jobs cancel {classes['id']}")
+    assert [job, "validating_files", "tiny"] == run(server, "jobs ls").splitlines()[-1].split()[:3]
     assert "paused" in run(server, f"jobs pause {job}")
     run(server, f"jobs pause {job}", status=1)
     assert "validating_files" in run(server, f"jobs resume {job}")

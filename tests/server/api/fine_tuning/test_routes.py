@@ -72,6 +72,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": "alpha*0.5"}, "model"),
     ({"model": "alpha+beta"}, "model"),
     ({"validation_file": "{same}"}, "validation_file"),
+    ({"task": "regression"}, "task"),
+    ({"task": "classification", "method": {"type": "dpo"}}, "task"),
+    ({"task": "classification", "lora": {"init": "olora"}}, "lora.init"),
+    ({"task": "embedding", "lora": {"init": "eva"}}, "lora.init"),
 ]  # fmt: skip
 
 
