@@ -85,6 +85,8 @@ def train_config(
         pydantic.ValidationError: options are out of range or do not go together.
     """
     options: dict[str, Any] = {LORA_OPTIONS[name]: value for name, value in asked["lora"].items()}
+    patience = asked.get("early_stopping_patience")
+    options |= {} if patience is None else {"early_stopping_patience": patience}
     options |= {"eval_path": folder.data(VALIDATION)} if validation else {"eval_split": 0.0}
     if asked["method"] == "dpo":
         options["dpo_beta"] = hyperparameters["beta"]

@@ -14,6 +14,7 @@ from manylora.adapters.training.gate.baseline import Sample
 from manylora.adapters.training.gate.publish_gate import compared
 from manylora.adapters.training.report.card import Outcome, versions
 from manylora.adapters.training.report.plots import curves_png
+from manylora.adapters.training.session.metrics_log import early_stop
 from manylora.adapters.training.session.session import Session
 
 _STYLE = """
@@ -59,7 +60,7 @@ def _facts(session: Session, outcome: Outcome) -> str:
     train = summarize(session.prepared.train)
     rows = {
         "trained parameters": f"{outcome.trainable:,}",
-        "steps": f"{outcome.steps:,} in {outcome.seconds:.0f} s",
+        "steps": f"{outcome.steps:,} in {outcome.seconds:.0f} s" + _why_ended(outcome),
         "weights of step": f"{outcome.kept_step:,}" + _why_kept(outcome),
         "training rows": f"{train.rows:,} ({train.sequences:,} sequences)",
         "training tokens": f"{train.tokens:,}, of them learned {train.supervised:,}",
@@ -68,6 +69,11 @@ def _facts(session: Session, outcome: Outcome) -> str:
         f"by {outcome.gate.difference:.3%}; the training changed the base's by {outcome.gate.effect:.1%}",
     }
     return _table([], [(escape(key), escape(value)) for key, value in rows.items()])
+
+
+def _why_ended(outcome: Outcome) -> str:
+    early = early_stop(outcome.metrics)
+    return "" if early is None else f"; stopped early: {early}"
 
 
 def _why_kept(outcome: Outcome) -> str:

@@ -37,7 +37,7 @@ from manylora.adapters.training.run.export import (
     write_companions,
     write_model,
 )
-from manylora.adapters.training.run.kept import kept_of, tell_kept
+from manylora.adapters.training.run.kept import kept_of, tell_kept, tell_stopped
 from manylora.adapters.training.run.upload import upload
 from manylora.adapters.training.session.folder import Folder
 from manylora.adapters.training.session.metrics_log import MetricsLog, read_metrics
@@ -53,6 +53,7 @@ from manylora.adapters.training.trainers.callbacks import (
     StopCallback,
     stop_on_signals,
 )
+from manylora.adapters.training.trainers.early_stop import is_stalled
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _fit(session: Session, checkpoint: Path | None, console: Console, watch: Wat
     started = time.monotonic()
     try:
         with stop_on_signals(stop):
-            _train(trainer, checkpoint)
+            _train(trainer, checkpoint, session.config.early_stopping_patience)
     finally:
         bar.close()
     seconds = time.monotonic() - started
@@ -191,13 +192,16 @@ def _fit(session: Session, checkpoint: Path | None, console: Console, watch: Wat
         )
     kept = kept_of(trainer)
     if is_main_process():
+        tell_stopped(log, console)
         tell_kept(kept, log, console)
     logits = _export(session, trainer, initial)
     return Trained(logits, kept.steps, seconds, trainable, kept.step)
 
 
-def _train(trainer: Any, checkpoint: Path | None) -> None:
+def _train(trainer: Any, checkpoint: Path | None, patience: int | None) -> None:
     """The steps that are left; none after the last one, where transformers would take one more.
+
+    Nor after the one at which the run was stopped early.
 
     Raises:
         CheckpointError: fewer steps are asked for than were taken.
@@ -212,7 +216,8 @@ def _train(trainer: Any, checkpoint: Path | None) -> None:
             f"{checkpoint}: {state.global_step} steps were taken already, more than the {wanted} of this "
             f"configuration: raise max_steps or num_train_epochs"
         )
-    if state.global_step < wanted or spreads_the_model():
+    is_over = state.global_step == wanted or (patience is not None and is_stalled(state, patience))
+    if not is_over or spreads_the_model():
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return
     trainer.state = state

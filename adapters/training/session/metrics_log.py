@@ -1,17 +1,19 @@
 """metrics.jsonl: what a run measures while it runs, one JSON object a line.
 
-Each has ``kind`` "train", "eval", "sample" or "kept" (which step was published, where it is not the last),
-the ``step`` and the seconds since the run began. Lines are written whole, one at a time, so that the file can
-be followed with ``tail -f``.
+Each has ``kind`` "train", "eval", "sample", "stopped" (early, where the run ended before its last step) or
+"kept" (which step was published, where it is not the last), the ``step`` and the seconds since the run began.
+Lines are written whole, one at a time, so that the file can be followed with ``tail -f``.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+STOPPED: Final = "stopped"
 
 
 class MetricsLog:
@@ -49,3 +51,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def early_stop(lines: Iterable[Mapping[str, Any]]) -> str | None:
+    """Where and why a run ended before its last step; None if it did not."""
+    line = next((line for line in lines if line["kind"] == STOPPED), None)
+    return None if line is None else stopped_text(line)
+
+
+def stopped_text(line: Mapping[str, Any]) -> str:
+    """What a line of that kind says."""
+    return (
+        f"at step {line['step']} of {line['planned_steps']} the held-out loss had not fallen for "
+        f"{line['evaluations']} evaluations"
+    )

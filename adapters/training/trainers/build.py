@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from trl import DPOConfig, SFTConfig
 
@@ -33,6 +33,7 @@ from manylora.adapters.training.trainers.classify import (
     classification_dataset,
 )
 from manylora.adapters.training.trainers.dpo import PreferenceTrainer, dpo_dataset
+from manylora.adapters.training.trainers.early_stop import EarlyStopCallback
 from manylora.adapters.training.trainers.embed import (
     EmbeddingTrainer,
     PaddedContrasts,
@@ -69,7 +70,7 @@ def build_trainer(
         "train_dataset": train,
         "eval_dataset": held_out,
         "processing_class": session.base.tokenizer,
-        "callbacks": [*callbacks, *samples, *_stopping(config), *_pruning(config, model)],
+        "callbacks": [*callbacks, *samples, *_stopping(config, log), *_pruning(config, model)],
     }
     trainer = _trainer(session, arguments, options)
     # Not in the arguments, where transformers would ask for checkpoints at the evaluations and only there.
@@ -156,6 +157,6 @@ def _pruning(config: TrainConfig, model: Any) -> list[TrainerCallback]:
     return [PruningCallback(model)] if config.method == "adalora" else []
 
 
-def _stopping(config: TrainConfig) -> list[TrainerCallback]:
+def _stopping(config: TrainConfig, log: MetricsLog) -> list[TrainerCallback]:
     patience = config.early_stopping_patience
-    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+    return [] if patience is None else [EarlyStopCallback(patience, log)]

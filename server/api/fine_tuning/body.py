@@ -15,6 +15,7 @@ from manylora.server.errors import RequestError
 MAX_SUFFIX: Final = 64
 MAX_SEED: Final = 2**31 - 1
 AUTO: Final = "auto"
+MAX_PATIENCE: Final = 9  # evaluations, of which a run has ten
 
 _FILE = Annotated[str, Field(min_length=1, max_length=limits.MAX_RESPONSE_ID_LENGTH)]
 
@@ -111,6 +112,13 @@ class JobBody(RequestBody):
         None, description="Learn classes of texts, or which texts belong together, instead of answers."
     )
 
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_PATIENCE,
+        description="End after so many evaluations in a row without a lower validation loss.",
+    )
+
     @property
     def kind(self) -> str:
         """``supervised`` or ``dpo``."""
@@ -137,6 +145,11 @@ def check(body: JobBody) -> None:
             "'integrations' is not supported by this server: events and result files have what is measured",
             "integrations",
             "unsupported_parameter",
+        )
+    if body.early_stopping_patience is not None and body.validation_file is None:
+        raise RequestError(
+            "'early_stopping_patience' needs a 'validation_file', whose loss is looked at",
+            "early_stopping_patience",
         )
     method = body.method
     if body.task is not None and body.kind == "dpo":

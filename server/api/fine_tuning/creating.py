@@ -61,6 +61,7 @@ async def new_job(
         "init": await _init(service, body.model, view),
         "method": body.kind,
         "task": body.task,
+        "early_stopping_patience": body.early_stopping_patience,
         "hyperparameters": body.numbers,
         "lora": {} if body.lora is None else body.lora.model_dump(exclude_none=True),
         "suffix": body.suffix,

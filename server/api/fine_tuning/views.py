@@ -13,7 +13,7 @@ _NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 
 
 def job_json(job: JobRecord) -> dict[str, Any]:
-    """A job, with ``lora``, ``task``, ``progress`` and ``scores`` besides OpenAI's fields."""
+    """A job: OpenAI's fields, what else it was asked for, ``progress`` and ``scores``."""
     asked, found = job.asked, job.found
     numbers = found.get("hyperparameters") or {
         name: asked["hyperparameters"].get(name, AUTO)
@@ -43,6 +43,7 @@ def job_json(job: JobRecord) -> dict[str, Any]:
         "user_provided_suffix": asked["suffix"],
         "lora": asked["lora"],
         "task": asked.get("task"),
+        "early_stopping_patience": asked.get("early_stopping_patience"),
         "progress": found.get("progress"),
         "scores": found.get("scores"),
     }

@@ -42,6 +42,15 @@ def create_job(
         str | None,
         typer.Option(metavar="NAME", help="classification or embedding.", show_default=False),
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            "--early-stopping-patience",
+            metavar="EVALS",
+            help="End after so many evaluations without a lower validation loss.",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes.", show_default=False)] = None,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Rows a step.", show_default=False)
@@ -64,7 +73,9 @@ def create_job(
     body: dict[str, Any] = {
         "model": model,
         "method": {"type": method, method: {"hyperparameters": numbers}},
-        **_given(suffix=suffix, seed=seed, task=task, lora=_given(r=r) or None),
+        **_given(
+            suffix=suffix, seed=seed, task=task, early_stopping_patience=patience, lora=_given(r=r) or None
+        ),
     }
     with session.talk() as client:
         body["training_file"] = client.jobs.upload(file)

@@ -8,6 +8,7 @@ from typing import Any
 from manylora.adapters.registry.tuning.leases import Said
 from manylora.adapters.registry.tuning.records import JobRecord
 from manylora.adapters.training.run.train import TrainingResult
+from manylora.adapters.training.session.metrics_log import STOPPED
 from manylora.server.jobs.worker.heartbeat import Heartbeat
 
 
@@ -28,8 +29,13 @@ def lineage_of(job: JobRecord) -> Mapping[str, Any]:
     }
 
 
-def tell_outcome(heartbeat: Heartbeat, result: TrainingResult) -> None:
-    """Say what a run has come to."""
+def tell_outcome(job: JobRecord, heartbeat: Heartbeat, result: TrainingResult) -> None:
+    """Say what a run of ``job`` has come to."""
+    planned = next(
+        (line["planned_steps"] for line in result.metrics if line["kind"] == STOPPED), result.steps
+    )
+    tokens = round(job.found["trained_tokens_in_all"] * result.steps / planned)
+    heartbeat.say(trained_tokens=tokens)
     for warning in result.warnings:
         heartbeat.say(Said(warning, "warn"))
     if result.kept_step != result.steps:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from manylora.adapters.registry.tuning.leases import Said
 from manylora.adapters.training.run.export import read_initial, write_artifact, write_companions
+from manylora.adapters.training.session.metrics_log import STOPPED, stopped_text
 from manylora.adapters.training.session.session import Session
 from manylora.server.jobs.folder import JobFolder
 from manylora.server.jobs.results import measures
@@ -34,6 +35,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def line(self, line: Mapping[str, Any]) -> None:
         """What was measured at a step."""
+        if line["kind"] == STOPPED:
+            self._heartbeat.say(Said(f"The training is stopped early: {stopped_text(line)}", data=dict(line)))
         step, total, found = line["step"], self._total, measures(line)
         shown = [
             f"{kind} loss={found[key]:.4f}"
@@ -60,7 +63,9 @@ class ExportCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         is_whole = abs(state.epoch - round(state.epoch)) < _ROUNDING  # it was not stopped within
-        if not is_whole or round(state.epoch) <= args.num_train_epochs - KEPT_EPOCHS:
+        may_be_last = self._session.config.early_stopping_patience is not None  # as any epoch then
+        is_late = round(state.epoch) > args.num_train_epochs - KEPT_EPOCHS
+        if not is_whole or not (is_late or may_be_last):
             return
         directory = self._folder.export(state.global_step)
         partial = directory.with_name(f".{directory.name}")
@@ -72,4 +77,6 @@ class ExportCallback(TrainerCallback):  # type: ignore[misc]
         write_artifact(model, session, partial, initial=initial)
         write_companions(model, session, partial)
         partial.rename(directory)
+        for step in self._folder.exported()[:-KEPT_EPOCHS]:
+            shutil.rmtree(self._folder.export(step))
         self._heartbeat.say(Said(f"Checkpoint created at step {state.global_step}"))

@@ -67,7 +67,7 @@ def train_job(
             if stop.reason != PAUSED:  # a signal that the trainer took, or the worker ends anyway
                 ending.set()
             return None
-        tell_outcome(heartbeat, result)
+        tell_outcome(job, heartbeat, result)
         heartbeat.flush()
         return result.steps
 

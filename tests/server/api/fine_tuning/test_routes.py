@@ -72,6 +72,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": "alpha*0.5"}, "model"),
     ({"model": "alpha+beta"}, "model"),
     ({"validation_file": "{same}"}, "validation_file"),
+    ({"early_stopping_patience": 2}, "early_stopping_patience"),  # without a validation file
+    ({"early_stopping_patience": 0, "validation_file": "{same}"}, "early_stopping_patience"),
+    ({"early_stopping_patience": 10, "validation_file": "{same}"}, "early_stopping_patience"),
     ({"task": "regression"}, "task"),
     ({"task": "classification", "method": {"type": "dpo"}}, "task"),
     ({"task": "classification", "lora": {"init": "olora"}}, "lora.init"),

@@ -1,4 +1,4 @@
-"""Jobs that learn classes and embeddings: what they make answers on the routes that are meant for it."""
+"""Jobs by fields beyond OpenAI's: classes and embeddings, which answer on routes of their own; early ends."""
 
 from __future__ import annotations
 
@@ -128,6 +128,33 @@ def test_embeddings(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as told:
         client.chat.completions.create(model=name, messages=question)
     assert told.value.code == "unsupported_task"
+
+
+def test_a_job_that_learns_no_more_is_stopped(client: openai.OpenAI) -> None:
+    """Few rows at a high rate: the validation loss falls, and rises again. The best step is published."""
+    numbers = {"n_epochs": 40, "batch_size": 4, "learning_rate_multiplier": 100}
+    job = begin(
+        client,
+        ROWS[:12],
+        hyperparameters=numbers,
+        validation_file=upload(client, ROWS[12:]),
+        extra={"early_stopping_patience": 2},
+    )
+    job = ended(client, job)
+    assert (job.status, job.early_stopping_patience) == ("succeeded", 2), job.error
+    events = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
+    steps = [event.data["step"] for event in events if event.type == "metrics"]
+    (told,) = [event for event in events if event.message.startswith("The training is stopped early: ")]
+    assert told.data["step"] == max(steps) < told.data["planned_steps"] == 120
+    valid = {e.data["step"]: e.data["valid_loss"] for e in events if "valid_loss" in e.data}
+    best = min(valid, key=lambda step: valid[step])
+    assert f"The step with the lowest validation loss is kept: {best} of {max(steps)}" in [
+        event.message for event in events
+    ]
+    assert job.scores["trained"]["loss"] == pytest.approx(valid[best], rel=1e-2)
+    assert 1 <= len(checkpoints(client, job)) <= 3
+    in_all = job.trained_tokens * 120 / max(steps)  # that all 40 passes would have come to
+    assert (in_all % 40, in_all / 40) == (0, pytest.approx(330, abs=30))
 
 
 @pytest.mark.sweep
