@@ -22,6 +22,12 @@ LORA_OPTIONS: Final[Mapping[str, str]] = {
     "init": "init",
     "quantization": "quantization",
 }
+# Fields of a job itself, and of the trainer.
+RUN_OPTIONS: Final[Mapping[str, str]] = {
+    "early_stopping_patience": "early_stopping_patience",
+    "samples": "sample_rows",
+    "sample_tokens": "sample_tokens",
+}
 Task = Literal["sft", "dpo", "classification", "embedding"]
 MAX_LENGTH: Final = 4096  # tokens of a row, where the model reads as many
 
@@ -85,8 +91,7 @@ def train_config(
         pydantic.ValidationError: options are out of range or do not go together.
     """
     options: dict[str, Any] = {LORA_OPTIONS[name]: value for name, value in asked["lora"].items()}
-    patience = asked.get("early_stopping_patience")
-    options |= {} if patience is None else {"early_stopping_patience": patience}
+    options |= {option: asked[name] for name, option in RUN_OPTIONS.items() if asked.get(name) is not None}
     options |= {"eval_path": folder.data(VALIDATION)} if validation else {"eval_split": 0.0}
     if asked["method"] == "dpo":
         options["dpo_beta"] = hyperparameters["beta"]

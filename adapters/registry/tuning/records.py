@@ -9,6 +9,7 @@ from typing import Any, Literal
 from manylora.adapters.registry.tuning.states import JobState, Need
 
 Level = Literal["info", "warn", "error"]
+Kind = Literal["message", "metrics", "sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class EventRecord:
     job: str
     created: float  # unix seconds
     level: Level
-    kind: Literal["message", "metrics"]
+    kind: Kind
     message: str
     data: Mapping[str, Any]
 

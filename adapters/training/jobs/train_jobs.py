@@ -119,6 +119,7 @@ def check_jobs(configs: Sequence[TrainConfig]) -> None:
             "gradient_checkpointing": config.gradient_checkpointing,
             "early_stopping_patience": config.early_stopping_patience is not None,
             "sample_prompts": bool(config.sample_prompts),
+            "sample_rows": config.sample_rows > 0,
             "report_to": bool(config.report_to),
             "init_adapter": config.init_adapter is not None,
         }

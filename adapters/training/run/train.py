@@ -40,7 +40,7 @@ from manylora.adapters.training.run.export import (
 from manylora.adapters.training.run.kept import kept_of, tell_kept, tell_stopped
 from manylora.adapters.training.run.upload import upload
 from manylora.adapters.training.session.folder import Folder
-from manylora.adapters.training.session.metrics_log import MetricsLog, read_metrics
+from manylora.adapters.training.session.metrics_log import MetricsLog, read_metrics, sample_line
 from manylora.adapters.training.session.processes import is_main_process, spreads_the_model
 from manylora.adapters.training.session.session import Session, open_session
 from manylora.adapters.training.trainers.build import build_trainer
@@ -54,6 +54,7 @@ from manylora.adapters.training.trainers.callbacks import (
     stop_on_signals,
 )
 from manylora.adapters.training.trainers.early_stop import is_stalled
+from manylora.adapters.training.trainers.samples import prompts_of_rows
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,19 @@ def train(
     watch = Watch() if watch is None else watch
     session = replace(open_session(config, console), lineage=watch.lineage)
     checkpoint = _begin(session, resume=resume, overwrite=overwrite)
-    trained = _fit(session, checkpoint, console, watch)
+    log = MetricsLog(session.folder.metrics, watch.told)
+    trained = _fit(session, checkpoint, console, watch, log)
     if not is_main_process():
         return None
-    return conclude(session, trained, console)
+    return conclude(session, trained, console, log)
 
 
-def conclude(session: Session, trained: Trained, console: Console) -> TrainingResult:
+def conclude(
+    session: Session, trained: Trained, console: Console, log: MetricsLog | None = None
+) -> TrainingResult:
     """Judge what a run left in its partial directory, and publish it with its reports.
+
+    ``log`` gets what the result answers to rows that are sampled.
 
     Raises:
         GateFailed, PublishError: as for :func:`train`.
@@ -138,8 +144,10 @@ def conclude(session: Session, trained: Trained, console: Console) -> TrainingRe
     warnings = worse_than_base(baseline, session.config.task)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    metrics = read_metrics(session.folder.metrics)
     kept = trained.steps if trained.kept_step is None else trained.kept_step
+    if log is not None:
+        _log_samples(log, baseline, kept)
+    metrics = read_metrics(session.folder.metrics)
     outcome = Outcome(
         baseline, gate, metrics, trained.steps, trained.seconds, trained.trainable, kept, warnings
     )
@@ -156,6 +164,12 @@ def conclude(session: Session, trained: Trained, console: Console) -> TrainingRe
     )
 
 
+def _log_samples(log: MetricsLog, baseline: Baseline, step: int) -> None:
+    for sample in baseline.samples:
+        if sample.prompt.line is not None:
+            log.write("sample", step, sample_line(sample.prompt, sample.base, sample.adapter, published=True))
+
+
 def _begin(session: Session, *, resume: bool, overwrite: bool) -> Path | None:
     """Make the output directory ready; the checkpoint to go on from, if any. Only the main process writes."""
     folder = session.folder
@@ -164,9 +178,11 @@ def _begin(session: Session, *, resume: bool, overwrite: bool) -> Path | None:
     return folder.begin(session.config, session.digests, resume=resume, overwrite=overwrite)
 
 
-def _fit(session: Session, checkpoint: Path | None, console: Console, watch: Watch) -> Trained:
+def _fit(
+    session: Session, checkpoint: Path | None, console: Console, watch: Watch, log: MetricsLog
+) -> Trained:
     """Train, and leave the artifact in the run's partial directory."""
-    stop, bar, log = watch.stop, BarCallback(console), MetricsLog(session.folder.metrics, watch.told)
+    stop, bar = watch.stop, BarCallback(console)
     if checkpoint is not None and is_main_process():
         log.rewind(int(checkpoint.name.rpartition("-")[2]))
     if session.config.is_full and spreads_the_model():
@@ -267,7 +283,7 @@ def judge(session: Session, trained: Trained, console: Console) -> tuple[Baselin
     gate = check(trained.logits, reloaded, base, session)
     check_classes(session)
     check_pooling(session)
-    return measure_baseline(finished, session), gate
+    return measure_baseline(finished, session, prompts_of_rows(session)), gate
 
 
 def finish(session: Session, outcome: Outcome, console: Console) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from manylora.adapters.training.data.prompts import Prompt
+
 STOPPED: Final = "stopped"
 
 
@@ -28,7 +30,7 @@ class MetricsLog:
     def rewind(self, step: int) -> None:
         """Forget lines beyond ``step`` and one that was cut off: a resumed run writes them again."""
         lines = read_metrics(self.path)
-        kept = [line for line in lines if line["step"] <= step and line["kind"] != "kept"]
+        kept = [line for line in lines if line["step"] <= step and not _is_of_the_end(line)]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._start = time.monotonic() - max((line["seconds"] for line in kept), default=0.0)
 
@@ -38,6 +40,11 @@ class MetricsLog:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self._told is not None:
             self._told(line)
+
+
+def _is_of_the_end(line: Mapping[str, Any]) -> bool:
+    """Whether it is written once the steps are done, whatever step it tells of."""
+    return line["kind"] == "kept" or bool(line.get("published"))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -51,6 +58,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def sample_line(prompt: Prompt, base: str, adapter: str, *, published: bool = False) -> dict[str, Any]:
+    """What is logged of a prompt that both have answered; ``published``: by the weights that come out."""
+    row = {} if prompt.line is None else {"expected": prompt.expected, "line": prompt.line}
+    return {
+        "prompt": prompt.text,
+        **row,
+        "base": base,
+        "adapter": adapter,
+        **({"published": True} if published else {}),
+    }
 
 
 def early_stop(lines: Iterable[Mapping[str, Any]]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
@@ -15,7 +14,6 @@ from manylora.adapters.training.data.prepare import Prepared
 from manylora.adapters.training.decoder.choice import fused_peft
 from manylora.adapters.training.errors import TrainingConfigError
 from manylora.adapters.training.model.eva import initialize_eva
-from manylora.adapters.training.model.forward import greedy, sample_prompt_ids
 from manylora.adapters.training.model.lora import (
     InitialWeights,
     add_adapter,
@@ -23,7 +21,6 @@ from manylora.adapters.training.model.lora import (
     trainable_in_fp32,
 )
 from manylora.adapters.training.session.metrics_log import MetricsLog
-from manylora.adapters.training.session.processes import is_main_process
 from manylora.adapters.training.session.session import Session
 from manylora.adapters.training.trainers.adalora import PruningCallback
 from manylora.adapters.training.trainers.arguments import common_arguments
@@ -39,7 +36,7 @@ from manylora.adapters.training.trainers.embed import (
     PaddedContrasts,
     embedding_dataset,
 )
-from manylora.adapters.training.trainers.samples import SampleCallback
+from manylora.adapters.training.trainers.samples import sample_callbacks
 from manylora.adapters.training.trainers.sft import SupervisedTrainer, sft_dataset
 
 
@@ -53,7 +50,7 @@ def build_trainer(
     if session.base.tokenizer.pad_token_id is None:
         session.base.tokenizer.pad_token_id = session.base.pad_id
     model = session.loader.load()
-    samples = _samples(model, session, log)  # the base answers before an init can change it
+    samples = sample_callbacks(model, session, log)  # the base answers before an init can change it
     model, initial = _trainable(model, session)
     train, held_out = _datasets(config, prepared)
     if config.init == "eva":
@@ -80,6 +77,8 @@ def build_trainer(
     trainable_in_fp32(trainer.model)  # TRL rounds adapters on a quantized base to bf16
     if config.task == "sft":
         trainer.decoder = fused_peft(trainer.model, config, prepared.train.sequences)
+        for each in samples:
+            each.sampler.decoder = trainer.decoder
     trainer.loraplus_ratio = config.loraplus_ratio
     trainer.remove_callback(PrinterCallback)
     return trainer, initial
@@ -135,22 +134,6 @@ def _datasets(config: TrainConfig, prepared: Prepared) -> tuple[Any, Any]:
         return train, sft_dataset(held_out, None) if held_out else None
     make = _DATASETS[config.task]
     return make(prepared.train.sequences), make(held_out) if held_out else None
-
-
-def _samples(model: Any, session: Session, log: MetricsLog) -> list[TrainerCallback]:
-    """Answers to the fixed prompts at every evaluation, where there are any."""
-    prompts = sample_prompt_ids(session.base.template, session.config.sample_prompts)
-    if not prompts or not is_main_process():
-        return []
-    answer = partial(
-        greedy,
-        prompts=prompts,
-        eos_ids=session.base.eos_ids,
-        pad_id=session.base.pad_id,
-        max_new_tokens=session.config.sample_tokens,
-    )
-    decode = session.base.tokenizer.decode
-    return [SampleCallback(log, session.config.sample_prompts, answer, decode, model)]
 
 
 def _pruning(config: TrainConfig, model: Any) -> list[TrainerCallback]:

@@ -119,6 +119,11 @@ class JobBody(RequestBody):
         description="End after so many evaluations in a row without a lower validation loss.",
     )
 
+    samples: int = Field(
+        0, ge=0, le=64, description="Rows whose prompts are answered by base and model at checkpoints."
+    )
+    sample_tokens: int = Field(64, ge=1, le=1024, description="Of each of those answers.")
+
     @property
     def kind(self) -> str:
         """``supervised`` or ``dpo``."""
@@ -151,6 +156,8 @@ def check(body: JobBody) -> None:
             "'early_stopping_patience' needs a 'validation_file', whose loss is looked at",
             "early_stopping_patience",
         )
+    if body.samples and body.task is not None:
+        raise RequestError("'samples' are answers, which this 'task' does not learn", "samples")
     method = body.method
     if body.task is not None and body.kind == "dpo":
         raise RequestError(

@@ -62,6 +62,8 @@ async def new_job(
         "method": body.kind,
         "task": body.task,
         "early_stopping_patience": body.early_stopping_patience,
+        "samples": body.samples,
+        "sample_tokens": body.sample_tokens,
         "hyperparameters": body.numbers,
         "lora": {} if body.lora is None else body.lora.model_dump(exclude_none=True),
         "suffix": body.suffix,

@@ -44,6 +44,8 @@ def job_json(job: JobRecord) -> dict[str, Any]:
         "lora": asked["lora"],
         "task": asked.get("task"),
         "early_stopping_patience": asked.get("early_stopping_patience"),
+        "samples": asked.get("samples", 0),
+        "sample_tokens": asked.get("sample_tokens", 64),
         "progress": found.get("progress"),
         "scores": found.get("scores"),
     }

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from manylora.server.cli.admin.session import Session, with_session
-from manylora.server.cli.jobs.lines import bar, curve, estimate_line, event_line, job_line
+from manylora.server.cli.jobs.lines import bar, curve, estimate_line, event_text, job_line
 from manylora.server.cli.output import REFUSED
 
 jobs = typer.Typer(name="jobs", no_args_is_help=True, help="Train models on a running server.")
@@ -51,6 +51,15 @@ def create_job(
             show_default=False,
         ),
     ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="ROWS", help="Rows answered by base and model at checkpoints.", show_default=False
+        ),
+    ] = None,
+    sample_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Of each of those answers.", show_default=False)
+    ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes.", show_default=False)] = None,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Rows a step.", show_default=False)
@@ -73,9 +82,8 @@ def create_job(
     body: dict[str, Any] = {
         "model": model,
         "method": {"type": method, method: {"hyperparameters": numbers}},
-        **_given(
-            suffix=suffix, seed=seed, task=task, early_stopping_patience=patience, lora=_given(r=r) or None
-        ),
+        **_given(suffix=suffix, seed=seed, task=task, early_stopping_patience=patience),
+        **_given(samples=samples, sample_tokens=sample_tokens, lora=_given(r=r) or None),
     }
     with session.talk() as client:
         body["training_file"] = client.jobs.upload(file)
@@ -114,7 +122,7 @@ def show_logs(session: Session, job: Job) -> None:
     """Print what happened to a job so far, the oldest first."""
     with session.talk() as client:
         for event in reversed(list(client.jobs.events(job))):
-            session.tell(event, event_line)
+            session.tell(event, event_text)
 
 
 @jobs.command("cancel")
@@ -151,7 +159,7 @@ def _follow(session: Session, client: Any, job: str) -> None:
             if shown:
                 typer.echo("")
                 shown = False
-            session.tell(event, event_line)
+            session.tell(event, event_text)
             continue
         data: Mapping[str, Any] = event["data"]
         if "train_loss" in data:

@@ -53,7 +53,7 @@ def classifier(client: openai.OpenAI) -> Any:
 
 
 def measured(client: openai.OpenAI, job: Any) -> list[Any]:
-    events = list(client.fine_tuning.jobs.list_events(job.id, limit=100))[::-1]
+    events: list[Any] = list(client.fine_tuning.jobs.list_events(job.id, limit=100))[::-1]
     return [event.data for event in events if event.type == "metrics"]
 
 
@@ -142,7 +142,7 @@ def test_a_job_that_learns_no_more_is_stopped(client: openai.OpenAI) -> None:
     )
     job = ended(client, job)
     assert (job.status, job.early_stopping_patience) == ("succeeded", 2), job.error
-    events = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
+    events: list[Any] = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
     steps = [event.data["step"] for event in events if event.type == "metrics"]
     (told,) = [event for event in events if event.message.startswith("The training is stopped early: ")]
     assert told.data["step"] == max(steps) < told.data["planned_steps"] == 120
@@ -155,6 +155,31 @@ def test_a_job_that_learns_no_more_is_stopped(client: openai.OpenAI) -> None:
     assert 1 <= len(checkpoints(client, job)) <= 3
     in_all = job.trained_tokens * 120 / max(steps)  # that all 40 passes would have come to
     assert (in_all % 40, in_all / 40) == (0, pytest.approx(330, abs=30))
+
+
+def test_samples_of_the_model_beside_the_base(client: openai.OpenAI) -> None:
+    """Of the first rows, at the checkpoints and of what is published, which answers the same when asked."""
+    job = ended(client, begin(client, hyperparameters=NUMBERS, extra={"samples": 2, "sample_tokens": 8}))
+    assert job.status == "succeeded", job.error
+    events: list[Any] = list(client.fine_tuning.jobs.list_events(job.id, limit=100))[::-1]
+    samples = [event.data for event in events if event.type == "sample"]
+    steps = [step.step_number for step in checkpoints(client, job)][::-1]
+    assert [(each["step"], each["line"], each["published"]) for each in samples] == [
+        (step, line, published)
+        for step, published in [*((step, False) for step in steps), (12, True)]
+        for line in (1, 2)
+    ]
+    assert steps == [6, 9, 12]
+    assert [(each["prompt"], each["expected"]) for each in samples[:2]] == [("say 0", "0!"), ("say 1", "1!")]
+    for each in samples[-2:]:
+        question: Any = [{"role": "user", "content": each["prompt"]}]
+        for model, text in ((job.fine_tuned_model, each["trained"]), ("tiny", each["base"])):
+            told = client.chat.completions.create(
+                model=model, messages=question, max_tokens=8, temperature=0, extra_body={"logprobs": False}
+            )
+            assert told.choices[0].message.content == text
+    report = client.files.content(job.result_files[1]).text
+    assert "While it trained" in report
 
 
 @pytest.mark.sweep

@@ -75,6 +75,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"early_stopping_patience": 2}, "early_stopping_patience"),  # without a validation file
     ({"early_stopping_patience": 0, "validation_file": "{same}"}, "early_stopping_patience"),
     ({"early_stopping_patience": 10, "validation_file": "{same}"}, "early_stopping_patience"),
+    ({"samples": 65}, "samples"),
+    ({"samples": -1}, "samples"),
+    ({"samples": True}, "samples"),
+    ({"samples": 1, "task": "embedding"}, "samples"),
+    ({"samples": 1, "sample_tokens": 0}, "sample_tokens"),
     ({"task": "regression"}, "task"),
     ({"task": "classification", "method": {"type": "dpo"}}, "task"),
     ({"task": "classification", "lora": {"init": "olora"}}, "lora.init"),
