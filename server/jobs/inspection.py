@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,7 +138,7 @@ def told(fault: Fault) -> dict[str, Any]:
 
 
 def public(message: str, folder: JobFolder, place: Place) -> str:
-    """``message`` without where things are on the machine."""
+    """``message``, which may be HTML, without where things are on the machine."""
     for path, name in (
         (str(folder.data(TRAINING)), TRAINING),
         (str(folder.data(VALIDATION)), VALIDATION),
@@ -145,7 +146,7 @@ def public(message: str, folder: JobFolder, place: Place) -> str:
         (str(place.data_dir), "the data directory"),
         (place.model, "the base model"),
     ):
-        message = message.replace(path, name)
+        message = message.replace(path, name).replace(escape(path), name)
     return message
 
 

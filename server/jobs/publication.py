@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from manylora.adapters.errors import AdapterError, AdapterNotFound, OverQuota, StoreError, TenantNotFound
+from manylora.adapters.grading.grade import Ask
 from manylora.adapters.registry.fine_tuned import checkpoint_name
 from manylora.adapters.registry.tuning.leases import Checkpoints, LeaseLost, Said, TuningLeases
 from manylora.adapters.registry.tuning.records import JobRecord
@@ -23,14 +24,19 @@ from manylora.adapters.training.session.metrics_log import read_metrics
 from manylora.server.adapter_manager import AdapterManager
 from manylora.server.files.stored_files import StoredFiles
 from manylora.server.jobs.folder import JobFolder
+from manylora.server.jobs.grades_shown import events_of, with_grades, write_grades
+from manylora.server.jobs.grading import grades_of
 from manylora.server.jobs.results import at, by_step, csv_of
 from manylora.server.names.admin.publishing import copy
+
+AskFor = Callable[[str | None], Ask]
+"""What asks routes of this server in the name of a tenant, by its id, or of who has none."""
 
 logger = logging.getLogger(__name__)
 
 PURPOSE = "fine-tune-results"
 _REFUSED = "publication_failed"
-_RESULTS = ("step_metrics.csv", "report.html")  # files of a job
+_RESULTS = ("step_metrics.csv", "report.html", "README.md")  # files of a job
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +57,22 @@ class Publications:
         files: StoredFiles,
         data_dir: Path,
         room: Callable[[str], int | None],
+        *,
+        base_name: str,
     ) -> None:
-        """``room(tenant's id)`` is how many bytes its adapters may have in all; None: any number."""
+        """
+        Args:
+            leases: of this server.
+            adapters: where models are published.
+            files: where result files are kept.
+            data_dir: that the workers share.
+            room: how many bytes the adapters of a tenant (its id) may have in all; None: any number.
+            base_name: what the base is called here.
+        """
         self._leases, self._adapters, self._files = leases, adapters, files
-        self._data_dir, self._room = data_dir, room
+        self._data_dir, self._room, self._base_name = data_dir, room, base_name
 
-    async def work(self) -> None:
+    async def work(self, ask_for: AskFor) -> None:
         """Publish what there is to publish now."""
         while True:
             job = await asyncio.to_thread(
@@ -65,16 +81,20 @@ class Publications:
             if job is None:
                 return
             try:
-                await self._publish(job)
+                await self._publish(job, ask_for(job.tenant))
             except (LeaseLost, NotAllowed):
                 await self._take_back(job)
             finally:
                 await asyncio.to_thread(self._leases.release, job.id)
 
-    async def _publish(self, job: JobRecord) -> None:
+    async def _publish(self, job: JobRecord, ask: Ask) -> None:
         folder = JobFolder.of(self._data_dir, job.id)
         try:
             models = await asyncio.to_thread(self._models, job, folder)
+            steps = await asyncio.to_thread(lambda: by_step(read_metrics(Folder(folder.run).metrics)))
+            grades = await grades_of(job, folder, self._leases, ask, self._base_name)
+            if grades is not None:
+                await asyncio.to_thread(write_grades, folder, grades, steps)
             for model in models:
                 await asyncio.to_thread(self._leases.renew, job.id)
                 await self._bring_in(job, model)
@@ -83,20 +103,22 @@ class Publications:
         except (AdapterError, OSError) as error:
             await self._fail(job, folder, error)
             return
-        steps = await asyncio.to_thread(lambda: by_step(read_metrics(Folder(folder.run).metrics)))
         results = await asyncio.to_thread(self.keep_results, job, folder, steps)
         name = job.asked["name"]
         checkpoints: Checkpoints = [
-            (step, checkpoint_name(name, step), at(steps, step)) for step in folder.exported()
+            (step, checkpoint_name(name, step), with_grades(at(steps, step), grades, step))
+            for step in folder.exported()
         ]
         await asyncio.to_thread(
             lambda: self._leases.move(
                 job.id,
                 JobState.SUCCEEDED,
+                *([] if grades is None else events_of(grades, steps)),
                 Said(f"New fine-tuned model created: {name}"),
                 Said("The job has successfully completed"),
                 checkpoints=checkpoints,
                 fine_tuned_model=name,
+                grades=grades,
                 result_files=results,
                 finished_at=time.time(),
                 estimated_finish=None,
@@ -136,13 +158,14 @@ class Publications:
         await publication.done()
 
     def keep_results(self, job: JobRecord, folder: JobFolder, steps: list[dict[str, Any]]) -> list[str]:
-        """The ids of the job's result files: the table of measures, and the report."""
+        """The ids of the job's result files: the table of measures, the report, and the model's card."""
         run, found = Folder(folder.run), []
         with TemporaryDirectory(dir=folder.root) as scratch:
             paths = [Path(scratch) / name for name in _RESULTS]
             paths[0].write_bytes(csv_of(steps))
-            if (run.root / "report.html").is_file():
-                shutil.copyfile(run.root / "report.html", paths[1])
+            for written, path in zip((run.root, run.finished), paths[1:], strict=True):
+                if (written / path.name).is_file():
+                    shutil.copyfile(written / path.name, path)
             for number, path in enumerate(paths):
                 if path.exists():
                     file_id = _result_id(job, number)

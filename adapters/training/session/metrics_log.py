@@ -11,9 +11,10 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from manylora.adapters.training.data.prompts import Prompt
+if TYPE_CHECKING:  # which is slow to import, for a server that only reads
+    from manylora.adapters.training.data.prompts import Prompt
 
 STOPPED: Final = "stopped"
 

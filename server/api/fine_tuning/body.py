@@ -119,10 +119,13 @@ class JobBody(RequestBody):
         description="End after so many evaluations in a row without a lower validation loss.",
     )
 
-    samples: int = Field(
-        0, ge=0, le=64, description="Rows whose prompts are answered by base and model at checkpoints."
+    samples: int | None = Field(
+        None, ge=0, le=64, description="Rows whose prompts are answered by base and model at checkpoints."
     )
     sample_tokens: int = Field(64, ge=1, le=1024, description="Of each of those answers.")
+    grader: dict[str, Any] | None = Field(
+        None, description="Grades the samples: string_check, text_similarity, score_model or multi."
+    )
 
     @property
     def kind(self) -> str:

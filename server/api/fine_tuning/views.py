@@ -13,7 +13,7 @@ _NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 
 
 def job_json(job: JobRecord) -> dict[str, Any]:
-    """A job: OpenAI's fields, what else it was asked for, ``progress`` and ``scores``."""
+    """A job: OpenAI's fields, what else it was asked for, ``progress``, ``scores`` and ``grades``."""
     asked, found = job.asked, job.found
     numbers = found.get("hyperparameters") or {
         name: asked["hyperparameters"].get(name, AUTO)
@@ -46,8 +46,10 @@ def job_json(job: JobRecord) -> dict[str, Any]:
         "early_stopping_patience": asked.get("early_stopping_patience"),
         "samples": asked.get("samples", 0),
         "sample_tokens": asked.get("sample_tokens", 64),
+        "grader": asked.get("grader"),
         "progress": found.get("progress"),
         "scores": found.get("scores"),
+        "grades": found.get("grades"),
     }
 
 

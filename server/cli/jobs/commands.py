@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from manylora.server.cli.admin.session import Session, with_session
 from manylora.server.cli.jobs.lines import bar, curve, estimate_line, event_text, job_line
-from manylora.server.cli.output import REFUSED
+from manylora.server.cli.output import REFUSED, fail
 
 jobs = typer.Typer(name="jobs", no_args_is_help=True, help="Train models on a running server.")
 
@@ -60,6 +61,12 @@ def create_job(
     sample_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Of each of those answers.", show_default=False)
     ] = None,
+    grader: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="JSON: what grades samples.", exists=True, dir_okay=False, show_default=False
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes.", show_default=False)] = None,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Rows a step.", show_default=False)
@@ -85,6 +92,8 @@ def create_job(
         **_given(suffix=suffix, seed=seed, task=task, early_stopping_patience=patience),
         **_given(samples=samples, sample_tokens=sample_tokens, lora=_given(r=r) or None),
     }
+    if grader is not None:
+        body["grader"] = _json(grader)
     with session.talk() as client:
         body["training_file"] = client.jobs.upload(file)
         if validation is not None:
@@ -172,6 +181,13 @@ def _follow(session: Session, client: Any, job: str) -> None:
     session.tell(ended, job_line)
     if ended["status"] != "succeeded":
         raise typer.Exit(REFUSED)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise fail(f"{path}: is not JSON: {error}") from None
 
 
 def _given(**values: Any) -> dict[str, Any]:

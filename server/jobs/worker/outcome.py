@@ -8,7 +8,11 @@ from typing import Any
 from manylora.adapters.registry.tuning.leases import Said
 from manylora.adapters.registry.tuning.records import JobRecord
 from manylora.adapters.training.run.train import TrainingResult
+from manylora.adapters.training.session.folder import Folder
 from manylora.adapters.training.session.metrics_log import STOPPED
+from manylora.server.jobs.folder import JobFolder
+from manylora.server.jobs.inspection import public
+from manylora.server.jobs.training_config import Place
 from manylora.server.jobs.worker.heartbeat import Heartbeat
 
 
@@ -27,6 +31,13 @@ def lineage_of(job: JobRecord) -> Mapping[str, Any]:
         },
         "seed": asked["seed"],
     }
+
+
+def hide_places(folder: JobFolder, place: Place) -> None:
+    """Take out of report and card, which the job's owner gets, where things are on the machine."""
+    run = Folder(folder.run)
+    for path in (run.root / "report.html", run.finished / "README.md"):
+        path.write_text(public(path.read_text(encoding="utf-8"), folder, place), encoding="utf-8")
 
 
 def tell_outcome(job: JobRecord, heartbeat: Heartbeat, result: TrainingResult) -> None:

@@ -16,7 +16,7 @@ from manylora.adapters.training.trainers.callbacks import StopCallback
 from manylora.server.jobs.folder import JobFolder
 from manylora.server.jobs.training_config import Place, train_config
 from manylora.server.jobs.worker.heartbeat import LOST, PAUSED, Heartbeat
-from manylora.server.jobs.worker.outcome import lineage_of, tell_outcome
+from manylora.server.jobs.worker.outcome import hide_places, lineage_of, tell_outcome
 from manylora.server.jobs.worker.progress import ExportCallback, Progress
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def train_job(
             if stop.reason != PAUSED:  # a signal that the trainer took, or the worker ends anyway
                 ending.set()
             return None
+        hide_places(folder, place)
         tell_outcome(job, heartbeat, result)
         heartbeat.flush()
         return result.steps

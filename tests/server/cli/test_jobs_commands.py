@@ -17,6 +17,9 @@ from tests.support.running_server import Running, serving, tiny_service
 from tests.support.training_data import write
 from tests.support.tuning import ROWS
 
+EXACT = {"type": "string_check", "name": "exact", "input": "{{sample.output_text}}", "operation": "eq",
+         "reference": "{{item.reference_answer}}"}  # fmt: skip
+
 
 def run(server: Running, line: str, status: int = 0) -> str:
     """What a command prints."""
@@ -47,6 +50,13 @@ def test_a_job_from_its_file_to_its_end(server: Running, tmp_path: Path) -> None
     assert made["validation_file"]
     assert made["task"] is None
     assert (made["samples"], made["early_stopping_patience"]) == (3, 2)
+    grader = tmp_path / "grader.json"
+    grader.write_text("{")
+    run(server, f"jobs create {rows} --model tiny --grader {grader}", status=2)
+    grader.write_text(json.dumps(EXACT))
+    exact = json.loads(run(server, f"jobs create {rows} --model tiny --grader {grader} --json"))
+    assert (exact["grader"], exact["samples"]) == (EXACT, 8)
+    run(server, f"jobs cancel {exact['id']}")
     classes = json.loads(run(server, f"jobs create {rows} --model tiny --task classification --json"))
     assert classes["task"] == "classification"
     run(server, f"jobs cancel {classes['id']}")

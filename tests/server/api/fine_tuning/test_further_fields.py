@@ -17,6 +17,13 @@ pytestmark = pytest.mark.slow
 LETTERS = "abcdefghijkl"
 LABELS = [{"text": f"{'good' if n % 2 else 'bad'} {n}", "label": ("no", "yes")[n % 2]} for n in range(40)]
 PAIRS = [{"anchor": f"ask {a}{n}", "positive": f"{a}{a} {n} it is"} for a in LETTERS for n in range(3)]
+EXACT = {
+    "type": "string_check",
+    "name": "exact",
+    "operation": "eq",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.reference_answer}}",
+}
 NUMBERS = {"n_epochs": 4, "batch_size": 8, "learning_rate_multiplier": 50}
 
 
@@ -159,7 +166,8 @@ def test_a_job_that_learns_no_more_is_stopped(client: openai.OpenAI) -> None:
 
 def test_samples_of_the_model_beside_the_base(client: openai.OpenAI) -> None:
     """Of the first rows, at the checkpoints and of what is published, which answers the same when asked."""
-    job = ended(client, begin(client, hyperparameters=NUMBERS, extra={"samples": 2, "sample_tokens": 8}))
+    fields = {"samples": 2, "sample_tokens": 8, "grader": EXACT}
+    job = ended(client, begin(client, hyperparameters=NUMBERS, extra=fields))
     assert job.status == "succeeded", job.error
     events: list[Any] = list(client.fine_tuning.jobs.list_events(job.id, limit=100))[::-1]
     samples = [event.data for event in events if event.type == "sample"]
@@ -178,8 +186,12 @@ def test_samples_of_the_model_beside_the_base(client: openai.OpenAI) -> None:
                 model=model, messages=question, max_tokens=8, temperature=0, extra_body={"logprobs": False}
             )
             assert told.choices[0].message.content == text
+    assert [each["step"] for each in job.grades["steps"]] == [*steps, 12]
+    right = sum(each["trained"] == each["expected"] for each in samples[-2:]) / 2
+    assert (job.grades["steps"][-1]["trained"], job.grades["steps"][-1]["graded"]) == (right, 2)
     report = client.files.content(job.result_files[1]).text
     assert "While it trained" in report
+    assert "The grader 'exact' on 2 rows" in report
 
 
 @pytest.mark.sweep

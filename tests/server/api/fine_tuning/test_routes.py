@@ -34,6 +34,9 @@ def file(client: openai.OpenAI) -> str:
     return upload(client)
 
 
+EXACT = {"type": "string_check", "name": "exact", "input": "{{sample.output_text}}", "operation": "eq",
+         "reference": "{{item.reference_answer}}"}  # fmt: skip
+JUDGE = {"type": "score_model", "name": "judge", "model": "beta", "input": [{"role": "user", "content": "?"}]}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs"),
     ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
@@ -80,6 +83,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"samples": True}, "samples"),
     ({"samples": 1, "task": "embedding"}, "samples"),
     ({"samples": 1, "sample_tokens": 0}, "sample_tokens"),
+    ({"grader": {**EXACT, "type": "python"}}, "grader.type"),
+    ({"grader": {**EXACT, "input": "{{item"}}, "grader.input"),
+    ({"grader": {}}, "grader.type"),
+    ({"grader": []}, "grader"),
+    ({"grader": {**JUDGE, "model": "nothing"}}, "grader.model"),
+    ({"grader": {**JUDGE, "model": "alpha+"}}, "grader.model"),
+    ({"grader": {"type": "multi", "name": "m", "graders": {"a": EXACT, "b": {**JUDGE, "model": "no"}},
+                 "calculate_output": "a + b"}}, "grader.graders.b.model"),
+    ({"grader": EXACT, "samples": 0}, "samples"),
+    ({"grader": EXACT, "task": "classification"}, "grader"),
     ({"task": "regression"}, "task"),
     ({"task": "classification", "method": {"type": "dpo"}}, "task"),
     ({"task": "classification", "lora": {"init": "olora"}}, "lora.init"),
