@@ -151,6 +151,7 @@ docs: $(DEVELOPMENT) ## Rewrite the pages that are generated from the code.
 	$(BIN)/python -m manylora.server.options.reference > docs/configuration.md
 	$(BIN)/python -m manylora.adapters.training.reference > docs/training-options.md
 	$(BIN)/python -m tests.support.fields_section
+	$(BIN)/python -m tests.support.vllm_section
 	$(BIN)/python -m tests.support.families_section
 	$(BIN)/python -m tests.support.sizing_section
 	$(BIN)/python -m tests.support.support_tables
