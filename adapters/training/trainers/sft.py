@@ -25,6 +25,7 @@ from manylora.adapters.training.decoder.batch import (
     without_padding,
 )
 from manylora.adapters.training.decoder.decoder import FusedDecoder
+from manylora.adapters.training.jobs.joint_steps import JointLosses
 from manylora.adapters.training.model.virtual_tokens import virtual_tokens
 from manylora.adapters.training.trainers.pooled import Pool
 from manylora.adapters.training.trainers.quiet_trainer import QuietTrainer
@@ -38,6 +39,7 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
     """
 
     decoder: FusedDecoder | None = None
+    joint: JointLosses | None = None  # the batches of other runs go through the decoder along with its own
 
     def __init__(self, *args: Any, model: Any, **options: Any) -> None:
         is_head_adapted = isinstance(model.get_output_embeddings(), BaseTunerLayer)  # tied trained tokens
@@ -88,7 +90,10 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
         count = len(learned.rows) if num_items_in_batch is None else num_items_in_batch
         shares = torch.ones(len(learned.rows), device=ids.device) / torch.as_tensor(count).clamp(min=1)
         batch = Packed(ids, lengths, (slice(0, len(ids)),))
-        losses = decoder.losses(batch, learned, shares, drops=self.model.training)
+        if self.joint is not None and self.model.training:
+            losses = self.joint(batch, learned, shares)
+        else:
+            losses = decoder.losses(batch, learned, shares, drops=self.model.training)
         self._count(*per_row(losses.each, losses.right, learned, lengths, len(inputs["input_ids"])))
         return losses.total
 
