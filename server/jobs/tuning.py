@@ -143,6 +143,7 @@ def worker_told(settings: Settings, model_dir: Path, base: str, device: str) -> 
         "base": base,
         "threads": max(1, math.floor(settings.training_share * (os.cpu_count() or 1))),
         "per_tenant": settings.tenant_jobs,
+        "at_once": settings.training_jobs,
         "idle_seconds": IDLE_SECONDS,
         "dtype": "fp32" if settings.dtype == "fp32" else "auto",
         "device": "cpu" if device == "cpu" else "cuda",

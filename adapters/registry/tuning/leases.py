@@ -7,7 +7,7 @@ transaction that writes, so one that was given up for dead, and lives, changes n
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -57,8 +57,20 @@ class TuningLeases:
             wanted = select(jobs.c.id).where(_free(needs, base, time.time())).limit(1)
             return connection.execute(wanted).first() is not None
 
-    def take(self, needs: Collection[Need], base: str, *, per_tenant: int | None = None) -> JobRecord | None:
-        """Take the job that is next, if there is one.
+    def next(self, needs: Collection[Need], base: str, *, per_tenant: int | None = None) -> JobRecord | None:
+        """The job that :meth:`take` would take now."""
+        with self._database.read() as connection:
+            return _next(connection, needs, base, per_tenant)
+
+    def take(
+        self,
+        needs: Collection[Need],
+        base: str,
+        *,
+        per_tenant: int | None = None,
+        fits: Callable[[JobRecord], bool] = lambda _: True,
+    ) -> JobRecord | None:
+        """Take the job that is next, if there is one and it ``fits``; no other is taken before it.
 
         What was begun comes first; then whose jobs are worked on the least; then who has waited longest since
         one of theirs began; then what came first. A tenant that has ``per_tenant`` jobs in training waits.
@@ -71,6 +83,8 @@ class TuningLeases:
                 if job is None:
                     return None
                 if job.takes < MAX_TAKES:
+                    if not fits(job):
+                        return None
                     row = {"worker": self.worker, "leased_until": time.time() + LEASE_SECONDS}
                     _set(connection, job.id, {**row, "takes": job.takes + 1})
                     return locked(connection, job.id)
