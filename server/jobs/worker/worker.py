@@ -21,6 +21,7 @@ from manylora.adapters.registry.tuning.states import JobState, Need, NotAllowed
 from manylora.server.jobs.folder import JobFolder, revision_directory
 from manylora.server.jobs.inspection import Fault, Inspection, inspect, public
 from manylora.server.jobs.training_config import Place
+from manylora.server.jobs.worker.device_memory import DeviceMemory, Figures, cuda_figures, no_figures
 from manylora.server.jobs.worker.heartbeat import Heartbeat
 from manylora.server.jobs.worker.trainings import Trainings
 
@@ -46,13 +47,20 @@ class WorkerOptions:
 class Worker:
     """Works on jobs until it is told to end, or has had nothing to do for long."""
 
-    def __init__(self, registry: Registry, options: WorkerOptions) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        options: WorkerOptions,
+        figures: Callable[[], Figures | None] = cuda_figures,
+    ) -> None:
+        """``figures`` are those of the memory that is asked for, where it is."""
         self._options = options
         self.leases = registry.tuning_leases(options.name)
         self._registry = registry
         self._ending = threading.Event()
         self._busy = time.monotonic()  # when there was last something to do
         self._trainings = Trainings(options.at_once, self._shares)
+        self._memory = DeviceMemory(no_figures if options.place.device == "cpu" else figures)
 
     def end(self) -> None:
         """Stop after the current step; what is unfinished is others' to take up."""
@@ -179,6 +187,7 @@ class Worker:
             hyperparameters=dict(found.hyperparameters or {}),
             trained_tokens_in_all=found.trained_tokens,
             rows=found.rows,
+            longest_row=found.longest,
             validation=found.validation_rows > 0,
             data_digest=found.digest,
         )
@@ -195,8 +204,6 @@ class Worker:
     def _train(self, job: JobRecord) -> None:
         from manylora.server.jobs.worker.training import train_job  # noqa: PLC0415  (brings torch and TRL)
 
-        if job.status is JobState.QUEUED:
-            job = self.leases.move(job.id, JobState.RUNNING, Said("Fine-tuning job started"))
         folder = self._folder(job)
         try:
             steps = train_job(
@@ -207,6 +214,7 @@ class Worker:
                 init_adapter=self._init_adapter(job),
                 ending=self._ending,
                 shared=self._trainings.shared,
+                memory=self._memory,
             )
         except (LeaseLost, NotAllowed):
             raise

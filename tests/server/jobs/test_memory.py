@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.support.tiny_models import tiny_model
 pytestmark = [pytest.mark.slow, pytest.mark.sweep, pytest.mark.timeout(900)]
 
 AT_MOST = 1.5  # times that of one, of two
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 8,
