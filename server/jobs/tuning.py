@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from uuid import uuid4
 
 from manylora.adapters.errors import StoreError
-from manylora.adapters.registry.tuning.records import JobRecord
+from manylora.adapters.registry.tuning.records import JobRecord, RequestKey
 from manylora.adapters.registry.tuning.states import ENDED
 from manylora.server.adapter_manager import AdapterManager
 from manylora.server.files.stored_files import StoredFiles
@@ -94,15 +94,17 @@ class Tuning:
         """The directory of a job."""
         return JobFolder.of(self.data_dir, job_id)
 
-    async def add(self, record: JobRecord) -> None:
-        """Take a new job, whose files are in its directory.
+    async def add(self, record: JobRecord, key: RequestKey | None) -> JobRecord:
+        """Take a new job, whose files are in its directory; or find the one that came with ``key`` before.
 
         Raises:
             StoreError: it can't be recorded.
+            KeyReused: that one was asked for in other words.
         """
-        await asyncio.to_thread(self.jobs.add, record)
+        made = await asyncio.to_thread(self.jobs.add, record, key)
         if self.worker is not None:
             self.worker.wake()
+        return made
 
     async def needs(self, file_id: str) -> str | None:
         """What reads a file, if a job does that has not ended."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -129,7 +128,7 @@ def test_where_nothing_has_to_be_asked_for_nobody_waits() -> None:
 
 
 @pytest.fixture
-def on_device(setup: Setup) -> Iterator[tuple[Setup, Device, Worker]]:
+def on_device(setup: Setup) -> tuple[Setup, Device, Worker]:
     """A worker that believes in a GPU, with memory for one job, which another process has."""
     setup.place = type(setup.place)(setup.place.model, setup.place.data_dir, setup.place.max_length, "fp32")
     device = Device(total=10**9, others=10**9)
