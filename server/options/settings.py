@@ -325,6 +325,11 @@ class Settings(BaseSettings):
         Option(OPERATION, "X", "Share of the cores, if local."),
         Field(ge=0.01, le=1, allow_inf_nan=False),
     ] = 0.5
+    training_jobs: Annotated[
+        int,
+        Option(OPERATION, "N", "Jobs a worker trains at once."),
+        Field(ge=1, le=64),
+    ] = 2
     tenant_jobs: Annotated[
         int,
         Option(OPERATION, "N", "One tenant's jobs in training at once."),
