@@ -22,6 +22,7 @@ from manylora.server.api.admin.publications import Publications
 from manylora.server.api.admin.quota import Quotas
 from manylora.server.api.asking import asker
 from manylora.server.api.compare import route as compare
+from manylora.server.api.console import pages as console
 from manylora.server.api.embed import embeddings, rerank, score
 from manylora.server.api.files import batches as batch_routes
 from manylora.server.api.files import files, uploads
@@ -44,7 +45,7 @@ from manylora.server.api.http.middleware import (
 from manylora.server.api.http.openapi import Application
 from manylora.server.api.http.tracing import Tracing
 from manylora.server.api.messages import route as messages
-from manylora.server.api.operation import docs, health, root
+from manylora.server.api.operation import access, docs, health, root
 from manylora.server.api.responses import route as responses
 from manylora.server.api.tenants import audit, tenants, usage
 from manylora.server.api.tenants.apply import apply_file
@@ -86,6 +87,7 @@ _RESOURCES = (
     tenants,
     usage,
     audit,
+    access,
     health,
     docs,
     root,
@@ -110,7 +112,7 @@ def create_app(service: Service, *, batches: bool = True) -> FastAPI:
     guard = guard_for(config, service.tenants)
     app = Application(
         service,
-        [resource.router for resource in _RESOURCES],
+        [resource.router for resource in (*_RESOURCES, *([console] if config.console else []))],
         title="manylora",
         description="One base model, many LoRA adapters, and weighted mixes of them, in one batch.",
         lifespan=_lifespan,

@@ -195,6 +195,16 @@ class Settings(BaseSettings):
         Literal["refuse", "ignore"],
         Option(HTTP, "WHAT", "Unknown fields: refuse, or ignore."),
     ] = "refuse"
+    console: Annotated[
+        bool,
+        Option(
+            HTTP,
+            "",
+            "Serve the browser console at /console.",
+            switch=True,
+            without="Serve no console at /console.",
+        ),
+    ] = True
     max_waiting: Annotated[
         int,
         Option(HTTP, "N", "Requests that may wait; more get 429."),

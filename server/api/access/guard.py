@@ -18,6 +18,7 @@ from manylora.server.api.access.scopes import (
     ADDED_HEADERS,
     ADMIN,
     CALLER,
+    CALLERS_RIGHTS,
     CALLERS_TENANT,
     INFER,
     LEAST_PRIORITY,
@@ -129,6 +130,7 @@ class Guard:
             return ADMIN
         tenant = holder.tenant
         request.scope[CALLERS_TENANT] = tenant
+        request.scope[CALLERS_RIGHTS] = holder.rights
         request.scope[LEAST_PRIORITY] = 0 if holder.key is None else holder.key.priority
         if tenant.settings.limits != NO_LIMITS or tenant.settings.adapter_limits:
             request.scope[ADDED_HEADERS] = LimitHeaders(self._tenants.meters, tenant)
