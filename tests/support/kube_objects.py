@@ -1,0 +1,110 @@
+"""Objects for a cluster as YAML has them, rendered by the programs that users render them with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterator
+from functools import cache
+from typing import Any
+
+import yaml
+
+from tests.support.kube_tools import run
+from tests.support.paths import ROOT
+
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+CHART = ROOT / "deploy" / "helm" / "manylora"
+OVERLAYS = ("base", "gpu", "llm-d", "aibrix", "kserve", "production-stack")
+SERVERS = ("base", "gpu", "llm-d", "aibrix", "production-stack")  # that have the servers' Deployment
+
+Manifest = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML's own loader takes the second silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"twice: {twice}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def documents(text: str) -> list[Manifest]:
+    """The objects of a stream of YAML documents, those that are empty left out."""
+    return [each for each in yaml.load_all(text, _Loader) if each is not None]
+
+
+@cache
+def built(overlay: str) -> tuple[Manifest, ...]:
+    """What ``kubectl apply -k`` would send of a folder of ``deploy/kubernetes``."""
+    done = run("kubectl", "kustomize", str(KUBERNETES / overlay))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "a warning: something is out of date"
+    return tuple(documents(done.stdout))
+
+
+def component(name: str) -> list[Manifest]:
+    """The objects that a component adds."""
+    folder = KUBERNETES / name
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    return [each for file in kustomization["resources"] for each in documents((folder / file).read_text())]
+
+
+def chart(values: dict[str, Any] | None = None, release: str = "manylora") -> list[Manifest]:
+    """The objects of the chart with these values beside its own.
+
+    Raises:
+        ChartRefused: with what helm says.
+    """
+    done = run("helm", "template", release, str(CHART), "--namespace", "models", *_given(values or {}))
+    if done.returncode != 0:
+        raise ChartRefused(done.stderr)
+    return documents(done.stdout)
+
+
+class ChartRefused(Exception):
+    """The values are refused, or what is rendered of them is no YAML."""
+
+
+def _given(values: dict[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        yield "--set-json"
+        yield f"{name}={json.dumps(value)}"
+
+
+def only(objects: list[Manifest] | tuple[Manifest, ...], kind: str, name: str | None = None) -> Manifest:
+    """The one object of that kind, and of that name."""
+    found = [each for each in objects if each["kind"] == kind and name in (None, each["metadata"]["name"])]
+    assert len(found) == 1, [each["metadata"]["name"] for each in found]
+    return found[0]
+
+
+def pods(objects: list[Manifest] | tuple[Manifest, ...]) -> list[tuple[Manifest, Manifest]]:
+    """Labels and spec of the pods that objects make."""
+    found = []
+    for each in objects:
+        if each["kind"] == "Deployment":
+            template = each["spec"]["template"]
+            found.append((template["metadata"]["labels"], template["spec"]))
+        elif each["kind"] == "LLMInferenceServiceConfig":
+            found.append(({}, each["spec"]["template"]))
+    return found
+
+
+def container(overlay: str) -> Any:
+    """The server's own container."""
+    return only(built(overlay), "Deployment", "manylora")["spec"]["template"]["spec"]["containers"][0]
+
+
+def variables(objects: list[Manifest] | tuple[Manifest, ...]) -> dict[str, Any]:
+    """Every MANYLORA_ variable that objects set, with its value; None where it comes from elsewhere."""
+    found: dict[str, Any] = {}
+    for each in objects:
+        if each["kind"] == "ConfigMap":
+            found |= each["data"]
+    for _, spec in pods(objects):
+        for container in spec["containers"]:
+            found |= {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+    return {name: value for name, value in found.items() if name.startswith("MANYLORA_")}
