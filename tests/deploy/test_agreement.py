@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
+from manylora.server.cli.main import app as cli
 from manylora.server.options.settings import Settings
-from tests.support.kube_objects import OVERLAYS, SERVERS, built, component, container, only, pods, variables
+from tests.support.kube_objects import EXTENDED, OVERLAYS, SERVERS, built, container, only, pods, variables
 from tests.support.paths import ROOT
 
 
@@ -43,7 +46,7 @@ def test_ports_agree(overlay: str) -> None:
             port["name"]
             for _, spec in pods(built(overlay))
             for each in spec["containers"]
-            for port in each["ports"]
+            for port in each.get("ports", [])
         }
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
     for rule in only(built(overlay), "NetworkPolicy")["spec"]["ingress"]:
@@ -53,7 +56,7 @@ def test_ports_agree(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_selectors_find_pods(overlay: str) -> None:
     labels = [labels for labels, _ in pods(built(overlay))]
-    for each in [*built(overlay), *component("monitoring")]:
+    for each in built(overlay):
         selector = each["spec"].get("selector", each["spec"].get("podSelector")) if "spec" in each else None
         if selector is None or overlay == "kserve":
             continue
@@ -104,7 +107,7 @@ def test_probes_ask_what_is_meant() -> None:
     for overlay in OVERLAYS:
         for _, spec in pods(built(overlay)):
             each = spec["containers"][0]
-            if each["image"].startswith("manylora"):
+            if each["image"].startswith("manylora") and each["name"] != "worker":
                 assert each["livenessProbe"]["httpGet"]["path"] == "/health"
                 assert each["readinessProbe"]["httpGet"]["path"] == "/ready"
                 assert each["startupProbe"]["httpGet"]["path"] == "/ready"
@@ -128,7 +131,7 @@ def test_a_gpu_is_asked_for() -> None:
 
 
 def test_the_monitor_reads_with_a_key_of_the_same_secret() -> None:
-    (monitor,) = component("monitoring")
+    monitor = only(built(EXTENDED), "PodMonitor")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     secrets = {
         entry["valueFrom"]["secretKeyRef"]["name"]
@@ -137,3 +140,28 @@ def test_the_monitor_reads_with_a_key_of_the_same_secret() -> None:
     }
     assert {endpoint["authorization"]["credentials"]["name"]} == secrets
     assert endpoint["port"] in {each["name"] for each in container("base")["ports"]}
+
+
+def test_workers_take_their_arguments_and_share_what_the_servers_have() -> None:
+    worker = only(built(EXTENDED), "Deployment", "manylora-worker")["spec"]["template"]["spec"]
+    (each,) = worker["containers"]
+    command = get_command(cli)
+    assert isinstance(command, TyperGroup)
+    name, *arguments = each["args"]
+    values = {"$(MANYLORA_MODEL)": "smollm2-135m", "$(OMP_NUM_THREADS)": "4"}
+    context = command.commands[name].make_context(name, [values.get(word, word) for word in arguments])
+    assert context.params["model"] == "smollm2-135m"
+    assert context.params["threads"] == 4
+    assert variables(built(EXTENDED))["MANYLORA_TRAINING"] == "external"
+    server = only(built(EXTENDED), "Deployment", "manylora")["spec"]["template"]["spec"]
+    assert each["envFrom"] == server["containers"][0]["envFrom"]
+    assert worker["volumes"][0] == server["volumes"][0]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_threads_are_those_that_are_asked_for(overlay: str) -> None:
+    for _, spec in pods(built(overlay)):
+        for each in spec["containers"]:
+            if each["image"].startswith("manylora"):
+                threads = {entry["name"]: entry for entry in each["env"]}["OMP_NUM_THREADS"]
+                assert threads["valueFrom"] == {"resourceFieldRef": {"resource": "requests.cpu"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from manylora.server.options.settings import Settings
 from tests.support.chart_section import ELSEWHERE, SCHEMA, options
 from tests.support.crd_check import EVERYTHING_ON
-from tests.support.kube_objects import CHART, ChartRefused, built, chart, component, only, pods, variables
+from tests.support.kube_objects import CHART, EXTENDED, ChartRefused, built, chart, only, pods, variables
 from tests.support.kube_schemas import VERSIONS, problems
 from tests.support.kube_tools import run
 
@@ -103,9 +104,21 @@ def simplified(value: Any) -> Any:
 
 
 def test_it_makes_the_same_pods_as_the_plain_manifests() -> None:
-    ours, theirs = (only(objects, "Deployment") for objects in (chart(), built("base")))
+    ours, theirs = (copy.deepcopy(only(each, "Deployment")) for each in (chart(), built("base")))
     for each in (ours, theirs):
         each["spec"]["template"]["spec"]["containers"][0].pop("envFrom", None)
+    assert simplified(ours["spec"]) == simplified(theirs["spec"])
+
+
+def test_its_workers_are_the_plain_ones() -> None:
+    objects = (chart({"training.mode": "external"}), built(EXTENDED))
+    names = {each["metadata"]["name"] for each in objects[1] if each["kind"] == "Deployment"}
+    (name,) = names - {"manylora"}
+    ours, theirs = (copy.deepcopy(only(each, "Deployment", name)) for each in objects)
+    for each in (ours, theirs):
+        container = each["spec"]["template"]["spec"]["containers"][0]
+        container.pop("envFrom")
+        container["env"] = [entry for entry in container["env"] if entry["name"] != "HF_TOKEN"]
     assert simplified(ours["spec"]) == simplified(theirs["spec"])
 
 
@@ -114,7 +127,7 @@ def test_it_sets_the_same_options_as_the_plain_manifests() -> None:
 
 
 def test_its_monitor_is_the_plain_one() -> None:
-    (plain,) = component("monitoring")
+    plain = copy.deepcopy(only(built(EXTENDED), "PodMonitor"))
     plain["spec"]["podMetricsEndpoints"][0].pop("scrapeTimeout")
     assert simplified(only(chart(EVERYTHING_ON), "PodMonitor")["spec"]) == simplified(plain["spec"])
 
@@ -146,7 +159,7 @@ def test_a_changed_option_is_rolled_out() -> None:
 
 
 def test_time_to_end_grows_with_the_timeout() -> None:
-    ((_, spec),) = pods(chart(ALL_SET))
+    spec = pods([only(chart(ALL_SET), "Deployment", "manylora")])[0][1]
     assert spec["terminationGracePeriodSeconds"] == 116
 
 
@@ -172,6 +185,10 @@ def test_labels_of_the_user_do_not_hide_the_selectors() -> None:
         ({"persistence.accessMode": "ReadWriteOnce"}, "several servers need one data volume"),
         ({"secret.keys.apiKey": ""}, "without apiKey requests need no key"),
         ({**EVERYTHING_ON, "metrics.podMonitor.key": ""}, "/metrics needs a key"),
+        (
+            {"training.mode": "external", "replicaCount": 1, "secret.keys.registryUrl": ""},
+            "need one registry",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_reason(values: dict[str, Any], reason: str) -> None:
@@ -188,6 +205,8 @@ def test_what_cannot_work_is_refused_with_its_reason(values: dict[str, Any], rea
         {"settings": {"api_key": "s3cret"}},
         {"settings": {"registry_url": "postgresql://u:p@h/d"}},
         {"settings": {"max_num_seqs": [1]}},
+        {"settings": {"training": "off"}},
+        {"training.mode": False},
         {"metrics.port": 8000},
         {"metrics.port": 80},
         {"image.tag": "a b"},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.kube_objects import OVERLAYS, built, component, documents
+from tests.support.kube_objects import OVERLAYS, built, documents
 from tests.support.kube_schemas import CRDS, VERSIONS, closed, differences, problems
 
 
@@ -17,12 +17,6 @@ from tests.support.kube_schemas import CRDS, VERSIONS, closed, differences, prob
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_object_is_valid(overlay: str, version: str) -> None:
     assert [problem for each in built(overlay) for problem in problems(each, version)] == []
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_monitor_is_valid(version: str) -> None:
-    (monitor,) = component("monitoring")
-    assert problems(monitor, version) == []
 
 
 @pytest.mark.parametrize(

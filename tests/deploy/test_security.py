@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from tests.support.kube_objects import OVERLAYS, SERVERS, Manifest, built, component, container, only, pods
+from tests.support.kube_objects import OVERLAYS, SERVERS, Manifest, built, container, only, pods
 from tests.support.paths import ROOT
 
 
 def everything() -> list[Manifest]:
-    return [*(each for overlay in OVERLAYS for each in built(overlay)), *component("monitoring")]
+    return [each for overlay in OVERLAYS for each in built(overlay)]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -28,6 +28,7 @@ ELSEWHERE = {
     "data_dir",
     "pod_name",
     "shutdown_timeout",
+    "training",
 }
 
 

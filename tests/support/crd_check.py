@@ -14,17 +14,21 @@ from typing import Any
 
 import yaml
 
-from tests.support.kube_objects import OVERLAYS, Manifest, built, chart, component
+from tests.support.kube_objects import OVERLAYS, Manifest, built, chart
 from tests.support.kube_schemas import CRDS, VERSIONS, closed, differences, found
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # some are of several megabytes
-EVERYTHING_ON = {"metrics.podMonitor.enabled": True, "inferencePool.enabled": True}
+EVERYTHING_ON = {
+    "metrics.podMonitor.enabled": True,
+    "inferencePool.enabled": True,
+    "training.mode": "external",
+}
 
 
 def manifests() -> list[Manifest]:
     """Everything that is rendered here."""
     overlays = [each for overlay in OVERLAYS for each in built(overlay)]
-    return [*overlays, *component("monitoring"), *chart(EVERYTHING_ON)]
+    return [*overlays, *chart(EVERYTHING_ON)]
 
 
 def crds(files: list[Path]) -> Iterator[tuple[str, str, Any]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Hashable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,8 +17,16 @@ from tests.support.paths import ROOT
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 CHART = ROOT / "deploy" / "helm" / "manylora"
-OVERLAYS = ("base", "gpu", "llm-d", "aibrix", "kserve", "production-stack")
-SERVERS = ("base", "gpu", "llm-d", "aibrix", "production-stack")  # that have the servers' Deployment
+EXTENDED = "base+monitoring+training"  # with the components
+SERVERS = (
+    "base",
+    EXTENDED,
+    "gpu",
+    "llm-d",
+    "aibrix",
+    "production-stack",
+)  # that have the servers' Deployment
+OVERLAYS = (*SERVERS, "kserve")
 
 Manifest = dict[str, Any]
 
@@ -38,18 +49,25 @@ def documents(text: str) -> list[Manifest]:
 
 @cache
 def built(overlay: str) -> tuple[Manifest, ...]:
-    """What ``kubectl apply -k`` would send of a folder of ``deploy/kubernetes``."""
-    done = run("kubectl", "kustomize", str(KUBERNETES / overlay))
+    """What ``kubectl apply -k`` would send of a folder of ``deploy/kubernetes``, with components after it."""
+    first, *components = (str(KUBERNETES / name) for name in overlay.split("+"))
+    if not components:
+        return _built(first)
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder).resolve()
+        kustomization = {
+            "resources": [os.path.relpath(first, here)],
+            "components": [os.path.relpath(each, here) for each in components],
+        }
+        (here / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        return _built(str(here))
+
+
+def _built(folder: str) -> tuple[Manifest, ...]:
+    done = run("kubectl", "kustomize", folder)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "a warning: something is out of date"
     return tuple(documents(done.stdout))
-
-
-def component(name: str) -> list[Manifest]:
-    """The objects that a component adds."""
-    folder = KUBERNETES / name
-    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    return [each for file in kustomization["resources"] for each in documents((folder / file).read_text())]
 
 
 def chart(values: dict[str, Any] | None = None, release: str = "manylora") -> list[Manifest]:
