@@ -34,10 +34,12 @@ def manifests() -> list[Manifest]:
 def crds(files: list[Path]) -> Iterator[tuple[str, str, Any]]:
     """Version, kind and schema of each that the files have."""
     for file in files:
-        for each in yaml.load_all(file.read_text(), LOADER):
-            for version in each["spec"]["versions"]:
-                group, names = each["spec"]["group"], each["spec"]["names"]
-                yield f"{group}/{version['name']}", names["kind"], version["schema"]["openAPIV3Schema"]
+        for read in yaml.load_all(file.read_text(), LOADER):
+            for each in read["items"] if read["kind"] == "List" else [read]:
+                spec = each["spec"]
+                for version in spec["versions"]:
+                    name = f"{spec['group']}/{version['name']}"
+                    yield name, spec["names"]["kind"], version["schema"]["openAPIV3Schema"]
 
 
 def complaints(files: list[Path]) -> Iterator[str]:
