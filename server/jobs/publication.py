@@ -7,12 +7,14 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
+from manylora.adapters.disk import is_full
 from manylora.adapters.errors import AdapterError, AdapterNotFound, OverQuota, StoreError, TenantNotFound
 from manylora.adapters.registry.fine_tuned import checkpoint_name
 from manylora.adapters.registry.tuning.leases import Checkpoints, LeaseLost, Said, TuningLeases
@@ -30,7 +32,16 @@ logger = logging.getLogger(__name__)
 
 PURPOSE = "fine-tune-results"
 _REFUSED = "publication_failed"
+_PAUSES: Final = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds after unexpected faults; after the next one it fails
 _RESULTS = ("step_metrics.csv", "report.html")  # files of a job
+
+
+@dataclass(slots=True)
+class _Fault:
+    """That publishing a job met an unexpected fault."""
+
+    times: int = 0
+    again: float = 0.0  # by the monotonic clock, before which it is not tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +66,50 @@ class Publications:
         """``room(tenant's id)`` is how many bytes its adapters may have in all; None: any number."""
         self._leases, self._adapters, self._files = leases, adapters, files
         self._data_dir, self._room = data_dir, room
+        self._faults: dict[str, _Fault] = {}  # unexpected ones, by job
 
     async def work(self) -> None:
-        """Publish what there is to publish now."""
+        """Publish what there is to publish now.
+
+        A job that meets an unexpected fault is tried again later and later, and then fails; the others go on.
+
+        Raises:
+            StoreError, OSError: there is no room on the disk, or the registry is not there: all wait.
+        """
+        needs, base = [Need.PUBLICATION], self._adapters.base.fingerprint
         while True:
-            job = await asyncio.to_thread(
-                self._leases.take, [Need.PUBLICATION], self._adapters.base.fingerprint
-            )
+            later = [job_id for job_id, fault in self._faults.items() if fault.again > time.monotonic()]
+            if not await asyncio.to_thread(self._leases.waiting, needs, base, but=later):
+                return
+            job = await asyncio.to_thread(self._leases.take, needs, base, but=later)
             if job is None:
                 return
             try:
                 await self._publish(job)
             except (LeaseLost, NotAllowed):
                 await self._take_back(job)
+            except Exception as error:
+                if isinstance(error, StoreError) or is_full(error):
+                    raise
+                logger.exception("%s: publishing met an unexpected fault", job.id)
+                await self._met_fault(job)
+            else:
+                self._faults.pop(job.id, None)
             finally:
                 await asyncio.to_thread(self._leases.release, job.id)
+
+    async def _met_fault(self, job: JobRecord) -> None:
+        """Have a job wait before it is tried again; fail it if it was tried often enough."""
+        fault = self._faults.setdefault(job.id, _Fault())
+        if fault.times < len(_PAUSES):
+            fault.again = time.monotonic() + _PAUSES[fault.times]
+            fault.times += 1
+            return
+        del self._faults[job.id]
+        message = f"The model can't be published: {len(_PAUSES) + 1} attempts met an unexpected fault"
+        with suppress(LeaseLost, NotAllowed):
+            await asyncio.to_thread(self._end, job, message)
+            await self._delete(job, JobFolder.of(self._data_dir, job.id))
 
     async def _publish(self, job: JobRecord) -> None:
         folder = JobFolder.of(self._data_dir, job.id)
@@ -158,17 +198,18 @@ class Publications:
             logger.error("%s: %s", job.id, error)
             message = "The model can't be published: its files are not there"
         await self._delete(job, folder)
-        await asyncio.to_thread(
-            lambda: self._leases.move(
-                job.id,
-                JobState.FAILED,
-                Said(message, "error"),
-                error={"code": _REFUSED, "message": message, "param": None},
-                finished_at=time.time(),
-                estimated_finish=None,
-            )
-        )
+        await asyncio.to_thread(self._end, job, message)
         await asyncio.to_thread(folder.remove)
+
+    def _end(self, job: JobRecord, message: str) -> None:
+        self._leases.move(
+            job.id,
+            JobState.FAILED,
+            Said(message, "error"),
+            error={"code": _REFUSED, "message": message, "param": None},
+            finished_at=time.time(),
+            estimated_finish=None,
+        )
 
     async def _take_back(self, job: JobRecord) -> None:
         """Delete what was published of a job that was cancelled meanwhile."""

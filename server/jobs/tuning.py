@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -14,8 +15,8 @@ from typing import Any, Final, Literal
 from uuid import uuid4
 
 from manylora.adapters.errors import StoreError
-from manylora.adapters.registry.tuning.records import JobRecord
-from manylora.adapters.registry.tuning.states import ENDED, Need
+from manylora.adapters.registry.tuning.records import JobRecord, RequestKey
+from manylora.adapters.registry.tuning.states import ENDED
 from manylora.server.adapter_manager import AdapterManager
 from manylora.server.files.stored_files import StoredFiles
 from manylora.server.jobs.folder import JOB_ID, JobFolder
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 Mode = Literal["off", "local", "external"]
 NEEDED: Final = ("peft", "trl", "datasets", "matplotlib")  # of the extra ``train``
 _LOOK_EVERY = 0.5  # seconds, for what is to be published
-_CLEAN_EVERY = 120  # looks
+_MOST_DOUBLED = 6  # which is 32 seconds
+_CLEAN_EVERY = 60.0  # seconds
 
 
 class Tuning:
@@ -92,15 +94,17 @@ class Tuning:
         """The directory of a job."""
         return JobFolder.of(self.data_dir, job_id)
 
-    async def add(self, record: JobRecord) -> None:
-        """Take a new job, whose files are in its directory.
+    async def add(self, record: JobRecord, key: RequestKey | None) -> JobRecord:
+        """Take a new job, whose files are in its directory; or find the one that came with ``key`` before.
 
         Raises:
             StoreError: it can't be recorded.
+            KeyReused: that one was asked for in other words.
         """
-        await asyncio.to_thread(self.jobs.add, record)
+        made = await asyncio.to_thread(self.jobs.add, record, key)
         if self.worker is not None:
             self.worker.wake()
+        return made
 
     async def needs(self, file_id: str) -> str | None:
         """What reads a file, if a job does that has not ended."""
@@ -108,19 +112,21 @@ class Tuning:
         return "a fine-tuning job that has not ended" if reads else None
 
     async def _publish(self) -> None:
-        looks = 0
+        cleaned, faults = -math.inf, 0  # one after the other
         while True:
             try:
-                if await asyncio.to_thread(self._leases.waiting, [Need.PUBLICATION], self.base):
-                    await self.publications.work()
-                if looks % _CLEAN_EVERY == 0:
+                await self.publications.work()
+                if time.monotonic() - cleaned > _CLEAN_EVERY:
                     await asyncio.to_thread(self.clean_up)
+                    cleaned = time.monotonic()
+                faults = 0
             except (OSError, StoreError) as error:
                 logger.warning("fine-tuned models wait to be published: %s", error)
-            except Exception:  # one job's fault must not keep the others waiting
-                logger.exception("publishing a fine-tuned model failed")
-            looks += 1
-            await asyncio.sleep(_LOOK_EVERY)
+                faults += 1
+            except Exception:  # it must not keep later jobs waiting for ever
+                logger.exception("publishing fine-tuned models failed")
+                faults += 1
+            await asyncio.sleep(pause_after(faults))
 
     def clean_up(self) -> None:
         """End the jobs of tenants that are gone, and remove the directories of what nobody works on."""
@@ -134,6 +140,11 @@ class Tuning:
                         self.folder(path.name).remove()
 
 
+def pause_after(faults: int) -> float:
+    """Seconds to the next look for what is to be published, after so many faults one upon the other."""
+    return _LOOK_EVERY * 2.0 ** min(faults, _MOST_DOUBLED)
+
+
 def worker_told(settings: Settings, model_dir: Path, base: str, device: str) -> Mapping[str, Any]:
     """What the process that trains beside a server is told."""
     return {
@@ -143,6 +154,7 @@ def worker_told(settings: Settings, model_dir: Path, base: str, device: str) -> 
         "base": base,
         "threads": max(1, math.floor(settings.training_share * (os.cpu_count() or 1))),
         "per_tenant": settings.tenant_jobs,
+        "at_once": settings.training_jobs,
         "idle_seconds": IDLE_SECONDS,
         "dtype": "fp32" if settings.dtype == "fp32" else "auto",
         "device": "cpu" if device == "cpu" else "cuda",

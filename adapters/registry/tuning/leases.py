@@ -7,7 +7,7 @@ transaction that writes, so one that was given up for dead, and lives, changes n
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,14 +51,29 @@ class TuningLeases:
         self._database = database
         self.worker = worker
 
-    def waiting(self, needs: Collection[Need], base: str) -> bool:
-        """Whether there is a job that a worker could take."""
+    def waiting(self, needs: Collection[Need], base: str, *, but: Collection[str] = ()) -> bool:
+        """Whether there is a job that a worker could take, ``but`` for some, by id."""
         with self._database.read() as connection:
-            wanted = select(jobs.c.id).where(_free(needs, base, time.time())).limit(1)
+            wanted = select(jobs.c.id).where(_free(needs, base, time.time(), but)).limit(1)
             return connection.execute(wanted).first() is not None
 
-    def take(self, needs: Collection[Need], base: str, *, per_tenant: int | None = None) -> JobRecord | None:
-        """Take the job that is next, if there is one.
+    def next(self, needs: Collection[Need], base: str, *, per_tenant: int | None = None) -> JobRecord | None:
+        """The job that :meth:`take` would take now."""
+        with self._database.read() as connection:
+            return _next(connection, needs, base, per_tenant)
+
+    def take(
+        self,
+        needs: Collection[Need],
+        base: str,
+        *,
+        per_tenant: int | None = None,
+        fits: Callable[[JobRecord], bool] = lambda _: True,
+        but: Collection[str] = (),
+    ) -> JobRecord | None:
+        """Take the job that is next, if there is one and it ``fits``; no other is taken before it.
+
+        Those of the ids ``but`` are left out.
 
         What was begun comes first; then whose jobs are worked on the least; then who has waited longest since
         one of theirs began; then what came first. A tenant that has ``per_tenant`` jobs in training waits.
@@ -67,10 +82,12 @@ class TuningLeases:
         """
         while True:
             with self._database.write_quietly() as connection:
-                job = _next(connection, needs, base, per_tenant)
+                job = _next(connection, needs, base, per_tenant, but)
                 if job is None:
                     return None
                 if job.takes < MAX_TAKES:
+                    if not fits(job):
+                        return None
                     row = {"worker": self.worker, "leased_until": time.time() + LEASE_SECONDS}
                     _set(connection, job.id, {**row, "takes": job.takes + 1})
                     return locked(connection, job.id)
@@ -153,17 +170,22 @@ class TuningLeases:
         return job
 
 
-def _free(needs: Collection[Need], base: str, now: float) -> Any:
+def _free(needs: Collection[Need], base: str, now: float, but: Collection[str]) -> Any:
     open_ = jobs.c.status.in_(WORKED_ON) & jobs.c.needs.in_(needs) & (jobs.c.base == base)
+    open_ = open_ & jobs.c.id.not_in(but) if but else open_
     return open_ & or_(jobs.c.worker.is_(None), jobs.c.leased_until < now)
 
 
 def _next(
-    connection: Connection, needs: Collection[Need], base: str, per_tenant: int | None
+    connection: Connection,
+    needs: Collection[Need],
+    base: str,
+    per_tenant: int | None,
+    but: Collection[str] = (),
 ) -> JobRecord | None:
     now = time.time()
     free = connection.execute(
-        select(jobs).where(_free(needs, base, now)).order_by(jobs.c.number).limit(_CANDIDATES)
+        select(jobs).where(_free(needs, base, now, but)).order_by(jobs.c.number).limit(_CANDIDATES)
     ).all()
     if not free:
         return None

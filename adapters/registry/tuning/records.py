@@ -33,6 +33,18 @@ class JobRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestKey:
+    """By which a request for a job is known when it is sent again."""
+
+    digest: str  # of the key and whose it is
+    body: str  # digest of what was asked for
+
+
+class KeyReused(Exception):
+    """The key came before, with a request for something else."""
+
+
+@dataclass(frozen=True, slots=True)
 class EventRecord:
     """Something that happened to a job."""
 

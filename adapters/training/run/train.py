@@ -27,6 +27,7 @@ from manylora.adapters.training.gate.publish_gate import (
     check_pooling,
     gate_logits,
 )
+from manylora.adapters.training.model.loading import BaseLoader
 from manylora.adapters.training.model.lora import InitialWeights
 from manylora.adapters.training.report.card import Outcome, card
 from manylora.adapters.training.report.page import write_report
@@ -77,6 +78,8 @@ class Watch:
     callbacks: Callable[[Session], Sequence[TrainerCallback]] = lambda _: ()
     told: Callable[[Mapping[str, Any]], None] | None = None  # called with each line of metrics.jsonl
     lineage: Mapping[str, Any] = field(default_factory=dict)  # recorded in the adapter's file
+    loader: Callable[[Session], BaseLoader] = lambda session: session.loader
+    begun: Callable[[Any], None] = lambda _: None  # called with the trainer before its first step
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def train(
     console = Console(quiet=True) if console is None or not is_main_process() else console
     watch = Watch() if watch is None else watch
     session = replace(open_session(config, console), lineage=watch.lineage)
+    session = replace(session, loader=watch.loader(session))
     checkpoint = _begin(session, resume=resume, overwrite=overwrite)
     trained = _fit(session, checkpoint, console, watch)
     if not is_main_process():
@@ -175,6 +179,7 @@ def _fit(session: Session, checkpoint: Path | None, console: Console, watch: Wat
     callbacks = [RateCallback(), LogCallback(log), BestCallback(), CheckpointCallback(), bar, stop]
     callbacks += watch.callbacks(session)
     trainer, initial = build_trainer(session, callbacks, log)
+    watch.begun(trainer)
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     initial = _keep_initial(session.folder, initial, resumed=checkpoint is not None)
     started = time.monotonic()
