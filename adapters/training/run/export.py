@@ -19,7 +19,8 @@ from torch import Tensor
 from manylora.adapters.disk import sync_path
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.format.saving import save_tensors
-from manylora.adapters.training.model.lora import InitialWeights, lora_pairs
+from manylora.adapters.training.model.lora import InitialWeights
+from manylora.adapters.training.model.pairs import lora_pairs
 from manylora.adapters.training.session.session import Session
 
 
@@ -49,7 +50,7 @@ def round_as_saved(model: Any, session: Session) -> None:
         matrices = list(model.parameters())
     else:
         rounded = session.config.is_lora and not session.config.converted
-        matrices = [m for _, a, b, _ in lora_pairs(model) for m in (a, b)] if rounded else []
+        matrices = [m for _, pair in lora_pairs(model) for m in (pair.a, pair.b)] if rounded else []
     for matrix in matrices:
         matrix.data = matrix.data.to(session.loader.saved_dtype).to(matrix.dtype)
 
@@ -103,7 +104,7 @@ def write_model(model: Any, session: Session, directory: Path) -> None:
 def _converted(model: Any, initial: InitialWeights, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The A and B of every module for the untouched base; ``lora_pairs`` gives the names."""
     converted: dict[str, Tensor] = {}
-    for name, _, _, _ in lora_pairs(model):
+    for name, _ in lora_pairs(model):
         keys = [f"base_model.model.{name}.lora_{part}.weight" for part in "AB"]
         a0, b0 = initial[name]
         a, b = difference(tensors[keys[0]].float(), tensors[keys[1]].float(), a0.float(), b0.float())
