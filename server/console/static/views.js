@@ -13,5 +13,9 @@
 
 /** @type {View[]} */
 export const VIEWS = [
+  {
+    path: 'playground', title: 'Playground', icon: 'chat', needs: 'infer', styles: ['styles/models.css', 'views/playground/style.css'],
+    load: () => import('./views/playground/view.js'),
+  },
   { path: 'server', title: 'Server', icon: 'server', load: () => import('./views/server/view.js') },
 ];
