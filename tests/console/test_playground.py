@@ -15,19 +15,13 @@ import pytest
 
 from tests.support.browser import AXE, Browser, Window
 from tests.support.cable import cable_to
+from tests.support.hostile_texts import HOSTILE, check_harmless
 from tests.support.running_server import Running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Request, Route
 
 CHATS = "**/v1/chat/completions"
-HOSTILE = (
-    "<img src=x onerror=alert(1)> <script>alert(2)</script> <svg onload=alert(3)> [a](javascript:alert(4)) "
-    "[b](JaVaScRiPt:alert(5)) [c](data:text/html,<script>alert(6)</script>) ![d](http://203.0.113.1/x.png) "
-    '<a href="vbscript:x" onclick="alert(7)">e</a> <iframe src="//203.0.113.1"></iframe> '
-    "<style>*{display:none}</style> <form action=//203.0.113.1><input name=q></form> "
-    "[f](https://example.org/) **bold**"
-)
 
 
 class Playground:
@@ -290,18 +284,6 @@ def test_a_chat_that_was_tampered_with(playground: Playground, tmp_path: Path) -
     playground.page.get_by_label("File with a chat").set_input_files(file)
     playground.page.locator(".turn.assistant").first.wait_for()
     check_harmless(playground.page)
-
-
-def check_harmless(page: Page) -> None:
-    page.locator(".markdown strong", has_text="bold").first.wait_for()
-    assert page.locator("main :is(img, script, iframe, style, form, input[name=q])").count() == 0
-    links = page.locator("main .markdown a[href]").evaluate_all("links => links.map((link) => link.href)")
-    assert set(links) == {"https://example.org/", "http://203.0.113.1/x.png"}
-    handlers = page.evaluate(
-        "[...document.querySelectorAll('main *')].flatMap((each) => [...each.attributes])"
-        ".filter((attribute) => attribute.name.startsWith('on')).length"
-    )
-    assert handlers == 0
 
 
 def test_what_models_write_does_nothing(playground: Playground) -> None:

@@ -1,5 +1,6 @@
 /** What models write, as formatted text: read as markdown, then freed of everything that could act. */
 import { html, useMemo } from '../core/preact.js';
+import { escaped } from './escaped.js';
 import { useModule } from './lazy.js';
 
 const TAGS = [
@@ -9,11 +10,6 @@ const TAGS = [
 
 /** Only these may a link lead to; a scheme that runs something is not among them. */
 const SAFE_LINK = /^(?:https?:|mailto:)/i;
-
-/** @param {string} text */
-function escaped(text) {
-  return text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;').replaceAll('"', '&quot;');
-}
 
 /** Tags that a model writes are shown as it wrote them. @param {{text: string}} token */
 function asText({ text }) {

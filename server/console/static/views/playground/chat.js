@@ -10,6 +10,8 @@ import { saveConversation } from './storage.js';
 /** @typedef {import('./conversation.js').Turn} Turn */
 /** @typedef {import('../../models/answer.js').Answer} Answer */
 
+const SAVED_AFTER = 400; // ms without a change
+
 export class Chat {
   /** @param {Conversation} conversation */
   constructor(conversation) {
@@ -18,12 +20,16 @@ export class Chat {
     this.running = new Store('');
     /** @type {AbortController | null} */
     this.stopper = null;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.saving = undefined;
   }
 
   /** @param {Partial<Conversation>} change */
   change(change) {
     this.conversation.patch(change);
-    if (Object.keys(this.conversation.value.turns).length) void this.save();
+    if (!Object.keys(this.conversation.value.turns).length) return;
+    clearTimeout(this.saving); // a slider that moves says so many times a second
+    this.saving = setTimeout(() => void this.save(), SAVED_AFTER);
   }
 
   async save() {

@@ -2,7 +2,7 @@
 import { html, useState } from '../../core/preact.js';
 import { Button, IconButton } from '../../ui/button.js';
 import { Select, TextArea, TextField } from '../../ui/field.js';
-import { visible } from './tokens.js';
+import { visible } from '../../ui/format.js';
 import { jsonFault } from './settings.js';
 
 const TOOL = JSON.stringify([{

@@ -7,7 +7,7 @@ import { ago } from '../../ui/format.js';
 import { Empty, Loading } from '../../ui/states.js';
 import { toast, toastFault } from '../../ui/toast.js';
 import { titleOf } from './conversation.js';
-import { allConversations, forgetConversation } from './storage.js';
+import { allConversations, forgetConversation, pruneConversations } from './storage.js';
 import { exported, imported } from './transfer.js';
 
 const LARGEST_FILE = 32 * 1024 * 1024;
@@ -18,7 +18,7 @@ const LARGEST_FILE = 32 * 1024 * 1024;
 export function History({ onOpen, onClose, model, current }) {
   const [found, setFound] = useState(/** @type {Conversation[] | null} */ (null));
   const input = useRef(/** @type {HTMLInputElement | null} */ (null));
-  const load = () => allConversations().then((all) => setFound(all), () => setFound([]));
+  const load = () => pruneConversations().then(allConversations).then((all) => setFound(all), () => setFound([]));
   useEffect(() => { void load(); }, []);
   const open = (/** @type {Conversation} */ conversation) => { onOpen(conversation); onClose(); };
   const bring = async (/** @type {any} */ event) => {

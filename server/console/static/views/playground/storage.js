@@ -43,9 +43,13 @@ export async function loadConversation(id) {
   return run('readonly', (store) => store.get(id));
 }
 
-/** @param {import('./conversation.js').Conversation} conversation; the oldest go when there are too many */
+/** @param {import('./conversation.js').Conversation} conversation */
 export async function saveConversation(conversation) {
   await run('readwrite', (store) => store.put(conversation));
+}
+
+/** Forget the oldest where there are too many. */
+export async function pruneConversations() {
   for (const old of (await allConversations()).slice(MOST_KEPT)) await forgetConversation(old.id);
 }
 

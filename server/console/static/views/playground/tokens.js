@@ -1,6 +1,6 @@
 /** An answer token by token: how sure the model was of each, and what else it might have said. */
 import { html, useLayoutEffect, useMemo, useRef, useState } from '../../core/preact.js';
-import { percent } from '../../ui/format.js';
+import { percent, visible } from '../../ui/format.js';
 
 /** @typedef {import('../../models/answer.js').Token} Token */
 
@@ -19,12 +19,6 @@ function step(logprob) {
 function kindOf(text) {
   if (ENDS.test(text)) return 'end';
   return text === '' ? 'empty' : text.includes('\n') ? 'breaks' : '';
-}
-
-/** @param {string} text so that what can't be seen can */
-export function visible(text) {
-  if (text === '') return '∅';
-  return text.replaceAll('\n', '⏎').replaceAll('\t', '⇥').replace(/^ +| +$/g, (blanks) => '␣'.repeat(blanks.length));
 }
 
 /**
