@@ -38,6 +38,7 @@ from manylora.server.cli.listening import listening, room_for_connections, tls_c
 from manylora.server.cli.metrics_address import answering_metrics, metrics_listener
 from manylora.server.cli.output import DEAD
 from manylora.server.errors import ConfigError, EngineDead
+from manylora.server.names.view import called
 from manylora.server.options.settings import Settings, api_keys
 
 if TYPE_CHECKING:
@@ -252,7 +253,8 @@ def announce(
 ) -> None:
     """Print what is being served, where, and a command that streams an answer."""
     settings, about = service.config, service.description
-    names = [registered.name for registered in service.adapters.views.serving()]
+    view, serving = service.pods.view, service.adapters.views.serving()
+    names = [called(each.name, view) for each in serving if view is None or view.visible(each.name)]
     table = Table.grid(padding=(0, 2))
     bits = "" if about["quantization"] == "none" else f", {about['quantization']} weights"
     model = f"{service.model_name} ({about['architecture']}), {about['dtype']} on {about['device']}{bits}"

@@ -188,6 +188,7 @@ def test_a_server_starts_from_them(tmp_path: Path, model: Path) -> None:
                 break
         else:
             raise AssertionError(process.communicate()[1])
+        assert "pods/" not in printed  # its own names are told as clients write them
         url = printed.partition("Ready on ")[2].split()[0]
         listed = httpx.get(f"{url}/v1/models").json()["data"]
         assert [each["id"] for each in listed] == ["llama", "support", "publishers/ns/models/llama"]
