@@ -100,6 +100,8 @@ class LocalWorker:
         except asyncio.CancelledError:
             with suppress(ProcessLookupError):  # it has ended by itself a moment ago
                 process.kill()
+            with suppress(asyncio.CancelledError):
+                await process.wait()  # so that the loop does not end before it
             raise
         finally:
             self.process = None

@@ -246,7 +246,6 @@ class Worker:
                     job.id,
                     JobState.RUNNING,
                     needs=Need.PUBLICATION,
-                    trained_tokens=job.found["trained_tokens_in_all"],
                     steps=steps,
                 )
 
