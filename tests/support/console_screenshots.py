@@ -113,7 +113,8 @@ def take(browser: Browser, url: str, shot: Shot) -> bytes:
         window.check()
         picture = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
     packed = io.BytesIO()
-    picture.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
+    few = picture.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(packed, "PNG", optimize=True)
     return packed.getvalue()
 
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS = 1024  # of a weight that are squared at a time
-
 
 @dataclass(frozen=True, slots=True)
 class Gains:
@@ -24,12 +22,6 @@ class Gains:
     gain: Tensor  # [out] float32: magnitude / norm
     norm: Tensor  # [out] float32: of the rows of W + s B A
     is_invertible: bool  # whether no gain is 0, so that outputs tell what they were before
-
-
-def squared_norms(weight: Tensor) -> Tensor:
-    """The squared norms of the rows of ``weight`` [out, in], in float32: [out]."""
-    parts = (part.float() for part in weight.split(ROWS))
-    return torch.cat([torch.linalg.vecdot(part, part) for part in parts])
 
 
 def gains_of(

@@ -12,7 +12,7 @@ backward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from manylora.adapters.training.decoder.gains import (
     gains_of,
     gradient_by_inputs,
     gradient_by_outputs,
-    squared_norms,
 )
 from manylora.adapters.training.decoder.weights import Weight
 from manylora.adapters.training.model.pairs import Pair
@@ -62,7 +61,7 @@ class Kept:
     before: Tensor | None = None  # [tokens, out]: what gains multiplied, where the outputs don't tell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Projection:
     """A group of layers with the same input: q, k and v; o; gate and up; down."""
 
@@ -71,11 +70,6 @@ class Projection:
     members: tuple[Members, ...]  # by adapter; empty where it leaves all layers alone
     dropout: float = 0.0
     is_output_kept: bool = False  # whether the backward pass is given the outputs again
-    _squares: Tensor | None = field(init=False)  # [out] float32: of the weights' rows, for DoRA
-
-    def __post_init__(self) -> None:
-        squares = squared_norms(self.weight.get()) if self._has_gains else None
-        object.__setattr__(self, "_squares", squares)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -161,11 +155,11 @@ class Projection:
 
     def _operands(self, weight: Tensor, members: Members) -> Operands:
         a = torch.cat([member.pair.a for member in members])
-        if self._squares is None or members[0].pair.magnitude is None:
+        if members[0].pair.magnitude is None:
             return Operands(a.to(weight.dtype), _diagonal(members, len(weight), weight.dtype), None)
         b = _diagonal(members, len(weight), torch.float32)
         magnitudes = [(m.outputs, m.pair.magnitude) for m in members if m.pair.magnitude is not None]
-        gains = gains_of(weight, self._squares, a, b, magnitudes)
+        gains = gains_of(weight, self.weight.squared_norms(), a, b, magnitudes)
         return Operands(a.to(weight.dtype), b.to(weight.dtype), gains)
 
     def _adapt(self, y: Tensor, x: Tensor, members: Members, one: Operands, seed: int | None) -> Kept:

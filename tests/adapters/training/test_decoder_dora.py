@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manylora.adapters.training.decoder.choice import fused_decoder
-from manylora.adapters.training.decoder.gains import gains_of, squared_norms
+from manylora.adapters.training.decoder.gains import gains_of
 from manylora.adapters.training.decoder.projection import Member, Projection
-from manylora.adapters.training.decoder.weights import PlainWeight
+from manylora.adapters.training.decoder.weights import PlainWeight, squared_norms
 from manylora.adapters.training.jobs.shared_steps import shared_steps
 from manylora.adapters.training.model.pairs import lora_pairs
 from manylora.adapters.training.session.metrics_log import MetricsLog
