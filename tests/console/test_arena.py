@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.server.console.assets import Console
-from tests.support.browser import AXE, Browser, Window
+from tests.support.browser import AXE, Browser, Window, body_of
 from tests.support.hostile_texts import HOSTILE
 from tests.support.running_server import Running
 
@@ -71,7 +71,7 @@ def test_blind_votes(window: Window, open_server: Running) -> None:
 
     def note(asked: Request) -> None:
         if asked.url.endswith("/v1/feedback"):
-            sent.append(asked.post_data_json)
+            sent.append(body_of(asked))
 
     page.on("request", note)
     run(page)
