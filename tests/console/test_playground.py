@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.support.browser import AXE, Browser, Window
+from tests.support.browser import AXE, Browser, Window, body_of
 from tests.support.cable import cable_to
 from tests.support.hostile_texts import HOSTILE, check_harmless
 from tests.support.running_server import Running
@@ -35,7 +35,7 @@ class Playground:
 
     def _note(self, request: Request) -> None:
         if request.url.endswith("/v1/chat/completions"):
-            self.sent.append(request.post_data_json)
+            self.sent.append(body_of(request))
 
     def pick(self, model: str) -> None:
         field = self.page.get_by_role("combobox", name="Model", exact=True)
@@ -86,7 +86,7 @@ def never_ending(page: Page) -> None:
     """Answers of the tiny model end by chance; these go on to their longest length."""
 
     def changed(route: Route) -> None:
-        body = {**route.request.post_data_json, "ignore_eos": True}
+        body = {**body_of(route.request), "ignore_eos": True}
         route.continue_(post_data=json.dumps(body))
 
     page.route(CHATS, changed)
