@@ -170,7 +170,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await apply_file(service, service.config.tenants)
         if app.state.works_on_batches:
             service.batches.start(partial(asker, app))
-            service.tuning.start()
+            service.tuning.start(partial(asker, app))
         yield
     finally:
         await service.stop()

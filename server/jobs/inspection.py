@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,6 +61,7 @@ def inspect(
 ) -> Inspection:
     """Read and check a job's files."""
     from manylora.adapters.training.data.summary import summarize  # noqa: PLC0415  (slow, like the next)
+    from manylora.adapters.training.session.init_adapter import find_init_adapter  # noqa: PLC0415
     from manylora.adapters.training.session.own_template import base_of  # noqa: PLC0415
     from manylora.adapters.training.session.prepare_data import prepare_data  # noqa: PLC0415
 
@@ -72,11 +74,14 @@ def inspect(
     try:
         first = resolved(asked["hyperparameters"], MIN_ROWS, dpo=dpo)
         config = train_config(asked, first, folder, place, validation=validation, init_adapter=init_adapter)
-        prepared = prepare_data(config, base_of(config))
+        base = base_of(config)
+        prepared = prepare_data(config, base)
+        if init_adapter is not None:
+            find_init_adapter(config, base)
     except DataError as error:
         return Inspection(faults=tuple(_fault(line, folder) for line in str(error).splitlines()))
     except (TrainingConfigError, AdapterError) as error:
-        return Inspection(faults=(Fault(public(str(error), folder, place), "invalid_request", "model"),))
+        return Inspection(faults=(_config_fault(error, init_adapter, folder, place),))
     rows, summary = len(prepared.train.rows), summarize(prepared.train)
     found = Inspection(
         rows=rows,
@@ -130,7 +135,7 @@ def told(fault: Fault) -> dict[str, Any]:
 
 
 def public(message: str, folder: JobFolder, place: Place) -> str:
-    """``message`` without where things are on the machine."""
+    """``message``, which may be HTML, without where things are on the machine."""
     for path, name in (
         (str(folder.data(TRAINING)), TRAINING),
         (str(folder.data(VALIDATION)), VALIDATION),
@@ -138,8 +143,18 @@ def public(message: str, folder: JobFolder, place: Place) -> str:
         (str(place.data_dir), "the data directory"),
         (place.model, "the base model"),
     ):
-        message = message.replace(path, name)
+        message = message.replace(path, name).replace(escape(path), name)
     return message
+
+
+def _config_fault(error: AdapterError, init_adapter: Path | None, folder: JobFolder, place: Place) -> Fault:
+    """What can't be trained: the model, or its kind with these rows."""
+    message, own = str(error), f"--init-adapter {init_adapter}: "
+    if message.startswith(own):
+        message = f"The model that the job goes on from: {message.removeprefix(own)}"
+    elif isinstance(error, TrainingConfigError):
+        return Fault(public(message, folder, place), "invalid_request")
+    return Fault(public(message, folder, place), "invalid_request", "model")
 
 
 def _fault(line: str, folder: JobFolder) -> Fault:

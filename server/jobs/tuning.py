@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,10 +17,11 @@ from manylora.adapters.errors import StoreError
 from manylora.adapters.registry.tuning.records import JobRecord, RequestKey
 from manylora.adapters.registry.tuning.states import ENDED
 from manylora.server.adapter_manager import AdapterManager
+from manylora.server.cores import usable_cores
 from manylora.server.files.stored_files import StoredFiles
 from manylora.server.jobs.folder import JOB_ID, JobFolder
 from manylora.server.jobs.local_worker import IDLE_SECONDS, LocalWorker
-from manylora.server.jobs.publication import Publications
+from manylora.server.jobs.publication import AskFor, Publications
 from manylora.server.options.settings import Settings
 from manylora.server.tenants.directory import TenantDirectory
 
@@ -69,16 +69,21 @@ class Tuning:
             return None if tenant is None else tenant.settings.limits.adapter_bytes
 
         self._leases = registry.tuning_leases(f"server-{uuid4().hex}")
-        self.publications = Publications(self._leases, adapters, files, self.data_dir, room)
+        self.publications = Publications(
+            self._leases, adapters, files, self.data_dir, room, base_name=settings.model_name
+        )
         self.worker = LocalWorker(registry, self.data_dir, self.told) if mode == "local" else None
         self.estimates = asyncio.Semaphore(1)  # of jobs that are only asked about
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to publish, and to have jobs trained where that is done here."""
+    def start(self, ask_for: AskFor) -> None:
+        """Begin to publish, and to have jobs trained where that is done here.
+
+        ``ask_for`` asks the judges of jobs' graders.
+        """
         if self.mode == "off":
             return
-        self._task = asyncio.create_task(self._publish(), name="publishing jobs")
+        self._task = asyncio.create_task(self._publish(ask_for), name="publishing jobs")
         if self.worker is not None:
             self.worker.start()
 
@@ -111,11 +116,11 @@ class Tuning:
         reads = await asyncio.to_thread(self.jobs.reads, file_id)
         return "a fine-tuning job that has not ended" if reads else None
 
-    async def _publish(self) -> None:
+    async def _publish(self, ask_for: AskFor) -> None:
         cleaned, faults = -math.inf, 0  # one after the other
         while True:
             try:
-                await self.publications.work()
+                await self.publications.work(ask_for)
                 if time.monotonic() - cleaned > _CLEAN_EVERY:
                     await asyncio.to_thread(self.clean_up)
                     cleaned = time.monotonic()
@@ -152,7 +157,7 @@ def worker_told(settings: Settings, model_dir: Path, base: str, device: str) -> 
         "data_dir": str(settings.data_dir.resolve()),
         "model": str(model_dir),
         "base": base,
-        "threads": max(1, math.floor(settings.training_share * (os.cpu_count() or 1))),
+        "threads": max(1, math.floor(settings.training_share * usable_cores())),
         "per_tenant": settings.tenant_jobs,
         "at_once": settings.training_jobs,
         "idle_seconds": IDLE_SECONDS,

@@ -39,6 +39,7 @@ class Said:
     level: Level = "info"
     metrics: Mapping[str, Any] | None = None  # it is what was measured
     data: Mapping[str, Any] | None = None
+    sample: Mapping[str, Any] | None = None  # it is what was answered
 
 
 Checkpoints = list[tuple[int, str, Mapping[str, Any]]]  # step, name, what was measured
@@ -218,7 +219,14 @@ def _end_dead(connection: Connection, job: JobRecord) -> None:
 
 def _say(connection: Connection, job_id: str, said: Collection[Said]) -> None:
     for each in said:
-        put_event(connection, job_id, each.message, level=each.level, metrics=each.metrics, data=each.data)
+        put_event(
+            connection,
+            job_id,
+            each.message,
+            level=each.level,
+            kind="metrics" if each.metrics else "sample" if each.sample else "message",
+            data=each.metrics or each.sample or each.data,
+        )
 
 
 def _found(job: JobRecord, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from manylora.adapters.registry.tuning.states import JobState, Need
 
 Level = Literal["info", "warn", "error"]
+Kind = Literal["message", "metrics", "sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class EventRecord:
     job: str
     created: float  # unix seconds
     level: Level
-    kind: Literal["message", "metrics"]
+    kind: Kind
     message: str
     data: Mapping[str, Any]
 

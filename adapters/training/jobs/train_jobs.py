@@ -29,7 +29,7 @@ from manylora.adapters.training.jobs.shared_steps import SharedSteps, shared_ste
 from manylora.adapters.training.methods import LORA
 from manylora.adapters.training.model.loading import BaseLoader
 from manylora.adapters.training.model.pairs import Pair, lora_pairs
-from manylora.adapters.training.run.export import round_as_saved, write_artifact
+from manylora.adapters.training.run.export import round_as_saved, write_artifact, write_companions
 from manylora.adapters.training.run.kept import Kept, tell_kept
 from manylora.adapters.training.run.train import Trained, TrainingResult, conclude
 from manylora.adapters.training.session.metrics_log import MetricsLog
@@ -117,6 +117,7 @@ def check_jobs(configs: Sequence[TrainConfig]) -> None:
             "gradient_checkpointing": config.gradient_checkpointing,
             "early_stopping_patience": config.early_stopping_patience is not None,
             "sample_prompts": bool(config.sample_prompts),
+            "sample_rows": config.sample_rows > 0,
             "report_to": bool(config.report_to),
             "init_adapter": config.init_adapter is not None,
         }
@@ -225,7 +226,7 @@ def _finish(job: Job, base: Any, console: Console) -> TrainingResult:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     write_artifact(model, session, partial)
-    session.base.tokenizer.save_pretrained(partial)
+    write_companions(model, session, partial)
     model.unload()
     trainable = sum(matrix.numel() for matrix in job.parameters)
     kept = Kept(job.best.step or job.steps, job.steps)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from manylora.adapters.disk import sync_path
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
+from manylora.adapters.format.pooling import write_pooling
 from manylora.adapters.format.saving import save_tensors
 from manylora.adapters.training.model.lora import InitialWeights
 from manylora.adapters.training.model.pairs import lora_pairs
@@ -89,6 +90,15 @@ def write_artifact(
     _write_config(config, session.base.public_name, directory, converted=bool(initial))
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         sync_path(directory / name)
+
+
+def write_companions(model: Any, session: Session, directory: Path) -> None:
+    """Write what is read beside the weights: the tokenizer, and where there are any classes or a pooling."""
+    session.base.tokenizer.save_pretrained(directory)
+    if session.prepared.classes:
+        model.config.save_pretrained(directory)  # names the classes
+    if session.config.task == "embedding":
+        write_pooling(session.pooling, model.config.get_text_config().hidden_size, directory)
 
 
 def write_model(model: Any, session: Session, directory: Path) -> None:

@@ -13,5 +13,13 @@
 
 /** @type {View[]} */
 export const VIEWS = [
+  {
+    path: 'playground', title: 'Playground', icon: 'chat', needs: 'infer', styles: ['styles/models.css', 'views/playground/style.css'],
+    load: () => import('./views/playground/view.js'),
+  },
+  {
+    path: 'arena', title: 'Arena', icon: 'arena', needs: 'infer', styles: ['styles/models.css', 'views/arena/style.css'],
+    load: () => import('./views/arena/view.js'),
+  },
   { path: 'server', title: 'Server', icon: 'server', load: () => import('./views/server/view.js') },
 ];

@@ -24,6 +24,7 @@ from manylora.server.jobs.memory import memory_of
 from manylora.server.jobs.training_config import Place, train_config
 from manylora.server.jobs.worker.device_memory import Claim, DeviceMemory
 from manylora.server.jobs.worker.heartbeat import LOST, Heartbeat
+from manylora.server.jobs.worker.outcome import hide_places, lineage_of, tell_outcome
 from manylora.server.jobs.worker.progress import ExportCallback, Progress
 
 logger = logging.getLogger(__name__)
@@ -57,14 +58,7 @@ def train_job(
             stop=stop,
             callbacks=lambda session: [progress, ExportCallback(folder, session, heartbeat)],
             told=progress.line,
-            lineage={
-                "method": "fine-tuning",
-                "members": [],
-                "job": job.id,
-                "data": job.found["data_digest"],
-                "config": {**job.found["hyperparameters"], "type": job.asked["method"], **job.asked["lora"]},
-                "seed": job.asked["seed"],
-            },
+            lineage=lineage_of(job),
             begun=shared.begun,
         )
         if can_share(config):
@@ -80,13 +74,8 @@ def train_job(
                 raise LeaseLost(f"{job.id} is not this worker's any more") from None
             heartbeat.flush()
             return None
-        for warning in result.warnings:
-            heartbeat.say(Said(warning, "warn"))
-        if result.kept_step != result.steps:
-            message = (
-                f"The step with the lowest validation loss is kept: {result.kept_step} of {result.steps}"
-            )
-            heartbeat.say(Said(message), kept_step=result.kept_step)
+        hide_places(folder, place)
+        tell_outcome(job, heartbeat, result)
         heartbeat.flush()
         return result.steps
 

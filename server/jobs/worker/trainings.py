@@ -37,11 +37,6 @@ class Trainings:
         return self._shared
 
     @property
-    def are_any(self) -> bool:
-        self._forget_ended()
-        return bool(self._threads)
-
-    @property
     def has_room(self) -> bool:
         self._forget_ended()
         return len(self._threads) < self._at_once

@@ -58,7 +58,9 @@ class Worker:
         self.leases = registry.tuning_leases(options.name)
         self._registry = registry
         self._ending = threading.Event()
-        self._busy = time.monotonic()  # when there was last something to do
+        self._lock = threading.Lock()
+        self._at_work = 0  # threads with a job
+        self._busy = time.monotonic()  # when one last had
         self._trainings = Trainings(options.at_once, self._shares)
         self._memory = DeviceMemory(no_figures if options.place.device == "cpu" else figures)
 
@@ -85,19 +87,17 @@ class Worker:
             if job is None:
                 return _LOOK_EVERY
             self.work_on(job, self.validate)
-            self._busy = time.monotonic()
             return 0.0
 
         self._repeat(look)
 
     def _train_jobs(self) -> None:
         def look() -> float:
-            if self._trainings.are_any:
-                self._busy = time.monotonic()
             job = self._take(Need.TRAINING, self._trainings.fits) if self._trainings.has_room else None
             if job is None:
                 return _LOOK_EVERY
-            self._trainings.begin(job, lambda: self.work_on(job, self._train))
+            with self._working():  # the first one brings the trainer's libraries, which takes a while
+                self._trainings.begin(job, lambda: self.work_on(job, self._train))
             return 0.0
 
         self._repeat(look)
@@ -134,15 +134,28 @@ class Worker:
 
     def _is_idle(self) -> bool:
         limit = self._options.idle_seconds
-        return limit is not None and time.monotonic() - self._busy > limit
+        return limit is not None and not self._at_work and time.monotonic() - self._busy > limit
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Within the block the worker is not idle."""
+        with self._lock:
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_work -= 1
+                self._busy = time.monotonic()
 
     def work_on(self, job: JobRecord, work: Callable[[JobRecord], None]) -> None:
         """Do ``work`` on a job that was taken, in its directory, and let go of it."""
-        with self._directory(job) as free:
-            if free:
-                with suppress(LeaseLost, NotAllowed):  # its owner has ended or paused it
-                    work(job)
-        self.leases.release(job.id)
+        with self._working():
+            with self._directory(job) as free:
+                if free:
+                    with suppress(LeaseLost, NotAllowed):  # its owner has ended or paused it
+                        work(job)
+            self.leases.release(job.id)
         if not free:
             self._ending.wait(_BUSY_WAIT)
 
@@ -233,7 +246,6 @@ class Worker:
                     job.id,
                     JobState.RUNNING,
                     needs=Need.PUBLICATION,
-                    trained_tokens=job.found["trained_tokens_in_all"],
                     steps=steps,
                 )
 

@@ -222,7 +222,7 @@ def test_what_does_not_fit_in_one_pass_takes_turns(
         raise MemoryError
 
     expected = [run(settings) for settings in varied(tiny_llama, tmp_path / "alone")[:2]]
-    monkeypatch.setattr(JointSteps, "_together", full)
+    monkeypatch.setattr(JointSteps, "together", full)
     company = Company()
     with ThreadPoolExecutor() as pool:
         futures = [pool.submit(company.run, each) for each in varied(tiny_llama, tmp_path / "turns")[:2]]

@@ -13,6 +13,7 @@ from manylora.adapters.training.jobs.joint_steps import JointSteps
 from manylora.server.jobs.worker.trainings import Trainings
 from tests.support.training_data import chat
 from tests.support.training_runs import PAIRS
+from tests.support.tuning import ROWS
 from tests.support.tuning_workers import STEPS, Setup
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -52,6 +53,36 @@ def close(found: list[tuple[int, float]], expected: list[tuple[int, float]]) -> 
 
 def begun(setup: Setup, job_id: str) -> Callable[[], bool]:
     return lambda: setup.job(job_id).status is JobState.RUNNING
+
+
+@pytest.mark.slow
+@pytest.mark.sweep
+def test_samples_and_early_ends_go_with_others(
+    setup: Setup, passes: list[int], at_step: Any, alone: list[Any]
+) -> None:
+    """Each job's samples are its own; one that is stopped early leaves the other alone."""
+    numbers = {"n_epochs": 40, "batch_size": 4, "learning_rate_multiplier": 100.0}
+    first = setup.add(**KINDS[0], samples=2, sample_tokens=4)
+    later: list[str] = []
+
+    def another() -> None:
+        stops = {"early_stopping_patience": 2, "hyperparameters": numbers, "seed": 8}
+        later.append(setup.add(ROWS[:12], validation=ROWS[12:], samples=1, sample_tokens=4, **stops))
+        wait_until(begun(setup, later[0]))
+
+    at_step(2, another)
+    setup.worker("one", at_once=2).run()
+    assert setup.is_trained(first)
+    assert setup.is_trained(later[0])
+    assert passes.count(2) >= 4
+    close(setup.losses(first), alone[0])
+    assert len(setup.losses(later[0])) < 120
+    for job, rows in ((first, 2), (later[0], 1)):
+        told = setup.registry.tuning_events.since(job, 0, 999)
+        samples = [event.data for event in told if event.kind == "sample"]
+        assert {each["line"] for each in samples} == set(range(1, rows + 1))
+        assert sum(each["published"] for each in samples) == rows
+    assert [each["step"] for each in samples[-1:]] == [setup.job(later[0]).found["kept_step"]]
 
 
 @pytest.mark.slow

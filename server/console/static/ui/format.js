@@ -49,3 +49,9 @@ export function ago(unix) {
 export function percent(share) {
   return `${(share * 100).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
 }
+
+/** @param {string} text so that what can't be seen can */
+export function visible(text) {
+  if (text === '') return '∅';
+  return text.replaceAll('\n', '⏎').replaceAll('\t', '⇥').replace(/^ +| +$/g, (blanks) => '␣'.repeat(blanks.length));
+}

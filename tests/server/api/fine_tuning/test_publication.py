@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +12,12 @@ import pytest
 
 from manylora.adapters.errors import StoreError
 from manylora.adapters.registry.tuning.records import JobRecord
-from manylora.adapters.registry.tuning.states import JobState, Need
-from manylora.adapters.training.session.folder import Folder
+from manylora.adapters.registry.tuning.states import Need
 from manylora.server.jobs import publication, tuning
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
 from tests.support.tenants import ADMIN, answer, bearer, manager, models
-from tests.support.tuning import ROWS, packed
+from tests.support.tuning import ROWS, as_trained, packed
 from tests.support.waiting import wait_until
 
 
@@ -50,18 +48,8 @@ def begin(http: httpx.Client, key: dict[str, str], **fields: Any) -> dict[str, A
 
 def train(running: Running, job: str, made: Path, checkpoint: Path) -> None:
     """Do as a worker that has trained ``job``, with adapters that are there already."""
-    tuning = running.service.tuning
-    folder = tuning.folder(job)
-    shutil.copytree(made, Folder(folder.run).finished)
-    shutil.copytree(checkpoint, folder.export(3))
     lines = [{"kind": "train", "step": step, "seconds": 1, "loss": 1 / step} for step in (1, 2, 3, 4)]
-    Folder(folder.run).metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    worker = running.service.adapters.registry.tuning_leases("a worker")
-    assert worker.take([Need.VALIDATION], tuning.base) is not None
-    worker.move(job, JobState.QUEUED, needs=Need.TRAINING)
-    assert worker.take([Need.TRAINING], tuning.base) is not None
-    worker.move(job, JobState.RUNNING)
-    worker.move(job, JobState.RUNNING, needs=Need.PUBLICATION)
+    as_trained(running, job, made, checkpoint, lines)
 
 
 def ended(http: httpx.Client, key: dict[str, str], job: str) -> dict[str, Any]:
@@ -172,7 +160,7 @@ def test_an_unexpected_fault_ends_in_a_failure_that_says_so(
 ) -> None:
     """Tried a few times, later and later; meanwhile another job is published."""
     admin, publications = bearer(ADMIN), running.service.tuning.publications
-    monkeypatch.setattr(publication, "_PAUSES", (0.01, 5.0))
+    monkeypatch.setattr(publication, "PAUSES", (0.01, 5.0))
     broken, sound = begin(http, admin)["id"], begin(http, admin)["id"]
     results, tried = publications.keep_results, list[str]()
 
@@ -216,11 +204,11 @@ def test_what_only_waits_is_looked_at_more_and_more_seldom(
     errors = iter([StoreError("gone"), OSError("gone"), ValueError("odd")])
     work = running.service.tuning.publications.work
 
-    async def gone() -> None:
+    async def gone(ask_for: Any) -> None:
         error = next(errors, None)
         if error is not None:
             raise error
-        await work()
+        await work(ask_for)
 
     def pause(faults: int) -> float:
         counted.append(faults)

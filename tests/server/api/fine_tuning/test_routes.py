@@ -35,6 +35,9 @@ def file(client: openai.OpenAI) -> str:
     return upload(client)
 
 
+EXACT = {"type": "string_check", "name": "exact", "input": "{{sample.output_text}}", "operation": "eq",
+         "reference": "{{item.reference_answer}}"}  # fmt: skip
+JUDGE = {"type": "score_model", "name": "judge", "model": "beta", "input": [{"role": "user", "content": "?"}]}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs"),
     ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
@@ -73,6 +76,28 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": "alpha*0.5"}, "model"),
     ({"model": "alpha+beta"}, "model"),
     ({"validation_file": "{same}"}, "validation_file"),
+    ({"early_stopping_patience": 2}, "early_stopping_patience"),  # without a validation file
+    ({"early_stopping_patience": 0, "validation_file": "{same}"}, "early_stopping_patience"),
+    ({"early_stopping_patience": 10, "validation_file": "{same}"}, "early_stopping_patience"),
+    ({"samples": 65}, "samples"),
+    ({"samples": -1}, "samples"),
+    ({"samples": True}, "samples"),
+    ({"samples": 1, "task": "embedding"}, "samples"),
+    ({"samples": 1, "sample_tokens": 0}, "sample_tokens"),
+    ({"grader": {**EXACT, "type": "python"}}, "grader.type"),
+    ({"grader": {**EXACT, "input": "{{item"}}, "grader.input"),
+    ({"grader": {}}, "grader.type"),
+    ({"grader": []}, "grader"),
+    ({"grader": {**JUDGE, "model": "nothing"}}, "grader.model"),
+    ({"grader": {**JUDGE, "model": "alpha+"}}, "grader.model"),
+    ({"grader": {"type": "multi", "name": "m", "graders": {"a": EXACT, "b": {**JUDGE, "model": "no"}},
+                 "calculate_output": "a + b"}}, "grader.graders.b.model"),
+    ({"grader": EXACT, "samples": 0}, "samples"),
+    ({"grader": EXACT, "task": "classification"}, "grader"),
+    ({"task": "regression"}, "task"),
+    ({"task": "classification", "method": {"type": "dpo"}}, "task"),
+    ({"task": "classification", "lora": {"init": "olora"}}, "lora.init"),
+    ({"task": "embedding", "lora": {"init": "eva"}}, "lora.init"),
 ]  # fmt: skip
 
 
