@@ -13,5 +13,6 @@
 
 /** @type {View[]} */
 export const VIEWS = [
+  { path: 'fleet', title: 'Fleet', icon: 'fleet', needs: 'manage', styles: ['views/fleet/style.css'], load: () => import('./views/fleet/view.js') },
   { path: 'server', title: 'Server', icon: 'server', load: () => import('./views/server/view.js') },
 ];
