@@ -14,5 +14,9 @@
 /** @type {View[]} */
 export const VIEWS = [
   { path: 'fleet', title: 'Fleet', icon: 'fleet', needs: 'manage', styles: ['views/fleet/style.css'], load: () => import('./views/fleet/view.js') },
+  {
+    path: 'operations', title: 'Operations', icon: 'operations', needs: 'admin', styles: ['views/operations/style.css'],
+    load: () => import('./views/operations/view.js'),
+  },
   { path: 'server', title: 'Server', icon: 'server', load: () => import('./views/server/view.js') },
 ];

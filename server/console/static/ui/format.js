@@ -49,3 +49,18 @@ export function ago(unix) {
 export function percent(share) {
   return `${(share * 100).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
 }
+
+/** @param {number} unix in seconds; the time of day */
+export function clock(unix) {
+  return new Date(unix * 1000).toLocaleTimeString(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit' });
+}
+
+/** @param {number} unix in seconds; the day, of UTC as usage is counted */
+export function day(unix) {
+  return new Date(unix * 1000).toLocaleDateString(undefined, { day: 'numeric', month: 'short', timeZone: 'UTC' });
+}
+
+/** @param {number} unix in seconds; without the year */
+export function moment(unix) {
+  return new Date(unix * 1000).toLocaleString(undefined, { day: 'numeric', month: 'short', hour: '2-digit', minute: '2-digit' });
+}

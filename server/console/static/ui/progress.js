@@ -15,11 +15,11 @@ export function Progress({ label, share, children }) {
 
 /**
  * A part of a whole, such as memory in use.
- * @param {{label: string, used: number, total: number | null, format: (value: number) => string}} props
+ * @param {{label: string, used: number, total: number | null, format: (value: number) => string, whole?: boolean}} props whole: the total goes without saying
  */
-export function Meter({ label, used, total, format }) {
+export function Meter({ label, used, total, format, whole = false }) {
   const share = total ? Math.min(1, used / total) : 0;
-  const told = total ? `${format(used)} of ${format(total)}` : format(used);
+  const told = total && !whole ? `${format(used)} of ${format(total)}` : format(used);
   return html`
     <div class="progress">
       <div class="progress-head"><span>${label}</span><span class="hint number-text">${told}</span></div>
