@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+
 from tests.support.browser import AXE, Browser, Window
 from tests.support.cable import cable_to
 from tests.support.running_server import Running, serving
