@@ -25,8 +25,9 @@ KINDS: Final[Mapping[str, str]] = {
 """What is sent, by the end of its name; nothing else in the folder is."""
 
 PAGE: Final = "index.html"
-FIRST_MODULE: Final = "core/main.js"
-"""Where the console begins. What it imports is fetched all together; views come when they are opened."""
+AT_ONCE: Final = ("core/main.js", "views/playground/view.js")
+"""Where the console begins, and the view that it opens with. All that they import is fetched together, so
+that no round of requests waits for another; other views come when they are opened."""
 
 _STATIC_IMPORT = re.compile(r"""\bfrom\s*['"](\.[^'"]+)['"]""")
 
@@ -81,7 +82,7 @@ class Console:
 
     def _page(self, prefix: str) -> Asset:
         root = f"{prefix}{self.version}"
-        needed = modules_of(self.assets, FIRST_MODULE)
+        needed = dict.fromkeys(name for first in AT_ONCE for name in modules_of(self.assets, first))
         preloads = "\n".join(f'<link rel="modulepreload" href="{root}/{name}">' for name in needed)
         template = (self._folder / PAGE).read_text(encoding="utf-8")
         text = template.replace("{root}", root).replace("{preloads}", preloads)

@@ -72,8 +72,13 @@ class Meter:
     """What is taken, how many requests run, and how far this server may go. Event loop."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, today: Callable[[], float] = time.time
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        today: Callable[[], float] = time.time,
+        adapter: str = "",
     ) -> None:
+        """``adapter`` is the one that the limits are about, which a refusal names; "": they are about all."""
+        self._with = f" with '{adapter}'" if adapter else ""
         self._clock = clock
         self._today = today
         self.running = 0
@@ -101,7 +106,7 @@ class Meter:
             if room.of(cost) > room.limit:
                 raise RequestError(
                     f"This request may take {room.of(cost)} {room.words}, with all of the answer that it "
-                    f"allows; your limit is {room.limit} {_per(room)}",
+                    f"allows; your limit{self._with} is {room.limit} {_per(room)}",
                     "max_tokens",
                     "rate_limit_exceeded",
                 )
@@ -198,9 +203,10 @@ class Meter:
     def _refusal(self, room: Room, cost: Cost, now: float) -> RateLimited:
         taken = room.before + room.taken + self._others(room.name)
         if room.name == CONCURRENT:
-            return RateLimited(f"{taken} of your requests run, and no more than {room.limit} may", 1.0)
+            text = f"{taken} of your requests{self._with} run, and no more than {room.limit} may"
+            return RateLimited(text, 1.0)
         text = (
-            f"This request may take {room.of(cost)} {room.words}; of {room.limit} {_per(room)} "
+            f"This request may take {room.of(cost)} {room.words}; of {room.limit} {_per(room)}{self._with} "
             f"{taken} are taken"
         )
         excess = taken + room.of(cost) - room.limit

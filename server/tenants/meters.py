@@ -56,7 +56,7 @@ class Meters:
 
     def of(self, tenant_id: str, adapter: str = "") -> Meter:
         """The tenant's meter, of all it takes or of what it takes with one adapter."""
-        return self._meters.setdefault(Key(tenant_id, adapter), Meter())
+        return self._meters.setdefault(Key(tenant_id, adapter), Meter(adapter=adapter))
 
     def forget_others(self, tenant_ids: set[str]) -> None:
         """Drop the meters of tenants that are gone; what runs of theirs still settles with its own."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from manylora.server.console.assets import KINDS, Console, modules_of
+from manylora.server.console.assets import AT_ONCE, KINDS, Console, modules_of
 from tests.support.paths import ROOT
 
 STATIC = ROOT / "server" / "console" / "static"
@@ -110,13 +110,16 @@ def test_a_changed_file_is_another_version(tmp_path: Path) -> None:
 
 
 def test_what_is_needed_at_once_is_named_in_the_page() -> None:
-    """Each file that the first module needs, so that no round of requests waits for another."""
+    """Each file that the frame and the first view need, so that no round of requests waits for another."""
     console = Console()
-    needed = modules_of(console.assets, "core/main.js")
+    needed = {name for first in AT_ONCE for name in modules_of(console.assets, first)}
     page = console.page("").plain.decode()
-    assert {"core/main.js", "core/app.js", "views.js", "vendor/preact.mjs"} <= set(needed)
+    assert {"core/main.js", "core/app.js", "views.js", "vendor/preact.mjs"} <= needed
     assert all(f'modulepreload" href="{console.version}/{name}"' in page for name in needed)
-    assert not any(name.startswith("views/") for name in needed)
+    table = (STATIC / "views.js").read_text().partition("VIEWS = [")[2]
+    first_view = re.findall(r"import\('\./(.*?)'\)", table)[0]
+    assert first_view in AT_ONCE
+    assert not any(name.startswith(("views/server", "vendor/uplot", "vendor/marked")) for name in needed)
     assert modules_of(console.assets, "core/none.js") == []
 
 

@@ -13,6 +13,14 @@
 
 /** @type {View[]} */
 export const VIEWS = [
+  {
+    path: 'playground', title: 'Playground', icon: 'chat', needs: 'infer', styles: ['styles/models.css', 'views/playground/style.css'],
+    load: () => import('./views/playground/view.js'),
+  },
+  {
+    path: 'arena', title: 'Arena', icon: 'arena', needs: 'infer', styles: ['styles/models.css', 'views/arena/style.css'],
+    load: () => import('./views/arena/view.js'),
+  },
   { path: 'fleet', title: 'Fleet', icon: 'fleet', needs: 'manage', styles: ['views/fleet/style.css'], load: () => import('./views/fleet/view.js') },
   {
     path: 'operations', title: 'Operations', icon: 'operations', needs: 'admin', styles: ['views/operations/style.css'],

@@ -49,12 +49,30 @@ export function App() {
     <${Toasts} />`;
 }
 
+/** @type {Map<import('../views.js').View, Promise<any>>} */
+const begun = new Map();
+
+/** @param {import('../views.js').View} view its module and its styles, fetched once */
+function load(view) {
+  const known = begun.get(view);
+  if (known) return known;
+  const loading = Promise.all([view.load(), ...(view.styles ?? []).map(addStyle)]).then(([module]) => module.default);
+  begun.set(view, loading);
+  return loading;
+}
+
+/** Begin to fetch the view that the URL names, while it is not yet known whether the key opens it. */
+export function loadAhead() {
+  const view = VIEWS.find((each) => route.value.path.split('/')[0] === each.path) ?? VIEWS[0];
+  if (view) load(view).catch(() => {}); // told when it is opened
+}
+
 /** @param {{view: import('../views.js').View, path: string, params: URLSearchParams}} props */
 function OpenView({ view, path, params }) {
   const [Component, setComponent] = useState(/** @type {any} */ (null));
   const [error, setError] = useState(/** @type {Error | null} */ (null));
   useEffect(() => {
-    Promise.all([view.load(), ...(view.styles ?? []).map(addStyle)]).then(([module]) => setComponent(() => module.default), () => {
+    load(view).then((component) => setComponent(() => component), () => {
       setError(new Error('This part of the console could not be loaded: the server is away, or has a newer one.'));
     });
   }, [view]);

@@ -1,6 +1,6 @@
 /** Where the console begins. */
 import { loadAccess } from './access.js';
-import { App } from './app.js';
+import { App, loadAhead } from './app.js';
 import { connection, watchConnection } from './connection.js';
 import { html, render } from './preact.js';
 
@@ -15,4 +15,5 @@ connection.subscribe((now) => {
   void loadAccess(); // another server may answer now, with other keys
 });
 watchConnection();
+loadAhead();
 void loadAccess();

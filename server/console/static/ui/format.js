@@ -50,6 +50,12 @@ export function percent(share) {
   return `${(share * 100).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
 }
 
+/** @param {string} text so that what can't be seen can */
+export function visible(text) {
+  if (text === '') return '∅';
+  return text.replaceAll('\n', '⏎').replaceAll('\t', '⇥').replace(/^ +| +$/g, (blanks) => '␣'.repeat(blanks.length));
+}
+
 /** @param {number} unix in seconds; the time of day */
 export function clock(unix) {
   return new Date(unix * 1000).toLocaleTimeString(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit' });

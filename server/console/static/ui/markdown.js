@@ -1,5 +1,6 @@
 /** What models write, as formatted text: read as markdown, then freed of everything that could act. */
 import { html, useMemo } from '../core/preact.js';
+import { escaped } from './escaped.js';
 import { useModule } from './lazy.js';
 
 const TAGS = [
@@ -10,14 +11,25 @@ const TAGS = [
 /** Only these may a link lead to; a scheme that runs something is not among them. */
 const SAFE_LINK = /^(?:https?:|mailto:)/i;
 
+/** Tags that a model writes are shown as it wrote them. @param {{text: string}} token */
+function asText({ text }) {
+  return escaped(text);
+}
+
+/** Pictures are not fetched from anywhere. @param {{href: string, text: string}} token */
+function asLink({ href, text }) {
+  return `<a href="${escaped(href)}">${escaped(text || href)}</a>`;
+}
+
 async function load() {
-  const [{ marked }, { default: purify }] = await Promise.all([import('../vendor/marked.mjs'), import('../vendor/purify.mjs')]);
+  const [{ Marked }, { default: purify }] = await Promise.all([import('../vendor/marked.mjs'), import('../vendor/purify.mjs')]);
   purify.addHook('afterSanitizeAttributes', (/** @type {Element} */ node) => {
     if (node.tagName !== 'A') return;
     node.setAttribute('target', '_blank');
     node.setAttribute('rel', 'noopener noreferrer nofollow');
   });
-  return (/** @type {string} */ text) => purify.sanitize(marked.parse(text, { async: false, breaks: true }), {
+  const reader = new Marked({ breaks: true, renderer: { html: asText, image: asLink } });
+  return (/** @type {string} */ text) => purify.sanitize(reader.parse(text, { async: false }), {
     ALLOWED_TAGS: TAGS,
     ALLOWED_ATTR: ['href', 'title', 'start', 'align'],
     ALLOWED_URI_REGEXP: SAFE_LINK,

@@ -1,2 +1,5 @@
 /** What the console uses of marked. */
-export const marked: { parse(text: string, options: { async: false; breaks?: boolean }): string };
+export class Marked {
+  constructor(options: { breaks?: boolean; renderer: Record<string, (token: any) => string> });
+  parse(text: string, options: { async: false }): string;
+}

@@ -74,10 +74,13 @@ def test_one_adapter_has_limits_of_its_own(http: httpx.Client) -> None:
         return http.post("/v1/chat/completions", json=chat(model), headers=key).status_code
 
     assert [ask("beta"), ask("beta")] == [200, 429]
+    refused = http.post("/v1/chat/completions", json=chat("beta*0.5"), headers=key).json()["error"]
+    assert "of 1 a minute with 'beta' 1 are taken" in refused["message"]
     assert ask("beta*0.5") == ask("beta*0.1+alpha*0.1") == 429  # whatever it is part of
     assert [ask("alpha"), ask("tiny")] == [200, 200]
     told = http.post("/v1/chat/completions", json=chat("alpha", max_tokens=4), headers=key)
     assert told.status_code == 400
+    assert "your limit with 'alpha' is 3 a minute" in told.json()["error"]["message"]
     shown = http.get("/v1/tenants/acme", headers=bearer(ADMIN)).json()
     assert shown["adapter_limits"] == limits
 

@@ -2,7 +2,7 @@
 import { access } from '../../core/access.js';
 import { askJson } from '../../core/http.js';
 import { html, useState } from '../../core/preact.js';
-import { linkTo } from '../../core/router.js';
+import { besideBase, linkTo } from '../../core/router.js';
 import { useStore } from '../../core/store.js';
 import { Button } from '../../ui/button.js';
 import { Icon } from '../../ui/icons.js';
@@ -25,7 +25,7 @@ const DONE = {
  * @param {{adapter: any, referrers: ReturnType<typeof import('./api.js').referrersOf>, admin: boolean, onChange: () => void, onGone: () => void}} props
  */
 export function Actions({ adapter, referrers, admin, onChange, onGone }) {
-  const { features } = useStore(access);
+  const { features, server } = useStore(access);
   const [busy, setBusy] = useState('');
   const [dialog, setDialog] = useState('');
   const name = adapter.id;
@@ -47,7 +47,7 @@ export function Actions({ adapter, referrers, admin, onChange, onGone }) {
     <div class="actions">
       ${serves && html`
         <a class="button primary" href=${linkTo('playground', { model: name })}><${Icon} name="chat" size=${16} /><span>Chat</span></a>
-        <a class="button plain" href=${linkTo('compare', { targets: `base,${name}` })}>Compare with base</a>`}
+        ${server.model && html`<a class="button plain" href=${besideBase(server.model, name)}>Compare with base</a>`}`}
       ${admin && serves && html`
         ${adapter.pinned ? simple('unpin', 'Unpin', 'pin') : simple('pin', 'Pin', 'pin')}
         ${adapter.residency.device === 0 && simple('prefetch', 'Prefetch')}
