@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +16,9 @@ from tests.support.cable import cable_to
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
 from tests.support.tenants import ADMIN, bearer, new_key, tenant_key
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 MANY = 1000
 MOST_ROWS = 60  # in the page at a time
@@ -117,6 +121,29 @@ def test_a_thousand_are_searched_as_one_types(window: Window, large_fleet: Runni
     page.keyboard.press("Escape")
 
 
+def choose(page: Page, files: list[Path]) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("dialog").get_by_role("button", name="Choose files").click()
+    chooser.value.set_files(files)
+
+
+def drop(page: Page, files: list[Path]) -> None:
+    """What the browser does when files are dropped."""
+    dropped = page.evaluate_handle(
+        """(files) => {
+          const transfer = new DataTransfer();
+          for (const [name, packed] of files) {
+            transfer.items.add(new File([Uint8Array.from(atob(packed), (each) => each.charCodeAt(0))], name));
+          }
+          return transfer;
+        }""",
+        [[file.name, base64.b64encode(file.read_bytes()).decode()] for file in files],
+    )
+    zone = page.get_by_role("group", name="Drop the adapter here")
+    zone.dispatch_event("dragover", {"dataTransfer": dropped})
+    zone.dispatch_event("drop", {"dataTransfer": dropped})
+
+
 def test_files_are_published_and_a_new_revision_rolled_back(
     window: Window, fleet: Running, console_model: Path, tmp_path: Path
 ) -> None:
@@ -127,9 +154,8 @@ def test_files_are_published_and_a_new_revision_rolled_back(
     for folder in ("one", "two"):
         page.get_by_role("button", name="Publish", exact=True).click()
         dialog = page.get_by_role("dialog")
-        with page.expect_file_chooser() as chooser:
-            dialog.get_by_role("button", name="Choose files").click()
-        chooser.value.set_files(sorted(path for path in (tmp_path / folder).iterdir() if path.is_file()))
+        give = choose if folder == "one" else drop
+        give(page, sorted(path for path in (tmp_path / folder).iterdir() if path.is_file()))
         dialog.get_by_role("listitem").filter(has_text="adapter_config.json").wait_for()
         dialog.get_by_label("Name").fill("org/new")
         dialog.get_by_label("Tags").fill("tried, lang=en")

@@ -23,6 +23,10 @@ export const VIEWS = [
   },
   { path: 'fleet', title: 'Fleet', icon: 'fleet', needs: 'manage', styles: ['views/fleet/style.css'], load: () => import('./views/fleet/view.js') },
   {
+    path: 'jobs', title: 'Jobs', icon: 'jobs', needs: 'infer', feature: 'training', styles: ['views/jobs/style.css'],
+    load: () => import('./views/jobs/view.js'),
+  },
+  {
     path: 'operations', title: 'Operations', icon: 'operations', needs: 'admin', styles: ['views/operations/style.css'],
     load: () => import('./views/operations/view.js'),
   },
