@@ -61,7 +61,7 @@ def drop(page: Page, rows: Sequence[Any], name: str = "rows.jsonl") -> None:
     zone = page.get_by_role("group", name="Drop the rows to learn from")
     with page.expect_file_chooser() as chooser:
         zone.get_by_role("button", name="Choose a file").click()
-    chooser.value.set_files([{"name": name, "mimeType": "application/jsonl", "buffer": packed(rows)}])
+    chooser.value.set_files({"name": name, "mimeType": "application/jsonl", "buffer": packed(rows)})
     page.locator("[aria-label=Check][aria-busy=false] :is(.faults, .check-good)").wait_for()
 
 
