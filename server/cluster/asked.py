@@ -70,10 +70,14 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _all_terms(values: dict[str, Any], base: str) -> Iterator[MixTerm]:
-    """Those of the model, of the list of adapters beside it, and of a comparison's targets."""
+    """Those of the model, of the list of adapters beside it, of a comparison, and of what is published."""
     targets = values.get("targets")
     listed = values.get("adapters")
-    models = [values.get("model"), *(targets[:MAX_ENTRIES] if isinstance(targets, list) else ())]
+    models = [
+        values.get("model"),
+        values.get("lora_name"),
+        *(targets[:MAX_ENTRIES] if isinstance(targets, list) else ()),
+    ]
     if isinstance(listed, list):
         models += [entry.get("name") for entry in listed[:MAX_ENTRIES] if isinstance(entry, dict)]
     for model in models:

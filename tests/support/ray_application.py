@@ -132,9 +132,9 @@ def main(options: dict[str, Any]) -> None:
     def end(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, end)
     # One worker process for each replica and the ingress; Ray counts cores, of which tests have few.
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    signal.signal(signal.SIGTERM, end)  # after Ray has set its own
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": options["port"]})
         serve.run(build(Settings(**options)), name=APPLICATION)

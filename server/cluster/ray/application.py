@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +25,7 @@ REPLICAS = "replicas"
 STATS_SECONDS = 0.5  # between two looks at what replicas hold
 _HEALTH_SECONDS = 2.0  # between two looks at whether they live
 _INGRESS_REQUESTS = 10_000  # that one process of the ingress passes on at once
+_REPLICAS_EACH = 8  # for which one process of the ingress passes requests on
 _BEYOND = 64  # calls of a replica that are no requests: metrics, prefetches
 
 
@@ -60,7 +62,7 @@ def build(settings: Settings) -> serve.Application:
     ingress = serve.deployment(
         serve.ingress(_ingress_of(settings))(),
         name="ingress",
-        num_replicas=1,
+        num_replicas=math.ceil((settings.max_replicas or settings.replicas) / _REPLICAS_EACH),
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=_INGRESS_REQUESTS,
         graceful_shutdown_timeout_s=settings.shutdown_timeout,

@@ -20,7 +20,12 @@ from manylora.server.cluster.asgi_call import RawRequest
 from manylora.server.cluster.asked import Asked, read_asked
 from manylora.server.cluster.incoming import Hung, read_request
 from manylora.server.cluster.ray.call import Call
-from manylora.server.cluster.ray.gathering import gathered_in_time, is_gathered
+from manylora.server.cluster.ray.gathering import (
+    gathered_in_time,
+    is_for_all,
+    is_gathered,
+    refusal_elsewhere,
+)
 from manylora.server.errors import BodyTooLarge
 from manylora.server.options.settings import Settings
 
@@ -103,6 +108,10 @@ class Ingress:
         async with aclosing(self._messages(call, end)) as messages:
             if is_gathered(request.method, request.path):
                 await self._gather(request.path, messages, call, end)
+            elif is_for_all(request.method, request.path):
+                answer = [message async for message in messages]
+                for message in await refusal_elsewhere(call, self._handle) or answer:
+                    await end.send(message, call.note.replica)
             else:
                 async for message in messages:
                     await end.send(message, call.note.replica)

@@ -73,6 +73,12 @@ class Replica:
         finally:
             del self._running[call.key]
 
+    async def repeat(self, call: Call) -> list[dict[str, Any]]:
+        """What the replica answers to what another has done; nothing if it is that one."""
+        if call.target == self._name:
+            return []
+        return [message async for batch in self.answer(call) for message in batch]
+
     async def hang_up(self, call: Call) -> None:
         """The client of a call is gone: what runs for it ends, and if it is still to come it won't begin."""
         if call.target != self._name:

@@ -56,7 +56,8 @@ class AdapterAffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray's class
         if call is None or call.target is not None:
             return
         call.note.replica = replica_id.unique_id
-        self._router.sent(replica_id.unique_id, call.asked.members, monotonic())
+        held = call.asked.members if call.asked.copy is None else (*call.asked.members, call.asked.copy)
+        self._router.sent(replica_id.unique_id, held, monotonic())  # a copy is made where it was asked for
 
     def on_request_completed(
         self,

@@ -30,7 +30,7 @@ def run_on_ray(settings: Settings) -> None:
     if settings.port == 0:
         raise ConfigError("--port 0: Ray Serve needs a port")
     console = Console(highlight=False)
-    with _ending() as ended, _cluster(settings):
+    with _cluster(settings), _ending() as ended:  # in this order: Ray has handlers of its own
         serve.start(proxy_location="EveryNode", http_options=_http_options(settings))
         console.print(f"Starting {settings.replicas} replicas of {settings.model_name} on Ray", style="dim")
         serve.run(build(settings), name=APPLICATION, route_prefix="/")

@@ -27,6 +27,7 @@ def asked(path: str = CHAT, **fields: Any) -> Asked:
         ({"model": "support@3f9a1c2e"}, ("support@3f9a1c2e",)),
         ({"model": "a*0.7+b*0.3+a*0.1"}, ("a", "b")),
         ({"model": "base", "adapters": [{"name": "a", "weight": 1}, {"name": "b@3f9a"}]}, ("a", "b@3f9a")),
+        ({"lora_name": "a", "lora_path": "/x"}, ("a",)),
         ({"targets": ["base", "a", "b+c"]}, ("a", "b", "c")),
         ({"model": "a*9"}, ()),
         ({"model": "a b"}, ()),
