@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
-from heapq import nlargest
 
-_MASK = 2**64 - 1
+import numpy as np
+from numpy.typing import NDArray
+
 _KEPT = 50_000  # keys whose order is remembered
 _SHORT = 8  # replicas of an order that are remembered; whoever wants more has the order made again
 
@@ -22,19 +23,23 @@ def hashed(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def weight(key: int, replica: int) -> int:
-    """The weight of a pair, both hashed: 64 bits that look random (the finalizer of splitmix64)."""
-    mixed = (key ^ replica) & _MASK
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
-    return mixed ^ (mixed >> 31)
+def weights(key: int, replicas: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The weights of a key with each replica, all hashed: 64 bits that look random.
+
+    The function is the finalizer of splitmix64 (Steele, Lea and Flood, 2014).
+    """
+    mixed = np.uint64(key) ^ replicas
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)), np.uint64)
 
 
 class Rendezvous:
     """The homes of keys among a set of replicas. What was worked out is kept until the set changes."""
 
     def __init__(self) -> None:
-        self._replicas: dict[str, int] = {}
+        self._replicas: tuple[str, ...] = ()  # sorted
+        self._hashes = np.zeros(0, np.uint64)  # of those
         self._kept: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -42,9 +47,10 @@ class Rendezvous:
 
     def set_replicas(self, replicas: Iterable[str]) -> None:
         """There are these now, and no others."""
-        wanted = set(replicas)
-        if wanted != self._replicas.keys():
-            self._replicas = {replica: hashed(replica) for replica in sorted(wanted)}
+        wanted = tuple(sorted(set(replicas)))
+        if wanted != self._replicas:
+            self._replicas = wanted
+            self._hashes = np.array([hashed(replica) for replica in wanted], np.uint64)
             self._kept.clear()
 
     def homes(self, key: str, count: int) -> tuple[str, ...]:
@@ -61,7 +67,5 @@ class Rendezvous:
         return kept[:count]
 
     def _order(self, key: str, count: int) -> tuple[str, ...]:
-        own = hashed(key)
-        return tuple(
-            nlargest(count, self._replicas, key=lambda replica: weight(own, self._replicas[replica]))
-        )
+        order = np.argsort(weights(hashed(key), self._hashes), kind="stable")[::-1]
+        return tuple(self._replicas[index] for index in order[:count])

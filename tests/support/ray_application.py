@@ -21,6 +21,8 @@ from typing import Any
 
 import httpx
 
+from manylora.server.cli.on_ray import ENVIRONMENT
+
 PATIENCE = 240.0  # seconds; Ray and two replicas start in 20 on an idle machine
 READY, UPDATED = "ready", "updated"
 
@@ -93,7 +95,7 @@ def ray_application(log: Path, **options: Any) -> Iterator[RayApplication]:
     """The application from when it is ready; its log, and Ray's of it, are in the file ``log``."""
     port = _free_port()
     command = [sys.executable, "-m", "tests.support.ray_application", json.dumps({**options, "port": port})]
-    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     with (
         log.open("w") as file,
         subprocess.Popen(

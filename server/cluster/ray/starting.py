@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -55,7 +54,6 @@ def _http_options(settings: Settings) -> dict[str, Any]:
 @contextmanager
 def _cluster(settings: Settings) -> Iterator[None]:
     """The Ray cluster that is named, or one of this machine alone."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(address=settings.ray_address or "local", include_dashboard=False, log_to_driver=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
