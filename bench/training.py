@@ -1,10 +1,13 @@
-"""Training speed: beside TRL, in 4 bits beside bf16, and of several adapters together beside one by one.
+"""Training speed: beside TRL, of both our paths, in 4 bits, and of several adapters together.
 
 Run as ``python -m bench.training``. Both trainers train the same adapter on the same rows, in the same order
 and in batches of the same rows, in turn in one process, from the same start; what is compared is tokens a
 second of whole steps without evaluation, and the losses of the steps. TRL runs at its best here: arithmetic
 in bf16 by autocast, and padded or padding-free rows, whichever is faster in a first short run. (On a CPU
 padding-free rows bring a mask over the whole batch.)
+
+Of DoRA and of a base in NF4, the fused decoder is measured beside the modules of transformers and PEFT, in
+processes of their own: speed and memory. ``--cases dora,nf4 --ranks 16`` measures these two alone.
 
 ``--whole`` then measures from the start of a process to the published adapter, beside a process that trains
 as many steps with TRL and saves. Small jobs are trained as ``manylora train --jobs`` does and one after
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Set
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +34,7 @@ from trl import SFTConfig, SFTTrainer
 
 from bench import machine, report
 from bench.run import RESULTS
+from bench.training_paths import beside, in_process_of_its_own
 from examples.rows import RECIPES, write_rows
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.config_load import load_config, to_yaml
@@ -41,6 +46,13 @@ from manylora.adapters.training.trainers.build import build_trainer
 
 TRL_KINDS = ("trl-padded", "trl-free")
 PROBE_STEPS = 2
+PATH_CASES: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "dora": {"use_dora": True},
+    "nf4": {"quantization": "nf4"},
+    "nf4-dora": {"quantization": "nf4", "use_dora": True},
+}
+CASES = ("trl", *PATH_CASES, "whole", "jobs")
 
 
 def make(session: Session, kind: str, steps: int) -> Any:
@@ -105,6 +117,22 @@ def four_bits(config: TrainConfig, steps: int, repeat: int, console: Console) ->
     return in_turn({"manylora/nf4": nf4, "manylora/bf16": plain}, steps, repeat, console)
 
 
+def at_one_rank(config: TrainConfig, wanted: Set[str], repeat: int, console: Console) -> dict[str, Any]:
+    """The cases that depend on the rank."""
+    assert config.max_steps is not None, "written by this script"
+    found: dict[str, Any] = {}
+    if "trl" in wanted:
+        found["trl"] = beside_trl(config, config.max_steps, repeat, console)
+    for case, changes in PATH_CASES.items():
+        if case in wanted:
+            console.print(case)
+            changed = config.model_copy(update=changes)
+            found[case] = beside(changed, repeat, console, in_process_of_its_own)
+    if "nf4" in wanted:
+        found["nf4_beside_bf16"] = four_bits(config, config.max_steps, repeat, console)
+    return found
+
+
 def together(config: TrainConfig, jobs: int, console: Console) -> dict[str, float]:
     """Seconds for ``jobs`` small adapters in one run, and one by one."""
     small = [
@@ -163,7 +191,9 @@ def main(
     ranks: Annotated[str, typer.Option(help="Ranks to compare at, with commas.")] = "8,16",
     jobs: Annotated[int, typer.Option(help="Small adapters, of eight rows each; 0 for none.")] = 4,
     whole_steps: Annotated[int, typer.Option("--whole", help="Steps of whole runs; 0 for none.")] = 20,
-    nf4: Annotated[bool, typer.Option(help="Compare a base in NF4 with bf16.")] = True,
+    cases: Annotated[
+        str, typer.Option(help=f"Which to measure, with commas: {', '.join(CASES)}.")
+    ] = ",".join(CASES),
     dtype: Annotated[str, typer.Option(help="Of the base: auto, bf16 or fp32.")] = "auto",
     trl_file: Annotated[Path | None, typer.Option("--only-trl", hidden=True)] = None,
 ) -> None:
@@ -171,6 +201,9 @@ def main(
     if trl_file is not None:
         only_trl(trl_file)
         return
+    wanted = frozenset(cases.split(","))
+    if wanted - set(CASES):
+        raise typer.BadParameter(f"--cases: none of {', '.join(CASES)}: {', '.join(wanted - set(CASES))}")
     console = Console(stderr=True)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="manylora-bench-") as scratch:
@@ -182,12 +215,10 @@ def main(
         })  # fmt: skip
         for rank in map(int, ranks.split(",")):
             at_rank = config.model_copy(update={"lora_r": rank, "lora_alpha": 2.0 * rank})
-            figures[f"r{rank}"] = beside_trl(at_rank, steps, repeat, console)
-        if nf4:
-            figures["nf4"] = four_bits(config, steps, repeat, console)
-        if whole_steps:
+            figures[f"r{rank}"] = at_one_rank(at_rank, wanted, repeat, console)
+        if "whole" in wanted and whole_steps:
             figures["whole"] = {"steps": whole_steps, **whole(config, whole_steps, console)}
-        if jobs:
+        if "jobs" in wanted and jobs:
             figures["jobs"] = together(config, jobs, console)
     what = {"base": base, "steps": steps, "batch_size": batch_size, "jobs": jobs, "dtype": dtype}
     line = json.dumps({"bench": "training", **machine.setting(), **what, **figures})

@@ -15,7 +15,7 @@ from manylora.adapters.format.artifact import Limits
 from manylora.adapters.format.base import BaseModel
 from manylora.adapters.format.pooling import PoolingConfig, read_pooling
 from manylora.adapters.registry.registry import Registry
-from manylora.adapters.registry.tenants.records import TenantRecord
+from manylora.adapters.registry.tenants.records import PODS, TenantRecord
 from manylora.adapters.sources.fetching import fetch, find, policy_for
 from manylora.adapters.sources.policy import SourcePolicy
 from manylora.adapters.store.store import RevisionStore
@@ -59,6 +59,9 @@ from manylora.server.tenants.view import TenantView
 from manylora.server.threads import LimitedWork, SlowWork, request_pool
 from manylora.server.tracing.current import RequestTracer
 from manylora.server.tracing.starting import start_tracing
+from manylora.server.vllm.gauges import Load, VllmGauges
+from manylora.server.vllm.pods import PodNames
+from manylora.server.vllm.residents import Residents
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +103,15 @@ class Service:
     background: Background  # responses that nobody waits for
     tracer: RequestTracer | None  # of requests; None: nothing is traced
     ranks: StartedRanks | None  # the processes that share the base
+    pods: PodNames  # of adapters that are this server's alone
     ready: bool = False
     started: float = field(default_factory=time.time)  # unix seconds
+
+    vllm: VllmGauges = field(init=False)  # what routers in front of the server read
+
+    def __post_init__(self) -> None:
+        residents = Residents(self.adapters)
+        self.vllm = VllmGauges(self.model_name, self.load, residents, lambda: self.pods.view)
 
     async def start(self) -> None:
         """Start the engine and load the configured adapters; ready afterwards.
@@ -116,16 +126,39 @@ class Service:
         await self.adapters.start()
         await self.tenants.start()
         await self.expiry.start()
+        alone = self.config.registry_scope == "pod"
         for name, path in self.config.adapter.items():
             try:
-                await self.adapters.admin.load(name, path, replace=True)
+                registered = self.pods.own + name if alone else name
+                await self.adapters.admin.load(registered, path, replace=True)
             except AdapterError as error:
                 raise ConfigError(f"--adapter {name}={path}: {error}") from error
+        for name in self.config.also_served_as:
+            try:
+                await self.adapters.aliases.put(name, [(self.model_name, 1.0)])
+            except AdapterError as error:
+                raise ConfigError(f"--also-served-as {name}: {error}") from error
         self.ready = True
 
     def view_of(self, tenant: TenantRecord) -> TenantView:
         """The names of the registry as a tenant sees them."""
-        return TenantView(tenant, self.adapters.mirror, self.model_name, self.tenants.has)
+        return TenantView(
+            tenant, self.adapters.mirror, self.model_name, lambda name: name == PODS or self.tenants.has(name)
+        )
+
+    def load(self) -> Load:
+        """What the engine is doing, and what waits for it."""
+        engine, requests = self.core, self.metrics.requests
+        return Load(
+            running=len(engine.scheduler.running),
+            waiting=len(engine.scheduler.waiting) + self.adapters.residency.device.num_waiting,
+            kv_used=engine.blocks.num_used,
+            kv_total=engine.blocks.num_blocks,
+            block_size=BLOCK_SIZE,
+            prefix_queries=requests.prefix_queried_tokens,
+            prefix_hits=requests.prefix_hit_tokens,
+            preemptions=requests.preemptions,
+        )
 
     async def stop(self) -> None:
         """Stop admitting, end what runs, free what is held."""
@@ -139,6 +172,7 @@ class Service:
         await self.grammars.close()
         await self.conventions.close()
         await self.tenants.close()
+        await self.pods.forget(self.adapters.deletions)
         await self.adapters.close()
         if self.tracer is not None:
             await asyncio.to_thread(self.tracer.close)
@@ -259,6 +293,7 @@ def _service(settings: Settings, model_dir: Path, base: Base) -> Service:
         background=Background(responses),
         tracer=start_tracing(settings.otlp_endpoint, os.environ),
         ranks=base.ranks,
+        pods=PodNames(settings.pod_name, adapters.mirror, usual=settings.registry_scope == "pod"),
     )
 
 

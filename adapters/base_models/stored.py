@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from manylora.adapters.base_models.checkpoint import Checkpoint
 from manylora.adapters.base_models.configuration import packed_tensors
+from manylora.adapters.base_models.layers import experts_of
 from manylora.adapters.base_models.outline import describe_skeleton, skeleton_of
 from manylora.adapters.errors import BaseModelError
 from manylora.adapters.format.base import BaseModel
+from manylora.adapters.format.experts import ExpertLinear, ExpertStack, older_layers
 from manylora.adapters.format.text.chat import ChatTokenizer
 from manylora.adapters.format.text.conventions import BaseText
 
@@ -58,8 +60,15 @@ class StoredModel(Mapping[str, torch.Tensor]):
         self.config, self.skeleton = skeleton_of(directory)
         self.quantized = bool(packed_tensors(self.checkpoint))  # the files have weights in few bits
         self._file_name = _names_in_files(self.skeleton, self.checkpoint)
+        self.stacks = {stack.name: stack for stack in experts_of(self.skeleton)}
+        self._expert_layers = _layers_in_files(self.config.model_type, self.stacks.values(), self.checkpoint)
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        layers = self.expert_layers(name)
+        if layers:  # a matrix of an expert may be two of them, gate and up
+            parts = [self.checkpoint[f"{layer.name}.weight"] for layer in layers]
+            stack = layers[0].stack
+            return torch.cat(parts).view(stack.experts, stack.out_features, stack.in_features)
         return self.checkpoint[self.stored_name(name)]
 
     def __iter__(self) -> Iterator[str]:
@@ -71,6 +80,13 @@ class StoredModel(Mapping[str, torch.Tensor]):
     def file_name(self, name: str) -> str | None:
         """Under which name the files have a tensor, if they do and the model has one of that name."""
         return self._file_name.get(name)
+
+    def expert_layers(self, name: str) -> tuple[ExpertLinear, ...]:
+        """The layers that a parameter of all experts of a layer is in the files, if they have it so.
+
+        Expert by expert, gate before up.
+        """
+        return self._expert_layers.get(name, ())
 
     def stored_name(self, name: str) -> str:
         """Under which name the files have the tensor: its own, that of the one it is tied to, or an old one.
@@ -102,6 +118,20 @@ class StoredModel(Mapping[str, torch.Tensor]):
             return ChatTokenizer(AutoTokenizer.from_pretrained(self.directory)).base_text()
         except Exception as error:  # the libraries raise whatever their parts do: there is no common base
             raise BaseModelError(f"the tokenizer in {self.directory} can't be used: {error}") from error
+
+
+def _layers_in_files(
+    model_type: str, stacks: Iterable[ExpertStack], checkpoint: Checkpoint
+) -> dict[str, tuple[ExpertLinear, ...]]:
+    """For each parameter of all experts of a layer the layers that the files have in its place, if all."""
+    found = {}
+    for stack in stacks:
+        layers = tuple(older_layers(model_type, [stack]).values())
+        infos = [checkpoint.infos.get(f"{layer.name}.weight") for layer in layers]
+        sizes = [(layer.out_features, layer.in_features) for layer in layers]
+        if layers and all(i is not None and i.shape == size for i, size in zip(infos, sizes, strict=True)):
+            found[stack.name] = layers
+    return found
 
 
 def _names_in_files(skeleton: Any, checkpoint: Checkpoint) -> dict[str, str | None]:

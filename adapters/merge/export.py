@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from manylora.adapters.merge.served_texts import served_texts
 from manylora.adapters.merge.survival import Survival
 from manylora.adapters.merge.texts import to_json
 from manylora.adapters.merge.verify import Verification, verify
-from manylora.adapters.merge.weights import merged_bias, merged_weight
+from manylora.adapters.merge.weights import Deltas, merged_bias, merged_weight
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
@@ -105,6 +105,8 @@ def merged_tensor(plan: ExportPlan, tensor: PlannedTensor, survival: Survival) -
     stored = plan.stored.checkpoint[tensor.name]
     if tensor.dtype is None:
         return stored
+    if tensor.experts:
+        return _merged_experts(stored, tensor.experts, tensor.dtype, survival)
     if tensor.module is None:
         return stored.to(tensor.dtype)
     if tensor.name.endswith(".bias"):
@@ -118,6 +120,25 @@ def merged_tensor(plan: ExportPlan, tensor: PlannedTensor, survival: Survival) -
     rounded = merged.to(tensor.dtype)
     survival.add(base, merged, rounded)
     return (rounded.T if transposed else rounded).contiguous()
+
+
+def _merged_experts(
+    stored: torch.Tensor, experts: Sequence[Deltas], dtype: torch.dtype, survival: Survival
+) -> torch.Tensor:
+    """The matrix of an expert, or those of all [E, out, in], merged one after the other."""
+    result = stored.to(dtype, copy=True)
+    matrices = zip(
+        stored.view(len(experts), *stored.shape[-2:]),
+        result.view(len(experts), *stored.shape[-2:]),
+        experts,
+        strict=True,
+    )
+    for base, merged, deltas in matrices:
+        if deltas:
+            exact = merged_weight(base, deltas)
+            merged.copy_(exact)
+            survival.add(base, exact, merged)
+    return result
 
 
 def _weight_beside(plan: ExportPlan, bias: PlannedTensor) -> torch.Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,14 +13,14 @@ from manylora.adapters.base_models.stored import StoredModel
 from manylora.adapters.format.faults import Faults, some
 from manylora.adapters.format.text.conventions import AdapterText
 from manylora.adapters.format.weights.delta import ModuleDelta
+from manylora.adapters.merge.experts.placing import place_experts
 from manylora.adapters.merge.recipe import Member
 from manylora.adapters.merge.texts import text_of
+from manylora.adapters.merge.weights import Deltas
 from manylora.adapters.mix import MixEntry, normalize
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAX_SHARD_BYTES = 2 << 30
-
-Deltas = tuple[tuple[ModuleDelta, float], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,16 @@ class PlannedTensor:
     name: str  # as the base's files have it
     module: str | None  # the layer whose weight or bias it is, if adapters change that
     deltas: Deltas  # to that layer
+    experts: tuple[
+        Deltas, ...
+    ]  # instead, to each expert's matrix that it holds: one [out, in] or [E, out, in]
     dtype: torch.dtype | None  # None: as it is stored, because it holds no floats
     nbytes: int  # in the result
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether adapters change it."""
+        return self.module is not None or bool(self.experts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +115,6 @@ def plan_export(
             faults.add(f"{member.name} puts virtual tokens before every text: weights can't say that")
         if member.artifact.pooling is not None:
             faults.add(f"{member.name} embeds and says how: a model that writes does not say that")
-        if member.artifact.experts:
-            faults.add(f"{member.name} changes experts: it can be served, not merged")
         if member.artifact.classes is not None:
             faults.add(f"{member.name} classifies: a causal language model has no place for its head")
         elif member.artifact.vocabulary is not None:
@@ -135,9 +141,12 @@ def _tensors(
 ) -> list[PlannedTensor]:
     infos = stored.checkpoint.infos
     module_of: dict[str, str] = {}
-    homeless: list[str] = []
     biasless: list[str] = []
+    experts, homeless = place_experts(stored, deltas)
+    matrices = {name for stack in stored.stacks.values() for name in stack.matrices}
     for module, parts in deltas.items():
+        if module in matrices:
+            continue
         if any(part.rank or not _only_bias(part) for part, _ in parts):
             _place(stored, f"{module}.weight", module, module_of, homeless)
         if any(part.bias is not None or part.b_bias is not None or part.shifts for part, _ in parts):
@@ -154,7 +163,8 @@ def _tensors(
             f"the adapters add biases that the base has no place for: {some(biasless, len(biasless))}; they "
             "can be served, not merged"
         )
-    return [_planned(stored, name, module_of.get(name), deltas, dtype) for name in infos]
+    planned = (_planned(stored, name, module_of.get(name), deltas, dtype) for name in infos)
+    return [replace(tensor, experts=experts.get(tensor.name, ())) for tensor in planned]
 
 
 def _place(
@@ -180,7 +190,7 @@ def _planned(
     own = FLOATS.get(info.dtype)
     final = own if own is None or dtype is None else dtype
     size = stored.checkpoint[name].nbytes if final is None else math.prod(info.shape) * final.itemsize
-    return PlannedTensor(name, module, deltas[module] if module is not None else (), final, size)
+    return PlannedTensor(name, module, deltas[module] if module is not None else (), (), final, size)
 
 
 def _split(tensors: Sequence[PlannedTensor], limit: int) -> tuple[tuple[PlannedTensor, ...], ...]:

@@ -19,9 +19,12 @@ from manylora.adapters.base_models.norms import norm_with
 from manylora.adapters.errors import MergeFailed
 from manylora.adapters.fidelity.measures import relative_errors, same_likeliest
 from manylora.adapters.fidelity.precision import widen
-from manylora.adapters.fidelity.probing import hooked, random_prompts
+from manylora.adapters.fidelity.probing import Hook, hooked, random_prompts
 from manylora.adapters.format.weights.delta import ModuleDelta
-from manylora.adapters.merge.export_plan import Deltas, ExportPlan
+from manylora.adapters.merge.experts.beside import add_beside_experts, changed_experts
+from manylora.adapters.merge.experts.routing import Routing
+from manylora.adapters.merge.export_plan import ExportPlan
+from manylora.adapters.merge.weights import Deltas
 
 # How much more than the rounding that was simulated passes: two roundings are never alike. Where the models
 # compute in 16 bits, what lies between the modules is rounded as well, which the simulation leaves out.
@@ -48,8 +51,12 @@ def verify(plan: ExportPlan, directory: Path, compute_dtype: torch.dtype) -> Ver
     Raises:
         MergeFailed: they differ by more than the rounding of the weights explains.
     """
-    alone, beside, rounded = _base_logits(plan, compute_dtype)
-    merged = random_prompt_logits(load_model(directory, compute_dtype))
+    routing = Routing({stack.module for stack in plan.stored.stacks.values()})
+    alone, beside, rounded = _base_logits(plan, compute_dtype, routing)
+    model = load_model(directory, compute_dtype)
+    with routing.followed(model):
+        merged = random_prompt_logits(model)
+    del model
     error, effect, rounding = (
         float(relative_errors(beside, other).max()) for other in (merged, alone, rounded)
     )
@@ -65,14 +72,29 @@ def verify(plan: ExportPlan, directory: Path, compute_dtype: torch.dtype) -> Ver
     return Verification(error, limit, effect, same, len(merged), compute_dtype)
 
 
-def _base_logits(plan: ExportPlan, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The base's logits alone, with the adapters, and with them and weights that are rounded at random."""
+def _base_logits(
+    plan: ExportPlan, dtype: torch.dtype, routing: Routing
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The base's logits alone, with the adapters, and with them and weights that are rounded at random.
+
+    ``routing`` keeps which experts the second took, which are those of the third.
+    """
     model = load_model(plan.stored.directory, dtype)
-    written = [t.dtype for shard in plan.shards for t in shard if t.module is not None]
-    step = max(torch.finfo(dtype).eps for dtype in written if dtype is not None)  # they hold floats
+    written = [t.dtype for shard in plan.shards for t in shard if t.is_changed]
+    rounding = _Rounding(max(torch.finfo(dtype).eps for dtype in written if dtype is not None))  # floats
+    deltas, stacks = plan.deltas, plan.stored.stacks.values()
+    experts = changed_experts(stacks, deltas)
+    matrices = {name for stack in stacks for name in stack.matrices}
     found = [random_prompt_logits(model)]
-    for beside in (add_beside, _Rounding(step).add_beside):
-        with hooked(model, {name: partial(beside, parts) for name, parts in plan.deltas.items()}):
+    for beside, noise, route in (
+        (add_beside, None, routing.recorded),
+        (rounding.add_beside, rounding.noise, routing.followed),
+    ):
+        hooks: dict[str, Hook] = {
+            name: partial(beside, parts) for name, parts in deltas.items() if name not in matrices
+        }
+        hooks |= {name: partial(add_beside_experts, parts, noise) for name, parts in experts.items()}
+        with hooked(model, hooks), route(model):
             found.append(random_prompt_logits(model))
     return found[0], found[1], found[2]
 
@@ -95,10 +117,11 @@ class _Rounding:
         if module.weight.dim() != 2:  # a norm, of which only the bias is changed
             return y.to(output.dtype)
         weight = (module.weight.T if is_transposed(module) else module.weight).float()
-        change = (y - output.float()) * self._noise(y.shape)
-        return (y + F.linear(args[0].float(), weight * self._noise(weight.shape)) + change).to(output.dtype)
+        change = (y - output.float()) * self.noise(y.shape)
+        return (y + F.linear(args[0].float(), weight * self.noise(weight.shape)) + change).to(output.dtype)
 
-    def _noise(self, shape: torch.Size) -> torch.Tensor:
+    def noise(self, shape: torch.Size) -> torch.Tensor:
+        """By what share of themselves values of that shape are off."""
         return (torch.rand(shape, generator=self._generator) - 0.5) * self._step
 
 

@@ -8,6 +8,8 @@ import torch
 
 from manylora.adapters.format.weights.delta import ModuleDelta
 
+Deltas = tuple[tuple[ModuleDelta, float], ...]  # to one weight, each with its weight in the mix
+
 
 def merged_weight(weight: torch.Tensor, deltas: Iterable[tuple[ModuleDelta, float]]) -> torch.Tensor:
     """``W + Σ w_k ΔW_k`` [out, in] float32, from the base's ``weight`` [out, in] and (delta, weight) pairs.

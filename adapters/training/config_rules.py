@@ -121,6 +121,8 @@ def _tasks(config: TrainOptions) -> list[str]:
         faults.append(f"chat_template: {_SILENT[config.task]} reads no conversations")
     if config.sample_prompts and config.task in _SILENT:
         faults.append(f"sample_prompts: {_SILENT[config.task]} writes no answers")
+    if config.sample_rows and config.task in _SILENT:
+        faults.append(f"sample_rows: {_SILENT[config.task]} writes no answers")
     if config.task != "embedding":
         faults += [
             f"{name}: only with task embedding, not {config.task}"

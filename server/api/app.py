@@ -8,20 +8,21 @@ from functools import partial
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from manylora.adapters.errors import AdapterError
 from manylora.server.api.access.access_log import AccessLog
-from manylora.server.api.access.guard import ApiKeySet, Guard
+from manylora.server.api.access.guard import guard_for
 from manylora.server.api.access.redaction import Redactor, error_redactor
-from manylora.server.api.admin import adapters, aliases, compose, export, lora, merge, put_adapter
+from manylora.server.api.admin import adapters, aliases, compose, export, lora, loras, merge, put_adapter
 from manylora.server.api.admin.publications import Publications
 from manylora.server.api.admin.quota import Quotas
 from manylora.server.api.asking import asker
 from manylora.server.api.compare import route as compare
+from manylora.server.api.console import pages as console
 from manylora.server.api.embed import embeddings, rerank, score
 from manylora.server.api.files import batches as batch_routes
 from manylora.server.api.files import files, uploads
@@ -44,7 +45,7 @@ from manylora.server.api.http.middleware import (
 from manylora.server.api.http.openapi import Application
 from manylora.server.api.http.tracing import Tracing
 from manylora.server.api.messages import route as messages
-from manylora.server.api.operation import docs, health, root
+from manylora.server.api.operation import access, docs, health, root
 from manylora.server.api.responses import route as responses
 from manylora.server.api.tenants import audit, tenants, usage
 from manylora.server.api.tenants.apply import apply_file
@@ -81,10 +82,12 @@ _RESOURCES = (
     export,
     compose,
     lora,
+    loras,
     tokenize,
     tenants,
     usage,
     audit,
+    access,
     health,
     docs,
     root,
@@ -106,10 +109,10 @@ def create_app(service: Service, *, batches: bool = True) -> FastAPI:
     With ``batches`` it also works on the batches of requests in the service's data directory.
     """
     config = service.config
-    guard = Guard(_key_set(config.api_key), _key_set(config.admin_api_key), service.tenants)
+    guard = guard_for(config, service.tenants)
     app = Application(
         service,
-        [resource.router for resource in _RESOURCES],
+        [resource.router for resource in (*_RESOURCES, *([console] if config.console else []))],
         title="manylora",
         description="One base model, many LoRA adapters, and weighted mixes of them, in one batch.",
         lifespan=_lifespan,
@@ -158,10 +161,6 @@ def _wrap(app: FastAPI, config: Settings, trail: AuditTrail, tracer: RequestTrac
         app.add_middleware(AccessLog, redactor=Redactor(api_keys(config)))
 
 
-def _key_set(keys: list[SecretStr]) -> ApiKeySet:
-    return ApiKeySet(key.get_secret_value() for key in keys)
-
-
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
@@ -171,7 +170,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await apply_file(service, service.config.tenants)
         if app.state.works_on_batches:
             service.batches.start(partial(asker, app))
-            service.tuning.start()
+            service.tuning.start(partial(asker, app))
         yield
     finally:
         await service.stop()

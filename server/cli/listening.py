@@ -28,7 +28,7 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
         ConfigError: there is no such address here, or it is taken.
     """
     where = settings.uds
-    with _address(settings.host, settings.port) if where is None else _unix_socket(where) as listener:
+    with bound(settings.host, settings.port) if where is None else _unix_socket(where) as listener:
         try:
             yield listener
         finally:
@@ -36,20 +36,25 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
                 where.unlink(missing_ok=True)
 
 
-def _address(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int, host_option: str = "--host", port_option: str = "--port") -> socket.socket:
+    """A socket that is bound to an address, which those options name.
+
+    Raises:
+        ConfigError: there is no such address here, or it is taken.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise ConfigError(f"--host {host}: {error.strerror or error}") from error
+        raise ConfigError(f"{host_option} {host}: {error.strerror or error}") from error
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise ConfigError(f"--host {host} --port {port}: {error.strerror}") from error
+        raise ConfigError(f"{host_option} {host} {port_option} {port}: {error.strerror}") from error
     return listener
 
 

@@ -27,6 +27,7 @@ from manylora.server.cli.serve_help import ServeHelp
 from manylora.server.cli.tenants.commands import tenants
 from manylora.server.cli.tenants.keys import keys
 from manylora.server.cli.train import estimate, train
+from manylora.server.cli.vllm.command import vllm_serve
 from manylora.server.cli.worker import worker
 from manylora.server.errors import EngineDead, ServerError
 from manylora.server.options.loading import load_settings
@@ -141,6 +142,8 @@ app.command()(merge)
 app.command()(compare)
 app.command()(bench)
 app.command(cls=ServeHelp)(serve)
+_ANY_OPTIONS = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command("vllm-serve", context_settings=_ANY_OPTIONS)(vllm_serve)
 app.command()(train)
 app.command()(worker)
 estimating = typer.Typer(

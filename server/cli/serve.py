@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,10 @@ from manylora.server.api.connections.interruption import Interruptible
 from manylora.server.api.connections.protocol import bounded_protocol
 from manylora.server.cli.http_server import HttpServer
 from manylora.server.cli.listening import listening, room_for_connections, tls_context
+from manylora.server.cli.metrics_address import answering_metrics, metrics_listener
 from manylora.server.cli.output import DEAD
 from manylora.server.errors import ConfigError, EngineDead
+from manylora.server.names.view import called
 from manylora.server.options.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,7 +61,11 @@ def run_server(settings: Settings, progress: Progress) -> None:
         if not path.is_dir():  # said now rather than after the model is loaded
             raise ConfigError(f"--adapter {name}={path}: no such directory")
     tls = tls_context(settings)
-    with StartUp(hang_up=settings.tenants is None) as start_up, listening(settings) as listener:
+    with (
+        StartUp(hang_up=settings.tenants is None) as start_up,
+        listening(settings) as listener,
+        metrics_listener(settings) as for_metrics,
+    ):
         check_storage(settings)
         directory = resolve_model(settings.model, settings.data_dir, progress)
         Console(stderr=True, highlight=False).print(f"Loading {settings.model_name} from {directory}")
@@ -83,10 +90,10 @@ def run_server(settings: Settings, progress: Progress) -> None:
                 if file is None
                 else lambda: asyncio.run_coroutine_threadsafe(apply_again(service, file), loop)
             )
-            announce(service, listener, Console(highlight=False))
+            announce(service, listener, Console(highlight=False), for_metrics)
 
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            runner.run(serve(application, settings, listener, tls, on_ready))
+            runner.run(serve(application, settings, listener, tls, on_ready, for_metrics=for_metrics))
 
 
 def check_storage(settings: Settings) -> None:
@@ -117,8 +124,12 @@ async def serve(
     listener: socket.socket,
     tls: ssl.SSLContext | None,
     on_ready: Callable[[], None],
+    *,
+    for_metrics: socket.socket | None = None,
 ) -> None:
     """Start the service, accept requests until a signal, drain, stop the service.
+
+    ``for_metrics`` is bound to the address at which metrics are told by themselves, if they are.
 
     The application's lifespan is entered here instead of by uvicorn, so that what goes wrong in it
     arrives as the exception it is.
@@ -138,7 +149,12 @@ async def serve(
         timeout_keep_alive=math.ceil(limits.idle),
     )
     engine = application.state.service.engine
-    async with application.router.lifespan_context(application):
+    async with application.router.lifespan_context(application), AsyncExitStack() as stack:
+        if for_metrics is not None:
+            from manylora.server.api.metrics_app import create_metrics_app  # noqa: PLC0415  (as the other)
+
+            metrics = create_metrics_app(application.state.service)
+            await stack.enter_async_context(answering_metrics(metrics, settings, for_metrics, tls))
         server = HttpServer(config, on_ready, settings.shutdown_timeout, tls, limits.head)
         ending = asyncio.create_task(end_with_engine(engine.died, server, settings.shutdown_timeout))
         try:
@@ -214,10 +230,13 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def announce(service: Service, listener: socket.socket, console: Console) -> None:
-    """Print what is being served and a command that streams an answer."""
+def announce(
+    service: Service, listener: socket.socket, console: Console, for_metrics: socket.socket | None = None
+) -> None:
+    """Print what is being served, where, and a command that streams an answer."""
     settings, about = service.config, service.description
-    names = [registered.name for registered in service.adapters.views.serving()]
+    view, serving = service.pods.view, service.adapters.views.serving()
+    names = [called(each.name, view) for each in serving if view is None or view.visible(each.name)]
     table = Table.grid(padding=(0, 2))
     bits = "" if about["quantization"] == "none" else f", {about['quantization']} weights"
     model = f"{service.model_name} ({about['architecture']}), {about['dtype']} on {about['device']}{bits}"
@@ -226,6 +245,11 @@ def announce(service: Service, listener: socket.socket, console: Console) -> Non
     table.add_row("KV cache", f"{about['kv_blocks']} blocks, context of {service.max_model_len} tokens")
     table.add_row("adapters", ", ".join(names) or "none")
     console.print(table)
+    if for_metrics is not None:
+        host, port = for_metrics.getsockname()[:2]
+        scheme = "http" if settings.ssl_certfile is None else "https"
+        where = base_url(host, port).replace("http", scheme, 1)
+        console.print(f"\nMetrics on [bold]{where}/metrics[/bold]", soft_wrap=True)
     url = "http://localhost" if settings.uds else base_url(settings.host, listener.getsockname()[1])
     if settings.ssl_certfile is not None:
         url = url.replace("http", "https", 1)

@@ -41,6 +41,16 @@ def worker(  # noqa: PLR0917 - typer makes a flag of each
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Default: all cores.", show_default=False)
     ] = None,
+    training_jobs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            metavar="N",
+            envvar="MANYLORA_TRAINING_JOBS",
+            help="Jobs that train at once, on one copy of the base.",
+        ),
+    ] = 2,
     jobs_per_tenant: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="One tenant's in training at once.", show_default=False),
@@ -53,7 +63,8 @@ def worker(  # noqa: PLR0917 - typer makes a flag of each
     """Train jobs of servers that run with --training external. SIGTERM ends it after the current step."""
     try:
         need_libraries()
-        _run(model, registry_url, data_dir, threads, per_tenant=jobs_per_tenant, idle_seconds=idle_seconds)
+        limits = {"per_tenant": jobs_per_tenant, "at_once": training_jobs, "idle_seconds": idle_seconds}
+        _run(model, registry_url, data_dir, threads, **limits)
     except (ServerError, AdapterError) as error:
         raise fail(error) from error
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from manylora.adapters.errors import AdapterError
 from manylora.adapters.training.errors import DataError, TrainingConfigError
 from manylora.server.jobs.folder import TRAINING, VALIDATION, JobFolder
 from manylora.server.jobs.hyperparameters import resolved
+from manylora.server.jobs.memory import memory_of
 from manylora.server.jobs.training_config import Place, train_config
 
 MIN_ROWS: Final = 10
@@ -41,6 +43,7 @@ class Inspection:
     rows: int = 0
     validation_rows: int = 0
     tokens: int = 0  # of the training rows, once
+    longest: int = 0  # tokens of one
     steps: int = 0
     hyperparameters: Mapping[str, Any] | None = None
     digest: str = ""
@@ -58,6 +61,7 @@ def inspect(
 ) -> Inspection:
     """Read and check a job's files."""
     from manylora.adapters.training.data.summary import summarize  # noqa: PLC0415  (slow, like the next)
+    from manylora.adapters.training.session.init_adapter import find_init_adapter  # noqa: PLC0415
     from manylora.adapters.training.session.own_template import base_of  # noqa: PLC0415
     from manylora.adapters.training.session.prepare_data import prepare_data  # noqa: PLC0415
 
@@ -70,16 +74,20 @@ def inspect(
     try:
         first = resolved(asked["hyperparameters"], MIN_ROWS, dpo=dpo)
         config = train_config(asked, first, folder, place, validation=validation, init_adapter=init_adapter)
-        prepared = prepare_data(config, base_of(config))
+        base = base_of(config)
+        prepared = prepare_data(config, base)
+        if init_adapter is not None:
+            find_init_adapter(config, base)
     except DataError as error:
         return Inspection(faults=tuple(_fault(line, folder) for line in str(error).splitlines()))
     except (TrainingConfigError, AdapterError) as error:
-        return Inspection(faults=(Fault(public(str(error), folder, place), "invalid_request", "model"),))
-    rows = len(prepared.train.rows)
+        return Inspection(faults=(_config_fault(error, init_adapter, folder, place),))
+    rows, summary = len(prepared.train.rows), summarize(prepared.train)
     found = Inspection(
         rows=rows,
         validation_rows=0 if prepared.eval is None else len(prepared.eval.rows),
-        tokens=summarize(prepared.train).tokens,
+        tokens=summary.tokens,
+        longest=summary.longest,
         digest=prepared.digest,
         warnings=tuple(_fault(str(each), folder) for each in prepared.warnings[:_MAX_TOLD]),
     )
@@ -95,7 +103,6 @@ def estimated(found: Inspection, asked: Mapping[str, Any], folder: JobFolder, pl
     """What training would take: an estimate from the model's shape and this machine's speed of now."""
     import torch  # noqa: PLC0415
 
-    from manylora.adapters.training.estimate.memory import Plan, estimate  # noqa: PLC0415
     from manylora.adapters.training.model.base import find_shape, pick_device, pick_dtype  # noqa: PLC0415
     from manylora.adapters.training.model.loading import meta_model  # noqa: PLC0415
 
@@ -104,14 +111,9 @@ def estimated(found: Inspection, asked: Mapping[str, Any], folder: JobFolder, pl
     shape = find_shape(place.model)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device, needs_fp32=config.converted)
-    method: Any = {"none": "lora", "int8": "lora-8bit", "nf4": "qlora"}[config.quantization]
-    target = config.target_modules[0] if len(config.target_modules) == 1 else "all-linear"
-    target = target if target in ("all-linear", "attention", "mlp") else "all-linear"
-    pairs = 2 if config.task == "dpo" else 1
     longest = max(1, min(config.max_length, place.max_length))
     mean = max(1, min(longest, math.ceil(found.tokens / max(1, found.rows))))
-    plan = Plan(config.lora_r, target, mean, config.batch_size * pairs, dtype)
-    memory = estimate(shape, plan, [method])[0].peak
+    memory = memory_of(config, mean).peak
     parameters = sum(p.numel() for p in meta_model(shape).parameters())
     # Forward and backward through frozen weights are two products each; a preference is read by both models.
     work = 4.0 * parameters * found.trained_tokens * (1.5 if config.task == "dpo" else 1.0)
@@ -133,7 +135,7 @@ def told(fault: Fault) -> dict[str, Any]:
 
 
 def public(message: str, folder: JobFolder, place: Place) -> str:
-    """``message`` without where things are on the machine."""
+    """``message``, which may be HTML, without where things are on the machine."""
     for path, name in (
         (str(folder.data(TRAINING)), TRAINING),
         (str(folder.data(VALIDATION)), VALIDATION),
@@ -141,8 +143,18 @@ def public(message: str, folder: JobFolder, place: Place) -> str:
         (str(place.data_dir), "the data directory"),
         (place.model, "the base model"),
     ):
-        message = message.replace(path, name)
+        message = message.replace(path, name).replace(escape(path), name)
     return message
+
+
+def _config_fault(error: AdapterError, init_adapter: Path | None, folder: JobFolder, place: Place) -> Fault:
+    """What can't be trained: the model, or its kind with these rows."""
+    message, own = str(error), f"--init-adapter {init_adapter}: "
+    if message.startswith(own):
+        message = f"The model that the job goes on from: {message.removeprefix(own)}"
+    elif isinstance(error, TrainingConfigError):
+        return Fault(public(message, folder, place), "invalid_request")
+    return Fault(public(message, folder, place), "invalid_request", "model")
 
 
 def _fault(line: str, folder: JobFolder) -> Fault:

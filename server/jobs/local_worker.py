@@ -62,6 +62,8 @@ class LocalWorker:
         while self._task is not None and not self._task.done():
             self._task.cancel()  # again: what ends at the same moment may take the first one for its own
             await asyncio.wait([self._task], timeout=_AGAIN)
+        if process is not None and process.returncode is None:
+            await process.wait()  # it was killed, and the event loop is to know
 
     async def _run(self) -> None:
         await asyncio.to_thread(self._lock.parent.mkdir, parents=True, exist_ok=True)
@@ -98,6 +100,8 @@ class LocalWorker:
         except asyncio.CancelledError:
             with suppress(ProcessLookupError):  # it has ended by itself a moment ago
                 process.kill()
+            with suppress(asyncio.CancelledError):
+                await process.wait()  # so that the loop does not end before it
             raise
         finally:
             self.process = None

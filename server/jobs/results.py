@@ -12,6 +12,15 @@ COLUMNS: Final = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_m
 # Names of measures in metrics.jsonl; of preferences, how often the better answer is the likelier one.
 _TRAIN_ACCURACY = ("token_accuracy", "rewards/accuracies")
 _VALID_ACCURACY = ("eval_mean_token_accuracy", "eval_token_accuracy", "eval_rewards/accuracies")
+_CSV = (  # what stands in each column: the first of these that was measured
+    ("step",),
+    ("train_loss",),
+    ("train_mean_token_accuracy", "train_accuracy"),
+    ("valid_loss",),
+    ("valid_mean_token_accuracy", "valid_accuracy"),
+)
+# Of classes how often the likeliest is the right one, of embeddings how often the nearest candidate is.
+_ACCURACIES = (("train_accuracy", "accuracy"), ("valid_accuracy", "eval_accuracy"))
 _MARGINS = (("train_reward_margin", "rewards/margins"), ("valid_reward_margin", "eval_rewards/margins"))
 
 
@@ -31,7 +40,7 @@ def measures(line: Mapping[str, Any]) -> dict[str, Any]:
         "train_mean_token_accuracy": _first(line, _TRAIN_ACCURACY),
         "valid_loss": _first(line, ("eval_loss",)),
         "valid_mean_token_accuracy": _first(line, _VALID_ACCURACY),
-        **{name: _first(line, (key,)) for name, key in _MARGINS},
+        **{name: _first(line, (key,)) for name, key in (*_ACCURACIES, *_MARGINS)},
     }
     kept = {key: _first(line, (key,)) for key in ("grad_norm", "learning_rate", "tokens_per_second")}
     return {name: value for name, value in {**renamed, **kept}.items() if value is not None}
@@ -43,9 +52,7 @@ def csv_of(steps: Sequence[Mapping[str, Any]]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in steps:
-        accuracy = row.get("train_mean_token_accuracy")
-        values = (row["step"], row.get("train_loss"), accuracy, row.get("valid_loss"),
-                  row.get("valid_mean_token_accuracy"))  # fmt: skip
+        values = [_first(row, names) for names in _CSV]
         writer.writerow("" if value is None else value for value in values)
     return text.getvalue().encode()
 

@@ -22,6 +22,13 @@ LORA_OPTIONS: Final[Mapping[str, str]] = {
     "init": "init",
     "quantization": "quantization",
 }
+# Fields of a job itself, and of the trainer.
+RUN_OPTIONS: Final[Mapping[str, str]] = {
+    "early_stopping_patience": "early_stopping_patience",
+    "samples": "sample_rows",
+    "sample_tokens": "sample_tokens",
+}
+Task = Literal["sft", "dpo", "classification", "embedding"]
 MAX_LENGTH: Final = 4096  # tokens of a row, where the model reads as many
 
 
@@ -53,6 +60,14 @@ def place_of(
     return Place(model, data_dir, MAX_LENGTH if reads is None else reads, dtype, device)
 
 
+def task_of(asked: Mapping[str, Any]) -> Task:
+    """What a job trains, as the trainer calls it."""
+    if asked.get("task") is not None:
+        task: Task = asked["task"]
+        return task
+    return "dpo" if asked["method"] == "dpo" else "sft"
+
+
 def train_config(
     asked: Mapping[str, Any],
     hyperparameters: Mapping[str, Any],
@@ -75,10 +90,10 @@ def train_config(
     Raises:
         pydantic.ValidationError: options are out of range or do not go together.
     """
-    dpo = asked["method"] == "dpo"
     options: dict[str, Any] = {LORA_OPTIONS[name]: value for name, value in asked["lora"].items()}
+    options |= {option: asked[name] for name, option in RUN_OPTIONS.items() if asked.get(name) is not None}
     options |= {"eval_path": folder.data(VALIDATION)} if validation else {"eval_split": 0.0}
-    if dpo:
+    if asked["method"] == "dpo":
         options["dpo_beta"] = hyperparameters["beta"]
     return TrainConfig(
         base_model=place.model,
@@ -87,7 +102,7 @@ def train_config(
         train_path=folder.data(TRAINING),
         output_dir=folder.run,
         name=asked["name"],
-        task="dpo" if dpo else "sft",
+        task=task_of(asked),
         max_length=min(MAX_LENGTH, place.max_length),
         num_train_epochs=hyperparameters["n_epochs"],
         batch_size=hyperparameters["batch_size"],

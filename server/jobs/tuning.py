@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -14,13 +15,13 @@ from typing import Any, Final, Literal
 from uuid import uuid4
 
 from manylora.adapters.errors import StoreError
-from manylora.adapters.registry.tuning.records import JobRecord
-from manylora.adapters.registry.tuning.states import ENDED, Need
+from manylora.adapters.registry.tuning.records import JobRecord, RequestKey
+from manylora.adapters.registry.tuning.states import ENDED
 from manylora.server.adapter_manager import AdapterManager
 from manylora.server.files.stored_files import StoredFiles
 from manylora.server.jobs.folder import JOB_ID, JobFolder
 from manylora.server.jobs.local_worker import IDLE_SECONDS, LocalWorker
-from manylora.server.jobs.publication import Publications
+from manylora.server.jobs.publication import AskFor, Publications
 from manylora.server.options.settings import Settings
 from manylora.server.tenants.directory import TenantDirectory
 
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 Mode = Literal["off", "local", "external"]
 NEEDED: Final = ("peft", "trl", "datasets", "matplotlib")  # of the extra ``train``
 _LOOK_EVERY = 0.5  # seconds, for what is to be published
-_CLEAN_EVERY = 120  # looks
+_MOST_DOUBLED = 6  # which is 32 seconds
+_CLEAN_EVERY = 60.0  # seconds
 
 
 class Tuning:
@@ -67,16 +69,21 @@ class Tuning:
             return None if tenant is None else tenant.settings.limits.adapter_bytes
 
         self._leases = registry.tuning_leases(f"server-{uuid4().hex}")
-        self.publications = Publications(self._leases, adapters, files, self.data_dir, room)
+        self.publications = Publications(
+            self._leases, adapters, files, self.data_dir, room, base_name=settings.model_name
+        )
         self.worker = LocalWorker(registry, self.data_dir, self.told) if mode == "local" else None
         self.estimates = asyncio.Semaphore(1)  # of jobs that are only asked about
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to publish, and to have jobs trained where that is done here."""
+    def start(self, ask_for: AskFor) -> None:
+        """Begin to publish, and to have jobs trained where that is done here.
+
+        ``ask_for`` asks the judges of jobs' graders.
+        """
         if self.mode == "off":
             return
-        self._task = asyncio.create_task(self._publish(), name="publishing jobs")
+        self._task = asyncio.create_task(self._publish(ask_for), name="publishing jobs")
         if self.worker is not None:
             self.worker.start()
 
@@ -92,35 +99,39 @@ class Tuning:
         """The directory of a job."""
         return JobFolder.of(self.data_dir, job_id)
 
-    async def add(self, record: JobRecord) -> None:
-        """Take a new job, whose files are in its directory.
+    async def add(self, record: JobRecord, key: RequestKey | None) -> JobRecord:
+        """Take a new job, whose files are in its directory; or find the one that came with ``key`` before.
 
         Raises:
             StoreError: it can't be recorded.
+            KeyReused: that one was asked for in other words.
         """
-        await asyncio.to_thread(self.jobs.add, record)
+        made = await asyncio.to_thread(self.jobs.add, record, key)
         if self.worker is not None:
             self.worker.wake()
+        return made
 
     async def needs(self, file_id: str) -> str | None:
         """What reads a file, if a job does that has not ended."""
         reads = await asyncio.to_thread(self.jobs.reads, file_id)
         return "a fine-tuning job that has not ended" if reads else None
 
-    async def _publish(self) -> None:
-        looks = 0
+    async def _publish(self, ask_for: AskFor) -> None:
+        cleaned, faults = -math.inf, 0  # one after the other
         while True:
             try:
-                if await asyncio.to_thread(self._leases.waiting, [Need.PUBLICATION], self.base):
-                    await self.publications.work()
-                if looks % _CLEAN_EVERY == 0:
+                await self.publications.work(ask_for)
+                if time.monotonic() - cleaned > _CLEAN_EVERY:
                     await asyncio.to_thread(self.clean_up)
+                    cleaned = time.monotonic()
+                faults = 0
             except (OSError, StoreError) as error:
                 logger.warning("fine-tuned models wait to be published: %s", error)
-            except Exception:  # one job's fault must not keep the others waiting
-                logger.exception("publishing a fine-tuned model failed")
-            looks += 1
-            await asyncio.sleep(_LOOK_EVERY)
+                faults += 1
+            except Exception:  # it must not keep later jobs waiting for ever
+                logger.exception("publishing fine-tuned models failed")
+                faults += 1
+            await asyncio.sleep(pause_after(faults))
 
     def clean_up(self) -> None:
         """End the jobs of tenants that are gone, and remove the directories of what nobody works on."""
@@ -134,6 +145,11 @@ class Tuning:
                         self.folder(path.name).remove()
 
 
+def pause_after(faults: int) -> float:
+    """Seconds to the next look for what is to be published, after so many faults one upon the other."""
+    return _LOOK_EVERY * 2.0 ** min(faults, _MOST_DOUBLED)
+
+
 def worker_told(settings: Settings, model_dir: Path, base: str, device: str) -> Mapping[str, Any]:
     """What the process that trains beside a server is told."""
     return {
@@ -143,6 +159,7 @@ def worker_told(settings: Settings, model_dir: Path, base: str, device: str) -> 
         "base": base,
         "threads": max(1, math.floor(settings.training_share * (os.cpu_count() or 1))),
         "per_tenant": settings.tenant_jobs,
+        "at_once": settings.training_jobs,
         "idle_seconds": IDLE_SECONDS,
         "dtype": "fp32" if settings.dtype == "fp32" else "auto",
         "device": "cpu" if device == "cpu" else "cuda",

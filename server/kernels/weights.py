@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -126,6 +126,14 @@ class Experts:
     def without_memory(self) -> Experts:
         """Tensors that have a shape but no memory."""
         return Experts(self.router.to("meta"), self.gate_up.to("meta"), self.down.to("meta"))
+
+
+class ExpertPlace(NamedTuple):
+    """Where the matrix of one expert is."""
+
+    layer: int
+    name: str  # "gate_up" or "down", of Experts
+    number: int  # of the expert
 
 
 @dataclass(frozen=True)
@@ -289,10 +297,12 @@ class DecoderWeights:
         return range(first, first + (0 if self.layers[layer].experts is None else 2 * self.experts))
 
     def weight(self, module: int) -> torch.Tensor:
-        """W [out, in] of a LoRA target module, in the dtype of the embedding, or the weight [D] of a norm.
-
-        Not of an expert's: what adapters do there needs none of them.
-        """
+        """W [out, in] of a LoRA target module, in the dtype of the embedding, or the weight [D] of a norm."""
+        if (expert := self.expert_place(module)) is not None:
+            experts = self.layers[expert.layer].experts
+            assert experts is not None, "its modules are numbered"
+            matrices: torch.Tensor = getattr(experts, expert.name)
+            return matrices[expert.number]
         layer, name = self.place(module)
         if layer == len(self.layers):
             return self.final_norm
@@ -302,7 +312,9 @@ class DecoderWeights:
         return matrix if name in NORMS else dense(matrix)[self.rows(module)]
 
     def bias(self, module: int) -> torch.Tensor | None:
-        """b [out] of a LoRA target module; None for a norm."""
+        """b [out] of a LoRA target module; None for a norm and for an expert's matrix."""
+        if self.expert_place(module) is not None:
+            return None
         layer, name = self.place(module)
         if name not in MATRICES:
             return None
@@ -322,17 +334,29 @@ class DecoderWeights:
         return range(first, first + self._modules(name))
 
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """The target modules by the matrix that holds them, and each norm alone."""
+        """The target modules by the matrix that holds them, and each norm and expert's matrix alone."""
         matrices = [
             tuple(self.modules_of(index, name))
             for index, layer in enumerate(self.layers)
             for name in layer.matrices
         ]
         norms = range(self.norm_modules(0).start, self.norm_modules(len(self.layers)).stop)
-        return (*matrices, *((i,) for i in norms))
+        experts = (i for layer in range(len(self.layers)) for i in self.expert_modules(layer))
+        return (*matrices, *((i,) for i in (*norms, *experts)))
+
+    def expert_place(self, module: int) -> ExpertPlace | None:
+        """Where an expert's matrix is that adapters know as ``module``; None if that is something else."""
+        beyond = module - self.expert_modules(0).start
+        if beyond < 0:
+            return None
+        which, number = divmod(beyond, 2 * self.experts)
+        routed = [index for index, layer in enumerate(self.layers) if layer.experts is not None]
+        return ExpertPlace(routed[which], "down" if number % 2 else "gate_up", number // 2)
 
     def place(self, module: int) -> tuple[int, str]:
         """The layer of a module, and the field of the matrix that holds it, or of the norm that it is.
+
+        Those of experts have an :meth:`expert_place` instead.
 
         The final norm is in the layer behind the last.
         """

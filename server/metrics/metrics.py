@@ -40,6 +40,7 @@ class Metrics:
         self.adapters = AdapterMetrics(self.registry)
         self.tenants = TenantMetrics(self.registry)
         self._arm_counts: Callable[[], ArmCounts] = dict
+        self._server_wide = self._names_without_labels()
         self._describe_build()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -50,6 +51,16 @@ class Metrics:
         info = Gauge("manylora_build_info", "Always 1.", tuple(labels), registry=self.registry)
         info.labels(**labels).set(1)
 
+    def _names_without_labels(self) -> list[str]:
+        """The names of our series by whose labels nothing is told apart; comes before any is by adapter."""
+        found = (family for family in self.registry.collect() if _is_ours(family))
+        return [
+            sample.name
+            for family in found
+            if not {"adapter", "tenant"} & set(_label_names(family))
+            for sample in family.samples
+        ]
+
     def show_arms(self, counts: Callable[[], ArmCounts]) -> None:
         """Show what ``counts``, called from any thread whenever metrics are asked for, says of arms."""
         self._arm_counts = counts
@@ -57,6 +68,10 @@ class Metrics:
     def exposition(self) -> tuple[bytes, str]:
         """The body of ``GET /metrics`` and its content type."""
         return generate_latest(_ShownMetrics(self.registry, self._arm_counts())), CONTENT_TYPE_LATEST
+
+    def server_wide(self) -> bytes:
+        """What has neither names of adapters, aliases or tenants in it, nor grows with their number."""
+        return generate_latest(_ShownMetrics(self.registry.restricted_registry(self._server_wide), {}))
 
     def reference(self) -> str:
         """A Markdown table of every metric of ours, for ``docs/metrics.md``."""
@@ -80,7 +95,7 @@ class Metrics:
 class _ShownMetrics(Collector):
     """The arms, and the registry less its ``_created`` series, which nearly double the size of a scrape."""
 
-    def __init__(self, registry: CollectorRegistry, arms: ArmCounts) -> None:
+    def __init__(self, registry: Collector, arms: ArmCounts) -> None:
         self._registry = registry
         self._arms = arms
 

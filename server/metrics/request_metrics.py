@@ -148,6 +148,21 @@ class RequestMetrics:
         self._prefix_queried.inc(queried_tokens)
         self._prefix_hit.inc(hit_tokens)
 
+    @property
+    def prefix_queried_tokens(self) -> int:
+        """Prompt tokens that were looked up in the prefix cache so far."""
+        return int(_value(self._prefix_queried))
+
+    @property
+    def prefix_hit_tokens(self) -> int:
+        """Those that were found there."""
+        return int(_value(self._prefix_hit))
+
+    @property
+    def preemptions(self) -> int:
+        """Sequences that were set back to waiting so far."""
+        return int(_value(self._preempted))
+
     def preempted(self, count: int = 1) -> None:
         """``count`` sequences gave up their blocks and wait again."""
         self._preempted.inc(count)

@@ -52,6 +52,7 @@ class RegistryMirror:
         """Nothing is read until :meth:`read_all`."""
         self.names: dict[str, NameRecord] = {}
         self.aliases: dict[str, AliasRecord] = {}
+        self.changes = 0  # of names, so far
         self._registry = registry
         self._listeners: list[Listener] = []
         self._refused: set[str] = set()  # names that are being deleted, which the registry does not show yet
@@ -182,6 +183,7 @@ class RegistryMirror:
         for digest in gone:
             self._facts.pop(digest, None)
         if changed:
+            self.changes += 1
             for listener in self._listeners:
                 listener(changed, gone)
 

@@ -89,6 +89,7 @@ class Settings(BaseSettings):
         Option(MODEL, "NAME", "What clients call the base.", default="MODEL's name"),
         Field(min_length=1, max_length=256),
     ] = None
+    also_served_as: Annotated[Texts, Option(MODEL, "NAME", "An alias of the base.", repeatable=True)] = []
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"],
         Option(MODEL, "DTYPE", "bf16, fp16, fp32, or auto: by the hardware."),
@@ -147,6 +148,15 @@ class Settings(BaseSettings):
         SecretStr | None,
         Option(ADAPTERS, "URL", "SQLite or PostgreSQL of names.", default="in --data-dir"),
     ] = None
+    registry_scope: Annotated[
+        Literal["registry", "pod"],
+        Option(ADAPTERS, "WHOSE", "Loaded adapters are all servers', or a pod's."),
+    ] = "registry"
+    pod_name: Annotated[
+        str | None,
+        Option(ADAPTERS, "NAME", "Tells this server from others.", default="the host's"),
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"),
+    ] = None
     max_lora_rank: Annotated[
         int, Option(ADAPTERS, "RANK", "Higher ranks are refused."), Field(ge=1, le=1024)
     ] = 64
@@ -158,6 +168,15 @@ class Settings(BaseSettings):
         Field(min_length=1, max_length=255),
     ] = "127.0.0.1"
     port: Annotated[Port, Option(HTTP, "PORT", "0 takes any free port.")] = 8000
+    metrics_host: Annotated[
+        str | None,
+        Option(HTTP, "HOST", "Where /metrics listens by itself.", default="--host's"),
+        Field(min_length=1, max_length=255),
+    ] = None
+    metrics_port: Annotated[
+        Port | None, Option(HTTP, "PORT", "/metrics by itself, for routers.", default="none")
+    ] = None
+    metrics_open: Annotated[bool, Option(HTTP, "", "That port asks for no key.", switch=True)] = False
     api_key: Annotated[Keys, Option(HTTP, "KEY", "Accept only requests with this key.", repeatable=True)] = []
     admin_api_key: Annotated[
         Keys,
@@ -180,6 +199,16 @@ class Settings(BaseSettings):
         Literal["refuse", "ignore"],
         Option(HTTP, "WHAT", "Unknown fields: refuse, or ignore."),
     ] = "refuse"
+    console: Annotated[
+        bool,
+        Option(
+            HTTP,
+            "",
+            "Serve the browser console at /console.",
+            switch=True,
+            without="Serve no console at /console.",
+        ),
+    ] = True
     max_waiting: Annotated[
         int,
         Option(HTTP, "N", "Requests that may wait; more get 429."),
@@ -328,6 +357,11 @@ class Settings(BaseSettings):
         Option(OPERATION, "X", "Share of the cores, if local."),
         Field(ge=0.01, le=1, allow_inf_nan=False),
     ] = 0.5
+    training_jobs: Annotated[
+        int,
+        Option(OPERATION, "N", "Jobs a worker trains at once."),
+        Field(ge=1, le=64),
+    ] = 2
     tenant_jobs: Annotated[
         int,
         Option(OPERATION, "N", "One tenant's jobs in training at once."),

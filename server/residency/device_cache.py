@@ -78,6 +78,16 @@ class DeviceCache:
     def resident_bytes(self) -> int:
         return self._room.used_bytes
 
+    @property
+    def changes(self) -> int:
+        """How often a revision has come or gone so far."""
+        return self._room.changes
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one weight of an adapter on the device."""
+        return self._pool.data.element_size()
+
     def is_resident(self, digest: str) -> bool:
         """Whether a revision's pages are on the device, and complete."""
         return digest in self._room

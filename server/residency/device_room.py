@@ -27,6 +27,7 @@ class DeviceRoom:
         self._metrics = metrics
         self._shares = Shares()
         self._resident: OrderedDict[str, Revision] = OrderedDict()  # least recently used first
+        self.changes = 0  # of what is there, so far
 
     def __len__(self) -> int:
         return len(self._resident)
@@ -49,6 +50,7 @@ class DeviceRoom:
     def add(self, revision: Revision) -> None:
         """The pages of a revision, which were reserved, are complete."""
         self._resident[revision.digest] = revision
+        self.changes += 1
 
     def use(self, members: Sequence[Revision], client: Client) -> None:
         """A request of ``client`` runs with ``members``, all of which are there."""
@@ -62,6 +64,7 @@ class DeviceRoom:
         assert revision.pages is not None
         pages, revision.pages = revision.pages, None
         del self._resident[revision.digest]
+        self.changes += 1
         self._shares.removed(revision)
         return self._pool.release(pages)
 

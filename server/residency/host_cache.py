@@ -33,6 +33,7 @@ class HostCache:
         self._metrics = metrics
         self.memory_bytes = memory_bytes
         self._kept: LRUCache[str, PackedAdapter] = LRUCache(memory_bytes, getsizeof=_size)
+        self.changes = 0  # of what is kept, so far
         self._reading: dict[str, asyncio.Future[PackedAdapter]] = {}
         self._unwanted: set[str] = set()  # being read, and not to be kept
         self._workers = yielding_pool(_WORKERS, "adapters")
@@ -71,12 +72,14 @@ class HostCache:
         """Put a revision into host memory if the budget allows it."""
         if packed.digest not in self._kept and _size(packed) <= self.memory_bytes:
             self._kept[packed.digest] = packed
+            self.changes += 1
 
     def drop(self, digest: str) -> int:
         """Forget a revision; returns the bytes of host memory freed."""
         if digest in self._reading:
             self._unwanted.add(digest)
         packed = self._kept.pop(digest, None)
+        self.changes += 1
         return 0 if packed is None else _size(packed)
 
     async def run(self, work: Callable[..., T], *args: object) -> T:

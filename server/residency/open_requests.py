@@ -27,6 +27,10 @@ class OpenRequests:
         """Open requests that asked for ``name``, alone or in a mix, in whichever of its revisions."""
         return self._by_name[name]
 
+    def names(self) -> list[str]:
+        """The names that open requests asked for."""
+        return list(self._by_name)
+
     def of_revision(self, digest: str) -> int:
         """Open requests that run with the revision ``digest``, or wait to, by whichever name."""
         return self._by_revision[digest]

@@ -168,8 +168,6 @@ class RevisionLoader:
             raise ArtifactError(["virtual tokens can't be merged: no weight says what stands before a text"])
         if artifact.classes is not None:
             raise ArtifactError(["an adapter that classifies can't be merged: the copy would have no head"])
-        if artifact.experts:
-            raise ArtifactError(["an adapter that changes experts can't be merged; it can be served"])
         if artifact.vocabulary is not None:
             raise ArtifactError(
                 ["an adapter with embeddings or a head of its own can't be merged; it can be served"]

@@ -46,6 +46,10 @@ def test_the_wheel_holds_the_package_and_what_it_needs(wheel: Path) -> None:
     sources = {f"manylora/{path.relative_to(ROOT)}" for path in (ROOT / "server/kernels/cpu/src").iterdir()}
     assert any(source.endswith(".cpp") for source in sources)
     assert sources <= names
+    static = ROOT / "server/console/static"
+    console = {f"manylora/{path.relative_to(ROOT)}" for path in static.rglob("*") if path.is_file()}
+    assert "manylora/server/console/static/vendor/preact.LICENSE" in console
+    assert console <= names
 
 
 def test_it_serves_from_an_empty_environment(
@@ -59,6 +63,9 @@ def test_it_serves_from_an_empty_environment(
     assert Path(origin).is_relative_to(environment.site_packages)
     with serving(environment, tiny_llama, tmp_path / "data") as client:
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny"]
+        page = client.get("/console").text
+        (main,) = re.findall(r'src="(console/\w+/core/main\.js)"', page)
+        assert client.get(f"/{main}").status_code == 200
         body = {"model": "tiny", "prompt": "abc", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
         answer = client.post("/v1/completions", json=body).json()
     assert answer["usage"]["completion_tokens"] == 4

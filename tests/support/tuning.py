@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import openai
 
+from manylora.adapters.registry.tuning.states import JobState, Need
+from manylora.adapters.training.session.folder import Folder
+from tests.support.running_server import Running
 from tests.support.training_data import chat
 
 PATIENCE = 300.0  # seconds, of which most go to starting a process and importing the trainer
@@ -28,10 +33,30 @@ def upload(client: openai.OpenAI, rows: Sequence[Any] = ROWS) -> str:
 
 
 def begin(client: openai.OpenAI, rows: Sequence[Any] = ROWS, **fields: Any) -> Any:
-    """A new job on rows, with few steps unless it is told otherwise."""
-    lora = {"r": 4, **fields.pop("lora", {})}
+    """A new job on rows, with few steps unless it is told otherwise; ``extra``: beyond OpenAI's fields."""
+    extra = {"lora": {"r": 4, **fields.pop("lora", {})}, **fields.pop("extra", {})}
     default = {"model": "tiny", "training_file": upload(client, rows), "seed": 1, "hyperparameters": FEW}
-    return client.fine_tuning.jobs.create(**{**default, **fields}, extra_body={"lora": lora})
+    return client.fine_tuning.jobs.create(**{**default, **fields}, extra_body=extra)
+
+
+def as_trained(
+    running: Running, job: str, adapter: Path, checkpoint: Path, lines: Sequence[Mapping[str, Any]]
+) -> None:
+    """Do as a worker that has trained ``job``: with adapters that are there, and lines of metrics.jsonl.
+
+    The checkpoint is of step 3.
+    """
+    tuning = running.service.tuning
+    folder = tuning.folder(job)
+    shutil.copytree(adapter, Folder(folder.run).finished)
+    shutil.copytree(checkpoint, folder.export(3))
+    Folder(folder.run).metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    worker = running.service.adapters.registry.tuning_leases("a worker")
+    assert worker.take([Need.VALIDATION], tuning.base) is not None
+    worker.move(job, JobState.QUEUED, needs=Need.TRAINING)
+    assert worker.take([Need.TRAINING], tuning.base) is not None
+    worker.move(job, JobState.RUNNING)
+    worker.move(job, JobState.RUNNING, needs=Need.PUBLICATION)
 
 
 def when(client: openai.OpenAI, job: str, reached: Callable[[Any], object]) -> Any:

@@ -13,6 +13,7 @@ from typing import Final
 
 from manylora.adapters.mix import MAX_NAME
 
+PODS: Final = "pods"  # no tenant's name: what begins with it and "/" is one server's alone
 MAX_PATTERNS: Final = 256  # of one tenant
 KEY_PATTERN: Final = r"ml-[A-Za-z0-9_-]{43}"  # what every key looks like, so that logs can leave it out
 
@@ -114,8 +115,8 @@ class KeyRecord:
 
 
 def is_tenant_name(text: str) -> bool:
-    """Whether a tenant may be called so: ASCII letters, digits, ".", "_" and "-", at most 64."""
-    return _NAME.fullmatch(text) is not None
+    """Whether a tenant may be called so: ASCII letters, digits, ".", "_" and "-", at most 64; not PODS."""
+    return _NAME.fullmatch(text) is not None and text != PODS
 
 
 def is_pattern(text: str) -> bool:

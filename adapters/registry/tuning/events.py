@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, insert, select
 
 from manylora.adapters.registry.rows import storable
 from manylora.adapters.registry.schema import Database
-from manylora.adapters.registry.tuning.records import CheckpointRecord, EventRecord, Level
+from manylora.adapters.registry.tuning.records import CheckpointRecord, EventRecord, Kind, Level
 from manylora.adapters.registry.tuning.rows import newest
 from manylora.adapters.registry.tuning.tables import checkpoints, events
 
@@ -49,19 +49,19 @@ def put_event(
     message: str,
     *,
     level: Level = "info",
-    metrics: Mapping[str, Any] | None = None,
+    kind: Kind = "message",
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Record something that happened to a job; with ``metrics`` it is what was measured."""
+    """Record something that happened to a job."""
     connection.execute(
         insert(events).values(
             id=f"ftevent-{uuid4().hex}",
             job=job,
             created=time.time(),
             level=level,
-            kind="message" if metrics is None else "metrics",
+            kind=kind,
             message=storable(message),
-            data=json.dumps(dict(metrics or data or {}), allow_nan=False),
+            data=json.dumps(dict(data or {}), allow_nan=False),
         )
     )
 

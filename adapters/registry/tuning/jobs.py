@@ -11,10 +11,10 @@ from sqlalchemy import Connection, exists, func, insert, or_, select
 from manylora.adapters.registry.schema import Database
 from manylora.adapters.registry.tenants.tables import tenants
 from manylora.adapters.registry.tuning.events import put_event
-from manylora.adapters.registry.tuning.records import JobRecord
+from manylora.adapters.registry.tuning.records import JobRecord, KeyReused, RequestKey
 from manylora.adapters.registry.tuning.rows import job_of, newest, packed, read_job
 from manylora.adapters.registry.tuning.states import OPEN, Actor, JobState, NotAllowed, check
-from manylora.adapters.registry.tuning.tables import jobs
+from manylora.adapters.registry.tuning.tables import jobs, keys
 from manylora.adapters.registry.whose import EVERYBODY, Whose
 
 _PAGE = 256  # rows read at a time where metadata decides
@@ -26,8 +26,14 @@ class TuningJobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, record: JobRecord) -> None:
-        """Record a new job, which waits for a worker."""
+    def add(self, record: JobRecord, key: RequestKey | None = None) -> JobRecord:
+        """Record a new job, which waits for a worker; the job that there is.
+
+        That is an older one where one was asked for with the same ``key``.
+
+        Raises:
+            KeyReused: that one was asked for in other words.
+        """
         row = {
             "id": record.id,
             "created": record.created,
@@ -41,8 +47,24 @@ class TuningJobs:
             "record": packed(record.asked, record.found),
         }
         with self._database.write_quietly() as connection:
+            older = None if key is None else _of_key(connection, key)
+            if older is not None:
+                return older
             connection.execute(insert(jobs).values(row))
+            if key is not None:
+                named = {"digest": key.digest, "job": record.id, "body": key.body}
+                connection.execute(insert(keys).values(named))
             put_event(connection, record.id, f"Created fine-tuning job: {record.id}")
+        return record
+
+    def of_key(self, key: RequestKey) -> JobRecord | None:
+        """The job that was asked for with ``key``, or None.
+
+        Raises:
+            KeyReused: it was asked for in other words.
+        """
+        with self._database.read() as connection:
+            return _of_key(connection, key)
 
     def get(self, job_id: str) -> JobRecord | None:
         """The job, or None."""
@@ -140,6 +162,15 @@ class TuningJobs:
             connection.execute(jobs.update().where(jobs.c.id == job_id).values(values))
             put_event(connection, job_id, message)
             return locked(connection, job_id)
+
+
+def _of_key(connection: Connection, key: RequestKey) -> JobRecord | None:
+    row = connection.execute(select(keys).where(keys.c.digest == key.digest)).one_or_none()
+    if row is None:
+        return None
+    if row.body != key.body:
+        raise KeyReused(row.job)
+    return read_job(connection, row.job)
 
 
 def locked(connection: Connection, job_id: str) -> JobRecord:

@@ -7,7 +7,7 @@ transaction that writes, so one that was given up for dead, and lives, changes n
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,6 +39,7 @@ class Said:
     level: Level = "info"
     metrics: Mapping[str, Any] | None = None  # it is what was measured
     data: Mapping[str, Any] | None = None
+    sample: Mapping[str, Any] | None = None  # it is what was answered
 
 
 Checkpoints = list[tuple[int, str, Mapping[str, Any]]]  # step, name, what was measured
@@ -51,14 +52,29 @@ class TuningLeases:
         self._database = database
         self.worker = worker
 
-    def waiting(self, needs: Collection[Need], base: str) -> bool:
-        """Whether there is a job that a worker could take."""
+    def waiting(self, needs: Collection[Need], base: str, *, but: Collection[str] = ()) -> bool:
+        """Whether there is a job that a worker could take, ``but`` for some, by id."""
         with self._database.read() as connection:
-            wanted = select(jobs.c.id).where(_free(needs, base, time.time())).limit(1)
+            wanted = select(jobs.c.id).where(_free(needs, base, time.time(), but)).limit(1)
             return connection.execute(wanted).first() is not None
 
-    def take(self, needs: Collection[Need], base: str, *, per_tenant: int | None = None) -> JobRecord | None:
-        """Take the job that is next, if there is one.
+    def next(self, needs: Collection[Need], base: str, *, per_tenant: int | None = None) -> JobRecord | None:
+        """The job that :meth:`take` would take now."""
+        with self._database.read() as connection:
+            return _next(connection, needs, base, per_tenant)
+
+    def take(
+        self,
+        needs: Collection[Need],
+        base: str,
+        *,
+        per_tenant: int | None = None,
+        fits: Callable[[JobRecord], bool] = lambda _: True,
+        but: Collection[str] = (),
+    ) -> JobRecord | None:
+        """Take the job that is next, if there is one and it ``fits``; no other is taken before it.
+
+        Those of the ids ``but`` are left out.
 
         What was begun comes first; then whose jobs are worked on the least; then who has waited longest since
         one of theirs began; then what came first. A tenant that has ``per_tenant`` jobs in training waits.
@@ -67,10 +83,12 @@ class TuningLeases:
         """
         while True:
             with self._database.write_quietly() as connection:
-                job = _next(connection, needs, base, per_tenant)
+                job = _next(connection, needs, base, per_tenant, but)
                 if job is None:
                     return None
                 if job.takes < MAX_TAKES:
+                    if not fits(job):
+                        return None
                     row = {"worker": self.worker, "leased_until": time.time() + LEASE_SECONDS}
                     _set(connection, job.id, {**row, "takes": job.takes + 1})
                     return locked(connection, job.id)
@@ -153,17 +171,22 @@ class TuningLeases:
         return job
 
 
-def _free(needs: Collection[Need], base: str, now: float) -> Any:
+def _free(needs: Collection[Need], base: str, now: float, but: Collection[str]) -> Any:
     open_ = jobs.c.status.in_(WORKED_ON) & jobs.c.needs.in_(needs) & (jobs.c.base == base)
+    open_ = open_ & jobs.c.id.not_in(but) if but else open_
     return open_ & or_(jobs.c.worker.is_(None), jobs.c.leased_until < now)
 
 
 def _next(
-    connection: Connection, needs: Collection[Need], base: str, per_tenant: int | None
+    connection: Connection,
+    needs: Collection[Need],
+    base: str,
+    per_tenant: int | None,
+    but: Collection[str] = (),
 ) -> JobRecord | None:
     now = time.time()
     free = connection.execute(
-        select(jobs).where(_free(needs, base, now)).order_by(jobs.c.number).limit(_CANDIDATES)
+        select(jobs).where(_free(needs, base, now, but)).order_by(jobs.c.number).limit(_CANDIDATES)
     ).all()
     if not free:
         return None
@@ -196,7 +219,14 @@ def _end_dead(connection: Connection, job: JobRecord) -> None:
 
 def _say(connection: Connection, job_id: str, said: Collection[Said]) -> None:
     for each in said:
-        put_event(connection, job_id, each.message, level=each.level, metrics=each.metrics, data=each.data)
+        put_event(
+            connection,
+            job_id,
+            each.message,
+            level=each.level,
+            kind="metrics" if each.metrics else "sample" if each.sample else "message",
+            data=each.metrics or each.sample or each.data,
+        )
 
 
 def _found(job: JobRecord, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from manylora.adapters.registry.tuning.states import JobState, Need
 
 Level = Literal["info", "warn", "error"]
+Kind = Literal["message", "metrics", "sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,18 @@ class JobRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestKey:
+    """By which a request for a job is known when it is sent again."""
+
+    digest: str  # of the key and whose it is
+    body: str  # digest of what was asked for
+
+
+class KeyReused(Exception):
+    """The key came before, with a request for something else."""
+
+
+@dataclass(frozen=True, slots=True)
 class EventRecord:
     """Something that happened to a job."""
 
@@ -41,7 +54,7 @@ class EventRecord:
     job: str
     created: float  # unix seconds
     level: Level
-    kind: Literal["message", "metrics"]
+    kind: Kind
     message: str
     data: Mapping[str, Any]
 

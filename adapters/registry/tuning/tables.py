@@ -1,4 +1,4 @@
-"""The tables of fine-tuning jobs, their events and their checkpoints."""
+"""The tables of fine-tuning jobs, the keys that they were asked for with, their events and checkpoints."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ jobs = Table(
     Column("leased_until", Double),  # unix seconds
     Column("takes", Integer, nullable=False),  # how often it was taken since it last got on
     Column("record", Text, nullable=False),  # JSON: what was asked for, and what has become of it
+)
+keys = Table(  # by which a request that is sent again is known
+    "manylora_tuning_keys",
+    metadata,
+    Column("digest", String(64), primary_key=True),  # of the key and whose it is
+    Column("job", String(64), ForeignKey(jobs.c.id, ondelete="CASCADE"), nullable=False),
+    Column("body", String(64), nullable=False),  # digest of what was asked for
 )
 events = Table(
     "manylora_tuning_events",

@@ -10,7 +10,7 @@ import torch
 from manylora.adapters.training.decoder.attention import Heads
 from manylora.adapters.training.decoder.decoder import FusedDecoder
 from manylora.adapters.training.decoder.layer import Layer, Norm
-from manylora.adapters.training.decoder.projection import Member, Pair, Projection
+from manylora.adapters.training.decoder.projection import Member, Projection
 from manylora.adapters.training.decoder.weights import (
     Nf4Weight,
     PlainWeight,
@@ -18,6 +18,7 @@ from manylora.adapters.training.decoder.weights import (
     is_nf4,
     may_be_kept,
 )
+from manylora.adapters.training.model.pairs import Pair
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 OUTPUT = ("self_attn.o_proj",)
@@ -25,7 +26,7 @@ WIDE = ("mlp.gate_proj", "mlp.up_proj")
 DOWN = ("mlp.down_proj",)
 ADAPTED = frozenset((*ATTENTION, *OUTPUT, *WIDE, *DOWN))  # layers that adapters may be on
 
-Adapter = Mapping[str, Pair]  # module of the base -> matrices
+Adapter = Mapping[str, Pair]  # module of the base -> what is trained in it
 
 
 class DecoderBuilder:
@@ -77,8 +78,8 @@ class DecoderBuilder:
             down=self._projection(index, layer, DOWN),
         )
 
-    def _projection(self, index: int, layer: Any, names: Sequence[str]) -> Projection:
-        linear = [_unwrapped(layer.get_submodule(name)) for name in names]
+    def _projection(self, index: int, layer: Any, names: tuple[str, ...]) -> Projection:
+        linear = [unwrapped(layer.get_submodule(name)) for name in names]
         members: list[list[Member]] = [[] for _ in self._adapters]
         low = 0
         for name, module in zip(names, linear, strict=True):
@@ -93,6 +94,7 @@ class DecoderBuilder:
             torch.cat([bias.detach() for bias in biases]) if biases else None,
             tuple(tuple(found) for found in members),
             self._dropout,
+            is_output_kept=names in {ATTENTION, WIDE},
         )
 
     def _weight(self, linear: Sequence[Any]) -> Weight:
@@ -105,7 +107,7 @@ class DecoderBuilder:
         return bool(layers) and may_be_kept(layers, self._dtype, self._model.lm_head.weight.device)
 
 
-def _unwrapped(module: Any) -> Any:
+def unwrapped(module: Any) -> Any:
     """The base's own layer, under PEFT's."""
     return getattr(module, "base_layer", module)
 

@@ -1,6 +1,6 @@
 """Whether a run trains with the fused decoder, and the check that it computes what the model does.
 
-It does for plain LoRA (rsLoRA, LoRA+, patterns and dropout included) on the Llama family in bf16, fp32 or
+It does for LoRA (DoRA, rsLoRA, LoRA+, patterns and dropout included) on the Llama family in bf16, fp32 or
 NF4, in one process. Everything else trains through the module tree of transformers and PEFT.
 """
 
@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.variants import DoraLinearVariant
 
 from manylora.adapters.fidelity.measures import relative_distance
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.data.cut import Item
-from manylora.adapters.training.decoder.build import ADAPTED, Adapter, DecoderBuilder
+from manylora.adapters.training.decoder.build import ADAPTED, Adapter, DecoderBuilder, unwrapped
 from manylora.adapters.training.decoder.decoder import FusedDecoder, packed
-from manylora.adapters.training.decoder.projection import Pair
 from manylora.adapters.training.decoder.weights import is_nf4
 from manylora.adapters.training.model.forward import learned_ids
-from manylora.adapters.training.model.lora import lora_pairs
+from manylora.adapters.training.model.pairs import lora_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ def fused_peft(model: Any, config: TrainConfig, items: Sequence[Item]) -> FusedD
     """The fused decoder of a base with PEFT's LoRA on it, on the same matrices."""
     if not config.is_lora:
         return None
-    pairs = {name: Pair(a, b, scaling) for name, a, b, scaling in lora_pairs(model)}
-    return fused_decoder(model.get_base_model(), [pairs], config, items)
+    return fused_decoder(model.get_base_model(), [dict(lora_pairs(model))], config, items)
 
 
 def unfit(model: Any, adapters: Sequence[Adapter], config: TrainConfig) -> str | None:
@@ -75,7 +74,6 @@ def _unfit_run(config: TrainConfig) -> str | None:
         "method": not config.is_lora,
         "task": config.task != "sft",
         "quantization": config.quantization == "int8",
-        "use_dora": config.use_dora,
         "modules_to_save": bool(config.modules_to_save),
     }
     found = next((name for name, is_given in given.items() if is_given), None)
@@ -116,7 +114,7 @@ def _unfit_adapters(model: Any, adapters: Sequence[Adapter]) -> str | None:
     for module in model.modules():
         if isinstance(module, LoraLayer) and _is_special(module):
             return "a variant of LoRA"
-    quantized = [is_nf4(m) for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    quantized = [is_nf4(unwrapped(m.get_submodule(name))) for m in model.model.layers for name in ADAPTED]
     frozen = [p for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n]
     if frozen:
         return "weights of the base that are trained"
@@ -130,7 +128,8 @@ def _is_adapted(name: str) -> bool:
 
 def _is_special(module: Any) -> bool:
     has_bias = any(bool(getattr(layer, "bias", None) is not None) for layer in module.lora_B.values())
-    return bool(module.lora_variant) or bool(module.lora_embedding_A) or has_bias
+    is_variant = any(not isinstance(found, DoraLinearVariant) for found in module.lora_variant.values())
+    return is_variant or bool(module.lora_embedding_A) or has_bias
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch.nn import functional
 from manylora.adapters.training.decoder.attention import Heads, attend
 from manylora.adapters.training.decoder.batch import Packed
 from manylora.adapters.training.decoder.decoder import FusedDecoder
+from manylora.adapters.training.decoder.layer import LayerOperands
 
 
 class _Cache:
@@ -59,8 +60,9 @@ def answer_tokens(
     angles = decoder.angles(batch.positions, x)
     caches = []
     for layer in decoder.layers:
+        operands = layer.operands()
         cache = _Cache(len(prompts), max(lengths) + limit, layer.heads, x)
-        caches.append(cache)
+        caches.append((cache, operands))
 
         def first(
             q: Tensor, k: Tensor, v: Tensor, cache: _Cache = cache, heads: Heads = layer.heads
@@ -68,7 +70,7 @@ def answer_tokens(
             cache.fill(k, v, rows, batch.positions)
             return attend(q, k, v, batch, heads)
 
-        x = layer.infer(x, angles, batch.slices, first)
+        x = layer.infer(x, angles, batch.slices, first, operands)
     positions = torch.tensor(lengths, device=decoder.device)
     tokens = decoder.logits(x[positions.cumsum(0) - 1]).argmax(-1)
     answers: list[list[int]] = [[] for _ in prompts]
@@ -86,7 +88,7 @@ def answer_tokens(
 
 def _next(
     decoder: FusedDecoder,
-    caches: Sequence[_Cache],
+    caches: Sequence[tuple[_Cache, LayerOperands]],
     tokens: Tensor,
     positions: Tensor,
     slices: Sequence[slice],
@@ -95,11 +97,11 @@ def _next(
     x = decoder.embedding(tokens).to(decoder.dtype)
     angles = decoder.angles(positions, x)
     rows = torch.arange(len(tokens), device=tokens.device)
-    for layer, cache in zip(decoder.layers, caches, strict=True):
+    for layer, (cache, operands) in zip(decoder.layers, caches, strict=True):
 
         def read(q: Tensor, k: Tensor, v: Tensor, cache: _Cache = cache) -> Tensor:
             cache.fill(k, v, rows, positions)
             return cache.read(q, positions)
 
-        x = layer.infer(x, angles, slices, read)
+        x = layer.infer(x, angles, slices, read, operands)
     return decoder.logits(x).argmax(-1)

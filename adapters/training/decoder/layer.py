@@ -21,10 +21,11 @@ from manylora.adapters.training.decoder.attention import Heads, attend, attend_b
 from manylora.adapters.training.decoder.batch import Packed
 from manylora.adapters.training.decoder.flash import flash_attend
 from manylora.adapters.training.decoder.norm import normed, rms_norm, rms_norm_backward
-from manylora.adapters.training.decoder.projection import Kept, Projection
+from manylora.adapters.training.decoder.projection import Kept, Operands, Projection
 from manylora.adapters.training.decoder.rope import Angles, rotate, rotate_back
 
 Grads = list[Tensor | None]
+LayerOperands = tuple[list[Operands | None], ...]  # of its four projections
 Read = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v of some tokens -> what they read
 
 
@@ -98,14 +99,21 @@ class Layer:
         thin = (thin_qkv, thin_output, thin_wide, thin_down)
         return y.add_(middle), Saved(first, qkv, read, middle, second, wide, thin, flash)
 
-    def infer(self, x: Tensor, angles: Angles, slices: Sequence[slice], read: Read) -> Tensor:
+    def operands(self) -> LayerOperands:
+        """What :meth:`infer` takes again and again while the matrices stay as they are."""
+        return tuple(projection.operands() for projection in self.projections)
+
+    def infer(
+        self, x: Tensor, angles: Angles, slices: Sequence[slice], read: Read, operands: LayerOperands
+    ) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden], without anything kept; ``read`` is the attention."""
+        qkv, output, wide, down = operands
         inner, _ = rms_norm(x, self.before.weight, self.before.eps)
-        q, k, v = self._turned(self.qkv.forward(inner, slices, None)[0], angles)
-        middle = self.output.forward(read(q, k, v).reshape(len(x), -1), slices, None)[0].add_(x)
+        q, k, v = self._turned(self.qkv.forward(inner, slices, None, qkv)[0], angles)
+        middle = self.output.forward(read(q, k, v).reshape(len(x), -1), slices, None, output)[0].add_(x)
         inner, _ = rms_norm(middle, self.between.weight, self.between.eps)
-        active = _swiglu(self.wide.forward(inner, slices, None)[0])
-        return self.down.forward(active, slices, None)[0].add_(middle)
+        active = _swiglu(self.wide.forward(inner, slices, None, wide)[0])
+        return self.down.forward(active, slices, None, down)[0].add_(middle)
 
     def backward(
         self, grad: Tensor, x: Tensor, saved: Saved, step: Step, *, wanted: bool
@@ -113,11 +121,11 @@ class Layer:
         """The gradients of ``x``, where it is ``wanted``, and of :attr:`parameters`."""
         grad, mlp = self._backward_mlp(grad, saved, step)
         slices = step.batch.slices
-        read, output = self.output.backward(grad, saved.read, slices, saved.thin[1], wanted=True)
+        read, output = self.output.backward(grad, saved.read, None, slices, saved.thin[1], wanted=True)
         assert read is not None, "it was asked for"
         dqkv = self._backward_attention(read, saved, step)
         inner = normed(x, self.before.weight, saved.first)
-        dinner, qkv = self.qkv.backward(dqkv, inner, slices, saved.thin[0], wanted=wanted)
+        dinner, qkv = self.qkv.backward(dqkv, inner, saved.qkv, slices, saved.thin[0], wanted=wanted)
         grads = qkv + output + mlp
         if dinner is None:
             return None, grads
@@ -127,14 +135,14 @@ class Layer:
         slices = step.batch.slices
         gate, up = saved.wide.chunk(2, dim=1)
         active = functional.silu(gate)
-        dinner, down = self.down.backward(grad, active * up, slices, saved.thin[3], wanted=True)
+        dinner, down = self.down.backward(grad, active * up, None, slices, saved.thin[3], wanted=True)
         assert dinner is not None, "it was asked for"
         dwide = torch.empty_like(saved.wide)
         dgate, dup = dwide.chunk(2, dim=1)
         torch.mul(dinner, active, out=dup)
         dgate.copy_(torch.ops.aten.silu_backward(dinner.mul_(up), gate))
         inner = normed(saved.middle, self.between.weight, saved.second)
-        dinner, wide = self.wide.backward(dwide, inner, slices, saved.thin[2], wanted=True)
+        dinner, wide = self.wide.backward(dwide, inner, saved.wide, slices, saved.thin[2], wanted=True)
         assert dinner is not None, "it was asked for"
         middle = rms_norm_backward(dinner, saved.middle, self.between.weight, saved.second)
         return middle.add_(grad), wide + down

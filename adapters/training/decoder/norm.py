@@ -21,6 +21,6 @@ def normed(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
 def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
     """The gradient of ``x`` from that of the result; the weight is frozen."""
     wide = (grad * weight).float()
-    unit = x.float().mul_(inverse)
+    unit = x * inverse  # float32, and never in place: in float32 x itself would be what is multiplied
     share = torch.linalg.vecdot(wide, unit).div_(x.shape[-1]).unsqueeze(-1)
     return wide.addcmul_(unit, share, value=-1.0).mul_(inverse).to(x.dtype)

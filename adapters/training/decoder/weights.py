@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+ROWS = 1024  # of a weight that are squared at a time
 SHARE_OF_FREE_MEMORY = 0.25  # that weights of a 4-bit base may take in the base's dtype
 
 
@@ -19,18 +20,28 @@ class Weight(Protocol):
         """[out, in] in the base's dtype."""
         ...
 
+    def squared_norms(self) -> Tensor:
+        """[out] float32: of the rows."""
+        ...
+
 
 class PlainWeight:
     """One matrix; the layers' own weights become views of it, so that nothing is in memory twice."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self._matrix = _joined([layer.weight.detach() for layer in layers])
+        self._squares: Tensor | None = None
         parts = self._matrix.split([layer.weight.shape[0] for layer in layers])
         for layer, part in zip(layers, parts, strict=True):
             layer.weight.data = part
 
     def get(self) -> Tensor:
         return self._matrix
+
+    def squared_norms(self) -> Tensor:
+        if self._squares is None:
+            self._squares = squared_norms(self._matrix)
+        return self._squares
 
 
 def _joined(weights: Sequence[Tensor]) -> Tensor:
@@ -53,9 +64,15 @@ class Nf4Weight:
         self._layers = layers
         self._dtype = dtype
         self._matrix = self._dequantized() if is_kept else None
+        self._squares: Tensor | None = None
 
     def get(self) -> Tensor:
         return self._dequantized() if self._matrix is None else self._matrix
+
+    def squared_norms(self) -> Tensor:
+        if self._squares is None:
+            self._squares = squared_norms(self.get())
+        return self._squares
 
     @torch.no_grad()
     def _dequantized(self) -> Tensor:
@@ -66,6 +83,12 @@ class Nf4Weight:
             for layer in self._layers
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def squared_norms(weight: Tensor) -> Tensor:
+    """The squared norms of the rows of ``weight`` [out, in], in float32: [out]."""
+    parts = (part.float() for part in weight.split(ROWS))
+    return torch.cat([torch.linalg.vecdot(part, part) for part in parts])
 
 
 def is_nf4(layer: Any) -> bool:

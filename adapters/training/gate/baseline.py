@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.prepare import WRITING
-from manylora.adapters.training.data.template import IGNORED, Encoded, EncodedPair, EncodedText
+from manylora.adapters.training.data.prompts import Prompt, asked, shown_prompts
+from manylora.adapters.training.data.template import IGNORED, EncodedPair, EncodedText
 from manylora.adapters.training.decoder.choice import fused_peft
 from manylora.adapters.training.decoder.decoder import FusedDecoder
 from manylora.adapters.training.decoder.decoder import scores as decoded_scores
@@ -43,12 +44,11 @@ MAX_SAMPLES = 4  # held-out rows shown where no sample prompts are given
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One prompt with both answers; ``expected`` is the row's own answer, where there is one."""
+    """One prompt with both answers."""
 
-    prompt: str
+    prompt: Prompt
     base: str
     adapter: str
-    expected: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def worse_than_base(baseline: Baseline, task: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def measure_baseline(finished: Finished, session: Session) -> Baseline:
-    """Measure what was read back, and the base, on the held-out rows."""
+def measure_baseline(finished: Finished, session: Session, rows: Sequence[Prompt] = ()) -> Baseline:
+    """Measure what was read back, and the base, on the held-out rows; ``rows`` are answered as well."""
     held_out = () if session.prepared.eval is None else session.prepared.eval.sequences
     scores: list[dict[str, float]] = [{}, {}]
     items = held_out or session.prepared.train.sequences
@@ -94,7 +94,7 @@ def measure_baseline(finished: Finished, session: Session) -> Baseline:
         scores[0] = _majority(session, held_out)
     if not writes:
         return Baseline(scores[0], scores[1], ())
-    base, adapter, samples = _generated(finished, decoder, session, held_out)
+    base, adapter, samples = _generated(finished, decoder, session, held_out, rows)
     return Baseline(scores[0] | base, scores[1] | adapter, samples)
 
 
@@ -144,24 +144,29 @@ def _majority(session: Session, held_out: Sequence[Item]) -> dict[str, float]:
 
 
 def _generated(
-    finished: Finished, decoder: FusedDecoder | None, session: Session, held_out: Sequence[Item]
+    finished: Finished,
+    decoder: FusedDecoder | None,
+    session: Session,
+    held_out: Sequence[Item],
+    rows: Sequence[Prompt],
 ) -> tuple[dict[str, float], dict[str, float], tuple[Sample, ...]]:
-    """Answers to held-out rows and to the sample prompts: exact matches, ends, and samples."""
-    asked = [_asked(item) for item in held_out[:MAX_GENERATED]]
-    prompts = [prompt for prompt, _ in asked]
-    extra = sample_prompt_ids(session.base.template, session.config.sample_prompts)
-    answers = answer_both(finished, decoder, session, [*prompts, *extra])
-    scores = [_answer_scores(asked, side[: len(asked)], session) for side in answers]
+    """Answers to held-out rows, to the sample prompts and to ``rows``: exact matches, ends, and samples."""
+    questions = [found for item in held_out[:MAX_GENERATED] if (found := asked(item))[0]]
+    given = session.config.sample_prompts
+    extra = shown_prompts(given, sample_prompt_ids(session.base.template, given))
     decode = session.base.tokenizer.decode
-    shown = list(range(len(asked), len(asked) + len(extra))) or list(range(min(MAX_SAMPLES, len(asked))))
+    judged = [
+        Prompt(decode(ids, skip_special_tokens=False), ids, decode(answer, skip_special_tokens=True))
+        for ids, answer in questions
+    ]
+    prompts = [*judged, *extra, *rows]
+    answers = answer_both(finished, decoder, session, [prompt.ids for prompt in prompts])
+    scores = [_answer_scores(questions, side[: len(judged)], session) for side in answers]
+    first = len(judged) if extra or rows else 0
+    last = len(prompts) if extra or rows else min(MAX_SAMPLES, len(judged))
     samples = tuple(
-        Sample(
-            prompt=decode([*prompts, *extra][index], skip_special_tokens=False),
-            base=decode(answers[0][index].token_ids),
-            adapter=decode(answers[1][index].token_ids),
-            expected=decode(asked[index][1], skip_special_tokens=True) if index < len(asked) else None,
-        )
-        for index in shown
+        Sample(prompts[index], decode(answers[0][index].token_ids), decode(answers[1][index].token_ids))
+        for index in range(first, last)
     )
     return scores[0], scores[1], samples
 
@@ -188,28 +193,16 @@ def answer_both(
 
 
 def _answer_scores(
-    asked: Sequence[tuple[list[int], list[int]]], answers: Sequence[Answered], session: Session
+    questions: Sequence[tuple[list[int], list[int]]], answers: Sequence[Answered], session: Session
 ) -> dict[str, float]:
-    if not asked:
+    if not questions:
         return {}
     scores = {"ends by itself": sum(answer.stopped for answer in answers) / len(answers)}
-    longest = max(len(expected) for _, expected in asked)
+    longest = max(len(expected) for _, expected in questions)
     if session.config.task == "sft" and longest <= min(MAX_EXACT_TOKENS, session.config.sample_tokens):
         exact = [
             answer.token_ids == [token for token in expected if token not in session.base.eos_ids]
-            for (_, expected), answer in zip(asked, answers, strict=True)
+            for (_, expected), answer in zip(questions, answers, strict=True)
         ]
         scores["exact match"] = sum(exact) / len(exact)
     return scores
-
-
-def _asked(item: Item) -> tuple[list[int], list[int]]:
-    """The prompt of the last learned answer of a sequence, and that answer."""
-    if isinstance(item, EncodedPair):
-        return item.prompt_ids, item.chosen_ids
-    assert isinstance(item, Encoded), "a classifier answers nothing"
-    end = max(index for index, label in enumerate(item.labels) if label != IGNORED) + 1
-    start = end
-    while start > 0 and item.labels[start - 1] != IGNORED:
-        start -= 1
-    return item.input_ids[:start], item.input_ids[start:end]

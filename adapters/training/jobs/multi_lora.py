@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
-from manylora.adapters.training.decoder.projection import Pair
+from manylora.adapters.training.model.pairs import Pair
 
 
 @dataclass
@@ -42,9 +44,30 @@ class MultiLoraLinear(nn.Module):
             own = y[rows]
             if pair is not None:
                 delta = functional.linear(functional.linear(x[rows].to(pair.a.dtype), pair.a), pair.b)
-                own = (own + delta * pair.scaling).to(y.dtype)
+                own = self._adapted(own, delta * pair.scaling, pair).to(y.dtype)
             parts.append(own)
         return torch.cat(parts)
+
+    def _adapted(self, y: Tensor, delta: Tensor, pair: Pair) -> Tensor:
+        """The base's output with what an adapter adds; with DoRA, all but the bias is multiplied."""
+        if pair.magnitude is None:
+            return y + delta
+        gain = pair.magnitude / self._norm(pair)
+        bias = getattr(self.base, "bias", None)
+        if bias is None:
+            return gain * (y + delta)
+        changed: Tensor = gain * (y - bias + delta) + bias
+        return changed
+
+    @torch.no_grad()
+    def _norm(self, pair: Pair) -> Tensor:
+        """Of the rows of W + s B A, in the backward pass a constant as in PEFT: [out] float32."""
+        weight = dequantize_module_weight(self.base).to(pair.a.dtype)
+        if isinstance(self.base, Conv1D):
+            weight = weight.T
+        changed = torch.addmm(weight, pair.b, pair.a, alpha=pair.scaling)
+        norm: Tensor = torch.linalg.vector_norm(changed, dim=1)
+        return norm
 
 
 @contextmanager

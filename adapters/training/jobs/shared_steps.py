@@ -16,9 +16,9 @@ from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.template import IGNORED
 from manylora.adapters.training.decoder.batch import Packed, learned_of, lengths_of, without_padding
 from manylora.adapters.training.decoder.decoder import FusedDecoder, scores
-from manylora.adapters.training.decoder.projection import Pair
 from manylora.adapters.training.jobs.multi_lora import Rows, adapted
 from manylora.adapters.training.model.forward import learned_ids, learned_scores, pad_right
+from manylora.adapters.training.model.pairs import Pair
 
 Batch = dict[str, Tensor]  # as TRL collates one
 

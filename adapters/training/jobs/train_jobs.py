@@ -22,15 +22,14 @@ from torch import Tensor
 
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.decoder.choice import fused_decoder
-from manylora.adapters.training.decoder.projection import Pair
 from manylora.adapters.training.errors import TrainingConfigError, TrainingError
 from manylora.adapters.training.gate.publish_gate import gate_logits
 from manylora.adapters.training.jobs.measures import Best, Window
 from manylora.adapters.training.jobs.shared_steps import SharedSteps, shared_steps
 from manylora.adapters.training.methods import LORA
 from manylora.adapters.training.model.loading import BaseLoader
-from manylora.adapters.training.model.lora import lora_pairs
-from manylora.adapters.training.run.export import round_as_saved, write_artifact
+from manylora.adapters.training.model.pairs import Pair, lora_pairs
+from manylora.adapters.training.run.export import round_as_saved, write_artifact, write_companions
 from manylora.adapters.training.run.kept import Kept, tell_kept
 from manylora.adapters.training.run.train import Trained, TrainingResult, conclude
 from manylora.adapters.training.session.metrics_log import MetricsLog
@@ -69,7 +68,7 @@ class Job:
 
     @property
     def parameters(self) -> list[Tensor]:
-        return [matrix for pair in self.pairs.values() for matrix in (pair.a, pair.b)]
+        return [matrix for pair in self.pairs.values() for matrix in pair.parameters]
 
 
 def train_jobs(
@@ -111,7 +110,6 @@ def check_jobs(configs: Sequence[TrainConfig]) -> None:
             "task": config.task != "sft",
             "method": config.method != LORA,
             "init": config.converted,
-            "use_dora": config.use_dora,
             "modules_to_save": bool(config.modules_to_save),
             "lora_dropout": config.lora_dropout > 0,
             "packing": config.packing,
@@ -119,12 +117,13 @@ def check_jobs(configs: Sequence[TrainConfig]) -> None:
             "gradient_checkpointing": config.gradient_checkpointing,
             "early_stopping_patience": config.early_stopping_patience is not None,
             "sample_prompts": bool(config.sample_prompts),
+            "sample_rows": config.sample_rows > 0,
             "report_to": bool(config.report_to),
             "init_adapter": config.init_adapter is not None,
         }
         faults += [
-            f"{option}: job {index} ({config.output_dir}) needs a run of its own for it: jobs train plain "
-            f"LoRA in single batches"
+            f"{option}: job {index} ({config.output_dir}) needs a run of its own for it: jobs train LoRA "
+            f"(DoRA included) in single batches"
             for option, given in reasons.items()
             if given
         ]
@@ -137,7 +136,7 @@ def _prepare(session: Session, base: Any) -> Job:
     loader = SharedLoader(session.config, session.base, session.prepared.classes, base)
     log = MetricsLog(session.folder.metrics)
     trainer, _ = build_trainer(replace(session, loader=loader), [], log)
-    pairs = {name: Pair(a, b, scaling) for name, a, b, scaling in lora_pairs(trainer.model)}
+    pairs = dict(lora_pairs(trainer.model))
     batches = trainer.get_train_dataloader()
     wanted = session.config.max_steps
     steps = math.ceil(session.config.num_train_epochs * len(batches)) if wanted is None else wanted
@@ -218,16 +217,16 @@ def _finish(job: Job, base: Any, console: Console) -> TrainingResult:
     model = get_peft_model(base, job.peft_config)
     job.best.restore(job.parameters)
     with torch.no_grad():
-        for name, a, b, _ in lora_pairs(model):
-            a.copy_(job.pairs[name].a)
-            b.copy_(job.pairs[name].b)
+        for name, pair in lora_pairs(model):
+            for own, found in zip(pair.parameters, job.pairs[name].parameters, strict=True):
+                own.copy_(found)
     round_as_saved(model, session)
     logits = gate_logits(model, session)
     partial = session.folder.partial
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     write_artifact(model, session, partial)
-    session.base.tokenizer.save_pretrained(partial)
+    write_companions(model, session, partial)
     model.unload()
     trainable = sum(matrix.numel() for matrix in job.parameters)
     kept = Kept(job.best.step or job.steps, job.steps)

@@ -96,6 +96,7 @@ class BaseLoader:
             model.config.problem_type = "single_label_classification"
         if self.config.quantization == "none":
             model = model.to(self.device)
+        _keep_layout(model)
         return model.eval().requires_grad_(False)
 
     def load_finished(self, directory: Path) -> Finished:
@@ -118,6 +119,17 @@ class BaseLoader:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=self.dtype,
         )
+
+
+def _keep_layout(model: Any) -> None:
+    """Keep bitsandbytes from laying out 4-bit weights anew on the first forward pass without gradients.
+
+    Of that layout (of CPUs with AVX-512 BF16) it computes no gradient of the input: what is below a layer
+    would silently learn nothing from it, and dequantizing, as DoRA does, would give other weights.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def meta_model(config: Any) -> Any:

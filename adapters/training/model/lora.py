@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
 )
-from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,6 +25,7 @@ from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import TrainingConfigError
 from manylora.adapters.training.methods import LORA
 from manylora.adapters.training.model.kinds import kind_config
+from manylora.adapters.training.model.pairs import lora_pairs
 from manylora.adapters.training.model.targets import has_conv1d, targets
 from manylora.adapters.training.model.virtual_tokens import begin_near_the_base
 
@@ -58,7 +57,7 @@ def add_adapter(model: Any, config: TrainConfig) -> tuple[Any, InitialWeights]:
     if not config.converted:
         return peft, {}
     return peft, {
-        key: (a.detach().cpu().clone(), b.detach().cpu().clone()) for key, a, b, _ in lora_pairs(peft)
+        key: (pair.a.detach().cpu().clone(), pair.b.detach().cpu().clone()) for key, pair in lora_pairs(peft)
     }
 
 
@@ -117,14 +116,6 @@ def trainable_in_fp32(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-
-
-def lora_pairs(model: Any) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-    """(module of the base, A [r, in], B [out, r], scaling) of every LoRA linear layer."""
-    for name, module in model.base_model.model.named_modules():
-        if isinstance(module, LoraLayer) and "default" in module.lora_A:
-            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-            yield name, a, b, float(module.scaling["default"])
 
 
 def adapter_config(model: Any, config: TrainConfig) -> PeftConfig:

@@ -70,6 +70,15 @@ class OutputOptions(Options):
         ),
         Field(max_length=16),
     ] = ()  # fmt: skip
+    sample_rows: Annotated[
+        int,
+        Option(
+            WATCH, "ROWS", "Of so many held-out rows (of train_path where none are held out) the prompts "
+            "answered by base and adapter at the ends of the last three epochs, and by what is published.",
+            "generation is slow",
+        ),
+        Field(ge=0, le=64),
+    ] = 0  # fmt: skip
     sample_tokens: Annotated[
         Count,
         Option(WATCH, "TOKENS", "Of each sample answer, and of those of the stop test.", "a few sentences"),

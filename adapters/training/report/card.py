@@ -12,6 +12,7 @@ from manylora.adapters.training.config_load import to_yaml
 from manylora.adapters.training.data.summary import summarize
 from manylora.adapters.training.gate.baseline import Baseline
 from manylora.adapters.training.gate.publish_gate import GateResult, compared
+from manylora.adapters.training.session.metrics_log import early_stop
 from manylora.adapters.training.session.session import Session
 
 LIBRARIES = ("manylora", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
@@ -79,9 +80,13 @@ def _warnings(outcome: Outcome) -> str:
 
 
 def _kept_text(outcome: Outcome) -> str:
+    early = early_stop(outcome.metrics)
+    stopped = "" if early is None else f"It was stopped early: {early}.\n\n"
     if outcome.kept_step == outcome.steps:
-        return ""
-    return f"These are the weights of step {outcome.kept_step}, which had the lowest held-out loss.\n\n"
+        return stopped
+    return (
+        f"{stopped}These are the weights of step {outcome.kept_step}, which had the lowest held-out loss.\n\n"
+    )
 
 
 def results_table(baseline: Baseline) -> str:

@@ -14,8 +14,10 @@ from manylora.adapters.training.gate.baseline import Sample
 from manylora.adapters.training.gate.publish_gate import compared
 from manylora.adapters.training.report.card import Outcome, versions
 from manylora.adapters.training.report.plots import curves_png
+from manylora.adapters.training.session.metrics_log import early_stop
 from manylora.adapters.training.session.session import Session
 
+_SAMPLE = ("step", "prompt", "expected", "base", "adapter")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { border: 1px solid #ccc; padding: .3rem .7rem;
@@ -59,7 +61,7 @@ def _facts(session: Session, outcome: Outcome) -> str:
     train = summarize(session.prepared.train)
     rows = {
         "trained parameters": f"{outcome.trainable:,}",
-        "steps": f"{outcome.steps:,} in {outcome.seconds:.0f} s",
+        "steps": f"{outcome.steps:,} in {outcome.seconds:.0f} s" + _why_ended(outcome),
         "weights of step": f"{outcome.kept_step:,}" + _why_kept(outcome),
         "training rows": f"{train.rows:,} ({train.sequences:,} sequences)",
         "training tokens": f"{train.tokens:,}, of them learned {train.supervised:,}",
@@ -68,6 +70,11 @@ def _facts(session: Session, outcome: Outcome) -> str:
         f"by {outcome.gate.difference:.3%}; the training changed the base's by {outcome.gate.effect:.1%}",
     }
     return _table([], [(escape(key), escape(value)) for key, value in rows.items()])
+
+
+def _why_ended(outcome: Outcome) -> str:
+    early = early_stop(outcome.metrics)
+    return "" if early is None else f"; stopped early: {early}"
 
 
 def _why_kept(outcome: Outcome) -> str:
@@ -87,7 +94,10 @@ def _samples(title: str, samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
     rows = [
-        tuple(f"<pre>{escape(text)}</pre>" for text in (s.prompt, s.expected or "", s.base, s.adapter))
+        tuple(
+            f"<pre>{escape(text)}</pre>"
+            for text in (s.prompt.text, s.prompt.expected or "", s.base, s.adapter)
+        )
         for s in samples
     ]
     return f"<h2>{escape(title)}</h2>" + _table(["prompt", "expected", "base", "trained"], rows)
@@ -96,13 +106,13 @@ def _samples(title: str, samples: Sequence[Sample]) -> str:
 def _history(metrics: Sequence[dict[str, Any]]) -> str:
     """The samples taken while it trained."""
     rows = [
-        tuple(f"<pre>{escape(str(line[key]))}</pre>" for key in ("step", "prompt", "base", "adapter"))
+        tuple(f"<pre>{escape(str(line.get(key) or ''))}</pre>" for key in _SAMPLE)
         for line in metrics
-        if line["kind"] == "sample"
+        if line["kind"] == "sample" and not line.get("published")
     ]
     if not rows:
         return ""
-    return "<h2>While it trained</h2>" + _table(["step", "prompt", "base", "trained"], rows)
+    return "<h2>While it trained</h2>" + _table([*_SAMPLE[:-1], "trained"], rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from manylora.adapters.disk import sync_path
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
+from manylora.adapters.format.pooling import write_pooling
 from manylora.adapters.format.saving import save_tensors
-from manylora.adapters.training.model.lora import InitialWeights, lora_pairs
+from manylora.adapters.training.model.lora import InitialWeights
+from manylora.adapters.training.model.pairs import lora_pairs
 from manylora.adapters.training.session.session import Session
 
 
@@ -49,7 +51,7 @@ def round_as_saved(model: Any, session: Session) -> None:
         matrices = list(model.parameters())
     else:
         rounded = session.config.is_lora and not session.config.converted
-        matrices = [m for _, a, b, _ in lora_pairs(model) for m in (a, b)] if rounded else []
+        matrices = [m for _, pair in lora_pairs(model) for m in (pair.a, pair.b)] if rounded else []
     for matrix in matrices:
         matrix.data = matrix.data.to(session.loader.saved_dtype).to(matrix.dtype)
 
@@ -90,6 +92,15 @@ def write_artifact(
         sync_path(directory / name)
 
 
+def write_companions(model: Any, session: Session, directory: Path) -> None:
+    """Write what is read beside the weights: the tokenizer, and where there are any classes or a pooling."""
+    session.base.tokenizer.save_pretrained(directory)
+    if session.prepared.classes:
+        model.config.save_pretrained(directory)  # names the classes
+    if session.config.task == "embedding":
+        write_pooling(session.pooling, model.config.get_text_config().hidden_size, directory)
+
+
 def write_model(model: Any, session: Session, directory: Path) -> None:
     """Write a model that was trained in full as transformers reads it, in the dtype that it is served in.
 
@@ -103,7 +114,7 @@ def write_model(model: Any, session: Session, directory: Path) -> None:
 def _converted(model: Any, initial: InitialWeights, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The A and B of every module for the untouched base; ``lora_pairs`` gives the names."""
     converted: dict[str, Tensor] = {}
-    for name, _, _, _ in lora_pairs(model):
+    for name, _ in lora_pairs(model):
         keys = [f"base_model.model.{name}.lora_{part}.weight" for part in "AB"]
         a0, b0 = initial[name]
         a, b = difference(tensors[keys[0]].float(), tensors[keys[1]].float(), a0.float(), b0.float())

@@ -1,4 +1,4 @@
-"""Which step's weights a run keeps, and saying so where it is not the last one."""
+"""Where a run ended and which step's weights it keeps, and saying so where it is not the last one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from manylora.adapters.training.session.metrics_log import MetricsLog, read_metrics
+from manylora.adapters.training.session.metrics_log import MetricsLog, early_stop, read_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,13 @@ def kept_of(trainer: Any) -> Kept:
     state = trainer.state
     is_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
     return Kept(int(state.best_global_step) if is_best else state.global_step, state.global_step)
+
+
+def tell_stopped(log: MetricsLog, console: Console) -> None:
+    """Print that the run ended early, if it did."""
+    early = early_stop(read_metrics(log.path))
+    if early is not None:
+        console.print(f"stopped early: {early}", highlight=False, soft_wrap=True)
 
 
 def tell_kept(kept: Kept, log: MetricsLog, console: Console) -> None:

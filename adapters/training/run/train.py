@@ -15,7 +15,6 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerState
 
 from manylora.adapters.disk import follow_umask, sync_path
-from manylora.adapters.format.pooling import write_pooling
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.errors import CheckpointError, Interrupted, TrainingConfigError
 from manylora.adapters.training.gate.baseline import Baseline, measure_baseline, worse_than_base
@@ -27,6 +26,7 @@ from manylora.adapters.training.gate.publish_gate import (
     check_pooling,
     gate_logits,
 )
+from manylora.adapters.training.model.loading import BaseLoader
 from manylora.adapters.training.model.lora import InitialWeights
 from manylora.adapters.training.report.card import Outcome, card
 from manylora.adapters.training.report.page import write_report
@@ -35,12 +35,13 @@ from manylora.adapters.training.run.export import (
     round_as_saved,
     save_initial,
     write_artifact,
+    write_companions,
     write_model,
 )
-from manylora.adapters.training.run.kept import kept_of, tell_kept
+from manylora.adapters.training.run.kept import kept_of, tell_kept, tell_stopped
 from manylora.adapters.training.run.upload import upload
 from manylora.adapters.training.session.folder import Folder
-from manylora.adapters.training.session.metrics_log import MetricsLog, read_metrics
+from manylora.adapters.training.session.metrics_log import MetricsLog, read_metrics, sample_line
 from manylora.adapters.training.session.processes import is_main_process, spreads_the_model
 from manylora.adapters.training.session.session import Session, open_session
 from manylora.adapters.training.trainers.build import build_trainer
@@ -53,6 +54,8 @@ from manylora.adapters.training.trainers.callbacks import (
     StopCallback,
     stop_on_signals,
 )
+from manylora.adapters.training.trainers.early_stop import is_stalled
+from manylora.adapters.training.trainers.samples import prompts_of_rows
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Watch:
     callbacks: Callable[[Session], Sequence[TrainerCallback]] = lambda _: ()
     told: Callable[[Mapping[str, Any]], None] | None = None  # called with each line of metrics.jsonl
     lineage: Mapping[str, Any] = field(default_factory=dict)  # recorded in the adapter's file
+    loader: Callable[[Session], BaseLoader] = lambda session: session.loader
+    begun: Callable[[Any], None] = lambda _: None  # called with the trainer before its first step
 
 
 @dataclass(frozen=True)
@@ -120,15 +125,21 @@ def train(
     console = Console(quiet=True) if console is None or not is_main_process() else console
     watch = Watch() if watch is None else watch
     session = replace(open_session(config, console), lineage=watch.lineage)
+    session = replace(session, loader=watch.loader(session))
     checkpoint = _begin(session, resume=resume, overwrite=overwrite)
-    trained = _fit(session, checkpoint, console, watch)
+    log = MetricsLog(session.folder.metrics, watch.told)
+    trained = _fit(session, checkpoint, console, watch, log)
     if not is_main_process():
         return None
-    return conclude(session, trained, console)
+    return conclude(session, trained, console, log)
 
 
-def conclude(session: Session, trained: Trained, console: Console) -> TrainingResult:
+def conclude(
+    session: Session, trained: Trained, console: Console, log: MetricsLog | None = None
+) -> TrainingResult:
     """Judge what a run left in its partial directory, and publish it with its reports.
+
+    ``log`` gets what the result answers to rows that are sampled.
 
     Raises:
         GateFailed, PublishError: as for :func:`train`.
@@ -137,8 +148,10 @@ def conclude(session: Session, trained: Trained, console: Console) -> TrainingRe
     warnings = worse_than_base(baseline, session.config.task)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    metrics = read_metrics(session.folder.metrics)
     kept = trained.steps if trained.kept_step is None else trained.kept_step
+    if log is not None:
+        _log_samples(log, baseline, kept)
+    metrics = read_metrics(session.folder.metrics)
     outcome = Outcome(
         baseline, gate, metrics, trained.steps, trained.seconds, trained.trainable, kept, warnings
     )
@@ -155,6 +168,12 @@ def conclude(session: Session, trained: Trained, console: Console) -> TrainingRe
     )
 
 
+def _log_samples(log: MetricsLog, baseline: Baseline, step: int) -> None:
+    for sample in baseline.samples:
+        if sample.prompt.line is not None:
+            log.write("sample", step, sample_line(sample.prompt, sample.base, sample.adapter, published=True))
+
+
 def _begin(session: Session, *, resume: bool, overwrite: bool) -> Path | None:
     """Make the output directory ready; the checkpoint to go on from, if any. Only the main process writes."""
     folder = session.folder
@@ -163,9 +182,11 @@ def _begin(session: Session, *, resume: bool, overwrite: bool) -> Path | None:
     return folder.begin(session.config, session.digests, resume=resume, overwrite=overwrite)
 
 
-def _fit(session: Session, checkpoint: Path | None, console: Console, watch: Watch) -> Trained:
+def _fit(
+    session: Session, checkpoint: Path | None, console: Console, watch: Watch, log: MetricsLog
+) -> Trained:
     """Train, and leave the artifact in the run's partial directory."""
-    stop, bar, log = watch.stop, BarCallback(console), MetricsLog(session.folder.metrics, watch.told)
+    stop, bar = watch.stop, BarCallback(console)
     if checkpoint is not None and is_main_process():
         log.rewind(int(checkpoint.name.rpartition("-")[2]))
     if session.config.is_full and spreads_the_model():
@@ -175,12 +196,13 @@ def _fit(session: Session, checkpoint: Path | None, console: Console, watch: Wat
     callbacks = [RateCallback(), LogCallback(log), BestCallback(), CheckpointCallback(), bar, stop]
     callbacks += watch.callbacks(session)
     trainer, initial = build_trainer(session, callbacks, log)
+    watch.begun(trainer)
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     initial = _keep_initial(session.folder, initial, resumed=checkpoint is not None)
     started = time.monotonic()
     try:
         with stop_on_signals(stop):
-            _train(trainer, checkpoint)
+            _train(trainer, checkpoint, session.config.early_stopping_patience)
     finally:
         bar.close()
     seconds = time.monotonic() - started
@@ -191,13 +213,16 @@ def _fit(session: Session, checkpoint: Path | None, console: Console, watch: Wat
         )
     kept = kept_of(trainer)
     if is_main_process():
+        tell_stopped(log, console)
         tell_kept(kept, log, console)
     logits = _export(session, trainer, initial)
     return Trained(logits, kept.steps, seconds, trainable, kept.step)
 
 
-def _train(trainer: Any, checkpoint: Path | None) -> None:
+def _train(trainer: Any, checkpoint: Path | None, patience: int | None) -> None:
     """The steps that are left; none after the last one, where transformers would take one more.
+
+    Nor after the one at which the run was stopped early.
 
     Raises:
         CheckpointError: fewer steps are asked for than were taken.
@@ -212,7 +237,8 @@ def _train(trainer: Any, checkpoint: Path | None) -> None:
             f"{checkpoint}: {state.global_step} steps were taken already, more than the {wanted} of this "
             f"configuration: raise max_steps or num_train_epochs"
         )
-    if state.global_step < wanted or spreads_the_model():
+    is_over = state.global_step == wanted or (patience is not None and is_stalled(state, patience))
+    if not is_over or spreads_the_model():
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return
     trainer.state = state
@@ -244,11 +270,7 @@ def _export(session: Session, trainer: Any, initial: InitialWeights) -> GateLogi
             write_model(model, session, partial)
         else:
             write_artifact(model, session, partial, initial=initial, state=state)
-        session.base.tokenizer.save_pretrained(partial)
-        if session.prepared.classes:
-            model.config.save_pretrained(partial)  # names the classes
-        if session.config.task == "embedding":
-            write_pooling(session.pooling, model.config.get_text_config().hidden_size, partial)
+        write_companions(model, session, partial)
     trainer.accelerator.free_memory()
     return logits
 
@@ -266,7 +288,7 @@ def judge(session: Session, trained: Trained, console: Console) -> tuple[Baselin
     gate = check(trained.logits, reloaded, base, session)
     check_classes(session)
     check_pooling(session)
-    return measure_baseline(finished, session), gate
+    return measure_baseline(finished, session, prompts_of_rows(session)), gate
 
 
 def finish(session: Session, outcome: Outcome, console: Console) -> None:

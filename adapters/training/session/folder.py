@@ -25,7 +25,8 @@ from manylora.adapters.training.errors import CheckpointError, RunExists
 COMPLETE = "complete"  # a file that a checkpoint holds once everything of it is on disk
 # Options that a run may go on with others of: they change no step that was taken, nor the order of rows.
 _FREE = {
-    "output_dir", "name", "publish", "report_to", "sample_prompts", "sample_tokens", "logging_steps",
+    "output_dir", "name", "publish", "report_to", "sample_prompts", "sample_rows", "sample_tokens",
+    "logging_steps",
     "save_steps", "device", "train_path", "eval_path", "num_train_epochs", "max_steps",
 }  # fmt: skip
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from trl import DPOConfig, SFTConfig
 
@@ -15,7 +14,6 @@ from manylora.adapters.training.data.prepare import Prepared
 from manylora.adapters.training.decoder.choice import fused_peft
 from manylora.adapters.training.errors import TrainingConfigError
 from manylora.adapters.training.model.eva import initialize_eva
-from manylora.adapters.training.model.forward import greedy, sample_prompt_ids
 from manylora.adapters.training.model.lora import (
     InitialWeights,
     add_adapter,
@@ -23,7 +21,6 @@ from manylora.adapters.training.model.lora import (
     trainable_in_fp32,
 )
 from manylora.adapters.training.session.metrics_log import MetricsLog
-from manylora.adapters.training.session.processes import is_main_process
 from manylora.adapters.training.session.session import Session
 from manylora.adapters.training.trainers.adalora import PruningCallback
 from manylora.adapters.training.trainers.arguments import common_arguments
@@ -33,12 +30,13 @@ from manylora.adapters.training.trainers.classify import (
     classification_dataset,
 )
 from manylora.adapters.training.trainers.dpo import PreferenceTrainer, dpo_dataset
+from manylora.adapters.training.trainers.early_stop import EarlyStopCallback
 from manylora.adapters.training.trainers.embed import (
     EmbeddingTrainer,
     PaddedContrasts,
     embedding_dataset,
 )
-from manylora.adapters.training.trainers.samples import SampleCallback
+from manylora.adapters.training.trainers.samples import sample_callbacks
 from manylora.adapters.training.trainers.sft import SupervisedTrainer, sft_dataset
 
 
@@ -52,7 +50,7 @@ def build_trainer(
     if session.base.tokenizer.pad_token_id is None:
         session.base.tokenizer.pad_token_id = session.base.pad_id
     model = session.loader.load()
-    samples = _samples(model, session, log)  # the base answers before an init can change it
+    samples = sample_callbacks(model, session, log)  # the base answers before an init can change it
     model, initial = _trainable(model, session)
     train, held_out = _datasets(config, prepared)
     if config.init == "eva":
@@ -69,7 +67,7 @@ def build_trainer(
         "train_dataset": train,
         "eval_dataset": held_out,
         "processing_class": session.base.tokenizer,
-        "callbacks": [*callbacks, *samples, *_stopping(config), *_pruning(config, model)],
+        "callbacks": [*callbacks, *samples, *_stopping(config, log), *_pruning(config, model)],
     }
     trainer = _trainer(session, arguments, options)
     # Not in the arguments, where transformers would ask for checkpoints at the evaluations and only there.
@@ -79,6 +77,8 @@ def build_trainer(
     trainable_in_fp32(trainer.model)  # TRL rounds adapters on a quantized base to bf16
     if config.task == "sft":
         trainer.decoder = fused_peft(trainer.model, config, prepared.train.sequences)
+        for each in samples:
+            each.sampler.decoder = trainer.decoder
     trainer.loraplus_ratio = config.loraplus_ratio
     trainer.remove_callback(PrinterCallback)
     return trainer, initial
@@ -136,26 +136,10 @@ def _datasets(config: TrainConfig, prepared: Prepared) -> tuple[Any, Any]:
     return make(prepared.train.sequences), make(held_out) if held_out else None
 
 
-def _samples(model: Any, session: Session, log: MetricsLog) -> list[TrainerCallback]:
-    """Answers to the fixed prompts at every evaluation, where there are any."""
-    prompts = sample_prompt_ids(session.base.template, session.config.sample_prompts)
-    if not prompts or not is_main_process():
-        return []
-    answer = partial(
-        greedy,
-        prompts=prompts,
-        eos_ids=session.base.eos_ids,
-        pad_id=session.base.pad_id,
-        max_new_tokens=session.config.sample_tokens,
-    )
-    decode = session.base.tokenizer.decode
-    return [SampleCallback(log, session.config.sample_prompts, answer, decode, model)]
-
-
 def _pruning(config: TrainConfig, model: Any) -> list[TrainerCallback]:
     return [PruningCallback(model)] if config.method == "adalora" else []
 
 
-def _stopping(config: TrainConfig) -> list[TrainerCallback]:
+def _stopping(config: TrainConfig, log: MetricsLog) -> list[TrainerCallback]:
     patience = config.early_stopping_patience
-    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+    return [] if patience is None else [EarlyStopCallback(patience, log)]

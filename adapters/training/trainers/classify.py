@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.template import EncodedText
+from manylora.adapters.training.trainers.pooled import Accuracy
 from manylora.adapters.training.trainers.quiet_trainer import RowMeanTrainer
 
 
@@ -21,6 +22,7 @@ class ClassificationTrainer(RowMeanTrainer, Trainer):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.model_accepts_loss_kwargs = False  # what the model would divide by is learned tokens, not rows
+        self._accuracy = Accuracy(self)
 
     def compute_loss(
         self,
@@ -29,9 +31,14 @@ class ClassificationTrainer(RowMeanTrainer, Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        share = self.share_of_step(inputs)
-        return (result[0] * share, result[1]) if return_outputs else result * share
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self._accuracy.add(outputs.logits.detach().argmax(-1) == inputs["labels"])
+        loss = loss * self.share_of_step(inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """Add how often the likeliest class was the right one since the last log of the kind."""
+        super().log({**logs, **self._accuracy.take()}, *args, **options)
 
 
 def classification_dataset(items: Sequence[Item]) -> Dataset:

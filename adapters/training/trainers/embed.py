@@ -22,7 +22,7 @@ from manylora.adapters.training.trainers.contrast import (
     ranking_loss,
     ranking_scores,
 )
-from manylora.adapters.training.trainers.pooled import Pool
+from manylora.adapters.training.trainers.pooled import Accuracy
 from manylora.adapters.training.trainers.quiet_trainer import RowMeanTrainer
 
 
@@ -34,8 +34,7 @@ class EmbeddingTrainer(RowMeanTrainer, Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = False  # what the model would divide by is learned tokens, not rows
         self._config = config
         self._pooling = pooling
-        self._measured: dict[str, dict[str, list[float]]] = {"train": {}, "eval": {}}  # since the last log
-        self._pools = {"train": Pool(), "eval": Pool()}
+        self._accuracy = Accuracy(self)
 
     def rows_of(self, batch: dict[str, Any]) -> int:
         """Rows, each of which has several texts."""
@@ -57,17 +56,9 @@ class EmbeddingTrainer(RowMeanTrainer, Trainer):  # type: ignore[misc]
             found = ranking_scores(vectors[:rows], vectors[rows:], inputs["excluded"])
             symmetric = self._config.embed_symmetric
             loss = ranking_loss(found, self._config.embed_temperature, symmetric=symmetric)
-            self._measure(found.detach())
+            own = torch.arange(len(found), device=found.device)
+            self._accuracy.add(found.argmax(1) == own)  # whose own positive is the nearest candidate
         return loss * self.share_of_step(inputs)
-
-    def _measure(self, scores: Tensor) -> None:
-        """Note how many rows have their own positive as the nearest candidate."""
-        mode = "train" if self.model.training else "eval"
-        right = (scores.argmax(1) == torch.arange(len(scores), device=scores.device)).sum()
-        counts = torch.stack([right, torch.full_like(right, len(scores))])
-        right_, rows = self.accelerator.gather(counts[None]).sum(0).tolist()
-        self._measured[mode].setdefault("accuracy", []).append(right_ / rows)
-        self._pools[mode].fold(self._measured[mode], lambda _: float(rows))
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], *_args: Any, **_options: Any
@@ -79,10 +70,7 @@ class EmbeddingTrainer(RowMeanTrainer, Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         """Add what was measured since the last log of the kind."""
-        mode, before = ("train", "") if self.model.training else ("eval", "eval_")
-        own = {f"{before}{key}": values[-1] for key, values in self._measured[mode].items()}
-        self._measured[mode].clear()
-        super().log({**logs, **own}, *args, **options)
+        super().log({**logs, **self._accuracy.take()}, *args, **options)
 
 
 def embedding_dataset(items: Sequence[Item]) -> Dataset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ from trl.data_utils import pack_dataset
 from manylora.adapters.training.data.cut import Item
 from manylora.adapters.training.data.template import IGNORED, Encoded
 from manylora.adapters.training.decoder.batch import (
+    Learned,
     Packed,
     learned_of,
     lengths_of,
@@ -25,6 +26,7 @@ from manylora.adapters.training.decoder.batch import (
     without_padding,
 )
 from manylora.adapters.training.decoder.decoder import FusedDecoder
+from manylora.adapters.training.decoder.head import TokenLosses
 from manylora.adapters.training.model.virtual_tokens import virtual_tokens
 from manylora.adapters.training.trainers.pooled import Pool
 from manylora.adapters.training.trainers.quiet_trainer import QuietTrainer
@@ -38,6 +40,8 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
     """
 
     decoder: FusedDecoder | None = None
+    # Instead of the decoder's own losses in training: those of a pass that takes other runs' batches along.
+    joint: Callable[[Packed, Learned, Tensor], TokenLosses] | None = None
 
     def __init__(self, *args: Any, model: Any, **options: Any) -> None:
         is_head_adapted = isinstance(model.get_output_embeddings(), BaseTunerLayer)  # tied trained tokens
@@ -88,7 +92,10 @@ class SupervisedTrainer(QuietTrainer, SFTTrainer):  # type: ignore[misc]
         count = len(learned.rows) if num_items_in_batch is None else num_items_in_batch
         shares = torch.ones(len(learned.rows), device=ids.device) / torch.as_tensor(count).clamp(min=1)
         batch = Packed(ids, lengths, (slice(0, len(ids)),))
-        losses = decoder.losses(batch, learned, shares, drops=self.model.training)
+        if self.joint is not None and self.model.training:
+            losses = self.joint(batch, learned, shares)
+        else:
+            losses = decoder.losses(batch, learned, shares, drops=self.model.training)
         self._count(*per_row(losses.each, losses.right, learned, lengths, len(inputs["input_ids"])))
         return losses.total
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from fastapi import Request
+from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
 from manylora.adapters.registry.tenants.records import NO_LIMITS, KeyRight
@@ -17,6 +18,7 @@ from manylora.server.api.access.scopes import (
     ADDED_HEADERS,
     ADMIN,
     CALLER,
+    CALLERS_RIGHTS,
     CALLERS_TENANT,
     INFER,
     LEAST_PRIORITY,
@@ -30,6 +32,7 @@ from manylora.server.api.access.scopes import (
     declared_scope,
 )
 from manylora.server.errors import AdminKeyNeeded, Unauthorized
+from manylora.server.options.settings import Settings
 from manylora.server.tenants.directory import TenantDirectory
 from manylora.server.tenants.holder import KeyHolder
 from manylora.server.tenants.limit_headers import LimitHeaders
@@ -127,6 +130,7 @@ class Guard:
             return ADMIN
         tenant = holder.tenant
         request.scope[CALLERS_TENANT] = tenant
+        request.scope[CALLERS_RIGHTS] = holder.rights
         request.scope[LEAST_PRIORITY] = 0 if holder.key is None else holder.key.priority
         if tenant.settings.limits != NO_LIMITS or tenant.settings.adapter_limits:
             request.scope[ADDED_HEADERS] = LimitHeaders(self._tenants.meters, tenant)
@@ -153,6 +157,15 @@ class Guard:
         if not known and closed and not admin:
             return OPEN
         return ADMIN if admin or not self._admin_keys else INFER
+
+
+def guard_for(settings: Settings, tenants: TenantDirectory) -> Guard:
+    """The guard of a server with the keys of its settings and those of tenants."""
+
+    def keys(given: Iterable[SecretStr]) -> ApiKeySet:
+        return ApiKeySet(key.get_secret_value() for key in given)
+
+    return Guard(keys(settings.api_key), keys(settings.admin_api_key), tenants)
 
 
 def _matched(request: Request) -> tuple[str, str, str | None]:

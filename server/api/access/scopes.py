@@ -27,6 +27,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 _DECLARED: Final = "manylora_scope"  # the attribute of an endpoint that holds its scope
 CALLER: Final = "manylora.caller"  # the entry of an ASGI scope that holds the caller's
 CALLERS_TENANT: Final = "manylora.tenant"  # the entry with the caller's tenant, where it is one's key
+CALLERS_RIGHTS: Final = "manylora.rights"  # the entry with what a tenant's key is for
 LEAST_PRIORITY: Final = "manylora.least_priority"  # the entry with what the caller's key allows
 ADDED_HEADERS: Final = "manylora.added_headers"  # the entry with what tells headers of the answer
 ON_BEHALF: Final = "manylora.on_behalf"  # the entry with which the server asks itself; no client can

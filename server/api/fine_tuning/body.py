@@ -15,6 +15,7 @@ from manylora.server.errors import RequestError
 MAX_SUFFIX: Final = 64
 MAX_SEED: Final = 2**31 - 1
 AUTO: Final = "auto"
+MAX_PATIENCE: Final = 9  # evaluations, of which a run has ten
 
 _FILE = Annotated[str, Field(min_length=1, max_length=limits.MAX_RESPONSE_ID_LENGTH)]
 
@@ -107,6 +108,24 @@ class JobBody(RequestBody):
     hyperparameters: Hyperparameters | None = Field(None, description="Deprecated: 'method' has them.")
     integrations: list[Any] | None = Field(None, max_length=64)
     lora: Lora | None = None
+    task: Literal["classification", "embedding"] | None = Field(
+        None, description="Learn classes of texts, or which texts belong together, instead of answers."
+    )
+
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_PATIENCE,
+        description="End after so many evaluations in a row without a lower validation loss.",
+    )
+
+    samples: int | None = Field(
+        None, ge=0, le=64, description="Rows whose prompts are answered by base and model at checkpoints."
+    )
+    sample_tokens: int = Field(64, ge=1, le=1024, description="Of each of those answers.")
+    grader: dict[str, Any] | None = Field(
+        None, description="Grades the samples: string_check, text_similarity, score_model or multi."
+    )
 
     @property
     def kind(self) -> str:
@@ -135,7 +154,18 @@ def check(body: JobBody) -> None:
             "integrations",
             "unsupported_parameter",
         )
+    if body.early_stopping_patience is not None and body.validation_file is None:
+        raise RequestError(
+            "'early_stopping_patience' needs a 'validation_file', whose loss is looked at",
+            "early_stopping_patience",
+        )
+    if body.samples and body.task is not None:
+        raise RequestError("'samples' are answers, which this 'task' does not learn", "samples")
     method = body.method
+    if body.task is not None and body.kind == "dpo":
+        raise RequestError(
+            f"'task': '{body.task}' does not go with the method 'dpo', which learns preferences", "task"
+        )
     if method is None:
         return
     if method.type == "reinforcement" or method.reinforcement is not None:

@@ -21,6 +21,7 @@ from manylora.adapters.registry.tuning.states import JobState, Need
 from manylora.adapters.registry.whose import Whose
 from manylora.server.api.files.files import found
 from manylora.server.api.fine_tuning.body import MAX_SEED, JobBody, check
+from manylora.server.api.fine_tuning.grading import check_grader, rows_to_sample
 from manylora.server.errors import ModelNotFound, RequestError
 from manylora.server.jobs.folder import TRAINING, VALIDATION, JobFolder
 from manylora.server.jobs.hyperparameters import resolved
@@ -43,6 +44,7 @@ async def new_job(
         RequestError, ModelNotFound, ObjectNotFound: the job can't be done; names the field.
     """
     check(body)
+    await check_grader(service, body, view)
     files = [await _file(service, body.training_file, whose, TRAINING)]
     if body.validation_file is not None:
         files.append(await _file(service, body.validation_file, whose, VALIDATION))
@@ -60,6 +62,11 @@ async def new_job(
         "model": body.model,
         "init": await _init(service, body.model, view),
         "method": body.kind,
+        "task": body.task,
+        "early_stopping_patience": body.early_stopping_patience,
+        "samples": rows_to_sample(body),
+        "sample_tokens": body.sample_tokens,
+        "grader": body.grader,
         "hyperparameters": body.numbers,
         "lora": {} if body.lora is None else body.lora.model_dump(exclude_none=True),
         "suffix": body.suffix,

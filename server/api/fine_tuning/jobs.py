@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
 
 from manylora.adapters.format.faults import shown
-from manylora.adapters.registry.tuning.records import JobRecord
+from manylora.adapters.registry.tuning.records import JobRecord, KeyReused, RequestKey
 from manylora.adapters.registry.tuning.states import NotAllowed
 from manylora.adapters.registry.whose import Whose
 from manylora.server.api.access.scopes import MANAGE, TENANT, CallerWhose, needs
@@ -19,6 +19,7 @@ from manylora.server.api.files.pages import Parameters, page_answer
 from manylora.server.api.fine_tuning.body import JobBody
 from manylora.server.api.fine_tuning.creating import bring_files, new_job
 from manylora.server.api.fine_tuning.dry_run import estimate_of
+from manylora.server.api.fine_tuning.request_key import KeyHeader, request_key, reused
 from manylora.server.api.fine_tuning.views import checkpoint_json, job_json
 from manylora.server.api.http import limits
 from manylora.server.api.http.body import parse_body
@@ -28,6 +29,7 @@ from manylora.server.api.http.state import ServiceState
 from manylora.server.errors import ObjectInUse, ObjectNotFound, QueueFull, RequestError
 from manylora.server.jobs.folder import JOB_ID
 from manylora.server.service import Service
+from manylora.server.tenants.view import TenantView
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -86,24 +88,40 @@ async def create(
     view: CallerView,
     asked: Annotated[CreateParameters, Query()],
     body: Annotated[JobBody, Depends(parse_body(JobBody))],
+    *,
+    idempotency_key: KeyHeader = None,
 ) -> Response:
     """Train a model on the rows of a file. It answers here as soon as the job has succeeded."""
     if service.tuning.mode == "off":
         message = "This server trains no models: start it with --training local, or external"
         raise RequestError(message, None, "training_off")
-    record, files = await new_job(service, body, whose, view)
+    key = request_key(idempotency_key, body, whose)
     if asked.dry_run:
-        return Json(await estimate_of(service, record, files))
+        return Json(await estimate_of(service, *await new_job(service, body, whose, view)))
+    try:
+        made = None if key is None else await asyncio.to_thread(service.tuning.jobs.of_key, key)
+        return Json(job_json(made or await _begun(service, body, whose, view, key)))
+    except KeyReused:
+        raise reused() from None
+
+
+async def _begun(
+    service: Service, body: JobBody, whose: Whose, view: TenantView | None, key: RequestKey | None
+) -> JobRecord:
+    """A new job; or, if the same request has come at the same time, its job."""
+    record, files = await new_job(service, body, whose, view)
     if await asyncio.to_thread(service.tuning.jobs.count_open, record.tenant) >= MAX_OPEN:
         raise QueueFull(f"{MAX_OPEN} of your jobs have not ended yet", _RETRY_SECONDS)
     folder = service.tuning.folder(record.id)
     try:
         await bring_files(service, files, folder)
-        await service.tuning.add(record)
+        made = await service.tuning.add(record, key)
     except BaseException:
         await asyncio.to_thread(folder.remove)
         raise
-    return Json(job_json(record))
+    if made.id != record.id:
+        await asyncio.to_thread(folder.remove)
+    return made
 
 
 @router.get("", summary="List jobs")

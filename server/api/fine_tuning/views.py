@@ -8,11 +8,12 @@ from manylora.adapters.registry.tuning.records import CheckpointRecord, EventRec
 from manylora.adapters.registry.tuning.states import ENDED, JobState
 from manylora.server.jobs.hyperparameters import AUTO
 
+_VALID = ("valid_loss", "valid_mean_token_accuracy", "valid_accuracy")
 _NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 
 
 def job_json(job: JobRecord) -> dict[str, Any]:
-    """A job, with ``lora`` and ``progress`` besides OpenAI's fields."""
+    """A job: OpenAI's fields, what else it was asked for, ``progress``, ``scores`` and ``grades``."""
     asked, found = job.asked, job.found
     numbers = found.get("hyperparameters") or {
         name: asked["hyperparameters"].get(name, AUTO)
@@ -41,7 +42,14 @@ def job_json(job: JobRecord) -> dict[str, Any]:
         "method": {"type": asked["method"], asked["method"]: {"hyperparameters": numbers}},
         "user_provided_suffix": asked["suffix"],
         "lora": asked["lora"],
+        "task": asked.get("task"),
+        "early_stopping_patience": asked.get("early_stopping_patience"),
+        "samples": asked.get("samples", 0),
+        "sample_tokens": asked.get("sample_tokens", 64),
+        "grader": asked.get("grader"),
         "progress": found.get("progress"),
+        "scores": found.get("scores"),
+        "grades": found.get("grades"),
     }
 
 
@@ -61,8 +69,7 @@ def event_json(event: EventRecord) -> dict[str, Any]:
 def checkpoint_json(checkpoint: CheckpointRecord) -> dict[str, Any]:
     """A step of a job that can be asked for."""
     measured = dict(checkpoint.metrics)
-    valid = {f"full_{name}": measured[name] for name in ("valid_loss", "valid_mean_token_accuracy")
-             if name in measured}  # fmt: skip
+    valid = {f"full_{name}": measured[name] for name in _VALID if name in measured}
     return {
         "id": checkpoint.id,
         "object": "fine_tuning.job.checkpoint",

@@ -14,7 +14,7 @@ from manylora.adapters.errors import AdapterError, AdapterNotFound, ArtifactErro
 from manylora.adapters.mix import parse_mix
 from manylora.adapters.registry.tenants.records import TenantRecord
 from manylora.server.api.access.scopes import ADDED_HEADERS, caller_tenant, least_priority
-from manylora.server.api.access.views import view_of
+from manylora.server.api.access.views import names_of
 from manylora.server.api.generate.generation import Generation, submit
 from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import Blamed, unavailable
@@ -106,7 +106,7 @@ async def resolved(
     tenant, least = caller_tenant(request.scope), least_priority(request.scope)
     if tenant is not None and tenant.settings.default_adapter is not None and not mix.terms:
         mix = replace(mix, terms=parse_mix(tenant.settings.default_adapter))
-    view = view_of(service, tenant)
+    view = names_of(service, tenant)
     async with AsyncExitStack() as stack:
         try:
             if not resolver.knows(mix.terms, view):

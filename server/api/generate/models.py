@@ -11,7 +11,7 @@ from manylora.adapters.errors import AdapterError, AdapterNotFound
 from manylora.adapters.mix import MixTerm, parse_mix
 from manylora.adapters.registry.records import AliasRecord
 from manylora.server.api.access.scopes import ADMIN, TENANT, CallerScope, KeyScope, needs
-from manylora.server.api.access.views import CallerView, shown_target
+from manylora.server.api.access.views import CallerNames, shown_target
 from manylora.server.api.generate.mix_card import mix_facts, prompt_facts, revision_facts
 from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.state import ServiceState
@@ -20,13 +20,14 @@ from manylora.server.names.status import Registered
 from manylora.server.names.view import called
 from manylora.server.service import Service
 from manylora.server.tenants.view import TenantView
+from manylora.server.vllm.pods import PodView
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("", summary="List what can be asked for")
 @needs(TENANT)
-async def list_models(service: ServiceState, caller: CallerScope, view: CallerView) -> Response:
+async def list_models(service: ServiceState, caller: CallerScope, view: CallerNames) -> Response:
     """The base model first, then adapters and aliases, each by name. Mixes of them need no entry."""
     adapters = service.adapters.views.serving()
     aliases = service.adapters.aliases.list()
@@ -41,7 +42,7 @@ async def list_models(service: ServiceState, caller: CallerScope, view: CallerVi
 @router.get("/{model_id:path}", summary="One model")
 @needs(TENANT)
 async def retrieve_model(
-    service: ServiceState, caller: CallerScope, view: CallerView, model_id: str
+    service: ServiceState, caller: CallerScope, view: CallerNames, model_id: str
 ) -> Response:
     """The base model, an adapter, a revision, an alias or a mix: whatever ``model`` may be in a request.
 
@@ -65,7 +66,7 @@ def _by_name(cards: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(cards, key=lambda card: str(card["id"]))
 
 
-def _is_there(service: Service, name: str, view: TenantView | None) -> bool:
+def _is_there(service: Service, name: str, view: TenantView | PodView | None) -> bool:
     """Whether who asks may use it, and can name it: none of their own is called as they would call it."""
     if view is None:
         return True
@@ -73,7 +74,11 @@ def _is_there(service: Service, name: str, view: TenantView | None) -> bool:
 
 
 async def _card(
-    service: Service, model_id: str, terms: Sequence[MixTerm], caller: KeyScope, view: TenantView | None
+    service: Service,
+    model_id: str,
+    terms: Sequence[MixTerm],
+    caller: KeyScope,
+    view: TenantView | PodView | None,
 ) -> dict[str, Any]:
     """The card of what ``model_id`` was parsed into."""
     only = terms[0]
@@ -108,7 +113,7 @@ def _base_card(service: Service, caller: KeyScope) -> dict[str, Any]:
 
 
 def _adapter_card(
-    service: Service, adapter: Registered, caller: KeyScope, view: TenantView | None
+    service: Service, adapter: Registered, caller: KeyScope, view: TenantView | PodView | None
 ) -> dict[str, Any]:
     head = _card_head(service, called(adapter.name, view), adapter.created)
     return {
@@ -124,6 +129,6 @@ def _adapter_card(
     }
 
 
-def _alias_card(service: Service, alias: AliasRecord, view: TenantView | None) -> dict[str, Any]:
+def _alias_card(service: Service, alias: AliasRecord, view: TenantView | PodView | None) -> dict[str, Any]:
     targets = ", ".join(shown_target(target, service.model_name, view) for target, _ in alias.arms)
     return {**_card_head(service, called(alias.name, view), alias.created), "root": targets}

@@ -56,6 +56,7 @@ def _package_version() -> str:
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 @needs(INFER)
 async def metrics(service: ServiceState) -> Response:
-    """The exposition that Prometheus scrapes."""
+    """The exposition that Prometheus scrapes: everything there is."""
+    for_routers = service.vllm.exposition()
     text, content_type = await asyncio.to_thread(service.metrics.exposition)  # 0.2 s for 1,000 adapters
-    return Response(text, media_type=content_type)
+    return Response(text + for_routers, media_type=content_type)

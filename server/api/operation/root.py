@@ -7,11 +7,13 @@ from fastapi.responses import HTMLResponse
 
 from manylora.server.api.access.scopes import OPEN, needs
 from manylora.server.api.http.json_response import Json
+from manylora.server.api.http.state import ServiceState
 
 router = APIRouter(tags=["operation"])
 
 # Paths are relative, so that they also lead to the server through a proxy that serves it under a prefix.
 _ABOUT = "One base model, many LoRA adapters, and weighted mixes of them, behind the OpenAI API."
+_CONSOLE = '<li><a href="console">The console: try, compare and manage models in a browser</a></li>\n'
 _LINKS = {"api": "v1", "docs": "docs", "openapi": "openapi.json", "health": "health", "ready": "ready"}
 _PAGE = f"""<!doctype html>
 <html lang="en">
@@ -22,7 +24,7 @@ _PAGE = f"""<!doctype html>
 <h1>manylora</h1>
 <p>{_ABOUT}</p>
 <ul>
-<li><a href="docs">Every route, to be tried here</a></li>
+{{console}}<li><a href="docs">Every route, to be tried here</a></li>
 <li><a href="openapi.json">The same as an OpenAPI document</a></li>
 <li><a href="v1/models">What can be asked for</a> (may need an API key)</li>
 <li><a href="ready">Whether it is ready</a></li>
@@ -34,9 +36,11 @@ _PAGE = f"""<!doctype html>
 
 @router.get("/", summary="What is this?")
 @needs(OPEN)
-async def about(request: Request) -> Response:
+async def about(request: Request, service: ServiceState) -> Response:
     """The server's name and where its routes are described; a page where the client prefers HTML."""
     headers = {"vary": "accept"}
     if "text/html" in request.headers.get("accept", "").lower():
-        return HTMLResponse(_PAGE, headers=headers)
-    return Json({"name": "manylora", "description": _ABOUT, **_LINKS}, headers=headers)
+        page = _PAGE.replace("{console}", _CONSOLE if service.config.console else "")
+        return HTMLResponse(page, headers=headers)
+    links = _LINKS | ({"console": "console"} if service.config.console else {})
+    return Json({"name": "manylora", "description": _ABOUT, **links}, headers=headers)

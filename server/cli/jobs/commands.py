@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from manylora.server.cli.admin.session import Session, with_session
-from manylora.server.cli.jobs.lines import bar, curve, estimate_line, event_line, job_line
-from manylora.server.cli.output import REFUSED
+from manylora.server.cli.jobs.lines import bar, curve, estimate_line, event_text, job_line
+from manylora.server.cli.output import REFUSED, fail
 
 jobs = typer.Typer(name="jobs", no_args_is_help=True, help="Train models on a running server.")
 
@@ -38,6 +39,34 @@ def create_job(
         str | None, typer.Option(metavar="TEXT", help="In the new model's name.", show_default=False)
     ] = None,
     method: Annotated[str, typer.Option(metavar="NAME", help="supervised or dpo.")] = "supervised",
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="classification or embedding.", show_default=False),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            "--early-stopping-patience",
+            metavar="EVALS",
+            help="End after so many evaluations without a lower validation loss.",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="ROWS", help="Rows answered by base and model at checkpoints.", show_default=False
+        ),
+    ] = None,
+    sample_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Of each of those answers.", show_default=False)
+    ] = None,
+    grader: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="JSON: what grades samples.", exists=True, dir_okay=False, show_default=False
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes.", show_default=False)] = None,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Rows a step.", show_default=False)
@@ -60,8 +89,11 @@ def create_job(
     body: dict[str, Any] = {
         "model": model,
         "method": {"type": method, method: {"hyperparameters": numbers}},
-        **_given(suffix=suffix, seed=seed, lora=_given(r=r) or None),
+        **_given(suffix=suffix, seed=seed, task=task, early_stopping_patience=patience),
+        **_given(samples=samples, sample_tokens=sample_tokens, lora=_given(r=r) or None),
     }
+    if grader is not None:
+        body["grader"] = _json(grader)
     with session.talk() as client:
         body["training_file"] = client.jobs.upload(file)
         if validation is not None:
@@ -99,7 +131,7 @@ def show_logs(session: Session, job: Job) -> None:
     """Print what happened to a job so far, the oldest first."""
     with session.talk() as client:
         for event in reversed(list(client.jobs.events(job))):
-            session.tell(event, event_line)
+            session.tell(event, event_text)
 
 
 @jobs.command("cancel")
@@ -136,7 +168,7 @@ def _follow(session: Session, client: Any, job: str) -> None:
             if shown:
                 typer.echo("")
                 shown = False
-            session.tell(event, event_line)
+            session.tell(event, event_text)
             continue
         data: Mapping[str, Any] = event["data"]
         if "train_loss" in data:
@@ -149,6 +181,13 @@ def _follow(session: Session, client: Any, job: str) -> None:
     session.tell(ended, job_line)
     if ended["status"] != "succeeded":
         raise typer.Exit(REFUSED)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise fail(f"{path}: is not JSON: {error}") from None
 
 
 def _given(**values: Any) -> dict[str, Any]:

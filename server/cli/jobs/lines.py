@@ -11,6 +11,8 @@ from manylora.server.cli.plain_text import plain
 _BAR: Final = 24  # characters
 _LEVELS: Final = "▁▂▃▄▅▆▇█"
 _WIDTH: Final = 40  # of a curve
+_SHORT: Final = 160  # characters of a sample that are shown
+_SAMPLE: Final = ("prompt", "expected", "base", "trained")
 
 
 def job_line(job: Mapping[str, Any]) -> str:
@@ -35,11 +37,21 @@ def estimate_line(found: Mapping[str, Any]) -> str:
     )
 
 
-def event_line(event: Mapping[str, Any]) -> str:
-    """An event with its time."""
+def event_text(event: Mapping[str, Any]) -> str:
+    """An event with its time; of a sample, a line for what was asked and one for each answer."""
     at = time.strftime("%H:%M:%S", time.localtime(event["created_at"]))
     mark = "" if event["level"] == "info" else f"{event['level']}: "
-    return plain(f"{at}  {mark}{event['message']}")
+    lines = [f"{at}  {mark}{event['message']}"]
+    if event["type"] == "sample":
+        found = [(name, event["data"].get(name)) for name in _SAMPLE]
+        lines += [f"          {name:<9} {_short(text)}" for name, text in found if text is not None]
+    return "\n".join(map(plain, lines))
+
+
+def _short(text: str) -> str:
+    """A text in one line, its end left out where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHORT else f"{line[: _SHORT - 1]}…"
 
 
 def bar(progress: Mapping[str, Any]) -> str:

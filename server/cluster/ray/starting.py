@@ -24,10 +24,7 @@ def run_on_ray(settings: Settings) -> None:
     Raises:
         ConfigError: an option can't be had on Ray Serve, or there is no such cluster.
     """
-    if settings.uds is not None:
-        raise ConfigError("--uds: Ray Serve listens on an address")
-    if settings.port == 0:
-        raise ConfigError("--port 0: Ray Serve needs a port")
+    _refuse(settings)
     console = Console(highlight=False)
     with _cluster(settings), _ending() as ended:  # in this order: Ray has handlers of its own
         serve.start(proxy_location="EveryNode", http_options=_http_options(settings))
@@ -37,6 +34,17 @@ def run_on_ray(settings: Settings) -> None:
         console.print(f"\nReady on [bold]{scheme}://{settings.host}:{settings.port}[/bold]\n", soft_wrap=True)
         ended.wait()
         serve.shutdown()
+
+
+def _refuse(settings: Settings) -> None:
+    if settings.uds is not None:
+        raise ConfigError("--uds: Ray Serve listens on an address")
+    if settings.port == 0:
+        raise ConfigError("--port 0: Ray Serve needs a port")
+    if settings.metrics_port is not None:
+        raise ConfigError("--metrics-port: on Ray Serve the metrics of all replicas are at /metrics")
+    if settings.registry_scope != "registry":
+        raise ConfigError("--registry-scope: replicas on Ray Serve share their registry")
 
 
 def _http_options(settings: Settings) -> dict[str, Any]:

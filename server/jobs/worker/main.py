@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from manylora.adapters.errors import AdapterError
@@ -44,7 +45,7 @@ def run_worker(told: Mapping[str, Any]) -> None:
 
     Args:
         told: registry_url, data_dir, model (a directory), base (its fingerprint), name, threads,
-            per_tenant, idle_seconds, dtype, device, log_level, parent (a process id, or None).
+            per_tenant, at_once, idle_seconds, dtype, device, log_level, parent (a process id, or None).
 
     Raises:
         AdapterError: the base or the registry can't be used.
@@ -57,11 +58,17 @@ def run_worker(told: Mapping[str, Any]) -> None:
     torch.set_num_threads(told["threads"])
     data_dir = Path(told["data_dir"])
     place = place_of(told["model"], data_dir, told["dtype"], told["device"])
-    options = WorkerOptions(told["name"], told["base"], place, told["per_tenant"], told["idle_seconds"])
+    limits = (told["per_tenant"], told["idle_seconds"], told["at_once"])
+    options = WorkerOptions(told["name"], told["base"], place, *limits)
     with Registry(told["registry_url"], owner=told["name"]) as registry:
         worker = Worker(registry, options)
+
+        def end(number: int, _frame: FrameType | None) -> None:
+            worker.end()
+            signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: worker.end())
+            signal.signal(number, end)
         if told["parent"] is not None:
             threading.Thread(target=_follow, args=(told["parent"], worker), daemon=True).start()
         worker.run()

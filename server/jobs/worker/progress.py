@@ -6,19 +6,18 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from transformers import TrainerCallback
 
 from manylora.adapters.registry.tuning.leases import Said
-from manylora.adapters.training.run.export import read_initial, write_artifact
+from manylora.adapters.training.run.export import read_initial, write_artifact, write_companions
+from manylora.adapters.training.session.metrics_log import STOPPED, stopped_text
 from manylora.adapters.training.session.session import Session
+from manylora.adapters.training.trainers.late_epochs import LATE_EPOCHS, ends_late_epoch
 from manylora.server.jobs.folder import JobFolder
 from manylora.server.jobs.results import measures
 from manylora.server.jobs.worker.heartbeat import Heartbeat
-
-_ROUNDING = 1e-6  # of a count of epochs
-KEPT_EPOCHS: Final = 3  # the last ones, whose adapters can be asked for
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -34,6 +33,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def line(self, line: Mapping[str, Any]) -> None:
         """What was measured at a step."""
+        if line["kind"] == STOPPED:
+            self._heartbeat.say(Said(f"The training is stopped early: {stopped_text(line)}", data=dict(line)))
+        if line["kind"] == "sample":
+            self._heartbeat.say(_sample(line))
         step, total, found = line["step"], self._total, measures(line)
         shown = [
             f"{kind} loss={found[key]:.4f}"
@@ -52,6 +55,13 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         )
 
 
+def _sample(line: Mapping[str, Any]) -> Said:
+    told = {key: line[key] for key in ("step", "line", "prompt", "expected", "base") if key in line}
+    where = "of the result" if line.get("published") else f"at step {line['step']}"
+    data = {**told, "trained": line["adapter"], "published": bool(line.get("published"))}
+    return Said(f"Sample {where}", sample=data)
+
+
 class ExportCallback(TrainerCallback):  # type: ignore[misc]
     """Keeps the adapter at the end of each of the last epochs, as it would be published."""
 
@@ -59,8 +69,8 @@ class ExportCallback(TrainerCallback):  # type: ignore[misc]
         self._folder, self._session, self._heartbeat = folder, session, heartbeat
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        is_whole = abs(state.epoch - round(state.epoch)) < _ROUNDING  # it was not stopped within
-        if not is_whole or round(state.epoch) <= args.num_train_epochs - KEPT_EPOCHS:
+        stops_early = self._session.config.early_stopping_patience is not None
+        if not ends_late_epoch(state, stops_early=stops_early):
             return
         directory = self._folder.export(state.global_step)
         partial = directory.with_name(f".{directory.name}")
@@ -70,6 +80,8 @@ class ExportCallback(TrainerCallback):  # type: ignore[misc]
         session = self._session
         initial = read_initial(session.folder.initial) if session.config.converted else None
         write_artifact(model, session, partial, initial=initial)
-        session.base.tokenizer.save_pretrained(partial)
+        write_companions(model, session, partial)
         partial.rename(directory)
+        for step in self._folder.exported()[:-LATE_EPOCHS]:
+            shutil.rmtree(self._folder.export(step))
         self._heartbeat.say(Said(f"Checkpoint created at step {state.global_step}"))

@@ -1,4 +1,4 @@
-"""A worker: takes jobs whose files are to be checked, and jobs to be trained, one of each at a time."""
+"""A worker: takes jobs whose files are to be checked, one at a time, and jobs to be trained."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from typing import Any, Final
 from manylora.adapters.errors import AdapterError, StoreError
 from manylora.adapters.file_locks import try_lock
 from manylora.adapters.registry.registry import Registry
-from manylora.adapters.registry.tuning.leases import LeaseLost, Said
+from manylora.adapters.registry.tuning.leases import MAX_TAKES, LeaseLost, Said
 from manylora.adapters.registry.tuning.records import JobRecord
 from manylora.adapters.registry.tuning.states import JobState, Need, NotAllowed
 from manylora.server.jobs.folder import JobFolder, revision_directory
 from manylora.server.jobs.inspection import Fault, Inspection, inspect, public
 from manylora.server.jobs.training_config import Place
+from manylora.server.jobs.worker.device_memory import DeviceMemory, Figures, cuda_figures, no_figures
 from manylora.server.jobs.worker.heartbeat import Heartbeat
+from manylora.server.jobs.worker.trainings import Trainings
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +41,28 @@ class WorkerOptions:
     place: Place
     per_tenant: int | None = None  # jobs of one tenant in training at a time
     idle_seconds: float | None = None  # without work after which it ends; None: never
+    at_once: int = 1  # jobs that it trains at the same time, where they can share the base
 
 
 class Worker:
     """Works on jobs until it is told to end, or has had nothing to do for long."""
 
-    def __init__(self, registry: Registry, options: WorkerOptions) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        options: WorkerOptions,
+        figures: Callable[[], Figures | None] = cuda_figures,
+    ) -> None:
+        """``figures`` are those of the memory that is asked for, where it is."""
         self._options = options
         self.leases = registry.tuning_leases(options.name)
         self._registry = registry
         self._ending = threading.Event()
-        self._busy = time.monotonic()  # when there was last something to do
+        self._lock = threading.Lock()
+        self._at_work = 0  # threads with a job
+        self._busy = time.monotonic()  # when one last had
+        self._trainings = Trainings(options.at_once, self._shares)
+        self._memory = DeviceMemory(no_figures if options.place.device == "cpu" else figures)
 
     def end(self) -> None:
         """Stop after the current step; what is unfinished is others' to take up."""
@@ -61,43 +74,88 @@ class Worker:
         return self._ending.is_set()
 
     def run(self) -> None:
-        """Work, the training in this thread."""
-        checking = threading.Thread(target=self._repeat, args=(Need.VALIDATION, self.validate), daemon=True)
+        """Work; each job is trained in a thread of its own."""
+        checking = threading.Thread(target=self._check_files, daemon=True)
         checking.start()
-        self._repeat(Need.TRAINING, self._train)
+        self._train_jobs()
         self._ending.set()
         checking.join()
 
-    def _repeat(self, need: Need, work: Callable[[JobRecord], None]) -> None:
+    def _check_files(self) -> None:
+        def look() -> float:
+            job = self._take(Need.VALIDATION)
+            if job is None:
+                return _LOOK_EVERY
+            self.work_on(job, self.validate)
+            return 0.0
+
+        self._repeat(look)
+
+    def _train_jobs(self) -> None:
+        def look() -> float:
+            job = self._take(Need.TRAINING, self._trainings.fits) if self._trainings.has_room else None
+            if job is None:
+                return _LOOK_EVERY
+            with self._working():  # the first one brings the trainer's libraries, which takes a while
+                self._trainings.begin(job, lambda: self.work_on(job, self._train))
+            return 0.0
+
+        self._repeat(look)
+        self._trainings.join()
+
+    def _repeat(self, look: Callable[[], float]) -> None:
+        """``look`` for work until the end, so many seconds after the last time as it says."""
         while not self.is_ending and not self._is_idle():
             try:
-                job = self._take(need)
-                if job is None:
-                    self._ending.wait(_LOOK_EVERY)
-                    continue
-                self.work_on(job, work)
-                self._busy = time.monotonic()
+                pause = look()
             except StoreError as error:
                 logger.warning("jobs wait: %s", error)
-                self._ending.wait(_BUSY_WAIT)
+                pause = _BUSY_WAIT
+            self._ending.wait(pause)
 
-    def _take(self, need: Need) -> JobRecord | None:
-        """The next job; the database is locked only where there is one."""
-        if not self.leases.waiting([need], self._options.base):
+    def _take(self, need: Need, fits: Callable[[JobRecord], bool] = lambda _: True) -> JobRecord | None:
+        """The next job if it ``fits``; the database is locked only where there is one."""
+        base, most = self._options.base, self._options.per_tenant
+        if not self.leases.waiting([need], base):
             return None
-        return self.leases.take([need], self._options.base, per_tenant=self._options.per_tenant)
+        job = self.leases.next([need], base, per_tenant=most)
+        if job is None or not (fits(job) or job.takes >= MAX_TAKES):
+            return None
+        return self.leases.take([need], base, per_tenant=most, fits=fits)
+
+    def _shares(self, job: JobRecord) -> bool:
+        """Whether a job can train beside others on one copy of the base."""
+        from manylora.server.jobs.worker.training import shares  # noqa: PLC0415  (brings torch and TRL)
+
+        try:
+            return shares(job, self._folder(job), self._options.place, self._init_adapter(job))
+        except (AdapterError, ValueError):  # it is to fail by itself
+            return False
 
     def _is_idle(self) -> bool:
         limit = self._options.idle_seconds
-        return limit is not None and time.monotonic() - self._busy > limit
+        return limit is not None and not self._at_work and time.monotonic() - self._busy > limit
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Within the block the worker is not idle."""
+        with self._lock:
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_work -= 1
+                self._busy = time.monotonic()
 
     def work_on(self, job: JobRecord, work: Callable[[JobRecord], None]) -> None:
         """Do ``work`` on a job that was taken, in its directory, and let go of it."""
-        with self._directory(job) as free:
-            if free:
-                with suppress(LeaseLost, NotAllowed):  # its owner has ended or paused it
-                    work(job)
-        self.leases.release(job.id)
+        with self._working():
+            with self._directory(job) as free:
+                if free:
+                    with suppress(LeaseLost, NotAllowed):  # its owner has ended or paused it
+                        work(job)
+            self.leases.release(job.id)
         if not free:
             self._ending.wait(_BUSY_WAIT)
 
@@ -142,6 +200,7 @@ class Worker:
             hyperparameters=dict(found.hyperparameters or {}),
             trained_tokens_in_all=found.trained_tokens,
             rows=found.rows,
+            longest_row=found.longest,
             validation=found.validation_rows > 0,
             data_digest=found.digest,
         )
@@ -158,8 +217,6 @@ class Worker:
     def _train(self, job: JobRecord) -> None:
         from manylora.server.jobs.worker.training import train_job  # noqa: PLC0415  (brings torch and TRL)
 
-        if job.status is JobState.QUEUED:
-            job = self.leases.move(job.id, JobState.RUNNING, Said("Fine-tuning job started"))
         folder = self._folder(job)
         try:
             steps = train_job(
@@ -169,6 +226,8 @@ class Worker:
                 leases=self.leases,
                 init_adapter=self._init_adapter(job),
                 ending=self._ending,
+                shared=self._trainings.shared,
+                memory=self._memory,
             )
         except (LeaseLost, NotAllowed):
             raise
@@ -187,7 +246,6 @@ class Worker:
                     job.id,
                     JobState.RUNNING,
                     needs=Need.PUBLICATION,
-                    trained_tokens=job.found["trained_tokens_in_all"],
                     steps=steps,
                 )
 

@@ -108,6 +108,9 @@ class NativeStep:
 
     def weight(self, module: int) -> torch.Tensor:
         """W [out, in] of a LoRA target module, unpacked, or the weight [D] of a norm."""
+        if (expert := self._weights.expert_place(module)) is not None:
+            outputs, inputs = self._weights.weight(module).shape
+            return self._packed.expert(expert, outputs, inputs)
         layer, name = self._weights.place(module)
         if name not in MATRICES:
             return self._weights.weight(module)

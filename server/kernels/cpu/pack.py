@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from manylora.server.kernels.buffers import total_bytes
+from manylora.server.kernels.buffers import total_bytes, zeros
 from manylora.server.kernels.codes import Kind
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.huge_pages import Arena
@@ -15,6 +15,8 @@ from manylora.server.kernels.cpu.packed_codes import BLOCK, Packed, coded_bytes,
 from manylora.server.kernels.weights import (
     MATRICES,
     DecoderWeights,
+    ExpertPlace,
+    Experts,
     LayerWeights,
     Matrix,
     QuantizedMatrix,
@@ -33,6 +35,7 @@ class PackedWeights:
         self._keep: list[torch.Tensor] = []
         self._arena = Arena(_packed_bytes(weights))
         self._matrices: list[dict[str, Packed]] = []  # of each layer
+        self._experts: list[dict[str, list[torch.Tensor]]] = []  # of each layer: gate_up and down
         self._norm_weight = weights.norm_weight
         cos, sin = ([self._vector(table) for table in tables] for tables in (weights.cos, weights.sin))
         layers = [self._layer(layer) for layer in weights.layers]
@@ -89,19 +92,16 @@ class PackedWeights:
 
         Codes are unpacked. Of "gate_up" they must be the gate's or the up projection's, all of them, or both.
         """
-        pairs = self._weights_of(self._matrices[layer][name], inputs).view(-1, inputs // 2, BLOCK)
-        if name == "gate_up":
-            half = pairs.shape[0] * BLOCK // 2
-            if len(rows) > half:
-                parts = (range(half), range(half, 2 * half))
-                return torch.cat([self.rows(layer, name, part, inputs) for part in parts])
-            first = 0 if rows.start == 0 else BLOCK // 2
-            blocks, skipped = pairs[:, :, first : first + BLOCK // 2], 0
-        else:
-            blocks = pairs[rows.start // BLOCK : -(-rows.stop // BLOCK)]
-            skipped = rows.start % BLOCK
-        whole = blocks.transpose(1, 2).contiguous().view(-1, inputs // 2).view(torch.bfloat16)
-        return whole[skipped : skipped + len(rows)]
+        return _rows(self._weights_of(self._matrices[layer][name], inputs), name, rows, inputs)
+
+    def expert(self, place: ExpertPlace, outputs: int, inputs: int) -> torch.Tensor:
+        """The matrix of one expert as it was given, [outputs, inputs]."""
+        packed = self._experts[place.layer][place.name][place.number].view(torch.int32)
+        return _rows(packed, place.name, range(outputs), inputs)
+
+    def expert_addresses(self, layer: int, name: str) -> torch.Tensor:
+        """The addresses of the matrices of a layer's experts, "gate_up" or "down": a list of one's own."""
+        return addresses(self._experts[layer][name])
 
     def _weights_of(self, packed: Packed, inputs: int) -> torch.Tensor:
         """The weights of a matrix, packed and plain, as pairs of inputs: int32."""
@@ -129,14 +129,17 @@ class PackedWeights:
             setattr(made, f"{name}_bias", self._bias(name, layer))
         if layer.experts is not None:
             made.router = self._hold(self._plain("router", layer.experts.router))
-            made.expert_gate_up = self._table("gate_up", layer.experts.gate_up)
-            made.expert_down = self._table("down", layer.experts.down)
+        packed_experts = {} if layer.experts is None else self._pack_experts(layer.experts)
+        self._experts.append(packed_experts)
+        for name, each in packed_experts.items():
+            setattr(made, f"expert_{name}", self._hold(addresses(each)))
         return made
 
-    def _table(self, name: str, matrices: torch.Tensor) -> int:
-        """Address of the list of the addresses of ``matrices`` [E, out, in], packed."""
-        packed = [self._hold(self._plain(name, matrix)) for matrix in matrices]
-        return self._hold(torch.tensor(packed, dtype=torch.int64))
+    def _pack_experts(self, experts: Experts) -> dict[str, list[torch.Tensor]]:
+        both = {"gate_up": experts.gate_up, "down": experts.down}
+        packed = {name: [self._plain(name, m) for m in matrices] for name, matrices in both.items()}
+        self._keep += [*packed["gate_up"], *packed["down"]]
+        return packed
 
     def _hold(self, tensor: torch.Tensor) -> int:
         self._keep.append(tensor)
@@ -170,6 +173,9 @@ class MergedLayers:
         self._base = base  # whose memory the other pointers point to
         self._weights = weights
         self._keep: list[torch.Tensor] = []
+        self._tables: dict[
+            tuple[int, str], torch.Tensor
+        ] = {}  # addresses of a layer's experts, where changed
         self.layers = base.copy_layers()
         self.final_norm: int | None = None  # address of another final norm
 
@@ -183,6 +189,10 @@ class MergedLayers:
         weights: Sequence[torch.Tensor],
         biases: Sequence[torch.Tensor | None],
     ) -> None:
+        expert = self._weights.expert_place(modules[0])
+        if expert is not None:
+            self._put_expert(expert, weights[0])
+            return
         layer, name = self._weights.place(modules[0])
         if name not in MATRICES:
             self._put_norm(layer, name, weights[0])
@@ -197,6 +207,18 @@ class MergedLayers:
             self._keep.append(padded)
             setattr(self.layers[layer], f"{name}_bias", padded.data_ptr())
 
+    def _put_expert(self, place: ExpertPlace, weight: torch.Tensor) -> None:
+        """Put one matrix in the list of the layer's, which the first change makes a copy of the base's."""
+        # Without huge pages: what they round up a single expert by is no small share of it.
+        memory = zeros((_packed_elements(weight),), torch.bfloat16, weight.device)
+        self._keep.append(pack_into(memory, self._native, place.name, weight))
+        key = place.layer, place.name
+        if key not in self._tables:
+            self._tables[key] = self._base.expert_addresses(*key)
+            self._keep.append(self._tables[key])
+            setattr(self.layers[place.layer], f"expert_{place.name}", self._tables[key].data_ptr())
+        self._tables[key][place.number] = memory.data_ptr()
+
     def _put_norm(self, layer: int, name: str, weight: torch.Tensor) -> None:
         wide = self._weights.norm_weight(weight).float().contiguous()
         self._keep.append(wide)
@@ -208,13 +230,39 @@ class MergedLayers:
 
 def pack(native: ctypes.CDLL, name: str, matrix: torch.Tensor, arena: Arena) -> torch.Tensor:
     """``matrix`` [out, in], which is ``name`` in :class:`LayerWeights` or the head, in the kernels' form."""
+    return pack_into(arena.take(_packed_elements(matrix), torch.bfloat16), native, name, matrix)
+
+
+def pack_into(packed: torch.Tensor, native: ctypes.CDLL, name: str, matrix: torch.Tensor) -> torch.Tensor:
+    """As :func:`pack`, into memory that starts on a cache line; returns it."""
     outputs, inputs = matrix.shape
-    packed = arena.take(_packed_elements(matrix), torch.bfloat16)
     if name == "gate_up":
         native.manylora_pack_gate_up(matrix.contiguous().data_ptr(), packed.data_ptr(), outputs // 2, inputs)
     else:
         native.manylora_pack(matrix.contiguous().data_ptr(), packed.data_ptr(), outputs, inputs)
     return packed
+
+
+def addresses(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Where ``tensors`` are: int64, one each."""
+    return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
+
+
+def _rows(packed: torch.Tensor, name: str, rows: range, inputs: int) -> torch.Tensor:
+    """Rows of a packed matrix, given as int32 pairs of inputs, see :meth:`PackedWeights.rows`."""
+    pairs = packed.view(-1, inputs // 2, BLOCK)
+    if name == "gate_up":
+        half = pairs.shape[0] * BLOCK // 2
+        if len(rows) > half:
+            parts = (range(half), range(half, 2 * half))
+            return torch.cat([_rows(packed, name, part, inputs) for part in parts])
+        first = 0 if rows.start == 0 else BLOCK // 2
+        blocks, skipped = pairs[:, :, first : first + BLOCK // 2], 0
+    else:
+        blocks = pairs[rows.start // BLOCK : -(-rows.stop // BLOCK)]
+        skipped = rows.start % BLOCK
+    whole = blocks.transpose(1, 2).contiguous().view(-1, inputs // 2).view(torch.bfloat16)
+    return whole[skipped : skipped + len(rows)]
 
 
 def _padded_bias(name: str, bias: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 import torch.nn.functional as F
 
 from manylora.server.kernels.reference.expert_lora import ExpertDelta
 from manylora.server.kernels.reference.linear import PackedLinear
-from manylora.server.kernels.weights import GELU_TANH, DecoderWeights, Experts
+from manylora.server.kernels.weights import GELU_TANH, DecoderWeights, ExpertPlace, Experts
 
 
 def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
@@ -23,8 +25,10 @@ class RoutedExperts:
         """``modules`` are the numbers that adapters know them by."""
         self._modules = modules
         self._router = experts.router
-        self._gate_up = [PackedLinear(weight, None) for weight in experts.gate_up]
-        self._down = [PackedLinear(weight, None) for weight in experts.down]
+        both = {"gate_up": experts.gate_up, "down": experts.down}
+        self._matrices = {
+            name: [PackedLinear(weight, None) for weight in stacked] for name, stacked in both.items()
+        }
         self._chosen = weights.chosen_experts
         self._normalized = weights.normalized_shares
         self._activation = weights.activation
@@ -32,7 +36,19 @@ class RoutedExperts:
     @property
     def nbytes(self) -> int:
         """Bytes of their weights and the router's."""
-        return self._router.nbytes + sum(matrix.nbytes for matrix in (*self._gate_up, *self._down))
+        return self._router.nbytes + sum(m.nbytes for matrices in self._matrices.values() for m in matrices)
+
+    def weight(self, place: ExpertPlace) -> torch.Tensor:
+        """The matrix [out, in] of one of them, as it was given."""
+        return self._matrices[place.name][place.number].weight()
+
+    def with_matrix(self, place: ExpertPlace, matrix: PackedLinear) -> RoutedExperts:
+        """These experts with another matrix of one of them; the others' are shared."""
+        changed = copy(self)
+        own = list(self._matrices[place.name])
+        own[place.number] = matrix
+        changed._matrices = {**self._matrices, place.name: own}
+        return changed
 
     def __call__(self, x: torch.Tensor, delta: ExpertDelta | None) -> torch.Tensor:
         """The sum of the outputs of each row's experts, by their shares: [T, D] -> [T, D]."""
@@ -42,11 +58,11 @@ class RoutedExperts:
         total = torch.zeros_like(x, dtype=torch.float32)
         for expert in chosen.unique().tolist():
             rows, place = torch.where(chosen == expert)
-            gate_up = self._gate_up[expert](x[rows])
+            gate_up = self._matrices["gate_up"][expert](x[rows])
             if delta is not None:
                 delta.add(self._modules[2 * expert], rows, x[rows], gate_up)
             inner = gated(gate_up, self._activation)
-            output = self._down[expert](inner)
+            output = self._matrices["down"][expert](inner)
             if delta is not None:
                 delta.add(self._modules[2 * expert + 1], rows, inner, output)
             total.index_add_(0, rows, output.float() * shares[rows, place, None])

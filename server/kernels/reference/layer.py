@@ -11,10 +11,10 @@ import torch
 from manylora.server.kernels.reference.attention import AttentionPlan, LayerCache, Scoring
 from manylora.server.kernels.reference.expert_lora import ExpertDelta
 from manylora.server.kernels.reference.experts import RoutedExperts, gated
-from manylora.server.kernels.reference.linear import Linear, linear
+from manylora.server.kernels.reference.linear import Linear, PackedLinear, linear
 from manylora.server.kernels.reference.lora import LoraDelta
 from manylora.server.kernels.reference.vectors import NormChange
-from manylora.server.kernels.weights import DecoderWeights, LayerWeights
+from manylora.server.kernels.weights import DecoderWeights, ExpertPlace, LayerWeights
 
 
 def rms_norm(
@@ -96,6 +96,18 @@ class Layer:
         changed = copy(self)
         changed.matrices = {**self.matrices, name: matrix}
         return changed
+
+    def with_expert(self, place: ExpertPlace, matrix: PackedLinear) -> Layer:
+        """This layer with another matrix of one of its experts."""
+        assert self._experts is not None
+        changed = copy(self)
+        changed._experts = self._experts.with_matrix(place, matrix)
+        return changed
+
+    def expert_weight(self, place: ExpertPlace) -> torch.Tensor:
+        """The matrix [out, in] of one of its experts, as it was given."""
+        assert self._experts is not None
+        return self._experts.weight(place)
 
     def with_norm(self, name: str, weight: torch.Tensor) -> Layer:
         """This layer with another weight of a norm, by its name in :class:`LayerWeights`."""

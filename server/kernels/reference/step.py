@@ -131,6 +131,8 @@ class ReferenceStep:
 
     def weight(self, module: int) -> torch.Tensor:
         """W [out, in] of a LoRA target module, or the weight [D] of a norm, as it was given."""
+        if (expert := self.weights.expert_place(module)) is not None:
+            return self.layers[expert.layer].expert_weight(expert)
         layer, name = self.weights.place(module)
         matrix = None if layer == len(self.layers) else self.layers[layer].matrices.get(name)
         if matrix is None or isinstance(matrix, QuantizedMatrix):
@@ -247,6 +249,12 @@ class MergedLayers:
         weights: Sequence[torch.Tensor],
         biases: Sequence[torch.Tensor | None],
     ) -> None:
+        expert = self.weights.expert_place(modules[0])
+        if expert is not None:
+            matrix = PackedLinear(weights[0], None)
+            self.layers[expert.layer] = self.layers[expert.layer].with_expert(expert, matrix)
+            self.nbytes += matrix.nbytes
+            return
         layer, name = self.weights.place(modules[0])
         if layer == len(self.layers):
             self.final_norm = self.weights.norm_weight(weights[0])

@@ -87,6 +87,13 @@ class AdapterAdmin:
         wanted = Wanted(name, str(path), lambda into: copy(path, into), replace)
         return await self._publisher.publish_directory(wanted, path).done()
 
+    async def load_fetched(
+        self, name: str, source: str, fetch: Fetch, *, replace: bool = False
+    ) -> Registered:
+        """As :meth:`load`, of what ``fetch`` fills a directory with."""
+        self.check_free(name, replace=True)
+        return await self._publisher.publish_fetched(Wanted(name, source, fetch, replace)).done()
+
     def check_free(self, name: str, replace: bool) -> None:
         """Raise unless ``name`` may be published.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
@@ -155,8 +155,14 @@ class Publisher:
         """
         fetch = self._fetch
         assert fetch is not None, "what can be found can be fetched"
-        work = self._publish_found(name, source, lambda into: fetch(source, into))
-        await self._begin(name, source, work).done()
+        await self.publish_fetched(Wanted(name, source, lambda into: fetch(source, into))).done()
+
+    def publish_fetched(self, wanted: Wanted) -> Publication:
+        """Begin to publish what ``wanted`` fetches, which says what is to be recorded as its source.
+
+        Only what was fetched and is sound is announced, so a fault leaves no trace in the registry.
+        """
+        return self._begin(wanted.name, wanted.source, self._publish_fetched(wanted))
 
     async def close(self) -> None:
         """Wait for what has begun."""
@@ -173,18 +179,17 @@ class Publisher:
         if not task.cancelled():
             task.exception()  # whether or not somebody waited for it
 
-    async def _publish_found(self, name: str, source: str, fetch: Fetch) -> _Published:
+    async def _publish_fetched(self, wanted: Wanted) -> _Published:
         stack = ExitStack()
         try:
             directory = await self._fetching.run(lambda: stack.enter_context(self._store.temporary()))
-            exact = await self._fetching.run(lambda: fetch(directory))
+            exact = await self._fetching.run(lambda: wanted.fetch(directory))
 
             def again(into: Path) -> None:
                 copy(directory, into)
 
-            return await self._publish_directory(
-                Wanted(name, source if exact is None else exact, again), directory
-            )
+            source = wanted.source if exact is None else exact
+            return await self._publish_directory(replace(wanted, source=source, fetch=again), directory)
         finally:
             await self._fetching.run(stack.close)
 

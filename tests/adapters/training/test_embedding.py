@@ -224,7 +224,7 @@ def test_one_that_would_pool_otherwise_is_not_published(
     def other(_pooling: PoolingConfig, width: int, directory: Path) -> None:
         write_pooling(PoolingConfig(Pooling.MEAN), width, directory)
 
-    monkeypatch.setattr("manylora.adapters.training.run.train.write_pooling", other)
+    monkeypatch.setattr("manylora.adapters.training.run.export.write_pooling", other)
     with pytest.raises(GateFailed, match="beside the adapter pools otherwise"):
         run(settings(tiny_llama, tmp_path, max_steps=4, eval_split=0))
     assert not (tmp_path / "out" / "adapter").exists()

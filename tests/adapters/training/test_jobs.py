@@ -52,11 +52,11 @@ def test_jobs_equal_runs_of_their_own(tiny_llama: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_go_together(tiny_llama: Path, tmp_path: Path) -> None:
     first = config(tiny_llama, tmp_path, ROWS)
-    second = first.model_copy(update={"dtype": "bf16", "use_dora": True})
+    second = first.model_copy(update={"dtype": "bf16", "lora_dropout": 0.1})
     with pytest.raises(TrainingConfigError) as caught:
         check_jobs([first, second])
     said = str(caught.value).splitlines()
-    assert [line.partition(":")[0] for line in said] == ["dtype", "output_dir", "use_dora"]
+    assert [line.partition(":")[0] for line in said] == ["dtype", "output_dir", "lora_dropout"]
     assert "job 2" in said[2]
     result = CliRunner().invoke(app, ["train", "--jobs", "a.yaml", "--resume"])
     assert result.exit_code == 2

@@ -11,11 +11,14 @@ from typer.testing import CliRunner
 
 from manylora.adapters.registry.tuning.leases import Said
 from manylora.adapters.registry.tuning.states import Need
-from manylora.server.cli.jobs.lines import bar, curve, estimate_line, job_line
+from manylora.server.cli.jobs.lines import bar, curve, estimate_line, event_text, job_line
 from manylora.server.cli.main import app
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.training_data import write
 from tests.support.tuning import ROWS
+
+EXACT = {"type": "string_check", "name": "exact", "input": "{{sample.output_text}}", "operation": "eq",
+         "reference": "{{item.reference_answer}}"}  # fmt: skip
 
 
 def run(server: Running, line: str, status: int = 0) -> str:
@@ -35,7 +38,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Ru
 @pytest.mark.slow
 def test_a_job_from_its_file_to_its_end(server: Running, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", ROWS)
-    options = "--model tiny --suffix mine --epochs 3 --batch-size 4 --lora-r 8 --seed 5 --validation"
+    options = "--model tiny --suffix mine --epochs 3 --batch-size 4 --lora-r 8 --seed 5"
+    options += " --samples 3 --early-stopping-patience 2 --validation"
     other = write(tmp_path / "other.jsonl", ROWS[:3])
     made = json.loads(run(server, f"jobs create {rows} {options} {other} --json"))
     job = made["id"]
@@ -44,7 +48,19 @@ def test_a_job_from_its_file_to_its_end(server: Running, tmp_path: Path) -> None
     }  # fmt: skip
     assert (made["lora"], made["seed"], made["user_provided_suffix"]) == ({"r": 8}, 5, "mine")
     assert made["validation_file"]
-    assert run(server, "jobs ls").split()[:3] == [job, "validating_files", "tiny"]
+    assert made["task"] is None
+    assert (made["samples"], made["early_stopping_patience"]) == (3, 2)
+    grader = tmp_path / "grader.json"
+    grader.write_text("{")
+    run(server, f"jobs create {rows} --model tiny --grader {grader}", status=2)
+    grader.write_text(json.dumps(EXACT))
+    exact = json.loads(run(server, f"jobs create {rows} --model tiny --grader {grader} --json"))
+    assert (exact["grader"], exact["samples"]) == (EXACT, 8)
+    run(server, f"jobs cancel {exact['id']}")
+    classes = json.loads(run(server, f"jobs create {rows} --model tiny --task classification --json"))
+    assert classes["task"] == "classification"
+    run(server, f"jobs cancel {classes['id']}")
+    assert [job, "validating_files", "tiny"] == run(server, "jobs ls").splitlines()[-1].split()[:3]
     assert "paused" in run(server, f"jobs pause {job}")
     run(server, f"jobs pause {job}", status=1)
     assert "validating_files" in run(server, f"jobs resume {job}")
@@ -73,6 +89,17 @@ def test_bars_and_curves() -> None:
     assert curve([1.0]) == "▁"
     assert curve([3.0, 2.0, 1.0]) == "█▅▁"
     assert len(curve([float(n) for n in range(1000)])) == 40
+
+
+def test_a_sample_in_lines() -> None:
+    data = {"prompt": "say\n 3", "expected": "3!", "base": "\x1b[2J" + "x" * 999, "trained": "", "line": 3}
+    event = {"created_at": 0, "level": "info", "message": "Sample at step 6", "type": "sample", "data": data}
+    first, *lines = event_text(event).splitlines()
+    assert first.endswith("Sample at step 6")
+    assert [line.split(None, 1) for line in lines[:2]] == [["prompt", "say 3"], ["expected", "3!"]]
+    assert "\x1b" not in lines[2]
+    assert lines[2].endswith("x…")
+    assert lines[3].split() == ["trained"]
 
 
 def test_a_job_in_a_line() -> None:

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from manylora.adapters.format import artifact
-from manylora.adapters.options.option import option_of
+from manylora.adapters.options.option import flag_of, off_flag_of, option_of
 from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.store import RevisionStore
 from manylora.server import service
@@ -63,8 +63,8 @@ def test_serve_help_has_one_line_for_every_option() -> None:
     assert len(lines) <= len(Settings.model_fields) + 27
     assert max(map(len, lines)) <= 80
     for name, field in Settings.model_fields.items():
-        spelled = "--no-prefix-cache" if name == "enable_prefix_cache" else f"--{name.replace('_', '-')}"
         option = option_of(field)
+        spelled = off_flag_of(name) if option.switch and field.default else flag_of(name)
         value = f"{option.metavar}{'...' if option.repeatable else ''}"
         (line,) = (line for line in lines if line.startswith(f"│ {spelled} {value}"))
         assert re.search(r"  \S.*[.\]] +│$", line), "with its meaning to the end"
@@ -73,7 +73,8 @@ def test_serve_help_has_one_line_for_every_option() -> None:
 
 
 @pytest.mark.parametrize(
-    "switch", ["--auto-merge", "--no-auto-merge", "--enable-prefix-cache", "--no-prefix-cache"]
+    "switch",
+    ["--auto-merge", "--no-auto-merge", "--enable-prefix-cache", "--no-prefix-cache", "--no-console"],
 )
 def test_switches_have_two_positions(switch: str) -> None:
     said = refusal(invoke("serve", "--port", "0", switch, "--model", "./nonexistent"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -22,10 +20,10 @@ from manylora.server.model.decoders.fused import FusedDecoder
 from tests.support.adapter_set import prompt_of, recorded_logits
 from tests.support.adapters import write_adapter
 from tests.support.engine_harness import EngineHarness
+from tests.support.expert_adapters import BOTH, write_older, write_stacked
 from tests.support.peft_oracle import Peft, assert_logits_match, read
 from tests.support.tiny_models import EXPERT_FAMILIES, tiny_model
 
-BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 MLPS = r".*\.[02]\.mlp\.(gate|down)_proj"  # of layers without experts
 ASKED: dict[str, dict[str, Any]] = {
     "both": {"target_parameters": BOTH, "target_modules": []},
@@ -39,15 +37,6 @@ ASKED: dict[str, dict[str, Any]] = {
     },
     "attention": {"target_modules": ["q_proj", "v_proj"]},
 }
-
-
-def make(path: Path, model: Path, options: dict[str, Any], rank: int = 4) -> Path:
-    base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, init_lora_weights=False, **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's remarks on targets
-        get_peft_model(base, config).save_pretrained(path)
-    return path
 
 
 class Summed:
@@ -82,7 +71,7 @@ def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, dense
         {"num_hidden_layers": 4, "intermediate_size": 112, "mlp_only_layers": dense} if dense else {}
     )
     model = tiny_model(tmp_path / "model", family, **sizes)
-    paths = {name: make(tmp_path / name, model, options) for name, options in ASKED.items()}
+    paths = {name: write_stacked(tmp_path / name, model, options) for name, options in ASKED.items()}
     if dense:  # PEFT takes these names for those of experts in older files
         paths["mlp"] = write_adapter(tmp_path / "mlp", model, targets=MLPS, scale=0.3)
     harness = EngineHarness(model, max_batch_tokens=24)
@@ -116,7 +105,7 @@ def test_a_mixed_batch_equals_peft_one_by_one(tmp_path: Path, family: str, dense
 
 def test_native_kernels_are_as_close_as_bf16_allows(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", "mixtral")
-    path = make(tmp_path / "both", model, ASKED["both"])
+    path = write_stacked(tmp_path / "both", model, ASKED["both"])
     found, ids = [], prompt_of(30)
     for dtype in ("fp32", "bf16"):
         harness = EngineHarness(model, dtype=dtype)
@@ -175,7 +164,7 @@ def test_damaged_adapters_are_refused(
     tmp_path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None], message: str
 ) -> None:
     model = tiny_model(tmp_path / "model", "mixtral", num_hidden_layers=1)
-    path = make(tmp_path / "a", model, ASKED["both"])
+    path = write_stacked(tmp_path / "a", model, ASKED["both"])
     config = json.loads((path / "adapter_config.json").read_text())
     tensors = load_file(path / "adapter_model.safetensors")
     change(config, tensors)
@@ -183,46 +172,6 @@ def test_damaged_adapters_are_refused(
     save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(ArtifactError, match=message):
         EngineHarness(model).load(path)
-
-
-OLDER = {
-    "mixtral": (
-        "model.layers.{}.block_sparse_moe.experts.{}.",
-        {"w1": (48, 64), "w3": (48, 64), "w2": (64, 48)},
-    ),
-    "qwen3_moe": (
-        "model.layers.{}.mlp.experts.{}.",
-        {"gate_proj": (48, 64), "up_proj": (48, 64), "down_proj": (64, 48)},
-    ),
-}
-
-
-def write_older(path: Path, model: Path, family: str, experts: int, layers: int = 2) -> Path:
-    """An adapter on the linear layers that experts were before transformers 5, beside one on attention."""
-    (place, sizes), rank = OLDER[family], 3
-    generator = torch.Generator().manual_seed(3)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=[*sizes, "q_proj"], task_type="CAUSAL_LM")
-    config.base_model_name_or_path = str(model)
-    config.save_pretrained(path)
-    names = [
-        place.format(layer, e) + name for layer in range(layers) for e in range(experts) for name in sizes
-    ]
-    shapes = {name: sizes[name.rpartition(".")[2]] for name in names}
-    shapes |= {f"model.layers.{layer}.self_attn.q_proj": _size_of_q(model) for layer in range(layers)}
-    tensors = {}
-    for name, (out, width) in shapes.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = 0.3 * torch.randn(
-            rank, width, generator=generator
-        )
-        tensors[f"base_model.model.{name}.lora_B.weight"] = 0.3 * torch.randn(out, rank, generator=generator)
-    save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
-    return path
-
-
-def _size_of_q(model: Path) -> tuple[int, int]:
-    config = json.loads((model / "config.json").read_text())
-    heads = config["num_attention_heads"]
-    return heads * (config.get("head_dim") or config["hidden_size"] // heads), config["hidden_size"]
 
 
 @pytest.mark.slow
@@ -251,7 +200,7 @@ def test_from_the_prefix_cache_and_after_preemption(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", "qwen3_moe", num_hidden_layers=1)
     harness = EngineHarness(model, max_batch_tokens=48)
     names = ("both", "gate and up", "patterns")
-    pages = [harness.load(make(tmp_path / name, model, ASKED[name])) for name in names]
+    pages = [harness.load(write_stacked(tmp_path / name, model, ASKED[name])) for name in names]
 
     def rows() -> list[Sequence]:
         members = [(), *(((page, 1.0),) for page in pages), ((pages[0], 0.5), (pages[2], -1.0))]
@@ -269,7 +218,7 @@ def test_from_the_prefix_cache_and_after_preemption(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["use_dora", "lora_bias"])
 def test_what_peft_can_not_put_on_experts_is_refused_by_name(tmp_path: Path, option: str) -> None:
     model = tiny_model(tmp_path / "model", "mixtral", num_hidden_layers=1, intermediate_size=48)
-    stacked = make(tmp_path / "stacked", model, ASKED["both"])
+    stacked = write_stacked(tmp_path / "stacked", model, ASKED["both"])
     older = write_older(tmp_path / "older", model, "mixtral", 6, layers=1)
     harness = EngineHarness(model)
     for path, message in ((stacked, f"{option} cannot be used with target_parameters"), (older, "w1")):
@@ -281,7 +230,7 @@ def test_what_peft_can_not_put_on_experts_is_refused_by_name(tmp_path: Path, opt
 
 def test_the_generic_decoder_refuses_them_by_name(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", "mixtral", num_hidden_layers=1)
-    path = make(tmp_path / "a", model, ASKED["both"])
+    path = write_stacked(tmp_path / "a", model, ASKED["both"])
     with pytest.raises(ArtifactError, match="not the parameters of experts"):
         EngineHarness(model, generic=True).load(path)
 

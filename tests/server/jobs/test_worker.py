@@ -2,111 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from manylora.adapters.registry.registry import Registry
-from manylora.adapters.registry.tuning.records import JobRecord
 from manylora.adapters.registry.tuning.states import JobState, Need
 from manylora.adapters.training.session.folder import Folder
 from manylora.adapters.training.session.metrics_log import read_metrics
-from manylora.adapters.training.trainers.sft import SupervisedTrainer
-from manylora.server.jobs.folder import TRAINING, VALIDATION, JobFolder
-from manylora.server.jobs.publication import new_job_id
-from manylora.server.jobs.training_config import Place, place_of
-from manylora.server.jobs.worker import heartbeat
-from manylora.server.jobs.worker.worker import Worker, WorkerOptions
-from tests.support.training_data import chat, write
+from tests.support.training_data import chat
 from tests.support.training_runs import PAIRS
 from tests.support.tuning import ROWS
+from tests.support.tuning_workers import STEPS, Setup
 
 pytestmark = pytest.mark.slow
-
-STEPS = 12  # of a job here: 2 epochs of 24 rows, 4 at a time
-
-
-@dataclass
-class Setup:
-    """A registry with jobs, and workers of it."""
-
-    registry: Registry
-    place: Place
-
-    def add(self, rows: Any = ROWS, *, validation: Any = None, **asked: Any) -> str:
-        job_id = new_job_id()
-        folder = self.folder(job_id)
-        folder.root.mkdir(parents=True)
-        write(folder.data(TRAINING), rows)
-        if validation is not None:
-            write(folder.data(VALIDATION), validation)
-        numbers = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 50.0}
-        whole = {"model": "tiny", "init": None, "method": "supervised", "hyperparameters": numbers,
-                 "lora": {"r": 4}, "seed": 3, "metadata": None, "name": "ft:tiny:local::1"}  # fmt: skip
-        record = JobRecord(
-            id=job_id,
-            created=time.time(),
-            status=JobState.VALIDATING,
-            needs=Need.VALIDATION,
-            base="b",
-            training_file="file-1",
-            asked={**whole, **asked},
-        )
-        self.registry.tuning.add(record)
-        return job_id
-
-    def folder(self, job_id: str) -> JobFolder:
-        return JobFolder.of(self.place.data_dir, job_id)
-
-    def worker(self, name: str = "one") -> Worker:
-        return Worker(self.registry, WorkerOptions(name, "b", self.place, None, idle_seconds=1.0))
-
-    def job(self, job_id: str) -> JobRecord:
-        found = self.registry.tuning.get(job_id)
-        assert found is not None
-        return found
-
-    def losses(self, job_id: str) -> list[tuple[int, float]]:
-        lines = read_metrics(Folder(self.folder(job_id).run).metrics)
-        return [(line["step"], line["loss"]) for line in lines if "loss" in line]
-
-    def messages(self, job_id: str) -> list[str]:
-        return [event.message for event in self.registry.tuning_events.since(job_id, 0, 999)]
-
-
-@pytest.fixture
-def setup(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setup]:
-    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
-    with Registry(f"sqlite:///{tmp_path}/registry.db") as registry:
-        yield Setup(registry, place_of(str(tiny_llama), tmp_path, "fp32", "cpu"))
-
-
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
-    """Has something done once in the middle of a step, and seen by the worker before it is over."""
-
-    def act_at(step: int, act: Callable[[], object]) -> None:
-        original = SupervisedTrainer.compute_loss
-        done: list[object] = []
-
-        def compute_loss(self: Any, *args: Any, **options: Any) -> Any:
-            if self.state.global_step == step - 1 and not done:
-                done.append(act())
-                time.sleep(0.5)
-            return original(self, *args, **options)
-
-        monkeypatch.setattr(SupervisedTrainer, "compute_loss", compute_loss)
-
-    return act_at
-
-
-def trained(setup: Setup, job_id: str) -> bool:
-    job = setup.job(job_id)
-    return (job.status, job.needs, job.worker) == (JobState.RUNNING, Need.PUBLICATION, None)
 
 
 def test_a_paused_job_goes_on_to_the_same_end(setup: Setup, at_step: Any) -> None:
@@ -117,7 +25,7 @@ def test_a_paused_job_goes_on_to_the_same_end(setup: Setup, at_step: Any) -> Non
     calm.leases.release(whole)
     setup.registry.tuning.pause(paused)
     calm.run()
-    assert trained(setup, whole)
+    assert setup.is_trained(whole)
     assert [step for step, _ in setup.losses(whole)] == list(range(1, STEPS + 1))
     setup.registry.tuning.resume(paused)
     at_step(5, lambda: setup.registry.tuning.pause(paused))
@@ -128,7 +36,7 @@ def test_a_paused_job_goes_on_to_the_same_end(setup: Setup, at_step: Any) -> Non
     assert Folder(setup.folder(paused).run).last_checkpoint() is not None
     assert setup.registry.tuning.resume(paused).status is JobState.RUNNING
     setup.worker("three").run()
-    assert trained(setup, paused)
+    assert setup.is_trained(paused)
     assert setup.losses(paused) == setup.losses(whole)
     assert setup.folder(paused).exported() == [6, 12]
     assert job.found["progress"]["step"] == 5
@@ -143,7 +51,7 @@ def test_a_worker_that_is_to_end_leaves_the_job_to_others(setup: Setup, at_step:
     job = setup.job(job_id)
     assert (job.status, job.needs, job.worker, job.takes) == (JobState.RUNNING, Need.TRAINING, None, 0)
     setup.worker("two").run()
-    assert trained(setup, job_id)
+    assert setup.is_trained(job_id)
     assert [step for step, _ in setup.losses(job_id)] == list(range(1, STEPS + 1))
 
 
@@ -154,7 +62,7 @@ def test_a_cancelled_job_is_left_at_once(setup: Setup, at_step: Any) -> None:
     assert setup.job(job_id).status is JobState.CANCELLED
     assert len(setup.losses(job_id)) == 3
     assert setup.messages(job_id)[-1] == "The job has been cancelled"
-    assert trained(setup, other)
+    assert setup.is_trained(other)
 
 
 @pytest.mark.sweep
@@ -216,7 +124,7 @@ def test_with_a_validation_file_the_best_step_is_kept(setup: Setup) -> None:
     held_out = [chat(f"say {n}", f"{n}!") for n in range(100, 106)]
     job_id = setup.add(validation=held_out)
     setup.worker().run()
-    assert trained(setup, job_id)
+    assert setup.is_trained(job_id)
     job = setup.job(job_id)
     assert job.found["validation"]
     lines = read_metrics(Folder(setup.folder(job_id).run).metrics)

@@ -107,6 +107,7 @@ ROUTES: Final[tuple[Field, ...]] = (
     served("lora_name", "V", (Place.LOAD, Place.UNLOAD)),
     served("lora_path", "V", (Place.LOAD,)),
     served("load_inplace", "V", (Place.LOAD,)),
+    served("registry_scope", "M", (Place.LOAD, Place.UNLOAD)),
     refused("base_model_name", "V", (Place.LOAD,)),
     only("is_3d_lora_weight", "V", False, places=(Place.LOAD,)),
     refused("lora_int_id", "V", (Place.LOAD, Place.UNLOAD)),

@@ -31,7 +31,10 @@ from tests.support.running_server import Running, serving, tiny_service
 from tests.support.spelled_targets import Asker, Spelling, Told, requests_of, routes, spellings
 
 KEYS = {OPEN: None, INFER: "user", ADMIN: "admin"}
-OPEN_ROUTES = {"/", "/docs", "/docs/{name}", "/health", "/ready", "/openapi.json"}
+OPEN_ROUTES = {
+    *("/", "/docs", "/docs/{name}", "/health", "/ready", "/openapi.json"),
+    *("/console", "/console/{version}/{name:path}", "/v1/access"),
+}
 ADMIN_TAGS = {"adapters", "merged copies", "exports", "tenants"}
 CHANGED = ("/v1/fine_tuning/jobs", "/v1/models")  # who asks for answers looks at them, and changes nothing
 

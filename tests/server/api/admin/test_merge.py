@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from manylora.server.kernels.weights import MergedWeights
+from tests.support.expert_adapters import BOTH, write_stacked
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.served_adapters import ADAPTERS
+from tests.support.tiny_models import tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -209,3 +211,20 @@ def test_a_copy_that_can_not_fit_is_refused(model: Path, adapters: Path, tmp_pat
         assert answer.status_code == 422
         assert answer.json()["error"]["code"] == "adapter_too_large"
         assert "--merge-memory" in answer.json()["error"]["message"]
+
+
+def test_an_adapter_on_experts_is_merged(tmp_path: Path) -> None:
+    """Experts and all; the answers are those of the unmerged one."""
+    model = tiny_model(tmp_path / "moe", "qwen3_moe")
+    path = write_stacked(
+        tmp_path / "experts", model, {"target_parameters": BOTH, "target_modules": ["q_proj"]}
+    )
+    options = {"adapter": {"experts": path}}
+    with serving(tiny_service(model, tmp_path, **options)) as running, running.http() as http:
+        expected, _ = ask(running, "experts")
+        assert expected != ask(running, http.get("/v1/models").json()["data"][0]["id"])[0]
+        made = http.post(ROUTE.format("experts"))
+        assert made.status_code == 200, made.text
+        assert made.json()["measured"]["max_logit_difference"] < 1e-4
+        assert made.json()["bytes"] > 4 * 2 * 8 * 3 * 48 * 64  # every expert of both layers, in float32
+        assert ask(running, "experts@merged")[0] == expected

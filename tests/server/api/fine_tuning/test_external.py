@@ -95,6 +95,27 @@ def test_a_dead_workers_job_is_taken_up_once(tmp_path: Path, model: Path, url: s
         assert messages.count("Fine-tuning job started") == 1  # the client asks for page after page
 
 
+def test_all_jobs_of_a_dead_worker_go_on_elsewhere(tmp_path: Path, model: Path, url: str) -> None:
+    """Two in one pass: each from its own checkpoint, with every step once."""
+    data = tmp_path / "data"
+    with serving(tiny_service(model, data, registry_url=url, training="external")) as server:
+        client = server.client()
+        numbers = {"n_epochs": 40, "batch_size": 2, "learning_rate_multiplier": 20}
+        jobs = [begin(client, hyperparameters=numbers, seed=seed) for seed in (1, 2)]
+        with worker(model, data, url) as first:
+            for job in jobs:
+                when(client, job.id, lambda found: step_of(found) >= 60)
+            first.send_signal(signal.SIGKILL)
+        with worker(model, data, url), worker(model, data, url):
+            done = [ended(client, job) for job in jobs]
+        for each in done:
+            assert each.status == "succeeded", each.error
+            rows = client.files.content(each.result_files[0]).text.splitlines()[1:]
+            assert [int(row.split(",")[0]) for row in rows] == list(range(1, 481))
+            messages = [event.message for event in client.fine_tuning.jobs.list_events(each.id, limit=100)]
+            assert messages.count("Fine-tuning job started") == 1
+
+
 def test_a_server_that_is_killed_loses_no_job(tmp_path: Path, model: Path) -> None:
     """Nor does its worker run on without it; the next server's goes on from where it was."""
     data = tmp_path / "data"

@@ -102,14 +102,19 @@ def test_checkpoints_answer(client: openai.OpenAI, done: Any) -> None:
     assert (found[0].metrics.train_loss or 0) > 0
 
 
-def test_result_files(client: openai.OpenAI, done: Any) -> None:
-    table, report = done.result_files
+def test_result_files(running: Running, client: openai.OpenAI, done: Any, model: Path) -> None:
+    table, report, card = done.result_files
     assert client.files.retrieve(table).purpose == "fine-tune-results"
     lines = client.files.content(table).text.splitlines()
     assert lines[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
     assert [line.split(",")[0] for line in lines[1:]] == ["1", "2", "3", "4", "5", "6"]
     assert client.files.retrieve(report).filename == "report.html"
     assert client.files.content(report).text.startswith("<!doctype html>")
+    assert client.files.retrieve(card).filename == "README.md"
+    assert f"# {done.fine_tuned_model}" in client.files.content(card).text
+    for file in done.result_files:  # nothing says where things are on the server
+        for place in (running.service.config.data_dir, model):
+            assert str(place) not in client.files.content(file).text
 
 
 def test_a_job_goes_on_from_a_model_with_preferences(client: openai.OpenAI, done: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
-from manylora.adapters.registry.tuning.states import JobState, Need
-from manylora.adapters.training.session.folder import Folder
+from manylora.adapters.errors import StoreError
+from manylora.adapters.registry.tuning.records import JobRecord
+from manylora.adapters.registry.tuning.states import Need
+from manylora.server.jobs import publication, tuning
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
 from tests.support.tenants import ADMIN, answer, bearer, manager, models
-from tests.support.tuning import ROWS, packed
+from tests.support.tuning import ROWS, as_trained, packed
 from tests.support.waiting import wait_until
 
 
@@ -47,18 +48,8 @@ def begin(http: httpx.Client, key: dict[str, str], **fields: Any) -> dict[str, A
 
 def train(running: Running, job: str, made: Path, checkpoint: Path) -> None:
     """Do as a worker that has trained ``job``, with adapters that are there already."""
-    tuning = running.service.tuning
-    folder = tuning.folder(job)
-    shutil.copytree(made, Folder(folder.run).finished)
-    shutil.copytree(checkpoint, folder.export(3))
     lines = [{"kind": "train", "step": step, "seconds": 1, "loss": 1 / step} for step in (1, 2, 3, 4)]
-    Folder(folder.run).metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    worker = running.service.adapters.registry.tuning_leases("a worker")
-    assert worker.take([Need.VALIDATION], tuning.base) is not None
-    worker.move(job, JobState.QUEUED, needs=Need.TRAINING)
-    assert worker.take([Need.TRAINING], tuning.base) is not None
-    worker.move(job, JobState.RUNNING)
-    worker.move(job, JobState.RUNNING, needs=Need.PUBLICATION)
+    as_trained(running, job, made, checkpoint, lines)
 
 
 def ended(http: httpx.Client, key: dict[str, str], job: str) -> dict[str, Any]:
@@ -162,3 +153,68 @@ def test_a_cancelled_job_leaves_nothing(
         return [file for file in listed if job["id"][6:] in file["id"]]
 
     wait_until(lambda: not left())
+
+
+def test_an_unexpected_fault_ends_in_a_failure_that_says_so(
+    running: Running, http: httpx.Client, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried a few times, later and later; meanwhile another job is published."""
+    admin, publications = bearer(ADMIN), running.service.tuning.publications
+    monkeypatch.setattr(publication, "_PAUSES", (0.01, 5.0))
+    broken, sound = begin(http, admin)["id"], begin(http, admin)["id"]
+    results, tried = publications.keep_results, list[str]()
+
+    def odd(job: JobRecord, *args: Any) -> list[str]:
+        if job.id != broken:
+            return results(job, *args)
+        tried.append(job.id)
+        raise KeyError("a fault that nobody thought of")
+
+    monkeypatch.setattr(publications, "keep_results", odd)
+    train(running, broken, adapters / "alpha", adapters / "beta")
+    wait_until(lambda: len(tried) == 2)
+    train(running, sound, adapters / "alpha", adapters / "beta")
+    assert ended(http, admin, sound)["status"] == "succeeded"
+    assert http.get(f"/v1/fine_tuning/jobs/{broken}", headers=admin).json()["status"] == "running"
+    done = ended(http, admin, broken)
+    assert len(tried) == 3
+    assert (done["status"], done["error"]["code"]) == ("failed", "publication_failed")
+    assert done["error"]["message"] == "The model can't be published: 3 attempts met an unexpected fault"
+    events = http.get(f"/v1/fine_tuning/jobs/{broken}/events", headers=admin).json()["data"]
+    assert (events[0]["level"], events[0]["message"]) == ("error", done["error"]["message"])
+    assert not [model for model in models(http, admin) if model.endswith(broken[6:14])]
+    assert not running.service.adapters.registry.tuning_leases("x").waiting(
+        [Need.PUBLICATION], running.service.tuning.base
+    )
+
+
+def test_what_only_waits_is_looked_at_more_and_more_seldom(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry that is gone is not asked, nor complained of, twice a second for ever; then all goes on."""
+    assert [tuning.pause_after(faults) for faults in (0, 1, 2, 6, 7, 999)] == [
+        0.5,
+        1.0,
+        2.0,
+        32.0,
+        32.0,
+        32.0,
+    ]
+    counted: list[int] = []
+    errors = iter([StoreError("gone"), OSError("gone"), ValueError("odd")])
+    work = running.service.tuning.publications.work
+
+    async def gone(ask_for: Any) -> None:
+        error = next(errors, None)
+        if error is not None:
+            raise error
+        await work(ask_for)
+
+    def pause(faults: int) -> float:
+        counted.append(faults)
+        return 0.001
+
+    monkeypatch.setattr(running.service.tuning.publications, "work", gone)
+    monkeypatch.setattr(tuning, "pause_after", pause)
+    wait_until(lambda: len(counted) >= 5)
+    assert counted[counted.index(1) :][:4] == [1, 2, 3, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ def file(client: openai.OpenAI) -> str:
     return upload(client)
 
 
+EXACT = {"type": "string_check", "name": "exact", "input": "{{sample.output_text}}", "operation": "eq",
+         "reference": "{{item.reference_answer}}"}  # fmt: skip
+JUDGE = {"type": "score_model", "name": "judge", "model": "beta", "input": [{"role": "user", "content": "?"}]}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs"),
     ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
@@ -72,6 +76,28 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": "alpha*0.5"}, "model"),
     ({"model": "alpha+beta"}, "model"),
     ({"validation_file": "{same}"}, "validation_file"),
+    ({"early_stopping_patience": 2}, "early_stopping_patience"),  # without a validation file
+    ({"early_stopping_patience": 0, "validation_file": "{same}"}, "early_stopping_patience"),
+    ({"early_stopping_patience": 10, "validation_file": "{same}"}, "early_stopping_patience"),
+    ({"samples": 65}, "samples"),
+    ({"samples": -1}, "samples"),
+    ({"samples": True}, "samples"),
+    ({"samples": 1, "task": "embedding"}, "samples"),
+    ({"samples": 1, "sample_tokens": 0}, "sample_tokens"),
+    ({"grader": {**EXACT, "type": "python"}}, "grader.type"),
+    ({"grader": {**EXACT, "input": "{{item"}}, "grader.input"),
+    ({"grader": {}}, "grader.type"),
+    ({"grader": []}, "grader"),
+    ({"grader": {**JUDGE, "model": "nothing"}}, "grader.model"),
+    ({"grader": {**JUDGE, "model": "alpha+"}}, "grader.model"),
+    ({"grader": {"type": "multi", "name": "m", "graders": {"a": EXACT, "b": {**JUDGE, "model": "no"}},
+                 "calculate_output": "a + b"}}, "grader.graders.b.model"),
+    ({"grader": EXACT, "samples": 0}, "samples"),
+    ({"grader": EXACT, "task": "classification"}, "grader"),
+    ({"task": "regression"}, "task"),
+    ({"task": "classification", "method": {"type": "dpo"}}, "task"),
+    ({"task": "classification", "lora": {"init": "olora"}}, "lora.init"),
+    ({"task": "embedding", "lora": {"init": "eva"}}, "lora.init"),
 ]  # fmt: skip
 
 
@@ -165,6 +191,62 @@ def test_the_events_of_an_ended_job_are_streamed_to_their_end(
     assert [event.startswith('data: {"id":"ftevent-') for event in events] == [True, True, False]
 
 
+def keyed(key: str) -> dict[str, str]:
+    return {"Idempotency-Key": key}
+
+
+def test_a_request_that_is_sent_again_makes_no_second_job(
+    running: Running, client: openai.OpenAI, file: str
+) -> None:
+    """Though its file was deleted meanwhile, and its seed was drawn."""
+    make = client.fine_tuning.jobs.create
+    fields: dict[str, Any] = {"model": "tiny", "training_file": file, "extra_headers": keyed("retry 1")}
+    first = make(**fields)
+    assert make(**fields, metadata=None).id == first.id
+    client.fine_tuning.jobs.cancel(first.id)
+    again = make(**fields)
+    assert (again.id, again.status, again.seed) == (first.id, "cancelled", first.seed)
+    for change in ({"seed": 7}, {"suffix": "x"}, {"extra_body": {"lora": {"r": 4}}}):
+        with pytest.raises(openai.BadRequestError, match="was sent before, with another") as told:
+            make(**{**fields, **change})
+        assert (told.value.code, told.value.param) == ("idempotency_key_reused", "Idempotency-Key")
+    other = make(**{**fields, "extra_headers": keyed("retry 2")})
+    assert other.id != first.id
+    client.fine_tuning.jobs.cancel(other.id)
+    dry = {"model": "tiny", "training_file": "file-nothing"}  # which makes no job, and keeps no key
+    with running.http(headers={**bearer(ADMIN), **keyed("retry 3")}) as http:
+        assert http.post("/v1/fine_tuning/jobs?dry_run=true", json=dry).status_code == 404
+        assert http.post("/v1/fine_tuning/jobs", json=dry).status_code == 404
+    third = make(**{**fields, "extra_headers": keyed("retry 3")})
+    client.fine_tuning.jobs.cancel(third.id)
+    assert len({first.id, other.id, third.id}) == 3
+
+
+def test_requests_at_the_same_time_make_one_job(running: Running, client: openai.OpenAI, file: str) -> None:
+    fields: dict[str, Any] = {"model": "tiny", "training_file": file, "extra_headers": keyed("at once")}
+    with ThreadPoolExecutor(8) as pool:
+        made = [future.result().id for future in
+                [pool.submit(client.fine_tuning.jobs.create, **fields) for _ in range(8)]]  # fmt: skip
+    assert len(set(made)) == 1
+    folders = running.service.tuning.data_dir / "tuning"
+    open_ = [job.id for job in client.fine_tuning.jobs.list() if job.status == "validating_files"]
+    assert open_ == made[:1]
+    left = {path.name for path in folders.glob("ftjob-*")}
+    assert made[0] in left
+    known = {job.id for job in client.fine_tuning.jobs.list()}
+    assert left <= known
+    client.fine_tuning.jobs.cancel(made[0])
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "k\tk", "schlüssel"])
+def test_what_is_no_key(running: Running, file: str, key: str) -> None:
+    headers: Any = [*bearer(ADMIN).items(), ("Idempotency-Key", key.encode("latin-1"))]
+    with running.http(headers=headers) as http:
+        told = http.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": file})
+    assert told.status_code == 400, told.text
+    assert told.json()["error"]["param"] == "Idempotency-Key"
+
+
 def test_tenants_have_their_own(running: Running) -> None:
     with running.http() as http:
         acme, globex = manager(http, "acme"), manager(http, "globex")
@@ -179,11 +261,14 @@ def test_tenants_have_their_own(running: Running) -> None:
             told = http.request(method, path + end, headers=globex)
             assert told.status_code == 404, (method, end)
         assert http.get("/v1/fine_tuning/jobs", headers=globex).json()["data"] == []
+        mine = http.post("/v1/fine_tuning/jobs", json=body, headers={**acme, **keyed("k")}).json()
+        assert http.post(f"/v1/fine_tuning/jobs/{mine['id']}/cancel", headers=acme).status_code == 200
+        same = http.post("/v1/fine_tuning/jobs", json=body, headers={**globex, **keyed("k")})
+        assert (same.status_code, same.json()["error"]["param"]) == (404, "training_file")  # its own key
         stolen = http.post("/v1/fine_tuning/jobs", json=body, headers=globex)
         assert (stolen.status_code, stolen.json()["error"]["param"]) == (404, "training_file")
-        assert [each["id"] for each in http.get("/v1/fine_tuning/jobs", headers=acme).json()["data"]] == [
-            job["id"]
-        ]
+        listed = http.get("/v1/fine_tuning/jobs", headers=acme).json()["data"]
+        assert [each["id"] for each in listed] == [mine["id"], job["id"]]
         asking = bearer(new_key(http, "acme")["key"])  # may ask for answers alone
         assert http.post("/v1/fine_tuning/jobs", json=body, headers=asking).status_code == 403
         assert http.post(f"{path}/cancel", headers=asking).status_code == 403

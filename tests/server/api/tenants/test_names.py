@@ -47,6 +47,19 @@ def test_two_tenants_may_both_have_a_name(http: httpx.Client, adapters: Path) ->
     assert http.get("/v1/models/support", headers=acme).json()["id"] == "support"
 
 
+def test_what_is_one_servers_alone_is_no_tenants(http: httpx.Client, adapters: Path) -> None:
+    admin = bearer(ADMIN)
+    assert http.post("/v1/tenants", json={"name": "pods"}, headers=admin).status_code == 400
+    assert publish(http, admin, "pods/other/support", adapters / "alpha").status_code == 201
+    key = bearer(tenant_key(http, "acme", ["*"]))
+    for model in ("pods/other/support", "support"):
+        assert http.post("/v1/chat/completions", json=chat(model), headers=key).status_code == 404
+    assert "pods/other/support" not in models(http, key)
+    assert "pods/other/support" not in models(http, admin)  # nor another server's
+    assert http.get("/v1/adapters/pods/other/support", headers=admin).status_code == 200
+    assert http.delete("/v1/adapters/pods/other/support", headers=admin).status_code == 200
+
+
 def test_what_is_its_own_stands_before_what_is_shared(http: httpx.Client, adapters: Path) -> None:
     key = manager(http, "acme", adapters=["alpha"])
     shared = answer(http, key, "alpha")

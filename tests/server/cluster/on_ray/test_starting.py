@@ -47,7 +47,9 @@ def test_the_deployed_options_are_options() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("options", [{"uds": "/tmp/x"}, {"port": 0}])
+@pytest.mark.parametrize(
+    "options", [{"uds": "/tmp/x"}, {"port": 0}, {"metrics_port": 9}, {"registry_scope": "pod"}]
+)
 def test_options_that_ray_has_no_place_for_are_refused(options: dict[str, Any]) -> None:
     pytest.importorskip("ray.serve", reason="Ray Serve is not installed: make ray-test")
     with pytest.raises(ConfigError, match="Ray Serve"):

@@ -1,0 +1,1 @@
+"""Routes of the browser console."""

@@ -1,0 +1,1 @@
+"""``manylora vllm-serve``: a server that is started as vLLM's is."""

@@ -1,0 +1,1 @@
+"""The browser console: its files, and how they are sent."""

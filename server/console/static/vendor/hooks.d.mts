@@ -1,0 +1,9 @@
+/** What the console uses of Preact's hooks. */
+export function useState<T>(initial: T | (() => T)): [T, (next: T | ((before: T) => T)) => void];
+export function useEffect(effect: () => void | (() => void), inputs?: readonly unknown[]): void;
+export function useLayoutEffect(effect: () => void | (() => void), inputs?: readonly unknown[]): void;
+export function useRef<T>(initial: T): { current: T };
+export function useMemo<T>(make: () => T, inputs?: readonly unknown[]): T;
+export function useCallback<T extends (...given: any[]) => any>(callback: T, inputs: readonly unknown[]): T;
+export function useContext<T>(context: { Provider: any; Consumer: any }): T;
+export function useId(): string;

@@ -1,0 +1,449 @@
+"""The playground in a real browser, over a real server with tiny models."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.support.browser import AXE, Browser, Window
+from tests.support.cable import cable_to
+from tests.support.hostile_texts import HOSTILE, check_harmless
+from tests.support.running_server import Running
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, Request, Route
+
+CHATS = "**/v1/chat/completions"
+
+
+class Playground:
+    """The playground of an open page, by what people do there."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.sent: list[dict[str, Any]] = []
+        page.on("request", self._note)
+
+    def _note(self, request: Request) -> None:
+        if request.url.endswith("/v1/chat/completions"):
+            self.sent.append(request.post_data_json)
+
+    def pick(self, model: str) -> None:
+        field = self.page.get_by_role("combobox", name="Model", exact=True)
+        field.fill(model)
+        field.press("Enter")
+
+    def ask(self, text: str, *, until_end: bool = True) -> None:
+        field = self.page.get_by_label("Your message")
+        field.fill(text)
+        field.press("Enter")
+        if until_end:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the answer is complete."""
+        self.page.locator(".turn.assistant .turn-foot").last.wait_for()
+        self.page.get_by_role("button", name="Send").wait_for()
+
+    def last(self) -> str:
+        return self.page.locator(".turn.assistant").last.inner_text()
+
+    def tokens(self) -> list[str]:
+        return [
+            each.text_content() or ""
+            for each in self.page.locator(".turn.assistant").last.locator(".token").all()
+        ]
+
+
+@pytest.fixture
+def playground(window: Window, open_server: Running) -> Iterator[Playground]:
+    page = window.open(open_server.url, "#/playground")
+    page.get_by_label("Your message").wait_for()
+    made = Playground(page)
+    set_length(page, 24)
+    yield made
+    open_server.wait_until_idle()
+
+
+def set_length(page: Page, tokens: int) -> None:
+    page.get_by_role("tab", name="Sampling").click()
+    field = page.get_by_label("Longest answer, as a number")
+    field.fill(str(tokens))
+    field.press("Enter")
+    page.get_by_role("tab", name="Model", exact=True).click()
+
+
+def never_ending(page: Page) -> None:
+    """Answers of the tiny model end by chance; these go on to their longest length."""
+
+    def changed(route: Route) -> None:
+        body = {**route.request.post_data_json, "ignore_eos": True}
+        route.continue_(post_data=json.dumps(body))
+
+    page.route(CHATS, changed)
+
+
+def answered_with(page: Page, text: str) -> None:
+    """Every chat is answered with a text that no tiny model would say."""
+    head = {"id": "chatcmpl-1", "model": "tiny", "usage": None}
+    chunks: list[dict[str, Any]] = [
+        {**head, "choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
+        for piece in re.findall(r".{1,7}", text, re.DOTALL)
+    ]
+    chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    page.route(CHATS, lambda route: route.fulfill(content_type="text/event-stream", body=body))
+
+
+def test_a_chat_with_the_base_an_adapter_and_a_revision(playground: Playground, open_server: Running) -> None:
+    with open_server.http() as http:
+        revision = http.get("/v1/models/alpha").json()["revision"]
+    for asked in ("tiny", "alpha", f"alpha@{revision}"):
+        playground.pick(asked)
+        playground.ask("Hello")
+        assert playground.sent[-1]["model"] == asked
+        assert asked in playground.last()
+        assert re.search(r"\d+ tokens · first after [\d.]+ m?s", playground.last())
+    roles = [message["role"] for message in playground.sent[-1]["messages"]]
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
+
+
+def test_the_mixer_writes_the_model_and_asks_again(playground: Playground) -> None:
+    page = playground.page
+    for name in ("alpha", "beta"):
+        adder = page.get_by_role("combobox", name="Add an adapter")
+        adder.fill(name)
+        adder.press("Enter")
+    playground.ask("Hello")
+    assert playground.sent[-1]["model"] == "alpha+beta"
+    slider = page.get_by_label("Weight of beta", exact=True)
+    slider.focus()
+    for _ in range(6):
+        slider.press("ArrowLeft")
+    page.get_by_text("2 / 2").or_(page.get_by_text(re.compile(r"\d / [3-9]"))).first.wait_for()
+    playground.wait()
+    assert playground.sent[-1]["model"] == "alpha+beta*0.7"
+    assert page.locator(".mix-string code").inner_text() == "alpha+beta*0.7"
+    page.get_by_role("button", name="Copy the model string").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == "alpha+beta*0.7"
+    weight = page.get_by_label("Weight of alpha, as a number")
+    weight.fill("-2")
+    weight.press("Enter")
+    playground.wait()
+    assert playground.sent[-1]["model"] == "alpha*-2+beta*0.7"
+    asked_before = len(playground.sent)
+    page.get_by_label("Ask again when a slider is let go").uncheck()
+    page.get_by_role("button", name="Take alpha out").click()
+    assert page.locator(".mix-string code").inner_text() == "beta*0.7"
+    assert len(playground.sent) == asked_before
+    page.get_by_role("button", name="Take beta out").click()
+    assert page.locator(".mix-string code").inner_text() == "tiny"
+
+
+def test_alternatives_are_shown_and_gone_on_from(playground: Playground) -> None:
+    page = playground.page
+    playground.ask("Hello")
+    page.get_by_role("button", name="Show probabilities").click()
+    before = playground.tokens()
+    page.locator(".token").nth(3).hover()
+    card = page.get_by_role("group", name="Instead of")
+    assert card.get_by_role("button").count() >= 8
+    page.locator(".token").nth(3).click()
+    other = card.locator("button:enabled").first
+    shown = other.locator("code").inner_text()
+    other.click()
+    page.get_by_text("2 / 2").wait_for()
+    playground.wait()
+    begun = playground.sent[-1]["messages"][-1]
+    assert playground.sent[-1]["continue_final_message"] is True
+    assert begun["role"] == "assistant"
+    assert begun["content"].startswith("".join(before[:3]))
+    after = playground.tokens()
+    assert after[:3] == before[:3]
+    assert after[3] != before[3]
+    assert shown.strip("␣⏎⇥") in begun["content"]
+    page.get_by_role("button", name="The version before").click()
+    assert playground.tokens() == before
+
+
+def test_tokens_by_keyboard(playground: Playground) -> None:
+    page = playground.page
+    playground.ask("Hello")
+    page.get_by_role("button", name="Show probabilities").click()
+    page.locator('.token[tabindex="0"]').focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.at") == "2"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.className").startswith("alternative")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.dataset.at") == "2"
+
+
+def test_any_turn_is_edited_and_branches(playground: Playground) -> None:
+    page = playground.page
+    playground.ask("First")
+    playground.ask("Second")
+    page.get_by_role("article", name="You").first.get_by_role("button", name="Edit").click()
+    editor = page.get_by_label("Text of the turn")
+    editor.fill("Other first")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    playground.wait()
+    assert [message["content"] for message in playground.sent[-1]["messages"]] == ["Other first"]
+    page.get_by_role("button", name="The version before").first.click()
+    page.get_by_text("Second", exact=True).wait_for()
+    page.get_by_role("article", name="Assistant").first.get_by_role("button", name="Edit").click()
+    page.get_by_label("Text of the turn").fill("My own answer")
+    page.get_by_role("button", name="Keep as a branch").click()
+    playground.ask("Third")
+    told = [(message["role"], message["content"]) for message in playground.sent[-1]["messages"]]
+    assert told == [("user", "First"), ("assistant", "My own answer"), ("user", "Third")]
+
+
+def test_an_answer_is_stopped(playground: Playground, open_server: Running) -> None:
+    page = playground.page
+    set_length(page, 2048)
+    never_ending(page)
+    playground.ask("Hello", until_end=False)
+    page.locator(".turn-foot").get_by_text("tokens").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("stopped").wait_for()
+    open_server.wait_until_idle()
+    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Stop").click()
+    assert playground.sent[-1]["continue_final_message"] is True
+
+
+def test_chats_are_kept_taken_out_and_brought_in(playground: Playground, tmp_path: Path) -> None:
+    page = playground.page
+    playground.pick("alpha")
+    playground.ask("Remember me <b>")
+    said = playground.last()
+    page.reload()
+    page.get_by_text("Remember me <b>").wait_for()
+    assert playground.last() == said
+    page.get_by_role("button", name="New chat").click()
+    page.get_by_text("Ask alpha").wait_for()
+    page.get_by_role("button", name="Chats in this browser").click()
+    with page.expect_download() as downloaded:
+        page.get_by_role("button", name="Export “Remember me <b>”").click()
+    file = tmp_path / "chat.json"
+    downloaded.value.save_as(file)
+    assert json.loads(file.read_text())["kind"] == "manylora.conversation"
+    page.get_by_role("button", name="Forget “Remember me <b>”").click()
+    page.get_by_text("No chats yet").wait_for()
+    page.get_by_label("File with a chat").set_input_files(file)
+    page.get_by_role("article", name="You").get_by_text("Remember me <b>").wait_for()
+    assert playground.last() == said
+
+
+def turns_of(**fields: Any) -> str:
+    """A file like an export, with one turn."""
+    turn = {"id": "a", "content": "", "role": "user", **fields}
+    return json.dumps({"kind": "manylora.conversation", "turns": {"a": turn}})
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("{", "not JSON"),
+        ("{}", "no conversation"),
+        (turns_of(id="__proto__"), "no id"),
+        (turns_of(content=1), "no id"),
+        (turns_of(role="system"), "no id"),
+        ("[]", "no turns"),
+        ('[{"role": "evil", "content": "x"}]', "no turns"),
+    ],
+)
+def test_files_that_are_no_chats(playground: Playground, tmp_path: Path, content: str, fault: str) -> None:
+    file = tmp_path / "chat.json"
+    file.write_text(content)
+    playground.page.get_by_role("button", name="Chats in this browser").click()
+    playground.page.get_by_label("File with a chat").set_input_files(file)
+    playground.page.get_by_text(fault).wait_for()
+
+
+def test_a_chat_that_was_tampered_with(playground: Playground, tmp_path: Path) -> None:
+    answer = {"tokens": [{"text": HOSTILE}], "first": "x"}
+    turn = {"content": HOSTILE, "role": "assistant", "asked": HOSTILE, "answer": answer}
+    turns = {"a": {**turn, "id": "a", "parent": "b"}, "b": {**turn, "id": "b", "parent": "a"}}
+    settings = {"temperature": HOSTILE, "stop": [1, HOSTILE], "format": HOSTILE}
+    told = {"kind": "manylora.conversation", "turns": turns, "leaf": "a", "model": HOSTILE}
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps({**told, "settings": settings}))
+    playground.page.get_by_role("button", name="Chats in this browser").click()
+    playground.page.get_by_label("File with a chat").set_input_files(file)
+    playground.page.locator(".turn.assistant").first.wait_for()
+    check_harmless(playground.page)
+
+
+def test_what_models_write_does_nothing(playground: Playground) -> None:
+    answered_with(playground.page, HOSTILE)
+    playground.ask(HOSTILE)
+    check_harmless(playground.page)
+    assert playground.page.get_by_role("article", name="You").locator(".said").inner_text() == HOSTILE
+    assert "<img src=x onerror=alert(1)>" in playground.last()  # shown as it was written
+
+
+def test_a_request_for_programs(playground: Playground, open_server: Running) -> None:
+    page = playground.page
+    playground.pick("alpha*0.5")
+    page.get_by_label("System prompt").fill('It\'s "short"\n')
+    playground.ask("Hello")
+    page.get_by_role("button", name="Show as curl or Python").click()
+    words = shlex.split(page.locator("dialog pre").inner_text().replace("\\\n", " "))
+    body = json.loads(words[words.index("-d") + 1])
+    assert {**playground.sent[-1], "stream_options": None} == {**body, "stream_options": None}
+    assert httpx.post(words[3], json={**body, "stream": False}, timeout=60).status_code == 200
+    page.get_by_role("tab", name="Python").click()
+    program = page.locator("dialog pre").inner_text()
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(program))
+        if isinstance(node, ast.Call) and "create" in ast.unparse(node.func)
+    ]
+    given = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+    assert given["messages"] == body["messages"]
+    assert given["model"] == "alpha*0.5"
+
+
+def test_tools_and_forms(playground: Playground) -> None:
+    page = playground.page
+    page.get_by_role("tab", name="Tools & form").click()
+    page.get_by_label("Answers are").select_option("schema")
+    page.get_by_label("JSON schema").fill("{")
+    page.get_by_role("alert").get_by_text("JSON").first.wait_for()
+    page.get_by_label("JSON schema").fill('{"enum": ["yes", "no"]}')
+    page.get_by_label("Stop at").fill("END\\n")
+    page.get_by_role("button", name="Add", exact=True).click()
+    playground.ask("Hello")
+    assert playground.sent[-1]["stop"] == ["END\n"]
+    text = page.locator(".turn.assistant .markdown").inner_text()
+    assert json.loads(text) in ("yes", "no")
+    page.get_by_label("Answers are").select_option("text")
+    page.get_by_role("button", name="Begin with an example").click()
+    assert "get_weather" in page.get_by_label("Tools", exact=True).input_value()
+
+
+def test_calls_of_tools_get_results(playground: Playground) -> None:
+    page = playground.page
+    call = {
+        "index": 0,
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "look", "arguments": '{"at": "'},
+    }
+    rest = {"index": 0, "function": {"arguments": '<img src=x>"}'}}
+    chunks: list[dict[str, Any]] = [
+        {
+            "id": "c",
+            "model": "tiny",
+            "choices": [{"index": 0, "delta": {"tool_calls": [piece]}, "finish_reason": None}],
+        }
+        for piece in (call, rest)
+    ]
+    chunks.append(
+        {"id": "c", "model": "tiny", "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
+    )
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    page.route(CHATS, lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    playground.ask("Look", until_end=False)
+    page.get_by_label("Result of look").fill("nothing there")
+    page.get_by_role("button", name="Give the results").click()
+    page.get_by_text("nothing there").wait_for()
+    page.get_by_label("Result of look").wait_for()
+    told = playground.sent[-1]["messages"]
+    assert told[1]["tool_calls"][0]["function"] == {"name": "look", "arguments": '{"at": "<img src=x>"}'}
+    assert told[2] == {"role": "tool", "tool_call_id": "call_1", "content": "nothing there"}
+    assert page.locator("main img").count() == 0
+
+
+def test_a_refusal_says_why(window: Window, playground: Playground) -> None:
+    window.expected += ["404", "400"]
+    playground.pick("nobody")
+    playground.ask("Hello")
+    playground.page.get_by_role("alert").get_by_text("nobody").wait_for()
+    playground.pick("alpha*99")
+    playground.page.get_by_role("button", name="Ask again").last.click()
+    playground.page.get_by_role("alert").get_by_text("between -8 and 8").wait_for()
+
+
+def test_a_connection_that_breaks_in_mid_answer(window: Window, open_server: Running) -> None:
+    window.expected += ["ERR_"]
+    with cable_to(open_server.url) as cable:
+        page = window.open(cable.url, "#/playground")
+        playground = Playground(page)
+        page.get_by_label("Your message").wait_for()
+        set_length(page, 2048)
+        never_ending(page)
+        playground.ask("Hello", until_end=False)
+        page.locator(".turn-foot").get_by_text("tokens").wait_for()
+        cable.cut()
+        page.get_by_text("The connection broke off before the answer was complete.").wait_for()
+        kept = page.locator(".turn.assistant .markdown").inner_text()
+        assert kept
+        page.get_by_text("Not connected.").wait_for()
+        open_server.wait_until_idle()
+        cable.join(open_server.url)
+        page.get_by_text("Not connected.").wait_for(state="detached")
+        page.get_by_role("button", name="Go on").click()
+        page.get_by_role("button", name="Stop").click()
+        assert playground.sent[-1]["messages"][-1]["role"] == "assistant"
+
+
+def test_an_answer_of_two_thousand_tokens(window: Window, open_server: Running) -> None:
+    page = window.open(open_server.url, "#/playground")
+    playground = Playground(page)
+    set_length(page, 2000)
+    never_ending(page)
+    page.get_by_role("button", name="Show probabilities").click()
+    page.evaluate(
+        """() => {
+          window.longest = 0;
+          let before = performance.now();
+          const look = () => {
+            const now = performance.now();
+            window.longest = Math.max(window.longest, now - before);
+            before = now;
+            requestAnimationFrame(look);
+          };
+          requestAnimationFrame(look);
+        }"""
+    )
+    page.set_default_timeout(120_000)
+    playground.ask("Hello")
+    assert "2,000 tokens" in playground.last()
+    assert len(playground.tokens()) == 2000
+    assert page.evaluate("window.longest") < 1500  # ms in which nothing could be done, on a busy machine
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_keeps_people_out(browser: Browser, open_server: Running, scheme: str, width: int) -> None:
+    if not AXE.is_file():
+        pytest.skip("axe-core is not there: make console-test fetches it")
+    with browser.window(scheme="dark" if scheme == "dark" else "light", width=width) as window:
+        page = window.open(open_server.url, "#/playground?model=alpha*0.5%2Bbeta")
+        playground = Playground(page)
+        page.get_by_label("Your message").wait_for()
+        assert window.axe() == []
+        playground.ask("Hello")
+        page.get_by_role("button", name="Show probabilities").click()
+        page.locator(".token").nth(3).hover()
+        assert window.axe() == []
+        if width < 900:
+            page.get_by_role("button", name="Model and settings").click()
+        for tab in ("Sampling", "Tools & form", "Model"):
+            page.get_by_role("tab", name=tab, exact=tab == "Model").first.click()
+            assert window.axe() == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        window.check()
