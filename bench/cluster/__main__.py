@@ -24,6 +24,7 @@ from bench.cluster.law import on_paper
 from bench.cluster.plot import draw
 from bench.cluster.policies import POLICIES
 from bench.cluster.study import Setting, by_size, needed
+from bench.cluster.table import table
 from bench.cluster.workload import Demand
 from bench.run import RESULTS
 
@@ -72,6 +73,7 @@ def main(
         }
     )
     report.save(line, RESULTS, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-cluster")
+    told(table(rows))
     if plot is not None:
         draw(rows, found, plot)
     print(line)

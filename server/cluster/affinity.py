@@ -12,7 +12,7 @@ The order in which replicas are tried, of those that are not overloaded:
 A home that lacks an adapter which others hold is told to fetch it, and gets requests once it has. So an
 adapter that becomes popular, and homes that move because a replica came or went, cost no request a wait.
 
-Overloaded is a replica that has more to do than others by a quarter and by a few requests: the bound of
+Overloaded is a replica that has more to do than others by half and by a few requests: the bound of
 "consistent hashing with bounded loads" (Mirrokni, Thorup and Zadimoghaddam, 2018).
 
 This module knows nothing of what carries the requests: routers and simulations use the same.
@@ -39,8 +39,8 @@ class AffinityOptions:
     """How replicas are chosen. Times are in seconds."""
 
     headroom: float = 2.0  # homes of an adapter, over what its requests would fill
-    overload: float = 1.25  # times the mean of ongoing requests
-    slack: int = 4  # requests above the mean that are no overload anyway
+    overload: float = 1.5  # times the mean of ongoing requests
+    slack: int = 8  # requests above the mean that are no overload anyway
     half_life: float = 30.0  # after which a request counts half for its adapter
     assume_seconds: float = 5.0  # for which an adapter that was asked of a replica is taken to be there
     prefetch_seconds: float = 5.0  # after which a home is told again to fetch an adapter

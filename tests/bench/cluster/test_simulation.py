@@ -15,6 +15,7 @@ from bench.cluster.plot import draw
 from bench.cluster.policies import POLICIES, Prefetches
 from bench.cluster.simulation import Simulation
 from bench.cluster.study import Setting, by_size, needed
+from bench.cluster.table import table
 from bench.cluster.workload import Demand, Request, Workload
 from bench.steps import Machine
 
@@ -133,8 +134,9 @@ SMALL = Setting(
 )
 
 
+@pytest.mark.slow
 def test_the_router_finds_adapters_as_hashing_does_and_waits_less_than_all() -> None:
-    found = {policy: SMALL.run(policy, 8, 8 * 18.0) for policy in POLICIES}
+    found = {policy: SMALL.run(policy, 32, 32 * 18.0) for policy in POLICIES}
     assert found["affinity"].hit_rate > 1.4 * found["random"].hit_rate
     assert found["affinity"].hit_rate > 0.85 * found["consistent hashing"].hit_rate
     assert found["affinity"].first_token_p99 <= min(outcome.first_token_p99 for outcome in found.values())
@@ -161,6 +163,7 @@ def test_a_study_is_drawn(tmp_path: Path) -> None:
     found = list(needed(SMALL, 36.0, 5.0, ["random", "affinity"], lambda _: None))
     assert [row["replicas"] for row in rows] == [2, 2, 3, 3]
     assert {row["policy"]: row["replicas"] for row in found}["affinity"] in (1, 2, 3)
+    assert table(rows).count("\n") == 3
     path = tmp_path / "a.svg"
     draw(rows, found, path)
     assert path.read_text().startswith("<?xml")

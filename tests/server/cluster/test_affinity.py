@@ -219,7 +219,7 @@ def test_whatever_happens_every_replica_can_be_tried_and_none_is_preferred_in_va
 def _check_first(made: AffinityRouter, members: list[str], group: tuple[str, ...], now: float) -> None:
     """If a replica holds all members and is not overloaded, those in the first group do and are not."""
     fleet = made.fleet
-    limit = max(fleet.mean_ongoing * 1.25, fleet.mean_ongoing + 4)
+    limit = max(fleet.mean_ongoing * 1.5, fleet.mean_ongoing + 8)
     full = [r for r in fleet.ids if members and all(r in fleet.holders(name, now) for name in members)]
     if any(fleet.ongoing(replica) <= limit for replica in full):
         assert all(replica in full and fleet.ongoing(replica) <= limit for replica in group)
