@@ -29,7 +29,7 @@ from bench.tenants import ADMIN, client, p99, server
 STREAMS = 4
 ANSWER = 96  # tokens
 _PATIENCE = 600.0  # seconds until a job takes steps
-_HALT = 10.0  # seconds without a step, after which a paused job has taken its last one
+HALT_SECONDS = 10.0  # seconds without a step, after which a paused job has taken its last one
 _LOOK_EVERY = 0.5  # seconds
 _PROMPTS = [f"Explain in simple words how {thing} works." for thing in ("a clock", "rain", "bread", "a lens")]
 
@@ -84,7 +84,7 @@ def paused(jobs: Jobs) -> Iterator[None]:
     jobs.all("pause")
     before: list[int] = []
     while before != (before := jobs.steps()):
-        time.sleep(_HALT)
+        time.sleep(HALT_SECONDS)
     yield
     if jobs.steps() != before:
         raise SystemExit("a paused job has taken a step")

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.format.artifact import Limits
 from manylora.adapters.format.base import BaseModel
@@ -21,6 +23,7 @@ from manylora.adapters.sources.policy import SourcePolicy
 from manylora.adapters.store.store import RevisionStore
 from manylora.server.adapter_manager import AdapterManager, AdapterSources, MergeOptions
 from manylora.server.batches.batches import BatchQueue
+from manylora.server.cores import threads_to_set
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineConfig
 from manylora.server.engine.faults import Supervision, device_works
@@ -187,6 +190,8 @@ def build_service(settings: Settings, model_dir: Path) -> Service:
         ModelRefused: the model can't be served correctly.
         ConfigError: an option does not fit the model or the machine.
     """
+    if (threads := threads_to_set(os.environ)) is not None:
+        torch.set_num_threads(threads)
     if resolve_device(settings.device).type != "cpu":
         keep_compiled(settings.data_dir)
     base = load_base(settings, model_dir)

@@ -13,6 +13,7 @@ import typer
 from manylora.adapters.errors import AdapterError
 from manylora.server.cli.output import fail
 from manylora.server.cli.train import need_libraries
+from manylora.server.cores import usable_cores
 from manylora.server.errors import ServerError
 
 
@@ -90,7 +91,7 @@ def _run(
             "model": str(directory),
             "base": fingerprint(StoredModel(directory)),
             "name": f"{socket.gethostname()[:20]}-{os.getpid()}-{uuid.uuid4().hex[:12]}",
-            "threads": threads or os.cpu_count() or 1,
+            "threads": threads or usable_cores(),
             "dtype": "fp32" if settings.dtype == "fp32" else "auto",
             "device": "auto",
             "parent": None,

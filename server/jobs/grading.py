@@ -88,6 +88,8 @@ def _none(grader: Grader) -> Grades:
 async def _graded(grader: Grader, folder: JobFolder, ask: Ask, base: str) -> Grades:
     found = _none(grader)
     lines, rows = await asyncio.to_thread(_answered, folder)
+    if not lines:
+        return {**found, "fault": "no row asks anything, or leaves room for an answer"}
     try:
         async with asyncio.timeout(SECONDS):
             grades = await _grades(grader, lines, rows, ask, base)

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 PURPOSE = "fine-tune-results"
 _REFUSED = "publication_failed"
-_PAUSES: Final = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds after unexpected faults; after the next one it fails
+PAUSES: Final = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds after unexpected faults; after the next one it fails
 _RESULTS = ("step_metrics.csv", "report.html", "README.md")  # files of a job
 
 
@@ -117,12 +117,12 @@ class Publications:
     async def _met_fault(self, job: JobRecord) -> None:
         """Have a job wait before it is tried again; fail it if it was tried often enough."""
         fault = self._faults.setdefault(job.id, _Fault())
-        if fault.times < len(_PAUSES):
-            fault.again = time.monotonic() + _PAUSES[fault.times]
+        if fault.times < len(PAUSES):
+            fault.again = time.monotonic() + PAUSES[fault.times]
             fault.times += 1
             return
         del self._faults[job.id]
-        message = f"The model can't be published: {len(_PAUSES) + 1} attempts met an unexpected fault"
+        message = f"The model can't be published: {len(PAUSES) + 1} attempts met an unexpected fault"
         with suppress(LeaseLost, NotAllowed):
             await asyncio.to_thread(self._end, job, message)
             await self._delete(job, JobFolder.of(self._data_dir, job.id))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from manylora.adapters.errors import StoreError
 from manylora.adapters.registry.tuning.records import JobRecord, RequestKey
 from manylora.adapters.registry.tuning.states import ENDED
 from manylora.server.adapter_manager import AdapterManager
+from manylora.server.cores import usable_cores
 from manylora.server.files.stored_files import StoredFiles
 from manylora.server.jobs.folder import JOB_ID, JobFolder
 from manylora.server.jobs.local_worker import IDLE_SECONDS, LocalWorker
@@ -157,7 +157,7 @@ def worker_told(settings: Settings, model_dir: Path, base: str, device: str) -> 
         "data_dir": str(settings.data_dir.resolve()),
         "model": str(model_dir),
         "base": base,
-        "threads": max(1, math.floor(settings.training_share * (os.cpu_count() or 1))),
+        "threads": max(1, math.floor(settings.training_share * usable_cores())),
         "per_tenant": settings.tenant_jobs,
         "at_once": settings.training_jobs,
         "idle_seconds": IDLE_SECONDS,

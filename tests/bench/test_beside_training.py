@@ -26,7 +26,7 @@ def test_figures() -> None:
 @pytest.mark.timeout(900)
 def test_a_tiny_server_is_measured(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts are the same beside a job, which gets on."""
-    monkeypatch.setattr(bench_module, "_HALT", 3.0)
+    monkeypatch.setattr(bench_module, "HALT_SECONDS", 3.0)
     monkeypatch.setattr(bench_module, "ANSWER", 16)
     options = {"served_model_name": "base", "admin_api_key": [ADMIN], "training": "local"}
     with serving(tiny_service(tiny_llama, tmp_path, **options)) as running:

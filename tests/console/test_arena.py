@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.server.console.assets import Console
-from tests.support.browser import AXE, Browser, Window
+from tests.support.browser import AXE, Browser, Window, body_of
 from tests.support.hostile_texts import HOSTILE
 from tests.support.running_server import Running
 
@@ -71,7 +71,7 @@ def test_blind_votes(window: Window, open_server: Running) -> None:
 
     def note(asked: Request) -> None:
         if asked.url.endswith("/v1/feedback"):
-            sent.append(asked.post_data_json)
+            sent.append(body_of(asked))
 
     page.on("request", note)
     run(page)
@@ -98,9 +98,10 @@ def test_measuring_and_the_report(
     page.get_by_role("button", name="Measure").click()
     measured = page.get_by_role("region", name="Measured differences")
     measured.get_by_text("Compared with tiny").wait_for()
-    assert measured.get_by_role("row").count() == 4
-    assert "equal up to rounding" in measured.get_by_role("row").nth(2).inner_text()
-    assert "different" in measured.get_by_role("row").nth(3).inner_text()
+    rows = measured.locator(".numbers tr")
+    assert rows.count() == 4
+    assert "equal up to rounding" in rows.nth(2).inner_text()
+    assert "different" in rows.nth(3).inner_text()
     measured.locator(".uplot").wait_for()
     strip = measured.get_by_role("group", name="Divergence of alpha").first
     strip.focus()
@@ -135,6 +136,7 @@ def test_prompts_from_a_file_and_the_url_that_has_them(
     page.get_by_label("File with prompts").set_input_files(file)
     page.get_by_text("16 prompts; 8 more are left out.").wait_for()
     page.reload()
+    page.get_by_text("16 prompts").wait_for()
     prompts = page.get_by_role("list", name="Prompts").get_by_role("listitem").all_inner_texts()
     assert prompts[:4] == ["A question", "user: One\nassistant: Two\nuser: Three", "B", "One"]
     assert len(prompts) == 16
@@ -144,6 +146,18 @@ def test_prompts_from_a_file_and_the_url_that_has_them(
         page.get_by_text(fault).last.wait_for()
     page.get_by_role("button", name="Write one instead").click()
     assert page.get_by_label("Prompt", exact=True).input_value() == ""
+
+
+def test_the_arena_is_as_it_was_when_one_comes_back(window: Window, open_server: Running) -> None:
+    page = open_arena(window, open_server, "tiny", "alpha", p="Once more")
+    run(page)
+    page.get_by_role("link", name="Server").click()
+    page.get_by_role("heading", name="Server", level=1).wait_for()
+    page.get_by_role("link", name="Arena").click()
+    page.get_by_role("region", name="Prompt 1").get_by_text("Once more").wait_for()
+    assert "p=Once+more" in page.url
+    page.get_by_role("link", name="Arena").click()  # the same, without anything of it in the URL
+    assert page.get_by_label("Prompt", exact=True).input_value() == "Once more"
 
 
 def test_eight_targets_and_a_stop(window: Window, open_server: Running) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.support.browser import AXE, Browser, Window
+from tests.support.browser import AXE, Browser, Window, body_of
 from tests.support.cable import cable_to
 from tests.support.hostile_texts import HOSTILE, check_harmless
 from tests.support.running_server import Running
@@ -34,7 +35,7 @@ class Playground:
 
     def _note(self, request: Request) -> None:
         if request.url.endswith("/v1/chat/completions"):
-            self.sent.append(request.post_data_json)
+            self.sent.append(body_of(request))
 
     def pick(self, model: str) -> None:
         field = self.page.get_by_role("combobox", name="Model", exact=True)
@@ -85,7 +86,7 @@ def never_ending(page: Page) -> None:
     """Answers of the tiny model end by chance; these go on to their longest length."""
 
     def changed(route: Route) -> None:
-        body = {**route.request.post_data_json, "ignore_eos": True}
+        body = {**body_of(route.request), "ignore_eos": True}
         route.continue_(post_data=json.dumps(body))
 
     page.route(CHATS, changed)
@@ -207,6 +208,15 @@ def test_any_turn_is_edited_and_branches(playground: Playground) -> None:
     playground.ask("Third")
     told = [(message["role"], message["content"]) for message in playground.sent[-1]["messages"]]
     assert told == [("user", "First"), ("assistant", "My own answer"), ("user", "Third")]
+
+
+def test_the_chat_is_there_when_one_comes_back(playground: Playground) -> None:
+    page = playground.page
+    playground.ask("Hello again")
+    page.get_by_role("link", name="Arena").click()
+    page.get_by_role("heading", name="Arena").wait_for()
+    page.get_by_role("link", name="Playground").click()
+    page.get_by_role("article", name="You").get_by_text("Hello again").wait_for()
 
 
 def test_an_answer_is_stopped(playground: Playground, open_server: Running) -> None:
@@ -424,6 +434,32 @@ def test_an_answer_of_two_thousand_tokens(window: Window, open_server: Running) 
     assert "2,000 tokens" in playground.last()
     assert len(playground.tokens()) == 2000
     assert page.evaluate("window.longest") < 1500  # ms in which nothing could be done, on a busy machine
+
+
+PROBABILITIES = (("sure ", 0.95), ("likely ", 0.7), ("so ", 0.4), ("rare ", 0.2), ("odd", 0.05))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tokens_of_every_colour_can_be_read(browser: Browser, open_server: Running, scheme: str) -> None:
+    if not AXE.is_file():
+        pytest.skip("axe-core is not there: make console-test fetches it")
+    tokens = [(text, math.log(share)) for text, share in PROBABILITIES]
+    tokens += [("\n", -0.01), ("", -3.0), ("<|im_end|>", -2.0)]
+    entries = [{"token": text, "logprob": logprob, "bytes": [*text.encode()]} for text, logprob in tokens]
+    logprobs = {"content": [{**entry, "top_logprobs": entries[:4]} for entry in entries]}
+    delta = {"content": "".join(text for text, _ in tokens)}
+    chunk = {"id": "c", "model": "tiny", "choices": [{"index": 0, "delta": delta, "logprobs": logprobs}]}
+    with browser.window(scheme="dark" if scheme == "dark" else "light") as window:
+        page = window.open(open_server.url, "#/playground")
+        body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+        page.route(CHATS, lambda route: route.fulfill(content_type="text/event-stream", body=body))
+        page.get_by_label("Your message").fill("Hello")
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Show probabilities").click()
+        assert page.locator(".token").count() == len(tokens)
+        page.locator(".token").nth(6).click()  # one without any text
+        assert page.locator(".alternative").count() == 5
+        assert window.axe() == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -170,6 +170,15 @@ def test_gpus_are_asked_for_and_tolerated() -> None:
     assert only(chart({"gpus": 2}), "Deployment")["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
 
 
+def test_several_gpus_share_the_base() -> None:
+    name = "MANYLORA_TENSOR_PARALLEL_SIZE"
+    assert name not in variables(chart({"gpus": 1}))
+    assert variables(chart({"gpus": 2}))[name] == "2"
+    assert variables(chart({"gpus": 4, "settings": {"tensor_parallel_size": 2}}))[name] == "2"
+    ((_, spec),) = pods(chart({"gpus": 2}))
+    assert {mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]} >= {"/dev/shm", "/data"}
+
+
 def test_labels_of_the_user_do_not_hide_the_selectors() -> None:
     values = {"podLabels": {"app.kubernetes.io/name": "other", "model": "a"}}
     ((labels, _),) = pods(chart(values))

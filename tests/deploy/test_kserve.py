@@ -6,14 +6,18 @@ import json
 import os
 import re
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from manylora.server.cli.vllm.translate import translate
 from manylora.server.options.settings import Settings
 from tests.support.kube_objects import built, only
+from tests.support.kube_tools import run
 
 Arguments = list[str]
 
@@ -27,14 +31,27 @@ def service() -> Any:
     return only(built("kserve"), "LLMInferenceService")
 
 
-def filled_in(text: str, tls: bool) -> str:
-    """A template as KServe executes it, of which these few forms are used here."""
-    chosen = r"\1" if tls else ""
-    text = re.sub(r"{{ if \.GlobalConfig\.EnableTLS }}(.*?){{ end }}", chosen, text)
-    text = text.replace("{{ .Spec.Model.Name }}", service()["spec"]["model"]["name"])
-    text = text.replace("{{ .ObjectMeta.Namespace }}", "team-a")
-    assert "{{" not in text
-    return text
+@cache
+def filled_in(tls: bool) -> Any:
+    """The container with its templates executed as KServe executes them: as Go's, over the whole as JSON.
+
+    Helm executes them here, with what KServe fills in as a chart's values.
+    """
+    values = {
+        "Spec": {"Model": {"Name": service()["spec"]["model"]["name"]}},
+        "ObjectMeta": {"Namespace": "team-a"},
+        "GlobalConfig": {"EnableTLS": tls},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        chart = Path(folder)
+        (chart / "templates").mkdir()
+        (chart / "Chart.yaml").write_text("{apiVersion: v2, name: filled-in, version: 0.0.0}")
+        (chart / "values.yaml").write_text(json.dumps(values))
+        template = "{{ with .Values }}" + json.dumps(main()) + "{{ end }}"
+        (chart / "templates" / "container.yaml").write_text(template)
+        done = run("helm", "template", str(chart))
+    assert done.returncode == 0, done.stderr
+    return yaml.safe_load(done.stdout)
 
 
 def added(names: list[str]) -> Arguments:
@@ -61,10 +78,10 @@ def started(tmp_path: Path) -> Any:
     program.chmod(0o755)
 
     def start(arguments: Arguments, tls: bool = False) -> Arguments:
-        command = [filled_in(word, tls) for word in main()["command"]]
-        variables = {each["name"]: filled_in(each["value"], tls) for each in main()["env"] if "value" in each}
+        container = filled_in(tls)
+        variables = {each["name"]: each["value"] for each in container["env"] if "value" in each}
         done = subprocess.run(
-            [*command, *arguments],
+            [*container["command"], *arguments],
             env={**variables, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
             capture_output=True,
             check=True,

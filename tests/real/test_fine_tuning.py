@@ -60,7 +60,7 @@ def test_a_mapping_is_learned(server: str) -> None:
         method={
             "type": "supervised",
             "supervised": {
-                "hyperparameters": {"n_epochs": 40, "batch_size": 8, "learning_rate_multiplier": 10}
+                "hyperparameters": {"n_epochs": 20, "batch_size": 8, "learning_rate_multiplier": 10}
             },
         },
         extra_body={"lora": {"r": 8}},

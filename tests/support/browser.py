@@ -98,6 +98,13 @@ class Window:
             self.faults.append(f"asked: {request.url}")
 
 
+def body_of(request: Request) -> dict[str, Any]:
+    """The JSON object that a page sent."""
+    sent = request.post_data_json
+    assert isinstance(sent, dict)
+    return sent
+
+
 class Browser:
     """A browser whose windows share nothing."""
 

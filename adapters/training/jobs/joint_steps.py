@@ -62,14 +62,15 @@ class JointSteps:
             self._decoders, self._joined = (), None
             return [None] * len(parts)
         try:
-            done = iter(self._together(given, self._decoder(decoders)))
+            done = iter(self.together(given, self._decoder(decoders)))
         except (MemoryError, torch.OutOfMemoryError):
             logger.warning("one pass over the batches of %s runs does not fit into memory", len(given))
             self._too_large = decoders
             return [None] * len(parts)
         return [None if part is None else next(done) for part in parts]
 
-    def _together(self, parts: Sequence[Part], decoder: FusedDecoder) -> list[Done]:
+    def together(self, parts: Sequence[Part], decoder: FusedDecoder) -> list[Done]:
+        """One pass through ``decoder``, which has the adapters of all parts in their order."""
         ends = _ends([len(part.batch.ids) for part in parts])
         slices = tuple(slice(low, high) for low, high in zip([0, *ends], ends, strict=False))
         batch = Packed(

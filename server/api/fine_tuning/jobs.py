@@ -40,7 +40,11 @@ _EXAMPLES = {
     "Answers": example(
         "From a file of conversations",
         {"model": BASE, "training_file": "file-abc", "suffix": "support", "lora": {"r": 8}},
-    )
+    ),
+    "Classes": example(
+        "From a file of texts and labels",
+        {"model": BASE, "training_file": "file-abc", "validation_file": "file-def", "task": "classification"},
+    ),
 }
 
 

@@ -23,9 +23,19 @@ def job_line(job: Mapping[str, Any]) -> str:
         parts.append(f"{bar(progress)} {left(job)}".rstrip())
     if job["fine_tuned_model"]:
         parts.append(f"→ {job['fine_tuned_model']}")
+    if job.get("grades"):
+        parts.append(_grade(job["grades"]))
     if job["error"]:
         parts.append(f"{job['error']['code']}: {job['error']['message']}")
     return plain("  ".join(parts))
+
+
+def _grade(grades: Mapping[str, Any]) -> str:
+    """What a job's grader gave to base and result."""
+    last = next((each for each in grades["steps"] if each["published"]), None)
+    if last is None or last["trained"] is None:
+        return "(no grades)"
+    return f"(grade: base {last['base']:.3f}, trained {last['trained']:.3f})"
 
 
 def estimate_line(found: Mapping[str, Any]) -> str:

@@ -117,6 +117,7 @@ IGNORED: Final[Mapping[str, str]] = {
     "collect-detailed-traces": "all spans are sent",
     "compilation-config": "nothing is compiled",
     "cpu-offload-gb": "the base stays on one device",
+    "disable-access-log-for-endpoints": "--enable-log-requests logs all requests or none",
     "disable-custom-all-reduce": "there is none",
     "disable-fastapi-docs": "the routes' description holds nothing secret",
     "disable-frontend-multiprocessing": "one process serves",

@@ -218,7 +218,12 @@ _NEEDED: Final = frozenset({"name", "path"})
 
 
 def _modules(text: str) -> Iterator[tuple[str, str]]:
-    """Adapters as name=path, as one JSON object with ``name`` and ``path``, or as a list of these."""
+    """Adapters as name=path, as one JSON object with ``name`` and ``path``, or as a list of these.
+
+    KServe quotes them for a shell that it has strip the quotes.
+    """
+    if len(text) > 1 and text[0] == text[-1] == "'":
+        text = text[1:-1]
     if not text.startswith(("{", "[")):
         name, equals, path = text.partition("=")
         if not (name and equals and path):

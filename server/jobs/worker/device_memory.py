@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
-_LOOK_EVERY = 2.0  # seconds; servers and other processes free memory without a word
+LOOK_SECONDS: Final = 2.0  # seconds; servers and other processes free memory without a word
 _MOST = 0.9  # of the device's memory, that is waited for at most: what a job needs is an estimate
 
 
@@ -67,7 +68,7 @@ class DeviceMemory:
                 if not told:
                     waits(needed, there)
                     told = True
-                self._changed.wait(_LOOK_EVERY)
+                self._changed.wait(LOOK_SECONDS)
             has_it = job in self._claims
         try:
             yield has_it

@@ -76,6 +76,7 @@ def test_preferences_are_answered(tiny_llama: Path, tmp_path: Path) -> None:
     assert [(line["prompt"], line["expected"]) for line in samples(result)] == [("say 0", "0!")] * 2
 
 
+@pytest.mark.sweep
 def test_an_interrupted_run_has_each_once(tiny_llama: Path, tmp_path: Path) -> None:
     stop, settings = StopCallback(), config(tiny_llama, tmp_path, sample_rows=1, **EPOCHS)
 

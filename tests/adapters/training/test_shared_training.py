@@ -59,7 +59,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def varied(base: Path, root: Path) -> list[TrainConfig]:
-    """Uneven ranks, targets, batch sizes, schedules, lengths, numbers of steps; evaluations."""
+    """Uneven ranks, targets, batch sizes, schedules, lengths, numbers of steps; evaluations; DoRA."""
     for name in "xyz":
         (root / name).mkdir(parents=True, exist_ok=True)
     return [
@@ -69,7 +69,7 @@ def varied(base: Path, root: Path) -> list[TrainConfig]:
             target_modules="attention", use_rslora=True, lr_scheduler="linear", weight_decay=0.1, seed=3,
             rank_pattern={"q_proj": 6}, loraplus_ratio=2.0,
         ),
-        config(base, root / "z", max_steps=9, seed=5, gradient_accumulation_steps=2),
+        config(base, root / "z", max_steps=9, seed=5, gradient_accumulation_steps=2, use_dora=True),
     ]  # fmt: skip
 
 
@@ -161,11 +161,11 @@ def test_one_that_is_alone_is_bit_by_bit_what_it_is_without(tiny_llama: Path, tm
 
 @pytest.mark.slow
 def test_those_that_take_no_common_step_take_turns_bit_by_bit(tiny_llama: Path, tmp_path: Path) -> None:
-    """Preferences, dropout and DoRA, beside one that is alone in the shared pass."""
+    """Preferences, dropout and checkpointing, beside one that is alone in the shared pass."""
     kinds: list[dict[str, Any]] = [
         {"task": "dpo", "rows": PAIRS, "max_steps": 4},
         {"lora_dropout": 0.2, "max_steps": 5},
-        {"use_dora": True, "max_steps": 4, "seed": 4},
+        {"gradient_checkpointing": True, "max_steps": 4, "seed": 4},
         {"max_steps": 6},
     ]
     made: list[list[TrainConfig]] = []
@@ -222,7 +222,7 @@ def test_what_does_not_fit_in_one_pass_takes_turns(
         raise MemoryError
 
     expected = [run(settings) for settings in varied(tiny_llama, tmp_path / "alone")[:2]]
-    monkeypatch.setattr(JointSteps, "_together", full)
+    monkeypatch.setattr(JointSteps, "together", full)
     company = Company()
     with ThreadPoolExecutor() as pool:
         futures = [pool.submit(company.run, each) for each in varied(tiny_llama, tmp_path / "turns")[:2]]

@@ -107,6 +107,10 @@ def test_a_job_in_a_line() -> None:
            "error": {"code": "c", "message": "no\x07"}}  # fmt: skip
     assert "\x1b" not in job_line(job)
     assert job_line(job).endswith("c: no\ufffd")
+    graded = {"published": True, "base": 0.0, "trained": 0.75}
+    done = {**job, "error": None, "grades": {"steps": [{"published": False}, graded]}}
+    assert job_line(done).endswith("(grade: base 0.000, trained 0.750)")
+    assert job_line({**done, "grades": {"steps": [{**graded, "trained": None}]}}).endswith("(no grades)")
     found = {"rows": 1, "trained_tokens": 2, "steps": 3, "seconds": 4.4, "memory_bytes": 5e9,
              "hyperparameters": {"n_epochs": 6}}  # fmt: skip
     assert estimate_line(found) == "1 rows, 2 tokens in 3 steps (n_epochs 6); about 4 s and 5.00 GB"

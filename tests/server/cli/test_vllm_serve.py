@@ -82,6 +82,8 @@ def test_spellings() -> None:
     }
     assert expected.items() <= told.items()
     assert settings("m", VLLM_API_KEY="secret")["api_key"] == ["secret"]
+    quoted = """'{"name": "a", "path": "/a"}'"""
+    assert settings("m", "--lora-modules", quoted)["adapter"] == {"a": "/a"}
     assert "max_model_len" not in settings("m", "--max-model-len", "auto")
     assert settings("m", "-q", "bitsandbytes")["quantize"] == "nf4"
     assert "quantize" not in settings("m", "--quantization", "awq_marlin")

@@ -35,7 +35,7 @@ class Device:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_memory, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(device_memory, "LOOK_SECONDS", 0.01)
 
 
 class Job:

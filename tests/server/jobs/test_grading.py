@@ -163,6 +163,11 @@ def test_a_grader_that_fails_fails_no_job(
     ]
 
 
+def test_without_answers_there_is_nothing_to_grade(folder: JobFolder) -> None:
+    Folder(folder.run).metrics.write_text("")
+    assert grades(folder, Judge())["fault"] == "no row asks anything, or leaves room for an answer"
+
+
 def test_nor_does_a_fault_of_ours(folder: JobFolder) -> None:
     folder.data(TRAINING).unlink()
     assert grades(folder, Judge())["fault"] == "the grader met an unexpected fault"

@@ -38,7 +38,7 @@ export function Mixer({ model, catalog, onChange, onRelease }) {
         <div key=${`${at}-${term.name}`} class="mixer-term" style=${{ '--hue': hueOf(term.name) }}>
           <div class="mixer-head">
             <${ModelChip} name=${term.name} />
-            <${Version} term=${term} onChange=${(/** @type {string} */ version) => onRelease(changed(at, { version }))} />
+            <${Version} term=${term} known=${catalog.models.some((each) => each.id === term.name && each.kind === 'adapter')} onChange=${(/** @type {string} */ version) => onRelease(changed(at, { version }))} />
             <${IconButton} icon="close" small label=${`Take ${term.name} out`} onClick=${() => onRelease(write(terms.filter((_, index) => index !== at)))} />
           </div>
           <${Slider} label=${`Weight of ${term.name}`} hideLabel value=${term.weight} min=${LOWEST} max=${HIGHEST} step=${0.05} centred
@@ -52,11 +52,11 @@ export function Mixer({ model, catalog, onChange, onRelease }) {
     </div>`;
 }
 
-/** @param {{term: import('./mix.js').Term, onChange: (version: string) => void}} props */
-function Version({ term, onChange }) {
-  const { data } = useResource(mayDo('manage') ? `v1/adapters/${encodeURIComponent(term.name)}` : null);
+/** @param {{term: import('./mix.js').Term, known: boolean, onChange: (version: string) => void}} props */
+function Version({ term, known, onChange }) {
+  const { data } = useResource(known && mayDo('manage') ? `v1/adapters/${encodeURIComponent(term.name)}` : null);
   const revisions = data?.revisions ?? [];
-  if (!mayDo('manage') && !term.version) return null;
+  if (!term.version && !(known && mayDo('manage'))) return null;
   /** @type {{value: string, label: string}[]} */
   const choices = [
     { value: '', label: 'current' },

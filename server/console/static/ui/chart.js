@@ -77,7 +77,7 @@ function options(series, height, how, width) {
       { ...axis, size: 52, ...format(how.formatY) },
     ],
     series: [
-      {},
+      { label: how.xLabel ?? '', value: how.formatX && ((/** @type {any} */ _, /** @type {number | null} */ found) => (found === null ? '–' : how.formatX?.(found))) },
       ...series.map((each) => {
         const colour = each.hue === undefined ? token('--accent') : `oklch(${token('--mark-lightness')} 0.15 ${each.hue})`;
         const value = each.format && ((/** @type {any} */ _, /** @type {number | null} */ found) => (found === null ? '–' : each.format?.(found)));

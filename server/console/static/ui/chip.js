@@ -1,5 +1,6 @@
 /** A model's name with its colour, which is the same wherever it is named. */
 import { html } from '../core/preact.js';
+import { parseMix } from '../models/mix.js';
 
 /** @param {string} name a hue that belongs to it, in degrees */
 export function hueOf(name) {
@@ -8,10 +9,12 @@ export function hueOf(name) {
   return (((hash >>> 0) % 24) * 15 + 10) % 360;
 }
 
-/** @param {{name: string, base?: boolean}} props the base model has no colour of its own */
+/** A mix has the colours of its members; the base model has none. @param {{name: string, base?: boolean}} props */
 export function ModelChip({ name, base = false }) {
+  const members = parseMix(name)?.map((term) => term.name) ?? [name];
   return html`
-    <span class=${`model-chip ${base ? 'base' : ''}`} style=${{ '--hue': hueOf(name) }}>
-      <span class="dot" aria-hidden="true"></span><span class="name">${name}</span>
+    <span class=${`model-chip ${base ? 'base' : ''}`}>
+      <span class="dots" aria-hidden="true">${members.map((member, at) => html`<span key=${at} class="dot" style=${{ '--hue': hueOf(member) }}></span>`)}</span>
+      <span class="name">${name}</span>
     </span>`;
 }

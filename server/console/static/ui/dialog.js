@@ -24,9 +24,11 @@ export function Dialog({ title, onClose, children, actions, wide = false }) {
     event.preventDefault();
     onClose?.();
   };
+  // A browser may close it all the same when Escape is pressed twice.
+  const closed = () => { if (onClose) onClose(); else box.current?.showModal(); };
   const outside = (/** @type {MouseEvent} */ event) => { if (event.target === box.current) onClose?.(); };
   return html`
-    <dialog ref=${box} class=${`dialog ${wide ? 'wide' : ''}`} aria-labelledby=${id} onCancel=${cancel} onMouseDown=${outside}>
+    <dialog ref=${box} class=${`dialog ${wide ? 'wide' : ''}`} aria-labelledby=${id} onCancel=${cancel} onClose=${closed} onMouseDown=${outside}>
       <div class="dialog-body">
         <header class="dialog-head">
           <h2 id=${id}>${title}</h2>

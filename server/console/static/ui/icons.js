@@ -10,6 +10,7 @@ const PATHS = {
   operations: 'M3.5 12h4l2.5-7 4 14 2.5-7h4',
   server: 'M4 5h16v6H4zM4 13h16v6H4zM7.5 8h.01M7.5 16h.01',
   key: 'M14.5 4.5a5 5 0 1 1-4.4 7.4L4 18v2.5h3V18h2.5v-2.5l2.1-2.1M15.5 8.5h.01',
+  leave: 'M13.5 5H5v14h8.5M10 12h10M16.5 8l4 4-4 4',
   plus: 'M12 5v14M5 12h14',
   close: 'M6 6l12 12M18 6 6 18',
   copy: 'M9 9h10.5v10.5H9zM6 15H4.5V4.5H15V6',

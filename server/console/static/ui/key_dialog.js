@@ -49,7 +49,7 @@ export function KeyMenu({ onAsk }) {
     <div class="who">
       <span class="who-name" title="Who the server takes you for"><${Icon} name="key" size=${16} /><span>${who}</span></span>
       ${currentKey()
-        ? html`<${Button} kind="quiet" onClick=${() => signOut().catch(toastFault)}>Forget key<//>`
-        : html`<${Button} kind="quiet" onClick=${onAsk}>Use a key<//>`}
+        ? html`<${Button} kind="quiet" icon="leave" title="Forget key" onClick=${() => signOut().catch(toastFault)}>Forget key<//>`
+        : html`<${Button} kind="quiet" icon="key" title="Use a key" onClick=${onAsk}>Use a key<//>`}
     </div>`;
 }

@@ -106,6 +106,7 @@ def test_a_job_goes_on_from_its_own_task_alone(client: openai.OpenAI, classifier
     assert ended(client, again).status == "succeeded"
 
 
+@pytest.mark.sweep
 def test_rows_of_another_task_are_named_by_line(client: openai.OpenAI) -> None:
     for task, rows in (("classification", ROWS), ("embedding", LABELS)):
         job = ended(client, begin(client, rows, extra={"task": task}))

@@ -160,7 +160,7 @@ def test_an_unexpected_fault_ends_in_a_failure_that_says_so(
 ) -> None:
     """Tried a few times, later and later; meanwhile another job is published."""
     admin, publications = bearer(ADMIN), running.service.tuning.publications
-    monkeypatch.setattr(publication, "_PAUSES", (0.01, 5.0))
+    monkeypatch.setattr(publication, "PAUSES", (0.01, 5.0))
     broken, sound = begin(http, admin)["id"], begin(http, admin)["id"]
     results, tried = publications.keep_results, list[str]()
 

@@ -73,7 +73,7 @@ export class Contest {
   }
 
   /**
-   * Score the answers to a prompt, here and for the server's statistics; then it is told who they are.
+   * Score the answers to a prompt, for the server's statistics and then here; now it is told who they are.
    * @param {number} at
    * @param {(number | null)[]} scores by target; null leaves one without
    * @returns {Promise<void>}
@@ -81,11 +81,11 @@ export class Contest {
   async vote(at, scores) {
     const round = this.state.value.rounds[at];
     if (!round) return;
-    this.change(at, (now) => ({ open: true, scores: now.scores.map((before, target) => scores[target] ?? before) }));
     await Promise.all(scores.map((score, target) => {
       const id = round.answers[target]?.id;
       return score === null || !id ? null : askJson('v1/feedback', { body: { response_id: id, score } });
     }));
+    this.change(at, (now) => ({ open: true, scores: now.scores.map((before, target) => scores[target] ?? before) }));
   }
 }
 

@@ -25,46 +25,57 @@ import { readSetup, writeSetup } from './setup.js';
 const NOTHING = { setup: readSetup(new URLSearchParams()), rounds: [], running: false };
 const nothing = new Store(NOTHING);
 
+/**
+ * What was set up and run last, for who comes back from another view.
+ * @typedef {object} Kept
+ * @property {import('./setup.js').Setup} setup
+ * @property {Contest | null} contest
+ * @property {import('./measuring.js').Measured | null} measured
+ */
+const kept = new Store(/** @type {Kept} */ ({ setup: NOTHING.setup, contest: null, measured: null }));
+
+/** @param {import('./setup.js').Setup} setup so that the URL says it */
+function note(setup) {
+  const written = writeSetup(setup);
+  if (written) noteState(written);
+}
+
 /** @param {{params: URLSearchParams}} props */
 export default function Arena({ params }) {
   const catalog = useCatalog();
-  const [setup, setSetup] = useState(() => readSetup(params));
-  const [contest, setContest] = useState(/** @type {Contest | null} */ (null));
+  const { setup, contest, measured } = useStore(kept);
   const [marks, setMarks] = useState(true);
-  const [measured, setMeasured] = useState(/** @type {import('./measuring.js').Measured | null} */ (null));
   const [progress, setProgress] = useState(/** @type {number | null} */ (null));
   const stopper = useRef(new AbortController());
   const state = useStore(contest?.state ?? nothing);
 
-  useEffect(() => { setSetup(readSetup(params)); }, [params]);
-  useEffect(() => () => { contest?.stop(); }, [contest]);
+  const change = (/** @type {Partial<import('./setup.js').Setup>} */ some) => {
+    kept.patch({ setup: { ...kept.value.setup, ...some } });
+    note(kept.value.setup);
+  };
+  useEffect(() => {
+    if ([...params].length) kept.patch({ setup: readSetup(params) });
+    else note(setup);
+  }, [params]);
   useEffect(() => () => stopper.current.abort(), []);
   useEffect(() => {
-    if (catalog.known && !setup.targets.length && catalog.models.length) change({ targets: catalog.models.slice(0, 2).map((model) => model.id) });
+    if (catalog.known && !kept.value.setup.targets.length) change({ targets: catalog.models.slice(0, 2).map((model) => model.id) });
   }, [catalog.known]);
-
-  const change = (/** @type {Partial<import('./setup.js').Setup>} */ some) => {
-    const next = { ...setup, ...some };
-    setSetup(next);
-    const written = writeSetup(next);
-    if (written) noteState(written);
-  };
   const ready = setup.targets.length > 0 && setup.prompts.length > 0;
   const run = () => {
     if (!ready) return;
     contest?.stop();
     stopper.current.abort();
     stopper.current = new AbortController();
-    setMeasured(null);
     setProgress(null);
     const next = new Contest(setup);
-    setContest(next);
+    kept.patch({ contest: next, measured: null });
     void next.run();
   };
   const ruler = async () => {
     setProgress(0);
     try {
-      setMeasured(await measure(state, stopper.current.signal, setProgress));
+      kept.patch({ measured: await measure(state, stopper.current.signal, setProgress) });
     } catch (error) {
       if (!isAbort(error)) toastFault(error);
     } finally {

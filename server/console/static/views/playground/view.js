@@ -1,7 +1,7 @@
 /** The playground: a chat with any model, and what it takes to understand its answers. */
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from '../../core/preact.js';
 import { noteState } from '../../core/router.js';
-import { useStore } from '../../core/store.js';
+import { Store, useStore } from '../../core/store.js';
 import { useCatalog } from '../../models/catalog.js';
 import { Button, IconButton } from '../../ui/button.js';
 import { Dialog } from '../../ui/dialog.js';
@@ -19,14 +19,19 @@ import { TurnView } from './turn.js';
 
 const QUESTIONS = ['How do I keep bread fresh?', 'Where is my order 4711?', 'Write a haiku about the sea.'];
 
+/** The chat that was open last, for who comes back from another view. */
+const latest = new Store(/** @type {Chat | null} */ (null));
+
 /** @param {{params: URLSearchParams}} props */
 export default function Playground({ params }) {
   const catalog = useCatalog();
-  const [chat, setChat] = useState(/** @type {Chat | null} */ (null));
+  const chat = useStore(latest);
+  const setChat = (/** @type {Chat} */ next) => latest.set(next);
   const wanted = params.get('chat') ?? '';
   const model = params.get('model') ?? '';
   useEffect(() => {
-    if (!catalog.known || (chat && !model)) return;
+    const here = chat && !model && (!wanted || wanted === chat.conversation.value.id);
+    if (!catalog.known || here) return;
     const begin = (/** @type {import('./conversation.js').Conversation | undefined} */ kept) =>
       setChat(new Chat(kept ?? newConversation(model || firstOf(catalog), { ...DEFAULTS }, params.get('system') ?? '')));
     if (wanted) loadConversation(wanted).then(begin, () => begin(undefined));

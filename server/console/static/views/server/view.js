@@ -11,7 +11,7 @@ import { ViewHead } from '../../ui/view_head.js';
 /** @type {[string, string][]} facts of GET /version, with what they are called here */
 const FACTS = [
   ['model', 'Base model'], ['device', 'Device'], ['dtype', 'Numbers'], ['quantize', 'Quantized'], ['decoder', 'Decoder'], ['kernels', 'Kernels'],
-  ['max_model_len', 'Context'], ['fingerprint', 'Fingerprint'], ['version', 'manylora'],
+  ['max_model_len', 'Context'], ['version', 'manylora'],
 ];
 
 /** @type {[import('../../core/access.js').Right, string][]} */
