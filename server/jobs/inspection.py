@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ MIN_ROWS: Final = 10
 INVALID: Final = "invalid_training_file"
 TOO_FEW: Final = "invalid_n_examples"
 _MAX_TOLD = 30  # warnings
+_MAX_EXAMPLE = 20_000  # characters of the row that is shown
 # What unpacks, or is read by more than lines: a small file of those can be a large one.
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"PAR1", b"ARROW1")
 _MEASURED = 0.2  # seconds in which the machine's speed is measured
@@ -47,6 +49,7 @@ class Inspection:
     steps: int = 0
     hyperparameters: Mapping[str, Any] | None = None
     digest: str = ""
+    example: tuple[tuple[str, bool], ...] = ()  # a row as the model reads it: texts, and what is learned
     warnings: tuple[Fault, ...] = ()
     faults: tuple[Fault, ...] = ()
 
@@ -60,7 +63,7 @@ def inspect(
     asked: Mapping[str, Any], folder: JobFolder, place: Place, init_adapter: Path | None = None
 ) -> Inspection:
     """Read and check a job's files."""
-    from manylora.adapters.training.data.summary import summarize  # noqa: PLC0415  (slow, like the next)
+    from manylora.adapters.training.data.summary import example_parts, summarize  # noqa: PLC0415  (slow, like the next)
     from manylora.adapters.training.session.init_adapter import find_init_adapter  # noqa: PLC0415
     from manylora.adapters.training.session.own_template import base_of  # noqa: PLC0415
     from manylora.adapters.training.session.prepare_data import prepare_data  # noqa: PLC0415
@@ -89,6 +92,7 @@ def inspect(
         tokens=summary.tokens,
         longest=summary.longest,
         digest=prepared.digest,
+        example=_shortened(itertools.chain(*example_parts(prepared, base.tokenizer))),
         warnings=tuple(_fault(str(each), folder) for each in prepared.warnings[:_MAX_TOLD]),
     )
     if rows < MIN_ROWS:
@@ -126,6 +130,11 @@ def estimated(found: Inspection, asked: Mapping[str, Any], folder: JobFolder, pl
         "memory_bytes": memory,
         "seconds": float(f"{work / _speed(torch, device, dtype):.3g}"),
         "hyperparameters": dict(found.hyperparameters),
+        "warnings": [
+            {"line": each.line or None, "param": each.param, "message": each.message}
+            for each in found.warnings
+        ],
+        "example": [{"text": text, "learned": learned} for text, learned in found.example],
     }
 
 
@@ -145,6 +154,17 @@ def public(message: str, folder: JobFolder, place: Place) -> str:
     ):
         message = message.replace(path, name).replace(escape(path), name)
     return message
+
+
+def _shortened(parts: Iterable[tuple[str, bool]]) -> tuple[tuple[str, bool], ...]:
+    kept: list[tuple[str, bool]] = []
+    left = _MAX_EXAMPLE
+    for text, learned in parts:
+        if len(text) > left:
+            return (*kept, (f"{text[:left]}…", learned))
+        kept.append((text, learned))
+        left -= len(text)
+    return tuple(kept)
 
 
 def _config_fault(error: AdapterError, init_adapter: Path | None, folder: JobFolder, place: Place) -> Fault:

@@ -107,17 +107,33 @@ def example(prepared: Prepared, tokenizer: Any) -> Text:
     text = Text(
         f"{item.origin.path.name}:{item.origin.line}, as the model sees it; learned parts are marked:\n\n"
     )
-    for ids, is_learned in _runs(item):
-        shown = tokenizer.decode(ids, skip_special_tokens=False)
+    sequence, belonging = example_parts(prepared, tokenizer)
+    for shown, is_learned in sequence:
         text.append(f"⟦{shown}⟧" if is_learned else shown, LEARNED if is_learned else "")
+    for shown, is_learned in belonging:
+        text.append(shown, LEARNED if is_learned else "")
+    return text
+
+
+ExampleParts = list[tuple[str, bool]]  # texts, and whether each is learned
+
+
+def example_parts(prepared: Prepared, tokenizer: Any) -> tuple[ExampleParts, ExampleParts]:
+    """The first training sequence as the model sees it, and what belongs to it: a class, other texts."""
+    item = prepared.train.sequences[0]
+
+    def read(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+    sequence = [(read(ids), is_learned) for ids, is_learned in _runs(item)]
     if isinstance(item, EncodedText):
-        text.append(f"\n→ {prepared.classes[item.label]}", LEARNED)
+        return sequence, [(f"\n→ {prepared.classes[item.label]}", True)]
     if isinstance(item, EncodedTexts):
         signs = ["→" if item.score is None else f"cosine {item.score:g}:", *["≠"] * (len(item.texts) - 2)]
-        for sign, ids in zip(signs, item.texts[1:], strict=True):
-            shown = tokenizer.decode(ids, skip_special_tokens=False)
-            text.append(f"\n{sign} {shown}", "" if sign == "≠" else LEARNED)
-    return text
+        return sequence, [
+            (f"\n{sign} {read(ids)}", sign != "≠") for sign, ids in zip(signs, item.texts[1:], strict=True)
+        ]
+    return sequence, []
 
 
 def show_data(prepared: Prepared, console: Console) -> None:

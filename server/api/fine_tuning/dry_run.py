@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from subprocess import DEVNULL, PIPE
 from typing import Any, Final
@@ -19,6 +19,7 @@ from manylora.server.jobs.tuning import is_installed
 from manylora.server.service import Service
 
 SECONDS: Final = 120.0
+_MAX_TOLD: Final = 50  # faults
 _AT_ONCE = 1
 
 
@@ -44,10 +45,20 @@ async def estimate_of(service: Service, job: JobRecord, files: list[FileRecord])
         finally:
             await asyncio.to_thread(folder.remove)
     if told["faults"]:
-        fault = told["faults"][0]
-        line = f"line {fault['line']}: " if fault["line"] else ""
-        raise RequestError(line + fault["message"], fault["param"], fault["code"])
+        raise _refused(told["faults"])
     return {"object": "fine_tuning.job.estimate", "model": job.asked["model"], **told["estimate"]}
+
+
+def _refused(faults: Sequence[Mapping[str, Any]]) -> RequestError:
+    """All faults, a line each; those of the file that the first is not in are named by it."""
+    first = faults[0]
+    lines = []
+    for fault in faults[:_MAX_TOLD]:
+        where = "" if fault["param"] == first["param"] else f"{fault['param']}: "
+        lines.append(where + (f"line {fault['line']}: " if fault["line"] else "") + fault["message"])
+    if len(faults) > _MAX_TOLD:
+        lines.append(f"and {len(faults) - _MAX_TOLD} more")
+    return RequestError("\n".join(lines), first["param"], first["code"])
 
 
 async def _ask(service: Service, told: Mapping[str, Any]) -> Any:

@@ -21,5 +21,14 @@ export const VIEWS = [
     path: 'arena', title: 'Arena', icon: 'arena', needs: 'infer', styles: ['styles/models.css', 'views/arena/style.css'],
     load: () => import('./views/arena/view.js'),
   },
+  { path: 'fleet', title: 'Fleet', icon: 'fleet', needs: 'manage', styles: ['views/fleet/style.css'], load: () => import('./views/fleet/view.js') },
+  {
+    path: 'jobs', title: 'Jobs', icon: 'jobs', needs: 'infer', feature: 'training', styles: ['views/jobs/style.css'],
+    load: () => import('./views/jobs/view.js'),
+  },
+  {
+    path: 'operations', title: 'Operations', icon: 'operations', needs: 'admin', styles: ['views/operations/style.css'],
+    load: () => import('./views/operations/view.js'),
+  },
   { path: 'server', title: 'Server', icon: 'server', load: () => import('./views/server/view.js') },
 ];

@@ -101,8 +101,8 @@ export function isAbort(error) {
   return error instanceof DOMException && error.name === 'AbortError';
 }
 
-/** @param {Response} response */
-async function refusal(response) {
+/** @param {Response} response that is no success; what it says against the request */
+export async function refusal(response) {
   let told;
   try {
     told = (await response.json()).error;

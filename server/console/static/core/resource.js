@@ -16,10 +16,11 @@ import { useStore } from './store.js';
  * The JSON at a path. It is read again when the path changes, when the server was away, and every so often.
  * What was read last stays while it is read anew, so that nothing flickers.
  * @param {string | null} path null reads nothing
- * @param {{every?: number}} [options] every so many ms, while the page can be seen
+ * @param {{every?: number, read?: (path: string, options: {signal: AbortSignal}) => Promise<any>}} [options] every so many ms,
+ *   while the page can be seen; `read`, which must always be the same function, reads what is not one answer in JSON
  * @returns {Resource}
  */
-export function useResource(path, { every = 0 } = {}) {
+export function useResource(path, { every = 0, read: readPath = askJson } = {}) {
   const { epoch } = useStore(connection);
   const [turn, setTurn] = useState(0);
   const [state, setState] = useState(
@@ -36,7 +37,7 @@ export function useResource(path, { every = 0 } = {}) {
     let timer;
     const read = async () => {
       try {
-        const data = await askJson(path, { signal: stop.signal });
+        const data = await readPath(path, { signal: stop.signal });
         setState({ path, data, error: null, loading: false });
       } catch (error) {
         if (isAbort(error) || stop.signal.aborted) return;

@@ -47,6 +47,15 @@ export function linkTo(path, params = {}) {
 }
 
 /**
+ * The link to a comparison with the base model.
+ * @param {string} base
+ * @param {string} model
+ */
+export function besideBase(base, model) {
+  return linkTo('arena', new URLSearchParams([['t', base], ['t', model]]));
+}
+
+/**
  * Go to a place.
  * @param {string} path
  * @param {Record<string, string> | URLSearchParams} [params]

@@ -68,7 +68,7 @@ function options(series, height, how, width) {
   return {
     width,
     height,
-    padding: [8, 8, 0, 0],
+    padding: [8, 18, 0, 0],
     cursor: { y: false, sync: how.sync ? { key: how.sync } : undefined },
     legend: { live: true },
     scales: { x: { time: how.time ?? false }, y: { range: how.range && ((/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => [how.range?.[0] ?? low, how.range?.[1] ?? (high || 1)]) } },
@@ -77,7 +77,7 @@ function options(series, height, how, width) {
       { ...axis, size: 52, ...format(how.formatY) },
     ],
     series: [
-      { label: how.xLabel ?? '', value: how.formatX && ((/** @type {any} */ _, /** @type {number | null} */ found) => (found === null ? '–' : how.formatX?.(found))) },
+      { label: how.xLabel ?? (how.time ? 'Time' : ''), value: how.formatX && ((/** @type {any} */ _, /** @type {number | null} */ found) => (found === null ? '–' : how.formatX?.(found))) },
       ...series.map((each) => {
         const colour = each.hue === undefined ? token('--accent') : `oklch(${token('--mark-lightness')} 0.15 ${each.hue})`;
         const value = each.format && ((/** @type {any} */ _, /** @type {number | null} */ found) => (found === null ? '–' : each.format?.(found)));

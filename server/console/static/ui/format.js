@@ -55,3 +55,18 @@ export function visible(text) {
   if (text === '') return '∅';
   return text.replaceAll('\n', '⏎').replaceAll('\t', '⇥').replace(/^ +| +$/g, (blanks) => '␣'.repeat(blanks.length));
 }
+
+/** @param {number} unix in seconds; the time of day */
+export function clock(unix) {
+  return new Date(unix * 1000).toLocaleTimeString(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit' });
+}
+
+/** @param {number} unix in seconds; the day, of UTC as usage is counted */
+export function day(unix) {
+  return new Date(unix * 1000).toLocaleDateString(undefined, { day: 'numeric', month: 'short', timeZone: 'UTC' });
+}
+
+/** @param {number} unix in seconds; without the year */
+export function moment(unix) {
+  return new Date(unix * 1000).toLocaleString(undefined, { day: 'numeric', month: 'short', hour: '2-digit', minute: '2-digit' });
+}

@@ -10,6 +10,7 @@ import { Icon } from './icons.js';
  * @property {string} path such as 'v1/models'
  * @property {string} [method]
  * @property {object} [body]
+ * @property {[name: string, value: string][]} [form] fields of a form; files as '@NAME'
  */
 
 /** @param {string} text as one word of a shell */
@@ -21,13 +22,14 @@ export function shellQuoted(text) {
  * A request as a line for curl. The key stands as a variable: what is copied can be shown to others.
  * @param {ShownRequest} request
  */
-export function curlOf({ path, method, body }) {
-  const verb = method ?? (body === undefined ? 'GET' : 'POST');
+export function curlOf({ path, method, body, form = [] }) {
+  const verb = method ?? (body === undefined && !form.length ? 'GET' : 'POST');
   const parts = [`curl ${verb === 'GET' ? '' : `-X ${verb} `}${shellQuoted(new URL(path, ROOT).href)}`];
   if (currentKey()) parts.push('-H "Authorization: Bearer $MANYLORA_API_KEY"');
   if (body !== undefined) {
     parts.push("-H 'Content-Type: application/json'", `-d ${shellQuoted(JSON.stringify(body, null, 2))}`);
   }
+  for (const [name, value] of form) parts.push(`-F ${shellQuoted(`${name}=${value}`)}`);
   return parts.join(' \\\n  ');
 }
 
@@ -37,6 +39,18 @@ export function ShowAsCurl({ request, label = 'Show as curl' }) {
     <details class="as-curl">
       <summary><${Icon} name="code" size=${15} /> ${label}</summary>
       <${CodeBlock} text=${curlOf(request)} />
+    </details>`;
+}
+
+/**
+ * Several requests, each under a line that says what it does.
+ * @param {{requests: [says: string, request: ShownRequest][], label?: string}} props
+ */
+export function AllAsCurl({ requests, label = 'Show as curl' }) {
+  return html`
+    <details class="as-curl">
+      <summary><${Icon} name="code" size=${15} /> ${label}</summary>
+      <${CodeBlock} text=${requests.map(([says, request]) => `# ${says}\n${curlOf(request)}`).join('\n\n')} />
     </details>`;
 }
 

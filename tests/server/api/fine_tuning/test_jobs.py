@@ -157,6 +157,14 @@ def test_what_a_job_would_take(running: Running, client: openai.OpenAI) -> None:
         assert told["trained_tokens"] == 10 * told["tokens"]
         assert told["memory_bytes"] > 0
         assert told["seconds"] > 0
+        assert told["warnings"] == []
+        assert "say 0" in "".join(part["text"] for part in told["example"] if not part["learned"])
+        assert "0!" in "".join(part["text"] for part in told["example"] if part["learned"])
+        wrong = {"messages": [{"role": "bot", "content": "x"}]}
+        bad = upload(client, [*ROWS, wrong, ROWS[0], wrong])
+        faults = http.post("/v1/fine_tuning/jobs?dry_run=true", json={**body, "training_file": bad}).json()
+        lines = faults["error"]["message"].splitlines()
+        assert [line.partition(":")[0] for line in lines] == ["line 25", "line 27"]
         refused = http.post("/v1/fine_tuning/jobs?dry_run=true", json={**body, "training_file": few})
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "invalid_n_examples"
