@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     ] = None
     registry_scope: Annotated[
         Literal["registry", "pod"],
-        Option(ADAPTERS, "WHOSE", "Loaded adapters are all servers', or a pod's."),
+        Option(ADAPTERS, "WHOSE", "Whose loads are: all's, or a pod's."),
     ] = "registry"
     pod_name: Annotated[
         str | None,
