@@ -24,7 +24,7 @@ export PYTHONDONTWRITEBYTECODE :=
 EXAMPLES := $(sort $(patsubst examples/adapters/%/adapter_config.json,%,\
 	$(wildcard examples/adapters/*/adapter_config.json)))
 
-.PHONY: help install dev pull serve test test-fast test-all fuzz clients vllm-bench conformance kube-tools console-test console-screenshots console-vendor gpu-check coverage check format docs site wheel bench lock clean
+.PHONY: help install dev pull serve test test-fast test-all fuzz clients vllm-bench conformance ray-test kube-tools console-test console-screenshots console-vendor gpu-check coverage check format docs site wheel bench lock clean
 
 help: ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -71,8 +71,8 @@ test: $(DEVELOPMENT) $(KUBE)/.fetched ## Run the tests, one process a core; fetc
 test-fast: $(DEVELOPMENT) $(KUBE)/.fetched ## Run what takes little time and no real model: under 90 seconds on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not real and not slow and not browser"
 
-test-all: test fuzz clients vllm-bench conformance console-test ## Everything that tests, sweeps over all of a sort too: an hour and more.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "sweep and not browser"
+test-all: test fuzz clients vllm-bench conformance ray-test console-test ## Everything that tests, sweeps over all of a sort too: an hour and more.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "sweep and not browser and not ray"
 
 FUZZ_EXAMPLES ?= 1000
 
@@ -108,6 +108,18 @@ vllm-bench: $(DEVELOPMENT) ## Run `vllm bench serve` against a tiny server; fetc
 	$(BIN)/python -c '$(SITE_PACKAGES)' > $$($(VLLM_BENCH)/bin/python -c '$(SITE_PACKAGES)')/server.pth
 	$(VLLM_BENCH)/bin/python -m pip install --quiet --no-deps --no-compile -r tests/clients/bench_clients/requirements.lock
 	OMP_NUM_THREADS=1 VLLM_LOGGING_LEVEL=ERROR $(BIN)/python -m tests.clients bench_clients=$(VLLM_BENCH)/bin/python
+
+# Ray comes into an environment of its own beside the server's: a start of it takes longer than most tests.
+RAY := build/ray
+
+ray-test: $(DEVELOPMENT) $(RAY)/.installed ## Run the tests of many replicas on Ray Serve, which it installs into build/ray: some minutes.
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -m ray tests/server/cluster
+
+$(RAY)/.installed: $(DEVELOPMENT) tests/server/cluster/on_ray/requirements.lock
+	$(BIN)/python -m venv $(RAY)
+	$(BIN)/python -c '$(SITE_PACKAGES)' > $$($(RAY)/bin/python -c '$(SITE_PACKAGES)')/server.pth
+	$(RAY)/bin/python -m pip install --quiet --no-compile -r tests/server/cluster/on_ray/requirements.lock
+	@touch $@
 
 .PHONY: client-environment
 

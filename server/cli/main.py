@@ -21,6 +21,7 @@ from manylora.server.cli.estimate_serve import estimate_serve
 from manylora.server.cli.jobs.commands import jobs
 from manylora.server.cli.loadgen.command import bench
 from manylora.server.cli.merge import compose, merge
+from manylora.server.cli.on_ray import serve_on_ray
 from manylora.server.cli.output import DEAD, fail
 from manylora.server.cli.serve_help import ServeHelp
 from manylora.server.cli.tenants.commands import tenants
@@ -99,6 +100,9 @@ def serve(
     try:
         settings = load_settings(given(options), config)
         debug = settings.log_level == "debug"
+        if settings.ray:
+            serve_on_ray(settings)
+            return
         from manylora.adapters.progress_bars import progress_bars  # noqa: PLC0415
         from manylora.server.cli.serve import run_server  # noqa: PLC0415  (brings torch)
 

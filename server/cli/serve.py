@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import logging
 import math
 import os
 import shlex
 import signal
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -27,9 +25,7 @@ from rich.table import Table
 
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.errors import StoreError
-from manylora.server.api.access.access_log import ACCESS_LOGGER
-from manylora.server.api.access.json_log import JsonFormatter
-from manylora.server.api.access.redaction import RedactingFormatter, Redactor
+from manylora.server.api.access.logging_setup import configure_logging
 from manylora.server.api.connections.connections import Connections, connection_limits
 from manylora.server.api.connections.interruption import Interruptible
 from manylora.server.api.connections.protocol import bounded_protocol
@@ -39,7 +35,7 @@ from manylora.server.cli.metrics_address import answering_metrics, metrics_liste
 from manylora.server.cli.output import DEAD
 from manylora.server.errors import ConfigError, EngineDead
 from manylora.server.names.view import called
-from manylora.server.options.settings import Settings, api_keys
+from manylora.server.options.settings import Settings
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -120,20 +116,6 @@ def check_storage(settings: Settings) -> None:
         except StoreError as error:
             option = "--data-dir" if settings.registry_url is None else "--registry-url"
             raise ConfigError(f"{option}: {error}") from error
-
-
-def configure_logging(settings: Settings) -> None:
-    """Log to stderr: our own package at the chosen level, others from warnings on. No line has a key."""
-    level = settings.log_level.upper()
-    debug = level == "DEBUG"
-    handler = logging.StreamHandler(sys.stderr)
-    form, redactor = "%(asctime)s %(levelname)s %(name)s: %(message)s", Redactor(api_keys(settings))
-    handler.setFormatter(
-        JsonFormatter(redactor) if settings.log_format == "json" else RedactingFormatter(form, redactor)
-    )
-    logging.basicConfig(level="INFO" if debug else "WARNING", handlers=[handler])
-    logging.getLogger("manylora").setLevel(level)
-    logging.getLogger(ACCESS_LOGGER).setLevel("INFO")  # silent without --access-log
 
 
 async def serve(

@@ -31,7 +31,7 @@ CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 URL_VARIABLE = ENV_PREFIX + "URL"  # read by the commands that talk to a running server
 
 MODEL, ADAPTERS, HTTP, CONNECTIONS = "Base model", "Adapters", "HTTP", "Connections"
-MERGING, ENGINE, OPERATION = "Merging", "Engine", "Operation"
+MERGING, ENGINE, OPERATION, CLUSTER = "Merging", "Engine", "Operation", "Many machines"
 SECRETS = ("api_key", "admin_api_key")  # fields whose values are never shown
 MAX_BYTES = 2**50  # a petabyte: beyond it the number is a typing error
 
@@ -56,6 +56,10 @@ AutoCount = Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, BeforeVa
 AutoSequences = Annotated[Annotated[int, Field(ge=1, le=4096)] | None, BeforeValidator(read_auto)]
 AutoTokens = Annotated[Annotated[int, Field(ge=1, le=2**20)] | None, BeforeValidator(read_auto)]
 Seconds = Annotated[float, Field(ge=0.1, le=86400, allow_inf_nan=False)]
+AutoReplicas = Annotated[Annotated[int, Field(ge=1, le=4096)] | None, BeforeValidator(read_auto)]
+AutoShare = Annotated[
+    Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] | None, BeforeValidator(read_auto)
+]
 AutoSeconds = Annotated[Seconds | None, BeforeValidator(read_auto)]
 Days = Annotated[int, Field(ge=1, le=36_500)]
 NormalName = Annotated[str, AfterValidator(normal_name)]
@@ -325,6 +329,24 @@ class Settings(BaseSettings):
         ),
     ] = False
 
+    # --- many machines
+    ray: Annotated[bool, Option(CLUSTER, "", "Run replicas on Ray Serve.", switch=True)] = False
+    ray_address: Annotated[
+        str | None,
+        Option(CLUSTER, "ADDRESS", "Of a Ray cluster.", default="starts one here"),
+        Field(min_length=1, max_length=255),
+    ] = None
+    replicas: Annotated[int, Option(CLUSTER, "N", "Servers that share the work."), Field(ge=1, le=4096)] = 1
+    max_replicas: Annotated[
+        AutoReplicas, Option(CLUSTER, "N", "As many as the load needs.", default="--replicas")
+    ] = None
+    replica_cpus: Annotated[
+        AutoShare, Option(CLUSTER, "X", "Cores of a replica.", default="its part of them; GPU: 1")
+    ] = None
+    replica_gpus: Annotated[
+        AutoShare, Option(CLUSTER, "X", "GPUs of a replica.", default="1, if there are any")
+    ] = None
+
     # --- training
     training: Annotated[
         Literal["auto", "off", "local", "external"],
@@ -398,6 +420,17 @@ class Settings(BaseSettings):
         for field in SECRETS:
             if any(not key.get_secret_value().strip() for key in getattr(self, field)):
                 raise ValueError(f"{field}: a key is empty")
+        return self
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Settings:
+        given = ("ray_address", "max_replicas", "replica_cpus", "replica_gpus")
+        useless = [field for field in given if getattr(self, field) is not None]
+        useless += ["replicas"] if self.replicas > 1 else []
+        if useless and not self.ray:
+            raise ValueError(f"{useless[0]}: does nothing without ray")
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError("max_replicas: must not be less than replicas")
         return self
 
     @property

@@ -92,6 +92,10 @@ class DeviceCache:
         """Whether a revision's pages are on the device, and complete."""
         return digest in self._room
 
+    def resident_digests(self) -> list[str]:
+        """The revisions whose pages are on the device, and complete."""
+        return [revision.digest for revision in self._room]
+
     @property
     def pinned_bytes(self) -> int:
         """Device bytes that pinned revisions take."""

@@ -184,6 +184,7 @@ def test_those_that_take_no_common_step_take_turns_bit_by_bit(tiny_llama: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_one_comes_late_and_one_is_stopped_and_goes_on(
     tiny_llama: Path, tmp_path: Path, passes: list[int]
 ) -> None:

@@ -225,3 +225,18 @@ def test_every_switch_can_be_turned_off() -> None:
         if field.annotation is bool:
             assert option_of(field).switch
             assert off_flag_of(name) == f"--no-{name.removeprefix('enable_').replace('_', '-')}"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"replicas": 2}, "--replicas: does nothing without ray"),
+        ({"replica_gpus": 0.5}, "--replica-gpus: does nothing without ray"),
+        ({"ray": True, "replicas": 3, "max_replicas": 2}, "--max-replicas: must not be less than replicas"),
+    ],
+)
+def test_options_of_many_machines_that_would_do_nothing_are_refused(
+    options: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_settings(options)
