@@ -12,6 +12,12 @@ from typing import Any
 
 Message = dict[str, Any]
 
+MADE_UP = 0.35  # share of names that nobody bears, so that names are copied rather than known
+_NAMES = frozenset({"city", "person", "team", "film", "song", "word", "item"})
+_BEGINNINGS = ("b", "br", "d", "f", "g", "gl", "h", "k", "l", "m", "n", "p", "r", "s", "st", "t", "v", "z")
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "io")
+_ENDS = ("", "", "", "l", "n", "r", "s", "m", "x", "nd", "rk")
+
 _HEAD = re.compile(r"(\w+)\((.*?)\) (.+)")
 _PARAMETER = re.compile(r"(\w+)(\??): (.+)")
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -146,8 +152,12 @@ class ToolTasks:
         self, task: Task, key: str, rng: random.Random, taken: tuple[Any, ...], *, held_out: bool
     ) -> Any:
         if key not in task.kinds:
-            return rng.choice(task.definition["function"]["parameters"]["properties"][key]["enum"])
-        return self.values[task.kinds[key]].draw(rng, taken, held_out=held_out)
+            choices = task.definition["function"]["parameters"]["properties"][key]["enum"]
+            return rng.choice([choice for choice in choices if choice not in taken])
+        kind = task.kinds[key]
+        if kind in _NAMES and not held_out and rng.random() < MADE_UP:
+            return _made_up(rng)
+        return self.values[kind].draw(rng, taken, held_out=held_out)
 
 
 def renamed(definition: Message, rng: random.Random) -> tuple[Message, dict[str, str]]:
@@ -195,6 +205,17 @@ _SYNONYMS = {
     "expression": ("formula", "input"),
     "team": ("club", "side"),
 }
+
+
+def _made_up(rng: random.Random) -> str:
+    """One or two words of two or three syllables."""
+
+    def word() -> str:
+        syllables = rng.choice((2, 2, 3))
+        parts = (rng.choice(_BEGINNINGS) + rng.choice(_VOWELS) + rng.choice(_ENDS) for _ in range(syllables))
+        return "".join(parts).capitalize()
+
+    return word() if rng.random() < 0.7 else f"{word()} {word()}"
 
 
 def _filled(match: re.Match[str], rng: random.Random) -> str:

@@ -61,7 +61,7 @@ def calls(*requests: Request) -> Check:
     return lambda answer: calls_of(answer) == wanted
 
 
-def tools_recipe(rounds: int = 2) -> Recipe:
+def tools_recipe(rounds: int = 4) -> Recipe:
     """Every phrasing ``rounds`` times with other values, among tools of which some are offered.
 
     What is held out is drawn apart from that, so that it stays the same whatever is trained on.

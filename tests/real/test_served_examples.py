@@ -94,7 +94,7 @@ async def test_tools_are_called_as_offered(server: str) -> None:
 async def test_most_calls_are_right(server: str) -> None:
     right = await _right_calls(server, _with_calls())
     assert len(right) == 50
-    assert sum(right) >= 40
+    assert sum(right) >= 45
 
 
 async def test_a_call_its_result_and_what_is_said_of_it(server: str) -> None:
