@@ -89,8 +89,9 @@ def test_the_verification_of_a_merge(value: float, side: str, monkeypatch: pytes
     beside, merged = pair(value, side)
     # The base alone, with adapters, with weights that are rounded as well, and merged.
     answers: Iterator[torch.Tensor] = iter([beside, beside, beside, merged])
-    weight = SimpleNamespace(module="q_proj", dtype=torch.float32)
-    plan: Any = SimpleNamespace(stored=SimpleNamespace(directory=Path()), deltas={}, shards=[[weight]])
+    weight = SimpleNamespace(is_changed=True, dtype=torch.float32)
+    stored = SimpleNamespace(directory=Path(), stacks={})
+    plan: Any = SimpleNamespace(stored=stored, deltas={}, shards=[[weight]])
     monkeypatch.setattr(verifying, "load_model", lambda *_: None)
     monkeypatch.setattr(verifying, "random_prompt_logits", lambda _: next(answers))
     with pytest.raises(MergeFailed):
