@@ -94,7 +94,7 @@ def test_both_are_told_beside_ours(server: Running) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("open_to_all", [True, False])
+@pytest.mark.parametrize("open_to_all", [pytest.param(True, marks=pytest.mark.sweep), False])
 def test_an_address_of_its_own(tmp_path: Path, model: Path, open_to_all: bool) -> None:
     options = [*small_options(model, tmp_path), "--api-key", "secret-key", "--metrics-port", "0"]
     with server_process(*options, *(["--metrics-open"] if open_to_all else [])) as process:
