@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.server.console.assets import Console
-from tests.support.browser import AXE, Browser, Window, body_of
+from tests.support.browser import Browser, Window, body_of
 from tests.support.hostile_texts import HOSTILE
 from tests.support.running_server import Running
 
@@ -201,8 +201,6 @@ def test_marked_words_are_those_that_differ(window: Window, open_server: Running
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_keeps_people_out(browser: Browser, open_server: Running, scheme: str, width: int) -> None:
-    if not AXE.is_file():
-        pytest.skip("axe-core is not there: make console-test fetches it")
     with browser.window(scheme="dark" if scheme == "dark" else "light", width=width) as window:
         page = open_arena(window, open_server, "tiny", "alpha", "beta")
         page.get_by_text("How they answer").click()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.adapters import write_adapter
-from tests.support.browser import AXE, Browser, Window
+from tests.support.browser import Browser, Window
 from tests.support.cable import cable_to
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
@@ -408,8 +408,6 @@ def test_an_empty_fleet_says_what_to_do(window: Window, open_server: Running) ->
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_keeps_people_out(browser: Browser, fleet: Running, scheme: str, width: int) -> None:
-    if not AXE.is_file():
-        pytest.skip("axe-core is not there: make console-test fetches it")
     with fleet.http() as http:
         http.put(
             "/v1/aliases/axed",

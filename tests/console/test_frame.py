@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.browser import AXE, Browser, Window
+from tests.support.browser import Browser, Window
 from tests.support.cable import cable_to
 from tests.support.running_server import Running
 
@@ -151,8 +151,6 @@ def test_by_keyboard_alone(window: Window, open_server: Running) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_keeps_people_out(browser: Browser, keyed_server: Running, scheme: str, width: int) -> None:
-    if not AXE.is_file():
-        pytest.skip("axe-core is not there: make console-test fetches it")
     with browser.window(scheme="dark" if scheme == "dark" else "light", width=width) as window:
         page = window.open(keyed_server.url, "#/server")
         page.get_by_role("dialog").wait_for()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.browser import AXE, Browser, Window
+from tests.support.browser import Browser, Window
 from tests.support.cable import Cable, cable_to
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
@@ -245,8 +245,6 @@ def test_it_is_there_where_training_is(window: Window, open_server: Running) -> 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_keeps_people_out(browser: Browser, server: Running, scheme: str, width: int) -> None:
-    if not AXE.is_file():
-        pytest.skip("axe-core is not there: make console-test fetches it")
     with browser.window(scheme="dark" if scheme == "dark" else "light", width=width) as window:
         page = open_as(window, server.url, "the-admin-key", "#/jobs/new")
         page.set_default_timeout(PATIENCE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.support.browser import AXE, Browser, Window
+from tests.support.browser import Browser, Window
 from tests.support.cable import cable_to
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
@@ -211,8 +211,6 @@ def test_it_is_the_operators(window: Window, server: Running) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_keeps_people_out(browser: Browser, server: Running, scheme: str, width: int) -> None:
-    if not AXE.is_file():
-        pytest.skip("axe-core is not there: make console-test fetches it")
     with server.http(headers=bearer(ADMIN)) as http:
         if http.get("/v1/tenants/umbrella").status_code == 404:
             tenant_key(http, "umbrella")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.support.browser import AXE, Browser, Window, body_of
+from tests.support.browser import Browser, Window, body_of
 from tests.support.cable import cable_to
 from tests.support.hostile_texts import HOSTILE, check_harmless
 from tests.support.running_server import Running
@@ -441,8 +441,6 @@ PROBABILITIES = (("sure ", 0.95), ("likely ", 0.7), ("so ", 0.4), ("rare ", 0.2)
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_tokens_of_every_colour_can_be_read(browser: Browser, open_server: Running, scheme: str) -> None:
-    if not AXE.is_file():
-        pytest.skip("axe-core is not there: make console-test fetches it")
     tokens = [(text, math.log(share)) for text, share in PROBABILITIES]
     tokens += [("\n", -0.01), ("", -3.0), ("<|im_end|>", -2.0)]
     entries = [{"token": text, "logprob": logprob, "bytes": [*text.encode()]} for text, logprob in tokens]
@@ -465,8 +463,6 @@ def test_tokens_of_every_colour_can_be_read(browser: Browser, open_server: Runni
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_keeps_people_out(browser: Browser, open_server: Running, scheme: str, width: int) -> None:
-    if not AXE.is_file():
-        pytest.skip("axe-core is not there: make console-test fetches it")
     with browser.window(scheme="dark" if scheme == "dark" else "light", width=width) as window:
         page = window.open(open_server.url, "#/playground?model=alpha*0.5%2Bbeta")
         playground = Playground(page)

@@ -70,6 +70,7 @@ class Window:
 
     def axe(self) -> list[dict[str, Any]]:
         """What axe-core finds that is serious, in short."""
+        assert AXE.is_file(), "axe-core is not there: make console-test fetches it"
         self.page.evaluate(AXE.read_text())
         found: list[dict[str, Any]] = self.page.evaluate("axe.run(document).then((told) => told.violations)")
         return [
