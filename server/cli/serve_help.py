@@ -12,7 +12,8 @@ from rich.table import Table
 from typer.core import TyperArgument, TyperCommand
 
 from manylora.adapters.options.option import default_text, flag_of, off_flag_of, option_of
-from manylora.server.options.settings import CONFIG_VARIABLE, OPERATION, Settings
+from manylora.server.options.settings import CONFIG_VARIABLE, Settings
+from manylora.server.options.types import OPERATION
 
 _WHERE = """\
  Every option is also a variable (--max-num-seqs: MANYLORA_MAX_NUM_SEQS) and a

@@ -19,7 +19,8 @@ from manylora.adapters.options.loading import (
     unknown_keys,
 )
 from manylora.server.errors import ConfigError
-from manylora.server.options.settings import CONFIG_VARIABLE, ENV_PREFIX, SECRETS, URL_VARIABLE, Settings
+from manylora.server.options.settings import CONFIG_VARIABLE, SECRETS, URL_VARIABLE, Settings
+from manylora.server.options.types import ENV_PREFIX
 
 # What Kubernetes puts into every pod beside a Service that is called "manylora".
 _SERVICE_LINK = re.compile(r"MANYLORA_(SERVICE_.*|PORT_\d+_.*)")

@@ -8,12 +8,13 @@ from pydantic.fields import FieldInfo
 
 from manylora.adapters.options.option import Option, default_text
 from manylora.adapters.options.reference_tables import flag_cell, option_tables
-from manylora.server.options.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings
+from manylora.server.options.settings import CONFIG_VARIABLE, Settings
+from manylora.server.options.types import ENV_PREFIX
 
 _INTRODUCTION = f"""\
 # Configuration
 
-<!-- Written by `make docs` from server/options/settings.py. -->
+<!-- Written by `make docs` from server/options. -->
 
 Every option of `manylora serve` can be given in four places. A flag beats its environment variable,
 which beats the YAML file, which beats the default.

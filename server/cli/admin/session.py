@@ -19,7 +19,8 @@ import typer
 from manylora.adapters.options.values import parse_list
 from manylora.server.cli.output import REFUSED, UNREACHABLE, USAGE, complain, fail
 from manylora.server.client.errors import ClientError, Refused, Unreachable
-from manylora.server.options.settings import ENV_PREFIX, URL_VARIABLE
+from manylora.server.options.settings import URL_VARIABLE
+from manylora.server.options.types import ENV_PREFIX
 
 if TYPE_CHECKING:  # brings httpx, which the help does not need
     from manylora.server.client.client import Client

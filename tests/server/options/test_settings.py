@@ -16,7 +16,8 @@ from manylora.adapters.options.option import off_flag_of, option_of
 from manylora.server.errors import ConfigError
 from manylora.server.options.loading import load_settings
 from manylora.server.options.reference import page
-from manylora.server.options.settings import ENV_PREFIX, Settings
+from manylora.server.options.settings import Settings
+from manylora.server.options.types import ENV_PREFIX
 from tests.support.paths import ROOT
 
 
