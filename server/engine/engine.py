@@ -19,6 +19,8 @@ from manylora.server.engine.grammar_masks import GrammarMasks
 from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.repeated_batch import following_batch
 from manylora.server.engine.sampler import (
+    EXACT,
+    LIBRARY,
     SampledRows,
     by_width,
     drawn_logprobs,
@@ -46,6 +48,7 @@ class EngineConfig:
     prefix_cache: bool = True
     max_stretch: float = math.inf  # see PromptBudget
     fair: bool = True  # between clients
+    deterministic: bool = False  # what is told of a row has the same bits in any company, on any device
 
 
 class Engine:
@@ -74,6 +77,7 @@ class Engine:
         )
         self._answers = AnswerReader(tokenizer, metrics.requests)
         self._masks = GrammarMasks()
+        self._log_probabilities = EXACT if config.deterministic else LIBRARY
         self._outcomes: list[Outcome] = []  # of the step that runs, so that none is lost if it raises
         self._scheduled: list[Scheduled] = []  # in the last step, and the batch that made of it
         self._batch: Batch | None = None
@@ -212,7 +216,7 @@ class Engine:
                 self._pool(batch, rows, sequence)
             else:
                 self._hand_out(logits[rows, : width_of(sequence, self.vocab_size)], sequence)
-        logprobs = drawn_logprobs(logits, batch.sampling, tokens, self.vocab_size)
+        logprobs = drawn_logprobs(logits, batch.sampling, tokens, self.vocab_size, self._log_probabilities)
         self._metrics.requests.tokens_after_abort(sum(s.finish_reason is not None for s, _ in batch.sampling))
         now = monotonic()
         for (sequence, _), token in zip(batch.sampling, tokens, strict=True):
@@ -245,7 +249,8 @@ class Engine:
         following = sequence.token_ids[start : start + count]
         assert sequence.params.prompt_logprobs is not None
         rows = logits[first : first + count, : width_of(sequence, self.vocab_size)]
-        sequence.prompt_scores += logprobs_of(rows, following, sequence.params.prompt_logprobs)
+        wanted = sequence.params.prompt_logprobs
+        sequence.prompt_scores += logprobs_of(rows, following, wanted, self._log_probabilities)
 
     def _hand_out(self, rows: torch.Tensor, sequence: Sequence) -> None:
         """Deliver the next logits that the sequence was submitted for; the step's own are overwritten."""

@@ -6,8 +6,9 @@ not depend on who shares the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch
 from manylora.server.engine.adjustments import adjusted, held_back, is_adjusted
 from manylora.server.engine.sequence import Sequence, TokenLogprob
 from manylora.server.kernels.draws import Draw, Draws
+from manylora.server.kernels.reference import exact
 
 _GREEDY_BELOW = 1e-5  # temperatures under this would overflow the division
 
@@ -100,19 +102,38 @@ def by_width(wanted: Iterable[tuple[Sequence, int]], logits: torch.Tensor, base:
     return groups
 
 
-def logprobs_of(logits: torch.Tensor, token_ids: Seq[int], top: int) -> list[TokenLogprob]:
+@dataclass(frozen=True)
+class LogProbabilities:
+    """How they are computed of logits [n, V] float32."""
+
+    of: Callable[[torch.Tensor], torch.Tensor]  # [n, V] of all tokens
+    # The largest [n, k] of a table, in falling order, and their tokens.
+    largest: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+
+
+LIBRARY = LogProbabilities(lambda logits: torch.log_softmax(logits, dim=-1), lambda t, k: t.topk(k, dim=-1))
+EXACT = LogProbabilities(exact.log_softmax, exact.likeliest)  # the same bits for any number of rows
+
+
+def logprobs_of(
+    logits: torch.Tensor, token_ids: Seq[int], top: int, how: LogProbabilities = LIBRARY
+) -> list[TokenLogprob]:
     """Log-probabilities of ``token_ids`` [n] and of the ``top`` likeliest under ``logits`` [n, V]."""
-    table = torch.log_softmax(logits.float(), dim=-1)
+    table = how.of(logits.float())
     chosen = table.gather(1, torch.tensor(token_ids, device=table.device)[:, None])[:, 0].tolist()
     if top == 0:
         return [TokenLogprob(t, lp) for t, lp in zip(token_ids, chosen, strict=True)]
-    values, indices = table.topk(min(top, table.shape[1]), dim=-1)
+    values, indices = how.largest(table, min(top, table.shape[1]))
     best = [tuple(zip(i, v, strict=True)) for i, v in zip(indices.tolist(), values.tolist(), strict=True)]
     return [TokenLogprob(t, lp, b) for t, lp, b in zip(token_ids, chosen, best, strict=True)]
 
 
 def drawn_logprobs(
-    logits: torch.Tensor, sampling: Seq[tuple[Sequence, int]], tokens: Seq[int], base: int
+    logits: torch.Tensor,
+    sampling: Seq[tuple[Sequence, int]],
+    tokens: Seq[int],
+    base: int,
+    how: LogProbabilities = LIBRARY,
 ) -> dict[int, TokenLogprob]:
     """Of the drawn ``tokens``, for the sequences in ``sampling`` that asked for it: by the sequence's id.
 
@@ -129,7 +150,8 @@ def drawn_logprobs(
     result = {}
     for width, members in by_width([(s, row) for s, row, _ in wanted], logits, base).items():
         chosen = [wanted[i] for i in members]
-        found = logprobs_of(logits[[row for _, row, _ in chosen], :width], [t for _, _, t in chosen], top)
+        rows = logits[[row for _, row, _ in chosen], :width]
+        found = logprobs_of(rows, [t for _, _, t in chosen], top, how)
         for (s, _, _), lp in zip(chosen, found, strict=True):
             result[s.id] = TokenLogprob(lp.token_id, lp.logprob, lp.top[: s.params.logprobs])
     return result

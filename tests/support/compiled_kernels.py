@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,9 +29,11 @@ from manylora.server.kernels.cuda import prompts
 from manylora.server.kernels.cuda.backend import TritonStep
 from manylora.server.kernels.cuda.coded import products
 from manylora.server.kernels.cuda.coded.products import CodedProduct
+from manylora.server.kernels.cuda.fixed import products as fixed_products
+from manylora.server.kernels.cuda.fixed.step import FixedStep
 from manylora.server.kernels.cuda.layers import arguments
 from tests.support.coded import random_codes
-from tests.support.kernel_cases import Batcher, Pages, Shape, in_type, random_decoder
+from tests.support.kernel_cases import Batcher, Mix, Pages, Shape, in_type, random_decoder
 
 KIB = 1024
 # Bytes of memory that the threads of one program can share, by architecture.
@@ -132,9 +134,13 @@ class _Driver(DriverBase):  # type: ignore[misc]
 
 
 @contextmanager
-def compiling(case: Case) -> Iterator[list[Compiled]]:
-    """Compile what is launched inside, in place of running it."""
+def compiling(case: Case, launched: list[tuple[str, str]] | None = None) -> Iterator[list[Compiled]]:
+    """Compile what is launched inside, in place of running it.
+
+    What is ``launched`` is noted, by the names of kernels and the digests of their binaries.
+    """
     found: list[Compiled] = []
+    launched = [] if launched is None else launched
 
     def note(src: Any, metadata: Mapping[str, Any], metadata_group: Mapping[str, str], **_: object) -> None:
         binary = next(Path(p) for name, p in metadata_group.items() if name.endswith((".cubin", ".amdgcn")))
@@ -151,13 +157,21 @@ def compiling(case: Case) -> Iterator[list[Compiled]]:
         (prompts, "shared_memory"),
         (prompts, "multiplies"),
         (products, "multiplies"),
+        (fixed_products, "multiplies"),
         (arguments, "multiplies"),
     ]
     before = [getattr(module, name) for module, name in replaced]
-    JITFunction.run = lambda *args, **options: run(*args, **{**options, "warmup": True})
+
+    def compile_only(kernel: Any, *args: Any, **options: Any) -> Any:
+        made = run(kernel, *args, **{**options, "warmup": True})
+        launched.append((kernel.fn.__name__, made.hash))
+        return made
+
+    JITFunction.run = compile_only
     slow = case.arch == "sm75" or case.dtype == torch.float32
     groups = not slow and not case.arch.startswith("gfx")  # AMD's want more columns than a group has
-    for (module, name), value in zip(replaced, (SHARED[case.arch], not slow, not slow, groups), strict=True):
+    values = SHARED[case.arch], not slow, not slow, not slow, groups
+    for (module, name), value in zip(replaced, values, strict=True):
         setattr(module, name, lambda *_, value=value: value)
     triton.knobs.compilation.listener = note
     driver.set_active(_Driver(case.arch))
@@ -196,7 +210,8 @@ def compiled(case: Case) -> list[Compiled]:
     weights = in_type(case.dtype, random_decoder(shape))
     pages = Pages(weights)
     plain, vectors = pages.random(3, 1), pages.random(3, 2, vectors=_DECODES)
-    with compiling(case) as found:
+    launched: list[tuple[str, str]] = []
+    with compiling(case, launched) as found:
         step = TritonStep(weights, pages.pool.to(case.dtype), num_blocks=8)
         for mix in ((), ((plain, 1.0),), ((vectors, 1.0),)):
             for counts in ((1, 1), (20, 5)):
@@ -207,7 +222,29 @@ def compiled(case: Case) -> list[Compiled]:
             product = CodedProduct(random_codes(kind, 64, 256, 128), None)
             for rows in (1, 64):
                 product(torch.zeros(rows, 256, dtype=case.dtype))
+        fixed = FixedStep(weights, pages.pool.to(case.dtype), num_blocks=8)
+        _check_one_binary(fixed, (((plain, 1.0),), ((vectors, 1.0),)), launched)
     return found
+
+
+def _check_one_binary(step: FixedStep, mixes: Sequence[Mix], launched: list[tuple[str, str]]) -> None:
+    """Assert that in deterministic steps one binary stands at each place, whatever the rows are.
+
+    What a binary computes of a row depends on that row alone. Steps of the base leave out those of adapters'
+    pages. For rows that scale inputs there is another one between gate and down, which rounds every operation
+    as the usual one does there.
+    """
+    places: dict[bool, set[tuple[tuple[str, str], ...]]] = {True: set(), False: set()}
+    for mix in ((), *mixes):
+        for counts in ((1,), (1, 1, 1), (20, 5), (1, 17)):
+            batcher = Batcher(8, step.reference.weights.embedding.shape[0], first=1)
+            inputs = Batcher.step([(batcher.sequence(n, mix), n) for n in counts])
+            for run in (step.step, step.fused.step):
+                launched.clear()
+                run(inputs)
+                places[bool(mix)].add(tuple(one for one in launched if one[0] != "gate_rows"))
+    (adapted,), (base,) = places.values()
+    assert base == tuple(one for one in adapted if one[0] not in ("shrink_tiles", "expand_tiles"))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from manylora.server.kernels.cuda import drawing
 from manylora.server.kernels.cuda.attention import plan_attention
 from manylora.server.kernels.cuda.coded.products import CodedProduct
 from manylora.server.kernels.cuda.layers.fused import FusedLayers
-from manylora.server.kernels.cuda.layers.step import FusedStep
+from manylora.server.kernels.cuda.layers.step import FusedStep, embedded, headed
 from manylora.server.kernels.cuda.lora import RankPages, TritonLoraPlan
 from manylora.server.kernels.cuda.replay.buckets import MAX_CHUNK_ROWS, MAX_ROWS, Bucket, ChunkBucket
 from manylora.server.kernels.cuda.replay.captured import Captured
@@ -22,12 +22,12 @@ from manylora.server.kernels.cuda.replay.chunks import ChunkBuffers, chunk_bucke
 from manylora.server.kernels.cuda.replay.decode import DecodeBuffers, bucket_of
 from manylora.server.kernels.cuda.replay.graphs import CudaGraphs
 from manylora.server.kernels.cuda.replay.mix_buffers import MAX_RANK, PlainAdapters
-from manylora.server.kernels.cuda.replay.replayed import ReplayedSteps, StepBuffers, Variant
+from manylora.server.kernels.cuda.replay.replayed import ReplayedSteps, Variant
 from manylora.server.kernels.cuda.splitting import part_of
-from manylora.server.kernels.cuda.trial import trial
+from manylora.server.kernels.cuda.trial import told, trial
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.kernels.reference.attention import AttentionPlan
-from manylora.server.kernels.reference.step import ReferenceStep, bend, target_shapes
+from manylora.server.kernels.reference.step import ReferenceStep, target_shapes
 from manylora.server.kernels.weights import DecoderWeights, MergedWeights
 
 
@@ -82,7 +82,7 @@ class TritonStep:
         try:
             trial(weights)
         except Exception as error:  # of Triton, of its compilers, of the driver: there is no common base
-            return f"Triton's kernels don't run here: {type(error).__name__}: {' '.join(str(error).split())}"
+            return told(error)
         return None
 
     @property
@@ -153,26 +153,19 @@ class TritonStep:
 
     def decode(self, buffers: DecodeBuffers, variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits [N, V] of the rows in ``buffers``, and what the head was applied to [N, D]."""
-        x = self._embed(buffers, variant)
         if self._fused is not None:
-            return self._headed(self._fused.replayable(x, buffers, variant))
+            return self._fused.replayed(buffers, variant)
+        x = embedded(self.reference, buffers, variant)
         plan, tables = AttentionPlan(buffers.slots, [buffers.attention]), buffers.mixes.tables
         assert buffers.groups is not None
         pages = RankPages(self._pool, self._shapes, tables, MAX_RANK, buffers.groups)
         lora = pages if variant.adapted else None
-        return self._headed(self.reference.decode(x, buffers.positions, plan, lora))
+        return headed(self.reference, self.reference.decode(x, buffers.positions, plan, lora))
 
     def chunks(self, buffers: ChunkBuffers, variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
         """As :meth:`decode`, of the wanted rows of the chunks in ``buffers``."""
         assert self._fused is not None
-        return self._headed(self._fused.replayable(self._embed(buffers, variant), buffers, variant))
-
-    def _embed(self, buffers: StepBuffers, variant: Variant) -> torch.Tensor:
-        x = self.reference.embed(buffers.token_ids)
-        return buffers.given.put(x) if variant.embedded else x
-
-    def _headed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return bend(self.reference.lm_head(hidden), self.reference.weights), hidden
+        return self._fused.replayed(buffers, variant)
 
 
 def _chunk_rows(weights: DecoderWeights) -> int:

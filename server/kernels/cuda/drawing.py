@@ -17,6 +17,7 @@ import torch
 from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.draws import Draws
 from manylora.server.kernels.reference import sampling
+from manylora.server.kernels.reference.exact import likeliest
 from manylora.server.kernels.reference.sampling import Limits, draw_whole, pick, table_of, truncate
 
 CANDIDATES = 1024  # the likeliest tokens, among which those of a row are cut
@@ -26,7 +27,7 @@ CANDIDATES = 1024  # the likeliest tokens, among which those of a row are cut
 def draw(draws: Draws) -> list[int]:
     """Draw one token per row as :class:`Draws` defines it."""
     table = table_of(draws)
-    rows = _Rows.of(draws, table)
+    rows = Rows.of(draws, table)
     tokens = table.argmax(-1)
     enough = torch.ones_like(tokens)
     if rows.whole is not None:
@@ -42,7 +43,7 @@ def draw(draws: Draws) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """The parameters of all rows on the device, and which rows are drawn how; the others are greedy."""
 
     temperature: torch.Tensor  # [n, 1] float64, as what follows
@@ -54,7 +55,7 @@ class _Rows:
     cut: torch.Tensor | None  # [c] int64
 
     @classmethod
-    def of(cls, draws: Draws, table: torch.Tensor) -> _Rows:
+    def of(cls, draws: Draws, table: torch.Tensor) -> Rows:
         drawn = draws.temperature > 0
         limited = (draws.top_k > 0) & (draws.top_k < table.shape[1])
         cut = drawn & (limited | (draws.top_p < 1) | (draws.min_p > 0))
@@ -85,29 +86,15 @@ class _Rows:
         return Limits(self.top_k[rows].long(), self.top_p[rows], self.min_p[rows].float())
 
 
-def _draw_cut(table: torch.Tensor, rows: _Rows, cut: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw_cut(table: torch.Tensor, rows: Rows, cut: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens [c] of the rows ``cut``, and whether the candidates were enough for them [c] int64."""
     scaled, limits = rows.scaled(table, cut), rows.limits(cut)
     vocabulary = scaled.shape[1]
-    values, order = _likeliest(scaled, min(CANDIDATES, vocabulary))
+    values, order = likeliest(scaled, min(CANDIDATES, vocabulary))
     kept = truncate(values, scaled.logsumexp(-1, keepdim=True), vocabulary, limits)
     tokens = pick(kept, order, rows.uniform[cut])
     enough = (kept[:, -1] <= 0) & (limits.top_k[:, 0] <= values.shape[1])
     return tokens, (enough | (values.shape[1] == vocabulary)).long()
-
-
-def _likeliest(scaled: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``count`` likeliest tokens of each row in falling order, equal ones by their ids: values and ids.
-
-    Sorted are whole numbers that hold both: the order of float32 numbers is that of their bits, those of
-    negative ones inverted.
-    """
-    bits = (scaled + 0.0).view(torch.int32)  # -0.0, which is equal to 0.0, becomes it
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    behind = scaled.shape[1] - 1 - torch.arange(scaled.shape[1], device=scaled.device)
-    keys = (ordered.long() << 32) | behind
-    order = scaled.shape[1] - 1 - (keys.topk(count, dim=-1).values & 0xFFFFFFFF)
-    return scaled.gather(1, order), order
 
 
 def _some(draws: Draws, table: torch.Tensor, rows: list[int]) -> Draws:

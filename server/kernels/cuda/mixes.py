@@ -66,3 +66,19 @@ def total_rank(inputs: LoraInputs) -> int:
     widest = np.array([pages.rank.max() for pages in inputs.adapters])
     sums = np.concatenate([[0], np.cumsum(widest[inputs.adapter])])[inputs.start]
     return int(np.diff(sums).max())
+
+
+def no_tables(modules: int, device: torch.device) -> LoraTables:
+    """Those of a step without mixes, with the types and widths that others have; nobody reads them."""
+
+    def table(dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(1, modules, dtype=dtype, device=device)
+
+    return LoraTables(
+        start=torch.zeros(2, dtype=torch.int32, device=device),
+        adapter=torch.zeros(1, dtype=torch.int32, device=device),
+        weight=torch.zeros(1, dtype=torch.float32, device=device),
+        offset=table(torch.int64),
+        rank=table(torch.int32),
+        **{name: table(torch.int32) for name in VECTORS},
+    )

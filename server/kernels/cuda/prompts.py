@@ -12,7 +12,7 @@ from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.cuda.prompt_kernels import attend_chunks
 from manylora.server.kernels.cuda.types import dot_type, multiplies, shared_memory, tile_of, window_of
 from manylora.server.kernels.inputs import BLOCK_SIZE, StepInputs
-from manylora.server.kernels.reference.attention import LayerCache, Scoring
+from manylora.server.kernels.reference.attention import AttentionPlan, LayerCache, Scoring
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,9 @@ class Chunks:
             SOFTCAP=softcap is not None, DOT=dot_type(query.dtype),
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
+
+
+def plan_chunks(inputs: StepInputs, device: torch.device) -> AttentionPlan:
+    """The attention of a step all of whose rows go this way, single ones of their sequences, too."""
+    every = np.arange(len(inputs.context))
+    return AttentionPlan(sent(inputs.slots, device), [Chunks.of(inputs, every, device)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,9 +31,25 @@ class Heads:
     value_dim: int
 
 
+Launches = Callable[[StepInputs], torch.Tensor]
+Made = Callable[[DecoderWeights, torch.Tensor, int], Launches]  # of weights, a pool, and blocks of the cache
+
+
+def told(error: Exception) -> str:
+    """What a trial has shown that raised, in one phrase."""
+    return f"Triton's kernels don't run here: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _usual(weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> Launches:
+    reference = ReferenceStep(weights, pool, num_blocks, attention=plan_attention, lora_plan=TritonLoraPlan)
+    return (reference if FusedLayers.unsupported(weights) is not None else FusedStep(reference, pool)).step
+
+
 @torch.inference_mode()
-def trial(weights: DecoderWeights) -> None:
+def trial(weights: DecoderWeights, made: Made = _usual) -> None:
     """Run the first layer of ``weights`` once on a row that decodes and once on a prompt, with an adapter.
+
+    ``made`` makes what launches steps of it.
 
     Raises:
         Exception: whatever Triton, its compilers or the driver raise.
@@ -42,16 +58,15 @@ def trial(weights: DecoderWeights) -> None:
     shapes = target_shapes(small)
     longest = max(page_length(s.in_features) + page_length(s.out_features) for s in shapes)
     pool = weights.embedding.new_zeros(longest)
-    reference = ReferenceStep(small, pool, _BLOCKS, attention=plan_attention, lora_plan=TritonLoraPlan)
     norms = [0] * len(norm_shapes(small))
     adapter = AdapterPages(
         "trial",
         np.zeros(len(shapes) + len(norms), np.int64),
         np.array([*[1] * len(shapes), *norms], np.int32),
     )
-    step = reference if FusedLayers.unsupported(small) is not None else FusedStep(reference, pool)
+    launches = made(small, pool, _BLOCKS)
     for rows in (1, 2):
-        step.step(_rows(rows, adapter))
+        launches(_rows(rows, adapter))
     _wait(weights.embedding)
 
 

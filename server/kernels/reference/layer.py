@@ -11,7 +11,7 @@ import torch
 from manylora.server.kernels.reference.attention import AttentionPlan, LayerCache, Scoring
 from manylora.server.kernels.reference.expert_lora import ExpertDelta
 from manylora.server.kernels.reference.experts import RoutedExperts, gated
-from manylora.server.kernels.reference.linear import Linear, PackedLinear, linear
+from manylora.server.kernels.reference.linear import Dense, Linear, PackedLinear, linear
 from manylora.server.kernels.reference.lora import LoraDelta
 from manylora.server.kernels.reference.vectors import NormChange
 from manylora.server.kernels.weights import DecoderWeights, ExpertPlace, LayerWeights
@@ -64,8 +64,13 @@ class Work:
 class Layer:
     """One block: attention, then the MLP, each added to what comes in."""
 
-    def __init__(self, layer: LayerWeights, weights: DecoderWeights, index: int) -> None:
-        """``layer`` is the one of that ``index``; ``weights`` say what all layers have in common."""
+    def __init__(
+        self, layer: LayerWeights, weights: DecoderWeights, index: int, dense: Dense = PackedLinear
+    ) -> None:
+        """``layer`` is the one of that ``index``; ``weights`` say what all layers have in common.
+
+        ``dense`` makes the products of matrices that are not quantized, those of experts aside.
+        """
         self._weights = weights
         self._ranks = weights.ranks
         self.modules = {
@@ -76,7 +81,8 @@ class Layer:
         self.norms = {name: weights.norm_weight(getattr(layer, name)) for name in layer.norms}
         self.scoring = Scoring(weights.scale, layer.window, weights.score_cap)
         self.matrices: Mapping[str, Linear] = {
-            name: linear(getattr(layer, name), getattr(layer, f"{name}_bias")) for name in layer.matrices
+            name: linear(getattr(layer, name), getattr(layer, f"{name}_bias"), dense)
+            for name in layer.matrices
         }
         self._experts = (
             None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 
@@ -9,6 +12,26 @@ from manylora.server.kernels.ranks import Ranks
 from manylora.server.kernels.weights import Matrix, QuantizedMatrix
 
 _PACK_ROWS = 64  # the row count the CPU library optimizes its weight layout for
+
+
+class DenseLinear(Protocol):
+    """``y = x W^T + b`` with a weight of 16 or 32 bits."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product of the rows ``x`` with the weight: [T, in] -> [T, out]."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the weight takes."""
+
+    def weight(self) -> torch.Tensor:
+        """The weight [out, in], as it was given."""
+
+    def shares(self, tensor: torch.Tensor) -> bool:
+        """Whether the weight is kept in the memory of ``tensor``."""
+
+
+Dense = Callable[[torch.Tensor, torch.Tensor | None], DenseLinear]  # of a weight and a bias
 
 
 class PackedLinear:
@@ -47,10 +70,20 @@ class PackedLinear:
         return self._weight is not None and self._weight.data_ptr() == tensor.data_ptr()
 
 
+def row_by_row(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``x W^T`` [n, out] of ``x`` [n, in] and ``weight`` [out, in]: a row as it is computed alone.
+
+    Libraries may compute it otherwise beside others, or at another place in a cache line.
+    """
+    if not len(x):
+        return F.linear(x, weight)
+    return torch.cat([F.linear(row.clone(), weight) for row in x.split(1)])
+
+
 class JoinedHead:
     """The output head of which each rank has some rows: the logits of all of them."""
 
-    def __init__(self, part: PackedLinear, ranks: Ranks) -> None:
+    def __init__(self, part: DenseLinear, ranks: Ranks) -> None:
         """``part`` is this rank's."""
         self._part = part
         self._ranks = ranks
@@ -62,12 +95,12 @@ class JoinedHead:
         return self._ranks.join(self._part(x))
 
 
-Linear = PackedLinear | QuantizedMatrix
+Linear = DenseLinear | QuantizedMatrix
 
 
-def linear(matrix: Matrix, bias: torch.Tensor | None) -> Linear:
-    """``x`` [T, in] -> ``x W^T + b`` [T, out]. A quantized matrix brings its bias along."""
-    return matrix if isinstance(matrix, QuantizedMatrix) else PackedLinear(matrix, bias)
+def linear(matrix: Matrix, bias: torch.Tensor | None, dense: Dense = PackedLinear) -> Linear:
+    """``x`` [T, in] -> ``x W^T + b`` [T, out]. A quantized matrix has its bias; others are ``dense``."""
+    return matrix if isinstance(matrix, QuantizedMatrix) else dense(matrix, bias)
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor | None:

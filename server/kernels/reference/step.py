@@ -21,7 +21,7 @@ from manylora.server.kernels.reference.attention import (
 from manylora.server.kernels.reference.coded_cache import SCALE_BYTES, CodedKV
 from manylora.server.kernels.reference.expert_lora import expert_delta
 from manylora.server.kernels.reference.layer import Layer, Work, rms_norm
-from manylora.server.kernels.reference.linear import JoinedHead, PackedLinear
+from manylora.server.kernels.reference.linear import Dense, JoinedHead, PackedLinear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
 from manylora.server.kernels.reference.soft_prompts import fill_cache
 from manylora.server.kernels.weights import (
@@ -83,6 +83,7 @@ class ReferenceStep:
         coded_cache: bool = False,
         attention: PlanAttention = plan_attention,
         lora_plan: Planning = LoraPlan,
+        dense: Dense = PackedLinear,
     ) -> None:
         """Take the weights over and allocate the KV cache.
 
@@ -93,6 +94,7 @@ class ReferenceStep:
             coded_cache: whether keys and values are kept in 8 bits.
             attention: plans that of a step.
             lora_plan: makes the adapters' delta of a step.
+            dense: makes the products of matrices that are not quantized.
         """
         self.weights = weights.without_matrices()
         self._plan_attention = attention
@@ -108,9 +110,10 @@ class ReferenceStep:
             else PagedKV(num_blocks, heads, dim, dim, like)
             for _ in weights.layers
         ]
-        self.layers = [Layer(layer, self.weights, index) for index, layer in enumerate(weights.layers)]
+        self._dense = dense
+        self.layers = [Layer(layer, self.weights, index, dense) for index, layer in enumerate(weights.layers)]
         self.final_norm = weights.norm_weight(weights.final_norm)
-        head, ranks = PackedLinear(weights.lm_head, None), weights.ranks
+        head, ranks = dense(weights.lm_head, None), weights.ranks
         self.lm_head = head if ranks is None else JoinedHead(head, ranks)
 
     @staticmethod
@@ -148,7 +151,7 @@ class ReferenceStep:
 
     def merged(self) -> MergedWeights:
         """Weights to run with instead of the base's; so far they are the base's."""
-        return MergedLayers(self.layers, self.weights)
+        return MergedLayers(self.layers, self.weights, self._dense)
 
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
@@ -237,10 +240,11 @@ class ReferenceStep:
 class MergedLayers:
     """Merged weights for the reference step: layers with other matrices in some places."""
 
-    def __init__(self, base: Sequence[Layer], weights: DecoderWeights) -> None:
+    def __init__(self, base: Sequence[Layer], weights: DecoderWeights, dense: Dense) -> None:
         self.layers = list(base)
         self.final_norm = weights.norm_weight(weights.final_norm)
         self.weights = weights
+        self._dense = dense
         self.nbytes = 0
 
     def put(
@@ -262,6 +266,6 @@ class MergedLayers:
         if name not in self.layers[layer].matrices:
             self.layers[layer] = self.layers[layer].with_norm(name, weights[0])
             return
-        matrix = PackedLinear(torch.cat(tuple(weights)), stack_biases(weights, biases))
-        self.layers[layer] = self.layers[layer].with_matrix(name, matrix)
-        self.nbytes += matrix.nbytes
+        whole = self._dense(torch.cat(tuple(weights)), stack_biases(weights, biases))
+        self.layers[layer] = self.layers[layer].with_matrix(name, whole)
+        self.nbytes += whole.nbytes

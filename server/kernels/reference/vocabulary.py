@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from manylora.server.kernels.inputs import (
 )
 
 Members = tuple[tuple[VocabularyPages, float], ...]
+Multiply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x [n, in] and W [out, in] to x W^T
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,19 @@ class VocabularyPlan:
     """The vocabulary work of one step."""
 
     def __init__(
-        self, pool: torch.Tensor, embedding: torch.Tensor, groups: Sequence[_Group], vocab_size: int
+        self,
+        pool: torch.Tensor,
+        embedding: torch.Tensor,
+        groups: Sequence[_Group],
+        vocab_size: int,
+        multiply: Multiply,
     ) -> None:
         """``embedding`` [V, D] is the base's; ``vocab_size`` are the tokens that its head has."""
         self._pool = pool
         self._embedding = embedding
         self._groups = groups
         self._vocab_size = vocab_size
+        self._multiply = multiply
 
     @torch.inference_mode()
     def prepare(self, inputs: StepInputs) -> StepInputs:
@@ -94,9 +101,8 @@ class VocabularyPlan:
         wide = F.pad(logits.float(), (0, max(0, missing)))  # 16 bits are too few for probabilities
         for group, pages in heads:
             rows = torch.from_numpy(group.logits).to(wide.device)
-            wide[rows, : pages.count] = F.linear(
-                hidden[rows].float(), self._class_head(pages, hidden.shape[1])
-            )
+            head = self._class_head(pages, hidden.shape[1])
+            wide[rows, : pages.count] = self._multiply(hidden[rows].float(), head)
         return wide
 
     def _class_head(self, pages: ClassPages, width: int) -> torch.Tensor:
@@ -147,7 +153,8 @@ class VocabularyPlan:
             here = torch.from_numpy(np.flatnonzero(tokens < vocabulary.size)).to(base.device)
             known = torch.from_numpy(tokens).to(base.device)[here]
             a = self._view(pages.a, vocabulary.size, pages.rank)[known].float()
-            total[here] += weight * (a @ self._view(pages.b, pages.rank, width).float())
+            b = self._view(pages.b, pages.rank, width).float()
+            total[here] += weight * self._multiply(a, b.T)
 
     def _head(self, members: Members, logits: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, W] of rows whose base logits are ``logits`` and hidden states ``hidden`` [n, D]."""
@@ -172,12 +179,12 @@ class VocabularyPlan:
         if len(pages.tokens):
             rows = self._view(pages.rows, len(pages.tokens), width)
             tokens = torch.from_numpy(pages.tokens).to(hidden.device)
-            own = F.linear(hidden, rows).float()
+            own = self._multiply(hidden, rows).float()
             total[:, tokens] += weight * (own - base[:, tokens])
         if pages.rank:
-            reduced = weight * F.linear(hidden, self._view(pages.a, pages.rank, width)).float()
+            reduced = weight * self._multiply(hidden, self._view(pages.a, pages.rank, width)).float()
             b = self._view(pages.b, pages.rank, size)
-            total[:, :size] += (reduced.to(b.dtype) @ b).float()
+            total[:, :size] += self._multiply(reduced.to(b.dtype), b.T).float()
 
     def _view(self, start: int, rows: int, columns: int) -> torch.Tensor:
         return self._pool[start : start + rows * columns].view(rows, columns)
@@ -188,7 +195,11 @@ _NONE: Int64 = np.empty(0, np.int64)
 
 
 def plan_vocabulary(
-    pool: torch.Tensor, embedding: torch.Tensor, inputs: StepInputs, vocab_size: int
+    pool: torch.Tensor,
+    embedding: torch.Tensor,
+    inputs: StepInputs,
+    vocab_size: int,
+    multiply: Multiply = F.linear,
 ) -> VocabularyPlan | None:
     """The vocabulary work of a step; None, after a look at the step's adapters, where there is none."""
     lora = inputs.lora
@@ -206,7 +217,7 @@ def plan_vocabulary(
             logits = np.flatnonzero((inputs.logits_rows >= start) & (inputs.logits_rows < stop))
             groups.append(_Group(members[first], np.arange(start, stop), logits))
         first = last
-    return VocabularyPlan(pool, embedding, groups, vocab_size)
+    return VocabularyPlan(pool, embedding, groups, vocab_size, multiply)
 
 
 def _members(inputs: LoraInputs, sequence: int) -> Members:

@@ -19,9 +19,9 @@ pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 from manylora.server.kernels.cuda import attention, lora_kernels, prompts
 from manylora.server.kernels.cuda.backend import TritonStep
 from manylora.server.kernels.cuda.layers import gate_kernels, head_kernels, norm_kernels
-from manylora.server.kernels.cuda.replay.buckets import MAX_CHUNK_ROWS, ChunkBucket
+from manylora.server.kernels.cuda.replay.buckets import MAX_BLOCKS, MAX_CHUNK_ROWS, ChunkBucket
 from manylora.server.kernels.cuda.replay.captured import Captured
-from manylora.server.kernels.cuda.replay.chunks import MAX_BLOCKS, chunk_bucket_of
+from manylora.server.kernels.cuda.replay.chunks import chunk_bucket_of
 from manylora.server.kernels.cuda.replay.graphs import CudaGraphs, Replayed
 from manylora.server.kernels.cuda.replay.replayed import Variant
 from manylora.server.model.warm_up import warm_up

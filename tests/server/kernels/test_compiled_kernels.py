@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 KERNELS = {
     "norm_rows", "write_heads", "attend_partition", "join_partitions", "join_heads", "attend_chunks",
-    "gate_rows", "add_rows", "shrink_tiles", "expand_tiles", "multiply_codes",
+    "gate_rows", "add_rows", "shrink_tiles", "expand_tiles", "multiply_codes", "multiply_rows",
 }  # fmt: skip
 REGISTERS = 255  # that a thread can have
 FILE = 65536  # registers of a processor

@@ -11,6 +11,7 @@ import torch
 from manylora.server.kernels.cpu.build import usable_variants
 from manylora.server.kernels.cpu.sampling import NativeDraw
 from manylora.server.kernels.cuda import drawing
+from manylora.server.kernels.cuda.fixed import drawing as fixed_drawing
 from manylora.server.kernels.draws import Draw, Draws
 from manylora.server.kernels.reference import sampling
 from tests.support.draws import PARAMS, draws_of
@@ -74,10 +75,11 @@ def native_draw(request: pytest.FixtureRequest) -> Draw:
 
 
 @pytest.fixture(
-    scope="module", params=["pytorch", "device", *(variant.name for variant in usable_variants())]
+    scope="module",
+    params=["pytorch", "device", "deterministic", *(variant.name for variant in usable_variants())],
 )
 def draw(request: pytest.FixtureRequest) -> Draw:
-    others = {"pytorch": sampling.draw, "device": drawing.draw}
+    others = {"pytorch": sampling.draw, "device": drawing.draw, "deterministic": fixed_drawing.draw}
     return others[request.param] if request.param in others else _native(request.param)
 
 

@@ -12,6 +12,7 @@ import torch
 from manylora.adapters.format.vocabulary.changes import TableDelta, VocabularyDelta
 from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.inputs import AdapterPages, EmbeddedRows, StepInputs, lora_inputs
+from manylora.server.kernels.reference.linear import row_by_row
 from manylora.server.kernels.reference.step import ReferenceStep
 from manylora.server.kernels.reference.vocabulary import plan_vocabulary
 from manylora.server.model.pages.tables import BaseTables, pack_vocabulary, place, row_hashes
@@ -86,7 +87,9 @@ MIXES: list[dict[str, float]] = [
 ]  # fmt: skip
 
 
-def step_of(pages: dict[str, AdapterPages], tokens: list[list[int]]) -> StepInputs:
+def step_of(
+    pages: dict[str, AdapterPages], tokens: list[list[int]], mixes: list[dict[str, float]] = MIXES
+) -> StepInputs:
     counts = [len(t) for t in tokens]
     start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     nothing: Any = np.zeros(1, np.int32)
@@ -94,7 +97,7 @@ def step_of(pages: dict[str, AdapterPages], tokens: list[list[int]]) -> StepInpu
         token_ids=np.array([t for part in tokens for t in part], np.int64),
         positions=nothing, slots=nothing, query_start=start, context=nothing, block_tables=nothing,
         logits_rows=start[1:].astype(np.int64) - 1,
-        lora=lora_inputs([[(pages[name], w) for name, w in mix.items()] for mix in MIXES]),
+        lora=lora_inputs([[(pages[name], w) for name, w in mix.items()] for mix in mixes]),
     )  # fmt: skip
 
 
@@ -138,6 +141,40 @@ def test_rows_of_the_base_keep_their_bits() -> None:
     hidden = random(len(MIXES), D, seed=20)
     logits = hidden @ H.T
     assert torch.equal(plan.conclude(plan.correct(logits, hidden), hidden)[[0, 6], :V], logits[[0, 6]])
+
+
+def _row_by_row(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return row_by_row(x, weight)
+
+
+def _fixed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    products = pytest.importorskip("manylora.server.kernels.cuda.fixed.products", reason="needs Triton")
+    found: torch.Tensor = products.multiply(x, weight)
+    return found
+
+
+@pytest.mark.parametrize("multiply", [_row_by_row, _fixed])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_have_the_same_bits_whoever_shares_their_vocabulary(multiply: Any, dtype: torch.dtype) -> None:
+    """With products that don't depend on the number of rows; they are the numbers that others make."""
+    pool, pages = pool_of(dtype)
+    mix = MIXES[7]
+
+    def run(rows: list[int], multiply: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = step_of(pages, [[(7 * row) % V] for row in rows], [mix] * len(rows))
+        plan = plan_vocabulary(pool, E.to(dtype), inputs, V, multiply)
+        assert plan is not None
+        embedded = plan.prepare(inputs).embedded
+        assert embedded is not None
+        hidden = random(30, D, seed=20).to(dtype)[rows]
+        return embedded.values, plan.correct(hidden @ torch.zeros(D, V, dtype=dtype), hidden)
+
+    together, usual = run([*range(30)], multiply), run([*range(30)], torch.nn.functional.linear)
+    for part, expected in zip(together, usual, strict=True):
+        torch.testing.assert_close(part, expected, atol=0.1 if dtype == torch.bfloat16 else 1e-5, rtol=2e-2)
+    for rows in ([29], [3, 17], [*range(29, -1, -1)]):
+        for part, expected in zip(run(rows, multiply), together, strict=True):
+            assert torch.equal(part, expected[rows])
 
 
 def test_steps_without_a_vocabulary_have_no_plan() -> None:

@@ -65,7 +65,7 @@ def weights_of(
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def multiply_codes(
     x,  # [rows, inputs], rows x_stride apart
     x_stride,

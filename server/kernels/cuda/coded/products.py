@@ -21,11 +21,12 @@ class CodedProduct:
 
     most_rows = 128  # beyond these a matrix is better unpacked once for the library
 
-    def __init__(self, codes: Codes, bias: torch.Tensor | None) -> None:
-        """``bias`` [out]; ``codes`` are of one of KINDS."""
+    def __init__(self, codes: Codes, bias: torch.Tensor | None, *, fixed: bool = False) -> None:
+        """``bias`` [out]; ``codes`` are of one of KINDS. ``fixed``: tiles have one shape for any rows."""
         assert codes.kind in KINDS
         self._codes = codes
         self._bias = bias
+        self._fixed = fixed
         self._order = None if codes.order is None else codes.order.int()
         self._halves = codes.kind not in WIDE
         share = 2 if self._halves else 1
@@ -39,7 +40,8 @@ class CodedProduct:
         codes = self._codes
         (outputs, inputs), rows = codes.shape, len(x)
         y = x.new_empty(rows, outputs)
-        tile = min(_MOST_TILE if multiplies(x.device, x.dtype) else _LEAST_TILE, tile_of(rows))
+        most = _MOST_TILE if multiplies(x.device, x.dtype) else _LEAST_TILE
+        tile = most if self._fixed else min(most, tile_of(rows))
         absent = codes.scales
         multiply_codes[(triton.cdiv(outputs, _OUT), triton.cdiv(rows, tile))](
             x, x.stride(0), rows, codes.packed, codes.scales,

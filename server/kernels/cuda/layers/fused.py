@@ -75,9 +75,16 @@ class Hidden:
 class FusedLayers:
     """The layers of one decoder. What the kernels read of adapters is given step by step."""
 
-    def __init__(self, weights: DecoderWeights, shapes: Sequence[ModuleShape]) -> None:
-        """``shapes`` are those of the target modules."""
+    def __init__(
+        self, weights: DecoderWeights, shapes: Sequence[ModuleShape], *, fixed: bool = False
+    ) -> None:
+        """``shapes`` are those of the target modules.
+
+        ``fixed``: a row has the same bits whichever kinds of mixes others have, for which some kernels are
+        compiled anew: then none of them joins products and sums as its compiler pleases.
+        """
         self._weights = weights
+        self._options = {"enable_fp_fusion": False} if fixed else {}
         self._shapes = shapes
         self._final_module = weights.norm_modules(len(weights.layers))[0]
 
@@ -264,7 +271,7 @@ class FusedLayers:
             *reduced_of(reduced, gate_up), *reduced_of(partial, gate_up)[:2],
             TILE=_GATE_TILE, RANKS=RANKS, GELU=w.activation == GELU_TANH, STACKED=len(modules) == 1,
             PAGES=reduced is not None, SCALED=scaled,
-            TENSOR=tensor_cores(gate_up), DOT=dot_type(gate_up.dtype),
+            TENSOR=tensor_cores(gate_up), DOT=dot_type(gate_up.dtype), **self._options,
         )  # fmt: skip
         return inner, partial
 

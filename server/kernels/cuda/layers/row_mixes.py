@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,9 +13,23 @@ import torch
 from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.cuda.lora import TiledPages, groups_of, tiles_of
 from manylora.server.kernels.cuda.mixes import LoraTables, lora_tables, total_rank
-from manylora.server.kernels.inputs import AdapterPages, LoraInputs, StepInputs
+from manylora.server.kernels.inputs import AdapterPages, LoraInputs, ModuleShape, StepInputs
 from manylora.server.kernels.reference.lora import split_rows
 from manylora.server.kernels.weights import DecoderWeights
+
+
+class Tiles(Protocol):
+    """Rank pages that are multiplied tile by tile, as :class:`TiledPages`."""
+
+    def add(self, module: int, shapes: Sequence[ModuleShape], x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add what mixes have in modules that share an input to ``y`` [T, out of all] in place."""
+
+
+class NoTiles:
+    """Those of rows without mixes: nothing is launched."""
+
+    def add(self, module: int, shapes: Sequence[ModuleShape], x: torch.Tensor, y: torch.Tensor) -> None:
+        del module, shapes, x, y
 
 
 @dataclass(frozen=True)
@@ -25,7 +41,7 @@ class RowMixes:
     sequences: torch.Tensor  # [T] int32: the sequence of each row
     groups: torch.Tensor | None  # [T, 3] int32 of rows that decode; see ``mix_kernels.py``
     capacity: int  # the largest sum of ranks that a sequence's mix has in a module
-    tiles: TiledPages | None  # rank pages are multiplied tile by tile; None: in groups, inside other kernels
+    tiles: Tiles | None  # rank pages are multiplied tile by tile; None: in groups, inside other kernels
     scaled: bool = False  # some of its adapters have input gains
 
 
@@ -60,15 +76,20 @@ class Takes:
         return not odd and not elsewhere, bool(vectors.input_gain.any())
 
 
-def row_mixes(pool: torch.Tensor, inputs: StepInputs, modules: int, takes: Takes) -> RowMixes | None:
-    """Those of a step over so many modules, all of whose adapters are taken; None if all run the base."""
+def row_mixes(
+    pool: torch.Tensor, inputs: StepInputs, modules: int, takes: Takes, *, grouped: bool = True
+) -> RowMixes | None:
+    """Those of a step over so many modules, all of whose adapters are taken; None if all run the base.
+
+    Rows are ``grouped`` where all of them decode; else they go tile by tile.
+    """
     lora = inputs.lora
     if lora is None:
         return None
     counts = np.diff(inputs.query_start)
     tables, capacity = lora_tables(lora, modules, pool.device), total_rank(lora)
-    decoding, groups, tiles = bool((counts == 1).all()), None, None
-    if decoding:
+    groups, tiles = None, None
+    if grouped and bool((counts == 1).all()):
         groups = sent(groups_of(lora, len(counts)), pool.device)
     else:
         segments, _ = split_rows(lora, inputs.query_start, 1)
@@ -83,3 +104,9 @@ def row_mixes(pool: torch.Tensor, inputs: StepInputs, modules: int, takes: Takes
         tiles=tiles,
         scaled=takes.scaled(lora),
     )
+
+
+def no_mixes(pool: torch.Tensor, tables: LoraTables, rows: int) -> RowMixes:
+    """The mixes of rows without any, for which kernels are compiled as for rows that may have some."""
+    nobody = torch.full((rows,), -1, dtype=torch.int32, device=pool.device)
+    return RowMixes(pool, tables, nobody, groups=None, capacity=0, tiles=NoTiles())

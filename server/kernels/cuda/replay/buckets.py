@@ -41,6 +41,7 @@ def buckets_up_to(rows: int, context: int) -> list[Bucket]:
     return [Bucket(n, p) for p in reversed(partitions) for n in reversed(sizes)]
 
 
+MAX_BLOCKS = 16_384  # that the contexts of the sequences of chunks take together
 MAX_CHUNK_ROWS = 512  # of a bucket of chunks; larger steps are long enough to hide their launches
 _CHUNK_ROWS = (16, 32, 64, 128, 256, 384, MAX_CHUNK_ROWS)
 _LEAST_SEQUENCES = 8
@@ -51,6 +52,7 @@ class ChunkBucket:
     """The sizes for which one graph of chunks of prompts stands."""
 
     rows: int
+    blocks = MAX_BLOCKS
 
     @property
     def sequences(self) -> int:

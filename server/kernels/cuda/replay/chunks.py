@@ -1,25 +1,26 @@
 """Steps of chunks of prompts over memory that stays in place; see ``replayed.py``.
 
-Every sequence has several rows. How many there are, how long their contexts are and which rows' logits are
-wanted lies in the buffers. Rows that fill up see nothing, have no adapter and a slot in block 0, which is
+A sequence may have any number of rows. How many there are, how long their contexts are and which rows' logits
+are wanted lies in the buffers. Rows that fill up see nothing, have no adapter and a slot in block 0, which is
 nobody's; so are tiles of mixes and pieces of attention that fill up those there is room for.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from manylora.server.kernels.cuda.lora import TILE_ROWS, tiles_of
 from manylora.server.kernels.cuda.prompts import Chunks
-from manylora.server.kernels.cuda.replay.buckets import ChunkBucket, chunk_bucket_for
+from manylora.server.kernels.cuda.replay.buckets import MAX_BLOCKS, ChunkBucket, chunk_bucket_for
 from manylora.server.kernels.cuda.replay.mix_buffers import Adapters, GivenRows, MixBuffers, fits
 from manylora.server.kernels.cuda.replay.pinned_arrays import Mirror
 from manylora.server.kernels.inputs import BLOCK_SIZE, Int32, StepInputs
 from manylora.server.kernels.reference.attention import AttentionPlan
 from manylora.server.kernels.reference.lora import split_rows
 
-MAX_BLOCKS = 16_384  # that the contexts of a step's sequences take together
 _PIECE = 64  # rows of a sequence that attention takes as one item of its work
 
 
@@ -32,20 +33,36 @@ def chunk_bucket_of(inputs: StepInputs, takes: Adapters, most: int) -> ChunkBuck
         return None
     sequences = max(len(inputs.context), len(inputs.logits_rows))
     bucket = chunk_bucket_for(len(inputs.token_ids), sequences)
-    if bucket is None or bucket.rows > most or _num_blocks(inputs).sum() > MAX_BLOCKS:
+    if bucket is None or bucket.rows > most or blocks_of(inputs).sum() > MAX_BLOCKS:
         return None
     return bucket if fits(inputs.lora, bucket.sequences, takes) else None
 
 
-def _num_blocks(inputs: StepInputs) -> Int32:
+def blocks_of(inputs: StepInputs) -> Int32:
     """Blocks of each sequence's context."""
     return -(-inputs.context // BLOCK_SIZE)
+
+
+class RowBucket(Protocol):
+    """The sizes for which one graph stands."""
+
+    @property
+    def rows(self) -> int:
+        """That it has."""
+
+    @property
+    def sequences(self) -> int:
+        """How many it holds at most, and rows whose logits are wanted."""
+
+    @property
+    def blocks(self) -> int:
+        """That the contexts of its sequences take together, at most."""
 
 
 class ChunkBuffers:
     """The arguments of the steps of one bucket."""
 
-    def __init__(self, bucket: ChunkBucket, modules: int, like: torch.Tensor) -> None:
+    def __init__(self, bucket: RowBucket, modules: int, like: torch.Tensor) -> None:
         """Adapters are of ``modules``, norms included; ``like`` [.., D] is what embeddings are like."""
         rows, sequences, device = bucket.rows, bucket.sequences, like.device
         self.num_logits = sequences
@@ -59,7 +76,7 @@ class ChunkBuffers:
                 "sequences": ((rows,), torch.int32),
                 "logits_rows": ((sequences,), torch.int64),
                 "pieces": ((pieces, 4), torch.int32),
-                "blocks": ((MAX_BLOCKS,), torch.int32),
+                "blocks": ((bucket.blocks,), torch.int32),
                 "tiles": ((tiles, 3), torch.int32),
             },
             device,
@@ -77,7 +94,7 @@ class ChunkBuffers:
         self.given = GivenRows(rows, like)
 
     def fill(self, inputs: StepInputs) -> None:
-        """Send a step that :func:`chunk_bucket_of` has put into this bucket."""
+        """Send a step that this bucket holds."""
         n, here = len(inputs.token_ids), self._step.host
         counts = np.diff(inputs.query_start)
         self._step.wait()
@@ -99,18 +116,29 @@ class ChunkBuffers:
         self.given.fill(inputs.embedded)
 
     def _fill_attention(self, inputs: StepInputs) -> None:
-        here, n = self._step.host, len(inputs.token_ids)
-        lines, begin = [], 0
-        for sequence, blocks in enumerate(_num_blocks(inputs).tolist()):
-            here["blocks"][begin : begin + blocks] = inputs.block_tables[sequence, :blocks]
-            first, last = (int(row) for row in inputs.query_start[sequence : sequence + 2])
-            behind = int(inputs.context[sequence]) - last  # a row's position is its number and this
-            lines += [
-                (row, min(row + _PIECE, last), row + behind, begin) for row in range(first, last, _PIECE)
-            ]
-            begin += blocks
+        here, n, held = self._step.host, len(inputs.token_ids), blocks_of(inputs)
+        there = np.arange(inputs.block_tables.shape[1]) < held[:, None]
+        here["blocks"][: held.sum()] = inputs.block_tables[there]
+        lines = _pieces(inputs, held)
+        count = len(lines)
+        here["pieces"][:count] = lines
         # Before the first position there is nothing to see: zeros are stored, and nothing is left as it was.
         rows = len(here["token_ids"])
-        lines += [(row, min(row + _PIECE, rows), -_PIECE, 0) for row in range(n, rows, _PIECE)]
-        here["pieces"][: len(lines)] = lines
-        here["pieces"][len(lines) :] = 0
+        spare = np.arange(n, rows, _PIECE)
+        here["pieces"][count : count + len(spare)] = np.stack(
+            [spare, np.minimum(spare + _PIECE, rows), np.full_like(spare, -_PIECE), np.zeros_like(spare)],
+            axis=1,
+        )
+        here["pieces"][count + len(spare) :] = 0
+
+
+def _pieces(inputs: StepInputs, held: Int32) -> Int32:
+    """The work [n, 4] of attention, as :class:`Chunks` has it; ``held``: the blocks of each sequence."""
+    first, last = inputs.query_start[:-1], inputs.query_start[1:]
+    counts = -(-(last - first) // _PIECE)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    row = first[owner] + _PIECE * (np.arange(len(owner)) - (counts.cumsum() - counts)[owner])
+    behind, begin = inputs.context - last, held.cumsum() - held  # a row's position is its number and this
+    return np.stack(
+        [row, np.minimum(row + _PIECE, last[owner]), row + behind[owner], begin[owner]], axis=1
+    ).astype(np.int32)
