@@ -312,6 +312,7 @@ def _engine(
         max_stretch=settings.max_stretch,
         fair=settings.scheduling == "fair",
         prefix_cache=settings.enable_prefix_cache,
+        deterministic=settings.deterministic,
     )
     return Engine(prepared.decoder, loaded.tokenizer, config, fingerprint=loaded.fingerprint, metrics=metrics)
 
@@ -424,5 +425,6 @@ def _describe(
         "max_model_len": max_model_len,
         "kv_blocks": prepared.num_blocks - 1,
         "kv_cache_dtype": settings.kv_cache_dtype,
+        "deterministic": settings.deterministic,
         "adapter_memory_bytes": prepared.pool.capacity_bytes,
     }

@@ -39,6 +39,10 @@ class EngineOptions(Options):
         Literal["auto", "native", "pytorch"],
         Option(ENGINE, "KIND", "native (C++, Triton), pytorch, or auto."),
     ] = "auto"
+    deterministic: Annotated[
+        bool,
+        Option(ENGINE, "", "A row's bits depend on no other row, on a GPU too.", switch=True),
+    ] = False
     enable_prefix_cache: Annotated[
         bool,
         Option(

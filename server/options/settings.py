@@ -65,6 +65,22 @@ class Settings(
         return self
 
     @model_validator(mode="after")
+    def _check_deterministic(self) -> Settings:
+        if not self.deterministic:
+            return self
+        if self.kernels == "pytorch":
+            raise ValueError(
+                "deterministic: PyTorch's products depend on the batch; not with kernels pytorch"
+            )
+        if self.tensor_parallel_size > 1:
+            raise ValueError(
+                "deterministic: ranks sum in an order of their own; not with tensor_parallel_size"
+            )
+        if self.auto_merge:
+            raise ValueError("deterministic: whom auto_merge merges depends on the traffic; not with it")
+        return self
+
+    @model_validator(mode="after")
     def _check_replicas(self) -> Settings:
         given = ("ray_address", "max_replicas", "replica_cpus", "replica_gpus")
         useless = [field for field in given if getattr(self, field) is not None]

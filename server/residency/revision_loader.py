@@ -124,6 +124,7 @@ class RevisionLoader:
         directory, most = self._directory(digest), self._pool.capacity_bytes
         packed = read_packed(directory, digest, self._packing, most, self._memory)
         if packed is not None and packed.stated_rank <= self._limits.max_rank:
+            self._pool.check_taken(packed)
             return packed
         artifact = self.artifact(digest)
         packed = self._pack(artifact)

@@ -13,6 +13,8 @@ _CHUNK_ROWS = 512  # of the largest step of chunks that is replayed
 _BUCKETS = 3  # times those rows, or more than that: the rows of all sizes of such steps
 _REPLAYED_RANK = 256  # the largest sum of ranks that replayed steps have room for
 _TILED_ROWS = 3  # times those rows: the most that tiles of mixes have
+_FIXED_ROWS = 9  # times those rows, where rows that decode are tiles of their own
+_TILE_ROWS = 16  # of a mix, filled up
 _TILE_SLICE = 1024  # input features that a tile sums up at once
 STAGING_BYTES = 16 << 20  # through which adapters are sent
 _LIBRARIES = 256 << 20  # workspaces of matrix products, of this library and its own threads' handles
@@ -28,6 +30,7 @@ class StepSize:
     sequences: int  # of which tokens are drawn
     context: int  # the longest
     rank: int = 64  # the largest sum of ranks of a row's mix
+    deterministic: bool = False  # rows that decode go the way of prompts
 
 
 def step_bytes(shape: BaseShape, itemsize: int, size: StepSize) -> int:
@@ -51,7 +54,8 @@ def chunk_bytes(shape: BaseShape, itemsize: int, size: StepSize) -> int:
     """What replayed steps of chunks of prompts take: while they run, and their buffers."""
     rows = min(size.rows, _CHUNK_ROWS)
     widest = max(3 * shape.width, shape.heads * shape.head_dim, shape.inner)  # three modules share an input
-    partial = _TILED_ROWS * rows * _REPLAYED_RANK * 4 * -(-widest // _TILE_SLICE)
+    tiled = (_FIXED_ROWS if size.deterministic else _TILED_ROWS) * rows
+    partial = tiled * _REPLAYED_RANK * 4 * -(-widest // _TILE_SLICE)
     given = _BUCKETS * rows * shape.width * itemsize  # embeddings
     return _layer_bytes(shape, itemsize, rows, 0) + partial + given
 
@@ -61,10 +65,19 @@ def reserved_bytes(shape: BaseShape, itemsize: int, size: StepSize) -> int:
     replayed = _layer_bytes(shape, itemsize, size.sequences, size.rank) + replayed_scratch_bytes(shape, size)
     # The graphs' own, where they are returned, and where they are joined with those of prompts.
     logits = 3 * size.sequences * shape.vocabulary * itemsize
-    launched = step_bytes(shape, itemsize, size)
+    launched = step_bytes(shape, itemsize, size) + _tiles_bytes(shape, size)
     # They compute in the memory of the same graphs, but not in pieces of the same sizes.
     replayed += chunk_bytes(shape, itemsize, size)
     return int((launched + replayed + logits) * _SLACK) + _LIBRARIES + STAGING_BYTES
+
+
+def _tiles_bytes(shape: BaseShape, size: StepSize) -> int:
+    """What launched steps take beyond the rest where rows that decode are tiles of their own."""
+    if not size.deterministic:
+        return 0
+    widest = max(3 * shape.width, shape.heads * shape.head_dim, shape.inner)
+    lines = size.rows + _TILE_ROWS * size.sequences
+    return lines * size.rank * 4 * -(-widest // _TILE_SLICE)
 
 
 def _layer_bytes(shape: BaseShape, itemsize: int, rows: int, rank: int) -> int:

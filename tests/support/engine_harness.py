@@ -57,6 +57,7 @@ class EngineHarness:
         prefix_cache: bool = True,
         adapter_bytes: int = 64 << 20,
         ranks: int = 1,
+        deterministic: bool = False,
         placed: Callable[[LoadedModel], LoadedModel] = lambda loaded: loaded,
     ) -> None:
         """``placed`` moves the loaded model to where it is to run; ``ranks`` end with :meth:`close`."""
@@ -70,7 +71,8 @@ class EngineHarness:
             if self.started is None
             else self.started.loaded
         )
-        self.decoder: Decoder = self._decoder(generic, kernels, coded_cache)
+        self.decoder: Decoder = self._decoder(generic, kernels, coded_cache, deterministic)
+        taken = self.decoder.taken if isinstance(self.decoder, FusedDecoder) else None
         self.pool = PagePool(
             self.decoder.modules,
             adapter_bytes,
@@ -79,19 +81,25 @@ class EngineHarness:
             self.decoder,
             tables=self.decoder.tables,
             shards=None if self.started is None else self.started.decoder.shards,
+            taken=None if taken is None else taken.check,
         )
         self.decoder.allocate(self.pool.data, num_blocks, max_batch_tokens)
         self.base: BaseModel = describe_base(self.loaded, self.decoder, "base")
-        self._config = EngineConfig(num_blocks, max_num_seqs, max_batch_tokens, prefix_cache)
+        self._config = EngineConfig(
+            num_blocks, max_num_seqs, max_batch_tokens, prefix_cache, deterministic=deterministic
+        )
         self._ids = itertools.count(1)
         self.engine = self.new_engine()
 
-    def _decoder(self, generic: bool, kernels: str, coded_cache: bool) -> Decoder:
+    def _decoder(self, generic: bool, kernels: str, coded_cache: bool, deterministic: bool) -> Decoder:
         if self.started is not None:
             return self.started.decoder
         if generic:
             return GenericDecoder(self.loaded.hf)
-        decoder = next(decoder_candidates(self.loaded, kernels, coded_cache=coded_cache))
+        candidates = decoder_candidates(
+            self.loaded, kernels, coded_cache=coded_cache, deterministic=deterministic
+        )
+        decoder = next(candidates)
         assert isinstance(decoder, FusedDecoder | GenericDecoder)
         return decoder
 
@@ -107,6 +115,7 @@ class EngineHarness:
             self._config.max_num_seqs,
             max_batch_tokens or self._config.max_batch_tokens,
             self._config.prefix_cache,
+            deterministic=self._config.deterministic,
         )
         self.metrics = Metrics()
         self.engine = Engine(

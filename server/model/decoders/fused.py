@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from manylora.adapters.format.base import CacheShape
@@ -17,9 +18,10 @@ from manylora.server.kernels.cpu import NativeStep
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import EmbeddedRows, KeptStates, StepInputs
 from manylora.server.kernels.ranks import Ranks
+from manylora.server.kernels.reference.linear import row_by_row
 from manylora.server.kernels.reference.soft_prompts import embed_prompts
 from manylora.server.kernels.reference.step import ReferenceStep, bend
-from manylora.server.kernels.reference.vocabulary import plan_vocabulary
+from manylora.server.kernels.reference.vocabulary import Multiply, plan_vocabulary
 from manylora.server.kernels.weights import DecoderWeights, MergedWeights
 from manylora.server.model.decoders.extraction import (
     extract_weights,
@@ -29,10 +31,12 @@ from manylora.server.model.decoders.extraction import (
 )
 from manylora.server.model.decoders.families import ACTIVATIONS, FAMILIES
 from manylora.server.model.decoders.quantize import is_quantized
+from manylora.server.model.decoders.taken import TakenAdapters
 from manylora.server.model.pages.tables import BaseTables
 
 if TYPE_CHECKING:
     from manylora.server.kernels.cuda.backend import TritonStep
+    from manylora.server.kernels.cuda.fixed.step import FixedStep
 
 logger = logging.getLogger(__name__)
 
@@ -49,33 +53,49 @@ class FusedDecoder:
         kernels: str = "auto",
         *,
         coded_cache: bool = False,
+        deterministic: bool = False,
         ranks: Ranks | None = None,
         tell: Callable[[StepInputs], None] | None = None,
     ) -> None:
         """Take the weights of ``model``, a Hugging Face causal LM of one of :data:`FAMILIES`.
 
         ``kernels`` is "auto" (native where they run, else PyTorch), "native" or "pytorch". ``coded_cache``:
-        keys and values are kept in 8 bits. With ``ranks`` the model is one rank's part of a larger one, and
-        before each of its own parts of a step this one calls ``tell``.
+        keys and values are kept in 8 bits. ``deterministic``: rows have the same bits in any company. With
+        ``ranks`` the model is one rank's part of a larger one, and before each of its own parts of a step
+        this one calls ``tell``.
 
         Raises:
-            ConfigError: native kernels were asked for and can't run here, or not on a cache in 8 bits.
+            ConfigError: native kernels were asked for and can't run here, or not on a cache in 8 bits; or
+                nothing that runs here is deterministic.
         """
         self.weights = replace(extract_weights(model, max_len), ranks=ranks)
         self._tell = tell
         self._family = FAMILIES[model.config.model_type]
         self.modules = target_modules(model)
-        self._backend: type[NativeStep | ReferenceStep | TritonStep]
-        self._backend, self.kernels_note = _choose_backend(self.weights, kernels)
+        self._backend: type[NativeStep | ReferenceStep | TritonStep | FixedStep]
+        self._multiply: Multiply = F.linear
+        self.taken: TakenAdapters | None = None  # None: all that can be served
+        if deterministic:
+            self._be_deterministic()
+        else:
+            self._backend, self.kernels_note = _choose_backend(self.weights, kernels)
         self._coded_cache = coded_cache
         if coded_cache and not issubclass(self._backend, NativeStep | ReferenceStep):
             raise ConfigError(
                 "--kv-cache-dtype int8: the Triton kernels read keys and values of 16 or 32 bits only; "
                 "--kernels pytorch has a cache in 8 bits on a GPU as well"
             )
-        self._step: NativeStep | ReferenceStep | TritonStep | None = None
+        self._step: NativeStep | ReferenceStep | TritonStep | FixedStep | None = None
         self.tables = BaseTables(self.weights.embedding, self.weights.lm_head)
         self.vocab_size = self.weights.vocab_size
+
+    def _be_deterministic(self) -> None:
+        backend = deterministic_backend(self.weights)
+        self._backend, self.kernels_note = backend, backend.origin()
+        if issubclass(backend, NativeStep):
+            self._multiply = row_by_row
+        else:
+            self._multiply, self.taken = backend.multiply, TakenAdapters(self.weights, self.modules)
 
     @staticmethod
     def unsupported(model: Any) -> str | None:
@@ -142,7 +162,7 @@ class FusedDecoder:
 
     def step(self, inputs: StepInputs) -> torch.Tensor:
         assert self._step is not None, "allocate() comes before step()"
-        plan = plan_vocabulary(self._pool, self.weights.embedding, inputs, self.vocab_size)
+        plan = plan_vocabulary(self._pool, self.weights.embedding, inputs, self.vocab_size, self._multiply)
         if plan is not None:
             inputs = plan.prepare(inputs)
             inputs = replace(inputs, embedded=_scaled(inputs.embedded, self.weights.embedding_scale))
@@ -242,3 +262,23 @@ def native_backend(device: torch.device) -> type[NativeStep | TritonStep] | str:
     except ImportError as error:
         return f"Triton can't be imported: {error}"
     return TritonStep
+
+
+def deterministic_backend(weights: DecoderWeights) -> type[NativeStep | FixedStep]:
+    """The step whose rows have the same bits in any company.
+
+    Raises:
+        ConfigError: there is none for these weights, or their device.
+    """
+    native = native_backend(weights.embedding.device)
+    if isinstance(native, str):
+        raise ConfigError(f"--deterministic: {native}")
+    if issubclass(native, NativeStep):
+        backend: type[NativeStep | FixedStep] = native
+    else:
+        from manylora.server.kernels.cuda.fixed.step import FixedStep  # noqa: PLC0415 - only CUDA builds bring Triton
+
+        backend = FixedStep
+    if (reason := backend.unsupported(weights)) is not None:
+        raise ConfigError(f"--deterministic: {reason}")
+    return backend

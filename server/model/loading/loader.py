@@ -228,20 +228,24 @@ def _fingerprint(model: Any, directory: Path, quantize: str) -> str:
 
 
 def decoder_candidates(
-    loaded: LoadedModel, kernels: str = "auto", *, coded_cache: bool = False
+    loaded: LoadedModel, kernels: str = "auto", *, coded_cache: bool = False, deterministic: bool = False
 ) -> Iterator[Decoder]:
     """The decoders that may serve the model, best first; none is trusted before the probe.
 
     ``kernels`` is "auto" (native, then PyTorch), "native" or "pytorch"; the generic decoder always runs
     PyTorch and comes last. With ``coded_cache`` keys and values are kept in 8 bits, which the fused decoder
-    alone does.
+    alone does, and with ``deterministic`` rows have the same bits in any company, which its kernels do.
 
     Raises:
         ModelRefused: the generic decoder can't run the model.
-        ConfigError: native kernels or a cache in 8 bits were asked for and can't be had.
+        ConfigError: native kernels, a cache in 8 bits or equal bits were asked for and can't be had.
     """
     reason = FusedDecoder.unsupported(loaded.hf)
-    if reason is None:
+    if deterministic:
+        if reason is not None:
+            raise ConfigError(f"--deterministic needs the fused decoder: {reason}")
+        yield FusedDecoder(loaded.hf, loaded.max_model_len, coded_cache=coded_cache, deterministic=True)
+    elif reason is None:
         fused = FusedDecoder(loaded.hf, loaded.max_model_len, kernels, coded_cache=coded_cache)
         native = fused.native
         yield fused
@@ -250,15 +254,15 @@ def decoder_candidates(
         del fused  # it was refused: on a GPU there is no room for two caches
         if native:
             yield FusedDecoder(loaded.hf, loaded.max_model_len, "pytorch", coded_cache=coded_cache)
-        if coded_cache:
-            return
+        if not coded_cache:
+            yield GenericDecoder(loaded.hf, reason)
     elif coded_cache:
         raise ConfigError(f"--kv-cache-dtype int8 needs the fused decoder: {reason}")
     elif kernels == "native":
         raise ConfigError(f"--kernels native: {reason}")
     else:
         logger.warning("the generic decoder serves this model, slower than the fused one would: %s", reason)
-    yield GenericDecoder(loaded.hf, reason)
+        yield GenericDecoder(loaded.hf, reason)
 
 
 def describe_base(loaded: LoadedModel, decoder: Decoder, name: str) -> BaseModel:

@@ -59,7 +59,13 @@ def demand_of(
     ``block`` are the bytes of K and V that a block takes there.
     """
     context = loaded.max_model_len
-    size = StepSize(limits.max_batch_tokens, limits.max_num_seqs, context, settings.max_lora_rank)
+    size = StepSize(
+        limits.max_batch_tokens,
+        limits.max_num_seqs,
+        context,
+        settings.max_lora_rank,
+        settings.deterministic,
+    )
     return Demand(
         step=max(reserved_bytes(shape, loaded.dtype.itemsize, size), probe_bytes(shape)),
         block=block,

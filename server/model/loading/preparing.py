@@ -10,6 +10,7 @@ import torch
 from manylora.server.errors import ModelRefused
 from manylora.server.memory_budget import available_bytes, return_freed
 from manylora.server.model.decoders.decoder import Decoder
+from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.loading.kept_references import KeptReferences
 from manylora.server.model.loading.loader import LoadedModel, decoder_candidates
 from manylora.server.model.loading.memory import divide_memory
@@ -40,7 +41,10 @@ def prepare(loaded: LoadedModel, settings: Settings, limits: EngineLimits) -> Pr
     available = available_bytes(loaded.device)
     refusals: list[str] = []
     for decoder in decoder_candidates(
-        loaded, settings.kernels, coded_cache=settings.kv_cache_dtype == "int8"
+        loaded,
+        settings.kernels,
+        coded_cache=settings.kv_cache_dtype == "int8",
+        deterministic=settings.deterministic,
     ):
         if not on_cpu:  # the decoder holds the base now, and nothing else holds a part of it
             return_freed(loaded.device)
@@ -58,6 +62,7 @@ def prepare(loaded: LoadedModel, settings: Settings, limits: EngineLimits) -> Pr
             return_freed(loaded.device)
             return Prepared(decoder, pool, memory.num_blocks, memory, error, note)
     where = "" if settings.kv_cache_dtype == "auto" else f" with --kv-cache-dtype {settings.kv_cache_dtype}"
+    where += " with --deterministic" if settings.deterministic else ""
     raise ModelRefused(f"no decoder serves this model correctly{where}: " + "; ".join(refusals))
 
 
@@ -65,8 +70,15 @@ def _allocate_and_probe(
     loaded: LoadedModel, decoder: Decoder, settings: Settings, limits: EngineLimits, memory: Division
 ) -> tuple[PagePool, float]:
     """The page pool, and the largest error that the probe found."""
+    taken = decoder.taken if isinstance(decoder, FusedDecoder) else None
     pool = PagePool(
-        decoder.modules, memory.adapters, loaded.dtype, loaded.device, decoder, tables=decoder.tables
+        decoder.modules,
+        memory.adapters,
+        loaded.dtype,
+        loaded.device,
+        decoder,
+        tables=decoder.tables,
+        taken=None if taken is None else taken.check,
     )
     rows = max(limits.max_batch_tokens, PROBE_ROWS)
     decoder.allocate(pool.data, max(memory.num_blocks, PROBE_BLOCKS), rows)
@@ -75,6 +87,13 @@ def _allocate_and_probe(
     kept = KeptReferences.of(loaded, decoder.name, precision)
     error = max(
         probe(loaded.hf, decoder, precision, kept),
-        probe_adapters(loaded.hf, decoder, pool, precision, kept),
+        probe_adapters(
+            loaded.hf,
+            decoder,
+            pool,
+            precision,
+            kept,
+            scales_inputs=None if taken is None else taken.scales_inputs,
+        ),
     )
     return pool, error

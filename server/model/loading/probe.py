@@ -64,17 +64,24 @@ def probe(model: Any, decoder: Decoder, dtype: torch.dtype, kept: KeptReferences
 
 
 def probe_adapters(
-    model: Any, decoder: Decoder, pool: PagePool, dtype: torch.dtype, kept: KeptReferences | None = None
+    model: Any,
+    decoder: Decoder,
+    pool: PagePool,
+    dtype: torch.dtype,
+    kept: KeptReferences | None = None,
+    *,
+    scales_inputs: Callable[[int], bool] | None = None,
 ) -> float:
     """Compare the decoder's logits under synthetic adapters with those of ``model``.
 
-    Hooks add the adapters' deltas to the outputs of the model's modules. ``kept`` as for :func:`probe`.
+    Hooks add the adapters' deltas to the outputs of the model's modules. ``kept`` as for :func:`probe`;
+    ``scales_inputs`` says of which modules adapters may scale inputs, None: of all.
     Skipped, with a log line, where the pool has no room for them; the pool is as it was afterwards.
 
     Raises:
         ModelRefused: the decoder's adapter arithmetic is wrong.
     """
-    adapters = [synthetic(model, decoder, number) for number in range(COUNT)]
+    adapters = [synthetic(model, decoder, number, scales_inputs) for number in range(COUNT)]
     packed = [pool.pack(f"probe-{i}", weights) for i, weights in enumerate(adapters)]
     pages = [pool.reserve(adapter) for adapter in packed]
     taken = [p for p in pages if p is not None]
@@ -101,7 +108,7 @@ def probe_adapters(
         lambda: _expected(model, prompts, len(_MIXES), dtype, hooks_of(members)),
         complaint,
         kept,
-        "adapters",
+        "adapters" if scales_inputs is None else "taken-adapters",
     )
 
 

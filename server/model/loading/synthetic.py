@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,14 +24,21 @@ _STRENGTH = 0.3  # of an adapter's output, relative to that of the module it cha
 Members = Sequence[tuple[Mapping[str, ModuleDelta], float]]  # adapters by module name, with weights
 
 
-def synthetic(model: Any, decoder: Decoder, number: int) -> dict[str, ModuleDelta]:
-    """Random weights whose output is about :data:`_STRENGTH` times that of the module, whatever its size."""
+def synthetic(
+    model: Any, decoder: Decoder, number: int, scales_inputs: Callable[[int], bool] | None = None
+) -> dict[str, ModuleDelta]:
+    """Random weights whose output is about :data:`_STRENGTH` times that of the module, whatever its size.
+
+    ``scales_inputs`` says of which modules, by number, inputs may be scaled; None: of all.
+    """
     generator = torch.Generator().manual_seed(number)
     ranks = _RANKS[number]
     found = {}
     for index, module in enumerate(m for m in decoder.modules if not m.expert):
         rank = ranks[index % len(ranks)]
         vectors: dict[str, Any] = {**_vectors(module, index, generator)} if number == _SCALED else {}
+        if scales_inputs is not None and not scales_inputs(index):
+            vectors.pop("input_scale", None)
         if not module.linear and number == _SCALED:
             found[module.name] = _scaled_norm(module, model.get_submodule(module.name), generator)
         if not module.linear or not (rank or vectors):

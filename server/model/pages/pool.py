@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -88,12 +88,14 @@ class PagePool:
         tables: BaseTables | None = None,
         upload: Upload | None = None,
         shards: Shards | None = None,
+        taken: Callable[[VectorPages | None], None] | None = None,
     ) -> None:
         """``base`` holds the weights of ``modules``; without it only plain LoRA and IA3 can be packed.
 
         ``tables`` are the base's embeddings and head; without them no adapter may change those. ``upload``
         sends pages; None is the way that suits ``device``. With ``shards`` sizes in bytes are those of all
-        ranks together.
+        ranks together. ``taken`` raises
+        ArtifactError for adapters that are not served here, by their vectors, -1 where there are none.
         """
         self.modules = tuple(modules)
         self._base = base
@@ -101,6 +103,7 @@ class PagePool:
         widest = max((max(m.in_features, m.out_features) for m in modules), default=PAGE_ALIGN)
         zero = page_length(widest)
         self._shards = shards
+        self._taken = taken
         self._ranks = 1 if shards is None else shards.count
         elements = max(capacity // dtype.itemsize // self._ranks, zero)
         self.data = zeros((elements,), dtype, device)
@@ -161,7 +164,8 @@ class PagePool:
 
         Raises:
             ArtifactError: magnitudes that no weight of this base can have (see :class:`ZeroNorm`),
-                tensors that give no update, or magnitudes, biases and updates that change nothing.
+                tensors that give no update, magnitudes, biases and updates that change nothing, or parts that
+                this server takes from no adapter.
             AdapterTooLarge: an adapter with updates would take more than all of the pool.
         """
         parts = [(i, deltas[m.name]) for i, m in enumerate(self.modules) if m.name in deltas]
@@ -183,6 +187,7 @@ class PagePool:
             raise ArtifactError([f"{reason} in {some(n, len(n))}" for reason, n in broken.items()])
         stated_rank = max((delta.stated_rank for _, delta in parts), default=0)
         packed = replace(layout.finish(digest, activation), stated_rank=stated_rank)
+        self.check_taken(packed)
         packed = self._with_vocabulary(packed, vocabulary)
         if self.data.dtype == torch.float16 and not bool(packed.data.isfinite().all()):
             raise ArtifactError(["it has values beyond what float16 holds; --dtype bf16 and fp32 hold them"])
@@ -191,6 +196,11 @@ class PagePool:
             raise ArtifactError(["the adapter would do nothing on this base (was it trained?)"])
         packed = packed if prompt is None else self._with_prompt(packed, prompt)
         return packed if self._shards is None else self._shards.divide(packed)
+
+    def check_taken(self, packed: PackedAdapter) -> None:
+        """Raise :class:`ArtifactError` if this server does not take an adapter that was packed before."""
+        if self._taken is not None:
+            self._taken(packed.vectors)
 
     @property
     def num_ranks(self) -> int:

@@ -14,8 +14,11 @@ from manylora.adapters.errors import ArtifactError
 from manylora.adapters.format.artifact import Limits, read_artifact
 from manylora.adapters.format.files import KEPT_NAMES
 from manylora.adapters.registry.publication_record import RECORD_NAME
+from manylora.server.kernels.inputs import VectorPages
 from manylora.server.model.pages import packing
 from manylora.server.model.pages.packed_file import PREFIX
+from manylora.server.model.pages.pool import PagePool
+from manylora.server.residency.revision_loader import RevisionLoader
 from tests.support.adapter_manager import ManagerSetup, open_manager_setup
 from tests.support.engine_harness import EngineHarness
 
@@ -140,4 +143,32 @@ async def test_what_is_far_larger_packed_than_stored_is_not_kept(
         assert torch.equal(await cold(setup, "a"), published)
         assert not packed_files(setup, "a")
         assert work["read"] > 1
+        await setup.manager.close()
+
+
+async def test_a_server_that_takes_fewer_adapters_refuses_what_another_has_packed(
+    harness: EngineHarness, tmp_path: Path, work: Counter[str]
+) -> None:
+    """As one that was started again with --deterministic does."""
+
+    def refuse(vectors: VectorPages | None) -> None:
+        assert vectors is None
+        raise ArtifactError(["not here"])
+
+    with open_manager_setup(harness, tmp_path, room=1) as setup:
+        await setup.load("a")
+        digest = setup.manager.views.get("a").digest
+        assert len(packed_files(setup, "a")) == 1
+        work.clear()
+        for taken in (None, refuse):
+            modules, dtype = harness.decoder.modules, setup.pool.data.dtype
+            pool = PagePool(modules, 1 << 22, dtype, torch.device("cpu"), harness.decoder, taken=taken)
+            limits = Limits(max_rank=64, max_bytes=1 << 24)
+            loader = RevisionLoader(harness.base, setup.registry, setup.store, pool, limits)
+            if taken is None:
+                assert loader.read(digest).digest == digest
+            else:
+                with pytest.raises(ArtifactError, match="not here"):
+                    loader.read(digest)
+        assert not work, "both read what was packed"
         await setup.manager.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -22,6 +23,7 @@ from manylora.server.sizing.fits import Serving
 from manylora.server.sizing.shape import BaseShape
 from manylora.server.sizing.step import (
     StepSize,
+    chunk_bytes,
     probe_bytes,
     replayed_scratch_bytes,
     reserved_bytes,
@@ -155,6 +157,17 @@ def test_the_scratch_of_attention_is_bounded(context: int) -> None:
     """It was rows * heads * partitions * head size, 2 GiB and more at 128k."""
     assert scratch_bytes(shape_of("8B"), StepSize(2048, 256, context)) <= 256 * 32 * 32 * 130 * 4
     assert reserved_bytes(shape_of("8B"), 2, StepSize(2048, 256, context)) < 3 * GIB
+
+
+def test_deterministic_steps_have_room_for_a_tile_of_each_row_that_decodes() -> None:
+    fixed = pytest.importorskip("manylora.server.kernels.cuda.fixed.buckets", reason="needs Triton")
+    shape, usual = shape_of("8B"), StepSize(2048, 256, 8192)
+    size = replace(usual, deterministic=True)
+    bucket = fixed.FixedBucket(512)
+    lines = 16 * (-(-bucket.rows // 16) + bucket.sequences)
+    for parts, width in ((1, shape.inner), (3, shape.width)):
+        assert lines * 256 * parts * 4 * -(-width // 1024) < chunk_bytes(shape, 2, size)
+    assert 0 < reserved_bytes(shape, 2, size) - reserved_bytes(shape, 2, usual) < GIB
 
 
 DEMAND = Demand(step=GIB, block=1 << 20, context=4096, sequences=8, merged_copy=4 * GIB)
