@@ -125,9 +125,9 @@ def stages_of(size: str, device: str, scratch: Path) -> list[Stage]:
         Stage("faults", (faulty, device), 180, alone=False),
         Stage("agreement", (shallow, size, device), 180, alone=False),
         Stage("decoder", (base, size, device), 240),
-        Stage("deterministic", (base, size, device), 120),
         Stage("serving", (base, size, device), 200),
         Stage("quantized", (base, size, device), 180),
+        Stage("deterministic", (base, size, device), 180),
     ]
 
 
