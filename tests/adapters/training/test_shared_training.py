@@ -246,7 +246,7 @@ def test_what_does_not_fit_in_one_pass_takes_turns(
         ({"lora_dropout": 0.1}, True),
         ({"init": "pissa"}, False),
         ({"init": "olora"}, False),
-        ({"quantization": "int8"}, False),
+        ({"quantization": "int8"}, True),
         ({"modules_to_save": ["lm_head"]}, False),
         ({"method": "ia3"}, False),
     ],
