@@ -38,7 +38,7 @@ def _seldom_levels() -> frozenset[Variant]:
 
 
 SELDOM = _seldom_levels()
-SLOW_CASES = 3  # of one slow test that are no sweep
+SLOW_CASES = 2  # of one slow test that are no sweep
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for

@@ -120,7 +120,6 @@ def run_jobs(files: Sequence[Path], flags: Mapping[str, Any], config: Path | Non
     unfit = {
         "--config": config is not None,
         "--dry-run": mode.dry_run,
-        "--resume": mode.resume,
         "--launcher": mode.launcher is not None,
     }
     if any(unfit.values()):
@@ -134,7 +133,7 @@ def run_jobs(files: Sequence[Path], flags: Mapping[str, Any], config: Path | Non
 
     from manylora.adapters.training.jobs.train_jobs import train_jobs  # noqa: PLC0415
 
-    train_jobs(settings, overwrite=mode.overwrite, console=Console(stderr=True))
+    train_jobs(settings, resume=mode.resume, overwrite=mode.overwrite, console=Console(stderr=True))
 
 
 def need_libraries() -> None:

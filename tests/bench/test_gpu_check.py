@@ -99,6 +99,7 @@ def test_a_stage_that_fails_loses_no_part(
     assert json.loads(found.path.read_text())["parts"][0]["name"] == "n"
 
 
+@pytest.mark.sweep
 def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = results(tmp_path)
     endless = stage("s", monkeypatch, f"import threading; {PART} threading.Event().wait()")

@@ -12,6 +12,7 @@ from bench.tenants import ADMIN, WEIGHTS, measure, stop
 from tests.support.running_server import serving, tiny_service
 
 
+@pytest.mark.sweep
 def test_everything_is_measured(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("STREAMS", 4), ("ANSWER", 4), ("WAITS", 3)):
         monkeypatch.setattr(bench_module, name, value)

@@ -229,6 +229,7 @@ def test_most_requests_get_the_right_call(recipes: dict[str, Recipe], real: tupl
         assert adapter[check] >= base[check] + 0.3
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.real
 def test_json_survives_a_prompt_of_another_kind(real: tuple[Any, str]) -> None:

@@ -18,6 +18,7 @@ pytest.importorskip("bitsandbytes")
 EXAMPLES = ROOT / "examples" / "adapters"
 
 
+@pytest.mark.sweep
 def test_nf4_answers_as_peft_does_on_the_same_base(real_model_dir: Path, tmp_path: Path) -> None:
     paths = {
         "pirate": EXAMPLES / "pirate",

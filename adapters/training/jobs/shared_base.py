@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +18,22 @@ from manylora.adapters.training.model.loading import BaseLoader
 from manylora.adapters.training.session.session import Session
 
 
-def can_share(config: TrainConfig) -> bool:
-    """Whether a run leaves the weights of its base as they are, and has no head of its own on it.
+def not_shared(config: TrainConfig) -> list[str]:
+    """The options by which a run changes the weights of its base, or brings others."""
+    initial = config.init_adapter
+    reasons = {
+        "task": config.task not in WRITING,  # a head of its own
+        "method": not config.is_lora,
+        "init": config.converted,
+        "modules_to_save": bool(config.modules_to_save),
+        "init_adapter": initial is not None and not _is_plain(Path(initial)),
+    }
+    return [option for option, given in reasons.items() if given]
 
-    A quantized base is not shared: bitsandbytes changes it when it is first used. Nor is one under an adapter
-    to go on from that brings weights of the base (embeddings, modules in full).
-    """
-    is_plain = config.is_lora and not config.converted and not config.modules_to_save
-    return (
-        is_plain
-        and config.task in WRITING
-        and config.quantization == "none"
-        and (config.init_adapter is None or _is_plain(Path(config.init_adapter)))
-    )
+
+def can_share(config: TrainConfig) -> bool:
+    """Whether a run leaves the weights of its base as they are, and has no head of its own on it."""
+    return not not_shared(config)
 
 
 def _is_plain(directory: Path) -> bool:
@@ -60,11 +63,23 @@ class SharedBase:
         if key not in self._models:
             self._models[key] = load()
         model = self._models[key]
-        return deepcopy(model, {id(weight): weight for weight in model.parameters()})
+        return deepcopy(model, {id(part): part for part in _weights(model)})
 
     def clear(self) -> None:
         """Forget the weights, once nothing is run on them any more."""
         self._models.clear()
+
+
+def _weights(model: Any) -> Iterator[Any]:
+    """What module trees over one model have in common; of quantized weights also what they are scaled by."""
+    yield from model.parameters()
+    for module in model.modules():
+        if (scales := getattr(module, "quant_state", None)) is not None:  # 4 bits
+            yield scales
+        if hasattr(module, "init_8bit_state"):
+            if module.weight.CB is not None:  # the first forward pass would move them into one tree
+                module.init_8bit_state()
+            yield from (part for part in (module.state.CB, module.state.SCB) if part is not None)
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ class SharedLoader(BaseLoader):
     shared: SharedBase
 
     def load(self) -> Any:
-        tree = self.shared.tree((self.base.directory, self.dtype, self.device), super().load)
+        key = (self.base.directory, self.dtype, self.device, self.config.quantization)
+        tree = self.shared.tree(key, super().load)
         set_seed(self.config.seed)  # as after loading
         return tree

@@ -134,9 +134,7 @@ def train(
     return conclude(session, trained, console, log)
 
 
-def conclude(
-    session: Session, trained: Trained, console: Console, log: MetricsLog | None = None
-) -> TrainingResult:
+def conclude(session: Session, trained: Trained, console: Console, log: MetricsLog) -> TrainingResult:
     """Judge what a run left in its partial directory, and publish it with its reports.
 
     ``log`` gets what the result answers to rows that are sampled.
@@ -149,8 +147,7 @@ def conclude(
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     kept = trained.steps if trained.kept_step is None else trained.kept_step
-    if log is not None:
-        _log_samples(log, baseline, kept)
+    _log_samples(log, baseline, kept)
     metrics = read_metrics(session.folder.metrics)
     outcome = Outcome(
         baseline, gate, metrics, trained.steps, trained.seconds, trained.trainable, kept, warnings

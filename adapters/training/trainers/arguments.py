@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -65,11 +64,6 @@ def optimizer_name(config: TrainConfig, device: torch.device) -> str:
     if config.optimizer != "auto":
         return config.optimizer
     return "paged_adamw_32bit" if device.type == "cuda" else "adamw_torch"
-
-
-def interval_steps(value: float, total: int) -> int:
-    """An interval in steps, as transformers counts a share of ``total``."""
-    return math.ceil(value * total) if value < 1 else round(value)
 
 
 def _interval(value: float) -> float | int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ def _refuse(settings: Settings) -> None:
         raise ConfigError("--port 0: Ray Serve needs a port")
     if settings.metrics_port is not None:
         raise ConfigError("--metrics-port: on Ray Serve the metrics of all replicas are at /metrics")
+    if settings.ssl_certfile is not None and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        raise ConfigError("--ssl-certfile: with RAY_SERVE_ENABLE_HA_PROXY nothing speaks TLS on Ray Serve")
     if settings.registry_scope != "registry":
         raise ConfigError("--registry-scope: replicas on Ray Serve share their registry")
 

@@ -61,7 +61,7 @@ def train_job(
             lineage=lineage_of(job),
             begun=shared.begun,
         )
-        if can_share(config):
+        if _shares(config):
             watch = replace(watch, loader=shared.base.loader)
         try:
             with _memory(job, config, leases, shared, memory, stop):
@@ -115,7 +115,7 @@ def _claim(job: JobRecord, config: TrainConfig) -> Claim:
     except Exception:  # of a model whose shape is like no other: it begins, and fails if there is too little
         logger.exception("%s: how much memory it needs can't be told", job.id)
         return Claim(0, 0, shares=True)
-    return Claim(needed.peak - needed.weights, needed.weights, can_share(config))
+    return Claim(needed.peak - needed.weights, needed.weights, _shares(config))
 
 
 def _gb(count: int) -> str:
@@ -128,7 +128,12 @@ def shares(job: JobRecord, folder: JobFolder, place: Place, init_adapter: Path |
     Raises:
         ValueError: what it asks for can't be trained at all.
     """
-    return can_share(_config(job, folder, place, init_adapter))
+    return _shares(_config(job, folder, place, init_adapter))
+
+
+def _shares(config: TrainConfig) -> bool:
+    """One copy of the base is counted in the memory that jobs divide: the one that is not quantized."""
+    return can_share(config) and config.quantization == "none"
 
 
 def _config(job: JobRecord, folder: JobFolder, place: Place, init_adapter: Path | None) -> TrainConfig:

@@ -139,6 +139,7 @@ def test_a_storage_that_sends_more_than_it_announced(
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2_000_000
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_nobody_answers(s3: SourcePolicy, tmp_path: Path) -> None:
     nobody = SourcePolicy(urls=s3.urls, storage={"s3": {"endpoint_url": "http://127.0.0.1:1", **KEYS}})

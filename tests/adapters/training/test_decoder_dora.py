@@ -13,11 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manylora.adapters.training.decoder.choice import fused_decoder
 from manylora.adapters.training.decoder.gains import gains_of
 from manylora.adapters.training.decoder.projection import Member, Projection
 from manylora.adapters.training.decoder.weights import PlainWeight, squared_norms
-from manylora.adapters.training.jobs.shared_steps import shared_steps
 from manylora.adapters.training.model.pairs import lora_pairs
 from manylora.adapters.training.session.metrics_log import MetricsLog
 from manylora.adapters.training.session.session import Session, open_session
@@ -212,33 +210,3 @@ def test_norms_without_the_matrix_are_those_of_the_matrix() -> None:
         gains.gain, torch.cat([magnitude / norm[:6], torch.ones(3)]), rtol=1e-4, atol=0
     )
     assert gains.is_invertible
-
-
-@pytest.mark.parametrize("family", ["llama-untied-bias", "gpt2"])
-def test_jobs_with_dora_beside_one_without(family: str, tmp_path: Path) -> None:
-    """On one base, by the decoder and by the modules: each has the gradients that PEFT alone gives it."""
-    directory = base_with_biases(tmp_path / "base", family)
-    kinds: list[dict[str, Any]] = [{}, {"use_dora": False}, {"lora_r": 2, "use_rslora": True}]
-    made = [trainer_of(directory, tmp_path / str(n), **kind) for n, kind in enumerate(kinds)]
-    trainers, first = [trainer for trainer, _ in made], made[0][1]
-    frozen = {n: p for n, p in trainers[0].model.named_parameters() if ".lora_" not in n}
-    batches = [next(iter(trainer.get_train_dataloader())) for trainer in trainers]
-    adapters = [dict(lora_pairs(trainer.model)) for trainer in trainers]
-    expected = []
-    for trainer, batch, pairs in zip(trainers, batches, adapters, strict=True):
-        trainer.decoder = None
-        trainer.model.load_state_dict(frozen, strict=False)
-        loss = trainer.compute_loss(trainer.model.eval(), dict(batch))
-        parameters = [p for pair in pairs.values() for p in pair.parameters]
-        expected.append((float(loss.detach()), torch.autograd.grad(loss, parameters)))
-    base = trainers[0].model.unload()
-    decoder = fused_decoder(base, adapters, first.config, first.prepared.train.sequences)
-    assert (decoder is None) == (family == "gpt2")
-    with shared_steps(base, adapters, decoder, pad_id=256) as steps:
-        taken = steps.take(batches)
-        for index, (loss, grads) in enumerate(expected):
-            assert taken[index].loss == pytest.approx(loss, rel=1e-5)
-            parameters = [p for pair in adapters[index].values() for p in pair.parameters]
-            for parameter, grad in zip(parameters, grads, strict=True):
-                assert parameter.grad is not None
-                assert float((parameter.grad - grad).norm()) <= 1e-4 * float(grad.norm())

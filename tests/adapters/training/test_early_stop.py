@@ -56,6 +56,7 @@ def test_it_stops_after_so_many_evaluations(whole: TrainingResult) -> None:
     assert (line["step"], line["evaluations"], line["planned_steps"]) == (whole.steps, PATIENCE, 80)
 
 
+@pytest.mark.sweep
 def test_an_interrupted_run_counts_on(whole: TrainingResult, tiny_llama: Path, tmp_path: Path) -> None:
     """Between the evaluations that are counted."""
     stop, settings = (
@@ -72,6 +73,7 @@ def test_an_interrupted_run_counts_on(whole: TrainingResult, tiny_llama: Path, t
     same(run(settings, resume=True), whole)
 
 
+@pytest.mark.sweep
 def test_one_that_was_stopped_takes_no_step_more(
     whole: TrainingResult, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +87,7 @@ def test_one_that_was_stopped_takes_no_step_more(
     same(run(settings, resume=True), whole)
 
 
+@pytest.mark.sweep
 def test_without_it_nothing_changes(whole: TrainingResult, tiny_llama: Path, tmp_path: Path) -> None:
     """The steps before are those of a run that is not stopped."""
     plain = run(config(tiny_llama, tmp_path, **OVERTRAINED))

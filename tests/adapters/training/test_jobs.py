@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.config_load import to_yaml
-from manylora.adapters.training.errors import TrainingConfigError
-from manylora.adapters.training.jobs.train_jobs import check_jobs
+from manylora.adapters.training.errors import DataError, Interrupted, TrainingConfigError
+from manylora.adapters.training.jobs.joint_steps import JointSteps
+from manylora.adapters.training.jobs.train_jobs import check_jobs, train_jobs
 from manylora.server.cli.main import app
+from tests.support.tiny_models import tiny_model
 from tests.support.training_data import chat
-from tests.support.training_runs import ROWS, config, run
+from tests.support.training_runs import ROWS, config, losses, run
 
 pytestmark = pytest.mark.slow
 
 OTHER = [chat(f"what about {n}?", f"no, not {n}") for n in range(18)]
 
 
+def directory(root: Path, name: str) -> Path:
+    (root / name).mkdir()
+    return root / name
+
+
+def beside(settings: TrainConfig) -> TrainConfig:
+    """The same run in another directory."""
+    return settings.model_copy(update={"output_dir": settings.output_dir.with_name("together")})
+
+
 def test_jobs_equal_runs_of_their_own(tiny_llama: Path, tmp_path: Path) -> None:
     """Uneven ranks, targets, batch sizes, schedules, lengths and numbers of steps."""
-    for name in ("x", "y"):
-        (tmp_path / name).mkdir()
     alone = [
-        config(tiny_llama, tmp_path / "x", max_steps=6),
+        config(tiny_llama, directory(tmp_path, "x"), max_steps=6),
         config(
-            tiny_llama, tmp_path / "y", OTHER, max_steps=None, num_train_epochs=2.0, batch_size=8, lora_r=2,
-            target_modules="attention", use_rslora=True, lr_scheduler="linear", weight_decay=0.1, seed=3,
-            rank_pattern={"q_proj": 6}, loraplus_ratio=2.0,
+            tiny_llama, directory(tmp_path, "y"), OTHER, max_steps=None, num_train_epochs=2.0, batch_size=8,
+            lora_r=2, target_modules="attention", use_rslora=True, lr_scheduler="linear", weight_decay=0.1,
+            seed=3, rank_pattern={"q_proj": 6}, loraplus_ratio=2.0,
         ),
     ]  # fmt: skip
     expected = [run(settings) for settings in alone]
-    together = [c.model_copy(update={"output_dir": c.output_dir.with_name("together")}) for c in alone]
+    together = [beside(settings) for settings in alone]
     files = [tmp_path / f"{index}.yaml" for index in range(2)]
     for file, settings in zip(files, together, strict=True):
         file.write_text(to_yaml(settings))
@@ -50,14 +66,69 @@ def test_jobs_equal_runs_of_their_own(tiny_llama: Path, tmp_path: Path) -> None:
         assert (settings.output_dir / "report.html").is_file()
 
 
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.sweep)])
+def test_on_a_base_in_few_bits(kind: str, tmp_path: Path) -> None:
+    """Jobs have its weights in common, also where libraries change them at the first forward pass."""
+    base = tiny_model(tmp_path / "base", intermediate_size=128)
+    alone = [
+        config(base, directory(tmp_path, name), quantization=kind, max_steps=4, seed=seed)
+        for seed, name in enumerate("xy")
+    ]
+    expected = [run(settings) for settings in alone]
+    found = train_jobs([beside(settings) for settings in alone])
+    for one, other in zip(expected, found, strict=True):
+        assert losses(other, "loss") == pytest.approx(losses(one, "loss"), rel=1e-3)
+
+
+def test_one_that_fails_leaves_the_others_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    sound = config(tiny_llama, directory(tmp_path, "x"), max_steps=2)
+    bad = config(tiny_llama, directory(tmp_path, "y"), [{"messages": []}])
+    console = Console(file=io.StringIO())
+    with pytest.raises(DataError, match=r"jsonl:1: messages"):
+        train_jobs([sound, bad], console=console)
+    assert (sound.output_dir / "adapter" / "adapter_config.json").is_file()
+    assert not (bad.output_dir / "adapter").exists()
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue().splitlines()
+    assert any(line.startswith(f"{bad.adapter_name}: error: ") for line in said)
+    assert all(line.startswith((f"{bad.adapter_name}: ", f"{sound.adapter_name}: ")) for line in said)
+
+
+def test_they_are_stopped_and_go_on(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [
+        config(tiny_llama, directory(tmp_path, name), max_steps=6, seed=seed)
+        for seed, name in enumerate("xy")
+    ]
+    whole = train_jobs([beside(each) for each in settings])
+    step, steps = JointSteps.take, iter(range(99))
+
+    def take(self: JointSteps, parts: Any) -> Any:
+        if next(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, parts)
+
+    monkeypatch.setattr(JointSteps, "take", take)
+    with pytest.raises(Interrupted, match="at step 3 of 6"):
+        train_jobs(settings)
+    found = train_jobs(settings, resume=True)
+    for one, other in zip(whole, found, strict=True):
+        assert losses(other, "loss") == pytest.approx(losses(one, "loss"), rel=1e-3)
+
+
 def test_what_does_not_go_together(tiny_llama: Path, tmp_path: Path) -> None:
     first = config(tiny_llama, tmp_path, ROWS)
-    second = first.model_copy(update={"dtype": "bf16", "lora_dropout": 0.1})
+    second = first.model_copy(
+        update={"dtype": "bf16", "init": "pissa", "modules_to_save": ("norm",), "report_to": ("wandb",)}
+    )
     with pytest.raises(TrainingConfigError) as caught:
         check_jobs([first, second])
     said = str(caught.value).splitlines()
-    assert [line.partition(":")[0] for line in said] == ["dtype", "output_dir", "lora_dropout"]
+    assert [line.partition(":")[0] for line in said] == [
+        *("dtype", "output_dir", "init", "modules_to_save", "report_to")
+    ]
     assert "job 2" in said[2]
-    result = CliRunner().invoke(app, ["train", "--jobs", "a.yaml", "--resume"])
+    result = CliRunner().invoke(app, ["train", "--jobs", "a.yaml", "--dry-run"])
     assert result.exit_code == 2
-    assert "--jobs does not go with --resume" in result.stderr
+    assert "--jobs does not go with --dry-run" in result.stderr

@@ -164,6 +164,7 @@ def test_one_that_is_alone_is_bit_by_bit_what_it_is_without(tiny_llama: Path, tm
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_those_that_take_no_common_step_take_turns_bit_by_bit(tiny_llama: Path, tmp_path: Path) -> None:
     """Preferences, dropout and checkpointing, beside one that is alone in the shared pass."""
@@ -245,7 +246,7 @@ def test_what_does_not_fit_in_one_pass_takes_turns(
         ({"lora_dropout": 0.1}, True),
         ({"init": "pissa"}, False),
         ({"init": "olora"}, False),
-        ({"quantization": "int8"}, False),
+        ({"quantization": "int8"}, True),
         ({"modules_to_save": ["lm_head"]}, False),
         ({"method": "ia3"}, False),
     ],

@@ -169,6 +169,7 @@ def test_compositions_and_merged_copies(client: Client, directory: Path, tmp_pat
     assert caught.value.status == 404
 
 
+@pytest.mark.sweep
 def test_exports(client: Client, directory: Path, exports: Path) -> None:
     client.add("a", directory)
     states: list[str] = []

@@ -140,6 +140,7 @@ def test_requests_beyond_their_time_are_told(
         assert "Traceback" not in said
 
 
+@pytest.mark.sweep
 def test_requests_of_an_engine_that_dies_are_told(tiny_llama: Path, tmp_path: Path) -> None:
     options = small_options(tiny_llama, tmp_path / "data")
     with server_process(*options, step_seconds=STEP_SECONDS) as server, ExitStack() as stack:

@@ -65,6 +65,7 @@ def test_a_batch_of_every_kind_of_adapter(
 SELDOM = [pytest.param(name, marks=pytest.mark.sweep) for name in ("qwen3_moe", "phi3", "mistral", "opt")]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", *SELDOM])
 def test_decoders_of_other_families(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms behind, windows, experts, stacked matrices; and the generic decoder."""
@@ -132,6 +133,7 @@ def test_classes_beside_a_text(
     check(tiny_llama, run, monkeypatch, generic=generic)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("generic", [False, True])
 def test_merged_copies(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generic: bool

@@ -140,6 +140,7 @@ def _waits(setup: Setup, job: str) -> bool:
     return setup.messages(job)[-1].startswith("Waiting for GPU memory")
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_a_job_says_what_it_waits_for(on_device: tuple[Setup, Device, Worker]) -> None:
     """And is trained once it is there; one that is paused meanwhile does not begin."""

@@ -85,6 +85,7 @@ def test_samples_and_early_ends_go_with_others(
     assert [each["step"] for each in samples[-1:]] == [setup.job(later[0]).found["kept_step"]]
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_each_curve_is_that_of_the_job_alone(
     setup: Setup, at_step: Any, passes: list[int], alone: list[Any]

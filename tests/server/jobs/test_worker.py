@@ -17,6 +17,7 @@ from tests.support.tuning_workers import STEPS, Setup
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.sweep
 def test_a_paused_job_goes_on_to_the_same_end(setup: Setup, at_step: Any) -> None:
     """Status, checkpoint, and bit by bit the losses of a job that was never paused."""
     whole, paused = setup.add(), setup.add()

@@ -106,11 +106,8 @@ class Run:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "dtype",
-    [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.sweep)],
-    ids=["on tensor cores", "without"],
-)
+@pytest.mark.sweep
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["on tensor cores", "without"])
 def test_a_row_has_the_same_bits_alone_in_a_group_and_beside_others(
     device: torch.device, dtype: torch.dtype
 ) -> None:

@@ -64,6 +64,7 @@ def test_chunks_of_several_sequences_mixes_and_contexts(
     assert list(run.triton.decode_steps.buffers) == [Bucket(2, 1)]
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_input_gains_given_embeddings_and_hidden_states(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
@@ -89,6 +90,7 @@ def test_logits_of_some_rows_only(device: torch.device, monkeypatch: pytest.Monk
         run.compare(inputs)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_what_fills_up_writes_to_block_0_alone_and_adds_nothing(
     device: torch.device, monkeypatch: pytest.MonkeyPatch

@@ -91,6 +91,7 @@ def test_every_family(device: torch.device, family: str) -> None:
     run.compare(1, 1)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_prompts_beside_rows_that_decode(device: torch.device) -> None:
     """With no adapter, rank pages, vectors, and a mix of all; prompts of more than one tile."""

@@ -91,6 +91,7 @@ def test_prompts_decode_rows_and_both_at_once(device: torch.device) -> None:
     assert bucket_of(run.compare(0, 0, 1, 1, 1)) == Bucket(4, 1)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_decode_steps_of_changing_batches(device: torch.device) -> None:
     run = Run(device)

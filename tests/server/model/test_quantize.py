@@ -307,6 +307,7 @@ def settings_for(model: Path, data_dir: Path, **options: Any) -> Settings:
     return Settings(model=str(model), data_dir=data_dir, device="cpu", **sizes, **options)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_the_service_says_what_it_serves(wide_llama: Path, tmp_path: Path) -> None:
     taken: dict[str, Any] = {}

@@ -39,6 +39,7 @@ MIXED = ((PLAIN,), (PLAIN, SCALED), (MATRICES, PAIRED, PLAIN))
 SETS = [(), *(pytest.param(used, marks=pytest.mark.sweep) for used in MIXED)]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("used", SETS, ids=lambda used: str(len(used)))
 def test_parts_make_the_whole(used: tuple[AdapterPages, ...]) -> None:
     divided = Divided(WEIGHTS, 2)

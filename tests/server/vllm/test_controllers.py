@@ -116,6 +116,7 @@ def test_a_request_says_for_whom_it_loads(pods: tuple[Running, Running], model: 
     wait_until(lambda: ask(a, "shared") == 404)
 
 
+@pytest.mark.sweep
 def test_a_pod_that_ends_takes_its_own_with_it(tmp_path: Path, model: Path) -> None:
     write_adapter(tmp_path / "root" / "one", model)
     options = {"adapter_root": [tmp_path / "root"], "registry_scope": "pod"}

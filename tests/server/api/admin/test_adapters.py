@@ -186,6 +186,7 @@ def test_delete(admin: Admin, tmp_path: Path, model: Path) -> None:
     assert error_of(admin.ask("DELETE", "/a", params={"dedline": "1"}))[2] == "dedline"
 
 
+@pytest.mark.sweep
 def test_delete_gives_up_at_the_deadline(admin: Admin, tmp_path: Path, model: Path) -> None:
     publish(admin, tmp_path, model, "a")
     stream = admin.server.client().completions.create(

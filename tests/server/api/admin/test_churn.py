@@ -133,6 +133,7 @@ class Churn:
             await asyncio.gather(*clients, *(self.operator(rng) for rng in seeds[:2]))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("seed", [0])
 async def test_every_stream_is_its_revisions_whatever_happens(
     tmp_path: Path, model: Path, adapters: Path, seed: int

@@ -99,6 +99,7 @@ def test_from_the_command_line(server: Running, root: Path) -> None:
     assert "exists already" in again.stderr
 
 
+@pytest.mark.sweep
 def test_a_stored_revision_that_has_changed(
     server: Running, root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

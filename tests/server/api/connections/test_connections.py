@@ -135,6 +135,7 @@ def _wait(condition: Callable[[], object]) -> None:
         pause.wait(0.05)
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_who_is_slow_but_goes_on_is_served(bounded: Running) -> None:
     """A body that takes several times the time limits, and a connection that is used now and then."""

@@ -169,6 +169,7 @@ def test_a_file_that_is_none_of_requests_fails_as_a_whole(
     assert batch.output_file_id is None
 
 
+@pytest.mark.sweep
 def test_a_batch_is_cancelled_and_keeps_what_it_has(running: Running) -> None:
     client = running.client()
     batch = begin(running, packed([line(i, max_tokens=400, ignore_eos=True) for i in range(200)]))

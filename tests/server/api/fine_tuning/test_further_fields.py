@@ -12,7 +12,7 @@ import pytest
 from tests.support.running_server import Running, serving, tiny_service
 from tests.support.tuning import ROWS, begin, ended, upload
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.sweep]  # a job of each kind
 
 LETTERS = "abcdefghijkl"
 LABELS = [{"text": f"{'good' if n % 2 else 'bad'} {n}", "label": ("no", "yes")[n % 2]} for n in range(40)]

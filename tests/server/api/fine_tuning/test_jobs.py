@@ -117,6 +117,7 @@ def test_result_files(running: Running, client: openai.OpenAI, done: Any, model:
             assert str(place) not in client.files.content(file).text
 
 
+@pytest.mark.sweep
 def test_a_job_goes_on_from_a_model_with_preferences(client: openai.OpenAI, done: Any) -> None:
     pairs = [
         {

@@ -156,6 +156,7 @@ def test_a_cancelled_job_leaves_nothing(
     wait_until(lambda: not left())
 
 
+@pytest.mark.sweep
 def test_an_unexpected_fault_ends_in_a_failure_that_says_so(
     running: Running, http: httpx.Client, adapters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -276,6 +276,7 @@ def test_answers_that_nobody_gave(server: Running) -> None:
     assert error_of(feedback(server, "x" * 129, 1))[::2] == (400, "response_id")
 
 
+@pytest.mark.sweep
 def test_counts_survive_a_restart(model: Path, options: dict[str, Any], tmp_path: Path) -> None:
     own = {**options, "data_dir": tmp_path}
     with serving(tiny_service(model, **own)) as first:

@@ -46,6 +46,7 @@ def _check_no_tokens_after(server: Running) -> None:
     assert after == before
 
 
+@pytest.mark.sweep
 def test_two_hundred_clients_that_go_away(slow_server: Running) -> None:
     """In turn: mid-stream and mid-prefill, streaming and not, both endpoints, several answers, mixes."""
     for i in range(ROUNDS):

@@ -15,6 +15,7 @@ from tests.support.tenants import bearer, chat, tenant_key
 STREAMS, LIMIT = 200, 20
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_never_more_run_than_may(server: Running, http: httpx.Client) -> None:
     key = tenant_key(http, "acme", ["alpha"], limits={"max_concurrent_requests": LIMIT})

@@ -254,6 +254,7 @@ def test_spans_reach_a_collector_when_the_server_ends(tmp_path: Path, model: Pat
     assert len({span.trace_id for span in spans if span.name == "decode"}) == 1
 
 
+@pytest.mark.sweep
 def test_a_collector_that_is_not_there_costs_requests_nothing(
     tmp_path: Path, model: Path, adapters: Path
 ) -> None:

@@ -57,6 +57,14 @@ def test_options_that_ray_has_no_place_for_are_refused(options: dict[str, Any]) 
 
 
 @pytest.mark.ray
+def test_where_nothing_would_speak_tls_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray.serve", reason="Ray Serve is not installed: make ray-test")
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(ConfigError, match="TLS"):
+        serve_on_ray(Settings(ray=True, ssl_certfile=Path("cert.pem")))
+
+
+@pytest.mark.ray
 def test_resources_of_a_replica() -> None:
     pytest.importorskip("ray.serve", reason="Ray Serve is not installed: make ray-test")
     from manylora.server.cluster.ray.application import resources
