@@ -32,6 +32,7 @@ from manylora.server.kernels.cuda.coded.products import CodedProduct
 from manylora.server.kernels.cuda.fixed import products as fixed_products
 from manylora.server.kernels.cuda.fixed.step import FixedStep
 from manylora.server.kernels.cuda.layers import arguments
+from manylora.server.kernels.inputs import lora_inputs
 from tests.support.coded import random_codes
 from tests.support.kernel_cases import Batcher, Mix, Pages, Shape, in_type, random_decoder
 
@@ -219,12 +220,28 @@ def compiled(case: Case) -> list[Compiled]:
                 work = [(batcher.sequence(count, mix), count) for count in counts]
                 step.step(Batcher.step(work))
         for kind in (Kind.NIBBLES, Kind.BYTES, Kind.SHIFTED):
+            _check_fixed_codes(kind, case, launched)
             product = CodedProduct(random_codes(kind, 64, 256, 128), None)
             for rows in (1, 64):
                 product(torch.zeros(rows, 256, dtype=case.dtype))
         fixed = FixedStep(weights, pages.pool.to(case.dtype), num_blocks=8)
-        _check_one_binary(fixed, (((plain, 1.0),), ((vectors, 1.0),)), launched)
+        mixes = [mix for mix in (((plain, 1.0),), ((vectors, 1.0),)) if _takes(fixed, mix)]
+        _check_one_binary(fixed, mixes, launched)
     return found
+
+
+def _check_fixed_codes(kind: Kind, case: Case, launched: list[tuple[str, str]]) -> None:
+    """Assert that one binary multiplies any number of rows by codes."""
+    product = CodedProduct(random_codes(kind, 64, 256, 128), None, fixed=True)
+    launched.clear()
+    for rows in (1, 3, 16, 64, 200):
+        product(torch.zeros(rows, 256, dtype=case.dtype))
+    assert len(launched) == 5
+    assert len(set(launched)) == 1
+
+
+def _takes(step: FixedStep, mix: Mix) -> bool:
+    return step.fused.takes.all_of(lora_inputs([mix]))
 
 
 def _check_one_binary(step: FixedStep, mixes: Sequence[Mix], launched: list[tuple[str, str]]) -> None:

@@ -201,6 +201,7 @@ def test_given_embeddings_and_states_that_are_wanted(device: torch.device) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "change",
     [
@@ -213,8 +214,8 @@ def test_given_embeddings_and_states_that_are_wanted(device: torch.device) -> No
             "score_cap": 5.0,
             "logit_cap": 8.0,
         },
-        pytest.param({"stacked": True, "turned": 8, "residual_scale": 0.7}, marks=pytest.mark.sweep),
-        pytest.param({"ropes": (None,), "head_dim": 24, "embedding_scale": 3.0}, marks=pytest.mark.sweep),
+        {"stacked": True, "turned": 8, "residual_scale": 0.7},
+        {"ropes": (None,), "head_dim": 24, "embedding_scale": 3.0},
     ],
 )
 def test_features_of_families(device: torch.device, change: dict[str, object]) -> None:

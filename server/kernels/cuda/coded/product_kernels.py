@@ -65,7 +65,7 @@ def weights_of(
     return result
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit
 def multiply_codes(
     x,  # [rows, inputs], rows x_stride apart
     x_stride,
@@ -128,3 +128,7 @@ def multiply_codes(
         sums += tl.load(bias + n, mask=real, other=0.0).to(tl.float32)[None, :]
     place = y + m.to(tl.int64)[:, None] * y_stride + n[None, :]
     tl.store(place, sums.to(y.dtype.element_ty), mask=there[:, None] & real[None, :])
+
+
+# The same, but one binary for any number of rows.
+multiply_codes_fixed = triton.jit(multiply_codes.fn, do_not_specialize=["rows"])

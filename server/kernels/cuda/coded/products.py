@@ -6,11 +6,12 @@ import torch
 import triton
 
 from manylora.server.kernels.codes import PLACES, WIDE, Codes, Kind
-from manylora.server.kernels.cuda.coded.product_kernels import multiply_codes
+from manylora.server.kernels.cuda.coded.product_kernels import multiply_codes, multiply_codes_fixed
 from manylora.server.kernels.cuda.types import dot_type, multiplies, tile_of
 
 KINDS = frozenset(Kind) - {Kind.PLAIN, Kind.SEVERAL}
 _MOST_TILE = 64  # rows of a program
+_FIXED_TILE = 32  # rows of a program where that is one number: of more, registers would not hold all
 _LEAST_TILE = 16  # without tensor cores: every operand is in registers then
 _OUT = 32  # outputs of a program
 _DEPTH = 64  # elements of the codes that are taken together
@@ -41,9 +42,10 @@ class CodedProduct:
         (outputs, inputs), rows = codes.shape, len(x)
         y = x.new_empty(rows, outputs)
         most = _MOST_TILE if multiplies(x.device, x.dtype) else _LEAST_TILE
-        tile = most if self._fixed else min(most, tile_of(rows))
+        tile = min(most, _FIXED_TILE if self._fixed else tile_of(rows))
         absent = codes.scales
-        multiply_codes[(triton.cdiv(outputs, _OUT), triton.cdiv(rows, tile))](
+        kernel = multiply_codes_fixed if self._fixed else multiply_codes
+        kernel[(triton.cdiv(outputs, _OUT), triton.cdiv(rows, tile))](
             x, x.stride(0), rows, codes.packed, codes.scales,
             absent if codes.offsets is None else codes.offsets,
             absent if codes.table is None else codes.table,
