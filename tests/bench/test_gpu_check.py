@@ -63,7 +63,9 @@ def test_steps_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, parts = check_run([], tmp_path, monkeypatch)
     assert status == 0, [part for part in parts if part.ok is False]
-    assert {part.stage for part in parts} >= {"base", "kernels", "faults", "agreement", "decoder", "server"}
+    assert {part.stage for part in parts} >= {
+        "base", "kernels", "faults", "agreement", "decoder", "server", "deterministic",
+    }  # fmt: skip
     (compared,) = (part for part in parts if (part.stage, part.name) == ("agreement", "decode steps"))
     assert [row["rows"] for row in compared.rows] == [1, 3]
     assert all(row["equal"] and 0 < row["error"] < 0.2 for row in compared.rows)

@@ -94,6 +94,7 @@ class FusedDecoder:
         self._backend, self.kernels_note = backend, backend.origin()
         if issubclass(backend, NativeStep):
             self._multiply = row_by_row
+            logger.info("--deterministic: the native kernels keep a row's bits in any company anyway")
         else:
             self._multiply, self.taken = backend.multiply, TakenAdapters(self.weights, self.modules)
 

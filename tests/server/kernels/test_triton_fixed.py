@@ -160,6 +160,7 @@ def test_a_matrix_that_was_left_in_sixteen_bits_beside_others() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 def test_rows_on_merged_copies(device: torch.device) -> None:
     case = CASES[BF16]
     step, few = case.step(device), replace(case, mixes=case.mixes[:2])
