@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from manylora.adapters.registry.schema import Database
 from manylora.adapters.registry.tenants.tables import taken, usage
@@ -126,11 +126,11 @@ def _others(connection: Connection, key: Key, server: str, now: float) -> list[t
         taken.c.server != server,
         taken.c.seen > now - COUNTS_SECONDS,
     )
-    return [(row.seen, _parts(row)) for row in connection.execute(rows)]
+    return [(row.seen, _parts(row.parts)) for row in connection.execute(rows)]
 
 
-def _parts(row: Row[Any]) -> dict[str, Part]:
-    return {what: Part(*each) for what, each in json.loads(row.parts).items()}
+def _parts(stored: str) -> dict[str, Part]:
+    return {what: Part(*each) for what, each in json.loads(stored).items()}
 
 
 def _put(connection: Connection, key: Key, server: str, now: float, parts: Mapping[str, Part] | None) -> None:
