@@ -44,7 +44,7 @@ class Asked:
     floor: int  # as far as it may go while it asks: at least ``total``, and no further than it was granted
     wanted: int = 0
     idle: bool = False  # it wants no share
-    held: bool = False  # taken by what runs, so that it ends with its server
+    held: bool = False  # as long as its server is there; else for as long as a minute counts
 
 
 @dataclass(frozen=True, slots=True)
