@@ -148,7 +148,8 @@ class Meter:
             if before is not None and not idle:
                 share = max(0, limit - room.taken - before.others) // 2
                 floor = max(room.taken, min(before.ceiling, room.taken + share))
-            found[room.name] = Asked(limit, room.taken, floor, room.of(wanted), idle)
+            held = room.name in {CONCURRENT, MONTHLY}  # of a month that is what no usage counts yet
+            found[room.name] = Asked(limit, room.taken, floor, room.of(wanted), idle, held)
         self.granted = {what: Granted(each.floor, self._others(what)) for what, each in found.items()}
         return found
 

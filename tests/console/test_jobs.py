@@ -48,15 +48,6 @@ def _patience(window: Window) -> None:
     window.page.set_default_timeout(PATIENCE)
 
 
-def open_as(window: Window, url: str, key: str, fragment: str) -> Page:
-    page = window.open(url, fragment)
-    page.get_by_label("API key").fill(key)
-    page.get_by_label("Keep it until this tab is closed").check()
-    page.keyboard.press("Enter")
-    page.get_by_role("dialog").wait_for(state="detached")
-    return page
-
-
 def drop(page: Page, rows: Sequence[Any], name: str = "rows.jsonl") -> None:
     """Choose a file of rows, and wait for what the check says."""
     zone = page.get_by_role("group", name="Drop the rows to learn from")
@@ -79,7 +70,7 @@ def start(page: Page, name: str, epochs: int, batch: int = 8) -> str:
 
 
 def test_what_is_wrong_is_told_by_line_and_what_is_learned_is_marked(window: Window, server: Running) -> None:
-    page = open_as(window, server.url, "the-admin-key", "#/jobs")
+    page = window.open_with_key(server.url, "the-admin-key", "#/jobs")
     page.get_by_text("No job yet").wait_for()
     page.get_by_role("button", name="New job").click()
     assert page.get_by_role("button", name="Start training").is_disabled()
@@ -108,7 +99,7 @@ def test_what_is_wrong_is_told_by_line_and_what_is_learned_is_marked(window: Win
 def test_a_model_is_trained_asked_compared_and_merged(window: Window, server: Running) -> None:
     window.expected += ["ERR_"]
     with cable_to(server.url) as cable:
-        page = open_as(window, cable.url, "the-admin-key", "#/jobs/new")
+        page = window.open_with_key(cable.url, "the-admin-key", "#/jobs/new")
         drop(page, ROWS)
         start(page, "numbers", 40, batch=2)  # 480 steps, so that it can be met while it trains
         curve = page.get_by_role("region", name="Loss")
@@ -176,7 +167,7 @@ def go_on(page: Page) -> None:
 
 
 def test_a_job_is_cancelled_and_seen_by_who_may_only_look(window: Window, server: Running) -> None:
-    page = open_as(window, server.url, "the-admin-key", "#/jobs/new")
+    page = window.open_with_key(server.url, "the-admin-key", "#/jobs/new")
     drop(page, ROWS)
     job = start(page, "unwanted", 50)
     page.get_by_role("button", name="Cancel").click()
@@ -228,7 +219,7 @@ def test_what_others_write_is_text(window: Window, server: Running) -> None:
     page.route(
         "**/ftjob-1/events?**", lambda route: route.fulfill(body=lines, content_type="text/event-stream")
     )
-    open_as(window, server.url, "the-admin-key", "#/jobs/ftjob-1")
+    window.open_with_key(server.url, "the-admin-key", "#/jobs/ftjob-1")
     page.get_by_role("region", name="Samples").get_by_text(HOSTILE).first.wait_for()
     page.get_by_role("heading", name=HOSTILE).wait_for()
     assert page.locator("main img").count() == 0
@@ -246,7 +237,7 @@ def test_it_is_there_where_training_is(window: Window, open_server: Running) -> 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_keeps_people_out(browser: Browser, server: Running, scheme: str, width: int) -> None:
     with browser.window(scheme="dark" if scheme == "dark" else "light", width=width) as window:
-        page = open_as(window, server.url, "the-admin-key", "#/jobs/new")
+        page = window.open_with_key(server.url, "the-admin-key", "#/jobs/new")
         page.set_default_timeout(PATIENCE)
         drop(page, ROWS)
         assert window.axe() == []

@@ -17,7 +17,7 @@ from tests.support.served_adapters import service_of
 from tests.support.tenants import ADMIN, bearer, chat, tenant_key
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    pass
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -31,15 +31,6 @@ def server(
     service = service_of(tmp_path_factory.mktemp("data"), console_model, console_adapters, **keys)
     with serving(service) as running:
         yield running
-
-
-def open_as(window: Window, url: str, key: str, fragment: str) -> Page:
-    page = window.open(url, fragment)
-    page.get_by_label("API key").fill(key)
-    page.get_by_label("Keep it until this tab is closed").check()
-    page.keyboard.press("Enter")
-    page.get_by_role("dialog").wait_for(state="detached")
-    return page
 
 
 def told(server: Running, path: str) -> Any:
@@ -60,7 +51,7 @@ def answer(server: Running, *models: str) -> None:
 
 
 def test_what_the_server_does_is_seen(window: Window, server: Running) -> None:
-    page = open_as(window, server.url, ADMIN, "#/operations")
+    page = window.open_with_key(server.url, ADMIN, "#/operations")
     page.get_by_text("Of the last").wait_for()
     batch = page.get_by_role("region", name="Batch")
     page.get_by_text("no row at the moment").wait_for()
@@ -84,7 +75,7 @@ def test_looking_goes_on_after_a_restart(window: Window, server: Running, keyed_
     window.expected += ["ERR_"]
     answer(server, "alpha")
     with cable_to(server.url) as cable:
-        page = open_as(window, cable.url, ADMIN, "#/operations")
+        page = window.open_with_key(cable.url, ADMIN, "#/operations")
         page.get_by_text("Of the last").wait_for()
         cable.cut()
         page.get_by_text("Not connected.").wait_for()
@@ -98,7 +89,7 @@ def test_looking_goes_on_after_a_restart(window: Window, server: Running, keyed_
 
 
 def test_a_tenant_is_made_limited_and_given_a_key(window: Window, server: Running) -> None:
-    page = open_as(window, server.url, ADMIN, "#/operations/tenants")
+    page = window.open_with_key(server.url, ADMIN, "#/operations/tenants")
     page.get_by_role("button", name="New tenant").click()
     dialog = page.get_by_role("dialog", name="New tenant")
     dialog.get_by_label("Name").fill("bad name")
@@ -151,7 +142,7 @@ def test_the_audit_log_is_read_and_narrowed(window: Window, server: Running) -> 
         for name in ("logged-one", "logged-two"):
             http.put(f"/v1/aliases/{name}", json={"target": "alpha"}).raise_for_status()
         http.put("/v1/aliases/logged-one", json={"target": "beta"}).raise_for_status()
-    page = open_as(window, server.url, ADMIN, "#/operations/audit")
+    page = window.open_with_key(server.url, ADMIN, "#/operations/audit")
     page.get_by_role("row").filter(has_text="logged-two").wait_for()
     page.get_by_label("On", exact=True).fill("logged-one")
     page.get_by_role("row").filter(has_text="logged-two").wait_for(state="detached")
@@ -191,7 +182,7 @@ def test_what_others_write_is_text(window: Window, server: Running) -> None:
     entry |= {"address": HOSTILE, "request": HOSTILE, "status": 200, "before": None, "after": {"a": HOSTILE}}
     page.route("**/metrics", grow)
     page.route("**/v1/audit?**", lambda route: route.fulfill(json={"data": [entry], "has_more": False}))
-    open_as(window, server.url, ADMIN, "#/operations")
+    window.open_with_key(server.url, ADMIN, "#/operations")
     page.get_by_role("region", name="Batch").get_by_text(HOSTILE, exact=True).wait_for()
     assert page.locator("img").count() == 0
     page.get_by_role("tab", name="Audit log").click()
@@ -203,7 +194,7 @@ def test_what_others_write_is_text(window: Window, server: Running) -> None:
 def test_it_is_the_operators(window: Window, server: Running) -> None:
     with server.http() as http:
         key = tenant_key(http, "hooli")
-    page = open_as(window, server.url, key, "#/operations")
+    page = window.open_with_key(server.url, key, "#/operations")
     page.get_by_role("heading", name="There is no").wait_for()
     assert page.get_by_role("link", name="Operations").count() == 0
 
@@ -215,7 +206,7 @@ def test_nothing_keeps_people_out(browser: Browser, server: Running, scheme: str
         if http.get("/v1/tenants/umbrella").status_code == 404:
             tenant_key(http, "umbrella")
     with browser.window(scheme="dark" if scheme == "dark" else "light", width=width) as window:
-        page = open_as(window, server.url, ADMIN, "#/operations")
+        page = window.open_with_key(server.url, ADMIN, "#/operations")
         page.get_by_role("region", name="Memory").wait_for()
         assert window.axe() == []
         page.goto(f"{server.url}/console#/operations/tenants/umbrella")

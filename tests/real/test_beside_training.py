@@ -9,7 +9,7 @@ import pytest
 
 from bench.beside_training import STREAMS, Jobs, streams
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.sweep]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.sweep, pytest.mark.timeout(3600)]
 
 BASE = "smollm2-135m"
 

@@ -8,7 +8,7 @@ import time
 import openai
 import pytest
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.sweep]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.sweep, pytest.mark.timeout(3600)]
 
 ROOMS = 60
 PATIENCE = 1800.0

@@ -62,6 +62,15 @@ class Window:
         self.page.wait_for_selector("h1, dialog[open]")
         return self.page
 
+    def open_with_key(self, server: str, key: str, fragment: str) -> Page:
+        """The console of a server that asks for a key, once it was given ``key`` for this tab."""
+        page = self.open(server, fragment)
+        page.get_by_label("API key").fill(key)
+        page.get_by_label("Keep it until this tab is closed").check()
+        page.keyboard.press("Enter")
+        page.get_by_role("dialog").wait_for(state="detached")
+        return page
+
     def check(self) -> None:
         """Nothing was logged, thrown, or refused by the policy, and nobody else was asked."""
         refused = self.page.evaluate("window.refused ?? []")

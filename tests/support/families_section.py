@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from manylora.server.model.decoders.families import FAMILIES, Family
+from tests.support.page_section import PageSection
 from tests.support.paths import DOCS
 
-PAGE = DOCS / "models.md"
-BEGIN, END = "<!-- families -->", "<!-- /families -->"
-
-
-def section() -> str:
-    """What the page says now."""
-    return PAGE.read_text().split(BEGIN)[1].split(END)[0].strip()
+SECTION = PageSection(DOCS / "models.md", "families")
 
 
 def table() -> str:
@@ -46,12 +41,5 @@ def _features(family: Family) -> list[str]:
     return [words for words, there in said.items() if there] + named
 
 
-def rewrite() -> None:
-    """Put what the code says into the page."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}")
-
-
 if __name__ == "__main__":
-    rewrite()
+    SECTION.rewrite(table())

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from manylora.server.api.request.fields.reference import tables
-from tests.support.paths import ROOT
+from tests.support.page_section import PageSection
+from tests.support.paths import DOCS
 
-PAGE = ROOT / "docs" / "api.md"
-BEGIN, END = "<!-- fields -->", "<!-- /fields -->"
-
-
-def section() -> str:
-    """What the page says now."""
-    return PAGE.read_text().split(BEGIN)[1].split(END)[0].strip()
-
-
-def rewrite() -> None:
-    """Put what the code says into the page."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}")
+SECTION = PageSection(DOCS / "api.md", "fields")
 
 
 if __name__ == "__main__":
-    rewrite()
+    SECTION.rewrite(tables())

@@ -77,17 +77,25 @@ def server_process(*options: str, step_seconds: float = 0.0) -> Iterator[ServerP
     command = [sys.executable, "-c", _START.format(step_seconds=step_seconds), "serve", *port, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout is not None
-            printed = ""
-            for line in process.stdout:
-                printed += line
-                if line.startswith("curl "):
-                    break
-            else:
-                raise AssertionError(process.communicate()[1])
+            printed = until_ready(process)
             yield ServerProcess(process, printed, _port(printed))
         finally:
             process.kill()
+
+
+def until_ready(process: subprocess.Popen[str]) -> str:
+    """What a server prints until it is ready, the last line included.
+
+    Raises:
+        AssertionError: it ended before; with what it logged.
+    """
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if line.startswith("curl "):
+            return printed
+    raise AssertionError(process.communicate()[1])
 
 
 def _port(printed: str) -> int:

@@ -7,18 +7,13 @@ from manylora.server.options.defaults import GPU_BATCH_TOKENS, GPU_SEQUENCES
 from manylora.server.sizing.fits import Serving
 from manylora.server.sizing.shape import BaseShape
 from manylora.server.sizing.step import StepSize
+from tests.support.page_section import PageSection
 from tests.support.paths import DOCS
 from tests.support.usual_bases import CONFIGS, LIKE
 
-PAGE = DOCS / "gpu.md"
-BEGIN, END = "<!-- sizing -->", "<!-- /sizing -->"
+SECTION = PageSection(DOCS / "gpu.md", "sizing")
 CARDS = (16, 24, 48, 80)  # GiB
 CONTEXT, RANK = 8192, 16
-
-
-def section() -> str:
-    """What the page says now."""
-    return PAGE.read_text().split(BEGIN)[1].split(END)[0].strip()
 
 
 def table() -> str:
@@ -45,12 +40,5 @@ def _cell(serving: Serving, card: int) -> str:
     return f"{division.tokens // 1000:,}k, {division.adapters // serving.adapter:,}"
 
 
-def rewrite() -> None:
-    """Put what the code says into the page."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}")
-
-
 if __name__ == "__main__":
-    rewrite()
+    SECTION.rewrite(table())

@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from rich.console import Console
+
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.run.train import TrainingResult, train
+from manylora.adapters.training.session.metrics_log import MetricsLog
+from manylora.adapters.training.session.session import Session, open_session
+from manylora.adapters.training.trainers.build import build_trainer
 from tests.support.training_data import chat, write
 
 ROWS = [chat(f"say {n}", f"{n}!") for n in range(24)]
@@ -46,3 +52,14 @@ def run(config_: TrainConfig, **options: Any) -> TrainingResult:
 def losses(result: TrainingResult, key: str = "loss") -> list[float]:
     """The values of one curve."""
     return [line[key] for line in result.metrics if key in line]
+
+
+def moved_trainer(settings: TrainConfig, root: Path) -> tuple[Any, Session]:
+    """A trainer whose adapter is far from its start, and its session."""
+    session = open_session(settings, Console(quiet=True))
+    trainer, _ = build_trainer(session, [], MetricsLog(root / "m.jsonl"))
+    torch.manual_seed(1)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return trainer, session

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from manylora.server.cli.vllm.arguments import IGNORED, ONLY, SERVED
+from tests.support.page_section import PageSection
 from tests.support.paths import DOCS
 
-PAGE = DOCS / "vllm.md"
-BEGIN, END = "<!-- options -->", "<!-- /options -->"
-
-
-def section() -> str:
-    """What the page says now."""
-    return PAGE.read_text().split(BEGIN)[1].split(END)[0].strip()
+SECTION = PageSection(DOCS / "vllm.md", "options")
 
 
 def table() -> str:
@@ -24,12 +19,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def rewrite() -> None:
-    """Put what the code says into the page."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}")
-
-
 if __name__ == "__main__":
-    rewrite()
+    SECTION.rewrite(table())

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from manylora.adapters.registry.schema import Database
 from manylora.adapters.registry.tenants.tables import taken, usage
 
 ALIVE_SECONDS: Final = 15.0  # since a server was last heard of; then it gets no share any more
-COUNTS_SECONDS: Final = 60.0  # since then, for which what it took and might take still counts
+COUNTS_SECONDS: Final = 60.0  # since then, for which what it took of a minute and might take still counts
 
 
 class Part(NamedTuple):
@@ -44,6 +44,7 @@ class Asked:
     floor: int  # as far as it may go while it asks: at least ``total``, and no further than it was granted
     wanted: int = 0
     idle: bool = False  # it wants no share
+    held: bool = False  # as long as its server is there; else for as long as a minute counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class Taken:
                 others = _others(connection, key, server, now)
                 granted[key], own = {}, {}
                 for what, each in asked[key].items():
-                    parts = [part[what] for part in others if what in part]
+                    since = now - (ALIVE_SECONDS if each.held else COUNTS_SECONDS)
+                    parts = [part[what] for seen, part in others if what in part and seen > since]
                     ceiling = ceiling_of(each, parts)
                     granted[key][what] = Granted(ceiling, sum(part.total for part in parts))
                     own[what] = Part(each.total, ceiling)
@@ -116,18 +118,19 @@ def _servers(connection: Connection, now: float) -> int:
     return int(connection.execute(select(func.count()).select_from(taken).where(alive)).scalar_one())
 
 
-def _others(connection: Connection, key: Key, server: str, now: float) -> list[dict[str, Part]]:
-    rows = select(taken.c.parts).where(
+def _others(connection: Connection, key: Key, server: str, now: float) -> list[tuple[float, dict[str, Part]]]:
+    """When each of the others was last heard of, and its parts."""
+    rows = select(taken.c.seen, taken.c.parts).where(
         taken.c.tenant == key.tenant,
         taken.c.adapter == key.adapter,
         taken.c.server != server,
         taken.c.seen > now - COUNTS_SECONDS,
     )
-    return [_parts(row) for row in connection.execute(rows)]
+    return [(row.seen, _parts(row.parts)) for row in connection.execute(rows)]
 
 
-def _parts(row: Row[Any]) -> dict[str, Part]:
-    return {what: Part(*each) for what, each in json.loads(row.parts).items()}
+def _parts(stored: str) -> dict[str, Part]:
+    return {what: Part(*each) for what, each in json.loads(stored).items()}
 
 
 def _put(connection: Connection, key: Key, server: str, now: float, parts: Mapping[str, Part] | None) -> None:

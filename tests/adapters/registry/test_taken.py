@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from manylora.adapters.registry.registry import Registry
-from manylora.adapters.registry.tenants.taken import COUNTS_SECONDS, Asked, Key
+from manylora.adapters.registry.tenants.taken import ALIVE_SECONDS, COUNTS_SECONDS, Asked, Key
 
 
 def test_servers_that_ask_at_once_never_get_more_than_there_is(registry: Registry, url: str) -> None:
@@ -39,3 +39,11 @@ def test_what_a_lost_server_held_counts_for_a_minute(registry: Registry) -> None
     assert registry.taken.count(COUNTS_SECONDS + 1) == 1
     registry.taken.leave("other")
     assert registry.taken.count(COUNTS_SECONDS + 1) == 0
+
+
+def test_what_ran_on_a_lost_server_has_ended_with_it(registry: Registry) -> None:
+    key = Key("t")
+    registry.taken.exchange("lost", 0.0, {key: {"running": Asked(10, 10, 10, held=True)}})
+    wanted = {key: {"running": Asked(10, 0, 0, 10, held=True)}}
+    assert registry.taken.exchange("other", ALIVE_SECONDS - 1, wanted)[key]["running"].ceiling == 0
+    assert registry.taken.exchange("other", ALIVE_SECONDS + 1, wanted)[key]["running"].ceiling == 10

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch.nn import functional
 
 from manylora.adapters.training.data.template import IGNORED
@@ -20,12 +19,9 @@ from manylora.adapters.training.decoder.head import head_losses
 from manylora.adapters.training.decoder.weights import PlainWeight
 from manylora.adapters.training.model.forward import greedy, until_end
 from manylora.adapters.training.model.targets import linear_layers
-from manylora.adapters.training.session.metrics_log import MetricsLog
-from manylora.adapters.training.session.session import open_session
-from manylora.adapters.training.trainers.build import build_trainer
 from tests.support.tiny_models import tiny_model
 from tests.support.training_data import chat
-from tests.support.training_runs import config
+from tests.support.training_runs import config, moved_trainer
 
 UNEVEN = [chat(f"say {n}", f"{n}!" * (1 + n % 6)) for n in range(16)]
 CHANGES: tuple[dict[str, Any], ...] = (
@@ -47,13 +43,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
 def trainer_of(base: Path, root: Path, **changes: Any) -> tuple[Any, Any]:
     """A trainer whose adapter is far from its start, and its session."""
     settings = config(base, root, UNEVEN, **{"eval_split": 0, "batch_size": 6, **changes})
-    session = open_session(settings, Console(quiet=True))
-    trainer, _ = build_trainer(session, [], MetricsLog(root / "m.jsonl"))
-    torch.manual_seed(1)
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    return trainer, session
+    return moved_trainer(settings, root)
 
 
 def gradients(trainer: Any, batch: dict[str, Any]) -> tuple[float, dict[str, Any], dict[str, torch.Tensor]]:

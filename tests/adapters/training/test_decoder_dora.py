@@ -22,7 +22,7 @@ from manylora.adapters.training.session.session import Session, open_session
 from manylora.adapters.training.trainers.build import build_trainer
 from tests.support.tiny_models import tiny_model
 from tests.support.training_data import chat
-from tests.support.training_runs import config, run
+from tests.support.training_runs import config, moved_trainer, run
 
 UNEVEN = [chat(f"say {n}", f"{n}!" * (1 + n % 6)) for n in range(16)]
 MAGNITUDE = "lora_magnitude_vector"
@@ -33,13 +33,7 @@ def trainer_of(base: Path, root: Path, **changes: Any) -> tuple[Any, Session]:
     """A trainer of a DoRA that is away from its start, and its session."""
     root.mkdir(exist_ok=True)
     settings = config(base, root, UNEVEN, **{"eval_split": 0, "batch_size": 5, "use_dora": True, **changes})
-    session = open_session(settings, Console(quiet=True))
-    trainer, _ = build_trainer(session, [], MetricsLog(root / "m.jsonl"))
-    torch.manual_seed(1)
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    return trainer, session
+    return moved_trainer(settings, root)
 
 
 def base_with_biases(directory: Path, family: str, **options: Any) -> Path:

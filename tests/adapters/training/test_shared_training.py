@@ -19,6 +19,7 @@ from manylora.adapters.training.jobs.shared_base import can_share
 from manylora.adapters.training.jobs.shared_training import SharedTraining
 from manylora.adapters.training.jobs.turns import Turns
 from manylora.adapters.training.run.train import TrainingResult, Watch, train
+from tests.support.joint_passes import joint_passes
 from tests.support.training_data import chat
 from tests.support.training_runs import PAIRS, config, losses, run
 
@@ -45,17 +46,7 @@ class Company:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many runs' batches went through each pass over several."""
-    found: list[int] = []
-    original = JointSteps.take
-
-    def take(self: JointSteps, parts: Any) -> Any:
-        done = original(self, parts)
-        found.append(sum(one is not None for one in done))
-        return done
-
-    monkeypatch.setattr(JointSteps, "take", take)
-    return found
+    return joint_passes(monkeypatch)
 
 
 def varied(base: Path, root: Path) -> list[TrainConfig]:

@@ -18,7 +18,8 @@ from manylora.server.cli.vllm.translate import translate
 from manylora.server.errors import ConfigError
 from manylora.server.options.settings import Settings
 from tests.support.adapters import write_adapter
-from tests.support.vllm_section import section, table
+from tests.support.server_process import until_ready
+from tests.support.vllm_section import SECTION, table
 
 
 def settings(*arguments: str, **variables: str) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def test_tables_fit_one_another_and_the_settings() -> None:
 
 
 def test_the_page_lists_them() -> None:
-    assert section() == table(), "run python -m tests.support.vllm_section"
+    assert SECTION.text() == table(), "run python -m tests.support.vllm_section"
 
 
 @pytest.mark.slow
@@ -182,14 +183,7 @@ def test_a_server_starts_from_them(tmp_path: Path, model: Path) -> None:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
-        assert process.stdout is not None
-        printed = ""
-        for line in process.stdout:
-            printed += line
-            if line.startswith("curl "):
-                break
-        else:
-            raise AssertionError(process.communicate()[1])
+        printed = until_ready(process)
         assert "pods/" not in printed  # its own names are told as clients write them
         url = printed.partition("Ready on ")[2].split()[0]
         listed = httpx.get(f"{url}/v1/models").json()["data"]

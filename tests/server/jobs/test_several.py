@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from manylora.adapters.registry.tuning.states import JobState, Need
-from manylora.adapters.training.jobs.joint_steps import JointSteps
 from manylora.server.jobs.worker.trainings import Trainings
+from tests.support.joint_passes import joint_passes
 from tests.support.training_data import chat
 from tests.support.training_runs import PAIRS
 from tests.support.tuning import ROWS
@@ -24,17 +24,7 @@ KINDS: list[dict[str, Any]] = [{}, {"rows": OTHER, "seed": 8, "lora": {"r": 8}}]
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many jobs' batches went through each pass over several."""
-    found: list[int] = []
-    original = JointSteps.take
-
-    def take(self: JointSteps, parts: Any) -> Any:
-        done = original(self, parts)
-        found.append(sum(one is not None for one in done))
-        return done
-
-    monkeypatch.setattr(JointSteps, "take", take)
-    return found
+    return joint_passes(monkeypatch)
 
 
 @pytest.fixture

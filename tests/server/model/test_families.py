@@ -19,7 +19,7 @@ from manylora.server.model.pages.pool import PagePool
 from tests.support.adapter_set import recorded_logits
 from tests.support.decoder_logits import logits_of
 from tests.support.engine_harness import EngineHarness
-from tests.support.families_section import section, table
+from tests.support.families_section import SECTION, table
 from tests.support.tiny_models import FUSED_FAMILIES, ROPES, tiny_model
 
 BLOCKS = 40
@@ -132,5 +132,5 @@ def test_the_prefix_cache_changes_no_bit(tmp_path: Path, family: str) -> None:
 
 
 def test_the_table_in_the_docs() -> None:
-    assert section() == table(), "run: make docs"
-    assert all(family.title in section() for family in FAMILIES.values())
+    assert SECTION.text() == table(), "run: make docs"
+    assert all(family.title in SECTION.text() for family in FAMILIES.values())

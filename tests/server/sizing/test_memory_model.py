@@ -256,4 +256,6 @@ def test_no_card_is_promised_more_than_it_has() -> None:
 
 
 def test_the_page_says_what_the_code_says() -> None:
-    assert sizing_section.section() == sizing_section.table(), "run python -m tests.support.sizing_section"
+    assert sizing_section.SECTION.text() == sizing_section.table(), (
+        "run python -m tests.support.sizing_section"
+    )

@@ -65,7 +65,7 @@ from manylora.server.api.request.tools import Function, Tool
 from manylora.server.api.responses.schemas import FunctionTool, ResponsesBody, Text, TextFormat
 from manylora.server.api.responses.schemas import Reasoning as ReasoningField
 from manylora.server.errors import RequestError
-from tests.support.fields_section import section
+from tests.support.fields_section import SECTION
 from tests.support.fuzzing import FUZZ, json_values
 
 SCHEMAS: dict[Place, type[RequestBody]] = {
@@ -214,7 +214,7 @@ def test_rows_are_well_formed(row: Field) -> None:
 
 
 def test_the_documentation_prints_the_table() -> None:
-    assert section() == tables(), "run: make docs"
+    assert SECTION.text() == tables(), "run: make docs"
 
 
 ROWS = [(row, place) for row in FIELDS for place in row.places]
