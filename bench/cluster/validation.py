@@ -40,7 +40,7 @@ from bench.run import RESULTS, resolve_base
 from bench.systems import RunningSystem, start
 from manylora.server.cli.loadgen.completion import Endpoint, Exchange, complete, greedy
 
-REPLICAS, SEQUENCES, BATCH_TOKENS, RANK, DISTINCT = 2, 32, 512, 16, 8
+REPLICAS, SEQUENCES, BATCH_TOKENS, RANK = 2, 32, 512, 16
 WITHIN = 0.15
 
 
@@ -60,11 +60,10 @@ class Recorded:
 
 
 async def publish(http: httpx.AsyncClient, base: Path, place: Path, count: int) -> None:
-    """``count`` names for a few different adapters."""
-    for seed in range(DISTINCT):
-        write_adapter(base, place / f"{seed}", rank=RANK, dtype=torch.bfloat16, seed=seed)
+    """``count`` adapters, all different: equal ones would share their memory."""
     for number in range(count):
-        body = {"lora_name": f"a{number}", "lora_path": str(place / f"{number % DISTINCT}")}
+        write_adapter(base, place / f"{number}", rank=RANK, dtype=torch.bfloat16, seed=number)
+        body = {"lora_name": f"a{number}", "lora_path": str(place / f"{number}")}
         (await http.post("/v1/load_lora_adapter", json=body)).raise_for_status()
 
 
