@@ -32,9 +32,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another server's tests
-    fsspec.filesystem("s3").mkdir("bucket")
+    fsspec.filesystem("s3").mkdir("storage")  # buckets of other tests are in this process as well
     try:
-        yield "s3://bucket/files"
+        yield "s3://storage/files"
     finally:
         server.stop()
         fsspec.get_filesystem_class("s3").clear_instance_cache()
