@@ -38,6 +38,9 @@ class Load:
                                      headers=bearer(self.key))  # fmt: skip
                 except httpx.TransportError:
                     return
+                if told.status_code == 429:  # servers killed seconds ago hold parts of the limits still
+                    threading.Event().wait(0.1)
+                    continue
                 assert told.status_code == 200, told.text
                 self.ended.append((time.monotonic(), told.json()["usage"]["total_tokens"]))
 
@@ -67,6 +70,7 @@ def test_usage_survives_being_killed_under_load(tmp_path: Path, model: Path) -> 
                 key = key or tenant_key(http, "acme", limits=limits)
             load = Load(process.url, key)
             killed = load.until_killed(process, LOST_SECONDS + 2 * SAVE_SECONDS)
+        assert load.ended
         sure = sum(tokens for at, tokens in load.ended if at < killed - LOST_SECONDS)
         most = sum(tokens for _, tokens in load.ended) + 8 * MOST
         with Registry(f"sqlite:///{tmp_path / 'data' / 'registry.db'}") as registry:
