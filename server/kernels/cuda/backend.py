@@ -25,18 +25,18 @@ from manylora.server.kernels.cuda.replay.mix_buffers import MAX_RANK, PlainAdapt
 from manylora.server.kernels.cuda.replay.replayed import ReplayedSteps, Variant
 from manylora.server.kernels.cuda.splitting import part_of
 from manylora.server.kernels.cuda.trial import told, trial
+from manylora.server.kernels.cuda.weights_of_reference import WeightsOfReference
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.kernels.reference.attention import AttentionPlan
 from manylora.server.kernels.reference.step import ReferenceStep, target_shapes
-from manylora.server.kernels.weights import DecoderWeights, MergedWeights
+from manylora.server.kernels.weights import DecoderWeights
 
 
-class TritonStep:
+class TritonStep(WeightsOfReference):
     """Runs steps on a CUDA device. The reference step does what has no kernel, and owns the KV cache."""
 
     name = "triton"
     draw = staticmethod(drawing.draw)
-    kv_bytes_per_block = staticmethod(ReferenceStep.kv_bytes_per_block)
 
     def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:
         self.reference = ReferenceStep(
@@ -94,19 +94,6 @@ class TritonStep:
     def origin() -> str:
         """Where the kernels come from, in one phrase."""
         return f"Triton {triton.__version__}"
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes the weights take, norms and biases aside."""
-        return self.reference.weight_bytes
-
-    def weight(self, module: int) -> torch.Tensor:
-        """W [out, in] of a LoRA target module, as it was given."""
-        return self.reference.weight(module)
-
-    def merged(self) -> MergedWeights:
-        """Weights to run with instead of the base's; so far they are the base's."""
-        return self.reference.merged()
 
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:

@@ -26,18 +26,18 @@ from manylora.server.kernels.cuda.replay.chunks import ChunkBuffers
 from manylora.server.kernels.cuda.replay.graphs import CudaGraphs
 from manylora.server.kernels.cuda.replay.replayed import ReplayedSteps
 from manylora.server.kernels.cuda.trial import told, trial
+from manylora.server.kernels.cuda.weights_of_reference import WeightsOfReference
 from manylora.server.kernels.inputs import StepInputs
 from manylora.server.kernels.reference.step import ReferenceStep
-from manylora.server.kernels.weights import DecoderWeights, MergedWeights
+from manylora.server.kernels.weights import DecoderWeights
 
 
-class FixedStep:
+class FixedStep(WeightsOfReference):
     """Runs steps on a CUDA device, of adapters that the fused layers take."""
 
     name = "triton-deterministic"
     draw = staticmethod(drawing.draw)
     multiply = staticmethod(products.multiply)
-    kv_bytes_per_block = staticmethod(ReferenceStep.kv_bytes_per_block)
 
     def __init__(self, weights: DecoderWeights, pool: torch.Tensor, num_blocks: int) -> None:
         """Of weights that are not :meth:`unsupported`."""
@@ -85,19 +85,6 @@ class FixedStep:
     def origin() -> str:
         """Where the kernels come from, in one phrase."""
         return f"Triton {triton.__version__}, --deterministic"
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes the weights take, norms and biases aside."""
-        return self.reference.weight_bytes
-
-    def weight(self, module: int) -> torch.Tensor:
-        """W [out, in] of a LoRA target module, as it was given."""
-        return self.reference.weight(module)
-
-    def merged(self) -> MergedWeights:
-        """Weights to run with instead of the base's; so far they are the base's."""
-        return self.reference.merged()
 
     @torch.inference_mode()
     def step(self, inputs: StepInputs) -> torch.Tensor:
