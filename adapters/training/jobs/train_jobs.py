@@ -109,7 +109,5 @@ class _Lines(io.StringIO):
     def write(self, text: str, /) -> int:
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
-            self._console.print(
-                f"{self._name}: {line}", markup=False, highlight=False, soft_wrap=True, style=None
-            )
+            self._console.print(f"{self._name}: {line}", markup=False, highlight=False, soft_wrap=True)
         return len(text)
