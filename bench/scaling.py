@@ -33,8 +33,10 @@ DATASHEETS = {
     "A100 80GB SXM": Machine(2.039e12, 312e12),
     "H100 SXM": Machine(3.35e12, 989e12),
 }
-TERMS = ("weights", "keys and values", "adapters", "a row", "a step")
+TERMS = ("weights", "keys and values", "adapters", "a row", "a sequence", "a step")
+OVERHEADS = 3  # of them, the last: counts, which are this machine's
 _BASE = [Shape(b) for b in (1, 2, 4, 8, 16, 32, 64)]
+_PROMPTS = (32, 64, 128, 256, 512)
 SWEEPS: dict[str, list[Shape]] = {
     "batch": _BASE,
     "batch, one adapter": [replace(shape, distinct=1) for shape in _BASE],
@@ -42,14 +44,23 @@ SWEEPS: dict[str, list[Shape]] = {
     "context": [Shape(16, context) for context in (64, 256, 512, 1024, 2048)],
     "rank": [Shape(16, rank=rank, distinct=16) for rank in (4, 8, 16, 32, 64)],
     "distinct": [Shape(32, distinct=distinct) for distinct in (1, 2, 4, 8, 16, 32)],
+    "prompt": [Shape(1, length, rows=length) for length in _PROMPTS],
+    "prompt, an adapter": [Shape(1, length, rows=length, distinct=1) for length in _PROMPTS],
 }
 
 
 def features(work: Work, machine: Machine) -> list[float]:
-    """The seconds each of :data:`TERMS` takes at the machine's best; the last two are counts."""
+    """The seconds each of :data:`TERMS` takes at the machine's best; the last three are counts."""
     weights = max(work.weight_bytes / machine.bytes_per_second, work.weight_flops / machine.flops_per_second)
     adapters = work.adapter_bytes / machine.bytes_per_second + work.adapter_flops / machine.flops_per_second
-    return [weights, work.kv_bytes / machine.bytes_per_second, adapters, float(work.rows), 1.0]
+    return [
+        weights,
+        work.kv_bytes / machine.bytes_per_second,
+        adapters,
+        float(work.rows),
+        float(work.sequences),
+        1.0,
+    ]
 
 
 def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
@@ -94,13 +105,15 @@ def measure(bench: Workbench, best: Machine, repeat: int) -> dict[str, Any]:
 def on_paper(coefficients: Sequence[float]) -> list[dict[str, Any]]:
     """What the law says of Llama-2-7B in bf16 with rank-16 adapters, had GPUs the efficiency measured here.
 
-    Overheads of a row and of a step are left out: they are this machine's.
+    Overheads of a row, a sequence and a step are left out: they are this machine's.
     """
     rows = []
     for gpu, best in DATASHEETS.items():
         for batch in (1, 8, 32, 128):
             both = [_llama_7b(batch, context=512, distinct=distinct) for distinct in (0, batch)]
-            base, adapted = (predicted(features(work, best)[:3], coefficients[:3]) for work in both)
+            base, adapted = (
+                predicted(features(work, best)[:-OVERHEADS], coefficients[:-OVERHEADS]) for work in both
+            )
             rows.append({"gpu": gpu, "batch": batch, "base": base, "all_distinct": adapted})
     return rows
 
@@ -117,6 +130,7 @@ def _llama_7b(batch: int, context: int, distinct: int) -> Work:
         adapter_bytes=2.0 * adapter * distinct,
         adapter_flops=2.0 * adapter * batch if distinct else 0.0,
         rows=batch,
+        sequences=batch,
     )
 
 
@@ -125,13 +139,15 @@ def show(found: dict[str, Any], best: Machine, out: Console) -> None:
     gigabytes, gigaflops = best.bytes_per_second / 1e9, best.flops_per_second / 1e9
     out.print(f"measured: {gigabytes:.1f} GB/s, {gigaflops:.0f} GFLOP/s in bf16", highlight=False)
     law = list(found["law"].items())
-    for term, value in law[:3]:
+    for term, value in law[:-OVERHEADS]:
         out.print(f"{term}: {value:.2f} times the machine's best", highlight=False)
-    for term, value in law[3:]:
+    for term, value in law[-OVERHEADS:]:
         out.print(f"{term}: {1e6 * value:.0f} µs", highlight=False)
-    grid = Table("batch", "context", "rank", "distinct", "ms", "fitted", "roofline", "of roofline")
+    grid = Table(
+        "batch", "new tokens", "context", "rank", "distinct", "ms", "fitted", "roofline", "of roofline"
+    )
     for p in found["points"]:
-        shape = [str(p[key]) for key in ("batch", "context", "rank", "distinct")]
+        shape = [str(p[key]) for key in ("batch", "rows", "context", "rank", "distinct")]
         ms = [f"{1000 * p[key]:.1f}" for key in ("seconds", "fitted", "roofline")]
         grid.add_row(*shape, *ms, f"{p['seconds'] / p['roofline']:.2f}")
     out.print(grid)

@@ -20,9 +20,13 @@ _PANELS = (
     ("context, tokens (batch 16)", "context", ("context",)),
     ("rank (batch 16, all distinct)", "rank", ("rank",)),
     ("distinct adapters (batch 32)", "distinct", ("distinct",)),
+    ("prompt, tokens", "rows", ("prompt", "prompt, an adapter")),
 )
 _LINES = (("the fitted law", "-"), ("roofline", ":"))
-_NAMES = {"batch": "base", "batch, one adapter": "one adapter", "batch, all distinct": "all distinct"}
+_NAMES = {"batch": "base", "batch, one adapter": "one adapter", "batch, all distinct": "all distinct"} | {
+    "prompt": "base",
+    "prompt, an adapter": "an adapter",
+}
 
 
 def draw(points: Sequence[Mapping[str, Any]], sweeps: Mapping[str, Sequence[Shape]], path: Path) -> None:
@@ -37,13 +41,14 @@ def draw(points: Sequence[Mapping[str, Any]], sweeps: Mapping[str, Sequence[Shap
         axes.set_xlabel(title, fontsize=9)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ScalarFormatter())
-        if key == "batch":
+        if key in ("batch", "rows"):
             axes.set_yscale("log", base=2)
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.set_ylabel("ms a step", fontsize=9)
         else:
             axes.set_ylim(bottom=0)
+        if not number:
+            axes.set_ylabel("ms a step", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         handles, _ = axes.get_legend_handles_labels()

@@ -50,7 +50,8 @@ class Work:
     kv_bytes: float
     adapter_bytes: float
     adapter_flops: float
-    rows: int
+    rows: int  # tokens that are computed
+    sequences: int
 
     def least_seconds(self, machine: Machine) -> float:
         """The roofline: the time of all bytes or of all arithmetic, whichever is longer."""
@@ -176,6 +177,7 @@ class Workbench:
             adapter_bytes=2.0 * adapter * distinct,
             adapter_flops=2.0 * adapter * rows if distinct else 0.0,
             rows=rows,
+            sequences=shape.batch,
         )
 
 

@@ -35,8 +35,9 @@ class Law:
     weights: float  # times the machine's best, like the next two
     keys_and_values: float
     adapters: float
-    row: float  # seconds
-    step: float  # seconds
+    row: float  # seconds, like the next two
+    sequence: float
+    step: float
 
     def seconds(
         self, rows: int, heads: int, context: float, rank_rows: float, distinct_ranks: float
@@ -61,6 +62,7 @@ class Law:
             + self.keys_and_values * model.kv_bytes * context / best.bytes_per_second
             + self.adapters * (moved + computed)
             + self.row * rows
+            + self.sequence * heads
             + self.step
         )
 
@@ -70,19 +72,24 @@ class Law:
 
 
 def measured(result: Path) -> Law:
-    """The law of a kept result of ``bench.scaling``, for the base and the machine that it was measured on."""
+    """The law of a kept result of ``bench.scaling``, for the base and the machine that it was measured on.
+
+    Older results have no time of a sequence: every row was one.
+    """
     told = json.loads(result.read_text())
     machine = Machine(told["bytes_per_second"], told["flops_per_second"])
-    return Law(SMOLLM2_135M, machine, *(told["law"][term] for term in TERMS))
+    return Law(SMOLLM2_135M, machine, *(told["law"].get(term, 0.0) for term in TERMS))
 
 
 def on_paper(result: Path, gpu: str = "H100 SXM") -> Law:
     """Llama-2-7B on a GPU of a data sheet, which is no better used than the machine that was measured.
 
-    What a step takes beside its arithmetic is that machine's; a row's own time is left out.
+    What a step takes beside its arithmetic is that machine's; the times of a row and a sequence are left out.
     """
     law = measured(result)
     weights, keys_and_values, adapters = (
         max(1.0, part) for part in (law.weights, law.keys_and_values, law.adapters)
     )
-    return Law(LLAMA_2_7B, DATASHEETS[gpu], weights, keys_and_values, adapters, row=0.0, step=law.step)
+    return Law(
+        LLAMA_2_7B, DATASHEETS[gpu], weights, keys_and_values, adapters, row=0.0, sequence=0.0, step=law.step
+    )

@@ -40,7 +40,13 @@ def test_what_a_step_moves_and_computes(bench: Workbench) -> None:
 
 def test_the_roofline_is_the_longer_of_two_times() -> None:
     work = Work(
-        weight_bytes=3e6, weight_flops=1e7, kv_bytes=1e6, adapter_bytes=1e6, adapter_flops=1e6, rows=1
+        weight_bytes=3e6,
+        weight_flops=1e7,
+        kv_bytes=1e6,
+        adapter_bytes=1e6,
+        adapter_flops=1e6,
+        rows=1,
+        sequences=1,
     )
     assert work.least_seconds(BEST) == pytest.approx(5e-3)
     assert work.least_seconds(replace(BEST, flops_per_second=1e9)) == pytest.approx(11e-3)
@@ -48,16 +54,25 @@ def test_the_roofline_is_the_longer_of_two_times() -> None:
 
 def test_a_law_is_found_again() -> None:
     works = [
-        Work(1e6, 1e5 * batch * batch, 1e4 * batch * context, 3e4 * distinct, 1e5 * batch, batch)
+        Work(
+            1e6,
+            1e5 * rows * batch * batch,
+            1e4 * batch * context,
+            3e4 * distinct,
+            1e5 * batch,
+            batch * rows,
+            batch,
+        )
         for batch in (1, 4, 16, 64)
         for context in (10, 100)
         for distinct in (0, 1, 4)
+        for rows in (1, 64)
     ]
     rows = [features(work, BEST) for work in works]
-    law = [1.2, 1.5, 2.0, 1e-5, 3e-4]
+    law = [1.2, 1.5, 2.0, 1e-5, 2e-5, 3e-4]
     found = fit(rows, [predicted(row, law) for row in rows])
     assert found == pytest.approx(law, rel=1e-6)
-    assert min(fit(rows, [max(1e-6, predicted(row, [1.2, 1.5, 2.0, -1e-5, 0.0])) for row in rows])) >= 0
+    assert min(fit(rows, [max(1e-6, predicted(row, [1.2, 1.5, 2.0, -1e-5, 0.0, 0.0])) for row in rows])) >= 0
 
 
 def test_a_run_and_its_picture(bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +100,7 @@ def test_steps_are_what_their_shape_says(bench: Workbench) -> None:
 
 
 def test_on_paper_a_machine_at_its_best_takes_the_roofline() -> None:
-    rows = {(row["gpu"], row["batch"]): row for row in on_paper([1.0, 1.0, 1.0, 0.0, 0.0])}
+    rows = {(row["gpu"], row["batch"]): row for row in on_paper([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])}
     one = rows["A100 80GB SXM", 1]
     assert one["base"] == pytest.approx(2 * 6.61e9 / 2.039e12, rel=0.03), "weights of 13 GB, read once"
     assert one["base"] < one["all_distinct"] < 1.05 * one["base"]

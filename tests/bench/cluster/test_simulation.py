@@ -20,7 +20,16 @@ from bench.cluster.workload import Demand, Request, Workload
 from bench.steps import Machine
 
 # A step takes a second for each row, nothing else; a rank of an adapter has two bytes.
-SIMPLE = Law(replace(measured(LAW).model, rank_parameters=1), Machine(1e30, 1e30), 0, 0, 0, row=1.0, step=0.0)
+SIMPLE = Law(
+    replace(measured(LAW).model, rank_parameters=1),
+    Machine(1e30, 1e30),
+    0,
+    0,
+    0,
+    row=1.0,
+    sequence=0.0,
+    step=0.0,
+)
 ROOMY = Hardware(adapter_memory=1e9, host_memory=1e9, host_speed=1e30, store_speed=1e30, store_seconds=5.0)
 
 
