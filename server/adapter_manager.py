@@ -16,7 +16,7 @@ from manylora.adapters.format.base import BaseModel
 from manylora.adapters.registry.cleanup import UnreferencedRevisions, clean_up, recover
 from manylora.adapters.registry.registry import Registry
 from manylora.adapters.store.store import RevisionStore
-from manylora.server.engine.turns import Turns
+from manylora.server.engine.order.turns import Turns
 from manylora.server.experiments.experiments import Experiments
 from manylora.server.merged.auto_merge import AutoMerge, AutoMergeRules
 from manylora.server.merged.copies import MergedCopies

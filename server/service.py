@@ -27,7 +27,7 @@ from manylora.server.cores import threads_to_set
 from manylora.server.engine.async_engine import AsyncEngine
 from manylora.server.engine.engine import Engine, EngineConfig
 from manylora.server.engine.faults import Supervision, device_works
-from manylora.server.engine.turns import Turns
+from manylora.server.engine.order.turns import Turns
 from manylora.server.errors import ConfigError
 from manylora.server.exporting.exports import Exports
 from manylora.server.files.expiry import FileExpiry

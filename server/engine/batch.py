@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manylora.server.engine.sampler import SampledRows
+from manylora.server.engine.sampling.sampler import SampledRows
 from manylora.server.engine.scheduler import Scheduled
 from manylora.server.engine.sequence import Sequence
 from manylora.server.kernels.inputs import (

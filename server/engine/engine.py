@@ -15,10 +15,10 @@ from manylora.server.engine.batch import Batch, build_batch
 from manylora.server.engine.block_manager import BlockManager
 from manylora.server.engine.dead_ends import dead_end
 from manylora.server.engine.faults import give_back_cached, is_out_of_memory
-from manylora.server.engine.grammar_masks import GrammarMasks
 from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.repeated_batch import following_batch
-from manylora.server.engine.sampler import (
+from manylora.server.engine.sampling.grammar_masks import GrammarMasks
+from manylora.server.engine.sampling.sampler import (
     EXACT,
     LIBRARY,
     SampledRows,

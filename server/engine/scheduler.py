@@ -16,7 +16,7 @@ from itertools import chain
 from time import monotonic
 
 from manylora.server.engine.block_manager import BlockManager
-from manylora.server.engine.fairness import Fairness
+from manylora.server.engine.order.fairness import Fairness
 from manylora.server.engine.prompt_budget import PromptBudget
 from manylora.server.engine.row_limit import RowLimit
 from manylora.server.engine.sequence import Sequence

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from manylora.adapters.errors import AdapterInUse, SourceMissing
-from manylora.server.engine.turns import NO_TENANT, Asker
+from manylora.server.engine.order.turns import NO_TENANT, Asker
 from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.residency.device_cache import DeviceCache
 from manylora.server.residency.host_cache import HostCache

@@ -1,7 +1,7 @@
 """Sets of revisions that wait for their turn, for a read, or for room on the device.
 
 Without tenants the order is that of arrival. Otherwise it is the engine's: first is who has got the least
-service at that moment, by the counters of :mod:`manylora.server.engine.fairness`.
+service at that moment, by the counters of :mod:`manylora.server.engine.order.fairness`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 from itertools import islice
 
-from manylora.server.engine.clients import EVERYBODY
-from manylora.server.engine.turns import NO_TENANT, Asker, Floor, Turn, Turns
+from manylora.server.engine.order.clients import EVERYBODY
+from manylora.server.engine.order.turns import NO_TENANT, Asker, Floor, Turn, Turns
 from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.residency.revision import Revision
 

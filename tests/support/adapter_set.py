@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from manylora.server.engine.sampler import SampledRows, sample
+from manylora.server.engine.sampling.sampler import SampledRows, sample
 from manylora.server.engine.sequence import Sequence as Row
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.inputs import AdapterPages

@@ -28,7 +28,7 @@ LONG = (
     "adapters/training/test_full.py",
     "adapters/training/test_tasks.py",
     "server/kernels/test_triton_step.py",
-    "server/engine/test_weight_kinds.py",
+    "server/engine/kinds/test_weight_kinds.py",
     "server/kernels/test_triton_layers.py",
     "server/cli/test_main.py",
     "adapters/training/test_jobs.py",

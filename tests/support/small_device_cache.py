@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from manylora.adapters.format.base import TargetModule
-from manylora.server.engine.turns import NO_TENANT, Asker, Turns
+from manylora.server.engine.order.turns import NO_TENANT, Asker, Turns
 from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.model.pages.pool import PackedAdapter, PagePool

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from manylora.server.engine.sampler import EXACT, LIBRARY, logprobs_of
+from manylora.server.engine.sampling.sampler import EXACT, LIBRARY, logprobs_of
 from manylora.server.kernels.cuda.fixed.drawing import draw
 from manylora.server.kernels.reference import exact
 from tests.support.draws import PARAMS, draws_of

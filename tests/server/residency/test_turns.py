@@ -12,10 +12,10 @@ from time import monotonic
 import pytest
 
 import manylora.server.residency.device_cache as device_cache_module
-from manylora.server.engine.clients import EVERYBODY, Client
+from manylora.server.engine.order.clients import EVERYBODY, Client
+from manylora.server.engine.order.turns import Asker
 from manylora.server.engine.scheduler import Scheduler
 from manylora.server.engine.sequence import ResolvedMix, Sequence
-from manylora.server.engine.turns import Asker
 from manylora.server.residency.revision import Revision
 from tests.support.scheduling import scheduler, step
 from tests.support.sequences import make_sequence

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from manylora.server.engine import adjustments
-from manylora.server.engine.adjustments import adjusted
+from manylora.server.engine.sampling.adjustments import adjusted
 from tests.support.sequences import make_sequence
 
 WIDTH = 20

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.server.engine.sampler import SampledRows, logprobs_of, sample
+from manylora.server.engine.sampling.sampler import SampledRows, logprobs_of, sample
 from manylora.server.engine.sequence import Sequence
 from manylora.server.kernels.draws import Draw
 from tests.support.sequences import make_sequence

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from manylora.server.engine.sampler import SampledRows, sample
+from manylora.server.engine.sampling.sampler import SampledRows, sample
 from manylora.server.kernels.draws import Draw
 from manylora.server.kernels.reference.sampling import candidates
 from tests.support.sequences import make_sequence

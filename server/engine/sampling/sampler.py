@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from manylora.server.engine.adjustments import adjusted, held_back, is_adjusted
+from manylora.server.engine.sampling.adjustments import adjusted, held_back, is_adjusted
 from manylora.server.engine.sequence import Sequence, TokenLogprob
 from manylora.server.kernels.draws import Draw, Draws
 from manylora.server.kernels.reference import exact

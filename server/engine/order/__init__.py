@@ -1,0 +1,1 @@
+"""Whose turn it is: clients, what each has been served, and who goes first."""

@@ -1,0 +1,1 @@
+"""What is drawn from logits: what may follow, what is changed first, and the draw itself."""
