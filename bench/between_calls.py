@@ -25,12 +25,13 @@ import typer
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
 from manylora.server.api.app import create_app
+from manylora.server.assembly import build_service
 from manylora.server.cli.listening import listening
 from manylora.server.cli.serve import StartUp, event_loop_factory, serve
 from manylora.server.engine.engine import Engine
 from manylora.server.engine.sequence import ResolvedMix, SamplingParams, Sequence
 from manylora.server.options.settings import Settings
-from manylora.server.service import Service, build_service
+from manylora.server.service import Service
 from manylora.server.threads import call_in_thread
 
 _PROMPT = 30  # tokens

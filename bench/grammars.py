@@ -21,13 +21,14 @@ import typer
 
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
+from manylora.server.assembly import build_service
 from manylora.server.engine import sequence as answers
 from manylora.server.engine.sequence import ResolvedMix, SamplingParams
 from manylora.server.grammars.compiler import GrammarCompiler
 from manylora.server.grammars.grammar import CompiledGrammar
 from manylora.server.grammars.spec import GrammarSpec
 from manylora.server.options.settings import Settings
-from manylora.server.service import Service, build_service
+from manylora.server.service import Service
 
 SHARES = (0.0, 0.25, 0.75, 1.0)  # of the rows that have a grammar
 _PROMPT = 30  # tokens

@@ -23,6 +23,7 @@ from bench import machine, peers, report
 from bench.adapters import write_adapters
 from bench.run import RESULTS, resolve_base
 from manylora.adapters.mix import parse_mix
+from manylora.server.assembly import build_service
 from manylora.server.cli.loadgen.figures import percentile
 from manylora.server.cli.loadgen.generated_prompts import english
 from manylora.server.engine.async_engine import GenerateRequest
@@ -30,7 +31,7 @@ from manylora.server.engine.sequence import SamplingParams
 from manylora.server.engine.stream import Stream
 from manylora.server.memory_budget import return_freed
 from manylora.server.options.settings import Settings
-from manylora.server.service import Service, build_service
+from manylora.server.service import Service
 
 _PROMPT_WORDS = 120
 _STREAMS = 16  # beside which a copy is built

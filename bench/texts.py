@@ -21,11 +21,12 @@ import typer
 from bench import machine, report
 from bench.run import RESULTS, resolve_base
 from manylora.adapters.mix import parse_mix
+from manylora.server.assembly import build_service
 from manylora.server.cli.loadgen.generated_prompts import english
 from manylora.server.engine.async_engine import GenerateRequest
 from manylora.server.engine.sequence import SamplingParams, TokenLogprob
 from manylora.server.options.settings import Settings
-from manylora.server.service import Service, build_service
+from manylora.server.service import Service
 
 ADAPTERS = Path(__file__).parent.parent / "examples" / "adapters"
 NAMES = ("json", "pirate", "support")

@@ -16,10 +16,10 @@ from manylora.adapters.options.loading import unknown_keys
 from manylora.adapters.progress_bars import progress_bars
 from manylora.answers import Completion, Score, chat_completion, completion
 from manylora.in_process import InProcessServer
+from manylora.server.assembly import build_service
 from manylora.server.errors import ConfigError, RequestError
 from manylora.server.options.loading import load_settings
 from manylora.server.options.settings import Settings
-from manylora.server.service import build_service
 
 T = TypeVar("T")
 

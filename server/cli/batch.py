@@ -13,12 +13,13 @@ from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.progress_bars import progress_bars
 from manylora.server.api.app import create_app
 from manylora.server.api.asking import asker
+from manylora.server.assembly import MAX_BATCH_LINE_BYTES, build_service
 from manylora.server.batches.lines import Line, LineFault, check_lines, read_lines
 from manylora.server.batches.results import Results
 from manylora.server.batches.run import Run
 from manylora.server.errors import ConfigError
 from manylora.server.options.settings import Settings
-from manylora.server.service import MAX_BATCH_LINE_BYTES, Service, build_service
+from manylora.server.service import Service
 
 
 def run_batch(source: Path, target: Path, settings: Settings) -> tuple[int, int]:

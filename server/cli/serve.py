@@ -72,7 +72,7 @@ def run_server(settings: Settings, progress: Progress) -> None:
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415  (brings torch: seconds)
 
         from manylora.server.api.app import create_app  # noqa: PLC0415
-        from manylora.server.service import build_service  # noqa: PLC0415
+        from manylora.server.assembly import build_service  # noqa: PLC0415
         from manylora.server.threads import call_in_thread  # noqa: PLC0415
 
         disable_progress_bar()

@@ -18,9 +18,9 @@ from time import monotonic
 
 from manylora.adapters.format.pooling import Pooling
 from manylora.server.engine.answer_reader import Outcome
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.engine.engine import Engine
 from manylora.server.engine.faults import DeviceLost, Supervision, is_lost, show_threads
-from manylora.server.engine.order.clients import EVERYBODY, Client
 from manylora.server.engine.retry_after import RetryAfter
 from manylora.server.engine.sequence import ResolvedMix, SamplingParams, Sequence
 from manylora.server.engine.stream import Ended, Held, Stream

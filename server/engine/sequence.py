@@ -15,8 +15,8 @@ import torch
 
 from manylora.adapters.format.pooling import Pooling
 from manylora.adapters.mix import MixEntry, mix_digest
-from manylora.server.engine.order.clients import EVERYBODY, Client
-from manylora.server.engine.sampling.token_mask import TokenMask
+from manylora.server.engine.clients import EVERYBODY, Client
+from manylora.server.engine.token_mask import TokenMask
 from manylora.server.grammars.grammar import CompiledGrammar, GrammarState
 from manylora.server.kernels.inputs import AdapterPages, PromptPages
 from manylora.server.kernels.weights import MergedWeights

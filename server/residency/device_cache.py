@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from time import monotonic
 
-from manylora.server.engine.order.clients import Client
+from manylora.server.engine.clients import Client
 from manylora.server.engine.order.turns import NO_TENANT, Asker, Turns
 from manylora.server.errors import QueueFull
 from manylora.server.metrics.metrics import Metrics

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 
 from manylora.adapters.errors import AdapterTooLarge
-from manylora.server.engine.order.clients import Client
+from manylora.server.engine.clients import Client
 from manylora.server.kernels.inputs import AdapterPages
 from manylora.server.metrics.adapter_metrics import AdapterMetrics
 from manylora.server.model.pages.pool import PackedAdapter, PagePool

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from manylora.adapters.registry.records import AliasArm
-from manylora.server.engine.order.clients import EVERYBODY
+from manylora.server.engine.clients import EVERYBODY
 from manylora.server.engine.order.turns import NO_TENANT, Asker
 from manylora.server.engine.sequence import ResolvedMix
 from manylora.server.kernels.weights import MergedWeights

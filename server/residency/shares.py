@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final
 
-from manylora.server.engine.order.clients import EVERYBODY, Client
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.residency.revision import Revision
 
 KEPT_SECONDS: Final = 3600.0  # after its last use, for which an adapter is guaranteed its place

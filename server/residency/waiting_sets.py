@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 from itertools import islice
 
-from manylora.server.engine.order.clients import EVERYBODY
+from manylora.server.engine.clients import EVERYBODY
 from manylora.server.engine.order.turns import NO_TENANT, Asker, Floor, Turn, Turns
 from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.residency.revision import Revision

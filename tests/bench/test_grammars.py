@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.grammars import SHARES, Batches, compiled, figures
+from manylora.server.assembly import build_service
 from manylora.server.options.settings import Settings
-from manylora.server.service import build_service
 
 
 @pytest.mark.slow

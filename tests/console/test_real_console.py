@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from manylora.server.assembly import build_service
 from manylora.server.options.settings import Settings
-from manylora.server.service import build_service
 from tests.support.browser import Window
 from tests.support.paths import ROOT
 from tests.support.running_server import Running, serving

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
+from manylora.server.assembly import keep_compiled
 from manylora.server.metrics.metrics import Metrics
 from manylora.server.options.settings import Settings
-from manylora.server.service import keep_compiled
 from tests.support.paths import ROOT
 from tests.support.wheel import SOURCES
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from manylora.server.kernels.codes import OFFSET, PLACES, WIDE, Codes, Kind
+from manylora.server.kernels.matrices import QuantizedMatrix
 from manylora.server.kernels.reference.quantized import CodedLinear, Quantized
-from manylora.server.kernels.weights import DecoderWeights, LayerWeights, QuantizedMatrix
+from manylora.server.kernels.weights import DecoderWeights, LayerWeights
 
 # NF4's, about: nothing depends on them.
 TABLE = torch.tensor(

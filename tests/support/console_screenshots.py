@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image
 
 from manylora.adapters.base_models.catalog import resolve_model
+from manylora.server.assembly import build_service
 from manylora.server.options.settings import Settings
-from manylora.server.service import build_service
 from tests.support.browser import Browser, Scheme, open_browser
 from tests.support.paths import ROOT
 from tests.support.running_server import serving

@@ -12,8 +12,9 @@ import torch
 
 from manylora.adapters.format.base import TargetModule
 from manylora.server.kernels.inputs import AdapterPages
+from manylora.server.kernels.matrices import dense
 from manylora.server.kernels.reference.step import norm_shapes, target_shapes
-from manylora.server.kernels.weights import MATRICES, DecoderWeights, LayerWeights, dense
+from manylora.server.kernels.weights import MATRICES, DecoderWeights, LayerWeights
 from manylora.server.model.pages.pool import PackedAdapter
 from manylora.server.model.parallel.parts.sharding import Cut, Sharding
 from manylora.server.model.parallel.parts.splitting import Splitter

@@ -19,8 +19,9 @@ import uvicorn
 from manylora.server.api.app import create_app
 from manylora.server.api.connections.connections import Connections, connection_limits
 from manylora.server.api.connections.protocol import bounded_protocol
+from manylora.server.assembly import build_service
 from manylora.server.options.settings import Settings
-from manylora.server.service import Service, build_service
+from manylora.server.service import Service
 
 T = TypeVar("T")
 

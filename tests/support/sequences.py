@@ -8,7 +8,7 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from manylora.server.engine.order.clients import EVERYBODY, Client
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.engine.sequence import ResolvedMix, SamplingParams, Sequence
 from manylora.server.kernels.inputs import AdapterPages
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from manylora.server.engine.order.clients import Client
+from manylora.server.engine.clients import Client
 from manylora.server.engine.scheduler import Scheduler
 from manylora.server.engine.sequence import ResolvedMix, Sequence
 from tests.support.scheduling import step

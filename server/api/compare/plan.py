@@ -18,10 +18,11 @@ from manylora.server.api.request.bad_words import bad_word_ids
 from manylora.server.api.request.mix_request import MixRequest, read_mix, salt_of
 from manylora.server.api.request.sampling import answer_budget, sampling_params
 from manylora.server.api.request.token_ids import Rendering, chat_ids, check_special_tokens, prompt_ids
+from manylora.server.assembly import CHARS_PER_TOKEN
 from manylora.server.engine.sequence import SamplingParams
 from manylora.server.errors import ContextTooLong, RequestError, ServerError
 from manylora.server.model.text.tokenizer import Tokenizer
-from manylora.server.service import CHARS_PER_TOKEN, Service
+from manylora.server.service import Service
 
 
 @dataclass(frozen=True)

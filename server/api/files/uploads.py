@@ -29,9 +29,10 @@ from manylora.server.api.http.json_response import Json
 from manylora.server.api.http.middleware import takes_file
 from manylora.server.api.http.openapi import documented, example
 from manylora.server.api.http.state import ServiceState
+from manylora.server.assembly import MAX_UPLOADED_PARTS
 from manylora.server.errors import ObjectNotFound, RequestError
 from manylora.server.files.uploads import check_open, status_of
-from manylora.server.service import MAX_UPLOADED_PARTS, Service
+from manylora.server.service import Service
 
 router = APIRouter(prefix="/v1/uploads", tags=["files"])
 

@@ -19,7 +19,7 @@ from manylora.server.api.http.disconnect import unless_disconnected
 from manylora.server.api.http.error_context import unavailable
 from manylora.server.api.request.mix_request import tenant_salt
 from manylora.server.engine.async_engine import GenerateRequest
-from manylora.server.engine.order.clients import Client
+from manylora.server.engine.clients import Client
 from manylora.server.engine.order.turns import NO_TENANT, Asker
 from manylora.server.engine.sequence import Delta, FinishReason
 from manylora.server.engine.stream import Ended, Stream

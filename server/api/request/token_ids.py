@@ -14,9 +14,10 @@ from manylora.adapters.format.text.content_marks import Marked
 from manylora.server.api.access.scopes import ADMIN, caller_scope
 from manylora.server.api.request.schemas import Message, Prompt
 from manylora.server.api.request.truncation import Truncation
+from manylora.server.assembly import CHARS_PER_TOKEN
 from manylora.server.errors import AdminKeyNeeded, ContextTooLong, RequestError
 from manylora.server.model.text.conventions import TextConventions
-from manylora.server.service import CHARS_PER_TOKEN, Service
+from manylora.server.service import Service
 
 Conversation = Sequence[Mapping[str, Any]]  # messages as the template sees them
 Tools = Sequence[Mapping[str, Any]]  # as it sees them, too

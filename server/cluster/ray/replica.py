@@ -18,13 +18,13 @@ from manylora.adapters.base_models.catalog import resolve_model
 from manylora.server.api.access.logging_setup import configure_logging
 from manylora.server.api.app import create_app
 from manylora.server.api.connections.interruption import Interruptible
+from manylora.server.assembly import build_service
 from manylora.server.cluster import replicas_route
 from manylora.server.cluster.asgi_call import AsgiCall
 from manylora.server.cluster.ray.call import Call
 from manylora.server.cluster.replica_state import ReplicaState
 from manylora.server.errors import EngineDead
 from manylora.server.options.settings import Settings
-from manylora.server.service import build_service
 
 logger = logging.getLogger(__name__)
 

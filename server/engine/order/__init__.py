@@ -1,1 +1,1 @@
-"""Whose turn it is: clients, what each has been served, and who goes first."""
+"""Whose turn it is: what each client has been served, and who goes first."""

@@ -21,7 +21,7 @@ from collections.abc import Sequence as Seq
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from manylora.server.engine.order.clients import EVERYBODY
+from manylora.server.engine.clients import EVERYBODY
 from manylora.server.engine.order.counters import NOBODY, Counters
 from manylora.server.engine.order.turns import Standings, Turns
 from manylora.server.engine.sequence import Sequence

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from manylora.server.engine.order.clients import EVERYBODY, Client
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.engine.order.counters import NOBODY, LevelStandings
 
 

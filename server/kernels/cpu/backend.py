@@ -25,8 +25,9 @@ from manylora.server.kernels.inputs import (
     StepInputs,
     VectorPages,
 )
+from manylora.server.kernels.matrices import QuantizedMatrix
 from manylora.server.kernels.reference.coded_cache import SCALE_BYTES
-from manylora.server.kernels.weights import MATRICES, DecoderWeights, MergedWeights, QuantizedMatrix
+from manylora.server.kernels.weights import MATRICES, DecoderWeights, MergedWeights
 
 _MAX_HEAD_DIM = 256
 

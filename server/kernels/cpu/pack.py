@@ -12,15 +12,13 @@ from manylora.server.kernels.codes import Kind
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.huge_pages import Arena
 from manylora.server.kernels.cpu.packed_codes import BLOCK, Packed, coded_bytes, pack_codes, plain
+from manylora.server.kernels.matrices import Matrix, QuantizedMatrix, codes_of
 from manylora.server.kernels.weights import (
     MATRICES,
     DecoderWeights,
     ExpertPlace,
     Experts,
     LayerWeights,
-    Matrix,
-    QuantizedMatrix,
-    codes_of,
     stack_biases,
 )
 

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from manylora.server.kernels.matrices import Matrix, QuantizedMatrix
 from manylora.server.kernels.ranks import Ranks
-from manylora.server.kernels.weights import Matrix, QuantizedMatrix
 
 _PACK_ROWS = 64  # the row count the CPU library optimizes its weight layout for
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.inputs import BLOCK_SIZE, ModuleShape, StepInputs
+from manylora.server.kernels.matrices import QuantizedMatrix
 from manylora.server.kernels.reference import sampling
 from manylora.server.kernels.reference.attention import (
     AttentionPlan,
@@ -24,12 +25,7 @@ from manylora.server.kernels.reference.layer import Layer, Work, rms_norm
 from manylora.server.kernels.reference.linear import Dense, JoinedHead, PackedLinear
 from manylora.server.kernels.reference.lora import LoraDelta, LoraPlan, LoraPlanner, Planning
 from manylora.server.kernels.reference.soft_prompts import fill_cache
-from manylora.server.kernels.weights import (
-    DecoderWeights,
-    MergedWeights,
-    QuantizedMatrix,
-    stack_biases,
-)
+from manylora.server.kernels.weights import DecoderWeights, MergedWeights, stack_biases
 
 
 def bend(logits: torch.Tensor, weights: DecoderWeights) -> torch.Tensor:

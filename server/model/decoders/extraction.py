@@ -10,6 +10,7 @@ from torch import nn
 
 from manylora.adapters.base_models.layers import experts_of, target_of
 from manylora.adapters.format.base import TargetModule, matrices_of
+from manylora.server.kernels.matrices import Matrix, QuantizedMatrix
 from manylora.server.kernels.reference.quantized import Quantized
 from manylora.server.kernels.weights import (
     MATRICES,
@@ -17,8 +18,6 @@ from manylora.server.kernels.weights import (
     DecoderWeights,
     Experts,
     LayerWeights,
-    Matrix,
-    QuantizedMatrix,
     stack_biases,
 )
 from manylora.server.model.decoders.families import ACTIVATIONS, FAMILIES, ExpertNames, Family

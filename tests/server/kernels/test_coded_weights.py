@@ -14,8 +14,9 @@ from manylora.server.kernels.cpu.build import Variant
 from manylora.server.kernels.cpu.huge_pages import Arena
 from manylora.server.kernels.cpu.pack import pack
 from manylora.server.kernels.cpu.packed_codes import coded_bytes, pack_codes, unfit
+from manylora.server.kernels.matrices import QuantizedMatrix
 from manylora.server.kernels.reference.quantized import CodedLinear, Quantized
-from manylora.server.kernels.weights import DecoderWeights, QuantizedMatrix
+from manylora.server.kernels.weights import DecoderWeights
 from tests.support.coded import coded, dequantized, random_codes
 from tests.support.kernel_cases import (
     VECTORS,

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from manylora.server.assembly import build_service
 from manylora.server.cache_directory import cache_directory
 from manylora.server.cli.main import app
 from manylora.server.errors import ConfigError
@@ -33,7 +34,6 @@ from manylora.server.kernels.cpu.build import (
 from manylora.server.kernels.cpu.library import AHEAD_OF_TIME, Library, find_library
 from manylora.server.model.loading.loader import decoder_candidates, load_model
 from manylora.server.options.settings import Settings
-from manylora.server.service import build_service
 from tests.support.kernel_cases import library_of
 
 BEST, LEAST = usable_variants()[0], usable_variants()[-1]

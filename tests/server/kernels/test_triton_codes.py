@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from manylora.server.kernels.codes import PLACES, WIDE, Codes, Kind
+from manylora.server.kernels.matrices import QuantizedMatrix
 from manylora.server.kernels.reference.quantized import CodedLinear, Quantized
-from manylora.server.kernels.weights import QuantizedMatrix
 from tests.support.coded import coded, random_codes
 from tests.support.kernel_cases import Batcher, Pages, Shape, in_float32, on, random_decoder
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from manylora.server.assembly import build_service
 from manylora.server.errors import ConfigError, ModelRefused
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.decoders.generic import GenericDecoder
@@ -26,7 +27,6 @@ from manylora.server.model.loading.loader import (
     load_model,
 )
 from manylora.server.options.settings import Settings
-from manylora.server.service import build_service
 from tests.support.tiny_models import FAMILIES, FUSED_FAMILIES, costly, tiny_model
 
 CPU = torch.device("cpu")

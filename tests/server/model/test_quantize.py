@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from manylora.server.assembly import build_service
 from manylora.server.errors import ConfigError, ModelRefused
 from manylora.server.kernels.cpu.huge_pages import Arena
 from manylora.server.kernels.cpu.library import best_library
@@ -25,7 +26,6 @@ from manylora.server.model.loading.loader import LoadedModel, decoder_candidates
 from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe, probe_adapters
 from manylora.server.model.pages.pool import PagePool
 from manylora.server.options.settings import Settings
-from manylora.server.service import build_service
 from tests.support.tiny_models import tiny_model
 
 bnb = pytest.importorskip("bitsandbytes")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from manylora.server.kernels.buffers import total_bytes
-from manylora.server.kernels.weights import dense
+from manylora.server.kernels.matrices import dense
 from manylora.server.model.decoders.fused import FusedDecoder
 from manylora.server.model.decoders.stacking import stack
 from manylora.server.model.loading.loader import load_model

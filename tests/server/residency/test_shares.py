@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.server.engine.order.clients import EVERYBODY, Client
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.engine.order.turns import Asker
 from manylora.server.model.pages.space import PageSpace
 from manylora.server.residency.revision import Revision

@@ -12,7 +12,7 @@ from time import monotonic
 import pytest
 
 import manylora.server.residency.device_cache as device_cache_module
-from manylora.server.engine.order.clients import EVERYBODY, Client
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.engine.order.turns import Asker
 from manylora.server.engine.scheduler import Scheduler
 from manylora.server.engine.sequence import ResolvedMix, Sequence

@@ -11,13 +11,8 @@ from manylora.server.kernels.codes import Codes, Kind
 from manylora.server.kernels.cuda.coded.products import KINDS, CodedProduct
 from manylora.server.kernels.cuda.fixed.product_kernels import multiply_rows
 from manylora.server.kernels.cuda.types import dot_type, multiplies
-from manylora.server.kernels.weights import (
-    MATRICES,
-    DecoderWeights,
-    LayerWeights,
-    QuantizedLayer,
-    QuantizedMatrix,
-)
+from manylora.server.kernels.matrices import QuantizedLayer, QuantizedMatrix
+from manylora.server.kernels.weights import MATRICES, DecoderWeights, LayerWeights
 
 _ROWS = 64  # of a tile
 _LEAST_ROWS = 16  # without tensor cores: every operand is in registers then

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from manylora.server.engine.order.clients import EVERYBODY, Client
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.errors import QueueFull
 from tests.support.running_server import Running
 from tests.support.tenant_routes import ASKING

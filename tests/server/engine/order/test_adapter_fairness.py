@@ -8,7 +8,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.server.engine.order.clients import EVERYBODY, Client
+from manylora.server.engine.clients import EVERYBODY, Client
 from manylora.server.engine.order.counters import Counters
 from manylora.server.engine.sequence import ResolvedMix, Sequence
 from tests.support.scheduling import scheduler, step

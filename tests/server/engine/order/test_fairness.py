@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manylora.server.engine.order.clients import EVERYBODY, Client
+from manylora.server.engine.clients import EVERYBODY, Client
 from tests.support.scheduling import scheduler, step
 from tests.support.sequences import make_sequence
 from tests.support.traffic import MOST, SEQS, Traffic, bound

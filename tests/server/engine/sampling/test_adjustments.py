@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from manylora.server.engine import adjustments
+from manylora.server.engine.sampling import adjustments
 from manylora.server.engine.sampling.adjustments import adjusted
 from tests.support.sequences import make_sequence
 

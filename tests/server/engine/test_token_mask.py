@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manylora.server.engine.sampling.token_mask import TokenMask
 from manylora.server.engine.sequence import FinishReason, Sequence
+from manylora.server.engine.token_mask import TokenMask
 from manylora.server.grammars.grammar import CompiledGrammar
 from manylora.server.grammars.spec import GrammarSpec
 from tests.support.adapter_set import recorded_logits
