@@ -140,24 +140,11 @@ void attend_tile(const QueryTile& tile, const KeyChunk& chunk, const SoftmaxStat
   for (; d < tile.head_dim; d += kLanes) mix_values<Count, 1>(tile, chunk, pairs, d, scratch, result);
 }
 
+// The instance for as many queries as the tile has, 1 to Most.
+template <int Most = simd::kQueryVectors>
 inline void attend(const QueryTile& tile, const KeyChunk& chunk, const SoftmaxState& result) {
-  switch (tile.count) {
-    case 1: return attend_tile<1>(tile, chunk, result);
-    case 2: return attend_tile<2>(tile, chunk, result);
-    case 3: return attend_tile<3>(tile, chunk, result);
-    case 4: return attend_tile<4>(tile, chunk, result);
-#if !defined(ML_SHORT_TILES)
-    case 5: return attend_tile<5>(tile, chunk, result);
-    case 6: return attend_tile<6>(tile, chunk, result);
-    case 7: return attend_tile<7>(tile, chunk, result);
-    case 8: return attend_tile<8>(tile, chunk, result);
-    case 9: return attend_tile<9>(tile, chunk, result);
-    case 10: return attend_tile<10>(tile, chunk, result);
-    case 11: return attend_tile<11>(tile, chunk, result);
-    case 12: return attend_tile<12>(tile, chunk, result);
-#endif
-    default: __builtin_unreachable();
-  }
+  if (tile.count == Most) return attend_tile<Most>(tile, chunk, result);
+  if constexpr (Most > 1) attend<Most - 1>(tile, chunk, result);
 }
 
 // [head_dim / 2][count][2]

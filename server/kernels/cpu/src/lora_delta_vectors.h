@@ -42,24 +42,11 @@ void multiply(const bf16* b, int64_t pairs, const bf16* t, int64_t stride, bool 
   }
 }
 
+// The instance for `rows`, 1 to Most.
+template <int Most = simd::kGemmRows>
 inline void multiply(int rows, const bf16* b, int64_t pairs, const bf16* t, int64_t stride, bool onto, float* out) {
-  switch (rows) {
-    case 1: return multiply<1>(b, pairs, t, stride, onto, out);
-    case 2: return multiply<2>(b, pairs, t, stride, onto, out);
-    case 3: return multiply<3>(b, pairs, t, stride, onto, out);
-    case 4: return multiply<4>(b, pairs, t, stride, onto, out);
-#if !defined(ML_SHORT_TILES)
-    case 5: return multiply<5>(b, pairs, t, stride, onto, out);
-    case 6: return multiply<6>(b, pairs, t, stride, onto, out);
-    case 7: return multiply<7>(b, pairs, t, stride, onto, out);
-    case 8: return multiply<8>(b, pairs, t, stride, onto, out);
-    case 9: return multiply<9>(b, pairs, t, stride, onto, out);
-    case 10: return multiply<10>(b, pairs, t, stride, onto, out);
-    case 11: return multiply<11>(b, pairs, t, stride, onto, out);
-    case 12: return multiply<12>(b, pairs, t, stride, onto, out);
-#endif
-    default: __builtin_unreachable();
-  }
+  if (rows == Most) return multiply<Most>(b, pairs, t, stride, onto, out);
+  if constexpr (Most > 1) multiply<Most - 1>(rows, b, pairs, t, stride, onto, out);
 }
 
 // For rows row + first .. of the step, as many as the tile at row `row` has in the run.

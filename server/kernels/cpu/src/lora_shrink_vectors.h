@@ -55,20 +55,13 @@ void dot_tile(const bf16* const (&a)[kMaxRanks], const bf16* x, int64_t stride, 
   }
 }
 
+// The instance for `rows`, 1 to Most.
+template <int Most = simd::kShrinkRows>
 inline void dot_tile(int rows, int64_t together, const bf16* const (&a)[kMaxRanks], const bf16* x, int64_t stride, int64_t count,
               float weight, ByteStream* ahead, Sums& out) {
   if (together == 8) return dot_tile<1, 8>(a, x, stride, count, weight, ahead, out);
-  switch (rows) {
-    case 1: return dot_tile<1, 4>(a, x, stride, count, weight, ahead, out);
-    case 2: return dot_tile<2, 4>(a, x, stride, count, weight, ahead, out);
-#if !defined(ML_SHORT_TILES)
-    case 3: return dot_tile<3, 4>(a, x, stride, count, weight, ahead, out);
-    case 4: return dot_tile<4, 4>(a, x, stride, count, weight, ahead, out);
-    case 5: return dot_tile<5, 4>(a, x, stride, count, weight, ahead, out);
-    case 6: return dot_tile<6, 4>(a, x, stride, count, weight, ahead, out);
-#endif
-    default: __builtin_unreachable();
-  }
+  if (rows == Most) return dot_tile<Most, 4>(a, x, stride, count, weight, ahead, out);
+  if constexpr (Most > 1) dot_tile<Most - 1>(rows, together, a, x, stride, count, weight, ahead, out);
 }
 
 // The first `count` sums of a row to their places in t.

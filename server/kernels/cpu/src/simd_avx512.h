@@ -6,6 +6,7 @@
 namespace simd {
 
 constexpr int kLanes = 16;
+constexpr bool kSplitsPairs = false;  // dot2 is one instruction
 #if defined(ML_TILES)
 constexpr int kGemmRows = 32;      // two tile registers
 constexpr int kQueryVectors = 32;

@@ -6,16 +6,19 @@
 #include <immintrin.h>
 #endif
 
-#define ML_SHORT_TILES  // no tile is higher than 4
-
 namespace simd {
 
 constexpr int kLanes = 8;
+constexpr bool kSplitsPairs = true;  // dot2 is two fma
 #if defined(ML_TILES)
 constexpr int kGemmRows = 32;      // two tile registers
 constexpr int kQueryVectors = 32;
 #else
-constexpr int kGemmRows = 4;     // 4 x 2 accumulators, 2 x 2 widened weights, 2 widened inputs
+#if defined(__AVX2__)
+constexpr int kGemmRows = 6;       // 6 x 2 accumulators, half of 2 weights, half of an input, a mask
+#else
+constexpr int kGemmRows = 4;
+#endif
 constexpr int kQueryVectors = 4;
 #endif
 constexpr int kShrinkRows = 2;   // 2 x 4 accumulators, 2 widened weights, 2 x 2 widened inputs
@@ -50,6 +53,15 @@ ML_INLINE Float fma(Float a, Float b, Float c) {
       _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
 #else
   return a * b + c;  // the build turns contraction off, so this is the same everywhere in one library
+#endif
+}
+
+// acc = fma(a, b, acc), where registers are short: left to itself GCC moves sums about, and keeps some in memory.
+ML_INLINE void fma_onto(Float& acc, Float a, Float b) {
+#if defined(__AVX2__) && defined(__FMA__)
+  asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+#else
+  acc = fma(a, b, acc);
 #endif
 }
 
@@ -99,7 +111,17 @@ ML_INLINE int keep_between(Float v, Float key, float low, float high, float* out
 }
 
 ML_INLINE Float low_half(Pairs w) { return reinterpret_cast<Float>(w << 16); }
-ML_INLINE Float high_half(Pairs w) { return reinterpret_cast<Float>(w & 0xffff0000u); }
+constexpr Pairs kHighHalves = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                               0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+
+ML_INLINE Float high_half(Pairs w) {
+#if defined(__AVX2__)
+  asm("vpand %1, %0, %0" : "+x"(w) : "m"(kHighHalves));  // from memory: there is no register to spare
+  return reinterpret_cast<Float>(w);
+#else
+  return reinterpret_cast<Float>(w & kHighHalves);
+#endif
+}
 
 ML_INLINE Float load_bf16(const bf16* p) {
 #if defined(__AVX2__)
@@ -145,7 +167,13 @@ ML_INLINE void store_pairs(bf16* p, Pairs v) { memcpy(p, &v, sizeof v); }
 ML_INLINE Pairs splat_pair(const bf16* p) {
   uint32_t pair;
   memcpy(&pair, p, sizeof pair);
+#if defined(__AVX2__)
+  __m256i all = _mm256_set1_epi32(static_cast<int>(pair));
+  asm("" : "+x"(all));  // GCC would take the pair apart before it is in a vector
+  return reinterpret_cast<Pairs>(all);
+#else
   return Pairs{pair, pair, pair, pair, pair, pair, pair, pair};
+#endif
 }
 
 // Lane i holds item i of both: as the weights of two inputs that dot2 takes.
