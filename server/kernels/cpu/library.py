@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from manylora.server.cache_directory import cache_directory
 from manylora.server.kernels.cpu import abi
 from manylora.server.kernels.cpu.build import KernelBuildError, Variant, build, file_name, usable_variants
@@ -37,6 +39,16 @@ def best_library() -> Library:
         KernelBuildError: there is none and none can be compiled; the message says why in one line.
     """
     return find_library(usable_variants(), AHEAD_OF_TIME, cache_directory("kernels"))
+
+
+def natively_faster() -> bool:
+    """Whether products in bf16 are fast in these kernels and slow in PyTorch: without AVX-512, with AVX2."""
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    try:
+        return bool(best_library().variant.cpu_flags)  # not the portable one
+    except KernelBuildError:
+        return False
 
 
 def find_library(variants: tuple[Variant, ...], ahead_of_time: Path, cache_dir: Path) -> Library:

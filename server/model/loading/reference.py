@@ -19,6 +19,7 @@ from torch import nn
 from manylora.adapters.fidelity.precision import nudged, widened
 from manylora.adapters.fidelity.probing import Hook, hooked
 from manylora.server.model.decoders.quantize import is_quantized, weight_of
+from manylora.server.model.loading.wide_products import wide_products
 
 # Times the error that rounding was seen to make in a row that a decoder may make. Right ones were found to
 # make up to five times of it in single rows of models whose attention a rounding turns, and wrong ones many
@@ -99,5 +100,6 @@ def _logits(model: Any, ids: torch.Tensor, rows: Sequence[tuple[int, int]]) -> t
         places = [positions.index(position) for _, position in rows]
     else:
         places = [position for _, position in rows]
-    logits: torch.Tensor = model(**arguments).logits[[row for row, _ in rows], places]
+    with wide_products(device):
+        logits: torch.Tensor = model(**arguments).logits[[row for row, _ in rows], places]
     return logits.float().cpu()
