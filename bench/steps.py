@@ -60,10 +60,15 @@ class Work:
 
 
 def measure_machine(device: torch.device) -> Machine:
-    """Bandwidth of reading memory, and the rate of bf16 matrix products; the best of a few tries."""
+    """Bandwidth of reading memory, and the rate of bf16 matrix products; the best of a few tries.
+
+    Of float32 ones on a CPU without bf16: that is what its kernels multiply.
+    """
     x = torch.ones(_READ // 4, device=device)
     y = torch.ones(_READ // 4, device=device)
-    a = torch.randn(_SQUARE, _SQUARE, device=device).bfloat16()
+    a = torch.randn(_SQUARE, _SQUARE, device=device)
+    if device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        a = a.bfloat16()
     read = min(_timed(lambda: torch.dot(x, y), device) for _ in range(7))
     product = min(_timed(lambda: a @ a, device) for _ in range(7))
     return Machine(2 * _READ / read, 2 * _SQUARE**3 / product)

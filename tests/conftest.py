@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,10 @@ from tests.support.tiny_models import tiny_model
 if not torch.cuda.is_available():
     # Read when Triton is imported: its kernels run in its interpreter then, on the CPU.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if find_spec("triton"):
+        from tests.support.interpreter import sum_rows_alike
+
+        sum_rows_alike()
 
 
 def pytest_report_header() -> str:
