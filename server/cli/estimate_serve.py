@@ -43,6 +43,7 @@ def estimate_serve(  # noqa: PLR0917 - typer makes a flag of each
         int,
         typer.Option("--rank", "--r", min=1, max=1024, help="Of adapters, which change all linear layers."),
     ] = 16,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="As of serve.")] = False,
 ) -> None:
     """Say which GPU a base fits, and how many tokens and adapters beside it. Nothing is loaded or run."""
     try:
@@ -70,7 +71,7 @@ def estimate_serve(  # noqa: PLR0917 - typer makes a flag of each
             raise fail(f"--tensor-parallel-size {tensor_parallel_size}: {reason}")
         shape, forms = share_shape(config, tensor_parallel_size), _DIVIDED_FORMS
     context = min(shape.context or 8192, 8192) if max_model_len is None else max_model_len
-    size = StepSize(max_batch_tokens, max_num_seqs, context, rank)
+    size = StepSize(max_batch_tokens, max_num_seqs, context, rank, deterministic)
     from rich.console import Console  # noqa: PLC0415
 
     console = Console()

@@ -20,6 +20,8 @@ STAGING_BYTES = 16 << 20  # through which adapters are sent
 _LIBRARIES = 256 << 20  # workspaces of matrix products, of this library and its own threads' handles
 _SLACK = 1.15  # of what the allocator holds to what is in use
 _SAMPLING = 28  # bytes a logit while tokens are drawn: float copy, sorted values and places, two sums
+_FIXED_SAMPLING = 80  # the same of rows drawn in whole numbers: keys, weights, their order and sums
+_FIXED_TOGETHER = 32  # such rows at a time
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,10 @@ def _layer_bytes(shape: BaseShape, itemsize: int, rows: int, rank: int) -> int:
 
 def _head_bytes(shape: BaseShape, itemsize: int, size: StepSize) -> int:
     """The head's part: what goes in of all rows, and logits of the sequences while tokens are drawn."""
-    logits = size.sequences * shape.vocabulary * (itemsize + _SAMPLING)
+    drawing = size.sequences * _SAMPLING
+    if size.deterministic:
+        drawing = size.sequences * 4 + min(size.sequences, _FIXED_TOGETHER) * _FIXED_SAMPLING
+    logits = shape.vocabulary * (size.sequences * itemsize + drawing)
     return size.rows * shape.width * 2 * itemsize + logits
 
 

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 from uuid import uuid4
 
 from manylora.adapters.errors import AdapterError
 from manylora.adapters.registry.tenants.records import NO_LIMITS, TenantLimits, TenantRecord
-from manylora.adapters.registry.tenants.taken import COUNTS_SECONDS, Key, Taken
+from manylora.adapters.registry.tenants.taken import ALIVE_SECONDS, COUNTS_SECONDS, Asked, Key, Taken
 from manylora.server.errors import RateLimited
 from manylora.server.periodic_task import PeriodicTask
 from manylora.server.tenants.limits import NOTHING, Cost
@@ -43,6 +44,8 @@ class Meters:
         self._others_seen = -math.inf  # when there were last others
         self._shared = False  # whether others may take of the same limits
         self._failing = False
+        self._exchanged: float | None = None  # when the registry last said what this server may take
+        self._careful_until = -math.inf  # it asks for no more than it has before
 
     def start(self) -> None:
         """Begin to share."""
@@ -148,8 +151,10 @@ class Meters:
 
     async def _count(self, count: Callable[[], int]) -> None:
         servers = await self._try(count)
+        if servers is None:
+            return  # whether there are others is not known
         now = time.monotonic()
-        if servers is not None and servers > 1:
+        if servers > 1:
             self._others_seen = now
         # What a server has taken that is gone counts on for a while.
         self._shared = now - self._others_seen < COUNTS_SECONDS
@@ -188,7 +193,15 @@ class Meters:
     async def _exchange(self, keys: Sequence[Key], cost: Cost) -> None:
         before = {key: self.of(*key).granted for key in keys}
         asked = {key: self.of(*key).asked(cost) for key in keys}
+        now = time.monotonic()
+        if self._exchanged is not None and now - self._exchanged > ALIVE_SECONDS / 2:
+            # The registry was away: what it has of the others is as old, and not counted though they live.
+            self._careful_until = now + 2 * SHARE_SECONDS
+        if now < self._careful_until:
+            asked = {key: _no_more(each) for key, each in asked.items()}
         granted = await self._try(lambda: self._taken.exchange(self._server, time.time(), asked))
+        if granted is not None:
+            self._exchanged = now
         for key in keys:
             if granted is not None:
                 self.of(*key).granted = granted[key]
@@ -205,3 +218,7 @@ class Meters:
             return None
         self._failing = False
         return result
+
+
+def _no_more(asked: Mapping[str, Asked]) -> dict[str, Asked]:
+    return {what: replace(each, wanted=0, idle=True) for what, each in asked.items()}

@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class CountedMemory(TorchDispatchMode):
-    """While it is active, every tensor on the meta device is counted from its making until it is gone."""
+    """While it is active, every tensor on a device is counted from its making until it is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "meta") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
         self._live: dict[StorageWeakRef, int] = {}
         self.peak = 0
 
@@ -22,7 +23,7 @@ class CountedMemory(TorchDispatchMode):
         known = {StorageWeakRef(t.untyped_storage()) for t in _tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
-            if tensor.is_meta:
+            if tensor.device.type == self._device:
                 reference = StorageWeakRef(tensor.untyped_storage())
                 if reference not in known:
                     self._live[reference] = tensor.untyped_storage().nbytes()

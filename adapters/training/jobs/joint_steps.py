@@ -51,6 +51,10 @@ class JointSteps:
         self._joined: FusedDecoder | None = None
         self._too_large: tuple[FusedDecoder, ...] = ()  # whose batches do not fit into memory in one pass
 
+    def clear(self) -> None:
+        """Let go of the runs, and with them of the base."""
+        self._decoders, self._joined, self._too_large = (), None, ()
+
     def take(self, parts: Sequence[Part | None]) -> list[Done | None]:
         """The losses and gradients of each part; None where a run has to take its step by itself.
 

@@ -29,7 +29,8 @@ class SharedTraining:
 
     def __init__(self) -> None:
         self.base = SharedBase()
-        self._turns = Turns(JointSteps().take)
+        self._steps = JointSteps()
+        self._turns = Turns(self._steps.take)
         self._lock = threading.Lock()
         self._count = 0
 
@@ -45,6 +46,7 @@ class SharedTraining:
             with self._lock:
                 self._count -= 1
                 if not self._count:
+                    self._steps.clear()
                     self.base.clear()
                     _free()
 

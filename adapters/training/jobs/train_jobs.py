@@ -7,9 +7,11 @@ Each is a run of its own, with its own directory, checkpoints and gate, in a thr
 from __future__ import annotations
 
 import io
+import logging
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from rich.console import Console
 
 from manylora.adapters.errors import AdapterError
@@ -18,7 +20,10 @@ from manylora.adapters.training.errors import Interrupted, TrainingConfigError, 
 from manylora.adapters.training.jobs.shared_base import not_shared
 from manylora.adapters.training.jobs.shared_training import SharedTraining
 from manylora.adapters.training.run.train import TrainingResult, Watch, train
+from manylora.adapters.training.session.folder import Folder
 from manylora.adapters.training.trainers.callbacks import StopCallback, stop_on_signals
+
+logger = logging.getLogger(__name__)
 
 _SAME = ("base_model", "dtype", "device", "quantization")
 
@@ -36,7 +41,7 @@ def train_jobs(
 
     Args:
         configs: of runs on one base, each with an output directory of its own.
-        resume: go on from the last checkpoint of each.
+        resume: go on from the last checkpoint of each; one that has none begins anew.
         overwrite: replace the runs in their directories.
         console: where each run's lines are shown behind its adapter's name; None works silently.
 
@@ -50,22 +55,45 @@ def train_jobs(
     training, stop = SharedTraining(), StopCallback()
     watch = Watch(stop=stop, loader=training.base.loader, begun=training.begun)
 
-    def run(config: TrainConfig) -> TrainingResult | AdapterError:
-        lines = _Lines(shown, config.adapter_name)
-        own = Console(file=lines, quiet=shown.quiet, width=shown.width)
+    begun = [Folder(config.output_dir, config.product).last_checkpoint() is not None for config in configs]
+    ended: list[TrainingResult | AdapterError | None] = [None] * len(configs)
+
+    def run(index: int) -> None:
+        config = configs[index]
+        own = Console(file=_Lines(shown, config.adapter_name), quiet=shown.quiet, width=shown.width)
+        going_on = resume and (begun[index] or not any(begun))
         try:
             with training.taking_part():
-                result = train(config, resume=resume, overwrite=overwrite, console=own, watch=watch)
-        except AdapterError as error:
-            own.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-            return error
-        assert result is not None, "there is one process"
-        return result
+                ended[index] = train(
+                    config, resume=going_on, overwrite=overwrite or resume, console=own, watch=watch
+                )
+        except Exception as error:  # whatever ends one run leaves the others alone
+            fault = _fault(error)
+            own.print(f"error: {fault}", markup=False, highlight=False, soft_wrap=True)
+            ended[index] = fault
 
-    with stop_on_signals(stop), ThreadPoolExecutor(len(configs)) as pool:
-        ended = list(pool.map(run, configs))
+    # They end with the process: whoever stops it a second time does not wait for them.
+    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(configs))]
+    with stop_on_signals(stop):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     _raise_faults(configs, [each if isinstance(each, AdapterError) else None for each in ended])
     return [each for each in ended if isinstance(each, TrainingResult)]
+
+
+def _fault(error: Exception) -> AdapterError:
+    """What is told of an error; it holds no memory of the run."""
+    if isinstance(error, AdapterError):
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
+    logger.error("a run ended by an unexpected fault", exc_info=error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return TrainingError(
+            "there is not enough memory: take a smaller batch_size or max_length, or fewer jobs"
+        )
+    return TrainingError(f"{type(error).__name__}: {error}")
 
 
 def _raise_faults(configs: Sequence[TrainConfig], faults: Sequence[AdapterError | None]) -> None:

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from typer.testing import CliRunner
 
 from manylora.adapters.training.config import TrainConfig
 from manylora.adapters.training.config_load import to_yaml
-from manylora.adapters.training.errors import DataError, Interrupted, TrainingConfigError
+from manylora.adapters.training.errors import DataError, Interrupted, TrainingConfigError, TrainingError
 from manylora.adapters.training.jobs.joint_steps import JointSteps
+from manylora.adapters.training.jobs.shared_base import SharedBase
 from manylora.adapters.training.jobs.train_jobs import check_jobs, train_jobs
+from manylora.adapters.training.run.train import train
 from manylora.server.cli.main import app
 from tests.support.tiny_models import tiny_model
 from tests.support.training_data import chat
@@ -115,6 +119,66 @@ def test_they_are_stopped_and_go_on(
     found = train_jobs(settings, resume=True)
     for one, other in zip(whole, found, strict=True):
         assert losses(other, "loss") == pytest.approx(losses(one, "loss"), rel=1e-3)
+
+
+def test_after_one_has_failed_they_go_on(tiny_llama: Path, tmp_path: Path) -> None:
+    """Those that have checkpoints from them, the one that is mended from its beginning."""
+    sound = config(tiny_llama, directory(tmp_path, "x"), max_steps=2)
+    bad = config(tiny_llama, directory(tmp_path, "y"), [{"messages": []}], max_steps=2)
+    with pytest.raises(DataError):
+        train_jobs([sound, bad])
+    mended = config(tiny_llama, directory(tmp_path, "y"), max_steps=2)
+    before = (sound.output_dir / "metrics.jsonl").read_text()
+    assert len(train_jobs([sound, mended], resume=True)) == 2
+    assert (sound.output_dir / "metrics.jsonl").read_text().startswith(before)
+    assert (mended.output_dir / "adapter" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "not enough memory"),
+        (OSError(28, "No space left on device"), "OSError: .*No space left"),
+    ],
+)
+def test_an_unexpected_end_of_one_is_told_and_leaves_the_others_alone(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, said: str
+) -> None:
+    sound, unlucky = (config(tiny_llama, directory(tmp_path, name), max_steps=2) for name in "xy")
+    real = train
+
+    def unlucky_train(config: TrainConfig, **options: Any) -> Any:
+        if config.output_dir == unlucky.output_dir:
+            raise fault
+        return real(config, **options)
+
+    monkeypatch.setattr("manylora.adapters.training.jobs.train_jobs.train", unlucky_train)
+    with pytest.raises(TrainingError, match=said) as caught:
+        train_jobs([sound, unlucky])
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert (sound.output_dir / "adapter" / "adapter_config.json").is_file()
+
+
+def test_quantized_weights_are_there_once(tmp_path: Path) -> None:
+    """Each run has a model of its own, whose codes are those of all."""
+    base = tiny_model(tmp_path / "base", intermediate_size=128)
+    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    shared = SharedBase()
+    first, second = (
+        shared.tree((), lambda: AutoModelForCausalLM.from_pretrained(base, quantization_config=bits))
+        for _ in range(2)
+    )
+    assert first is not second
+    pairs = [
+        (one, other)
+        for (name, one), (_, other) in zip(first.named_parameters(), second.named_parameters(), strict=True)
+        if name.endswith("proj.weight")
+    ]
+    assert pairs
+    for one, other in pairs:
+        assert one.data_ptr() == other.data_ptr()
+        assert one.quant_state.absmax.data_ptr() == other.quant_state.absmax.data_ptr()
 
 
 def test_what_does_not_go_together(tiny_llama: Path, tmp_path: Path) -> None:

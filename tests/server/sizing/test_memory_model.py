@@ -14,6 +14,7 @@ from transformers import MixtralConfig
 from manylora.adapters.training.model.loading import meta_model
 from manylora.server.errors import ConfigError
 from manylora.server.kernels.buffers import sent
+from manylora.server.kernels.draws import Draws
 from manylora.server.kernels.inputs import BLOCK_SIZE, StepInputs
 from manylora.server.kernels.reference.attention import AttentionPlan
 from manylora.server.kernels.reference.step import ReferenceStep
@@ -168,6 +169,31 @@ def test_deterministic_steps_have_room_for_a_tile_of_each_row_that_decodes() -> 
     for parts, width in ((1, shape.inner), (3, shape.width)):
         assert lines * 256 * parts * 4 * -(-width // 1024) < chunk_bytes(shape, 2, size)
     assert 0 < reserved_bytes(shape, 2, size) - reserved_bytes(shape, 2, usual) < GIB
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e4])  # the last is flat: all tokens have to be looked at
+@pytest.mark.parametrize("count", [8, 80])
+def test_drawing_in_whole_numbers_takes_what_is_counted(count: int, temperature: float) -> None:
+    drawing = pytest.importorskip("manylora.server.kernels.cuda.fixed.drawing", reason="needs Triton")
+    vocabulary = 4096
+    logits = torch.randn((count, vocabulary), generator=torch.Generator().manual_seed(0)).bfloat16()
+    halves = np.arange(count) % 2 == 0
+    draws = Draws(
+        logits,
+        temperature=np.full(count, temperature, np.float32),
+        top_k=np.zeros(count, np.int64),
+        top_p=np.where(halves, 0.95, 1.0),
+        min_p=np.zeros(count, np.float32),
+        uniform=np.linspace(0.01, 0.99, count),
+        replaced={},
+        allowed={},
+    )
+    with CountedMemory("cpu") as counted:
+        drawing.draw(draws)
+    shape = replace(shape_of("8B"), vocabulary=vocabulary)
+    sizes = [StepSize(1, sequences, 1, deterministic=True) for sequences in (count, 0)]
+    said = step_bytes(shape, 0, sizes[0]) - step_bytes(shape, 0, sizes[1])
+    assert counted.peak <= said + 4096 * count  # vectors of the rows and indices
 
 
 DEMAND = Demand(step=GIB, block=1 << 20, context=4096, sequences=8, merged_copy=4 * GIB)

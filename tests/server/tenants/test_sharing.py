@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from manylora.adapters.errors import RegistryUnavailable
 from manylora.adapters.registry.registry import Registry
+from manylora.adapters.registry.tenants import taken as taken_module
 from manylora.adapters.registry.tenants.records import TenantLimits, TenantRecord, TenantSettings
 from manylora.adapters.registry.tenants.taken import Asked, Part, ceiling_of
 from manylora.server.errors import RateLimited, RequestError
@@ -193,6 +194,39 @@ def test_without_the_database_each_goes_as_far_as_it_was_granted(
             assert 80 < sum(taken) + 2 * COST.tokens <= 100
             assert min(taken) > 20
             monkeypatch.undo()
+
+    asyncio.run(run())
+
+
+def test_after_the_database_was_away_for_long_they_take_no_more_than_before(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each then finds the others unheard of for as long, though they are there."""
+    tenant = tenant_of(registry, max_concurrent_requests=10)
+    for each in (module, taken_module):
+        monkeypatch.setattr(each, "ALIVE_SECONDS", 0.4)
+
+    def away(*_: object) -> None:
+        raise RegistryUnavailable("away")
+
+    async def take(meters: Meters) -> int:
+        for taken in range(11):
+            try:
+                await meters.reserve(tenant, (), COST)
+            except RateLimited:
+                return taken
+        return 11
+
+    async def run() -> None:
+        async with servers(registry, 2) as (first, second):
+            await asyncio.gather(*(meters.reserve(tenant, (), COST) for meters in (first, second)))
+            before = [await take(meters) for meters in (first, second)]
+            with monkeypatch.context() as outage:
+                for name in ("exchange", "count", "arrive"):
+                    outage.setattr(registry.taken, name, away)
+                await asyncio.sleep(0.6)
+            after = [await take(meters) for meters in (first, second)]
+            assert 2 + sum(before) + sum(after) == 10
 
     asyncio.run(run())
 

@@ -6,6 +6,8 @@ tokens than the candidates are drawn once more, from all of theirs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from manylora.server.kernels.buffers import sent
@@ -13,6 +15,8 @@ from manylora.server.kernels.cuda.drawing import CANDIDATES, Rows
 from manylora.server.kernels.draws import Draws
 from manylora.server.kernels.reference.exact import likeliest, share_of, weights_of
 from manylora.server.kernels.reference.sampling import Limits, table_of
+
+TOGETHER = 32  # rows drawn at a time: whole numbers of 64 bits for every token take much memory
 
 
 @torch.inference_mode()
@@ -23,16 +27,24 @@ def draw(draws: Draws) -> list[int]:
     tokens = table.argmax(-1)
     enough = torch.ones_like(tokens)
     if rows.whole is not None:
-        tokens[rows.whole] = _draw_whole(rows.scaled(table, rows.whole), rows.uniform[rows.whole])
+        for some in rows.whole.split(TOGETHER):
+            tokens[some] = _draw_whole(rows.scaled(table, some), rows.uniform[some])
     if rows.cut is not None:
-        tokens[rows.cut], enough[rows.cut] = _draw_cut(table, rows, rows.cut, CANDIDATES)
+        for some in rows.cut.split(TOGETHER):
+            tokens[some], enough[some] = _draw_cut(table, rows, some, CANDIDATES)
     drawn, complete = torch.stack([tokens, enough]).tolist()  # the one time that the host waits
     again = torch.tensor([row for row, known in enumerate(complete) if not known], dtype=torch.long)
     if len(again):
-        every, _ = _draw_cut(table, rows, sent(again.numpy(), table.device), table.shape[1])
-        for row, token in zip(again.tolist(), every.tolist(), strict=True):
+        found = torch.cat(list(_draw_again(table, rows, sent(again.numpy(), table.device))))
+        for row, token in zip(again.tolist(), found.tolist(), strict=True):
             drawn[row] = token
     return drawn  # type: ignore[no-any-return]
+
+
+def _draw_again(table: torch.Tensor, rows: Rows, again: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tokens of the rows ``again``, from all of theirs."""
+    for some in again.split(TOGETHER):
+        yield _draw_cut(table, rows, some, table.shape[1])[0]
 
 
 def _draw_whole(scaled: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
