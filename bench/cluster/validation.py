@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
@@ -42,6 +43,7 @@ from manylora.server.cli.loadgen.completion import Endpoint, Exchange, complete,
 
 REPLICAS, SEQUENCES, BATCH_TOKENS, RANK = 2, 32, 512, 16
 WITHIN = 0.15
+_FIRST_WORDS = count()  # of a prompt, a number
 
 
 class Recorded:
@@ -78,8 +80,12 @@ async def tier_hits(http: httpx.AsyncClient) -> dict[str, float]:
 
 
 async def ask(endpoint: Endpoint, request: Request) -> Exchange:
-    """One request, its prompt about so many tokens long and its answer exactly."""
-    words = " ".join(str(number % 97) for number in range(max(1, request.prompt // 2)))
+    """One request, its prompt about so many tokens long and its answer exactly.
+
+    No two prompts begin alike: the simulation knows no prefix cache.
+    """
+    first = next(_FIRST_WORDS)
+    words = " ".join(str(number % 997) for number in range(first, first + max(1, request.prompt // 2)))
     return await complete(endpoint, greedy({"model": request.adapter}, words, request.answer), timeout=300)
 
 
