@@ -127,7 +127,7 @@ def test_after_one_has_failed_they_go_on(tiny_llama: Path, tmp_path: Path) -> No
     bad = config(tiny_llama, directory(tmp_path, "y"), [{"messages": []}], max_steps=2)
     with pytest.raises(DataError):
         train_jobs([sound, bad])
-    mended = config(tiny_llama, directory(tmp_path, "y"), max_steps=2)
+    mended = config(tiny_llama, tmp_path / "y", max_steps=2)
     before = (sound.output_dir / "metrics.jsonl").read_text()
     assert len(train_jobs([sound, mended], resume=True)) == 2
     assert (sound.output_dir / "metrics.jsonl").read_text().startswith(before)
