@@ -69,7 +69,7 @@ class CodedLinear(nn.Module):
 
 
 class Quantized:
-    """A quantized layer as the step takes it: :class:`manylora.server.kernels.weights.QuantizedLayer`."""
+    """A quantized layer as the step takes it: :class:`manylora.server.kernels.matrices.QuantizedLayer`."""
 
     def __init__(self, module: Any) -> None:
         """``module``: a :class:`CodedLinear` or, on a GPU, bitsandbytes' ``Linear4bit``."""
