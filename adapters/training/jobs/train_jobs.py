@@ -55,17 +55,19 @@ def train_jobs(
     training, stop = SharedTraining(), StopCallback()
     watch = Watch(stop=stop, loader=training.base.loader, begun=training.begun)
 
-    begun = [Folder(config.output_dir, config.product).last_checkpoint() is not None for config in configs]
+    folders = [Folder(config.output_dir, config.product) for config in configs]
+    begun = [folder.last_checkpoint() is not None for folder in folders]
     ended: list[TrainingResult | AdapterError | None] = [None] * len(configs)
 
     def run(index: int) -> None:
         config = configs[index]
         own = Console(file=_Lines(shown, config.adapter_name), quiet=shown.quiet, width=shown.width)
         going_on = resume and (begun[index] or not any(begun))
+        anew = resume and not going_on and not folders[index].finished.exists()  # there is nothing to lose
         try:
             with training.taking_part():
                 ended[index] = train(
-                    config, resume=going_on, overwrite=overwrite or resume, console=own, watch=watch
+                    config, resume=going_on, overwrite=overwrite or anew, console=own, watch=watch
                 )
         except Exception as error:  # whatever ends one run leaves the others alone
             fault = _fault(error)
