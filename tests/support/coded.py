@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -88,6 +88,23 @@ def coded(weights: DecoderWeights, kind: Kind, group: int, values: Kind | None =
         }
         none = {f"{name}_bias": None for name in sizes}
         return replace(own, **made, **none)  # type: ignore[arg-type]
+
+    return replace(weights, layers=tuple(layer(own) for own in weights.layers))
+
+
+def recoded(weights: DecoderWeights, change: Callable[[Codes], Codes]) -> DecoderWeights:
+    """A coded decoder with other codes."""
+
+    def matrix(own: QuantizedMatrix) -> QuantizedMatrix:
+        made = []
+        for part in own.parts:
+            assert part.codes is not None
+            made.append(Quantized(CodedLinear(change(part.codes), part.bias, torch.bfloat16)))
+        return QuantizedMatrix(tuple(made))
+
+    def layer(own: LayerWeights) -> LayerWeights:
+        qkv, o, gate_up, down = (matrix(getattr(own, name)) for name in ("qkv", "o", "gate_up", "down"))
+        return replace(own, qkv=qkv, o=o, gate_up=gate_up, down=down)
 
     return replace(weights, layers=tuple(layer(own) for own in weights.layers))
 

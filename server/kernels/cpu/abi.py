@@ -24,6 +24,7 @@ class PackedMatrix(ctypes.Structure):
         ("blocks", _I64),
         ("kind", ctypes.c_int32),
         ("factor", _F32),
+        ("moderate", _I64),
     )
 
 
@@ -211,6 +212,8 @@ def load(path: Path) -> ctypes.CDLL:
     for name in ("manylora_pack", "manylora_pack_gate_up"):
         getattr(native, name).argtypes = (_P, _P, _I64, _I64)
         getattr(native, name).restype = None
+    native.manylora_inputs_apart.argtypes = ()
+    native.manylora_inputs_apart.restype = ctypes.c_int
     native.manylora_unpack.argtypes = (ctypes.POINTER(PackedMatrix), _P, _I64, _I64)
     native.manylora_unpack.restype = None
     native.manylora_gemm.argtypes = (_P, _P, _P, _I64, _I64, _I64, _I64)

@@ -156,7 +156,7 @@ class PackedWeights:
 
     def _matrix(self, name: str, matrix: Matrix) -> Packed:
         if isinstance(matrix, QuantizedMatrix):
-            return pack_codes(codes_of(matrix), name == "gate_up", self._arena)
+            return pack_codes(self._native, codes_of(matrix), name == "gate_up", self._arena)
         return plain(self._plain(name, matrix), matrix.shape[1])
 
     def _plain(self, name: str, matrix: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Codes of quantized weights in the order the kernels read them (``src/unpack_*.cpp``)."""
+"""Codes of quantized weights in the orders that kernels read: ``src/unpack_*.cpp``, ``codes_apart.h``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from manylora.server.kernels.cpu.huge_pages import Arena
 
 BLOCK = 32  # outputs of a packed block
 _GROUP = 16  # inputs: groups are multiples of it
+_MODERATE = 2.0**60  # scales up to it, and down to its inverse, are far from float32's ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +78,17 @@ def _alike_bytes(parts: Sequence[Codes]) -> int:
     return (outputs + -outputs % BLOCK) * per_output + 3 * 64
 
 
-def pack_codes(parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Packed:
-    """Weights stacked along out.
+def pack_codes(native: ctypes.CDLL, parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Packed:
+    """Weights stacked along out, in the order of that library.
 
     ``interleaved`` ones are two of one layout, the gate's and the up projection's: a block has 16 outputs of
     each.
     """
     runs = _runs(parts)
     if len(runs) == 1:
-        return _pack_alike(parts, interleaved, arena)
+        return _pack_alike(native, parts, interleaved, arena)
     assert not interleaved, "what is not one layout can't share blocks"
-    packed = [_pack_alike(run, interleaved, arena) for run in runs]
+    packed = [_pack_alike(native, run, interleaved, arena) for run in runs]
     structs = (abi.PackedMatrix * len(packed))(*(part.struct for part in packed))
     whole = abi.PackedMatrix(
         codes=ctypes.addressof(structs),
@@ -98,7 +99,7 @@ def pack_codes(parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Packe
     return Packed(whole, tuple(tensor for part in packed for tensor in part.tensors), structs)
 
 
-def _pack_alike(parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Packed:
+def _pack_alike(native: ctypes.CDLL, parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Packed:
     """Weights of one layout."""
     first = parts[0]
     outputs, inputs = sum(part.shape[0] for part in parts), first.shape[1]
@@ -117,7 +118,8 @@ def _pack_alike(parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Pack
 
     if first.kind is Kind.PLAIN:
         return plain(kept(_in_pairs(blocks([part.packed for part in parts]))), inputs)
-    codes = kept(_PACKERS[first.kind](blocks([part.elements() for part in parts])))
+    packers = _PACKERS_APART if native.manylora_inputs_apart() else _PACKERS
+    codes = kept(packers[first.kind](blocks([part.elements() for part in parts])))
     scales = kept(blocks([part.scales for part in parts]).transpose(1, 2))
     offsets = None
     if first.offsets is not None:
@@ -132,8 +134,16 @@ def _pack_alike(parts: Sequence[Codes], interleaved: bool, arena: Arena) -> Pack
         blocks=-(-outputs // BLOCK),
         kind=first.kind,
         factor=first.factor,
+        moderate=all(_is_moderate(each) for each in (scales, offsets) if each is not None),
     )
     return Packed(struct, tuple(t for t in (codes, scales, offsets, table) if t is not None))
+
+
+def _is_moderate(values: torch.Tensor) -> bool:
+    """Whether all are zero or moderate in magnitude; NaN is not."""
+    magnitude = values.abs()
+    fits = (magnitude <= _MODERATE) & ((magnitude >= 1 / _MODERATE) | (magnitude == 0))
+    return bool(fits.all())
 
 
 def _in_pairs(elements: torch.Tensor) -> torch.Tensor:
@@ -150,10 +160,31 @@ def _nibbles(elements: torch.Tensor) -> torch.Tensor:
     return both
 
 
+def _nibbles_apart(elements: torch.Tensor) -> torch.Tensor:
+    """Of every two inputs the first in the low bits of bytes, output 8 b + 4 a + c in byte 16 a + 4 b + c."""
+    blocks, _, inputs = elements.shape
+    steps = elements.view(blocks, 4, 2, 4, inputs // 2, 2).permute(0, 4, 2, 1, 3, 5)
+    low, high = steps.reshape(blocks, inputs // 2, BLOCK, 2).unbind(-1)
+    both: torch.Tensor = low | (high << 4)
+    return both
+
+
+def _bytes_apart(elements: torch.Tensor) -> torch.Tensor:
+    """One input after the other, 32 outputs of each."""
+    return elements.transpose(1, 2).contiguous()
+
+
 _PACKERS: dict[Kind, Callable[[torch.Tensor], torch.Tensor]] = {
     Kind.NIBBLES: _nibbles,
     Kind.SHIFTED: _nibbles,
     Kind.ADDED: _nibbles,
     Kind.BYTES: _in_pairs,
     Kind.ADDED_BYTES: _in_pairs,
+}
+_PACKERS_APART: dict[Kind, Callable[[torch.Tensor], torch.Tensor]] = {
+    Kind.NIBBLES: _nibbles_apart,
+    Kind.SHIFTED: _nibbles_apart,
+    Kind.ADDED: _nibbles_apart,
+    Kind.BYTES: _bytes_apart,
+    Kind.ADDED_BYTES: _bytes_apart,
 }

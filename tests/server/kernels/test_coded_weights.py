@@ -17,7 +17,7 @@ from manylora.server.kernels.cpu.packed_codes import coded_bytes, pack_codes, un
 from manylora.server.kernels.matrices import QuantizedMatrix
 from manylora.server.kernels.reference.quantized import CodedLinear, Quantized
 from manylora.server.kernels.weights import DecoderWeights
-from tests.support.coded import coded, dequantized, random_codes
+from tests.support.coded import coded, dequantized, random_codes, recoded
 from tests.support.kernel_cases import (
     VECTORS,
     Batcher,
@@ -45,10 +45,11 @@ SHAPES = {
 
 def unpacked(variant: Variant, parts: list[Codes], interleaved: bool) -> torch.Tensor:
     """What the kernels make of codes: packed bf16."""
-    packed = pack_codes(parts, interleaved, Arena(coded_bytes(parts)))
+    native = library_of(variant).native
+    packed = pack_codes(native, parts, interleaved, Arena(coded_bytes(parts)))
     outputs, inputs = sum(part.shape[0] for part in parts), parts[0].shape[1]
     found = torch.full(((outputs + -outputs % 32) * inputs,), torch.nan, dtype=torch.bfloat16)
-    library_of(variant).native.manylora_unpack(packed.struct, found.data_ptr(), outputs, inputs)
+    native.manylora_unpack(packed.struct, found.data_ptr(), outputs, inputs)
     return found
 
 
@@ -120,6 +121,49 @@ def test_a_step_has_the_bits_of_one_with_the_dequantized_weights(
         for counts in (lengths, [1] * len(lengths)):
             inputs = batch.step(list(zip(sequences, counts, strict=True)), all_logits=True)
             assert torch.equal(ours.step(inputs), wanted.step(inputs))
+
+
+@pytest.mark.parametrize("kind", [Kind.NIBBLES, Kind.ADDED, Kind.BYTES], ids=lambda kind: kind.name)
+def test_weights_halfway_between_two_go_to_the_even_one(variant: Variant, kind: Kind) -> None:
+    """In a step of one row, too: where a code times its scale lies in the middle of two bf16 numbers."""
+
+    def halfway(codes: Codes) -> Codes:
+        middle = (codes.scales.view(torch.int32) & ~0xFFFF | 0x8000).view(torch.float32)
+        return replace(codes, scales=middle, factor=min(codes.factor, 1.0) and 1.0)
+
+    weights = recoded(coded(random_decoder(Shape()), kind, 64), halfway)
+    plain = dequantized(weights)
+    pages = Pages(plain)
+    ours, wanted = steps(weights, pages, variant, 1), steps(plain, pages, variant, 1)
+    for count in (1, 2, 3):
+        inputs = Batcher(BLOCKS, 61).step([(Batcher(BLOCKS, 61).sequence(count), count)], all_logits=True)
+        assert torch.equal(ours.step(inputs), wanted.step(inputs))
+
+
+@pytest.mark.parametrize("kind", ALONE, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    ("value", "moderate"),
+    [
+        (0.0, True),
+        (-0.03, True),
+        (2.0**-61, False),
+        (-(2.0**61), False),
+        (torch.inf, False),
+        (torch.nan, False),
+    ],
+)
+def test_scales_at_the_ends_of_float32_are_told(
+    variant: Variant, kind: Kind, value: float, moderate: bool
+) -> None:
+    """Where rounding a product by two others may not find the nearest."""
+    codes = random_codes(kind, 40, 96, 32)
+    for tensor in (codes.scales, codes.offsets):
+        if tensor is not None:
+            kept = tensor[3, 1].item()
+            for each, expected in ((value, moderate), (kept, True)):
+                tensor[3, 1] = each
+                packed = pack_codes(library_of(variant).native, [codes], False, Arena(coded_bytes([codes])))
+                assert bool(packed.struct.moderate) is expected
 
 
 @pytest.mark.parametrize("kind", ["nibbles", "bytes", "shifted"])

@@ -76,6 +76,14 @@ void manylora_pack_gate_up(const bf16* matrix, bf16* packed, int64_t intermediat
   pack_gate_up(matrix, packed, intermediate, inputs);
 }
 
+int manylora_inputs_apart() {
+#if defined(ML_INPUTS_APART)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
 void manylora_unpack(const PackedMatrix* matrix, bf16* packed, int64_t outputs, int64_t inputs) {
   const int64_t blocks = round_up(outputs, kBlockOutputs) / kBlockOutputs;
 #pragma omp parallel for schedule(static)
@@ -91,7 +99,7 @@ void manylora_gemm(const bf16* x, const bf16* packed, float* y, int64_t rows, in
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
     const Worker worker{omp_get_thread_num(), omp_get_num_threads(), &barrier};
-    const PackedMatrix weight{packed, nullptr, nullptr, nullptr, 0, round_up(outputs, kBlockOutputs) / kBlockOutputs, kPlain, 0};
+    const PackedMatrix weight{packed, nullptr, nullptr, nullptr, 0, round_up(outputs, kBlockOutputs) / kBlockOutputs, kPlain, 0, 0};
     gemm({x, inputs, rows, weight, outputs, inputs, nullptr, {Sink::kFloat, y, round_up(outputs, kBlockOutputs)}, nullptr, nullptr, &queue, nullptr, nullptr}, worker);
   }
 }

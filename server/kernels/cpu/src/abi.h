@@ -32,6 +32,7 @@ struct PackedMatrix {
   int64_t blocks;        // of 32 outputs
   int32_t kind;          // a MatrixKind
   float factor;          // of kinds that have one; else 0
+  int64_t moderate;      // whether scales and offsets are 0 or of 2^-60 to 2^60, or below 0 likewise
 };
 
 // Pointers of one decoder block. Matrices are packed (pack.h); norm weights and biases are fp32, biases
@@ -203,6 +204,9 @@ void manylora_prefer_huge_pages(void* memory, int64_t bytes);
 // Row-major [outputs, inputs] to the packed form; see pack.h.
 void manylora_pack(const bf16* matrix, bf16* packed, int64_t outputs, int64_t inputs);
 void manylora_pack_gate_up(const bf16* matrix, bf16* packed, int64_t intermediate, int64_t inputs);
+
+// Whether codes lie with the inputs of a step apart (codes_apart.h), or in the order of packed bf16.
+int manylora_inputs_apart();
 
 // The weights of a matrix in the packed form of plain ones, whatever its kind.
 void manylora_unpack(const PackedMatrix* matrix, bf16* packed, int64_t outputs, int64_t inputs);

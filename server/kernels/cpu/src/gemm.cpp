@@ -10,6 +10,7 @@ using namespace gemm_tiles;
 #include "gemm_vectors.h"
 using namespace gemm_vectors;
 #endif
+#include "gemm_codes.h"
 
 namespace {
 
@@ -129,20 +130,27 @@ void fetch_later(Upcoming& later, int64_t begin, int64_t end) {
   }
 }
 
-// One block of weights in few bits, for rows that fit one tile: made bf16 a piece at a time, in reach of the product.
+// One block of weights in few bits, for rows that fit one tile: a piece at a time, made bf16 in reach of the product or
+// multiplied as it is read.
 void stream_codes(const Gemm& job, const Codes& block) {
   const int rows = static_cast<int>(job.rows);
   const int64_t steps = job.inputs / 2;
   if (job.delta != nullptr) job.delta->begin_tile(0, rows, block.block);
   Tile tile;
-  const int64_t most = rows <= kFewRows ? kShortPiece : kLongPiece;
   Codes piece = block;
+  const PackedMatrix& weight = part_of(job.weight, &piece.block);
+  const bool stored = !gemm_codes::takes(weight, rows);
+  const int64_t most = stored && rows <= kFewRows ? kShortPiece : kLongPiece;
   for (int64_t k = 0; k < steps; k = piece.end) {
     piece.begin = k;
     piece.end = k + most < steps ? k + most : steps;
-    unpack(job.weight, job.inputs, piece, job.unpacked);
+    if (stored) unpack(weight, job.inputs, piece, job.unpacked);
     if (job.delta != nullptr) job.delta->prefetch(piece.end, steps);
     if (job.later != nullptr) fetch_later(*job.later, k, piece.end);
+    if (!stored) {
+      gemm_codes::multiply(rows, weight, job.inputs, piece, job.x + 2 * k, job.x_stride, k > 0, tile);
+      continue;
+    }
     const Schedule s{job.x + 2 * k, job.x_stride, job.unpacked, piece.end - k, nullptr, 0, nullptr, nullptr, k > 0};
     multiply(rows, s, tile);
   }

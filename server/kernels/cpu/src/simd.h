@@ -36,6 +36,7 @@ ML_INLINE bf16 to_bf16(float value) {  // nearest, ties to even; NaN stays NaN
 #if defined(__AVX512BF16__) && defined(__AVX512VL__)
 #include "simd_avx512.h"
 #else
+#define ML_INPUTS_APART  // weights in few bits lie, and are multiplied, one input after the other (codes_apart.h)
 #include "simd_generic.h"
 #endif
 

@@ -1,8 +1,8 @@
 // Weights that are kept in few bits, made bf16 a piece at a time in the layout that a product reads (pack.h).
 //
-// A kind is added by its number in abi.h, its bytes in block_bytes, a file with its unpack function beside
-// unpack_nibbles.cpp, a line in unpack(), and the packer in packed_codes.py; codes.py says in PyTorch what it stands for.
-// 4-bit kinds with another formula (a zero point, a minimum) need the formula alone: unpack_nibbles.cpp.
+// A kind is added by its number in abi.h, its bytes in block_bytes, its unpack functions beside unpack_nibbles.cpp and in
+// unpack_apart.cpp, a line in unpack(), and the packers in packed_codes.py; codes.py says in PyTorch what it stands for.
+// 4-bit and 8-bit kinds with another formula (a zero point, a minimum) need the formula alone: code_formulas.h.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,7 @@
-// Signed 8-bit codes. A step of a block is 64 bytes, in the order of its bf16 form.
+// Signed 8-bit codes in the order of packed bf16: a step of a block is 64 bytes.
 #include "unpack.h"
+#if !defined(ML_INPUTS_APART)
+#include "code_formulas.h"
 #include "unpack_lanes.h"
 
 namespace {
@@ -9,15 +11,6 @@ using simd::kLanes;
 
 constexpr int kStepBytes = 2 * kBlockOutputs;
 constexpr int kVectors = kStepBytes / kLanes;
-
-// What a code stands for; `last` is the factor of all of them, or the output's offset.
-struct Scaled {
-  ML_INLINE static Float of(Float code, Float scale, Float last) { return simd::mul(simd::mul(code, scale), last); }
-};
-
-struct Added {
-  ML_INLINE static Float of(Float code, Float scale, Float last) { return simd::add(simd::mul(code, scale), last); }
-};
 
 template <class Formula>
 ML_INLINE void unpack_with(const PackedMatrix& matrix, int64_t inputs, const Codes& codes, bf16* out) {
@@ -49,6 +42,6 @@ ML_INLINE void unpack_with(const PackedMatrix& matrix, int64_t inputs, const Cod
 }  // namespace
 
 void unpack_bytes(const PackedMatrix& matrix, int64_t inputs, const Codes& codes, bf16* out) {
-  if (matrix.kind == kAddedBytes) return unpack_with<Added>(matrix, inputs, codes, out);
-  return unpack_with<Scaled>(matrix, inputs, codes, out);
+  with_byte_formula(matrix.kind, [&](auto formula) { unpack_with<decltype(formula)>(matrix, inputs, codes, out); });
 }
+#endif

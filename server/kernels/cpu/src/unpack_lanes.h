@@ -37,35 +37,39 @@ ML_INLINE void store_halves(bf16* p, Float first, Float second) {
 
 #if defined(__AVX2__)
 
+// Byte p of each of the table's sixteen values, twice.
 struct Table {
-  __m256 low;   // of codes 0 .. 7
-  __m256 high;  // of codes 8 .. 15
+  __m256i plane[4];
 };
 
-ML_INLINE Table load_table(const float* values) { return {_mm256_loadu_ps(values), _mm256_loadu_ps(values + 8)}; }
-
-ML_INLINE Float lookup(const Table& table, __m256i codes) {  // in four bits of a lane
-  const __m256 low = _mm256_permutevar8x32_ps(table.low, codes);  // looks at three bits
-  const __m256 high = _mm256_permutevar8x32_ps(table.high, codes);
-  return reinterpret_cast<Float>(_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28))));
+ML_INLINE Table load_table(const float* values) {
+  const __m128i by_plane = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  __m128i four[4];  // values, as 4 bytes of each plane
+  ML_UNROLL
+  for (int i = 0; i < 4; i++) {
+    four[i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values + 4 * i)), by_plane);
+  }
+  const __m128i low01 = _mm_unpacklo_epi32(four[0], four[1]), low23 = _mm_unpacklo_epi32(four[2], four[3]);
+  const __m128i high01 = _mm_unpackhi_epi32(four[0], four[1]), high23 = _mm_unpackhi_epi32(four[2], four[3]);
+  return {{_mm256_broadcastsi128_si256(_mm_unpacklo_epi64(low01, low23)),
+           _mm256_broadcastsi128_si256(_mm_unpackhi_epi64(low01, low23)),
+           _mm256_broadcastsi128_si256(_mm_unpacklo_epi64(high01, high23)),
+           _mm256_broadcastsi128_si256(_mm_unpackhi_epi64(high01, high23))}};
 }
 
-ML_INLINE void lookup(const Table& table, const uint8_t* codes, Float* low, Float* high) {
-  const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
-  *low = lookup(table, wide);
-  *high = lookup(table, _mm256_srli_epi32(wide, 4));
-}
-
-// The upper halves of two vectors, rounded to nearest and even. Weights are numbers: NaN may change its sign.
-ML_INLINE void store_halves(bf16* p, Float first, Float second) {
-  const auto rounded = [](Float v) {
-    const __m256i bits = reinterpret_cast<__m256i>(v);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff)), 16);
-  };
-  const __m256i both = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded(first), rounded(second)), 0xd8);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(both));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm256_extracti128_si256(both, 1));
+// What the codes of one input of a step stand for, 32 outputs in order.
+ML_INLINE void lookup(const Table& table, const uint8_t* step, int input, Float (&value)[4]) {
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(step));
+  const __m256i codes = _mm256_and_si256(input == 0 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+  __m256i byte[4];
+  ML_UNROLL
+  for (int p = 0; p < 4; p++) byte[p] = _mm256_shuffle_epi8(table.plane[p], codes);
+  const __m256i low_half = _mm256_unpacklo_epi8(byte[0], byte[1]), low_half_high = _mm256_unpacklo_epi8(byte[2], byte[3]);
+  const __m256i high_half = _mm256_unpackhi_epi8(byte[0], byte[1]), high_half_high = _mm256_unpackhi_epi8(byte[2], byte[3]);
+  value[0] = reinterpret_cast<Float>(_mm256_unpacklo_epi16(low_half, low_half_high));
+  value[1] = reinterpret_cast<Float>(_mm256_unpackhi_epi16(low_half, low_half_high));
+  value[2] = reinterpret_cast<Float>(_mm256_unpacklo_epi16(high_half, high_half_high));
+  value[3] = reinterpret_cast<Float>(_mm256_unpackhi_epi16(high_half, high_half_high));
 }
 
 ML_INLINE Float from_bytes(const int8_t* codes) {
@@ -79,10 +83,12 @@ using Table = const float*;
 
 ML_INLINE Table load_table(const float* values) { return values; }
 
-ML_INLINE void lookup(Table table, const uint8_t* codes, Float* low, Float* high) {
-  for (int i = 0; i < kLanes; i++) {
-    (*low)[i] = table[codes[i] & 15];
-    (*high)[i] = table[codes[i] >> 4];
+ML_INLINE void lookup(Table table, const uint8_t* step, int input, Float (&value)[4]) {
+  for (int v = 0; v < 4; v++) {
+    for (int i = 0; i < kLanes; i++) {
+      const int both = step[i / 4 * 16 + 4 * v + i % 4];
+      value[v][i] = table[input == 0 ? both & 15 : both >> 4];
+    }
   }
 }
 
@@ -92,12 +98,27 @@ ML_INLINE Float from_bytes(const int8_t* codes) {
   return v;
 }
 
-ML_INLINE void store_halves(bf16* p, Float first, Float second) {
-  store_bf16(p, first);
-  store_bf16(p + 16, second);
+#endif
+
+// The weights of two inputs, rounded to nearest and even, as the pairs that dot2 takes. Not for NaN.
+ML_INLINE Pairs round_pairs(Float first, Float second) {
+  const auto rounded = [](Float v) {
+    const Pairs bits = reinterpret_cast<Pairs>(v);
+    return bits + ((bits >> 16) & 1) + 0x7fff;
+  };
+  return (rounded(first) >> 16) | (rounded(second) & kHighHalves);
 }
 
-#endif
+// v rounded to bf16's eight bits, where it is 0 or far from the smallest and the largest numbers: Veltkamp's way to
+// split a number, which finds the nearest one, and of two the even one.
+ML_INLINE Float round_moderate(Float v) {
+  const Float much = mul(v, splat(65537.0f));
+  return add(much, sub(v, much));
+}
+
+ML_INLINE Pairs round_moderate_pairs(Float first, Float second) {
+  return (reinterpret_cast<Pairs>(round_moderate(first)) >> 16) | reinterpret_cast<Pairs>(round_moderate(second));
+}
 
 ML_INLINE Float load_twice(const float* values) {
   return Float{values[0], values[0], values[1], values[1], values[2], values[2], values[3], values[3]};

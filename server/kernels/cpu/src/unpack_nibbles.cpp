@@ -1,6 +1,8 @@
-// 4-bit codes. A step of a block is 32 bytes, for the 64 weights of its bf16 form in order: byte j of either half of
+// 4-bit codes in the order of packed bf16. A step of a block is 32 bytes, for the 64 weights of its bf16 form in order: byte j of either half of
 // 16 holds weight j of a half of 32 in its low bits, weight j + 16 in its high ones.
 #include "unpack.h"
+#if !defined(ML_INPUTS_APART)
+#include "code_formulas.h"
 #include "unpack_lanes.h"
 
 namespace {
@@ -9,19 +11,6 @@ using simd::Float;
 using simd::kLanes;
 
 constexpr int kStepBytes = kBlockOutputs;  // codes of two inputs
-
-// What a code stands for.
-struct Scaled {
-  ML_INLINE static Float of(Float value, Float scale, Float) { return simd::mul(value, scale); }
-};
-
-struct Shifted {
-  ML_INLINE static Float of(Float value, Float scale, Float offset) { return simd::mul(simd::sub(value, offset), scale); }
-};
-
-struct Added {
-  ML_INLINE static Float of(Float value, Float scale, Float offset) { return simd::add(simd::mul(value, scale), offset); }
-};
 
 // Lanes of two vectors whose weights are 16 places apart, each output twice.
 struct Lanes {
@@ -68,9 +57,6 @@ ML_INLINE void unpack_with(const PackedMatrix& matrix, int64_t inputs, const Cod
 }  // namespace
 
 void unpack_nibbles(const PackedMatrix& matrix, int64_t inputs, const Codes& codes, bf16* out) {
-  switch (matrix.kind) {
-    case kShifted: return unpack_with<Shifted>(matrix, inputs, codes, out);
-    case kAdded: return unpack_with<Added>(matrix, inputs, codes, out);
-    default: return unpack_with<Scaled>(matrix, inputs, codes, out);
-  }
+  with_nibble_formula(matrix.kind, [&](auto formula) { unpack_with<decltype(formula)>(matrix, inputs, codes, out); });
 }
+#endif
