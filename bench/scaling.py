@@ -11,10 +11,14 @@ would take on GPUs. The last line printed is the result as one line of JSON; it 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any
 
 import numpy as np
@@ -33,7 +37,7 @@ DATASHEETS = {
     "A100 80GB SXM": Machine(2.039e12, 312e12),
     "H100 SXM": Machine(3.35e12, 989e12),
 }
-TERMS = ("weights", "keys and values", "adapters", "a row", "a sequence", "a step")
+TERMS = ("weights", "keys and values", "adapters", "attention of prompts", "a row", "a sequence", "a step")
 OVERHEADS = 3  # of them, the last: counts, which are this machine's
 _BASE = [Shape(b) for b in (1, 2, 4, 8, 16, 32, 64)]
 _PROMPTS = (32, 64, 128, 256, 512)
@@ -46,6 +50,7 @@ SWEEPS: dict[str, list[Shape]] = {
     "distinct": [Shape(32, distinct=distinct) for distinct in (1, 2, 4, 8, 16, 32)],
     "prompt": [Shape(1, length, rows=length) for length in _PROMPTS],
     "prompt, an adapter": [Shape(1, length, rows=length, distinct=1) for length in _PROMPTS],
+    "later piece of a prompt": [Shape(1, context, rows=256) for context in (1024, 2048)],
 }
 
 
@@ -57,6 +62,7 @@ def features(work: Work, machine: Machine) -> list[float]:
         weights,
         work.kv_bytes / machine.bytes_per_second,
         adapters,
+        work.attention_flops / machine.flops_per_second,
         float(work.rows),
         float(work.sequences),
         1.0,
@@ -134,6 +140,39 @@ def _llama_7b(batch: int, context: int, distinct: int) -> Work:
     )
 
 
+def _compute(base: Path, device: str, kernels: str, ready: Connection) -> None:
+    shapes = list(dict.fromkeys(shape for sweep in SWEEPS.values() for shape in sweep))
+    bench = Workbench(base, shapes, device=device, kernels=kernels)
+    steps = [bench.inputs(shape) for shape in shapes]
+    draw_step = Random(0)
+    ready.send(None)
+    while True:
+        bench.time(draw_step.choice(steps))
+
+
+@contextmanager
+def others(count: int, base: Path, device: str, kernels: str) -> Iterator[None]:
+    """So many processes with a base of their own compute steps of all shapes meanwhile."""
+    context = get_context("spawn")
+    processes = []
+    try:
+        for _ in range(count):
+            ready, other_end = context.Pipe(duplex=False)
+            process = context.Process(target=_compute, args=(base, device, kernels, other_end), daemon=True)
+            processes.append(process)
+            process.start()
+            other_end.close()  # so that its end is heard here
+            try:
+                ready.recv()
+            except EOFError:
+                raise SystemExit("a process that should compute beside this one has ended") from None
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
 def show(found: dict[str, Any], best: Machine, out: Console) -> None:
     """The law, the points and the prediction for people."""
     gigabytes, gigaflops = best.bytes_per_second / 1e9, best.flops_per_second / 1e9
@@ -167,15 +206,20 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     kernels: Annotated[str, typer.Option(help="auto, native or pytorch.")] = "auto",
     repeat: Annotated[int, typer.Option(min=1, help="Medians are of so many steps.")] = 25,
+    beside: Annotated[
+        int, typer.Option(min=0, help="Processes that compute meanwhile, as replicas on one machine do.")
+    ] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the figures, PNG or SVG.")] = None,
 ) -> None:
     """Measure how a step scales; prints one JSON line last and keeps it in bench/results."""
     shapes = [shape for sweep in SWEEPS.values() for shape in sweep]
     bench = Workbench(resolve_base(base), shapes, device=device, kernels=kernels)
     best = measure_machine(bench.device)
-    found = measure(bench, best, repeat)
+    with others(beside, resolve_base(base), device, kernels):
+        found = measure(bench, best, repeat)
     show(found, best, wide_console(stderr=True))
     setting = {**machine.setting(), "base": base, "kernels": bench.decoder.kernels, **asdict(best)}
+    setting["beside"] = beside
     line = json.dumps({"bench": "scaling", **setting, **found})
     report.save(line, RESULTS, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-scaling")
     if plot is not None:

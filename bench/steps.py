@@ -10,6 +10,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from manylora.adapters.format.base import TargetModule
 from manylora.server.kernels.buffers import zeros
@@ -52,11 +53,13 @@ class Work:
     adapter_flops: float
     rows: int  # tokens that are computed
     sequences: int
+    attention_flops: float = 0.0  # of prompts; those of single tokens take less than reading their keys
 
     def least_seconds(self, machine: Machine) -> float:
         """The roofline: the time of all bytes or of all arithmetic, whichever is longer."""
         moved = (self.weight_bytes + self.kv_bytes + self.adapter_bytes) / machine.bytes_per_second
-        return max(moved, (self.weight_flops + self.adapter_flops) / machine.flops_per_second)
+        computed = self.weight_flops + self.adapter_flops + self.attention_flops
+        return max(moved, computed / machine.flops_per_second)
 
 
 def measure_machine(device: torch.device) -> Machine:
@@ -117,7 +120,14 @@ class Workbench:
         self._layer_parameters = sum(m.in_features * m.out_features for m in self._linear)
         self._head_parameters = config.vocab_size * config.hidden_size
         self._vocabulary = config.vocab_size
+        # Of a query and a key: their product, and that of its weight and a value.
+        self._pair_flops = 4.0 * config.num_hidden_layers * self._attention_width(config)
         self.table_bytes = 2 * 2 * self._head_parameters  # of the embedding and the head, in bf16
+
+    @staticmethod
+    def _attention_width(config: PretrainedConfig) -> int:
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(config.num_attention_heads * head_dim)
 
     def _elements(self, rank: int) -> int:
         return sum(rank * (page_length(m.in_features) + page_length(m.out_features)) for m in self._linear)
@@ -183,7 +193,13 @@ class Workbench:
             adapter_flops=2.0 * adapter * rows if distinct else 0.0,
             rows=rows,
             sequences=shape.batch,
+            attention_flops=self._pair_flops * shape.batch * prompt_pairs(shape.rows, shape.context),
         )
+
+
+def prompt_pairs(rows: int, context: int) -> float:
+    """Queries and keys that meet in a piece of ``rows`` tokens of a prompt, which ends at ``context``."""
+    return rows * (context - (rows - 1) / 2) if rows > 1 else 0.0
 
 
 def _start(decoder: Decoder) -> int:

@@ -23,6 +23,7 @@ class Hardware:
     loaders: int = 2
     max_num_seqs: int = 256
     max_batch_tokens: int = 2048
+    max_stretch: float = 4.0  # of answers' steps by prompts, see PromptBudget
 
 
 class Tier:

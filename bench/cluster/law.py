@@ -18,11 +18,22 @@ class Model:
     head_parameters: int
     kv_bytes: int  # of one token
     rank_parameters: int  # of one rank of an adapter on all linear layers
+    pair_flops: int  # of a query and a key, over all layers and heads
 
 
-SMOLLM2_135M = Model(106_168_320, 28_311_552, 2 * 2 * 30 * 3 * 64, 30 * (2 * 576 + 2 * 768 + 3 * 2112 + 1152))
+SMOLLM2_135M = Model(
+    layer_parameters=106_168_320,
+    head_parameters=28_311_552,
+    kv_bytes=2 * 2 * 30 * 3 * 64,
+    rank_parameters=30 * (2 * 576 + 2 * 768 + 3 * 2112 + 1152),
+    pair_flops=4 * 30 * 576,
+)
 LLAMA_2_7B = Model(
-    32 * (4 * 4096**2 + 3 * 4096 * 11008), 32000 * 4096, 2 * 2 * 32 * 4096, 32 * (8 * 4096 + 3 * 15104)
+    layer_parameters=32 * (4 * 4096**2 + 3 * 4096 * 11008),
+    head_parameters=32000 * 4096,
+    kv_bytes=2 * 2 * 32 * 4096,
+    rank_parameters=32 * (8 * 4096 + 3 * 15104),
+    pair_flops=4 * 32 * 4096,
 )
 
 
@@ -32,15 +43,23 @@ class Law:
 
     model: Model
     machine: Machine
-    weights: float  # times the machine's best, like the next two
+    weights: float  # times the machine's best, like the next three
     keys_and_values: float
     adapters: float
+    attention: float  # of prompts
     row: float  # seconds, like the next two
     sequence: float
     step: float
 
     def seconds(
-        self, rows: int, heads: int, context: float, rank_rows: float, distinct_ranks: float
+        self,
+        rows: int,
+        heads: int,
+        context: float,
+        rank_rows: float,
+        distinct_ranks: float,
+        *,
+        pairs: float = 0.0,
     ) -> float:
         """A step of so many tokens.
 
@@ -50,6 +69,7 @@ class Law:
             context: tokens whose keys and values are read, over all sequences.
             rank_rows: the ranks of the rows' adapters, added up.
             distinct_ranks: the ranks of the different adapters among them, added up.
+            pairs: queries and keys of prompts that meet.
         """
         model, best = self.model, self.machine
         parameters = model.layer_parameters + model.head_parameters
@@ -61,6 +81,7 @@ class Law:
             self.weights * weights
             + self.keys_and_values * model.kv_bytes * context / best.bytes_per_second
             + self.adapters * (moved + computed)
+            + self.attention * model.pair_flops * pairs / best.flops_per_second
             + self.row * rows
             + self.sequence * heads
             + self.step
@@ -74,7 +95,7 @@ class Law:
 def measured(result: Path) -> Law:
     """The law of a kept result of ``bench.scaling``, for the base and the machine that it was measured on.
 
-    Older results have no time of a sequence: every row was one.
+    Older results have no time of a sequence, or of prompts' attention: 0.
     """
     told = json.loads(result.read_text())
     machine = Machine(told["bytes_per_second"], told["flops_per_second"])
@@ -87,9 +108,17 @@ def on_paper(result: Path, gpu: str = "H100 SXM") -> Law:
     What a step takes beside its arithmetic is that machine's; the times of a row and a sequence are left out.
     """
     law = measured(result)
-    weights, keys_and_values, adapters = (
-        max(1.0, part) for part in (law.weights, law.keys_and_values, law.adapters)
+    weights, keys_and_values, adapters, attention = (
+        max(1.0, part) for part in (law.weights, law.keys_and_values, law.adapters, law.attention)
     )
     return Law(
-        LLAMA_2_7B, DATASHEETS[gpu], weights, keys_and_values, adapters, row=0.0, sequence=0.0, step=law.step
+        LLAMA_2_7B,
+        DATASHEETS[gpu],
+        weights,
+        keys_and_values,
+        adapters,
+        attention,
+        row=0.0,
+        sequence=0.0,
+        step=law.step,
     )

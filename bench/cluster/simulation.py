@@ -13,6 +13,7 @@ from bench.cluster.adapter_memory import Hardware
 from bench.cluster.law import Law
 from bench.cluster.policies import Policy
 from bench.cluster.replica import Replica
+from bench.cluster.shared_machine import SharedMachine
 from bench.cluster.workload import Request
 
 REPORT_SECONDS = 0.5  # as on Ray Serve
@@ -47,13 +48,20 @@ class Requests(Protocol):
 class Simulation:
     """One run of a policy over a workload."""
 
-    def __init__(self, law: Law, hardware: Hardware, policy: Policy, replicas: int) -> None:
+    def __init__(
+        self, law: Law, hardware: Hardware, policy: Policy, replicas: int, *, beside: Law | None = None
+    ) -> None:
+        """Replicas with a machine each; with ``beside`` on one, and that is the law while others compute."""
         self.now = 0.0
         self._policy = policy
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._number = 0
         self._left = 0  # requests that have not ended
-        self.replicas = [Replica(law, hardware, self._at, self._end_of(index)) for index in range(replicas)]
+        laws, machine = (law, beside or law), SharedMachine()
+        self.replicas = [
+            Replica(laws, hardware, self._at, self._end_of(index), machine if beside else SharedMachine())
+            for index in range(replicas)
+        ]
 
     def run(self, workload: Requests, seconds: float, warm_up: float) -> Outcome:
         """Let requests come for so long, and wait for their answers."""

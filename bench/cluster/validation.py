@@ -1,7 +1,8 @@
 """The simulation beside two real replicas: the same requests, and how far their figures are apart.
 
-    OMP_NUM_THREADS=1 python -m bench.scaling        # twice at once: two replicas share the machine
-    python -m bench.cluster.validation --law bench/results/…-scaling.json
+    OMP_NUM_THREADS=1 python -m bench.scaling
+    OMP_NUM_THREADS=1 python -m bench.scaling --beside 1  # the two replicas share the machine
+    python -m bench.cluster.validation --law …-scaling.json --beside …-scaling.json
 
 Run it alone on the machine, in an environment with ``manylora[ray]``. Two replicas of one thread each serve
 adapters by Zipf's law, at random times; the simulation is given the same requests, the law, and two things
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import count
+from math import inf
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
@@ -100,23 +102,28 @@ async def drive(endpoint: Endpoint, requests: Sequence[Request]) -> list[Exchang
     return await asyncio.gather(*map(one, requests))
 
 
-async def calibrate(endpoint: Endpoint, law: Law) -> float:
-    """Seconds of a first token that no step takes, on idle replicas."""
-    seen = []
-    for _ in range(12):
-        exchange = await ask(endpoint, Request(0.0, "a0", RANK, 32, 4))
+async def calibrate(endpoint: Endpoint, law: Law, adapters: int) -> tuple[float, float]:
+    """On idle replicas: seconds of a first token that no step takes, and those of an adapter's first use."""
+
+    async def beside_steps(adapter: int) -> float:
+        exchange = await ask(endpoint, Request(0.0, f"a{adapter}", RANK, 32, 4))
         rows = exchange.prompt_tokens
-        seen.append(
-            (exchange.first_token or 0.0) - law.seconds(rows, 1, 0.0, float(RANK * rows), float(RANK))
-        )
-    return max(0.0, median(seen[2:]))
+        steps = law.seconds(rows, 1, 0.0, float(RANK * rows), float(RANK))
+        return (exchange.first_token or 0.0) - steps
+
+    seen = [await beside_steps(0) for _ in range(12)]
+    besides = max(0.0, median(seen[2:]))
+    first_uses = [await beside_steps(1 + number) for number in range(min(12, adapters - 1))]
+    return besides, max(0.0, median(first_uses) - besides)
 
 
 def simulated(
-    law: Law, hardware: Hardware, requests: Sequence[Request], seconds: float, warm_up: float
+    laws: tuple[Law, Law], hardware: Hardware, requests: Sequence[Request], seconds: float, warm_up: float
 ) -> Outcome:
     """What the simulation says of the same requests."""
-    simulation = Simulation(law, hardware, Affinity(REPLICAS, 1, SEQUENCES), REPLICAS)
+    alone, beside = laws
+    policy = Affinity(REPLICAS, 1, SEQUENCES)
+    simulation = Simulation(alone, hardware, policy, REPLICAS, beside=beside)
     return simulation.run(Recorded(requests), seconds, warm_up)
 
 
@@ -125,7 +132,7 @@ async def compare(
     base: Path,
     place: Path,
     *,
-    law: Law,
+    laws: tuple[Law, Law],
     hardware: Hardware,
     demand: Demand,
     seconds: float,
@@ -134,7 +141,7 @@ async def compare(
     endpoint = Endpoint.of(server.url)
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as http:
         await publish(http, base, place / "adapters", demand.adapters)
-        besides = await calibrate(endpoint, law)
+        besides, loading = await calibrate(endpoint, laws[0], demand.adapters)
         requests = [
             replace(request, rank=RANK, answer=min(request.answer, 200))
             for request in Workload(demand, 1).requests(seconds)
@@ -151,7 +158,8 @@ async def compare(
         raise SystemExit(f"{len(faults)} requests failed: {faults[0]}")
     prompts = mean(e.prompt_tokens / r.prompt for e, r in zip(exchanges, counted, strict=True))
     told = [replace(request, prompt=max(1, round(request.prompt * prompts))) for request in requests]
-    expected = simulated(law, hardware, told, seconds, warm_up)
+    hardware = replace(hardware, store_seconds=loading)
+    expected = simulated(laws, hardware, told, seconds, warm_up)
     firsts = sorted(exchange.first_token or 0.0 for exchange in exchanges)
     hits = {tier: after[tier] - before[tier] for tier in after}
     real = {
@@ -165,17 +173,26 @@ async def compare(
         "first_token_p99": expected.first_token_p99 + besides,
     }
     apart = {key: guess[key] / real[key] - 1 for key in real}
-    return {"besides": besides, "requests": len(counted), "real": real, "simulated": guess, "apart": apart}
+    return {
+        "besides": besides,
+        "loading": loading,
+        "requests": len(counted),
+        "tiers": hits,
+        "real": real,
+        "simulated": guess,
+        "apart": apart,
+    }
 
 
-async def run(base: Path, law: Law, demand: Demand, seconds: float, memory: int) -> dict[str, Any]:
+async def run(
+    base: Path, laws: tuple[Law, Law], demand: Demand, seconds: float, memory: int
+) -> dict[str, Any]:
     """Start two replicas, compare, and stop them."""
     hardware = Hardware(
         adapter_memory=float(memory),
         host_memory=float(memory * 8),
-        host_speed=law.machine.bytes_per_second / 4,  # read and written
-        store_speed=1e9,
-        store_seconds=0.005,
+        host_speed=laws[0].machine.bytes_per_second / 4,  # read and written
+        store_speed=inf,  # what is read there is measured as one time
         max_num_seqs=SEQUENCES,
         max_batch_tokens=BATCH_TOKENS,
     )
@@ -187,7 +204,7 @@ async def run(base: Path, law: Law, demand: Demand, seconds: float, memory: int)
         server = await start(system("ray", base, place / "data", 1, *options), place / "ray.log")
         try:
             return await compare(
-                server, base, place, law=law, hardware=hardware, demand=demand, seconds=seconds
+                server, base, place, laws=laws, hardware=hardware, demand=demand, seconds=seconds
             )
         finally:
             server.stop()
@@ -196,15 +213,19 @@ async def run(base: Path, law: Law, demand: Demand, seconds: float, memory: int)
 def main(
     *,
     law: Annotated[Path, typer.Option(help="A result of bench.scaling on this machine, one thread of two.")],
-    base: Annotated[str, typer.Option(help="Base model, the one of the law.")] = "smollm2-135m",
+    beside: Annotated[
+        Path, typer.Option(help="One that was measured with --beside 1: the replicas share the machine.")
+    ],
+    base: Annotated[str, typer.Option(help="Base model, the one of the laws.")] = "smollm2-135m",
     rate: Annotated[float, typer.Option(help="Requests a second in all.")] = 2.0,
     adapters: Annotated[int, typer.Option(min=1, help="Names.")] = 100,
     memory: Annotated[int, typer.Option(help="Bytes for adapters of a replica.")] = 400_000_000,
-    seconds: Annotated[float, typer.Option(help="Of requests, a third of them to warm up.")] = 180.0,
+    seconds: Annotated[float, typer.Option(help="Of requests, a third of them to warm up.")] = 600.0,
 ) -> None:
     """Compare the simulation with two real replicas; prints one JSON line last and keeps it."""
     demand = Demand(rate, adapters, drift=1e9, prompt=128.0, answer=32.0, ranks=(RANK,), rank_weights=(1.0,))
-    found = asyncio.run(run(resolve_base(base), measured(law), demand, seconds, memory))
+    laws = measured(law), measured(beside)
+    found = asyncio.run(run(resolve_base(base), laws, demand, seconds, memory))
     told = {
         "bench": "cluster-validation",
         **machine.setting(),

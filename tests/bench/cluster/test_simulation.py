@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import cycle
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -26,11 +28,14 @@ SIMPLE = Law(
     0,
     0,
     0,
+    0,
     row=1.0,
     sequence=0.0,
     step=0.0,
 )
-ROOMY = Hardware(adapter_memory=1e9, host_memory=1e9, host_speed=1e30, store_speed=1e30, store_seconds=5.0)
+ROOMY = Hardware(
+    adapter_memory=1e9, host_memory=1e9, host_speed=1e30, store_speed=1e30, store_seconds=5.0, max_stretch=inf
+)
 
 
 class Listed:
@@ -44,6 +49,20 @@ class Listed:
 
     def rank_of(self, adapter: str) -> int:  # noqa: ARG002
         return 8
+
+
+class InTurn:
+    """To one replica after the other."""
+
+    def __init__(self, count: int) -> None:
+        self._next = cycle(range(count))
+
+    def choose(self, request: Request, now: float) -> tuple[int, Prefetches]:  # noqa: ARG002
+        return next(self._next), ()
+
+    def ended(self, replica: int) -> None: ...
+
+    def report(self, replica: int, resident: dict[str, int], ongoing: int) -> None: ...
 
 
 class First:
@@ -91,6 +110,21 @@ def test_a_long_prompt_takes_several_steps() -> None:
     assert simulate(request(0.0), request(50.0, prompt=20), hardware=hardware) == [15.0, 50.0 + 15.0 + 5.0]
 
 
+def test_a_prompt_is_cut_where_it_would_stretch_the_steps_of_answers() -> None:
+    """By the engine's own rule, which has learned from the first prompt that a row takes a second."""
+    hardware = replace(ROOMY, max_stretch=4.0)
+    asked = request(0.0, prompt=100, answer=1000), request(110.0, prompt=40)
+    assert simulate(*asked, hardware=hardware) == [105.0, 110.0 + (16 + 1) + (16 + 1) + (8 + 1)]
+
+
+def test_attention_of_a_prompt_grows_with_what_was_there_before() -> None:
+    law = replace(SIMPLE, row=0.0, attention=1.0, machine=Machine(1e30, float(SIMPLE.model.pair_flops)))
+    whole = simulate(request(0.0, prompt=40), law=law)
+    assert whole == [5.0 + 40 * 41 / 2]
+    pieces = simulate(request(0.0, prompt=40), law=law, hardware=replace(ROOMY, max_batch_tokens=15))
+    assert pieces == whole
+
+
 def test_sequences_beyond_the_most_wait_for_one_to_end() -> None:
     hardware = replace(ROOMY, max_num_seqs=1)
     assert simulate(request(0.0, answer=5), request(15.5), hardware=hardware) == [15.0, 19.0 + 10.0]
@@ -114,6 +148,27 @@ def test_what_is_prefetched_is_a_hit() -> None:
     asked = [request(0.0), request(100.0, "a2")]
     Simulation(SIMPLE, ROOMY, First([(0, "a2")]), 1).run(Listed(*asked), 1000.0, 0.0)
     assert asked[1].hit
+
+
+def test_replicas_of_one_machine_slow_each_other_down_while_both_compute() -> None:
+    """A row takes 1 s alone and 2 s beside another. Loading takes 5 s, each prompt has 10 rows."""
+    asked = [request(0.0), request(5.0)]
+    simulation = Simulation(SIMPLE, ROOMY, InTurn(2), 2, beside=replace(SIMPLE, row=2.0))
+    simulation.run(Listed(*asked), 1000.0, 0.0)
+    # Alone from 5 s on, 5 rows are done when the second comes at 10 s; 5 more take 10 s, and 4 tokens 8 s.
+    # In those 18 s the second has done 9 rows; its last one is alone again.
+    assert [each.first_token for each in asked] == [20.0, 29.0]
+
+
+def test_an_answer_is_slower_only_while_the_other_computes() -> None:
+    """One of many equal steps, which are planned at once."""
+    asked = [request(0.0, answer=100), request(30.0, answer=1), request(40.0)]
+    hardware = replace(ROOMY, max_num_seqs=1)
+    simulation = Simulation(SIMPLE, hardware, InTurn(2), 2, beside=replace(SIMPLE, row=2.0))
+    simulation.run(Listed(*asked), 1000.0, 0.0)
+    # The other's prompt takes from 35 to 55 s: 20 tokens before it, 10 meanwhile, 69 after it, and the third
+    # request waits for the last.
+    assert [each.first_token for each in asked] == [15.0, 55.0, 124.0 + 10.0]
 
 
 def test_the_law_is_that_of_the_measured_points() -> None:
