@@ -1,11 +1,11 @@
-"""What a step costs as a function of batch, context, rank and distinct adapters, beside the roofline.
+"""What a step costs by batch, context, rank, distinct adapters and tokens of prompts, beside the roofline.
 
     python -m bench.scaling --plot docs/scaling.png
 
 Steps of many shapes are timed in one process, the time is fitted as a sum of what has to be moved and
 computed, and each part is compared with what the machine can do. The same law on paper says what a 7B base
-would take on GPUs. The last line printed is the result as one line of JSON; it is also kept in
-``bench/results``.
+would take on GPUs. With ``--beside 1`` another process computes all the while. The last line printed is the
+result as one line of JSON; it is also kept in ``bench/results``.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@
     python -m bench.cluster.validation --law …-scaling.json --beside …-scaling.json
 
 Run it alone on the machine, in an environment with ``manylora[ray]``. Two replicas of one thread each serve
-adapters by Zipf's law, at random times; the simulation is given the same requests, the law, and two things
-that are measured first: what a request takes besides its steps, and what loading an adapter takes. The last
-line printed is the result as one line of JSON; it is also kept in ``bench/results``.
+adapters by Zipf's law, at random times; the simulation is given the same requests, the laws of a replica
+alone and beside another, and two things that are measured first: what a request takes besides its steps, and
+what bringing an adapter in takes. The last line printed is the result as one line of JSON; it is also kept in
+``bench/results``.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from bench.cluster.ray_overhead import system
 from bench.cluster.simulation import Outcome, Simulation
 from bench.cluster.workload import Demand, Request, Workload
 from bench.run import RESULTS, resolve_base
+from bench.steps import prompt_pairs
 from bench.systems import RunningSystem, start
 from manylora.server.cli.loadgen.completion import Endpoint, Exchange, complete, greedy
 
@@ -103,18 +105,20 @@ async def drive(endpoint: Endpoint, requests: Sequence[Request]) -> list[Exchang
 
 
 async def calibrate(endpoint: Endpoint, law: Law, adapters: int) -> tuple[float, float]:
-    """On idle replicas: seconds of a first token that no step takes, and those of an adapter's first use."""
+    """On idle replicas: seconds of a first token that no step takes, and those of bringing an adapter in."""
 
     async def beside_steps(adapter: int) -> float:
         exchange = await ask(endpoint, Request(0.0, f"a{adapter}", RANK, 32, 4))
         rows = exchange.prompt_tokens
-        steps = law.seconds(rows, 1, 0.0, float(RANK * rows), float(RANK))
+        pairs = prompt_pairs(rows, rows)
+        steps = law.seconds(rows, 1, 0.0, float(RANK * rows), float(RANK), pairs=pairs)
         return (exchange.first_token or 0.0) - steps
 
     seen = [await beside_steps(0) for _ in range(12)]
     besides = max(0.0, median(seen[2:]))
     first_uses = [await beside_steps(1 + number) for number in range(min(12, adapters - 1))]
-    return besides, max(0.0, median(first_uses) - besides)
+    loading = max(0.0, median(first_uses) - besides) if first_uses else 0.0
+    return besides, loading
 
 
 def simulated(
@@ -190,9 +194,9 @@ async def run(
     """Start two replicas, compare, and stop them."""
     hardware = Hardware(
         adapter_memory=float(memory),
-        host_memory=float(memory * 8),
-        host_speed=laws[0].machine.bytes_per_second / 4,  # read and written
-        store_speed=inf,  # what is read there is measured as one time
+        host_memory=0.0,  # bringing one in takes as long as was measured, every time
+        host_speed=inf,
+        store_speed=inf,
         max_num_seqs=SEQUENCES,
         max_batch_tokens=BATCH_TOKENS,
     )

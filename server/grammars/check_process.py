@@ -32,7 +32,7 @@ _STACK = 4 << 20  # bytes: less than the threads of the server have
 _MAX_ERROR = 300  # characters
 _LARGE = re.compile(r"\{\s*\d*\s*,?\s*\d\d+\s*\}")  # a repetition of an expression or of a rule
 _STEPS = 400  # bytes of an answer that are tried where there are such
-_STEPS_SECONDS = 0.14  # of CPU time that they may take; a grammar that is slow, but no slower, is taken
+_STEPS_SECONDS = 0.2  # of CPU time that they may take; a grammar that is slow, but no slower, is taken
 _QUOTE = ord('"')  # which would end a string of JSON
 _MARK = b"\xff"  # with which the library tells control tokens from text
 

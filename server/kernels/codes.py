@@ -2,7 +2,7 @@
 
 A weight is computed in float32 by the formula of its kind, operation by operation as written, and rounded
 once to the dtype it is multiplied in. A kind is added here by its number and its formula, and beside the
-kernels by its packer (``cpu/packed_codes.py``) and its unpack function (``cpu/src/unpack.h`` says how).
+kernels by its packers (``cpu/packed_codes.py``) and unpack functions (``cpu/src/unpack.h`` says how).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from manylora.server.kernels.cpu.huge_pages import Arena
 
 BLOCK = 32  # outputs of a packed block
 _GROUP = 16  # inputs: groups are multiples of it
-_MODERATE = 2.0**60  # scales up to it, and down to its inverse, are far from float32's ends
+_MODERATE = 2.0**50  # scales up to it, and down to its inverse: products of two are far from float32's ends
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manylora.server.cache_directory import cache_directory
 from manylora.server.cli.vllm.arguments import IGNORED, LISTS, ONLY, SERVED, SHORT, SWITCHES
 from manylora.server.cli.vllm.translate import translate
 from manylora.server.errors import ConfigError
@@ -178,6 +179,7 @@ def test_a_server_starts_from_them(tmp_path: Path, model: Path) -> None:
         "MANYLORA_ADAPTER_MEMORY": "16MiB",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(cache_directory("kernels").parents[1]),
         "PYTHONPATH": ":".join(sys.path),
     }
     with subprocess.Popen(

@@ -10,7 +10,7 @@
 extern "C" {
 
 // How the codes of a matrix stand for its weights. A kind is what a kernel has to know of them, not which library or
-// file they came from. Whoever adds one writes its unpack function (unpack.h) and its packer (packed_codes.py).
+// file they came from. Whoever adds one writes its unpack functions (unpack.h) and its packers (packed_codes.py).
 enum MatrixKind {
   kPlain = 0,    // the codes are the weights: packed bf16 (pack.h)
   kNibbles = 1,  // 4-bit codes: table[code] * scale
@@ -32,7 +32,7 @@ struct PackedMatrix {
   int64_t blocks;        // of 32 outputs
   int32_t kind;          // a MatrixKind
   float factor;          // of kinds that have one; else 0
-  int64_t moderate;      // whether scales and offsets are 0 or of 2^-60 to 2^60, or below 0 likewise
+  int64_t moderate;      // whether scales and offsets are 0 or of 2^-50 to 2^50 in magnitude: products of two can be rounded as products
 };
 
 // Pointers of one decoder block. Matrices are packed (pack.h); norm weights and biases are fp32, biases

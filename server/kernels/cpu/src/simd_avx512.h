@@ -28,6 +28,7 @@ ML_INLINE Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
 ML_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
 ML_INLINE Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
 ML_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+ML_INLINE void fma_onto(Float& acc, Float a, Float b) { acc = fma(a, b, acc); }
 ML_INLINE Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
 ML_INLINE Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
 ML_INLINE Float round_even(Float v) { return _mm512_roundscale_ps(v, 0); }

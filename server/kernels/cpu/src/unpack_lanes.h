@@ -110,10 +110,10 @@ ML_INLINE Pairs round_pairs(Float first, Float second) {
 }
 
 // v rounded to bf16's eight bits, where it is 0 or far from the smallest and the largest numbers: Veltkamp's way to
-// split a number, which finds the nearest one, and of two the even one.
+// split a number, which finds the nearest one, and of two the even one. In this order -0 keeps its sign.
 ML_INLINE Float round_moderate(Float v) {
   const Float much = mul(v, splat(65537.0f));
-  return add(much, sub(v, much));
+  return sub(much, sub(much, v));
 }
 
 ML_INLINE Pairs round_moderate_pairs(Float first, Float second) {

@@ -1,5 +1,5 @@
-// 4-bit codes in the order of packed bf16. A step of a block is 32 bytes, for the 64 weights of its bf16 form in order: byte j of either half of
-// 16 holds weight j of a half of 32 in its low bits, weight j + 16 in its high ones.
+// 4-bit codes in the order of packed bf16. A step of a block is 32 bytes, for the 64 weights of its bf16 form in order:
+// byte j of either half of 16 holds weight j of a half of 32 in its low bits, weight j + 16 in its high ones.
 #include "unpack.h"
 #if !defined(ML_INPUTS_APART)
 #include "code_formulas.h"

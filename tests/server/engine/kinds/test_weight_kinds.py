@@ -107,7 +107,7 @@ def test_with_modules_of_their_own(tmp_path: Path, name: str, saved: list[str]) 
     assert_logits_match(torch.stack(logits[row.id]), expected)
 
 
-@pytest.mark.parametrize("kernels", ["pytorch", "native"])
+@pytest.mark.parametrize("kernels", [pytest.param("pytorch", marks=pytest.mark.sweep), "native"])
 def test_in_bf16_it_errs_no_more_than_peft(tmp_path: Path, kernels: str) -> None:
     """PSOFT is far off in both: its space is that of the rounded weights. So is PEFT's FRoD."""
     model = tiny_model(tmp_path / "model", "llama-untied-bias")
