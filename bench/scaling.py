@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -140,37 +140,37 @@ def _llama_7b(batch: int, context: int, distinct: int) -> Work:
     )
 
 
-def _compute(base: Path, device: str, kernels: str, ready: Connection) -> None:
-    shapes = list(dict.fromkeys(shape for sweep in SWEEPS.values() for shape in sweep))
+def _compute(base: Path, shapes: Sequence[Shape], device: str, kernels: str, asker: Connection) -> None:
     bench = Workbench(base, shapes, device=device, kernels=kernels)
     steps = [bench.inputs(shape) for shape in shapes]
     draw_step = Random(0)
-    ready.send(None)
-    while True:
+    asker.send("ready")
+    while not asker.poll():  # until who asked has gone
         bench.time(draw_step.choice(steps))
 
 
 @contextmanager
-def others(count: int, base: Path, device: str, kernels: str) -> Iterator[None]:
-    """So many processes with a base of their own compute steps of all shapes meanwhile."""
+def others(count: int, base: Path, shapes: Sequence[Shape], *, device: str, kernels: str) -> Iterator[None]:
+    """So many processes with a base of their own compute steps of these shapes meanwhile.
+
+    Raises:
+        SystemExit: one has ended before it began.
+    """
     context = get_context("spawn")
-    processes = []
-    try:
+    with ExitStack() as stack:
         for _ in range(count):
-            ready, other_end = context.Pipe(duplex=False)
-            process = context.Process(target=_compute, args=(base, device, kernels, other_end), daemon=True)
-            processes.append(process)
+            end, other_end = context.Pipe()
+            given = base, shapes, device, kernels, other_end
+            process = context.Process(target=_compute, args=given, daemon=True)
             process.start()
+            stack.callback(process.join)
+            stack.callback(end.close)
             other_end.close()  # so that its end is heard here
             try:
-                ready.recv()
+                end.recv()
             except EOFError:
                 raise SystemExit("a process that should compute beside this one has ended") from None
         yield
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
 
 
 def show(found: dict[str, Any], best: Machine, out: Console) -> None:
@@ -215,7 +215,7 @@ def main(
     shapes = [shape for sweep in SWEEPS.values() for shape in sweep]
     bench = Workbench(resolve_base(base), shapes, device=device, kernels=kernels)
     best = measure_machine(bench.device)
-    with others(beside, resolve_base(base), device, kernels):
+    with others(beside, resolve_base(base), shapes, device=device, kernels=kernels):
         found = measure(bench, best, repeat)
     show(found, best, wide_console(stderr=True))
     setting = {**machine.setting(), "base": base, "kernels": bench.decoder.kernels, **asdict(best)}

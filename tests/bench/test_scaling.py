@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.scaling import DATASHEETS, SWEEPS, TERMS, features, fit, measure, on_paper, predicted
+from bench.scaling import DATASHEETS, SWEEPS, TERMS, features, fit, measure, on_paper, others, predicted
 from bench.scaling_plot import draw
 from bench.steps import Machine, Shape, Work, Workbench
 from tests.support.tiny_models import tiny_model
@@ -87,6 +89,18 @@ def test_a_law_is_found_again() -> None:
         min(fit(rows, [max(1e-6, predicted(row, [1.2, 1.5, 2.0, 0.0, -1e-5, 0.0, 0.0])) for row in rows]))
         >= 0
     )
+
+
+@pytest.mark.slow
+def test_others_compute_meanwhile(tiny_llama: Path, tmp_path: Path) -> None:
+    def beside(base: Path) -> AbstractContextManager[None]:
+        return others(1, base, [Shape(2, context=40)], device="cpu", kernels="pytorch")
+
+    with beside(tiny_llama):
+        (process,) = active_children()
+    assert (process.exitcode, active_children()) == (0, [])
+    with pytest.raises(SystemExit, match="has ended"), beside(tmp_path):
+        pytest.fail("nothing computes")
 
 
 def test_a_run_and_its_picture(bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,10 @@ def _fault(error: Exception) -> AdapterError:
 def _raise_faults(configs: Sequence[TrainConfig], faults: Sequence[AdapterError | None]) -> None:
     given = [(config, fault) for config, fault in zip(configs, faults, strict=True) if fault is not None]
     if len(given) == 1:
-        raise given[0][1]
+        ((config, fault),) = given
+        if len(configs) > 1:
+            fault.args = (f"{config.output_dir}: {fault}",)  # of the same kind, and named
+        raise fault
     if given:
         kind = Interrupted if all(isinstance(fault, Interrupted) for _, fault in given) else TrainingError
         raise kind("\n".join(f"{config.output_dir}: {fault}" for config, fault in given))

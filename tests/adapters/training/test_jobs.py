@@ -88,8 +88,9 @@ def test_one_that_fails_leaves_the_others_alone(tiny_llama: Path, tmp_path: Path
     sound = config(tiny_llama, directory(tmp_path, "x"), max_steps=2)
     bad = config(tiny_llama, directory(tmp_path, "y"), [{"messages": []}])
     console = Console(file=io.StringIO())
-    with pytest.raises(DataError, match=r"jsonl:1: messages"):
+    with pytest.raises(DataError, match=r"jsonl:1: messages") as caught:
         train_jobs([sound, bad], console=console)
+    assert str(caught.value).startswith(f"{bad.output_dir}: ")
     assert (sound.output_dir / "adapter" / "adapter_config.json").is_file()
     assert not (bad.output_dir / "adapter").exists()
     assert isinstance(console.file, io.StringIO)
