@@ -211,7 +211,8 @@ def rounded(real: Real, real_model_dir: Path, paths: dict[str, Path]) -> torch.T
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("kernels", ["auto", pytest.param("pytorch", marks=pytest.mark.sweep)])
+@pytest.mark.sweep
+@pytest.mark.parametrize("kernels", ["auto", "pytorch"])
 def test_in_bf16(
     real: Real, rounded: torch.Tensor, real_model_dir: Path, paths: dict[str, Path], kernels: str
 ) -> None:

@@ -130,7 +130,7 @@ def build(
             return target
         with tempfile.TemporaryDirectory(prefix="manylora-kernels-") as work:
             sources = (*sorted(SOURCES.glob("*.cpp")), *extra_sources)
-            built = _compile((*_FLAGS, *variant.compiler_flags, *extra_flags), sources, Path(work))
+            built = _compile(compile_command(variant, extra_flags), sources, Path(work))
             arriving = target.with_suffix(".new")
             try:
                 shutil.copyfile(built, arriving)
@@ -140,12 +140,20 @@ def build(
     return target
 
 
-def _compile(flags: tuple[str, ...], sources: tuple[Path, ...], work: Path) -> Path:
-    compiler = _compiler()
+def compile_command(variant: Variant, extra_flags: tuple[str, ...] = ()) -> list[str]:
+    """The compiler, and what it is told of every source of ``variant``.
+
+    Raises:
+        KernelBuildError: there is none.
+    """
+    return [_compiler(), *_FLAGS, *variant.compiler_flags, *extra_flags, "-I", str(SOURCES)]
+
+
+def _compile(command: list[str], sources: tuple[Path, ...], work: Path) -> Path:
     objects = [work / f"{source.stem}.o" for source in sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [
-            pool.submit(_run, [compiler, *flags, "-I", str(SOURCES), "-c", str(source), "-o", str(out)])
+            pool.submit(_run, [*command, "-c", str(source), "-o", str(out)])
             for source, out in zip(sources, objects, strict=True)
         ]
         for job in jobs:
@@ -153,7 +161,7 @@ def _compile(flags: tuple[str, ...], sources: tuple[Path, ...], work: Path) -> P
     built = work / "kernels.so"
     # Said although C++ drivers imply it: PEFT's BOFT sets CXX to gcc for the whole process.
     runtime = ["-lstdc++"] if sys.platform == "linux" else []
-    _run([compiler, *flags, "-shared", *map(str, objects), *runtime, "-o", str(built)])
+    _run([*command, "-shared", *map(str, objects), *runtime, "-o", str(built)])
     return built
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from manylora.server.kernels.cpu.build import (
-    _FLAGS,
     SOURCES,
     Variant,
-    _compiler,
     compilable_variants,
+    compile_command,
     usable_variants,
 )
 
@@ -33,7 +32,7 @@ def test_a_level_that_does_not_run_here_compiles(level: Variant, tmp_path: Path)
     vectors = ["immintrin.h"] if level.cpu_flags else []
     header = tmp_path / "read_once.h"
     header.write_text("".join(f"#include <{name}>\n" for name in (*vectors, *HEADERS)))
-    command = [_compiler(), *_FLAGS, *level.compiler_flags, "-I", str(SOURCES)]
+    command = compile_command(level)
     subprocess.run([*command, "-x", "c++-header", str(header), "-o", f"{header}.gch"], check=True)
 
     def errors(source: Path) -> str:

@@ -91,7 +91,7 @@ def check_bits(
     ("dtype", "seed"),
     [
         (BF16, 0),
-        (FP32, 1),
+        pytest.param(FP32, 1, marks=pytest.mark.sweep),
         *(pytest.param(dtype, seed, marks=pytest.mark.sweep) for dtype in CASES for seed in range(2, 7)),
     ],
 )

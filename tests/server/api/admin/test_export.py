@@ -87,6 +87,7 @@ def test_an_exported_mix_answers_like_the_mix(server: Running, root: Path) -> No
     assert "| beta |" in card
 
 
+@pytest.mark.sweep
 def test_from_the_command_line(server: Running, root: Path) -> None:
     env = {"MANYLORA_URL": server.url, "COLUMNS": "100", "NO_COLOR": "1"}
     done = CliRunner(env=env).invoke(app, ["adapters", "export", "gamma", "--dtype", "bf16"])
