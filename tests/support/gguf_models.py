@@ -14,43 +14,39 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from tests.support.gguf_metadata import write_config
+
 KindOf = Callable[[str], str]  # of a tensor by llama.cpp's name
-_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+# llama.cpp's architecture of a model type that is called otherwise there.
+_ARCHITECTURES = {"gemma3_text": "gemma3", "olmo3": "olmo2"}
+_REORDERED = ("llama", "granite", "smollm3")  # q and k, by llama.cpp's converter
+_NORMS_PLUS_ONE = ("gemma", "gemma2", "gemma3_text")
 
 
-def gguf_name(name: str) -> str:
-    """llama.cpp's name of a tensor of a Llama model."""
-    module, _, part = name.rpartition(".")
-    if module in _OUTER:
-        return f"{_OUTER[module]}.{part}"
-    _, _, layer, inner = module.split(".", 3)
-    return f"blk.{layer}.{_LAYER[inner]}.{part}"
+def gguf_name(name: str, config: dict[str, Any]) -> str:
+    """llama.cpp's name of a tensor, as its own table has it."""
+    kind = gguf.MODEL_ARCH[_architecture(config).upper()]
+    names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    assert found is not None, name
+    return found
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    model_type: str = config["model_type"]
+    return _ARCHITECTURES.get(model_type, model_type)
 
 
 def write_gguf_model(model: Path, file: Path, kind_of: KindOf, **metadata: Any) -> Path:
     """Write the model in ``model`` to ``file``; returns the file. ``metadata`` replaces or adds entries."""
     config = json.loads((model / "config.json").read_text())
-    architecture = metadata.pop("architecture", config["model_type"])
-    writer = gguf.GGUFWriter(file, architecture)
-    _write_config(writer, architecture, config)
+    writer = gguf.GGUFWriter(file, _architecture(config))
+    write_config(writer, config)
     _write_tokenizer(writer, model)
     for key, value in metadata.items():
         writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
     for name, raw, kind in stored(model, kind_of):
-        writer.add_tensor(gguf_name(name), raw, raw_dtype=kind)
+        writer.add_tensor(gguf_name(name, config), raw, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -68,7 +64,7 @@ def write_gguf_values(model: Path, directory: Path, kind_of: KindOf) -> Path:
         heads = _heads(name, config)
         if heads:
             values = values.view(heads, -1, 2, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
-        tensors[name] = values
+        tensors[name] = values - 1 if _is_shifted(name, config) else values
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     return directory
 
@@ -82,7 +78,9 @@ def stored(model: Path, kind_of: KindOf) -> list[tuple[str, np.ndarray, gguf.GGM
         heads = _heads(name, config)
         if heads:  # as llama.cpp's converter orders the rows of q and k
             weight = weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-        kind = gguf.GGMLQuantizationType[kind_of(gguf_name(name)) if weight.dim() > 1 else "F32"]
+        if _is_shifted(name, config):
+            weight = weight + 1
+        kind = gguf.GGMLQuantizationType[kind_of(gguf_name(name, config)) if weight.dim() > 1 else "F32"]
         found.append((name, encoded(weight.numpy(), kind), kind))
     return found
 
@@ -112,26 +110,14 @@ def random_blocks(
 
 
 def _heads(name: str, config: dict[str, Any]) -> int:
-    if config["model_type"] != "llama":
+    if config["model_type"] not in _REORDERED:
         return 0
     heads = {".q_proj.": "num_attention_heads", ".k_proj.": "num_key_value_heads"}
     return next((int(config[key]) for part, key in heads.items() if part in name), 0)
 
 
-def _write_config(writer: gguf.GGUFWriter, architecture: str, config: dict[str, Any]) -> None:
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(float(config["rope_parameters"]["rope_theta"]))
-    if config.get("head_dim"):
-        writer.add_key_length(config["head_dim"])
-        writer.add_value_length(config["head_dim"])
-    if architecture == "llama":
-        writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+def _is_shifted(name: str, config: dict[str, Any]) -> bool:
+    return config["model_type"] in _NORMS_PLUS_ONE and name.endswith("norm.weight")
 
 
 def _write_tokenizer(writer: gguf.GGUFWriter, model: Path) -> None:

@@ -6,10 +6,11 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import hashlib
-import re
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -27,25 +28,16 @@ from manylora.adapters.format.foreign.gguf.reader import (
     read_tensor,
 )
 
-ROPE_FREQS = "rope_freqs.weight"  # factors of the rotary frequencies, which the configuration takes up
+# Factors of the rotary frequencies, which the configuration takes up.
+_ROPE_FACTORS = {
+    "rope_freqs.weight": "all",
+    "rope_factors_short.weight": "short",
+    "rope_factors_long.weight": "long",
+}
 _MAX_HEADER = 128 << 20  # bytes; a vocabulary of 260,000 tokens with its merges takes some 15 million
 _WHOLE = frozenset(
     f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges", "scores")
 )  # arrays of metadata that are kept
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
 class GgufModel:
@@ -64,9 +56,11 @@ class GgufModel:
         self.metadata: Metadata = header.metadata
         self._check_kind()
         self.architecture: Architecture = self._architecture()
-        self._factors: GgufTensor | None = header.tensors.get(ROPE_FREQS)
+        self._factors = {
+            texts: header.tensors[name] for name, texts in _ROPE_FACTORS.items() if name in header.tensors
+        }
         self.tensors: Mapping[str, GgufTensor] = {
-            self._named(name): tensor for name, tensor in header.tensors.items() if name != ROPE_FREQS
+            self._named(name): tensor for name, tensor in header.tensors.items() if name not in _ROPE_FACTORS
         }
 
     @property
@@ -87,7 +81,9 @@ class GgufModel:
             BaseModelError: the file has become shorter, or the type can't be dequantized.
         """
         with self._faults(), open_regular(self.path) as file:
-            return self._ordered(name, read_tensor(file, self.name, self.tensors[name]))
+            tensor = self._ordered(name, read_tensor(file, self.name, self.tensors[name]))
+        offset = self.architecture.norm_offset
+        return tensor.float() - offset if offset and name.endswith("norm.weight") else tensor
 
     def blocks(self, name: str) -> torch.Tensor:
         """The bytes [out, bytes of a row] of a quantized matrix, its rows in Hugging Face's order.
@@ -100,16 +96,20 @@ class GgufModel:
             raw = torch.frombuffer(read_blocks(file, self.name, tensor), dtype=torch.uint8)
         return self._ordered(name, raw.view(tensor.shape[0], -1))
 
-    def rope_factors(self) -> torch.Tensor | None:
-        """By how much each rotary frequency is divided [hd / 2]; None: by nothing.
+    def rope_factors(self, texts: Literal["all", "short", "long"] = "all") -> torch.Tensor | None:
+        """By how much each rotary frequency is divided [hd / 2] in texts of that kind; None: not said.
 
         Raises:
             BaseModelError: the file has become shorter.
         """
-        if self._factors is None:
+        if texts not in self._factors:
             return None
         with self._faults(), open_regular(self.path) as file:
-            return read_tensor(file, self.name, self._factors)
+            return read_tensor(file, self.name, self._factors[texts])
+
+    def value(self, key: str) -> Any:
+        """An entry of the architecture's metadata; None if it is not there."""
+        return self.metadata.get(f"{self.architecture.name}.{key}")
 
     def number(self, key: str) -> int:
         """A count of the architecture's metadata.
@@ -117,12 +117,29 @@ class GgufModel:
         Raises:
             BaseModelError: it is missing, or no positive whole number.
         """
-        value = self.metadata.get(f"{self.architecture.name}.{key}")
+        value = self.value(key)
         if type(value) is not int or value <= 0:
-            raise BaseModelError(
-                f"{self.name}: {self.architecture.name}.{key} is {shown(value)}, not a count"
-            )
+            raise self.fault(key, "not a count")
         return value
+
+    def positive(self, key: str, otherwise: float | None = None) -> float:
+        """A finite number above 0 of the architecture's metadata; ``otherwise`` if it is not there.
+
+        Raises:
+            BaseModelError: it is missing and nothing is to be taken otherwise, or it is no such number.
+        """
+        value = self.value(key)
+        if value is None and otherwise is not None:
+            return otherwise
+        if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
+            raise self.fault(key, "not a positive number")
+        return value
+
+    def fault(self, key: str, what: str) -> BaseModelError:
+        """The error that an entry of the architecture's metadata is ``what``."""
+        return BaseModelError(
+            f"{self.name}: {self.architecture.name}.{key} is {shown(self.value(key))}, {what}"
+        )
 
     def _ordered(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if not self.architecture.rotary_pairs:
@@ -158,7 +175,7 @@ class GgufModel:
         return found
 
     def _named(self, name: str) -> str:
-        found = module_name(name)
+        found = self.architecture.module_name(name)
         if found is None:
             raise BaseModelError(
                 f"{self.name}: tensor {shown(name)} is not known to {self.architecture.name}"
@@ -171,15 +188,3 @@ class GgufModel:
             yield
         except FileFault as fault:
             raise BaseModelError(str(fault)) from None
-
-
-def module_name(name: str) -> str | None:
-    """The Hugging Face name of a GGUF tensor: ``blk.3.attn_q.weight`` is a ``self_attn.q_proj.weight``.
-
-    None for one that the architectures here do not have.
-    """
-    block = re.fullmatch(r"blk\.(\d{1,5})\.(\w+)\.(weight|bias)", name)
-    if block and block[2] in _BLOCK:
-        return f"model.layers.{int(block[1])}.{_BLOCK[block[2]]}.{block[3]}"
-    outer = re.fullmatch(r"(\w+)\.weight", name)
-    return f"{_OUTER[outer[1]]}.weight" if outer and outer[1] in _OUTER else None

@@ -19,14 +19,16 @@ from manylora.adapters.format.foreign.gguf.reader import Metadata
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_CONTROL, _OWN = 3, 4  # GGUF's types of tokens like <|im_start|>, and of others that are never cut
+CONTROL, _OWN = 3, 4  # GGUF's types of tokens like <|im_start|>, and of others that are never cut
 _GPT2, _SENTENCEPIECE = "gpt2", "llama"
 # GGUF's names of pre-tokenizers that isolate digits before GPT-2's rule, and of GPT-2's rule alone.
 _ISOLATE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r"})
 _PLAIN = frozenset({"gpt-2"})
 # Of those whose expression transformers has. Words that are a token as a whole are not put together there.
-_WHOLE_WORDS = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})
-_EXPRESSIONS = _WHOLE_WORDS | {"qwen2", "deepseek-r1-qwen"}
+_WHOLE_WORDS = frozenset(
+    {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2", "midm-2.0", "tekken"}
+)
+_EXPRESSIONS = _WHOLE_WORDS | {"qwen2", "deepseek-r1-qwen", "dbrx", "smaug-bpe", "gpt-4o"}
 _COMPOSED = frozenset({"qwen2", "deepseek-r1-qwen"})  # normalized to composed characters before
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
@@ -194,7 +196,7 @@ def _sentencepiece(fields: _Fields) -> Tokenizer:
 def _add_special(tokenizer: Tokenizer, fields: _Fields) -> None:
     from tokenizers import AddedToken  # noqa: PLC0415
 
-    control, own = fields.of_type(_CONTROL), fields.of_type(_OWN)
+    control, own = fields.of_type(CONTROL), fields.of_type(_OWN)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in own])
 

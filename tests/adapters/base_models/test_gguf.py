@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from manylora.adapters.base_models.gguf.architectures import ARCHITECTURES
 from manylora.adapters.base_models.gguf.convert import convert_gguf
-from manylora.adapters.base_models.gguf.file import GgufModel, module_name
+from manylora.adapters.base_models.gguf.file import GgufModel
 from manylora.adapters.errors import BaseModelError
 from tests.support.gguf_file import HEADS, HIDDEN, write_gguf
 
@@ -65,11 +67,47 @@ def test_converted_tokenizer(tmp_path: Path) -> None:
         assert rendered == "hi"
 
 
+def test_converted_sentencepiece(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ordinary = {"▁": -9.0, "h": -8.0, "e": -7.0, "l": -6.0, "he": -1.0, "el": -2.0, "▁he": -3.0, "ll": -4.0}
+    special = {"<unk>": 2, "<s>": 3, "</s>": 3, "<end_of_turn>": 3, "  ": 4}
+    pieces = [f"<0x{byte:02X}>" for byte in range(128, 256)]
+    tokens = [*special, *pieces, *ordinary]
+    metadata = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [*special.values(), *[6] * len(pieces), *[1] * len(ordinary)],
+        "tokenizer.ggml.scores": [*[0.0] * (len(special) + len(pieces)), *ordinary.values()],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+
+    def converted(**further: Any) -> Any:
+        file = write_gguf(
+            tmp_path / "m.gguf", tokenizer="llama", pre="default", metadata={**metadata, **further}
+        )
+        out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        convert_gguf(file, out, lambda *_: None)
+        return out
+
+    out = converted()
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    found = tokenizer.convert_ids_to_tokens(tokenizer("hell é").input_ids)
+    assert found == ["<s>", "▁he", "ll", "▁", "<0xC3>", "<0xA9>"]
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == [2, 3]
+    out = converted(**{"tokenizer.ggml.add_space_prefix": False})
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    found = tokenizer.convert_ids_to_tokens(tokenizer("hell<end_of_turn>   he").input_ids)
+    assert found == ["<s>", "he", "ll", "<end_of_turn>", "  ", "▁he"]
+    assert tokenizer.decode(tokenizer("hell   he").input_ids, skip_special_tokens=True) == "hell   he"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"architecture": "mamba"}, "architecture 'mamba'"),
-        ({"rope_scaling": gguf.RopeScalingType.YARN}, "RoPE scaling 'yarn'"),
+        ({"rope_scaling": gguf.RopeScalingType.LONGROPE}, "RoPE scaling 'longrope'"),
         ({"pre": "jais-2"}, "pre-tokenizer 'jais-2'"),
         ({"tokenizer": "rwkv"}, "tokenizer 'rwkv'"),
         ({"last": "rope_freqs.weight"}, "not the factors of Llama 3"),
@@ -89,6 +127,7 @@ def test_not_a_gguf_file(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
+    module_name = ARCHITECTURES["llama"].module_name
     assert module_name("blk.12.ffn_down.weight") == "model.layers.12.mlp.down_proj.weight"
     assert module_name("blk.0.attn_q.bias") == "model.layers.0.self_attn.q_proj.bias"
     assert module_name("token_embd.weight") == "model.embed_tokens.weight"
@@ -123,7 +162,7 @@ def test_llama3_factors_become_the_settings_they_were_made_from(tmp_path: Path) 
         ("llama.expert_count", 8, "llama.expert_count = 8 is not taken into account"),
         ("llama.attention.sliding_window", 4096, "is not taken into account"),
         ("llama.some.novelty", 1.5, "llama.some.novelty = 1.5 is not taken into account"),
-        ("llama.attention.value_length", 8, "heads have 16 dimensions"),
+        ("llama.attention.value_length", 8, "keys have 16 dimensions"),
         ("tokenizer.ggml.token_type", [1, 1], "types of them"),
         ("tokenizer.ggml.merges", ["t"], "is no pair of tokens"),
         ("tokenizer.ggml.bos_token_id", 99999, "which is no token"),
