@@ -27,7 +27,7 @@ def gguf_name(name: str, config: dict[str, Any]) -> str:
     """llama.cpp's name of a tensor, as its own table has it."""
     kind = gguf.MODEL_ARCH[_architecture(config).upper()]
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
-    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    found: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
     assert found is not None, name
     return found
 
