@@ -35,7 +35,7 @@ class ComposedModule:
 class Composition:
     """The result of composing, not yet written."""
 
-    modules: Mapping[str, ComposedModule]  # in the base's forward order
+    modules: Mapping[str, ComposedModule]  # in the base's forward order, then matrices of experts
     members: tuple[Member, ...]
     recipe: Recipe
     base: BaseModel
@@ -79,7 +79,8 @@ def compose(
     text = text_of(used, faults)
     faults.raise_any()
     texts = text_files(text, base.text)
-    names = [name for name in base.modules if any(name in m.artifact.delta for m in used)]
+    everything = [*base.modules, *(name for stack in base.experts.values() for name in stack.matrices)]
+    names = [name for name in everything if any(name in m.artifact.delta for m in used)]
     modules = {}
     for done, name in enumerate(names, 1):
         parts = [

@@ -123,6 +123,13 @@ def check_members(members: Sequence[Member], recipe: Recipe) -> tuple[Member, ..
         reason = _inexpressible(member.artifact, recipe)
         if reason is not None:
             faults.add(f"{member.name} can't be composed: {reason}")
+    with_experts = [m.name for m in by_digest.values() if m.artifact.experts]
+    with_bias = [m.name for m in by_digest.values() if _has_bias_on_b(m.artifact)]
+    if with_experts and with_bias:
+        faults.add(
+            f"{with_experts[0]} changes experts and {with_bias[0]} has biases on B (lora_bias), which PEFT "
+            "puts on every part of an adapter and can't on experts; a mix of both can be served"
+        )
     faults.raise_any()
     found = [by_digest[entry.digest] for entry in total]
     return tuple(Member(m.name, m.artifact, e.weight) for m, e in zip(found, total, strict=True))
@@ -139,15 +146,17 @@ def _inexpressible(artifact: Artifact, recipe: Recipe) -> str | None:
     ):
         if part is not None:
             return reason
-    if artifact.experts:
-        return "it changes experts; a mix with it can be served"
     deltas = artifact.delta.values()
     for has, reason in _REASONS:
         if any(has(delta) for delta in deltas):
             return f"{reason}; a mix of both can be served, and merged into the base (manylora merge)"
-    if recipe.method in SPARSE and any(delta.b_bias is not None for delta in deltas):
+    if recipe.method in SPARSE and _has_bias_on_b(artifact):
         return f"{recipe.method} says nothing about a bias on B (lora_bias); linear and svd add it up"
     return None
+
+
+def _has_bias_on_b(artifact: Artifact) -> bool:
+    return any(delta.b_bias is not None for delta in artifact.delta.values())
 
 
 def _replaces_norms(delta: ModuleDelta) -> bool:

@@ -15,9 +15,10 @@ from manylora.adapters.format.config.targets import names_meaning
 from manylora.adapters.format.files import CONFIG_NAME, WEIGHTS_NAME
 from manylora.adapters.format.provenance import Provenance
 from manylora.adapters.format.saving import save_tensors
-from manylora.adapters.format.weights.expected_tensors import PREFIX, tensor_keys
+from manylora.adapters.format.weights.expected_tensors import PREFIX, stack_keys, tensor_keys
 from manylora.adapters.merge.card import made_by
 from manylora.adapters.merge.directory import new_directory
+from manylora.adapters.merge.experts.stacking import stack_experts
 from manylora.adapters.merge.lowrank import Factors
 
 README = "README.md"
@@ -34,21 +35,28 @@ def write_adapter(
 ) -> None:
     """Write ``adapter_config.json``, float32 weights and a README to ``out``, all of it or nothing.
 
-    ``b_biases`` [out] are added to the outputs; if there is any, every module gets one (lora_bias).
+    ``modules`` are linear layers and matrices of experts, which are stacked. ``b_biases`` [out] are added to
+    the outputs; if there is any, every module gets one (lora_bias), and no expert may be among them.
     ``texts``: the tokenizer and template files.
 
     Raises:
         StoreError: there is something at ``out`` already, or the disk refused.
     """
     provenance = Provenance(base_fingerprint=base.fingerprint, lineage=lineage)
+    linear = {name: factors for name, factors in modules.items() if name in base.modules}
+    stacks = {name: found for name, s in base.experts.items() if (found := stack_experts(s, modules))}
     tensors = {}
-    for name, factors in modules.items():
+    for name, factors in linear.items():
         a, b = tensor_keys(name)
         tensors[a], tensors[b] = factors.a.contiguous(), factors.b.contiguous()
         if b_biases:
             zero = torch.zeros(factors.b.shape[0])
             tensors[f"{PREFIX}{name}.lora_B.bias"] = b_biases.get(name, zero).contiguous()
-    ranks = {name: factors.rank for name, factors in modules.items()}
+    for name, (factors, _) in stacks.items():
+        a, b = stack_keys(base.experts[name], stacks, base)
+        tensors[a], tensors[b] = factors.a, factors.b
+    ranks = {name: factors.rank for name, factors in linear.items()}
+    ranks |= {name: rank for name, (_, rank) in stacks.items()}
     config = adapter_config(ranks, base, lora_bias=bool(b_biases))
     with new_directory(out) as directory:
         (directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -59,11 +67,14 @@ def write_adapter(
 
 
 def adapter_config(ranks: Mapping[str, int], base: BaseModel, *, lora_bias: bool) -> dict[str, Any]:
-    """A LoRA config in which every module has its own rank and the scaling is exactly 1.
+    """A LoRA config in which every module and stack of experts has its own rank and the scaling is exactly 1.
 
     alpha equals the rank everywhere: ``alpha_pattern`` and ``rank_pattern`` have the same entries, full
-    names of the modules that deviate from the commonest rank.
+    names of those that deviate from the commonest rank.
     """
+    stacks = [name for name in ranks if name in base.experts]
+    linear = [name for name in ranks if name not in base.experts]
+    parameters = {"target_parameters": names_meaning(stacks, base.experts)} if stacks else {}
     commonest = Counter(ranks.values()).most_common(1)[0][0]
     pattern = {name: rank for name, rank in ranks.items() if rank != commonest}
     return {
@@ -74,7 +85,8 @@ def adapter_config(ranks: Mapping[str, int], base: BaseModel, *, lora_bias: bool
         "lora_alpha": commonest,
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
-        "target_modules": names_meaning(ranks, [*base.modules, *base.others]),
+        "target_modules": names_meaning(linear, [*base.modules, *base.others]),
+        **parameters,
         "use_rslora": False,
         "use_dora": False,
         "lora_bias": lora_bias,

@@ -6,13 +6,14 @@ one B, as large as the largest of them needs, of which each takes its share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from manylora.adapters.format.base import BaseModel, TargetModule
 from manylora.adapters.format.config.config import AdapterConfig
 from manylora.adapters.format.config.reader import Bias
 from manylora.adapters.format.config.targets import Target, saved_modules
+from manylora.adapters.format.experts import ExpertStack
 from manylora.adapters.format.faults import Faults, some
 from manylora.adapters.format.update import ModulePlan, Slot
 from manylora.adapters.format.weights.soft_prompt import soft_prompt_shapes
@@ -125,17 +126,21 @@ def _slots(
 
 
 def _expert_parts(base: BaseModel, name: str, targets: Mapping[str, Target]) -> dict[str, Slot]:
-    """A and B of all experts together, as PEFT stacks them: [E r, in] by expert, and [out, r E] by rank.
+    """A and B of all experts together, as PEFT stacks them: [E r, in] by expert, and [out, r E] by rank."""
+    stack = base.experts[name]
+    ranks = stack.experts * targets[name].rank
+    a, b = stack_keys(stack, targets, base)
+    return {"a": Slot(a, (ranks, stack.in_features)), "b": Slot(b, (stack.out_features, ranks))}
+
+
+def stack_keys(stack: ExpertStack, targets: Container[str], base: BaseModel) -> tuple[str, str]:
+    """The names under which PEFT saves A and B of a stack of experts, which is one of the ``targets``.
 
     Of the parameters of one module PEFT wraps the first one in the next: what is within is named so.
     """
-    stack, rank = base.experts[name], targets[name].rank
     beside = [other.name for other in base.experts.values() if other.module == stack.module]
     wrapped = [other for other in beside if other in targets]
-    module = stack.module + ".base_layer" * (len(wrapped) - 1 - wrapped.index(name))
-    a, b = tensor_keys(module)
-    ranks = stack.experts * rank
-    return {"a": Slot(a, (ranks, stack.in_features)), "b": Slot(b, (stack.out_features, ranks))}
+    return tensor_keys(stack.module + ".base_layer" * (len(wrapped) - 1 - wrapped.index(stack.name)))
 
 
 def _bias(config: AdapterConfig, module: TargetModule) -> dict[str, Slot]:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from manylora.adapters.base_models.stored import StoredModel
 from manylora.adapters.errors import ArtifactError, BaseModelError, MergeFailed
 from manylora.adapters.format.artifact import read_artifact
+from manylora.adapters.merge.compose import compose, save
 from manylora.adapters.merge.export import export
 from manylora.adapters.merge.export_plan import plan_export
 from manylora.adapters.merge.recipe import Member, check_members, recipe_of
@@ -70,6 +71,15 @@ def merged_by_peft(case: Case, name: str) -> dict[str, torch.Tensor]:
     return dict(merged.state_dict())
 
 
+def weighted_sum(case: Case, weights: dict[str, float]) -> dict[str, torch.Tensor]:
+    """The base with the changes that PEFT makes, each by its weight."""
+    deltas = {name: merged_by_peft(case, name) for name in weights}
+    return {
+        key: value + sum(weight * (deltas[name][key] - value) for name, weight in weights.items())
+        for key, value in loaded(case.directory).state_dict().items()
+    }
+
+
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -94,12 +104,7 @@ def test_one_adapter_is_what_peft_merges(tmp_path: Path, family: str, stacked: b
 def test_several_are_their_weighted_sum_also_in_bf16(tmp_path: Path) -> None:
     case = Case(tmp_path, "mixtral")
     weights = {"both": 0.5, "one": -0.7, "older": 0.25}
-    base = loaded(case.directory).state_dict()
-    deltas = {name: merged_by_peft(case, name) for name in weights}
-    expected = {
-        key: value + sum(weight * (deltas[name][key] - value) for name, weight in weights.items())
-        for key, value in base.items()
-    }
+    expected = weighted_sum(case, weights)
     export(plan_export(case.stored, "base", case.members(**weights)), tmp_path / "fp32")
     assert_same(dict(loaded(tmp_path / "fp32").state_dict()), expected)
     plan = plan_export(case.stored, "base", case.members(**weights), dtype=torch.bfloat16)
@@ -163,7 +168,38 @@ def test_files_that_lack_an_expert(tmp_path: Path) -> None:
         StoredModel(case.directory).describe("base")
 
 
-def test_composing_them_is_still_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+@pytest.mark.parametrize("weights", [{"one": 2.0}, {"both": 0.5, "one": -0.7, "older": 0.25}], ids=len)
+def test_composed_they_are_what_peft_loads(tmp_path: Path, family: str, weights: dict[str, float]) -> None:
+    case = Case(tmp_path, family)
+    composition = compose(case.members(**weights), recipe_of("linear"), case.base)
+    save(composition, tmp_path / "composed")
+    case.paths["composed"] = tmp_path / "composed"
+    assert_same(merged_by_peft(case, "composed"), weighted_sum(case, weights))
+    again = case.members(composed=1.0)[0].artifact.delta
+    assert again.keys() == composition.modules.keys()
+
+
+def test_a_composition_cut_to_a_rank_says_what_it_lost(tmp_path: Path) -> None:
+    case = Case(tmp_path, "qwen3_moe")
+    members = case.members(both=1.0, older=1.0)
+    for method in ("svd", "ties"):
+        composition = compose(members, recipe_of(method, rank=3), case.base)
+        assert composition.rank == 3
+        assert 0.001 < composition.energy.share_lost < 0.9
+        save(composition, tmp_path / method)
+        case.paths[method] = tmp_path / method
+        for name, delta in case.members(**{method: 1.0})[0].artifact.delta.items():
+            factors = composition.modules[name].factors
+            torch.testing.assert_close(delta.scaled_b() @ delta.a, factors.b @ factors.a)
+
+
+def test_biases_on_b_do_not_go_with_experts(tmp_path: Path) -> None:
     case = Case(tmp_path, "mixtral")
-    with pytest.raises(ArtifactError, match="both can't be composed: it changes experts"):
-        check_members(case.members(both=1.0), recipe_of("linear"))
+    config = LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True, init_lora_weights=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's remark on layers without a bias
+        get_peft_model(loaded(case.directory), config).save_pretrained(tmp_path / "biased")
+    case.paths["biased"] = tmp_path / "biased"
+    with pytest.raises(ArtifactError, match="both changes experts and biased has biases on B"):
+        check_members(case.members(both=1.0, biased=1.0), recipe_of("linear"))
