@@ -62,7 +62,7 @@ class BaseSize:
 
 LLAMA_8B = BaseSize(32, 4096, 14336, 32, 8, 128, 128256, 8192)
 SMALL = BaseSize(4, 1024, 4096, 8, 4, 128, 32000, 4096)
-TINY = BaseSize(2, 64, 96, 4, 2, 16, 288, 512)
+TINY = BaseSize(2, 64, 128, 4, 2, 16, 288, 512)
 
 
 def write_base(directory: Path, size: BaseSize, device: torch.device) -> Path:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.adapters import write_adapter
 from tests.support.browser import Browser, Window, open_browser, why_none
+from tests.support.playground import Playground, set_length
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import ADAPTERS, service_of
 from tests.support.tiny_models import tiny_model
@@ -70,3 +71,26 @@ def window(browser: Browser) -> Iterator[Window]:
     with browser.window() as opened:
         yield opened
         opened.check()
+
+
+@pytest.fixture
+def playground(window: Window, open_server: Running) -> Iterator[Playground]:
+    page = window.open(open_server.url, "#/playground")
+    page.get_by_label("Your message").wait_for()
+    made = Playground(page)
+    set_length(page, 24)
+    yield made
+    open_server.wait_until_idle()
+
+
+@pytest.fixture(scope="module")
+def fleet(
+    tmp_path_factory: pytest.TempPathFactory, console_model: Path, console_adapters: Path
+) -> Iterator[Running]:
+    """A server whose adapters are changed."""
+    exports = tmp_path_factory.mktemp("exports")
+    service = service_of(
+        tmp_path_factory.mktemp("data"), console_model, console_adapters, export_root=exports
+    )
+    with serving(service) as running:
+        yield running

@@ -1,43 +1,27 @@
-"""The fleet in a real browser: a thousand adapters, publishing, what is done with each, aliases."""
+"""The fleet in a real browser: a thousand adapters, what is done with each, aliases."""
 
 from __future__ import annotations
 
-import base64
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.adapters import write_adapter
 from tests.support.browser import Browser, Window
 from tests.support.cable import cable_to
+from tests.support.fleet import publish, told
 from tests.support.running_server import Running, serving
 from tests.support.served_adapters import service_of
 from tests.support.tenants import ADMIN, bearer, new_key, tenant_key
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    pass
 
 MANY = 1000
 MOST_ROWS = 60  # in the page at a time
 MOST_MS = 100  # until a letter that is typed is answered
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def fleet(
-    tmp_path_factory: pytest.TempPathFactory, console_model: Path, console_adapters: Path
-) -> Iterator[Running]:
-    """A server whose adapters are changed."""
-    exports = tmp_path_factory.mktemp("exports")
-    service = service_of(
-        tmp_path_factory.mktemp("data"), console_model, console_adapters, export_root=exports
-    )
-    with serving(service) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +36,6 @@ def large_fleet(fleet: Running) -> Running:
         names.set_revision(name, revisions[number % 3], replace=True, source="upload", tags=tags)
     fleet.call(fleet.service.adapters.admin.catch_up())
     return fleet
-
-
-def told(server: Running, path: str) -> Any:
-    with server.http() as http:
-        answer = http.get(path)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def publish(server: Running, name: str, directory: Path) -> str:
-    """Serve what lies in a directory; the revision."""
-    with server.http() as http:
-        answer = http.put(f"/v1/adapters/{name}?wait=true", json={"source": str(directory)})
-    assert answer.status_code in {200, 201}, answer.text
-    revision: str = answer.json()["revision"]
-    return revision
 
 
 def test_adapters_are_listed_with_what_they_are(window: Window, fleet: Running) -> None:
@@ -118,90 +86,6 @@ def test_a_thousand_are_searched_as_one_types(window: Window, large_fleet: Runni
     page.keyboard.press("Enter")
     page.get_by_role("complementary").get_by_role("tab", name="Overview").wait_for()
     page.keyboard.press("Escape")
-
-
-def choose(page: Page, files: list[Path]) -> None:
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("dialog").get_by_role("button", name="Choose files").click()
-    chooser.value.set_files(files)
-
-
-def drop(page: Page, files: list[Path]) -> None:
-    """What the browser does when files are dropped."""
-    dropped = page.evaluate_handle(
-        """(files) => {
-          const transfer = new DataTransfer();
-          for (const [name, packed] of files) {
-            transfer.items.add(new File([Uint8Array.from(atob(packed), (each) => each.charCodeAt(0))], name));
-          }
-          return transfer;
-        }""",
-        [[file.name, base64.b64encode(file.read_bytes()).decode()] for file in files],
-    )
-    zone = page.get_by_role("group", name="Drop the adapter here")
-    zone.dispatch_event("dragover", {"dataTransfer": dropped})
-    zone.dispatch_event("drop", {"dataTransfer": dropped})
-
-
-def test_files_are_published_and_a_new_revision_rolled_back(
-    window: Window, fleet: Running, console_model: Path, tmp_path: Path
-) -> None:
-    write_adapter(tmp_path / "one", console_model, rank=2, seed=71)
-    write_adapter(tmp_path / "two", console_model, rank=3, seed=72)
-    page = window.open(fleet.url, "#/fleet")
-    revisions = []
-    for folder in ("one", "two"):
-        page.get_by_role("button", name="Publish", exact=True).click()
-        dialog = page.get_by_role("dialog")
-        give = choose if folder == "one" else drop
-        give(page, sorted(path for path in (tmp_path / folder).iterdir() if path.is_file()))
-        dialog.get_by_role("listitem").filter(has_text="adapter_config.json").wait_for()
-        dialog.get_by_label("Name").fill("org/new")
-        dialog.get_by_label("Tags").fill("tried, lang=en")
-        if folder == "two":
-            dialog.get_by_label("Keep what serves under this name").uncheck()
-        dialog.get_by_role("button", name="Publish").click()
-        page.get_by_role("heading", name="org/new").wait_for()
-        dialog.wait_for(state="detached")
-        revisions.append(told(fleet, "/v1/adapters/org%2Fnew")["revision"])
-    assert told(fleet, "/v1/adapters/org%2Fnew")["tags"] == ["lang=en", "tried"]
-    assert revisions[0] != revisions[1]
-    page.get_by_role("tab", name="Revisions").click()
-    page.get_by_role("button", name="Go back to it").click()
-    page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
-    page.get_by_text(f"org/new serves {revisions[0]} again").wait_for()
-    assert told(fleet, "/v1/adapters/org%2Fnew")["revision"] == revisions[0]
-
-
-def test_what_is_wrong_with_files_is_told(window: Window, fleet: Running, tmp_path: Path) -> None:
-    shutil.copy(__file__, tmp_path / f"{HOSTILE}.txt")
-    page = window.open(fleet.url, "#/fleet")
-    page.get_by_role("button", name="Publish", exact=True).click()
-    dialog = page.get_by_role("dialog")
-    dialog.locator("input[type=file]").set_input_files([tmp_path / f"{HOSTILE}.txt"])
-    dialog.get_by_label("Name").fill("broken")
-    window.expected.append("answered: 4")
-    dialog.get_by_role("button", name="Publish").click()
-    dialog.get_by_role("alert").wait_for()
-    assert page.locator("img").count() == 0
-    dialog.get_by_role("tab", name="A source").click()
-    dialog.get_by_role("textbox", name="Source").fill("/etc")
-    dialog.get_by_role("button", name="Publish").click()
-    dialog.get_by_role("alert").filter(has_text="/etc").wait_for()
-
-
-def test_a_source_is_published(window: Window, fleet: Running, console_adapters: Path) -> None:
-    page = window.open(fleet.url, "#/fleet")
-    page.get_by_role("button", name="Publish", exact=True).click()
-    dialog = page.get_by_role("dialog")
-    dialog.get_by_role("tab", name="A source").click()
-    dialog.get_by_role("textbox", name="Source").fill(str(console_adapters / "gamma"))
-    dialog.get_by_label("Name").fill("from-source")
-    dialog.get_by_text("Show as curl").click()
-    assert "-X PUT" in dialog.locator("pre").inner_text()
-    dialog.get_by_role("button", name="Publish").click()
-    page.get_by_role("heading", name="from-source").wait_for()
-    assert told(fleet, "/v1/adapters/from-source")["digest"] == told(fleet, "/v1/adapters/gamma")["digest"]
 
 
 def test_it_is_moved_and_merged(window: Window, fleet: Running, console_adapters: Path) -> None:

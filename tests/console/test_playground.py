@@ -7,101 +7,18 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from tests.support.browser import Browser, Window, body_of
-from tests.support.cable import cable_to
+from tests.support.browser import Browser, Window
 from tests.support.hostile_texts import HOSTILE, check_harmless
+from tests.support.playground import CHATS, Playground, answered_with
 from tests.support.running_server import Running
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, Request, Route
-
-CHATS = "**/v1/chat/completions"
-
-
-class Playground:
-    """The playground of an open page, by what people do there."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.sent: list[dict[str, Any]] = []
-        page.on("request", self._note)
-
-    def _note(self, request: Request) -> None:
-        if request.url.endswith("/v1/chat/completions"):
-            self.sent.append(body_of(request))
-
-    def pick(self, model: str) -> None:
-        field = self.page.get_by_role("combobox", name="Model", exact=True)
-        field.fill(model)
-        field.press("Enter")
-
-    def ask(self, text: str, *, until_end: bool = True) -> None:
-        field = self.page.get_by_label("Your message")
-        field.fill(text)
-        field.press("Enter")
-        if until_end:
-            self.wait()
-
-    def wait(self) -> None:
-        """Until the answer is complete."""
-        self.page.locator(".turn.assistant .turn-foot").last.wait_for()
-        self.page.get_by_role("button", name="Send").wait_for()
-
-    def last(self) -> str:
-        return self.page.locator(".turn.assistant").last.inner_text()
-
-    def tokens(self) -> list[str]:
-        return [
-            each.text_content() or ""
-            for each in self.page.locator(".turn.assistant").last.locator(".token").all()
-        ]
-
-
-@pytest.fixture
-def playground(window: Window, open_server: Running) -> Iterator[Playground]:
-    page = window.open(open_server.url, "#/playground")
-    page.get_by_label("Your message").wait_for()
-    made = Playground(page)
-    set_length(page, 24)
-    yield made
-    open_server.wait_until_idle()
-
-
-def set_length(page: Page, tokens: int) -> None:
-    page.get_by_role("tab", name="Sampling").click()
-    field = page.get_by_label("Longest answer, as a number")
-    field.fill(str(tokens))
-    field.press("Enter")
-    page.get_by_role("tab", name="Model", exact=True).click()
-
-
-def never_ending(page: Page) -> None:
-    """Answers of the tiny model end by chance; these go on to their longest length."""
-
-    def changed(route: Route) -> None:
-        body = {**body_of(route.request), "ignore_eos": True}
-        route.continue_(post_data=json.dumps(body))
-
-    page.route(CHATS, changed)
-
-
-def answered_with(page: Page, text: str) -> None:
-    """Every chat is answered with a text that no tiny model would say."""
-    head = {"id": "chatcmpl-1", "model": "tiny", "usage": None}
-    chunks: list[dict[str, Any]] = [
-        {**head, "choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
-        for piece in re.findall(r".{1,7}", text, re.DOTALL)
-    ]
-    chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
-    page.route(CHATS, lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    pass
 
 
 def test_a_chat_with_the_base_an_adapter_and_a_revision(playground: Playground, open_server: Running) -> None:
@@ -210,92 +127,6 @@ def test_any_turn_is_edited_and_branches(playground: Playground) -> None:
     assert told == [("user", "First"), ("assistant", "My own answer"), ("user", "Third")]
 
 
-def test_the_chat_is_there_when_one_comes_back(playground: Playground) -> None:
-    page = playground.page
-    playground.ask("Hello again")
-    page.get_by_role("link", name="Arena").click()
-    page.get_by_role("heading", name="Arena").wait_for()
-    page.get_by_role("link", name="Playground").click()
-    page.get_by_role("article", name="You").get_by_text("Hello again").wait_for()
-
-
-def test_an_answer_is_stopped(playground: Playground, open_server: Running) -> None:
-    page = playground.page
-    set_length(page, 2048)
-    never_ending(page)
-    playground.ask("Hello", until_end=False)
-    page.locator(".turn-foot").get_by_text("tokens").wait_for()
-    page.get_by_role("button", name="Stop").click()
-    page.get_by_text("stopped").wait_for()
-    open_server.wait_until_idle()
-    page.get_by_role("button", name="Go on").click()
-    page.get_by_role("button", name="Stop").click()
-    assert playground.sent[-1]["continue_final_message"] is True
-
-
-def test_chats_are_kept_taken_out_and_brought_in(playground: Playground, tmp_path: Path) -> None:
-    page = playground.page
-    playground.pick("alpha")
-    playground.ask("Remember me <b>")
-    said = playground.last()
-    page.reload()
-    page.get_by_text("Remember me <b>").wait_for()
-    assert playground.last() == said
-    page.get_by_role("button", name="New chat").click()
-    page.get_by_text("Ask alpha").wait_for()
-    page.get_by_role("button", name="Chats in this browser").click()
-    with page.expect_download() as downloaded:
-        page.get_by_role("button", name="Export “Remember me <b>”").click()
-    file = tmp_path / "chat.json"
-    downloaded.value.save_as(file)
-    assert json.loads(file.read_text())["kind"] == "manylora.conversation"
-    page.get_by_role("button", name="Forget “Remember me <b>”").click()
-    page.get_by_text("No chats yet").wait_for()
-    page.get_by_label("File with a chat").set_input_files(file)
-    page.get_by_role("article", name="You").get_by_text("Remember me <b>").wait_for()
-    assert playground.last() == said
-
-
-def turns_of(**fields: Any) -> str:
-    """A file like an export, with one turn."""
-    turn = {"id": "a", "content": "", "role": "user", **fields}
-    return json.dumps({"kind": "manylora.conversation", "turns": {"a": turn}})
-
-
-@pytest.mark.parametrize(
-    ("content", "fault"),
-    [
-        ("{", "not JSON"),
-        ("{}", "no conversation"),
-        (turns_of(id="__proto__"), "no id"),
-        (turns_of(content=1), "no id"),
-        (turns_of(role="system"), "no id"),
-        ("[]", "no turns"),
-        ('[{"role": "evil", "content": "x"}]', "no turns"),
-    ],
-)
-def test_files_that_are_no_chats(playground: Playground, tmp_path: Path, content: str, fault: str) -> None:
-    file = tmp_path / "chat.json"
-    file.write_text(content)
-    playground.page.get_by_role("button", name="Chats in this browser").click()
-    playground.page.get_by_label("File with a chat").set_input_files(file)
-    playground.page.get_by_text(fault).wait_for()
-
-
-def test_a_chat_that_was_tampered_with(playground: Playground, tmp_path: Path) -> None:
-    answer = {"tokens": [{"text": HOSTILE}], "first": "x"}
-    turn = {"content": HOSTILE, "role": "assistant", "asked": HOSTILE, "answer": answer}
-    turns = {"a": {**turn, "id": "a", "parent": "b"}, "b": {**turn, "id": "b", "parent": "a"}}
-    settings = {"temperature": HOSTILE, "stop": [1, HOSTILE], "format": HOSTILE}
-    told = {"kind": "manylora.conversation", "turns": turns, "leaf": "a", "model": HOSTILE}
-    file = tmp_path / "chat.json"
-    file.write_text(json.dumps({**told, "settings": settings}))
-    playground.page.get_by_role("button", name="Chats in this browser").click()
-    playground.page.get_by_label("File with a chat").set_input_files(file)
-    playground.page.locator(".turn.assistant").first.wait_for()
-    check_harmless(playground.page)
-
-
 def test_what_models_write_does_nothing(playground: Playground) -> None:
     answered_with(playground.page, HOSTILE)
     playground.ask(HOSTILE)
@@ -385,55 +216,6 @@ def test_a_refusal_says_why(window: Window, playground: Playground) -> None:
     playground.pick("alpha*99")
     playground.page.get_by_role("button", name="Ask again").last.click()
     playground.page.get_by_role("alert").get_by_text("between -8 and 8").wait_for()
-
-
-def test_a_connection_that_breaks_in_mid_answer(window: Window, open_server: Running) -> None:
-    window.expected += ["ERR_"]
-    with cable_to(open_server.url) as cable:
-        page = window.open(cable.url, "#/playground")
-        playground = Playground(page)
-        page.get_by_label("Your message").wait_for()
-        set_length(page, 2048)
-        never_ending(page)
-        playground.ask("Hello", until_end=False)
-        page.locator(".turn-foot").get_by_text("tokens").wait_for()
-        cable.cut()
-        page.get_by_text("The connection broke off before the answer was complete.").wait_for()
-        kept = page.locator(".turn.assistant .markdown").inner_text()
-        assert kept
-        page.get_by_text("Not connected.").wait_for()
-        open_server.wait_until_idle()
-        cable.join(open_server.url)
-        page.get_by_text("Not connected.").wait_for(state="detached")
-        page.get_by_role("button", name="Go on").click()
-        page.get_by_role("button", name="Stop").click()
-        assert playground.sent[-1]["messages"][-1]["role"] == "assistant"
-
-
-def test_an_answer_of_two_thousand_tokens(window: Window, open_server: Running) -> None:
-    page = window.open(open_server.url, "#/playground")
-    playground = Playground(page)
-    set_length(page, 2000)
-    never_ending(page)
-    page.get_by_role("button", name="Show probabilities").click()
-    page.evaluate(
-        """() => {
-          window.longest = 0;
-          let before = performance.now();
-          const look = () => {
-            const now = performance.now();
-            window.longest = Math.max(window.longest, now - before);
-            before = now;
-            requestAnimationFrame(look);
-          };
-          requestAnimationFrame(look);
-        }"""
-    )
-    page.set_default_timeout(120_000)
-    playground.ask("Hello")
-    assert "2,000 tokens" in playground.last()
-    assert len(playground.tokens()) == 2000
-    assert page.evaluate("window.longest") < 1500  # ms in which nothing could be done, on a busy machine
 
 
 PROBABILITIES = (("sure ", 0.95), ("likely ", 0.7), ("so ", 0.4), ("rare ", 0.2), ("odd", 0.05))

@@ -25,7 +25,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from manylora.server.kernels.codes import Kind
-from manylora.server.kernels.cuda import prompts
+from manylora.server.kernels.cuda import attention, prompts
 from manylora.server.kernels.cuda.backend import TritonStep
 from manylora.server.kernels.cuda.coded import products
 from manylora.server.kernels.cuda.coded.products import CodedProduct
@@ -157,6 +157,7 @@ def compiling(case: Case, launched: list[tuple[str, str]] | None = None) -> Iter
     replaced = [
         (prompts, "shared_memory"),
         (prompts, "multiplies"),
+        (attention, "multiplies"),
         (products, "multiplies"),
         (fixed_products, "multiplies"),
         (arguments, "multiplies"),
@@ -171,7 +172,7 @@ def compiling(case: Case, launched: list[tuple[str, str]] | None = None) -> Iter
     JITFunction.run = compile_only
     slow = case.arch == "sm75" or case.dtype == torch.float32
     groups = not slow and not case.arch.startswith("gfx")  # AMD's want more columns than a group has
-    values = SHARED[case.arch], not slow, not slow, not slow, groups
+    values = SHARED[case.arch], not slow, not slow, not slow, not slow, groups
     for (module, name), value in zip(replaced, values, strict=True):
         setattr(module, name, lambda *_, value=value: value)
     triton.knobs.compilation.listener = note

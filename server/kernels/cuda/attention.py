@@ -11,7 +11,7 @@ import triton
 from manylora.server.kernels.buffers import sent
 from manylora.server.kernels.cuda.attention_kernels import attend_partition, join_partitions
 from manylora.server.kernels.cuda.prompts import Chunks
-from manylora.server.kernels.cuda.types import dot_type, tile_of, window_of
+from manylora.server.kernels.cuda.types import dot_type, multiplies, tile_of, window_of
 from manylora.server.kernels.inputs import BLOCK_SIZE, StepInputs
 from manylora.server.kernels.reference.attention import AttentionPlan, LayerCache, RowAttention, Scoring
 
@@ -57,6 +57,9 @@ class DecodeRows:
         query = query.flatten(1)
         window, softcap = window_of(scoring), scoring.softcap
         count = partitions_of(self.partitions, scoring.window)
+        key_tile, value_tile = tile_of(key_dim), tile_of(value_dim)
+        cores = multiplies(query.device, query.dtype)
+        step = together(max(key_tile, value_tile) * query.element_size(), cores)
         peak, total = (query.new_empty(n, heads, count, dtype=torch.float32) for _ in range(2))
         weighted = query.new_empty(n, heads, count, value_dim, dtype=torch.float32)
         attend_partition[(n, kv_heads, count)](
@@ -64,11 +67,19 @@ class DecodeRows:
             self.blocks, self.blocks.stride(0), count, peak, total, weighted,
             scoring.scale, window, 0.0 if softcap is None else softcap,
             GROUP=group, GROUP_TILE=tile_of(group),
-            KEY_DIM=key_dim, KEY_TILE=tile_of(key_dim), VALUE_DIM=value_dim, VALUE_TILE=tile_of(value_dim),
-            LEAST=PARTITION, MOST=MOST_PARTITIONS, TOKENS=TOKENS, BLOCK=BLOCK_SIZE,
+            KEY_DIM=key_dim, KEY_TILE=key_tile, VALUE_DIM=value_dim, VALUE_TILE=value_tile,
+            LEAST=PARTITION, MOST=MOST_PARTITIONS, TOKENS=TOKENS, STEP=step, BLOCK=BLOCK_SIZE,
             SOFTCAP=softcap is not None, DOT=dot_type(query.dtype),
         )  # fmt: skip
         return Partitions(count, peak, total, weighted)
+
+
+def together(width: int, cores: bool) -> int:
+    """How many of TOKENS a program takes at once, whose keys and values are ``width`` bytes each.
+
+    Without tensor ``cores`` for them operands are in registers, which so many wide ones would overflow.
+    """
+    return TOKENS // 2 if width > 256 and not cores else TOKENS
 
 
 def partitions_of(smallest: int, window: int | None) -> int:

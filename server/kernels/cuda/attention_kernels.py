@@ -54,6 +54,7 @@ def attend_partition(
     LEAST: tl.constexpr,
     MOST: tl.constexpr,
     TOKENS: tl.constexpr,
+    STEP: tl.constexpr,  # of these, taken together
     BLOCK: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DOT: tl.constexpr,
@@ -76,8 +77,8 @@ def attend_partition(
         highest = tl.full([GROUP_TILE], float("-inf"), tl.float32)
         sums = tl.zeros([GROUP_TILE], tl.float32)
         mixed = tl.zeros([GROUP_TILE, VALUE_TILE], tl.float32)
-        for at in range(first, last, TOKENS):
-            t = at + tl.arange(0, TOKENS)
+        for at in range(tl.maximum(first, earliest // STEP * STEP), last, STEP):
+            t = at + tl.arange(0, STEP)
             seen = (t < last) & (t >= earliest)  # at least one: every peak is a number
             block = tl.load(blocks + item * table_width + t // BLOCK, mask=seen, other=0).to(tl.int64)
             slot = ((block * BLOCK + t % BLOCK) * kv_heads + head)[:, None]

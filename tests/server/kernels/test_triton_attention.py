@@ -24,6 +24,7 @@ from manylora.server.kernels.cuda.attention import (
     DecodeRows,
     decode_rows,
     scratch_bytes,
+    together,
 )
 from manylora.server.kernels.cuda.prompts import Chunks, tiles_for
 from manylora.server.kernels.cuda.types import tile_of
@@ -93,9 +94,12 @@ def test_every_grouping(
     [{}, {"window": 1}, {"window": 40}, {"window": 128}, {"softcap": 1.5}, {"window": 150, "softcap": 2.0}],
     ids=str,
 )
-def test_contexts_windows_and_caps(device: torch.device, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("width", [16, 128])
+def test_contexts_windows_and_caps(device: torch.device, options: dict[str, Any], width: int) -> None:
+    """In float32 heads of 128 are so wide that fewer tokens are taken at once."""
+    assert together(width * 4, cores=False) == (32 if width == 16 else 16)
     inputs = step(CONTEXTS)
-    kv, query = cache_and_queries(inputs, heads=2, kv_heads=1, key_dim=16)
+    kv, query = cache_and_queries(inputs, heads=2, kv_heads=1, key_dim=width)
     expected = plan_attention(inputs, torch.device("cpu")).attend(kv, query, Scoring(0.7, **options))
     result = ours(inputs, kv, query, device, Scoring(0.7, **options))
     torch.testing.assert_close(result, expected, atol=2e-5, rtol=1e-4)
