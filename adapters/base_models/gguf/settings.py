@@ -16,6 +16,7 @@ _GELU = "gelu_pytorch_tanh"
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 # Layers of the models whose queries are scaled by their width for each head, not by a head's dimensions.
 _GEMMA2_27B, _GEMMA3_27B = 46, 62
+_GEMMA2_WINDOW = 4096  # of files from before the converter wrote it
 
 
 def further_settings(model: GgufModel, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def _gemma2(model: GgufModel, config: Mapping[str, Any]) -> dict[str, Any]:
         "query_pre_attn_scalar": _query_scalar(config, _GEMMA2_27B),
         "attn_logit_softcapping": model.positive("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": model.positive("final_logit_softcapping", 30.0),
-        "sliding_window": model.number("attention.sliding_window"),
+        "sliding_window": _window(model) or _GEMMA2_WINDOW,
         "layer_types": _layer_types(model, 2),
     }
 

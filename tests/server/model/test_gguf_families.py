@@ -109,7 +109,7 @@ def test_native_kernels_multiply_by_the_codes(tmp_path: Path, case: str) -> None
         ),
         ("phi3-long", {"phi3.rope.scaling.original_context_length": 0}, "not a count"),
         ("phi3-long", {"phi3.rope.scaling.type": "yarn"}, "for long and short texts"),
-        ("gemma2", {"gemma2.attention.sliding_window": 0}, "not a count"),
+        ("gemma2", {"gemma2.attention.sliding_window": -1}, "not a count"),
         ("gemma3", {"gemma3.block_count": 1 << 30}, "tensors of 6 layers"),
         ("gemma3", {"gemma3.attention.sliding_window_pattern": "all"}, "not a count"),
         ("gemma3", {"gemma3.vision.block_count": 27}, "is not taken into account"),
@@ -125,6 +125,13 @@ def test_what_contradicts_itself_or_is_not_known(
     with pytest.raises(BaseModelError, match=message) as refused:
         resolve_model(str(file), tmp_path / "data")
     assert "\n" not in str(refused.value)
+
+
+def test_what_older_files_do_not_say(tmp_path: Path) -> None:
+    base = resolve_model(
+        str(write(tmp_path, "gemma2", **{"gemma2.attention.sliding_window": 0})), tmp_path / "data"
+    )
+    assert AutoConfig.from_pretrained(base).sliding_window == 4096
 
 
 def test_a_pattern_of_windows_as_a_count(tmp_path: Path) -> None:
