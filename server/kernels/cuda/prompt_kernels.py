@@ -92,6 +92,11 @@ def attend_chunks(
             highest = higher
         result = mixed / tl.where(sums > 0, sums, 1.0)[:, None]
         heads = kv_heads * GROUP
+        # Where rows go is computed anew: kept throughout the loop it would take registers that that wants.
+        line = at - tl.load(work + 4 * item + 2, volatile=True) - tile * ROWS
+        real = line < count
+        row = (first + line).to(tl.int64)
+        query_head = head * GROUP + m - line * GROUP
         tl.store(
             out + ((row * heads + query_head) * VALUE_DIM)[:, None] + e[None, :],
             result.to(out.dtype.element_ty),
