@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.errors import BaseModelError
-from manylora.server.kernels.reference.quantized import CodedLinear
 from manylora.server.model.loading.loader import decoder_candidates, load_model
 from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe
 from tests.support.gguf_models import write_gguf_model, write_gguf_values
+from tests.support.packed_models import assert_probed, assert_same
 from tests.support.tiny_models import ROPES, tiny_model
 
 _GEMMA = {"head_dim": 64, "query_pre_attn_scalar": 64}
@@ -65,25 +65,8 @@ def write(tmp_path: Path, case: str, **metadata: Any) -> Path:
 def test_a_file_is_the_model_it_was_made_from(tmp_path: Path, case: str) -> None:
     base = resolve_model(str(write(tmp_path, case)), tmp_path / "data")
     loaded = load_model(base, dtype="fp32", device="cpu", max_model_len=None)
-    values = write_gguf_values(tmp_path / "model", tmp_path / "values", mix)
-    wanted = AutoModelForCausalLM.from_pretrained(values, dtype=torch.float32).eval()
-    found = dict(loaded.hf.state_dict())
-    for name, module in loaded.hf.named_modules():
-        if isinstance(module, CodedLinear):
-            found[f"{name}.weight"] = module.weight_of_codes().float()
-    expected = wanted.state_dict()
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-    ids = (torch.arange(100) * 7 % 256)[None]
-    with torch.inference_mode():
-        torch.testing.assert_close(loaded.hf(ids).logits, wanted(ids).logits)
-    pool = torch.zeros(64, dtype=loaded.dtype)
-    names = []
-    for decoder in decoder_candidates(loaded):
-        decoder.allocate(pool, PROBE_BLOCKS, PROBE_ROWS)
-        probe(loaded.hf, decoder, loaded.dtype)
-        names.append(decoder.name)
-    assert names == ["fused", "generic"]
+    assert_same(loaded, write_gguf_values(tmp_path / "model", tmp_path / "values", mix))
+    assert_probed(loaded)
 
 
 @pytest.mark.parametrize("case", CASES)

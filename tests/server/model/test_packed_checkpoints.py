@@ -11,16 +11,15 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from manylora.adapters.base_models.catalog import resolve_model
 from manylora.adapters.errors import BaseModelError
 from manylora.server.errors import ConfigError, ModelRefused
-from manylora.server.kernels.reference.quantized import CodedLinear
 from manylora.server.model.loading.loader import LoadedModel, decoder_candidates, load_model
 from manylora.server.model.loading.probe import PROBE_BLOCKS, PROBE_ROWS, probe
 from tests.support.gguf_models import write_gguf_model, write_gguf_values
 from tests.support.grouped_checkpoints import Grouping, write_dequantized, write_grouped
+from tests.support.packed_models import assert_probed, assert_same
 from tests.support.tiny_models import tiny_model
 
 K_WIDTHS = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
@@ -40,38 +39,6 @@ def k_mix(name: str) -> str:
 def gguf_base(tmp_path: Path, family: str, kind_of: Callable[[str], str], **metadata: Any) -> Path:
     model = tiny_model(tmp_path / "model", family, **K_WIDTHS)
     return write_gguf_model(model, tmp_path / "base.gguf", kind_of, **metadata)
-
-
-def weights_of(model: Any) -> dict[str, torch.Tensor]:
-    """The weights by name, those of layers in codes dequantized."""
-    found = dict(model.state_dict())
-    for name, module in model.named_modules():
-        if isinstance(module, CodedLinear):
-            found[f"{name}.weight"] = module.weight_of_codes().float()
-            if module.bias is not None:
-                found[f"{name}.bias"] = module.bias
-    return found
-
-
-def assert_same(loaded: LoadedModel, directory: Path) -> None:
-    """The loaded model has the weights, and computes the logits, of the one in ``directory``."""
-    wanted = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    found, expected = weights_of(loaded.hf), wanted.state_dict()
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-    ids = torch.arange(40)[None]
-    with torch.inference_mode():
-        torch.testing.assert_close(loaded.hf(ids).logits, wanted(ids).logits)
-
-
-def assert_probed(loaded: LoadedModel, names: tuple[str, ...] = ("fused", "generic")) -> None:
-    pool = torch.zeros(64, dtype=loaded.dtype)
-    found = []
-    for decoder in decoder_candidates(loaded):
-        decoder.allocate(pool, PROBE_BLOCKS, PROBE_ROWS)
-        probe(loaded.hf, decoder, loaded.dtype)
-        found.append(decoder.name)
-    assert tuple(found) == names
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
