@@ -28,6 +28,8 @@ def model_config(model: GgufModel) -> dict[str, Any]:
     _check_layers(model)
     width = model.number("embedding_length")
     head_dim = _optional(model, "attention.key_length", width // heads)
+    if head_dim < 1:
+        raise model.fault("attention.head_count", f"and the model is {width} wide")
     embedding = model.tensors.get("model.embed_tokens.weight")
     if embedding is None:
         raise BaseModelError(f"{model.name} has no token_embd.weight")

@@ -82,6 +82,8 @@ def _longrope(model: GgufModel, factors: dict[str, torch.Tensor | None], head_di
             )
         lists[f"{texts}_factor"] = values.tolist()
     original = model.number("rope.scaling.original_context_length")
+    if original < 2:  # whose logarithm is divided by
+        raise model.fault("rope.scaling.original_context_length", "no context")
     found: dict[str, Any] = {
         "rope_type": "longrope",
         "original_max_position_embeddings": original,

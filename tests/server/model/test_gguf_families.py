@@ -91,6 +91,8 @@ def test_native_kernels_multiply_by_the_codes(tmp_path: Path, case: str) -> None
             "a Phi with RoPE scaling 'linear'",
         ),
         ("phi3-long", {"phi3.rope.scaling.original_context_length": 0}, "not a count"),
+        ("phi3-long", {"phi3.rope.scaling.original_context_length": 1}, "no context"),
+        ("granite", {"granite.attention.head_count": 512}, "the model is 256 wide"),
         ("phi3-long", {"phi3.rope.scaling.type": "yarn"}, "for long and short texts"),
         ("gemma2", {"gemma2.attention.sliding_window": -1}, "not a count"),
         ("gemma3", {"gemma3.block_count": 1 << 30}, "tensors of 6 layers"),
