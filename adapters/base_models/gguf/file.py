@@ -28,8 +28,9 @@ from manylora.adapters.format.foreign.gguf.reader import (
     read_tensor,
 )
 
+Texts = Literal["all", "short", "long"]
 # Factors of the rotary frequencies, which the configuration takes up.
-_ROPE_FACTORS = {
+_ROPE_FACTORS: Mapping[str, Texts] = {
     "rope_freqs.weight": "all",
     "rope_factors_short.weight": "short",
     "rope_factors_long.weight": "long",
@@ -65,8 +66,14 @@ class GgufModel:
 
     @property
     def digest(self) -> str:
-        """Hex digest of what the header says: the configuration, the tokenizer and the tensors' places."""
-        content = [sorted(self.metadata.items()), sorted(self.tensors.items())]
+        """Hex digest of what a directory is made from: the header, and the rotary factors.
+
+        Raises:
+            BaseModelError: the file has become shorter.
+        """
+        content: list[Any] = [sorted(self.metadata.items()), sorted(self.tensors.items())]
+        found = ((texts, self.rope_factors(texts)) for texts in self._factors)
+        content += [(texts, factors.tolist()) for texts, factors in found if factors is not None]
         return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
@@ -96,7 +103,7 @@ class GgufModel:
             raw = torch.frombuffer(read_blocks(file, self.name, tensor), dtype=torch.uint8)
         return self._ordered(name, raw.view(tensor.shape[0], -1))
 
-    def rope_factors(self, texts: Literal["all", "short", "long"] = "all") -> torch.Tensor | None:
+    def rope_factors(self, texts: Texts = "all") -> torch.Tensor | None:
         """By how much each rotary frequency is divided [hd / 2] in texts of that kind; None: not said.
 
         Raises:

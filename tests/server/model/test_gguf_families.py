@@ -112,6 +112,19 @@ def test_what_contradicts_itself_or_is_not_known(
     assert "\n" not in str(refused.value)
 
 
+def test_other_factors_are_another_model(tmp_path: Path) -> None:
+    """Two files of one header at the same path."""
+    file = write(tmp_path, "phi3-long")
+    before = resolve_model(str(file), tmp_path / "data")
+    content = file.read_bytes()
+    factors = torch.tensor(_LONG["long_factor"]).numpy().tobytes()
+    assert content.count(factors) == 1
+    file.write_bytes(content.replace(factors, torch.full((24,), 2.5).numpy().tobytes()))
+    after = resolve_model(str(file), tmp_path / "data")
+    assert AutoConfig.from_pretrained(before).rope_parameters["long_factor"] == _LONG["long_factor"]
+    assert AutoConfig.from_pretrained(after).rope_parameters["long_factor"] == [2.5] * 24
+
+
 def test_what_older_files_do_not_say(tmp_path: Path) -> None:
     base = resolve_model(
         str(write(tmp_path, "gemma2", **{"gemma2.attention.sliding_window": 0})), tmp_path / "data"
